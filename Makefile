@@ -1,0 +1,67 @@
+# Needs make and a Python >= 3.11 with pip; everything else goes into .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Tried by running it: a shim on the path may answer that it has no such version, and some
+# distributions ship a python3 that cannot make an environment.
+CANDIDATES := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11
+FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help setup demo test lint format bench schemas lock clean
+
+help: ## Lists these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Makes .venv from the lock file
+
+$(STAMP): requirements.lock pyproject.toml
+	@python=; for candidate in $(CANDIDATES); do \
+	  if "$$candidate" -c '$(FITS)' >/dev/null 2>&1; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "taskflow needs Python 3.11 or newer with venv and pip; none was found. Install one (on Debian also python3-venv), or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; \
+	  exit 1; \
+	fi; \
+	echo "setting up $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## Runs the main job from start to end, with a broker of its own
+	@$(BIN)/taskflow demo
+
+test: lint ## Checks style and types, and runs every test
+	$(BIN)/pytest
+
+lint: $(STAMP) ## Checks style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(STAMP) ## Puts the code into its form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(STAMP) ## Measures what the documentation claims
+	$(BIN)/python -m tests.benchmarks
+
+schemas: $(STAMP) ## Writes schemas/json and asyncapi.yaml anew from the models
+	$(BIN)/python -m schemas.generate
+
+# uv resolves for every platform at once, which pip cannot; it is needed for nothing else.
+lock: $(STAMP) ## Resolves requirements.lock anew (make lock UPGRADE=--upgrade for newer versions)
+	@$(BIN)/python -m venv $(VENV)/uv && $(VENV)/uv/bin/pip install --quiet uv
+	@$(VENV)/uv/bin/uv pip compile pyproject.toml $(UPGRADE) --quiet --universal --python-version 3.11 \
+	  --all-extras --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" --output-file requirements.lock
+
+clean: ## Removes what make and the tests have made here
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find schemas processor tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
