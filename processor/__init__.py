@@ -1,0 +1,1 @@
+"""The processor: decides commands, keeps flows, publishes what happened."""

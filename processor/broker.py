@@ -1,0 +1,258 @@
+"""The embedded broker: a real single-node Apache Kafka for the demo, development and tests.
+
+The JVM comes in a wheel and the jars by their Maven coordinates, so pip is all that a machine
+needs. How and why: processor/embedded/README.md.
+"""
+
+import asyncio
+import random
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import collect_hosts
+from aiokafka.errors import KafkaError
+
+from processor.embedded import environment
+from processor.embedded.directory import Directory, open_directory
+from processor.embedded.errors import BrokerDidNotStart, PortTaken
+from processor.embedded.jars import ensure_jars
+from processor.embedded.process import KILL, TERMINATE, JavaProcess
+from processor.embedded.progress import Progress, to_stderr
+
+__all__ = ["EmbeddedBroker", "broker_answers", "embedded_broker"]
+
+START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 30.0
+KILL_TIMEOUT_S = 10.0
+HOST = "127.0.0.1"
+
+# Below the ports that systems hand out for outgoing connections: there, a client that keeps
+# reconnecting while the broker is down may get the broker's own port and connect to itself.
+FREE_PORTS = range(20_000, 32_000)
+
+T = TypeVar("T")
+
+
+class EmbeddedBroker:
+    """A running Kafka. Made by `embedded_broker`, which also ends it.
+
+    Its methods may be called from any event loop, one at a time.
+    """
+
+    def __init__(self, directory: Directory, ports: tuple[int, int], java: list[str]) -> None:
+        self._directory = directory
+        self._port, self._controller_port = ports
+        self._java = java
+        self._process: JavaProcess | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        """`127.0.0.1:port`; the same after a restart."""
+        return f"{HOST}:{self._port}"
+
+    @property
+    def data_dir(self) -> Path:
+        return self._directory.path
+
+    @property
+    def log(self) -> Path:
+        """Kafka's own log, warnings and worse."""
+        return self._directory.log
+
+    @property
+    def pid(self) -> int:
+        """The JVM's process id. Raises RuntimeError while it is stopped."""
+        if self._process is None:
+            raise RuntimeError("The embedded broker is stopped, so it has no process id.")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and not self._process.ended
+
+    async def stop(self) -> None:
+        """Shut Kafka down in good order, or kill it after STOP_TIMEOUT_S. Idempotent."""
+        if self._process is not None and not await self._process.end(
+            TERMINATE, within_s=STOP_TIMEOUT_S
+        ):
+            await self.kill()
+        self._process = None
+
+    async def kill(self) -> None:
+        """SIGKILL the JVM, as a power cut would, and await its end. Idempotent."""
+        if self._process is not None:
+            await self._process.end(KILL, within_s=KILL_TIMEOUT_S)
+            self._process.close()
+        self._process = None
+
+    async def restart(self) -> None:
+        """Stop it if it runs, and start it on the same port and data; returns when it answers.
+
+        Raises BrokerDidNotStart, PortTaken.
+        """
+        await self.stop()
+        await self.start()
+
+    async def start(self) -> None:
+        """Start it and wait until it answers; at most START_TIMEOUT_S.
+
+        Raises BrokerDidNotStart, PortTaken.
+        """
+        for port in (self._port, self._controller_port):
+            if not _is_free(port):
+                raise PortTaken(
+                    f"Port {port} of {HOST} is taken by another program; "
+                    "stop that one or name another port."
+                )
+        process = self._process = JavaProcess(
+            [*self._java, "kafka.Kafka", "server.properties"], self._directory
+        )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not await broker_answers(self.bootstrap):
+            if process.ended or time.monotonic() > deadline:
+                what = (
+                    "ended" if process.ended else f"did not answer within {START_TIMEOUT_S:.0f} s"
+                )
+                await self.kill()
+                raise BrokerDidNotStart(
+                    f"The embedded broker {what}; the last lines of {self.log}:\n"
+                    f"{process.last_words()}"
+                )
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def embedded_broker(
+    *,
+    data_dir: Path | None = None,
+    port: int | None = None,
+    progress: Progress = to_stderr,
+    heap: str | None = None,
+    cache_dir: Path | None = None,
+) -> AsyncIterator[EmbeddedBroker]:
+    """A Kafka of our own on the loopback interface, answering when the block is entered.
+
+    `data_dir`: kept; without one, a temporary directory that is gone afterwards. `port`: a free
+    one if None. `progress` hears, from another thread, of jars being fetched, which happens on
+    a user's first run. `heap`: the JVM's largest, such as `512m`. `cache_dir`: for the jars.
+    The last two come from TASKFLOW_BROKER_HEAP and TASKFLOW_CACHE_DIR if None.
+
+    It ends with the block, and with this process however that ends. Raises EmbeddedBrokerError.
+    """
+    heap = environment.heap() if heap is None else heap
+    java = environment.java()
+    cache = environment.cache_dir() if cache_dir is None else cache_dir
+    async with open_directory(data_dir) as directory:
+        jars = await _in_thread(lambda hear: ensure_jars(cache, hear), progress)
+        command = [str(java), *_jvm_options(directory.path, heap), "-cp", ":".join(map(str, jars))]
+        port = _free_port() if port is None else port
+        controller_port = _free_port(besides=port)
+        directory.configure(port=port, controller_port=controller_port)
+        await asyncio.to_thread(directory.format, command)
+        broker = EmbeddedBroker(directory, (port, controller_port), command)
+        try:
+            await broker.start()
+            yield broker
+        finally:
+            await broker.stop()
+
+
+async def broker_answers(bootstrap: str, *, timeout_s: float = 3.0, **client_options: Any) -> bool:
+    """Whether a Kafka broker answers at one of the addresses `host:port,…`; never raises for it.
+
+    It does when it has told its versions and metadata. `client_options` go to aiokafka's client
+    as they are: security_protocol, ssl_context, sasl_….
+    """
+    # aiokafka logs a failed connection as an error; here it is an answer like any other.
+    open_doors = [
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        for host, port, _ in collect_hosts(bootstrap, randomize=False)
+        if await _accepts(host, port, timeout_s)
+    ]
+    if not open_doors:
+        return False
+    client = AIOKafkaClient(
+        bootstrap_servers=open_doors,
+        request_timeout_ms=int(timeout_s * 1000),
+        **client_options,
+    )
+    try:
+        await client.bootstrap()
+        return bool(client.cluster.brokers())
+    except (KafkaError, OSError, TimeoutError):
+        return False
+    finally:
+        await client.close()
+
+
+async def _accepts(host: str, port: int, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+def _jvm_options(directory: Path, heap: str) -> list[str]:
+    return [
+        f"-Xmx{heap}",
+        "-XX:+UseSerialGC",
+        "-XX:+ExitOnOutOfMemoryError",
+        "-XX:-UsePerfData",  # it leaves files behind when the JVM is killed
+        # Kafka and its codecs reach for what later Javas will lock away; Java 25 only warns.
+        "--sun-misc-unsafe-memory-access=allow",
+        "--enable-native-access=ALL-UNNAMED",
+        "-Djava.awt.headless=true",
+        f"-Djava.io.tmpdir={directory / 'tmp'}",
+        "-Dlog4j2.configurationFile=log4j2.properties",
+    ]
+
+
+class _GivenUp(Exception):
+    """Nobody waits for the work any more."""
+
+
+async def _in_thread(work: Callable[[Progress], T], progress: Progress) -> T:
+    """Run blocking work; when we are cancelled it ends at its next word, and we await that."""
+    cancelled = threading.Event()
+
+    def hear(line: str) -> None:
+        if cancelled.is_set():
+            raise _GivenUp
+        progress(line)
+
+    done = asyncio.ensure_future(asyncio.to_thread(work, hear))
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        cancelled.set()
+        await asyncio.wait([done])
+        done.exception()  # looked at, so that nobody complains about it
+        raise
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As Java does: a port in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port(besides: int | None = None) -> int:
+    while not _is_free(port := random.choice(FREE_PORTS)) or port == besides:
+        pass
+    return port

@@ -1,0 +1,1 @@
+"""The parts of the embedded broker; `processor.broker` is its door."""

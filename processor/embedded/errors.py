@@ -1,0 +1,43 @@
+"""What can keep an embedded broker from running."""
+
+from typing import Self
+
+from processor.errors import TaskflowError
+
+
+class EmbeddedBrokerError(TaskflowError):
+    """The embedded broker cannot run; the message says why and what to do."""
+
+
+class ExtraMissing(EmbeddedBrokerError):
+    """The JVM or the resolver is not installed; nothing was fetched or started."""
+
+    @classmethod
+    def because(cls) -> Self:
+        return cls("The embedded broker needs the extra `broker`: pip install 'taskflow[broker]'.")
+
+
+class BadHeap(EmbeddedBrokerError):
+    """The heap is not a size that a JVM understands; nothing was started."""
+
+
+class JarUnavailable(EmbeddedBrokerError):
+    """A jar could not be fetched; those that came are kept for the next try."""
+
+    retriable = True
+
+
+class JarMismatch(EmbeddedBrokerError):
+    """A jar is not the one that was locked; nothing of it was or will be run."""
+
+
+class DataDirInUse(EmbeddedBrokerError):
+    """Another embedded broker lives in the directory; it was left alone."""
+
+
+class PortTaken(EmbeddedBrokerError):
+    """Somebody else listens on the port; no broker was started."""
+
+
+class BrokerDidNotStart(EmbeddedBrokerError):
+    """The JVM ended or stayed silent; the message carries the last lines of its log."""

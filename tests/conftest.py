@@ -1,0 +1,36 @@
+"""What all tests share: one broker for the session, names of their own, repeatable examples."""
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import hypothesis
+import pytest
+
+from processor.broker import EmbeddedBroker, embedded_broker
+
+# The same examples on every machine and no deadline: a failure is a bug, not a slow neighbour.
+hypothesis.settings.register_profile("taskflow", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("taskflow")
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[EmbeddedBroker]:
+    """A real Kafka for the whole session; a test that stops or kills it starts it again.
+
+    It is entered on a loop of its own, in a thread of its own, because each test has another
+    loop; its methods may be awaited from any.
+    """
+    context = embedded_broker()
+    with ThreadPoolExecutor(max_workers=1) as thread, asyncio.Runner() as runner:
+        running = thread.submit(runner.run, context.__aenter__()).result()
+        yield running
+        thread.submit(runner.run, context.__aexit__(None, None, None)).result()
+        thread.submit(runner.close).result()
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A topic prefix that no other test has."""
+    return f"t{secrets.token_hex(4)}"

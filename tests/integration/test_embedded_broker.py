@@ -1,0 +1,215 @@
+"""The embedded broker is a real Kafka, keeps what it should, and leaves nothing running."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from processor.broker import EmbeddedBroker, broker_answers, embedded_broker
+from processor.embedded import directory
+from processor.embedded.errors import BadHeap, BrokerDidNotStart, DataDirInUse, PortTaken
+
+# What somebody's program does: start a broker, say which, and live until told otherwise.
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from processor.broker import embedded_broker
+
+async def main():
+    data_dir = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    async with embedded_broker(data_dir=data_dir) as broker:
+        print(broker.pid, broker.data_dir, flush=True)
+        await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+async def create_topic(bootstrap: str, topic: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1)])
+    finally:
+        await admin.close()
+
+
+async def send(bootstrap: str, topic: str, value: bytes) -> None:
+    async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer:
+        await producer.send_and_wait(topic, value, partition=0)
+
+
+async def first_value(bootstrap: str, topic: str) -> bytes | None:
+    async with AIOKafkaConsumer(bootstrap_servers=bootstrap) as consumer:
+        consumer.assign([TopicPartition(topic, 0)])
+        await consumer.seek_to_beginning()
+        record = await asyncio.wait_for(consumer.getone(), 20)
+        return record.value
+
+
+@contextlib.contextmanager
+def somebody_with_a_broker(
+    *arguments: str,
+) -> Iterator[tuple[subprocess.Popen[str], psutil.Process, Path]]:
+    """A process that runs an embedded broker, its JVM, and the data directory."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Neither a Java nor anything else of this machine is found by name.
+        env={**os.environ, "PATH": "/nonexistent"},
+    )
+    try:
+        assert parent.stdout is not None
+        pid, data_dir = parent.stdout.readline().split(maxsplit=1)
+        yield parent, psutil.Process(int(pid)), Path(data_dir.strip())
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+async def test_it_answers_on_the_loopback_interface_only(broker: EmbeddedBroker):
+    assert await broker_answers(broker.bootstrap)
+
+    listening = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for connection in psutil.Process(broker.pid).net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+
+async def test_what_was_written_outlives_a_restart_and_a_kill(broker: EmbeddedBroker, prefix: str):
+    topic, bootstrap, first_pid = f"{prefix}.kept", broker.bootstrap, broker.pid
+    await create_topic(bootstrap, topic)
+    await send(bootstrap, topic, b"here to stay")
+
+    await broker.restart()
+    assert await first_value(broker.bootstrap, topic) == b"here to stay"
+    await broker.kill()
+    assert not broker.running
+    assert not await broker_answers(bootstrap)
+    await broker.restart()
+
+    assert await first_value(bootstrap, topic) == b"here to stay"
+    assert broker.bootstrap == bootstrap
+    assert broker.pid != first_pid
+
+
+async def test_without_a_directory_it_leaves_nothing():
+    async with embedded_broker() as broker:
+        pid, data_dir, bootstrap = broker.pid, broker.data_dir, broker.bootstrap
+        assert data_dir.is_dir()
+
+    assert not data_dir.exists()
+    assert not psutil.pid_exists(pid)
+    assert not await broker_answers(bootstrap)
+
+
+async def test_a_named_directory_keeps_its_data_and_its_cluster(tmp_path: Path, prefix: str):
+    async with embedded_broker(data_dir=tmp_path / "kafka") as broker:
+        await create_topic(broker.bootstrap, prefix)
+        await send(broker.bootstrap, prefix, b"yesterday")
+
+    async with embedded_broker(data_dir=tmp_path / "kafka") as broker:
+        assert await first_value(broker.bootstrap, prefix) == b"yesterday"
+
+
+async def test_a_directory_in_use_is_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(directory, "LOCK_PATIENCE_S", 0.2)
+    async with directory.open_directory(tmp_path):
+        with pytest.raises(DataDirInUse, match=f"embedded broker of process {os.getpid()}") as no:
+            async with embedded_broker(data_dir=tmp_path):
+                pytest.fail("two brokers in one directory")
+    assert "\n" not in str(no.value)
+
+
+async def test_a_taken_port_is_refused_in_one_sentence(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as somebody_else:
+        port = somebody_else.getsockname()[1]
+        with pytest.raises(PortTaken, match=f"Port {port} of 127.0.0.1 is taken"):
+            async with embedded_broker(data_dir=tmp_path, port=port):
+                pytest.fail("a port for two")
+
+
+async def test_a_broker_that_cannot_start_says_the_last_lines_of_its_log(tmp_path: Path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "meta.properties").write_text("version=1\nnode.id=7\ncluster.id=x\n")
+
+    with pytest.raises(BrokerDidNotStart, match=r"(?s)ended; the last lines of .*broker\.log.*7"):
+        async with embedded_broker(data_dir=tmp_path):
+            pytest.fail("it runs on a foreign directory")
+
+
+async def test_a_heap_that_is_no_size_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TASKFLOW_BROKER_HEAP", "plenty")
+    with pytest.raises(BadHeap, match="TASKFLOW_BROKER_HEAP is 'plenty'"):
+        async with embedded_broker():
+            pytest.fail("it runs on words")
+
+
+def test_a_parent_killed_at_once_takes_the_jvm_and_the_temporary_directory_along():
+    with somebody_with_a_broker() as (parent, jvm, data_dir):
+        supervisor = jvm.parent()
+        assert supervisor is not None
+
+        parent.kill()
+
+        psutil.wait_procs([jvm, supervisor], timeout=10)
+        assert not jvm.is_running()
+        assert not supervisor.is_running()
+        assert not data_dir.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that way")
+def test_a_supervisor_killed_at_once_takes_the_jvm_along(tmp_path: Path):
+    with somebody_with_a_broker(str(tmp_path)) as (_, jvm, _data_dir):
+        supervisor = jvm.parent()
+        assert supervisor is not None
+
+        supervisor.kill()
+
+        jvm.wait(timeout=10)
+
+
+async def test_after_a_killed_parent_the_directory_can_be_used_at_once(tmp_path: Path):
+    with somebody_with_a_broker(str(tmp_path)) as (parent, jvm, _):
+        parent.kill()
+        async with embedded_broker(data_dir=tmp_path) as broker:
+            assert broker.pid != jvm.pid
+
+
+async def test_ctrl_c_in_the_terminal_does_not_reach_the_jvm(broker: EmbeddedBroker):
+    # The terminal signals the foreground process group; the JVM is not even in the session.
+    assert os.getsid(broker.pid) != os.getsid(0)
+    assert os.getpgid(broker.pid) != os.getpgid(0)
+
+
+def test_ctrl_c_ends_the_parent_and_the_parent_ends_the_jvm():
+    with somebody_with_a_broker() as (parent, jvm, data_dir):
+        parent.send_signal(signal.SIGINT)
+
+        assert parent.wait(timeout=30) != 0
+        assert not jvm.is_running()
+        assert not data_dir.exists()
+
+
+async def test_whoever_listens_but_is_no_kafka_does_not_answer():
+    async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert not await broker_answers(f"127.0.0.1:{port}", timeout_s=1)
