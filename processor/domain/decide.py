@@ -1,0 +1,294 @@
+"""Checks 8 to 17 of the contract, in its order, and the facts that follow when all pass."""
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Final, assert_never
+
+import orjson
+
+from processor.domain import evolve
+from processor.domain.facts import Fact
+from processor.domain.transitions import (
+    CREATES,
+    GONE,
+    OPEN_TO_ALL,
+    TERMINAL,
+    Authority,
+    destination,
+    refusal,
+)
+from schemas.commands import (
+    CONTROL_ONLY,
+    Cancel,
+    Command,
+    CommandKind,
+    Create,
+    CreateManaged,
+    CreateMirrored,
+    Fail,
+    Finish,
+    Prune,
+    RecordStepObservation,
+    RequestCancel,
+    Resume,
+    ResumeExternal,
+    SetWaiting,
+    StartRunning,
+    UpdateState,
+    Wake,
+)
+from schemas.events import EventKind
+from schemas.flow import Flow, FlowStatus, FlowStep
+from schemas.outcomes import Code
+from schemas.values import RESULT_MAX_BYTES, STATE_MAX_BYTES, instant, parse_timestamp
+
+DAY_MS: Final = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a deployment may set. Times in milliseconds of the broker's clock."""
+
+    timer_max_horizon_ms: int = 30 * DAY_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Accepted with its facts, in order, or refused with a code and its details."""
+
+    facts: tuple[Fact, ...] = ()
+    code: Code | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def accepted(self) -> bool:
+        return self.code is None
+
+
+ACCEPTED_AS_IS: Final = Decision()
+"""Accepted, and nothing happened."""
+
+
+def rejected(code: Code, **details: Any) -> Decision:
+    return Decision(code=code, details=details)
+
+
+def decide(
+    command: Command,
+    flow: Flow | None,
+    at_ms: int,
+    *,
+    authority: Authority = Authority.OWNER,
+    step: FlowStep | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+) -> Decision:
+    """What `command`, appended by the broker at `at_ms`, does to `flow` (None: unknown).
+
+    `step` is the step that a `record_step_observation` names, if the flow has it. A dry run is
+    decided like any other: what to do with the facts is the caller's.
+    """
+    kind = CommandKind(command.kind)
+    if authority is Authority.OWNER and kind in CONTROL_ONLY:
+        return rejected(Code.FORBIDDEN)
+    if command.expires_at is not None and at_ms > parse_timestamp(command.expires_at):
+        return rejected(Code.EXPIRED, expires_at=command.expires_at)
+    if kind in CREATES:
+        assert isinstance(command, Create)
+        return _decide_create(command, flow, at_ms, authority)
+    if flow is None:
+        return rejected(Code.NOT_FOUND)
+    if (
+        authority is Authority.OWNER
+        and kind not in OPEN_TO_ALL
+        and command.issued_by != flow.owner_session_key
+    ):
+        return rejected(Code.NOT_OWNER)
+    if command.expected_revision is not None and command.expected_revision != flow.revision:
+        return rejected(
+            Code.REVISION_MISMATCH, expected=command.expected_revision, actual=flow.revision
+        )
+    if (code := refusal(kind, flow.status, flow.cancel_requested)) is not None:
+        if code is not Code.ILLEGAL_TRANSITION:
+            return rejected(code)
+        to = GONE if kind is CommandKind.PRUNE else destination(kind, flow.status, False)
+        return rejected(code, **{"from": str(flow.status), "to": to and str(to)})
+    return _follow(command, flow, at_ms, step, limits)
+
+
+def _decide_create(
+    command: Create, flow: Flow | None, at_ms: int, authority: Authority
+) -> Decision:
+    if flow is not None:
+        return rejected(Code.ALREADY_EXISTS)
+    owner = command.owner_session_key or command.issued_by
+    if authority is Authority.OWNER and owner != command.issued_by:
+        return rejected(Code.NOT_OWNER)
+    if command.expected_revision is not None:
+        return rejected(Code.REVISION_MISMATCH, expected=command.expected_revision, actual=None)
+    at = instant(at_ms)
+    state = {} if command.state_json is None else command.state_json
+    payload = {
+        "controller_id": command.controller_id,
+        "goal": command.goal,
+        "owner_session_key": owner,
+        "requester_origin": command.requester_origin,
+        "current_step": command.current_step or "init",
+        "state_json": state,
+    }
+    created = Fact(EventKind.CREATED, command.flow_id, at, 0, FlowStatus.CREATED, payload)
+    if (too_large := _oversize(state, STATE_MAX_BYTES, "state_json")) is not None:
+        return too_large
+    if isinstance(command, CreateMirrored):
+        started = Fact(EventKind.STARTED, command.flow_id, at, 1, FlowStatus.RUNNING, {})
+        return Decision((created, started))
+    return Decision((created,))
+
+
+def _follow(
+    command: Command, flow: Flow, at_ms: int, step: FlowStep | None, limits: Limits
+) -> Decision:
+    """Checks 16 and 17, which each kind has of its own, and what happens if they pass."""
+    at = instant(at_ms)
+
+    def happened(kind: EventKind, to: FlowStatus | None = None, **payload: Any) -> Decision:
+        return Decision(
+            (Fact(kind, flow.id, at, flow.revision + 1, to or flow.status, payload),)
+        )
+
+    def happened_to_state(
+        state: Any, kind: EventKind, to: FlowStatus | None = None, **payload: Any
+    ) -> Decision:
+        # What stays as it is was small enough when it was written (a failure may exceed).
+        if state is not flow.state_json:
+            too_large = _oversize(state, STATE_MAX_BYTES, "state_json")
+            if too_large is not None:
+                return too_large
+        return happened(kind, to, **payload)
+
+    match command:
+        case UpdateState(patch=patch, next_step=next_step):
+            return happened_to_state(
+                evolve.merge(flow.state_json, patch),
+                EventKind.STATE_UPDATED,
+                patch=patch,
+                next_step=next_step,
+            )
+        case StartRunning():
+            return happened(EventKind.STARTED, FlowStatus.RUNNING)
+        case SetWaiting(wait=wait):
+            written = wait.model_dump(exclude_none=True)
+            field_name = "at" if wait.kind == "timer" else "timeout_at"
+            if (until := written.get(field_name)) is not None:
+                problem = _time_problem(parse_timestamp(until), at_ms, limits)
+                if problem is not None:
+                    return rejected(
+                        Code.INVALID_DATA, field=f"wait.{field_name}", problem=problem
+                    )
+            return happened(EventKind.WAITING, FlowStatus.WAITING, wait=written)
+        case Resume(state_patch=patch):
+            return happened_to_state(
+                evolve.merge_if_any(flow.state_json, patch),
+                EventKind.RESUMED,
+                FlowStatus.RUNNING,
+                by="command",
+                state_patch=patch,
+            )
+        case ResumeExternal(topic=topic, correlation_id=correlation_id, payload=payload):
+            wait_json = flow.wait_json
+            if (wait_json["kind"], wait_json.get("topic"), wait_json.get("correlation_id")) != (
+                "external_event",
+                topic,
+                correlation_id,
+            ):
+                return rejected(Code.WAIT_MISMATCH, waits_for=wait_json["kind"])
+            patch = None if payload is None else {"resume_event": payload}
+            return happened_to_state(
+                evolve.merge_if_any(flow.state_json, patch),
+                EventKind.RESUMED,
+                FlowStatus.RUNNING,
+                by="external_event",
+                state_patch=patch,
+            )
+        case Finish(final_state=final_state):
+            return happened_to_state(
+                evolve.merge_if_any(flow.state_json, final_state),
+                EventKind.FINISHED,
+                FlowStatus.FINISHED,
+                final_state=final_state,
+            )
+        case Fail(reason=reason):
+            return happened(EventKind.FAILED, FlowStatus.FAILED, reason=reason)
+        case RequestCancel():
+            if flow.cancel_requested or flow.status in TERMINAL:
+                return ACCEPTED_AS_IS
+            return happened(EventKind.CANCEL_REQUESTED)
+        case Cancel():
+            return happened(EventKind.CANCELLED, FlowStatus.CANCELLED)
+        case Wake():
+            if flow.cancel_requested:
+                return happened(EventKind.CANCELLED, FlowStatus.CANCELLED)
+            wait_json = flow.wait_json
+            is_timer = wait_json["kind"] == "timer"
+            due = wait_json.get("at" if is_timer else "timeout_at")
+            if due is None:
+                return rejected(Code.WAIT_MISMATCH, waits_for=wait_json["kind"])
+            if at_ms < parse_timestamp(due):
+                return rejected(Code.NOT_DUE, due=due)
+            return happened(
+                EventKind.RESUMED,
+                FlowStatus.RUNNING,
+                by="timer" if is_timer else "timeout",
+                state_patch=None,
+            )
+        case RecordStepObservation():
+            return _observe(command, flow, at, step)
+        case Prune():
+            return Decision((Fact(EventKind.PRUNED, flow.id, at, flow.revision, flow.status, {}),))
+        case CreateManaged() | CreateMirrored():
+            raise AssertionError("creates are decided before there is a flow")
+        case _:
+            assert_never(command)
+
+
+def _observe(
+    command: RecordStepObservation, flow: Flow, at: str, step: FlowStep | None
+) -> Decision:
+    if (
+        too_large := _oversize(command.result_json, RESULT_MAX_BYTES, "result_json")
+    ) is not None:
+        return too_large
+    child = command.child_session_key
+    written = {
+        "id": str(uuid.uuid5(uuid.UUID(flow.id), command.run_id)),
+        "flow_id": flow.id,
+        "runtime": "mirrored",
+        "child_session_key": step.child_session_key if child is None and step else child,
+        "run_id": command.run_id,
+        "task": command.task,
+        "status": str(command.status),
+        "result_json": command.result_json,
+        "created_at": step.created_at if step else at,
+        "updated_at": at,
+    }
+    fact = Fact(
+        EventKind.STEP_OBSERVED, flow.id, at, flow.revision, flow.status, {"step": written}
+    )
+    return Decision((fact,))
+
+
+def _time_problem(until_ms: int, at_ms: int, limits: Limits) -> str | None:
+    if until_ms <= at_ms:
+        return "must lie after the time at which the broker appended the command"
+    if until_ms > at_ms + limits.timer_max_horizon_ms:
+        return "lies further ahead than this deployment allows"
+    return None
+
+
+def _oversize(value: Any, limit_bytes: int, field_name: str) -> Decision | None:
+    """Check 17 for a size: as the value would be written."""
+    size = len(orjson.dumps(value))
+    if size <= limit_bytes:
+        return None
+    return rejected(
+        Code.STATE_TOO_LARGE, field=field_name, size_bytes=size, limit_bytes=limit_bytes
+    )

@@ -1,0 +1,21 @@
+"""A fact that happened to a flow, before it has its place on the audit topic."""
+
+from typing import Any, NamedTuple
+
+from schemas.events import EventKind
+from schemas.flow import FlowStatus
+
+
+class Fact(NamedTuple):
+    """A FlowEvent without id, source and actor, which are the partition's to give.
+
+    `revision` and `status` are the flow's after the fact; `payload` is the event's
+    `payload_json`; `at` is the append time of the command, as text.
+    """
+
+    kind: EventKind
+    flow_id: str
+    at: str
+    revision: int
+    status: FlowStatus
+    payload: dict[str, Any]

@@ -1,0 +1,58 @@
+"""One sentence for a person about each outcome: no secrets, no payload."""
+
+from types import MappingProxyType
+from typing import Any, Final
+
+from schemas.commands import CommandKind
+from schemas.outcomes import Code
+
+ACCEPTED: Final = MappingProxyType(
+    {
+        CommandKind.CREATE_MANAGED: "The flow was created.",
+        CommandKind.CREATE_MIRRORED: "The flow was created and is running.",
+        CommandKind.START_RUNNING: "The flow is running.",
+        CommandKind.SET_WAITING: "The flow is waiting.",
+        CommandKind.RESUME: "The flow was resumed.",
+        CommandKind.RESUME_EXTERNAL: "The flow was resumed by its event.",
+        CommandKind.FINISH: "The flow is finished.",
+        CommandKind.FAIL: "The flow has failed.",
+        CommandKind.REQUEST_CANCEL: "Cancellation is requested.",
+        CommandKind.CANCEL: "The flow is cancelled.",
+        CommandKind.UPDATE_STATE: "The state was updated.",
+        CommandKind.RECORD_STEP_OBSERVATION: "The step was recorded.",
+        CommandKind.WAKE: "The wait has ended.",
+        CommandKind.PRUNE: "The flow was removed; its audit stays.",
+    }
+)
+DRY_RUN_ACCEPTED: Final = "The command would be accepted; it was a dry run, so nothing changed."
+FORWARDED: Final = "The record lay on the wrong partition and was sent to the right one."
+
+_REFUSED: Final = MappingProxyType(
+    {
+        Code.TOO_LARGE: "The value is over 512 KiB or the key over 64 bytes.",
+        Code.MALFORMED: "The value is not one JSON object within the limits: {problem}.",
+        Code.UNSUPPORTED_VERSION: "Only schema_version 1 is understood.",
+        Code.INVALID_COMMAND: "The object is not a valid command; see details.errors.",
+        Code.INVALID_KEY: "The record key must be the flow_id, on the partition it hashes to.",
+        Code.IDEMPOTENCY_CONFLICT: "This command_id was already used for another command.",
+        Code.FORBIDDEN: "This kind is only taken from the control topic.",
+        Code.EXPIRED: "The broker appended the command after its expires_at.",
+        Code.ALREADY_EXISTS: "A flow with this id exists already.",
+        Code.NOT_FOUND: "There is no flow with this id.",
+        Code.NOT_OWNER: "Only the flow's owner may send this command.",
+        Code.REVISION_MISMATCH: "The flow is not at the expected revision.",
+        Code.ALREADY_TERMINAL: "The flow has ended and takes no more changes.",
+        Code.CANCEL_PENDING: "Cancellation was requested; only a cancel goes on from here.",
+        Code.ILLEGAL_TRANSITION: "A flow that is {from} does not take this command.",
+        Code.WAIT_MISMATCH: "The flow waits for something else.",
+        Code.NOT_DUE: "The wait is not over yet.",
+        Code.INVALID_DATA: "The time {problem}.",
+        Code.STATE_TOO_LARGE: "{field} would take {size_bytes} bytes of at most {limit_bytes}.",
+        Code.INTERNAL_ERROR: "The record could not be handled; the processor's log says why.",
+    }
+)
+
+
+def refused(code: Code, details: dict[str, Any]) -> str:
+    """The sentence for a refusal; `details` are those of the outcome."""
+    return _REFUSED[code].format_map(details)

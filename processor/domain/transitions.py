@@ -1,0 +1,104 @@
+"""The state machine: one table of legal moves, and which kind of command asks for which."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from types import MappingProxyType
+from typing import Final
+
+from schemas.commands import CONTROL_ONLY, CommandKind
+from schemas.flow import Flow, FlowStatus
+from schemas.outcomes import Code
+
+CREATED, RUNNING, WAITING = FlowStatus.CREATED, FlowStatus.RUNNING, FlowStatus.WAITING
+CANCELLED, FINISHED, FAILED = FlowStatus.CANCELLED, FlowStatus.FINISHED, FlowStatus.FAILED
+
+MOVES: Final[Mapping[FlowStatus, frozenset[FlowStatus]]] = MappingProxyType(
+    {
+        CREATED: frozenset({RUNNING, CANCELLED}),
+        RUNNING: frozenset({WAITING, FINISHED, FAILED, CANCELLED}),
+        WAITING: frozenset({RUNNING, FAILED, CANCELLED}),
+    }
+)
+LIVE: Final = frozenset(MOVES)
+TERMINAL: Final = frozenset(FlowStatus) - LIVE
+GONE: Final = "gone"
+"""Where `prune` leads: the flow is no more."""
+
+
+class Authority(Enum):
+    """Which topic a command came by, and so what its sender may do."""
+
+    OWNER = "commands"
+    OPERATOR = "control"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """From which statuses a kind leads where; `to` None: the status stays."""
+
+    origins: frozenset[FlowStatus]
+    to: FlowStatus | None
+
+
+def _from(*origins: FlowStatus, to: FlowStatus | None) -> Move:
+    return Move(frozenset(origins), to)
+
+
+KINDS: Final[Mapping[CommandKind, Move]] = MappingProxyType(
+    {
+        CommandKind.START_RUNNING: _from(CREATED, to=RUNNING),
+        CommandKind.SET_WAITING: _from(RUNNING, to=WAITING),
+        CommandKind.RESUME: _from(WAITING, to=RUNNING),
+        CommandKind.RESUME_EXTERNAL: _from(WAITING, to=RUNNING),
+        CommandKind.FINISH: _from(RUNNING, to=FINISHED),
+        CommandKind.FAIL: _from(RUNNING, WAITING, to=FAILED),
+        CommandKind.CANCEL: _from(*LIVE, to=CANCELLED),
+        CommandKind.UPDATE_STATE: _from(*LIVE, to=None),
+        CommandKind.REQUEST_CANCEL: _from(*FlowStatus, to=None),
+        CommandKind.RECORD_STEP_OBSERVATION: _from(*FlowStatus, to=None),
+        CommandKind.WAKE: _from(WAITING, to=RUNNING),
+        CommandKind.PRUNE: _from(*TERMINAL, to=None),
+    }
+)
+"""Creates are not here: they start from no flow at all."""
+
+CREATES: Final = frozenset({CommandKind.CREATE_MANAGED, CommandKind.CREATE_MIRRORED})
+ANY_TIME: Final = frozenset(
+    {CommandKind.PRUNE, CommandKind.REQUEST_CANCEL, CommandKind.RECORD_STEP_OBSERVATION}
+)
+"""Kinds that neither a terminal status nor a pending cancel refuses."""
+OPEN_TO_ALL: Final = frozenset({CommandKind.RESUME_EXTERNAL, CommandKind.RECORD_STEP_OBSERVATION})
+"""Kinds that need no ownership."""
+
+
+def destination(kind: CommandKind, status: FlowStatus, cancel_requested: bool) -> FlowStatus | None:
+    """Where `kind` would lead from `status`; None: it stays. A wake that finds a cancel pending
+    cancels."""
+    if kind is CommandKind.WAKE and cancel_requested and status is WAITING:
+        return CANCELLED
+    return KINDS[kind].to
+
+
+def refusal(kind: CommandKind, status: FlowStatus, cancel_requested: bool) -> Code | None:
+    """What checks 13 to 15 of the contract say, or None where they let `kind` pass."""
+    if kind not in ANY_TIME:
+        if status in TERMINAL:
+            return Code.ALREADY_TERMINAL
+        if cancel_requested and destination(kind, status, cancel_requested) is not CANCELLED:
+            return Code.CANCEL_PENDING
+    return None if status in KINDS[kind].origins else Code.ILLEGAL_TRANSITION
+
+
+@cache
+def _allowed(status: FlowStatus, cancel_requested: bool, authority: Authority) -> tuple[str, ...]:
+    open_kinds = KINDS.keys() - (CONTROL_ONLY if authority is Authority.OWNER else frozenset())
+    return tuple(
+        sorted(str(k) for k in open_kinds if refusal(k, status, cancel_requested) is None)
+    )
+
+
+def allowed(flow: Flow, authority: Authority) -> tuple[str, ...]:
+    """The kinds, sorted, that would pass checks 13 to 15 now from the same topic."""
+    return _allowed(flow.status, flow.cancel_requested, authority)

@@ -1,0 +1,101 @@
+"""What a partition remembers: its flows, its positions, and what it has answered."""
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from schemas.flow import Flow, FlowStatus, FlowStep
+from schemas.outcomes import Code, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRow:
+    """A flow with what its next event builds on.
+
+    `doc` is the flow as JSON, as it stands on `state` and in the table; `chain` the 16 bytes of
+    its newest event; `number` its row number in the table, given by the partition at creation.
+    """
+
+    flow: Flow
+    doc: bytes
+    last_event_id: int
+    chain: bytes
+    number: int
+
+
+class StepRow(NamedTuple):
+    """An observed step with `doc`, the step as JSON."""
+
+    step: FlowStep
+    doc: bytes
+
+
+class Remembered(NamedTuple):
+    """An outcome in the ledger, from which a resend is answered.
+
+    `key` is `ledger_key(flow_id, command_id)`; `digest` the command's; events are
+    `first_event_id` … + `event_count` - 1. `code` is None for an accepted command.
+    """
+
+    key: bytes
+    at_ms: int
+    digest: bytes
+    code: Code | None
+    revision: int | None
+    status: FlowStatus | None
+    first_event_id: int
+    event_count: int
+    details: dict[str, Any]
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict.ACCEPTED if self.code is None else Verdict.REJECTED
+
+    @property
+    def event_ids(self) -> list[int]:
+        return list(range(self.first_event_id, self.first_event_id + self.event_count))
+
+
+def ledger_key(flow_id: str, command_id: str) -> bytes:
+    """16 bytes that stand for a command of a flow, over both topics."""
+    return blake2b((flow_id + command_id).encode(), digest_size=16).digest()
+
+
+class Position(NamedTuple):
+    """How far a partition is decided: next offsets of both sources, full id of the next event."""
+
+    commands: int
+    control: int
+    next_event_id: int
+
+
+class Stored(NamedTuple):
+    """How far a table is written.
+
+    `audit` and `outcomes` are the offsets on those topics from which it must be rolled forward;
+    `as_of_ms` is the broker's append time of the newest outcome in it; `next_number` the next
+    free row number.
+    """
+
+    position: Position
+    audit: int
+    outcomes: int
+    as_of_ms: int
+
+
+@dataclass(slots=True)
+class Changes:
+    """Everything that one batch writes to the table.
+
+    Applied in this order: flows deleted, with their steps; flows updated and inserted; steps
+    upserted; answers remembered (a newer one under the same key replaces the older); answers
+    older than `forget_before_ms` dropped, some at a time. `updated` pairs the row that was
+    decided on with the new one.
+    """
+
+    deleted: list[FlowRow] = field(default_factory=list)
+    updated: list[tuple[FlowRow, FlowRow]] = field(default_factory=list)
+    inserted: list[FlowRow] = field(default_factory=list)
+    steps: list[StepRow] = field(default_factory=list)
+    remembered: list[Remembered] = field(default_factory=list)
+    forget_before_ms: int | None = None

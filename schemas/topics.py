@@ -1,0 +1,104 @@
+"""The six topics: names, who writes them, and what the broker must hold them to."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+_DAY_MS: Final = 86_400_000
+
+MESSAGE_MAX_BYTES: Final = 1024 * 1024 + 12
+"""What a Kafka topic takes unless told otherwise; no record of ours but a dead letter is larger
+than a command may be."""
+DEAD_LETTER_MAX_BYTES: Final = 4 * 1024 * 1024
+"""A dead letter holds the original key and headers beside up to 512 KiB of value."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """One topic, without its prefix. `config` holds Kafka's own topic settings."""
+
+    name: str
+    purpose: str
+    config: Mapping[str, str]
+
+
+def _spec(name: str, purpose: str, **config: str | int) -> TopicSpec:
+    settings = {"message.timestamp.type": "LogAppendTime"}
+    settings |= {key.replace("_", "."): str(value) for key, value in config.items()}
+    return TopicSpec(name, purpose, MappingProxyType(settings))
+
+
+COMMANDS: Final = _spec(
+    "commands",
+    "commands of flow owners, keyed by flow id",
+    cleanup_policy="delete",
+    retention_ms=30 * _DAY_MS,
+)
+CONTROL: Final = _spec(
+    "control",
+    "the same commands with an operator's authority; guarded by the broker's ACLs",
+    cleanup_policy="delete",
+    retention_ms=30 * _DAY_MS,
+)
+OUTCOMES: Final = _spec(
+    "outcomes",
+    "exactly one outcome for each record of commands and control, in the order of decision",
+    cleanup_policy="delete",
+    retention_ms=45 * _DAY_MS,
+)
+AUDIT: Final = _spec(
+    "audit", "FlowEvents, append-only", cleanup_policy="delete", retention_ms=-1, retention_bytes=-1
+)
+STATE: Final = _spec(
+    "state",
+    "the newest snapshot of each flow and step, and the cursor; a tombstone when pruned",
+    cleanup_policy="compact",
+    # Small segments and a low dirty ratio: a restore reads what compaction has not got to yet.
+    segment_bytes=64 * 1024 * 1024,
+    segment_ms=3_600_000,
+    min_cleanable_dirty_ratio="0.1",
+    delete_retention_ms=_DAY_MS,
+)
+DEAD_LETTERS: Final = _spec(
+    "deadletters",
+    "raw bytes of what could not be read as a command",
+    cleanup_policy="delete",
+    retention_ms=30 * _DAY_MS,
+    max_message_bytes=DEAD_LETTER_MAX_BYTES,
+)
+SPECS: Final = (COMMANDS, CONTROL, OUTCOMES, AUDIT, STATE, DEAD_LETTERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The full names under one prefix."""
+
+    prefix: str = "taskflow"
+
+    @property
+    def commands(self) -> str:
+        return f"{self.prefix}.{COMMANDS.name}"
+
+    @property
+    def control(self) -> str:
+        return f"{self.prefix}.{CONTROL.name}"
+
+    @property
+    def outcomes(self) -> str:
+        return f"{self.prefix}.{OUTCOMES.name}"
+
+    @property
+    def audit(self) -> str:
+        return f"{self.prefix}.{AUDIT.name}"
+
+    @property
+    def state(self) -> str:
+        return f"{self.prefix}.{STATE.name}"
+
+    @property
+    def dead_letters(self) -> str:
+        return f"{self.prefix}.{DEAD_LETTERS.name}"
+
+    def __iter__(self) -> Iterator[tuple[str, TopicSpec]]:
+        return ((f"{self.prefix}.{spec.name}", spec) for spec in SPECS)

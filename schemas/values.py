@@ -1,0 +1,111 @@
+"""The values that every message is made of, and their limits."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+SCHEMA_VERSION: Final = 1
+
+COMMAND_MAX_BYTES: Final = 512 * 1024
+"""A command's value; what is longer is quarantined as `too_large`."""
+KEY_MAX_BYTES: Final = 64
+DEPTH_MAX: Final = 64
+"""Nesting of a command; its outermost object is 1."""
+NUMBER_MAX: Final = 2**53 - 1
+"""The largest magnitude that every JSON implementation keeps exactly."""
+STATE_MAX_BYTES: Final = 256 * 1024
+RESULT_MAX_BYTES: Final = 64 * 1024
+ERRORS_MAX: Final = 20
+"""How many problems an `invalid_command` outcome lists."""
+EVENTS_PER_PARTITION: Final = 2**40
+"""Event ids of partition p are p * 2**40 + 1, + 2, …"""
+
+UUID_PATTERN: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+INSTANT_PATTERN: Final = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z$"
+DIGEST_PATTERN: Final = r"^[0-9a-f]{32}$"
+
+_RFC3339 = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d):(\d\d)(?:\.(\d+))?([Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
+    re.ASCII,
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def parse_timestamp(text: str) -> int:
+    """Milliseconds since 1970 of an RFC 3339 time with an offset; finer digits are cut off.
+
+    A leap second (`:60`) counts as the second after it. Raises ValueError if `text` is no such
+    time, or lies outside the years 1 to 9999.
+    """
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        raise ValueError("not an RFC 3339 time with an offset")
+    date, minute, second, fraction, offset = match.groups()
+    leap = second == "60"
+    try:
+        whole = datetime.fromisoformat(
+            f"{date}T{minute}:{'59' if leap else second}{'+00:00' if offset in 'Zz' else offset}"
+        ).astimezone(UTC)
+        if leap:
+            whole += timedelta(seconds=1)
+    except (ValueError, OverflowError):
+        raise ValueError("not an RFC 3339 time with an offset") from None
+    delta = whole - _EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1000 + int((fraction or "0")[:3].ljust(3, "0"))
+
+
+@lru_cache(maxsize=1024)
+def instant(at_ms: int) -> str:
+    """The one way in which a time is written: RFC 3339, UTC, milliseconds, `Z`.
+
+    Fixed width, so that texts compare as their times do.
+    """
+    whole = _EPOCH + timedelta(milliseconds=at_ms)
+    return f"{whole:%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03d}Z".rjust(24, "0")
+
+
+def _canonical(value: object) -> object:
+    return instant(parse_timestamp(value)) if isinstance(value, str) else value
+
+
+Json = Any
+"""Any JSON value. Numbers are within ±(2**53 - 1)."""
+Uuid = Annotated[str, StringConstraints(pattern=UUID_PATTERN)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+LongText = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+WaitText = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Digest = Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
+Revision = Annotated[int, Field(ge=0, le=NUMBER_MAX)]
+Offset = Annotated[int, Field(ge=0)]
+EventId = Annotated[int, Field(ge=1)]
+
+Instant = Annotated[
+    str,
+    StringConstraints(pattern=INSTANT_PATTERN),
+    Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-22T21:02:08.123Z"]),
+]
+"""A time as taskflow writes it."""
+
+Timestamp = Annotated[
+    str,
+    BeforeValidator(_canonical),
+    Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-22T22:02:08+01:00"]),
+]
+"""A time as anyone may send it; held in the form of `Instant`."""
+
+
+class Message(BaseModel):
+    """What all published models share: nothing unknown, nothing coerced, nothing changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Source(Message):
+    """The record that caused something: full topic name, partition, offset."""
+
+    topic: str
+    partition: Annotated[int, Field(ge=0)]
+    offset: Offset
