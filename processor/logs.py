@@ -1,0 +1,85 @@
+"""Logs: standard error, for people on a terminal and as JSON lines anywhere else."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, TextIO
+
+import structlog
+from pydantic import SecretStr
+from structlog.typing import Processor
+
+from processor.settings import Settings
+
+HIDDEN = "**********"
+_SECRET_WORDS = ("password", "secret", "token", "passphrase")
+
+# What libraries say of their own accord: reconnects and retries are their daily life.
+_QUIET = {"aiokafka": logging.WARNING, "asyncio": logging.WARNING, "aiohttp.access": logging.ERROR}
+
+
+def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
+    """Send our own logs and those of the libraries to `stream` (standard error if None).
+
+    Replaces what an earlier call set up. Secrets are never written: neither what is held as one,
+    nor anything under a name that speaks of one.
+    """
+    stream = sys.stderr if stream is None else stream
+    human = settings.log_format == "console" or (settings.log_format == "auto" and stream.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+        hide_secrets,
+    ]
+    last: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(colors=stream.isatty(), timestamp_key="at")]
+        if human
+        else [
+            structlog.processors.format_exc_info,
+            structlog.processors.EventRenamer("message"),
+            structlog.processors.JSONRenderer(ensure_ascii=False, default=str),
+        ]
+    )
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.PositionalArgumentsFormatter()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    root.setLevel(level)
+    for name, quiet in _QUIET.items():
+        logging.getLogger(name).setLevel(max(level, quiet))
+
+
+def hide_secrets(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Put stars in the place of every value that is a secret or is named like one."""
+    for name, value in event.items():
+        event[name] = _hidden(name, value)
+    return event
+
+
+def _hidden(name: object, value: Any) -> Any:
+    named_so = isinstance(name, str) and any(word in name.lower() for word in _SECRET_WORDS)
+    if isinstance(value, SecretStr) or (named_so and isinstance(value, str | bytes)):
+        return HIDDEN
+    if isinstance(value, dict):
+        return {inner: _hidden(inner, held) for inner, held in value.items()}
+    return value

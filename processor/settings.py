@@ -1,0 +1,339 @@
+"""Settings: environment variables `TASKFLOW_…`, read once and never changed."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasGenerator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings.sources import PydanticBaseSettingsSource
+
+from processor.errors import TaskflowError
+from schemas.topics import SPECS
+
+PREFIX: Final = "TASKFLOW_"
+OFF: Final = "off"
+
+_UNIT_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SECOND_MS, _MINUTE_MS, _HOUR_MS, _DAY_MS = list(_UNIT_MS.values())[1:]
+_NAME_MAX: Final = 249  # Kafka's limit of a topic name
+_PREFIX_MAX: Final = _NAME_MAX - max(len(spec.name) for spec in SPECS) - 1
+
+
+class BadSetting(TaskflowError):
+    """A setting has no meaning; nothing was started. One sentence for each, without secrets."""
+
+
+class Expected(NamedTuple):
+    """What a setting may be, in words that finish the sentence "it must be …"."""
+
+    words: str
+
+
+class Address(NamedTuple):
+    """Where to listen; port 0 means a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_duration(text: str) -> int:
+    """Milliseconds of `250ms`, `5s`, `10m`, `24h` or `30d`. Raises ValueError."""
+    match = re.fullmatch(r"([0-9]{1,12})(ms|s|m|h|d)", text.strip())
+    if match is None:
+        raise ValueError("not a duration such as 250ms, 5s, 10m, 24h or 30d")
+    return int(match[1]) * _UNIT_MS[match[2]]
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field of `Settings`; its unit is not part of the name."""
+    return PREFIX + field.removesuffix("_ms").upper()
+
+
+def _as_duration(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+def _as_duration_or_off(value: object) -> object:
+    return None if value == OFF else _as_duration(value)
+
+
+def _as_address(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return None if value == OFF else _address(value)
+
+
+def _address(text: str) -> Address:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:,\[\]]+)):([0-9]{1,5})", text.strip())
+    if match is None or int(match[3]) > 65535:
+        raise ValueError("not an address host:port")
+    return Address(match[1] or match[2], int(match[3]))
+
+
+def _addresses(text: str) -> str:
+    if not all(_address(part).port for part in text.split(",")):
+        raise ValueError("port 0 is nobody's")
+    return ",".join(part.strip() for part in text.split(","))
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _expanded(path: Path) -> Path:
+    return path.expanduser()
+
+
+_DURATION_WORDS = "a duration such as 250ms, 5s, 10m, 24h or 30d"
+_DurationMs = Annotated[int, BeforeValidator(_as_duration)]
+_Path = Annotated[Path, AfterValidator(_expanded)]
+
+
+def _name(max_length: int) -> Any:
+    return Field(pattern=r"^[A-Za-z0-9._-]+$", min_length=1, max_length=max_length)
+
+
+def _name_words(max_length: int) -> Expected:
+    return Expected(f"1 to {max_length} letters, digits, dots, underscores or hyphens")
+
+
+_Name = Annotated[str, _name(_NAME_MAX), _name_words(_NAME_MAX)]
+
+
+def _between(low: str, high: str) -> tuple[Any, Expected]:
+    return (
+        Field(ge=parse_duration(low), le=parse_duration(high)),
+        Expected(f"{_DURATION_WORDS}, from {low} to {high}"),
+    )
+
+
+class Settings(BaseSettings):
+    """Everything that a deployment may choose; each field is the variable `variable(field)`.
+
+    Made from keyword arguments it looks at no environment, which is what tests want;
+    `load_settings` reads one. Durations are integers in milliseconds.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_by_name=True,
+        validate_by_alias=True,
+        validate_default=False,
+        hide_input_in_errors=True,
+        alias_generator=AliasGenerator(validation_alias=variable),
+    )
+
+    # Kafka
+    bootstrap_servers: Annotated[
+        str, AfterValidator(_addresses), Expected("addresses host:port, separated by commas")
+    ] = "127.0.0.1:9092"
+    """Where the brokers are."""
+    topic_prefix: Annotated[str, _name(_PREFIX_MAX), _name_words(_PREFIX_MAX)] = "taskflow"
+    """The six topics are `{prefix}.{name}`."""
+    partitions: Annotated[int, Field(ge=1, le=10_000), Expected("a whole number of 1 to 10000")] = 4
+    """Of each topic; it can never change afterwards."""
+    replication_factor: Annotated[
+        int, Field(ge=1, le=32), Expected("a whole number of 1 to 32")
+    ] = 1
+    """Of each topic, when `topics create` makes it."""
+    group_id: _Name = Field(default_factory=lambda data: data.get("topic_prefix", ""))
+    """The consumer group that the workers share; the prefix unless given."""
+    instance_id: Annotated[_Name | None, _name_words(_NAME_MAX)] = None
+    """A name of this worker that survives a restart; two live workers must not share one."""
+    session_timeout_ms: Annotated[_DurationMs, *_between("1s", "30m")] = 10 * _SECOND_MS
+    """After this time without a sign of life the group gives a worker's partitions to others."""
+    compression: Annotated[
+        Literal["lz4", "zstd", "gzip", "snappy", "none"],
+        BeforeValidator(_lower),
+        Expected("lz4, zstd, gzip, snappy or none"),
+    ] = "lz4"
+    """Of the batches that are written."""
+
+    # Who we are to Kafka
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
+        BeforeValidator(_upper),
+        Expected("PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"),
+    ] = "PLAINTEXT"
+    """How the brokers are spoken to."""
+    sasl_mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
+        BeforeValidator(_upper),
+        Expected("PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
+    ] = "SCRAM-SHA-512"
+    """How we prove who we are, with a SASL_ protocol."""
+    sasl_username: Annotated[str | None, Expected("a name")] = None
+    """For SASL."""
+    sasl_password: SecretStr | None = None
+    """For SASL."""
+    ssl_cafile: _Path | None = None
+    """Authorities to trust (PEM) instead of the system's."""
+    ssl_certfile: _Path | None = None
+    """Our own certificate (PEM), if the brokers ask for one."""
+    ssl_keyfile: _Path | None = None
+    """Its private key, if it is not in the same file."""
+    ssl_password: SecretStr | None = None
+    """Of the private key."""
+    ssl_check_hostname: Annotated[bool, Expected("true or false")] = True
+    """Whether a broker's certificate must carry its host name."""
+
+    # This machine
+    state_dir: _Path = Path("data")
+    """The worker's tables, and the data of `taskflow up`."""
+    http: Annotated[
+        Address | None, BeforeValidator(_as_address), Expected("an address host:port, or off")
+    ] = Address("127.0.0.1", 8900)
+    """Where the worker answers /live, /ready and /metrics."""
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        BeforeValidator(_lower),
+        Expected("debug, info, warning or error"),
+    ] = "info"
+    """The least that is told."""
+    log_format: Annotated[
+        Literal["auto", "console", "json"],
+        BeforeValidator(_lower),
+        Expected("auto, console or json"),
+    ] = "auto"
+    """auto: for people on a terminal, JSON lines otherwise."""
+    cache_dir: _Path | None = None
+    """Where the embedded broker's jars are kept; the user's cache directory unless given."""
+    broker_heap: Annotated[
+        str, Field(pattern=r"^[1-9][0-9]*[kKmMgG]$"), Expected("a size such as 512m or 2g")
+    ] = "512m"
+    """The embedded broker's largest heap."""
+
+    # Rules of the flows
+    dedupe_window_ms: Annotated[_DurationMs, *_between("1s", "30d")] = _HOUR_MS
+    """For how long a command's id is remembered."""
+    timer_max_horizon_ms: Annotated[_DurationMs, *_between("1s", "3650d")] = 30 * _DAY_MS
+    """How far ahead a wait may end."""
+    retain_terminal_ms: Annotated[
+        Annotated[int, Field(ge=_SECOND_MS)] | None,
+        BeforeValidator(_as_duration_or_off),
+        Expected(f"{_DURATION_WORDS}, at least 1s, or off"),
+    ] = 30 * _DAY_MS
+    """For how long a flow that has ended is kept."""
+
+    # Tuning
+    batch_max_records: Annotated[
+        int, Field(ge=1, le=100_000), Expected("a whole number of 1 to 100000")
+    ] = 2000
+    """Of one partition, decided in one transaction."""
+    flow_cache_bytes: Annotated[
+        int, Field(ge=1024 * 1024), Expected("a whole number of at least 1048576")
+    ] = 64 * 1024 * 1024
+    """Memory of a worker for flows that are not in a batch."""
+    commit_timeout_ms: Annotated[_DurationMs, *_between("1s", "10m")] = 10 * _SECOND_MS
+    """A transaction that takes longer is given up, and its partition taken over again."""
+    watchdog_timeout_ms: Annotated[_DurationMs, *_between("1s", "1h")] = 30 * _SECOND_MS
+    """A consumer that makes no progress for this long, with work there, is started anew."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _what_belongs_together(self) -> Self:
+        if self.uses_sasl and (self.sasl_username is None or self.sasl_password is None):
+            missing = "sasl_username" if self.sasl_username is None else "sasl_password"
+            raise _contradiction(
+                f"{variable(missing)} is missing, but {variable('security_protocol')} "
+                f"is {self.security_protocol}"
+            )
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise _contradiction(
+                f"{variable('ssl_certfile')} is missing, but {variable('ssl_keyfile')} is given"
+            )
+        return self
+
+    @property
+    def uses_sasl(self) -> bool:
+        return self.security_protocol.startswith("SASL_")
+
+    @property
+    def uses_ssl(self) -> bool:
+        return self.security_protocol.endswith("SSL")
+
+
+def load_settings(
+    environ: Mapping[str, str] | None = None, *, warn: Callable[[str], None] | None = None
+) -> Settings:
+    """The settings in `environ` (os.environ if None); an empty value counts as absent.
+
+    `warn` hears one sentence (standard error, if None) for each unknown `TASKFLOW_` name, which
+    is ignored: Kubernetes injects such names. Raises BadSetting.
+    """
+    environ = os.environ if environ is None else environ
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in VARIABLES:
+            (warn or _to_stderr)(_unknown(name))
+    source = EnvSettingsSource(Settings, env_ignore_empty=True)
+    source.env_vars = {name.lower(): environ[name] for name in VARIABLES if environ.get(name)}
+    try:
+        return Settings(**source())
+    except ValidationError as error:
+        sentences = [
+            _sentence(dict(problem), environ)
+            for problem in error.errors()
+            if problem["type"] != "default_factory_not_called"  # only since another one is bad
+        ]
+        raise BadSetting("\n".join(dict.fromkeys(sentences))) from None
+
+
+def _contradiction(text: str) -> PydanticCustomError:
+    return PydanticCustomError("contradiction", "{text}", {"text": text})
+
+
+def _sentence(problem: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    if not problem["loc"]:
+        return f"{problem['msg']}."
+    name = str(problem["loc"][0])
+    field = VARIABLES[name]
+    words = next((note.words for note in field.metadata if isinstance(note, Expected)), "a text")
+    return f"{name} is {environ.get(name, '')!r}, but must be {words}."
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0)[0]
+    return f"{name} is no setting of taskflow and is ignored; the nearest one is {near}."
+
+
+def _to_stderr(sentence: str) -> None:
+    sys.stderr.write(f"warning: {sentence}\n")
+
+
+VARIABLES: Final[Mapping[str, FieldInfo]] = {
+    variable(field): info for field, info in Settings.model_fields.items()
+}
+"""Every variable that is read."""

@@ -1,0 +1,182 @@
+"""Settings mean one thing, and what means nothing is said in a sentence."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from processor.settings import (
+    VARIABLES,
+    Address,
+    BadSetting,
+    Settings,
+    load_settings,
+    parse_duration,
+)
+
+
+def refused(**environ: str) -> str:
+    with pytest.raises(BadSetting) as no:
+        load_settings(environ)
+    assert no.value.__suppress_context__  # a traceback of pydantic's would show the input
+    return str(no.value)
+
+
+def test_without_an_environment_the_defaults_are_those_of_the_contract():
+    settings = load_settings({})
+
+    assert settings.bootstrap_servers == "127.0.0.1:9092"
+    assert (settings.topic_prefix, settings.group_id) == ("taskflow", "taskflow")
+    assert (settings.partitions, settings.replication_factor) == (4, 1)
+    assert settings.state_dir == Path("data")
+    assert settings.http == Address("127.0.0.1", 8900)
+    assert settings.retain_terminal_ms == settings.timer_max_horizon_ms == 30 * 24 * 3_600_000
+    assert settings.dedupe_window_ms == 3_600_000
+    assert settings == Settings()
+
+
+def test_the_group_is_the_prefix_unless_named():
+    assert load_settings({"TASKFLOW_TOPIC_PREFIX": "mine"}).group_id == "mine"
+    assert load_settings({"TASKFLOW_GROUP_ID": "other"}).group_id == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [("250ms", 250), ("5s", 5000), ("10m", 600_000), ("24h", 86_400_000), ("30d", 2_592_000_000)],
+)
+def test_a_duration_has_a_number_and_a_unit(text: str, ms: int):
+    assert parse_duration(text) == ms
+
+
+@pytest.mark.parametrize("text", ["", "5", "s", "1.5s", "-5s", "5 s", "5S", "1w", "٣s", "1e3s"])
+def test_anything_else_is_no_duration(text: str):
+    with pytest.raises(ValueError, match="not a duration"):
+        parse_duration(text)
+
+
+def test_durations_are_held_in_milliseconds_and_some_can_be_off():
+    settings = load_settings(
+        {
+            "TASKFLOW_DEDUPE_WINDOW": "90s",
+            "TASKFLOW_RETAIN_TERMINAL": "off",
+            "TASKFLOW_HTTP": "off",
+        }
+    )
+    assert settings.dedupe_window_ms == 90_000
+    assert settings.retain_terminal_ms is None
+    assert settings.http is None
+
+
+def test_an_ipv6_address_stands_in_brackets():
+    settings = load_settings(
+        {"TASKFLOW_HTTP": "[::1]:0", "TASKFLOW_BOOTSTRAP_SERVERS": "[::1]:9092, kafka-2:9093"}
+    )
+    assert settings.http == Address("::1", 0)
+    assert str(settings.http) == "[::1]:0"
+    assert settings.bootstrap_servers == "[::1]:9092,kafka-2:9093"
+
+
+def test_an_empty_value_counts_as_absent():
+    assert load_settings({"TASKFLOW_INSTANCE_ID": "", "TASKFLOW_PARTITIONS": ""}) == Settings()
+
+
+def test_settings_never_change():
+    with pytest.raises(ValidationError):
+        Settings().partitions = 5  # type: ignore[misc]
+
+
+def test_made_in_code_they_look_at_no_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TASKFLOW_PARTITIONS", "7")
+    assert Settings().partitions == 4
+    assert load_settings().partitions == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("PARTITIONS", "0", "a whole number of 1 to 10000"),
+        ("PARTITIONS", "four", "a whole number of 1 to 10000"),
+        ("BOOTSTRAP_SERVERS", "localhost", "addresses host:port"),
+        ("BOOTSTRAP_SERVERS", "a:1,", "addresses host:port"),
+        ("BOOTSTRAP_SERVERS", "a:70000", "addresses host:port"),
+        ("TOPIC_PREFIX", "a b", "1 to 237 letters"),
+        ("TOPIC_PREFIX", "x" * 238, "1 to 237 letters"),
+        ("TOPIC_PREFIX", "x\n", "1 to 237 letters"),
+        ("GROUP_ID", "a/b", "1 to 249 letters"),
+        ("INSTANCE_ID", "a/b", "1 to 249 letters"),
+        ("DEDUPE_WINDOW", "soon", "a duration such as"),
+        ("DEDUPE_WINDOW", "31d", "from 1s to 30d"),
+        ("RETAIN_TERMINAL", "never", "or off"),
+        ("RETAIN_TERMINAL", "1ms", "at least 1s"),
+        ("HTTP", "8900", "an address host:port, or off"),
+        ("SECURITY_PROTOCOL", "TLS", "PLAINTEXT, SSL"),
+        ("SASL_MECHANISM", "GSSAPI", "SCRAM-SHA-512"),
+        ("SSL_CHECK_HOSTNAME", "maybe", "true or false"),
+        ("BROKER_HEAP", "plenty", "512m"),
+        ("COMPRESSION", "brotli", "lz4, zstd"),
+        ("LOG_LEVEL", "loud", "debug, info"),
+        ("FLOW_CACHE_BYTES", "1", "at least 1048576"),
+    ],
+)
+def test_a_bad_value_is_one_sentence_with_the_variable_the_value_and_what_it_must_be(
+    name: str, value: str, expected: str
+):
+    sentence = refused(**{f"TASKFLOW_{name}": value})
+
+    assert sentence.startswith(f"TASKFLOW_{name} is {value!r}, but must be ")
+    assert expected in sentence
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+
+
+def test_each_bad_value_has_a_sentence_of_its_own():
+    sentences = refused(TASKFLOW_PARTITIONS="0", TASKFLOW_TOPIC_PREFIX="a b").splitlines()
+
+    assert [sentence.split()[0] for sentence in sentences] == [
+        "TASKFLOW_TOPIC_PREFIX",
+        "TASKFLOW_PARTITIONS",
+    ]
+
+
+def test_sasl_needs_a_name_and_a_password_and_no_secret_is_told():
+    sentence = refused(TASKFLOW_SECURITY_PROTOCOL="sasl_ssl", TASKFLOW_SASL_PASSWORD="hunter2")
+
+    assert sentence == (
+        "TASKFLOW_SASL_USERNAME is missing, but TASKFLOW_SECURITY_PROTOCOL is SASL_SSL."
+    )
+
+
+def test_a_key_needs_its_certificate():
+    assert "TASKFLOW_SSL_CERTFILE is missing" in refused(TASKFLOW_SSL_KEYFILE="/key.pem")
+
+
+def test_secrets_are_not_shown():
+    settings = load_settings(
+        {"TASKFLOW_SASL_PASSWORD": "hunter2", "TASKFLOW_SSL_PASSWORD": "hunter3"}
+    )
+    assert "hunter" not in repr(settings) + str(settings) + settings.model_dump_json()
+    assert settings.sasl_password is not None
+    assert settings.sasl_password.get_secret_value() == "hunter2"
+
+
+def test_an_unknown_name_is_a_warning_with_the_nearest_known_one():
+    heard: list[str] = []
+
+    load_settings({"TASKFLOW_PARTITONS": "9", "TASKFLOWER": "1"}, warn=heard.append)
+
+    assert heard == [
+        "TASKFLOW_PARTITONS is no setting of taskflow and is ignored; "
+        "the nearest one is TASKFLOW_PARTITIONS."
+    ]
+
+
+def test_names_that_kubernetes_injects_do_not_stop_it(capsys: pytest.CaptureFixture[str]):
+    settings = load_settings({"TASKFLOW_PORT": "tcp://10.0.0.1:80", "TASKFLOW_SERVICE_HOST": "x"})
+
+    assert settings == Settings()
+    assert capsys.readouterr().err.count("warning: ") == 2
+
+
+def test_the_variables_carry_no_units():
+    assert "TASKFLOW_DEDUPE_WINDOW" in VARIABLES
+    assert not [name for name in VARIABLES if name.endswith("_MS")]
