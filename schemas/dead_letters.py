@@ -21,7 +21,7 @@ DIGEST = "taskflow-digest"
 FORWARDED_FROM = "taskflow-forwarded-from"
 """On a forwarded command: topic/partition/offset of the record that it is a copy of."""
 
-Decimal = Annotated[str, Field(pattern=r"^\d+$")]
+Decimal = Annotated[str, Field(pattern=r"^[0-9]+$")]
 
 
 class DeadLetterHeaders(Message):

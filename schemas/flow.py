@@ -5,7 +5,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.values import Instant, Json, LongText, Message, Revision, Text, Timestamp, Uuid, WaitText
+from schemas.values import (
+    Instant,
+    Json,
+    LongText,
+    Message,
+    Revision,
+    Text,
+    Timestamp,
+    Uuid,
+    WaitText,
+)
 
 
 class FlowStatus(StrEnum):

@@ -62,7 +62,8 @@ class Outcome(Message):
 
     `revision` and `status` are the flow's after the command, null where there is no flow; for
     an accepted dry run, what they would be. `allowed`: the kinds, sorted, that the state machine
-    would take now from the same topic. What cannot be known from the bytes is null.
+    would take now from the same topic. What cannot be known from the bytes is null, `dry_run` of
+    what is not an object included.
     A duplicate carries the first outcome's verdict as `original`, and its code, message,
     revision, status, event_ids and details.
     """
@@ -78,7 +79,7 @@ class Outcome(Message):
     event_ids: list[EventId]
     allowed: list[str] | None
     details: dict[str, Any]
-    dry_run: bool
+    dry_run: bool | None
     command_digest: Digest | None
     source: Source
     at: Instant

@@ -24,7 +24,9 @@ EVENTS_PER_PARTITION: Final = 2**40
 """Event ids of partition p are p * 2**40 + 1, + 2, …"""
 
 UUID_PATTERN: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
-INSTANT_PATTERN: Final = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z$"
+INSTANT_PATTERN: Final = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$"  # \d takes any script's
+)
 DIGEST_PATTERN: Final = r"^[0-9a-f]{32}$"
 
 _RFC3339 = re.compile(
@@ -37,8 +39,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def parse_timestamp(text: str) -> int:
     """Milliseconds since 1970 of an RFC 3339 time with an offset; finer digits are cut off.
 
-    A leap second (`:60`) counts as the second after it. Raises ValueError if `text` is no such
-    time, or lies outside the years 1 to 9999.
+    A leap second (23:59:60 UTC) counts as the second after it. Raises ValueError if `text` is no
+    such time, or lies outside the years 1 to 9999 in UTC.
     """
     match = _RFC3339.fullmatch(text)
     if match is None:
@@ -50,6 +52,8 @@ def parse_timestamp(text: str) -> int:
             f"{date}T{minute}:{'59' if leap else second}{'+00:00' if offset in 'Zz' else offset}"
         ).astimezone(UTC)
         if leap:
+            if (whole.hour, whole.minute) != (23, 59):
+                raise ValueError("leap seconds are the last of a UTC day")
             whole += timedelta(seconds=1)
     except (ValueError, OverflowError):
         raise ValueError("not an RFC 3339 time with an offset") from None

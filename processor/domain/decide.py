@@ -1,7 +1,9 @@
 """Checks 8 to 17 of the contract, in its order, and the facts that follow when all pass."""
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, assert_never
 
 import orjson
@@ -9,7 +11,6 @@ import orjson
 from processor.domain import evolve
 from processor.domain.facts import Fact
 from processor.domain.transitions import (
-    CREATES,
     GONE,
     OPEN_TO_ALL,
     TERMINAL,
@@ -19,23 +20,11 @@ from processor.domain.transitions import (
 )
 from schemas.commands import (
     CONTROL_ONLY,
-    Cancel,
     Command,
     CommandKind,
-    Create,
     CreateManaged,
     CreateMirrored,
-    Fail,
-    Finish,
-    Prune,
     RecordStepObservation,
-    RequestCancel,
-    Resume,
-    ResumeExternal,
-    SetWaiting,
-    StartRunning,
-    UpdateState,
-    Wake,
 )
 from schemas.events import EventKind
 from schemas.flow import Flow, FlowStatus, FlowStep
@@ -43,6 +32,9 @@ from schemas.outcomes import Code
 from schemas.values import RESULT_MAX_BYTES, STATE_MAX_BYTES, instant, parse_timestamp
 
 DAY_MS: Final = 86_400_000
+KINDS_BY_NAME: Final[Mapping[str, CommandKind]] = MappingProxyType(
+    {str(kind): kind for kind in CommandKind}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +42,9 @@ class Limits:
     """What a deployment may set. Times in milliseconds of the broker's clock."""
 
     timer_max_horizon_ms: int = 30 * DAY_MS
+
+
+DEFAULT_LIMITS: Final = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +75,19 @@ def decide(
     *,
     authority: Authority = Authority.OWNER,
     step: FlowStep | None = None,
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Decision:
     """What `command`, appended by the broker at `at_ms`, does to `flow` (None: unknown).
 
     `step` is the step that a `record_step_observation` names, if the flow has it. A dry run is
     decided like any other: what to do with the facts is the caller's.
     """
-    kind = CommandKind(command.kind)
+    kind = KINDS_BY_NAME[command.kind]
     if authority is Authority.OWNER and kind in CONTROL_ONLY:
         return rejected(Code.FORBIDDEN)
     if command.expires_at is not None and at_ms > parse_timestamp(command.expires_at):
         return rejected(Code.EXPIRED, expires_at=command.expires_at)
-    if kind in CREATES:
-        assert isinstance(command, Create)
+    if command.kind == "create_managed" or command.kind == "create_mirrored":
         return _decide_create(command, flow, at_ms, authority)
     if flow is None:
         return rejected(Code.NOT_FOUND)
@@ -116,7 +110,7 @@ def decide(
 
 
 def _decide_create(
-    command: Create, flow: Flow | None, at_ms: int, authority: Authority
+    command: CreateManaged | CreateMirrored, flow: Flow | None, at_ms: int, authority: Authority
 ) -> Decision:
     if flow is not None:
         return rejected(Code.ALREADY_EXISTS)
@@ -135,13 +129,13 @@ def _decide_create(
         "current_step": command.current_step or "init",
         "state_json": state,
     }
-    created = Fact(EventKind.CREATED, command.flow_id, at, 0, FlowStatus.CREATED, payload)
     if (too_large := _oversize(state, STATE_MAX_BYTES, "state_json")) is not None:
         return too_large
-    if isinstance(command, CreateMirrored):
-        started = Fact(EventKind.STARTED, command.flow_id, at, 1, FlowStatus.RUNNING, {})
-        return Decision((created, started))
-    return Decision((created,))
+    created = Fact(EventKind.CREATED, command.flow_id, at, 0, FlowStatus.CREATED, payload)
+    if command.kind == "create_managed":
+        return Decision((created,))
+    started = Fact(EventKind.STARTED, command.flow_id, at, 1, FlowStatus.RUNNING, {})
+    return Decision((created, started))
 
 
 def _follow(
@@ -151,9 +145,7 @@ def _follow(
     at = instant(at_ms)
 
     def happened(kind: EventKind, to: FlowStatus | None = None, **payload: Any) -> Decision:
-        return Decision(
-            (Fact(kind, flow.id, at, flow.revision + 1, to or flow.status, payload),)
-        )
+        return Decision((Fact(kind, flow.id, at, flow.revision + 1, to or flow.status, payload),))
 
     def happened_to_state(
         state: Any, kind: EventKind, to: FlowStatus | None = None, **payload: Any
@@ -165,43 +157,41 @@ def _follow(
                 return too_large
         return happened(kind, to, **payload)
 
-    match command:
-        case UpdateState(patch=patch, next_step=next_step):
+    match command.kind:
+        case "update_state":
             return happened_to_state(
-                evolve.merge(flow.state_json, patch),
+                evolve.merge(flow.state_json, command.patch),
                 EventKind.STATE_UPDATED,
-                patch=patch,
-                next_step=next_step,
+                patch=command.patch,
+                next_step=command.next_step,
             )
-        case StartRunning():
+        case "start_running":
             return happened(EventKind.STARTED, FlowStatus.RUNNING)
-        case SetWaiting(wait=wait):
-            written = wait.model_dump(exclude_none=True)
-            field_name = "at" if wait.kind == "timer" else "timeout_at"
+        case "set_waiting":
+            written = command.wait.model_dump(exclude_none=True)
+            field_name = "at" if command.wait.kind == "timer" else "timeout_at"
             if (until := written.get(field_name)) is not None:
                 problem = _time_problem(parse_timestamp(until), at_ms, limits)
                 if problem is not None:
-                    return rejected(
-                        Code.INVALID_DATA, field=f"wait.{field_name}", problem=problem
-                    )
+                    return rejected(Code.INVALID_DATA, field=f"wait.{field_name}", problem=problem)
             return happened(EventKind.WAITING, FlowStatus.WAITING, wait=written)
-        case Resume(state_patch=patch):
+        case "resume":
             return happened_to_state(
-                evolve.merge_if_any(flow.state_json, patch),
+                evolve.merge_if_any(flow.state_json, command.state_patch),
                 EventKind.RESUMED,
                 FlowStatus.RUNNING,
                 by="command",
-                state_patch=patch,
+                state_patch=command.state_patch,
             )
-        case ResumeExternal(topic=topic, correlation_id=correlation_id, payload=payload):
+        case "resume_external":
             wait_json = flow.wait_json
             if (wait_json["kind"], wait_json.get("topic"), wait_json.get("correlation_id")) != (
                 "external_event",
-                topic,
-                correlation_id,
+                command.topic,
+                command.correlation_id,
             ):
                 return rejected(Code.WAIT_MISMATCH, waits_for=wait_json["kind"])
-            patch = None if payload is None else {"resume_event": payload}
+            patch = None if command.payload is None else {"resume_event": command.payload}
             return happened_to_state(
                 evolve.merge_if_any(flow.state_json, patch),
                 EventKind.RESUMED,
@@ -209,22 +199,22 @@ def _follow(
                 by="external_event",
                 state_patch=patch,
             )
-        case Finish(final_state=final_state):
+        case "finish":
             return happened_to_state(
-                evolve.merge_if_any(flow.state_json, final_state),
+                evolve.merge_if_any(flow.state_json, command.final_state),
                 EventKind.FINISHED,
                 FlowStatus.FINISHED,
-                final_state=final_state,
+                final_state=command.final_state,
             )
-        case Fail(reason=reason):
-            return happened(EventKind.FAILED, FlowStatus.FAILED, reason=reason)
-        case RequestCancel():
+        case "fail":
+            return happened(EventKind.FAILED, FlowStatus.FAILED, reason=command.reason)
+        case "request_cancel":
             if flow.cancel_requested or flow.status in TERMINAL:
                 return ACCEPTED_AS_IS
             return happened(EventKind.CANCEL_REQUESTED)
-        case Cancel():
+        case "cancel":
             return happened(EventKind.CANCELLED, FlowStatus.CANCELLED)
-        case Wake():
+        case "wake":
             if flow.cancel_requested:
                 return happened(EventKind.CANCELLED, FlowStatus.CANCELLED)
             wait_json = flow.wait_json
@@ -240,11 +230,11 @@ def _follow(
                 by="timer" if is_timer else "timeout",
                 state_patch=None,
             )
-        case RecordStepObservation():
+        case "record_step_observation":
             return _observe(command, flow, at, step)
-        case Prune():
+        case "prune":
             return Decision((Fact(EventKind.PRUNED, flow.id, at, flow.revision, flow.status, {}),))
-        case CreateManaged() | CreateMirrored():
+        case "create_managed" | "create_mirrored":
             raise AssertionError("creates are decided before there is a flow")
         case _:
             assert_never(command)
@@ -253,13 +243,11 @@ def _follow(
 def _observe(
     command: RecordStepObservation, flow: Flow, at: str, step: FlowStep | None
 ) -> Decision:
-    if (
-        too_large := _oversize(command.result_json, RESULT_MAX_BYTES, "result_json")
-    ) is not None:
+    if (too_large := _oversize(command.result_json, RESULT_MAX_BYTES, "result_json")) is not None:
         return too_large
     child = command.child_session_key
     written = {
-        "id": str(uuid.uuid5(uuid.UUID(flow.id), command.run_id)),
+        "id": step.id if step else str(uuid.uuid5(uuid.UUID(flow.id), command.run_id)),
         "flow_id": flow.id,
         "runtime": "mirrored",
         "child_session_key": step.child_session_key if child is None and step else child,
@@ -270,9 +258,7 @@ def _observe(
         "created_at": step.created_at if step else at,
         "updated_at": at,
     }
-    fact = Fact(
-        EventKind.STEP_OBSERVED, flow.id, at, flow.revision, flow.status, {"step": written}
-    )
+    fact = Fact(EventKind.STEP_OBSERVED, flow.id, at, flow.revision, flow.status, {"step": written})
     return Decision((fact,))
 
 

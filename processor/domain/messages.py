@@ -16,7 +16,7 @@ ACCEPTED: Final = MappingProxyType(
         CommandKind.RESUME_EXTERNAL: "The flow was resumed by its event.",
         CommandKind.FINISH: "The flow is finished.",
         CommandKind.FAIL: "The flow has failed.",
-        CommandKind.REQUEST_CANCEL: "Cancellation is requested.",
+        CommandKind.REQUEST_CANCEL: "The request to cancel is noted.",
         CommandKind.CANCEL: "The flow is cancelled.",
         CommandKind.UPDATE_STATE: "The state was updated.",
         CommandKind.RECORD_STEP_OBSERVATION: "The step was recorded.",

@@ -81,6 +81,7 @@ def destination(kind: CommandKind, status: FlowStatus, cancel_requested: bool) -
     return KINDS[kind].to
 
 
+@cache
 def refusal(kind: CommandKind, status: FlowStatus, cancel_requested: bool) -> Code | None:
     """What checks 13 to 15 of the contract say, or None where they let `kind` pass."""
     if kind not in ANY_TIME:
@@ -94,9 +95,7 @@ def refusal(kind: CommandKind, status: FlowStatus, cancel_requested: bool) -> Co
 @cache
 def _allowed(status: FlowStatus, cancel_requested: bool, authority: Authority) -> tuple[str, ...]:
     open_kinds = KINDS.keys() - (CONTROL_ONLY if authority is Authority.OWNER else frozenset())
-    return tuple(
-        sorted(str(k) for k in open_kinds if refusal(k, status, cancel_requested) is None)
-    )
+    return tuple(sorted(str(k) for k in open_kinds if refusal(k, status, cancel_requested) is None))
 
 
 def allowed(flow: Flow, authority: Authority) -> tuple[str, ...]:
