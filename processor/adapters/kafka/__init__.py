@@ -1,0 +1,1 @@
+"""Kafka, as aiokafka sees it. Only `bootstrap` and the program import from here."""
