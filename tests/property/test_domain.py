@@ -1,0 +1,154 @@
+"""What holds for every flow, whatever is sent to it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from hypothesis import given
+
+from processor.domain import messages
+from processor.domain.decide import Decision, decide
+from processor.domain.evolve import evolve, fold, observed_step
+from processor.domain.facts import Fact
+from processor.domain.transitions import CREATES, TERMINAL, Authority, allowed
+from schemas import CONTROL_ONLY, Code, Command, EventKind, Flow, FlowStatus, FlowStep
+from tests.support.strategies import Sent, lives, sent_commands
+
+Steps = dict[str, FlowStep]
+
+
+class Moment(NamedTuple):
+    """One decision in the life of a flow."""
+
+    before: Flow | None
+    command: Command
+    authority: Authority
+    at_ms: int
+    decision: Decision
+    after: Flow | None
+
+
+def life_of(history: list[Sent], steps: Steps | None = None) -> Iterator[Moment]:
+    """Decide `history` one by one, as a partition does; `steps` is kept beside the flow."""
+    flow: Flow | None = None
+    steps = {} if steps is None else steps
+    for command, at_ms, authority in history:
+        step = steps.get(getattr(command, "run_id", ""))
+        decision = decide(command, flow, at_ms, authority=authority, step=step)
+        after = fold(flow, decision.facts)
+        remember(steps, decision.facts)
+        yield Moment(flow, command, authority, at_ms, decision, after)
+        flow = after
+
+
+def remember(steps: Steps, facts: tuple[Fact, ...]) -> None:
+    for fact in facts:
+        if fact.kind is EventKind.STEP_OBSERVED:
+            step = observed_step(fact)
+            steps[step.run_id] = step
+        elif fact.kind is EventKind.PRUNED:
+            steps.clear()
+
+
+@given(lives())
+def test_folding_the_facts_gives_the_flow_and_the_steps_that_were_decided(history):
+    decided_steps: Steps = {}
+    moments = list(life_of(history, decided_steps))
+    folded: Flow | None = None
+    folded_steps: Steps = {}
+    for fact in [fact for moment in moments for fact in moment.decision.facts]:
+        folded = evolve(folded, fact)
+        remember(folded_steps, (fact,))
+    assert folded == (moments[-1].after if moments else None)
+    assert folded_steps == decided_steps
+
+
+@given(lives())
+def test_a_refusal_says_why_and_has_no_facts(history):
+    for moment in life_of(history):
+        decision = moment.decision
+        if not decision.accepted:
+            assert decision.facts == ()
+            assert messages.refused(decision.code, decision.details).endswith(".")
+            assert moment.after is moment.before
+
+
+@given(lives())
+def test_nothing_leads_past_a_terminal_status(history):
+    for before, *_, after in life_of(history):
+        if before is not None and before.status in TERMINAL:
+            assert after is None or after == before
+
+
+@given(lives())
+def test_the_revision_grows_by_one_with_each_change_and_by_nothing_else(history):
+    for before, command, *_, decision, after in life_of(history):
+        if before is None:
+            if after is not None:
+                assert after.revision == (1 if command.kind == "create_mirrored" else 0)
+        elif after is not None:
+            changed = after != before
+            assert after.revision == before.revision + changed
+            assert changed == any(f.kind is not EventKind.STEP_OBSERVED for f in decision.facts)
+
+
+@given(lives())
+def test_each_fact_carries_the_revision_and_status_that_follow_from_it(history):
+    for before, *_, decision, _ in life_of(history):
+        flow = before
+        for fact in decision.facts:
+            after = evolve(flow, fact)
+            stands = flow if after is None else after
+            assert (fact.revision, fact.status) == (stands.revision, stands.status)
+            flow = after
+
+
+@given(lives())
+def test_a_flow_waits_for_something_exactly_while_it_is_waiting(history):
+    for *_, after in life_of(history):
+        if after is not None:
+            assert (after.wait_json is not None) == (after.status is FlowStatus.WAITING)
+
+
+@given(lives())
+def test_a_request_to_cancel_is_never_forgotten(history):
+    for before, *_, after in life_of(history):
+        if before is not None and after is not None and before.cancel_requested:
+            assert after.cancel_requested
+
+
+@given(lives())
+def test_times_are_append_times_and_creation_is_never_rewritten(history):
+    for before, *_, after in life_of(history):
+        if before is not None and after is not None:
+            assert after.created_at == before.created_at
+            assert (after.updated_at == before.updated_at) or after.revision > before.revision
+
+
+@given(lives(), sent_commands())
+def test_what_is_allowed_is_never_refused_for_the_status_and_vice_versa(history, sent):
+    flow: Flow | None = None
+    for moment in life_of(history):
+        flow = moment.after
+    command, at_ms, authority = sent
+    # Nothing before check 13 is to decide.
+    command = command.model_copy(update={"expected_revision": None, "expires_at": None})
+    if flow is None or command.kind in CREATES:
+        return
+    if authority is Authority.OWNER:
+        if command.kind in CONTROL_ONLY:
+            assert command.kind not in allowed(flow, authority)
+            return
+        command = command.model_copy(update={"issued_by": flow.owner_session_key})
+    code = decide(command, flow, at_ms, authority=authority).code
+    refused_for_its_status = code in {
+        Code.ALREADY_TERMINAL,
+        Code.CANCEL_PENDING,
+        Code.ILLEGAL_TRANSITION,
+    }
+    assert (command.kind in allowed(flow, authority)) is not refused_for_its_status
+
+
+@given(lives())
+def test_deciding_is_a_function_of_what_it_is_given(history):
+    once = [moment.decision for moment in life_of(history)]
+    assert once == [moment.decision for moment in life_of(history)]

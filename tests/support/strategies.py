@@ -1,0 +1,117 @@
+"""Commands and JSON as hypothesis draws them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from hypothesis import strategies as st
+
+from processor.domain.decide import decide
+from processor.domain.evolve import fold
+from processor.domain.transitions import CREATES, Authority, allowed
+from schemas import COMMANDS, CONTROL_ONLY, Command, CommandKind, Flow, StepStatus, instant
+from schemas.values import NUMBER_MAX
+from tests.support.given import DAY_MS, MORNING, OWNER, STRANGER, document
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-NUMBER_MAX, NUMBER_MAX)
+    | st.floats(-1e9, 1e9, allow_nan=False)
+    | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+# Few, so that they meet; some so large that they do not fit.
+PATCHES = st.dictionaries(st.sampled_from("abc"), JSON, max_size=2) | JSON
+TOO_LARGE = st.just("x" * 256 * 1024)
+NAMES = st.sampled_from(["r", "s"])
+# Most commands are well meant, or no flow would get anywhere. (Drawn numbers favour the ends.)
+SELDOM = st.integers(0, 20).map(lambda n: n == 13)
+LATER_MS = st.sampled_from([-1, 0, 1, 2_000, 10_000, 30 * DAY_MS, 31 * DAY_MS])
+
+
+def _wait(at_ms: int) -> st.SearchStrategy[dict[str, Any]]:
+    time = LATER_MS.map(lambda later_ms: instant(at_ms + later_ms))
+    maybe = {"timeout_at": st.none() | time}
+    return st.one_of(
+        st.fixed_dictionaries({"kind": st.just("timer"), "at": time}),
+        st.fixed_dictionaries(
+            {"kind": st.just("external_event"), "topic": NAMES, "correlation_id": NAMES},
+            optional=maybe,
+        ),
+        st.fixed_dictionaries({"kind": st.just("manual")}, optional=maybe),
+    )
+
+
+def _own_fields(kind: CommandKind, at_ms: int) -> st.SearchStrategy[dict[str, Any]]:
+    required: dict[str, st.SearchStrategy[Any]] = {}
+    optional: dict[str, st.SearchStrategy[Any]] = {}
+    match kind:
+        case CommandKind.CREATE_MANAGED | CommandKind.CREATE_MIRRORED:
+            required = {name: NAMES for name in ("controller_id", "goal", "requester_origin")}
+            optional = {
+                "current_step": st.none() | NAMES,
+                "state_json": JSON,
+                "owner_session_key": st.sampled_from([None, OWNER, OWNER, STRANGER]),
+            }
+        case CommandKind.SET_WAITING:
+            required = {"wait": _wait(at_ms)}
+        case CommandKind.RESUME:
+            optional = {"state_patch": PATCHES}
+        case CommandKind.RESUME_EXTERNAL:
+            required = {"topic": NAMES, "correlation_id": NAMES}
+            optional = {"payload": JSON | TOO_LARGE}
+        case CommandKind.FINISH:
+            optional = {"final_state": PATCHES}
+        case CommandKind.FAIL:
+            required = {"reason": NAMES}
+        case CommandKind.UPDATE_STATE:
+            required = {"patch": PATCHES | TOO_LARGE}
+            optional = {"next_step": st.none() | NAMES}
+        case CommandKind.RECORD_STEP_OBSERVATION:
+            required = {
+                "run_id": NAMES,
+                "task": NAMES,
+                "status": st.sampled_from([str(status) for status in StepStatus]),
+            }
+            optional = {"child_session_key": st.none() | NAMES, "result_json": JSON | TOO_LARGE}
+    return st.fixed_dictionaries(required, optional=optional)
+
+
+Sent = tuple[Command, int, Authority]
+"""A command, when it is appended, and the topic that it comes by."""
+
+
+@st.composite
+def sent_commands(draw: st.DrawFn, kinds: Iterable[str] = tuple(CommandKind)) -> Sent:
+    """A valid command for the one flow; most are well meant, or no flow would get anywhere."""
+    at_ms = MORNING + draw(st.integers(0, 20)) * 1_000
+    # The first is drawn most, and nothing that ends a flow comes first in this order.
+    kind = CommandKind(draw(st.sampled_from(sorted(kinds, reverse=True))))
+    fields = draw(_own_fields(kind, at_ms))
+    fields["issued_by"] = STRANGER if draw(SELDOM) else OWNER
+    if draw(SELDOM):
+        fields["expected_revision"] = draw(st.integers(0, 4))
+    if draw(SELDOM):
+        fields["expires_at"] = instant(at_ms + draw(st.integers(-1, 1)))
+    authority = draw(st.sampled_from(Authority))
+    if kind in CONTROL_ONLY and not draw(SELDOM):
+        authority = Authority.OPERATOR
+    return COMMANDS.validate_python(document(str(kind), **fields)), at_ms, authority
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[Sent]:
+    """What is sent to one flow, in the order in which it is read: now and then anything, else
+    what the flow takes as it stands."""
+    history: list[Sent] = []
+    flow: Flow | None = None
+    for _ in range(draw(st.integers(0, 15))):
+        fitting = CREATES if flow is None else allowed(flow, Authority.OPERATOR)
+        anything = draw(st.sampled_from([False, False, True]))
+        sent = draw(sent_commands() if anything else sent_commands(fitting))
+        command, at_ms, authority = sent
+        history.append(sent)
+        flow = fold(flow, decide(command, flow, at_ms, authority=authority).facts)
+    return history
