@@ -38,7 +38,7 @@ def client_id(settings: Settings, role: str) -> str:
     return f"{settings.topic_prefix}-{role}-{socket.gethostname()}-{home.hexdigest()}"
 
 
-def connection_options(settings: Settings, role: str) -> dict[str, Any]:
+def connection_options(settings: Settings, role: str = "client") -> dict[str, Any]:
     """What every client of aiokafka takes: where, who, how. Its repr shows no secret.
 
     Raises BadSetting if a TLS file cannot be used.
