@@ -1,0 +1,54 @@
+"""The contract by example: what each case sends, and what must come of it.
+
+The cases name neither event ids nor offsets; everything else is compared.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.partition import Partition, Sent
+
+CASES = [
+    json.loads(line)
+    for line in Path(__file__).with_name("conformance.jsonl").read_text("utf-8").splitlines()
+]
+each_case = pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+
+
+def commands_of(case):
+    return [Sent(sent["topic"], sent["at_ms"], sent["value"]) for sent in case["commands"]]
+
+
+def check(case, partition, answers):
+    for (outcome, events), expected in zip(answers, case["expect"], strict=True):
+        told = {name: outcome.get(name) for name in expected if name != "events"}
+        told["events"] = [
+            {name: value for name, value in event.items() if name not in ("id", "source")}
+            for event in events
+        ]
+        assert told == expected
+        if outcome["verdict"] != "duplicate":
+            assert outcome["event_ids"] == [event["id"] for event in events]
+    flow_id = case["commands"][0]["value"]["flow_id"]
+    assert partition.flow(flow_id) == case["flow"]
+    assert partition.steps_of(flow_id) == sorted(case["steps"], key=lambda step: step["run_id"])
+
+
+@each_case
+def test_one_command_after_the_other(case):
+    partition = Partition()
+    answers = [answer for sent in commands_of(case) for answer in partition.send(sent)]
+    check(case, partition, answers)
+
+
+@each_case
+def test_all_commands_in_one_batch(case):
+    partition = Partition()
+    check(case, partition, partition.send(*commands_of(case)))
+
+
+def test_every_kind_of_command_occurs_in_a_case():
+    kinds = {sent["value"]["kind"] for case in CASES for sent in case["commands"]}
+    assert len(kinds) == 14

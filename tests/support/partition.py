@@ -1,0 +1,123 @@
+"""One partition without a broker: records in, and what they cause kept as the topics keep it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from processor.batch import Batch, Memory, Place, first_event_id, needs
+from processor.codec import decode
+from processor.handler import Handler
+from processor.rows import FlowRow, Position, Remembered, StepRow
+from schemas import EVENTS, FlowStep, Outcome, Topics
+from tests.support.given import HOUR_MS
+
+PLACE = Place(partition=0, partitions=1, topics=Topics(), dedupe_window_ms=HOUR_MS)
+"""The only partition there is: every flow lies right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """A record as the broker hands it over."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A command that somebody sends to the topic `name`."""
+
+    name: str
+    at_ms: int
+    command: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Partition:
+    """Keeps between batches what a partition's table keeps."""
+
+    place: Place = PLACE
+    position: Position = field(default_factory=lambda: Position(0, 0, first_event_id(0)))
+    flows: dict[str, FlowRow] = field(default_factory=dict)
+    steps: dict[tuple[str, str], StepRow] = field(default_factory=dict)
+    ledger: dict[bytes, Remembered] = field(default_factory=dict)
+
+    def send(self, *batch: Sent) -> list[tuple[Any, list[Any]]]:
+        """The outcome of each command and the FlowEvents that it caused, as JSON."""
+        offsets = {"commands": self.position.commands, "control": self.position.control}
+        records = []
+        for sent in batch:
+            records.append(
+                Appended(
+                    f"{self.place.topics.prefix}.{sent.name}",
+                    self.place.partition,
+                    offsets[sent.name],
+                    sent.at_ms,
+                    sent.command["flow_id"].encode(),
+                    json.dumps(sent.command, ensure_ascii=False).encode(),
+                )
+            )
+            offsets[sent.name] += 1
+        written = self.handle(records)
+        assert written.faults == []
+        outcomes = [json.loads(record.value or b"") for record in written.outcomes]
+        events = [json.loads(record.value or b"") for record in written.audit]
+        return [
+            (outcome, [event for event in events if event["source"] == outcome["source"]])
+            for outcome in outcomes
+        ]
+
+    def handle(self, records: Sequence[Appended]) -> Batch:
+        """One batch of records; what it writes can be read by the published models."""
+        items = [decode(record) for record in records]
+        wanted = needs(items)
+        memory = Memory(
+            flows={flow_id: self.flows.get(flow_id) for flow_id in wanted.flows},
+            steps={at: self.steps[at] for at in wanted.steps if at in self.steps},
+            run_ids={
+                flow_id: [run_id for owner, run_id in self.steps if owner == flow_id]
+                for flow_id in wanted.pruned
+            },
+            ledger={key: self.ledger[key] for key in wanted.ledger if key in self.ledger},
+        )
+        handler = Handler(self.place, memory, self.position, next_number=len(self.flows) + 1)
+        batch = handler.handle(items)
+        for outcome in batch.outcomes:
+            Outcome.model_validate_json(outcome.value or b"")
+        for event in batch.audit:
+            EVENTS.validate_json(event.value or b"")
+        self._keep(batch)
+        return batch
+
+    def _keep(self, batch: Batch) -> None:
+        self.position = batch.position
+        for flow_id, row in batch.flows.items():
+            if row is None:
+                self.flows.pop(flow_id, None)
+            else:
+                self.flows[flow_id] = row
+        for key, value, _ in batch.state:
+            flow_id, slash, run_id = (key or b"").decode().partition("/")
+            if not slash or flow_id == "cursor":
+                continue
+            if value is None:
+                self.steps.pop((flow_id, run_id), None)
+            else:
+                doc = json.dumps(json.loads(value)["step"]).encode()
+                self.steps[flow_id, run_id] = StepRow(FlowStep.model_validate_json(doc), doc)
+        self.ledger.update((answer.key, answer) for answer in batch.changes.remembered)
+
+    def flow(self, flow_id: str) -> Any:
+        """The flow's row as JSON; None where there is none."""
+        row = self.flows.get(flow_id)
+        return row and json.loads(row.doc)
+
+    def steps_of(self, flow_id: str) -> list[Any]:
+        """The flow's steps as JSON, by run id."""
+        return [json.loads(row.doc) for at, row in sorted(self.steps.items()) if at[0] == flow_id]
