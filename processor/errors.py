@@ -9,3 +9,37 @@ class TaskflowError(Exception):
 
     retriable = False
     """Whether the same call may succeed later without anyone changing anything."""
+
+
+class OwnershipLost(TaskflowError):
+    """The group gave the partition to another; its new owner goes on from the topics."""
+
+    retriable = True
+
+
+class SourceFailed(TaskflowError):
+    """The group's consumer no longer works; the worker makes a new one."""
+
+    retriable = True
+
+
+class ProducerSuspect(TaskflowError):
+    """A commit was sent twice, so a late request may be under way; the producer is replaced."""
+
+    retriable = True
+
+
+class CursorMissing(TaskflowError):
+    """Outcomes or FlowEvents exist, but no cursor says how far they go; deciding on would
+    repeat or lose commands."""
+
+
+class HistoryLost(TaskflowError):
+    """The topics no longer hold what the partition needs next; somebody must say what is lost."""
+
+
+class TableDistrusted(TaskflowError):
+    """The local table contradicts what was decided, or another hand wrote to it; it is filled
+    anew from the topics."""
+
+    retriable = True

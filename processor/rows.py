@@ -73,8 +73,7 @@ class Stored(NamedTuple):
     """How far a table is written.
 
     `audit` and `outcomes` are the offsets on those topics from which it must be rolled forward;
-    `as_of_ms` is the broker's append time of the newest outcome in it; `next_number` the next
-    free row number.
+    `as_of_ms` is the broker's append time of the newest outcome in it.
     """
 
     position: Position
@@ -88,14 +87,15 @@ class Changes:
     """Everything that one batch writes to the table.
 
     Applied in this order: flows deleted, with their steps; flows updated and inserted; steps
-    upserted; answers remembered (a newer one under the same key replaces the older); answers
-    older than `forget_before_ms` dropped, some at a time. `updated` pairs the row that was
-    decided on with the new one.
+    deleted (flow id, run id; there or not) and upserted; answers remembered (a newer one under
+    the same key replaces the older); answers older than `forget_before_ms` dropped, some at a
+    time. `updated` pairs the row that was decided on with the new one.
     """
 
     deleted: list[FlowRow] = field(default_factory=list)
     updated: list[tuple[FlowRow, FlowRow]] = field(default_factory=list)
     inserted: list[FlowRow] = field(default_factory=list)
+    deleted_steps: list[tuple[str, str]] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
     remembered: list[Remembered] = field(default_factory=list)
     forget_before_ms: int | None = None

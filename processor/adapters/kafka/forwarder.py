@@ -1,0 +1,86 @@
+"""Re-sending records that lie on the wrong partition, by a plain idempotent producer.
+
+Outside of any transaction: a forwarder that died in one would stall another partition's
+commands until the transaction timed out.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import MessageSizeTooLargeError
+
+from processor.batch import Forward
+from schemas.topics import DEAD_LETTER_MAX_BYTES
+
+
+class PlainForwarder:
+    """Shared by all partitions of a worker; started when it is first needed."""
+
+    def __init__(self, connection: Mapping[str, Any], *, timeout_s: float) -> None:
+        self._connection = connection
+        self._timeout_s = timeout_s
+        self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
+
+    async def forward(self, forwards: Sequence[Forward]) -> frozenset[tuple[str, int]]:
+        """Send all, in order, acknowledged by all replicas; the sources (topic, offset) of those
+        that the broker does not take for their size. Raises on any other failure."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                producer = await self._started()
+                sent = [await self._send(producer, forward) for forward in forwards]
+                answers = await asyncio.gather(
+                    *(future for future in sent if future is not None), return_exceptions=True
+                )
+        except BaseException:
+            await self.stop()
+            raise
+        refused = {f.source for f, future in zip(forwards, sent, strict=True) if future is None}
+        waited = [f for f, future in zip(forwards, sent, strict=True) if future is not None]
+        for forward, answer in zip(waited, answers, strict=True):
+            if isinstance(answer, MessageSizeTooLargeError):
+                refused.add(forward.source)
+            elif isinstance(answer, BaseException):
+                # Its sequence may be off after a failed batch.
+                await self.stop()
+                raise answer
+        return frozenset(refused)
+
+    async def _send(self, producer: AIOKafkaProducer, forward: Forward) -> Any:
+        record = forward.record
+        try:
+            return await producer.send(
+                forward.topic,
+                key=record.key,
+                value=record.value,
+                headers=list(record.headers),
+                partition=forward.partition,
+            )
+        except MessageSizeTooLargeError:
+            return None
+
+    async def _started(self) -> AIOKafkaProducer:
+        async with self._starting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    **self._connection,
+                    enable_idempotence=True,
+                    acks="all",
+                    max_request_size=DEAD_LETTER_MAX_BYTES,
+                )
+                await producer.start()
+                self._producer = producer
+            return self._producer
+
+    async def stop(self) -> None:
+        """Let go of the producer; the next `forward` starts another."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            try:
+                await asyncio.wait_for(producer.stop(), 2.0)
+            except Exception:
+                sender = producer._sender.sender_task
+                if sender is not None:
+                    sender.cancel()

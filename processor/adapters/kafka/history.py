@@ -1,0 +1,104 @@
+"""Reading a partition's topics back, to an end that is really the end."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from processor.codec import Record
+from processor.ports import Extent
+
+log = structlog.get_logger()
+
+CHUNK_MAX_RECORDS: Final = 2_000
+FETCH_MAX_BYTES: Final = 4 * 1024 * 1024
+SETTLE_POLL_S: Final = 0.02
+SETTLE_REPORT_S: Final = 5.0
+
+
+class KafkaHistory:
+    """Consumers of one takeover: one that sees open transactions, one that does not."""
+
+    def __init__(self, connection: Mapping[str, Any], partition: int) -> None:
+        self._connection = connection
+        self._partition = partition
+        self._consumers: dict[str, AIOKafkaConsumer] = {}
+
+    async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
+        """The extents of `topics` as the high watermarks stand now, once the last stable offsets
+        have reached them: below an open transaction of anybody, the newest records are hidden,
+        and an older position would be taken for the newest."""
+        tps = [TopicPartition(topic, self._partition) for topic in topics]
+        uncommitted = await self._consumer("read_uncommitted")
+        committed = await self._consumer("read_committed")
+        starts = await uncommitted.beginning_offsets(tps)
+        ends = await uncommitted.end_offsets(tps)
+        reported = time.monotonic()
+        while True:
+            stable = await committed.end_offsets(tps)
+            hidden = [tp for tp in tps if stable[tp] < ends[tp]]
+            if not hidden:
+                return {tp.topic: Extent(starts[tp], ends[tp]) for tp in tps}
+            if time.monotonic() - reported > SETTLE_REPORT_S:
+                reported = time.monotonic()
+                log.warning(
+                    "waiting for a foreign transaction to end: it hides the newest records",
+                    partition=self._partition,
+                    topics=[tp.topic for tp in hidden],
+                    stable_offsets=[stable[tp] for tp in hidden],
+                )
+            await asyncio.sleep(SETTLE_POLL_S)
+
+    async def extent(self, topic: str) -> Extent:
+        """What the topic holds now, open transactions included."""
+        tp = TopicPartition(topic, self._partition)
+        consumer = await self._consumer("read_uncommitted")
+        starts, ends = await consumer.beginning_offsets([tp]), await consumer.end_offsets([tp])
+        return Extent(starts[tp], ends[tp])
+
+    async def offset_at(self, topic: str, at_ms: int) -> int | None:
+        tp = TopicPartition(topic, self._partition)
+        found = (await (await self._consumer("read_committed")).offsets_for_times({tp: at_ms}))[tp]
+        return None if found is None else int(found.offset)
+
+    async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        """Committed records of [start, end). Ends when the consumer's position says so: the last
+        offsets may be markers, which no record shows."""
+        if start >= end:
+            return
+        tp = TopicPartition(topic, self._partition)
+        consumer = await self._consumer("read_committed")
+        consumer.assign([tp])
+        consumer.seek(tp, start)
+        while True:
+            fetched = await consumer.getmany(tp, timeout_ms=200, max_records=CHUNK_MAX_RECORDS)
+            records = [r for some in fetched.values() for r in some if r.offset < end]
+            if records:
+                yield records
+            if await consumer.position(tp) >= end:
+                return
+
+    async def _consumer(self, isolation_level: str) -> AIOKafkaConsumer:
+        consumer = self._consumers.get(isolation_level)
+        if consumer is None:
+            consumer = AIOKafkaConsumer(
+                **self._connection,
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                isolation_level=isolation_level,
+                max_partition_fetch_bytes=FETCH_MAX_BYTES,
+                fetch_max_wait_ms=100,
+            )
+            await consumer.start()
+            self._consumers[isolation_level] = consumer
+        return consumer
+
+    async def close(self) -> None:
+        consumers, self._consumers = list(self._consumers.values()), {}
+        for consumer in consumers:
+            with suppress(Exception):
+                await asyncio.wait_for(consumer.stop(), 2.0)

@@ -1,0 +1,214 @@
+"""The group's consumer: which partitions are ours, and what is new on them."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import (
+    CommitFailedError,
+    ConsumerStoppedError,
+    IllegalGenerationError,
+    IllegalStateError,
+    KafkaError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+
+from processor.errors import OwnershipLost, SourceFailed
+from processor.ports import Fetched
+from processor.rows import Position
+from schemas.topics import Topics
+
+log = structlog.get_logger()
+
+FETCH_MAX_WAIT_MS: Final = 20
+"""How long the broker holds a fetch. One fetch per broker is under way at a time, and a partition
+that it does not ask for waits for its end: this is latency, not only idleness."""
+CONFIRM_TIMEOUT_S: Final = 5.0
+
+
+class GroupSource:
+    """One consumer in the group, for all partitions of a worker.
+
+    `on_assigned` is told the partition numbers that are ours, without an await between that and
+    aiokafka's own bookkeeping; `on_revoked` is awaited before the group goes on.
+    """
+
+    def __init__(
+        self,
+        connection: Mapping[str, Any],
+        topics: Topics,
+        *,
+        group_id: str,
+        instance_id: str | None,
+        session_timeout_ms: int,
+        on_assigned: Callable[[frozenset[int]], None],
+        on_revoked: Callable[[], Any],
+    ) -> None:
+        self.generation = 0
+        self.failed = asyncio.Event()
+        self._topics = topics
+        self._on_assigned = on_assigned
+        self._on_revoked = on_revoked
+        self._assigned: frozenset[int] = frozenset()
+        self._changed = asyncio.Event()
+        self._consumer = AIOKafkaConsumer(
+            **connection,
+            group_id=group_id,
+            group_instance_id=instance_id,
+            session_timeout_ms=session_timeout_ms,
+            heartbeat_interval_ms=max(100, session_timeout_ms // 5),
+            # Takeovers restore inside the group, so polling says nothing of life.
+            max_poll_interval_ms=86_400_000,
+            rebalance_timeout_ms=session_timeout_ms,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+            # Range gives commands and control of one number to one member.
+            partition_assignment_strategy=(RangePartitionAssignor,),
+        )
+
+    async def start(self) -> None:
+        await self._consumer.start()
+        self._consumer.subscribe(
+            [self._topics.commands, self._topics.control], listener=_Listener(self)
+        )
+
+    async def stop(self, *, timeout_s: float) -> None:
+        """Leave the group."""
+        try:
+            await asyncio.wait_for(self._consumer.stop(), timeout_s)
+        except Exception as error:
+            log.warning("the consumer did not stop in time", error=repr(error))
+
+    def _pair(self, partition: int) -> tuple[TopicPartition, TopicPartition]:
+        return (
+            TopicPartition(self._topics.commands, partition),
+            TopicPartition(self._topics.control, partition),
+        )
+
+    # What the group says
+
+    async def revoked(self) -> None:
+        self.generation += 1
+        self._assigned = frozenset()
+        self._changed.clear()
+        await self._on_revoked()
+
+    def assigned_now(self, tps: Iterable[TopicPartition]) -> None:
+        """No await in here: whatever the group's offsets would fetch must not reach anyone."""
+        tps = set(tps)
+        self._consumer.pause(*tps)
+        for tp in tps:
+            self._consumer.seek(tp, 0)
+        self.generation += 1
+        numbers = {tp.partition for tp in tps}
+        self._assigned = frozenset(n for n in numbers if tps.issuperset(self._pair(n)))
+        if self._assigned != numbers:
+            log.error("commands and control have different partition counts", partitions=numbers)
+        self._changed.set()
+        self._on_assigned(self._assigned)
+
+    async def assigned(self, partition: int) -> int:
+        while partition not in self._assigned:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.generation
+
+    async def confirm(self, partition: int, position: Position) -> None:
+        """Commit an offset, which the group takes only from a member of its generation."""
+        commands, control = self._pair(partition)
+        offsets = {commands: position.commands, control: position.control}
+        try:
+            await asyncio.wait_for(self._consumer.commit(offsets), CONFIRM_TIMEOUT_S)
+        except (
+            CommitFailedError,
+            IllegalGenerationError,
+            IllegalStateError,
+            RebalanceInProgressError,
+            UnknownMemberIdError,
+        ) as error:
+            raise OwnershipLost(
+                f"partition {partition} may belong to another by now: {type(error).__name__}"
+            ) from error
+
+    # What is new
+
+    def attach(self, partition: int, position: Position) -> None:
+        commands, control = self._pair(partition)
+        try:
+            self._consumer.seek(commands, position.commands)
+            self._consumer.seek(control, position.control)
+            self._consumer.resume(commands, control)
+        except IllegalStateError as error:
+            raise OwnershipLost(f"partition {partition} is not assigned any more") from error
+
+    async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
+        """Raises SourceFailed if the consumer itself is broken, and lets through what concerns
+        this partition alone."""
+        commands, control = self._pair(partition)
+        try:
+            fetched = await self._consumer.getmany(
+                commands, control, timeout_ms=int(timeout_s * 1000), max_records=max_records
+            )
+        except ConsumerStoppedError as error:
+            self.failed.set()
+            raise SourceFailed("the consumer is stopped") from error
+        except KafkaError as error:
+            # aiokafka's coordination ends for good with an error that has no class of its own.
+            if type(error) is KafkaError:
+                self.failed.set()
+                raise SourceFailed(f"the consumer gave up: {error}") from error
+            raise
+        return Fetched(fetched.get(commands, ()), fetched.get(control, ()))
+
+    def ahead(self, partition: int) -> Position | None:
+        stands = [self._stand(tp) for tp in self._pair(partition)]
+        if any(position is None for position, _ in stands):
+            return None
+        (commands, _), (control, _) = stands
+        assert commands is not None
+        assert control is not None
+        return Position(commands, control, 0)
+
+    def lags(self, partition: int) -> tuple[int, int]:
+        if partition not in self._assigned:
+            return (0, 0)
+        commands, control = (
+            max(0, (end or 0) - (position or 0))
+            for position, end in (self._stand(tp) for tp in self._pair(partition))
+        )
+        return commands, control
+
+    async def undone(self, partitions: Iterable[int]) -> set[int]:
+        tps = [tp for partition in partitions for tp in self._pair(partition)]
+        if not tps:
+            return set()
+        ends = await self._consumer.end_offsets(tps)
+        return {tp.partition for tp in tps if (self._stand(tp)[0] or 0) < ends[tp]}
+
+    def _stand(self, tp: TopicPartition) -> tuple[int | None, int | None]:
+        """Position and last stable offset, as the last fetch told them."""
+        subscription = self._consumer._subscription.subscription
+        assignment = subscription.assignment if subscription is not None else None
+        if assignment is None or tp not in assignment.tps:
+            return None, None
+        state = assignment.state_value(tp)
+        if not state.has_valid_position:
+            return None, state.lso
+        return state.position, state.lso
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, source: GroupSource) -> None:
+        self._source = source
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        await self._source.revoked()
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self._source.assigned_now(assigned)

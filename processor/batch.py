@@ -1,0 +1,129 @@
+"""A batch: what is read for it, what must be remembered for it, and what it writes."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from processor.codec import Headers, Readable, Record, Unreadable, encode
+from processor.domain.decide import Limits
+from processor.rows import Changes, FlowRow, Position, Remembered, StepRow
+from schemas.commands import RecordStepObservation
+from schemas.state import CURSOR_PREFIX
+from schemas.topics import Topics
+from schemas.values import EVENTS_PER_PARTITION, SCHEMA_VERSION
+
+Decoded = Readable | Unreadable
+
+
+class Outgoing(NamedTuple):
+    """A record to write to this partition's number of a topic."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Forward(NamedTuple):
+    """A record to send again, to the partition that its key belongs to."""
+
+    topic: str
+    partition: int
+    record: Outgoing
+    source: tuple[str, int]
+    """Topic and offset of the record that it is a copy of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which partition is handled, among how many, and under which rules."""
+
+    partition: int
+    partitions: int
+    topics: Topics
+    dedupe_window_ms: int
+    limits: Limits = field(default_factory=Limits)
+    output_max_bytes: int = 8 * 1024 * 1024
+    """A batch ends early once it would write more than this."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """What must be known of a batch's flows, before it is handled.
+
+    `flows` holds every flow id of the batch, None where there is no such flow; `run_ids` every
+    step of the flows that the batch would prune.
+    """
+
+    flows: dict[str, FlowRow | None] = field(default_factory=dict)
+    steps: dict[tuple[str, str], StepRow] = field(default_factory=dict)
+    run_ids: dict[str, list[str]] = field(default_factory=dict)
+    ledger: dict[bytes, Remembered] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Everything that one batch writes, all of it or nothing.
+
+    `handled` counts the records from the front that it covers; `faults` are exceptions that
+    quarantined a record as `internal_error`, for the log.
+    """
+
+    position: Position
+    handled: int = 0
+    audit: list[Outgoing] = field(default_factory=list)
+    outcomes: list[Outgoing] = field(default_factory=list)
+    state: list[Outgoing] = field(default_factory=list)
+    dead_letters: list[Outgoing] = field(default_factory=list)
+    forwards: list[Forward] = field(default_factory=list)
+    changes: Changes = field(default_factory=Changes)
+    flows: dict[str, FlowRow | None] = field(default_factory=dict)
+    """The flows that were touched, as they are now."""
+    tally: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """How many outcomes by kind, verdict and code."""
+    newest_ms: int = 0
+    """The newest append time among the handled records."""
+    faults: list[tuple[Record, Exception]] = field(default_factory=list)
+
+
+class Needs(NamedTuple):
+    """What `Memory` must hold for some records."""
+
+    flows: set[str]
+    steps: list[tuple[str, str]]
+    pruned: set[str]
+    ledger: list[bytes]
+
+
+def needs(items: Iterable[Decoded]) -> Needs:
+    needed = Needs(set(), [], set(), [])
+    for item in items:
+        if isinstance(item, Readable):
+            command = item.command
+            needed.flows.add(command.flow_id)
+            needed.ledger.append(item.ledger_key)
+            if isinstance(command, RecordStepObservation):
+                needed.steps.append((command.flow_id, command.run_id))
+            elif command.kind == "prune":
+                needed.pruned.add(command.flow_id)
+    return needed
+
+
+def cursor_record(partition: int, position: Position) -> Outgoing:
+    """The `state` record that says how far the partition is decided."""
+    cursor = {**position._asdict(), "schema_version": SCHEMA_VERSION}
+    return Outgoing(f"{CURSOR_PREFIX}{partition}".encode(), encode(cursor), ())
+
+
+def first_event_id(partition: int) -> int:
+    """The id of the first FlowEvent of a partition."""
+    return partition * EVENTS_PER_PARTITION + 1
+
+
+def snapshot_of(row: FlowRow) -> bytes:
+    """A flow's value on `state`; its `doc` goes in as it is."""
+    return b'{"flow":%b,"last_event_id":%d,"chain":"%b"}' % (
+        row.doc,
+        row.last_event_id,
+        row.chain.hex().encode(),
+    )

@@ -1,0 +1,138 @@
+"""The one place where the parts are put together."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from processor.adapters.kafka.admin import ensure_topics
+from processor.adapters.kafka.connection import compression_type, connection_options
+from processor.adapters.kafka.forwarder import PlainForwarder
+from processor.adapters.kafka.history import KafkaHistory
+from processor.adapters.kafka.source import GroupSource
+from processor.adapters.kafka.writer import TransactionalWriter, producers_stopped
+from processor.adapters.sqlite import open_table, state_dir_lock, table_path
+from processor.batch import Place
+from processor.domain.decide import Limits
+from processor.http import serve
+from processor.metrics import Metrics
+from processor.partition import PartitionOwner
+from processor.settings import Settings
+from processor.worker import Member, Worker
+from schemas.topics import Topics
+
+log = structlog.get_logger()
+
+SWITCH_INTERVAL_S = 0.001
+"""How long one thread may keep the others waiting. Deciding is busy in one thread while SQLite's
+threads wait for their turn at each end of a statement; Python's default is 5 ms."""
+PRODUCERS_STOP_TIMEOUT_S = 0.5
+
+
+async def run_worker(
+    settings: Settings, *, stop: asyncio.Event, ready: asyncio.Event | None = None
+) -> None:
+    """Run one worker until `stop` is set; `ready` is set once it decides for the first time.
+
+    Raises StateDirInUse, BrokerUnreachable, AccessDenied, TopicsWrong or AddressInUse if it
+    cannot start; once it has, it goes on through every error.
+    """
+    with state_dir_lock(settings.state_dir):
+        for mismatch in await ensure_topics(settings):
+            log.warning("a topic is not what it should be", mismatch=str(mismatch))
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        metrics = Metrics()
+        forwarder = PlainForwarder(
+            connection_options(settings, "forwarder"), timeout_s=settings.commit_timeout_ms / 1000
+        )
+        worker = Worker(
+            lambda assigned, revoked: _member(settings, assigned, revoked),
+            lambda partition, member: _owner(settings, partition, member, forwarder, metrics),
+            metrics=metrics,
+            flow_cache_bytes=settings.flow_cache_bytes,
+            watchdog_timeout_s=settings.watchdog_timeout_ms / 1000,
+        )
+        async with serve(settings.http, report=worker.report, metrics=metrics) as address:
+            log.info(
+                "worker started",
+                brokers=settings.bootstrap_servers,
+                prefix=settings.topic_prefix,
+                http=str(address) if address else "off",
+            )
+            announcing = asyncio.create_task(_announce(worker, ready))
+            try:
+                await worker.run(stop)
+            finally:
+                announcing.cancel()
+                with suppress(asyncio.CancelledError):
+                    await announcing
+                await forwarder.stop()
+                await producers_stopped(PRODUCERS_STOP_TIMEOUT_S)
+    log.info("worker stopped")
+
+
+async def _announce(worker: Worker, ready: asyncio.Event | None) -> None:
+    await worker.when_ready()
+    log.info("worker ready", partitions=sorted(worker.report()["partitions"], key=int))
+    if ready is not None:
+        ready.set()
+
+
+def _member(
+    settings: Settings,
+    assigned: Callable[[frozenset[int]], None],
+    revoked: Callable[[], Any],
+) -> Member:
+    return GroupSource(
+        connection_options(settings, "worker"),
+        Topics(settings.topic_prefix),
+        group_id=settings.group_id,
+        instance_id=settings.instance_id,
+        session_timeout_ms=settings.session_timeout_ms,
+        on_assigned=assigned,
+        on_revoked=revoked,
+    )
+
+
+def _owner(
+    settings: Settings,
+    partition: int,
+    member: Member,
+    forwarder: PlainForwarder,
+    metrics: Metrics,
+) -> PartitionOwner:
+    topics = Topics(settings.topic_prefix)
+    connection = connection_options(settings, f"owner-{partition}")
+    path = table_path(settings.state_dir, settings.topic_prefix, partition)
+    return PartitionOwner(
+        Place(
+            partition,
+            settings.partitions,
+            topics,
+            settings.dedupe_window_ms,
+            Limits(timer_max_horizon_ms=settings.timer_max_horizon_ms),
+        ),
+        source=member,
+        forwarder=forwarder,
+        open_table=lambda: open_table(
+            path,
+            partition=partition,
+            prefix=settings.topic_prefix,
+            partitions=settings.partitions,
+        ),
+        new_writer=lambda: TransactionalWriter(
+            connection,
+            topics,
+            partition,
+            group_id=settings.group_id,
+            compression=compression_type(settings),
+            commit_timeout_s=settings.commit_timeout_ms / 1000,
+        ),
+        new_history=lambda: KafkaHistory(connection, partition),
+        metrics=metrics,
+        batch_max_records=settings.batch_max_records,
+        cache_bytes=settings.flow_cache_bytes // settings.partitions,
+    )

@@ -1,0 +1,57 @@
+"""The flows that a partition keeps in memory: the ones used last, within a bound."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+from processor.rows import FlowRow
+
+ROW_OVERHEAD_BYTES = 1_500
+"""What a flow takes beside its state: objects, texts, the place in the cache (measured)."""
+EXPANSION = 3
+"""How much larger JSON is as Python objects, with its bytes kept beside them (measured)."""
+
+
+class FlowCache:
+    """Flow rows by id, the least recently used thrown out once they exceed `limit_bytes`.
+
+    Only what the table holds may be put in: whatever is thrown out can be read again.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.size_bytes = 0
+        self._rows: OrderedDict[str, FlowRow] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def find(self, flow_ids: Iterable[str]) -> dict[str, FlowRow]:
+        """Those of `flow_ids` that are here; they count as just used."""
+        found = {}
+        for flow_id in flow_ids:
+            row = self._rows.get(flow_id)
+            if row is not None:
+                found[flow_id] = row
+                self._rows.move_to_end(flow_id)
+        return found
+
+    def put(self, rows: Mapping[str, FlowRow | None]) -> None:
+        """Keep `rows`; None: the flow is gone."""
+        for flow_id, row in rows.items():
+            old = self._rows.pop(flow_id, None)
+            if old is not None:
+                self.size_bytes -= _weight(old)
+            if row is not None:
+                self._rows[flow_id] = row
+                self.size_bytes += _weight(row)
+        while self.size_bytes > self.limit_bytes and self._rows:
+            _, oldest = self._rows.popitem(last=False)
+            self.size_bytes -= _weight(oldest)
+
+    def clear(self) -> None:
+        self._rows.clear()
+        self.size_bytes = 0
+
+
+def _weight(row: FlowRow) -> int:
+    return ROW_OVERHEAD_BYTES + EXPANSION * len(row.doc)

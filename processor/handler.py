@@ -1,0 +1,418 @@
+"""A batch of records and what the partition remembers of their flows → everything to write.
+
+Pure: the same records on the same memory give the same bytes. One Handler handles one batch.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+from processor.batch import (
+    Batch,
+    Decoded,
+    Forward,
+    Memory,
+    Outgoing,
+    Place,
+    cursor_record,
+    snapshot_of,
+)
+from processor.burial import OUTCOME_KEY_MAX_BYTES, dead_letter
+from processor.codec import Headers, Readable, Record, Unreadable, encode
+from processor.domain import messages
+from processor.domain.decide import Decision, decide
+from processor.domain.evolve import evolve, observed_step
+from processor.domain.transitions import Authority, allowed
+from processor.placement import partition_of
+from processor.rows import FlowRow, Position, Remembered, StepRow
+from schemas import dead_letters
+from schemas.commands import CommandKind, RecordStepObservation
+from schemas.events import CHAIN_HEADER, CHAIN_START, TRACEPARENT_HEADER, EventKind
+from schemas.flow import Flow
+from schemas.outcomes import FORGOTTEN, Code, Verdict
+from schemas.values import SCHEMA_VERSION, instant
+
+
+class _Entry:
+    """A flow while its batch is handled. `base` is the row in the table, which a prune ends."""
+
+    __slots__ = ("base", "chain", "flow", "headers", "last_event_id")
+
+    def __init__(self, base: FlowRow | None) -> None:
+        self.base = base
+        self.flow: Flow | None = base.flow if base else None
+        self.chain = base.chain if base else CHAIN_START
+        self.last_event_id = base.last_event_id if base else 0
+        self.headers: Headers = ()
+
+
+class Handler:
+    """Handles one batch of one partition.
+
+    `position` is where the batch starts, `next_number` the next free row number of the table;
+    `unforwardable` names records (topic, offset) that the broker would not take as copies.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        memory: Memory,
+        position: Position,
+        *,
+        next_number: int,
+        unforwardable: frozenset[tuple[str, int]] = frozenset(),
+    ) -> None:
+        self._place = place
+        self._memory = memory
+        self._unforwardable = unforwardable
+        self._next_number = next_number
+        self._next_event_id = position.next_event_id
+        self._next = {
+            place.topics.commands: position.commands,
+            place.topics.control: position.control,
+        }
+        self._entries: dict[str, _Entry] = {}
+        self._touched: dict[str, _Entry] = {}
+        self._steps: dict[tuple[str, str], StepRow | None] = {}
+        self._step_headers: dict[tuple[str, str], Headers] = {}
+        self._ledger: dict[bytes, Remembered] = {}
+        self._batch = Batch(position)
+        self._size_bytes = 0
+
+    def handle(self, items: Sequence[Decoded]) -> Batch:
+        """Decide `items` in their order, until all are or the batch is full."""
+        batch = self._batch
+        for item in items:
+            record = item.record
+            self._handle(item)
+            self._next[record.topic] = record.offset + 1
+            if record.timestamp > batch.newest_ms:
+                batch.newest_ms = record.timestamp
+            batch.handled += 1
+            if self._size_bytes > self._place.output_max_bytes:
+                break
+        self._settle()
+        return batch
+
+    def _handle(self, item: Decoded) -> None:
+        try:
+            if isinstance(item, Unreadable):
+                self._quarantine(item)
+            else:
+                self._handle_command(item)
+        except Exception as fault:  # one record's trouble is not the partition's
+            self._batch.faults.append((item.record, fault))
+            self._quarantine(_spoiled(item, Code.INTERNAL_ERROR))
+
+    def _handle_command(self, item: Readable) -> None:
+        command, record = item.command, item.record
+        entry = self._entry(command.flow_id)
+        # A flow that is known lies right: only an unknown one is worth the hash.
+        if entry.flow is None and not self._lies_right(item):
+            return
+        authority = (
+            Authority.OWNER if record.topic == self._place.topics.commands else Authority.OPERATOR
+        )
+        first = self._ledger.get(item.ledger_key) or self._memory.ledger.get(item.ledger_key)
+        if first is not None and record.timestamp - first.at_ms <= self._place.dedupe_window_ms:
+            self._answer_resend(item, first, entry.flow, authority)
+            return
+        step = None
+        if isinstance(command, RecordStepObservation):
+            row = self._step((command.flow_id, command.run_id))
+            step = row.step if row else None
+        decision = decide(
+            command,
+            entry.flow,
+            record.timestamp,
+            authority=authority,
+            step=step,
+            limits=self._place.limits,
+        )
+        self._apply(item, entry, authority, decision)
+
+    def _lies_right(self, item: Readable) -> bool:
+        """Check 6; what lies wrong is answered here."""
+        place, record = self._place, item.record
+        key = item.command.flow_id.encode()
+        right = partition_of(key, place.partitions)
+        if right == place.partition:
+            return True
+        if any(name == dead_letters.FORWARDED_FROM for name, _ in record.headers):
+            self._quarantine(_spoiled(item, Code.INVALID_KEY))
+            return False
+        source = (record.topic, record.offset)
+        if source in self._unforwardable:
+            self._quarantine(_spoiled(item, Code.INTERNAL_ERROR))
+            return False
+        origin = f"{record.topic}/{record.partition}/{record.offset}".encode()
+        copy = Outgoing(
+            record.key, record.value, [*record.headers, (dead_letters.FORWARDED_FROM, origin)]
+        )
+        self._batch.forwards.append(Forward(record.topic, right, copy, source))
+        self._answer(
+            item, Verdict.FORWARDED, message=messages.FORWARDED, details={"partition": right}
+        )
+        return False
+
+    def _answer_resend(
+        self, item: Readable, first: Remembered, flow: Flow | None, authority: Authority
+    ) -> None:
+        now = allowed(flow, authority) if flow else None
+        if first.digest != item.digest:
+            self._answer(
+                item,
+                Verdict.REJECTED,
+                Code.IDEMPOTENCY_CONFLICT,
+                flow=flow,
+                message=messages.refused(Code.IDEMPOTENCY_CONFLICT, {}),
+                allowed=now,
+            )
+            return
+        outcome = self._outcome(item, Verdict.DUPLICATE)
+        outcome |= {
+            "code": first.code,
+            "message": _message(item.command.kind, first.code, first.details, dry_run=False),
+            "revision": first.revision,
+            "status": first.status,
+            "event_ids": first.event_ids,
+            "allowed": now,
+            "details": first.details,
+            "original": first.verdict,
+        }
+        self._write_outcome(item, outcome)
+
+    def _apply(
+        self, item: Readable, entry: _Entry, authority: Authority, decision: Decision
+    ) -> None:
+        """Answer a decided command and write down what happened, the answer last: until then
+        nothing of it stands."""
+        command, record = item.command, item.record
+        before = flow = entry.flow
+        written: list[Outgoing] = []
+        chain, event_id = entry.chain, self._next_event_id
+        headers = _traceparent(record.headers)
+        step: StepRow | None = None
+        dry_run = bool(command.dry_run)
+        for fact in decision.facts:
+            flow = evolve(flow, fact)
+            if dry_run:
+                continue
+            value = encode(
+                {
+                    "id": event_id,
+                    "flow_id": fact.flow_id,
+                    "kind": fact.kind,
+                    "payload_json": fact.payload,
+                    "at": fact.at,
+                    "revision": fact.revision,
+                    "status": fact.status,
+                    "command_id": command.command_id,
+                    "actor": command.issued_by,
+                    "source": _source(record),
+                    "schema_version": SCHEMA_VERSION,
+                }
+            )
+            chain = blake2b(chain + value, digest_size=16).digest()
+            written.append(Outgoing(record.key, value, ((CHAIN_HEADER, chain), *headers)))
+            event_id += 1
+            if fact.kind is EventKind.STEP_OBSERVED:
+                step = StepRow(observed_step(fact), encode(fact.payload["step"]))
+        first_event_id = self._next_event_id
+        count = len(written)
+        accepted = decision.code is None
+        stands = before if dry_run else flow
+        self._answer(
+            item,
+            Verdict.ACCEPTED if accepted else Verdict.REJECTED,
+            decision.code,
+            flow=flow,
+            message=_message(command.kind, decision.code, decision.details, dry_run=dry_run),
+            event_ids=list(range(first_event_id, first_event_id + count)),
+            allowed=allowed(stands, authority) if stands else None,
+            details=decision.details,
+        )
+        if not dry_run and decision.code not in FORGOTTEN:
+            self._ledger[item.ledger_key] = Remembered(
+                item.ledger_key,
+                record.timestamp,
+                item.digest,
+                decision.code,
+                flow.revision if flow else None,
+                flow.status if flow else None,
+                first_event_id,
+                count,
+                decision.details,
+            )
+        if not written:
+            return
+        self._batch.audit.extend(written)
+        self._size_bytes += sum(len(event.value or b"") for event in written)
+        self._next_event_id = event_id
+        if step is not None:
+            at = (step.step.flow_id, step.step.run_id)
+            self._steps[at] = step
+            self._step_headers[at] = headers
+            self._size_bytes += len(step.doc)
+        entry.flow, entry.chain, entry.last_event_id = flow, chain, event_id - 1
+        entry.headers = headers
+        self._touched[command.flow_id] = entry
+        if flow is None:
+            self._forget_flow(command.flow_id, entry, headers)
+
+    def _forget_flow(self, flow_id: str, entry: _Entry, headers: Headers) -> None:
+        """What a prune takes along: the row, the steps, and the chain, which starts anew."""
+        if entry.base is not None:
+            self._batch.changes.deleted.append(entry.base)
+        entry.base, entry.chain, entry.last_event_id = None, CHAIN_START, 0
+        known = {(flow_id, run_id) for run_id in self._memory.run_ids.get(flow_id, ())}
+        known.update(at for at in self._steps if at[0] == flow_id)
+        for at in known:
+            self._steps[at] = None
+            self._step_headers[at] = headers
+
+    def _entry(self, flow_id: str) -> _Entry:
+        entry = self._entries.get(flow_id)
+        if entry is None:
+            entry = self._entries[flow_id] = _Entry(self._memory.flows[flow_id])
+        return entry
+
+    def _step(self, at: tuple[str, str]) -> StepRow | None:
+        return self._steps[at] if at in self._steps else self._memory.steps.get(at)
+
+    def _answer(
+        self,
+        item: Decoded,
+        verdict: Verdict,
+        code: Code | None = None,
+        *,
+        message: str,
+        flow: Flow | None = None,
+        event_ids: list[int] | None = None,
+        allowed: tuple[str, ...] | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        outcome = self._outcome(item, verdict)
+        outcome["code"] = code
+        outcome["message"] = message
+        if flow is not None:
+            outcome["revision"], outcome["status"] = flow.revision, flow.status
+        if event_ids:
+            outcome["event_ids"] = event_ids
+        outcome["allowed"] = allowed
+        if details:
+            outcome["details"] = details
+        self._write_outcome(item, outcome)
+
+    def _outcome(self, item: Decoded, verdict: Verdict) -> dict[str, Any]:
+        """An outcome with what every one has; the rest null or empty, in the contract's order."""
+        if isinstance(item, Readable):
+            known: Any = item.command
+            dry_run = bool(item.command.dry_run)
+        else:
+            known, dry_run = item, item.dry_run
+        return {
+            "command_id": known.command_id,
+            "flow_id": known.flow_id,
+            "kind": known.kind,
+            "verdict": verdict,
+            "code": None,
+            "message": "",
+            "revision": None,
+            "status": None,
+            "event_ids": [],
+            "allowed": None,
+            "details": {},
+            "dry_run": dry_run,
+            "command_digest": item.digest.hex() if item.digest else None,
+            "source": _source(item.record),
+            "at": instant(item.record.timestamp),
+        }
+
+    def _write_outcome(self, item: Decoded, outcome: dict[str, Any]) -> None:
+        record, flow_id = item.record, outcome["flow_id"]
+        key = record.key and record.key[:OUTCOME_KEY_MAX_BYTES]
+        if flow_id is not None:
+            key = flow_id.encode()
+        value = encode(outcome)
+        self._batch.outcomes.append(Outgoing(key, value, _traceparent(record.headers)))
+        self._size_bytes += len(value)
+        self._batch.tally[
+            outcome["kind"] or "unknown", outcome["verdict"], outcome["code"] or ""
+        ] += 1
+
+    def _quarantine(self, item: Unreadable) -> None:
+        message = messages.refused(item.code, {**item.details, "problem": item.problem})
+        letter = dead_letter(item.record, item.code, message)
+        self._answer(item, Verdict.QUARANTINED, item.code, message=message, details=item.details)
+        self._batch.dead_letters.append(letter)
+        self._size_bytes += len(letter.value or b"") + sum(len(v or b"") for _, v in letter.headers)
+
+    def _settle(self) -> None:
+        """What the batch leaves: each key of `state` and each row once, at its last value."""
+        batch, changes = self._batch, self._batch.changes
+        for flow_id, entry in self._touched.items():
+            row = None
+            if entry.flow is not None:
+                row = self._row(entry.flow, entry)
+                if entry.base is None:
+                    changes.inserted.append(row)
+                else:
+                    changes.updated.append((entry.base, row))
+            batch.flows[flow_id] = row
+            snapshot = None if row is None else snapshot_of(row)
+            batch.state.append(Outgoing(flow_id.encode(), snapshot, entry.headers))
+        for at, step in self._steps.items():
+            if step is not None:
+                changes.steps.append(step)
+            batch.state.append(
+                Outgoing(
+                    f"{at[0]}/{at[1]}".encode(),
+                    step and b'{"step":%b}' % step.doc,
+                    self._step_headers[at],
+                )
+            )
+        changes.remembered.extend(self._ledger.values())
+        topics = self._place.topics
+        batch.position = Position(
+            self._next[topics.commands], self._next[topics.control], self._next_event_id
+        )
+        batch.state.append(cursor_record(self._place.partition, batch.position))
+
+    def _row(self, flow: Flow, entry: _Entry) -> FlowRow:
+        if entry.base is not None:
+            number = entry.base.number
+        else:
+            number = self._next_number
+            self._next_number += 1
+        return FlowRow(flow, encode(vars(flow)), entry.last_event_id, entry.chain, number)
+
+
+def _spoiled(item: Decoded, code: Code) -> Unreadable:
+    """A record that could be read as a command, and is set aside all the same."""
+    if isinstance(item, Unreadable):
+        return Unreadable(item.record, code)
+    command = item.command
+    return Unreadable(
+        item.record,
+        code,
+        command_id=command.command_id,
+        flow_id=command.flow_id,
+        kind=command.kind,
+        dry_run=bool(command.dry_run),
+        digest=item.digest,
+    )
+
+
+def _message(kind: str, code: Code | None, details: dict[str, Any], *, dry_run: bool) -> str:
+    if code is not None:
+        return messages.refused(code, details)
+    return messages.DRY_RUN_ACCEPTED if dry_run else messages.ACCEPTED[CommandKind(kind)]
+
+
+def _source(record: Record) -> dict[str, Any]:
+    return {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+
+
+def _traceparent(headers: Headers) -> Headers:
+    return [h for h in headers if h[0] == TRACEPARENT_HEADER][-1:] if headers else ()

@@ -1,0 +1,114 @@
+"""What can be seen of a worker from outside, in Prometheus' terms."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+LATENCY_BUCKETS_S = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+class Metrics:
+    """The metrics of one worker, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.commands = Counter(
+            "taskflow_commands",
+            "Records decided, by kind, verdict and code",
+            ("kind", "verdict", "code"),
+            registry=registry,
+        )
+        self.events = Counter("taskflow_events", "FlowEvents written", registry=registry)
+        self.batch_size = Histogram(
+            "taskflow_batch_records",
+            "Records decided in one transaction",
+            buckets=SIZE_BUCKETS,
+            registry=registry,
+        )
+        self.commit_seconds = Histogram(
+            "taskflow_commit_seconds",
+            "From the begin of a Kafka transaction to its acknowledged end",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.table_seconds = Histogram(
+            "taskflow_table_write_seconds",
+            "Writing one batch to the local table",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.end_to_end_seconds = Histogram(
+            "taskflow_end_to_end_seconds",
+            "From the broker's append of the oldest command of a batch to its committed outcome, "
+            "by this machine's clock",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.takeover_seconds = Histogram(
+            "taskflow_takeover_seconds",
+            "Taking over a partition, until its first fetch",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.failures = Counter(
+            "taskflow_partition_failures",
+            "Errors after which a partition was taken over again",
+            ("partition", "error"),
+            registry=registry,
+        )
+        self.last_error = Gauge(
+            "taskflow_last_error_timestamp_seconds",
+            "When the partition last failed; the error stands in /ready",
+            ("partition",),
+            registry=registry,
+        )
+        self._owned = Gauge("taskflow_owned_partitions", "Partitions owned", registry=registry)
+        self._ready = Gauge(
+            "taskflow_ready_partitions", "Partitions taken over and deciding", registry=registry
+        )
+        self._lag = Gauge(
+            "taskflow_lag_records",
+            "Offsets of commands and control that are not decided yet",
+            ("partition",),
+            registry=registry,
+        )
+        self._table_bytes = Gauge(
+            "taskflow_table_bytes", "Size of the partition's table", ("partition",),
+            registry=registry,
+        )  # fmt: skip
+        self._cached = Gauge(
+            "taskflow_cached_flows", "Flows kept in memory", ("partition",), registry=registry
+        )
+
+    def show(self, *, owned: Callable[[], float], ready: Callable[[], float]) -> None:
+        """Read these whenever somebody asks."""
+        self._owned.set_function(owned)
+        self._ready.set_function(ready)
+
+    def watch(
+        self,
+        partition: int,
+        *,
+        lag: Callable[[], float],
+        table_bytes: Callable[[], float],
+        cached: Callable[[], float],
+    ) -> None:
+        """Read these of a partition whenever somebody asks."""
+        label = str(partition)
+        self._lag.labels(label).set_function(lag)
+        self._table_bytes.labels(label).set_function(table_bytes)
+        self._cached.labels(label).set_function(cached)
+
+    def unwatch(self, partition: int) -> None:
+        for gauge in (self._lag, self._table_bytes, self._cached):
+            with suppress(KeyError):
+                gauge.remove(str(partition))
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,396 @@
+"""The owner of one partition number of `commands` and `control`: the one hand that changes its
+flows."""
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from enum import StrEnum
+from typing import Final
+
+import structlog
+
+from processor.batch import Batch, Decoded, Memory, Outgoing, Place, cursor_record, needs
+from processor.cache import FlowCache
+from processor.codec import Readable, Record, decode
+from processor.errors import ProducerSuspect, TableDistrusted, TaskflowError
+from processor.handler import Handler
+from processor.metrics import Metrics
+from processor.ports import Fetched, Forwarder, History, Source, Table, Writer
+from processor.recovery import CLOCK_SLACK_MS, Recovery
+from processor.rows import Position, Stored
+
+log = structlog.get_logger()
+
+BACKOFF_MIN_S: Final = 0.05
+BACKOFF_MAX_S: Final = 5.0
+CURSOR_ONLY_EVERY_S: Final = 3600.0
+"""How often a cursor may be written for markers alone, lest retention overtake it."""
+LOADED_MAX_BYTES: Final = 32 * 1024 * 1024
+"""A batch ends early once the flows read for it take more than this."""
+LOAD_AT_ONCE: Final = 500
+FETCH_WAIT_S: Final = 0.5
+
+
+class Phase(StrEnum):
+    WAITING = "waiting for assignment"
+    FENCING = "fencing the last owner"
+    RECOVERING = "bringing the table up to date"
+    RUNNING = "running"
+    FAILED = "failed, trying again"
+    RELEASED = "released"
+
+
+class PartitionOwner:
+    """Takes its partition over, decides batch after batch, and begins again after any error.
+
+    `open_table`, `new_writer` and `new_history` make the parts that one takeover uses.
+    `run` is its whole life; `release` ends it after the batch in hand.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        *,
+        source: Source,
+        forwarder: Forwarder,
+        open_table: Callable[[], AbstractAsyncContextManager[Table]],
+        new_writer: Callable[[], Writer],
+        new_history: Callable[[], History],
+        metrics: Metrics,
+        batch_max_records: int,
+        cache_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.place = place
+        self.cache = FlowCache(cache_bytes)
+        self.phase = Phase.WAITING
+        self.error: str | None = None
+        """What went wrong last; None since the partition runs again."""
+        self.progressed_at = time.monotonic()
+        """When it last did something, by `time.monotonic`."""
+        self._source = source
+        self._forwarder = forwarder
+        self._open_table = open_table
+        self._new_writer = new_writer
+        self._new_history = new_history
+        self._metrics = metrics
+        self._batch_max_records = batch_max_records
+        self._clock = clock
+        self._log = log.bind(partition=place.partition)
+        self._released = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._failures = 0
+        self._trust_table = True
+        self._writer: Writer | None = None
+        self._stored = Stored(Position(0, 0, 0), 0, 0, 0)
+        self._next_number = 1
+        self._generation = 0
+        self._pending: list[Decoded] = []
+        self._seen_ms = {place.topics.commands: 0, place.topics.control: 0}
+        self._cursor_written_at = time.monotonic()
+
+    # Its life
+
+    def release(self) -> None:
+        """Begin no more batches; `run` ends after the one in hand."""
+        self._released.set()
+
+    async def idle(self) -> None:
+        """Wait until no batch is in hand."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Own the partition until released or cancelled."""
+        try:
+            while not self._released.is_set():
+                try:
+                    async with self._open_table() as table:
+                        self._watch(table)
+                        await self._take_over(table)
+                        while not self._released.is_set():
+                            await self._step(table)
+                except Exception as error:
+                    await self._failed(error)
+        finally:
+            self._drop_writer()
+            self.cache.clear()
+            self.phase = Phase.RELEASED
+            self._idle.set()
+            self._metrics.unwatch(self.place.partition)
+
+    @property
+    def lag(self) -> int:
+        """Offsets of both sources that are not decided yet, as far as is known."""
+        return sum(self._source.lags(self.place.partition)) + len(self._pending)
+
+    def _watch(self, table: Table) -> None:
+        self._metrics.watch(
+            self.place.partition,
+            lag=lambda: self.lag,
+            table_bytes=table.size_bytes,
+            cached=lambda: len(self.cache),
+        )
+
+    async def _failed(self, error: Exception) -> None:
+        """Note the error and wait a moment; what was in hand is forgotten."""
+        self._drop_writer()
+        self._failures += 1
+        self.phase = Phase.FAILED
+        self.error = f"{type(error).__name__}: {error}"
+        label = str(self.place.partition)
+        self._metrics.failures.labels(label, type(error).__name__).inc()
+        self._metrics.last_error.labels(label).set(self._clock())
+        if isinstance(error, TableDistrusted):
+            self._trust_table = False
+        unforeseen = None if isinstance(error, TaskflowError) else error
+        self._log.warning(
+            "the partition is taken over again", error=self.error, exc_info=unforeseen
+        )
+        pause_s = min(BACKOFF_MIN_S * 2**self._failures, BACKOFF_MAX_S)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._released.wait(), pause_s)
+
+    def _drop_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+
+    # Taking over
+
+    async def _take_over(self, table: Table) -> None:
+        """Become the one hand that changes this partition.
+
+        1. Prove to the group that the partition is ours: a worker that was stopped and
+           continued must not steal it back from its new owner.
+        2. Fence: from here on, nothing that an earlier owner still sends is committed.
+        3. Bring the table to the true end of the topics. A crash in between leaves a table that
+           is behind, which the next takeover brings up to date.
+        4. Fetch from the position that the topics name; the group's offsets are for lag tools.
+        """
+        started = time.monotonic()
+        place, source = self.place, self._source
+        self.phase = Phase.WAITING
+        self._pending = []
+        self.cache.clear()
+        await source.assigned(place.partition)
+        stored = await table.stored()
+        await source.confirm(place.partition, _claim(stored))
+
+        self.phase = Phase.FENCING
+        self._writer = self._new_writer()
+        await self._writer.start()
+
+        self.phase = Phase.RECOVERING
+        history = self._new_history()
+        try:
+            recovery = Recovery(place, table, history)
+            self._stored = await recovery.run(trust_table=self._trust_table)
+        finally:
+            await history.close()
+        self._trust_table = True
+        self._next_number = await table.next_number()
+        await source.confirm(place.partition, self._stored.position)
+        await self._attach()
+        self.phase = Phase.RUNNING
+        self._progressed()
+        took_s = time.monotonic() - started
+        self._metrics.takeover_seconds.observe(took_s)
+        self._log.info(
+            "the partition is taken over",
+            took_s=round(took_s, 3),
+            **self._stored.position._asdict(),
+        )
+
+    async def _attach(self) -> None:
+        """Fetch from our position on: after a takeover, and whenever the group was rebalanced
+        and left the partition with us, which keeps producer and memory."""
+        self._generation = await self._source.assigned(self.place.partition)
+        self._pending = []
+        self._source.attach(self.place.partition, self._stored.position)
+
+    # Batch after batch
+
+    async def _step(self, table: Table) -> None:
+        if self._source.generation != self._generation:
+            await self._attach()
+        if not self._pending:
+            fetched = await self._source.fetch(
+                self.place.partition, max_records=self._batch_max_records, timeout_s=FETCH_WAIT_S
+            )
+            if self._source.generation != self._generation:
+                return  # fetched for an assignment that is over
+            self._pending = [decode(record) for record in self._in_order(fetched)]
+        if self._released.is_set():
+            return
+        self._idle.clear()
+        try:
+            if self._pending:
+                await self._decide(table, self._writer_in_use())
+            else:
+                await self._keep_cursor_up(table, self._writer_in_use())
+        finally:
+            self._idle.set()
+
+    def _writer_in_use(self) -> Writer:
+        assert self._writer is not None, "a partition is taken over before it decides"
+        return self._writer
+
+    def _in_order(self, fetched: Fetched) -> Iterable[Record]:
+        """Both topics by append time, each in the order of its offsets; nothing twice."""
+        position = self._stored.position
+        commands = [r for r in fetched.commands if r.offset >= position.commands]
+        control = [r for r in fetched.control if r.offset >= position.control]
+        if not control:
+            return commands
+        return heapq.merge(commands, control, key=lambda record: record.timestamp)
+
+    async def _decide(self, table: Table, writer: Writer) -> None:
+        items, memory = await self._recall(table, self._pending)
+        batch = self._handle(items, memory, frozenset())
+        if not await table.untouched():
+            raise TableDistrusted("another hand wrote to the table; it is filled anew")
+        if batch.forwards:
+            refused = await self._forwarder.forward(batch.forwards)
+            if refused:
+                batch = self._handle(items, memory, refused)
+        for record, fault in batch.faults:
+            self._log.error(
+                "a record was set aside: handling it failed",
+                topic=record.topic,
+                offset=record.offset,
+                exc_info=fault,
+            )
+        await self._commit(table, writer, batch)
+        self._pending = self._pending[batch.handled :]
+        seconds = self._clock() - items[0].record.timestamp / 1000
+        self._metrics.end_to_end_seconds.observe(max(0.0, seconds))
+        self._metrics.batch_size.observe(batch.handled)
+        self._metrics.events.inc(len(batch.audit))
+        for labels, count in batch.tally.items():
+            self._metrics.commands.labels(*labels).inc(count)
+        self._failures = 0
+        self.error = None
+
+    def _handle(
+        self, items: Sequence[Decoded], memory: Memory, refused: frozenset[tuple[str, int]]
+    ) -> Batch:
+        handler = Handler(
+            self.place,
+            memory,
+            self._stored.position,
+            next_number=self._next_number,
+            unforwardable=refused,
+        )
+        return handler.handle(items)
+
+    async def _recall(
+        self, table: Table, items: Sequence[Decoded]
+    ) -> tuple[Sequence[Decoded], Memory]:
+        """What is known of the flows of `items`, and those items that it covers: fewer than all
+        where their flows together are too large."""
+        needed = needs(items)
+        flows = self.cache.find(needed.flows)
+        missing = [flow_id for flow_id in needed.flows if flow_id not in flows]
+        size_bytes = 0
+        for start in range(0, len(missing), LOAD_AT_ONCE):
+            if size_bytes > LOADED_MAX_BYTES:
+                items = _until(items, frozenset(missing[start:]))
+                needed = needs(items)
+                break
+            loaded = await table.flows(missing[start : start + LOAD_AT_ONCE])
+            size_bytes += sum(len(row.doc) for row in loaded.values())
+            flows |= loaded
+        memory = Memory(flows={flow_id: flows.get(flow_id) for flow_id in needed.flows})
+        memory.ledger = await table.recall(needed.ledger)
+        if needed.steps:
+            memory.steps = await table.steps(needed.steps)
+        if needed.pruned:
+            memory.run_ids = await table.run_ids(sorted(needed.pruned))
+        return items, memory
+
+    async def _commit(self, table: Table, writer: Writer, batch: Batch) -> None:
+        """Write a batch: all of it to Kafka, then to the table.
+
+        A crash or an error before Kafka's commit leaves nothing of it; between the two, a table
+        that is behind the topics. Either way the next takeover goes on from the topics.
+        """
+        topics = self.place.topics
+        records: dict[str, Sequence[Outgoing]] = {
+            topics.audit: batch.audit,
+            topics.outcomes: batch.outcomes,
+            topics.state: batch.state,
+            topics.dead_letters: batch.dead_letters,
+        }
+        with self._metrics.commit_seconds.time():
+            ends = await writer.write({t: r for t, r in records.items() if r}, batch.position)
+        batch.changes.forget_before_ms = self._forget_before_ms(batch)
+        after = Stored(
+            batch.position,
+            ends.get(topics.audit, self._stored.audit),
+            ends.get(topics.outcomes, self._stored.outcomes),
+            max(batch.newest_ms, self._stored.as_of_ms),
+        )
+        with self._metrics.table_seconds.time():
+            await table.write(batch.changes, before=self._stored, after=after)
+        self._stored = after
+        self._next_number += len(batch.changes.inserted)
+        self.cache.put(batch.flows)
+        self._progressed()
+        self._cursor_written_at = self.progressed_at
+        if writer.suspect:
+            raise ProducerSuspect("a commit was sent twice; the producer is replaced")
+
+    def _forget_before_ms(self, batch: Batch) -> int | None:
+        """The append time before which no command that can still come looks back.
+
+        A topic that lags may still bring commands as old as its newest decided one.
+        """
+        for items in self._pending[: batch.handled]:
+            record = items.record
+            self._seen_ms[record.topic] = max(self._seen_ms[record.topic], record.timestamp)
+        newest = max(self._seen_ms.values())
+        topics = self.place.topics
+        lags = self._source.lags(self.place.partition)
+        undecided = {item.record.topic for item in self._pending[batch.handled :]}
+        oldest = min(
+            self._seen_ms[topic] if lag or topic in undecided else newest
+            for topic, lag in zip((topics.commands, topics.control), lags, strict=True)
+        )
+        return oldest - self.place.dedupe_window_ms - CLOCK_SLACK_MS
+
+    async def _keep_cursor_up(self, table: Table, writer: Writer) -> None:
+        """Where the consumer has stepped over markers alone, say so in the cursor, at most
+        hourly: retention may take those markers and must not seem to take commands."""
+        if time.monotonic() - self._cursor_written_at < CURSOR_ONLY_EVERY_S:
+            return
+        ahead = self._source.ahead(self.place.partition)
+        old = self._stored.position
+        if ahead is None or (ahead.commands <= old.commands and ahead.control <= old.control):
+            return
+        position = Position(
+            max(ahead.commands, old.commands), max(ahead.control, old.control), old.next_event_id
+        )
+        batch = Batch(position, state=[cursor_record(self.place.partition, position)])
+        await self._commit(table, writer, batch)
+
+    def _progressed(self) -> None:
+        self.progressed_at = time.monotonic()
+
+
+def _claim(stored: Stored | None) -> Position:
+    """An offset to commit while it is not known yet how far the topics are."""
+    return stored.position if stored is not None else Position(0, 0, 0)
+
+
+def _until(items: Sequence[Decoded], unknown: frozenset[str]) -> Sequence[Decoded]:
+    """Those of `items` that come before the first command of an unknown flow."""
+    return list(
+        itertools.takewhile(
+            lambda item: not (isinstance(item, Readable) and item.command.flow_id in unknown),
+            items,
+        )
+    )

@@ -1,0 +1,118 @@
+"""What a partition owner needs of the outside: Kafka and the table, as it sees them.
+
+The adapters give it the real ones, tests scripted ones.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from processor.batch import Forward, Outgoing
+from processor.codec import Record
+from processor.rows import Changes, FlowRow, Position, Remembered, StepRow, Stored
+
+
+class Fetched(NamedTuple):
+    """New records of one partition number, each topic in the order of its offsets."""
+
+    commands: Sequence[Record]
+    control: Sequence[Record]
+
+
+class Source(Protocol):
+    """The group's consumer, shared by all partitions of a worker."""
+
+    @property
+    def generation(self) -> int:
+        """Grows with each assignment and each revocation; what was fetched before is void."""
+
+    async def assigned(self, partition: int) -> int:
+        """Wait until `partition` is ours; the generation in which it is."""
+
+    async def confirm(self, partition: int, position: Position) -> None:
+        """Prove to the group that the partition is still ours. Raises OwnershipLost."""
+
+    def attach(self, partition: int, position: Position) -> None:
+        """Fetch from `position` on, from now on."""
+
+    async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
+        """What came since the last fetch, or nothing after `timeout_s`."""
+
+    def ahead(self, partition: int) -> Position | None:
+        """Where the consumer stands, past transaction markers too (`next_event_id` is 0);
+        None if it is not known."""
+
+    def lags(self, partition: int) -> tuple[int, int]:
+        """How many offsets of commands and of control are not fetched yet, as far as the
+        consumer knows."""
+
+
+class Extent(NamedTuple):
+    """First and next offset of a topic's partition."""
+
+    start: int
+    end: int
+
+
+class History(Protocol):
+    """The topics of one partition number, read back to a real end."""
+
+    async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
+        """The extents of `topics`, once no transaction is open below their high watermarks.
+
+        Waits for as long as that takes, and reports it.
+        """
+
+    def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        """Committed records from `start` up to `end`, some at a time."""
+
+    async def offset_at(self, topic: str, at_ms: int) -> int | None:
+        """The first offset appended at or after `at_ms`; None if there is none."""
+
+    async def extent(self, topic: str) -> Extent: ...
+
+    async def close(self) -> None: ...
+
+
+class Writer(Protocol):
+    """The partition's transactional producer."""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a late request may still be under way: replace the producer, then."""
+
+    async def start(self) -> None:
+        """Fence whoever wrote under this partition's transactional id before."""
+
+    async def write(
+        self, records: Mapping[str, Sequence[Outgoing]], position: Position
+    ) -> Mapping[str, int]:
+        """Write everything in one transaction, and the group's offsets with it.
+
+        Answers the next offset of each topic after its records. Raises if anything of it may
+        not be committed; what then became of it stands on the topics.
+        """
+
+    def discard(self) -> None:
+        """Let go of the producer; whatever it left open is the next one's to end."""
+
+
+class Forwarder(Protocol):
+    """Re-sends records that lie on the wrong partition."""
+
+    async def forward(self, forwards: Sequence[Forward]) -> frozenset[tuple[str, int]]:
+        """Send all, acknowledged; the sources (topic, offset) of those too large to be sent."""
+
+
+class Table(Protocol):
+    """The partition's local table; see adapters/sqlite."""
+
+    async def stored(self) -> Stored | None: ...
+    async def next_number(self) -> int: ...
+    async def flows(self, ids: Sequence[str]) -> dict[str, FlowRow]: ...
+    async def steps(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StepRow]: ...
+    async def run_ids(self, flow_ids: Sequence[str]) -> dict[str, list[str]]: ...
+    async def recall(self, keys: Sequence[bytes]) -> dict[bytes, Remembered]: ...
+    async def untouched(self) -> bool: ...
+    async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None: ...
+    async def clear(self) -> None: ...
+    def size_bytes(self) -> int: ...

@@ -1,0 +1,234 @@
+"""One processor: a member of the consumer group, with an owner for each partition it is given."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import structlog
+
+from processor.metrics import Metrics
+from processor.partition import PartitionOwner, Phase
+from processor.ports import Source
+
+log = structlog.get_logger()
+
+DRAIN_TIMEOUT_S: Final = 4.0
+"""What is in hand may take this long to finish; shutting down takes 5 s at most."""
+REVOKE_TIMEOUT_S: Final = 3.0
+RESTART_PAUSE_S: Final = 0.5
+
+
+class Member(Source, Protocol):
+    """The group's consumer, as a worker runs it."""
+
+    failed: asyncio.Event
+    """Set once the consumer is of no more use."""
+
+    async def start(self) -> None: ...
+    async def stop(self, *, timeout_s: float) -> None: ...
+
+    async def undone(self, partitions: Iterable[int]) -> set[int]:
+        """Asks the broker which of these partitions hold something that was not fetched yet."""
+
+
+Join = Callable[[Callable[[frozenset[int]], None], Callable[[], Any]], Member]
+"""Makes a member from what hears of assignments and of revocations."""
+NewOwner = Callable[[int, Member], PartitionOwner]
+
+
+@dataclass(slots=True)
+class _Owned:
+    owner: PartitionOwner
+    task: asyncio.Task[None]
+
+
+@dataclass(slots=True)
+class _Stillness:
+    """Since when a partition with work has stood still."""
+
+    progressed_at: float
+    since: float = field(default_factory=time.monotonic)
+
+
+class Worker:
+    """Runs until `stop` is set; whatever fails is begun anew.
+
+    `new_owner` makes the owner of a partition; `flow_cache_bytes` is shared by those that are
+    owned; without progress for `watchdog_timeout_s` although there is work, the consumer is
+    replaced.
+    """
+
+    def __init__(
+        self,
+        join: Join,
+        new_owner: NewOwner,
+        *,
+        metrics: Metrics,
+        flow_cache_bytes: int,
+        watchdog_timeout_s: float,
+    ) -> None:
+        self._join = join
+        self._new_owner = new_owner
+        self._flow_cache_bytes = flow_cache_bytes
+        self._watchdog_timeout_s = watchdog_timeout_s
+        self._owned: dict[int, _Owned] = {}
+        self._leaving: dict[int, asyncio.Task[None]] = {}
+        self._member: Member | None = None
+        self._joined = asyncio.Event()
+        metrics.show(
+            owned=lambda: len(self._owned),
+            ready=lambda: sum(o.owner.phase is Phase.RUNNING for o in self._owned.values()),
+        )
+
+    # What is seen from outside
+
+    @property
+    def ready(self) -> bool:
+        """Whether the group has spoken and all that it gave us is running."""
+        return self._joined.is_set() and all(
+            owned.owner.phase is Phase.RUNNING for owned in self._owned.values()
+        )
+
+    def report(self) -> dict[str, Any]:
+        """What `/ready` says."""
+        return {
+            "ready": self.ready,
+            "joined": self._joined.is_set(),
+            "partitions": {
+                str(number): {
+                    "phase": owned.owner.phase,
+                    "lag": owned.owner.lag,
+                    "error": owned.owner.error,
+                }
+                for number, owned in sorted(self._owned.items())
+            },
+        }
+
+    async def when_ready(self) -> None:
+        """Wait until `ready`."""
+        await self._joined.wait()
+        while not self.ready:  # noqa: ASYNC110 (derived from many phases, asked at start only)
+            await asyncio.sleep(0.02)
+
+    # Its life
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Be a member of the group until `stop` is set; then finish what is in hand and leave."""
+        while not stop.is_set():
+            member = self._member = self._join(self._assigned, self._revoked)
+            try:
+                await member.start()
+                await self._until_stopped_or_stuck(member, stop)
+            except Exception as error:
+                log.error("the consumer failed and is started anew", error=repr(error))
+            finally:
+                self._joined.clear()
+                await self._leave(member)
+            if not stop.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), RESTART_PAUSE_S)
+
+    async def _leave(self, member: Member) -> None:
+        for number in list(self._owned):
+            self._give_up(number)
+        await asyncio.gather(*self._leaving.values(), return_exceptions=True)
+        await member.stop(timeout_s=1.0)
+
+    async def _until_stopped_or_stuck(self, member: Member, stop: asyncio.Event) -> None:
+        ends = {
+            asyncio.create_task(stop.wait()): "",
+            asyncio.create_task(member.failed.wait()): "the consumer failed and is started anew",
+            asyncio.create_task(self._stuck(member)): "the consumer is stuck and is started anew",
+        }
+        try:
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+                if ends[task]:
+                    log.warning(ends[task])
+        finally:
+            for task in ends:
+                task.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+
+    async def _stuck(self, member: Member) -> None:
+        """Return once a running partition holds work that has not moved for the watchdog's time.
+
+        The broker is asked: a consumer that no longer fetches does not know what it misses.
+        """
+        still: dict[int, _Stillness] = {}
+        while True:
+            await asyncio.sleep(self._watchdog_timeout_s / 5)
+            running = {n: o.owner for n, o in self._owned.items() if o.owner.phase is Phase.RUNNING}
+            try:
+                undone = await asyncio.wait_for(
+                    member.undone(running), self._watchdog_timeout_s / 5
+                )
+            except Exception as error:
+                log.warning("the watchdog got no answer from the broker", error=repr(error))
+                continue
+            for number in set(still) - undone:
+                del still[number]
+            for number in undone & running.keys():
+                progressed_at = running[number].progressed_at
+                seen = still.get(number)
+                if seen is None or seen.progressed_at != progressed_at:
+                    still[number] = _Stillness(progressed_at)
+                elif time.monotonic() - seen.since > self._watchdog_timeout_s:
+                    return
+
+    # What the group says
+
+    def _assigned(self, numbers: frozenset[int]) -> None:
+        for number in self._owned.keys() - numbers:
+            self._give_up(number)
+        for number in numbers - self._owned.keys():
+            self._take(number)
+        for owned in self._owned.values():
+            owned.owner.cache.limit_bytes = self._flow_cache_bytes // len(self._owned)
+        self._joined.set()
+
+    async def _revoked(self) -> None:
+        """Let the batches in hand finish before the group goes on without us."""
+        idle = [asyncio.ensure_future(owned.owner.idle()) for owned in self._owned.values()]
+        if idle:
+            _, late = await asyncio.wait(idle, timeout=REVOKE_TIMEOUT_S)
+            for task in late:
+                task.cancel()
+
+    def _take(self, number: int) -> None:
+        member = self._member
+        assert member is not None, "only a member is assigned partitions"
+        owner = self._new_owner(number, member)
+        earlier = self._leaving.get(number)
+
+        async def own() -> None:
+            if earlier is not None:
+                await asyncio.gather(earlier, return_exceptions=True)
+            await owner.run()
+
+        self._owned[number] = _Owned(owner, asyncio.create_task(own(), name=f"owner-{number}"))
+
+    def _give_up(self, number: int) -> None:
+        owned = self._owned.pop(number)
+        task = asyncio.create_task(_end(owned), name=f"leaving-{number}")
+        self._leaving[number] = task
+        task.add_done_callback(lambda _: self._left(number, task))
+
+    def _left(self, number: int, task: asyncio.Task[None]) -> None:
+        if self._leaving.get(number) is task:
+            del self._leaving[number]
+
+
+async def _end(owned: _Owned) -> None:
+    """Let the batch in hand finish, and nothing after it."""
+    owned.owner.release()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(owned.owner.idle(), DRAIN_TIMEOUT_S)
+    owned.task.cancel()
+    (result,) = await asyncio.gather(owned.task, return_exceptions=True)
+    if isinstance(result, Exception):
+        log.error("a partition owner ended with an error", exc_info=result)
