@@ -1,0 +1,26 @@
+"""The local table: what a partition remembers, as a fold of Kafka in one SQLite file.
+
+`files.open_table` opens it, `table.FlowTable` is it, `queries` looks on, `lock` keeps a second
+worker out. README.md says what was decided and measured.
+"""
+
+from processor.adapters.sqlite.errors import (
+    StateDirInUse,
+    TableConflict,
+    TableCorrupt,
+    TableFailed,
+)
+from processor.adapters.sqlite.files import open_table, table_path
+from processor.adapters.sqlite.lock import state_dir_lock
+from processor.adapters.sqlite.table import FlowTable
+
+__all__ = [
+    "FlowTable",
+    "StateDirInUse",
+    "TableConflict",
+    "TableCorrupt",
+    "TableFailed",
+    "open_table",
+    "state_dir_lock",
+    "table_path",
+]

@@ -1,0 +1,127 @@
+"""Opening a partition's file, and throwing away one that is not what it must be."""
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import aiosqlite
+import structlog
+
+from processor.adapters.sqlite.errors import is_corruption, told
+from processor.adapters.sqlite.table import FlowTable, data_version
+
+log = structlog.get_logger(__name__)
+
+FORMAT: Final = 1
+SCHEMA: Final = Path(__file__).with_name("schema.sql").read_text()
+BUSY_TIMEOUT_S: Final = 1.0
+CACHE_KIB: Final = 8 * 1024
+LOG_KEPT_BYTES: Final = 16 * 1024 * 1024
+"""The write-ahead log is cut to this when it starts over."""
+CACHED_STATEMENTS: Final = 64
+"""More than the sizes of all statements together."""
+
+
+def table_path(state_dir: Path, prefix: str, partition: int) -> Path:
+    return state_dir / f"{prefix}-{partition}.db"
+
+
+@asynccontextmanager
+async def open_table(
+    path: Path, *, partition: int, prefix: str, partitions: int
+) -> AsyncIterator[FlowTable]:
+    """The table at `path`, made if missing; closed, and removed if doubted, in the end.
+
+    A file that is damaged, of another format or of another partition is removed and made anew,
+    empty: it is a cache of Kafka. Raises TableFailed if SQLite cannot use the path.
+    """
+    about = (prefix, partition, partitions)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with told(path):
+        connection = await _connect(path)
+        try:
+            wrong = await _what_is_wrong(connection, about)
+            if wrong is not None:
+                await connection.close()
+                discard(path, why=wrong)
+                connection = await _connect(path)
+                if await _what_is_wrong(connection, about) is not None:
+                    raise sqlite3.OperationalError("a new table is not what was made")
+            table = FlowTable(connection, path, await data_version(connection))
+        except BaseException:
+            await connection.close()
+            raise
+    try:
+        yield table
+    finally:
+        await table.close()
+        if table.doubted:
+            discard(path, why="it was damaged or written by somebody else")
+
+
+def discard(path: Path, *, why: str) -> None:
+    """Remove a table. Its log goes last: without its file, SQLite does not use it."""
+    log.warning("table thrown away; it will be filled from Kafka", path=str(path), why=why)
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+async def _connect(path: Path) -> aiosqlite.Connection:
+    connection = await aiosqlite.connect(
+        path,
+        isolation_level=None,
+        timeout=BUSY_TIMEOUT_S,
+        cached_statements=CACHED_STATEMENTS,
+    )
+    # Joined documents need not be decoded to be parsed.
+    connection.text_factory = bytes
+    return connection
+
+
+async def _what_is_wrong(connection: aiosqlite.Connection, about: tuple[Any, ...]) -> str | None:
+    """Makes a new file a table. None if it is one, of this format and of this partition."""
+    try:
+        for setting in (
+            "journal_mode = WAL",
+            "synchronous = NORMAL",
+            f"cache_size = -{CACHE_KIB}",
+            f"journal_size_limit = {LOG_KEPT_BYTES}",
+            "mmap_size = 0",
+            "temp_store = MEMORY",
+        ):
+            await connection.execute_fetchall(f"PRAGMA {setting}")
+        ((version,),) = await connection.execute_fetchall("PRAGMA user_version")
+        ((tables,),) = await connection.execute_fetchall("SELECT count(*) FROM sqlite_master")
+        if version == 0 and tables == 0:
+            await _make(connection, about)
+        elif version != FORMAT:
+            return f"it is of format {version}, not {FORMAT}"
+        found = list(
+            await connection.execute_fetchall("SELECT prefix, partition, partitions FROM about")
+        )
+        prefix, partition, partitions = found[0] if found else (b"", -1, -1)
+        if (prefix.decode(), partition, partitions) != about:
+            return f"it belongs to {prefix.decode()!r}, partition {partition} of {partitions}"
+        ((verdict,),) = await connection.execute_fetchall("PRAGMA integrity_check(1)")
+        if verdict != b"ok":
+            return f"its check says: {verdict.decode(errors='replace')}"
+    except sqlite3.DatabaseError as error:
+        # A plain SQL error: it has other tables than ours.
+        if is_corruption(error) or error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+            return str(error)
+        raise
+    return None
+
+
+async def _make(connection: aiosqlite.Connection, about: tuple[Any, ...]) -> None:
+    try:
+        await connection.executescript(f"BEGIN IMMEDIATE;\n{SCHEMA}")
+        await connection.execute("INSERT INTO about VALUES (1, ?, ?, ?)", about)
+        await connection.execute(f"PRAGMA user_version = {FORMAT}")
+        await connection.commit()
+    except BaseException:
+        with suppress(sqlite3.Error):
+            await connection.rollback()
+        raise

@@ -1,0 +1,136 @@
+"""A look at the tables from outside, also while a worker writes them: nothing is changed by it."""
+
+import re
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from processor.adapters.sqlite.errors import TableCorrupt, TableFailed, told
+from processor.adapters.sqlite.files import FORMAT
+from schemas.flow import Flow, FlowStatus, FlowStep
+from schemas.values import Message
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
+BUSY_TIMEOUT_S: Final = 0.25
+ATTEMPTS: Final = 3
+
+
+class FlowView(NamedTuple):
+    """A flow, its newest event's id and chain, and its steps in the order of their creation."""
+
+    flow: Flow
+    last_event_id: int
+    chain: bytes
+    steps: list[FlowStep]
+
+
+def tables(state_dir: Path, prefix: str) -> list[Path]:
+    """The table files of `prefix`, by partition."""
+    name = re.compile(re.escape(prefix) + r"-(\d+)\.db")
+    found = [
+        (int(match[1]), path)
+        for path in (state_dir.iterdir() if state_dir.is_dir() else ())
+        if (match := name.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def list_flows(
+    paths: Sequence[Path],
+    *,
+    owner: str | None = None,
+    status: FlowStatus | None = None,
+    limit: int,
+) -> list[Flow]:
+    """Up to `limit` flows, the newest change first, then by id."""
+
+    def newest(path: Path, db: sqlite3.Connection) -> list[Flow]:
+        # The documents are read only of those that are shown.
+        rows = db.execute(
+            """
+            SELECT doc FROM flow WHERE n IN (
+                SELECT n FROM flow
+                WHERE (?1 IS NULL OR owner = ?1) AND (?2 IS NULL OR status = ?2)
+                ORDER BY updated_at DESC, id LIMIT ?3
+            )
+            """,
+            (owner, None if status is None else status.value, limit),
+        )
+        return [_read(path, Flow, doc) for (doc,) in rows]
+
+    flows = [flow for path in paths for flow in _look(path, newest)]
+    flows.sort(key=lambda flow: flow.id)
+    flows.sort(key=lambda flow: flow.updated_at, reverse=True)
+    return flows[:limit]
+
+
+def find_flow(paths: Sequence[Path], flow_id: str) -> FlowView | None:
+    """The flow with its steps; None if no table has it."""
+
+    def view(path: Path, db: sqlite3.Connection) -> FlowView | None:
+        # One read transaction: flow and steps are of the same moment.
+        db.execute("BEGIN")
+        row = db.execute(
+            "SELECT doc, last_event_id, chain FROM flow WHERE id = ?", (flow_id,)
+        ).fetchone()
+        if row is None:
+            return None
+        doc, last_event_id, chain = row
+        docs = db.execute("SELECT doc FROM step WHERE flow_id = ?", (flow_id,)).fetchall()
+        steps = [_read(path, FlowStep, doc) for (doc,) in docs]
+        steps.sort(key=lambda step: (step.created_at, step.run_id))
+        return FlowView(_read(path, Flow, doc), last_event_id, chain, steps)
+
+    views = (_look(path, view) for path in paths)
+    return next((found for found in views if found is not None), None)
+
+
+def _look(path: Path, query: Callable[[Path, sqlite3.Connection], T]) -> T:
+    """What `query` finds in the table at `path`. Raises TableFailed or TableCorrupt."""
+    log = path.with_name(path.name + "-wal")
+    with told(path):
+        for _ in range(ATTEMPTS):
+            # Opened in the usual way, a table without a log would get one. Read as if nobody
+            # could write it, and again if somebody began to.
+            at_rest = not log.exists()
+            try:
+                with closing(_open(path, "&immutable=1" if at_rest else "")) as db:
+                    found = query(path, db)
+            except (sqlite3.Error, TableFailed, TableCorrupt):
+                if not (at_rest and log.exists()):
+                    raise
+            else:
+                if not (at_rest and log.exists()):
+                    return found
+    raise TableFailed(f"{path} is just being opened by a worker; ask again")
+
+
+def _open(path: Path, how: str) -> sqlite3.Connection:
+    db = sqlite3.connect(
+        f"file:{quote(str(path.resolve()))}?mode=ro{how}",
+        uri=True,
+        isolation_level=None,
+        timeout=BUSY_TIMEOUT_S,
+    )
+    try:
+        ((version,),) = db.execute("PRAGMA user_version")
+        if version != FORMAT:
+            raise TableFailed(f"{path} is of format {version}, not {FORMAT}; it cannot be shown")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _read(path: Path, model: type[M], doc: str) -> M:
+    try:
+        return model.model_validate_json(doc)
+    except ValidationError as error:
+        raise TableCorrupt(f"{path} holds a document that was never written") from error

@@ -1,0 +1,144 @@
+"""Rows as SQLite holds them, and back, checked."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+from zlib import crc32
+
+import orjson
+from pydantic import ValidationError
+
+from processor.adapters.sqlite.errors import TableCorrupt
+from processor.rows import FlowRow, Position, Remembered, StepRow, Stored
+from schemas.flow import Flow, FlowStatus, FlowStep
+from schemas.outcomes import Code
+
+# Stored: a new status takes a new number.
+_STATUS_NUMBERS: Final = {
+    FlowStatus.CREATED: 1,
+    FlowStatus.RUNNING: 2,
+    FlowStatus.WAITING: 3,
+    FlowStatus.CANCELLED: 4,
+    FlowStatus.FINISHED: 5,
+    FlowStatus.FAILED: 6,
+}
+_STATUSES: Final = {b"%d" % number: status for status, number in _STATUS_NUMBERS.items()}
+
+
+def flow_crc(
+    number: int, flow_id: str, revision: int, last_event_id: int, chain: bytes, doc: bytes
+) -> int:
+    head = f"{number} {flow_id} {revision} {last_event_id} ".encode()
+    return crc32(doc, crc32(chain, crc32(head)))
+
+
+def flow_key(row: FlowRow) -> tuple[Any, ...]:
+    """What a change of this row must find."""
+    return row.number, row.flow.id, row.flow.revision, row.last_event_id
+
+
+def flow_values(row: FlowRow) -> tuple[Any, ...]:
+    """What an update sets."""
+    flow = row.flow
+    return (
+        flow.revision,
+        row.last_event_id,
+        row.chain,
+        flow.status.value,
+        flow.owner_session_key,
+        flow.updated_at,
+        flow_crc(row.number, flow.id, flow.revision, row.last_event_id, row.chain, row.doc),
+        row.doc.decode(),
+    )
+
+
+def flow_row(fields: list[bytes]) -> FlowRow:
+    """A row of statements.FLOWS. Raises TableCorrupt if it is not what was written."""
+    try:
+        number, flow_id, revision, last_event_id, chain, crc, doc = fields
+        row = FlowRow(
+            flow=Flow.model_validate_json(doc),
+            doc=doc,
+            last_event_id=int(last_event_id),
+            chain=bytes.fromhex(chain.decode()),
+            number=int(number),
+        )
+    except (ValueError, ValidationError) as error:
+        raise TableCorrupt("a flow's row is not what was written") from error
+    flow = row.flow
+    said = flow_crc(row.number, flow.id, flow.revision, row.last_event_id, row.chain, doc)
+    if said != int(crc) or flow_id != flow.id.encode() or int(revision) != flow.revision:
+        raise TableCorrupt(f"the row of flow {flow.id} is not what was written")
+    return row
+
+
+def step_values(row: StepRow) -> tuple[Any, ...]:
+    return row.step.flow_id, row.step.run_id, crc32(row.doc), row.doc.decode()
+
+
+def step_row(fields: list[bytes]) -> StepRow:
+    """A row of statements.STEPS. Raises TableCorrupt if it is not what was written."""
+    try:
+        crc, doc = fields
+        row = StepRow(FlowStep.model_validate_json(doc), doc)
+    except (ValueError, ValidationError) as error:
+        raise TableCorrupt("a step's row is not what was written") from error
+    if crc32(doc) != int(crc):
+        raise TableCorrupt(f"a step of flow {row.step.flow_id} is not what was written")
+    return row
+
+
+def run_id(fields: list[bytes]) -> tuple[str, str]:
+    """A row of statements.RUN_IDS: flow id and run id."""
+    flow_id, run = fields
+    return flow_id.decode(), bytes.fromhex(run.decode()).decode()
+
+
+def answer_values(row: Remembered) -> tuple[Any, ...]:
+    return (
+        row.key,
+        row.at_ms,
+        row.digest,
+        row.revision,
+        None if row.status is None else _STATUS_NUMBERS[row.status],
+        row.first_event_id,
+        row.event_count,
+        None if row.code is None else orjson.dumps([row.code.value, row.details]).decode(),
+    )
+
+
+def answer(fields: list[bytes]) -> Remembered:
+    """A row of statements.ANSWERS."""
+    try:
+        key, at_ms, digest, revision, status, first_event_id, event_count, refusal = fields
+        code, details = orjson.loads(refusal) if refusal else (None, {})
+        return Remembered(
+            key=bytes.fromhex(key.decode()),
+            at_ms=int(at_ms),
+            digest=bytes.fromhex(digest.decode()),
+            code=None if code is None else Code(code),
+            revision=int(revision) if revision else None,
+            status=_STATUSES[status] if status else None,
+            first_event_id=int(first_event_id),
+            event_count=int(event_count),
+            details=details,
+        )
+    except (ValueError, KeyError) as error:
+        raise TableCorrupt("a remembered answer is not what was written") from error
+
+
+def stored_values(stored: Stored) -> tuple[int, ...]:
+    return (*stored.position, stored.audit, stored.outcomes, stored.as_of_ms)
+
+
+def stored_row(row: tuple[int, ...]) -> Stored:
+    commands, control, next_event_id, audit, outcomes, as_of_ms = row
+    return Stored(Position(commands, control, next_event_id), audit, outcomes, as_of_ms)
+
+
+def split(count: int, joined: bytes | None) -> Iterator[list[bytes]]:
+    """The rows that a query joined into one. Raises TableCorrupt if they are not `count`."""
+    rows = joined.split(b"\x1e") if joined else []
+    # A NULL would vanish from the joined text, and its row with it.
+    if len(rows) != count:
+        raise TableCorrupt("a row holds nothing where something was written")
+    return (row.split(b"\x1f") for row in rows)

@@ -1,0 +1,221 @@
+"""What the local table costs: µs per row, with an idle and with a busy event loop (a minute).
+
+Run it: .venv/bin/python -m tests.benchmarks.table_cost
+"""
+
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+from sqlite3 import connect
+from uuid import UUID
+
+import aiosqlite
+import orjson
+
+from processor.adapters.sqlite import FlowTable, open_table, table_path
+from processor.rows import Changes, FlowRow, Position, Remembered, Stored, ledger_key
+from schemas.flow import Flow, FlowStatus
+
+BATCH = 1000
+UPSERT = "INSERT INTO t VALUES (?, ?) ON CONFLICT (k) DO UPDATE SET v = excluded.v"
+
+
+def uuid(number: int) -> str:
+    # Spread like random ids: an index on them is met in no order.
+    return str(UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128))
+
+
+def flow_row(number: int, revision: int) -> FlowRow:
+    flow = Flow(
+        id=uuid(number),
+        controller_id="controller",
+        goal="measure what a row costs",
+        owner_session_key="owner",
+        requester_origin="bench",
+        current_step="init",
+        state_json={"revision": revision, "filling": "x" * 300},
+        wait_json=None,
+        status=FlowStatus.RUNNING,
+        cancel_requested=False,
+        revision=revision,
+        created_at="2026-11-22T21:02:08.123Z",
+        updated_at="2026-11-22T21:02:08.123Z",
+    )
+    doc = orjson.dumps(flow.model_dump(mode="json"))
+    return FlowRow(flow, doc, 2**40 * 3 + number + revision, bytes(16), number)
+
+
+def answer(number: int) -> Remembered:
+    flow_id = uuid(number)
+    return Remembered(
+        key=ledger_key(flow_id, uuid(number + 10**9)),
+        at_ms=1_795_000_000_000 + number,
+        digest=number.to_bytes(16, "little"),
+        code=None,
+        revision=3,
+        status=FlowStatus.RUNNING,
+        first_event_id=2**40 * 3 + number,
+        event_count=1,
+        details={},
+    )
+
+
+def at(commands: int) -> Stored:
+    return Stored(Position(commands, 0, commands + 1), commands, commands, commands)
+
+
+async def busy(until: asyncio.Event, slice_s: float) -> None:
+    """Never rests, and looks at its sockets every `slice_s` seconds."""
+    while not until.is_set():
+        end = time.perf_counter() + slice_s
+        while time.perf_counter() < end:
+            pass
+        await asyncio.sleep(0)
+
+
+class Bench:
+    def __init__(self, table: FlowTable) -> None:
+        self.table = table
+        self.position: Stored | None = None
+
+    async def write(self, changes: Changes) -> None:
+        after = at(0 if self.position is None else self.position.position.commands + 1)
+        await self.table.write(changes, before=self.position, after=after)
+        self.position = after
+
+
+async def timed(name: str, calls: list[Callable[[], Awaitable[object]]], rows: int) -> None:
+    taken = []
+    for call in calls:
+        start = time.perf_counter()
+        await call()
+        taken.append(time.perf_counter() - start)
+    median = statistics.median(taken)
+    worst = max(taken)
+    print(
+        f"  {name:34s} {median * 1e6 / rows:8.1f} µs/row {median * 1e3:8.1f} ms a call,"
+        f" worst {worst * 1e3:.1f}"
+    )
+
+
+async def measure(table: FlowTable, first: int, repeats: int) -> None:
+    bench = Bench(table)
+    bench.position = await table.stored()
+    batches = [range(first + i * BATCH, first + (i + 1) * BATCH) for i in range(repeats)]
+    inserts = [Changes(inserted=[flow_row(n, 0) for n in batch]) for batch in batches]
+    updates = [
+        Changes(updated=[(flow_row(n, 0), flow_row(n, 1)) for n in batch]) for batch in batches
+    ]
+    answers = [Changes(remembered=[answer(n) for n in batch]) for batch in batches]
+    ids = [[uuid(n) for n in batch] for batch in batches]
+    unknown = [[answer(n + 10**6).key for n in batch] for batch in batches]
+    known = [[answer(n).key for n in batch] for batch in batches]
+    all_of = [
+        Changes(
+            updated=[(flow_row(n, 1), flow_row(n, 2)) for n in batch],
+            remembered=[answer(n + 10**7) for n in batch],
+            forget_before_ms=1_795_000_000_000,
+        )
+        for batch in batches
+    ]
+    await timed("insert flows", [lambda c=c: bench.write(c) for c in inserts], BATCH)  # type: ignore[misc]
+    await timed("update flows", [lambda c=c: bench.write(c) for c in updates], BATCH)  # type: ignore[misc]
+    await timed("remember answers", [lambda c=c: bench.write(c) for c in answers], BATCH)  # type: ignore[misc]
+    await timed("update, remember, forget", [lambda c=c: bench.write(c) for c in all_of], BATCH)  # type: ignore[misc]
+    await timed("load flows", [lambda i=i: table.flows(i) for i in ids], BATCH)  # type: ignore[misc]
+    await timed("recall, none known", [lambda k=k: table.recall(k) for k in unknown], BATCH)  # type: ignore[misc]
+    await timed("recall, all known", [lambda k=k: table.recall(k) for k in known], BATCH)  # type: ignore[misc]
+    await timed("untouched", [table.untouched for _ in batches], 1)
+
+
+async def measure_busy(table: FlowTable, repeats: int) -> None:
+    """The one call per batch: it writes what the first BATCH flows and their answers become."""
+    bench = Bench(table)
+    bench.position = await table.stored()
+    ids = [uuid(n) for n in range(1, BATCH + 1)]
+    batches = []
+    old = list((await table.flows(ids)).values())
+    for _ in range(repeats):
+        new = [flow_row(row.number, row.flow.revision + 1) for row in old]
+        answers = [answer(row.last_event_id) for row in new]
+        batches.append(
+            Changes(
+                updated=list(zip(old, new, strict=True)), remembered=answers, forget_before_ms=0
+            )
+        )
+        old = new
+    await timed("update, remember, forget", [lambda c=c: bench.write(c) for c in batches], BATCH)  # type: ignore[misc]
+    await timed("load flows", [lambda: table.flows(ids)] * repeats, BATCH)
+
+
+async def row_by_row(directory: Path, repeats: int) -> None:
+    """For comparison: the same number of rows by executemany."""
+    async with aiosqlite.connect(directory / "many.db", isolation_level=None) as many:
+        await many.execute("PRAGMA journal_mode = WAL")
+        await many.execute("CREATE TABLE IF NOT EXISTS t (k PRIMARY KEY, v)")
+        rows = [(uuid(n), "x" * 300) for n in range(BATCH)]
+
+        async def once() -> None:
+            await many.execute("BEGIN")
+            await many.executemany(UPSERT, rows)
+            await many.commit()
+
+        await timed("executemany (for comparison)", [once] * repeats, BATCH)
+
+
+async def ledger_bytes(directory: Path, rows: int) -> None:
+    path = table_path(directory, "ledger", 3)
+    async with open_table(path, partition=3, prefix="ledger", partitions=4) as table:
+        bench = Bench(table)
+        for start in range(0, rows, 10_000):
+            await bench.write(Changes(remembered=[answer(start + i) for i in range(10_000)]))
+    with closing(connect(path)) as db:
+        pages, size = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("page_count", "page_size"))
+    print(f"ledger of {rows} accepted answers: {pages * size / rows:.0f} bytes a row")
+    before = time.perf_counter()
+    async with open_table(path, partition=3, prefix="ledger", partitions=4):
+        taken = time.perf_counter() - before
+    print(f"  open and check {pages * size / 1e6:.0f} MB: {taken * 1e3:.0f} ms")
+
+
+async def main() -> None:
+    async with AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        path = table_path(directory, "bench", 3)
+        table = await stack.enter_async_context(
+            open_table(path, partition=3, prefix="bench", partitions=4)
+        )
+        bench = Bench(table)
+        for start in range(1, 50_001, 10_000):
+            await bench.write(
+                Changes(
+                    inserted=[flow_row(start + i + 10**6, 0) for i in range(10_000)],
+                    remembered=[answer(start + i + 10**8) for i in range(10_000)],
+                )
+            )
+        print(f"batches of {BATCH} rows, 50,000 flows in the table")
+        print("idle loop")
+        await measure(table, 1, 9)
+        await row_by_row(directory, 3)
+        usual_ms = sys.getswitchinterval() * 1e3
+        for slice_ms, interval_ms in ((0.2, 0.5), (1.0, 0.5), (1.0, usual_ms), (0.2, usual_ms)):
+            sys.setswitchinterval(interval_ms / 1e3)
+            print(
+                f"busy loop, slices of {slice_ms} ms, switch interval {interval_ms} ms", flush=True
+            )
+            done = asyncio.Event()
+            spinning = asyncio.create_task(busy(done, slice_ms / 1e3))
+            await measure_busy(table, 9 if interval_ms < usual_ms else 3)
+            done.set()
+            await spinning
+        sys.setswitchinterval(usual_ms / 1e3)
+        await ledger_bytes(directory, 300_000)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

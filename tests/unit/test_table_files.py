@@ -1,0 +1,129 @@
+"""A file that is not this partition's table is thrown away; the table then starts empty."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from processor.adapters.sqlite import TableFailed, table_path
+from processor.rows import Changes
+from tests.unit.tables import at, contents, flow_row, opened, put_back
+
+
+async def given_a_table(state_dir: Path) -> Path:
+    async with opened(state_dir) as table:
+        flows = [flow_row(n, goal="x" * 2000) for n in range(1, 200)]
+        await table.write(Changes(inserted=flows), before=None, after=at(1))
+        return table.path
+
+
+def edit(path: Path, sql: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(sql)
+
+
+async def starts_empty(state_dir: Path, because: str, **identity: Any) -> None:
+    with capture_logs() as logs:
+        async with opened(state_dir, **identity) as table:
+            assert await table.stored() is None
+            assert await table.count_flows() == 0
+            await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
+    (told,) = logs
+    assert told["log_level"] == "warning"
+    assert because in told["why"]
+    async with opened(state_dir, **identity) as table:
+        assert await table.stored() == at(1)
+
+
+async def test_a_table_keeps_what_was_written(tmp_path: Path) -> None:
+    await given_a_table(tmp_path / "made" / "deep")
+    with capture_logs() as logs:
+        async with opened(tmp_path / "made" / "deep") as table:
+            assert await table.stored() == at(1)
+            assert await table.count_flows() == 199
+    assert logs == []
+    assert list(contents(tmp_path / "made" / "deep")) == ["taskflow-0.db"]
+
+
+@pytest.mark.parametrize("identity", [{"partition": 1}, {"prefix": "other"}, {"partitions": 8}])
+async def test_the_table_of_another_partition_starts_empty(
+    tmp_path: Path, identity: dict[str, Any]
+) -> None:
+    await given_a_table(tmp_path)
+    await starts_empty(tmp_path, "it belongs to 'taskflow', partition 0 of 4", **identity)
+
+
+async def test_another_format_starts_empty(tmp_path: Path) -> None:
+    edit(await given_a_table(tmp_path), "PRAGMA user_version = 99")
+    await starts_empty(tmp_path, "it is of format 99")
+
+
+async def test_another_program_s_database_starts_empty(tmp_path: Path) -> None:
+    path = table_path(tmp_path, "taskflow", 0)
+    edit(path, "CREATE TABLE mine (x)")
+    await starts_empty(tmp_path, "it is of format 0")
+    path.unlink()
+    edit(path, "CREATE TABLE mine (x)")
+    edit(path, "PRAGMA user_version = 1")
+    await starts_empty(tmp_path, "no such table")
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 1000, b"x" * 10])
+async def test_what_is_no_database_starts_empty(tmp_path: Path, content: bytes) -> None:
+    table_path(tmp_path, "taskflow", 0).write_bytes(content)
+    await starts_empty(tmp_path, "not a database")
+
+
+async def test_a_damaged_page_starts_empty(tmp_path: Path) -> None:
+    path = await given_a_table(tmp_path)
+    with path.open("r+b") as file:
+        file.seek(4096 * 20)
+        file.write(b"\xff" * 4096)
+    await starts_empty(tmp_path, "")
+
+
+async def test_a_lost_index_entry_starts_empty(tmp_path: Path) -> None:
+    # The flow would be taken for one that does not exist.
+    path = await given_a_table(tmp_path)
+    with closing(sqlite3.connect(path)) as db:
+        (root,) = db.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_flow_1'"
+        ).fetchone()
+    with path.open("r+b") as file:
+        # An index without a single entry.
+        file.seek(4096 * (root - 1))
+        file.write(bytes([10, 0, 0, 0, 0, 0x10, 0, 0]))
+    await starts_empty(tmp_path, "")
+
+
+async def test_a_path_that_cannot_be_used_is_told_and_kept(tmp_path: Path) -> None:
+    table_path(tmp_path, "taskflow", 0).mkdir()
+    with pytest.raises(TableFailed):
+        async with opened(tmp_path):
+            pass
+    assert table_path(tmp_path, "taskflow", 0).is_dir()
+
+
+async def test_a_locked_file_is_told_and_kept(tmp_path: Path) -> None:
+    path = await given_a_table(tmp_path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TableFailed):
+            async with opened(tmp_path):
+                pass
+    async with opened(tmp_path) as table:
+        assert await table.stored() == at(1)
+
+
+async def test_a_killed_worker_s_table_is_whole(tmp_path: Path) -> None:
+    async with opened(tmp_path) as table:
+        await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
+        left = contents(tmp_path)
+    put_back(tmp_path, left)
+    async with opened(tmp_path) as table:
+        assert await table.stored() == at(1)
+        assert await table.count_flows() == 1

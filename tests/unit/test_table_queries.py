@@ -1,0 +1,118 @@
+"""Looking at the tables shows what a worker has written, and changes nothing."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processor.adapters.sqlite import TableCorrupt, TableFailed, open_table, queries, table_path
+from processor.rows import Changes, FlowRow
+from schemas.flow import FlowStatus
+from schemas.values import instant
+from tests.unit.tables import NOON_MS, at, contents, flow_row, opened, put_back, step_row, uuid
+
+
+def listing(state_dir: Path) -> list[tuple[str, int, int]]:
+    stats = [(path, path.stat()) for path in sorted(state_dir.iterdir())]
+    return [(path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+async def given(state_dir: Path, partition: int, *flows: FlowRow) -> None:
+    path = table_path(state_dir, "taskflow", partition)
+    async with open_table(path, partition=partition, prefix="taskflow", partitions=2) as table:
+        await table.write(Changes(inserted=list(flows)), before=None, after=at(1))
+
+
+def test_only_the_tables_of_the_prefix_are_found(tmp_path: Path) -> None:
+    for name in ("t-10.db", "t-9.db", "t-1-2.db", "t-1.db-wal", "tt-1.db", "t-x.db"):
+        (tmp_path / name).touch()
+    assert [path.name for path in queries.tables(tmp_path, "t")] == ["t-9.db", "t-10.db"]
+    assert [path.name for path in queries.tables(tmp_path, "t-1")] == ["t-1-2.db"]
+    assert queries.tables(tmp_path / "missing", "t") == []
+
+
+async def test_the_newest_change_comes_first_over_all_partitions(tmp_path: Path) -> None:
+    def row(number: int, minute: int, **values: Any) -> FlowRow:
+        return flow_row(number, updated_at=instant(NOON_MS + 60_000 * minute), **values)
+
+    await given(tmp_path, 0, row(4, 1), row(1, 3), row(2, 2, owner_session_key="other"))
+    await given(tmp_path, 1, row(3, 1), row(5, 4, status=FlowStatus.FINISHED))
+    paths = queries.tables(tmp_path, "taskflow")
+
+    def ids(**wanted: Any) -> list[str]:
+        return [flow.id for flow in queries.list_flows(paths, **{"limit": 9, **wanted})]
+
+    assert ids() == [uuid(n) for n in (5, 1, 2, 3, 4)]
+    assert ids(limit=4) == [uuid(n) for n in (5, 1, 2, 3)]
+    assert ids(owner="other") == [uuid(2)]
+    assert ids(status=FlowStatus.FINISHED) == [uuid(5)]
+    assert ids(owner="other", status=FlowStatus.FINISHED) == []
+
+
+async def test_a_flow_is_shown_with_its_steps_in_order(tmp_path: Path) -> None:
+    row = flow_row(1, revision=2)
+    steps = [step_row(1, "b"), step_row(1, "c", at_ms=NOON_MS - 1), step_row(1, "a")]
+    async with opened(tmp_path) as table:
+        await table.write(Changes(inserted=[row], steps=steps), before=None, after=at(1))
+        paths = queries.tables(tmp_path, "taskflow")
+        view = queries.find_flow(paths, uuid(1))
+        assert queries.find_flow(paths, uuid(2)) is None
+
+    assert view is not None
+    assert (view.flow, view.last_event_id, view.chain) == (row.flow, row.last_event_id, row.chain)
+    assert [step.run_id for step in view.steps] == ["c", "a", "b"]
+
+
+async def test_looking_neither_waits_for_a_writer_nor_leaves_a_trace(tmp_path: Path) -> None:
+    async with opened(tmp_path) as table:
+        await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
+        with closing(sqlite3.connect(table.path, isolation_level=None)) as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute("DELETE FROM flow")
+            was = [entry[:2] for entry in listing(tmp_path)]
+            assert len(queries.list_flows([table.path], limit=9)) == 1
+            assert [entry[:2] for entry in listing(tmp_path)] == was
+            writer.execute("ROLLBACK")
+        assert await table.untouched()
+        await table.write(Changes(inserted=[flow_row(2)]), before=at(1), after=at(2))
+        assert len(queries.list_flows([table.path], limit=9)) == 2
+
+
+async def test_looking_at_a_table_at_rest_makes_no_file(tmp_path: Path) -> None:
+    await given(tmp_path, 0, flow_row(1))
+    was = listing(tmp_path)
+    assert len(queries.list_flows(queries.tables(tmp_path, "taskflow"), limit=9)) == 1
+    assert listing(tmp_path) == was
+    assert len(was) == 1
+
+
+async def test_what_a_killed_worker_left_in_the_log_is_shown_and_stays(tmp_path: Path) -> None:
+    async with opened(tmp_path) as table:
+        await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
+        left = contents(tmp_path)
+    put_back(tmp_path, left)
+    assert len(queries.list_flows(queries.tables(tmp_path, "taskflow"), limit=9)) == 1
+    kept = contents(tmp_path)
+    for name in ("taskflow-0.db", "taskflow-0.db-wal"):
+        assert kept[name] == left[name]
+
+
+async def test_what_cannot_be_shown_is_told(tmp_path: Path) -> None:
+    await given(tmp_path, 0, flow_row(1))
+    (path,) = queries.tables(tmp_path, "taskflow")
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE flow SET doc = '{}'")
+        with pytest.raises(TableCorrupt):
+            queries.list_flows([path], limit=9)
+        db.execute("PRAGMA user_version = 9")
+        with pytest.raises(TableFailed, match="format 9"):
+            queries.list_flows([path], limit=9)
+    path.write_bytes(b"not a database" * 1000)
+    with pytest.raises(TableCorrupt):
+        queries.find_flow([path], uuid(1))
+    path.unlink()
+    with pytest.raises(TableFailed):
+        queries.find_flow([path], uuid(1))
+    assert "taskflow-0.db" not in contents(tmp_path)
