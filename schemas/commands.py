@@ -54,6 +54,7 @@ class CommandBase(Message):
     dry_run: bool | None = False
     """Decide and answer; nothing else changes or is recorded."""
     schema_version: Literal[1] | None = 1
+    """Anything else is quarantined as `unsupported_version`."""
 
 
 class Create(CommandBase):
@@ -64,6 +65,7 @@ class Create(CommandBase):
     requester_origin: Text
     current_step: Text | None = "init"
     state_json: Json = Field(default_factory=dict)
+    """`{}` unless given; at most 256 KiB as written."""
     owner_session_key: Text | None = None
     """`issued_by` unless given; on the commands topic it must be `issued_by`."""
 
@@ -91,6 +93,8 @@ class SetWaiting(CommandBase):
 
     kind: Literal["set_waiting"] = "set_waiting"
     wait: Wait
+    """What becomes the flow's `wait_json`. Its time must lie after the append time, and not past
+    the horizon."""
 
 
 class Resume(CommandBase):
@@ -98,6 +102,7 @@ class Resume(CommandBase):
 
     kind: Literal["resume"] = "resume"
     state_patch: Json = None
+    """Merged into the state, by top-level keys."""
 
 
 class ResumeExternal(CommandBase):
@@ -110,6 +115,7 @@ class ResumeExternal(CommandBase):
     topic: WaitText
     correlation_id: WaitText
     payload: Json = None
+    """Merged into the state as `{"resume_event": payload}`."""
 
 
 class Finish(CommandBase):
@@ -117,6 +123,7 @@ class Finish(CommandBase):
 
     kind: Literal["finish"] = "finish"
     final_state: Json = None
+    """Merged into the state, by top-level keys."""
 
 
 class Fail(CommandBase):
@@ -124,6 +131,7 @@ class Fail(CommandBase):
 
     kind: Literal["fail"] = "fail"
     reason: LongText
+    """Merged into the state as `{"failure": {"reason", "at"}}`."""
 
 
 class RequestCancel(CommandBase):
@@ -143,7 +151,10 @@ class UpdateState(CommandBase):
 
     kind: Literal["update_state"] = "update_state"
     patch: Json
+    """Its top-level keys overwrite those of the state; if either is not an object, it replaces the
+    state. Required, and null is a value."""
     next_step: Text | None = None
+    """Becomes `current_step`."""
 
 
 class RecordStepObservation(CommandBase):
@@ -162,7 +173,7 @@ class RecordStepObservation(CommandBase):
     child_session_key: Text | None = None
     """Absent: the old one stays."""
     result_json: Json = None
-    """Absent: the old one is cleared."""
+    """Absent: the old one is cleared. At most 64 KiB as written."""
 
 
 class Wake(CommandBase):

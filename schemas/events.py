@@ -57,11 +57,15 @@ class WaitingPayload(Message):
 
 
 class ResumedPayload(Message):
+    """What ended the wait, and what it brought: null where nothing."""
+
     by: Literal["command", "external_event", "timer", "timeout"]
     state_patch: Json
 
 
 class FinishedPayload(Message):
+    """What was merged into the state: null where nothing."""
+
     final_state: Json
 
 
@@ -79,20 +83,22 @@ class StepObservedPayload(Message):
 
 
 class EventBase(Message):
-    """The fields of every FlowEvent.
-
-    `id` is unique: partition * 2**40 + n, with n = 1, 2, 3 … without a gap in each partition.
-    `revision` and `status` are the flow's after the event (`pruned`: the last).
-    """
+    """The fields of every FlowEvent."""
 
     id: EventId
+    """Unique: partition * 2**40 + n, with n = 1, 2, 3 … without a gap in each partition."""
     flow_id: Uuid
     at: Instant
+    """The broker's append time of the command."""
     revision: Revision
+    """The flow's after the event; of a pruned flow the last."""
     status: FlowStatus
+    """The flow's after the event; of a pruned flow the last."""
     command_id: Uuid
     actor: Text
+    """The command's `issued_by`."""
     source: Source
+    """The command's record."""
     schema_version: Literal[1] = 1
 
 

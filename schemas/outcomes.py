@@ -58,32 +58,37 @@ FORGOTTEN = frozenset({Code.FORBIDDEN, Code.NOT_OWNER, Code.IDEMPOTENCY_CONFLICT
 
 
 class Outcome(Message):
-    """What became of one record.
-
-    `revision` and `status` are the flow's after the command, null where there is no flow; for
-    an accepted dry run, what they would be. `allowed`: the kinds, sorted, that the state machine
-    would take now from the same topic. What cannot be known from the bytes is null, `dry_run` of
-    what is not an object included.
-    A duplicate carries the first outcome's verdict as `original`, and its code, message,
-    revision, status, event_ids and details.
-    """
+    """What became of one record. What cannot be known from its bytes is null."""
 
     command_id: Uuid | None
     flow_id: Uuid | None
     kind: str | None
     verdict: Verdict
     code: Code | None
+    """Why the command was refused; null where it was not."""
     message: str
+    """One sentence for a person: no secrets, no payload."""
     revision: Revision | None
+    """The flow's after the command, null where it has none; for an accepted dry run, what it would
+    be."""
     status: FlowStatus | None
+    """As `revision`."""
     event_ids: list[EventId]
+    """The FlowEvents that the command caused."""
     allowed: list[str] | None
+    """The kinds, sorted, that the state machine would take now from the same topic; null where
+    there is no flow to speak of."""
     details: dict[str, Any]
     dry_run: bool | None
     command_digest: Digest | None
+    """Hex BLAKE2b-128 of the command as JSON with sorted keys, compact, UTF-8."""
     source: Source
+    """The record that this answers."""
     at: Instant
+    """The broker's append time of that record."""
     original: Verdict | None = Field(default=None)
+    """Of a duplicate: the first outcome's verdict. Its code, message, revision, status, event_ids
+    and details are the first outcome's too."""
 
     @property
     def final(self) -> bool:

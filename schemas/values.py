@@ -104,7 +104,13 @@ Timestamp = Annotated[
 class Message(BaseModel):
     """What all published models share: nothing unknown, nothing coerced, nothing changed."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 class Source(Message):
