@@ -1,0 +1,285 @@
+"""FlowClient: send a command and await its outcome."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aiokafka import ConsumerRecord
+from aiokafka.errors import ProducerClosed
+from pydantic import ValidationError
+
+from processor.client.command_producer import CommandProducer
+from processor.client.errors import CommandNotSent, OutcomeTimeout
+from processor.client.pending import NoLongerRead, Pending, Registry
+from processor.client.preparation import Prepared, prepare
+from processor.client.reader import CommittedReader, PositionLost, count_partitions
+from processor.errors import TaskflowError
+from processor.settings import Settings, load_settings
+from schemas import Command, Outcome, Source, Topics
+from schemas.events import TRACEPARENT_HEADER
+
+TIMEOUT_S: Final = 30.0
+IN_FLIGHT_MAX: Final = 10_000
+POLL_WAIT_S: Final = 1.0
+CLOSED: Final = "The client was closed"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Where Kafka has put a command. `offset` is None in the rare case that it did not say:
+    the record was there already when it was written again after a lost answer."""
+
+    command: Command
+    topic: str
+    partition: int
+    offset: int | None
+
+    @property
+    def command_id(self) -> str:
+        return self.command.command_id
+
+
+class FlowClient:
+    """Sends commands and awaits their outcomes; an async context manager.
+
+    `settings`: from the environment if None. Many calls may be under way at once, up to
+    `in_flight_max`; more wait for their turn. Calls do not keep an order among themselves:
+    await one before the next where order matters.
+
+    A command without `expires_at` gets one half the dedupe window from now (unless `expire` is
+    false), so that it can never be applied twice, however late a copy arrives. Half, because the
+    broker's clock decides and not ours: it holds as long as the two are less than half a window
+    apart, 30 minutes by default. `settings.dedupe_window_ms` must be that of the workers.
+
+    Outcomes are read from the moment of the first `send`; a client that only publishes reads
+    none. Entering raises BrokerUnreachable, after some patience.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        expire: bool = True,
+        in_flight_max: int = IN_FLIGHT_MAX,
+    ) -> None:
+        self._settings = settings = settings or load_settings()
+        self._topics = Topics(settings.topic_prefix)
+        self._expires_after_ms = settings.dedupe_window_ms // 2 if expire else None
+        self._producer = CommandProducer(settings)
+        self._found: dict[str, int] = {}
+        self._finding = asyncio.Lock()
+        self._slots = asyncio.Semaphore(in_flight_max)
+        self._pending = Registry()
+        self._outcomes = CommittedReader(settings, self._topics.outcomes)
+        self._following: asyncio.Task[None] | None = None
+        self._opening = asyncio.Lock()
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._producer.start()
+        except BaseException:
+            await self._producer.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Calls that are still under way end with OutcomeTimeout."""
+        self._closed = True
+        self._pending.fail(CLOSED)
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+        await self._producer.close()
+
+    def prepare(self, command: Command | Mapping[str, Any]) -> Command:
+        """`command` with its `command_id` and `expires_at` filled in, to be sent as often as it
+        takes. Raises InvalidCommand."""
+        return self._prepare(command).command
+
+    async def send(
+        self,
+        command: Command | Mapping[str, Any],
+        *,
+        control: bool = False,
+        timeout_s: float = TIMEOUT_S,
+        traceparent: str | None = None,
+    ) -> Outcome:
+        """Write `command` and await its outcome: accepted, rejected, duplicate or quarantined.
+
+        `control`: on the control topic, with an operator's authority. `timeout_s` is for all of
+        it. `traceparent`: W3C trace context for everything that the command causes.
+
+        Raises OutcomeTimeout if it may still be applied, and can be sent again; InvalidCommand,
+        CommandNotSent, BrokerUnreachable and TopicsWrong if it will not be.
+        """
+        sending = self._sending(command, control=control, traceparent=traceparent)
+        pending = sending.pending = Pending(
+            sending.key, sending.command.command_id, sending.digest, sending.topic
+        )
+        try:
+            async with asyncio.timeout(timeout_s), self._slots:
+                await self._follow_outcomes()
+                with self._pending.holding(pending):
+                    await self._produce(sending)
+                    return await pending.future
+        except TimeoutError:
+            if (answer := pending.at_the_deadline()) is not None:
+                return answer
+            raise sending.unanswered(f"No outcome came within {timeout_s:g} s") from None
+        except NoLongerRead as error:
+            raise sending.unanswered(str(error)) from error
+        except ProducerClosed as error:
+            raise sending.unanswered(CLOSED) from error
+
+    async def publish(
+        self,
+        command: Command | Mapping[str, Any],
+        *,
+        control: bool = False,
+        timeout_s: float = TIMEOUT_S,
+        traceparent: str | None = None,
+    ) -> Receipt:
+        """Write `command` and return once all replicas have it, without awaiting its outcome.
+
+        Raises as `send` does; OutcomeTimeout here means that Kafka did not acknowledge it.
+        """
+        sending = self._sending(command, control=control, traceparent=traceparent)
+        try:
+            async with asyncio.timeout(timeout_s), self._slots:
+                return await self._produce(sending)
+        except TimeoutError:
+            raise sending.unanswered(f"Kafka did not acknowledge within {timeout_s:g} s") from None
+        except ProducerClosed as error:
+            raise sending.unanswered(CLOSED) from error
+
+    def _prepare(self, command: Command | Mapping[str, Any]) -> Prepared:
+        return prepare(
+            command,
+            now_ms=time.time_ns() // 1_000_000,
+            expires_after_ms=self._expires_after_ms,
+        )
+
+    def _sending(
+        self, command: Command | Mapping[str, Any], *, control: bool, traceparent: str | None
+    ) -> "_Sending":
+        headers = [] if traceparent is None else [(TRACEPARENT_HEADER, traceparent.encode())]
+        topic = self._topics.control if control else self._topics.commands
+        return _Sending(*self._prepare(command), topic=topic, headers=headers)
+
+    async def _produce(self, sending: "_Sending") -> Receipt:
+        if self._closed:
+            raise ProducerClosed
+        await self._find(sending.topic)
+        try:
+            written = await self._producer.send(
+                sending.topic,
+                sending.key,
+                sending.value,
+                sending.headers,
+                handed_over=sending.handed_over,
+            )
+        except CommandNotSent as refused:
+            if sending.times > 1:  # an earlier time may have worked
+                raise sending.unanswered(str(refused)) from refused
+            raise
+        offset = written.offset if written.offset >= 0 else None
+        receipt = Receipt(sending.command, sending.topic, written.partition, offset)
+        sending.written(receipt)
+        return receipt
+
+    async def _find(self, topic: str) -> None:
+        """Make sure that the topic is there; aiokafka would wait for it to appear."""
+        if topic not in self._found:
+            async with self._finding:
+                if topic not in self._found:
+                    self._found |= await count_partitions(self._settings, [topic])
+
+    async def _follow_outcomes(self) -> None:
+        """From the end as it is before the first command is sent."""
+        if self._following is not None and not self._following.done():
+            return
+        async with self._opening:
+            if self._closed:
+                raise ProducerClosed
+            if self._following is None or self._following.done():
+                topic = self._topics.outcomes
+                count = (await count_partitions(self._settings, [topic]))[topic]
+                await self._outcomes.open(range(count), "end")
+                self._following = asyncio.create_task(self._deliver_outcomes())
+
+    async def _deliver_outcomes(self) -> None:
+        try:
+            while True:
+                try:
+                    for record in await self._outcomes.poll(wait_s=POLL_WAIT_S):
+                        self._deliver(record)
+                except PositionLost as lost:
+                    _log.warning("outcomes were lost or made anew: %s", lost)
+                    await self._outcomes.rewind(lost.positions)
+        except TaskflowError as error:
+            self._pending.fail(f"The outcomes can no longer be read: {error}")
+        finally:
+            await self._outcomes.close()
+
+    def _deliver(self, record: ConsumerRecord) -> None:
+        if record.key is None or not self._pending.wants(record.key):
+            return
+        try:
+            outcome = Outcome.model_validate_json(record.value or b"")
+        except ValidationError:
+            # Without its fields nobody knows whose it is; that call runs into its timeout.
+            _log.error(
+                "%s/%d holds no outcome at offset %d",
+                record.topic,
+                record.partition,
+                record.offset,
+            )
+            return
+        self._pending.deliver(record.key, outcome)
+
+
+@dataclass(slots=True)
+class _Sending:
+    """One call, and how far it has come."""
+
+    command: Command
+    key: bytes
+    value: bytes
+    digest: str
+    topic: str
+    headers: list[tuple[str, bytes]]
+    pending: Pending | None = None
+    receipt: Receipt | None = None
+    times: int = 0
+    """How often the record was given to a producer: from the first on it may be in Kafka."""
+
+    def handed_over(self) -> None:
+        if self.times and self.pending is not None:
+            self.pending.written_twice()
+        self.times += 1
+
+    def written(self, receipt: Receipt) -> None:
+        self.receipt = receipt
+        if self.pending is not None:
+            self.pending.written(
+                None
+                if receipt.offset is None
+                else Source(topic=receipt.topic, partition=receipt.partition, offset=receipt.offset)
+            )
+
+    def unanswered(self, reason: str) -> TaskflowError:
+        if self.times:
+            return OutcomeTimeout(self.command, self.receipt, reason)
+        return CommandNotSent(f"{reason}, nor was the command sent.", retriable=True)
