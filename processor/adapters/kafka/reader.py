@@ -2,7 +2,7 @@
 
 import heapq
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -37,7 +37,7 @@ async def read(
     follow: bool = False,
     partitions: Sequence[int] | None = None,
     ready: Callable[[], None] | None = None,
-) -> AsyncIterator[ConsumerRecord]:
+) -> AsyncGenerator[ConsumerRecord]:
     """Committed records of `topic` (its full name), in order in each partition.
 
     Between partitions they come by time, as far as one poll can tell. Without `follow` it ends

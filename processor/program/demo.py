@@ -1,0 +1,329 @@
+"""`taskflow demo`: the main job in one command, from a broker of its own to a flow's history."""
+
+import asyncio
+import os
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+from aiokafka import AIOKafkaProducer
+from rich.console import Console
+from rich.text import Text
+
+from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.connection import connection_options
+from processor.adapters.kafka.errors import explained
+from processor.adapters.kafka.reader import read
+from processor.broker import embedded_broker
+from processor.client import FlowClient
+from processor.errors import TaskflowError
+from processor.placement import partition_of
+from processor.program.flow import history_table, login
+from processor.program.flows import history
+from processor.program.output import console, status_text, table, verdict_text
+from processor.program.running import run, settings_and_logs
+from processor.program.stories import NotAsExpected, Teller, all_stories
+from processor.program.streams import as_text
+from processor.settings import PREFIX, Settings
+from schemas.topics import Topics
+
+WORKER_STOP_TIMEOUT_S = 15.0
+ALL_IN_TIMEOUT_S = 30.0
+
+
+class DemoFailed(TaskflowError):
+    """The demo did not come to its end; nothing of it is left running."""
+
+
+def demo() -> None:
+    """Show the main job in one command, and leave nothing behind.
+
+    It starts an embedded Apache Kafka on a free port, makes the topics, starts a worker as a
+    process of its own, sends it over 200 commands about 50 flows, some of them wrong on
+    purpose, and shows what comes of them. The first run on a machine fetches Kafka.
+
+    Example: `taskflow demo`
+
+    Settings: TASKFLOW_CACHE_DIR, TASKFLOW_BROKER_HEAP.
+    """
+    settings = settings_and_logs(quiet=True)
+    run(lambda: _demo(settings))
+
+
+async def _demo(chosen: Settings) -> None:
+    out = console()
+    out.print("[bold]1.[/] Starting Apache Kafka, a real one, for this demo only ...")
+    async with embedded_broker(heap=chosen.broker_heap, cache_dir=chosen.cache_dir) as broker:
+        # In the broker's own directory, which goes with it, also when we are killed.
+        directory = broker.data_dir / "demo"
+        settings = Settings(
+            bootstrap_servers=broker.bootstrap, state_dir=directory / "state", http=None
+        )
+        await create_topics(settings)
+        out.print(f"   Kafka answers at {broker.bootstrap}; the six topics are made.")
+        out.print("[bold]2.[/] Starting a worker as a process of its own ...")
+        async with _worker(settings, directory) as worker:
+            await _unless_ended(worker, _play(settings, out))
+    out.print("Nothing is left running. Next: `taskflow up` keeps everything on this machine.")
+
+
+async def _play(settings: Settings, out: Console) -> None:
+    told = _Told()
+    listening = [
+        asyncio.ensure_future(_show_events(settings, out)),
+        asyncio.ensure_future(_count_outcomes(settings, told)),
+    ]
+    try:
+        out.print("[bold]3.[/] Telling stories to it; these are the FlowEvents, as they come:")
+        async with FlowClient(settings) as client:
+            tell = Teller(client)
+            await _first_story(tell)
+            began = time.monotonic()
+            before = tell.told.total()
+            await _together([*all_stories(tell)])
+            seconds, sent = time.monotonic() - began, tell.told.total() - before
+            flow_id = await _foreigners(settings, told, tell)
+        expected = tell.told.total() + 3  # the malformed one, the misplaced one and its copy
+        await _in_time(told.reach(expected), told, expected)
+        history_of = [event async for event in history(settings, flow_id)]
+        letters = [letter async for letter in _dead_letters(settings)]
+    finally:
+        for task in listening:
+            task.cancel()
+        await asyncio.wait(listening)
+    _conclude(out, told, tell, history_of, letters)
+    out.print(
+        f"{sent} commands were answered in {seconds:.2f} s, {sent / seconds:.0f} a second: each "
+        "flow's next command waited for the answer to the one before."
+    )
+
+
+@dataclass(slots=True)
+class _Told:
+    """The outcomes as they stand on their topic."""
+
+    verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def hear(self, outcome: dict[str, Any]) -> None:
+        self.verdicts[outcome["verdict"], outcome["code"] or ""] += 1
+        self.changed.set()
+
+    async def reach(self, count: int) -> None:
+        while self.verdicts.total() < count:
+            self.changed.clear()
+            await self.changed.wait()
+
+
+async def _first_story(tell: Teller) -> None:
+    """One flow alone, so that what follows measures the work and not the worker's start."""
+    await tell.send(
+        *("create_mirrored", str(uuid4()), "session:first"),
+        controller_id="demo",
+        goal="See whether anybody answers",
+        requester_origin="demo",
+    )
+
+
+async def _foreigners(settings: Settings, told: _Told, tell: Teller) -> str:
+    """A flow that meets other clients and an operator; its id.
+
+    One client hashes keys with CRC32, as librdkafka does, so that its command lies on the wrong
+    partition; another writes what is no command; the operator cancels.
+    """
+    topics, me = Topics(settings.topic_prefix), "session:foreign"
+    flow_id = _misplaced_by_crc32(settings.partitions)
+    key = flow_id.encode()
+    create = {
+        "kind": "create_managed",
+        "command_id": str(uuid4()),
+        "flow_id": flow_id,
+        "issued_by": me,
+        "controller_id": "foreign",
+        "goal": "Find the right partition",
+        "requester_origin": "another client",
+    }
+    with explained(settings):
+        options = connection_options(settings, "foreign")
+        async with AIOKafkaProducer(**options, acks="all") as producer:
+            wrong = zlib.crc32(key) % settings.partitions
+            await producer.send_and_wait(
+                topics.commands, orjson.dumps(create), key=key, partition=wrong
+            )
+            await producer.send_and_wait(
+                topics.commands, b'{"kind": "create_managed", oops', key=key
+            )
+    await _in_time(told.reach(tell.told.total() + 3), told, tell.told.total() + 3)
+    await tell.send("start_running", flow_id, me)
+    await tell.send("set_waiting", flow_id, me, wait={"kind": "manual"})
+    await tell.send("resume", flow_id, f"operator:{login()}", control=True)
+    await tell.send("update_state", flow_id, me, patch={"found": True}, next_step="done")
+    await tell.send("cancel", flow_id, f"operator:{login()}", control=True)
+    return flow_id
+
+
+def _conclude(
+    out: Console,
+    told: _Told,
+    tell: Teller,
+    events: Sequence[bytes],
+    letters: Sequence[dict[str, Any]],
+) -> None:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tell.told.items()))
+    out.print("[bold]4.[/] What became of the commands:")
+    out.print(Text(f"   {kinds}"))
+    rows = [
+        (verdict_text(verdict), code, str(count))
+        for (verdict, code), count in sorted(told.verdicts.items())
+    ]
+    out.print(table(None, ("verdict", "code", "outcomes"), rows))
+    out.print("[bold]5.[/] The history of one flow, which another client created and an operator")
+    out.print("   resumed and cancelled:")
+    out.print(history_table(list(events)))
+    out.print("[bold]6.[/] The dead letter of what was no command, kept as it was:")
+    for letter in letters:
+        out.print(Text(f"   {letter['value']!s} ({letter['code']}: {letter['message']})"))
+    if len(letters) != 1 or len(events) != 6:
+        raise NotAsExpected(
+            f"There are {len(letters)} dead letters and {len(events)} events of the flow, but 1 "
+            "and 6 were expected."
+        )
+
+
+async def _show_events(settings: Settings, out: Console) -> None:
+    topic = Topics(settings.topic_prefix).audit
+    async with aclosing(read(settings, topic, follow=True)) as records:
+        async for record in records:
+            event = orjson.loads(record.value)
+            line = Text(f"   {event['at'][11:23]} {event['flow_id'][:8]} ", style="dim")
+            line.append(f"{event['kind']:<16}", style="bold not dim")
+            line.append_text(status_text(f"{event['status']:<10}"))
+            line.append(f" r{event['revision']:<2} {event['actor']}")
+            out.print(line, soft_wrap=True)
+
+
+async def _count_outcomes(settings: Settings, told: _Told) -> None:
+    topic = Topics(settings.topic_prefix).outcomes
+    async with aclosing(read(settings, topic, follow=True)) as records:
+        async for record in records:
+            told.hear(orjson.loads(record.value))
+
+
+async def _dead_letters(settings: Settings) -> AsyncIterator[dict[str, Any]]:
+    topic = Topics(settings.topic_prefix).dead_letters
+    async for record in read(settings, topic):
+        headers = {name: as_text(value) for name, value in record.headers}
+        yield {
+            "value": as_text(record.value),
+            "code": headers["taskflow-code"],
+            "message": headers["taskflow-message"],
+        }
+
+
+def _misplaced_by_crc32(partitions: int) -> str:
+    while True:
+        flow_id = str(UUID(bytes=os.urandom(16), version=4))
+        key = flow_id.encode()
+        if zlib.crc32(key) % partitions != partition_of(key, partitions):
+            return flow_id
+
+
+async def _together(stories: Sequence[Any]) -> None:
+    """All at once; the first that fails ends the others."""
+    tasks = [asyncio.ensure_future(story) for story in stories]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _in_time(work: Any, told: _Told, expected: int) -> None:
+    try:
+        async with asyncio.timeout(ALL_IN_TIMEOUT_S):
+            await work
+    except TimeoutError:
+        raise DemoFailed(
+            f"{told.verdicts.total()} of {expected} outcomes came within {ALL_IN_TIMEOUT_S:.0f} s."
+        ) from None
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: asyncio.subprocess.Process
+    log: Path
+
+    def last_words(self) -> str:
+        lines = self.log.read_text("utf-8", "replace").splitlines()
+        return "\n".join(lines[-5:]) or "(it said nothing)"
+
+
+@asynccontextmanager
+async def _worker(settings: Settings, directory: Path) -> AsyncIterator[_Worker]:
+    """`taskflow worker` as a child that ends with us, however we end: it watches its input."""
+    directory.mkdir(parents=True)
+    log = directory / "worker.log"
+    with log.open("wb") as sink:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "processor", "worker", "--with-parent"),
+            env=_environment(settings),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=sink,
+            start_new_session=True,
+        )
+    try:
+        yield _Worker(process, log)
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(WORKER_STOP_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Ours without the user's settings, which are about other brokers."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return {
+        **kept,
+        "TASKFLOW_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "TASKFLOW_STATE_DIR": str(settings.state_dir),
+        "TASKFLOW_HTTP": "off",
+        "TASKFLOW_LOG_FORMAT": "json",
+    }
+
+
+async def _unless_ended(worker: _Worker, work: Any) -> None:
+    """Raises DemoFailed when the worker ends before the work is done."""
+    working = asyncio.ensure_future(work)
+    ending = asyncio.ensure_future(worker.process.wait())
+    try:
+        await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise DemoFailed(
+                f"The worker ended with code {ending.result()}:\n{worker.last_words()}"
+            )
+        working.result()
+    except TaskflowError as error:
+        if not isinstance(error, DemoFailed):
+            raise DemoFailed(f"{error} The worker's last words:\n{worker.last_words()}") from error
+        raise
+    finally:
+        for task in (working, ending):
+            task.cancel()
+        await asyncio.wait({working, ending})

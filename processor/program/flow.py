@@ -1,0 +1,243 @@
+"""`taskflow flow`: looking at flows, and an operator's cancel and resume."""
+
+import getpass
+import os
+from uuid import uuid4
+
+import orjson
+import typer
+from rich.text import Text
+
+from processor.program.options import duration_ms, flow_id_of
+from processor.program.output import (
+    console,
+    for_people,
+    say,
+    status_text,
+    table,
+    write_json,
+    write_line,
+)
+from processor.program.running import Refused, run, settings_and_logs
+from processor.program.send import accepted, send_as_operator
+from processor.settings import Settings
+from schemas.flow import FlowStatus
+from schemas.outcomes import Outcome, Verdict
+
+app = typer.Typer(
+    help="Look at flows, and cancel or resume them as an operator.", no_args_is_help=True
+)
+
+OWNER = typer.Option(None, "--owner", help="Only flows of this session key.")
+STATUS = typer.Option(None, "--status", help="Only flows in this status.")
+LIMIT = typer.Option(50, "--limit", min=1, help="At most so many.")
+FLOW_ID = typer.Argument(..., help="The flow's id.")
+LOCAL = typer.Option(
+    False,
+    "--local",
+    help="Read the tables in TASKFLOW_STATE_DIR: quick, no broker, but only what its worker knew.",
+)
+JSON = typer.Option(False, "--json", help="JSON also on a terminal.")
+TIMEOUT = typer.Option("30s", "--timeout", help="How long to await the outcome.")
+
+
+@app.command("list")
+def list_(
+    owner: str | None = OWNER,
+    status: FlowStatus | None = STATUS,
+    limit: int = LIMIT,
+    local: bool = LOCAL,
+    json: bool = JSON,
+) -> None:
+    """List flows, the newest change first.
+
+    A pipe gets one JSON line for each flow.
+
+    Example: `taskflow flow list --status waiting --limit 10`
+
+    Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_SECURITY_PROTOCOL,
+    `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
+    """
+    from processor.program.flows import list_flows, local_flows
+
+    settings = settings_and_logs(quiet=True)
+    if local:
+        flows = local_flows(settings, owner=owner, status=status, limit=limit)
+    else:
+        flows = run(lambda: list_flows(settings, owner=owner, status=status, limit=limit))
+    if not for_people(json):
+        for flow in flows:
+            write_line(flow.model_dump_json().encode())
+        return
+    if not flows:
+        say("There is no such flow." if owner or status else "There are no flows yet.")
+        return
+    columns = ("id", "status", "rev", "step", "owner", "updated", "goal")
+    rows = [
+        (
+            flow.id,
+            status_text(flow.status + (" (cancel requested)" if flow.cancel_requested else "")),
+            str(flow.revision),
+            flow.current_step,
+            flow.owner_session_key,
+            flow.updated_at,
+            _short(flow.goal),
+        )
+        for flow in flows
+    ]
+    console().print(table(None, columns, rows))
+
+
+@app.command("show")
+def show(flow_id: str = FLOW_ID, local: bool = LOCAL, json: bool = JSON) -> None:
+    """Show one flow with its state, its wait and its steps. Exit code 1 if there is none.
+
+    Example: `taskflow flow show 6f1f3a52-0000-4000-8000-000000000001`
+
+    Settings: as for `flow list`.
+    """
+    from processor.program.flows import find_flow, local_flow
+
+    settings = settings_and_logs(quiet=True)
+    wanted = flow_id_of(flow_id)
+    found = local_flow(settings, wanted) if local else run(lambda: find_flow(settings, wanted))
+    if found is None:
+        raise _unknown(settings, wanted)
+    if not for_people(json):
+        write_json(
+            {
+                "flow": found.flow,
+                "steps": found.steps,
+                "last_event_id": found.last_event_id,
+                "chain": found.chain,
+            }
+        )
+        return
+    rows = [(name, _cell(name, value)) for name, value in found.flow.items()]
+    rows += [("last_event_id", str(found.last_event_id)), ("chain", found.chain)]
+    out = console()
+    out.print(table(None, ("field", "value"), rows))
+    if found.steps:
+        fields = ("run_id", "task", "status", "updated_at", "result_json")
+        steps = [[_cell(name, step[name]) for name in fields] for step in found.steps]
+        out.print(table("steps", fields, steps))
+
+
+@app.command("history")
+def history_(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
+    """Show what happened to one flow, from the audit topic. Exit code 1 if nothing did.
+
+    A pipe gets the FlowEvents as JSON lines. A pruned flow still has its history.
+
+    Example: `taskflow flow history 6f1f3a52-0000-4000-8000-000000000001`
+
+    Settings: as for `flow list`.
+    """
+    settings = settings_and_logs(quiet=True)
+    wanted = flow_id_of(flow_id)
+    events = run(lambda: _history(settings, wanted))
+    if not events:
+        raise _unknown(settings, wanted)
+    if for_people(json):
+        console().print(history_table(events))
+    else:
+        for event in events:
+            write_line(event)
+
+
+@app.command("cancel")
+def cancel(flow_id: str = FLOW_ID, timeout: str = TIMEOUT, json: bool = JSON) -> None:
+    """Cancel a flow, as an operator. Exit code 1 if the processor refuses.
+
+    The command goes to the control topic, as `operator:{login}`, and needs a running worker.
+
+    Example: `taskflow flow cancel 6f1f3a52-0000-4000-8000-000000000001`
+
+    Settings: as for `flow list`.
+    """
+    _as_operator("cancel", flow_id, timeout, json)
+
+
+@app.command("resume")
+def resume(flow_id: str = FLOW_ID, timeout: str = TIMEOUT, json: bool = JSON) -> None:
+    """Resume a waiting flow, as an operator. Exit code 1 if the processor refuses.
+
+    The command goes to the control topic, as `operator:{login}`, and needs a running worker.
+
+    Example: `taskflow flow resume 6f1f3a52-0000-4000-8000-000000000001`
+
+    Settings: as for `flow list`.
+    """
+    _as_operator("resume", flow_id, timeout, json)
+
+
+def history_table(events: list[bytes]) -> object:
+    """FlowEvents, one a row, for people."""
+    rows = []
+    for raw in events:
+        event = orjson.loads(raw)
+        payload = event["payload_json"]
+        rows.append(
+            (
+                event["at"],
+                Text(event["kind"], style="bold"),
+                status_text(event["status"]),
+                str(event["revision"]),
+                event["actor"],
+                _short(orjson.dumps(payload).decode()) if payload else "",
+            )
+        )
+    return table(None, ("at", "event", "status", "rev", "by", "payload"), rows)
+
+
+def login() -> str:
+    """Who sits at this terminal; a container may know no name."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid-{os.getuid()}"
+
+
+def _as_operator(kind: str, flow_id: str, timeout: str, json: bool) -> None:
+    settings = settings_and_logs(quiet=True)
+    timeout_s = duration_ms(timeout, "--timeout") / 1000
+    command = {
+        "kind": kind,
+        "command_id": str(uuid4()),
+        "flow_id": flow_id_of(flow_id),
+        "issued_by": f"operator:{login()}",
+    }
+    outcome = run(lambda: send_as_operator(settings, command, timeout_s))
+    if for_people(json):
+        console().print(_sentence(outcome), markup=False)
+    else:
+        write_line(outcome.model_dump_json().encode())
+    if not accepted(outcome):
+        raise typer.Exit(1)
+
+
+def _sentence(outcome: Outcome) -> str:
+    if outcome.verdict is Verdict.ACCEPTED:
+        return f"accepted: {outcome.flow_id} is {outcome.status}, revision {outcome.revision}"
+    return f"{outcome.verdict} ({outcome.code}): {outcome.message}"
+
+
+async def _history(settings: Settings, flow_id: str) -> list[bytes]:
+    from processor.program.flows import history
+
+    return [event async for event in history(settings, flow_id)]
+
+
+def _unknown(settings: Settings, flow_id: str) -> Refused:
+    return Refused(f"There is no flow {flow_id} under {settings.topic_prefix!r}.")
+
+
+def _cell(name: str, value: object) -> str | Text:
+    if name == "status":
+        return status_text(str(value))
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _short(text: str, width: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,80 @@
+"""What the program writes: tables for people on a terminal, JSON lines for a pipe."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+STATUS_STYLES: Mapping[str, str] = {
+    "created": "cyan",
+    "running": "blue",
+    "waiting": "yellow",
+    "finished": "green",
+    "failed": "red",
+    "cancelled": "magenta",
+}
+PIPE_WIDTH = 140
+VERDICT_STYLES: Mapping[str, str] = {
+    "accepted": "green",
+    "rejected": "yellow",
+    "duplicate": "cyan",
+    "quarantined": "red",
+    "forwarded": "blue",
+}
+
+
+def for_people(json: bool = False) -> bool:
+    """Whether a person reads standard output, and did not ask for JSON."""
+    return sys.stdout.isatty() and not json
+
+
+class NobodyReads(BaseException):
+    """Whoever read our standard output has had enough (`| head`)."""
+
+
+def write_line(line: bytes, *, flush: bool = False) -> None:
+    """One line as it is. Raises NobodyReads."""
+    try:
+        sys.stdout.buffer.write(line + b"\n")
+        if flush:
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise NobodyReads from None
+
+
+def write_json(value: Any, *, flush: bool = False) -> None:
+    """One compact JSON line, UTF-8, nothing escaped that need not be."""
+    write_line(orjson.dumps(value), flush=flush)
+
+
+def say(sentence: str) -> None:
+    """A sentence for the person who started the program: standard error."""
+    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.flush()
+
+
+def console() -> Console:
+    """Standard output as rich sees it now; a pipe gets plain text, in long lines."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
+    """A table whose cells are text and no markup, whatever they hold; the last one may wrap."""
+    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold", no_wrap=column != columns[-1])
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    return made
+
+
+def status_text(status: str) -> Text:
+    return Text(status, style=STATUS_STYLES.get(status, ""))
+
+
+def verdict_text(verdict: str) -> Text:
+    return Text(verdict, style=VERDICT_STYLES.get(verdict, ""))

@@ -1,0 +1,78 @@
+"""`taskflow up`: everything on this machine, until Ctrl-C."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from processor.broker import broker_answers, embedded_broker
+from processor.program.output import say
+from processor.program.running import embedded_port, run_until_stopped, settings_and_logs
+from processor.settings import Settings
+
+
+def up() -> None:
+    """Run an embedded broker and a worker until Ctrl-C. The data is kept.
+
+    If a broker already answers at TASKFLOW_BOOTSTRAP_SERVERS, that one is used. Data lives in
+    TASKFLOW_STATE_DIR, the broker's in its folder `broker`.
+
+    Example: `taskflow up`
+
+    Settings: all.
+    """
+    settings = settings_and_logs()
+    run_until_stopped(lambda stop: _serve(settings, stop))
+
+
+async def _serve(settings: Settings, stop: asyncio.Event) -> None:
+    from processor.adapters.kafka.admin import create_topics
+    from processor.bootstrap import run_worker
+
+    async with _some_broker(settings) as address:
+        await create_topics(settings)
+        ready = asyncio.Event()
+        working = asyncio.ensure_future(run_worker(settings, stop=stop, ready=ready))
+        greeting = asyncio.ensure_future(_greet(settings, address, ready))
+        try:
+            await working
+        finally:
+            greeting.cancel()
+
+
+@asynccontextmanager
+async def _some_broker(settings: Settings) -> AsyncIterator[str]:
+    from processor.adapters.kafka.connection import connection_options
+
+    options = connection_options(settings)
+    addresses = options.pop("bootstrap_servers")
+    if await broker_answers(addresses, **options):
+        say(f"using the broker at {addresses}")
+        yield addresses
+        return
+    port = embedded_port(settings)
+    say("starting Apache Kafka ...")
+    async with embedded_broker(
+        data_dir=settings.state_dir / "broker",
+        port=port,
+        heap=settings.broker_heap,
+        cache_dir=settings.cache_dir,
+    ) as running:
+        yield running.bootstrap
+
+
+async def _greet(settings: Settings, address: str, ready: asyncio.Event) -> None:
+    await ready.wait()
+    say(f"taskflow is up: Kafka at {address}, topics {settings.topic_prefix}.*")
+    if settings.http is not None:
+        say(f"health and metrics: http://{settings.http}/ready and /metrics")
+    say("Type next, in another terminal:")
+    say("  taskflow audit --follow")
+    say(f"  echo '{EXAMPLE}' | taskflow send --wait")
+    say("  taskflow flow list")
+    say("Ctrl-C ends it; the data stays.")
+
+
+EXAMPLE = (
+    '{"kind":"create_managed","flow_id":"6f1f3a52-0000-4000-8000-000000000001",'
+    '"issued_by":"me","controller_id":"trial","goal":"Try taskflow","requester_origin":"terminal"}'
+)
