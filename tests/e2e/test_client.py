@@ -1,0 +1,131 @@
+"""FlowClient and AuditStream with the real worker."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from processor.broker import EmbeddedBroker
+from processor.client import AuditStream, FlowClient
+from processor.client.preparation import prepare
+from processor.placement import partition_of
+from processor.settings import Settings
+from schemas import Topics
+from schemas.commands import CreateManaged, Finish, StartRunning
+from schemas.events import CHAIN_START
+from tests.support.worker import running_worker
+
+ME = "session-1"
+
+
+@pytest.fixture
+def settings(broker: EmbeddedBroker, prefix: str, tmp_path: Path) -> Settings:
+    return Settings(
+        bootstrap_servers=broker.bootstrap,
+        topic_prefix=prefix,
+        partitions=2,
+        state_dir=tmp_path,
+        http=None,
+    )
+
+
+def create(flow_id: str, **fields: Any) -> CreateManaged:
+    return CreateManaged(
+        command_id=str(uuid4()),
+        flow_id=flow_id,
+        issued_by=ME,
+        controller_id="tests",
+        goal="to be done",
+        requester_origin="here",
+        **fields,
+    )
+
+
+def start(flow_id: str) -> StartRunning:
+    return StartRunning(command_id=str(uuid4()), flow_id=flow_id, issued_by=ME)
+
+
+async def test_a_flow_from_its_creation_to_its_end(settings: Settings):
+    flow_id = str(uuid4())
+    async with running_worker(settings), FlowClient(settings) as client:
+        created = await client.send(create(flow_id))
+        started = await client.send(start(flow_id))
+        finished = await client.send(
+            Finish(command_id=str(uuid4()), flow_id=flow_id, issued_by=ME, final_state={"n": 1})
+        )
+        late = await client.send(start(flow_id))
+        async with AuditStream(settings, flow_id=flow_id, follow=False) as stream:
+            events = [event async for event in stream]
+    assert [o.verdict for o in (created, started, finished, late)] == [
+        *["accepted"] * 3,
+        "rejected",
+    ]
+    assert late.code == "already_terminal"
+    assert [e.kind for e in events] == ["created", "started", "finished"]
+    assert [e.id for e in events] == created.event_ids + started.event_ids + finished.event_ids
+    assert (events[-1].status, events[-1].revision) == (finished.status, finished.revision)
+
+
+async def test_many_flows_at_once(settings: Settings):
+    flow_ids = [str(uuid4()) for _ in range(1_000)]
+    async with running_worker(settings), FlowClient(settings) as client:
+        answers = await asyncio.gather(*(client.send(create(flow_id)) for flow_id in flow_ids))
+        async with AuditStream(settings, follow=False) as stream:
+            seen = [event.flow_id async for event in stream]
+    assert [a.flow_id for a in answers] == flow_ids
+    assert Counter(a.verdict for a in answers) == {"accepted": 1_000}
+    assert sorted(seen) == sorted(flow_ids)
+
+
+async def test_the_same_command_again_is_a_duplicate_and_nothing_happens(settings: Settings):
+    async with running_worker(settings), FlowClient(settings) as client:
+        command = client.prepare(create(str(uuid4())))
+        answers = await asyncio.gather(*(client.send(command) for _ in range(3)))
+        async with AuditStream(settings, follow=False) as stream:
+            assert len([event async for event in stream]) == 1
+    assert Counter(a.verdict for a in answers) == {"accepted": 1, "duplicate": 2}
+    assert {a.original for a in answers if a.verdict == "duplicate"} == {"accepted"}
+    assert len({tuple(a.event_ids) for a in answers}) == 1
+
+
+async def test_an_expired_command_is_refused(settings: Settings):
+    async with running_worker(settings), FlowClient(settings) as client:
+        answer = await client.send(create(str(uuid4()), expires_at="2020-01-01T00:00:00Z"))
+    assert (answer.verdict, answer.code) == ("rejected", "expired")
+
+
+async def test_a_dry_run_changes_nothing(settings: Settings):
+    flow_id = str(uuid4())
+    async with running_worker(settings), FlowClient(settings) as client:
+        tried = await client.send(create(flow_id, dry_run=True))
+        missing = await client.send(start(flow_id))
+    assert (tried.verdict, tried.dry_run, tried.revision) == ("accepted", True, 0)
+    assert missing.code == "not_found"
+
+
+async def test_a_command_on_the_wrong_partition_is_answered_all_the_same(settings: Settings):
+    """The client itself never puts one there; another's copy of the same command may lie there."""
+    flow_id = str(uuid4())
+    ready = prepare(create(flow_id), now_ms=0, expires_after_ms=None)
+    commands = Topics(settings.topic_prefix).commands
+    wrong = 1 - partition_of(ready.key, settings.partitions)
+    async with running_worker(settings), FlowClient(settings, expire=False) as client:
+        async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+            await producer.send_and_wait(commands, ready.value, ready.key, wrong)
+        answer = await client.send(ready.command)
+    assert "accepted" in (answer.verdict, answer.original)
+
+
+async def test_the_audit_shows_chain_and_trace(settings: Settings):
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with running_worker(settings), FlowClient(settings) as client:
+        await client.send(create(str(uuid4())), traceparent=trace)
+        async with AuditStream(settings, follow=False) as stream:
+            (record,) = [record async for record in stream.records()]
+    assert record.traceparent == trace
+    assert record.chain is not None
+    assert len(record.chain) == len(CHAIN_START)

@@ -1,0 +1,77 @@
+"""What the README shows runs: each python block under `<!-- runs: name -->`, in their order."""
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from processor.broker import EmbeddedBroker
+from processor.settings import Settings
+from tests.support.worker import running_worker
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+BLOCK = re.compile(r"^<!-- runs: ([\w -]+) -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TIMEOUT_S = 60
+
+
+def examples(text: str) -> dict[str, str]:
+    """The marked blocks by name."""
+    found = BLOCK.findall(text)
+    assert len(dict(found)) == len(found), "two examples have the same name"
+    assert len(found) == text.count("<!-- runs:"), "a mark is not right before a python block"
+    return dict(found)
+
+
+def test_only_marked_blocks_are_taken():
+    text = (
+        "```python\nno()\n```\n"
+        "<!-- runs: one -->\n```python\nyes()\n```\n"
+        "<!-- runs: two -->\n\n```python\na = 1\n\nb = 2\n```\n"
+    )
+    assert examples(text) == {"one": "yes()\n", "two": "a = 1\n\nb = 2\n"}
+
+
+def test_a_mark_without_a_block_is_a_mistake():
+    with pytest.raises(AssertionError, match="right before"):
+        examples("<!-- runs: one -->\ntext\n```python\nyes()\n```\n")
+
+
+@pytest.mark.skipif(not README.exists(), reason="there is no README to hold to its word")
+async def test_what_the_readme_shows_runs(broker: EmbeddedBroker, prefix: str, tmp_path: Path):
+    settings = Settings(
+        bootstrap_servers=broker.bootstrap,
+        topic_prefix=prefix,
+        partitions=2,
+        state_dir=tmp_path / "state",
+        http=None,
+    )
+    environ = {
+        **{name: text for name, text in os.environ.items() if not name.startswith("TASKFLOW_")},
+        "TASKFLOW_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "TASKFLOW_TOPIC_PREFIX": settings.topic_prefix,
+        "PYTHONPATH": str(ROOT),
+    }
+    blocks = examples(README.read_text())
+    assert blocks, "the README shows no example that runs"
+    async with running_worker(settings):
+        for name, code in blocks.items():
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-W", "error", "-c", code),
+                cwd=tmp_path,
+                env=environ,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            try:
+                out, err = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+            print(f"--- {name}\n{out.decode()}{err.decode()}")
+            assert process.returncode == 0, f"{name}: {err.decode()}"
+            assert out, f"{name} shows nothing"
