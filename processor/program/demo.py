@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import UUID, uuid4
 
 import orjson
@@ -272,9 +272,8 @@ class _Worker:
 @asynccontextmanager
 async def _worker(settings: Settings, directory: Path) -> AsyncIterator[_Worker]:
     """`taskflow worker` as a child that ends with us, however we end: it watches its input."""
-    directory.mkdir(parents=True)
     log = directory / "worker.log"
-    with log.open("wb") as sink:
+    with _opened(log) as sink:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "processor", "worker", "--with-parent"),
             env=_environment(settings),
@@ -294,6 +293,11 @@ async def _worker(settings: Settings, directory: Path) -> AsyncIterator[_Worker]
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+def _opened(log: Path) -> BinaryIO:
+    log.parent.mkdir(parents=True)
+    return log.open("wb")
 
 
 def _environment(settings: Settings) -> dict[str, str]:

@@ -1,0 +1,402 @@
+"""The program as people run it: processes, exit codes, standard output and standard error."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from processor.broker import EmbeddedBroker
+
+Environment = dict[str, str]
+
+
+def environment(bootstrap: str, prefix: str, state_dir: Path) -> Environment:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLOW_")}
+    return {
+        **kept,
+        "TASKFLOW_BOOTSTRAP_SERVERS": bootstrap,
+        "TASKFLOW_TOPIC_PREFIX": prefix,
+        "TASKFLOW_STATE_DIR": str(state_dir),
+        "TASKFLOW_PARTITIONS": "2",
+        "TASKFLOW_HTTP": "off",
+    }
+
+
+@pytest.fixture
+def env(broker: EmbeddedBroker, prefix: str, tmp_path: Path) -> Environment:
+    return environment(broker.bootstrap, prefix, tmp_path / "state")
+
+
+def taskflow(
+    env: Environment, *arguments: str, stdin: str = "", timeout_s: float = 60
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "processor", *arguments],
+        env=env,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@contextlib.contextmanager
+def running(env: Environment, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "processor", *arguments],
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def create(flow_id: str, by: str = "me", **fields: object) -> dict[str, object]:
+    return {
+        "kind": "create_managed",
+        "flow_id": flow_id,
+        "issued_by": by,
+        "controller_id": "tests",
+        "goal": f"Be flow {flow_id}",
+        "requester_origin": "pytest",
+        **fields,
+    }
+
+
+def jsonl(*commands: dict[str, object]) -> str:
+    return "".join(json.dumps(command) + "\n" for command in commands)
+
+
+@pytest.fixture
+def worker(env: Environment) -> Iterator[subprocess.Popen[str]]:
+    """A worker on topics of its own; it ends in good order."""
+    assert taskflow(env, "topics", "create").returncode == 0
+    with running(env, "worker") as process:
+        yield process
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=30)
+        assert process.returncode == 0, told
+        assert "Traceback" not in told
+
+
+def test_topics_are_made_and_checked(env: Environment, prefix: str):
+    missing = taskflow(env, "topics", "check")
+    assert missing.returncode == 1
+    assert len(lines(missing)) == 6
+    assert f"6 of 6 topics of '{prefix}' are not as they must be." in missing.stderr
+
+    made = taskflow(env, "topics", "create")
+    assert made.returncode == 0
+    assert len(lines(made)) == 6
+    again = taskflow(env, "topics", "create")
+    assert (again.returncode, again.stdout) == (0, "")
+    assert taskflow(env, "topics", "check").returncode == 0
+
+    wrong = taskflow({**env, "TASKFLOW_PARTITIONS": "3"}, "topics", "check")
+    assert wrong.returncode == 1
+    assert {line["what"] for line in lines(wrong)} == {"partitions"}
+
+
+async def test_a_worker_refuses_a_wrong_layout_in_a_sentence(
+    env: Environment, broker: EmbeddedBroker, prefix: str
+):
+    absent = taskflow(env, "worker")
+    assert absent.returncode == 1
+    assert "taskflow topics create" in absent.stderr
+
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    await admin.start()
+    await admin.create_topics([NewTopic(f"{prefix}.audit", 5, 1)])
+    await admin.close()
+    taskflow(env, "topics", "create")
+
+    wrong = taskflow(env, "worker")
+
+    assert wrong.returncode == 1
+    (sentence,) = wrong.stderr.splitlines()
+    assert f"{prefix}.audit: partitions is 5, must be 2" in sentence
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("worker",), ("send",), ("flow", "list")],
+    ids=" ".join,
+)
+def test_an_absent_broker_is_code_3_and_one_sentence(
+    arguments: tuple[str, ...], tmp_path: Path, prefix: str
+):
+    env = environment("127.0.0.1:1", prefix, tmp_path)
+    began = time.monotonic()
+
+    done = taskflow(env, *arguments, stdin=jsonl(create(str(uuid4()))))
+
+    assert done.returncode == 3
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("No Kafka broker answers at 127.0.0.1:1 (connection refused)")
+    assert time.monotonic() - began < 20
+
+
+def test_a_bad_setting_is_code_2_and_one_sentence(env: Environment):
+    done = taskflow({**env, "TASKFLOW_DEDUPE_WINDOW": "soon"}, "worker")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("TASKFLOW_DEDUPE_WINDOW is 'soon', but must be a duration")
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_secret_is_told_when_the_broker_does_not_let_us_in(env: Environment):
+    done = taskflow(
+        {
+            **env,
+            "TASKFLOW_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+            "TASKFLOW_SASL_USERNAME": "alice",
+            "TASKFLOW_SASL_PASSWORD": "hunter2",
+            "TASKFLOW_LOG_LEVEL": "debug",
+        },
+        "worker",
+    )
+    assert done.returncode == 3
+    assert "does not let us in as 'alice'" in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_commands_are_sent_answered_and_shown(env: Environment, worker: subprocess.Popen[str]):
+    flow, other = str(uuid4()), str(uuid4())
+
+    sent = taskflow(
+        env,
+        *("send", "--wait"),
+        stdin=jsonl(
+            create(flow),
+            {"kind": "start_running", "flow_id": flow, "issued_by": "me"},
+            create(other, by="you"),
+            {
+                "kind": "set_waiting",
+                "flow_id": flow,
+                "issued_by": "me",
+                "wait": {"kind": "manual"},
+            },
+        ),
+    )
+    assert sent.returncode == 0, sent.stderr
+    assert [line["verdict"] for line in lines(sent)] == ["accepted"] * 4
+    assert [line["flow_id"] for line in lines(sent)] == [flow, flow, other, flow]
+
+    refused = taskflow(
+        env, "send", "--wait", stdin=jsonl({"kind": "finish", "flow_id": flow, "issued_by": "me"})
+    )
+    assert refused.returncode == 1
+    assert lines(refused)[0]["code"] == "illegal_transition"
+
+    # The streams
+    audit = lines(taskflow(env, "audit"))
+    assert {event["flow_id"] for event in audit} == {flow, other}
+    kinds = ["created", "started", "waiting"]
+    assert [e["kind"] for e in lines(taskflow(env, "audit", "--flow", flow))] == kinds
+    assert len(lines(taskflow(env, "outcomes"))) == 5
+    assert len(lines(taskflow(env, "outcomes", "--flow", other))) == 1
+    assert len(lines(taskflow(env, "outcomes", "--since", "1h"))) == 5
+    assert taskflow(env, "outcomes", "--since", "2999-01-01T00:00:00Z").stdout == ""
+    assert taskflow(env, "deadletters").stdout == ""
+
+    # The flows
+    listed = lines(taskflow(env, "flow", "list"))
+    assert [line["id"] for line in listed] == [flow, other]
+    assert [line["id"] for line in lines(taskflow(env, "flow", "list", "--owner", "you"))] == [
+        other
+    ]
+    waiting = taskflow(env, "flow", "list", "--status", "waiting", "--limit", "1")
+    assert [line["id"] for line in lines(waiting)] == [flow]
+    (shown,) = lines(taskflow(env, "flow", "show", flow))
+    assert shown["flow"] == listed[0]
+    assert lines(taskflow(env, "flow", "show", flow, "--local")) == [shown]
+    assert lines(taskflow(env, "flow", "list", "--local")) == listed
+    history = lines(taskflow(env, "flow", "history", flow))
+    assert [event["kind"] for event in history] == kinds
+
+    # An operator
+    (resumed,) = lines(taskflow(env, "flow", "resume", flow))
+    assert (resumed["verdict"], resumed["status"]) == ("accepted", "running")
+    assert taskflow(env, "flow", "cancel", flow).returncode == 0
+    last = lines(taskflow(env, "flow", "history", flow))[-1]
+    assert last["kind"] == "cancelled"
+    assert str(last["actor"]).startswith("operator:")
+    again = taskflow(env, "flow", "cancel", flow)
+    assert again.returncode == 1
+    assert lines(again)[0]["code"] == "already_terminal"
+
+
+def test_an_unknown_flow_is_code_1_and_a_sentence(env: Environment):
+    taskflow(env, "topics", "create")
+    for noun in ("show", "history"):
+        done = taskflow(env, "flow", noun, str(uuid4()))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("There is no flow ")
+
+
+def test_without_wait_the_places_are_printed_and_no_worker_is_needed(env: Environment, prefix: str):
+    taskflow(env, "topics", "create")
+    command = create(str(uuid4()), command_id=str(uuid4()))
+
+    done = taskflow(env, "send", stdin=jsonl(command))
+
+    (place,) = lines(done)
+    assert place["command_id"] == command["command_id"]
+    assert (place["topic"], place["offset"]) == (f"{prefix}.commands", 0)
+
+
+def test_a_line_that_is_no_command_ends_it_behind_what_came_before(env: Environment):
+    taskflow(env, "topics", "create")
+    good = jsonl(create(str(uuid4())))
+
+    for bad in ("{oops\n", "[1]\n", '{"kind": "dance"}\n'):
+        done = taskflow(env, "send", stdin=good + "\n" + bad + good)
+        assert done.returncode == 2
+        assert len(lines(done)) == 1
+        assert done.stderr.startswith("Line 3: ")
+        assert "Nothing after it was sent; before it: 1." in done.stderr
+
+
+def test_without_a_worker_the_wait_ends(env: Environment, tmp_path: Path):
+    taskflow(env, "topics", "create")
+    file = tmp_path / "commands.jsonl"
+    file.write_text(jsonl(create(str(uuid4()))))
+
+    done = taskflow(env, "send", str(file), "--wait", "--timeout", "500ms")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Line 1: No outcome came within 0.5 s")
+
+
+async def test_what_is_no_command_becomes_a_dead_letter(
+    env: Environment, worker: subprocess.Popen[str], broker: EmbeddedBroker, prefix: str
+):
+    async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap) as producer:
+        await producer.send_and_wait(f"{prefix}.commands", b"\xff{", key=b"somebody", partition=0)
+    flow = str(uuid4())
+    # Answered on both partitions: then the first one is decided, too.
+    while taskflow(env, "send", "--wait", stdin=jsonl(create(flow))).returncode:
+        flow = str(uuid4())
+
+    with running(env, "deadletters", "--follow", "--from-beginning") as following:
+        assert following.stdout is not None
+        letter = json.loads(following.stdout.readline())
+        following.send_signal(signal.SIGINT)
+        _, told = following.communicate(timeout=20)
+
+    assert letter["value"] == {"base64": "/3s="}
+    assert letter["key"] == "somebody"
+    assert ["taskflow-code", "malformed"] in letter["headers"]
+    assert (following.returncode, told) == (130, "")
+
+
+def test_a_reader_that_has_had_enough_is_no_error(env: Environment, worker: subprocess.Popen[str]):
+    commands = [create(str(uuid4()), goal="x" * 4000) for _ in range(60)]
+    assert taskflow(env, "send", "--wait", stdin=jsonl(*commands)).returncode == 0
+
+    with running(env, "audit") as reading:
+        assert reading.stdout is not None
+        reading.stdout.readline()
+        reading.stdout.close()
+        assert reading.wait(timeout=30) == 0
+        assert reading.stderr is not None
+        assert reading.stderr.read() == ""
+
+
+def test_up_is_everything_until_ctrl_c_and_keeps_its_data(prefix: str, tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    env = environment(f"127.0.0.1:{port}", prefix, tmp_path / "state")
+    flow = str(uuid4())
+
+    for listed in (0, 1):
+        with running(env, "up") as up:
+            assert up.stderr is not None
+            while "taskflow is up" not in (line := up.stderr.readline()):
+                assert line, "it ended"
+            assert len(lines(taskflow(env, "flow", "list"))) == listed
+            if not listed:
+                sent = taskflow(env, "send", "--wait", stdin=jsonl(create(flow)))
+                assert sent.returncode == 0
+            children = psutil.Process(up.pid).children(recursive=True)
+            assert children
+            up.send_signal(signal.SIGINT)
+            assert up.wait(timeout=60) == 0
+            assert not [child for child in children if child.is_running()]
+
+
+def test_a_broker_of_ones_own(prefix: str, tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    env = environment(f"127.0.0.1:{port}", prefix, tmp_path)
+    with running(env, "broker") as broker:
+        assert broker.stderr is not None
+        while "answers at" not in (line := broker.stderr.readline()):
+            assert line, "it ended"
+        assert taskflow(env, "topics", "create").returncode == 0
+        taken = taskflow(env, "broker")
+        assert taken.returncode == 1
+        assert taken.stderr.splitlines()[-1].startswith(f"{tmp_path / 'broker'} is in use")
+        broker.send_signal(signal.SIGTERM)
+        assert broker.wait(timeout=60) == 0
+
+
+def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path):
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with running(env, "demo") as demo:
+        seen: set[psutil.Process] = set()
+        while demo.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                seen |= set(psutil.Process(demo.pid).children(recursive=True))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                demo.wait(timeout=0.2)
+        told, complaints = demo.communicate()
+
+    assert demo.returncode == 0, complaints
+    for word in ("accepted", "duplicate", "forwarded", "quarantined", "not_owner", "a second"):
+        assert word in told
+    assert len(seen) >= 3  # supervisor, JVM, worker
+    psutil.wait_procs(seen, timeout=10)
+    assert not [process for process in seen if process.is_running()]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path):
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    with running(env, "demo") as demo:
+        assert demo.stdout is not None
+        while "FlowEvents" not in demo.stdout.readline():
+            pass
+        children = psutil.Process(demo.pid).children(recursive=True)
+        demo.send_signal(signal.SIGINT)
+        _, complaints = demo.communicate(timeout=60)
+
+    assert (demo.returncode, complaints) == (130, "")
+    assert len(children) == 3
+    assert not [process for process in children if process.is_running()]
+    assert not list(tmp_path.iterdir())
