@@ -85,7 +85,7 @@ def list_(
         )
         for flow in flows
     ]
-    console().print(table(None, columns, rows))
+    console().print(table(None, columns, rows, wrap=False))
 
 
 @app.command("show")
@@ -187,7 +187,8 @@ def history_table(events: list[bytes]) -> object:
                 _short(orjson.dumps(payload).decode()) if payload else "",
             )
         )
-    return table(None, ("at", "event", "status", "rev", "by", "payload"), rows)
+    columns = ("at", "event", "status", "rev", "by", "payload")
+    return table(None, columns, rows, wrap=False)
 
 
 def login() -> str:

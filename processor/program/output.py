@@ -62,11 +62,27 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
-    """A table whose cells are text and no markup, whatever they hold; the last one may wrap."""
+def table(
+    title: str | None,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str | Text]],
+    *,
+    wrap: bool = True,
+) -> Table:
+    """A table whose cells are text and no markup, whatever they hold.
+
+    `wrap`: the last column is shown whole, over several lines; otherwise each row is one line,
+    cut to the terminal. An `id` is never cut, since people copy it.
+    """
     made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for column in columns:
-        made.add_column(column, overflow="fold", no_wrap=column != columns[-1])
+        whole = wrap and column == columns[-1]
+        made.add_column(
+            column,
+            no_wrap=not whole,
+            overflow="fold" if whole else "ellipsis",
+            min_width=36 if column == "id" else None,
+        )
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     return made
