@@ -3,9 +3,9 @@
 Pure: the same records on the same memory give the same bytes. One Handler handles one batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 from processor.batch import (
     Batch,
@@ -18,7 +18,7 @@ from processor.batch import (
     snapshot_of,
 )
 from processor.burial import OUTCOME_KEY_MAX_BYTES, dead_letter
-from processor.codec import Headers, Readable, Record, Unreadable, encode
+from processor.codec import Headers, Readable, Record, Unreadable, encode, flow_doc
 from processor.domain import messages
 from processor.domain.decide import Decision, decide
 from processor.domain.evolve import evolve, observed_step
@@ -26,11 +26,13 @@ from processor.domain.transitions import Authority, allowed
 from processor.placement import partition_of
 from processor.rows import FlowRow, Position, Remembered, StepRow
 from schemas import dead_letters
-from schemas.commands import CommandKind, RecordStepObservation
+from schemas.commands import RecordStepObservation
 from schemas.events import CHAIN_HEADER, CHAIN_START, TRACEPARENT_HEADER, EventKind
-from schemas.flow import Flow
+from schemas.flow import Flow, FlowStatus
 from schemas.outcomes import FORGOTTEN, Code, Verdict
 from schemas.values import SCHEMA_VERSION, instant
+
+NOTHING: Final[Mapping[str, Any]] = {}
 
 
 class _Entry:
@@ -164,23 +166,24 @@ class Handler:
                 item,
                 Verdict.REJECTED,
                 Code.IDEMPOTENCY_CONFLICT,
-                flow=flow,
+                revision=flow.revision if flow else None,
+                status=flow.status if flow else None,
                 message=messages.refused(Code.IDEMPOTENCY_CONFLICT, {}),
                 allowed=now,
             )
             return
-        outcome = self._outcome(item, Verdict.DUPLICATE)
-        outcome |= {
-            "code": first.code,
-            "message": _message(item.command.kind, first.code, first.details, dry_run=False),
-            "revision": first.revision,
-            "status": first.status,
-            "event_ids": first.event_ids,
-            "allowed": now,
-            "details": first.details,
-            "original": first.verdict,
-        }
-        self._write_outcome(item, outcome)
+        self._answer(
+            item,
+            Verdict.DUPLICATE,
+            first.code,
+            message=_message(item.command.kind, first.code, first.details, dry_run=False),
+            revision=first.revision,
+            status=first.status,
+            event_ids=first.event_ids,
+            allowed=now,
+            details=first.details,
+            original=first.verdict,
+        )
 
     def _apply(
         self, item: Readable, entry: _Entry, authority: Authority, decision: Decision
@@ -193,6 +196,7 @@ class Handler:
         chain, event_id = entry.chain, self._next_event_id
         headers = _traceparent(record.headers)
         step: StepRow | None = None
+        size_bytes = 0
         dry_run = bool(command.dry_run)
         for fact in decision.facts:
             flow = evolve(flow, fact)
@@ -202,11 +206,11 @@ class Handler:
                 {
                     "id": event_id,
                     "flow_id": fact.flow_id,
-                    "kind": fact.kind,
+                    "kind": fact.kind._value_,
                     "payload_json": fact.payload,
                     "at": fact.at,
                     "revision": fact.revision,
-                    "status": fact.status,
+                    "status": fact.status._value_,
                     "command_id": command.command_id,
                     "actor": command.issued_by,
                     "source": _source(record),
@@ -214,21 +218,24 @@ class Handler:
                 }
             )
             chain = blake2b(chain + value, digest_size=16).digest()
+            size_bytes += len(value)
             written.append(Outgoing(record.key, value, ((CHAIN_HEADER, chain), *headers)))
             event_id += 1
             if fact.kind is EventKind.STEP_OBSERVED:
                 step = StepRow(observed_step(fact), encode(fact.payload["step"]))
         first_event_id = self._next_event_id
         count = len(written)
-        accepted = decision.code is None
         stands = before if dry_run else flow
+        revision, status = (flow.revision, flow.status) if flow else (None, None)
+        event_ids = range(first_event_id, first_event_id + count)
         self._answer(
             item,
-            Verdict.ACCEPTED if accepted else Verdict.REJECTED,
+            Verdict.ACCEPTED if decision.code is None else Verdict.REJECTED,
             decision.code,
-            flow=flow,
             message=_message(command.kind, decision.code, decision.details, dry_run=dry_run),
-            event_ids=list(range(first_event_id, first_event_id + count)),
+            revision=revision,
+            status=status,
+            event_ids=list(event_ids),
             allowed=allowed(stands, authority) if stands else None,
             details=decision.details,
         )
@@ -238,8 +245,8 @@ class Handler:
                 record.timestamp,
                 item.digest,
                 decision.code,
-                flow.revision if flow else None,
-                flow.status if flow else None,
+                revision,
+                status,
                 first_event_id,
                 count,
                 decision.details,
@@ -247,7 +254,7 @@ class Handler:
         if not written:
             return
         self._batch.audit.extend(written)
-        self._size_bytes += sum(len(event.value or b"") for event in written)
+        self._size_bytes += size_bytes
         self._next_event_id = event_id
         if step is not None:
             at = (step.step.flow_id, step.step.run_id)
@@ -287,59 +294,50 @@ class Handler:
         code: Code | None = None,
         *,
         message: str,
-        flow: Flow | None = None,
-        event_ids: list[int] | None = None,
+        revision: int | None = None,
+        status: FlowStatus | None = None,
+        event_ids: Sequence[int] = (),
         allowed: tuple[str, ...] | None = None,
-        details: dict[str, Any] | None = None,
+        details: Mapping[str, Any] = NOTHING,
+        original: Verdict | None = None,
     ) -> None:
-        outcome = self._outcome(item, verdict)
-        outcome["code"] = code
-        outcome["message"] = message
-        if flow is not None:
-            outcome["revision"], outcome["status"] = flow.revision, flow.status
-        if event_ids:
-            outcome["event_ids"] = event_ids
-        outcome["allowed"] = allowed
-        if details:
-            outcome["details"] = details
-        self._write_outcome(item, outcome)
-
-    def _outcome(self, item: Decoded, verdict: Verdict) -> dict[str, Any]:
-        """An outcome with what every one has; the rest null or empty, in the contract's order."""
+        """Write the outcome of `item`; its last deed."""
+        record = item.record
+        known: Any = item
+        dry_run = item.dry_run if isinstance(item, Unreadable) else bool(item.command.dry_run)
         if isinstance(item, Readable):
-            known: Any = item.command
-            dry_run = bool(item.command.dry_run)
-        else:
-            known, dry_run = item, item.dry_run
-        return {
+            known = item.command
+        flow_id: str | None = known.flow_id
+        # Enums as the texts they are: orjson would ask each for its value, which takes longer
+        # than all the rest of the outcome.
+        code_text = None if code is None else code._value_
+        outcome = {
             "command_id": known.command_id,
-            "flow_id": known.flow_id,
+            "flow_id": flow_id,
             "kind": known.kind,
-            "verdict": verdict,
-            "code": None,
-            "message": "",
-            "revision": None,
-            "status": None,
-            "event_ids": [],
-            "allowed": None,
-            "details": {},
+            "verdict": verdict._value_,
+            "code": code_text,
+            "message": message,
+            "revision": revision,
+            "status": None if status is None else status._value_,
+            "event_ids": event_ids,
+            "allowed": allowed,
+            "details": details,
             "dry_run": dry_run,
             "command_digest": item.digest.hex() if item.digest else None,
-            "source": _source(item.record),
-            "at": instant(item.record.timestamp),
+            "source": _source(record),
+            "at": instant(record.timestamp),
         }
-
-    def _write_outcome(self, item: Decoded, outcome: dict[str, Any]) -> None:
-        record, flow_id = item.record, outcome["flow_id"]
-        key = record.key and record.key[:OUTCOME_KEY_MAX_BYTES]
+        if original is not None:
+            outcome["original"] = original._value_
         if flow_id is not None:
-            key = flow_id.encode()
+            key: bytes | None = flow_id.encode()
+        else:
+            key = record.key and record.key[:OUTCOME_KEY_MAX_BYTES]
         value = encode(outcome)
         self._batch.outcomes.append(Outgoing(key, value, _traceparent(record.headers)))
         self._size_bytes += len(value)
-        self._batch.tally[
-            outcome["kind"] or "unknown", outcome["verdict"], outcome["code"] or ""
-        ] += 1
+        self._batch.tally[known.kind or "unknown", verdict._value_, code_text or ""] += 1
 
     def _quarantine(self, item: Unreadable) -> None:
         message = messages.refused(item.code, {**item.details, "problem": item.problem})
@@ -385,7 +383,7 @@ class Handler:
         else:
             number = self._next_number
             self._next_number += 1
-        return FlowRow(flow, encode(vars(flow)), entry.last_event_id, entry.chain, number)
+        return FlowRow(flow, flow_doc(flow), entry.last_event_id, entry.chain, number)
 
 
 def _spoiled(item: Decoded, code: Code) -> Unreadable:
@@ -407,7 +405,7 @@ def _spoiled(item: Decoded, code: Code) -> Unreadable:
 def _message(kind: str, code: Code | None, details: dict[str, Any], *, dry_run: bool) -> str:
     if code is not None:
         return messages.refused(code, details)
-    return messages.DRY_RUN_ACCEPTED if dry_run else messages.ACCEPTED[CommandKind(kind)]
+    return messages.DRY_RUN_ACCEPTED if dry_run else messages.accepted(kind)
 
 
 def _source(record: Record) -> dict[str, Any]:

@@ -15,7 +15,7 @@ HIDDEN = "**********"
 _SECRET_WORDS = ("password", "secret", "token", "passphrase")
 
 # What libraries say of their own accord: reconnects and retries are their daily life.
-_QUIET = {"aiokafka": logging.WARNING, "asyncio": logging.WARNING, "aiohttp.access": logging.ERROR}
+_QUIET = {"aiokafka": logging.ERROR, "asyncio": logging.WARNING, "aiohttp.access": logging.ERROR}
 
 
 def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:

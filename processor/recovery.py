@@ -13,7 +13,7 @@ import orjson
 import structlog
 
 from processor.batch import Place, first_event_id
-from processor.codec import Record, encode
+from processor.codec import Record, encode, flow_doc
 from processor.domain.evolve import evolve, observed_step
 from processor.domain.facts import Fact
 from processor.errors import CursorMissing, HistoryLost
@@ -291,7 +291,7 @@ class _Fold:
         else:
             number = self.next_number
             self.next_number += 1
-        doc = encode(vars(flow)) if doc is None else doc
+        doc = flow_doc(flow) if doc is None else doc
         self._now[flow.id] = FlowRow(flow, doc, last_event_id, chain, number)
 
     def remove(self, flow_id: str) -> None:

@@ -241,8 +241,8 @@ class Settings(BaseSettings):
     # Tuning
     batch_max_records: Annotated[
         int, Field(ge=1, le=100_000), Expected("a whole number of 1 to 100000")
-    ] = 2000
-    """Of one partition, decided in one transaction."""
+    ] = 500
+    """Of one partition, decided in one transaction. Larger ones leave the processor's caches."""
     flow_cache_bytes: Annotated[
         int, Field(ge=1024 * 1024), Expected("a whole number of at least 1048576")
     ] = 64 * 1024 * 1024

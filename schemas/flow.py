@@ -1,7 +1,7 @@
 """Flows, their waits and their steps."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -81,6 +81,19 @@ class Flow(Message):
     revision: Revision
     created_at: Instant
     updated_at: Instant
+
+    def changed(self, changes: dict[str, Any]) -> Self:
+        """This flow with other values in some fields, which are believed.
+
+        What `model_copy(update=…)` does, without copying what is about to be replaced: a third of
+        the time, on the path that each command takes.
+        """
+        flow = object.__new__(type(self))
+        object.__setattr__(flow, "__dict__", {**self.__dict__, **changes})
+        object.__setattr__(flow, "__pydantic_fields_set__", self.__pydantic_fields_set__)
+        object.__setattr__(flow, "__pydantic_extra__", None)
+        object.__setattr__(flow, "__pydantic_private__", None)
+        return flow
 
 
 class FlowStep(Message):

@@ -74,7 +74,7 @@ def evolve(flow: Flow | None, fact: Fact) -> Flow | None:
             return None
         case _:
             assert_never(kind)
-    return flow.model_copy(update=changes)
+    return flow.changed(changes)
 
 
 def fold(flow: Flow | None, facts: Iterable[Fact]) -> Flow | None:

@@ -53,6 +53,14 @@ _REFUSED: Final = MappingProxyType(
 )
 
 
+_ACCEPTED_BY_NAME: Final = {str(kind): text for kind, text in ACCEPTED.items()}
+
+
+def accepted(kind: str) -> str:
+    """The sentence for an accepted command."""
+    return _ACCEPTED_BY_NAME[kind]
+
+
 def refused(code: Code, details: dict[str, Any]) -> str:
     """The sentence for a refusal; `details` are those of the outcome."""
     return _REFUSED[code].format_map(details)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from functools import cache
 from types import MappingProxyType
 from typing import Final
@@ -27,7 +27,7 @@ GONE: Final = "gone"
 """Where `prune` leads: the flow is no more."""
 
 
-class Authority(Enum):
+class Authority(StrEnum):
     """Which topic a command came by, and so what its sender may do."""
 
     OWNER = "commands"

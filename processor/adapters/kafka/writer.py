@@ -128,8 +128,8 @@ class TransactionalWriter:
         count = batch.record_count()
         futures.append(await producer.send_batch(batch, topic, partition=self._partition))
         *_, last = await asyncio.gather(*futures)
-        base: int = last.offset
-        return base + count
+        end: int = last.offset + count
+        return end
 
     def discard(self) -> None:
         """Stop the producer in the background: it may wait for a whole request, or hang without

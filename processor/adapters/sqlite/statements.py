@@ -113,6 +113,15 @@ DELETE_FLOWS = Rows(
     4,
 )
 DELETE_STEPS = Rows("DELETE FROM step WHERE flow_id IN (VALUES :rows)", 1)
+DELETE_THESE_STEPS = Rows(
+    """
+    DELETE FROM step WHERE n IN (
+        SELECT step.n FROM (VALUES :rows) AS v CROSS JOIN step
+        ON step.flow_id = v.column1 AND step.run_id = v.column2
+    )
+    """,
+    2,
+)
 UPDATE_FLOWS = Rows(
     """
     UPDATE flow SET

@@ -149,6 +149,7 @@ class FlowTable:
             statements.INSERT_FLOWS,
             [(row.number, row.flow.id, *records.flow_values(row)) for row in changes.inserted],
         )
+        await self._each(statements.DELETE_THESE_STEPS, changes.deleted_steps)
         await self._each(statements.UPSERT_STEPS, list(map(records.step_values, changes.steps)))
         answers = list(map(records.answer_values, changes.remembered))
         await self._each(statements.REMEMBER, answers)
