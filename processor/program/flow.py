@@ -72,15 +72,15 @@ def list_(
     if not flows:
         say("There is no such flow." if owner or status else "There are no flows yet.")
         return
-    columns = ("id", "status", "rev", "step", "owner", "updated", "goal")
+    columns = ("id", "status", "rev", "updated", "owner", "step", "goal")
     rows = [
         (
             flow.id,
             status_text(flow.status + (" (cancel requested)" if flow.cancel_requested else "")),
             str(flow.revision),
-            flow.current_step,
+            flow.updated_at[:19].replace("T", " "),
             flow.owner_session_key,
-            flow.updated_at,
+            flow.current_step,
             _short(flow.goal),
         )
         for flow in flows
@@ -179,7 +179,7 @@ def history_table(events: list[bytes]) -> object:
         payload = event["payload_json"]
         rows.append(
             (
-                event["at"],
+                event["at"][:23].replace("T", " "),
                 Text(event["kind"], style="bold"),
                 status_text(event["status"]),
                 str(event["revision"]),

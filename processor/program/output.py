@@ -18,6 +18,7 @@ STATUS_STYLES: Mapping[str, str] = {
     "cancelled": "magenta",
 }
 PIPE_WIDTH = 140
+COLUMN_MAX = 36  # a flow id, which people copy
 VERDICT_STYLES: Mapping[str, str] = {
     "accepted": "green",
     "rejected": "yellow",
@@ -72,16 +73,17 @@ def table(
     """A table whose cells are text and no markup, whatever they hold.
 
     `wrap`: the last column is shown whole, over several lines; otherwise each row is one line,
-    cut to the terminal. An `id` is never cut, since people copy it.
+    and what the terminal has no room for is cut off at its right.
     """
     made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        whole = wrap and column == columns[-1]
+    for index, column in enumerate(columns):
+        last = index == len(columns) - 1
+        widest = max(len(cell) for cell in (column, *(row[index] for row in rows)))
         made.add_column(
             column,
-            no_wrap=not whole,
-            overflow="fold" if whole else "ellipsis",
-            min_width=36 if column == "id" else None,
+            no_wrap=not (last and wrap),
+            overflow="fold" if last and wrap else "ellipsis",
+            min_width=None if last else min(widest, COLUMN_MAX),
         )
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
