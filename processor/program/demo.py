@@ -26,7 +26,7 @@ from processor.broker import embedded_broker
 from processor.client import FlowClient
 from processor.errors import TaskflowError
 from processor.placement import partition_of
-from processor.program.flow import history_table, login
+from processor.program.flow import login, print_history
 from processor.program.flows import history
 from processor.program.output import console, status_text, table, verdict_text
 from processor.program.running import run, settings_and_logs
@@ -187,7 +187,7 @@ def _conclude(
     out.print(table(None, ("verdict", "code", "outcomes"), rows))
     out.print("[bold]5.[/] The history of one flow, which another client created and an operator")
     out.print("   resumed and cancelled:")
-    out.print(history_table(list(events)))
+    print_history(out, events)
     out.print("[bold]6.[/] The dead letter of what was no command, kept as it was:")
     for letter in letters:
         out.print(Text(f"   {letter['value']!s} ({letter['code']}: {letter['message']})"))

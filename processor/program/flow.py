@@ -2,16 +2,19 @@
 
 import getpass
 import os
+from collections.abc import Sequence
 from uuid import uuid4
 
 import orjson
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from processor.program.options import duration_ms, flow_id_of
 from processor.program.output import (
     console,
     for_people,
+    print_rows,
     say,
     status_text,
     table,
@@ -85,7 +88,7 @@ def list_(
         )
         for flow in flows
     ]
-    console().print(table(None, columns, rows, wrap=False))
+    print_rows(console(), columns, rows)
 
 
 @app.command("show")
@@ -139,7 +142,7 @@ def history_(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
     if not events:
         raise _unknown(settings, wanted)
     if for_people(json):
-        console().print(history_table(events))
+        print_history(console(), events)
     else:
         for event in events:
             write_line(event)
@@ -171,7 +174,7 @@ def resume(flow_id: str = FLOW_ID, timeout: str = TIMEOUT, json: bool = JSON) ->
     _as_operator("resume", flow_id, timeout, json)
 
 
-def history_table(events: list[bytes]) -> object:
+def print_history(out: Console, events: Sequence[bytes]) -> None:
     """FlowEvents, one a row, for people."""
     rows = []
     for raw in events:
@@ -188,7 +191,7 @@ def history_table(events: list[bytes]) -> object:
             )
         )
     columns = ("at", "event", "status", "rev", "by", "payload")
-    return table(None, columns, rows, wrap=False)
+    print_rows(out, columns, rows)
 
 
 def login() -> str:

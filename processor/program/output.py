@@ -18,7 +18,6 @@ STATUS_STYLES: Mapping[str, str] = {
     "cancelled": "magenta",
 }
 PIPE_WIDTH = 140
-COLUMN_MAX = 36  # a flow id, which people copy
 VERDICT_STYLES: Mapping[str, str] = {
     "accepted": "green",
     "rejected": "yellow",
@@ -26,6 +25,8 @@ VERDICT_STYLES: Mapping[str, str] = {
     "quarantined": "red",
     "forwarded": "blue",
 }
+
+Row = Sequence[str | Text]
 
 
 def for_people(json: bool = False) -> bool:
@@ -63,31 +64,28 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-def table(
-    title: str | None,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str | Text]],
-    *,
-    wrap: bool = True,
-) -> Table:
-    """A table whose cells are text and no markup, whatever they hold.
-
-    `wrap`: the last column is shown whole, over several lines; otherwise each row is one line,
-    and what the terminal has no room for is cut off at its right.
-    """
+def table(title: str | None, columns: Sequence[str], rows: Sequence[Row]) -> Table:
+    """A table whose cells are text and no markup, whatever they hold; the last column may wrap."""
     made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        last = index == len(columns) - 1
-        widest = max(len(cell) for cell in (column, *(row[index] for row in rows)))
-        made.add_column(
-            column,
-            no_wrap=not (last and wrap),
-            overflow="fold" if last and wrap else "ellipsis",
-            min_width=None if last else min(widest, COLUMN_MAX),
-        )
+    for column in columns:
+        made.add_column(column, overflow="fold", no_wrap=column != columns[-1])
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     return made
+
+
+def print_rows(out: Console, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Each row on one line, cut off at the terminal's right: rich would cut in every column,
+    ids included."""
+    shown = [[Text(column, style="bold") for column in columns]]
+    shown += [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
+    widths = [max(cell.cell_len for cell in column) for column in zip(*shown, strict=True)]
+    for cells in shown:
+        line = Text()
+        for cell, width in zip(cells, widths, strict=True):
+            line.append_text(cell).append(" " * (width - cell.cell_len + 2))
+        line.rstrip()
+        out.print(line, no_wrap=True, overflow="ellipsis", soft_wrap=False)
 
 
 def status_text(status: str) -> Text:
