@@ -1,0 +1,39 @@
+"""Workers that come and go while commands go on coming."""
+
+import asyncio
+
+from processor.adapters.kafka.admin import create_topics
+from processor.settings import Settings
+from tests.support.checker import assert_clean
+from tests.support.load import under_load
+from tests.support.log_files import foreign_hands
+from tests.support.processes import workers
+from tests.support.world import observing
+
+PARTITIONS = 4
+TURNS = 4
+
+
+async def test_a_worker_that_joins_and_leaves_every_two_seconds(broker, prefix, tmp_path):
+    await create_topics(
+        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    )
+    async with (
+        workers(2, tmp_path, broker.bootstrap, prefix) as (stays, comes),
+        observing(broker.bootstrap, prefix, PARTITIONS) as observer,
+    ):
+        await stays.start()
+        await stays.until_ready()
+        async with under_load(broker.bootstrap, prefix, seed=2, per_s=400) as load:
+            for turn in range(1, TURNS + 1):
+                await comes.start()
+                await comes.until_ready(times=turn)
+                await asyncio.sleep(1)
+                assert await comes.end() == 0
+                await asyncio.sleep(1)
+        world = await observer.settled([stays.state_dir, comes.state_dir], timeout_s=30)
+        assert await stays.end() == 0
+
+    assert observer.answered >= load.acknowledged
+    assert_clean(world)
+    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []

@@ -1,0 +1,44 @@
+"""kill -9 of workers at random moments, while commands go on coming."""
+
+import asyncio
+import random
+
+from processor.adapters.kafka.admin import create_topics
+from processor.settings import Settings
+from tests.support.checker import assert_clean
+from tests.support.load import under_load
+from tests.support.log_files import foreign_hands
+from tests.support.processes import workers
+from tests.support.world import observing
+
+PARTITIONS = 4
+KILLS = 20
+
+
+async def test_twenty_kills_cost_nothing_but_time(broker, prefix, tmp_path):
+    await create_topics(
+        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    )
+    chance = random.Random(9)
+    async with (
+        workers(2, tmp_path, broker.bootstrap, prefix) as pair,
+        observing(broker.bootstrap, prefix, PARTITIONS) as observer,
+    ):
+        pair[1].choose(INSTANCE_ID="two")  # a static member comes back before it is missed
+        await asyncio.gather(*(worker.start() for worker in pair))
+        await pair[0].until_ready()
+        async with under_load(broker.bootstrap, prefix, seed=9) as load:
+            for _ in range(KILLS):
+                # From before it has joined the group to long after: at any point of its life.
+                await asyncio.sleep(chance.uniform(0.2, 2.6))
+                victim = chance.choice(pair)
+                await victim.kill()
+                await victim.start()
+        world = await observer.settled([w.state_dir for w in pair], timeout_s=30)
+        codes = [await worker.end() for worker in pair]
+
+    assert codes == [0, 0]
+    assert observer.answered >= load.acknowledged
+    assert len(load.acknowledged) > 1000
+    assert_clean(world)
+    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []

@@ -1,0 +1,45 @@
+"""An owner that sleeps past its session, and wakes up when its partitions are another's."""
+
+import asyncio
+
+from processor.adapters.kafka.admin import create_topics
+from processor.settings import Settings
+from tests.support.checker import assert_clean
+from tests.support.load import under_load
+from tests.support.log_files import foreign_hands
+from tests.support.processes import SESSION_TIMEOUT_S, workers
+from tests.support.world import observing
+
+PARTITIONS = 4
+TAKEN_OVER = '"the partition is taken over"'
+
+
+async def test_the_late_owner_writes_nothing_and_rejoins(broker, prefix, tmp_path):
+    await create_topics(
+        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    )
+    async with (
+        workers(2, tmp_path, broker.bootstrap, prefix) as pair,
+        observing(broker.bootstrap, prefix, PARTITIONS) as observer,
+    ):
+        await asyncio.gather(*(worker.start() for worker in pair))
+        await asyncio.gather(*(worker.until_ready() for worker in pair))
+        async with under_load(broker.bootstrap, prefix, seed=4, per_s=600) as load:
+            for late, other in (pair, reversed(pair), pair):
+                await asyncio.sleep(0.5)
+                taken_over, rejoined = (w.told().count(TAKEN_OVER) for w in (other, late))
+                late.pause()
+                await other.until_told(TAKEN_OVER, times=taken_over + 1)
+                await asyncio.sleep(SESSION_TIMEOUT_S / 2)
+                late.resume()
+                await late.until_told(TAKEN_OVER, times=rejoined + 1)
+            # `other` goes, and the one that was late decides everything alone.
+            assert await other.end() == 0
+            await load.send(50)
+        world = await observer.settled([w.state_dir for w in pair], timeout_s=30)
+        assert late.running
+        assert await late.end() == 0
+
+    assert observer.answered >= load.acknowledged
+    assert_clean(world)
+    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []

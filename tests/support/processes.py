@@ -1,0 +1,109 @@
+"""Workers as processes: started, killed, stopped and continued as the world does it."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+SESSION_TIMEOUT_S = 2.0
+
+
+def environment(bootstrap: str, prefix: str, state_dir: Path, **settings: str) -> dict[str, str]:
+    """What a worker sees; `settings` without the `TASKFLOW_`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLOW_")}
+    chosen = {
+        "BOOTSTRAP_SERVERS": bootstrap,
+        "TOPIC_PREFIX": prefix,
+        "STATE_DIR": str(state_dir),
+        "HTTP": "off",
+        "SESSION_TIMEOUT": f"{SESSION_TIMEOUT_S:g}s",
+        "LOG_FORMAT": "json",
+        **settings,
+    }
+    return {**kept, **{f"TASKFLOW_{name}": value for name, value in chosen.items()}}
+
+
+class WorkerProcess:
+    """`python -m processor worker`; what it says goes to a file beside its state directory."""
+
+    def __init__(self, name: str, home: Path, bootstrap: str, prefix: str, **settings: str) -> None:
+        self.name = name
+        self.state_dir = home / name
+        self.log = home / f"{name}.log"
+        self.log.touch()
+        self._environment = environment(bootstrap, prefix, self.state_dir, **settings)
+        self._process: asyncio.subprocess.Process | None = None
+
+    def choose(self, **settings: str) -> None:
+        """Settings of this worker alone, from its next start on."""
+        self._environment |= {f"TASKFLOW_{name}": value for name, value in settings.items()}
+
+    @property
+    def process(self) -> asyncio.subprocess.Process:
+        assert self._process is not None, f"{self.name} was not started"
+        return self._process
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "processor", "worker"),
+                env=self._environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    async def kill(self) -> None:
+        """SIGKILL, and await the end."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGKILL)
+        await self.process.wait()
+
+    async def end(self, *, timeout_s: float = 20.0) -> int:
+        """SIGTERM, and the exit code."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), timeout_s)
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def told(self) -> str:
+        return self.log.read_text()
+
+    async def until_told(self, words: str, *, times: int = 1, timeout_s: float = 30.0) -> None:
+        """Wait until `words` stand `times` times in what it has said."""
+        deadline = time.monotonic() + timeout_s
+        while self.told().count(words) < times:
+            assert self.running, f"{self.name} ended:\n{self.told()[-4000:]}"
+            assert time.monotonic() < deadline, f"not told: {words!r}\n{self.told()[-4000:]}"
+            await asyncio.sleep(0.02)
+
+    async def until_ready(self, *, times: int = 1) -> None:
+        await self.until_told('"worker ready"', times=times)
+
+
+@asynccontextmanager
+async def workers(
+    count: int, home: Path, bootstrap: str, prefix: str, **settings: str
+) -> AsyncIterator[list[WorkerProcess]]:
+    """Some workers, not started yet; none of them lives longer than the block."""
+    made = [WorkerProcess(f"w{n}", home, bootstrap, prefix, **settings) for n in range(count)]
+    try:
+        yield made
+    finally:
+        for worker in made:
+            if worker.running:
+                worker.resume()
+                await worker.kill()
