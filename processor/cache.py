@@ -2,22 +2,19 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from processor.rows import FlowRow
-from schemas.flow import Flow
 
-RESTING_BYTES: Final = 600
-"""What a flow takes beside its document: its key, its chain, its place in the cache (measured)."""
+ROW_BYTES: Final = 2_500
+"""What a flow takes beside its state: objects, texts, its place in the cache (measured)."""
+EXPANSION: Final = 3
+"""How much a document takes as bytes and as objects together, per byte (measured)."""
 
 
-class _Resting(NamedTuple):
-    """A row that nobody works on: its document alone, a tenth of what the flow takes as objects."""
-
-    doc: bytes
-    last_event_id: int
-    chain: bytes
-    number: int
+def weight_bytes(row: FlowRow) -> int:
+    """What keeping `row` costs."""
+    return ROW_BYTES + EXPANSION * len(row.doc)
 
 
 class FlowCache:
@@ -29,7 +26,7 @@ class FlowCache:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.size_bytes = 0
-        self._rows: OrderedDict[str, _Resting] = OrderedDict()
+        self._rows: OrderedDict[str, FlowRow] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -41,7 +38,7 @@ class FlowCache:
             row = self._rows.get(flow_id)
             if row is not None:
                 self._rows.move_to_end(flow_id)
-                found[flow_id] = FlowRow(Flow.model_validate_json(row.doc), *row)
+                found[flow_id] = row
         return found
 
     def put(self, rows: Mapping[str, FlowRow | None]) -> None:
@@ -49,13 +46,13 @@ class FlowCache:
         for flow_id, row in rows.items():
             old = self._rows.pop(flow_id, None)
             if old is not None:
-                self.size_bytes -= RESTING_BYTES + len(old.doc)
+                self.size_bytes -= weight_bytes(old)
             if row is not None:
-                self._rows[flow_id] = _Resting(row.doc, row.last_event_id, row.chain, row.number)
-                self.size_bytes += RESTING_BYTES + len(row.doc)
+                self._rows[flow_id] = row
+                self.size_bytes += weight_bytes(row)
         while self.size_bytes > self.limit_bytes and self._rows:
             _, oldest = self._rows.popitem(last=False)
-            self.size_bytes -= RESTING_BYTES + len(oldest.doc)
+            self.size_bytes -= weight_bytes(oldest)
 
     def clear(self) -> None:
         self._rows.clear()

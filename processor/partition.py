@@ -63,14 +63,15 @@ class PartitionOwner:
         batch_max_records: int,
         cache_bytes: int,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.place = place
         self.cache = FlowCache(cache_bytes)
         self.phase = Phase.WAITING
         self.error: str | None = None
         """What went wrong last; None since the partition runs again."""
-        self.progressed_at = time.monotonic()
-        """When it last did something, by `time.monotonic`."""
+        self.progressed_at = monotonic()
+        """When it last did something, by `monotonic`."""
         self._source = source
         self._forwarder = forwarder
         self._open_table = open_table
@@ -79,6 +80,7 @@ class PartitionOwner:
         self._metrics = metrics
         self._batch_max_records = batch_max_records
         self._clock = clock
+        self._monotonic = monotonic
         self._log = log.bind(partition=place.partition)
         self._released = asyncio.Event()
         self._idle = asyncio.Event()
@@ -91,7 +93,7 @@ class PartitionOwner:
         self._generation = 0
         self._pending: list[Decoded] = []
         self._seen_ms = {place.topics.commands: 0, place.topics.control: 0}
-        self._cursor_written_at = time.monotonic()
+        self._cursor_written_at = monotonic()
 
     # Its life
 
@@ -171,7 +173,7 @@ class PartitionOwner:
            is behind, which the next takeover brings up to date.
         4. Fetch from the position that the topics name; the group's offsets are for lag tools.
         """
-        started = time.monotonic()
+        started = self._monotonic()
         place, source = self.place, self._source
         self.phase = Phase.WAITING
         self._pending = []
@@ -197,7 +199,7 @@ class PartitionOwner:
         await self._attach()
         self.phase = Phase.RUNNING
         self._progressed()
-        took_s = time.monotonic() - started
+        took_s = self._monotonic() - started
         self._metrics.takeover_seconds.observe(took_s)
         self._log.info(
             "the partition is taken over",
@@ -365,7 +367,7 @@ class PartitionOwner:
     async def _keep_cursor_up(self, table: Table, writer: Writer) -> None:
         """Where the consumer has stepped over markers alone, say so in the cursor, at most
         hourly: retention may take those markers and must not seem to take commands."""
-        if time.monotonic() - self._cursor_written_at < CURSOR_ONLY_EVERY_S:
+        if self._monotonic() - self._cursor_written_at < CURSOR_ONLY_EVERY_S:
             return
         ahead = self._source.ahead(self.place.partition)
         old = self._stored.position
@@ -378,7 +380,7 @@ class PartitionOwner:
         await self._commit(table, writer, batch)
 
     def _progressed(self) -> None:
-        self.progressed_at = time.monotonic()
+        self.progressed_at = self._monotonic()
 
 
 def _claim(stored: Stored | None) -> Position:

@@ -8,8 +8,7 @@ from schemas.flow import Flow, FlowStatus, FlowStep
 from schemas.outcomes import Code, Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class FlowRow:
+class FlowRow(NamedTuple):
     """A flow with what its next event builds on.
 
     `doc` is the flow as JSON, as it stands on `state` and in the table; `chain` the 16 bytes of

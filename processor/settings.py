@@ -245,7 +245,7 @@ class Settings(BaseSettings):
     """Of one partition, decided in one transaction. Larger ones leave the processor's caches."""
     flow_cache_bytes: Annotated[
         int, Field(ge=1024 * 1024), Expected("a whole number of at least 1048576")
-    ] = 64 * 1024 * 1024
+    ] = 128 * 1024 * 1024
     """Memory of a worker for flows that are not in a batch."""
     commit_timeout_ms: Annotated[_DurationMs, *_between("1s", "10m")] = 10 * _SECOND_MS
     """A transaction that takes longer is given up, and its partition taken over again."""

@@ -2,9 +2,9 @@
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
 import orjson
 
@@ -47,13 +47,12 @@ class Limits:
 DEFAULT_LIMITS: Final = Limits()
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """Accepted with its facts, in order, or refused with a code and its details."""
 
     facts: tuple[Fact, ...] = ()
     code: Code | None = None
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = {}  # noqa: RUF012 (never changed; a proxy would cost as much again)
 
     @property
     def accepted(self) -> bool:
