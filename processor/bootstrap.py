@@ -3,9 +3,9 @@
 import asyncio
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -27,6 +27,8 @@ from schemas.topics import Topics
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 SWITCH_INTERVAL_S = 0.001
 """How long one thread may keep the others waiting. Deciding is busy in one thread while SQLite's
 threads wait for their turn at each end of a statement; Python's default is 5 ms."""
@@ -41,11 +43,14 @@ async def run_worker(
 ) -> None:
     """Run one worker until `stop` is set; `ready` is set once it decides for the first time.
 
-    Raises StateDirInUse, BrokerUnreachable, AccessDenied, TopicsWrong or AddressInUse if it
-    cannot start; once it has, it goes on through every error.
+    Raises StateDirInUse, StateDirUnusable, BrokerUnreachable, AccessDenied, TopicsWrong or
+    AddressInUse if it cannot start; once it has, it goes on through every error.
     """
     with state_dir_lock(settings.state_dir):
-        for mismatch in await ensure_topics(settings):
+        mismatches = await _unless_stopped(ensure_topics(settings), stop)
+        if mismatches is None:
+            return
+        for mismatch in mismatches:
             log.warning("a topic is not what it should be", mismatch=str(mismatch))
         _tune_interpreter()
         metrics = Metrics()
@@ -76,6 +81,18 @@ async def run_worker(
                 await forwarder.stop()
                 await producers_stopped(PRODUCERS_STOP_TIMEOUT_S)
     log.info("worker stopped")
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """What `work` gives, or None if `stop` is set before: a broker that is away is waited for."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.wait({working, stopping})
 
 
 def _tune_interpreter() -> None:

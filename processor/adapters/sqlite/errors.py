@@ -36,6 +36,10 @@ class StateDirInUse(TaskflowError):
     """Another worker holds the state directory; this one must not start on it."""
 
 
+class StateDirUnusable(TaskflowError):
+    """The state directory cannot be made or written, so that no worker can start on it."""
+
+
 def is_corruption(error: sqlite3.Error) -> bool:
     """Whether SQLite says that the file is damaged, or no database at all."""
     # Errors of the module itself, before SQLite was asked, carry no code.
