@@ -83,18 +83,27 @@ class Handler:
 
     def handle(self, items: Sequence[Decoded]) -> Batch:
         """Decide `items` in their order, until all are or the batch is full."""
+        self.add(items)
+        return self.finish()
+
+    def add(self, items: Sequence[Decoded]) -> bool:
+        """Decide some more `items`; whether there is room for others after them."""
         batch = self._batch
         for item in items:
+            if self._size_bytes > self._place.output_max_bytes:
+                return False
             record = item.record
             self._handle(item)
             self._next[record.topic] = record.offset + 1
             if record.timestamp > batch.newest_ms:
                 batch.newest_ms = record.timestamp
             batch.handled += 1
-            if self._size_bytes > self._place.output_max_bytes:
-                break
+        return self._size_bytes <= self._place.output_max_bytes
+
+    def finish(self) -> Batch:
+        """What was decided, settled; nothing can be added after that."""
         self._settle()
-        return batch
+        return self._batch
 
     def _handle(self, item: Decoded) -> None:
         try:

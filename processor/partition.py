@@ -5,10 +5,10 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -32,6 +32,10 @@ LOADED_MAX_BYTES: Final = 32 * 1024 * 1024
 """A batch ends early once the flows read for it take more than this."""
 LOAD_AT_ONCE: Final = 500
 FETCH_WAIT_S: Final = 0.5
+AT_ONCE: Final = 50
+"""Records decided without giving way to the event loop: a millisecond."""
+
+T = TypeVar("T")
 
 
 class Phase(StrEnum):
@@ -225,7 +229,7 @@ class PartitionOwner:
             )
             if self._source.generation != self._generation:
                 return  # fetched for an assignment that is over
-            self._pending = [decode(record) for record in self._in_order(fetched)]
+            self._pending = await self._read(fetched)
         if self._released.is_set():
             return
         self._idle.clear()
@@ -250,15 +254,27 @@ class PartitionOwner:
             return commands
         return heapq.merge(commands, control, key=lambda record: record.timestamp)
 
+    async def _read(self, fetched: Fetched) -> list[Decoded]:
+        items: list[Decoded] = []
+        for records in _sliced(list(self._in_order(fetched))):
+            items.extend(map(decode, records))
+            await asyncio.sleep(0)
+        return items
+
     async def _decide(self, table: Table, writer: Writer) -> None:
         items, memory = await self._recall(table, self._pending)
-        batch = self._handle(items, memory, frozenset())
-        if not await table.untouched():
+        # Asked while we decide: the answer comes from another thread.
+        untouched = asyncio.ensure_future(table.untouched())
+        try:
+            batch = await self._handle(items, memory, frozenset())
+        finally:
+            in_our_hands = await untouched
+        if not in_our_hands:
             raise TableDistrusted("another hand wrote to the table; it is filled anew")
         if batch.forwards:
             refused = await self._forwarder.forward(batch.forwards)
             if refused:
-                batch = self._handle(items, memory, refused)
+                batch = await self._handle(items, memory, refused)
         for record, fault in batch.faults:
             self._log.error(
                 "a record was set aside: handling it failed",
@@ -277,7 +293,7 @@ class PartitionOwner:
         self._failures = 0
         self.error = None
 
-    def _handle(
+    async def _handle(
         self, items: Sequence[Decoded], memory: Memory, refused: frozenset[tuple[str, int]]
     ) -> Batch:
         handler = Handler(
@@ -287,7 +303,11 @@ class PartitionOwner:
             next_number=self._next_number,
             unforwardable=refused,
         )
-        return handler.handle(items)
+        for some in _sliced(items):
+            if not handler.add(some):
+                break
+            await asyncio.sleep(0)
+        return handler.finish()
 
     async def _recall(
         self, table: Table, items: Sequence[Decoded]
@@ -381,6 +401,13 @@ class PartitionOwner:
 
     def _progressed(self) -> None:
         self.progressed_at = self._monotonic()
+
+
+def _sliced(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """`items`, some at a time: between two slices the event loop serves the other partitions,
+    whose transactions would otherwise wait for a whole batch of ours at each of their steps."""
+    for start in range(0, len(items), AT_ONCE):
+        yield items[start : start + AT_ONCE]
 
 
 def _claim(stored: Stored | None) -> Position:

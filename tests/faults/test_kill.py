@@ -1,18 +1,37 @@
 """kill -9 of workers at random moments, while commands go on coming."""
 
 import asyncio
+import json
 import random
 
 from processor.adapters.kafka.admin import create_topics
 from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
-from tests.support.log_files import foreign_hands
+from tests.support.log_files import foreign_hands, owners, until_in_transaction
 from tests.support.processes import workers
 from tests.support.world import observing
 
 PARTITIONS = 4
 KILLS = 20
+
+
+def owner_of(partition, pair):
+    """Who has taken the partition over last."""
+
+    def taken_at(worker):
+        told = (json.loads(line) for line in worker.told().splitlines() if line.startswith("{"))
+        return max(
+            (
+                line["at"]
+                for line in told
+                if line["message"] == "the partition is taken over"
+                and line["partition"] == partition
+            ),
+            default="",
+        )
+
+    return max(pair, key=taken_at)
 
 
 async def test_twenty_kills_cost_nothing_but_time(broker, prefix, tmp_path):
@@ -27,11 +46,15 @@ async def test_twenty_kills_cost_nothing_but_time(broker, prefix, tmp_path):
         pair[1].choose(INSTANCE_ID="two")  # a static member comes back before it is missed
         await asyncio.gather(*(worker.start() for worker in pair))
         await pair[0].until_ready()
-        async with under_load(broker.bootstrap, prefix, seed=9) as load:
-            for _ in range(KILLS):
-                # From before it has joined the group to long after: at any point of its life.
+        async with under_load(broker.bootstrap, prefix, seed=9, per_s=600) as load:
+            for number in range(KILLS):
+                # From before it has joined the group to long after: at any point of its life,
                 await asyncio.sleep(chance.uniform(0.2, 2.6))
                 victim = chance.choice(pair)
+                if number % 2:  # and in the middle of a transaction
+                    partition = chance.randrange(PARTITIONS)
+                    await until_in_transaction(broker.data_dir, f"{prefix}.outcomes", partition)
+                    victim = owner_of(partition, pair)
                 await victim.kill()
                 await victim.start()
         world = await observer.settled([w.state_dir for w in pair], timeout_s=30)
@@ -39,6 +62,10 @@ async def test_twenty_kills_cost_nothing_but_time(broker, prefix, tmp_path):
 
     assert codes == [0, 0]
     assert observer.answered >= load.acknowledged
-    assert len(load.acknowledged) > 1000
+    assert len(load.acknowledged) > 10_000
     assert_clean(world)
     assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+    written_by, interrupted = owners(broker.data_dir, prefix, PARTITIONS)
+    assert written_by > KILLS
+    assert interrupted > 0
+    print(f"{written_by} owners, {interrupted} of their transactions ended by another")

@@ -108,11 +108,17 @@ async def under_load(
     )
     await producer.start()
     load, stop = Load(producer, prefix, random.Random(seed)), asyncio.Event()
+    bursts: set[asyncio.Task[None]] = set()
 
     async def go_on() -> None:
         while not stop.is_set():
-            await load.send(per_s // 20)
-            await asyncio.sleep(0.05)
+            # Not one after the other: small ones all the time keep the owners in transactions.
+            bursts.add(asyncio.create_task(load.send(max(1, per_s // 100))))
+            await asyncio.sleep(0.01)
+            for burst in [burst for burst in bursts if burst.done()]:
+                burst.result()
+                bursts.discard(burst)
+        await asyncio.gather(*bursts)
 
     going = asyncio.create_task(go_on())
     try:
@@ -120,6 +126,7 @@ async def under_load(
         stop.set()
         await asyncio.wait_for(going, 60)
     finally:
-        going.cancel()
-        await asyncio.gather(going, return_exceptions=True)
+        for task in (going, *bursts):
+            task.cancel()
+        await asyncio.gather(going, *bursts, return_exceptions=True)
         await producer.stop()

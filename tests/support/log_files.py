@@ -3,6 +3,7 @@
 Used for invariant I8 alone, on the embedded broker, whose directory is at hand.
 """
 
+import asyncio
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,17 +26,41 @@ class LogBatch:
 
 def batches(data_dir: Path, topic: str, partition: int) -> Iterator[LogBatch]:
     for path in sorted((data_dir / "logs" / f"{topic}-{partition}").glob("*.log")):
-        data, at = path.read_bytes(), 0
-        while at + _HEADER.size <= len(data):
-            base, length, _, magic, _, attributes, _, _, _, pid, epoch, _, _ = _HEADER.unpack_from(
-                data, at
-            )
-            if magic != 2 or length <= 0:
-                break  # room that Kafka has set aside
-            yield LogBatch(
+        yield from (batch for batch, _ in _parsed(path.read_bytes()))
+
+
+def _parsed(data: bytes) -> Iterator[tuple[LogBatch, int]]:
+    """Each whole batch, and where it ends."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        base, length, _, magic, _, attributes, _, _, _, pid, epoch, _, _ = _HEADER.unpack_from(
+            data, at
+        )
+        at += 12 + length
+        if magic != 2 or length <= 0 or at > len(data):
+            return  # room that Kafka has set aside, or what it is just writing
+        yield (
+            LogBatch(
                 base, pid, epoch, bool(attributes & _TRANSACTIONAL), bool(attributes & _CONTROL)
-            )
-            at += 12 + length
+            ),
+            at,
+        )
+
+
+async def until_in_transaction(data_dir: Path, topic: str, partition: int) -> None:
+    """Wait until a transaction is open there, and say so while it is."""
+    (path,) = (data_dir / "logs" / f"{topic}-{partition}").glob("*.log")
+    with path.open("rb") as log:
+        at, seen = 0, False
+        while True:
+            log.seek(at)
+            last, start = None, at
+            for last, end in _parsed(log.read()):
+                at = start + end
+            if seen and last is not None and not last.control:
+                return
+            seen = True  # from here on, what is new is of this moment
+            await asyncio.sleep(0)
 
 
 def foreign_hands(data_dir: Path, prefix: str, partitions: int) -> list[str]:
@@ -74,3 +99,20 @@ def foreign_in(name: str, log: Iterator[LogBatch]) -> list[str]:
                 found.append(f"{at}{hand} after {newest}")
             open_by = newest = hand
     return found
+
+
+def owners(data_dir: Path, prefix: str, partitions: int) -> tuple[int, int]:
+    """How many owners have written, over all partitions, and how many transactions of theirs were
+    ended by their successors. Without this, a test of takeovers may have tested none."""
+    seen: set[tuple[int, int, int]] = set()
+    interrupted = 0
+    for partition in range(partitions):
+        open_epoch: int | None = None
+        for batch in batches(data_dir, f"{prefix}.outcomes", partition):
+            if not batch.control:
+                seen.add((partition, batch.producer_id, batch.epoch))
+                open_epoch = batch.epoch
+            else:
+                interrupted += open_epoch is not None and batch.epoch > open_epoch
+                open_epoch = None
+    return len(seen), interrupted

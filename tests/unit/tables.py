@@ -1,7 +1,6 @@
 """Flows, steps, answers and positions for the tests of the local table."""
 
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -55,7 +54,7 @@ def flow_row(number: int, *, revision: int = 0, event: int | None = None, **valu
 def later(row: FlowRow, **values: Any) -> FlowRow:
     """The row after one more change."""
     after = flow_row(row.number, revision=row.flow.revision + 1, **values)
-    return replace(after, last_event_id=row.last_event_id + 1)
+    return after._replace(last_event_id=row.last_event_id + 1)
 
 
 def step_row(flow_number: int, run_id: str, *, at_ms: int = NOON_MS) -> StepRow:

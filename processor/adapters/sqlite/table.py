@@ -2,10 +2,10 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiosqlite
 
@@ -18,6 +18,15 @@ T = TypeVar("T")
 FORGET_FACTOR = 2
 FORGET_EXTRA = 1000
 """Per write, up to 2 × the answers remembered + 1000 of the oldest are looked at."""
+
+
+class _Deed(NamedTuple):
+    """A statement of a write. Unless it changes `rows` rows, `unless` says what is wrong."""
+
+    sql: str
+    parameters: Sequence[Any]
+    rows: int = 0
+    unless: str | None = None
 
 
 class FlowTable:
@@ -123,56 +132,68 @@ class FlowTable:
                 await self._connection.close()
 
     async def _write(self, changes: Changes, before: Stored | None, after: Stored) -> None:
-        await self._connection.execute("BEGIN IMMEDIATE")
-        await self._store(before, after)
+        deeds = [self._store(before, after), *self._deeds(changes)]
+        # One turn of the connection's thread, not one for each statement: each would wait for the
+        # event loop to come round. aiosqlite has no public call for it; a test guards this one.
+        connection = self._connection
+        turn: Callable[..., Awaitable[None]] = connection._execute
+        await turn(self._write_now, connection._conn, deeds)
+
+    def _write_now(self, connection: sqlite3.Connection, deeds: Sequence[_Deed]) -> None:
+        """Everything or nothing, in the connection's own thread."""
+        store, *others = deeds
+        connection.execute("BEGIN IMMEDIATE")
         try:
-            await self._apply(changes)
-            await self._connection.commit()
+            self._do(connection, store)
+            try:
+                for deed in others:
+                    self._do(connection, deed)
+                connection.commit()
+            except BaseException:
+                # Nobody else can have committed since the position was compared, but SQLite
+                # drops its pages when a write fails, and then counts the rows it reads as news.
+                with suppress(sqlite3.Error):
+                    connection.rollback()
+                    ((version,),) = connection.execute("PRAGMA data_version").fetchall()
+                    self._data_version = int(version)
+                raise
         except BaseException:
-            # Nobody else can have committed since the position was compared, but SQLite drops
-            # its pages when a write fails, and then counts the rows it reads as news.
             with suppress(sqlite3.Error):
-                await self._connection.rollback()
-                self._data_version = await data_version(self._connection)
+                connection.rollback()
             raise
 
-    async def _apply(self, changes: Changes) -> None:
+    def _do(self, connection: sqlite3.Connection, deed: _Deed) -> None:
+        cursor = connection.execute(deed.sql, deed.parameters)
+        if deed.unless is not None and cursor.rowcount != deed.rows:
+            raise TableConflict(f"{self._path}: {deed.unless}; nothing of the batch was written")
+
+    def _store(self, before: Stored | None, after: Stored) -> _Deed:
+        was = () if before is None else records.stored_values(before)
+        sql = statements.STORE_FIRST if before is None else statements.STORE_NEXT
+        parameters = (*records.stored_values(after), self._data_version, *was)
+        return _Deed(sql, parameters, 1, "it was written by somebody else")
+
+    def _deeds(self, changes: Changes) -> Iterator[_Deed]:
+        """What `changes` ask for, in their order."""
         deleted = [records.flow_key(row) for row in changes.deleted]
-        await self._each(statements.DELETE_FLOWS, deleted, "a flow to delete has changed")
-        await self._each(statements.DELETE_STEPS, [(row.flow.id,) for row in changes.deleted])
-        await self._each(
+        yield from _each(statements.DELETE_FLOWS, deleted, "a flow to delete has changed")
+        yield from _each(statements.DELETE_STEPS, [(row.flow.id,) for row in changes.deleted])
+        yield from _each(
             statements.UPDATE_FLOWS,
             [records.flow_key(was) + records.flow_values(row) for was, row in changes.updated],
             "a flow to update has changed",
         )
-        await self._each(
+        yield from _each(
             statements.INSERT_FLOWS,
             [(row.number, row.flow.id, *records.flow_values(row)) for row in changes.inserted],
         )
-        await self._each(statements.DELETE_THESE_STEPS, changes.deleted_steps)
-        await self._each(statements.UPSERT_STEPS, list(map(records.step_values, changes.steps)))
+        yield from _each(statements.DELETE_THESE_STEPS, changes.deleted_steps)
+        yield from _each(statements.UPSERT_STEPS, list(map(records.step_values, changes.steps)))
         answers = list(map(records.answer_values, changes.remembered))
-        await self._each(statements.REMEMBER, answers)
+        yield from _each(statements.REMEMBER, answers)
         if changes.forget_before_ms is not None:
             looked_at = FORGET_FACTOR * len(answers) + FORGET_EXTRA
-            await self._connection.execute(statements.FORGET, (looked_at, changes.forget_before_ms))
-
-    async def _store(self, before: Stored | None, after: Stored) -> None:
-        was = () if before is None else records.stored_values(before)
-        sql = statements.STORE_FIRST if before is None else statements.STORE_NEXT
-        cursor = await self._connection.execute(
-            sql, (*records.stored_values(after), self._data_version, *was)
-        )
-        if cursor.rowcount != 1:
-            raise TableConflict(f"{self._path} was written by somebody else; the batch was not")
-
-    async def _each(
-        self, rows: statements.Rows, values: Sequence[statements.Row], unless: str | None = None
-    ) -> None:
-        for sql, parameters, count in rows.writing(values):
-            cursor = await self._connection.execute(sql, parameters)
-            if unless is not None and cursor.rowcount != count:
-                raise TableConflict(f"{self._path}: {unless}; nothing of the batch was written")
+            yield _Deed(statements.FORGET, (looked_at, changes.forget_before_ms))
 
     async def _clear(self) -> None:
         await self._connection.execute("BEGIN IMMEDIATE")
@@ -239,6 +260,13 @@ class FlowTable:
                 for count, joined in await self._connection.execute_fetchall(sql, parameters):
                     found.extend(map(parse, records.split(count, joined)))
         return found
+
+
+def _each(
+    rows: statements.Rows, values: Sequence[statements.Row], unless: str | None = None
+) -> Iterator[_Deed]:
+    for sql, parameters, count in rows.writing(values):
+        yield _Deed(sql, parameters, count, unless)
 
 
 async def data_version(connection: aiosqlite.Connection) -> int:
