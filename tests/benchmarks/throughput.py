@@ -6,9 +6,6 @@ worker starts; measured from the first outcome to the last, on the topic.
 
 import asyncio
 import json
-import os
-import sys
-import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -17,10 +14,11 @@ import psutil
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from processor.adapters.kafka.admin import create_topics
-from processor.broker import embedded_broker
+from processor.broker import EmbeddedBroker
 from processor.placement import partition_of
 from processor.settings import Settings
 from schemas.topics import Topics
+from tests.benchmarks.running import cpu_s, running_worker
 
 FLOWS = 20_000
 PARTITIONS = 4
@@ -81,67 +79,49 @@ async def load(settings: Settings, count: int) -> None:
     await producer.stop()
 
 
-async def measure(count: int, workers: int = 1) -> None:
-    with tempfile.TemporaryDirectory() as home:
-        async with embedded_broker() as broker:
-            settings = Settings(bootstrap_servers=broker.bootstrap, partitions=PARTITIONS)
-            await create_topics(settings)
-            await load(settings, count)
-            tps = [
-                TopicPartition(Topics(settings.topic_prefix).outcomes, p)
-                for p in range(PARTITIONS)
-            ]
-            consumer = AIOKafkaConsumer(
-                bootstrap_servers=broker.bootstrap, isolation_level="read_committed"
-            )
-            await consumer.start()
-            processes = []
-            for number in range(workers):
-                environ = {
-                    **os.environ,
-                    "TASKFLOW_BOOTSTRAP_SERVERS": broker.bootstrap,
-                    "TASKFLOW_STATE_DIR": str(Path(home) / str(number)),
-                    "TASKFLOW_HTTP": "off",
-                }
-                processes.append(
-                    await asyncio.create_subprocess_exec(
-                        sys.executable, "-m", "processor", "worker", env=environ
-                    )
-                )
-            watched = [psutil.Process(process.pid) for process in processes]
-            broker_process = psutil.Process(broker.pid)
-            peak = began = cpu_began = 0.0
-            broker_cpu_began = 0.0
-            done = 0
-            total = changed = 0.0
+async def measure(home: Path, broker: EmbeddedBroker, *, count: int = 400_000) -> dict[str, float]:
+    """Commands a second, CPU seconds of worker and broker per 100,000, and the worker's peak RSS.
+
+    Start-up and joining the group are not in it; the first transaction is.
+    """
+    settings = Settings(
+        bootstrap_servers=broker.bootstrap, topic_prefix="throughput", partitions=PARTITIONS
+    )
+    await create_topics(settings)
+    await load(settings, count)
+    outcomes = Topics(settings.topic_prefix).outcomes
+    tps = [TopicPartition(outcomes, p) for p in range(PARTITIONS)]
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=broker.bootstrap, isolation_level="read_committed"
+    )
+    await consumer.start()
+    broker_process = psutil.Process(broker.pid)
+    peak = began = changed = 0.0
+    first = total = 0
+    spent = broker_spent = (0.0, 0.0)
+    try:
+        async with running_worker(settings, home / "throughput") as worker:
+            # The ends count transaction markers too: all is there once they stand still.
             while total < count or time.perf_counter() - changed < SETTLED_S:
-                ends = sum((await consumer.end_offsets(tps)).values())
-                now = time.perf_counter()
-                peak = max(peak, sum(p.memory_info().rss for p in watched))
-                if ends > total:
-                    total, changed = ends, now
-                    cpu, broker_cpu = _cpu(watched), _cpu([broker_process])
+                end = sum((await consumer.end_offsets(tps)).values())
+                peak = max(peak, worker.memory_info().rss)
+                if end > total:
+                    total, changed = end, time.perf_counter()
                     if not began:
-                        began, done = now, total
-                        cpu_began, broker_cpu_began = cpu, broker_cpu
+                        began, first = changed, end
+                        spent = (cpu_s(worker), 0.0)
+                        broker_spent = (cpu_s(broker_process), 0.0)
+                    spent = (spent[0], cpu_s(worker))
+                    broker_spent = (broker_spent[0], cpu_s(broker_process))
                 await asyncio.sleep(POLL_S)
-            wall = changed - began
-            cpu, broker_cpu = cpu - cpu_began, broker_cpu - broker_cpu_began
-            for process in processes:
-                process.terminate()
-                await process.wait()
-            await consumer.stop()
-            rate = (count - done) / wall
-            print(
-                f"| {workers} | {count:,} | {wall:.1f} | {rate:,.0f} |"
-                f" {cpu / count * 100_000:.2f} | {broker_cpu / count * 100_000:.2f} |"
-                f" {peak / 2**20:.0f} |"
-            )
-
-
-def _cpu(processes: list[psutil.Process]) -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
-
-
-if __name__ == "__main__":
-    asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 400_000))
+    finally:
+        await consumer.stop()
+    share = 100_000 / (count - first)
+    return {
+        "commands": count,
+        "wall_s": changed - began,
+        "rate_per_s": (count - first) / (changed - began),
+        "worker_cpu_s": (spent[1] - spent[0]) * share,
+        "broker_cpu_s": (broker_spent[1] - broker_spent[0]) * share,
+        "peak_mib": peak / 2**20,
+    }

@@ -1,0 +1,66 @@
+"""Runs the benchmarks and prints their tables, with the machine that they were run on."""
+
+import argparse
+import asyncio
+import os
+import platform
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from processor.broker import embedded_broker
+from tests.benchmarks import latency, throughput
+
+
+def machine() -> str:
+    """Where and with what the figures were measured."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    memory_gib = psutil.virtual_memory().total / 2**30
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("aiokafka", "pydantic", "orjson"))
+    return (
+        f"{os.cpu_count()} cores ({model}), {memory_gib:.0f} GiB, {platform.system()}, "
+        f"Python {platform.python_version()}, Apache Kafka 4.3.1 on the same machine, {libraries}"
+    )
+
+
+async def main(count: int, seconds: int, runs: int) -> None:
+    print(machine())
+    print(f"load average before: {os.getloadavg()[0]:.2f}\n", flush=True)
+    print("One worker, 4 partitions, 20,000 flows; CPU seconds per 100,000 commands:\n")
+    print("| commands | wall s | commands/s | worker CPU s | broker CPU s | peak MiB |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory() as home:
+            async with embedded_broker() as broker:
+                r = await throughput.measure(Path(home), broker, count=count)
+                print(
+                    f"| {r['commands']:,.0f} | {r['wall_s']:.1f} | {r['rate_per_s']:,.0f} | "
+                    f"{r['worker_cpu_s']:.2f} | {r['broker_cpu_s']:.2f} | {r['peak_mib']:.0f} |",
+                    flush=True,
+                )
+    print("\nFrom send to outcome at 1,000 commands/s through FlowClient, ms:\n")
+    print("| p50 | p95 | p99 | max |")
+    print("| ---: | ---: | ---: | ---: |", flush=True)
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory() as home:
+            async with embedded_broker() as broker:
+                r = await latency.measure(Path(home), broker.bootstrap, seconds=seconds)
+                print(
+                    f"| {r['p50']:.1f} | {r['p95']:.1f} | {r['p99']:.1f} | {r['max']:.1f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--commands", type=int, default=400_000)
+    parser.add_argument("--seconds", type=int, default=30, help="of the latency run")
+    parser.add_argument("--runs", type=int, default=1)
+    chosen = parser.parse_args()
+    asyncio.run(main(chosen.commands, chosen.seconds, chosen.runs))
