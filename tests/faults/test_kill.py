@@ -1,7 +1,6 @@
 """kill -9 of workers at random moments, while commands go on coming."""
 
 import asyncio
-import json
 import random
 
 from processor.adapters.kafka.admin import create_topics
@@ -9,29 +8,11 @@ from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands, owners, until_in_transaction
-from tests.support.processes import workers
+from tests.support.processes import owner_of, workers
 from tests.support.world import observing
 
 PARTITIONS = 4
 KILLS = 20
-
-
-def owner_of(partition, pair):
-    """Who has taken the partition over last."""
-
-    def taken_at(worker):
-        told = (json.loads(line) for line in worker.told().splitlines() if line.startswith("{"))
-        return max(
-            (
-                line["at"]
-                for line in told
-                if line["message"] == "the partition is taken over"
-                and line["partition"] == partition
-            ),
-            default="",
-        )
-
-    return max(pair, key=taken_at)
 
 
 async def test_twenty_kills_cost_nothing_but_time(broker, prefix, tmp_path):

@@ -6,8 +6,8 @@ from processor.adapters.kafka.admin import create_topics
 from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
-from tests.support.log_files import foreign_hands
-from tests.support.processes import SESSION_TIMEOUT_S, workers
+from tests.support.log_files import foreign_hands, owners, until_in_transaction
+from tests.support.processes import SESSION_TIMEOUT_S, owner_of, workers
 from tests.support.world import observing
 
 PARTITIONS = 4
@@ -28,6 +28,8 @@ async def test_the_late_owner_writes_nothing_and_rejoins(broker, prefix, tmp_pat
             for late, other in (pair, reversed(pair), pair):
                 await asyncio.sleep(0.5)
                 taken_over, rejoined = (w.told().count(TAKEN_OVER) for w in (other, late))
+                mine = next(p for p in range(PARTITIONS) if owner_of(p, pair) is late)
+                await until_in_transaction(broker.data_dir, f"{prefix}.outcomes", mine)
                 late.pause()
                 await other.until_told(TAKEN_OVER, times=taken_over + 1)
                 await asyncio.sleep(SESSION_TIMEOUT_S / 2)
@@ -43,3 +45,5 @@ async def test_the_late_owner_writes_nothing_and_rejoins(broker, prefix, tmp_pat
     assert observer.answered >= load.acknowledged
     assert_clean(world)
     assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+    written_by, interrupted = owners(broker.data_dir, prefix, PARTITIONS)
+    print(f"{written_by} owners, {interrupted} of their transactions ended by another")

@@ -54,11 +54,11 @@ async def until_in_transaction(data_dir: Path, topic: str, partition: int) -> No
         at, seen = 0, False
         while True:
             log.seek(at)
-            last, start = None, at
-            for last, end in _parsed(log.read()):
-                at = start + end
-            if seen and last is not None and not last.control:
-                return
+            if new := list(_parsed(log.read())):
+                last, end = new[-1]
+                at += end
+                if seen and not last.control:
+                    return
             seen = True  # from here on, what is new is of this moment
             await asyncio.sleep(0)
 

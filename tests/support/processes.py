@@ -1,11 +1,12 @@
 """Workers as processes: started, killed, stopped and continued as the world does it."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -107,3 +108,21 @@ async def workers(
             if worker.running:
                 worker.resume()
                 await worker.kill()
+
+
+def owner_of(partition: int, some: Sequence[WorkerProcess]) -> WorkerProcess:
+    """Who has taken the partition over last, by what the workers say."""
+
+    def taken_at(worker: WorkerProcess) -> str:
+        told = (json.loads(line) for line in worker.told().splitlines() if line.startswith("{"))
+        return max(
+            (
+                line["at"]
+                for line in told
+                if line["message"] == "the partition is taken over"
+                and line["partition"] == partition
+            ),
+            default="",
+        )
+
+    return max(some, key=taken_at)
