@@ -35,11 +35,6 @@ OWNER = typer.Option(None, "--owner", help="Only flows of this session key.")
 STATUS = typer.Option(None, "--status", help="Only flows in this status.")
 LIMIT = typer.Option(50, "--limit", min=1, help="At most so many.")
 FLOW_ID = typer.Argument(..., help="The flow's id.")
-LOCAL = typer.Option(
-    False,
-    "--local",
-    help="Read the tables in TASKFLOW_STATE_DIR: quick, no broker, but only what its worker knew.",
-)
 JSON = typer.Option(False, "--json", help="JSON also on a terminal.")
 TIMEOUT = typer.Option("30s", "--timeout", help="How long to await the outcome.")
 
@@ -49,25 +44,24 @@ def list_(
     owner: str | None = OWNER,
     status: FlowStatus | None = STATUS,
     limit: int = LIMIT,
-    local: bool = LOCAL,
     json: bool = JSON,
 ) -> None:
     """List flows, the newest change first.
+
+    They are read from a worker's tables in TASKFLOW_STATE_DIR where these are up to date, and
+    from the topic `state` otherwise. If no broker answers, the tables are shown as they are.
 
     A pipe gets one JSON line for each flow.
 
     Example: `taskflow flow list --status waiting --limit 10`
 
-    Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_SECURITY_PROTOCOL,
-    `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
+    Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_STATE_DIR,
+    TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
     """
-    from processor.program.flows import list_flows, local_flows
+    from processor.program.flows import list_flows
 
     settings = settings_and_logs(quiet=True)
-    if local:
-        flows = local_flows(settings, owner=owner, status=status, limit=limit)
-    else:
-        flows = run(lambda: list_flows(settings, owner=owner, status=status, limit=limit))
+    flows = run(lambda: list_flows(settings, owner=owner, status=status, limit=limit))
     if not for_people(json):
         for flow in flows:
             write_line(flow.model_dump_json().encode())
@@ -92,18 +86,18 @@ def list_(
 
 
 @app.command("show")
-def show(flow_id: str = FLOW_ID, local: bool = LOCAL, json: bool = JSON) -> None:
+def show(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
     """Show one flow with its state, its wait and its steps. Exit code 1 if there is none.
 
     Example: `taskflow flow show 6f1f3a52-0000-4000-8000-000000000001`
 
     Settings: as for `flow list`.
     """
-    from processor.program.flows import find_flow, local_flow
+    from processor.program.flows import find_flow
 
     settings = settings_and_logs(quiet=True)
     wanted = flow_id_of(flow_id)
-    found = local_flow(settings, wanted) if local else run(lambda: find_flow(settings, wanted))
+    found = run(lambda: find_flow(settings, wanted))
     if found is None:
         raise _unknown(settings, wanted)
     if not for_people(json):

@@ -1,33 +1,31 @@
-"""Where the program finds flows: the `state` topic, or the tables of this machine.
+"""Where the program finds flows: in the tables of this machine, else on the `state` topic.
 
-The topic is right everywhere. A table is only as new as the worker that wrote it, and that one
-may have given the partition to another since; so the tables are read when asked for.
+A worker's table is looked at where it is level with the audit topic: then it says what `state`
+says, and nothing need be fetched. Only without a broker is it believed as it is.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
-from aiokafka import ConsumerRecord
 
 from processor.adapters.kafka.admin import partition_counts
-from processor.adapters.kafka.errors import TopicsWrong
-from processor.adapters.kafka.reader import read
+from processor.adapters.kafka.connection import ensure_reachable
+from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
+from processor.adapters.kafka.reader import end_offsets, read
 from processor.adapters.sqlite import queries
-from processor.errors import TaskflowError
 from processor.placement import partition_of
+from processor.program.output import say
 from processor.settings import Settings
 from schemas.flow import Flow, FlowStatus
 from schemas.state import CURSOR_PREFIX
 from schemas.topics import Topics
 
-
-class NoTables(TaskflowError):
-    """There is nothing to look at on this machine."""
-
+PATIENCE_WITH_TABLES_S = 2.0
+"""How long a broker is waited for that could only confirm what lies here."""
 
 Document = dict[str, Any]
 
@@ -42,51 +40,35 @@ class Found:
     steps: list[Document] = field(default_factory=list)
 
 
-def local_flows(
-    settings: Settings, *, owner: str | None, status: FlowStatus | None, limit: int
-) -> list[Flow]:
-    """Newest change first. Needs no broker. Raises NoTables, TableFailed, TableCorrupt."""
-    return queries.list_flows(_tables(settings), owner=owner, status=status, limit=limit)
-
-
-def local_flow(settings: Settings, flow_id: str) -> Found | None:
-    """None if no table has it. Raises NoTables, TableFailed, TableCorrupt."""
-    view = queries.find_flow(_tables(settings), flow_id)
-    if view is None:
-        return None
-    steps = [step.model_dump(mode="json") for step in view.steps]
-    return Found(view.flow.model_dump(mode="json"), view.last_event_id, view.chain.hex(), steps)
-
-
-def _tables(settings: Settings) -> list[Path]:
-    paths = queries.tables(settings.state_dir, settings.topic_prefix)
-    if not paths:
-        raise NoTables(
-            f"{settings.state_dir} holds no tables of {settings.topic_prefix!r}; "
-            "TASKFLOW_STATE_DIR says where a worker keeps them."
-        )
-    return paths
-
-
 async def list_flows(
     settings: Settings, *, owner: str | None, status: FlowStatus | None, limit: int
 ) -> list[Flow]:
-    """Newest change first. Raises BrokerUnreachable, TopicsWrong."""
-    snapshots = await _snapshots(settings, None)
-    flows = [
+    """Newest change first.
+
+    Raises BrokerUnreachable if there is no table either, TopicsWrong, TableFailed, TableCorrupt.
+    """
+    where = await _where(settings)
+    flows = queries.list_flows(where.tables.values(), owner=owner, status=status, limit=limit)
+    snapshots = await _snapshots(settings, where.topic)
+    wanted = (
         entry["flow"]
         for key, entry in snapshots.items()
         if "/" not in key
         and (owner is None or entry["flow"]["owner_session_key"] == owner)
         and (status is None or entry["flow"]["status"] == status)
-    ]
-    flows.sort(key=lambda flow: (flow["updated_at"], flow["id"]), reverse=True)
-    return [Flow.model_validate_json(orjson.dumps(flow)) for flow in flows[:limit]]
+    )
+    flows += [Flow.model_validate_json(orjson.dumps(flow)) for flow in wanted]
+    flows.sort(key=lambda flow: flow.id)
+    flows.sort(key=lambda flow: flow.updated_at, reverse=True)
+    return flows[:limit]
 
 
 async def find_flow(settings: Settings, flow_id: str) -> Found | None:
-    """None if there is no such flow. Raises BrokerUnreachable, TopicsWrong."""
-    snapshots = await _snapshots(settings, flow_id)
+    """None if there is no such flow. Raises as `list_flows` does."""
+    where = await _where(settings, flow_id)
+    if where.tables:
+        return _in_table(where.tables.values(), flow_id)
+    snapshots = await _snapshots(settings, where.topic, flow_id)
     entry = snapshots.get(flow_id)
     if entry is None:
         return None
@@ -100,18 +82,80 @@ async def history(settings: Settings, flow_id: str) -> AsyncGenerator[bytes]:
 
     Reads the one partition where they lie. Raises BrokerUnreachable, TopicsWrong.
     """
-    async with aclosing(_of_flow(settings, Topics(settings.topic_prefix).audit, flow_id)) as events:
+    topic = Topics(settings.topic_prefix).audit
+    partition = partition_of(flow_id.encode(), await _count(settings, topic))
+    async with aclosing(read(settings, topic, partitions=[partition])) as events:
         async for record in events:
             if record.key == flow_id.encode() and record.value is not None:
                 yield record.value
 
 
-async def _snapshots(settings: Settings, flow_id: str | None) -> dict[str, Document]:
-    """The newest value of each key of `state`; with `flow_id` only that flow's."""
-    topic = Topics(settings.topic_prefix).state
-    records = read(settings, topic) if flow_id is None else _of_flow(settings, topic, flow_id)
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """The tables to look at, and the partitions of `state` to read: together all that is asked."""
+
+    tables: dict[int, Path]
+    topic: list[int]
+
+
+async def _where(settings: Settings, flow_id: str | None = None) -> _Where:
+    """All partitions, or with `flow_id` that flow's."""
+    audit = Topics(settings.topic_prefix).audit
+    paths = queries.tables(settings.state_dir, settings.topic_prefix)
+    # Before the ends are asked for: a table that belongs to other topics may be past them.
+    known = {
+        partition: progress
+        for partition, path in paths.items()
+        if (progress := queries.progress(path)) is not None
+    }
+
+    def wanted(count: int) -> list[int]:
+        return [*range(count)] if flow_id is None else [partition_of(flow_id.encode(), count)]
+
+    try:
+        if known:
+            await ensure_reachable(settings, patience_s=PATIENCE_WITH_TABLES_S)
+        count = await _count(settings, audit)
+        behind = await end_offsets(settings, audit, wanted(count))
+    except AccessDenied:
+        raise
+    except BrokerUnreachable as error:
+        count = max((progress.partitions for progress in known.values()), default=0)
+        here = {p: paths[p] for p in wanted(count) if p in known} if count else {}
+        if not here:
+            raise
+        missing = count - len(known) if flow_id is None else 0
+        say(
+            f"{error} Shown are the tables in {settings.state_dir}, as new as their worker left "
+            f"them{f'; {missing} of {count} partitions have none there' if missing else ''}."
+        )
+        return _Where(here, [])
+    # Behind the last record stands the marker of its transaction, which no table sees.
+    current = {
+        partition: paths[partition]
+        for partition, end in behind.items()
+        if partition in known and known[partition] in {(count, end), (count, end - 1)}
+    }
+    return _Where(current, [partition for partition in behind if partition not in current])
+
+
+def _in_table(paths: Iterable[Path], flow_id: str) -> Found | None:
+    view = queries.find_flow(paths, flow_id)
+    if view is None:
+        return None
+    steps = [step.model_dump(mode="json") for step in view.steps]
+    return Found(view.flow.model_dump(mode="json"), view.last_event_id, view.chain.hex(), steps)
+
+
+async def _snapshots(
+    settings: Settings, partitions: Sequence[int], flow_id: str | None = None
+) -> dict[str, Document]:
+    """The newest value of each key in `partitions` of `state`; with `flow_id` only that flow's."""
+    if not partitions:
+        return {}
     newest: dict[str, bytes] = {}
-    async with aclosing(records):
+    topic = Topics(settings.topic_prefix).state
+    async with aclosing(read(settings, topic, partitions=partitions)) as records:
         async for record in records:
             key = (record.key or b"").decode("utf-8", "replace")
             if key.startswith(CURSOR_PREFIX) or (
@@ -125,11 +169,8 @@ async def _snapshots(settings: Settings, flow_id: str | None) -> dict[str, Docum
     return {key: orjson.loads(value) for key, value in newest.items()}
 
 
-async def _of_flow(settings: Settings, topic: str, flow_id: str) -> AsyncGenerator[ConsumerRecord]:
+async def _count(settings: Settings, topic: str) -> int:
     count = (await partition_counts(settings)).get(topic)
     if count is None:
         raise TopicsWrong(f"{topic} does not exist; `taskflow topics create` makes the topics.")
-    partition = partition_of(flow_id.encode(), count)
-    async with aclosing(read(settings, topic, partitions=[partition])) as records:
-        async for record in records:
-            yield record
+    return count

@@ -234,8 +234,17 @@ def test_commands_are_sent_answered_and_shown(env: Environment, worker: subproce
     assert [line["id"] for line in lines(waiting)] == [flow]
     (shown,) = lines(taskflow(env, "flow", "show", flow))
     assert shown["flow"] == listed[0]
-    assert lines(taskflow(env, "flow", "show", flow, "--local")) == [shown]
-    assert lines(taskflow(env, "flow", "list", "--local")) == listed
+    # The same from the topic, without a table; and from the tables, without a broker
+    elsewhere = {**env, "TASKFLOW_STATE_DIR": f"{env['TASKFLOW_STATE_DIR']}-elsewhere"}
+    assert lines(taskflow(elsewhere, "flow", "list")) == listed
+    assert lines(taskflow(elsewhere, "flow", "show", flow)) == [shown]
+    alone = {**env, "TASKFLOW_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    for arguments, expected in ((("list",), listed), (("show", flow), [shown])):
+        done = taskflow(alone, "flow", *arguments)
+        assert (done.returncode, lines(done)) == (0, expected)
+        assert "No Kafka broker answers" in done.stderr
+        assert "Shown are the tables in" in done.stderr
+    assert taskflow(alone, "flow", "history", flow).returncode == 3
     history = lines(taskflow(env, "flow", "history", flow))
     assert [event["kind"] for event in history] == kinds
 

@@ -1,7 +1,6 @@
 """The program's help, its exit codes, and what it takes on the command line."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -85,16 +84,6 @@ def test_a_bad_setting_is_code_2_and_one_sentence(
     assert capsys.readouterr().err == (
         "TASKFLOW_PARTITIONS is 'many', but must be a whole number of 1 to 10000.\n"
     )
-
-
-def test_a_directory_without_tables_is_a_sentence(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    monkeypatch.setenv("TASKFLOW_STATE_DIR", str(tmp_path))
-
-    assert main(["flow", "list", "--local"]) == REFUSED
-
-    assert "holds no tables of 'taskflow'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

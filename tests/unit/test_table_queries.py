@@ -28,9 +28,9 @@ async def given(state_dir: Path, partition: int, *flows: FlowRow) -> None:
 def test_only_the_tables_of_the_prefix_are_found(tmp_path: Path) -> None:
     for name in ("t-10.db", "t-9.db", "t-1-2.db", "t-1.db-wal", "tt-1.db", "t-x.db"):
         (tmp_path / name).touch()
-    assert [path.name for path in queries.tables(tmp_path, "t")] == ["t-9.db", "t-10.db"]
-    assert [path.name for path in queries.tables(tmp_path, "t-1")] == ["t-1-2.db"]
-    assert queries.tables(tmp_path / "missing", "t") == []
+    assert queries.tables(tmp_path, "t") == {9: tmp_path / "t-9.db", 10: tmp_path / "t-10.db"}
+    assert list(queries.tables(tmp_path, "t-1").values()) == [tmp_path / "t-1-2.db"]
+    assert queries.tables(tmp_path / "missing", "t") == {}
 
 
 async def test_the_newest_change_comes_first_over_all_partitions(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ async def test_the_newest_change_comes_first_over_all_partitions(tmp_path: Path)
 
     await given(tmp_path, 0, row(4, 1), row(1, 3), row(2, 2, owner_session_key="other"))
     await given(tmp_path, 1, row(3, 1), row(5, 4, status=FlowStatus.FINISHED))
-    paths = queries.tables(tmp_path, "taskflow")
+    paths = queries.tables(tmp_path, "taskflow").values()
 
     def ids(**wanted: Any) -> list[str]:
         return [flow.id for flow in queries.list_flows(paths, **{"limit": 9, **wanted})]
@@ -56,7 +56,7 @@ async def test_a_flow_is_shown_with_its_steps_in_order(tmp_path: Path) -> None:
     steps = [step_row(1, "b"), step_row(1, "c", at_ms=NOON_MS - 1), step_row(1, "a")]
     async with opened(tmp_path) as table:
         await table.write(Changes(inserted=[row], steps=steps), before=None, after=at(1))
-        paths = queries.tables(tmp_path, "taskflow")
+        paths = queries.tables(tmp_path, "taskflow").values()
         view = queries.find_flow(paths, uuid(1))
         assert queries.find_flow(paths, uuid(2)) is None
 
@@ -83,7 +83,7 @@ async def test_looking_neither_waits_for_a_writer_nor_leaves_a_trace(tmp_path: P
 async def test_looking_at_a_table_at_rest_makes_no_file(tmp_path: Path) -> None:
     await given(tmp_path, 0, flow_row(1))
     was = listing(tmp_path)
-    assert len(queries.list_flows(queries.tables(tmp_path, "taskflow"), limit=9)) == 1
+    assert len(queries.list_flows(queries.tables(tmp_path, "taskflow").values(), limit=9)) == 1
     assert listing(tmp_path) == was
     assert len(was) == 1
 
@@ -93,7 +93,7 @@ async def test_what_a_killed_worker_left_in_the_log_is_shown_and_stays(tmp_path:
         await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
         left = contents(tmp_path)
     put_back(tmp_path, left)
-    assert len(queries.list_flows(queries.tables(tmp_path, "taskflow"), limit=9)) == 1
+    assert len(queries.list_flows(queries.tables(tmp_path, "taskflow").values(), limit=9)) == 1
     kept = contents(tmp_path)
     for name in ("taskflow-0.db", "taskflow-0.db-wal"):
         assert kept[name] == left[name]
@@ -101,7 +101,7 @@ async def test_what_a_killed_worker_left_in_the_log_is_shown_and_stays(tmp_path:
 
 async def test_what_cannot_be_shown_is_told(tmp_path: Path) -> None:
     await given(tmp_path, 0, flow_row(1))
-    (path,) = queries.tables(tmp_path, "taskflow")
+    (path,) = queries.tables(tmp_path, "taskflow").values()
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("UPDATE flow SET doc = '{}'")
         with pytest.raises(TableCorrupt):

@@ -75,6 +75,26 @@ async def read(
             await consumer.stop()
 
 
+async def end_offsets(settings: Settings, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+    """The offset behind everything committed, markers too, of each of `partitions`.
+
+    Raises BrokerUnreachable.
+    """
+    with explained(settings):
+        consumer = AIOKafkaConsumer(
+            **connection_options(settings, "reader"),
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        )
+        try:
+            await consumer.start()
+            found = await consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
+            return {tp.partition: offset for tp, offset in found.items()}
+        finally:
+            await consumer.stop()
+
+
 async def _seek(
     consumer: AIOKafkaConsumer, assigned: Sequence[TopicPartition], start: Start
 ) -> None:

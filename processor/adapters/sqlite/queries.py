@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from processor.adapters.sqlite.errors import TableCorrupt, TableFailed, told
 from processor.adapters.sqlite.files import FORMAT
+from processor.errors import TableDistrusted
 from schemas.flow import Flow, FlowStatus, FlowStep
 from schemas.values import Message
 
@@ -31,7 +32,14 @@ class FlowView(NamedTuple):
     steps: list[FlowStep]
 
 
-def tables(state_dir: Path, prefix: str) -> list[Path]:
+class Progress(NamedTuple):
+    """Of how many partitions a table holds one, and the next offset of `audit` it has not seen."""
+
+    partitions: int
+    audit: int
+
+
+def tables(state_dir: Path, prefix: str) -> dict[int, Path]:
     """The table files of `prefix`, by partition."""
     name = re.compile(re.escape(prefix) + r"-(\d+)\.db")
     found = [
@@ -39,11 +47,24 @@ def tables(state_dir: Path, prefix: str) -> list[Path]:
         for path in (state_dir.iterdir() if state_dir.is_dir() else ())
         if (match := name.fullmatch(path.name))
     ]
-    return [path for _, path in sorted(found)]
+    return dict(sorted(found))
+
+
+def progress(path: Path) -> Progress | None:
+    """How far the table at `path` is; None if it is not filled, or nothing can be read in it."""
+
+    def look(_: Path, db: sqlite3.Connection) -> Progress | None:
+        found = db.execute("SELECT partitions, audit FROM about, stored").fetchone()
+        return None if found is None or found[1] < 0 else Progress(*found)
+
+    try:
+        return _look(path, look)
+    except (TableFailed, TableDistrusted):
+        return None
 
 
 def list_flows(
-    paths: Sequence[Path],
+    paths: Iterable[Path],
     *,
     owner: str | None = None,
     status: FlowStatus | None = None,
@@ -71,7 +92,7 @@ def list_flows(
     return flows[:limit]
 
 
-def find_flow(paths: Sequence[Path], flow_id: str) -> FlowView | None:
+def find_flow(paths: Iterable[Path], flow_id: str) -> FlowView | None:
     """The flow with its steps; None if no table has it."""
 
     def view(path: Path, db: sqlite3.Connection) -> FlowView | None:

@@ -1,0 +1,183 @@
+"""Flows are read from a table exactly where it is level with the audit topic."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+
+from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable
+from processor.adapters.sqlite import open_table, table_path
+from processor.placement import partition_of
+from processor.program import flows
+from processor.rows import Changes, FlowRow, Position, Stored
+from processor.settings import Settings
+from tests.unit.tables import flow_row, uuid
+
+PARTITIONS = 2
+TABLE_AUDIT = 4  # the next offset that the tables have not seen
+
+
+@dataclass
+class Topics:
+    """The topics as a broker would show them: the ends of audit, the snapshots on state."""
+
+    ends: Mapping[int, int]
+    state: list[tuple[int, str, bytes | None]] = field(default_factory=list)
+    away: Exception | None = None
+    read: list[int] = field(default_factory=list)
+
+    async def reachable(self, *_: Any, **__: Any) -> None:
+        if self.away is not None:
+            raise self.away
+
+    async def counts(self, settings: Settings) -> dict[str, int]:
+        await self.reachable()
+        return {f"taskflow.{name}": PARTITIONS for name in ("audit", "state")}
+
+    async def ends_of(self, _: Settings, __: str, partitions: Sequence[int]) -> dict[int, int]:
+        return {partition: self.ends[partition] for partition in partitions}
+
+    async def records(
+        self, _: Settings, __: str, *, partitions: Sequence[int]
+    ) -> AsyncIterator[SimpleNamespace]:
+        self.read += partitions
+        for partition, key, value in self.state:
+            if partition in partitions:
+                yield SimpleNamespace(key=key.encode(), value=value)
+
+
+@pytest.fixture
+def topics(monkeypatch: pytest.MonkeyPatch) -> Topics:
+    topics = Topics({0: TABLE_AUDIT + 1, 1: TABLE_AUDIT + 1})
+    monkeypatch.setattr(flows, "ensure_reachable", topics.reachable)
+    monkeypatch.setattr(flows, "partition_counts", topics.counts)
+    monkeypatch.setattr(flows, "end_offsets", topics.ends_of)
+    monkeypatch.setattr(flows, "read", topics.records)
+    return topics
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(state_dir=tmp_path)
+
+
+async def given_table(settings: Settings, partition: int, *rows: FlowRow, of: int = 2) -> None:
+    path = table_path(settings.state_dir, "taskflow", partition)
+    stored = Stored(Position(1, 1, 1), TABLE_AUDIT, 1, 1)
+    async with open_table(path, partition=partition, prefix="taskflow", partitions=of) as table:
+        await table.write(Changes(inserted=list(rows)), before=None, after=stored)
+
+
+def snapshot(row: FlowRow) -> bytes:
+    entry = {"flow": orjson.loads(row.doc), "last_event_id": 1, "chain": "00"}
+    return orjson.dumps(entry)
+
+
+def flow_on(partition: int, *, start: int = 1) -> FlowRow:
+    numbers = range(start, start + 100)
+    number = next(n for n in numbers if partition_of(uuid(n).encode(), PARTITIONS) == partition)
+    return flow_row(number)
+
+
+async def listed(settings: Settings) -> list[str]:
+    found = await flows.list_flows(settings, owner=None, status=None, limit=9)
+    return [flow.id for flow in found]
+
+
+@pytest.mark.parametrize("end", [TABLE_AUDIT, TABLE_AUDIT + 1])
+async def test_a_table_that_is_level_with_audit_is_read_and_the_topic_is_not(
+    settings: Settings, topics: Topics, end: int
+):
+    here, there = flow_on(0), flow_on(1)
+    await given_table(settings, 0, here)
+    topics.ends = {0: end, 1: 9}
+    topics.state = [(1, "cursor/1", b"{}"), (1, there.flow.id, snapshot(there))]
+
+    assert await listed(settings) == sorted([here.flow.id, there.flow.id])
+    assert topics.read == [1]
+
+
+@pytest.mark.parametrize("end", [TABLE_AUDIT - 1, TABLE_AUDIT + 2])
+async def test_a_table_that_is_not_level_is_not_believed(
+    settings: Settings, topics: Topics, end: int
+):
+    old, new = flow_on(0), flow_on(0, start=50)
+    await given_table(settings, 0, old)
+    topics.ends = {0: end, 1: 0}
+    topics.state = [
+        (0, old.flow.id, snapshot(old)),
+        (0, new.flow.id, snapshot(new)),
+        (0, old.flow.id, None),
+    ]
+
+    assert await listed(settings) == [new.flow.id]
+    assert await flows.find_flow(settings, old.flow.id) is None
+    assert topics.read == [0, 1, 0]
+
+
+async def test_a_table_of_another_number_of_partitions_is_not_believed(
+    settings: Settings, topics: Topics
+):
+    await given_table(settings, 0, flow_on(0), of=3)
+    assert await listed(settings) == []
+    assert topics.read == [0, 1]
+
+
+async def test_what_is_no_table_is_not_believed(settings: Settings, topics: Topics):
+    table_path(settings.state_dir, "taskflow", 0).write_bytes(b"no table")
+    assert await listed(settings) == []
+    assert topics.read == [0, 1]
+
+
+async def test_a_flow_is_looked_for_in_its_own_partition_only(settings: Settings, topics: Topics):
+    here, there = flow_on(0), flow_on(1)
+    await given_table(settings, 0, here)
+    topics.state = [(1, there.flow.id, snapshot(there))]
+
+    found = await flows.find_flow(settings, here.flow.id)
+    assert found is not None
+    assert found.flow["id"] == here.flow.id
+    assert topics.read == []
+    found = await flows.find_flow(settings, there.flow.id)
+    assert found is not None
+    assert found.flow["id"] == there.flow.id
+    assert topics.read == [1]
+
+
+async def test_without_a_broker_the_tables_are_shown_and_it_is_said(
+    settings: Settings, topics: Topics, capsys: pytest.CaptureFixture[str]
+):
+    here, there = flow_on(0), flow_on(1)
+    await given_table(settings, 0, here)
+    topics.away = BrokerUnreachable("Nobody answers.")
+
+    assert await listed(settings) == [here.flow.id]
+    told = capsys.readouterr().err
+    assert told == (
+        f"Nobody answers. Shown are the tables in {settings.state_dir}, as new as their worker "
+        "left them; 1 of 2 partitions have none there.\n"
+    )
+    assert await flows.find_flow(settings, here.flow.id) is not None
+    with pytest.raises(BrokerUnreachable):  # its table is elsewhere, so nobody knows
+        await flows.find_flow(settings, there.flow.id)
+
+
+async def test_without_a_broker_and_without_a_table_there_is_no_answer(
+    settings: Settings, topics: Topics
+):
+    topics.away = BrokerUnreachable("Nobody answers.")
+    with pytest.raises(BrokerUnreachable):
+        await listed(settings)
+
+
+async def test_a_broker_that_does_not_let_us_in_is_no_absent_one(
+    settings: Settings, topics: Topics
+):
+    await given_table(settings, 0, flow_on(0))
+    topics.away = AccessDenied("You are not wanted.")
+    with pytest.raises(AccessDenied):
+        await listed(settings)
