@@ -19,6 +19,7 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import RecordMetadata
 
+from processor.adapters.kafka.closing import stop_producer
 from processor.adapters.kafka.connection import (
     compression_type,
     connection_options,
@@ -129,7 +130,7 @@ class CommandProducer:
         """Let the next send make another; this one ends on its own."""
         if producer is self._producer:
             self._producer = None
-            task = asyncio.create_task(_stop(producer))
+            task = asyncio.create_task(stop_producer(producer, timeout_s=CLOSE_TIMEOUT_S))
             self._stopping.add(task)
             task.add_done_callback(self._stopping.discard)
 
@@ -138,18 +139,3 @@ def _is_refusal(error: KafkaError) -> bool:
     """Whether it is about this record (too large, not authorized, against a policy), rather than
     the producer's trouble, or nobody knows whose: a bare KafkaError is aiokafka's own."""
     return not (error.retriable or isinstance(error, _OF_THE_PRODUCER) or type(error) is KafkaError)
-
-
-async def _stop(producer: AIOKafkaProducer) -> None:
-    """`producer.stop()` waits for what is unsent, without a limit; without a broker, for ever."""
-    stopping = asyncio.ensure_future(producer.stop())
-    done, _ = await asyncio.wait([stopping], timeout=CLOSE_TIMEOUT_S)
-    if not done:
-        # Private, but nothing public lets go of what is unsent; a test holds it.
-        producer._message_accumulator.fail_all(ProducerClosed())
-    try:
-        await stopping
-    except Exception as error:
-        _log.debug("stopping a producer: %r", error)
-    finally:
-        await producer.client.close()

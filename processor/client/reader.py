@@ -12,9 +12,12 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAuthorizationFailedError
 
 from processor.adapters.kafka.admin import partition_counts
+from processor.adapters.kafka.closing import stop_consumer
 from processor.adapters.kafka.connection import connection_options
 from processor.adapters.kafka.errors import TopicsWrong, explain, explained
 from processor.settings import Settings
+
+_STOP_TIMEOUT_S: Final = 2.0
 
 Start = Literal["beginning", "end"] | datetime | Mapping[int, int]
 """Where to begin: an end of the topic, a time (aware), or the next offset of each partition; a
@@ -77,7 +80,7 @@ class CommittedReader:
                 ends = await consumer.end_offsets(tps)
                 positions = await self._resolve(consumer, tps, start, ends)
             finally:
-                await _stop(consumer)
+                await stop_consumer(consumer, timeout_s=_STOP_TIMEOUT_S)
         self.positions = {tp.partition: positions[tp] for tp in tps}
         return {tp.partition: ends[tp] for tp in tps}
 
@@ -121,7 +124,7 @@ class CommittedReader:
         """Let go of the consumer; a later `poll` makes another."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await _stop(consumer)
+            await stop_consumer(consumer, timeout_s=_STOP_TIMEOUT_S)
 
     def _new_consumer(self) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(
@@ -137,7 +140,7 @@ class CommittedReader:
         try:
             await consumer.start()
         except BaseException:
-            await _stop(consumer)
+            await stop_consumer(consumer, timeout_s=_STOP_TIMEOUT_S)
             raise
         # Without an await in between: the consumer must not look for positions of its own.
         consumer.assign([TopicPartition(self._topic, p) for p in self.positions])
@@ -184,13 +187,3 @@ class CommittedReader:
         beginnings: dict[TopicPartition, int] = await consumer.beginning_offsets(tps)
         stored = start if isinstance(start, Mapping) else {}
         return {tp: stored.get(tp.partition, beginnings[tp]) for tp in tps}
-
-
-async def _stop(consumer: AIOKafkaConsumer) -> None:
-    """As `consumer.stop()` should: while the broker is away, aiokafka 0.14 may raise
-    CancelledError out of it, which nobody asked for, and leave its client running."""
-    stopping = asyncio.ensure_future(consumer.stop())
-    await asyncio.wait([stopping])
-    if not stopping.cancelled() and (error := stopping.exception()) is not None:
-        _log.debug("stopping a consumer: %r", error)
-    await consumer._client.close()

@@ -11,6 +11,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
+from processor.adapters.kafka.closing import stop_producer
 from processor.batch import Forward
 from schemas.topics import DEAD_LETTER_MAX_BYTES
 
@@ -78,9 +79,4 @@ class PlainForwarder:
         """Let go of the producer; the next `forward` starts another."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            try:
-                await asyncio.wait_for(producer.stop(), 2.0)
-            except Exception:
-                sender = producer._sender.sender_task
-                if sender is not None:
-                    sender.cancel()
+            await stop_producer(producer, timeout_s=2.0)

@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from processor.adapters.kafka.closing import stop_consumer
 from processor.codec import Record
 from processor.ports import Extent
 
@@ -60,6 +60,12 @@ class KafkaHistory:
         starts, ends = await consumer.beginning_offsets([tp]), await consumer.end_offsets([tp])
         return Extent(starts[tp], ends[tp])
 
+    async def stable_end(self, topic: str) -> int:
+        """Where the first open transaction begins, or the end: what can be read now."""
+        tp = TopicPartition(topic, self._partition)
+        ends = await (await self._consumer("read_committed")).end_offsets([tp])
+        return int(ends[tp])
+
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
         tp = TopicPartition(topic, self._partition)
         found = (await (await self._consumer("read_committed")).offsets_for_times({tp: at_ms}))[tp]
@@ -100,5 +106,4 @@ class KafkaHistory:
     async def close(self) -> None:
         consumers, self._consumers = list(self._consumers.values()), {}
         for consumer in consumers:
-            with suppress(Exception):
-                await asyncio.wait_for(consumer.stop(), 2.0)
+            await stop_consumer(consumer, timeout_s=2.0)

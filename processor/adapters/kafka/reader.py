@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from processor.adapters.kafka.admin import partition_counts
+from processor.adapters.kafka.closing import stop_consumer
 from processor.adapters.kafka.connection import connection_options
 from processor.adapters.kafka.errors import BrokerUnreachable, TopicsWrong, explained
 from processor.settings import Settings
@@ -72,7 +73,7 @@ async def read(
             async for record in _records(consumer, ends):
                 yield record
         finally:
-            await consumer.stop()
+            await stop_consumer(consumer, timeout_s=2.0)
 
 
 async def end_offsets(settings: Settings, topic: str, partitions: Sequence[int]) -> dict[int, int]:

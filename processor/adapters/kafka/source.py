@@ -17,6 +17,7 @@ from aiokafka.errors import (
     UnknownMemberIdError,
 )
 
+from processor.adapters.kafka.closing import stop_consumer
 from processor.errors import OwnershipLost, SourceFailed
 from processor.ports import Fetched
 from processor.rows import Position
@@ -80,10 +81,7 @@ class GroupSource:
 
     async def stop(self, *, timeout_s: float) -> None:
         """Leave the group."""
-        try:
-            await asyncio.wait_for(self._consumer.stop(), timeout_s)
-        except Exception as error:
-            log.warning("the consumer did not stop in time", error=repr(error))
+        await stop_consumer(self._consumer, timeout_s=timeout_s)
 
     def _pair(self, partition: int) -> tuple[TopicPartition, TopicPartition]:
         return (
@@ -175,11 +173,9 @@ class GroupSource:
         assert control is not None
         return Position(commands, control, 0)
 
-    def lags(self, partition: int) -> tuple[int, int]:
-        if partition not in self._assigned:
-            return (0, 0)
+    def lags(self, partition: int) -> tuple[int | None, int | None]:
         commands, control = (
-            max(0, (end or 0) - (position or 0))
+            None if position is None or end is None else max(0, end - position)
             for position, end in (self._stand(tp) for tp in self._pair(partition))
         )
         return commands, control

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
 
+from processor.adapters.kafka.closing import stop_producer
 from processor.batch import Outgoing
 from processor.errors import TaskflowError
 from processor.rows import Position
@@ -136,21 +136,9 @@ class TransactionalWriter:
         a broker. What it left open is the next producer's to end."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            task = asyncio.ensure_future(_stop(producer))
+            task = asyncio.ensure_future(stop_producer(producer, timeout_s=STOP_TIMEOUT_S))
             _stopping.add(task)
             task.add_done_callback(_stopping.discard)
-
-
-async def _stop(producer: AIOKafkaProducer) -> None:
-    with suppress(Exception):
-        await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)
-        return
-    # A sender that hangs would go on knocking at the broker.
-    sender = producer._sender.sender_task
-    if sender is not None and not sender.done():
-        sender.cancel()
-    with suppress(Exception):
-        await asyncio.wait_for(producer.client.close(), 1.0)
 
 
 async def producers_stopped(timeout_s: float) -> None:

@@ -1,0 +1,51 @@
+"""Stopping aiokafka's clients, which may hang, or fail in ways that nobody asked for.
+
+Without a broker a producer waits for what is unsent, without a limit; a consumer in the middle of
+a retry raises CancelledError out of `stop()` and leaves its client running (aiokafka 0.14).
+"""
+
+import asyncio
+from typing import Any, Final
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import ProducerClosed
+
+log = structlog.get_logger()
+
+CLOSE_TIMEOUT_S: Final = 1.0
+
+
+async def stop_consumer(consumer: AIOKafkaConsumer, *, timeout_s: float) -> None:
+    """Leave the group, if in one, and let go of all connections; never raises."""
+    await _within(consumer.stop(), timeout_s)
+    await _within(consumer._client.close(), CLOSE_TIMEOUT_S)
+
+
+async def stop_producer(producer: AIOKafkaProducer, *, timeout_s: float) -> None:
+    """Send what is unsent, as far as `timeout_s` allows, and let go; never raises."""
+    stopping = asyncio.ensure_future(producer.stop())
+    if not await _ends(stopping, timeout_s):
+        # Private, but nothing public lets go of what is unsent; a test holds it.
+        producer._message_accumulator.fail_all(ProducerClosed())
+        if not await _ends(stopping, CLOSE_TIMEOUT_S):
+            # A sender that hangs would go on knocking at the broker.
+            stopping.cancel()
+            if (sender := producer._sender.sender_task) is not None:
+                sender.cancel()
+    await _within(producer.client.close(), CLOSE_TIMEOUT_S)
+
+
+async def _within(work: Any, timeout_s: float) -> None:
+    """Wait for `work` in a task of its own, so that its cancellation is not ours."""
+    task = asyncio.ensure_future(work)
+    if not await _ends(task, timeout_s):
+        task.cancel()
+
+
+async def _ends(task: "asyncio.Future[Any]", timeout_s: float) -> bool:
+    """Whether `task` ended by itself within `timeout_s`, however it did."""
+    done, _ = await asyncio.wait([task], timeout=timeout_s)
+    if done and not task.cancelled() and (error := task.exception()) is not None:
+        log.debug("a client did not stop in good order", error=repr(error))
+    return bool(done)
