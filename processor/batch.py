@@ -87,20 +87,20 @@ class Batch:
 
 
 class Needs(NamedTuple):
-    """What `Memory` must hold for some records."""
+    """What `Memory` must hold for some records; flows in the order in which they are met."""
 
-    flows: set[str]
+    flows: dict[str, None]
     steps: list[tuple[str, str]]
     pruned: set[str]
     ledger: list[bytes]
 
 
 def needs(items: Iterable[Decoded]) -> Needs:
-    needed = Needs(set(), [], set(), [])
+    needed = Needs({}, [], set(), [])
     for item in items:
         if isinstance(item, Readable):
             command = item.command
-            needed.flows.add(command.flow_id)
+            needed.flows[command.flow_id] = None
             needed.ledger.append(item.ledger_key)
             if isinstance(command, RecordStepObservation):
                 needed.steps.append((command.flow_id, command.run_id))

@@ -19,7 +19,7 @@ from processor.errors import ProducerSuspect, TableDistrusted, TaskflowError
 from processor.handler import Handler
 from processor.metrics import Metrics
 from processor.ports import Fetched, Forwarder, History, Source, Table, Writer
-from processor.recovery import CLOCK_SLACK_MS, Recovery
+from processor.recovery import LATE_MAX_MS, Recovery
 from processor.rows import Position, Stored
 
 log = structlog.get_logger()
@@ -30,7 +30,8 @@ CURSOR_ONLY_EVERY_S: Final = 3600.0
 """How often a cursor may be written for markers alone, lest retention overtake it."""
 LOADED_MAX_BYTES: Final = 32 * 1024 * 1024
 """A batch ends early once the flows read for it take more than this."""
-LOAD_AT_ONCE: Final = 500
+LOAD_FIRST: Final = 64
+"""Flows read at first, to see how large they are."""
 FETCH_WAIT_S: Final = 0.5
 AT_ONCE: Final = 50
 """Records decided without giving way to the event loop: a millisecond."""
@@ -131,7 +132,8 @@ class PartitionOwner:
     @property
     def lag(self) -> int:
         """Offsets of both sources that are not decided yet, as far as is known."""
-        return sum(self._source.lags(self.place.partition)) + len(self._pending)
+        lags = self._source.lags(self.place.partition)
+        return sum(lag or 0 for lag in lags) + len(self._pending)
 
     def _watch(self, table: Table) -> None:
         self._metrics.watch(
@@ -202,6 +204,7 @@ class PartitionOwner:
         await source.confirm(place.partition, self._stored.position)
         await self._attach()
         self.phase = Phase.RUNNING
+        self.error = None
         self._progressed()
         took_s = self._monotonic() - started
         self._metrics.takeover_seconds.observe(took_s)
@@ -227,9 +230,10 @@ class PartitionOwner:
             fetched = await self._source.fetch(
                 self.place.partition, max_records=self._batch_max_records, timeout_s=FETCH_WAIT_S
             )
+            pending = await self._read(fetched)
             if self._source.generation != self._generation:
                 return  # fetched for an assignment that is over
-            self._pending = await self._read(fetched)
+            self._pending = pending
         if self._released.is_set():
             return
         self._idle.clear()
@@ -316,16 +320,19 @@ class PartitionOwner:
         where their flows together are too large."""
         needed = needs(items)
         flows = self.cache.find(needed.flows)
+        # In the order of the items, so that what is read covers the first of them.
         missing = [flow_id for flow_id in needed.flows if flow_id not in flows]
-        size_bytes = 0
-        for start in range(0, len(missing), LOAD_AT_ONCE):
+        size_bytes = start = 0
+        while start < len(missing):
             if size_bytes > LOADED_MAX_BYTES:
                 items = _until(items, frozenset(missing[start:]))
                 needed = needs(items)
                 break
-            loaded = await table.flows(missing[start : start + LOAD_AT_ONCE])
+            some = missing[start : start + _load_at_once(start, size_bytes)]
+            loaded = await table.flows(some)
             size_bytes += sum(len(row.doc) for row in loaded.values())
             flows |= loaded
+            start += len(some)
         memory = Memory(flows={flow_id: flows.get(flow_id) for flow_id in needed.flows})
         memory.ledger = await table.recall(needed.ledger)
         if needed.steps:
@@ -369,7 +376,8 @@ class PartitionOwner:
     def _forget_before_ms(self, batch: Batch) -> int | None:
         """The append time before which no command that can still come looks back.
 
-        A topic that lags may still bring commands as old as its newest decided one.
+        A topic that lags, or of which nothing is known yet, may still bring commands as old as
+        its newest decided one.
         """
         for items in self._pending[: batch.handled]:
             record = items.record
@@ -379,10 +387,10 @@ class PartitionOwner:
         lags = self._source.lags(self.place.partition)
         undecided = {item.record.topic for item in self._pending[batch.handled :]}
         oldest = min(
-            self._seen_ms[topic] if lag or topic in undecided else newest
+            newest if lag == 0 and topic not in undecided else self._seen_ms[topic]
             for topic, lag in zip((topics.commands, topics.control), lags, strict=True)
         )
-        return oldest - self.place.dedupe_window_ms - CLOCK_SLACK_MS
+        return oldest - self.place.dedupe_window_ms - LATE_MAX_MS
 
     async def _keep_cursor_up(self, table: Table, writer: Writer) -> None:
         """Where the consumer has stepped over markers alone, say so in the cursor, at most
@@ -413,6 +421,13 @@ def _sliced(items: Sequence[T]) -> Iterator[Sequence[T]]:
 def _claim(stored: Stored | None) -> Position:
     """An offset to commit while it is not known yet how far the topics are."""
     return stored.position if stored is not None else Position(0, 0, 0)
+
+
+def _load_at_once(count: int, size_bytes: int) -> int:
+    """How many flows to read next, after `count` that take `size_bytes`: what should fit."""
+    if not size_bytes:
+        return LOAD_FIRST
+    return max(LOAD_FIRST, (LOADED_MAX_BYTES - size_bytes) * count // size_bytes)
 
 
 def _until(items: Sequence[Decoded], unknown: frozenset[str]) -> Sequence[Decoded]:

@@ -41,9 +41,9 @@ class Source(Protocol):
         """Where the consumer stands, past transaction markers too (`next_event_id` is 0);
         None if it is not known."""
 
-    def lags(self, partition: int) -> tuple[int, int]:
+    def lags(self, partition: int) -> tuple[int | None, int | None]:
         """How many offsets of commands and of control are not fetched yet, as far as the
-        consumer knows."""
+        consumer knows; None where it has not heard of the topic's end."""
 
 
 class Extent(NamedTuple):
@@ -68,7 +68,11 @@ class History(Protocol):
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
         """The first offset appended at or after `at_ms`; None if there is none."""
 
-    async def extent(self, topic: str) -> Extent: ...
+    async def extent(self, topic: str) -> Extent:
+        """What the topic holds now, open transactions included."""
+
+    async def stable_end(self, topic: str) -> int:
+        """Where the first open transaction begins, or the end: what can be read now."""
 
     async def close(self) -> None: ...
 

@@ -16,7 +16,7 @@ from processor.batch import Place, first_event_id
 from processor.codec import Record, encode, flow_doc
 from processor.domain.evolve import evolve, observed_step
 from processor.domain.facts import Fact
-from processor.errors import CursorMissing, HistoryLost
+from processor.errors import CursorMissing, HistoryLost, TableDistrusted
 from processor.ports import Extent, History, Table
 from processor.rows import Changes, FlowRow, Position, Remembered, StepRow, Stored, ledger_key
 from schemas.events import CHAIN_HEADER, EventKind
@@ -30,8 +30,9 @@ log = structlog.get_logger()
 
 TABLE_MAX_AGE_MS: Final = int(STATE.config["delete.retention.ms"]) // 2
 """A table that was away for longer is filled anew: reading the present is shorter by then."""
-CLOCK_SLACK_MS: Final = 60_000
-"""How far the broker's clock may step back between two records."""
+LATE_MAX_MS: Final = 16 * 60_000
+"""How much older a record may be than one that was seen before it: 15 minutes in a transaction that
+was open until then, Kafka's `transaction.max.timeout.ms`, and one for a clock that steps back."""
 UNFINISHED: Final = (-1, -1)
 """Offsets of a table whose filling has not come to its end: they meet no topic, so that the next
 recovery begins again."""
@@ -118,7 +119,13 @@ class Recovery:
             fold = _Fold(await self._rows(records), number)
             position = stored.position
             for record in records:
-                position = self._fold_event(fold, record, position)
+                try:
+                    position = self._fold_event(fold, record, position)
+                except Exception as error:
+                    raise TableDistrusted(
+                        f"the table cannot be rolled forward by the event at offset "
+                        f"{record.offset} of {audit} ({error}); it is filled anew"
+                    ) from error
             number = fold.next_number
             after = stored._replace(position=position, audit=records[-1].offset + 1)
             await self._table.write(fold.changes(), before=stored, after=after)
@@ -241,13 +248,13 @@ class Recovery:
             (self._topics.commands, cursor.commands),
             (self._topics.control, cursor.control),
         ):
-            extent = await self._history.extent(topic)
-            first = await self._first(topic, offset, extent.end)
+            # What lies in an open transaction is not waited for: LATE_MAX_MS covers it.
+            first = await self._first(topic, offset, await self._history.stable_end(topic))
             if first is not None:
                 oldest_ms = min(oldest_ms, first.timestamp)
         # An outcome is appended after its command was, so none is passed over.
         return await self._history.offset_at(
-            self._topics.outcomes, max(0, oldest_ms - self._place.dedupe_window_ms - CLOCK_SLACK_MS)
+            self._topics.outcomes, max(0, oldest_ms - self._place.dedupe_window_ms - LATE_MAX_MS)
         )
 
     async def _first(self, topic: str, start: int, end: int) -> Record | None:

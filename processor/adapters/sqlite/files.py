@@ -1,5 +1,6 @@
 """Opening a partition's file, and throwing away one that is not what it must be."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -69,6 +70,16 @@ def discard(path: Path, *, why: str) -> None:
 
 
 async def _connect(path: Path) -> aiosqlite.Connection:
+    connecting = asyncio.ensure_future(_connected(path))
+    try:
+        return await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        # aiosqlite would leave its thread behind, to end when the loop may be gone.
+        await (await connecting).close()
+        raise
+
+
+async def _connected(path: Path) -> aiosqlite.Connection:
     connection = await aiosqlite.connect(
         path,
         isolation_level=None,

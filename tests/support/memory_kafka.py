@@ -1,0 +1,252 @@
+"""Kafka in memory, as far as a partition owner can tell it from the real one: logs with
+transactions, markers and retention, and a producer epoch that fences."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from processor.batch import Outgoing
+from processor.codec import Headers
+from schemas.topics import Topics
+from tests.support.checker import assert_clean
+from tests.support.given import NOON
+from tests.support.partition import Appended
+from tests.support.world import SOURCES, TOPICS, Seen, TableSeen, World
+
+PATIENCE_S = 5.0
+"""How long a test waits for what must happen; only a failing one waits that long."""
+
+
+class TxnState(StrEnum):
+    OPEN = "open"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+@dataclass(eq=False, slots=True)
+class Transaction:
+    state: TxnState = TxnState.OPEN
+    touched: set[tuple[str, int]] = field(default_factory=set)
+    ends_late: bool = False
+    """Whether the broker has been told to commit it, and will have when somebody looks."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One offset of a log: a record, or a marker."""
+
+    record: Appended | None
+    transaction: Transaction | None = None
+    compacted: bool = False
+
+    @property
+    def readable(self) -> bool:
+        committed = self.transaction is None or self.transaction.state is TxnState.COMMITTED
+        return self.record is not None and committed and not self.compacted
+
+
+@dataclass(slots=True)
+class Log:
+    """A topic's partition. The entries before `start` are gone for readers, not for checkers."""
+
+    start: int = 0
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """The high watermark."""
+        return len(self.entries)
+
+    @property
+    def stable_end(self) -> int:
+        """The last stable offset: where the first open transaction begins."""
+        for offset, entry in enumerate(self.entries):
+            if entry.transaction is not None and entry.transaction.state is TxnState.OPEN:
+                return offset
+        return self.end
+
+    def committed(self, start: int, end: int) -> Iterator[Appended]:
+        for entry in self.entries[max(start, self.start) : min(end, self.stable_end)]:
+            if entry.readable and entry.record is not None:
+                yield entry.record
+
+
+class MemoryKafka:
+    """All topics of one prefix. Time stands still unless `later` moves it."""
+
+    def __init__(self, topics: Topics, partitions: int = 1) -> None:
+        self.topics = topics
+        self.partitions = partitions
+        self.now_ms = NOON
+        self.group_offsets: dict[tuple[str, int], int] = {}
+        self.journal: list[str] = []
+        """What was done to it, in order: `fence`, `begin`, `commit`, `abort`, `forward`."""
+        self._logs: dict[tuple[str, int], Log] = {}
+        self._epochs: dict[str, int] = {}
+        self._open: dict[str, Transaction] = {}
+        self._changed = asyncio.Event()
+
+    def log(self, topic: str, partition: int = 0) -> Log:
+        return self._logs.setdefault((topic, partition), Log())
+
+    def later(self, ms: int) -> None:
+        self.now_ms += ms
+
+    # What happens, and waiting for it
+
+    def notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        """Wait until `holds()`; it is asked after each change."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not holds():
+                await self._changed.wait()
+
+    # Writing
+
+    def append(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+        transaction: Transaction | None = None,
+    ) -> int:
+        log = self.log(topic, partition)
+        record = Appended(topic, partition, log.end, self.now_ms, key, value, tuple(headers))
+        log.entries.append(Entry(record, transaction))
+        if transaction is not None:
+            transaction.touched.add((topic, partition))
+        self.notify()
+        return record.offset
+
+    def send(
+        self, *commands: dict[str, Any], topic: str = "commands", partition: int = 0
+    ) -> list[int]:
+        """Append commands, at now; their offsets."""
+        name = f"{self.topics.prefix}.{topic}"
+        return [
+            self.append(name, partition, one["flow_id"].encode(), orjson.dumps(one))
+            for one in commands
+        ]
+
+    def begin(self) -> Transaction:
+        """A transaction of somebody else's."""
+        return Transaction()
+
+    def end(self, transaction: Transaction, state: TxnState) -> None:
+        transaction.state = state
+        for at in sorted(transaction.touched):
+            self.log(*at).entries.append(Entry(None))
+        self.notify()
+
+    # A transactional id
+
+    def fence(self, transactional_id: str) -> int:
+        """The next epoch; what the last one left open is aborted, or completed."""
+        left = self._open.pop(transactional_id, None)
+        if left is not None:
+            self._end(left, TxnState.COMMITTED if left.ends_late else TxnState.ABORTED)
+        self.journal.append("fence")
+        self._epochs[transactional_id] = self._epochs.get(transactional_id, 0) + 1
+        self.notify()
+        return self._epochs[transactional_id]
+
+    def begin_for(self, transactional_id: str, epoch: int) -> Transaction:
+        self.check(transactional_id, epoch)
+        self.journal.append("begin")
+        return self._open.setdefault(transactional_id, Transaction())
+
+    def commit_for(self, transactional_id: str, epoch: int) -> None:
+        self.check(transactional_id, epoch)
+        self._end(self._open.pop(transactional_id), TxnState.COMMITTED)
+
+    def end_late(self, transactional_id: str) -> None:
+        """The request to commit has arrived; it takes effect when the next one fences."""
+        self._open[transactional_id].ends_late = True
+
+    def check(self, transactional_id: str, epoch: int) -> None:
+        if self._epochs.get(transactional_id) != epoch:
+            raise Fenced(f"{transactional_id} is at epoch {self._epochs[transactional_id]}")
+
+    def _end(self, transaction: Transaction, state: TxnState) -> None:
+        self.journal.append("commit" if state is TxnState.COMMITTED else "abort")
+        self.end(transaction, state)
+
+    def put(
+        self, records: Iterable[Outgoing], topic: str, partition: int, transaction: Transaction
+    ) -> int:
+        """Append in a transaction; the offset after the last."""
+        for key, value, headers in records:
+            self.append(topic, partition, key, value, headers, transaction)
+        return self.log(topic, partition).end
+
+    # Retention
+
+    def compact(self, topic: str, partition: int = 0) -> None:
+        """As the cleaner leaves it once `delete.retention.ms` is over: no tombstones."""
+        newest: set[bytes | None] = set()
+        for entry in reversed(self.log(topic, partition).entries):
+            if entry.record is not None and entry.readable:
+                old = entry.record.key in newest or entry.record.value is None
+                newest.add(entry.record.key)
+                entry.compacted = old
+
+    def expire(self, topic: str, before: int, partition: int = 0) -> None:
+        """Retention removes the offsets before `before`."""
+        self.log(topic, partition).start = before
+        self.notify()
+
+    # Looking at it
+
+    def read(self, topic: str, partition: int = 0) -> list[Any]:
+        """The committed values, as JSON; None for a tombstone."""
+        log = self.log(topic, partition)
+        return [r.value and orjson.loads(r.value) for r in log.committed(0, log.end)]
+
+    @property
+    def outcomes(self) -> list[Any]:
+        return self.read(self.topics.outcomes)
+
+    @property
+    def events(self) -> list[Any]:
+        return self.read(self.topics.audit)
+
+    @property
+    def decided(self) -> bool:
+        """Whether each visible command of partition 0 has an outcome."""
+        commands = sum(len(self.read(t)) for t in (self.topics.commands, self.topics.control))
+        return len(self.outcomes) >= commands
+
+    def world(self, *, dedupe_window_ms: int, tables: Sequence[TableSeen] = ()) -> World:
+        """What the independent checker looks at: all that was ever committed."""
+        world = World.empty(self.topics.prefix, self.partitions)
+        world.dedupe_window_ms = dedupe_window_ms
+        world.tables = list(tables)
+        for name in TOPICS:
+            for partition in range(self.partitions):
+                log = self.log(f"{self.topics.prefix}.{name}", partition)
+                if name in SOURCES:
+                    world.ends[name, partition] = (log.stable_end, log.end)
+                for entry in log.entries:
+                    txn = entry.transaction
+                    if entry.record and (txn is None or txn.state is TxnState.COMMITTED):
+                        r = entry.record
+                        world.put(
+                            Seen(name, partition, r.offset, r.timestamp, r.key, r.value, r.headers)
+                        )
+        return world
+
+    def assert_clean(self, *, dedupe_window_ms: int, tables: Sequence[TableSeen] = ()) -> None:
+        assert_clean(self.world(dedupe_window_ms=dedupe_window_ms, tables=tables))
+
+
+class Fenced(Exception):
+    """A newer epoch of the transactional id exists."""
