@@ -33,6 +33,7 @@ LOADED_MAX_BYTES: Final = 32 * 1024 * 1024
 LOAD_FIRST: Final = 64
 """Flows read at first, to see how large they are."""
 FETCH_WAIT_S: Final = 0.5
+BETWEEN_S: Final = 0.01
 AT_ONCE: Final = 50
 """Records decided without giving way to the event loop: a millisecond."""
 
@@ -97,6 +98,7 @@ class PartitionOwner:
         self._next_number = 1
         self._generation = 0
         self._pending: list[Decoded] = []
+        self._handled = 0
         self._seen_ms = {place.topics.commands: 0, place.topics.control: 0}
         self._cursor_written_at = monotonic()
 
@@ -227,6 +229,7 @@ class PartitionOwner:
         if self._source.generation != self._generation:
             await self._attach()
         if not self._pending:
+            await self._gather_some()
             fetched = await self._source.fetch(
                 self.place.partition, max_records=self._batch_max_records, timeout_s=FETCH_WAIT_S
             )
@@ -258,6 +261,13 @@ class PartitionOwner:
             return commands
         return heapq.merge(commands, control, key=lambda record: record.timestamp)
 
+    async def _gather_some(self) -> None:
+        """After a small batch, leave a moment for the next one to grow, and for the broker to write
+        the markers of the last: what comes in between waits less than for one more transaction."""
+        if self._handled < AT_ONCE:
+            moment_s = self.progressed_at + BETWEEN_S - self._monotonic()
+            await asyncio.sleep(max(0.0, min(moment_s, BETWEEN_S)))
+
     async def _read(self, fetched: Fetched) -> list[Decoded]:
         items: list[Decoded] = []
         for records in _sliced(list(self._in_order(fetched))):
@@ -288,6 +298,7 @@ class PartitionOwner:
             )
         await self._commit(table, writer, batch)
         self._pending = self._pending[batch.handled :]
+        self._handled = batch.handled
         seconds = self._clock() - items[0].record.timestamp / 1000
         self._metrics.end_to_end_seconds.observe(max(0.0, seconds))
         self._metrics.batch_size.observe(batch.handled)

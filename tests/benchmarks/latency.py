@@ -11,12 +11,13 @@ from tests.benchmarks.running import running_worker
 
 RATE_PER_S = 1_000
 FLOWS = 500
-WARM_UP_S = 5
+WARM_UP_S = 20
 TICK_S = 0.005
 
 
 async def measure(home: Path, bootstrap: str, *, seconds: int = 30) -> dict[str, float]:
-    """Percentiles in milliseconds over `seconds`, after a warm-up that is not counted."""
+    """Percentiles in milliseconds over `seconds`, after a warm-up that is not counted: the broker's
+    JVM takes a while to compile what it does all the time."""
     settings = Settings(bootstrap_servers=bootstrap, topic_prefix="latency")
     async with running_worker(settings, home / "latency"), FlowClient(settings) as client:
         flows = [str(uuid4()) for _ in range(FLOWS)]
