@@ -40,7 +40,6 @@ def test_a_mark_without_a_block_is_a_mistake():
         examples("<!-- runs: one -->\ntext\n```python\nyes()\n```\n")
 
 
-@pytest.mark.skipif(not README.exists(), reason="there is no README to hold to its word")
 async def test_what_the_readme_shows_runs(broker: EmbeddedBroker, prefix: str, tmp_path: Path):
     settings = Settings(
         bootstrap_servers=broker.bootstrap,

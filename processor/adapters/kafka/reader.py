@@ -93,7 +93,7 @@ async def end_offsets(settings: Settings, topic: str, partitions: Sequence[int])
             found = await consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
             return {tp.partition: offset for tp, offset in found.items()}
         finally:
-            await consumer.stop()
+            await stop_consumer(consumer, timeout_s=2.0)
 
 
 async def _seek(
