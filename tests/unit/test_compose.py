@@ -1,0 +1,117 @@
+"""docker-compose.yml says what the program, its settings and the embedded broker say, too.
+
+It is read here, not run: that takes a container engine.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from processor.cli import app
+from processor.embedded.maven import KAFKA_VERSION
+from processor.settings import VARIABLES, Settings, load_settings, parse_duration
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = sorted(name for name, service in SERVICES.items() if "build" in service)
+
+
+def settings_of(service: str) -> Settings:
+    def no(sentence: str) -> None:
+        raise AssertionError(sentence)
+
+    return load_settings(SERVICES[service]["environment"], warn=no)
+
+
+def test_the_services_are_kafka_its_topics_and_workers():
+    assert set(SERVICES) == {"kafka", "topics", "worker"}
+    assert OURS == ["topics", "worker"]
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_what_a_service_runs_is_a_command_of_the_program(service: str):
+    command: Any = typer.main.get_command(app)
+    for word in SERVICES[service]["command"]:
+        command = command.commands[word]
+    assert not hasattr(command, "commands"), "it is a group of commands"
+    assert 'ENTRYPOINT ["taskflow"]' in SERVICES[service]["build"]["dockerfile_inline"]
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_every_variable_is_a_setting_and_has_a_meaning(service: str):
+    environment = SERVICES[service]["environment"]
+    assert set(environment) <= set(VARIABLES)
+    settings = settings_of(service)
+    listeners = SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"].split(",")
+    assert f"INSIDE://{settings.bootstrap_servers}" in listeners
+
+
+def test_all_services_mean_the_same_topics():
+    topics, worker = settings_of("topics"), settings_of("worker")
+    for field in ("topic_prefix", "partitions", "bootstrap_servers", "dedupe_window_ms"):
+        assert getattr(topics, field) == getattr(worker, field)
+
+
+def test_kafka_is_the_version_that_everything_else_runs_on():
+    assert SERVICES["kafka"]["image"] == f"apache/kafka:{KAFKA_VERSION}"
+
+
+def test_from_outside_kafka_answers_where_taskflow_looks_for_it():
+    environment = SERVICES["kafka"]["environment"]
+    address = Settings().bootstrap_servers
+    assert f"HOST://{address}" in environment["KAFKA_ADVERTISED_LISTENERS"].split(",")
+    host, port = address.split(":")
+    assert SERVICES["kafka"]["ports"] == [f"{host}:{port}:{port}"]
+    assert f"HOST://:{port}" in environment["KAFKA_LISTENERS"].split(",")
+
+
+def test_each_waits_for_what_it_needs():
+    assert "healthcheck" in SERVICES["kafka"]
+    assert SERVICES["topics"]["depends_on"] == {"kafka": {"condition": "service_healthy"}}
+    assert SERVICES["worker"]["depends_on"] == {
+        "kafka": {"condition": "service_healthy"},
+        "topics": {"condition": "service_completed_successfully"},
+    }
+    assert SERVICES["topics"]["restart"] == "no"
+
+
+def test_workers_can_be_many():
+    worker = SERVICES["worker"]
+    assert "container_name" not in worker
+    assert "hostname" not in worker
+    assert "TASKFLOW_INSTANCE_ID" not in worker["environment"]
+    settings = settings_of("worker")
+    # A volume without a name is each container's own; a named one would be shared.
+    assert worker["volumes"] == [str(settings.state_dir)]
+    # No fixed port on the host.
+    assert settings.http is not None
+    assert worker["ports"] == [f"127.0.0.1::{settings.http.port}"]
+
+
+def test_a_worker_is_asked_whether_it_is_ready_and_given_time_to_stop():
+    worker = SERVICES["worker"]
+    settings = settings_of("worker")
+    assert settings.http is not None
+    assert settings.http.host == "0.0.0.0"
+    kind, python, _, code = worker["healthcheck"]["test"]
+    assert (kind, python) == ("CMD", "python")
+    assert f"http://127.0.0.1:{settings.http.port}/ready" in code
+    compile(code, "healthcheck", "exec")
+    assert parse_duration(worker["stop_grace_period"]) >= 10_000
+
+
+def test_what_the_image_takes_in_is_there():
+    recipe = SERVICES["worker"]["build"]["dockerfile_inline"]
+    assert recipe == SERVICES["topics"]["build"]["dockerfile_inline"]
+    assert "$" not in recipe  # Compose would put a variable there
+    copied = [line.split()[1:-1] for line in recipe.splitlines() if line.startswith("COPY")]
+    for name in (name for names in copied for name in names):
+        assert (ROOT / name).exists(), name
+    # What the build reads of pyproject.toml's files has to be among them.
+    assert {"pyproject.toml", "README.md", "LICENSE", "schemas", "processor"} <= {
+        name for names in copied for name in names
+    }
