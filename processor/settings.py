@@ -169,7 +169,7 @@ class Settings(BaseSettings):
         Literal["lz4", "zstd", "gzip", "snappy", "none"],
         BeforeValidator(_lower),
         Expected("lz4, zstd, gzip, snappy or none"),
-    ] = "lz4"
+    ] = "snappy"
     """Of the batches that are written."""
 
     # Who we are to Kafka
@@ -241,7 +241,7 @@ class Settings(BaseSettings):
     # Tuning
     batch_max_records: Annotated[
         int, Field(ge=1, le=100_000), Expected("a whole number of 1 to 100000")
-    ] = 500
+    ] = 1000
     """Of one partition, decided in one transaction. Larger ones leave the processor's caches."""
     flow_cache_bytes: Annotated[
         int, Field(ge=1024 * 1024), Expected("a whole number of at least 1048576")
