@@ -44,7 +44,8 @@ async def run_worker(
     """Run one worker until `stop` is set; `ready` is set once it decides for the first time.
 
     Raises StateDirInUse, StateDirUnusable, BrokerUnreachable, AccessDenied, TopicsWrong or
-    AddressInUse if it cannot start; once it has, it goes on through every error.
+    AddressInUse if it cannot start, InstanceIdTaken if another worker has its name; it goes on
+    through every other error.
     """
     with state_dir_lock(settings.state_dir):
         mismatches = await _unless_stopped(ensure_topics(settings), stop)

@@ -23,6 +23,11 @@ class SourceFailed(TaskflowError):
     retriable = True
 
 
+class InstanceIdTaken(TaskflowError):
+    """Another live worker has this one's instance id; this one stops, or they would throw each
+    other out of the group for ever."""
+
+
 class ProducerSuspect(TaskflowError):
     """A commit was sent twice, so a late request may be under way; the producer is replaced."""
 

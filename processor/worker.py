@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from processor.errors import TaskflowError
 from processor.metrics import Metrics
 from processor.partition import PartitionOwner, Phase
 from processor.ports import Source
@@ -26,6 +27,8 @@ class Member(Source, Protocol):
 
     failed: asyncio.Event
     """Set once the consumer is of no more use."""
+    refused: TaskflowError | None
+    """Why no other consumer of ours may take its place; None: another one may do better."""
 
     async def start(self) -> None: ...
     async def stop(self, *, timeout_s: float) -> None: ...
@@ -116,7 +119,10 @@ class Worker:
     # Its life
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Be a member of the group until `stop` is set; then finish what is in hand and leave."""
+        """Be a member of the group until `stop` is set; then finish what is in hand and leave.
+
+        Raises what the member was refused for.
+        """
         while not stop.is_set():
             member = self._member = self._join(self._assigned, self._revoked)
             try:
@@ -127,6 +133,8 @@ class Worker:
             finally:
                 self._joined.clear()
                 await self._leave(member)
+            if member.refused is not None:
+                raise member.refused
             if not stop.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), RESTART_PAUSE_S)
@@ -155,11 +163,13 @@ class Worker:
             await asyncio.gather(*ends, return_exceptions=True)
 
     async def _stuck(self, member: Member) -> None:
-        """Return once a running partition holds work that has not moved for the watchdog's time.
+        """Return once a running partition holds work that has not moved for the watchdog's time,
+        or nobody has answered for so long.
 
         The broker is asked: a consumer that no longer fetches does not know what it misses.
         """
         still: dict[int, _Stillness] = {}
+        answered = time.monotonic()
         while True:
             await asyncio.sleep(self._watchdog_timeout_s / 5)
             running = {n: o.owner for n, o in self._owned.items() if o.owner.phase is Phase.RUNNING}
@@ -169,7 +179,10 @@ class Worker:
                 )
             except Exception as error:
                 log.warning("the watchdog got no answer from the broker", error=repr(error))
+                if time.monotonic() - answered > self._watchdog_timeout_s:
+                    return
                 continue
+            answered = time.monotonic()
             for number in set(still) - undone:
                 del still[number]
             for number in undone & running.keys():
@@ -207,14 +220,16 @@ class Worker:
 
         async def own() -> None:
             if earlier is not None:
-                await asyncio.gather(earlier, return_exceptions=True)
+                await asyncio.wait([earlier])  # which, unlike a gather, passes no cancellation on
             await owner.run()
 
         self._owned[number] = _Owned(owner, asyncio.create_task(own(), name=f"owner-{number}"))
 
     def _give_up(self, number: int) -> None:
         owned = self._owned.pop(number)
-        task = asyncio.create_task(_end(owned), name=f"leaving-{number}")
+        owned.owner.release()
+        earlier = self._leaving.get(number)
+        task = asyncio.create_task(_end(owned, earlier), name=f"leaving-{number}")
         self._leaving[number] = task
         task.add_done_callback(lambda _: self._left(number, task))
 
@@ -223,12 +238,14 @@ class Worker:
             del self._leaving[number]
 
 
-async def _end(owned: _Owned) -> None:
-    """Let the batch in hand finish, and nothing after it."""
-    owned.owner.release()
+async def _end(owned: _Owned, earlier: asyncio.Task[None] | None) -> None:
+    """Wait for the batch in hand of a released owner, and for whoever owned before and may not
+    have ended either."""
     with suppress(TimeoutError):
         await asyncio.wait_for(owned.owner.idle(), DRAIN_TIMEOUT_S)
     owned.task.cancel()
     (result,) = await asyncio.gather(owned.task, return_exceptions=True)
     if isinstance(result, Exception):
         log.error("a partition owner ended with an error", exc_info=result)
+    if earlier is not None:
+        await asyncio.wait([earlier])

@@ -18,7 +18,8 @@ from aiokafka.errors import (
 )
 
 from processor.adapters.kafka.closing import stop_consumer
-from processor.errors import OwnershipLost, SourceFailed
+from processor.adapters.kafka.membership import Membership
+from processor.errors import OwnershipLost, SourceFailed, TaskflowError
 from processor.ports import Fetched
 from processor.rows import Position
 from schemas.topics import Topics
@@ -51,11 +52,21 @@ class GroupSource:
     ) -> None:
         self.generation = 0
         self.failed = asyncio.Event()
+        self.refused: TaskflowError | None = None
         self._topics = topics
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
         self._assigned: frozenset[int] = frozenset()
         self._changed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._membership: Membership | None = None
+        if instance_id is not None:
+            self._membership = Membership(
+                connection,
+                group_id=group_id,
+                instance_id=instance_id,
+                session_timeout_ms=session_timeout_ms,
+            )
         self._consumer = AIOKafkaConsumer(
             **connection,
             group_id=group_id,
@@ -81,6 +92,7 @@ class GroupSource:
 
     async def stop(self, *, timeout_s: float) -> None:
         """Leave the group."""
+        self._stopping.set()
         await stop_consumer(self._consumer, timeout_s=timeout_s)
 
     def _pair(self, partition: int) -> tuple[TopicPartition, TopicPartition]:
@@ -96,6 +108,16 @@ class GroupSource:
         self._assigned = frozenset()
         self._changed.clear()
         await self._on_revoked()
+        await self._ask_for_our_name()
+        if self.refused is not None:
+            self.failed.set()
+            # To return is to join again, and to throw the other one out.
+            await self._stopping.wait()
+            raise asyncio.CancelledError("the group's part of the consumer ends here")
+
+    async def _ask_for_our_name(self) -> None:
+        if self._membership is not None and self.refused is None:
+            self.refused = await self._membership.lost(self._consumer._coordinator.member_id)
 
     def assigned_now(self, tps: Iterable[TopicPartition]) -> None:
         """No await in here: whatever the group's offsets would fetch must not reach anyone."""
@@ -104,6 +126,8 @@ class GroupSource:
         for tp in tps:
             self._consumer.seek(tp, 0)
         self.generation += 1
+        if self._membership is not None:
+            self._membership.joined(self._consumer._coordinator.member_id)
         numbers = {tp.partition for tp in tps}
         self._assigned = frozenset(n for n in numbers if tps.issuperset(self._pair(n)))
         if self._assigned != numbers:
@@ -157,12 +181,17 @@ class GroupSource:
             self.failed.set()
             raise SourceFailed("the consumer is stopped") from error
         except KafkaError as error:
-            # aiokafka's coordination ends for good with an error that has no class of its own.
-            if type(error) is KafkaError:
-                self.failed.set()
-                raise SourceFailed(f"the consumer gave up: {error}") from error
+            await self._heed(error)
             raise
         return Fetched(fetched.get(commands, ()), fetched.get(control, ()))
+
+    async def _heed(self, error: KafkaError) -> None:
+        """aiokafka's coordination ends for good with an error that has no class of its own; one
+        of them is that the group knows another member of our name."""
+        if type(error) is KafkaError:
+            await self._ask_for_our_name()
+            self.failed.set()
+            raise SourceFailed(f"the consumer gave up: {error}") from error
 
     def ahead(self, partition: int) -> Position | None:
         stands = [self._stand(tp) for tp in self._pair(partition)]
@@ -181,6 +210,12 @@ class GroupSource:
         return commands, control
 
     async def undone(self, partitions: Iterable[int]) -> set[int]:
+        try:
+            # Who was given nothing fetches nothing, and would not hear of it otherwise.
+            self._consumer._coordinator.check_errors()
+        except KafkaError as error:
+            await self._heed(error)
+            raise
         tps = [tp for partition in partitions for tp in self._pair(partition)]
         if not tps:
             return set()
