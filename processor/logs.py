@@ -16,6 +16,8 @@ _SECRET_WORDS = ("password", "secret", "token", "passphrase")
 
 # What libraries say of their own accord: reconnects and retries are their daily life.
 _QUIET = {"aiokafka": logging.ERROR, "asyncio": logging.WARNING, "aiohttp.access": logging.ERROR}
+_DAILY = {"aiokafka.consumer.group_coordinator": "Group Coordinator Request failed"}
+"""Errors that are none: a coordinator that is not there yet is asked again at once."""
 
 
 def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
@@ -34,7 +36,14 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
         hide_secrets,
     ]
     last: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty(), timestamp_key="at")]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(),
+                timestamp_key="at",
+                # The default shows local variables: payloads, and what connects us.
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
         if human
         else [
             structlog.processors.format_exc_info,
@@ -65,6 +74,26 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
     root.setLevel(level)
     for name, quiet in _QUIET.items():
         logging.getLogger(name).setLevel(max(level, quiet))
+    for name, beginning in _DAILY.items():
+        logging.getLogger(name).addFilter(_Unless(beginning))
+
+
+class _Unless(logging.Filter):
+    """Lets everything through but what begins like this."""
+
+    def __init__(self, beginning: str) -> None:
+        super().__init__()
+        self._beginning = beginning
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(self._beginning)
+
+    def __eq__(self, other: object) -> bool:
+        # Set up twice, a logger keeps one of them.
+        return isinstance(other, _Unless) and other._beginning == self._beginning
+
+    def __hash__(self) -> int:
+        return hash(self._beginning)
 
 
 def hide_secrets(

@@ -85,3 +85,30 @@ def test_an_exception_is_one_line():
 
     (line,) = stream.getvalue().splitlines()
     assert "ValueError: what" in json.loads(line)["exception"]
+
+
+def test_a_traceback_on_a_terminal_shows_no_values():
+    stream = io.StringIO()
+    configure_logs(Settings(log_format="console"), stream)
+
+    payload = "a-secret-payload"
+    try:
+        raise ValueError(len(payload))
+    except ValueError:
+        structlog.get_logger().exception("it failed")
+
+    assert "ValueError" in stream.getvalue()
+    assert "a-secret-payload" not in stream.getvalue().replace('payload = "a-secret-payload"', "")
+
+
+def test_a_coordinator_that_is_not_there_yet_is_no_news():
+    stream = io.StringIO()
+    configure_logs(Settings(), stream)
+    configure_logs(Settings(), stream)
+
+    logger = logging.getLogger("aiokafka.consumer.group_coordinator")
+    logger.error("Group Coordinator Request failed: %s", "not yet")
+    logger.error("User provided listener failed")
+
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line)["message"] == "User provided listener failed"

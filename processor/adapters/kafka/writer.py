@@ -98,14 +98,19 @@ class TransactionalWriter:
         assert producer is not None, "a writer is started before it writes"
         assert not self.suspect, "a suspect producer is replaced before the next transaction"
         self._attempts = 0
-        async with asyncio.timeout(self._commit_timeout_s):
-            await producer.begin_transaction()
-            # All futures are awaited: a commit succeeds although a batch of it has failed.
-            *ends, _ = await asyncio.gather(
-                *(self._send(producer, topic, some) for topic, some in records.items()),
-                producer.send_offsets_to_transaction(self._offsets(position), self._group_id),
-            )
-            await producer.commit_transaction()
+        try:
+            async with asyncio.timeout(self._commit_timeout_s):
+                await producer.begin_transaction()
+                # All futures are awaited: a commit succeeds although a batch of it has failed.
+                *ends, _ = await asyncio.gather(
+                    *(self._send(producer, topic, some) for topic, some in records.items()),
+                    producer.send_offsets_to_transaction(self._offsets(position), self._group_id),
+                )
+                await producer.commit_transaction()
+        except TimeoutError as error:
+            raise CommitUncertain(
+                f"a transaction was not acknowledged within {self._commit_timeout_s:g} s"
+            ) from error
         self.suspect = self._attempts != 1
         return dict(zip(records, ends, strict=True))
 
