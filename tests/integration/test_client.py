@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import KafkaError
 
 from processor.adapters.kafka.admin import create_topics
-from processor.broker import EmbeddedBroker
+from processor.broker import EmbeddedBroker, embedded_broker
 from processor.client import (
     AuditGap,
     AuditStream,
@@ -42,6 +42,22 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 async def settings(broker: EmbeddedBroker, prefix: str) -> Settings:
     settings = Settings(
         bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS
+    )
+    await create_topics(settings)
+    return settings
+
+
+@pytest.fixture
+async def own_broker() -> AsyncIterator[EmbeddedBroker]:
+    """One to kill: the shared one recovers the logs of all topics that the session has made."""
+    async with embedded_broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+async def own_settings(own_broker: EmbeddedBroker, prefix: str) -> Settings:
+    settings = Settings(
+        bootstrap_servers=own_broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS
     )
     await create_topics(settings)
     return settings
@@ -368,9 +384,9 @@ async def test_a_closed_client_tells_those_who_wait(settings: Settings):
 
 @pytest.mark.parametrize("gently", [True, False], ids=["restarted", "killed"])
 async def test_a_broker_that_goes_and_comes_back_in_mid_flight_loses_no_answer(
-    broker: EmbeddedBroker, settings: Settings, gently: bool
+    own_broker: EmbeddedBroker, own_settings: Settings, gently: bool
 ):
-    async with processor(settings, Dedupe()), FlowClient(settings) as client:
+    async with processor(own_settings, Dedupe()), FlowClient(own_settings) as client:
         assert (await client.send(create())).verdict == "accepted"
         sent: list[asyncio.Task[Outcome]] = []
 
@@ -381,9 +397,9 @@ async def test_a_broker_that_goes_and_comes_back_in_mid_flight_loses_no_answer(
 
         sending = asyncio.create_task(keep_sending())
         await asyncio.sleep(1)
-        await (broker.stop() if gently else broker.kill())
+        await (own_broker.stop() if gently else own_broker.kill())
         await asyncio.sleep(1)
-        await broker.start()
+        await own_broker.start()
         await asyncio.sleep(1)
         sending.cancel()
         answers = await asyncio.gather(*sent)
@@ -392,14 +408,14 @@ async def test_a_broker_that_goes_and_comes_back_in_mid_flight_loses_no_answer(
 
 
 async def test_a_client_whose_broker_is_gone_can_be_closed(
-    broker: EmbeddedBroker, settings: Settings
+    own_broker: EmbeddedBroker, own_settings: Settings
 ):
     before = asyncio.all_tasks()
     try:
-        async with FlowClient(settings) as client:
+        async with FlowClient(own_settings) as client:
             with pytest.raises(OutcomeTimeout) as answered:
                 await client.send(create(), timeout_s=1)
-            await broker.kill()
+            await own_broker.kill()
             with pytest.raises(OutcomeTimeout, match="may still be applied") as unheard:
                 await client.send(create(), timeout_s=1)
             began = time.monotonic()
@@ -408,7 +424,7 @@ async def test_a_client_whose_broker_is_gone_can_be_closed(
         assert answered.value.receipt is not None
         assert unheard.value.receipt is None
     finally:
-        await broker.start()
+        await own_broker.start()
 
 
 # --- AuditStream ---------------------------------------------------------------------------

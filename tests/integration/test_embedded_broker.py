@@ -68,6 +68,8 @@ def somebody_with_a_broker(
         text=True,
         # Neither a Java nor anything else of this machine is found by name.
         env={**os.environ, "PATH": "/nonexistent"},
+        # Started in the background of a shell, we would hand on that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         assert parent.stdout is not None

@@ -101,7 +101,7 @@ async def test_reading_ends_behind_aborted_records_and_markers(settings: Setting
 
     assert sorted(read_values) == sorted(b"%d" % number for number in range(30))
     assert await values(settings, audit, END) == []
-    assert await values(settings, audit, Start(at_ms=0)) == read_values
+    assert sorted(await values(settings, audit, Start(at_ms=0))) == sorted(read_values)
     assert await values(settings, audit, Start(at_ms=int(time.time() * 1000) + 60_000)) == []
     only = [record.value async for record in read(settings, audit, partitions=[1])]
     assert only == [b"%d" % number for number in range(1, 30, 3)]
