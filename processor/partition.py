@@ -33,7 +33,7 @@ LOADED_MAX_BYTES: Final = 32 * 1024 * 1024
 LOAD_FIRST: Final = 64
 """Flows read at first, to see how large they are."""
 FETCH_WAIT_S: Final = 0.5
-BETWEEN_S: Final = 0.01
+BETWEEN_S: Final = 0.003
 AT_ONCE: Final = 50
 """Records decided without giving way to the event loop: a millisecond."""
 

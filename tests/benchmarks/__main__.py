@@ -1,7 +1,6 @@
 """Runs the benchmarks and prints their tables, with the machine that they were run on."""
 
 import argparse
-import asyncio
 import os
 import platform
 import tempfile
@@ -9,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psutil
+import uvloop
 
 from processor.broker import embedded_broker
 from tests.benchmarks import latency, throughput
@@ -63,4 +63,4 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=int, default=30, help="of the latency run")
     parser.add_argument("--runs", type=int, default=1)
     chosen = parser.parse_args()
-    asyncio.run(main(chosen.commands, chosen.seconds, chosen.runs))
+    uvloop.run(main(chosen.commands, chosen.seconds, chosen.runs))
