@@ -21,7 +21,7 @@ from processor.adapters.kafka.admin import create_topics
 from processor.adapters.kafka.connection import connection_options
 from processor.adapters.kafka.history import KafkaHistory
 from processor.adapters.kafka.source import GroupSource
-from processor.adapters.kafka.writer import TransactionalWriter, producers_stopped
+from processor.adapters.kafka.writer import CommitUncertain, TransactionalWriter, producers_stopped
 from processor.batch import Outgoing, cursor_record
 from processor.bootstrap import run_worker
 from processor.broker import EmbeddedBroker
@@ -180,7 +180,7 @@ async def test_a_commit_without_an_answer_ends_with_its_deadline_and_the_topics_
     await writer.start()
     proxy.decide_once(END_TXN, Fate.SWALLOW)
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(CommitUncertain):
         await writer.write(audit(settings, b"1"), NOWHERE)
 
     writer.discard()
