@@ -392,7 +392,7 @@ async def test_a_broker_that_goes_and_comes_back_in_mid_flight_loses_no_answer(
 
         async def keep_sending() -> None:
             while True:
-                sent.append(asyncio.create_task(client.send(create(), timeout_s=90)))
+                sent.append(asyncio.create_task(client.send(create(), timeout_s=170)))
                 await asyncio.sleep(0.01)
 
         sending = asyncio.create_task(keep_sending())

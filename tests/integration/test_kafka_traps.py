@@ -36,7 +36,7 @@ from tests.support.world import observing
 from tests.unit.commands import create, update
 
 NOWHERE = Position(0, 0, 1)
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
