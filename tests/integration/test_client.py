@@ -382,6 +382,7 @@ async def test_a_closed_client_tells_those_who_wait(settings: Settings):
         await client.send(create())
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("gently", [True, False], ids=["restarted", "killed"])
 async def test_a_broker_that_goes_and_comes_back_in_mid_flight_loses_no_answer(
     own_broker: EmbeddedBroker, own_settings: Settings, gently: bool
