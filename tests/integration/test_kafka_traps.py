@@ -29,7 +29,6 @@ from processor.errors import InstanceIdTaken, OwnershipLost
 from processor.rows import Position
 from processor.settings import Settings
 from schemas.topics import MESSAGE_MAX_BYTES, Topics
-from tests.support.given import document
 from tests.support.proxy import END_TXN, Fate, Proxy, proxied
 from tests.support.worker import running_worker
 from tests.support.world import observing
@@ -418,30 +417,6 @@ async def test_a_restarted_static_worker_is_back_without_waiting_for_its_session
             async with running_worker(settings):
                 await produce(settings, "commands", [create(round_)])
                 await decided(observer, round_ + 1)
-
-
-async def test_of_two_live_workers_with_one_instance_id_one_stops_and_the_other_decides(
-    broker: EmbeddedBroker, settings: Settings, tmp_path: Path
-) -> None:
-    settings = settings.model_copy(update={"session_timeout_ms": 6_000, "instance_id": "twin"})
-    first = settings.model_copy(update={"state_dir": tmp_path / "first"})
-    second = settings.model_copy(update={"state_dir": tmp_path / "second"})
-    stop = asyncio.Event()
-    workers = [asyncio.create_task(run_worker(one, stop=stop)) for one in (first, second)]
-    try:
-        done, live = await asyncio.wait(
-            workers, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED
-        )
-        (stopped,) = done
-        with pytest.raises(InstanceIdTaken, match="TASKFLOW_INSTANCE_ID 'twin'; this one stops"):
-            stopped.result()
-        async with observing(broker.bootstrap, settings.topic_prefix, 1) as observer:
-            await produce(settings, "commands", [create(1), document("cancel", flow_id="x")])
-            await decided(observer, 2)
-        assert len(live) == 1
-    finally:
-        stop.set()
-        await asyncio.gather(*workers, return_exceptions=True)
 
 
 async def test_a_worker_that_comes_later_with_a_name_in_use_is_the_one_that_stops(
