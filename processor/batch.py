@@ -76,6 +76,9 @@ class Batch:
     state: list[Outgoing] = field(default_factory=list)
     dead_letters: list[Outgoing] = field(default_factory=list)
     forwards: list[Forward] = field(default_factory=list)
+    wakes: list[tuple[str, Headers]] = field(default_factory=list)
+    """Ids of waiting flows that the batch asked to cancel, each to be woken in its transaction,
+    with the headers that the request leaves behind."""
     changes: Changes = field(default_factory=Changes)
     flows: dict[str, FlowRow | None] = field(default_factory=dict)
     """The flows that were touched, as they are now."""

@@ -38,7 +38,7 @@ NOTHING: Final[Mapping[str, Any]] = {}
 class _Entry:
     """A flow while its batch is handled. `base` is the row in the table, which a prune ends."""
 
-    __slots__ = ("base", "chain", "flow", "headers", "last_event_id")
+    __slots__ = ("base", "chain", "flow", "headers", "last_event_id", "request_headers")
 
     def __init__(self, base: FlowRow | None) -> None:
         self.base = base
@@ -46,6 +46,14 @@ class _Entry:
         self.chain = base.chain if base else CHAIN_START
         self.last_event_id = base.last_event_id if base else 0
         self.headers: Headers = ()
+        self.request_headers: Headers = ()
+        """What the request to cancel it leaves behind, if it was made in this batch."""
+
+    @property
+    def to_be_woken(self) -> bool:
+        """Whether it waits and is to be cancelled, and did not and was not before the batch."""
+        base = self.base
+        return _cancels_from_wait(self.flow) and not (base and _cancels_from_wait(base.flow))
 
 
 class Handler:
@@ -272,6 +280,8 @@ class Handler:
             self._size_bytes += len(step.doc)
         entry.flow, entry.chain, entry.last_event_id = flow, chain, event_id - 1
         entry.headers = headers
+        if command.kind == "request_cancel":
+            entry.request_headers = headers
         self._touched[command.flow_id] = entry
         if flow is None:
             self._forget_flow(command.flow_id, entry, headers)
@@ -366,6 +376,8 @@ class Handler:
                     changes.inserted.append(row)
                 else:
                     changes.updated.append((entry.base, row))
+                if entry.to_be_woken:
+                    batch.wakes.append((flow_id, entry.request_headers))
             batch.flows[flow_id] = row
             snapshot = None if row is None else snapshot_of(row)
             batch.state.append(Outgoing(flow_id.encode(), snapshot, entry.headers))
@@ -393,6 +405,10 @@ class Handler:
             number = self._next_number
             self._next_number += 1
         return FlowRow(flow, flow_doc(flow), entry.last_event_id, entry.chain, number)
+
+
+def _cancels_from_wait(flow: Flow | None) -> bool:
+    return flow is not None and flow.cancel_requested and flow.status is FlowStatus.WAITING
 
 
 def _spoiled(item: Decoded, code: Code) -> Unreadable:
