@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from processor.batch import Forward, Outgoing
 from processor.codec import Record
-from processor.rows import Changes, FlowRow, Position, Remembered, StepRow, Stored
+from processor.rows import Changes, Due, FlowRow, Position, Remembered, StepRow, Stored
 
 
 class Fetched(NamedTuple):
@@ -33,6 +33,10 @@ class Source(Protocol):
 
     def attach(self, partition: int, position: Position) -> None:
         """Fetch from `position` on, from now on."""
+
+    def decided(self, partition: int, position: Position) -> None:
+        """The partition is decided up to `position`; the group hears of it when it is told next.
+        For lag tools: nobody starts from the group's offsets."""
 
     async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
         """What came since the last fetch, or nothing after `timeout_s`."""
@@ -77,6 +81,15 @@ class History(Protocol):
     async def close(self) -> None: ...
 
 
+class Written(NamedTuple):
+    """A committed transaction: the next offset of each topic after its records, the newest append
+    time among them (ms), and how long ago the broker told it (s)."""
+
+    ends: Mapping[str, int]
+    at_ms: int
+    age_s: float
+
+
 class Writer(Protocol):
     """The partition's transactional producer."""
 
@@ -87,14 +100,9 @@ class Writer(Protocol):
     async def start(self) -> None:
         """Fence whoever wrote under this partition's transactional id before."""
 
-    async def write(
-        self, records: Mapping[str, Sequence[Outgoing]], position: Position
-    ) -> Mapping[str, int]:
-        """Write everything in one transaction, and the group's offsets with it.
-
-        Answers the next offset of each topic after its records. Raises if anything of it may
-        not be committed; what then became of it stands on the topics.
-        """
+    async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
+        """Write everything in one transaction. Raises if anything of it may not be committed;
+        what then became of it stands on the topics."""
 
     def discard(self) -> None:
         """Let go of the producer; whatever it left open is the next one's to end."""
@@ -116,6 +124,17 @@ class Table(Protocol):
     async def steps(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StepRow]: ...
     async def run_ids(self, flow_ids: Sequence[str]) -> dict[str, list[str]]: ...
     async def recall(self, keys: Sequence[bytes]) -> dict[bytes, Remembered]: ...
+    async def due(self, after: Due | None, until_ms: int, limit: int) -> list[Due]:
+        """Up to `limit` waits that end by themselves at or before `until_ms`, the earliest first,
+        from behind `after` on. To be believed only once the flow itself was looked at."""
+
+    async def armed(self) -> int:
+        """How many waits end by themselves; looks at each, some 50 ms for a million."""
+
+    async def ended(self, after: Due | None, before_ms: int, limit: int) -> list[Due]:
+        """Up to `limit` terminal flows whose last change is older than `before_ms`, the oldest
+        first, from behind `after` on. To be believed only once the flow itself was looked at."""
+
     async def untouched(self) -> bool: ...
     async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None: ...
     async def clear(self) -> None: ...

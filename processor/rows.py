@@ -68,6 +68,17 @@ class Position(NamedTuple):
     next_event_id: int
 
 
+class Due(NamedTuple):
+    """A flow to be looked at because of a time: when its wait ends by itself, or when it ended.
+
+    Ordered by time, then by id, as the table's lists are; so the last of one chunk is where the
+    next begins, also within one millisecond.
+    """
+
+    at_ms: int
+    flow_id: str
+
+
 class Stored(NamedTuple):
     """How far a table is written.
 

@@ -26,7 +26,9 @@ ROOMS = (
 """From the innermost to the outermost. A new module gets its place here, and a line in
 processor/README.md."""
 
-ADAPTERS_KNOW = {"schemas", "errors", "settings", "rows", "codec", "batch", "ports", "adapters"}
+ADAPTERS_KNOW = {
+    *("schemas", "domain", "errors", "settings", "rows", "codec", "batch", "ports", "adapters"),
+}
 KNOW_ADAPTERS = {"adapters", "client", "bootstrap", "program", "cli"}
 KNOW_KAFKA = {"adapters", "placement", "client", "broker", "program"}
 NOT_IN_THE_DOMAIN = {

@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from processor.adapters.sqlite import TableFailed, table_path
+from processor.adapters.sqlite.files import FORMAT
 from processor.rows import Changes
 from tests.unit.tables import at, contents, flow_row, opened, put_back
 
@@ -56,9 +57,10 @@ async def test_the_table_of_another_partition_starts_empty(
     await starts_empty(tmp_path, "it belongs to 'taskflow', partition 0 of 4", **identity)
 
 
-async def test_another_format_starts_empty(tmp_path: Path) -> None:
-    edit(await given_a_table(tmp_path), "PRAGMA user_version = 99")
-    await starts_empty(tmp_path, "it is of format 99")
+@pytest.mark.parametrize("version", [1, 99])
+async def test_another_format_starts_empty(tmp_path: Path, version: int) -> None:
+    edit(await given_a_table(tmp_path), f"PRAGMA user_version = {version}")
+    await starts_empty(tmp_path, f"it is of format {version}, not 2")
 
 
 async def test_another_program_s_database_starts_empty(tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ async def test_another_program_s_database_starts_empty(tmp_path: Path) -> None:
     await starts_empty(tmp_path, "it is of format 0")
     path.unlink()
     edit(path, "CREATE TABLE mine (x)")
-    edit(path, "PRAGMA user_version = 1")
+    edit(path, f"PRAGMA user_version = {FORMAT}")
     await starts_empty(tmp_path, "no such table")
 
 

@@ -15,7 +15,7 @@ from processor.adapters.sqlite.table import FlowTable, data_version
 
 log = structlog.get_logger(__name__)
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 SCHEMA: Final = Path(__file__).with_name("schema.sql").read_text()
 BUSY_TIMEOUT_S: Final = 1.0
 CACHE_KIB: Final = 8 * 1024

@@ -8,9 +8,11 @@ import orjson
 from pydantic import ValidationError
 
 from processor.adapters.sqlite.errors import TableCorrupt
-from processor.rows import FlowRow, Position, Remembered, StepRow, Stored
+from processor.domain.waits import due_ms
+from processor.rows import Due, FlowRow, Position, Remembered, StepRow, Stored
 from schemas.flow import Flow, FlowStatus, FlowStep
 from schemas.outcomes import Code
+from schemas.values import parse_timestamp
 
 # Stored: a new status takes a new number.
 _STATUS_NUMBERS: Final = {
@@ -22,6 +24,9 @@ _STATUS_NUMBERS: Final = {
     FlowStatus.FAILED: 6,
 }
 _STATUSES: Final = {b"%d" % number: status for status, number in _STATUS_NUMBERS.items()}
+
+NEVER_MS: Final = 2**63 - 1
+"""When a wait without a time ends by itself; NULL is for flows that do not wait."""
 
 
 def flow_crc(
@@ -47,8 +52,16 @@ def flow_values(row: FlowRow) -> tuple[Any, ...]:
         flow.owner_session_key,
         flow.updated_at,
         flow_crc(row.number, flow.id, flow.revision, row.last_event_id, row.chain, row.doc),
+        _due(flow),
         row.doc.decode(),
     )
+
+
+def _due(flow: Flow) -> int | None:
+    if flow.status is not FlowStatus.WAITING:
+        return None
+    at_ms = due_ms(flow)
+    return NEVER_MS if at_ms is None else at_ms
 
 
 def flow_row(fields: list[bytes]) -> FlowRow:
@@ -69,6 +82,24 @@ def flow_row(fields: list[bytes]) -> FlowRow:
     if said != int(crc) or flow_id != flow.id.encode() or int(revision) != flow.revision:
         raise TableCorrupt(f"the row of flow {flow.id} is not what was written")
     return row
+
+
+def due(fields: list[bytes]) -> Due:
+    """A row of statements.DUE."""
+    try:
+        at_ms, flow_id = fields
+        return Due(int(at_ms), flow_id.decode())
+    except ValueError as error:
+        raise TableCorrupt("the time of a wait is not what was written") from error
+
+
+def ended(fields: list[bytes]) -> Due:
+    """A row of statements.ENDED."""
+    try:
+        updated_at, flow_id = fields
+        return Due(parse_timestamp(updated_at.decode()), flow_id.decode())
+    except ValueError as error:
+        raise TableCorrupt("the time of a last change is not what was written") from error
 
 
 def step_values(row: StepRow) -> tuple[Any, ...]:

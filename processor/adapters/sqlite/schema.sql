@@ -18,8 +18,11 @@ CREATE TABLE stored (
     as_of_ms      INTEGER NOT NULL
 );
 
--- `doc` is the flow; status, owner and updated_at repeat what `flow list` looks for. There is no
--- index on them: each update would pay for it, and only a person at a terminal would gain.
+-- `doc` is the flow; status, owner and updated_at repeat what `flow list` looks for. due_ms is when
+-- a wait ends by itself: 0 at once, 2^63 - 1 never, NULL if the flow does not wait. The row's CRC
+-- covers none of them: they only say which flows to look at, and whoever wakes or prunes one looks
+-- at its `doc` before. A wait's time that was damaged into a later one is found by the check of the
+-- file, which compares each row with its indexes.
 -- `doc` comes last, so that a scan does not read the pages that a long one overflows to.
 CREATE TABLE flow (
     n             INTEGER PRIMARY KEY,
@@ -31,8 +34,15 @@ CREATE TABLE flow (
     owner         TEXT    NOT NULL,
     updated_at    TEXT    NOT NULL,
     crc           INTEGER NOT NULL,
+    due_ms        INTEGER,
     doc           TEXT    NOT NULL
 );
+
+-- Each holds all that is asked of it, so that a query by time reads no row; an update pays for one
+-- only where a flow begins or ceases to be in it.
+CREATE INDEX flow_due ON flow (due_ms, id) WHERE due_ms IS NOT NULL;
+CREATE INDEX flow_ended ON flow (updated_at, id, status)
+    WHERE status IN ('cancelled', 'failed', 'finished');
 
 CREATE TABLE step (
     n       INTEGER PRIMARY KEY,

@@ -102,6 +102,34 @@ ANSWERS = Rows(
     1,
 )
 
+# By time, from behind one entry of an index on, so that many of one millisecond are read in chunks
+# too. INDEXED BY: an error, should SQLite ever prefer to scan.
+FIRST_DUE: Final = (-(2**63), "")
+FIRST_ENDED: Final = ("", "")
+DUE: Final = (
+    _joined("due_ms", "id")
+    + """
+    FROM (
+        SELECT due_ms, id FROM flow INDEXED BY flow_due
+        WHERE due_ms IS NOT NULL AND (due_ms, id) > (?, ?) AND due_ms <= ?
+        ORDER BY due_ms, id LIMIT ?
+    )
+    """
+)
+ARMED: Final = "SELECT count(*) FROM flow INDEXED BY flow_due WHERE due_ms < ?"
+ENDED: Final = (
+    _joined("updated_at", "id")
+    + """
+    FROM (
+        SELECT updated_at, id FROM flow INDEXED BY flow_ended
+        WHERE status IN ('cancelled', 'failed', 'finished')
+        AND (updated_at, id) > (?, ?) AND updated_at < ?
+        ORDER BY updated_at, id LIMIT ?
+    )
+    """
+)
+NEXT_NUMBER: Final = "SELECT coalesce(max(n), 0) + 1 FROM flow"
+
 DELETE_FLOWS = Rows(
     """
     DELETE FROM flow WHERE n IN (
@@ -126,20 +154,21 @@ UPDATE_FLOWS = Rows(
     """
     UPDATE flow SET
         revision = v.column5, last_event_id = v.column6, chain = v.column7, status = v.column8,
-        owner = v.column9, updated_at = v.column10, crc = v.column11, doc = v.column12
+        owner = v.column9, updated_at = v.column10, crc = v.column11, due_ms = v.column12,
+        doc = v.column13
     FROM (VALUES :rows) AS v
     WHERE flow.n = v.column1 AND flow.id = v.column2
     AND flow.revision = v.column3 AND flow.last_event_id = v.column4
     """,
-    12,
+    13,
 )
 INSERT_FLOWS = Rows(
     """
     INSERT INTO flow
-        (n, id, revision, last_event_id, chain, status, owner, updated_at, crc, doc)
+        (n, id, revision, last_event_id, chain, status, owner, updated_at, crc, due_ms, doc)
     SELECT * FROM (VALUES :rows) WHERE column1 IS NOT NULL
     """,
-    10,
+    11,
 )
 UPSERT_STEPS = Rows(
     """

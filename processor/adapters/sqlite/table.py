@@ -11,7 +11,8 @@ import aiosqlite
 
 from processor.adapters.sqlite import records, statements
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt, told
-from processor.rows import Changes, FlowRow, Remembered, StepRow, Stored
+from processor.rows import Changes, Due, FlowRow, Remembered, StepRow, Stored
+from schemas.values import instant
 
 T = TypeVar("T")
 
@@ -79,9 +80,34 @@ class FlowTable:
         rows = await self._read(statements.ANSWERS, [(key,) for key in keys], records.answer)
         return {row.key: row for row in rows}
 
+    async def due(self, after: Due | None, until_ms: int, limit: int) -> list[Due]:
+        """Up to `limit` waits that end by themselves at or before `until_ms`, the earliest first,
+        from behind `after` on (None: from the first).
+
+        To be believed only once the flow itself was looked at: no CRC covers its time.
+        """
+        until_ms = min(until_ms, records.NEVER_MS - 1)
+        keys = (*(after or statements.FIRST_DUE), until_ms, limit)
+        return await self._by_time(statements.DUE, keys, records.due)
+
+    async def armed(self) -> int:
+        """How many waits end by themselves. Looks at each, in the index: 50 ms for a million."""
+        row = await self._row(statements.ARMED, (records.NEVER_MS,))
+        return int(row[0]) if row else 0
+
+    async def ended(self, after: Due | None, before_ms: int, limit: int) -> list[Due]:
+        """Up to `limit` terminal flows whose last change is older than `before_ms`, the oldest
+        first, from behind `after` on (None: from the first); `at_ms` is that of the change.
+
+        To be believed only once the flow itself was looked at: no CRC covers what is asked here.
+        """
+        start = statements.FIRST_ENDED if after is None else (instant(after.at_ms), after.flow_id)
+        keys = (*start, instant(before_ms), limit)
+        return await self._by_time(statements.ENDED, keys, records.ended)
+
     async def next_number(self) -> int:
         """The row number after the highest."""
-        row = await self._row("SELECT coalesce(max(n), 0) + 1 FROM flow")
+        row = await self._row(statements.NEXT_NUMBER)
         return int(row[0]) if row else 1
 
     async def count_flows(self) -> int:
@@ -243,10 +269,18 @@ class FlowTable:
             self.doubted = True
             raise
 
-    async def _row(self, sql: str) -> tuple[int, ...] | None:
+    async def _row(self, sql: str, parameters: statements.Row = ()) -> tuple[int, ...] | None:
         async with self._turn():
-            rows = await self._connection.execute_fetchall(sql)
+            rows = await self._connection.execute_fetchall(sql, parameters)
         return next((tuple(row) for row in rows), None)
+
+    async def _by_time(
+        self, sql: str, keys: statements.Row, parse: Callable[[list[bytes]], Due]
+    ) -> list[Due]:
+        async with self._turn():
+            ((count, joined),) = await self._connection.execute_fetchall(sql, keys)
+            # SQLite joins what it was given in order, but promises no order.
+            return sorted(map(parse, records.split(count, joined)))
 
     async def _read(
         self,
