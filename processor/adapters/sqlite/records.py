@@ -25,9 +25,6 @@ _STATUS_NUMBERS: Final = {
 }
 _STATUSES: Final = {b"%d" % number: status for status, number in _STATUS_NUMBERS.items()}
 
-NEVER_MS: Final = 2**63 - 1
-"""When a wait without a time ends by itself; NULL is for flows that do not wait."""
-
 
 def flow_crc(
     number: int, flow_id: str, revision: int, last_event_id: int, chain: bytes, doc: bytes
@@ -52,16 +49,9 @@ def flow_values(row: FlowRow) -> tuple[Any, ...]:
         flow.owner_session_key,
         flow.updated_at,
         flow_crc(row.number, flow.id, flow.revision, row.last_event_id, row.chain, row.doc),
-        _due(flow),
+        due_ms(flow),
         row.doc.decode(),
     )
-
-
-def _due(flow: Flow) -> int | None:
-    if flow.status is not FlowStatus.WAITING:
-        return None
-    at_ms = due_ms(flow)
-    return NEVER_MS if at_ms is None else at_ms
 
 
 def flow_row(fields: list[bytes]) -> FlowRow:

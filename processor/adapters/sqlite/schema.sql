@@ -19,7 +19,7 @@ CREATE TABLE stored (
 );
 
 -- `doc` is the flow; status, owner and updated_at repeat what `flow list` looks for. due_ms is when
--- a wait ends by itself: 0 at once, 2^63 - 1 never, NULL if the flow does not wait. The row's CRC
+-- a wait ends by itself (0: at once), NULL if it does not or the flow does not wait. The row's CRC
 -- covers none of them: they only say which flows to look at, and whoever wakes or prunes one looks
 -- at its `doc` before. A wait's time that was damaged into a later one is found by the check of the
 -- file, which compares each row with its indexes.
@@ -38,11 +38,13 @@ CREATE TABLE flow (
     doc           TEXT    NOT NULL
 );
 
--- Each holds all that is asked of it, so that a query by time reads no row; an update pays for one
--- only where a flow begins or ceases to be in it.
+-- No query by time reads a row but for `flow_open`, and an update pays for an index only where its
+-- flow begins or ceases to be in it. `flow_open` has the waits that do not end by themselves, by
+-- number and in 8 bytes each. OR: an IN of three is looked up by every update, at half a µs.
 CREATE INDEX flow_due ON flow (due_ms, id) WHERE due_ms IS NOT NULL;
+CREATE INDEX flow_open ON flow (due_ms) WHERE status = 'waiting' AND due_ms IS NULL;
 CREATE INDEX flow_ended ON flow (updated_at, id, status)
-    WHERE status IN ('cancelled', 'failed', 'finished');
+    WHERE status = 'finished' OR status = 'failed' OR status = 'cancelled';
 
 CREATE TABLE step (
     n       INTEGER PRIMARY KEY,

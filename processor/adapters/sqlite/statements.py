@@ -116,13 +116,13 @@ DUE: Final = (
     )
     """
 )
-ARMED: Final = "SELECT count(*) FROM flow INDEXED BY flow_due WHERE due_ms < ?"
+ARMED: Final = "SELECT count(*) FROM flow INDEXED BY flow_due WHERE due_ms IS NOT NULL"
 ENDED: Final = (
     _joined("updated_at", "id")
     + """
     FROM (
         SELECT updated_at, id FROM flow INDEXED BY flow_ended
-        WHERE status IN ('cancelled', 'failed', 'finished')
+        WHERE (status = 'finished' OR status = 'failed' OR status = 'cancelled')
         AND (updated_at, id) > (?, ?) AND updated_at < ?
         ORDER BY updated_at, id LIMIT ?
     )

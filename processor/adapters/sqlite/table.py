@@ -86,13 +86,12 @@ class FlowTable:
 
         To be believed only once the flow itself was looked at: no CRC covers its time.
         """
-        until_ms = min(until_ms, records.NEVER_MS - 1)
         keys = (*(after or statements.FIRST_DUE), until_ms, limit)
         return await self._by_time(statements.DUE, keys, records.due)
 
     async def armed(self) -> int:
         """How many waits end by themselves. Looks at each, in the index: 50 ms for a million."""
-        row = await self._row(statements.ARMED, (records.NEVER_MS,))
+        row = await self._row(statements.ARMED)
         return int(row[0]) if row else 0
 
     async def ended(self, after: Due | None, before_ms: int, limit: int) -> list[Due]:
@@ -269,9 +268,9 @@ class FlowTable:
             self.doubted = True
             raise
 
-    async def _row(self, sql: str, parameters: statements.Row = ()) -> tuple[int, ...] | None:
+    async def _row(self, sql: str) -> tuple[int, ...] | None:
         async with self._turn():
-            rows = await self._connection.execute_fetchall(sql, parameters)
+            rows = await self._connection.execute_fetchall(sql)
         return next((tuple(row) for row in rows), None)
 
     async def _by_time(
