@@ -1,5 +1,6 @@
 """Looking at the tables shows what a worker has written, and changes nothing."""
 
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from processor.adapters.sqlite import TableCorrupt, TableFailed, open_table, queries, table_path
+from processor.adapters.sqlite.files import SCHEMA
 from processor.rows import Changes, FlowRow
 from schemas.flow import FlowStatus
 from schemas.values import instant
@@ -49,6 +51,108 @@ async def test_the_newest_change_comes_first_over_all_partitions(tmp_path: Path)
     assert ids(owner="other") == [uuid(2)]
     assert ids(status=FlowStatus.FINISHED) == [uuid(5)]
     assert ids(owner="other", status=FlowStatus.FINISHED) == []
+
+
+def waiting(number: int, at_ms: int | None, **values: Any) -> FlowRow:
+    timeout = {} if at_ms is None else {"timeout_at": instant(at_ms)}
+    wait = {"kind": "manual", **timeout}
+    return flow_row(number, status=FlowStatus.WAITING, wait_json=wait, **values)
+
+
+async def test_waits_come_the_soonest_first_and_those_without_an_end_last(tmp_path: Path) -> None:
+    await given(
+        tmp_path,
+        0,
+        waiting(1, None),
+        waiting(2, NOON_MS + 5),
+        waiting(3, NOON_MS + 1, owner_session_key="other"),
+        flow_row(4),
+        waiting(5, NOON_MS + 9, cancel_requested=True),
+    )
+    await given(
+        tmp_path,
+        1,
+        waiting(6, NOON_MS + 1),
+        waiting(7, None, owner_session_key="other"),
+        waiting(8, NOON_MS + 3),
+        flow_row(9, status=FlowStatus.FINISHED),
+    )
+    paths = queries.tables(tmp_path, "taskflow").values()
+
+    def ids(**wanted: Any) -> list[str]:
+        return [flow.id for flow in queries.list_waiting(paths, **{"limit": 9, **wanted})]
+
+    assert ids() == [uuid(n) for n in (5, 3, 6, 8, 2, 1, 7)]
+    assert ids(limit=4) == [uuid(n) for n in (5, 3, 6, 8)]
+    assert ids(limit=6) == [uuid(n) for n in (5, 3, 6, 8, 2, 1)]
+    assert ids(owner="other") == [uuid(3), uuid(7)]
+    assert ids(owner="nobody") == []
+    assert queries.list_waiting([], limit=9) == []
+
+
+async def test_what_ended_is_read_in_portions_over_all_partitions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def over(number: int, at_ms: int, status: FlowStatus = FlowStatus.FINISHED) -> FlowRow:
+        owner = "odd" if number % 2 else "even"
+        at = instant(at_ms)
+        return flow_row(number, status=status, updated_at=at, owner_session_key=owner)
+
+    failed, cancelled, finished = FlowStatus.FAILED, FlowStatus.CANCELLED, FlowStatus.FINISHED
+    await given(
+        tmp_path, 0, *(over(n, NOON_MS + n // 4, failed) for n in range(1, 10)), flow_row(99)
+    )
+    await given(
+        tmp_path, 1, over(20, NOON_MS, cancelled), over(21, NOON_MS + 1), over(22, NOON_MS + 9)
+    )
+    paths = queries.tables(tmp_path, "taskflow").values()
+    whole = [(uuid(n), instant(NOON_MS), failed) for n in (1, 2, 3)]
+    whole += [(uuid(20), instant(NOON_MS), cancelled)]
+    whole += [(uuid(n), instant(NOON_MS + 1), failed) for n in (4, 5, 6, 7)]
+    whole += [(uuid(21), instant(NOON_MS + 1), finished)]
+    whole += [(uuid(n), instant(NOON_MS + 2), failed) for n in (8, 9)]
+
+    monkeypatch.setattr(queries, "ENDED_AT_ONCE", 2)
+    assert list(queries.ended(paths, before_ms=NOON_MS + 3)) == whole
+    assert list(queries.ended(paths, before_ms=NOON_MS + 2, limit=None)) == whole[:9]
+    assert list(queries.ended(paths, before_ms=NOON_MS + 3, limit=6)) == whole[:6]
+    odd = queries.ended(paths, before_ms=NOON_MS + 3, owner="odd")
+    assert [flow.flow_id for flow in odd] == [uuid(n) for n in (1, 3, 5, 7, 21, 9)]
+    assert list(queries.ended(paths, before_ms=NOON_MS)) == []
+
+
+async def test_a_list_of_what_ended_holds_no_table_between_its_portions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "ENDED_AT_ONCE", 2)
+    rows = [flow_row(n, status=FlowStatus.FAILED) for n in range(1, 6)]
+    async with opened(tmp_path) as table:
+        await table.write(Changes(inserted=rows), before=None, after=at(1))
+        listed = queries.ended([table.path], before_ms=NOON_MS + 1)
+        assert next(listed).flow_id == uuid(1)
+        # Neither what was shown nor what comes next needs to be there any more.
+        await table.write(Changes(deleted=rows[:3]), before=at(1), after=at(2))
+        with closing(sqlite3.connect(table.path, isolation_level=None)) as db:
+            assert db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+        assert [flow.flow_id for flow in listed] == [uuid(2), uuid(4), uuid(5)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "walk"),
+    [
+        (queries.SOONEST, "SEARCH flow USING INDEX flow_due (due_ms>?)"),
+        (queries.OPEN, "SEARCH flow USING INDEX flow_open (due_ms=?)"),
+        (
+            queries.ENDED,
+            "SEARCH flow USING INDEX flow_ended ((updated_at,id)>(?,?) AND updated_at<?)",
+        ),
+    ],
+)
+def test_a_list_by_time_walks_an_index_and_sorts_nothing(sql: str, walk: str) -> None:
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(SCHEMA)
+        plan = db.execute(f"EXPLAIN QUERY PLAN {sql}", [1] * len(set(re.findall(r"\?\d", sql))))
+        assert [row[3] for row in plan] == [walk]
 
 
 async def test_a_flow_is_shown_with_its_steps_in_order(tmp_path: Path) -> None:

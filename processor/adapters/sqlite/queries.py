@@ -2,8 +2,10 @@
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from heapq import merge
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -12,15 +14,19 @@ from pydantic import ValidationError
 
 from processor.adapters.sqlite.errors import TableCorrupt, TableFailed, told
 from processor.adapters.sqlite.files import FORMAT
+from processor.domain.waits import due_ms
 from processor.errors import TableDistrusted
 from schemas.flow import Flow, FlowStatus, FlowStep
-from schemas.values import Message
+from schemas.values import Message, instant
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
 BUSY_TIMEOUT_S: Final = 0.25
 ATTEMPTS: Final = 3
+ENDED_AT_ONCE: Final = 1000
+"""Rows of a long list that are read before the table is let go again: a worker's log grows for as
+long as somebody reads."""
 
 
 class FlowView(NamedTuple):
@@ -30,6 +36,14 @@ class FlowView(NamedTuple):
     last_event_id: int
     chain: bytes
     steps: list[FlowStep]
+
+
+class Ended(NamedTuple):
+    """A terminal flow and its last change."""
+
+    flow_id: str
+    updated_at: str
+    status: FlowStatus
 
 
 class Progress(NamedTuple):
@@ -90,6 +104,76 @@ def list_flows(
     flows.sort(key=lambda flow: flow.id)
     flows.sort(key=lambda flow: flow.updated_at, reverse=True)
     return flows[:limit]
+
+
+def list_waiting(paths: Iterable[Path], *, owner: str | None = None, limit: int) -> list[Flow]:
+    """Up to `limit` flows that wait, by when they end by themselves, the soonest first; then
+    those that do not, as each table came to know them.
+
+    Reads the indexes of waits and no more flows than are shown; with `owner`, each flow that waits
+    until enough are found.
+    """
+
+    def soonest(path: Path, db: sqlite3.Connection) -> list[Flow]:
+        # One read transaction: no flow is in both lists, or in none.
+        db.execute("BEGIN")
+        docs: list[str] = []
+        for sql in (SOONEST, OPEN):
+            docs += [doc for (doc,) in db.execute(sql, (owner, limit - len(docs)))]
+        return [_read(path, Flow, doc) for doc in docs]
+
+    def end(flow: Flow) -> tuple[bool, int, str]:
+        at_ms = due_ms(flow)
+        return (True, 0, "") if at_ms is None else (False, at_ms, flow.id)
+
+    return list(islice(merge(*(_look(path, soonest) for path in paths), key=end), limit))
+
+
+def ended(
+    paths: Iterable[Path], *, before_ms: int, owner: str | None = None, limit: int | None = None
+) -> Iterator[Ended]:
+    """Up to `limit` (None: all) terminal flows whose last change is older than `before_ms`, the
+    oldest first, then by id. Read some at a time: a million cost no memory."""
+
+    def age(flow: Ended) -> tuple[str, str]:
+        return flow.updated_at, flow.flow_id
+
+    before = instant(before_ms)
+    return islice(merge(*(_ended(path, before, owner) for path in paths), key=age), limit)
+
+
+def _ended(path: Path, before: str, owner: str | None) -> Iterator[Ended]:
+    after = ("", "")
+
+    def oldest(path: Path, db: sqlite3.Connection) -> list[Ended]:
+        rows = db.execute(ENDED, (*after, before, owner, ENDED_AT_ONCE)).fetchall()
+        try:
+            return [Ended(flow_id, at, FlowStatus(status)) for flow_id, at, status in rows]
+        except ValueError as error:
+            raise TableCorrupt(f"{path} holds a status that was never written") from error
+
+    while found := _look(path, oldest):
+        yield from found
+        after = found[-1].updated_at, found[-1].flow_id
+
+
+# A row is looked at for its owner only if one is asked for.
+SOONEST: Final = """
+    SELECT doc FROM flow INDEXED BY flow_due
+    WHERE due_ms IS NOT NULL AND (?1 IS NULL OR owner = ?1)
+    ORDER BY due_ms, id LIMIT ?2
+"""
+OPEN: Final = """
+    SELECT doc FROM flow INDEXED BY flow_open
+    WHERE status = 'waiting' AND due_ms IS NULL AND (?1 IS NULL OR owner = ?1)
+    ORDER BY n LIMIT ?2
+"""
+ENDED: Final = """
+    SELECT id, updated_at, status FROM flow INDEXED BY flow_ended
+    WHERE (status = 'finished' OR status = 'failed' OR status = 'cancelled')
+    AND (updated_at, id) > (?1, ?2) AND updated_at < ?3 AND (?4 IS NULL OR owner = ?4)
+    ORDER BY updated_at, id LIMIT ?5
+"""
 
 
 def find_flow(paths: Iterable[Path], flow_id: str) -> FlowView | None:
