@@ -43,6 +43,8 @@ class Place:
     topics: Topics
     dedupe_window_ms: int
     limits: Limits = field(default_factory=Limits)
+    retain_terminal_ms: int | None = None
+    """How long a flow is kept after its end; None: for ever."""
     output_max_bytes: int = 8 * 1024 * 1024
     """A batch ends early once it would write more than this."""
 

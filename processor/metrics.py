@@ -49,6 +49,22 @@ class Metrics:
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
+        self.timers_fired = Counter(
+            "taskflow_timers_fired",
+            "Waits that ended by a wake of the processor's own",
+            registry=registry,
+        )
+        self.timer_retries = Counter(
+            "taskflow_timer_retries",
+            "Wakes that were refused while the flow went on waiting; each is sent again",
+            registry=registry,
+        )
+        self.timer_lag_seconds = Histogram(
+            "taskflow_timer_lag_seconds",
+            "From the end of a wait to its committed event, by the broker's clock",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
         self.takeover_seconds = Histogram(
             "taskflow_takeover_seconds",
             "Taking over a partition, until its first fetch",
@@ -84,6 +100,18 @@ class Metrics:
         self._cached = Gauge(
             "taskflow_cached_flows", "Flows kept in memory", ("partition",), registry=registry
         )
+        self._armed = Gauge(
+            "taskflow_timers_armed",
+            "Waits that end by themselves",
+            ("partition",),
+            registry=registry,
+        )
+        self._due = Gauge(
+            "taskflow_timers_due",
+            "Waits that are over and have not ended yet, as far as they are in memory",
+            ("partition",),
+            registry=registry,
+        )
 
     def show(self, *, owned: Callable[[], float], ready: Callable[[], float]) -> None:
         """Read these whenever somebody asks."""
@@ -104,8 +132,16 @@ class Metrics:
         self._table_bytes.labels(label).set_function(table_bytes)
         self._cached.labels(label).set_function(cached)
 
+    def watch_timers(
+        self, partition: int, *, armed: Callable[[], float], due: Callable[[], float]
+    ) -> None:
+        """Read these of a partition whenever somebody asks."""
+        label = str(partition)
+        self._armed.labels(label).set_function(armed)
+        self._due.labels(label).set_function(due)
+
     def unwatch(self, partition: int) -> None:
-        for gauge in (self._lag, self._table_bytes, self._cached):
+        for gauge in (self._lag, self._table_bytes, self._cached, self._armed, self._due):
             with suppress(KeyError):
                 gauge.remove(str(partition))
 

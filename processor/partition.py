@@ -3,22 +3,24 @@ flows."""
 
 import asyncio
 import heapq
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from enum import StrEnum
 from typing import Final, TypeVar
+from uuid import uuid4
 
 import structlog
 
-from processor.batch import Batch, Decoded, Memory, Outgoing, Place, cursor_record, needs
+from processor.batch import Batch, Decoded, Memory, Outgoing, Place, cursor_record
 from processor.cache import FlowCache
-from processor.codec import Readable, Record, decode
+from processor.codec import Record, decode
+from processor.errands import Due, Errands
 from processor.errors import ProducerSuspect, TableDistrusted, TaskflowError
 from processor.handler import Handler
+from processor.loading import recall
 from processor.metrics import Metrics
-from processor.ports import Fetched, Forwarder, History, Source, Table, Writer
+from processor.ports import Fetched, Forwarder, History, Source, Table, Writer, Written
 from processor.recovery import LATE_MAX_MS, Recovery
 from processor.rows import Position, Stored
 
@@ -28,10 +30,6 @@ BACKOFF_MIN_S: Final = 0.05
 BACKOFF_MAX_S: Final = 5.0
 CURSOR_ONLY_EVERY_S: Final = 3600.0
 """How often a cursor may be written for markers alone, lest retention overtake it."""
-LOADED_MAX_BYTES: Final = 32 * 1024 * 1024
-"""A batch ends early once the flows read for it take more than this."""
-LOAD_FIRST: Final = 64
-"""Flows read at first, to see how large they are."""
 FETCH_WAIT_S: Final = 0.5
 BETWEEN_S: Final = 0.003
 AT_ONCE: Final = 50
@@ -70,6 +68,7 @@ class PartitionOwner:
         cache_bytes: int,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        new_id: Callable[[], str] = lambda: str(uuid4()),
     ) -> None:
         self.place = place
         self.cache = FlowCache(cache_bytes)
@@ -101,6 +100,9 @@ class PartitionOwner:
         self._handled = 0
         self._seen_ms = {place.topics.commands: 0, place.topics.control: 0}
         self._cursor_written_at = monotonic()
+        self._errands = Errands(
+            place.partition, retain_ms=place.retain_terminal_ms, metrics=metrics, new_id=new_id
+        )
 
     # Its life
 
@@ -199,10 +201,12 @@ class PartitionOwner:
         try:
             recovery = Recovery(place, table, history)
             self._stored = await recovery.run(trust_table=self._trust_table)
+            control = await history.extent(place.topics.control)
         finally:
             await history.close()
         self._trust_table = True
         self._next_number = await table.next_number()
+        await self._errands.begin(table, control.end)
         await source.confirm(place.partition, self._stored.position)
         await self._attach()
         self.phase = Phase.RUNNING
@@ -230,8 +234,11 @@ class PartitionOwner:
             await self._attach()
         if not self._pending:
             await self._gather_some()
+            wait_s = self._errands.wait_s(self._monotonic())
             fetched = await self._source.fetch(
-                self.place.partition, max_records=self._batch_max_records, timeout_s=FETCH_WAIT_S
+                self.place.partition,
+                max_records=self._batch_max_records,
+                timeout_s=FETCH_WAIT_S if wait_s is None else min(wait_s, FETCH_WAIT_S),
             )
             pending = await self._read(fetched)
             if self._source.generation != self._generation:
@@ -241,12 +248,23 @@ class PartitionOwner:
             return
         self._idle.clear()
         try:
-            if self._pending:
-                await self._decide(table, self._writer_in_use())
+            due = await self._errands.due(table, self._control_done, self._monotonic())
+            if self._pending or due:
+                await self._decide(table, self._writer_in_use(), due)
+            elif self._errands.asks_the_time(self._monotonic()):
+                await self._write_cursor(table, self._stored.position)
             else:
-                await self._keep_cursor_up(table, self._writer_in_use())
+                await self._keep_cursor_up(table)
         finally:
             self._idle.set()
+
+    def _control_done(self) -> int:
+        """Up to where `control` is decided, markers included."""
+        decided = self._stored.position.control
+        if any(item.record.topic == self.place.topics.control for item in self._pending):
+            return decided
+        ahead = self._source.ahead(self.place.partition)
+        return decided if ahead is None else max(decided, ahead.control)
 
     def _writer_in_use(self) -> Writer:
         assert self._writer is not None, "a partition is taken over before it decides"
@@ -270,13 +288,16 @@ class PartitionOwner:
 
     async def _read(self, fetched: Fetched) -> list[Decoded]:
         items: list[Decoded] = []
+        for some in fetched:
+            if some:
+                self._errands.heard(some[-1].timestamp, self._monotonic())
         for records in _sliced(list(self._in_order(fetched))):
             items.extend(map(decode, records))
             await asyncio.sleep(0)
         return items
 
-    async def _decide(self, table: Table, writer: Writer) -> None:
-        items, memory = await self._recall(table, self._pending)
+    async def _decide(self, table: Table, writer: Writer, due: Due) -> None:
+        items, memory = await recall(self._pending, self.cache, table)
         # Asked while we decide: the answer comes from another thread.
         untouched = asyncio.ensure_future(table.untouched())
         try:
@@ -296,12 +317,17 @@ class PartitionOwner:
                 offset=record.offset,
                 exc_info=fault,
             )
-        await self._commit(table, writer, batch)
+        sent = self._errands.send(batch, due)
+        written = await self._commit(table, writer, batch, sent.records)
+        control = self.place.topics.control
+        decided = [item for item in items[: batch.handled] if item.record.topic == control]
+        self._errands.written(batch, sent, written, decided, memory.flows, self._monotonic())
         self._pending = self._pending[batch.handled :]
         self._handled = batch.handled
-        seconds = self._clock() - items[0].record.timestamp / 1000
-        self._metrics.end_to_end_seconds.observe(max(0.0, seconds))
-        self._metrics.batch_size.observe(batch.handled)
+        if batch.handled:
+            seconds = self._clock() - items[0].record.timestamp / 1000
+            self._metrics.end_to_end_seconds.observe(max(0.0, seconds))
+            self._metrics.batch_size.observe(batch.handled)
         self._metrics.events.inc(len(batch.audit))
         for labels, count in batch.tally.items():
             self._metrics.commands.labels(*labels).inc(count)
@@ -324,35 +350,9 @@ class PartitionOwner:
             await asyncio.sleep(0)
         return handler.finish()
 
-    async def _recall(
-        self, table: Table, items: Sequence[Decoded]
-    ) -> tuple[Sequence[Decoded], Memory]:
-        """What is known of the flows of `items`, and those items that it covers: fewer than all
-        where their flows together are too large."""
-        needed = needs(items)
-        flows = self.cache.find(needed.flows)
-        # In the order of the items, so that what is read covers the first of them.
-        missing = [flow_id for flow_id in needed.flows if flow_id not in flows]
-        size_bytes = start = 0
-        while start < len(missing):
-            if size_bytes > LOADED_MAX_BYTES:
-                items = _until(items, frozenset(missing[start:]))
-                needed = needs(items)
-                break
-            some = missing[start : start + _load_at_once(start, size_bytes)]
-            loaded = await table.flows(some)
-            size_bytes += sum(len(row.doc) for row in loaded.values())
-            flows |= loaded
-            start += len(some)
-        memory = Memory(flows={flow_id: flows.get(flow_id) for flow_id in needed.flows})
-        memory.ledger = await table.recall(needed.ledger)
-        if needed.steps:
-            memory.steps = await table.steps(needed.steps)
-        if needed.pruned:
-            memory.run_ids = await table.run_ids(sorted(needed.pruned))
-        return items, memory
-
-    async def _commit(self, table: Table, writer: Writer, batch: Batch) -> None:
+    async def _commit(
+        self, table: Table, writer: Writer, batch: Batch, errands: Sequence[Outgoing] = ()
+    ) -> Written:
         """Write a batch: all of it to Kafka, then to the table.
 
         A crash or an error before Kafka's commit leaves nothing of it; between the two, a table
@@ -364,14 +364,16 @@ class PartitionOwner:
             topics.outcomes: batch.outcomes,
             topics.state: batch.state,
             topics.dead_letters: batch.dead_letters,
+            topics.control: errands,
         }
         with self._metrics.commit_seconds.time():
-            ends = await writer.write({t: r for t, r in records.items() if r}, batch.position)
+            written = await writer.write({t: r for t, r in records.items() if r})
+        self._source.decided(self.place.partition, batch.position)
         batch.changes.forget_before_ms = self._forget_before_ms(batch)
         after = Stored(
             batch.position,
-            ends.get(topics.audit, self._stored.audit),
-            ends.get(topics.outcomes, self._stored.outcomes),
+            written.ends.get(topics.audit, self._stored.audit),
+            written.ends.get(topics.outcomes, self._stored.outcomes),
             max(batch.newest_ms, self._stored.as_of_ms),
         )
         with self._metrics.table_seconds.time():
@@ -383,6 +385,7 @@ class PartitionOwner:
         self._cursor_written_at = self.progressed_at
         if writer.suspect:
             raise ProducerSuspect("a commit was sent twice; the producer is replaced")
+        return written
 
     def _forget_before_ms(self, batch: Batch) -> int | None:
         """The append time before which no command that can still come looks back.
@@ -403,7 +406,7 @@ class PartitionOwner:
         )
         return oldest - self.place.dedupe_window_ms - LATE_MAX_MS
 
-    async def _keep_cursor_up(self, table: Table, writer: Writer) -> None:
+    async def _keep_cursor_up(self, table: Table) -> None:
         """Where the consumer has stepped over markers alone, say so in the cursor, at most
         hourly: retention may take those markers and must not seem to take commands."""
         if self._monotonic() - self._cursor_written_at < CURSOR_ONLY_EVERY_S:
@@ -415,8 +418,13 @@ class PartitionOwner:
         position = Position(
             max(ahead.commands, old.commands), max(ahead.control, old.control), old.next_event_id
         )
+        await self._write_cursor(table, position)
+
+    async def _write_cursor(self, table: Table, position: Position) -> None:
+        """A transaction with nothing but the cursor; it tells the broker's clock, too."""
         batch = Batch(position, state=[cursor_record(self.place.partition, position)])
-        await self._commit(table, writer, batch)
+        written = await self._commit(table, self._writer_in_use(), batch)
+        self._errands.heard(written.at_ms, self._monotonic() - written.age_s)
 
     def _progressed(self) -> None:
         self.progressed_at = self._monotonic()
@@ -432,20 +440,3 @@ def _sliced(items: Sequence[T]) -> Iterator[Sequence[T]]:
 def _claim(stored: Stored | None) -> Position:
     """An offset to commit while it is not known yet how far the topics are."""
     return stored.position if stored is not None else Position(0, 0, 0)
-
-
-def _load_at_once(count: int, size_bytes: int) -> int:
-    """How many flows to read next, after `count` that take `size_bytes`: what should fit."""
-    if not size_bytes:
-        return LOAD_FIRST
-    return max(LOAD_FIRST, (LOADED_MAX_BYTES - size_bytes) * count // size_bytes)
-
-
-def _until(items: Sequence[Decoded], unknown: frozenset[str]) -> Sequence[Decoded]:
-    """Those of `items` that come before the first command of an unknown flow."""
-    return list(
-        itertools.takewhile(
-            lambda item: not (isinstance(item, Readable) and item.command.flow_id in unknown),
-            items,
-        )
-    )

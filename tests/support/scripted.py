@@ -16,7 +16,7 @@ from processor.codec import Record
 from processor.errors import OwnershipLost
 from processor.metrics import Metrics
 from processor.partition import PartitionOwner, Phase
-from processor.ports import Extent, Fetched
+from processor.ports import Extent, Fetched, Written
 from processor.rows import Changes, FlowRow, Position, Stored
 from tests.support.memory_kafka import PATIENCE_S, MemoryKafka
 from tests.support.partition import PLACE, Appended
@@ -209,6 +209,10 @@ class ScriptedSource:
             max_records -= len(taken[-1])
         return Fetched(*taken)
 
+    def decided(self, partition: int, position: Position) -> None:
+        for topic, offset in zip(self._topics(), position, strict=False):
+            self._kafka.group_offsets[topic, partition] = offset
+
     def ahead(self, partition: int) -> Position | None:
         at = [self._next.get((topic, partition)) for topic in self._topics()]
         return None if at[0] is None or at[1] is None else Position(at[0], at[1], 0)
@@ -240,9 +244,7 @@ class ScriptedWriter:
         await self._script.reach(Point.FENCE)
         self._epoch = self._kafka.fence(self._id)
 
-    async def write(
-        self, records: Mapping[str, Sequence[Outgoing]], position: Position
-    ) -> Mapping[str, int]:
+    async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
         assert self._epoch, "a writer is started before it writes"
         assert not self.discarded, "a discarded writer writes"
         assert not self.suspect, "a suspect producer begins another transaction"
@@ -254,12 +256,9 @@ class ScriptedWriter:
         }
         await self._script.reach(Point.COMMIT)
         kafka.commit_for(self._id, self._epoch)
-        topics = self._place.topics
-        for topic, offset in zip((topics.commands, topics.control), position, strict=False):
-            kafka.group_offsets[topic, partition] = offset
         await self._script.reach(Point.COMMITTED)
         self.suspect = self.becomes_suspect
-        return ends
+        return Written(ends, kafka.now_ms, 0.0)
 
     def discard(self) -> None:
         self.discarded = True
@@ -368,6 +367,12 @@ class Stage:
         self.errors: list[str] = []
         """What went wrong, in order, by the names of the errors."""
         self.monotonic_s = 1000.0
+
+    def later(self, ms: int) -> None:
+        """Time passes, by all clocks; the owner notices."""
+        self.kafka.later(ms)
+        self.monotonic_s += ms / 1000
+        self.source.return_nothing()
 
     @property
     def path(self) -> Path:

@@ -96,8 +96,8 @@ async def test_a_batch_ends_where_the_flows_read_for_it_take_too_much_memory(
     stage.kafka.send(*(create(n, state_json={"text": "x" * 5_000}) for n in range(count)))
     await stage.works(batch_max_records=100)
     commits = stage.kafka.journal.count("commit")
-    monkeypatch.setattr("processor.partition.LOADED_MAX_BYTES", 12_000)
-    monkeypatch.setattr("processor.partition.LOAD_FIRST", 2)
+    monkeypatch.setattr("processor.loading.LOADED_MAX_BYTES", 12_000)
+    monkeypatch.setattr("processor.loading.LOAD_FIRST", 2)
     stage.kafka.send(*(update(n, revision=0) for n in range(count)))
 
     await stage.works(batch_max_records=100, cache_bytes=1)

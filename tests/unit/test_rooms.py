@@ -19,7 +19,8 @@ ROOMS = (
     *("schemas", "errors", "settings", "domain"),
     *("rows", "codec", "placement"),
     *("batch", "burial", "handler", "cache"),
-    *("ports", "recovery", "metrics", "partition", "worker"),
+    *("ports", "recovery", "loading", "metrics"),
+    *("timers", "retention", "errands", "partition", "worker"),
     *("logs", "http", "adapters", "client", "bootstrap"),
     *("embedded", "broker", "program", "cli", "__main__"),
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from math import ceil
 from typing import Any, Final
 
 import structlog
@@ -30,6 +31,9 @@ FETCH_MAX_WAIT_MS: Final = 20
 """How long the broker holds a fetch. One fetch per broker is under way at a time, and a partition
 that it does not ask for waits for its end: this is latency, not only idleness."""
 CONFIRM_TIMEOUT_S: Final = 5.0
+TELL_EVERY_S: Final = 1.0
+"""How often the group hears how far we are."""
+TELL_TIMEOUT_S: Final = 2.0
 
 
 class GroupSource:
@@ -59,6 +63,8 @@ class GroupSource:
         self._assigned: frozenset[int] = frozenset()
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._decided: dict[int, Position] = {}
+        self._telling: asyncio.Task[None] | None = None
         self._membership: Membership | None = None
         if instance_id is not None:
             self._membership = Membership(
@@ -89,10 +95,15 @@ class GroupSource:
         self._consumer.subscribe(
             [self._topics.commands, self._topics.control], listener=_Listener(self)
         )
+        self._telling = asyncio.create_task(self._keep_telling(), name="group offsets")
 
     async def stop(self, *, timeout_s: float) -> None:
         """Leave the group."""
         self._stopping.set()
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.wait([self._telling])
+            await self._tell(timeout_s=timeout_s / 2)
         await stop_consumer(self._consumer, timeout_s=timeout_s)
 
     def _pair(self, partition: int) -> tuple[TopicPartition, TopicPartition]:
@@ -108,6 +119,7 @@ class GroupSource:
         self._assigned = frozenset()
         self._changed.clear()
         await self._on_revoked()
+        await self._tell()
         await self._ask_for_our_name()
         if self.refused is not None:
             self.failed.set()
@@ -158,6 +170,30 @@ class GroupSource:
                 f"partition {partition} may belong to another by now: {type(error).__name__}"
             ) from error
 
+    def decided(self, partition: int, position: Position) -> None:
+        self._decided[partition] = position
+
+    async def _keep_telling(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_EVERY_S)
+            await self._tell()
+
+    async def _tell(self, *, timeout_s: float = TELL_TIMEOUT_S) -> None:
+        """Commit offsets for lag tools. They stand in no transaction: whoever takes over starts
+        from the cursor, and a commit that fails is made good by the next one."""
+        decided, self._decided = self._decided, {}
+        offsets = {
+            tp: offset
+            for partition, position in decided.items()
+            for tp, offset in zip(self._pair(partition), position, strict=False)
+        }
+        if not offsets:
+            return
+        try:
+            await asyncio.wait_for(self._consumer.commit(offsets), timeout_s)
+        except (KafkaError, ConsumerStoppedError, TimeoutError) as error:
+            log.debug("the group was not told how far we are", error=repr(error))
+
     # What is new
 
     def attach(self, partition: int, position: Position) -> None:
@@ -175,7 +211,7 @@ class GroupSource:
         commands, control = self._pair(partition)
         try:
             fetched = await self._consumer.getmany(
-                commands, control, timeout_ms=int(timeout_s * 1000), max_records=max_records
+                commands, control, timeout_ms=ceil(timeout_s * 1000), max_records=max_records
             )
         except ConsumerStoppedError as error:
             self.failed.set()

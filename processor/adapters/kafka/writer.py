@@ -1,16 +1,18 @@
 """One transaction per batch, on aiokafka's transactional producer."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import structlog
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
+from aiokafka.structs import RecordMetadata
 
 from processor.adapters.kafka.closing import stop_producer
 from processor.batch import Outgoing
 from processor.errors import TaskflowError
-from processor.rows import Position
+from processor.ports import Written
 from schemas.topics import DEAD_LETTER_MAX_BYTES, MESSAGE_MAX_BYTES, Topics
 
 log = structlog.get_logger()
@@ -45,13 +47,11 @@ class TransactionalWriter:
         topics: Topics,
         partition: int,
         *,
-        group_id: str,
         compression: str | None,
         commit_timeout_s: float,
     ) -> None:
         self._topics = topics
         self._partition = partition
-        self._group_id = group_id
         self._commit_timeout_s = commit_timeout_s
         self._connection = connection
         self._compression = compression
@@ -86,13 +86,12 @@ class TransactionalWriter:
 
         producer._sender._do_txn_commit = counted
 
-    async def write(
-        self, records: Mapping[str, Sequence[Outgoing]], position: Position
-    ) -> Mapping[str, int]:
-        """Write `records` by topic, and the group's offsets, in one transaction.
+    async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
+        """Write `records` by topic in one transaction.
 
-        Answers the next offset of each topic after its records. After any error the producer is
-        of no more use: its sequence may be off.
+        The group's offsets are not in it: nobody starts from them, and they would cost two of the
+        five requests and a marker of their own. After any error the producer is of no more use:
+        its sequence may be off.
         """
         producer = self._producer
         assert producer is not None, "a writer is started before it writes"
@@ -102,27 +101,26 @@ class TransactionalWriter:
             async with asyncio.timeout(self._commit_timeout_s):
                 await producer.begin_transaction()
                 # All futures are awaited: a commit succeeds although a batch of it has failed.
-                *ends, _ = await asyncio.gather(
-                    *(self._send(producer, topic, some) for topic, some in records.items()),
-                    producer.send_offsets_to_transaction(self._offsets(position), self._group_id),
+                sent = await asyncio.gather(
+                    *(self._send(producer, topic, some) for topic, some in records.items())
                 )
+                told_s = time.monotonic()
                 await producer.commit_transaction()
         except TimeoutError as error:
             raise CommitUncertain(
                 f"a transaction was not acknowledged within {self._commit_timeout_s:g} s"
             ) from error
         self.suspect = self._attempts != 1
-        return dict(zip(records, ends, strict=True))
-
-    def _offsets(self, position: Position) -> dict[TopicPartition, int]:
-        return {
-            TopicPartition(self._topics.commands, self._partition): position.commands,
-            TopicPartition(self._topics.control, self._partition): position.control,
-        }
+        return Written(
+            {topic: last.offset + 1 for topic, last in zip(records, sent, strict=True)},
+            max(last.timestamp for last in sent),
+            time.monotonic() - told_s,
+        )
 
     async def _send(
         self, producer: AIOKafkaProducer, topic: str, records: Sequence[Outgoing]
-    ) -> int:
+    ) -> RecordMetadata:
+        """What the broker says of the last one."""
         futures = []
         batch = producer.create_batch()
         for key, value, headers in records:
@@ -133,8 +131,7 @@ class TransactionalWriter:
         count = batch.record_count()
         futures.append(await producer.send_batch(batch, topic, partition=self._partition))
         *_, last = await asyncio.gather(*futures)
-        end: int = last.offset + count
-        return end
+        return last._replace(offset=last.offset + count - 1)
 
     def discard(self) -> None:
         """Stop the producer in the background: it may wait for a whole request, or hang without

@@ -1,0 +1,62 @@
+"""Flows that ended long ago are removed by a `prune` on `control`, some at a time; their audit
+stays."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from processor.batch import Outgoing
+from processor.codec import encode
+from processor.ports import Table
+from processor.rows import Due
+from schemas.commands import Prune
+
+ACTOR: Final = "taskflow:retention"
+STEP_MAX: Final = 100
+"""Prunes in one transaction; the next ones follow when these are decided."""
+LOOK_EVERY_S: Final = 60.0
+"""How long to leave the table alone after nothing more was found in it."""
+
+
+class Retention:
+    """What one partition lets go of, from a takeover to the next.
+
+    `retain_ms` is how long a terminal flow is kept after its last change, by the broker's clock;
+    None: for ever.
+    """
+
+    def __init__(self, retain_ms: int | None) -> None:
+        self._retain_ms = retain_ms
+        self._undecided: dict[str, str] = {}
+        self._after: Due | None = None
+        self._look_s = 0.0
+
+    @property
+    def on(self) -> bool:
+        return self._retain_ms is not None
+
+    async def take(self, table: Table, now_ms: int, at_s: float) -> list[str]:
+        """Flows to prune now, the longest ended first. `at_s` is our monotonic clock."""
+        if self._retain_ms is None or self._undecided or at_s < self._look_s:
+            return []
+        found = await table.ended(self._after, now_ms - self._retain_ms, STEP_MAX)
+        if len(found) < STEP_MAX:
+            # From the beginning again: what was refused is tried again.
+            self._after = None
+            self._look_s = at_s + LOOK_EVERY_S
+        else:
+            self._after = found[-1]
+        return [ended.flow_id for ended in found]
+
+    def written(self, prunes: Mapping[str, str], decided: Iterable[Prune]) -> None:
+        """A batch is written: `prunes` (command id by flow id) were sent with it, and `decided`
+        are those that it answered."""
+        self._undecided.update(prunes)
+        for prune in decided:
+            if self._undecided.get(prune.flow_id) == prune.command_id:
+                del self._undecided[prune.flow_id]
+
+
+def prune_record(flow_id: str, command_id: str) -> Outgoing:
+    """The command that removes a flow."""
+    prune = {"kind": "prune", "command_id": command_id, "flow_id": flow_id, "issued_by": ACTOR}
+    return Outgoing(flow_id.encode(), encode(prune), ())
