@@ -2,7 +2,9 @@
 
 import getpass
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -10,10 +12,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from processor.program.flows import Found, find_flow, history, list_flows, list_waiting
 from processor.program.options import duration_ms, flow_id_of
 from processor.program.output import (
     console,
     for_people,
+    plain,
     print_rows,
     say,
     status_text,
@@ -21,10 +25,11 @@ from processor.program.output import (
     write_json,
     write_line,
 )
-from processor.program.running import Refused, run, settings_and_logs
+from processor.program.running import Refused, WrongUse, run, settings_and_logs
 from processor.program.send import accepted, send_as_operator
+from processor.program.waits import awaited, time_left, until
 from processor.settings import Settings
-from schemas.flow import FlowStatus
+from schemas.flow import Flow, FlowStatus
 from schemas.outcomes import Outcome, Verdict
 
 app = typer.Typer(
@@ -33,6 +38,7 @@ app = typer.Typer(
 
 OWNER = typer.Option(None, "--owner", help="Only flows of this session key.")
 STATUS = typer.Option(None, "--status", help="Only flows in this status.")
+WAITING = typer.Option(False, "--waiting", help="Only waiting flows, with what they wait for.")
 LIMIT = typer.Option(50, "--limit", min=1, help="At most so many.")
 FLOW_ID = typer.Argument(..., help="The flow's id.")
 JSON = typer.Option(False, "--json", help="JSON also on a terminal.")
@@ -43,58 +49,53 @@ TIMEOUT = typer.Option("30s", "--timeout", help="How long to await the outcome."
 def list_(
     owner: str | None = OWNER,
     status: FlowStatus | None = STATUS,
+    waiting: bool = WAITING,
     limit: int = LIMIT,
     json: bool = JSON,
 ) -> None:
     """List flows, the newest change first.
+
+    With --waiting: what each waiting flow waits for, until when (UTC), and the time left by this
+    machine's clock; the wait that ends soonest first, those without a time last.
 
     They are read from a worker's tables in TASKFLOW_STATE_DIR where these are up to date, and
     from the topic `state` otherwise. If no broker answers, the tables are shown as they are.
 
     A pipe gets one JSON line for each flow.
 
-    Example: `taskflow flow list --status waiting --limit 10`
+    Example: `taskflow flow list --waiting --limit 10`
 
     Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_STATE_DIR,
     TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
     """
-    from processor.program.flows import list_flows
-
+    if waiting and status not in (None, FlowStatus.WAITING):
+        raise WrongUse(f"--waiting and --status {status} leave nothing to show; take one.")
     settings = settings_and_logs(quiet=True)
-    flows = run(lambda: list_flows(settings, owner=owner, status=status, limit=limit))
+    if waiting:
+        flows = run(lambda: list_waiting(settings, owner=owner, limit=limit))
+    else:
+        flows = run(lambda: list_flows(settings, owner=owner, status=status, limit=limit))
     if not for_people(json):
         for flow in flows:
             write_line(flow.model_dump_json().encode())
-        return
-    if not flows:
-        say("There is no such flow." if owner or status else "There are no flows yet.")
-        return
-    columns = ("id", "status", "rev", "updated", "owner", "step", "goal")
-    rows = [
-        (
-            flow.id,
-            status_text(flow.status + (" (cancel requested)" if flow.cancel_requested else "")),
-            str(flow.revision),
-            flow.updated_at[:19].replace("T", " "),
-            flow.owner_session_key,
-            flow.current_step,
-            _short(flow.goal),
-        )
-        for flow in flows
-    ]
-    print_rows(console(), columns, rows)
+    elif not flows:
+        say("There is no such flow." if owner or status or waiting else "There are no flows yet.")
+    elif waiting:
+        print_waits(console(), flows, _now_ms())
+    else:
+        _print_flows(console(), flows)
 
 
 @app.command("show")
 def show(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
     """Show one flow with its state, its wait and its steps. Exit code 1 if there is none.
 
+    The time left of its wait is by this machine's clock.
+
     Example: `taskflow flow show 6f1f3a52-0000-4000-8000-000000000001`
 
     Settings: as for `flow list`.
     """
-    from processor.program.flows import find_flow
-
     settings = settings_and_logs(quiet=True)
     wanted = flow_id_of(flow_id)
     found = run(lambda: find_flow(settings, wanted))
@@ -110,14 +111,7 @@ def show(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
             }
         )
         return
-    rows = [(name, _cell(name, value)) for name, value in found.flow.items()]
-    rows += [("last_event_id", str(found.last_event_id)), ("chain", found.chain)]
-    out = console()
-    out.print(table(None, ("field", "value"), rows))
-    if found.steps:
-        fields = ("run_id", "task", "status", "updated_at", "result_json")
-        steps = [[_cell(name, step[name]) for name in fields] for step in found.steps]
-        out.print(table("steps", fields, steps))
+    print_flow(console(), found, _now_ms())
 
 
 @app.command("history")
@@ -168,6 +162,51 @@ def resume(flow_id: str = FLOW_ID, timeout: str = TIMEOUT, json: bool = JSON) ->
     _as_operator("resume", flow_id, timeout, json)
 
 
+def print_waits(out: Console, flows: Sequence[Flow], now_ms: int) -> None:
+    """Waiting flows, one a row, for people."""
+    rows = [
+        (
+            flow.id,
+            _short(awaited(flow)),
+            until(flow),
+            time_left(flow, now_ms),
+            flow.owner_session_key,
+            flow.current_step,
+            _short(flow.goal),
+        )
+        for flow in flows
+    ]
+    print_rows(out, ("id", "waits for", "until", "left", "owner", "step", "goal"), rows)
+
+
+def print_flow(out: Console, found: Found, now_ms: int) -> None:
+    """A flow and its steps, with all their fields, for people."""
+    flow = Flow.model_validate_json(orjson.dumps(found.flow))
+    rows: list[tuple[str, str | Text]] = []
+    for name, value in found.flow.items():
+        rows.append((name, _cell(name, value)))
+        if name == "wait_json" and value is not None:
+            rows.append(("(time left)", time_left(flow, now_ms)))
+    rows += [("last_event_id", str(found.last_event_id)), ("chain", found.chain)]
+    out.print(table(None, ("field", "value"), rows))
+    if found.steps:
+        out.print(Text("\nsteps, in the order of their creation", style="bold"))
+    for step in found.steps:
+        for line in _step_lines(step):
+            out.print(line, overflow="fold")
+
+
+def _step_lines(step: Mapping[str, Any]) -> Iterator[Text]:
+    """All fields of a step; in a table the result would find no room."""
+    first = plain(f"{step['run_id']}  ").append_text(status_text(step["status"]))
+    yield first.append_text(plain(f"  {step['task']}  {step['runtime']}"))
+    if step["child_session_key"] is not None:
+        yield plain(f"  by {step['child_session_key']}")
+    yield plain(f"  created {step['created_at']}  updated {step['updated_at']}  id {step['id']}")
+    if step["result_json"] is not None:
+        yield plain(f"  result {orjson.dumps(step['result_json']).decode()}")
+
+
 def print_history(out: Console, events: Sequence[bytes]) -> None:
     """FlowEvents, one a row, for people."""
     rows = []
@@ -196,6 +235,26 @@ def login() -> str:
         return f"uid-{os.getuid()}"
 
 
+def _print_flows(out: Console, flows: Sequence[Flow]) -> None:
+    rows = [
+        (
+            flow.id,
+            status_text(flow.status + (" (cancel requested)" if flow.cancel_requested else "")),
+            str(flow.revision),
+            flow.updated_at[:19].replace("T", " "),
+            flow.owner_session_key,
+            flow.current_step,
+            _short(flow.goal),
+        )
+        for flow in flows
+    ]
+    print_rows(out, ("id", "status", "rev", "updated", "owner", "step", "goal"), rows)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 def _as_operator(kind: str, flow_id: str, timeout: str, json: bool) -> None:
     settings = settings_and_logs(quiet=True)
     timeout_s = duration_ms(timeout, "--timeout") / 1000
@@ -221,8 +280,6 @@ def _sentence(outcome: Outcome) -> str:
 
 
 async def _history(settings: Settings, flow_id: str) -> list[bytes]:
-    from processor.program.flows import history
-
     return [event async for event in history(settings, flow_id)]
 
 

@@ -4,11 +4,11 @@ A worker's table is looked at where it is level with the audit topic: then it sa
 says, and nothing need be fetched. Only without a broker is it believed as it is.
 """
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -17,16 +17,21 @@ from processor.adapters.kafka.connection import ensure_reachable
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
 from processor.adapters.kafka.reader import end_offsets, read
 from processor.adapters.sqlite import queries
+from processor.adapters.sqlite.queries import Ended
+from processor.domain.transitions import TERMINAL
+from processor.domain.waits import due_ms
 from processor.placement import partition_of
 from processor.program.output import say
 from processor.settings import Settings
 from schemas.flow import Flow, FlowStatus
 from schemas.state import CURSOR_PREFIX
 from schemas.topics import Topics
+from schemas.values import instant
 
 PATIENCE_WITH_TABLES_S = 2.0
 """How long a broker is waited for that could only confirm what lies here."""
 
+T = TypeVar("T")
 Document = dict[str, Any]
 
 
@@ -49,18 +54,59 @@ async def list_flows(
     """
     where = await _where(settings)
     flows = queries.list_flows(where.tables.values(), owner=owner, status=status, limit=limit)
-    snapshots = await _snapshots(settings, where.topic)
-    wanted = (
-        entry["flow"]
-        for key, entry in snapshots.items()
-        if "/" not in key
-        and (owner is None or entry["flow"]["owner_session_key"] == owner)
-        and (status is None or entry["flow"]["status"] == status)
-    )
-    flows += [Flow.model_validate_json(orjson.dumps(flow)) for flow in wanted]
+
+    def wanted(flow: Document) -> Document | None:
+        is_wanted = owner in (None, flow["owner_session_key"]) and status in (None, flow["status"])
+        return flow if is_wanted else None
+
+    flows += map(_flow, await _on_topic(settings, where.topic, wanted))
     flows.sort(key=lambda flow: flow.id)
     flows.sort(key=lambda flow: flow.updated_at, reverse=True)
     return flows[:limit]
+
+
+async def list_waiting(settings: Settings, *, owner: str | None, limit: int) -> list[Flow]:
+    """Whose wait ends by itself soonest comes first; those without a time come last.
+
+    Raises as `list_flows` does.
+    """
+    where = await _where(settings)
+    flows = queries.list_waiting(where.tables.values(), owner=owner, limit=limit)
+
+    def wanted(flow: Document) -> Document | None:
+        is_wanted = flow["status"] == FlowStatus.WAITING
+        return flow if is_wanted and owner in (None, flow["owner_session_key"]) else None
+
+    def soonest(flow: Flow) -> tuple[bool, int, str]:
+        due = due_ms(flow)
+        return (True, 0, "") if due is None else (False, due, flow.id)
+
+    flows += map(_flow, await _on_topic(settings, where.topic, wanted))
+    return sorted(flows, key=soonest)[:limit]
+
+
+async def list_ended(settings: Settings, *, owner: str | None, before_ms: int) -> list[Ended]:
+    """All flows that have ended and last changed before `before_ms`, the oldest change first.
+
+    Holds about 250 bytes of each. Raises as `list_flows` does.
+    """
+    where = await _where(settings)
+    found = [*queries.ended(where.tables.values(), before_ms=before_ms, owner=owner)]
+    before = instant(before_ms)
+
+    def wanted(flow: Document) -> Ended | None:
+        is_wanted = (
+            flow["status"] in TERMINAL
+            and flow["updated_at"] < before
+            and owner in (None, flow["owner_session_key"])
+        )
+        if not is_wanted:
+            return None
+        return Ended(flow["id"], flow["updated_at"], FlowStatus(flow["status"]))
+
+    found += await _on_topic(settings, where.topic, wanted)
+    found.sort(key=lambda flow: (flow.updated_at, flow.flow_id))
+    return found
 
 
 async def find_flow(settings: Settings, flow_id: str) -> Found | None:
@@ -68,7 +114,7 @@ async def find_flow(settings: Settings, flow_id: str) -> Found | None:
     where = await _where(settings, flow_id)
     if where.tables:
         return _in_table(where.tables.values(), flow_id)
-    snapshots = await _snapshots(settings, where.topic, flow_id)
+    snapshots = await _snapshots_of(settings, where.topic, flow_id)
     entry = snapshots.get(flow_id)
     if entry is None:
         return None
@@ -147,26 +193,53 @@ def _in_table(paths: Iterable[Path], flow_id: str) -> Found | None:
     return Found(view.flow.model_dump(mode="json"), view.last_event_id, view.chain.hex(), steps)
 
 
-async def _snapshots(
-    settings: Settings, partitions: Sequence[int], flow_id: str | None = None
+def _flow(document: Document) -> Flow:
+    return Flow.model_validate_json(orjson.dumps(document))
+
+
+async def _on_topic(
+    settings: Settings, partitions: Sequence[int], wanted: Callable[[Document], T | None]
+) -> list[T]:
+    """What `wanted` makes of each flow in `partitions` of `state`; what it answers None to is
+    left out, and not kept in memory either."""
+    newest: dict[str, T] = {}
+    async with aclosing(_snapshots(settings, partitions)) as snapshots:
+        async for key, value in snapshots:
+            if "/" in key:
+                continue
+            made = None if value is None else wanted(orjson.loads(value)["flow"])
+            if made is None:
+                newest.pop(key, None)
+            else:
+                newest[key] = made
+    return [*newest.values()]
+
+
+async def _snapshots_of(
+    settings: Settings, partitions: Sequence[int], flow_id: str
 ) -> dict[str, Document]:
-    """The newest value of each key in `partitions` of `state`; with `flow_id` only that flow's."""
+    """The newest values of the flow and its steps in `partitions` of `state`."""
+    newest: dict[str, bytes | None] = {}
+    async with aclosing(_snapshots(settings, partitions)) as snapshots:
+        async for key, value in snapshots:
+            if key.startswith(flow_id):
+                newest[key] = value
+    return {key: orjson.loads(value) for key, value in newest.items() if value is not None}
+
+
+async def _snapshots(
+    settings: Settings, partitions: Sequence[int]
+) -> AsyncGenerator[tuple[str, bytes | None]]:
+    """Keys and values of flows and steps in `partitions` of `state`, older ones too; None is a
+    tombstone."""
     if not partitions:
-        return {}
-    newest: dict[str, bytes] = {}
+        return
     topic = Topics(settings.topic_prefix).state
     async with aclosing(read(settings, topic, partitions=partitions)) as records:
         async for record in records:
             key = (record.key or b"").decode("utf-8", "replace")
-            if key.startswith(CURSOR_PREFIX) or (
-                flow_id is not None and not key.startswith(flow_id)
-            ):
-                continue
-            if record.value is None:
-                newest.pop(key, None)
-            else:
-                newest[key] = record.value
-    return {key: orjson.loads(value) for key, value in newest.items()}
+            if not key.startswith(CURSOR_PREFIX):
+                yield key, record.value
 
 
 async def _count(settings: Settings, topic: str) -> int:

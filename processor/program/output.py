@@ -1,5 +1,6 @@
 """What the program writes: tables for people on a terminal, JSON lines for a pipe."""
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,10 +29,17 @@ VERDICT_STYLES: Mapping[str, str] = {
 
 Row = Sequence[str | Text]
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
 
 def for_people(json: bool = False) -> bool:
     """Whether a person reads standard output, and did not ask for JSON."""
     return sys.stdout.isatty() and not json
+
+
+def somebody_to_ask() -> bool:
+    """Whether a person can be asked and answer."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 class NobodyReads(BaseException):
@@ -70,7 +78,7 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Row]) -> Tab
     for column in columns:
         made.add_column(column, overflow="fold", no_wrap=column != columns[-1])
     for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+        made.add_row(*(cell if isinstance(cell, Text) else _paragraph(cell) for cell in row))
     return made
 
 
@@ -78,7 +86,7 @@ def print_rows(out: Console, columns: Sequence[str], rows: Sequence[Row]) -> Non
     """Each row on one line, cut off at the terminal's right: rich would cut in every column,
     ids included."""
     shown = [[Text(column, style="bold") for column in columns]]
-    shown += [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
+    shown += [[cell if isinstance(cell, Text) else plain(cell) for cell in row] for row in rows]
     widths = [max(cell.cell_len for cell in column) for column in zip(*shown, strict=True)]
     for cells in shown:
         line = Text()
@@ -86,6 +94,16 @@ def print_rows(out: Console, columns: Sequence[str], rows: Sequence[Row]) -> Non
             line.append_text(cell).append(" " * (width - cell.cell_len + 2))
         line.rstrip()
         out.print(line, no_wrap=True, overflow="ellipsis", soft_wrap=False)
+
+
+def plain(text: str) -> Text:
+    """One line of text that is no markup; what a terminal would obey is shown instead: a
+    producer's text must not move its cursor."""
+    return Text(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text))
+
+
+def _paragraph(text: str) -> Text:
+    return Text("\n").join(map(plain, text.split("\n")))
 
 
 def status_text(status: str) -> Text:

@@ -18,6 +18,7 @@ COMMANDS = (
     *("demo", "up", "broker", "topics create", "topics check", "worker", "send"),
     *("audit", "outcomes", "deadletters"),
     *("flow list", "flow show", "flow history", "flow cancel", "flow resume"),
+    "prune",
 )
 FLOW_ID = "6f1f3a52-0000-4000-8000-000000000001"
 
@@ -57,7 +58,11 @@ def test_the_help_of_all_says_the_exit_codes(capsys: pytest.CaptureFixture[str])
         (["flow", "show", "me"], "'me' is no flow id"),
         (["flow", "list", "--status", "asleep"], "asleep"),
         (["flow", "list", "--limit", "0"], "--limit"),
+        (["flow", "list", "--waiting", "--status", "finished"], "--waiting and --status finished"),
         (["flow", "cancel", FLOW_ID, "--timeout", "soon"], "--timeout is 'soon'"),
+        (["prune"], "--older-than"),
+        (["prune", "--older-than", "soon", "--yes"], "--older-than is 'soon'"),
+        (["prune", "--older-than", "30d"], "take --yes, or --dry-run"),
         (["audit", "--since", "yesterday"], "--since is 'yesterday'"),
         (["audit", "--since", "1h", "--from-beginning"], "take one"),
         (["outcomes", "--flow", "x"], "'x' is no flow id"),

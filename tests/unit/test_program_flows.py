@@ -15,7 +15,9 @@ from processor.placement import partition_of
 from processor.program import flows
 from processor.rows import Changes, FlowRow, Position, Stored
 from processor.settings import Settings
-from tests.unit.tables import flow_row, uuid
+from schemas.flow import FlowStatus
+from schemas.values import instant
+from tests.unit.tables import NOON_MS, flow_row, later, uuid
 
 PARTITIONS = 2
 TABLE_AUDIT = 4  # the next offset that the tables have not seen
@@ -77,10 +79,19 @@ def snapshot(row: FlowRow) -> bytes:
     return orjson.dumps(entry)
 
 
-def flow_on(partition: int, *, start: int = 1) -> FlowRow:
+def flow_on(partition: int, *, start: int = 1, **values: Any) -> FlowRow:
     numbers = range(start, start + 100)
     number = next(n for n in numbers if partition_of(uuid(n).encode(), PARTITIONS) == partition)
-    return flow_row(number)
+    return flow_row(number, **values)
+
+
+def waiting_on(partition: int, start: int, wait: dict[str, Any], **values: Any) -> FlowRow:
+    waiting = FlowStatus.WAITING
+    return flow_on(partition, start=start, status=waiting, wait_json=wait, **values)
+
+
+def timer(left_ms: int) -> dict[str, Any]:
+    return {"kind": "timer", "at": instant(NOON_MS + left_ms)}
 
 
 async def listed(settings: Settings) -> list[str]:
@@ -117,6 +128,67 @@ async def test_a_table_that_is_not_level_is_not_believed(
     assert await listed(settings) == [new.flow.id]
     assert await flows.find_flow(settings, old.flow.id) is None
     assert topics.read == [0, 1, 0]
+
+
+MANUAL = {"kind": "manual"}
+
+
+async def test_waiting_flows_come_by_their_end_from_tables_and_topic_alike(
+    settings: Settings, topics: Topics
+):
+    first = waiting_on(1, 1, MANUAL, cancel_requested=True)
+    second = waiting_on(0, 100, timer(1000))
+    third = waiting_on(1, 200, {**MANUAL, "timeout_at": instant(NOON_MS + 2000)})
+    fourth = waiting_on(0, 300, timer(3000), owner_session_key="other")
+    never, never_there = waiting_on(0, 400, MANUAL), waiting_on(1, 500, MANUAL)
+    no_more = waiting_on(1, 600, timer(1))
+    await given_table(settings, 0, flow_on(0, start=700), never, fourth, second)
+    topics.ends = {0: TABLE_AUDIT, 1: 9}
+    topics.state = [
+        (1, row.flow.id, snapshot(row))
+        for row in (flow_on(1, start=700), no_more, never_there, third, first, later(no_more))
+    ]
+    topics.state.append((1, f"{first.flow.id}/run-1", orjson.dumps({"step": {}})))
+
+    async def ids(**wanted: Any) -> list[str]:
+        found = await flows.list_waiting(settings, **{"owner": None, "limit": 9, **wanted})
+        return [flow.id for flow in found]
+
+    in_order = [row.flow.id for row in (first, second, third, fourth, never, never_there)]
+    assert await ids() == in_order
+    assert await ids(limit=3) == in_order[:3]
+    assert await ids(owner="other") == [fourth.flow.id]
+    assert topics.read == [1, 1, 1]
+
+
+async def test_ended_flows_come_by_their_last_change_from_tables_and_topic_alike(
+    settings: Settings, topics: Topics
+):
+    def ended_on(partition: int, start: int, age: int, **values: Any) -> FlowRow:
+        about = {"status": FlowStatus.FINISHED, "updated_at": instant(NOON_MS - age), **values}
+        return flow_on(partition, start=start, **about)
+
+    first = ended_on(1, 1, 4, status=FlowStatus.CANCELLED)
+    second = ended_on(0, 100, 3, status=FlowStatus.FAILED)
+    third = ended_on(1, 200, 2, owner_session_key="other")
+    fourth = ended_on(0, 300, 1, owner_session_key="other")
+    live = {"status": FlowStatus.RUNNING}
+    pruned = ended_on(1, 400, 9)
+    here = (ended_on(0, 500, 0), ended_on(0, 600, 9, **live), fourth, second)
+    there = (ended_on(1, 500, 0), ended_on(1, 600, 9, **live), third, first, pruned)
+    await given_table(settings, 0, *here)
+    topics.ends = {0: TABLE_AUDIT, 1: 9}
+    topics.state = [(1, row.flow.id, snapshot(row)) for row in there]
+    topics.state.append((1, pruned.flow.id, None))
+
+    found = await flows.list_ended(settings, owner=None, before_ms=NOON_MS)
+    others = await flows.list_ended(settings, owner="other", before_ms=NOON_MS)
+
+    assert found == [
+        (row.flow.id, row.flow.updated_at, row.flow.status)
+        for row in (first, second, third, fourth)
+    ]
+    assert others == found[2:]
 
 
 async def test_a_table_of_another_number_of_partitions_is_not_believed(
