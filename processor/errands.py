@@ -20,7 +20,8 @@ from schemas.commands import Prune, Wake
 
 CLOCK_MAX_AGE_S: Final = 600.0
 """How long to go by our own clock, before the broker is asked for its."""
-FOR_EVER_MS: Final = 2**53
+YEAR_9999_MS: Final = 253_370_764_800_000
+"""Later than anything that a timestamp can name, short of its last year."""
 
 
 class Due(NamedTuple):
@@ -79,7 +80,7 @@ class Errands:
         self._held_until = control_end
         self._timers.armed = await table.armed()
         self._needs_clock = bool(self._timers.armed) or (
-            self._retention.on and bool(await table.ended(None, FOR_EVER_MS, 1))
+            self._retention.on and bool(await table.ended(None, YEAR_9999_MS, 1))
         )
         self._metrics.watch_timers(
             self._partition,

@@ -38,7 +38,7 @@ class Retention:
         """Flows to prune now, the longest ended first. `at_s` is our monotonic clock."""
         if self._retain_ms is None or self._undecided or at_s < self._look_s:
             return []
-        found = await table.ended(self._after, now_ms - self._retain_ms, STEP_MAX)
+        found = await table.ended(self._after, max(0, now_ms - self._retain_ms), STEP_MAX)
         if len(found) < STEP_MAX:
             # From the beginning again: what was refused is tried again.
             self._after = None
