@@ -45,6 +45,7 @@ class FlowTable:
         self._unfinished: asyncio.Task[None] | None = None
         self.doubted = False
         """Whether another hand or a damage was seen: the file goes when the table is closed."""
+        self._damage: str | None = None
 
     @property
     def path(self) -> Path:
@@ -149,6 +150,11 @@ class FlowTable:
     async def clear(self) -> None:
         """Remove all rows, also the position, and trust the file again."""
         await self._undisturbed(self._clear)
+
+    def distrust(self, damage: str) -> None:
+        """`damage` was found in the file: each call from now on raises TableCorrupt."""
+        self._damage = damage
+        self.doubted = True
 
     async def close(self) -> None:
         """Wait for an unfinished write, then close."""
@@ -261,6 +267,8 @@ class FlowTable:
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
+        if self._damage is not None:
+            raise TableCorrupt(f"{self._path} is damaged: {self._damage}")
         try:
             with told(self._path):
                 yield
