@@ -6,7 +6,7 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,13 +30,16 @@ from processor.program.flow import login, print_history
 from processor.program.flows import history
 from processor.program.output import console, status_text, table, verdict_text
 from processor.program.running import run, settings_and_logs
-from processor.program.stories import NotAsExpected, Teller, all_stories
+from processor.program.stories import NotAsExpected, Teller, all_stories, waits_that_end
 from processor.program.streams import as_text
 from processor.settings import PREFIX, Settings
 from schemas.topics import Topics
 
 WORKER_STOP_TIMEOUT_S = 15.0
 ALL_IN_TIMEOUT_S = 30.0
+EVENT_TIMEOUT_S = 20.0
+WAKES = 3
+"""How often the processor ends a wait by itself."""
 
 
 class DemoFailed(TaskflowError):
@@ -48,7 +51,9 @@ def demo() -> None:
 
     It starts an embedded Apache Kafka on a free port, makes the topics, starts a worker as a
     process of its own, sends it over 200 commands about 50 flows, some of them wrong on
-    purpose, and shows what comes of them. The first run on a machine fetches Kafka.
+    purpose, and shows what comes of them. One flow only waits: until a time, for an event that
+    comes too late, for one that comes, and until it is cancelled. The first run on a machine
+    fetches Kafka.
 
     Example: `taskflow demo`
 
@@ -78,47 +83,100 @@ async def _demo(chosen: Settings) -> None:
 async def _play(settings: Settings, out: Console) -> None:
     told = _Told()
     listening = [
-        asyncio.ensure_future(_show_events(settings, out)),
+        asyncio.ensure_future(_show_events(settings, out, told)),
         asyncio.ensure_future(_count_outcomes(settings, told)),
     ]
     try:
         out.print("[bold]3.[/] Telling stories to it; these are the FlowEvents, as they come:")
         async with FlowClient(settings) as client:
-            tell = Teller(client)
+            tell, patient = Teller(client), Teller(client)
             await _first_story(tell)
-            began = time.monotonic()
-            before = tell.told.total()
-            await _together([*all_stories(tell)])
-            seconds, sent = time.monotonic() - began, tell.told.total() - before
-            flow_id = await _foreigners(settings, told, tell)
-        expected = tell.told.total() + 3  # the malformed one, the misplaced one and its copy
+            flow_id, waiting_id = _misplaced_by_crc32(settings.partitions), str(uuid4())
+            (sent, seconds), _ = await _together(
+                [
+                    _tell_all(settings, told, tell, flow_id),
+                    waits_that_end(patient, waiting_id, told.event),
+                ]
+            )
+        commands = tell.told + patient.told
+        expected = commands.total() + 3  # the malformed one, the misplaced one and its copy
         await _in_time(told.reach(expected), told, expected)
         history_of = [event async for event in history(settings, flow_id)]
+        history_of_waits = [event async for event in history(settings, waiting_id)]
         letters = [letter async for letter in _dead_letters(settings)]
     finally:
         for task in listening:
             task.cancel()
         await asyncio.wait(listening)
-    _conclude(out, told, tell, history_of, letters)
+    _conclude(out, told, commands, history_of, history_of_waits, letters)
     out.print(
         f"{sent} commands were answered in {seconds:.2f} s, {sent / seconds:.0f} a second: each "
         "flow's next command waited for the answer to the one before."
     )
 
 
+async def _tell_all(
+    settings: Settings, told: "_Told", tell: Teller, flow_id: str
+) -> tuple[int, float]:
+    """How many commands the stories took, and how many seconds."""
+    began = time.monotonic()
+    before = tell.told.total()
+    await _together([*all_stories(tell)])
+    seconds, sent = time.monotonic() - began, tell.told.total() - before
+    await _foreigners(settings, told, tell, flow_id)
+    return sent, seconds
+
+
 @dataclass(slots=True)
 class _Told:
-    """The outcomes as they stand on their topic."""
+    """The outcomes and the FlowEvents as they stand on their topics."""
 
     verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    wakes: int = 0
+    """Outcomes of the processor's own commands."""
+    settled: set[str] = field(default_factory=set)
+    """Ids of commands that got their last word."""
+    events: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    """By flow and the revision that they gave it."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def hear(self, outcome: dict[str, Any]) -> None:
         self.verdicts[outcome["verdict"], outcome["code"] or ""] += 1
+        self.wakes += outcome["kind"] == "wake"
+        if outcome["verdict"] != "forwarded" and outcome["command_id"] is not None:
+            self.settled.add(outcome["command_id"])
         self.changed.set()
 
+    def see(self, event: dict[str, Any]) -> None:
+        self.events.setdefault((event["flow_id"], event["revision"]), event)
+        self.changed.set()
+
+    @property
+    def answered(self) -> int:
+        """Outcomes of commands that others have sent."""
+        return self.verdicts.total() - self.wakes
+
     async def reach(self, count: int) -> None:
-        while self.verdicts.total() < count:
+        """Once that many are answered, and the processor's own, too."""
+        await self._until(lambda: self.answered >= count and self.wakes >= WAKES)
+
+    async def settles(self, command_id: str) -> None:
+        await self._until(lambda: command_id in self.settled)
+
+    async def event(self, flow_id: str, revision: int) -> dict[str, Any]:
+        """The first FlowEvent with that revision of a flow. Raises DemoFailed."""
+        try:
+            async with asyncio.timeout(EVENT_TIMEOUT_S):
+                await self._until(lambda: (flow_id, revision) in self.events)
+        except TimeoutError:
+            raise DemoFailed(
+                f"Flow {flow_id} did not come to revision {revision} within "
+                f"{EVENT_TIMEOUT_S:.0f} s: its wait does not end."
+            ) from None
+        return self.events[flow_id, revision]
+
+    async def _until(self, true: Callable[[], bool]) -> None:
+        while not true():
             self.changed.clear()
             await self.changed.wait()
 
@@ -133,14 +191,13 @@ async def _first_story(tell: Teller) -> None:
     )
 
 
-async def _foreigners(settings: Settings, told: _Told, tell: Teller) -> str:
-    """A flow that meets other clients and an operator; its id.
+async def _foreigners(settings: Settings, told: _Told, tell: Teller, flow_id: str) -> None:
+    """A flow that meets other clients and an operator.
 
     One client hashes keys with CRC32, as librdkafka does, so that its command lies on the wrong
     partition; another writes what is no command; the operator cancels.
     """
     topics, me = Topics(settings.topic_prefix), "session:foreign"
-    flow_id = _misplaced_by_crc32(settings.partitions)
     key = flow_id.encode()
     create = {
         "kind": "create_managed",
@@ -161,25 +218,25 @@ async def _foreigners(settings: Settings, told: _Told, tell: Teller) -> str:
             await producer.send_and_wait(
                 topics.commands, b'{"kind": "create_managed", oops', key=key
             )
-    await _in_time(told.reach(tell.told.total() + 3), told, tell.told.total() + 3)
+    await _in_time(told.settles(create["command_id"]), told, tell.told.total() + 2)
     await tell.send("start_running", flow_id, me)
     await tell.send("set_waiting", flow_id, me, wait={"kind": "manual"})
     await tell.send("resume", flow_id, f"operator:{login()}", control=True)
     await tell.send("update_state", flow_id, me, patch={"found": True}, next_step="done")
     await tell.send("cancel", flow_id, f"operator:{login()}", control=True)
-    return flow_id
 
 
 def _conclude(
     out: Console,
     told: _Told,
-    tell: Teller,
+    commands: Counter[str],
     events: Sequence[bytes],
+    waits: Sequence[bytes],
     letters: Sequence[dict[str, Any]],
 ) -> None:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tell.told.items()))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(commands.items()))
     out.print("[bold]4.[/] What became of the commands:")
-    out.print(Text(f"   {kinds}"))
+    out.print(Text(f"   {kinds}; {told.wakes} wake by the processor itself"))
     rows = [
         (verdict_text(verdict), code, str(count))
         for (verdict, code), count in sorted(told.verdicts.items())
@@ -188,17 +245,21 @@ def _conclude(
     out.print("[bold]5.[/] The history of one flow, which another client created and an operator")
     out.print("   resumed and cancelled:")
     print_history(out, events)
-    out.print("[bold]6.[/] The dead letter of what was no command, kept as it was:")
+    out.print("[bold]6.[/] The history of one that waited: until a time, for an event that did not")
+    out.print("   come in time, for one that came, and until its cancellation was asked for:")
+    print_history(out, waits)
+    out.print("[bold]7.[/] The dead letter of what was no command, kept as it was:")
     for letter in letters:
         out.print(Text(f"   {letter['value']!s} ({letter['code']}: {letter['message']})"))
-    if len(letters) != 1 or len(events) != 6:
+    found = len(letters), len(events), len(waits)
+    if found != (1, 6, 11):
         raise NotAsExpected(
-            f"There are {len(letters)} dead letters and {len(events)} events of the flow, but 1 "
-            "and 6 were expected."
+            f"There are {found[0]} dead letters, and {found[1]} and {found[2]} events of the two "
+            "flows, but 1, 6 and 11 were expected."
         )
 
 
-async def _show_events(settings: Settings, out: Console) -> None:
+async def _show_events(settings: Settings, out: Console, told: _Told) -> None:
     topic = Topics(settings.topic_prefix).audit
     async with aclosing(read(settings, topic, follow=True)) as records:
         async for record in records:
@@ -208,6 +269,7 @@ async def _show_events(settings: Settings, out: Console) -> None:
             line.append_text(status_text(f"{event['status']:<10}"))
             line.append(f" r{event['revision']:<2} {event['actor']}")
             out.print(line, soft_wrap=True)
+            told.see(event)
 
 
 async def _count_outcomes(settings: Settings, told: _Told) -> None:
@@ -236,17 +298,18 @@ def _misplaced_by_crc32(partitions: int) -> str:
             return flow_id
 
 
-async def _together(stories: Sequence[Any]) -> None:
-    """All at once; the first that fails ends the others."""
+async def _together(stories: Sequence[Any]) -> list[Any]:
+    """What all of them answer, told at once; the first that fails ends the others."""
     tasks = [asyncio.ensure_future(story) for story in stories]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()
+        return [task.result() for task in tasks]
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _in_time(work: Any, told: _Told, expected: int) -> None:
@@ -255,7 +318,7 @@ async def _in_time(work: Any, told: _Told, expected: int) -> None:
             await work
     except TimeoutError:
         raise DemoFailed(
-            f"{told.verdicts.total()} of {expected} outcomes came within {ALL_IN_TIMEOUT_S:.0f} s."
+            f"{told.answered} of {expected} outcomes came within {ALL_IN_TIMEOUT_S:.0f} s."
         ) from None
 
 

@@ -58,7 +58,8 @@ def prune(
 
     Settings: as for `flow list`.
     """
-    age_ms, timeout_s = duration_ms(older_than, "--older-than"), duration_ms(timeout, "--timeout")
+    age_ms = duration_ms(older_than, "--older-than")
+    timeout_s = duration_ms(timeout, "--timeout") / 1000
     if not (dry_run or yes or somebody_to_ask()):
         raise WrongUse("There is no terminal to ask at: take --yes, or --dry-run to look first.")
     settings = settings_and_logs(quiet=True)
@@ -77,8 +78,10 @@ def prune(
         say("Nothing was pruned.")
         raise typer.Exit(1)
     pruning = Pruning([flow.flow_id for flow in ended], by=f"operator:{login()}")
-    run(lambda: _prune(settings, pruning, timeout_s / 1000))
-    _sum_up(pruning, json)
+    try:
+        run(lambda: _prune(settings, pruning, timeout_s))
+    finally:
+        _sum_up(pruning, json)
     if not pruning.done:
         raise typer.Exit(1)
 

@@ -1,7 +1,8 @@
 """The demo's stories: what each kind of producer does with its flows, and what it is told."""
 
+import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -9,8 +10,11 @@ from uuid import uuid4
 from processor.client import FlowClient
 from processor.errors import TaskflowError
 from schemas.outcomes import Outcome
+from schemas.values import instant
 
 TIMEOUT_S = 30.0
+WAIT_MS = 1_500
+"""How far ahead a wait ends; by the broker's clock, which is this machine's."""
 
 
 class NotAsExpected(TaskflowError):
@@ -167,6 +171,56 @@ async def mistakes(tell: Teller, number: int) -> None:
     await tell.send("prune", flow, me, expect="forbidden")
     await tell.send("cancel", flow, "operator:demo", control=True)
     await tell.send("resume", flow, me, expect="already_terminal")
+
+
+Happened = Callable[[str, int], Awaitable[dict[str, Any]]]
+"""The FlowEvent that gave a flow a revision, once it is there."""
+
+
+async def waits_that_end(tell: Teller, flow: str, happened: Happened) -> None:
+    """One flow waits four times: until a time; for an event that does not come in time; for one
+    that comes; and until somebody thinks better of it. What ends three of these waits is the
+    processor."""
+    me, topic = "session:patient", "deliveries"
+
+    async def wait(**wait: Any) -> int:
+        told = await tell.send("set_waiting", flow, me, wait=wait)
+        return (told.revision or 0) + 1
+
+    async def ends(revision: int, kind: str, by: str | None) -> None:
+        event = await happened(flow, revision)
+        found = event["kind"], event["payload_json"].get("by")
+        if found != (kind, by):
+            raise NotAsExpected(
+                f"The wait of flow {flow} ended with {found}, but {(kind, by)} was expected."
+            )
+
+    await tell.send(
+        *("create_managed", flow, me),
+        controller_id="deliveries",
+        goal="Wait for the parcel, but not for ever",
+        requester_origin="demo",
+    )
+    await tell.send("start_running", flow, me)
+    await ends(await wait(kind="timer", at=_soon()), "resumed", "timer")
+    event = {"kind": "external_event", "topic": topic}
+    late = await wait(**event, correlation_id="parcel-1", timeout_at=_soon())
+    await ends(late, "resumed", "timeout")
+    comes = await wait(**event, correlation_id="parcel-2")
+    parcel: dict[str, Any] = {
+        "topic": topic,
+        "correlation_id": "parcel-2",
+        "payload": {"door": "front"},
+    }
+    await tell.send("resume_external", flow, "service:parcels", **parcel)
+    await ends(comes, "resumed", "external_event")
+    asked = await wait(kind="manual")
+    await tell.send("request_cancel", flow, me)
+    await ends(asked + 1, "cancelled", None)
+
+
+def _soon() -> str:
+    return instant(time.time_ns() // 1_000_000 + WAIT_MS)
 
 
 CAST: tuple[tuple[Story, int], ...] = (
