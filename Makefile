@@ -7,6 +7,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PROCESSES := 2
 
 # Tried by running it: a shim on the path may answer that it has no such version, and some
 # distributions ship a python3 that cannot make an environment.
@@ -37,8 +38,10 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP) ## Runs the main job from start to end, with a broker of its own
 	@$(BIN)/taskflow demo
 
-test: lint ## Checks style and types, and runs every test
-	$(BIN)/pytest
+# Most tests with a broker wait, and others may compute meanwhile; each process has a broker of
+# its own. They are dealt out one by one: a file may take a second, or a minute.
+test: lint ## Checks style and types, and runs every test (PROCESSES=1: one after the other)
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal
 
 lint: $(STAMP) ## Checks style and types
 	$(BIN)/ruff check

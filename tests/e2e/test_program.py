@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -142,22 +143,26 @@ async def test_a_worker_refuses_a_wrong_layout_in_a_sentence(
     assert f"{prefix}.audit: partitions is 5, must be 2" in sentence
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("worker",), ("send",), ("flow", "list")],
-    ids=" ".join,
-)
-def test_an_absent_broker_is_code_3_and_one_sentence(
-    arguments: tuple[str, ...], tmp_path: Path, prefix: str
-):
-    env = environment("127.0.0.1:1", prefix, tmp_path)
+def test_an_absent_broker_is_code_3_and_one_sentence(tmp_path: Path, prefix: str):
+    stdin = jsonl(create(str(uuid4())))
     began = time.monotonic()
 
-    done = taskflow(env, *arguments, stdin=jsonl(create(str(uuid4()))))
+    def knock(*arguments: str) -> subprocess.CompletedProcess[str]:
+        env = environment("127.0.0.1:1", prefix, tmp_path / arguments[0])
+        return taskflow(env, *arguments, stdin=stdin)
 
-    assert done.returncode == 3
-    (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith("No Kafka broker answers at 127.0.0.1:1 (connection refused)")
+    # Side by side: each of them hopes for the broker for as long as the others.
+    with ThreadPoolExecutor() as threads:
+        knocking = {
+            arguments: threads.submit(knock, *arguments)
+            for arguments in (("worker",), ("send",), ("flow", "list"))
+        }
+
+    for arguments, ended in knocking.items():
+        done = ended.result()
+        assert done.returncode == 3, arguments
+        (sentence,) = done.stderr.splitlines()
+        assert sentence.startswith("No Kafka broker answers at 127.0.0.1:1 (connection refused)")
     assert time.monotonic() - began < 20
 
 
@@ -258,6 +263,49 @@ def test_commands_are_sent_answered_and_shown(env: Environment, worker: subproce
     again = taskflow(env, "flow", "cancel", flow)
     assert again.returncode == 1
     assert lines(again)[0]["code"] == "already_terminal"
+
+
+def test_what_has_ended_is_pruned_by_hand_and_its_history_stays(
+    env: Environment, worker: subprocess.Popen[str]
+):
+    mine, yours, waiting = (str(uuid4()) for _ in range(3))
+
+    def commands(flow: str, by: str, last: dict[str, object]) -> Iterator[dict[str, object]]:
+        yield create(flow, by)
+        yield {"kind": "start_running", "flow_id": flow, "issued_by": by}
+        yield {"flow_id": flow, "issued_by": by, **last}
+
+    manual = {"kind": "set_waiting", "wait": {"kind": "manual"}}
+    stdin = jsonl(
+        *commands(mine, "me", {"kind": "finish"}),
+        *commands(yours, "you", {"kind": "fail", "reason": "tired"}),
+        *commands(waiting, "me", manual),
+    )
+    assert taskflow(env, "send", "--wait", stdin=stdin).returncode == 0
+    (waits,) = lines(taskflow(env, "flow", "list", "--waiting"))
+    assert (waits["id"], waits["wait_json"]) == (waiting, {"kind": "manual"})
+
+    listed = taskflow(env, "prune", "--older-than", "0s", "--dry-run")
+    assert {(line["flow_id"], line["status"]) for line in lines(listed)} == {
+        (mine, "finished"),
+        (yours, "failed"),
+    }
+    assert (listed.returncode, listed.stderr) == (0, "2 flows would be pruned.\n")
+    assert taskflow(env, "prune", "--older-than", "1h", "--dry-run").stdout == ""
+
+    pruned = {"verdict": "accepted", "code": None, "flows": 1}
+    for owner in (["--owner", "you"], []):
+        done = taskflow(env, "prune", "--older-than", "0s", "--yes", *owner)
+        assert (done.returncode, lines(done), done.stderr) == (0, [pruned], "")
+    again = taskflow(env, "prune", "--older-than", "0s", "--yes")
+    assert (again.returncode, again.stdout) == (0, "")
+    assert again.stderr == "There is nothing to prune.\n"
+
+    assert [line["id"] for line in lines(taskflow(env, "flow", "list"))] == [waiting]
+    history = lines(taskflow(env, "flow", "history", mine))
+    kinds = ["created", "started", "finished", "pruned"]
+    assert [event["kind"] for event in history] == kinds
+    assert str(history[-1]["actor"]).startswith("operator:")
 
 
 def test_an_unknown_flow_is_code_1_and_a_sentence(env: Environment):
@@ -388,6 +436,8 @@ def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path):
 
     assert demo.returncode == 0, complaints
     for word in ("accepted", "duplicate", "forwarded", "quarantined", "not_owner", "a second"):
+        assert word in told
+    for word in ("taskflow:timer", '{"by":"timer"', '{"by":"timeout"', '{"by":"external_event"'):
         assert word in told
     assert len(seen) >= 3  # supervisor, JVM, worker
     psutil.wait_procs(seen, timeout=10)
