@@ -129,7 +129,7 @@ class Table(Protocol):
         from behind `after` on. To be believed only once the flow itself was looked at."""
 
     async def armed(self) -> int:
-        """How many waits end by themselves; looks at each, some 50 ms for a million."""
+        """How many waits end by themselves; looks at each, some 80 ms for a million."""
 
     async def ended(self, after: Due | None, before_ms: int, limit: int) -> list[Due]:
         """Up to `limit` terminal flows whose last change is older than `before_ms`, the oldest

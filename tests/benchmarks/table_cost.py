@@ -1,9 +1,12 @@
-"""What the local table costs: µs per row, with an idle and with a busy event loop (a minute).
+"""What the local table costs: µs per row, with an idle and with a busy event loop (a minute); or
+what it costs with many flows that wait.
 
-Run it: .venv/bin/python -m tests.benchmarks.table_cost
+Run it: .venv/bin/python -m tests.benchmarks.table_cost [--waits 250000]
 """
 
+import argparse
 import asyncio
+import random
 import statistics
 import sys
 import tempfile
@@ -12,16 +15,20 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from sqlite3 import connect
+from typing import Any
 from uuid import UUID
 
 import aiosqlite
 import orjson
 
-from processor.adapters.sqlite import FlowTable, open_table, table_path
+from processor.adapters.sqlite import FlowTable, open_table, queries, table_path
 from processor.rows import Changes, FlowRow, Position, Remembered, Stored, ledger_key
 from schemas.flow import Flow, FlowStatus
+from schemas.values import instant
 
 BATCH = 1000
+NOON_MS = 1_795_348_800_000
+DAY_MS = 86_400_000
 UPSERT = "INSERT INTO t VALUES (?, ?) ON CONFLICT (k) DO UPDATE SET v = excluded.v"
 
 
@@ -48,6 +55,28 @@ def flow_row(number: int, revision: int) -> FlowRow:
     )
     doc = orjson.dumps(flow.model_dump(mode="json"))
     return FlowRow(flow, doc, 2**40 * 3 + number + revision, bytes(16), number)
+
+
+def changed(row: FlowRow, **values: Any) -> FlowRow:
+    """The row after one more change."""
+    flow = row.flow.changed({"revision": row.flow.revision + 1, **values})
+    doc = orjson.dumps(flow.model_dump(mode="json"))
+    return row._replace(flow=flow, doc=doc, last_event_id=row.last_event_id + 1)
+
+
+def waiting(row: FlowRow, until_ms: int | None) -> FlowRow:
+    timeout = {} if until_ms is None else {"timeout_at": instant(until_ms)}
+    wait = {"kind": "manual", **timeout}
+    return changed(row, status=FlowStatus.WAITING, wait_json=wait)
+
+
+def resumed(row: FlowRow) -> FlowRow:
+    return changed(row, status=FlowStatus.RUNNING, wait_json=None)
+
+
+def finished(row: FlowRow) -> FlowRow:
+    at = instant(NOON_MS + row.number)
+    return changed(row, status=FlowStatus.FINISHED, updated_at=at)
 
 
 def answer(number: int) -> Remembered:
@@ -183,6 +212,66 @@ async def ledger_bytes(directory: Path, rows: int) -> None:
     print(f"  open and check {pages * size / 1e6:.0f} MB: {taken * 1e3:.0f} ms")
 
 
+async def many_waits(count: int) -> None:
+    """A table of `count` flows that wait until some time in the next 30 days."""
+    times = random.Random(1)
+
+    def some_time(_: int) -> int:
+        return NOON_MS + times.randrange(30 * DAY_MS)
+
+    def in_an_hour(number: int) -> int:
+        return NOON_MS + number
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = table_path(Path(directory), "waits", 3)
+        async with open_table(path, partition=3, prefix="waits", partitions=4) as table:
+            bench = Bench(table)
+            for start in range(1, count, BATCH):
+                flows = [waiting(flow_row(n, 0), some_time(n)) for n in range(start, start + BATCH)]
+                await bench.write(Changes(inserted=flows))
+        print(f"{count} flows that wait: {path.stat().st_size / 1e6:.0f} MB")
+        start_s = time.perf_counter()
+        async with open_table(path, partition=3, prefix="waits", partitions=4) as table:
+            print(f"  open: {(time.perf_counter() - start_s) * 1e3:.0f} ms")
+            last = (await table.due(None, NOON_MS + 15 * DAY_MS, count))[-1]
+            end_ms = NOON_MS + 30 * DAY_MS
+            await timed("stored", [table.stored] * 5, 1)
+            await timed("next_number", [table.next_number] * 5, 1)
+            await timed("armed", [table.armed] * 5, 1)
+            await timed("due, the first", [lambda: table.due(None, end_ms, BATCH)] * 5, BATCH)
+            await timed("due, from the middle", [lambda: table.due(last, end_ms, BATCH)] * 5, BATCH)
+            batches = [range(count + 1 + i * BATCH, count + 1 + (i + 1) * BATCH) for i in range(9)]
+            rows = [[flow_row(n, 0) for n in batch] for batch in batches]
+            bench = Bench(table)
+            bench.position = await table.stored()
+            for new in rows:
+                await bench.write(Changes(inserted=new))
+            for name, change in (
+                ("update", changed),
+                ("wait, at random times", lambda row: waiting(row, some_time(row.number))),
+                ("resume", resumed),
+                ("wait, each time the latest", lambda row: waiting(row, in_an_hour(row.number))),
+                ("resume", resumed),
+                ("wait without a time", lambda row: waiting(row, None)),
+                ("resume", resumed),
+                ("finish", finished),
+            ):
+                after = [[change(row) for row in batch] for batch in rows]
+                changes = [
+                    Changes(updated=list(zip(old, new, strict=True)))
+                    for old, new in zip(rows, after, strict=True)
+                ]
+                await timed(name, [lambda c=c: bench.write(c) for c in changes], BATCH)  # type: ignore[misc]
+                rows = after
+            end_ms = NOON_MS + 10**9
+            await timed("ended", [lambda: table.ended(None, end_ms, BATCH)] * 5, BATCH)
+            start_s = time.perf_counter()
+            queries.list_waiting([path], limit=20)
+            print(
+                f"  flow list --waiting, 20 flows: {(time.perf_counter() - start_s) * 1e3:.1f} ms"
+            )
+
+
 async def main() -> None:
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -218,4 +307,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--waits", type=int, metavar="FLOWS")
+    waits = parser.parse_args().waits
+    asyncio.run(main() if waits is None else many_waits(waits))
