@@ -124,7 +124,7 @@ class Worker:
         Raises what the member was refused for.
         """
         while not stop.is_set():
-            member = self._member = self._join(self._assigned, self._revoked)
+            member = self._member = self._new_member()
             try:
                 await member.start()
                 await self._until_stopped_or_stuck(member, stop)
@@ -139,7 +139,24 @@ class Worker:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), RESTART_PAUSE_S)
 
+    def _new_member(self) -> Member:
+        """One whose word counts until we leave it: while it is stopped it may still join, and an
+        owner begun for it would stand in the way of the next one's, with a consumer that is gone.
+        """
+
+        def assigned(numbers: frozenset[int]) -> None:
+            if member is self._member:
+                self._assigned(numbers)
+
+        async def revoked() -> None:
+            if member is self._member:
+                await self._revoked()
+
+        member = self._join(assigned, revoked)
+        return member
+
     async def _leave(self, member: Member) -> None:
+        self._member = None
         for number in list(self._owned):
             self._give_up(number)
         await asyncio.gather(*self._leaving.values(), return_exceptions=True)

@@ -263,6 +263,25 @@ async def test_a_consumer_that_failed_is_replaced_and_owns_anew() -> None:
         assert len(stage.owners) == 2
 
 
+async def test_what_a_consumer_is_given_while_it_is_stopped_gets_no_owner() -> None:
+    """It would fetch from a consumer that is gone, and keep the partition from the next one."""
+    stage = Stage()
+    async with stage.running():
+        first = await stage.member()
+
+        async def stop(*, timeout_s: float) -> None:
+            first.assigned(frozenset({0}))
+
+        first.stop = stop  # type: ignore[method-assign]
+        first.failed.set()
+        second = await stage.member()
+        assert stage.owners == []
+        first.assigned(frozenset({0}))
+        assert stage.owners == []
+        second.assigned(frozenset({0}))
+        assert [owner.number for owner in stage.owners] == [0]
+
+
 async def test_a_consumer_that_cannot_start_is_replaced() -> None:
     stage = Stage()
     stage.first_breaks = OSError("broker away")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from math import ceil
 from typing import Any, Final
 
@@ -65,6 +66,8 @@ class GroupSource:
         self._stopping = asyncio.Event()
         self._decided: dict[int, Position] = {}
         self._telling: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._watch_pause_s = session_timeout_ms / 5000
         self._membership: Membership | None = None
         if instance_id is not None:
             self._membership = Membership(
@@ -96,10 +99,14 @@ class GroupSource:
             [self._topics.commands, self._topics.control], listener=_Listener(self)
         )
         self._telling = asyncio.create_task(self._keep_telling(), name="group offsets")
+        self._watching = asyncio.create_task(self._watch(), name="group membership")
 
     async def stop(self, *, timeout_s: float) -> None:
         """Leave the group."""
         self._stopping.set()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
         if self._telling is not None:
             self._telling.cancel()
             await asyncio.wait([self._telling])
@@ -126,6 +133,24 @@ class GroupSource:
             # To return is to join again, and to throw the other one out.
             await self._stopping.wait()
             raise asyncio.CancelledError("the group's part of the consumer ends here")
+
+    async def _watch(self) -> None:
+        """Notice, as soon as a heartbeat would, that the group does not let us in: who was given
+        nothing fetches nothing, and would not hear of it."""
+        while not self.failed.is_set():
+            await asyncio.sleep(self._watch_pause_s)
+            with suppress(SourceFailed):
+                await self._check()
+
+    async def _check(self) -> None:
+        """Raises SourceFailed if coordination has given up.
+
+        Seen without aiokafka's `check_errors`, which lets coordination go on: it would join once
+        more, on a consumer that we are about to stop, and throw out whoever has our name.
+        """
+        error = self._consumer._coordinator._pending_exception
+        if error is not None:
+            await self._heed(error)
 
     async def _ask_for_our_name(self) -> None:
         if self._membership is not None and self.refused is None:
@@ -209,6 +234,7 @@ class GroupSource:
         """Raises SourceFailed if the consumer itself is broken, and lets through what concerns
         this partition alone."""
         commands, control = self._pair(partition)
+        await self._check()
         try:
             fetched = await self._consumer.getmany(
                 commands, control, timeout_ms=ceil(timeout_s * 1000), max_records=max_records
@@ -246,6 +272,7 @@ class GroupSource:
         return commands, control
 
     async def undone(self, partitions: Iterable[int]) -> set[int]:
+        await self._check()
         try:
             # Who was given nothing fetches nothing, and would not hear of it otherwise.
             self._consumer._coordinator.check_errors()
