@@ -13,7 +13,7 @@ from schemas.outcomes import Outcome
 from schemas.values import instant
 
 TIMEOUT_S = 30.0
-WAIT_MS = 1_500
+WAIT_MS = 2_000
 """How far ahead a wait ends; by the broker's clock, which is this machine's."""
 
 
