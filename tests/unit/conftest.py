@@ -3,9 +3,20 @@
 from pathlib import Path
 
 import pytest
+import structlog
 
 from processor import partition
 from tests.support.scripted import Stage
+
+# What a test logs is read when it fails: in plain lines, for structlog's own way of showing an
+# error takes longer than most tests.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.format_exc_info,
+        structlog.processors.KeyValueRenderer(key_order=["level", "event"]),
+    ]
+)
 
 
 @pytest.fixture
