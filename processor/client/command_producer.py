@@ -26,6 +26,7 @@ from processor.adapters.kafka.connection import (
     ensure_reachable,
 )
 from processor.adapters.kafka.errors import explained
+from processor.adapters.kafka.pace import paced
 from processor.client.errors import CommandNotSent
 from processor.settings import Settings
 
@@ -118,6 +119,7 @@ class CommandProducer:
                     acks="all",
                     max_batch_size=BATCH_BYTES,
                 )
+                paced(producer.client)
                 try:
                     await producer.start()
                 except BaseException:

@@ -15,6 +15,7 @@ from processor.adapters.kafka.admin import partition_counts
 from processor.adapters.kafka.closing import stop_consumer
 from processor.adapters.kafka.connection import connection_options
 from processor.adapters.kafka.errors import TopicsWrong, explain, explained
+from processor.adapters.kafka.pace import paced
 from processor.settings import Settings
 
 _STOP_TIMEOUT_S: Final = 2.0
@@ -127,13 +128,15 @@ class CommittedReader:
             await stop_consumer(consumer, timeout_s=_STOP_TIMEOUT_S)
 
     def _new_consumer(self) -> AIOKafkaConsumer:
-        return AIOKafkaConsumer(
+        consumer = AIOKafkaConsumer(
             **connection_options(self._settings, "reader"),
             group_id=None,
             isolation_level="read_committed",
             auto_offset_reset="none",
             enable_auto_commit=False,
         )
+        paced(consumer._client)
+        return consumer
 
     async def _connect(self) -> AIOKafkaConsumer:
         consumer = self._new_consumer()

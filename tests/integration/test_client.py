@@ -14,6 +14,8 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import KafkaError
 
 from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.closing import stop_producer
+from processor.adapters.kafka.pace import paced
 from processor.broker import EmbeddedBroker, embedded_broker
 from processor.client import (
     AuditGap,
@@ -167,6 +169,7 @@ async def write(
         transactional_id=f"{topic}-{uuid4()}",
         request_timeout_ms=5_000,
     )
+    paced(producer.client)
     try:
         async with asyncio.timeout(10):
             await producer.start()
@@ -178,8 +181,7 @@ async def write(
             await asyncio.gather(*sent)
             await (producer.abort_transaction() if abort else producer.commit_transaction())
     finally:
-        stopping = asyncio.ensure_future(producer.stop())
-        await asyncio.wait([stopping], timeout=5)
+        await stop_producer(producer, timeout_s=5)
 
 
 def create(**fields: Any) -> dict[str, Any]:

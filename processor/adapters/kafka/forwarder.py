@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
 from processor.adapters.kafka.closing import stop_producer
+from processor.adapters.kafka.pace import paced
 from processor.batch import Forward
 from schemas.topics import DEAD_LETTER_MAX_BYTES
 
@@ -71,6 +72,7 @@ class PlainForwarder:
                     acks="all",
                     max_request_size=DEAD_LETTER_MAX_BYTES,
                 )
+                paced(producer.client)
                 await producer.start()
                 self._producer = producer
             return self._producer

@@ -9,6 +9,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processor.adapters.kafka.closing import stop_consumer
+from processor.adapters.kafka.pace import paced
 from processor.codec import Record
 from processor.ports import Extent
 
@@ -99,6 +100,7 @@ class KafkaHistory:
                 max_partition_fetch_bytes=FETCH_MAX_BYTES,
                 fetch_max_wait_ms=100,
             )
+            paced(consumer._client)
             await consumer.start()
             self._consumers[isolation_level] = consumer
         return consumer

@@ -21,6 +21,7 @@ from aiokafka.errors import (
 
 from processor.adapters.kafka.closing import stop_consumer
 from processor.adapters.kafka.membership import Membership
+from processor.adapters.kafka.pace import paced
 from processor.errors import OwnershipLost, SourceFailed, TaskflowError
 from processor.ports import Fetched
 from processor.rows import Position
@@ -92,6 +93,7 @@ class GroupSource:
             # Range gives commands and control of one number to one member.
             partition_assignment_strategy=(RangePartitionAssignor,),
         )
+        paced(self._consumer._client)
 
     async def start(self) -> None:
         await self._consumer.start()

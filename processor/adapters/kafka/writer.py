@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.structs import RecordMetadata
 
 from processor.adapters.kafka.closing import stop_producer
+from processor.adapters.kafka.pace import paced
 from processor.batch import Outgoing
 from processor.errors import TaskflowError
 from processor.ports import Written
@@ -71,6 +72,7 @@ class TransactionalWriter:
             max_batch_size=BATCH_MAX_BYTES,
             max_request_size=4 * DEAD_LETTER_MAX_BYTES,
         )
+        paced(self._producer.client)
         await asyncio.wait_for(self._producer.start(), self._commit_timeout_s)
         self._count_commits(self._producer)
 
