@@ -4,6 +4,7 @@ Pure: the same records on the same memory give the same bytes. One Handler handl
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -18,11 +19,20 @@ from processor.batch import (
     snapshot_of,
 )
 from processor.burial import OUTCOME_KEY_MAX_BYTES, dead_letter
-from processor.codec import Headers, Readable, Record, Unreadable, encode, flow_doc
+from processor.codec import (
+    Headers,
+    Readable,
+    Unreadable,
+    encode,
+    event_doc,
+    flow_doc,
+    outcome_doc,
+    source_doc,
+)
 from processor.domain import messages
 from processor.domain.decide import Decision, decide
 from processor.domain.evolve import evolve, observed_step
-from processor.domain.transitions import Authority, allowed
+from processor.domain.transitions import OPERATOR, OWNER, WAITING, Authority, allowed_from
 from processor.placement import partition_of
 from processor.rows import FlowRow, Position, Remembered, StepRow
 from schemas import dead_letters
@@ -30,9 +40,11 @@ from schemas.commands import RecordStepObservation
 from schemas.events import CHAIN_HEADER, CHAIN_START, TRACEPARENT_HEADER, EventKind
 from schemas.flow import Flow, FlowStatus
 from schemas.outcomes import FORGOTTEN, Code, Verdict
-from schemas.values import SCHEMA_VERSION, instant
 
 NOTHING: Final[Mapping[str, Any]] = {}
+# Python 3.11 runs a function whenever an enum is asked for a member.
+ACCEPTED, REJECTED = Verdict.ACCEPTED, Verdict.REJECTED
+STEP_OBSERVED = EventKind.STEP_OBSERVED
 
 
 class _Entry:
@@ -77,6 +89,7 @@ class Handler:
         self._unforwardable = unforwardable
         self._next_number = next_number
         self._next_event_id = position.next_event_id
+        self._commands = place.topics.commands
         self._next = {
             place.topics.commands: position.commands,
             place.topics.control: position.control,
@@ -129,9 +142,7 @@ class Handler:
         # A flow that is known lies right: only an unknown one is worth the hash.
         if entry.flow is None and not self._lies_right(item):
             return
-        authority = (
-            Authority.OWNER if record.topic == self._place.topics.commands else Authority.OPERATOR
-        )
+        authority = OWNER if record.topic == self._commands else OPERATOR
         first = self._ledger.get(item.ledger_key) or self._memory.ledger.get(item.ledger_key)
         if first is not None and record.timestamp - first.at_ms <= self._place.dedupe_window_ms:
             self._answer_resend(item, first, entry.flow, authority)
@@ -177,7 +188,7 @@ class Handler:
     def _answer_resend(
         self, item: Readable, first: Remembered, flow: Flow | None, authority: Authority
     ) -> None:
-        now = allowed(flow, authority) if flow else None
+        now = _allowed(flow, authority)
         if first.digest != item.digest:
             self._answer(
                 item,
@@ -212,6 +223,7 @@ class Handler:
         written: list[Outgoing] = []
         chain, event_id = entry.chain, self._next_event_id
         headers = _traceparent(record.headers)
+        source = source_doc(record)
         step: StepRow | None = None
         size_bytes = 0
         dry_run = bool(command.dry_run)
@@ -219,26 +231,12 @@ class Handler:
             flow = evolve(flow, fact)
             if dry_run:
                 continue
-            value = encode(
-                {
-                    "id": event_id,
-                    "flow_id": fact.flow_id,
-                    "kind": fact.kind._value_,
-                    "payload_json": fact.payload,
-                    "at": fact.at,
-                    "revision": fact.revision,
-                    "status": fact.status._value_,
-                    "command_id": command.command_id,
-                    "actor": command.issued_by,
-                    "source": _source(record),
-                    "schema_version": SCHEMA_VERSION,
-                }
-            )
+            value = event_doc(event_id, fact, command, source)
             chain = blake2b(chain + value, digest_size=16).digest()
             size_bytes += len(value)
             written.append(Outgoing(record.key, value, ((CHAIN_HEADER, chain), *headers)))
             event_id += 1
-            if fact.kind is EventKind.STEP_OBSERVED:
+            if fact.kind is STEP_OBSERVED:
                 step = StepRow(observed_step(fact), encode(fact.payload["step"]))
         first_event_id = self._next_event_id
         count = len(written)
@@ -247,14 +245,15 @@ class Handler:
         event_ids = range(first_event_id, first_event_id + count)
         self._answer(
             item,
-            Verdict.ACCEPTED if decision.code is None else Verdict.REJECTED,
+            ACCEPTED if decision.code is None else REJECTED,
             decision.code,
             message=_message(command.kind, decision.code, decision.details, dry_run=dry_run),
             revision=revision,
             status=status,
             event_ids=list(event_ids),
-            allowed=allowed(stands, authority) if stands else None,
+            allowed=_allowed(stands, authority),
             details=decision.details,
+            source=source,
         )
         if not dry_run and decision.code not in FORGOTTEN:
             self._ledger[item.ledger_key] = Remembered(
@@ -291,8 +290,9 @@ class Handler:
         if entry.base is not None:
             self._batch.changes.deleted.append(entry.base)
         entry.base, entry.chain, entry.last_event_id = None, CHAIN_START, 0
-        known = {(flow_id, run_id) for run_id in self._memory.run_ids.get(flow_id, ())}
-        known.update(at for at in self._steps if at[0] == flow_id)
+        # A dict, for its order: the same records give the same bytes.
+        known = {(flow_id, run_id): None for run_id in self._memory.run_ids.get(flow_id, ())}
+        known |= {at: None for at in self._steps if at[0] == flow_id}
         for at in known:
             self._steps[at] = None
             self._step_headers[at] = headers
@@ -316,47 +316,40 @@ class Handler:
         revision: int | None = None,
         status: FlowStatus | None = None,
         event_ids: Sequence[int] = (),
-        allowed: tuple[str, ...] | None = None,
+        allowed: str = "null",
         details: Mapping[str, Any] = NOTHING,
         original: Verdict | None = None,
+        source: str | None = None,
     ) -> None:
-        """Write the outcome of `item`; its last deed."""
+        """Write the outcome of `item`; its last deed. `allowed` and `source` are JSON."""
         record = item.record
-        known: Any = item
-        dry_run = item.dry_run if isinstance(item, Unreadable) else bool(item.command.dry_run)
+        value = outcome_doc(
+            item,
+            verdict,
+            code,
+            message,
+            revision,
+            status,
+            event_ids,
+            allowed,
+            details,
+            original,
+            source or source_doc(record),
+        )
         if isinstance(item, Readable):
-            known = item.command
-        flow_id: str | None = known.flow_id
-        # Enums as the texts they are: orjson would ask each for its value, which takes longer
-        # than all the rest of the outcome.
-        code_text = None if code is None else code._value_
-        outcome = {
-            "command_id": known.command_id,
-            "flow_id": flow_id,
-            "kind": known.kind,
-            "verdict": verdict._value_,
-            "code": code_text,
-            "message": message,
-            "revision": revision,
-            "status": None if status is None else status._value_,
-            "event_ids": event_ids,
-            "allowed": allowed,
-            "details": details,
-            "dry_run": dry_run,
-            "command_digest": item.digest.hex() if item.digest else None,
-            "source": _source(record),
-            "at": instant(record.timestamp),
-        }
-        if original is not None:
-            outcome["original"] = original._value_
-        if flow_id is not None:
-            key: bytes | None = flow_id.encode()
+            # Its key is the flow id, by check 5.
+            kind: str | None = item.command.kind
+            key = record.key
         else:
-            key = record.key and record.key[:OUTCOME_KEY_MAX_BYTES]
-        value = encode(outcome)
+            kind = item.kind
+            if item.flow_id is not None:
+                key = item.flow_id.encode()
+            else:
+                key = record.key and record.key[:OUTCOME_KEY_MAX_BYTES]
         self._batch.outcomes.append(Outgoing(key, value, _traceparent(record.headers)))
         self._size_bytes += len(value)
-        self._batch.tally[known.kind or "unknown", verdict._value_, code_text or ""] += 1
+        code_text = "" if code is None else code._value_
+        self._batch.tally[kind or "unknown", verdict._value_, code_text] += 1
 
     def _quarantine(self, item: Unreadable) -> None:
         message = messages.refused(item.code, {**item.details, "problem": item.problem})
@@ -408,7 +401,7 @@ class Handler:
 
 
 def _cancels_from_wait(flow: Flow | None) -> bool:
-    return flow is not None and flow.cancel_requested and flow.status is FlowStatus.WAITING
+    return flow is not None and flow.cancel_requested and flow.status is WAITING
 
 
 def _spoiled(item: Decoded, code: Code) -> Unreadable:
@@ -433,8 +426,16 @@ def _message(kind: str, code: Code | None, details: dict[str, Any], *, dry_run: 
     return messages.DRY_RUN_ACCEPTED if dry_run else messages.accepted(kind)
 
 
-def _source(record: Record) -> dict[str, Any]:
-    return {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+def _allowed(flow: Flow | None, authority: Authority) -> str:
+    """What an outcome says in `allowed`, as JSON."""
+    if flow is None:
+        return "null"
+    return _allowed_doc(flow.status, flow.cancel_requested, authority)
+
+
+@cache
+def _allowed_doc(status: FlowStatus, cancel_requested: bool, authority: Authority) -> str:
+    return encode(allowed_from(status, cancel_requested, authority)).decode()
 
 
 def _traceparent(headers: Headers) -> Headers:

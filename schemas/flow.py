@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from schemas.values import (
     Instant,
@@ -88,16 +88,21 @@ class Flow(Message):
         What `model_copy(update=…)` does, without copying what is about to be replaced: a third of
         the time, on the path that each command takes.
         """
-        flow = object.__new__(type(self))
-        object.__setattr__(flow, "__dict__", {**self.__dict__, **changes})
-        object.__setattr__(flow, "__pydantic_fields_set__", _ALL_FIELDS)
-        object.__setattr__(flow, "__pydantic_extra__", None)
-        object.__setattr__(flow, "__pydantic_private__", None)
+        flow = _new(type(self))
+        _set_dict(flow, {**self.__dict__, **changes})
+        _set_fields_set(flow, _ALL_FIELDS)
+        _set_extra(flow, None)
+        _set_private(flow, None)
         return flow
 
 
 _ALL_FIELDS = set(Flow.model_fields)
 """Shared by all flows that were changed: each would hold two kilobytes of its own."""
+# What a model consists of; asking `object.__setattr__` each time takes half as long again.
+_new = object.__new__
+_set_dict, _set_fields_set, _set_extra, _set_private = (
+    BaseModel.__dict__[slot].__set__ for slot in BaseModel.__slots__
+)
 
 
 class FlowStep(Message):

@@ -9,10 +9,12 @@ from typing import Any, Final, NamedTuple, assert_never
 import orjson
 
 from processor.domain import evolve
+from processor.domain.evolve import STATE_UPDATED
 from processor.domain.facts import Fact
 from processor.domain.transitions import (
     GONE,
     OPEN_TO_ALL,
+    OWNER,
     TERMINAL,
     Authority,
     destination,
@@ -82,7 +84,7 @@ def decide(
     decided like any other: what to do with the facts is the caller's.
     """
     kind = KINDS_BY_NAME[command.kind]
-    if authority is Authority.OWNER and kind in CONTROL_ONLY:
+    if authority is OWNER and kind in CONTROL_ONLY:
         return rejected(Code.FORBIDDEN)
     if command.expires_at is not None and at_ms > parse_timestamp(command.expires_at):
         return rejected(Code.EXPIRED, expires_at=command.expires_at)
@@ -91,15 +93,14 @@ def decide(
     if flow is None:
         return rejected(Code.NOT_FOUND)
     if (
-        authority is Authority.OWNER
-        and kind not in OPEN_TO_ALL
+        authority is OWNER
         and command.issued_by != flow.owner_session_key
+        and kind not in OPEN_TO_ALL
     ):
         return rejected(Code.NOT_OWNER)
-    if command.expected_revision is not None and command.expected_revision != flow.revision:
-        return rejected(
-            Code.REVISION_MISMATCH, expected=command.expected_revision, actual=flow.revision
-        )
+    expected = command.expected_revision
+    if expected is not None and expected != flow.revision:
+        return rejected(Code.REVISION_MISMATCH, expected=expected, actual=flow.revision)
     if (code := refusal(kind, flow.status, flow.cancel_requested)) is not None:
         if code is not Code.ILLEGAL_TRANSITION:
             return rejected(code)
@@ -114,7 +115,7 @@ def _decide_create(
     if flow is not None:
         return rejected(Code.ALREADY_EXISTS)
     owner = command.owner_session_key or command.issued_by
-    if authority is Authority.OWNER and owner != command.issued_by:
+    if authority is OWNER and owner != command.issued_by:
         return rejected(Code.NOT_OWNER)
     if command.expected_revision is not None:
         return rejected(Code.REVISION_MISMATCH, expected=command.expected_revision, actual=None)
@@ -143,29 +144,19 @@ def _follow(
     """Checks 16 and 17, which each kind has of its own, and what happens if they pass."""
     at = instant(at_ms)
 
-    def happened(kind: EventKind, to: FlowStatus | None = None, **payload: Any) -> Decision:
-        return Decision((Fact(kind, flow.id, at, flow.revision + 1, to or flow.status, payload),))
-
-    def happened_to_state(
-        state: Any, kind: EventKind, to: FlowStatus | None = None, **payload: Any
-    ) -> Decision:
-        # What stays as it is was small enough when it was written (a failure may exceed).
-        if state is not flow.state_json:
-            too_large = _oversize(state, STATE_MAX_BYTES, "state_json")
-            if too_large is not None:
-                return too_large
-        return happened(kind, to, **payload)
-
     match command.kind:
         case "update_state":
-            return happened_to_state(
-                evolve.merge(flow.state_json, command.patch),
-                EventKind.STATE_UPDATED,
-                patch=command.patch,
-                next_step=command.next_step,
+            patch = command.patch
+            return _to_state(
+                flow,
+                at,
+                evolve.merge(flow.state_json, patch),
+                STATE_UPDATED,
+                None,
+                {"patch": patch, "next_step": command.next_step},
             )
         case "start_running":
-            return happened(EventKind.STARTED, FlowStatus.RUNNING)
+            return _happened(flow, at, EventKind.STARTED, FlowStatus.RUNNING, {})
         case "set_waiting":
             written = command.wait.model_dump(exclude_none=True)
             field_name = "at" if command.wait.kind == "timer" else "timeout_at"
@@ -173,14 +164,15 @@ def _follow(
                 problem = _time_problem(parse_timestamp(until), at_ms, limits)
                 if problem is not None:
                     return rejected(Code.INVALID_DATA, field=f"wait.{field_name}", problem=problem)
-            return happened(EventKind.WAITING, FlowStatus.WAITING, wait=written)
+            return _happened(flow, at, EventKind.WAITING, FlowStatus.WAITING, {"wait": written})
         case "resume":
-            return happened_to_state(
+            return _to_state(
+                flow,
+                at,
                 evolve.merge_if_any(flow.state_json, command.state_patch),
                 EventKind.RESUMED,
                 FlowStatus.RUNNING,
-                by="command",
-                state_patch=command.state_patch,
+                {"by": "command", "state_patch": command.state_patch},
             )
         case "resume_external":
             wait_json = flow.wait_json
@@ -191,31 +183,35 @@ def _follow(
             ):
                 return rejected(Code.WAIT_MISMATCH, waits_for=wait_json["kind"])
             patch = None if command.payload is None else {"resume_event": command.payload}
-            return happened_to_state(
+            return _to_state(
+                flow,
+                at,
                 evolve.merge_if_any(flow.state_json, patch),
                 EventKind.RESUMED,
                 FlowStatus.RUNNING,
-                by="external_event",
-                state_patch=patch,
+                {"by": "external_event", "state_patch": patch},
             )
         case "finish":
-            return happened_to_state(
+            return _to_state(
+                flow,
+                at,
                 evolve.merge_if_any(flow.state_json, command.final_state),
                 EventKind.FINISHED,
                 FlowStatus.FINISHED,
-                final_state=command.final_state,
+                {"final_state": command.final_state},
             )
         case "fail":
-            return happened(EventKind.FAILED, FlowStatus.FAILED, reason=command.reason)
+            reason = {"reason": command.reason}
+            return _happened(flow, at, EventKind.FAILED, FlowStatus.FAILED, reason)
         case "request_cancel":
             if flow.cancel_requested or flow.status in TERMINAL:
                 return ACCEPTED_AS_IS
-            return happened(EventKind.CANCEL_REQUESTED)
+            return _happened(flow, at, EventKind.CANCEL_REQUESTED, None, {})
         case "cancel":
-            return happened(EventKind.CANCELLED, FlowStatus.CANCELLED)
+            return _happened(flow, at, EventKind.CANCELLED, FlowStatus.CANCELLED, {})
         case "wake":
             if flow.cancel_requested:
-                return happened(EventKind.CANCELLED, FlowStatus.CANCELLED)
+                return _happened(flow, at, EventKind.CANCELLED, FlowStatus.CANCELLED, {})
             wait_json = flow.wait_json
             is_timer = wait_json["kind"] == "timer"
             due = wait_json.get("at" if is_timer else "timeout_at")
@@ -223,11 +219,9 @@ def _follow(
                 return rejected(Code.WAIT_MISMATCH, waits_for=wait_json["kind"])
             if at_ms < parse_timestamp(due):
                 return rejected(Code.NOT_DUE, due=due)
-            return happened(
-                EventKind.RESUMED,
-                FlowStatus.RUNNING,
-                by="timer" if is_timer else "timeout",
-                state_patch=None,
+            by = "timer" if is_timer else "timeout"
+            return _happened(
+                flow, at, EventKind.RESUMED, FlowStatus.RUNNING, {"by": by, "state_patch": None}
             )
         case "record_step_observation":
             return _observe(command, flow, at, step)
@@ -237,6 +231,30 @@ def _follow(
             raise AssertionError("creates are decided before there is a flow")
         case _:
             assert_never(command)
+
+
+def _happened(
+    flow: Flow, at: str, kind: EventKind, to: FlowStatus | None, payload: dict[str, Any]
+) -> Decision:
+    """`to` None: the status stays."""
+    return Decision((Fact(kind, flow.id, at, flow.revision + 1, to or flow.status, payload),))
+
+
+def _to_state(
+    flow: Flow,
+    at: str,
+    state: Any,
+    kind: EventKind,
+    to: FlowStatus | None,
+    payload: dict[str, Any],
+) -> Decision:
+    """As `_happened`, if the new `state` is small enough."""
+    # What stays as it is was small enough when it was written (a failure may exceed).
+    if state is not flow.state_json:
+        too_large = _oversize(state, STATE_MAX_BYTES, "state_json")
+        if too_large is not None:
+            return too_large
+    return _happened(flow, at, kind, to, payload)
 
 
 def _observe(

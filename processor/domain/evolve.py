@@ -1,11 +1,24 @@
 """From what is and what happened to what is next. Evolving believes what it is told."""
 
 from collections.abc import Iterable
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 from processor.domain.facts import Fact
 from schemas.events import EventKind
 from schemas.flow import Flow, FlowStep
+
+# Python 3.11 runs a function whenever an enum is asked for a member: half of what evolving cost.
+CREATED: Final = EventKind.CREATED
+STARTED: Final = EventKind.STARTED
+WAITING: Final = EventKind.WAITING
+RESUMED: Final = EventKind.RESUMED
+FINISHED: Final = EventKind.FINISHED
+FAILED: Final = EventKind.FAILED
+CANCEL_REQUESTED: Final = EventKind.CANCEL_REQUESTED
+CANCELLED: Final = EventKind.CANCELLED
+STATE_UPDATED: Final = EventKind.STATE_UPDATED
+STEP_OBSERVED: Final = EventKind.STEP_OBSERVED
+PRUNED: Final = EventKind.PRUNED
 
 
 def merge(state: Any, patch: Any) -> Any:
@@ -28,52 +41,47 @@ def failure(reason: str, at: str) -> dict[str, Any]:
 
 def evolve(flow: Flow | None, fact: Fact) -> Flow | None:
     """The flow after `fact`; None once it is pruned. `flow` is None only before `created`."""
-    kind, payload = fact.kind, fact.payload
-    if kind is EventKind.CREATED:
+    kind, _, at, revision, status, payload = fact
+    if kind is CREATED:
         return Flow(
             id=fact.flow_id,
             **payload,
             wait_json=None,
-            status=fact.status,
+            status=status,
             cancel_requested=False,
-            revision=fact.revision,
-            created_at=fact.at,
-            updated_at=fact.at,
+            revision=revision,
+            created_at=at,
+            updated_at=at,
         )
     if flow is None:
         raise ValueError(f"{kind} of a flow that was never created: {fact.flow_id}")
-    changes: dict[str, Any] = {
-        "status": fact.status,
-        "revision": fact.revision,
-        "updated_at": fact.at,
-    }
-    match kind:
-        case EventKind.STARTED:
-            pass
-        case EventKind.WAITING:
-            changes["wait_json"] = payload["wait"]
-        case EventKind.RESUMED:
-            changes["wait_json"] = None
-            changes["state_json"] = merge_if_any(flow.state_json, payload["state_patch"])
-        case EventKind.FINISHED:
-            changes["state_json"] = merge_if_any(flow.state_json, payload["final_state"])
-        case EventKind.FAILED:
-            changes["wait_json"] = None
-            changes["state_json"] = merge(flow.state_json, failure(payload["reason"], fact.at))
-        case EventKind.CANCEL_REQUESTED:
-            changes["cancel_requested"] = True
-        case EventKind.CANCELLED:
-            changes["wait_json"] = None
-        case EventKind.STATE_UPDATED:
-            changes["state_json"] = merge(flow.state_json, payload["patch"])
-            if payload["next_step"] is not None:
-                changes["current_step"] = payload["next_step"]
-        case EventKind.STEP_OBSERVED:
-            return flow
-        case EventKind.PRUNED:
-            return None
-        case _:
-            assert_never(kind)
+    changes: dict[str, Any] = {"status": status, "revision": revision, "updated_at": at}
+    if kind is STATE_UPDATED:
+        changes["state_json"] = merge(flow.state_json, payload["patch"])
+        if payload["next_step"] is not None:
+            changes["current_step"] = payload["next_step"]
+    elif kind is STARTED:
+        pass
+    elif kind is WAITING:
+        changes["wait_json"] = payload["wait"]
+    elif kind is RESUMED:
+        changes["wait_json"] = None
+        changes["state_json"] = merge_if_any(flow.state_json, payload["state_patch"])
+    elif kind is FINISHED:
+        changes["state_json"] = merge_if_any(flow.state_json, payload["final_state"])
+    elif kind is FAILED:
+        changes["wait_json"] = None
+        changes["state_json"] = merge(flow.state_json, failure(payload["reason"], at))
+    elif kind is CANCEL_REQUESTED:
+        changes["cancel_requested"] = True
+    elif kind is CANCELLED:
+        changes["wait_json"] = None
+    elif kind is STEP_OBSERVED:
+        return flow
+    elif kind is PRUNED:
+        return None
+    else:
+        assert_never(kind)
     return flow.changed(changes)
 
 

@@ -11,6 +11,7 @@ from schemas.commands import CONTROL_ONLY, CommandKind
 from schemas.flow import Flow, FlowStatus
 from schemas.outcomes import Code
 
+# By name, here and elsewhere: Python 3.11 runs a function whenever an enum is asked for a member.
 CREATED, RUNNING, WAITING = FlowStatus.CREATED, FlowStatus.RUNNING, FlowStatus.WAITING
 CANCELLED, FINISHED, FAILED = FlowStatus.CANCELLED, FlowStatus.FINISHED, FlowStatus.FAILED
 
@@ -32,6 +33,9 @@ class Authority(StrEnum):
 
     OWNER = "commands"
     OPERATOR = "control"
+
+
+OWNER, OPERATOR = Authority.OWNER, Authority.OPERATOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +97,14 @@ def refusal(kind: CommandKind, status: FlowStatus, cancel_requested: bool) -> Co
 
 
 @cache
-def _allowed(status: FlowStatus, cancel_requested: bool, authority: Authority) -> tuple[str, ...]:
+def allowed_from(
+    status: FlowStatus, cancel_requested: bool, authority: Authority
+) -> tuple[str, ...]:
+    """As `allowed`, by what it depends on."""
     open_kinds = KINDS.keys() - (CONTROL_ONLY if authority is Authority.OWNER else frozenset())
     return tuple(sorted(str(k) for k in open_kinds if refusal(k, status, cancel_requested) is None))
 
 
 def allowed(flow: Flow, authority: Authority) -> tuple[str, ...]:
     """The kinds, sorted, that would pass checks 13 to 15 now from the same topic."""
-    return _allowed(flow.status, flow.cancel_requested, authority)
+    return allowed_from(flow.status, flow.cancel_requested, authority)
