@@ -159,7 +159,9 @@ def _owner(
             compression=compression_type(settings),
             commit_timeout_s=settings.commit_timeout_ms / 1000,
         ),
-        new_history=lambda: KafkaHistory(connection, partition),
+        new_history=lambda: KafkaHistory(
+            connection, partition, stall_timeout_s=settings.watchdog_timeout_ms / 1000
+        ),
         metrics=metrics,
         batch_max_records=settings.batch_max_records,
         cache_bytes=settings.flow_cache_bytes // settings.partitions,

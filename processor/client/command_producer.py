@@ -123,7 +123,7 @@ class CommandProducer:
                 try:
                     await producer.start()
                 except BaseException:
-                    await producer.stop()
+                    await stop_producer(producer, timeout_s=CLOSE_TIMEOUT_S)
                     raise
                 self._producer = producer
             return self._producer

@@ -55,6 +55,12 @@ class AccessDenied(BrokerUnreachable):
     retriable = False
 
 
+class HistoryStalled(TaskflowError):
+    """Reading a topic back has come no further for too long; another consumer may."""
+
+    retriable = True
+
+
 class TopicsWrong(TaskflowError):
     """The topics are not what they must be, so nothing was processed."""
 

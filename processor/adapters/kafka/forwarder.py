@@ -6,7 +6,7 @@ commands until the transaction timed out.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
@@ -15,6 +15,8 @@ from processor.adapters.kafka.closing import stop_producer
 from processor.adapters.kafka.pace import paced
 from processor.batch import Forward
 from schemas.topics import DEAD_LETTER_MAX_BYTES
+
+STOP_TIMEOUT_S: Final = 2.0
 
 
 class PlainForwarder:
@@ -73,7 +75,11 @@ class PlainForwarder:
                     max_request_size=DEAD_LETTER_MAX_BYTES,
                 )
                 paced(producer.client)
-                await producer.start()
+                try:
+                    await producer.start()
+                except BaseException:
+                    await stop_producer(producer, timeout_s=STOP_TIMEOUT_S)
+                    raise
                 self._producer = producer
             return self._producer
 
@@ -81,4 +87,4 @@ class PlainForwarder:
         """Let go of the producer; the next `forward` starts another."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            await stop_producer(producer, timeout_s=2.0)
+            await stop_producer(producer, timeout_s=STOP_TIMEOUT_S)

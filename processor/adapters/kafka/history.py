@@ -9,6 +9,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processor.adapters.kafka.closing import stop_consumer
+from processor.adapters.kafka.errors import HistoryStalled
 from processor.adapters.kafka.pace import paced
 from processor.codec import Record
 from processor.ports import Extent
@@ -19,14 +20,25 @@ CHUNK_MAX_RECORDS: Final = 2_000
 FETCH_MAX_BYTES: Final = 4 * 1024 * 1024
 SETTLE_POLL_S: Final = 0.02
 SETTLE_REPORT_S: Final = 5.0
+STALL_TIMEOUT_S: Final = 30.0
+STOP_TIMEOUT_S: Final = 2.0
 
 
 class KafkaHistory:
     """Consumers of one takeover: one that sees open transactions, one that does not."""
 
-    def __init__(self, connection: Mapping[str, Any], partition: int) -> None:
+    def __init__(
+        self,
+        connection: Mapping[str, Any],
+        partition: int,
+        *,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+    ) -> None:
+        """`stall_timeout_s`: how long a read may come no further, as the worker's watchdog has it,
+        which does not look at what still recovers."""
         self._connection = connection
         self._partition = partition
+        self._stall_timeout_s = stall_timeout_s
         self._consumers: dict[str, AIOKafkaConsumer] = {}
 
     async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
@@ -74,20 +86,33 @@ class KafkaHistory:
 
     async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         """Committed records of [start, end). Ends when the consumer's position says so: the last
-        offsets may be markers, which no record shows."""
+        offsets may be markers, which no record shows.
+
+        Raises HistoryStalled: aiokafka's consumers retry for ever, and some never come back from
+        the restart of a broker.
+        """
         if start >= end:
             return
         tp = TopicPartition(topic, self._partition)
         consumer = await self._consumer("read_committed")
         consumer.assign([tp])
         consumer.seek(tp, start)
+        reached, reached_at = start, time.monotonic()
         while True:
             fetched = await consumer.getmany(tp, timeout_ms=200, max_records=CHUNK_MAX_RECORDS)
             records = [r for some in fetched.values() for r in some if r.offset < end]
             if records:
                 yield records
-            if await consumer.position(tp) >= end:
+            position = await consumer.position(tp)
+            if position >= end:
                 return
+            if position > reached:
+                reached, reached_at = position, time.monotonic()
+            elif time.monotonic() - reached_at > self._stall_timeout_s:
+                raise HistoryStalled(
+                    f"Reading {topic} of partition {self._partition} stands at offset {position} "
+                    f"of {end} since {self._stall_timeout_s:g} s."
+                )
 
     async def _consumer(self, isolation_level: str) -> AIOKafkaConsumer:
         consumer = self._consumers.get(isolation_level)
@@ -101,11 +126,15 @@ class KafkaHistory:
                 fetch_max_wait_ms=100,
             )
             paced(consumer._client)
-            await consumer.start()
+            try:
+                await consumer.start()
+            except BaseException:
+                await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
+                raise
             self._consumers[isolation_level] = consumer
         return consumer
 
     async def close(self) -> None:
         consumers, self._consumers = list(self._consumers.values()), {}
         for consumer in consumers:
-            await stop_consumer(consumer, timeout_s=2.0)
+            await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
