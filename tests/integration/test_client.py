@@ -137,6 +137,7 @@ async def processor(
                             (a.partition, a.outcome["flow_id"], orjson.dumps(a.outcome), [])
                             for a in answers
                         ],
+                        transactional_id=f"answers-{reader._topic}",
                     )
                     written = True
                 except (KafkaError, TimeoutError):  # the broker is away; answer once more
@@ -162,11 +163,16 @@ async def write(
     records: Iterable[tuple[int, str, bytes, list[tuple[str, bytes]]]],
     *,
     abort: bool = False,
+    transactional_id: str | None = None,
 ) -> None:
-    """Write (partition, key, value, headers) in one transaction."""
+    """Write (partition, key, value, headers) in one transaction.
+
+    Whoever tries again gives a `transactional_id`, so that the broker ends what the last try left
+    open; otherwise it would hide everything behind it until the transaction timed out.
+    """
     producer = AIOKafkaProducer(
         bootstrap_servers=settings.bootstrap_servers,
-        transactional_id=f"{topic}-{uuid4()}",
+        transactional_id=transactional_id or f"{topic}-{uuid4()}",
         request_timeout_ms=5_000,
     )
     paced(producer.client)

@@ -25,7 +25,7 @@ from processor.adapters.kafka.writer import CommitUncertain, TransactionalWriter
 from processor.batch import Outgoing, cursor_record
 from processor.bootstrap import run_worker
 from processor.broker import EmbeddedBroker
-from processor.errors import InstanceIdTaken, OwnershipLost
+from processor.errors import InstanceIdTaken, OwnershipLost, SourceFailed
 from processor.rows import Position
 from processor.settings import Settings
 from schemas.topics import MESSAGE_MAX_BYTES, Topics
@@ -398,6 +398,26 @@ async def test_a_member_whose_place_another_took_confirms_nothing(settings: Sett
                 await sleeper.confirm(0, NOWHERE)
 
 
+async def test_a_consumer_that_the_group_does_not_let_in_fails_and_does_not_join_once_more(
+    settings: Settings,
+) -> None:
+    """aiokafka goes on joining as soon as somebody has seen its error."""
+    async with member(settings) as source:
+        await asyncio.wait_for(source.assigned(0), PATIENCE_S)
+        coordinator = source._consumer._coordinator
+        # As after a join that met another live member of our name, for which it has no error.
+        error = aiokafka.errors.KafkaError("UnknownError()")
+        pushing = asyncio.ensure_future(coordinator._push_error_to_user(error))
+
+        await asyncio.wait_for(source.failed.wait(), PATIENCE_S)
+
+        for asking in (source.undone([0]), source.fetch(0, max_records=1, timeout_s=0.1)):
+            with pytest.raises(SourceFailed, match="UnknownError"):
+                await asking
+        assert not pushing.done()
+    await asyncio.wait_for(pushing, PATIENCE_S)
+
+
 # Static members
 
 
@@ -417,6 +437,30 @@ async def test_a_restarted_static_worker_is_back_without_waiting_for_its_session
             async with running_worker(settings):
                 await produce(settings, "commands", [create(round_)])
                 await decided(observer, round_ + 1)
+
+
+async def test_of_two_live_workers_with_one_instance_id_one_stops_and_the_other_decides(
+    broker: EmbeddedBroker, settings: Settings, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"session_timeout_ms": 6_000, "instance_id": "twin"})
+    first = settings.model_copy(update={"state_dir": tmp_path / "first"})
+    second = settings.model_copy(update={"state_dir": tmp_path / "second"})
+    stop = asyncio.Event()
+    workers = [asyncio.create_task(run_worker(one, stop=stop)) for one in (first, second)]
+    try:
+        done, live = await asyncio.wait(
+            workers, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        (stopped,) = done
+        with pytest.raises(InstanceIdTaken, match="TASKFLOW_INSTANCE_ID 'twin'; this one stops"):
+            stopped.result()
+        async with observing(broker.bootstrap, settings.topic_prefix, 1) as observer:
+            await produce(settings, "commands", [create(1), create(2)])
+            await decided(observer, 2)
+        assert len(live) == 1
+    finally:
+        stop.set()
+        await asyncio.gather(*workers, return_exceptions=True)
 
 
 async def test_a_worker_that_comes_later_with_a_name_in_use_is_the_one_that_stops(
