@@ -32,6 +32,8 @@ from processor.settings import Settings
 
 CLOSE_TIMEOUT_S: Final = 5.0
 RETRY_PAUSE_S: Final = 0.2
+ACK_TIMEOUT_S: Final = 45.0
+"""aiokafka gives a batch up after 40 s, but not if its sender hangs: then nobody ever would."""
 BATCH_BYTES: Final = 128 * 1024
 
 _OF_THE_PRODUCER: Final = (
@@ -87,7 +89,10 @@ class CommandProducer:
                 producer = await self._current()
                 written = await producer.send(topic, value, key=key, headers=list(headers))
                 handed_over()
-                return await written
+                try:
+                    return await asyncio.wait_for(written, ACK_TIMEOUT_S)
+                except TimeoutError:
+                    raise KafkaTimeoutError("the producer says nothing any more") from None
             except KafkaError as error:
                 if producer is not None:
                     self._replace(producer)

@@ -35,6 +35,7 @@ class Client:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
         self.answers = True
+        self.breaks = False
         self.asked_at: list[float] = []
         monkeypatch.setattr(asyncio, "sleep", self._sleep)
         paced(self, monotonic=lambda: self.now_s)
@@ -44,6 +45,8 @@ class Client:
 
     async def _metadata_update(self, cluster: Cluster, topics: set[str]) -> bool:
         self.asked_at.append(self.now_s)
+        if self.breaks:
+            raise KeyError("something that aiokafka did not foresee")
         return self.answers
 
     async def ask(self, times: int, cluster: Cluster = ALL_LED) -> list[float]:
@@ -68,6 +71,15 @@ async def test_a_partition_without_a_leader_is_asked_for_ever_more_rarely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert await Client(monkeypatch).ask(4, Cluster({"t": {1}})) == [0.1, 0.2, 0.4]
+
+
+async def test_what_nobody_foresaw_is_asking_in_vain_and_not_the_end_of_asking(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Client(monkeypatch)
+    client.breaks = True
+
+    assert await client.ask(4) == [0.1, 0.2, 0.4]
 
 
 async def test_who_is_answered_asks_again_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,12 @@ beside them.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Collection
 from typing import Any, Final
+
+_log = logging.getLogger(__name__)
 
 PAUSE_MIN_S: Final = 0.1
 PAUSE_MAX_S: Final = 1.0
@@ -32,7 +35,12 @@ def paced(client: Any, *, monotonic: Callable[[], float] = time.monotonic) -> No
             pause_s = min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(in_vain - 1, 10))
             await asyncio.sleep(max(0.0, asked_at + pause_s - monotonic()))
         asked_at = monotonic()
-        answered: bool = await ask(cluster, topics)
+        try:
+            answered: bool = await ask(cluster, topics)
+        except Exception as error:
+            # The client's task would end unseen, and whoever awaits metadata would do so for ever.
+            _log.warning("metadata could not be asked for: %r", error)
+            answered = False
         in_vain = 0 if answered and _all_led(cluster, topics) else in_vain + 1
         return answered
 

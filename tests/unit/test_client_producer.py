@@ -1,0 +1,59 @@
+"""CommandProducer before producers that do as the test says."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from processor.client import command_producer as module
+from processor.client.command_producer import CommandProducer
+from processor.settings import Settings
+
+
+class Client:
+    async def close(self) -> None: ...
+
+
+class Producer:
+    """Acknowledges with `written`, or never."""
+
+    def __init__(self, written: object | None) -> None:
+        self.client = Client()
+        self.stopped = False
+        self._written = written
+
+    async def send(self, topic: str, value: bytes, **how: Any) -> "asyncio.Future[object]":
+        future = asyncio.get_running_loop().create_future()
+        if self._written is not None:
+            future.set_result(self._written)
+        return future
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+async def test_a_producer_that_never_says_anything_is_replaced_and_the_record_written_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ACK_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(module, "RETRY_PAUSE_S", 0.0)
+    silent, sound = Producer(None), Producer("written")
+    producers = [silent, sound]
+    producer = CommandProducer(Settings())
+
+    async def current() -> Any:
+        producer._producer = producer._producer or producers.pop(0)
+        return producer._producer
+
+    monkeypatch.setattr(producer, "_current", current)
+    handed_over: list[None] = []
+
+    async with asyncio.timeout(10):
+        written = await producer.send(
+            "t", b"k", b"v", [], handed_over=lambda: handed_over.append(None)
+        )
+        await producer.close()
+
+    assert written == "written"
+    assert len(handed_over) == 2
+    assert silent.stopped
