@@ -18,6 +18,8 @@ log = structlog.get_logger()
 
 DRAIN_TIMEOUT_S: Final = 4.0
 """What is in hand may take this long to finish; shutting down takes 5 s at most."""
+CANCEL_AGAIN_S: Final = 3.0
+"""An owner that was cancelled and lives on is cancelled again; to let go of its clients takes less."""
 REVOKE_TIMEOUT_S: Final = 3.0
 RESTART_PAUSE_S: Final = 0.5
 
@@ -260,7 +262,10 @@ async def _end(owned: _Owned, earlier: asyncio.Task[None] | None) -> None:
     have ended either."""
     with suppress(TimeoutError):
         await asyncio.wait_for(owned.owner.idle(), DRAIN_TIMEOUT_S)
-    owned.task.cancel()
+    # Until 3.12, what `wait_for` waits for swallows a cancellation that comes as it ends.
+    while not owned.task.done():
+        owned.task.cancel()
+        await asyncio.wait([owned.task], timeout=CANCEL_AGAIN_S)
     (result,) = await asyncio.gather(owned.task, return_exceptions=True)
     if isinstance(result, Exception):
         log.error("a partition owner ended with an error", exc_info=result)

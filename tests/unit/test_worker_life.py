@@ -61,11 +61,19 @@ class ScriptedOwner:
         self.in_hand.set()
         self.may_end = asyncio.Event()
         self.may_end.set()
+        self.swallows = 0
+        """So many cancellations have no effect."""
 
     async def run(self) -> None:
         self.begun.set()
         try:
-            await asyncio.Event().wait()
+            while True:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    if not self.swallows:
+                        raise
+                    self.swallows -= 1
         finally:
             await self.may_end.wait()
             self.ended.set()
@@ -352,6 +360,24 @@ async def test_a_member_that_must_not_join_again_ends_the_worker_with_its_senten
     assert member.stopped.is_set()
     assert stage.owners[0].released.is_set()
     assert len(stage.members) == 1
+
+
+async def test_an_owner_that_swallows_a_cancellation_is_cancelled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "CANCEL_AGAIN_S", 0.01)
+    stage = Stage()
+    async with stage.running():
+        member = await stage.member()
+        member.assigned(frozenset({0}))
+        owner = stage.owners[0]
+        await owner.begun.wait()
+        owner.swallows = 1
+
+        member.assigned(frozenset())
+
+        async with asyncio.timeout(PATIENCE_S):
+            await owner.ended.wait()
 
 
 async def test_an_owner_that_ends_with_an_error_does_not_end_the_worker() -> None:
