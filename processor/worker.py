@@ -18,8 +18,8 @@ log = structlog.get_logger()
 
 DRAIN_TIMEOUT_S: Final = 4.0
 """What is in hand may take this long to finish; shutting down takes 5 s at most."""
-CANCEL_AGAIN_S: Final = 3.0
-"""An owner that was cancelled and lives on is cancelled again; to let go of its clients takes less."""
+CANCEL_AGAIN_S: Final = 0.5
+"""An owner that was cancelled and lives on is cancelled again; what it closes ends by itself."""
 REVOKE_TIMEOUT_S: Final = 3.0
 RESTART_PAUSE_S: Final = 0.5
 
