@@ -5,8 +5,10 @@ They go to `control` in the transaction of a batch, so that a late owner cannot 
 decided when they come back, like everybody's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
+
+import orjson
 
 from processor.batch import Batch, Decoded, Outgoing
 from processor.codec import Readable
@@ -15,8 +17,9 @@ from processor.metrics import Metrics
 from processor.ports import Table, Written
 from processor.retention import Retention, prune_record
 from processor.rows import FlowRow
-from processor.timers import BrokerClock, Timers, Wakeup, wake_record
+from processor.timers import Answer, BrokerClock, Timers, Wakeup, wake_record
 from schemas.commands import Prune, Wake
+from schemas.outcomes import Verdict
 
 CLOCK_MAX_AGE_S: Final = 600.0
 """How long to go by our own clock, before the broker is asked for its."""
@@ -93,7 +96,9 @@ class Errands:
         monotonic clock, here and below."""
         if self._clock.age_s(at_s) == float("inf"):
             return self._needs_clock
-        return self._timers.next_ms() is not None and self._clock.age_s(at_s) > CLOCK_MAX_AGE_S
+        # Also while all waits are far off by our clock: the broker's may have been put forward, and
+        # ours stands still while the machine sleeps.
+        return bool(self._timers.armed) and self._clock.age_s(at_s) > CLOCK_MAX_AGE_S
 
     def heard(self, at_ms: int, at_s: float) -> None:
         """The broker's clock had reached `at_ms` by `at_s`."""
@@ -131,8 +136,9 @@ class Errands:
                 wakeup = sent.wakeups[flow_id] = Wakeup(self._new_id(), over_ms)
                 sent.records.append(wake_record(flow_id, wakeup.command_id))
         for flow_id in due.prunes:
-            command_id = sent.prunes[flow_id] = self._new_id()
-            sent.records.append(prune_record(flow_id, command_id))
+            if flow_id not in batch.flows:
+                command_id = sent.prunes[flow_id] = self._new_id()
+                sent.records.append(prune_record(flow_id, command_id))
         return sent
 
     def written(
@@ -140,31 +146,33 @@ class Errands:
         batch: Batch,
         sent: Sent,
         written: Written,
-        decided: Sequence[Decoded],
+        decided: Iterable[tuple[Decoded, Outgoing]],
         flows: Mapping[str, FlowRow | None],
         at_s: float,
     ) -> None:
-        """A batch is written that has `decided` these commands of `control`, on `flows`."""
-        self.heard(written.at_ms, at_s - written.age_s)
-        wakes: list[tuple[Wake, int]] = []
+        """A batch is written that has `decided` these commands of `control`, with these outcomes;
+        `flows` is what they were decided on."""
+        told_s = at_s - written.age_s
+        self.heard(written.at_ms, told_s)
+        answers: list[Answer] = []
         prunes: list[Prune] = []
-        for item in decided:
+        for item, outcome in decided:
             if isinstance(item, Readable):
                 if isinstance(item.command, Wake):
-                    wakes.append((item.command, item.record.timestamp))
+                    accepted = orjson.loads(outcome.value or b"")["verdict"] == Verdict.ACCEPTED
+                    answers.append(Answer(item.command, item.record.timestamp, accepted))
                 elif isinstance(item.command, Prune):
                     prunes.append(item.command)
         self._retention.written(sent.prunes, prunes)
-        untouched = {
-            wake.flow_id: flows.get(wake.flow_id)
-            for wake, _ in wakes
-            if wake.flow_id not in batch.flows
+        left = {
+            flow_id: batch.flows[flow_id] if flow_id in batch.flows else flows.get(flow_id)
+            for flow_id in (answer.wake.flow_id for answer in answers)
         }
         result = self._timers.written(
-            batch.changes, sent.wakeups, wakes, untouched, self._clock.now_ms(at_s)
+            batch.changes, sent.wakeups, answers, left, self._clock.now_ms(at_s)
         )
-        if result.too_early_ms is not None:
-            self._clock.set_back(result.too_early_ms, at_s)
+        if result.too_early:
+            self._clock.set_back(written.at_ms, told_s)
         self._metrics.timers_fired.inc(result.ended)
         self._metrics.timer_retries.inc(result.retried)
         for lag_ms in result.lags_ms:

@@ -320,7 +320,11 @@ class PartitionOwner:
         sent = self._errands.send(batch, due)
         written = await self._commit(table, writer, batch, sent.records)
         control = self.place.topics.control
-        decided = [item for item in items[: batch.handled] if item.record.topic == control]
+        decided = [
+            (item, outcome)
+            for item, outcome in zip(items, batch.outcomes, strict=False)
+            if item.record.topic == control
+        ]
         self._errands.written(batch, sent, written, decided, memory.flows, self._monotonic())
         self._pending = self._pending[batch.handled :]
         self._handled = batch.handled

@@ -6,9 +6,11 @@ from typing import Final
 
 from processor.batch import Outgoing
 from processor.codec import encode
+from processor.domain.transitions import TERMINAL
 from processor.ports import Table
-from processor.rows import Due
+from processor.rows import Due, FlowRow
 from schemas.commands import Prune
+from schemas.values import parse_timestamp
 
 ACTOR: Final = "taskflow:retention"
 STEP_MAX: Final = 100
@@ -38,14 +40,17 @@ class Retention:
         """Flows to prune now, the longest ended first. `at_s` is our monotonic clock."""
         if self._retain_ms is None or self._undecided or at_s < self._look_s:
             return []
-        found = await table.ended(self._after, max(0, now_ms - self._retain_ms), STEP_MAX)
+        before_ms = max(0, now_ms - self._retain_ms)
+        found = await table.ended(self._after, before_ms, STEP_MAX)
         if len(found) < STEP_MAX:
             # From the beginning again: what was refused is tried again.
             self._after = None
             self._look_s = at_s + LOOK_EVERY_S
         else:
             self._after = found[-1]
-        return [ended.flow_id for ended in found]
+        # A prune is not refused for coming early: the flow itself must say that it ended then.
+        rows = await table.flows([ended.flow_id for ended in found])
+        return [flow_id for flow_id, row in rows.items() if has_ended(row, before_ms)]
 
     def written(self, prunes: Mapping[str, str], decided: Iterable[Prune]) -> None:
         """A batch is written: `prunes` (command id by flow id) were sent with it, and `decided`
@@ -54,6 +59,12 @@ class Retention:
         for prune in decided:
             if self._undecided.get(prune.flow_id) == prune.command_id:
                 del self._undecided[prune.flow_id]
+
+
+def has_ended(row: FlowRow, before_ms: int) -> bool:
+    """Whether the last change of a flow's was its end, and was before that."""
+    flow = row.flow
+    return flow.status in TERMINAL and parse_timestamp(flow.updated_at) < before_ms
 
 
 def prune_record(flow_id: str, command_id: str) -> Outgoing:

@@ -30,6 +30,8 @@ UNDECIDED_MAX: Final = 500
 ordinary commands come in between."""
 RETRY_MIN_MS: Final = 100
 RETRY_MAX_MS: Final = 60_000
+REFUSALS_MAX: Final = 10
+"""After so many, the pause does not grow any more."""
 CLOCK_WINDOW_S: Final = 60.0
 NOTHING_LOADED: Final = Due(-1, "")
 
@@ -86,6 +88,14 @@ class Wakeup(NamedTuple):
     due_ms: int
 
 
+class Answer(NamedTuple):
+    """A wake that is decided: when the broker appended it, and whether it was accepted."""
+
+    wake: Wake
+    at_ms: int
+    accepted: bool
+
+
 class Decided(NamedTuple):
     """What became of the wakes of a batch."""
 
@@ -93,8 +103,8 @@ class Decided(NamedTuple):
     """How late each wait was ended that had a time."""
     ended: int
     retried: int
-    too_early_ms: int | None
-    """The append time of a wake that came before its wait was over."""
+    too_early: bool
+    """Whether a wake came before its wait was over: the broker's clock is not that far yet."""
 
 
 class Timers:
@@ -119,9 +129,11 @@ class Timers:
             return
         found = await table.due(self._loaded, until_ms, NEAR_MAX // 2)
         for due in found:
-            self._put(due.flow_id, due.at_ms)
+            # What was left to the table for want of room may have been woken before that.
+            if due.flow_id not in self._undecided:
+                self._put(due.flow_id, due.at_ms)
         if len(found) < NEAR_MAX // 2:
-            self._loaded = Due(until_ms + 1, "")
+            self._loaded = max(self._loaded, Due(until_ms + 1, ""))
             self._all_loaded_ms = until_ms
         else:
             self._loaded = found[-1]
@@ -153,18 +165,19 @@ class Timers:
         self,
         changes: Changes,
         wakeups: Mapping[str, Wakeup],
-        decided: Iterable[tuple[Wake, int]],
-        untouched: Mapping[str, FlowRow | None],
+        answers: Iterable[Answer],
+        flows: Mapping[str, FlowRow | None],
         now_ms: int | None,
     ) -> Decided:
-        """A batch is written: `wakeups` by flow id were sent with it, `decided` are the wakes that
-        it answered, with their append times, `untouched` the flows that it left as they were."""
+        """A batch is written: `wakeups` by flow id were sent with it, `answers` are its answers to
+        wakes, `flows` what it left of the flows that those are about."""
         self._undecided.update(wakeups)
-        looked_at = {}
-        for wake, at_ms in decided:
-            sent = self._undecided.get(wake.flow_id)
-            if sent is not None and sent.command_id == wake.command_id:
-                looked_at[wake.flow_id] = (self._undecided.pop(wake.flow_id), at_ms)
+        decided: list[tuple[Wakeup, Answer]] = []
+        for answer in answers:
+            flow_id, command_id = answer.wake.flow_id, answer.wake.command_id
+            sent = self._undecided.get(flow_id)
+            if sent is not None and sent.command_id == command_id:
+                decided.append((self._undecided.pop(flow_id), answer))
         waiting = FlowStatus.WAITING
         for row in changes.deleted:
             self._changed(row, None)
@@ -174,36 +187,40 @@ class Timers:
         for row in changes.inserted:
             if row.flow.status is waiting:
                 self._changed(None, row)
-        report = self._look_again(looked_at, untouched, now_ms)
+        report = self._look_again(decided, flows, now_ms)
         if len(self._near) > NEAR_MAX or len(self._queue) > 2 * NEAR_MAX:
             self._shrink()
         return report
 
     def _look_again(
         self,
-        looked_at: Mapping[str, tuple[Wakeup, int]],
-        untouched: Mapping[str, FlowRow | None],
+        decided: Iterable[tuple[Wakeup, Answer]],
+        flows: Mapping[str, FlowRow | None],
         now_ms: int | None,
     ) -> Decided:
-        """Whoever still waits was refused; if it is for the same, it is woken again."""
+        """Whoever was refused and still waits is woken again."""
         lags_ms: list[int] = []
-        retried = 0
-        too_early_ms = None
-        for flow_id, (sent, woken_ms) in looked_at.items():
-            row = untouched.get(flow_id)
-            over_ms = None if row is None else due_ms(row.flow)
-            if over_ms is None:
-                self._refusals.pop(flow_id, None)
+        ended = retried = 0
+        too_early = False
+        for sent, (wake, woken_ms, accepted) in decided:
+            flow_id = wake.flow_id
+            if accepted:
+                ended += 1
                 if sent.due_ms != AT_ONCE_MS and now_ms is not None:
                     lags_ms.append(now_ms - sent.due_ms)
                 continue
+            row = flows.get(flow_id)
+            over_ms = None if row is None else due_ms(row.flow)
+            if over_ms is None:
+                continue
             retried += 1
+            if over_ms == sent.due_ms and self._is_left_to_the_table(over_ms, flow_id):
+                continue  # it waits for something else by now
             refusals = self._refusals[flow_id] = self._refusals.get(flow_id, -1) + 1
-            pause_ms = min(RETRY_MIN_MS * 2**refusals, RETRY_MAX_MS)
+            pause_ms = min(RETRY_MIN_MS * 2 ** min(refusals, REFUSALS_MAX), RETRY_MAX_MS)
             self._put(flow_id, max(over_ms, woken_ms + pause_ms))
-            if woken_ms < over_ms == sent.due_ms:
-                too_early_ms = woken_ms
-        return Decided(lags_ms, len(looked_at) - retried, retried, too_early_ms)
+            too_early = too_early or woken_ms < over_ms == sent.due_ms
+        return Decided(lags_ms, ended, retried, too_early)
 
     def _changed(self, was: FlowRow | None, row: FlowRow | None) -> None:
         before_ms = None if was is None else due_ms(was.flow)
@@ -213,11 +230,21 @@ class Timers:
             if was is not None:
                 self._near.pop(was.flow.id, None)
                 self._refusals.pop(was.flow.id, None)
-        elif after_ms != before_ms and row.flow.id not in self._undecided:
-            if (after_ms, row.flow.id) <= self._loaded:
-                self._put(row.flow.id, after_ms)
+            return
+        flow_id = row.flow.id
+        if flow_id in self._undecided:
+            # Looked at again once that is decided.
+            if after_ms != before_ms:
+                self._undecided[flow_id] = self._undecided[flow_id]._replace(due_ms=after_ms)
+        elif after_ms != before_ms or flow_id not in self._near:
+            self._refusals.pop(flow_id, None)
+            if self._is_left_to_the_table(after_ms, flow_id):
+                self._near.pop(flow_id, None)
             else:
-                self._near.pop(row.flow.id, None)
+                self._put(flow_id, after_ms)
+
+    def _is_left_to_the_table(self, at_ms: int, flow_id: str) -> bool:
+        return (at_ms, flow_id) > self._loaded
 
     def _put(self, flow_id: str, at_ms: int) -> None:
         if self._near.get(flow_id) != at_ms:
@@ -230,7 +257,7 @@ class Timers:
         known = sorted((at_ms, flow_id) for flow_id, at_ms in self._near.items())
         kept = known[: NEAR_MAX // 2]
         if len(known) > len(kept):
-            self._loaded = Due(*kept[-1])
+            self._loaded = min(self._loaded, Due(*kept[-1]))
             self._all_loaded_ms = 0
         kept += [one for one in known[len(kept) :] if one[1] in self._refusals]
         self._near = {flow_id: at_ms for at_ms, flow_id in kept}
