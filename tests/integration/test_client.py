@@ -140,7 +140,9 @@ async def processor(
                         transactional_id=f"answers-{reader._topic}",
                     )
                     written = True
-                except (KafkaError, TimeoutError):  # the broker is away; answer once more
+                # The broker is away; or it starts and knows no broker yet, not even itself, for
+                # which aiokafka has an assertion. Answer once more.
+                except (AssertionError, KafkaError, TimeoutError):
                     await asyncio.sleep(0.2)
 
     tasks = [asyncio.create_task(work(reader)) for reader in readers]
