@@ -1,14 +1,14 @@
 """A batch: what is read for it, what must be remembered for it, and what it writes."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Final, NamedTuple
 
 from processor.codec import Headers, Readable, Record, Unreadable, encode
 from processor.domain.decide import Limits
 from processor.rows import Changes, FlowRow, Position, Remembered, StepRow
-from schemas.commands import RecordStepObservation
 from schemas.state import CURSOR_PREFIX
 from schemas.topics import Topics
 from schemas.values import EVENTS_PER_PARTITION, SCHEMA_VERSION
@@ -22,6 +22,12 @@ class Outgoing(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers
+
+
+# As rows.new_flow_row.
+new_outgoing: Final[Callable[[tuple[bytes | None, bytes | None, Headers]], Outgoing]] = partial(
+    tuple.__new__, Outgoing
+)
 
 
 class Forward(NamedTuple):
@@ -102,15 +108,18 @@ class Needs(NamedTuple):
 
 def needs(items: Iterable[Decoded]) -> Needs:
     needed = Needs({}, [], set(), [])
+    flows, ledger = needed.flows, needed.ledger
     for item in items:
         if isinstance(item, Readable):
             command = item.command
-            needed.flows[command.flow_id] = None
-            needed.ledger.append(item.ledger_key)
-            if isinstance(command, RecordStepObservation):
-                needed.steps.append((command.flow_id, command.run_id))
+            flow_id = command.flow_id
+            flows[flow_id] = None
+            ledger.append(item.ledger_key)
+            # By its kind: pydantic's isinstance is a Python function.
+            if command.kind == "record_step_observation":
+                needed.steps.append((flow_id, command.run_id))
             elif command.kind == "prune":
-                needed.pruned.add(command.flow_id)
+                needed.pruned.add(flow_id)
     return needed
 
 
@@ -127,8 +136,6 @@ def first_event_id(partition: int) -> int:
 
 def snapshot_of(row: FlowRow) -> bytes:
     """A flow's value on `state`; its `doc` goes in as it is."""
-    return b'{"flow":%b,"last_event_id":%d,"chain":"%b"}' % (
-        row.doc,
-        row.last_event_id,
-        row.chain.hex().encode(),
-    )
+    _, doc, last_event_id, chain, _ = row
+    rest = f',"last_event_id":{last_event_id},"chain":"{chain.hex()}"}}'
+    return b'{"flow":' + doc + rest.encode()

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -49,6 +49,12 @@ class Readable(NamedTuple):
     command: Command
     digest: bytes
     ledger_key: bytes
+
+
+# As rows.new_flow_row.
+_readable: Final[Callable[[tuple[Record, Command, bytes, bytes]], Readable]] = partial(
+    tuple.__new__, Readable
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +112,13 @@ def source_doc(record: Record) -> str:
 def event_doc(event_id: int, fact: Fact, command: Command, source: str) -> bytes:
     """The FlowEvent that `fact` becomes; `source` as of `source_doc`."""
     kind, flow_id, at, revision, status, payload = fact
-    return b"%b%b%b" % (
-        f'{{"id":{event_id},"flow_id":"{flow_id}","kind":"{kind._value_}","payload_json":'.encode(),
-        orjson.dumps(payload),
+    before = f'{{"id":{event_id},"flow_id":"{flow_id}","kind":"{kind._value_}","payload_json":'
+    after = (
         f',"at":"{at}","revision":{revision},"status":"{status._value_}",'
         f'"command_id":"{command.command_id}","actor":{text_doc(command.issued_by)},'
-        f'"source":{source},"schema_version":{SCHEMA_VERSION}}}'.encode(),
+        f'"source":{source},"schema_version":{SCHEMA_VERSION}}}'
     )
+    return before.encode() + orjson.dumps(payload) + after.encode()
 
 
 def outcome_doc(
@@ -155,7 +161,7 @@ def outcome_doc(
 
 def flow_doc(flow: Flow) -> bytes:
     """A flow as it is written, on `state` and in the table."""
-    return orjson.dumps({**vars(flow), "status": flow.status._value_})
+    return orjson.dumps(vars(flow) | {"status": flow.status._value_})
 
 
 def canonical(value: Any) -> bytes:
@@ -216,12 +222,8 @@ def decode(record: Record) -> Readable | Unreadable:
         return _unreadable(record, mapping, Code.INVALID_KEY)
     # Only a float may be written in two ways.
     text = canonical(mapping) if holds_float else orjson.dumps(mapping, option=_SORTED)
-    return Readable(
-        record,
-        command,
-        blake2b(text, digest_size=16).digest(),
-        ledger_key(command.flow_id, command.command_id),
-    )
+    digest = blake2b(text, digest_size=16).digest()
+    return _readable((record, command, digest, ledger_key(command.flow_id, command.command_id)))
 
 
 def _unreadable(

@@ -16,6 +16,7 @@ from processor.batch import (
     Outgoing,
     Place,
     cursor_record,
+    new_outgoing,
     snapshot_of,
 )
 from processor.burial import OUTCOME_KEY_MAX_BYTES, dead_letter
@@ -34,9 +35,8 @@ from processor.domain.decide import Decision, decide
 from processor.domain.evolve import evolve, observed_step
 from processor.domain.transitions import OPERATOR, OWNER, WAITING, Authority, allowed_from
 from processor.placement import partition_of
-from processor.rows import FlowRow, Position, Remembered, StepRow
+from processor.rows import FlowRow, Position, Remembered, StepRow, new_flow_row, new_remembered
 from schemas import dead_letters
-from schemas.commands import RecordStepObservation
 from schemas.events import CHAIN_HEADER, CHAIN_START, TRACEPARENT_HEADER, EventKind
 from schemas.flow import Flow, FlowStatus
 from schemas.outcomes import FORGOTTEN, Code, Verdict
@@ -50,7 +50,7 @@ STEP_OBSERVED = EventKind.STEP_OBSERVED
 class _Entry:
     """A flow while its batch is handled. `base` is the row in the table, which a prune ends."""
 
-    __slots__ = ("base", "chain", "flow", "headers", "last_event_id", "request_headers")
+    __slots__ = ("base", "chain", "flow", "headers", "last_event_id")
 
     def __init__(self, base: FlowRow | None) -> None:
         self.base = base
@@ -58,8 +58,6 @@ class _Entry:
         self.chain = base.chain if base else CHAIN_START
         self.last_event_id = base.last_event_id if base else 0
         self.headers: Headers = ()
-        self.request_headers: Headers = ()
-        """What the request to cancel it leaves behind, if it was made in this batch."""
 
     @property
     def to_be_woken(self) -> bool:
@@ -99,6 +97,8 @@ class Handler:
         self._steps: dict[tuple[str, str], StepRow | None] = {}
         self._step_headers: dict[tuple[str, str], Headers] = {}
         self._ledger: dict[bytes, Remembered] = {}
+        self._asked: dict[str, Headers] = {}
+        """The flows that were asked to cancel, with what the newest request leaves behind."""
         self._batch = Batch(position)
         self._size_bytes = 0
 
@@ -114,7 +114,14 @@ class Handler:
             if self._size_bytes > self._place.output_max_bytes:
                 return False
             record = item.record
-            self._handle(item)
+            try:
+                if isinstance(item, Readable):
+                    self._handle(item)
+                else:
+                    self._quarantine(item)
+            except Exception as fault:  # one record's trouble is not the partition's
+                batch.faults.append((record, fault))
+                self._quarantine(_spoiled(item, Code.INTERNAL_ERROR))
             self._next[record.topic] = record.offset + 1
             if record.timestamp > batch.newest_ms:
                 batch.newest_ms = record.timestamp
@@ -126,29 +133,19 @@ class Handler:
         self._settle()
         return self._batch
 
-    def _handle(self, item: Decoded) -> None:
-        try:
-            if isinstance(item, Unreadable):
-                self._quarantine(item)
-            else:
-                self._handle_command(item)
-        except Exception as fault:  # one record's trouble is not the partition's
-            self._batch.faults.append((item.record, fault))
-            self._quarantine(_spoiled(item, Code.INTERNAL_ERROR))
-
-    def _handle_command(self, item: Readable) -> None:
-        command, record = item.command, item.record
+    def _handle(self, item: Readable) -> None:
+        record, command, _, ledger_key = item
         entry = self._entry(command.flow_id)
         # A flow that is known lies right: only an unknown one is worth the hash.
         if entry.flow is None and not self._lies_right(item):
             return
         authority = OWNER if record.topic == self._commands else OPERATOR
-        first = self._ledger.get(item.ledger_key) or self._memory.ledger.get(item.ledger_key)
+        first = self._ledger.get(ledger_key) or self._memory.ledger.get(ledger_key)
         if first is not None and record.timestamp - first.at_ms <= self._place.dedupe_window_ms:
             self._answer_resend(item, first, entry.flow, authority)
             return
         step = None
-        if isinstance(command, RecordStepObservation):
+        if command.kind == "record_step_observation":
             row = self._step((command.flow_id, command.run_id))
             step = row.step if row else None
         decision = decide(
@@ -218,23 +215,24 @@ class Handler:
     ) -> None:
         """Answer a decided command and write down what happened, the answer last: until then
         nothing of it stands."""
-        command, record = item.command, item.record
+        record, command, digest, ledger_key = item
+        facts, code, details = decision
         before = flow = entry.flow
         written: list[Outgoing] = []
         chain, event_id = entry.chain, self._next_event_id
-        headers = _traceparent(record.headers)
+        headers = _traceparent(record.headers) if record.headers else ()
         source = source_doc(record)
         step: StepRow | None = None
         size_bytes = 0
         dry_run = bool(command.dry_run)
-        for fact in decision.facts:
+        for fact in facts:
             flow = evolve(flow, fact)
             if dry_run:
                 continue
             value = event_doc(event_id, fact, command, source)
             chain = blake2b(chain + value, digest_size=16).digest()
             size_bytes += len(value)
-            written.append(Outgoing(record.key, value, ((CHAIN_HEADER, chain), *headers)))
+            written.append(new_outgoing((record.key, value, [(CHAIN_HEADER, chain), *headers])))
             event_id += 1
             if fact.kind is STEP_OBSERVED:
                 step = StepRow(observed_step(fact), encode(fact.payload["step"]))
@@ -242,30 +240,35 @@ class Handler:
         count = len(written)
         stands = before if dry_run else flow
         revision, status = (flow.revision, flow.status) if flow else (None, None)
-        event_ids = range(first_event_id, first_event_id + count)
         self._answer(
             item,
-            ACCEPTED if decision.code is None else REJECTED,
-            decision.code,
-            message=_message(command.kind, decision.code, decision.details, dry_run=dry_run),
+            ACCEPTED if code is None else REJECTED,
+            code,
+            message=(
+                messages.accepted(command.kind)
+                if code is None and not dry_run
+                else _message(command.kind, code, details, dry_run=dry_run)
+            ),
             revision=revision,
             status=status,
-            event_ids=list(event_ids),
+            event_ids=list(range(first_event_id, event_id)),
             allowed=_allowed(stands, authority),
-            details=decision.details,
+            details=details,
             source=source,
         )
-        if not dry_run and decision.code not in FORGOTTEN:
-            self._ledger[item.ledger_key] = Remembered(
-                item.ledger_key,
-                record.timestamp,
-                item.digest,
-                decision.code,
-                revision,
-                status,
-                first_event_id,
-                count,
-                decision.details,
+        if not dry_run and code not in FORGOTTEN:
+            self._ledger[ledger_key] = new_remembered(
+                (
+                    ledger_key,
+                    record.timestamp,
+                    digest,
+                    code,
+                    revision,
+                    status,
+                    first_event_id,
+                    count,
+                    details,
+                )
             )
         if not written:
             return
@@ -279,9 +282,9 @@ class Handler:
             self._size_bytes += len(step.doc)
         entry.flow, entry.chain, entry.last_event_id = flow, chain, event_id - 1
         entry.headers = headers
-        if command.kind == "request_cancel":
-            entry.request_headers = headers
         self._touched[command.flow_id] = entry
+        if command.kind == "request_cancel":
+            self._asked[command.flow_id] = headers
         if flow is None:
             self._forget_flow(command.flow_id, entry, headers)
 
@@ -336,20 +339,22 @@ class Handler:
             original,
             source or source_doc(record),
         )
+        key: bytes | None
+        kind: str
         if isinstance(item, Readable):
-            # Its key is the flow id, by check 5.
-            kind: str | None = item.command.kind
-            key = record.key
+            kind = item.command.kind
+            key = record.key  # the flow id, by check 5
         else:
-            kind = item.kind
+            kind = item.kind or "unknown"
             if item.flow_id is not None:
                 key = item.flow_id.encode()
             else:
                 key = record.key and record.key[:OUTCOME_KEY_MAX_BYTES]
-        self._batch.outcomes.append(Outgoing(key, value, _traceparent(record.headers)))
+        headers = _traceparent(record.headers) if record.headers else ()
+        batch = self._batch
+        batch.outcomes.append(new_outgoing((key, value, headers)))
         self._size_bytes += len(value)
-        code_text = "" if code is None else code._value_
-        self._batch.tally[kind or "unknown", verdict._value_, code_text] += 1
+        batch.tally[kind, verdict._value_, "" if code is None else code._value_] += 1
 
     def _quarantine(self, item: Unreadable) -> None:
         message = messages.refused(item.code, {**item.details, "problem": item.problem})
@@ -369,11 +374,9 @@ class Handler:
                     changes.inserted.append(row)
                 else:
                     changes.updated.append((entry.base, row))
-                if entry.to_be_woken:
-                    batch.wakes.append((flow_id, entry.request_headers))
             batch.flows[flow_id] = row
             snapshot = None if row is None else snapshot_of(row)
-            batch.state.append(Outgoing(flow_id.encode(), snapshot, entry.headers))
+            batch.state.append(new_outgoing((flow_id.encode(), snapshot, entry.headers)))
         for at, step in self._steps.items():
             if step is not None:
                 changes.steps.append(step)
@@ -385,6 +388,9 @@ class Handler:
                 )
             )
         changes.remembered.extend(self._ledger.values())
+        for flow_id, headers in self._asked.items():
+            if self._touched[flow_id].to_be_woken:
+                batch.wakes.append((flow_id, headers))
         topics = self._place.topics
         batch.position = Position(
             self._next[topics.commands], self._next[topics.control], self._next_event_id
@@ -397,7 +403,7 @@ class Handler:
         else:
             number = self._next_number
             self._next_number += 1
-        return FlowRow(flow, flow_doc(flow), entry.last_event_id, entry.chain, number)
+        return new_flow_row((flow, flow_doc(flow), entry.last_event_id, entry.chain, number))
 
 
 def _cancels_from_wait(flow: Flow | None) -> bool:
@@ -439,4 +445,4 @@ def _allowed_doc(status: FlowStatus, cancel_requested: bool, authority: Authorit
 
 
 def _traceparent(headers: Headers) -> Headers:
-    return [h for h in headers if h[0] == TRACEPARENT_HEADER][-1:] if headers else ()
+    return [h for h in headers if h[0] == TRACEPARENT_HEADER][-1:]

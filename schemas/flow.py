@@ -89,7 +89,7 @@ class Flow(Message):
         the time, on the path that each command takes.
         """
         flow = _new(type(self))
-        _set_dict(flow, {**self.__dict__, **changes})
+        _set_dict(flow, self.__dict__ | changes)
         _set_fields_set(flow, _ALL_FIELDS)
         _set_extra(flow, None)
         _set_private(flow, None)

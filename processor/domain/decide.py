@@ -1,8 +1,9 @@
 """Checks 8 to 17 of the contract, in its order, and the facts that follow when all pass."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, assert_never
 
@@ -10,7 +11,7 @@ import orjson
 
 from processor.domain import evolve
 from processor.domain.evolve import STATE_UPDATED
-from processor.domain.facts import Fact
+from processor.domain.facts import Fact, new_fact
 from processor.domain.transitions import (
     GONE,
     OPEN_TO_ALL,
@@ -49,18 +50,26 @@ class Limits:
 DEFAULT_LIMITS: Final = Limits()
 
 
+NO_DETAILS: Final[dict[str, Any]] = {}
+"""Never changed; a proxy would cost as much again."""
+
+
 class Decision(NamedTuple):
     """Accepted with its facts, in order, or refused with a code and its details."""
 
     facts: tuple[Fact, ...] = ()
     code: Code | None = None
-    details: dict[str, Any] = {}  # noqa: RUF012 (never changed; a proxy would cost as much again)
+    details: dict[str, Any] = NO_DETAILS
 
     @property
     def accepted(self) -> bool:
         return self.code is None
 
 
+# As rows.new_flow_row.
+_accepted: Final[Callable[[tuple[tuple[Fact, ...], None, dict[str, Any]]], Decision]] = partial(
+    tuple.__new__, Decision
+)
 ACCEPTED_AS_IS: Final = Decision()
 """Accepted, and nothing happened."""
 
@@ -237,7 +246,8 @@ def _happened(
     flow: Flow, at: str, kind: EventKind, to: FlowStatus | None, payload: dict[str, Any]
 ) -> Decision:
     """`to` None: the status stays."""
-    return Decision((Fact(kind, flow.id, at, flow.revision + 1, to or flow.status, payload),))
+    fact = new_fact((kind, flow.id, at, flow.revision + 1, to or flow.status, payload))
+    return _accepted(((fact,), None, NO_DETAILS))
 
 
 def _to_state(

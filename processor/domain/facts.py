@@ -1,6 +1,8 @@
 """A fact that happened to a flow, before it has its place on the audit topic."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from schemas.events import EventKind
 from schemas.flow import FlowStatus
@@ -19,3 +21,9 @@ class Fact(NamedTuple):
     revision: int
     status: FlowStatus
     payload: dict[str, Any]
+
+
+# As rows.new_flow_row.
+new_fact: Final[Callable[[tuple[EventKind, str, str, int, FlowStatus, dict[str, Any]]], Fact]] = (
+    partial(tuple.__new__, Fact)
+)

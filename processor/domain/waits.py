@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from schemas.flow import Flow, FlowStatus
+from processor.domain.transitions import WAITING
+from schemas.flow import Flow
 from schemas.values import parse_timestamp
 
 AT_ONCE_MS: Final = 0
@@ -14,7 +15,7 @@ def due_ms(flow: Flow) -> int | None:
 
     A wait that is to be cancelled is due at once, whatever it waits for.
     """
-    if flow.status is not FlowStatus.WAITING:
+    if flow.status is not WAITING:
         return None
     if flow.cancel_requested:
         return AT_ONCE_MS

@@ -35,22 +35,24 @@ def flow_crc(
 
 def flow_key(row: FlowRow) -> tuple[Any, ...]:
     """What a change of this row must find."""
-    return row.number, row.flow.id, row.flow.revision, row.last_event_id
+    flow, _, last_event_id, _, number = row
+    return number, flow.id, flow.revision, last_event_id
 
 
 def flow_values(row: FlowRow) -> tuple[Any, ...]:
     """What an update sets."""
-    flow = row.flow
+    flow, doc, last_event_id, chain, number = row
+    revision = flow.revision
     return (
-        flow.revision,
-        row.last_event_id,
-        row.chain,
-        flow.status.value,
+        revision,
+        last_event_id,
+        chain,
+        flow.status._value_,
         flow.owner_session_key,
         flow.updated_at,
-        flow_crc(row.number, flow.id, flow.revision, row.last_event_id, row.chain, row.doc),
+        flow_crc(number, flow.id, revision, last_event_id, chain, doc),
         due_ms(flow),
-        row.doc.decode(),
+        doc.decode(),
     )
 
 
@@ -115,15 +117,16 @@ def run_id(fields: list[bytes]) -> tuple[str, str]:
 
 
 def answer_values(row: Remembered) -> tuple[Any, ...]:
+    key, at_ms, digest, code, revision, status, first_event_id, event_count, details = row
     return (
-        row.key,
-        row.at_ms,
-        row.digest,
-        row.revision,
-        None if row.status is None else _STATUS_NUMBERS[row.status],
-        row.first_event_id,
-        row.event_count,
-        None if row.code is None else orjson.dumps([row.code.value, row.details]).decode(),
+        key,
+        at_ms,
+        digest,
+        revision,
+        None if status is None else _STATUS_NUMBERS[status],
+        first_event_id,
+        event_count,
+        None if code is None else orjson.dumps([code._value_, details]).decode(),
     )
 
 
