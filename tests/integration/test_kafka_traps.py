@@ -65,7 +65,6 @@ def new_writer(settings: Settings, *, commit_timeout_s: float = 10.0) -> Transac
         connection_options(settings, "owner-0"),
         Topics(settings.topic_prefix),
         0,
-        group_id=settings.group_id,
         compression=None,
         commit_timeout_s=commit_timeout_s,
     )
@@ -113,8 +112,8 @@ def test_what_the_writer_counts_is_where_it_was_in_this_version_of_aiokafka() ->
 async def test_a_commit_as_usual_is_sent_once(settings: Settings) -> None:
     async with started_writer(settings) as writer:
         for number in range(3):
-            ends = await writer.write(audit(settings, b"%d" % number), NOWHERE)
-            assert ends == {Topics(settings.topic_prefix).audit: 2 * number + 1}
+            written = await writer.write(audit(settings, b"%d" % number))
+            assert written.ends == {Topics(settings.topic_prefix).audit: 2 * number + 1}
             assert not writer.suspect
 
     assert await visible(settings) == [b"0", b"1", b"2"]
@@ -127,7 +126,7 @@ async def test_a_commit_that_was_sent_twice_makes_the_producer_suspect(
     async with started_writer(settings) as writer:
         proxy.decide_once(END_TXN, fate)
 
-        await writer.write(audit(settings, b"1"), NOWHERE)
+        await writer.write(audit(settings, b"1"))
 
         assert writer.suspect
     assert await visible(settings) == [b"1"]
@@ -139,7 +138,7 @@ async def test_on_the_same_producer_a_late_commit_commits_half_of_the_next_trans
     """The trap itself: why a suspect producer begins nothing more."""
     async with started_writer(settings) as writer:
         proxy.decide_once(END_TXN, Fate.HOLD)
-        await writer.write(audit(settings, b"1"), NOWHERE)
+        await writer.write(audit(settings, b"1"))
         producer = writer._producer
         assert producer is not None
         await producer.begin_transaction()
@@ -157,7 +156,7 @@ async def test_a_replaced_producer_makes_the_late_commit_harmless(
 ) -> None:
     async with started_writer(settings) as first:
         proxy.decide_once(END_TXN, Fate.HOLD)
-        await first.write(audit(settings, b"1"), NOWHERE)
+        await first.write(audit(settings, b"1"))
     async with started_writer(settings) as second:
         producer = second._producer
         assert producer is not None
@@ -180,12 +179,12 @@ async def test_a_commit_without_an_answer_ends_with_its_deadline_and_the_topics_
     proxy.decide_once(END_TXN, Fate.SWALLOW)
 
     with pytest.raises(CommitUncertain):
-        await writer.write(audit(settings, b"1"), NOWHERE)
+        await writer.write(audit(settings, b"1"))
 
     writer.discard()
     async with started_writer(settings) as successor:
         assert await visible(settings) == [b"1"]
-        await successor.write(audit(settings, b"2"), NOWHERE)
+        await successor.write(audit(settings, b"2"))
     assert await visible(settings) == [b"1", b"2"]
 
 
@@ -202,12 +201,12 @@ async def test_a_failed_batch_fails_the_write_although_the_commit_would_succeed(
     await writer.start()
 
     with pytest.raises(aiokafka.errors.MessageSizeTooLargeError):
-        await writer.write(records, NOWHERE)
+        await writer.write(records)
 
     writer.discard()
     async with started_writer(settings) as successor:
         assert await visible(settings, "outcomes") == []
-        await successor.write(audit(settings, b"after"), NOWHERE)
+        await successor.write(audit(settings, b"after"))
     assert await visible(settings) == [b"after"]
 
 
@@ -218,7 +217,7 @@ async def test_an_error_without_a_class_fails_the_write(settings: Settings) -> N
     await writer.start()
 
     with pytest.raises(aiokafka.errors.UnknownError):
-        await writer.write({topics.state: [Outgoing(None, b"no key", ())]}, NOWHERE)
+        await writer.write({topics.state: [Outgoing(None, b"no key", ())]})
 
     writer.discard()
     await producers_stopped(5.0)
@@ -233,7 +232,7 @@ async def test_starting_a_writer_ends_what_the_last_one_left_open(settings: Sett
     await first._producer.send_and_wait(topics.audit, b"left", key=b"k", partition=0)
     try:
         async with started_writer(settings) as second:
-            await second.write(audit(settings, b"1"), NOWHERE)
+            await second.write(audit(settings, b"1"))
             assert await visible(settings) == [b"1"]
             with pytest.raises(aiokafka.errors.ProducerFenced):
                 await first._producer.send_and_wait(topics.audit, b"late", partition=0)
@@ -257,10 +256,10 @@ async def test_a_foreign_open_transaction_is_waited_for_and_the_older_cursor_not
     try:
         async with started_writer(settings) as writer:
             older, newer = Position(100, 0, 1), Position(200, 0, 1)
-            await writer.write({topics.state: [cursor_record(0, older)]}, older)
+            await writer.write({topics.state: [cursor_record(0, older)]})
             await foreign.begin_transaction()
             await foreign.send_and_wait(topics.state, b"x", key=b"foreign", partition=0)
-            await writer.write({topics.state: [cursor_record(0, newer)]}, newer)
+            await writer.write({topics.state: [cursor_record(0, newer)]})
             # Acknowledged, and yet hidden behind the foreign record.
             (seen,) = [orjson.loads(value) for value in await visible(settings, "state")]
             assert seen["commands"] == 100
