@@ -1,7 +1,7 @@
 """An independent checker: recomputes what the contract promises from what can be seen outside.
 
 It shares no code with the processor: its own fold, digest, chain and hash. Invariants are named
-as I1…I12. `violations(world)` answers sentences; none means that all holds.
+as I1…I13. `violations(world)` answers sentences; none means that all holds.
 """
 
 import json
@@ -90,29 +90,35 @@ ANSWER = ["code", "message", "revision", "status", "event_ids", "details"]
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
-def violations(world: World, *, unfinished: bool = False) -> list[str]:
+def violations(
+    world: World, *, unfinished: bool = False, punctual_ms: int | None = None
+) -> list[str]:
     """What does not hold; at most the first few hundred. `unfinished`: load still runs, so that
-    commands without outcome and open transactions are in order."""
+    commands without outcome and open transactions are in order. `punctual_ms`: all is at rest, and
+    no flow may wait whose time lies further back than that, by what its partition's broker says."""
     found: list[str] = []
     for (topic, partition), (stable, high) in world.ends.items():
         if stable != high and not unfinished:
             found.append(f"I11 {topic}/{partition}: stable to {stable} of {high}")
     for partition in range(world.partitions):
-        found.extend(_Partition(world, partition, unfinished).check())
+        found.extend(_Partition(world, partition, unfinished, punctual_ms).check())
     found.extend(_misplaced_copies(world))
     return found
 
 
-def assert_clean(world: World) -> None:
-    found = violations(world)
+def assert_clean(world: World, *, punctual_ms: int | None = None) -> None:
+    found = violations(world, punctual_ms=punctual_ms)
     assert not found, f"{len(found)} violations:\n" + "\n".join(found[:20])
 
 
 class _Partition:
-    def __init__(self, world: World, partition: int, unfinished: bool) -> None:
+    def __init__(
+        self, world: World, partition: int, unfinished: bool, punctual_ms: int | None
+    ) -> None:
         self.world = world
         self.number = partition
         self.unfinished = unfinished
+        self.punctual_ms = punctual_ms
         self.found: list[str] = []
         self.sources: dict[tuple[str, int], Seen] = {
             (f"{world.prefix}.{topic}", record.offset): record
@@ -127,6 +133,8 @@ class _Partition:
         self.flow_past: dict[str, list[tuple[int, Doc | None, bytes]]] = defaultdict(list)
         self.step_past: dict[tuple[str, str], list[tuple[int, Doc | None]]] = defaultdict(list)
         self.touched: dict[int, set[tuple[str, ...]]] = {}
+        self.requests: dict[int, str] = {}
+        """Flows that waited when they were asked to cancel, by the event's id."""
 
     def need(self, holds: bool, sentence: str) -> None:
         if not holds and len(self.found) < 200:
@@ -136,6 +144,7 @@ class _Partition:
         self._audit_in_itself()
         self._outcomes()
         self._state()
+        self._waits()
         self._tables()
         self._dead_letters()
         return self.found
@@ -416,6 +425,15 @@ class _Partition:
             return
         flow_id, payload = event["flow_id"], event["payload_json"]
         flow = self.flows.get(flow_id)
+        if flow is not None and flow["status"] == "waiting":
+            if kind == "resumed" and payload["by"] in ("timer", "timeout"):
+                over_ms = _over_ms(flow)
+                need(
+                    over_ms is not None and source.timestamp >= over_ms,
+                    f"I13 {where}: woken at {at}, before {flow['wait_json']}",
+                )
+            elif kind == "cancel_requested":
+                self.requests[event["id"]] = flow_id
         touched = self.touched.setdefault(event["id"], {(flow_id,)})
         expected = _payload(command, flow, kind, at)
         if kind != "step_observed":
@@ -543,6 +561,7 @@ class _Partition:
             for name, old in position.items():
                 need(cursor[name] >= old, f"I6 {where}: {name} goes back from {old}")
             self._transaction(where, written, position["next_event_id"], cursor["next_event_id"])
+            self._requests(where, position, cursor["next_event_id"])
             position = {name: cursor[name] for name in position}
             written = {}
         need(not written or self.unfinished, f"I9 state: {len(written)} records behind the cursor")
@@ -575,6 +594,32 @@ class _Partition:
             self.need(same, f"I5 {where}: {name!r} is {found!r}, the fold {value}")
         for name in written.keys() - expected.keys():
             self.need(False, f"I9 {where}: {name!r} without an event")
+
+    def _requests(self, where: str, before: Mapping[str, int], end: int) -> None:
+        """A flow that a transaction leaves waiting and to be cancelled has a wake to come."""
+        for event_id in range(before["next_event_id"], end):
+            flow_id = self.requests.get(event_id)
+            flow = flow_id and self._flow_at(flow_id, end)[1]
+            if flow_id is None or not flow or flow["status"] != "waiting":
+                continue
+            woken = any(
+                record.offset >= before["control"]
+                and record.key == flow_id.encode()
+                and (_json(record.value) or {}).get("kind") == "wake"
+                for record in self.world.records["control"][self.number]
+            )
+            self.need(woken, f"I13 {where}: {flow_id} is to be cancelled and is not woken")
+
+    def _waits(self) -> None:
+        """At rest, nobody waits for what is over."""
+        if self.punctual_ms is None:
+            return
+        records = [r for some in self.world.records.values() for r in some[self.number]]
+        now_ms = max((record.timestamp for record in records), default=0)
+        for flow_id, flow in self.flows.items():
+            over_ms = _over_ms(flow)
+            late = over_ms is not None and over_ms < now_ms - self.punctual_ms
+            self.need(not late, f"I13 {flow_id} still waits at {instant(now_ms)}: {flow}")
 
     def _final_position(self, position: Mapping[str, int]) -> None:
         after = self.number * 2**40 + 1 + len(self.events)
@@ -702,6 +747,17 @@ def _misplaced_copies(world: World) -> list[str]:
                 if partition_of(flow_id, world.partitions) != partition:
                     found.append(f"I12 {topic}/{partition}/{record.offset}: {record.key!r}")
     return found
+
+
+def _over_ms(flow: Doc) -> int | None:
+    """When a flow's wait ends by itself, by what it waits for; None: never, or it does not wait."""
+    wait = flow["wait_json"]
+    if flow["status"] != "waiting" or wait is None:
+        return None
+    if flow["cancel_requested"]:
+        return 0
+    until = wait.get("at" if wait["kind"] == "timer" else "timeout_at")
+    return None if until is None else millis(until)
 
 
 def _allowed(flow: Doc, topic: str) -> list[str]:

@@ -13,6 +13,7 @@ from tests.support.world import Seen, TableSeen, World
 
 PREFIX = "taskflow"
 ONE, TWO = "2fce7035-2e57-5ac8-98cf-336ebef3eea6", "6b81b0e0-d1f3-550c-af2c-c345b5a4c276"
+LATER = given.MORNING + 60_000
 ABOUT = {"controller_id": "c", "goal": "g", "requester_origin": "r"}
 
 
@@ -56,6 +57,29 @@ def a_days_work():
     ]
 
 
+def a_night():
+    """A flow that waits for the morning, one that is asked to cancel, and one that waits on."""
+    waits = given.document("create_mirrored", flow_id=ONE, **ABOUT)
+    asked = given.document("create_mirrored", flow_id=TWO, **ABOUT)
+    timer = given.timer(given.MORNING + 5_000)
+    return [
+        [
+            ("commands", waits),
+            ("commands", asked),
+            ("commands", given.document("set_waiting", flow_id=ONE, wait=timer)),
+            ("commands", given.document("set_waiting", flow_id=TWO, wait=given.manual())),
+        ],
+        [("commands", given.document("request_cancel", flow_id=TWO))],
+        [
+            ("control", given.document("wake", flow_id=TWO)),
+            ("control", given.document("wake", flow_id=ONE)),
+        ],
+        [
+            ("commands", given.document("set_waiting", flow_id=ONE, wait=given.timer(LATER))),
+        ],
+    ]
+
+
 def record_of(topic, offset, timestamp, body):
     if isinstance(body, dict):
         key, value = str(body["flow_id"]).encode(), json.dumps(body, ensure_ascii=False).encode()
@@ -65,10 +89,10 @@ def record_of(topic, offset, timestamp, body):
     return Appended(f"{PREFIX}.{topic}", 0, offset, timestamp, key, value, headers)
 
 
-def a_world():
+def a_world(batches):
     world, partition, now = World.empty(PREFIX, 1), Partition(), given.MORNING
     offsets = {"commands": 0, "control": 0}
-    for batch in a_days_work():
+    for batch in batches:
         records = []
         for topic, body in batch:
             now += 1000
@@ -105,7 +129,8 @@ def a_world():
     return world
 
 
-CLEAN = a_world()
+CLEAN = a_world(a_days_work())
+NIGHT = a_world(a_night())
 
 
 @pytest.fixture
@@ -236,6 +261,58 @@ def test_a_planted_defect_turns_it_red(world, plant, named):
     found = violations(world)
 
     assert any(named in sentence for sentence in found), found
+
+
+def woken_early(world):
+    """A wait that ended a second before its time: each record says the same, but for that."""
+    until = json.dumps(given.timer(given.MORNING + 5_000)["at"])
+    later = json.dumps(given.timer(given.MORNING + 8_000)["at"])
+    for topic in ("commands", "audit", "state"):
+        for index, record in enumerate(of(world, topic)):
+            value = (record.value or b"").replace(until.encode(), later.encode())
+            of(world, topic)[index] = replace(record, value=value)
+
+
+def not_woken(world):
+    """The wake of the flow that was asked to cancel never came."""
+    of(world, "control")[0] = edit(of(world, "control")[0], kind="prune")
+
+
+def woken_by_what_was_decided(world):
+    """There is a wake, but it was decided before the request was made."""
+    for index, record in enumerate(of(world, "state")[:-1]):
+        if record.key.startswith(b"cursor/"):
+            of(world, "state")[index] = edit(record, control=2)
+
+
+WAITS = {
+    "a timer that fires early": woken_early,
+    "a request to cancel without a wake": not_woken,
+    "a request to cancel with a wake of before": woken_by_what_was_decided,
+}
+
+
+@pytest.mark.parametrize("plant", WAITS.values(), ids=WAITS)
+def test_a_planted_defect_of_a_wait_turns_it_red(plant):
+    world = copy.deepcopy(NIGHT)
+    assert violations(world) == []
+
+    plant(world)
+
+    assert any("I13" in sentence for sentence in violations(world)), violations(world)
+
+
+@pytest.mark.parametrize(("after_ms", "late"), [(1_000, False), (1_001, True)])
+def test_a_flow_that_waits_although_its_time_is_over_is_found_at_rest(after_ms, late):
+    world = copy.deepcopy(NIGHT)
+    # Whatever is appended last on any topic of the partition tells the time.
+    letters = of(world, "deadletters")
+    letters.append(replace(of(world, "state")[-1], topic="deadletters", timestamp=LATER + after_ms))
+
+    assert not any("I13" in sentence for sentence in violations(world))
+    found = [one for one in violations(world, punctual_ms=1_000) if "I13" in one]
+
+    assert len(found) == late
 
 
 @pytest.mark.parametrize(
