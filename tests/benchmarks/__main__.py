@@ -11,7 +11,7 @@ import psutil
 import uvloop
 
 from processor.broker import embedded_broker
-from tests.benchmarks import latency, throughput
+from tests.benchmarks import latency, stages, throughput
 
 
 def machine() -> str:
@@ -32,6 +32,8 @@ def machine() -> str:
 async def main(count: int, seconds: int, runs: int) -> None:
     print(machine())
     print(f"load average before: {os.getloadavg()[0]:.2f}\n", flush=True)
+    print("CPU µs of an update that is accepted, by stage:\n")
+    print(stages.report(await stages.measure()) + "\n", flush=True)
     print("One worker, 4 partitions, 20,000 flows; CPU seconds per 100,000 commands:\n")
     print("| commands | wall s | commands/s | worker CPU s | broker CPU s | peak MiB |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)

@@ -144,7 +144,7 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
 async def measure(runs: int = 3) -> dict[str, Cost]:
     """What each stage costs of an update that is accepted, in batches of BATCH."""
     costs, records = Costs(), load()
-    gc.set_threshold(*GC_THRESHOLDS)
+    gc.set_threshold(*GC_THRESHOLDS)  # as the worker does
     gc.freeze()
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as home:
