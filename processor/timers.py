@@ -172,6 +172,9 @@ class Timers:
         """A batch is written: `wakeups` by flow id were sent with it, `answers` are its answers to
         wakes, `flows` what it left of the flows that those are about."""
         self._undecided.update(wakeups)
+        for flow_id in wakeups:
+            # Who was asked to cancel may have been near, too.
+            self._near.pop(flow_id, None)
         decided: list[tuple[Wakeup, Answer]] = []
         for answer in answers:
             flow_id, command_id = answer.wake.flow_id, answer.wake.command_id

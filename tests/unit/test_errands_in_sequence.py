@@ -6,15 +6,13 @@ table and the owner's loop.
 """
 
 import json
+import random
 from collections.abc import Coroutine
 from itertools import count
 from typing import Any, TypeVar
-from unittest.mock import patch
 from uuid import UUID
 
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+import pytest
 
 from processor.codec import decode
 from processor.errands import Errands
@@ -22,7 +20,7 @@ from processor.metrics import Metrics
 from processor.ports import Written
 from processor.rows import Due, FlowRow
 from schemas.values import parse_timestamp
-from tests.support.given import HOUR_MS, NOON, document, timer
+from tests.support.given import NOON, document, timer
 from tests.support.partition import Appended, Partition
 from tests.unit.commands import flow_id
 
@@ -31,9 +29,12 @@ AT_ONCE_MAX = 2
 UNDECIDED_MAX = 3
 STEP_MAX = 2
 TERMINAL = {"cancelled", "finished", "failed"}
-FLOWS = st.integers(0, 7)
-AHEAD_MS = st.sampled_from([1, 1_000, 31_000, 70_000])
-PAST_MS = st.sampled_from([1, 1_000, 31_000])
+RETAIN_MS = 20_000
+FLOWS = 12
+AHEAD_MS = (1, 1_000, 1_000, 31_000)
+OTHER_KINDS = ("resume", "finish", "cancel", "request_cancel", "start_running")
+PAST_MS = (0, 0, 1, 1_000, 1_000, 31_000)
+ROUNDS = 150
 
 T = TypeVar("T")
 
@@ -95,20 +96,11 @@ class Table:
         return [one for one in self.ends() if (after or ()) < one and one.at_ms < before_ms][:limit]
 
 
-class Sequence(RuleBasedStateMachine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = [
-            patch.multiple(
-                "processor.timers",
-                NEAR_MAX=NEAR_MAX,
-                AT_ONCE_MAX=AT_ONCE_MAX,
-                UNDECIDED_MAX=UNDECIDED_MAX,
-            ),
-            patch("processor.retention.STEP_MAX", STEP_MAX),
-        ]
-        for one in self.patches:
-            one.start()
+class Sequence:
+    """Everybody's part; what is done next is by chance."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
         self.partition = Partition()
         self.table: Any = Table(self.partition)
         self.undecided: list[Appended] = []
@@ -120,7 +112,7 @@ class Sequence(RuleBasedStateMachine):
         self.metrics = Metrics()
         self.errands = Errands(
             0,
-            retain_ms=HOUR_MS,
+            retain_ms=RETAIN_MS,
             metrics=self.metrics,
             new_id=lambda: str(UUID(int=next(numbers))),
         )
@@ -140,44 +132,48 @@ class Sequence(RuleBasedStateMachine):
         body = document(kind, flow_id=one, **fields)
         self.append(topic, one.encode(), json.dumps(body).encode())
 
-    @rule(n=FLOWS, ahead_ms=AHEAD_MS)
-    def a_flow_waits(self, n: int, ahead_ms: int) -> None:
+    def create(self, n: int) -> None:
         about = {"controller_id": "c", "goal": "g", "requester_origin": "r"}
         self.send("commands", "create_mirrored", n, **about)
-        self.send("commands", "set_waiting", n, wait=timer(self.broker_ms + ahead_ms))
 
-    @rule(n=FLOWS, ahead_ms=AHEAD_MS)
-    def it_waits_for_something_else(self, n: int, ahead_ms: int) -> None:
-        self.send("commands", "resume", n)
-        self.send("commands", "set_waiting", n, wait=timer(self.broker_ms + ahead_ms))
+    def flows_wait(self, some: list[int], ahead_ms: int) -> None:
+        for n in some:
+            self.create(n)
+            self.send("commands", "set_waiting", n, wait=timer(self.broker_ms + ahead_ms))
 
-    @rule(n=FLOWS)
+    def they_wait_for_something_else(self, some: list[int], ahead_ms: int) -> None:
+        for n in some:
+            self.send("commands", "resume", n)
+            self.send("commands", "set_waiting", n, wait=timer(self.broker_ms + ahead_ms))
+
     def it_waits_without_a_time(self, n: int) -> None:
         self.send("commands", "resume", n)
         self.send("commands", "set_waiting", n, wait={"kind": "manual"})
 
-    @rule(
-        n=FLOWS,
-        kind=st.sampled_from(["resume", "finish", "cancel", "request_cancel", "start_running"]),
-    )
+    def it_is_pruned_and_lives_again(self, n: int) -> None:
+        self.send("control", "prune", n, issued_by="operator:ana")
+        self.create(n)
+        self.send("commands", "cancel", n)
+
     def something_happens(self, n: int, kind: str) -> None:
         self.send("commands", kind, n)
 
-    @rule(n=FLOWS)
-    def a_step_is_observed(self, n: int) -> None:
+    def steps_are_observed(self, some: list[int]) -> None:
         step = {"run_id": "r", "task": "t", "status": "running"}
-        self.send("commands", "record_step_observation", n, **step)
+        for n in some:
+            self.send("commands", "record_step_observation", n, **step)
 
-    @rule(n=FLOWS, kind=st.sampled_from(["wake", "prune"]))
+    def some_end(self, some: list[int]) -> None:
+        for n in some:
+            self.send("commands", "cancel", n)
+
     def an_operator_does_it_by_hand(self, n: int, kind: str) -> None:
         self.send("control", kind, n, issued_by="operator:ana")
 
-    @rule(ms=PAST_MS)
     def time_passes(self, ms: int) -> None:
         self.broker_ms += ms
         self.at_s += ms / 1000
 
-    @rule(ms=st.sampled_from([500, 30_000]))
     def the_brokers_clock_steps_back(self, ms: int) -> None:
         self.broker_ms -= ms
         self.stepped_back = True
@@ -196,15 +192,6 @@ class Sequence(RuleBasedStateMachine):
     def control_done(self) -> int:
         left = (r.offset for r in self.undecided if r.topic == "taskflow.control")
         return next(left, self.ends["control"])
-
-    @rule(count=st.integers(0, 5))
-    def a_batch(self, count: int) -> None:
-        self.decide(count)
-
-    @rule()
-    def the_owner_goes_on(self) -> None:
-        for _ in range(3):
-            self.decide(4)
 
     def decide(self, count: int) -> bool:
         """One round of the owner's loop; whether anything was done."""
@@ -258,44 +245,79 @@ class Sequence(RuleBasedStateMachine):
                 assert flow is not None, "it is gone"
                 assert flow["status"] in TERMINAL
                 age_ms = self.broker_ms - parse_timestamp(flow["updated_at"])
-                assert self.stepped_back or age_ms > HOUR_MS, "it ended not long ago"
+                assert self.stepped_back or age_ms > RETAIN_MS, "it ended not long ago"
         assert wakes <= AT_ONCE_MAX
         assert len(under_way["prune"]) <= STEP_MAX or not sent
 
-    @rule()
     def another_takes_over(self) -> None:
         at_once(self.errands.begin(self.table, self.ends["control"]))
 
-    @precondition(lambda self: len(self.undecided) > 10)
-    @rule()
-    def all_is_decided(self) -> None:
-        self.until_nothing_is_left()
-
     def until_nothing_is_left(self) -> None:
-        for _ in range(300):
-            if not self.decide(4) and not self.undecided:
+        for _ in range(400):
+            if not self.decide(30) and not self.undecided:
                 return
         raise AssertionError("the owner comes to no end")
 
-    @invariant()
     def memory_is_bounded_and_the_armed_are_counted(self) -> None:
         timers = self.errands._timers
         assert len(timers._near) <= NEAR_MAX + len(timers._refusals)
         assert len(timers._queue) <= 2 * NEAR_MAX + len(timers._refusals) + UNDECIDED_MAX
         assert timers.armed == len(self.table.waits())
 
-    def teardown(self) -> None:
-        try:
-            for _ in range(75):
-                self.time_passes(61_000)
-                self.until_nothing_is_left()
-            assert [one for one in self.table.waits() if one.at_ms <= self.broker_ms] == []
-            old_ms = self.broker_ms - HOUR_MS - 130_000
-            assert [one for one in self.table.ends() if one.at_ms < old_ms] == []
-        finally:
-            for one in self.patches:
-                one.stop()
+    # All together
+
+    def a_round(self) -> None:
+        chance = self.random
+        for _ in range(chance.randrange(4)):
+            some = chance.sample(range(FLOWS), chance.choice((1, 2, 8)))
+            ahead_ms = chance.choice(AHEAD_MS)
+            deed = chance.randrange(20)
+            if deed < 6:
+                self.flows_wait(some, ahead_ms)
+            elif deed < 8:
+                self.they_wait_for_something_else(some, ahead_ms)
+            elif deed < 12:
+                self.steps_are_observed(some)
+            elif deed < 13:
+                self.some_end(some)
+            elif deed < 14:
+                self.it_waits_without_a_time(some[0])
+            elif deed < 15:
+                self.it_is_pruned_and_lives_again(some[0])
+            elif deed < 16:
+                self.an_operator_does_it_by_hand(some[0], chance.choice(("wake", "prune")))
+            else:
+                self.something_happens(some[0], chance.choice(OTHER_KINDS))
+        self.time_passes(chance.choice(PAST_MS))
+        if chance.random() < 0.05:
+            self.the_brokers_clock_steps_back(chance.choice((500, 2_000, 40_000)))
+        if chance.random() < 0.03:
+            self.another_takes_over()
+        for _ in range(chance.randrange(4)):
+            self.decide(chance.choice((0, 1, 3, 12, 40)))
+            self.memory_is_bounded_and_the_armed_are_counted()
+
+    def come_to_rest(self) -> None:
+        """Nobody does anything any more, for an hour."""
+        for _ in range(60):
+            self.time_passes(61_000)
+            self.until_nothing_is_left()
+        assert [one for one in self.table.waits() if one.at_ms <= self.broker_ms] == []
+        old_ms = self.broker_ms - RETAIN_MS - 130_000
+        assert [one for one in self.table.ends() if one.at_ms < old_ms] == []
 
 
-TestSequence = Sequence.TestCase
-TestSequence.settings = settings(max_examples=150, stateful_step_count=40)
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_each_wait_is_ended_once(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("processor.timers.NEAR_MAX", NEAR_MAX)
+    monkeypatch.setattr("processor.timers.AT_ONCE_MAX", AT_ONCE_MAX)
+    monkeypatch.setattr("processor.timers.UNDECIDED_MAX", UNDECIDED_MAX)
+    monkeypatch.setattr("processor.retention.STEP_MAX", STEP_MAX)
+    sequence = Sequence(seed)
+
+    for _ in range(ROUNDS):
+        sequence.a_round()
+
+    sequence.come_to_rest()
