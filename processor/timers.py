@@ -175,12 +175,11 @@ class Timers:
         for flow_id in wakeups:
             # Who was asked to cancel may have been near, too.
             self._near.pop(flow_id, None)
-        decided: list[tuple[Wakeup, Answer]] = []
+        decided: dict[str, tuple[Wakeup, Answer]] = {}
         for answer in answers:
-            flow_id, command_id = answer.wake.flow_id, answer.wake.command_id
-            sent = self._undecided.get(flow_id)
-            if sent is not None and sent.command_id == command_id:
-                decided.append((self._undecided.pop(flow_id), answer))
+            sent = self._undecided.get(answer.wake.flow_id)
+            if sent is not None and sent.command_id == answer.wake.command_id:
+                decided.setdefault(answer.wake.flow_id, (sent, answer))
         waiting = FlowStatus.WAITING
         for row in changes.deleted:
             self._changed(row, None)
@@ -197,28 +196,31 @@ class Timers:
 
     def _look_again(
         self,
-        decided: Iterable[tuple[Wakeup, Answer]],
+        decided: Mapping[str, tuple[Wakeup, Answer]],
         flows: Mapping[str, FlowRow | None],
         now_ms: int | None,
     ) -> Decided:
-        """Whoever was refused and still waits is woken again."""
+        """Whoever still waits is woken again, or waits again already."""
         lags_ms: list[int] = []
         ended = retried = 0
         too_early = False
-        for sent, (wake, woken_ms, accepted) in decided:
-            flow_id = wake.flow_id
+        for flow_id, (sent, (_, woken_ms, accepted)) in decided.items():
+            known_ms = self._undecided.pop(flow_id).due_ms
+            row = flows.get(flow_id)
+            over_ms = None if row is None else due_ms(row.flow)
             if accepted:
                 ended += 1
                 if sent.due_ms != AT_ONCE_MS and now_ms is not None:
                     lags_ms.append(now_ms - sent.due_ms)
-                continue
-            row = flows.get(flow_id)
-            over_ms = None if row is None else due_ms(row.flow)
+            elif over_ms is not None:
+                retried += 1
             if over_ms is None:
                 continue
-            retried += 1
-            if over_ms == sent.due_ms and self._is_left_to_the_table(over_ms, flow_id):
-                continue  # it waits for something else by now
+            if over_ms == known_ms and self._is_left_to_the_table(over_ms, flow_id):
+                continue
+            if accepted:  # and waits for something new
+                self._put(flow_id, over_ms)
+                continue
             refusals = self._refusals[flow_id] = self._refusals.get(flow_id, -1) + 1
             pause_ms = min(RETRY_MIN_MS * 2 ** min(refusals, REFUSALS_MAX), RETRY_MAX_MS)
             self._put(flow_id, max(over_ms, woken_ms + pause_ms))

@@ -268,3 +268,24 @@ def test_a_refused_wake_of_a_flow_that_was_touched_leaves_what_it_waits_for_now(
     assert (some.next_ms() is not None) is expected
     assert some.armed == (wait is not None)
     assert some.overdue(NOON_MS) == 0
+
+
+@pytest.mark.parametrize("at_ms", [NOON_MS, NOON_MS + 5, NOON_MS + 2 * NEAR_MS])
+def test_a_flow_that_is_woken_and_waits_anew_in_one_batch_is_not_forgotten(at_ms: int) -> None:
+    some = loaded(Waits((1, NOON_MS)))
+    send(some, some.take(NOON_MS))
+    was, row = waiting(1, NOON_MS), waiting(1, at_ms)
+    answer = Answer(wake_of(1, uuid(1)), NOON_MS, True)
+    report = some.written(Changes(updated=[(was, row)]), {}, [answer], {uuid(1): row}, NOON_MS + 3)
+    assert (report.ended, report.retried, report.lags_ms) == (1, 0, [3])
+    again = some.next_ms() or loaded(Waits((1, at_ms)), at_ms, some).next_ms()
+    assert again == at_ms
+
+
+def test_a_copy_of_our_wake_is_no_second_answer() -> None:
+    some = loaded(Waits((1, NOON_MS)))
+    send(some, some.take(NOON_MS))
+    wake = wake_of(1, uuid(1))
+    answers = [Answer(wake, NOON_MS, True), Answer(wake, NOON_MS + 1, False)]
+    report = some.written(Changes(), {}, answers, {uuid(1): None}, NOON_MS)
+    assert (report.ended, report.retried) == (1, 0)
