@@ -11,7 +11,7 @@ import psutil
 import uvloop
 
 from processor.broker import embedded_broker
-from tests.benchmarks import latency, stages, throughput
+from tests.benchmarks import latency, stages, throughput, timers
 
 
 def machine() -> str:
@@ -29,9 +29,7 @@ def machine() -> str:
     )
 
 
-async def main(count: int, seconds: int, runs: int) -> None:
-    print(machine())
-    print(f"load average before: {os.getloadavg()[0]:.2f}\n", flush=True)
+async def commands(count: int, seconds: int, runs: int) -> None:
     print("CPU µs of an update that is accepted, by stage:\n")
     print(stages.report(await stages.measure()) + "\n", flush=True)
     print("One worker, 4 partitions, 20,000 flows; CPU seconds per 100,000 commands:\n")
@@ -59,10 +57,21 @@ async def main(count: int, seconds: int, runs: int) -> None:
                 )
 
 
+async def main(chosen: argparse.Namespace) -> None:
+    print(machine())
+    print(f"load average before: {os.getloadavg()[0]:.2f}\n", flush=True)
+    if not chosen.timers_only:
+        await commands(chosen.commands, chosen.seconds, chosen.runs)
+    async for line in timers.report(chosen.waits, chosen.herd, chosen.seconds):
+        print(line, flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--commands", type=int, default=400_000)
-    parser.add_argument("--seconds", type=int, default=30, help="of the latency run")
+    parser.add_argument("--seconds", type=int, default=30, help="of a run that measures latency")
     parser.add_argument("--runs", type=int, default=1)
-    chosen = parser.parse_args()
-    uvloop.run(main(chosen.commands, chosen.seconds, chosen.runs))
+    parser.add_argument("--waits", type=int, default=1_000_000, help="flows that wait for a day")
+    parser.add_argument("--herd", type=int, default=100_000, help="timers due in one second")
+    parser.add_argument("--timers-only", action="store_true")
+    uvloop.run(main(parser.parse_args()))

@@ -3,16 +3,68 @@
 import asyncio
 import time
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 from processor.client import FlowClient
 from processor.settings import Settings
-from tests.benchmarks.running import running_worker
+from tests.benchmarks.running import percentile, running_worker
 
 RATE_PER_S = 1_000
 FLOWS = 500
 WARM_UP_S = 20
 TICK_S = 0.005
+COMMON = {"issued_by": "agent:bench:session:1"}
+
+
+class Took(NamedTuple):
+    """A command: when it was sent, by our clock, and how long its outcome took."""
+
+    sent_s: float
+    ms: float
+
+
+async def created(client: FlowClient) -> list[str]:
+    """The ids of FLOWS running flows."""
+    flows = [str(uuid4()) for _ in range(FLOWS)]
+    create = COMMON | {
+        "kind": "create_mirrored",
+        "controller_id": "bench/inbox",
+        "goal": "triage the inbox",
+        "requester_origin": "user-1",
+    }
+    await asyncio.gather(*(client.send(create | {"flow_id": flow}) for flow in flows))
+    return flows
+
+
+async def steadily(
+    client: FlowClient, flows: list[str], *, rate_per_s: int, done: asyncio.Event
+) -> list[Took]:
+    """Update `flows` in turn until `done`, `rate_per_s` times whatever the outcomes take."""
+    took: list[Took] = []
+
+    async def one(number: int) -> None:
+        sent_s, began = time.time(), time.perf_counter()
+        outcome = await client.send(
+            COMMON
+            | {
+                "kind": "update_state",
+                "flow_id": flows[number % len(flows)],
+                "patch": {"processed": number},
+            }
+        )
+        assert outcome.code is None, outcome
+        took.append(Took(sent_s, (time.perf_counter() - began) * 1000))
+
+    began, sent = time.perf_counter(), 0
+    async with asyncio.TaskGroup() as group:
+        while not done.is_set():
+            due = int((time.perf_counter() - began) * rate_per_s)
+            while sent < due:
+                group.create_task(one(sent))
+                sent += 1
+            await asyncio.sleep(TICK_S)
+    return took
 
 
 async def measure(home: Path, bootstrap: str, *, seconds: int = 30) -> dict[str, float]:
@@ -20,40 +72,10 @@ async def measure(home: Path, bootstrap: str, *, seconds: int = 30) -> dict[str,
     JVM takes a while to compile what it does all the time."""
     settings = Settings(bootstrap_servers=bootstrap, topic_prefix="latency")
     async with running_worker(settings, home / "latency"), FlowClient(settings) as client:
-        flows = [str(uuid4()) for _ in range(FLOWS)]
-        common = {"issued_by": "agent:bench:session:1"}
-        create = {
-            "kind": "create_mirrored",
-            "controller_id": "bench/inbox",
-            "goal": "triage the inbox",
-            "requester_origin": "user-1",
-        }
-        await asyncio.gather(*(client.send(common | create | {"flow_id": f}) for f in flows))
-        took_ms: list[float] = []
-
-        async def one(number: int) -> None:
-            began = time.perf_counter()
-            outcome = await client.send(
-                common
-                | {
-                    "kind": "update_state",
-                    "flow_id": flows[number % FLOWS],
-                    "patch": {"processed": number},
-                }
-            )
-            assert outcome.code is None, outcome
-            if number >= WARM_UP_S * RATE_PER_S:
-                took_ms.append((time.perf_counter() - began) * 1000)
-
-        began, sent = time.perf_counter(), 0
-        async with asyncio.TaskGroup() as group:
-            while sent < (seconds + WARM_UP_S) * RATE_PER_S:
-                due = int((time.perf_counter() - began) * RATE_PER_S)
-                while sent < due:
-                    group.create_task(one(sent))
-                    sent += 1
-                await asyncio.sleep(TICK_S)
-        took_ms.sort()
-        return {
-            f"p{p}": took_ms[min(len(took_ms) - 1, len(took_ms) * p // 100)] for p in (50, 95, 99)
-        } | {"max": took_ms[-1]}
+        flows = await created(client)
+        done = asyncio.Event()
+        asyncio.get_running_loop().call_later(WARM_UP_S + seconds, done.set)
+        warm_s = time.time() + WARM_UP_S
+        took = await steadily(client, flows, rate_per_s=RATE_PER_S, done=done)
+    counted = [one.ms for one in took if one.sent_s >= warm_s]
+    return {f"p{p}": percentile(counted, p) for p in (50, 95, 99)} | {"max": max(counted)}

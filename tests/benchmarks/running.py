@@ -1,20 +1,25 @@
-"""A real worker in a process of its own, and what it costs."""
+"""A real worker in a process of its own, what it is given, and what it costs."""
 
 import asyncio
 import os
+import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
+from aiokafka import AIOKafkaProducer
 
 from processor.adapters.kafka.admin import create_topics
 from processor.settings import Settings
+from schemas.topics import Topics
 
 
 @asynccontextmanager
-async def running_worker(settings: Settings, state_dir: Path) -> AsyncIterator[psutil.Process]:
+async def running_worker(
+    settings: Settings, state_dir: Path, *, http: str = "off"
+) -> AsyncIterator[psutil.Process]:
     """`taskflow worker` on the topics of `settings`, which are made; ended in good order."""
     await create_topics(settings)
     environ = {
@@ -23,7 +28,7 @@ async def running_worker(settings: Settings, state_dir: Path) -> AsyncIterator[p
         "TASKFLOW_TOPIC_PREFIX": settings.topic_prefix,
         "TASKFLOW_PARTITIONS": str(settings.partitions),
         "TASKFLOW_STATE_DIR": str(state_dir),
-        "TASKFLOW_HTTP": "off",
+        "TASKFLOW_HTTP": http,
         "TASKFLOW_LOG_LEVEL": "warning",
     }
     process = await asyncio.create_subprocess_exec(
@@ -36,6 +41,45 @@ async def running_worker(settings: Settings, state_dir: Path) -> AsyncIterator[p
         await process.wait()
 
 
+async def publish(settings: Settings, commands: Iterable[tuple[int, str, bytes]]) -> None:
+    """Write `commands` (partition, flow id, value) as fast as Kafka takes them."""
+    producer = AIOKafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers,
+        compression_type="lz4",
+        max_batch_size=900_000,
+        linger_ms=5,
+    )
+    await producer.start()
+    topic = Topics(settings.topic_prefix).commands
+    batches = [producer.create_batch() for _ in range(settings.partitions)]
+    for place, flow_id, value in commands:
+        key = flow_id.encode()
+        if batches[place].append(timestamp=None, key=key, value=value) is None:
+            await (await producer.send_batch(batches[place], topic, partition=place))
+            batches[place] = producer.create_batch()
+            batches[place].append(timestamp=None, key=key, value=value)
+    for place, batch in enumerate(batches):
+        if batch.record_count():
+            await (await producer.send_batch(batch, topic, partition=place))
+    await producer.stop()
+
+
+def free_address() -> str:
+    """Where nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        host, port = probe.getsockname()
+        return f"{host}:{port}"
+
+
 def cpu_s(*processes: psutil.Process) -> float:
     """User and system time of `processes` so far."""
     return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that `share` percent of `values` do not exceed; NaN of none."""
+    ordered = sorted(values)
+    if not ordered:
+        return float("nan")
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share / 100))]

@@ -11,14 +11,14 @@ import uuid
 from pathlib import Path
 
 import psutil
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processor.adapters.kafka.admin import create_topics
 from processor.broker import EmbeddedBroker
 from processor.placement import partition_of
 from processor.settings import Settings
 from schemas.topics import Topics
-from tests.benchmarks.running import cpu_s, running_worker
+from tests.benchmarks.running import cpu_s, publish, running_worker
 
 FLOWS = 20_000
 PARTITIONS = 4
@@ -56,27 +56,10 @@ def command(flow_id: str, turn: int, n: int) -> bytes:
 
 async def load(settings: Settings, count: int) -> None:
     """Publish `count` commands in rounds over all flows."""
-    producer = AIOKafkaProducer(
-        bootstrap_servers=settings.bootstrap_servers,
-        compression_type="lz4",
-        max_batch_size=900_000,
-        linger_ms=5,
-    )
-    await producer.start()
-    topic = Topics(settings.topic_prefix).commands
     flows = [str(uuid.UUID(int=(7 << 120) + n * 7919)) for n in range(FLOWS)]
     places = [partition_of(flow.encode(), PARTITIONS) for flow in flows]
-    batches = [producer.create_batch() for _ in range(PARTITIONS)]
-    for i in range(count):
-        n, turn = i % FLOWS, i // FLOWS
-        place, key, value = places[n], flows[n].encode(), command(flows[n], turn, n)
-        if batches[place].append(timestamp=None, key=key, value=value) is None:
-            await (await producer.send_batch(batches[place], topic, partition=place))
-            batches[place] = producer.create_batch()
-            batches[place].append(timestamp=None, key=key, value=value)
-    for place, batch in enumerate(batches):
-        await (await producer.send_batch(batch, topic, partition=place))
-    await producer.stop()
+    numbers = ((i % FLOWS, i // FLOWS) for i in range(count))
+    await publish(settings, ((places[n], flows[n], command(flows[n], t, n)) for n, t in numbers))
 
 
 async def measure(home: Path, broker: EmbeddedBroker, *, count: int = 400_000) -> dict[str, float]:
