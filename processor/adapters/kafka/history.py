@@ -18,6 +18,9 @@ log = structlog.get_logger()
 
 CHUNK_MAX_RECORDS: Final = 2_000
 FETCH_MAX_BYTES: Final = 4 * 1024 * 1024
+POLL_MS: Final = 10
+"""How long to wait for records before the position is looked at: it steps over markers without
+giving any, and a takeover reads up to the last marker of several topics."""
 SETTLE_POLL_S: Final = 0.02
 SETTLE_REPORT_S: Final = 5.0
 STALL_TIMEOUT_S: Final = 30.0
@@ -32,12 +35,15 @@ class KafkaHistory:
         connection: Mapping[str, Any],
         partition: int,
         *,
+        topics: Sequence[str] = (),
         stall_timeout_s: float = STALL_TIMEOUT_S,
     ) -> None:
-        """`stall_timeout_s`: how long a read may come no further, as the worker's watchdog has it,
-        which does not look at what still recovers."""
+        """`topics`: what will be asked for, to be known from the start; aiokafka learns of others
+        one by one, each with a pause of 0.1 s. `stall_timeout_s`: how long a read may come no
+        further, as the worker's watchdog has it, which does not look at what still recovers."""
         self._connection = connection
         self._partition = partition
+        self._topics = topics
         self._stall_timeout_s = stall_timeout_s
         self._consumers: dict[str, AIOKafkaConsumer] = {}
 
@@ -46,8 +52,9 @@ class KafkaHistory:
         have reached them: below an open transaction of anybody, the newest records are hidden,
         and an older position would be taken for the newest."""
         tps = [TopicPartition(topic, self._partition) for topic in topics]
-        uncommitted = await self._consumer("read_uncommitted")
-        committed = await self._consumer("read_committed")
+        uncommitted, committed = await asyncio.gather(
+            self._consumer("read_uncommitted"), self._consumer("read_committed")
+        )
         starts = await uncommitted.beginning_offsets(tps)
         ends = await uncommitted.end_offsets(tps)
         reported = time.monotonic()
@@ -99,7 +106,7 @@ class KafkaHistory:
         consumer.seek(tp, start)
         reached, reached_at = start, time.monotonic()
         while True:
-            fetched = await consumer.getmany(tp, timeout_ms=200, max_records=CHUNK_MAX_RECORDS)
+            fetched = await consumer.getmany(tp, timeout_ms=POLL_MS, max_records=CHUNK_MAX_RECORDS)
             records = [r for some in fetched.values() for r in some if r.offset < end]
             if records:
                 yield records
@@ -128,6 +135,8 @@ class KafkaHistory:
             paced(consumer._client)
             try:
                 await consumer.start()
+                if self._topics:
+                    await consumer._client.set_topics(self._topics)
             except BaseException:
                 await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
                 raise
