@@ -38,6 +38,8 @@ class WorkerProcess:
         self.log.touch()
         self._environment = environment(bootstrap, prefix, self.state_dir, **settings)
         self._process: asyncio.subprocess.Process | None = None
+        self.clock_ahead_s = 0.0
+        """How far off its wall clock is, from its next start on."""
 
     def choose(self, **settings: str) -> None:
         """Settings of this worker alone, from its next start on."""
@@ -55,12 +57,17 @@ class WorkerProcess:
     async def start(self) -> None:
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "processor", "worker"),
+                *(sys.executable, *self._program(), "worker"),
                 env=self._environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
+
+    def _program(self) -> tuple[str, ...]:
+        if self.clock_ahead_s:
+            return "-P", str(Path(__file__).with_name("shifted.py")), f"{self.clock_ahead_s}"
+        return "-m", "processor"
 
     async def kill(self) -> None:
         """SIGKILL, and await the end."""

@@ -1,0 +1,187 @@
+"""Waits that end by themselves on a real broker: a herd of them while workers are killed, and
+workers whose clocks are off."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid5
+
+from aiokafka import AIOKafkaProducer
+
+from processor.adapters.kafka.admin import create_topics
+from processor.settings import Settings
+from tests.support.checker import assert_clean, instant, millis
+from tests.support.given import FLOW_ID, OWNER, document
+from tests.support.log_files import foreign_hands, until_in_transaction
+from tests.support.processes import owner_of, workers
+from tests.support.world import Observer, World, observing
+
+PARTITIONS = 2
+HERD = 4_000
+TAKEN_OVER = '"the partition is taken over"'
+HOUR_S = 3_600.0
+PATIENCE_S = 20.0
+LATE_MAX_MS = 15_000
+"""More than a loaded machine needs, and a fraction of an hour."""
+
+
+def flow_id(number: int) -> str:
+    return str(uuid5(UUID(FLOW_ID), f"waits {number}"))
+
+
+def waiting(number: int, wait: dict[str, Any]) -> list[dict[str, Any]]:
+    about = {"controller_id": "herd", "goal": "Wait", "requester_origin": "tests"}
+    one = flow_id(number)
+    return [
+        document("create_mirrored", flow_id=one, **about),
+        document("set_waiting", flow_id=one, wait=wait),
+    ]
+
+
+@asynccontextmanager
+async def producer(bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, linger_ms=5)
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        await producer.stop()
+
+
+async def send(producer: AIOKafkaProducer, prefix: str, commands: Iterable[dict[str, Any]]) -> None:
+    futures = [
+        await producer.send(f"{prefix}.commands", json.dumps(one).encode(), one["flow_id"].encode())
+        for one in commands
+    ]
+    await asyncio.gather(*futures)
+
+
+def ends(world: World) -> list[dict[str, Any]]:
+    """The events that ended a wait."""
+    events = (json.loads(record.value or b"") for record in world.all("audit"))
+    return [event for event in events if event["kind"] in ("resumed", "cancelled")]
+
+
+async def until_ended(observer: Observer, count: int) -> World:
+    """Wait until at least `count` waits have ended."""
+    deadline = time.monotonic() + PATIENCE_S
+    while len(ends(world := await observer.catch_up())) < count:
+        assert time.monotonic() < deadline, f"{len(ends(world))} of {count} have ended"
+    return world
+
+
+def wakes(world: World) -> Counter[str]:
+    """How many wakes of the processor's own there are, by flow."""
+    commands = (json.loads(record.value or b"") for record in world.all("control"))
+    return Counter(one["flow_id"] for one in commands if one["issued_by"] == "taskflow:timer")
+
+
+async def test_a_herd_of_timers_while_their_owners_are_killed(broker, prefix, tmp_path):
+    await create_topics(
+        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    )
+    async with (
+        workers(2, tmp_path, broker.bootstrap, prefix, PARTITIONS=f"{PARTITIONS}") as pair,
+        observing(broker.bootstrap, prefix, PARTITIONS) as observer,
+        producer(broker.bootstrap) as sending,
+    ):
+        await asyncio.gather(*(worker.start() for worker in pair))
+        await asyncio.gather(*(worker.until_ready() for worker in pair))
+        # All in one second, and only once all of them wait.
+        due_ms = int(time.time() * 1000) + 6_000
+        herd = [
+            one
+            for number in range(HERD)
+            for one in waiting(number, {"kind": "timer", "at": instant(due_ms + number % 1000)})
+        ]
+        await send(sending, prefix, herd)
+        await observer.catch_up()
+
+        await until_ended(observer, 1)
+        first = owner_of(0, pair)
+        (second,) = (worker for worker in pair if worker is not first)
+        taken_over = second.told().count(TAKEN_OVER)
+        await first.kill()
+        ended_at_first = len(ends(await observer.catch_up()))
+        await second.until_told(TAKEN_OVER, times=taken_over + 1)
+        await until_in_transaction(broker.data_dir, f"{prefix}.control", 0)
+        await second.kill()
+        ended_at_second = len(ends(await observer.catch_up()))
+        await asyncio.gather(first.start(), second.start())
+        await until_ended(observer, HERD)
+        world = await observer.settled([w.state_dir for w in pair], timeout_s=PATIENCE_S)
+        codes = [await worker.end() for worker in pair]
+
+    print(f"killed after {ended_at_first} and after {ended_at_second} of {HERD}")
+    assert codes == [0, 0]
+    assert 0 < ended_at_first < ended_at_second < HERD
+    resumed = ends(world)
+    assert Counter(event["flow_id"] for event in resumed) == Counter(map(flow_id, range(HERD)))
+    assert {event["payload_json"]["by"] for event in resumed} == {"timer"}
+    due = {flow_id(number): due_ms + number % 1000 for number in range(HERD)}
+    assert all(millis(event["at"]) >= due[event["flow_id"]] for event in resumed)
+    assert set(wakes(world).values()) == {1}, "a second wake was sent"
+    assert_clean(world, punctual_ms=0)
+    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+
+
+async def test_workers_an_hour_ahead_and_an_hour_behind(broker, prefix, tmp_path):
+    await create_topics(
+        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    )
+    async with (
+        workers(2, tmp_path, broker.bootstrap, prefix, PARTITIONS=f"{PARTITIONS}") as (
+            ahead,
+            behind,
+        ),
+        observing(broker.bootstrap, prefix, PARTITIONS) as observer,
+        producer(broker.bootstrap) as sending,
+    ):
+        ahead.clock_ahead_s, behind.clock_ahead_s = HOUR_S, -HOUR_S
+        await asyncio.gather(ahead.start(), behind.start())
+        await asyncio.gather(ahead.until_ready(), behind.until_ready())
+        now_ms = int(time.time() * 1000)
+        due: dict[str, int] = {}
+        commands = []
+        for number in range(200):
+            due[flow_id(number)] = at_ms = now_ms + 2_000 + 20 * number
+            wait = {"kind": "timer", "at": instant(at_ms)}
+            if number % 2:
+                wait = {"kind": "manual", "timeout_at": instant(at_ms)}
+            commands += waiting(number, wait)
+        # These wait for the hour by which the clocks are off.
+        for number in range(200, 220):
+            at_ms = now_ms + 1_800_000
+            commands += waiting(number, {"kind": "timer", "at": instant(at_ms)})
+        asked = [
+            document("request_cancel", flow_id=flow_id(n), issued_by=OWNER) for n in (218, 219)
+        ]
+        await send(sending, prefix, commands)
+        await send(sending, prefix, asked)
+        await until_ended(observer, len(due) + len(asked))
+        # Another takes over what waits: it knows no better time.
+        await ahead.kill()
+        late = [
+            one
+            for number in range(300, 340)
+            for one in waiting(
+                number, {"kind": "timer", "at": instant(int(time.time() * 1000) + 4_000)}
+            )
+        ]
+        await send(sending, prefix, late)
+        await until_ended(observer, len(due) + len(asked) + 40)
+        world = await observer.settled([ahead.state_dir, behind.state_dir], timeout_s=PATIENCE_S)
+        assert await behind.end() == 0
+        told = [json.loads(worker.told().splitlines()[0])["at"] for worker in (ahead, behind)]
+
+    assert millis(told[0]) > now_ms + 1_800_000 > now_ms - 1_800_000 > millis(told[1])
+    events = ends(world)
+    assert Counter(event["kind"] for event in events) == {"resumed": 240, "cancelled": 2}
+    lags = [millis(e["at"]) - due[e["flow_id"]] for e in events if e["flow_id"] in due]
+    assert 0 <= min(lags) <= max(lags) < LATE_MAX_MS
+    assert {event["flow_id"] for event in events}.isdisjoint(map(flow_id, range(200, 218)))
+    assert_clean(world, punctual_ms=LATE_MAX_MS)
