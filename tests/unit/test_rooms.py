@@ -22,7 +22,7 @@ ROOMS = (
     *("ports", "recovery", "loading", "metrics"),
     *("timers", "retention", "errands", "partition", "worker"),
     *("logs", "http", "adapters", "client", "bootstrap"),
-    *("embedded", "broker", "program", "cli", "__main__"),
+    *("embedded", "broker", "ops", "program", "cli", "__main__"),
 )
 """From the innermost to the outermost. A new module gets its place here, and a line in
 processor/README.md."""
@@ -31,7 +31,11 @@ ADAPTERS_KNOW = {
     *("schemas", "domain", "errors", "settings", "rows", "codec", "batch", "ports", "adapters"),
 }
 KNOW_ADAPTERS = {"adapters", "client", "bootstrap", "program", "cli"}
+OPS_KNOW = {"schemas", "errors", "ops"}
+"""What verifies must share no rule with what it verifies."""
 KNOW_KAFKA = {"adapters", "placement", "client", "broker", "program"}
+SCRATCH = ROOT / "processor" / "ops" / "scratch.py"
+"""A temporary file of its own, and no table."""
 NOT_IN_THE_DOMAIN = {
     *("asyncio", "threading", "time", "random", "logging", "structlog"),
     *("os", "pathlib", "socket", "sqlite3", "aiosqlite", "aiokafka"),
@@ -89,6 +93,11 @@ def test_adapters_import_inward_and_only_the_outermost_import_them():
             assert own_room(path) in KNOW_ADAPTERS, path
 
 
+def test_what_verifies_knows_the_contract_alone():
+    for path in files("processor/ops"):
+        assert known(path) <= OPS_KNOW, path
+
+
 def test_the_domain_has_no_clock_no_io_and_no_logs():
     for path in files("processor/domain"):
         assert not {name.split(".")[0] for name in imported(path)} & NOT_IN_THE_DOMAIN, path
@@ -99,7 +108,7 @@ def test_clients_of_kafka_and_sqlite_stay_in_their_rooms():
         top = {name.split(".")[0] for name in imported(path)}
         if "aiokafka" in top:
             assert own_room(path) in KNOW_KAFKA, path
-        if top & {"sqlite3", "aiosqlite"}:
+        if top & {"sqlite3", "aiosqlite"} and path != SCRATCH:
             assert path.parent == ROOT / "processor" / "adapters" / "sqlite", path
 
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from heapq import merge
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from pydantic import ValidationError
@@ -51,6 +51,21 @@ class Progress(NamedTuple):
 
     partitions: int
     audit: int
+
+
+class Whole(NamedTuple):
+    """A table as it is at one moment; its rows are read as they are asked for.
+
+    `position`: next offsets of commands and control, id of the next event. Flows are (id, document,
+    last event id, chain, revision, status, owner, time of the last change), steps (flow id, run id,
+    document).
+    """
+
+    partitions: int
+    position: tuple[int, int, int]
+    filled: bool
+    flows: Iterator[tuple[Any, ...]]
+    steps: Iterator[tuple[Any, ...]]
 
 
 def tables(state_dir: Path, prefix: str) -> dict[int, Path]:
@@ -155,6 +170,32 @@ def _ended(path: Path, before: str, owner: str | None) -> Iterator[Ended]:
     while found := _look(path, oldest):
         yield from found
         after = found[-1].updated_at, found[-1].flow_id
+
+
+def whole(path: Path, take: Callable[[Whole], None]) -> None:
+    """Give `take` all of the table in one read transaction; again from the start, if a worker began
+    to write meanwhile. Raises TableFailed or TableCorrupt.
+
+    A worker's log grows until it is done.
+    """
+
+    def look(path: Path, db: sqlite3.Connection) -> None:
+        # A byte that was flipped on disk may leave no UTF-8; it is to be seen, not to be refused.
+        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        db.execute("BEGIN")
+        found = db.execute(
+            "SELECT partitions, commands, control, next_event_id, audit FROM about, stored"
+        ).fetchone()
+        if found is None:
+            raise TableFailed(f"{path} is not filled yet")
+        partitions, *position, audit = found
+        flows = db.execute(
+            "SELECT id, doc, last_event_id, chain, revision, status, owner, updated_at FROM flow"
+        )
+        steps = db.execute("SELECT flow_id, run_id, doc FROM step")
+        take(Whole(partitions, tuple(position), audit >= 0, flows, steps))
+
+    _look(path, look)
 
 
 # A row is looked at for its owner only if one is asked for.

@@ -1,0 +1,1 @@
+"""Tools for those who run taskflow. Nothing here takes part in deciding a command."""
