@@ -214,6 +214,7 @@ class Timers:
                     lags_ms.append(now_ms - sent.due_ms)
             elif over_ms is not None:
                 retried += 1
+                too_early = too_early or woken_ms < over_ms == sent.due_ms
             if over_ms is None:
                 continue
             if over_ms == known_ms and self._is_left_to_the_table(over_ms, flow_id):
@@ -224,7 +225,6 @@ class Timers:
             refusals = self._refusals[flow_id] = self._refusals.get(flow_id, -1) + 1
             pause_ms = min(RETRY_MIN_MS * 2 ** min(refusals, REFUSALS_MAX), RETRY_MAX_MS)
             self._put(flow_id, max(over_ms, woken_ms + pause_ms))
-            too_early = too_early or woken_ms < over_ms == sent.due_ms
         return Decided(lags_ms, ended, retried, too_early)
 
     def _changed(self, was: FlowRow | None, row: FlowRow | None) -> None:

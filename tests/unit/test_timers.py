@@ -289,3 +289,12 @@ def test_a_copy_of_our_wake_is_no_second_answer() -> None:
     answers = [Answer(wake, NOON_MS, True), Answer(wake, NOON_MS + 1, False)]
     report = some.written(Changes(), {}, answers, {uuid(1): None}, NOON_MS)
     assert (report.ended, report.retried) == (1, 0)
+
+
+def test_a_flow_taken_on_a_wrong_word_and_not_sent_is_not_forgotten() -> None:
+    some = loaded(Waits((1, NOON_MS - 500)))
+    assert some.take(NOON_MS)
+    # A step is observed in the same batch: its row tells when the wait is really over.
+    row = waiting(1, NOON_MS + 5)
+    some.written(Changes(updated=[(row, row)]), {}, [], {}, NOON_MS)
+    assert some.next_ms() == NOON_MS + 5
