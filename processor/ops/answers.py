@@ -42,7 +42,8 @@ class Answers:
     """Holds outcomes of one partition against what they answer, in the order of decision.
 
     `front_ms`: where the outcomes begin, if they do not begin at the beginning; what was answered
-    before is not known.
+    before is not known. `level`: whether a flow that the fold does not have is not there: it is
+    not so while the fold has still to come to where the outcomes begin.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Answers:
         self._window_ms = window_ms
         self._only = only
         self.front_ms: int | None = None
+        self.level = fold.whole
 
     def read(self, record: Record) -> Doc | None:
         """The outcome in a record; None if it is none."""
@@ -184,7 +186,7 @@ class Answers:
                 add("I4", "other_events", f"{command.get('kind')} caused {kinds}.")
         entry = self._fold.flow(flow_id)
         doc = entry.doc if entry is not None else None
-        if doc is None and not self._fold.whole and entry is None:
+        if doc is None and not self.level and entry is None:
             return
         now = (doc.get("revision"), doc.get("status")) if doc else (None, None)
         if verdict != "duplicate" and not (verdict == "accepted" and outcome["dry_run"]):
@@ -277,7 +279,7 @@ class Answers:
                     add("I4", "not_the_owner", "It makes a flow of another owner.")
                 if "expected_revision" in command:
                     add("I4", "revision_ignored", "A create that expects a revision.")
-            elif self._fold.whole or before is not None:
+            elif self.level or before is not None:
                 add("I4", "no_such_flow", f"{kind} of a flow that is not there.")
             return
         if creates:
@@ -315,7 +317,7 @@ class Answers:
     def _founded(self, code: str, command: Doc, source: Record, before: Entry | None) -> bool:
         """Whether a refusal may be right, as far as the flow's past tells."""
         kind, doc = command.get("kind", ""), before.doc if before is not None else None
-        known = self._fold.whole or before is not None
+        known = self.level or before is not None
         match code:
             case "forbidden":
                 return source.topic == self._topics.commands and kind in CONTROL_ONLY

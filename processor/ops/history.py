@@ -77,6 +77,7 @@ class History:
             letters = self._stream(topics.dead_letters)
             self._letters = Letters(parts.report, letters, front=front)
         self._front = starts[topics.outcomes] > 0 or parts.since
+        parts.answers.level = parts.fold.whole and not self._front
         self.sources: dict[str, Source] = {}
         for name, cut in (
             (topics.commands, parts.cut["commands"]),
@@ -233,6 +234,7 @@ class History:
             self._fold_one(*head, command, source)
             caused.append(head)
         self._front = False
+        self._parts.answers.level = self._fold.whole
         return caused
 
     async def _head_event(self) -> tuple[Record, Doc] | None:

@@ -54,7 +54,7 @@ class Letters:
         """What no outcome asked for, below the cut."""
         while (letter := await self._stream.take()) is not None:
             about = _about(letter)
-            if about is None or about[1] < cut.get(about[0], 0):
+            if about is None or (about[1] < cut.get(about[0], 0) and not self._front):
                 self._extra(letter)
 
     def _extra(self, letter: Record) -> None:

@@ -25,6 +25,8 @@ from schemas.topics import Topics
 from schemas.values import EVENTS_PER_PARTITION, instant
 
 SETTLE_POLL_S: Final = 0.05
+CURSOR_SPAN: Final = 2_000
+"""How many offsets at the end of `state` are looked through for a cursor at first."""
 STILL_S: Final = 0.5
 """How long the ends must stand for the topics to be at rest."""
 BEFORE_SINCE_MS: Final = 60_000
@@ -144,6 +146,8 @@ class _Partition:
         first = await self._begin(topics.state, state[topics.state], early=True)
         await self._read_state(reader, first, state[topics.state].stable)
         reader.end()
+        if reader.cursor is None:
+            reader.cursor = await self._older_cursor(state[topics.state])
         extents = await self._settled([name for name, _ in topics if name != topics.state])
         self._watcher.at(number, "history")
         history = await self._history(extents, reader.cursor)
@@ -264,6 +268,21 @@ class _Partition:
                 self._watcher.read(records[-1].offset + 1 - told)
                 told = records[-1].offset + 1
         self._watcher.read(end - told)
+
+    async def _older_cursor(self, extent: Extent) -> Doc | None:
+        """The newest cursor, where nothing was written since: looked for from the end backwards."""
+        reader = StateReader(
+            *(self._scratch, Report("", None, None, []), self._number, self._scope.partitions),
+            only="none",
+        )
+        end, span = extent.stable, CURSOR_SPAN
+        while reader.cursor is None and end > extent.start:
+            start = max(extent.start, end - span)
+            async for records in self._log.read(self._topics.state, start, end):
+                for record in records:
+                    reader.take(record)
+            end, span = start, 2 * span
+        return reader.cursor
 
     def _look_at_table(self) -> None:
         image = Image(self._scratch, self._report, self._number, self._scope.flow_id)
