@@ -4,8 +4,8 @@ import asyncio
 import gc
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from typing import Any, TypeVar
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -15,7 +15,7 @@ from processor.adapters.kafka.forwarder import PlainForwarder
 from processor.adapters.kafka.history import KafkaHistory
 from processor.adapters.kafka.source import GroupSource
 from processor.adapters.kafka.writer import TransactionalWriter, producers_stopped
-from processor.adapters.sqlite import open_table, state_dir_lock, table_path
+from processor.adapters.sqlite import FlowTable, open_table, state_dir_lock, table_path
 from processor.batch import Place
 from processor.domain.decide import Limits
 from processor.http import serve
@@ -24,6 +24,9 @@ from processor.partition import PartitionOwner
 from processor.settings import Settings
 from processor.worker import Member, Worker
 from schemas.topics import Topics
+
+if TYPE_CHECKING:
+    from processor.faults import Kit
 
 log = structlog.get_logger()
 
@@ -54,13 +57,14 @@ async def run_worker(
         for mismatch in mismatches:
             log.warning("a topic is not what it should be", mismatch=str(mismatch))
         _tune_interpreter()
+        kit = _fault_kit(settings)
         metrics = Metrics()
         forwarder = PlainForwarder(
             connection_options(settings, "forwarder"), timeout_s=settings.commit_timeout_ms / 1000
         )
         worker = Worker(
-            lambda assigned, revoked: _member(settings, assigned, revoked),
-            lambda partition, member: _owner(settings, partition, member, forwarder, metrics),
+            lambda assigned, revoked: _member(settings, kit, assigned, revoked),
+            lambda partition, member: _owner(settings, kit, partition, member, forwarder, metrics),
             metrics=metrics,
             flow_cache_bytes=settings.flow_cache_bytes,
             watchdog_timeout_s=settings.watchdog_timeout_ms / 1000,
@@ -109,12 +113,22 @@ async def _announce(worker: Worker, ready: asyncio.Event | None) -> None:
         ready.set()
 
 
+def _fault_kit(settings: Settings) -> "Kit | None":
+    """What breaks a worker on purpose; None, and not even imported, unless a test asks for it."""
+    if settings.faults is None:
+        return None
+    from processor.faults import Kit
+
+    return Kit(settings.faults)
+
+
 def _member(
     settings: Settings,
+    kit: "Kit | None",
     assigned: Callable[[frozenset[int]], None],
     revoked: Callable[[], Any],
 ) -> Member:
-    return GroupSource(
+    member = GroupSource(
         connection_options(settings, "worker"),
         Topics(settings.topic_prefix),
         group_id=settings.group_id,
@@ -123,10 +137,12 @@ def _member(
         on_assigned=assigned,
         on_revoked=revoked,
     )
+    return member if kit is None else kit.member(member)
 
 
 def _owner(
     settings: Settings,
+    kit: "Kit | None",
     partition: int,
     member: Member,
     forwarder: PlainForwarder,
@@ -135,6 +151,32 @@ def _owner(
     topics = Topics(settings.topic_prefix)
     connection = connection_options(settings, f"owner-{partition}")
     path = table_path(settings.state_dir, settings.topic_prefix, partition)
+
+    def opened() -> AbstractAsyncContextManager[FlowTable]:
+        return open_table(
+            path,
+            partition=partition,
+            prefix=settings.topic_prefix,
+            partitions=settings.partitions,
+        )
+
+    def new_writer() -> TransactionalWriter:
+        return TransactionalWriter(
+            connection,
+            topics,
+            partition,
+            compression=compression_type(settings),
+            commit_timeout_s=settings.commit_timeout_ms / 1000,
+        )
+
+    def new_history() -> KafkaHistory:
+        return KafkaHistory(
+            connection,
+            partition,
+            topics=[name for name, _ in topics],
+            stall_timeout_s=settings.watchdog_timeout_ms / 1000,
+        )
+
     return PartitionOwner(
         Place(
             partition,
@@ -144,24 +186,11 @@ def _owner(
             Limits(timer_max_horizon_ms=settings.timer_max_horizon_ms),
             settings.retain_terminal_ms,
         ),
-        source=member,
+        source=member if kit is None else kit.source(member),
         forwarder=forwarder,
-        open_table=lambda: open_table(
-            path,
-            partition=partition,
-            prefix=settings.topic_prefix,
-            partitions=settings.partitions,
-        ),
-        new_writer=lambda: TransactionalWriter(
-            connection,
-            topics,
-            partition,
-            compression=compression_type(settings),
-            commit_timeout_s=settings.commit_timeout_ms / 1000,
-        ),
-        new_history=lambda: KafkaHistory(
-            connection, partition, stall_timeout_s=settings.watchdog_timeout_ms / 1000
-        ),
+        open_table=opened if kit is None else kit.table(opened),
+        new_writer=new_writer if kit is None else kit.writer(new_writer),
+        new_history=new_history if kit is None else kit.history(new_history),
         metrics=metrics,
         batch_max_records=settings.batch_max_records,
         cache_bytes=settings.flow_cache_bytes // settings.partitions,

@@ -9,7 +9,19 @@ import typer
 from processor.adapters.kafka.errors import BrokerUnreachable
 from processor.embedded.errors import BadHeap
 from processor.errors import TaskflowError
-from processor.program import broker, demo, flow, prune, send, streams, topics, up, verify, worker
+from processor.program import (
+    broker,
+    demo,
+    flow,
+    prune,
+    send,
+    streams,
+    topics,
+    torture,
+    up,
+    verify,
+    worker,
+)
 from processor.program.output import NobodyReads, say
 from processor.program.running import Interrupted, WrongUse
 from processor.settings import BadSetting
@@ -42,6 +54,7 @@ app.command("deadletters")(streams.deadletters)
 app.add_typer(flow.app, name="flow")
 app.command("prune")(prune.prune)
 app.command("verify")(verify.verify)
+app.command("torture")(torture.torture)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

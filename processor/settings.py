@@ -33,6 +33,13 @@ _SECOND_MS, _MINUTE_MS, _HOUR_MS, _DAY_MS = list(_UNIT_MS.values())[1:]
 _NAME_MAX: Final = 249  # Kafka's limit of a topic name
 _PREFIX_MAX: Final = _NAME_MAX - max(len(spec.name) for spec in SPECS) - 1
 
+FAULT: Final = (
+    r"(?P<point>K[0-9]|K1[01])"
+    r":(?P<action>kill|stop|(?<!K5:)raise|(?<=K8:)full|delay=(?P<delay>[0-9]{1,12}(?:ms|[smhd])))"
+    r"(?:@(?P<nth>[1-9][0-9]{0,8}|\*))?"
+)
+"""A crash point, what happens there, and at which time; what is raised at K5 would reach nobody."""
+
 
 class BadSetting(TaskflowError):
     """A setting has no meaning; nothing was started. One sentence for each, without secrets."""
@@ -120,6 +127,12 @@ def _name_words(max_length: int) -> Expected:
 
 
 _Name = Annotated[str, _name(_NAME_MAX), _name_words(_NAME_MAX)]
+
+
+def _faults(text: str) -> str:
+    if not all(re.fullmatch(FAULT, part) for part in text.split(",")):
+        raise ValueError("not a list of crash points")
+    return text
 
 
 def _between(low: str, high: str) -> tuple[Any, Expected]:
@@ -251,6 +264,14 @@ class Settings(BaseSettings):
     """A transaction that takes longer is given up, and its partition taken over again."""
     watchdog_timeout_ms: Annotated[_DurationMs, *_between("1s", "1h")] = 30 * _SECOND_MS
     """A consumer that makes no progress for this long, with work there, is started anew."""
+
+    # For tests only
+    faults: Annotated[
+        str | None,
+        AfterValidator(_faults),
+        Expected("crash points such as K6:kill@3 or K8:delay=2s@*, separated by commas"),
+    ] = None
+    """Where a worker breaks itself on purpose, and how; see processor/faults."""
 
     @classmethod
     def settings_customise_sources(

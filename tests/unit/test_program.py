@@ -18,7 +18,7 @@ COMMANDS = (
     *("demo", "up", "broker", "topics create", "topics check", "worker", "send"),
     *("audit", "outcomes", "deadletters"),
     *("flow list", "flow show", "flow history", "flow cancel", "flow resume"),
-    *("prune", "verify"),
+    *("prune", "verify", "torture"),
 )
 FLOW_ID = "6f1f3a52-0000-4000-8000-000000000001"
 
@@ -67,6 +67,8 @@ def test_the_help_of_all_says_the_exit_codes(capsys: pytest.CaptureFixture[str])
         (["audit", "--since", "1h", "--from-beginning"], "take one"),
         (["outcomes", "--flow", "x"], "'x' is no flow id"),
         (["send", "/nowhere/at.all"], "is no file"),
+        (["torture", "--kills", "0"], "--kills"),
+        (["torture", "--bootstrap", "127.0.0.1:1"], "take --yes"),
     ],
 )
 def test_wrong_use_is_code_2_and_says_what(

@@ -21,8 +21,8 @@ ROOMS = (
     *("batch", "burial", "handler", "cache"),
     *("ports", "recovery", "loading", "metrics"),
     *("timers", "retention", "errands", "partition", "worker"),
-    *("logs", "http", "adapters", "client", "bootstrap"),
-    *("embedded", "broker", "ops", "program", "cli", "__main__"),
+    *("logs", "http", "adapters", "client", "faults", "bootstrap"),
+    *("embedded", "broker", "ops", "torture", "program", "cli", "__main__"),
 )
 """From the innermost to the outermost. A new module gets its place here, and a line in
 processor/README.md."""
@@ -30,10 +30,10 @@ processor/README.md."""
 ADAPTERS_KNOW = {
     *("schemas", "domain", "errors", "settings", "rows", "codec", "batch", "ports", "adapters"),
 }
-KNOW_ADAPTERS = {"adapters", "client", "bootstrap", "program", "cli"}
+KNOW_ADAPTERS = {"adapters", "client", "faults", "bootstrap", "torture", "program", "cli"}
 OPS_KNOW = {"schemas", "errors", "ops"}
 """What verifies must share no rule with what it verifies."""
-KNOW_KAFKA = {"adapters", "placement", "client", "broker", "program"}
+KNOW_KAFKA = {"adapters", "placement", "client", "broker", "torture", "program"}
 SCRATCH = ROOT / "processor" / "ops" / "scratch.py"
 """A temporary file of its own, and no table."""
 NOT_IN_THE_DOMAIN = {

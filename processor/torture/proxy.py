@@ -1,0 +1,272 @@
+"""A TCP proxy before a broker that does to single requests what networks do to them."""
+
+import asyncio
+import random
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+HOST: Final = "127.0.0.1"
+
+KINDS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "Produce": 0,
+        "Fetch": 1,
+        "ListOffsets": 2,
+        "Metadata": 3,
+        "OffsetCommit": 8,
+        "OffsetFetch": 9,
+        "FindCoordinator": 10,
+        "JoinGroup": 11,
+        "Heartbeat": 12,
+        "LeaveGroup": 13,
+        "SyncGroup": 14,
+        "ApiVersions": 18,
+        "InitProducerId": 22,
+        "AddPartitionsToTxn": 24,
+        "EndTxn": 26,
+        "DescribeCluster": 60,
+    }
+)
+"""Kafka's API keys, as far as a worker uses them."""
+END_TXN: Final = KINDS["EndTxn"]
+_NAMES: Final = {key: name for name, key in KINDS.items()}
+_NAMING_BROKERS: Final = frozenset(
+    KINDS[name] for name in ("Metadata", "FindCoordinator", "DescribeCluster")
+)
+"""Their answers say where brokers are."""
+
+
+class Fate(StrEnum):
+    """What becomes of a request."""
+
+    PASS = "it goes through, and its answer too"
+    CUT = "it goes through, and the connection breaks before the answer"
+    REFUSE = "the connection breaks before it goes through"
+    HOLD = "it stays on its way, and the connection breaks; `release` lets it arrive"
+    SWALLOW = "it goes through, and the answer is lost"
+    SILENCE = "it gets lost, and the connection stays half open: nothing goes through any more"
+    LATE = "it goes through later, and what was sent behind it too"
+
+
+class Treatment(NamedTuple):
+    fate: Fate = Fate.PASS
+    late_s: float = 0.0
+
+
+Weather = Callable[[int], Treatment]
+"""What befalls a request of an API key for which nothing was decided."""
+
+
+def fair(api_key: int) -> Treatment:
+    return Treatment()
+
+
+def foul(
+    chance: float, *, seed: int, kinds: Sequence[str] = tuple(KINDS), late_max_s: float = 1.0
+) -> Weather:
+    """Befalls each request of `kinds` with a probability of `chance`, as `seed` draws it."""
+    dice = random.Random(seed)
+    keys = {KINDS[kind] for kind in kinds}
+    fates = [fate for fate in Fate if fate not in (Fate.PASS, Fate.HOLD)]
+
+    def befalls(api_key: int) -> Treatment:
+        if api_key not in keys or dice.random() >= chance:
+            return Treatment()
+        return Treatment(dice.choice(fates), dice.uniform(0.0, late_max_s))
+
+    return befalls
+
+
+class Proxy:
+    """Made by `proxied`; `decide_once` says what happens to the next request of a kind.
+
+    The broker's own address, where answers name it, becomes the proxy's, so that whoever comes
+    here stays here; for that, it listens on 127.0.0.1.
+    """
+
+    def __init__(self, upstream: tuple[str, int]) -> None:
+        self.port = 0
+        self.late_answers: list[bytes] = []
+        """What the broker said to requests that were held."""
+        self.befallen: Counter[tuple[str, str]] = Counter()
+        """How many requests met which fate but PASS, by kind and fate."""
+        self.weather: Weather = fair
+        self._upstream = upstream
+        self._next: dict[int, list[Treatment]] = {}
+        self._held: list[tuple[asyncio.StreamWriter, bytes]] = []
+        self._answered = asyncio.Event()
+        self._open = asyncio.Event()
+        self._open.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def bootstrap(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    def decide_once(self, api_key: int, fate: Fate, *, times: int = 1, late_s: float = 0.0) -> None:
+        """The next request of this kind, or the next `times`, meet this fate."""
+        self._next[api_key] = [Treatment(fate, late_s)] * times
+
+    def forget(self) -> None:
+        """Whatever was decided and has not happened yet; fair weather."""
+        self._next.clear()
+        self.weather = fair
+
+    def freeze(self) -> None:
+        """From now on nothing goes through, neither way, and no connection breaks: `thaw`."""
+        self._open.clear()
+
+    def thaw(self) -> None:
+        self._open.set()
+
+    async def release(self) -> bytes:
+        """Let the held requests arrive; the broker's answer to the last, without its frame."""
+        self._answered.clear()
+        for upstream, request in self._held:
+            upstream.write(request)
+        self._held.clear()
+        async with asyncio.timeout(10):
+            await self._answered.wait()
+        return self.late_answers[-1]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        connection = _Connection(self, reader, writer)
+        try:
+            await connection.run(*await asyncio.open_connection(*self._upstream))
+        except (OSError, asyncio.IncompleteReadError):
+            writer.close()
+
+    async def passable(self) -> None:
+        """Wait while it is frozen."""
+        await self._open.wait()
+
+    def fate_of(self, api_key: int) -> Treatment:
+        decided = self._next.get(api_key)
+        treatment = decided.pop() if decided else self.weather(api_key)
+        if treatment.fate is not Fate.PASS:
+            self.befallen[_NAMES.get(api_key, str(api_key)), treatment.fate.name] += 1
+        return treatment
+
+    def hold(self, upstream: asyncio.StreamWriter, request: bytes) -> None:
+        self._held.append((upstream, request))
+
+    def answered_late(self, answer: bytes) -> None:
+        self.late_answers.append(answer)
+        self._answered.set()
+
+    def renamed(self, answer: bytes) -> bytes:
+        """An answer with our port where it names the broker's. Host and port stand side by side
+        in every version of these answers, and both keep their length."""
+        host, port = self._upstream
+        return answer.replace(
+            host.encode() + struct.pack(">i", port), host.encode() + struct.pack(">i", self.port)
+        )
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class _Connection:
+    """One client's connection, and ours to the broker for it."""
+
+    def __init__(
+        self, proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._proxy = proxy
+        self._reader = reader
+        self._writer = writer
+        self._asked: dict[int, tuple[int, Fate]] = {}
+        self._cut = False
+        self._silent = False
+
+    async def run(self, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter) -> None:
+        answers = asyncio.create_task(self._answers(reader))
+        answers.add_done_callback(lambda _: self._writer.close())
+        try:
+            await self._requests(upstream)
+            if self._cut:  # the broker does not know yet
+                await answers
+        finally:
+            answers.cancel()
+            with suppress(asyncio.CancelledError, OSError, asyncio.IncompleteReadError):
+                await answers
+            for one in (upstream, self._writer):
+                one.close()
+                with suppress(OSError):
+                    await one.wait_closed()
+
+    async def _requests(self, upstream: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                frame, body = await _frame(self._reader)
+                await self._proxy.passable()
+                if self._silent:
+                    continue
+                api_key, _, correlation_id = struct.unpack(">hhi", body[:8])
+                fate, late_s = self._proxy.fate_of(api_key)
+                match fate:
+                    case Fate.HOLD:
+                        self._proxy.hold(upstream, frame + body)
+                        self._cut = True
+                        self._writer.close()
+                        return
+                    case Fate.REFUSE:
+                        return
+                    case Fate.SILENCE:
+                        self._silent = True
+                        continue
+                    case Fate.LATE:
+                        await asyncio.sleep(late_s)
+                self._asked[correlation_id] = (api_key, fate)
+                upstream.write(frame + body)
+                await upstream.drain()
+
+    async def _answers(self, reader: asyncio.StreamReader) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                frame, body = await _frame(reader)
+                if self._cut:
+                    self._proxy.answered_late(body[4:])
+                    return
+                await self._proxy.passable()
+                (correlation_id,) = struct.unpack(">i", body[:4])
+                api_key, fate = self._asked.pop(correlation_id, (-1, Fate.PASS))
+                if fate is Fate.CUT:
+                    return
+                if fate is Fate.SWALLOW or self._silent:
+                    continue
+                if api_key in _NAMING_BROKERS:
+                    body = self._proxy.renamed(body)
+                self._writer.write(frame + body)
+                await self._writer.drain()
+
+
+async def _frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    head = await reader.readexactly(4)
+    return head, await reader.readexactly(struct.unpack(">i", head)[0])
+
+
+@asynccontextmanager
+async def proxied(bootstrap: str) -> AsyncIterator[Proxy]:
+    """A proxy before the one broker at `bootstrap`, `host:port`."""
+    host, port = bootstrap.rsplit(":", 1)
+    proxy = Proxy((host, int(port)))
+    server = await asyncio.start_server(proxy.serve, HOST, 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        proxy.thaw()
+        await proxy.close()
