@@ -134,8 +134,8 @@ class Answers:
         self._report.checked["I12"] += 1
         if record.key != source.key or outcome["flow_id"] != _utf8(source.key):
             add("I12", "outcome_key", "Key of the outcome, key of the command and flow differ.")
-        home = home_of(source.key, self._partitions)
         if verdict == "forwarded":
+            home = home_of(source.key, self._partitions)
             if home == self._partition:
                 add("I12", "forwarded_in_vain", "It lies where its key belongs.")
             self._scratch.put_forwarded(
@@ -146,10 +146,11 @@ class Answers:
                 )
             )
             return None
-        if home != self._partition:
-            add("I12", "decided_elsewhere", f"The flow belongs to partition {home}.")
-        self._resends(outcome, add, source.timestamp)
         before = self._fold.flow(outcome["flow_id"]) if outcome["flow_id"] else None
+        # A flow that is known lies right: its first event was looked at.
+        if before is None and home_of(source.key, self._partitions) != self._partition:
+            add("I12", "decided_elsewhere", "The flow belongs to another partition.")
+        self._resends(outcome, add, source.timestamp)
         self._report.checked["I4"] += 1
         if verdict == "accepted":
             self._accepted(command, outcome, source, before, add)

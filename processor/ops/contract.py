@@ -6,6 +6,7 @@ published language, names and the form of times among it.
 
 import json
 import re
+import struct
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -171,7 +172,7 @@ _OPTIONAL: Final = {
     for kind, model in MODELS.items()
 }
 # Below 1e-4 there is more than one way to write a float, and the digest's is Python's.
-_TINY: Final = re.compile(rb"e-|0\.0000")
+_TINY: Final = re.compile(rb"[:,\[]-?(?:[0-9.]+e-|0\.0000)")
 
 
 def parsed(raw: str | bytes | None) -> Doc | None:
@@ -300,14 +301,14 @@ def payload_of(command: Doc, event_kind: str, wait: Any) -> Doc:
             return {}
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=8_192)
 def home_of(key: bytes, partitions: int) -> int:
     """Kafka's default partition: murmur2 of the key, without its sign, modulo the partitions."""
     mask, m = 0xFFFFFFFF, 0x5BD1E995
     h = 0x9747B28C ^ len(key)
     whole = len(key) & ~3
-    for start in range(0, whole, 4):
-        k = int.from_bytes(key[start : start + 4], "little") * m & mask
+    for (word,) in struct.iter_unpack("<I", key[:whole]):
+        k = word * m & mask
         k = (k ^ k >> 24) * m & mask
         h = (h * m & mask) ^ k
     if rest := key[whole:]:

@@ -89,8 +89,6 @@ class Fold:
         self._report.checked["I12"] += 1
         if record.key != flow_id.encode():
             add("I12", "event_key", f"The key is {_text(record.key)}, not the flow.", flow_id)
-        if home_of(flow_id.encode(), self._partitions) != self._partition:
-            add("I12", "event_misplaced", "The flow belongs to another partition.", flow_id)
         return event
 
     def apply(self, record: Record, event: Doc, command: Doc | None, source: Record | None) -> None:
@@ -107,6 +105,8 @@ class Fold:
         if command is not None and source is not None:
             self._held_against(event, command, source, before, add)
         known = before is not None and before.doc is not None
+        if not known and home_of(flow_id.encode(), self._partitions) != self._partition:
+            add("I12", "event_misplaced", "The flow belongs to another partition.")
         if kind == "created":
             if known:
                 add("I4", "created_again", "The flow is there already.")

@@ -112,6 +112,9 @@ class History:
             if count % FORGET_EVERY == 0:
                 await self._forget()
         await self._rest()
+        # Behind the cut, these two are not read to their ends.
+        await self._outcomes.close()
+        await self._audit.close()
 
     async def _one(self, record: Record, outcome: Doc) -> None:
         found, source = await self._source_of(record, outcome)

@@ -33,13 +33,10 @@ UNREADABLE: Final = b""
 class StateReader:
     """Keeps the present as `state` has it, record by record; `cursor` is the newest."""
 
-    def __init__(
-        self, scratch: Scratch, report: Report, partition: int, partitions: int, only: str | None
-    ) -> None:
+    def __init__(self, scratch: Scratch, report: Report, partition: int, only: str | None) -> None:
         self._scratch = scratch
         self._report = report
         self._partition = partition
-        self._partitions = partitions
         self._only = only
         self._key = f"{CURSOR_PREFIX}{partition}".encode()
         self._written: set[bytes] = set()
@@ -66,9 +63,6 @@ class StateReader:
         flow_id, slash, run_id = _utf8(key).partition("/")
         if self._only not in (None, flow_id):
             return
-        self._report.checked["I12"] += 1
-        if home_of(flow_id.encode(), self._partitions) != self._partition:
-            self._add(record, "I12", "state_misplaced", f"{_utf8(key)} belongs elsewhere.", flow_id)
         value = parsed(record.value)
         if slash:
             step = None
@@ -205,10 +199,11 @@ class Image:
 class Levels:
     """Compares the fold, as it is now, with what `where` ("state" or "image") holds."""
 
-    def __init__(self, scratch: Scratch, report: Report, partition: int) -> None:
+    def __init__(self, scratch: Scratch, report: Report, partition: int, partitions: int) -> None:
         self._scratch = scratch
         self._report = report
         self._partition = partition
+        self._partitions = partitions
 
     def compare(self, where: str, name: str, first_event_id: int | None) -> None:
         """`name`: the topic or the table's path; `first_event_id`: where the fold began, None for
@@ -221,6 +216,12 @@ class Levels:
             if first_event_id is None or seen.last_event_id >= first_event_id:
                 self._report.checked["I5"] += 1
                 message = f"The {what} has the flow, which by the audit is not there."
+                if home_of(seen.flow_id.encode(), self._partitions) != self._partition:
+                    message += " It belongs to another partition."
+                    self._add(
+                        *(f"{what}_misplaced", message, name, seen.place, seen.flow_id),
+                        invariant="I12",
+                    )
                 self._add(f"{what}_flow_extra", message, name, seen.place, seen.flow_id)
         if first_event_id is not None:
             return  # of steps nobody can tell which are older

@@ -1,6 +1,6 @@
 """What a verification needs of the outside: topics that can be read, and images of tables."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -34,7 +34,7 @@ class Log(Protocol):
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
         """The first offset that was appended at `at_ms` or later; None if there is none."""
 
-    def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+    def read(self, topic: str, start: int, end: int) -> AsyncGenerator[Sequence[Record], None]:
         """Committed records of [start, end), some at a time. Topics may be read side by side."""
 
 

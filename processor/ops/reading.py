@@ -44,6 +44,11 @@ class Stream:
             self.passed = record.offset + 1
         return record
 
+    async def close(self) -> None:
+        """What is left will not be read."""
+        self._tell(self.end)
+        await self._chunks.aclose()
+
     def _tell(self, offset: int) -> None:
         if offset > self._told:
             self._heard(offset - self._told)

@@ -141,7 +141,7 @@ class _Partition:
         self._watcher.at(number, "table")
         self._look_at_table()
         state = await self._settled([topics.state])
-        reader = StateReader(self._scratch, self._report, number, scope.partitions, scope.flow_id)
+        reader = StateReader(self._scratch, self._report, number, scope.flow_id)
         self._watcher.at(number, "state")
         first = await self._begin(topics.state, state[topics.state], early=True)
         await self._read_state(reader, first, state[topics.state].stable)
@@ -271,10 +271,7 @@ class _Partition:
 
     async def _older_cursor(self, extent: Extent) -> Doc | None:
         """The newest cursor, where nothing was written since: looked for from the end backwards."""
-        reader = StateReader(
-            *(self._scratch, Report("", None, None, []), self._number, self._scope.partitions),
-            only="none",
-        )
+        reader = StateReader(self._scratch, Report("", None, None, []), self._number, only="none")
         end, span = extent.stable, CURSOR_SPAN
         while reader.cursor is None and end > extent.start:
             start = max(extent.start, end - span)
@@ -308,7 +305,7 @@ class _Partition:
             image.tell_odd()
 
     def _levels(self) -> Levels:
-        return Levels(self._scratch, self._report, self._number)
+        return Levels(self._scratch, self._report, self._number, self._scope.partitions)
 
     def _table_is_at(self, event_id: int, first: int | None) -> None:
         """The fold is about to go on with `event_id`; compare the table, if that is its place."""

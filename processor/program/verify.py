@@ -1,7 +1,7 @@
 """`taskflow verify`: whether all that was promised holds, from the topics and tables themselves."""
 
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,9 @@ class KafkaLog:
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
         return await self._ends.offset_at(topic, at_ms)
 
-    async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+    async def read(
+        self, topic: str, start: int, end: int
+    ) -> AsyncGenerator[Sequence[Record], None]:
         history = KafkaHistory(self._connection, self._partition)
         self._reading.append(history)
         async for records in history.read(topic, start, end):

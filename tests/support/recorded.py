@@ -3,7 +3,7 @@ verification of it."""
 
 import copy
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
@@ -170,7 +170,9 @@ class _Log:
         some = self.all.of(*self._at(topic))
         return next((record.offset for record in some if record.timestamp >= at_ms), None)
 
-    async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Appended]]:
+    async def read(
+        self, topic: str, start: int, end: int
+    ) -> AsyncGenerator[Sequence[Appended], None]:
         wanted = [r for r in self.all.of(*self._at(topic)) if start <= r.offset < end]
         for first in range(0, len(wanted), CHUNK):
             yield wanted[first : first + CHUNK]

@@ -1,0 +1,23 @@
+"""Verify needs the same memory for any number of flows and events."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+FLOWS = 60_000
+PEAK_MAX_KIB = 150 * 1024
+"""Of the whole process, a third of it Python with its modules."""
+
+
+async def test_a_long_history_needs_no_more_memory_than_its_caches():
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.support.endless", str(FLOWS)),
+        cwd=Path(__file__).parents[2],
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+
+    assert process.returncode == 0
+    events, peak_kib = map(int, out.split())
+    assert events == 3 * FLOWS
+    assert peak_kib < PEAK_MAX_KIB
