@@ -62,7 +62,7 @@ class Watcher:
     """Hears how far a verification is; this one does nothing with it."""
 
     def expect(self, offsets: int) -> None:
-        """There are so many more to be read."""
+        """There are so many more to be read, or fewer, than was thought."""
 
     def read(self, offsets: int) -> None:
         """So many more were read."""
@@ -91,11 +91,19 @@ async def verify(
         report.uncovered(sentence)
     with open_scratch(scratch_dir) as scratch:
         ranges: dict[tuple[str, int], Range] = {}
+        ahead: dict[int, int] = {}
+        for partition in scope.chosen:
+            async with logs(partition) as log:
+                one = _Partition(scope, partition, log, tables, scratch, report, watcher)
+                ahead[partition] = await one.ahead()
+        watcher.expect(sum(ahead.values()))
         for partition in scope.chosen:
             scratch.next_partition()
             async with logs(partition) as log:
                 one = _Partition(scope, partition, log, tables, scratch, report, watcher)
                 ranges |= await one.verify()
+            # What came or went since then, and what was not needed.
+            watcher.expect(one.expected - ahead[partition])
         if scope.flow_id is None and scope.since_ms is None:
             await _forwards(scratch, report, logs, ranges)
     return report
@@ -132,6 +140,17 @@ class _Partition:
         self._image: Image | None = None
         self._first_event_id: int | None = None
         self._whole = False
+        self.expected = 0
+        """Offsets that were to be read."""
+
+    async def ahead(self) -> int:
+        """About how many offsets there are to be read."""
+        count = 0
+        for name, _ in self._topics:
+            extent = await self._log.extent(name)
+            begin = await self._begin(name, extent, early=True)
+            count += max(extent.stable - begin, 0)
+        return count
 
     async def verify(self) -> dict[tuple[str, int], Range]:
         scope, topics, number = self._scope, self._topics, self._number
@@ -252,13 +271,13 @@ class _Partition:
         return extent.stable if found is None else max(found, extent.start)
 
     def _stream(self, topic: str, start: int, end: int) -> Stream:
-        self._watcher.expect(max(end - start, 0))
+        self.expected += max(end - start, 0)
         return Stream(self._log, topic, start, end, self._watcher.read)
 
     # The state topic and the table
 
     async def _read_state(self, reader: StateReader, start: int, end: int) -> None:
-        self._watcher.expect(max(end - start, 0))
+        self.expected += max(end - start, 0)
         told = start
         async for records in self._log.read(self._topics.state, start, end):
             for record in records:

@@ -95,17 +95,25 @@ async def _verify(
     async def logs(partition: int) -> AsyncIterator[Log]:
         log = KafkaLog(settings, partition)
         try:
-            with explained(settings):
+            with retention_told(settings):
                 yield log
-        except OffsetOutOfRangeError as error:
-            raise Refused(
-                f"Retention took what was just to be read ({error}); ask again."
-            ) from error
         finally:
             await log.close()
 
     with _progress() as watcher:
         return await verified(scope, logs, LocalTables(settings), watcher=watcher)
+
+
+@contextmanager
+def retention_told(settings: Settings) -> Iterator[None]:
+    """What Kafka raises, in our words. Raises Refused if retention came first."""
+    with explained(settings):
+        try:
+            yield
+        except OffsetOutOfRangeError as error:
+            raise Refused(
+                f"Retention took what was just to be read ({error}); ask again."
+            ) from error
 
 
 async def _partitions(settings: Settings, topics: Topics) -> int:
@@ -198,7 +206,7 @@ def _progress() -> Iterator[Watcher]:
 
 
 class _Bar(Watcher):
-    """Partitions count alike: how much lies on the next is known when it comes."""
+    """Counts offsets, of all partitions together."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
