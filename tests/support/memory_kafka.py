@@ -31,6 +31,8 @@ class TxnState(StrEnum):
 class Transaction:
     state: TxnState = TxnState.OPEN
     touched: set[tuple[str, int]] = field(default_factory=set)
+    unmarked: set[tuple[str, int]] = field(default_factory=set)
+    """Those of `touched` where no marker stands yet: to their readers it is open."""
     ends_late: bool = False
     """Whether the broker has been told to commit it, and will have when somebody looks."""
 
@@ -55,6 +57,8 @@ class Log:
 
     start: int = 0
     entries: list[Entry] = field(default_factory=list)
+    at: tuple[str, int] = ("", 0)
+    _stable_end: int = 0
 
     @property
     def end(self) -> int:
@@ -64,10 +68,14 @@ class Log:
     @property
     def stable_end(self) -> int:
         """The last stable offset: where the first open transaction begins."""
-        for offset, entry in enumerate(self.entries):
-            if entry.transaction is not None and entry.transaction.state is TxnState.OPEN:
-                return offset
-        return self.end
+        entries, stable_end = self.entries, self._stable_end
+        while stable_end < len(entries):
+            transaction = entries[stable_end].transaction
+            if transaction is not None and self.at in transaction.unmarked:
+                break
+            stable_end += 1
+        self._stable_end = stable_end
+        return stable_end
 
     def committed(self, start: int, end: int) -> Iterator[Appended]:
         for entry in self.entries[max(start, self.start) : min(end, self.stable_end)]:
@@ -91,7 +99,11 @@ class MemoryKafka:
         self._changed = asyncio.Event()
 
     def log(self, topic: str, partition: int = 0) -> Log:
-        return self._logs.setdefault((topic, partition), Log())
+        at = (topic, partition)
+        log = self._logs.get(at)
+        if log is None:
+            log = self._logs[at] = Log(at=at)
+        return log
 
     def later(self, ms: int) -> None:
         self.now_ms += ms
@@ -123,7 +135,8 @@ class MemoryKafka:
         record = Appended(topic, partition, log.end, self.now_ms, key, value, tuple(headers))
         log.entries.append(Entry(record, transaction))
         if transaction is not None:
-            transaction.touched.add((topic, partition))
+            transaction.touched.add(log.at)
+            transaction.unmarked.add(log.at)
         self.notify()
         return record.offset
 
@@ -144,7 +157,12 @@ class MemoryKafka:
     def end(self, transaction: Transaction, state: TxnState) -> None:
         transaction.state = state
         for at in sorted(transaction.touched):
-            self.log(*at).entries.append(Entry(None))
+            self.mark(transaction, at)
+
+    def mark(self, transaction: Transaction, at: tuple[str, int]) -> None:
+        """Write the marker that ends it on one partition."""
+        self.log(*at).entries.append(Entry(None))
+        transaction.unmarked.discard(at)
         self.notify()
 
     # A transactional id
