@@ -144,6 +144,9 @@ class Proxy:
             await connection.run(*await asyncio.open_connection(*self._upstream))
         except (OSError, asyncio.IncompleteReadError):
             writer.close()
+        except asyncio.CancelledError:
+            # By `close` alone; asyncio's server would complain of a connection that was cancelled.
+            writer.close()
 
     async def passable(self) -> None:
         """Wait while it is frozen."""
