@@ -1,0 +1,1 @@
+"""Partition owners through seeded histories of faults; see README.md."""

@@ -1,0 +1,237 @@
+"""Planted defects: builds that are wrong in one way each, to prove that the simulation notices."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+import orjson
+
+from processor.batch import Batch, Outgoing
+from processor.partition import PartitionOwner
+from processor.ports import Extent, Table, Writer, Written
+from processor.rows import Changes, Position, Stored
+from tests.simulation.history import Parts
+from tests.simulation.kafka import SimKafka
+from tests.simulation.ports import SimHistory, SimTable, SimWriter, open_table
+
+Records = Mapping[str, Sequence[Outgoing]]
+
+
+# What is written
+
+
+class _Tampering(SimWriter):
+    """Now and then changes the events of a transaction."""
+
+    async def write(self, records: Records) -> Written:
+        audit = self._kafka.topics.audit
+        events = list(records.get(audit, ()))
+        if events and self._life.rng.random() < 0.3:
+            records = {**records, audit: self._tamper(events, self._life.rng)}
+            records = {topic: some for topic, some in records.items() if some}
+        return await super().write(records)
+
+    def _tamper(self, events: list[Outgoing], rng: Random) -> list[Outgoing]:
+        raise NotImplementedError
+
+
+class DropsEvent(_Tampering):
+    def _tamper(self, events: list[Outgoing], rng: Random) -> list[Outgoing]:
+        del events[rng.randrange(len(events))]
+        return events
+
+
+class DuplicatesEvent(_Tampering):
+    def _tamper(self, events: list[Outgoing], rng: Random) -> list[Outgoing]:
+        at = rng.randrange(len(events))
+        return [*events[: at + 1], *events[at:]]
+
+
+class SwapsEvents(_Tampering):
+    def _tamper(self, events: list[Outgoing], rng: Random) -> list[Outgoing]:
+        return [*events[1:], events[0]]
+
+
+class EditsEvent(_Tampering):
+    def _tamper(self, events: list[Outgoing], rng: Random) -> list[Outgoing]:
+        at = rng.randrange(len(events))
+        doc = orjson.loads(events[at].value or b"")
+        events[at] = events[at]._replace(value=orjson.dumps({**doc, "actor": "somebody"}))
+        return events
+
+
+class DropsOutcome(SimWriter):
+    """Leaves one command of a batch without its answer."""
+
+    async def write(self, records: Records) -> Written:
+        outcomes = self._kafka.topics.outcomes
+        some = list(records.get(outcomes, ()))
+        if len(some) > 1 and self._life.rng.random() < 0.3:
+            records = {**records, outcomes: some[1:]}
+        return await super().write(records)
+
+
+class TwoTransactions(SimWriter):
+    """Writes the state of a batch, and with it the cursor, in a transaction of its own."""
+
+    async def write(self, records: Records) -> Written:
+        state = self._kafka.topics.state
+        rest = {topic: some for topic, some in records.items() if topic != state}
+        first = await super().write(rest) if rest else Written({}, 0, 0.0)
+        if self.suspect:
+            await self.start()
+            self.suspect = False
+        second = await super().write({state: records[state]})
+        return Written({**first.ends, **second.ends}, second.at_ms, 0.0)
+
+
+# How it is written
+
+
+class ForgetsSendFuture(SimWriter):
+    """Does not await what it sent: a batch that fails is not noticed, and the rest is committed."""
+
+    def _batch_lost(self, topic: str, ends: dict[str, int], left: Any) -> None:
+        ends[topic] = self._kafka.log(topic, self._partition).end
+
+
+class SkipsFencing(SimWriter):
+    """Takes a transactional id of its own, so that it fences nobody and nobody fences it."""
+
+    def __init__(self, kafka: SimKafka, life: Any, partition: int) -> None:
+        super().__init__(kafka, life, partition)
+        self.transactional_id = f"{self.transactional_id}-{life.rng.getrandbits(64):x}"
+
+
+class IgnoresSecondCommit(SimWriter):
+    """Never notices that its EndTxn was sent twice."""
+
+    @property
+    def suspect(self) -> bool:
+        return False
+
+    @suspect.setter
+    def suspect(self, suspect: bool) -> None:
+        pass
+
+
+class TableFirst(PartitionOwner):
+    """Commits SQLite before Kafka."""
+
+    async def _commit(
+        self, table: Table, writer: Writer, batch: Batch, errands: Sequence[Outgoing] = ()
+    ) -> Written:
+        kafka: SimKafka = writer._kafka  # type: ignore[attr-defined]
+        topics, number = self.place.topics, self.place.partition
+        after = Stored(
+            batch.position,
+            kafka.log(topics.audit, number).end + len(batch.audit),
+            kafka.log(topics.outcomes, number).end + len(batch.outcomes),
+            max(batch.newest_ms, self._stored.as_of_ms),
+        )
+        await table.write(batch.changes, before=self._stored, after=after)
+        quiet = _WrittenBefore(table)
+        written = await super()._commit(quiet, writer, batch, errands)  # type: ignore[arg-type]
+        self._stored = after
+        return written
+
+
+class _WrittenBefore:
+    """A table to which a batch need not be written any more."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+
+class TrustsGroup(PartitionOwner):
+    """Goes on from the offsets that the group remembers."""
+
+    async def _take_over(self, table: Table) -> None:
+        group: SimKafka = self._source._kafka  # type: ignore[attr-defined]
+        topics, number = self.place.topics, self.place.partition
+        remembered = [
+            group.group_offsets.get((t, number)) for t in (topics.commands, topics.control)
+        ]
+        await super()._take_over(table)
+        before = self._stored
+        commands, control = (
+            true if offset is None else offset
+            for offset, true in zip(remembered, before.position, strict=False)
+        )
+        position = Position(commands, control, before.position.next_event_id)
+        # The table is told, so that it sees nothing wrong.
+        self._stored = before._replace(position=position)
+        await table.write(Changes(), before=before, after=self._stored)
+        self._source.attach(number, position)
+
+
+# How it is read
+
+
+class IgnoresOpenTransactions(SimHistory):
+    """Takes what is visible for all that there is."""
+
+    async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
+        logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
+        return {topic: Extent(log.start, log.stable_end) for topic, log in logs.items()}
+
+
+class _Unwatched(SimTable):
+    """Does not look whether another hand was on the file."""
+
+    async def untouched(self) -> bool:
+        await super().untouched()
+        self._version = self._file.version
+        self.doubted = False
+        return True
+
+
+class _Forgetful(SimTable):
+    """Remembers no answers."""
+
+    async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None:
+        changes.remembered = []
+        await super().write(changes, before=before, after=after)
+
+
+def _table(kind: type[SimTable]) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def opened(*how: Any) -> AsyncIterator[SimTable]:
+        async with open_table(*how, kind=kind) as table:
+            yield table
+
+    return opened
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """A wrong build, what may be said of it at first, and within how many histories it is."""
+
+    parts: Parts
+    within: int
+
+
+DEFECTS: Final[Mapping[str, Defect]] = {
+    "an event is dropped": Defect(Parts(writer=DropsEvent), 20),
+    "an event is duplicated": Defect(Parts(writer=DuplicatesEvent), 20),
+    "events are swapped": Defect(Parts(writer=SwapsEvents), 20),
+    "an event is edited": Defect(Parts(writer=EditsEvent), 20),
+    "an outcome is dropped": Defect(Parts(writer=DropsOutcome), 20),
+    "SQLite is committed first": Defect(Parts(owner=TableFirst), 200),
+    "the group's offsets are trusted": Defect(Parts(owner=TrustsGroup), 200),
+    "fencing is skipped": Defect(Parts(writer=SkipsFencing), 200),
+    "a send future is not awaited": Defect(Parts(writer=ForgetsSendFuture), 200),
+    "a commit sent twice is ignored": Defect(Parts(writer=IgnoresSecondCommit), 500),
+    "a batch takes two transactions": Defect(Parts(writer=TwoTransactions), 200),
+    "open transactions are ignored": Defect(Parts(history=IgnoresOpenTransactions), 500),
+    "another hand is not noticed": Defect(Parts(table=_table(_Unwatched)), 500),
+    "answers are not remembered": Defect(Parts(table=_table(_Forgetful)), 20),
+}

@@ -1,0 +1,174 @@
+"""What can go wrong, where, and how often in one history."""
+
+from collections import Counter
+from collections.abc import Mapping
+from enum import StrEnum
+from random import Random
+from typing import Final
+
+
+class Op(StrEnum):
+    """A moment in the life of an owner at which it is in the hands of others."""
+
+    OPEN = "opening the table"
+    CONFIRM = "confirming the ownership"
+    FENCE = "fencing"
+    FENCED = "fenced"
+    SETTLE = "waiting for the topics to settle"
+    READ = "rolling forward or filling"
+    FETCH = "fetching"
+    FETCHED = "polled (K0)"
+    LOAD = "loading flows"
+    TOUCH = "asking whose the table is"
+    FORWARD = "decided, forwarding (K1)"
+    FORWARDED = "forwarded"
+    BEGIN = "beginning a transaction (K2)"
+    PRODUCE = "partly produced (K3)"
+    COMMIT = "all acknowledged, EndTxn under way (K4 to K6)"
+    COMMITTED = "committed (K7)"
+    WRITE = "writing the table (K8)"
+    WRITTEN = "table written (K9)"
+    RECOVER = "writing the table while it is brought up to date (K10)"
+
+
+class Fault(StrEnum):
+    # Anywhere
+    KILL = "worker killed"
+    PAUSE = "worker stopped and continued"
+    SLOW = "somebody is slow"
+    # At one of the moments above
+    OPEN_FAILS = "table cannot be opened"
+    CONFIRM_FAILS = "group does not answer a confirmation"
+    FENCE_LOST = "fencing request lost"
+    FENCE_UNANSWERED = "answer to fencing lost"
+    HISTORY_FAILS = "reading history fails"
+    FETCH_FAILS = "fetch fails"
+    FETCH_REPEATS = "fetch repeats what was fetched"
+    TABLE_READ_FAILS = "table cannot be read"
+    TABLE_CORRUPT = "table found damaged"
+    OTHER_HAND = "another hand on the table"
+    FORWARD_FAILS = "forward lost"
+    FORWARD_UNANSWERED = "answer to a forward lost"
+    BATCH_LOST = "record batch lost"
+    BATCH_UNANSWERED = "answer to a record batch lost"
+    BATCH_SPLIT = "record batch in two parts"
+    COMMIT_LOST = "EndTxn lost"
+    COMMIT_UNANSWERED = "answer to EndTxn lost"
+    COMMIT_LATE = "EndTxn late"
+    COMMIT_TWICE = "EndTxn sent twice, once late"
+    MARKERS_LATE = "markers late"
+    TABLE_WRITE_FAILS = "table cannot be written"
+    # By the world around
+    REBALANCE = "rebalance"
+    WORKER_LEAVES = "worker leaves"
+    BROKER_AWAY = "broker away"
+    CLOCK_BACK = "broker's clock set back"
+    CLOCK_AHEAD = "broker's clock set ahead"
+    WORKER_CLOCK = "worker's clock off by a day"
+    TIME_PASSES = "a long time passes"
+    COMPACTION = "state compacted"
+    RETENTION = "outcomes and commands expire"
+    FOREIGN_TXN = "foreign transaction left open"
+    TXN_TIMEOUT = "transaction timed out"
+    TABLE_LOST = "table lost"
+    TABLE_OLDER = "table older than it was"
+    RESEND = "command sent again"
+    RUBBISH = "what is no command"
+    WRONG_PARTITION = "command on the wrong partition"
+    SESSION_ENDS = "session of a worker ends"
+    FENCED = "late owner fenced"
+
+
+AT: Final[Mapping[Op, tuple[Fault, ...]]] = {
+    Op.OPEN: (Fault.OPEN_FAILS,),
+    Op.CONFIRM: (Fault.CONFIRM_FAILS,),
+    Op.FENCE: (Fault.FENCE_LOST, Fault.FENCE_UNANSWERED),
+    Op.SETTLE: (Fault.HISTORY_FAILS,),
+    Op.READ: (Fault.HISTORY_FAILS,),
+    Op.FETCH: (Fault.FETCH_FAILS, Fault.FETCH_REPEATS),
+    Op.LOAD: (Fault.TABLE_READ_FAILS, Fault.TABLE_CORRUPT),
+    Op.TOUCH: (Fault.OTHER_HAND,),
+    Op.FORWARD: (Fault.FORWARD_FAILS, Fault.FORWARD_UNANSWERED),
+    Op.PRODUCE: (Fault.BATCH_LOST, Fault.BATCH_UNANSWERED, Fault.BATCH_SPLIT),
+    Op.COMMIT: (
+        Fault.COMMIT_LOST,
+        Fault.COMMIT_UNANSWERED,
+        Fault.COMMIT_LATE,
+        Fault.COMMIT_TWICE,
+        Fault.MARKERS_LATE,
+    ),
+    Op.WRITE: (Fault.TABLE_WRITE_FAILS,),
+    Op.RECOVER: (Fault.TABLE_WRITE_FAILS,),
+}
+ANYWHERE: Final = (Fault.KILL, Fault.PAUSE, Fault.SLOW)
+WORLD: Final = (
+    Fault.REBALANCE,
+    Fault.WORKER_LEAVES,
+    Fault.BROKER_AWAY,
+    Fault.CLOCK_BACK,
+    Fault.CLOCK_AHEAD,
+    Fault.TIME_PASSES,
+    Fault.COMPACTION,
+    Fault.RETENTION,
+    Fault.FOREIGN_TXN,
+    Fault.KILL,
+    Fault.PAUSE,
+)
+STEADY: Final = frozenset(
+    {
+        Op.FETCHED, Op.TOUCH, Op.LOAD, Op.FORWARD, Op.FORWARDED, Op.BEGIN, Op.PRODUCE, Op.COMMIT,
+        Op.COMMITTED, Op.WRITE, Op.WRITTEN,
+    }
+)  # fmt: skip
+"""The moments of a batch. Those of a takeover are left in peace more often, or no owner would ever
+get to a batch."""
+RATES: Final = (0.05, 0.15, 0.4)
+RATES_TAKEOVER: Final = (0.02, 0.05, 0.15)
+RATES_ANYWHERE: Final = (0.01, 0.03, 0.06)
+RATES_ANYWHERE_TAKEOVER: Final = (0.002, 0.005, 0.02)
+
+
+class Dice:
+    """Which faults one history knows, and when they come. Few kinds at a time, so that each meets
+    what only a calmer one lets happen, and some pairs meet often."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self.met: Counter[str] = Counter()
+        self.calm = False
+        density = rng.choice((0.05, 0.2, 0.4, 0.7))
+        anywhere = [fault for fault in ANYWHERE if rng.random() < density]
+        self._at: dict[Op, list[tuple[Fault, float]]] = {}
+        for op in Op:
+            here = (
+                (RATES, RATES_ANYWHERE)
+                if op in STEADY
+                else (RATES_TAKEOVER, RATES_ANYWHERE_TAKEOVER)
+            )
+            own = [
+                (fault, rng.choice(here[0])) for fault in AT.get(op, ()) if rng.random() < density
+            ]
+            self._at[op] = own + [(fault, rng.choice(here[1])) for fault in anywhere]
+        self._world = [fault for fault in WORLD if rng.random() < density]
+        self._world_rate = rng.choice((0.2, 0.5, 0.8))
+
+    def at(self, op: Op) -> Fault | None:
+        """What goes wrong now, at this moment of somebody's; counted."""
+        chances = self._at.get(op)
+        if not chances or self.calm:
+            return None
+        drawn = self._rng.random()
+        for fault, chance in chances:
+            if drawn < chance:
+                self.met[fault] += 1
+                if fault is Fault.KILL:
+                    self.met[f"{fault}: {op}"] += 1
+                return fault
+            drawn -= chance
+        return None
+
+    def of_world(self) -> Fault | None:
+        """What happens now around the workers; counted by whoever does it."""
+        if not self._world or self._rng.random() >= self._world_rate:
+            return None
+        return self._rng.choice(self._world)

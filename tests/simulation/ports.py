@@ -1,0 +1,300 @@
+"""What an owner has of the outside, on simulated Kafka and a table in memory. Each call is a moment
+at which its worker may be killed or stopped, and the call may fail before or after its effect."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import Context
+from random import Random
+from typing import Final, Protocol
+
+from processor.adapters.sqlite.errors import TableFailed
+from processor.batch import Forward, Outgoing
+from processor.codec import Record
+from processor.errors import TaskflowError
+from processor.ports import Extent, Written
+from processor.rows import Changes, FlowRow, Stored
+from tests.simulation.faults import Fault, Op
+from tests.simulation.kafka import SimKafka
+from tests.simulation.table import Content, ModelFile, ModelTable
+
+CONCURRENT_RETRY_S: Final = 0.02
+LATE_MAX_S: Final = 8.0
+
+
+class Unanswered(TaskflowError):
+    """A request failed, or nobody knows what became of it."""
+
+    retriable = True
+
+
+class Life(Protocol):
+    """The worker that calls: whatever it asks for may go wrong, if it is still there to ask."""
+
+    rng: Random
+    context: Context | None
+    """In which its tasks are to run, so that they end with it."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether what others tell reaches it at the moment."""
+
+    async def at(self, op: Op) -> Fault | None:
+        """Come to a moment; what goes wrong there is for the caller to do."""
+
+    async def reach(self, op: Op) -> Fault | None:
+        """As `at`, where the broker is needed. Raises Unanswered if it is away."""
+
+
+class Calm:
+    """A worker to whom nothing happens."""
+
+    listens = True
+    context = None
+
+    def __init__(self) -> None:
+        self.rng = Random(0)
+
+    async def at(self, op: Op) -> Fault | None:
+        return None
+
+    reach = at
+
+
+class SimWriter:
+    """The partition's transactional producer."""
+
+    def __init__(self, kafka: SimKafka, life: Life, partition: int) -> None:
+        self.suspect = False
+        self.transactional_id = f"{kafka.topics.prefix}-{partition}"
+        self._kafka = kafka
+        self._life = life
+        self._partition = partition
+        self._epoch = 0
+        self._discarded = False
+
+    async def start(self) -> None:
+        fault = await self._life.reach(Op.FENCE)
+        if fault is Fault.FENCE_LOST:
+            raise Unanswered("InitProducerId did not arrive")
+        await self._until_completed()
+        self._epoch = self._kafka.fence(self.transactional_id)
+        await self._until_completed()
+        if fault is Fault.FENCE_UNANSWERED:
+            raise Unanswered("no answer to InitProducerId")
+        await self._life.at(Op.FENCED)
+
+    async def _until_completed(self) -> None:
+        while self._kafka.completing(self.transactional_id):
+            await asyncio.sleep(CONCURRENT_RETRY_S)
+            await self._life.at(Op.FENCED)
+
+    async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
+        assert self._epoch, "a writer is started before it writes"
+        assert not self._discarded, "a discarded writer writes"
+        assert not self.suspect, "a suspect producer begins another transaction"
+        await self._life.reach(Op.BEGIN)
+        await self._until_completed()
+        kafka = self._kafka
+        kafka.begin_for(self.transactional_id, self._epoch)
+        ends: dict[str, int] = {}
+        at_ms = kafka.now_ms
+        # Sent side by side: the broker may take them in any order.
+        left = list(records.items())
+        self._life.rng.shuffle(left)
+        while left:
+            topic, some = left.pop()
+            fault = await self._life.reach(Op.PRODUCE)
+            if fault is Fault.BATCH_LOST:
+                self._batch_lost(topic, ends, left)
+                continue
+            if fault is Fault.BATCH_SPLIT and len(some) > 1:
+                self._produce(topic, some[:1])
+                await self._life.reach(Op.PRODUCE)
+                some = some[1:]
+            ends[topic] = self._produce(topic, some)
+            at_ms = kafka.now_ms
+            if fault is Fault.BATCH_UNANSWERED:
+                self._straggle(left)
+                raise Unanswered(f"no answer to a batch for {topic}")
+        fault = await self._life.reach(Op.COMMIT)
+        if fault is Fault.COMMIT_LOST:
+            raise Unanswered("EndTxn did not arrive")
+        if fault is Fault.COMMIT_LATE:
+            self._commit_later()
+            await asyncio.sleep(self._life.rng.random() * LATE_MAX_S)
+            raise Unanswered("a transaction was not acknowledged in time")
+        kafka.commit_for(self.transactional_id, self._epoch)
+        if fault is Fault.COMMIT_TWICE:
+            self._commit_later()
+            self.suspect = True
+        if fault is Fault.COMMIT_UNANSWERED:
+            raise Unanswered("no answer to EndTxn")
+        await self._life.at(Op.COMMITTED)
+        return Written(ends, at_ms, 0.0)
+
+    def _batch_lost(
+        self, topic: str, ends: dict[str, int], left: Sequence[tuple[str, Sequence[Outgoing]]]
+    ) -> None:
+        self._straggle(left)
+        raise Unanswered(f"a batch for {topic} failed")
+
+    def _produce(self, topic: str, some: Sequence[Outgoing]) -> int:
+        kafka = self._kafka
+        transaction = kafka.begin_for(self.transactional_id, self._epoch)
+        return kafka.put(some, topic, self._partition, transaction)
+
+    def _straggle(self, left: Sequence[tuple[str, Sequence[Outgoing]]]) -> None:
+        """What was sent beside a batch that failed may arrive after we gave up."""
+        loop, epoch = asyncio.get_running_loop(), self._epoch
+        for topic, some in left:
+            if self._life.rng.random() < 0.5:
+                loop.call_later(self._life.rng.random(), self._arrive, topic, some, epoch)
+
+    def _arrive(self, topic: str, some: Sequence[Outgoing], epoch: int) -> None:
+        if self._kafka.is_open(self.transactional_id, epoch):
+            self._produce(topic, some)
+
+    def _commit_later(self) -> None:
+        # From at once to long after the next one has begun.
+        delay_s = self._life.rng.choice((0.001, 0.01, 0.1, LATE_MAX_S)) * self._life.rng.random()
+        asyncio.get_running_loop().call_later(
+            delay_s, self._kafka.commit_arrives, self.transactional_id, self._epoch
+        )
+
+    def discard(self) -> None:
+        self._discarded = True
+
+
+class SimHistory:
+    """A partition's topics, read back `chunk` records at a time."""
+
+    def __init__(self, kafka: SimKafka, life: Life, partition: int, chunk: int = 2_000) -> None:
+        self._kafka = kafka
+        self._life = life
+        self._partition = partition
+        self._chunk = chunk
+
+    async def _reach(self, op: Op) -> None:
+        if await self._life.reach(op) is Fault.HISTORY_FAILS:
+            raise Unanswered("history cannot be read")
+
+    async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
+        await self._reach(Op.SETTLE)
+        logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
+        extents = {topic: Extent(log.start, log.end) for topic, log in logs.items()}
+        for topic, log in logs.items():
+            while log.stable_end < extents[topic].end:
+                await self._kafka.watch([(topic, self._partition)])
+                await self._reach(Op.SETTLE)
+        return extents
+
+    async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        log = self._kafka.log(topic, self._partition)
+        at = start
+        while at < end:
+            await self._reach(Op.READ)
+            while log.stable_end <= at:
+                await self._kafka.watch([(topic, self._partition)])
+                await self._reach(Op.READ)
+            stable = min(end, log.stable_end)
+            some = list(log.committed(at, stable))[: self._chunk]
+            at = some[-1].offset + 1 if len(some) == self._chunk else stable
+            if some:
+                yield some
+
+    async def offset_at(self, topic: str, at_ms: int) -> int | None:
+        await self._reach(Op.READ)
+        log = self._kafka.log(topic, self._partition)
+        found = (r.offset for r in log.committed(log.start, log.end) if r.timestamp >= at_ms)
+        return next(found, None)
+
+    async def extent(self, topic: str) -> Extent:
+        log = self._kafka.log(topic, self._partition)
+        return Extent(log.start, log.end)
+
+    async def stable_end(self, topic: str) -> int:
+        return self._kafka.log(topic, self._partition).stable_end
+
+    async def close(self) -> None:
+        pass
+
+
+class SimForwarder:
+    """Puts copies onto their partitions."""
+
+    def __init__(self, kafka: SimKafka, life: Life) -> None:
+        self._kafka = kafka
+        self._life = life
+
+    async def forward(self, forwards: Sequence[Forward]) -> frozenset[tuple[str, int]]:
+        for one in forwards:
+            fault = await self._life.reach(Op.FORWARD)
+            if fault is Fault.FORWARD_FAILS:
+                raise Unanswered("a forward failed")
+            self._kafka.append(one.topic, one.partition, *one.record)
+            if fault is Fault.FORWARD_UNANSWERED:
+                raise Unanswered("no answer to a forward")
+        await self._life.at(Op.FORWARDED)
+        return frozenset()
+
+
+class SimTable(ModelTable):
+    """A table whose owner may be gone before or after each write."""
+
+    def __init__(self, file: ModelFile, life: Life) -> None:
+        super().__init__(file)
+        self._life = life
+        self._recovered = False
+
+    async def flows(self, ids: Sequence[str]) -> dict[str, FlowRow]:
+        fault = await self._life.at(Op.LOAD)
+        if fault is Fault.TABLE_READ_FAILS:
+            raise TableFailed("the table cannot be read: disk I/O error")
+        if fault is Fault.TABLE_CORRUPT:
+            self.distrust("a row is not what was written")
+        return await super().flows(ids)
+
+    async def armed(self) -> int:
+        # Asked once a takeover has come to its end.
+        self._recovered = True
+        return await super().armed()
+
+    async def untouched(self) -> bool:
+        if await self._life.at(Op.TOUCH) is Fault.OTHER_HAND:
+            meddle(self._file, self._life.rng)
+        return await super().untouched()
+
+    async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None:
+        fault = await self._life.at(Op.WRITE if self._recovered else Op.RECOVER)
+        if fault is Fault.TABLE_WRITE_FAILS:
+            raise TableFailed("the table cannot be written: database or disk is full")
+        await super().write(changes, before=before, after=after)
+        await self._life.at(Op.WRITTEN)
+
+
+def meddle(file: ModelFile, rng: Random) -> None:
+    """Somebody else commits to the file: rows go, or all is as it was some time ago."""
+    old = file.content
+    if file.past and rng.random() < 0.5:
+        file.content = rng.choice(file.past[-5:])
+    else:
+        kept = {i: row for i, row in old.flows.items() if rng.random() < 0.5}
+        file.content = Content(old.stored, kept, old.steps, old.ledger)
+    file.version += 1
+
+
+@asynccontextmanager
+async def open_table(
+    disk: dict[int, ModelFile], partition: int, life: Life, kind: type[SimTable] = SimTable
+) -> AsyncIterator[SimTable]:
+    """The file of a partition, made if missing; thrown away in the end if it is doubted."""
+    if await life.at(Op.OPEN) is Fault.OPEN_FAILS:
+        raise TableFailed("the table could not be used: unable to open database file")
+    file = disk.setdefault(partition, ModelFile())
+    table = kind(file, life)
+    try:
+        yield table
+    finally:
+        if table.doubted and disk.get(partition) is file:
+            disk[partition] = ModelFile()

@@ -1,0 +1,207 @@
+"""The local table in plain Python: what adapters/sqlite promises, without a file or a thread.
+
+tests/simulation/test_table_contract.py holds both to the same scenarios.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from processor.adapters.sqlite.errors import TableConflict, TableCorrupt
+from processor.adapters.sqlite.table import FORGET_EXTRA, FORGET_FACTOR
+from processor.domain.transitions import TERMINAL
+from processor.domain.waits import due_ms
+from processor.rows import Changes, Due, FlowRow, Remembered, StepRow, Stored
+from schemas.flow import Flow, FlowStep
+from schemas.values import parse_timestamp
+
+
+class Kept(NamedTuple):
+    """A flow's row as a file keeps it: the document, not the model."""
+
+    number: int
+    flow_id: str
+    revision: int
+    last_event_id: int
+    chain: bytes
+    doc: bytes
+    due_ms: int | None
+    ended_ms: int | None
+
+    @property
+    def key(self) -> tuple[int, str, int, int]:
+        return self[:4]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is committed. Never changed: a write makes the next one."""
+
+    stored: Stored | None = None
+    flows: Mapping[str, Kept] = field(default_factory=dict)
+    steps: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
+    ledger: Mapping[bytes, Remembered] = field(default_factory=dict)
+    """In the order in which the answers were remembered."""
+
+
+class ModelFile:
+    """One table file. `version` counts the commits of hands that are not the owner's."""
+
+    def __init__(self) -> None:
+        self.content = Content()
+        self.past: list[Content] = []
+        self.version = 0
+
+
+class ModelTable:
+    """A connection to a file, as FlowTable is one."""
+
+    def __init__(self, file: ModelFile) -> None:
+        self._file = file
+        self._version = file.version
+        self.doubted = False
+        self._damage: str | None = None
+
+    async def stored(self) -> Stored | None:
+        return self._content.stored
+
+    async def next_number(self) -> int:
+        return max((row.number for row in self._content.flows.values()), default=0) + 1
+
+    async def count_flows(self) -> int:
+        return len(self._content.flows)
+
+    async def flows(self, ids: Sequence[str]) -> dict[str, FlowRow]:
+        flows = self._content.flows
+        return {i: _flow_row(flows[i]) for i in ids if i in flows}
+
+    async def steps(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StepRow]:
+        steps = self._content.steps
+        return {at: _step_row(steps[at]) for at in keys if at in steps}
+
+    async def run_ids(self, flow_ids: Sequence[str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {flow_id: [] for flow_id in flow_ids}
+        for flow_id, run_id in sorted(self._content.steps):
+            if flow_id in found:
+                found[flow_id].append(run_id)
+        return found
+
+    async def recall(self, keys: Sequence[bytes]) -> dict[bytes, Remembered]:
+        ledger = self._content.ledger
+        return {key: ledger[key] for key in keys if key in ledger}
+
+    async def due(self, after: Due | None, until_ms: int, limit: int) -> list[Due]:
+        flows = self._content.flows.values()
+        waits = sorted(Due(row.due_ms, row.flow_id) for row in flows if row.due_ms is not None)
+        behind = [due for due in waits if after is None or due > after]
+        return [due for due in behind if due.at_ms <= until_ms][:limit]
+
+    async def armed(self) -> int:
+        return sum(row.due_ms is not None for row in self._content.flows.values())
+
+    async def ended(self, after: Due | None, before_ms: int, limit: int) -> list[Due]:
+        flows = self._content.flows.values()
+        ended = sorted(Due(row.ended_ms, row.flow_id) for row in flows if row.ended_ms is not None)
+        behind = [due for due in ended if after is None or due > after]
+        return [due for due in behind if due.at_ms < before_ms][:limit]
+
+    async def untouched(self) -> bool:
+        self._check()
+        if self._file.version != self._version:
+            self.doubted = True
+        return self._file.version == self._version
+
+    async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None:
+        old = self._content
+        if old.stored != before or self._file.version != self._version:
+            raise TableConflict("it was written by somebody else; nothing of the batch was written")
+        flows, steps, ledger = dict(old.flows), dict(old.steps), dict(old.ledger)
+        for row in changes.deleted:
+            _found(flows, row, "delete")
+            del flows[row.flow.id]
+            for at in [at for at in steps if at[0] == row.flow.id]:
+                del steps[at]
+        for was, row in changes.updated:
+            _found(flows, was, "update")
+            flows[was.flow.id] = _kept(row, was.number)
+        numbers = {row.number for row in flows.values()}
+        for row in changes.inserted:
+            if row.flow.id in flows or row.number in numbers:
+                raise TableConflict(f"it already holds {row.flow.id}, number {row.number}")
+            flows[row.flow.id] = _kept(row, row.number)
+            numbers.add(row.number)
+        for at in changes.deleted_steps:
+            steps.pop(at, None)
+        for step in changes.steps:
+            steps[step.step.flow_id, step.step.run_id] = step.doc
+        for answer in changes.remembered:
+            ledger.pop(answer.key, None)
+            ledger[answer.key] = answer
+        if changes.forget_before_ms is not None:
+            looked_at = FORGET_FACTOR * len(changes.remembered) + FORGET_EXTRA
+            for key in list(ledger)[:looked_at]:
+                if ledger[key].at_ms < changes.forget_before_ms:
+                    del ledger[key]
+        self._file.past.append(old)
+        self._file.content = Content(after, flows, steps, ledger)
+
+    async def clear(self) -> None:
+        self._check()
+        self._file.content, self._version = Content(), self._file.version
+        self.doubted = False
+
+    def distrust(self, damage: str) -> None:
+        self._damage = damage
+        self.doubted = True
+
+    def size_bytes(self) -> int:
+        return sum(len(row.doc) for row in self._content.flows.values())
+
+    @property
+    def _content(self) -> Content:
+        self._check()
+        return self._file.content
+
+    def _check(self) -> None:
+        if self._damage is not None:
+            raise TableCorrupt(f"the table is damaged: {self._damage}")
+
+
+def _found(flows: Mapping[str, Kept], row: FlowRow, to_do: str) -> None:
+    kept = flows.get(row.flow.id)
+    if kept is None or kept.key != (row.number, row.flow.id, row.flow.revision, row.last_event_id):
+        raise TableConflict(f"a flow to {to_do} has changed; nothing of the batch was written")
+
+
+def _kept(row: FlowRow, number: int) -> Kept:
+    flow = row.flow
+    return Kept(
+        number,
+        flow.id,
+        flow.revision,
+        row.last_event_id,
+        row.chain,
+        row.doc,
+        due_ms(flow),
+        parse_timestamp(flow.updated_at) if flow.status in TERMINAL else None,
+    )
+
+
+def _flow_row(kept: Kept) -> FlowRow:
+    flow = Flow.model_validate_json(kept.doc)
+    return FlowRow(flow, kept.doc, kept.last_event_id, kept.chain, kept.number)
+
+
+def _step_row(doc: bytes) -> StepRow:
+    return StepRow(FlowStep.model_validate_json(doc), doc)
+
+
+def seen(content: Content) -> dict[str, Any]:
+    """What a checker that looks at the file would see; see tests.support.world.TableSeen."""
+    return {
+        "flows": {
+            flow_id: (row.doc.decode(), row.last_event_id, row.chain)
+            for flow_id, row in content.flows.items()
+        },
+        "steps": {at: doc.decode() for at, doc in content.steps.items()},
+    }

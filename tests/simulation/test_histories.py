@@ -1,0 +1,32 @@
+"""Thousands of histories of faults, and nothing lost in any of them."""
+
+import os
+from typing import Final
+
+import pytest
+
+from tests.simulation.faults import Fault
+from tests.simulation.running import report, run, summary
+
+HISTORIES: Final = int(os.environ.get("TASKFLOW_TEST_HISTORIES", "10000"))
+FIRST_SEED: Final = int(os.environ.get("TASKFLOW_TEST_SEED", "0"))
+PARTS: Final = 10
+"""Each a test of its own, for as many processes as there are."""
+SEEDS: Final = range(FIRST_SEED, FIRST_SEED + HISTORIES)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_whatever_breaks_nothing_is_lost(part: int) -> None:
+    ran = run(SEEDS[part::PARTS])
+
+    print(summary(ran))
+    assert not ran.red, "\n\n".join(map(report, ran.red[:3]))
+    assert ran.outcomes >= ran.commands > 0
+
+
+def test_every_kind_of_fault_is_met() -> None:
+    """In a tenth of them already, so that none goes out of use unnoticed."""
+    ran = run(range(1_000))
+
+    assert not ran.red, "\n\n".join(map(report, ran.red[:3]))
+    assert [fault for fault in Fault if not ran.met[fault]] == []
