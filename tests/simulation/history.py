@@ -42,7 +42,9 @@ from tests.support.world import TableSeen, newest_cursor
 TOPICS: Final = Topics()
 DECIDED_WITHIN_S: Final = 180.0
 """I10: how long after the last fault everything must be decided, by the virtual clock."""
-AFTERWARDS_S: Final = 1.5
+IDLE_S: Final = 2.0
+"""How long an owner with nothing to do waits for something; shorter ones only cost turns."""
+AFTERWARDS_S: Final = IDLE_S + 0.1
 """How long to look on, then, at what the owners do of their own accord."""
 PAUSES_S: Final = (0.0, 0.002, 0.02, 0.02, 0.1, 0.5, 0.5, 7.0)
 """Between what happens and what happens next: within a transaction, or longer than a session."""
@@ -245,7 +247,7 @@ class Simulation:
         self.dice = Dice(rng)
         self.trace: list[tuple[float, str, str]] = []
         self.partitions = rng.choice((1, 1, 2))
-        self.batch_max_records = rng.choice((1, 3, 8, 1_000))
+        self.batch_max_records = rng.choice((1, 3, 8, 8, 1_000))
         self.cache_bytes = rng.choice((1, 1 << 20))
         self.chunk = rng.choice((1, 3, 2_000))
         self.dedupe_window_ms = rng.choice((500, 30_000, HOUR_MS))
@@ -322,7 +324,7 @@ class Simulation:
         loop.set_exception_handler(self._unhandled)
         self._unhandled_errors: list[str] = []
         try:
-            with _told_to(self.note):
+            with _surroundings(self.note):
                 try:
                     found = loop.run_until_complete(self._history())
                 except Exception as error:
@@ -619,9 +621,10 @@ class _Log:
 
 
 @contextmanager
-def _told_to(note: Callable[[str, str], None]) -> Iterator[None]:
+def _surroundings(note: Callable[[str, str], None]) -> Iterator[None]:
     modules: Sequence[Any] = (partition_module, recovery_module, worker_module)
-    logs = [module.log for module in modules]
+    logs, idle_s = [module.log for module in modules], partition_module.FETCH_WAIT_S
+    partition_module.FETCH_WAIT_S = IDLE_S  # type: ignore[misc]
     asyncio_log = logging.getLogger("asyncio")
     level = asyncio_log.level
     asyncio_log.setLevel(logging.CRITICAL)
@@ -631,5 +634,6 @@ def _told_to(note: Callable[[str, str], None]) -> Iterator[None]:
         yield
     finally:
         asyncio_log.setLevel(level)
+        partition_module.FETCH_WAIT_S = idle_s  # type: ignore[misc]
         for module, log in zip(modules, logs, strict=True):
             module.log = log
