@@ -1,0 +1,80 @@
+"""Disks that take no more or are slow; tables that are damaged, lost or older than the topic."""
+
+import resource
+import shutil
+import sqlite3
+from contextlib import closing
+
+from processor.adapters.kafka.admin import create_topics
+from processor.settings import Settings
+from processor.torture.workers import flip
+from tests.support.checker import assert_clean
+from tests.support.load import under_load
+from tests.support.processes import WorkerProcess, workers
+from tests.support.world import observing
+
+PARTITIONS = 2
+PATIENCE_S = 45.0
+FILLED = '"the table was filled from the state topic"'
+THROWN_AWAY = '"table thrown away; it will be filled from Kafka"'
+
+
+def largest(worker: WorkerProcess):
+    return max(worker.state_dir.glob("*.db"), key=lambda path: path.stat().st_size)
+
+
+async def test_a_table_survives_its_disk(broker, prefix, tmp_path):
+    await create_topics(
+        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    )
+    async with (
+        workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS=f"{PARTITIONS}") as (worker,),
+        observing(broker.bootstrap, prefix, PARTITIONS) as observer,
+    ):
+        worker.choose(INSTANCE_ID="one", FAULTS="K8:delay=30ms@*")  # and all the time it is slow
+        await worker.start()
+        await worker.until_ready()
+        async with under_load(broker.bootstrap, prefix, seed=14, per_s=200):
+            await observer.catch_up()
+            older = tmp_path / "older"
+
+            # Writing fails: nothing is decided on a table that is not level.
+            pid = worker.process.pid
+            _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, hard))
+            await worker.until_told("TableFailed", times=2)
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+            await worker.until_told('"the partition is taken over"', times=PARTITIONS + 1)
+
+            # A table as it was long ago comes back.
+            await worker.kill()
+            shutil.copytree(worker.state_dir, older)
+            await worker.start()
+            await worker.until_ready(times=2)
+            await worker.kill()
+            shutil.rmtree(worker.state_dir)
+            shutil.move(older, worker.state_dir)
+            await worker.start()
+            await worker.until_ready(times=3)
+
+            # A page of it turns bad; it is lost altogether.
+            await worker.kill()
+            path = largest(worker)
+            with closing(sqlite3.connect(path)) as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                ((root,),) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'flow'")
+            flip(path, (root - 1) * 4096, 0xFF)
+            thrown_away = worker.told().count(THROWN_AWAY)
+            await worker.start()
+            await worker.until_told(THROWN_AWAY, times=thrown_away + 1)
+            await worker.until_ready(times=4)
+            await worker.kill()
+            for path in worker.state_dir.glob("*.db*"):
+                path.unlink()
+            filled = worker.told().count(FILLED)
+            await worker.start()
+            await worker.until_told(FILLED, times=filled + PARTITIONS)
+        world = await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
+        assert await worker.end() == 0
+
+    assert_clean(world)

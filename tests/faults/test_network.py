@@ -1,0 +1,66 @@
+"""Requests between workers and broker that are refused, cut off, late, lost or never answered."""
+
+import asyncio
+
+from processor.adapters.kafka.admin import create_topics
+from processor.settings import Settings
+from processor.torture.proxy import KINDS, Fate, foul, proxied
+from tests.support.checker import assert_clean
+from tests.support.load import under_load
+from tests.support.log_files import foreign_hands
+from tests.support.processes import workers
+from tests.support.world import observing
+
+PARTITIONS = 2
+PATIENCE_S = 45.0
+COMMITS_MEET = (Fate.CUT, Fate.REFUSE, Fate.HOLD, Fate.SWALLOW, Fate.LATE, Fate.SILENCE)
+OTHERS = ("Produce", "AddPartitionsToTxn", "InitProducerId", "Fetch", "OffsetCommit", "Heartbeat")
+
+
+async def test_whatever_becomes_of_a_request_nothing_is_lost(broker, prefix, tmp_path):
+    await create_topics(
+        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    )
+    async with (
+        proxied(broker.bootstrap) as proxy,
+        workers(1, tmp_path, proxy.bootstrap, prefix, PARTITIONS=f"{PARTITIONS}") as (worker,),
+        observing(broker.bootstrap, prefix, PARTITIONS) as observer,
+    ):
+        worker.choose(INSTANCE_ID="one", COMMIT_TIMEOUT="1s", WATCHDOG_TIMEOUT="3s")
+        await worker.start()
+        await worker.until_ready()
+        async with under_load(broker.bootstrap, prefix, seed=13, per_s=200) as load:
+            # The commit itself, by each way in which it can go wrong; the late one only after
+            # another producer has begun the next transaction.
+            for fate in COMMITS_MEET:
+                proxy.decide_once(KINDS["EndTxn"], fate, late_s=1.5)
+                await until(lambda fate=fate: proxy.befallen["EndTxn", fate.name] > 0)
+                await until_answered(observer, len(observer.answered) + 50)
+                if fate is Fate.HOLD:
+                    await proxy.release()
+            # Then everything, at random.
+            proxy.weather = foul(0.05, seed=13, kinds=OTHERS, late_max_s=0.5)
+            seen = proxy.befallen.total()
+            await until(lambda: proxy.befallen.total() > seen + 15)
+            proxy.forget()
+        world = await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
+        assert worker.running
+        assert await worker.end() == 0
+
+    print(dict(proxy.befallen))
+    assert observer.answered >= load.acknowledged
+    assert_clean(world)
+    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+
+
+async def until(so):
+    async with asyncio.timeout(PATIENCE_S):
+        while not so():  # noqa: ASYNC110 (a counter of the proxy's)
+            await asyncio.sleep(0.02)
+
+
+async def until_answered(observer, count):
+    async with asyncio.timeout(PATIENCE_S):
+        while len(observer.answered) < count:
+            await observer.catch_up()
+            await asyncio.sleep(0.02)
