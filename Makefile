@@ -8,13 +8,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROCESSES := 2
+KILLS := 500
+MINUTES := 20
+SEED := 7
 
 # Tried by running it: a shim on the path may answer that it has no such version, and some
 # distributions ship a python3 that cannot make an environment.
 CANDIDATES := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help setup demo test lint format bench schemas lock clean
+.PHONY: help setup demo test lint format bench soak schemas lock clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +57,11 @@ format: $(STAMP) ## Puts the code into its form
 
 bench: $(STAMP) ## Measures what the documentation claims
 	$(BIN)/python -m tests.benchmarks
+
+# Shorter: make soak KILLS=20 MINUTES=1
+soak: $(STAMP) ## Kills workers and broker 500 times, then breaks everything for 20 minutes
+	$(BIN)/taskflow torture --kills $(KILLS) --seed $(SEED)
+	$(BIN)/taskflow torture --minutes $(MINUTES) --seed $(SEED)
 
 schemas: $(STAMP) ## Writes schemas/json and asyncapi.yaml anew from the models
 	$(BIN)/python -m schemas.generate

@@ -1,0 +1,40 @@
+"""Two groups on one prefix, by mistake: each is given all partitions, and they take turns."""
+
+import asyncio
+
+from processor.adapters.kafka.admin import create_topics
+from processor.settings import Settings
+from tests.support.checker import assert_clean
+from tests.support.load import under_load
+from tests.support.log_files import foreign_hands, owners
+from tests.support.processes import workers
+from tests.support.world import observing
+
+PARTITIONS = 2
+TAKEN_OVER = '"the partition is taken over"'
+
+
+async def test_they_take_turns_and_nothing_is_decided_twice(broker, prefix, tmp_path):
+    await create_topics(
+        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    )
+    async with (
+        workers(2, tmp_path, broker.bootstrap, prefix, PARTITIONS=f"{PARTITIONS}") as pair,
+        observing(broker.bootstrap, prefix, PARTITIONS) as observer,
+    ):
+        right, wrong = pair
+        wrong.choose(GROUP_ID=f"{prefix}-by-mistake")
+        async with under_load(broker.bootstrap, prefix, seed=15, per_s=200) as load:
+            await asyncio.gather(right.start(), wrong.start())
+            # Each has the partitions again after the other had them.
+            for worker in pair:
+                await worker.until_told(TAKEN_OVER, times=3 * PARTITIONS)
+            await wrong.kill()
+        world = await observer.settled([right.state_dir], timeout_s=30)
+        assert await right.end() == 0
+
+    assert observer.answered >= load.acknowledged
+    assert_clean(world)
+    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+    written_by, _ = owners(broker.data_dir, prefix, PARTITIONS)
+    assert written_by > 2 * PARTITIONS
