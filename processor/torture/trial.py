@@ -308,9 +308,11 @@ def _clock(seconds: float) -> str:
 
 async def _verdict(stage: Stage, result: Result, hear: Hear) -> None:
     """`taskflow verify` looks at the topics, and at the tables of each worker."""
-    for worker in stage.workers:
-        hear(f"verifying the topics and the tables of {worker.name} ...")
-        report, code = await _verify(stage.settings, worker.state_dir)
+    hear("verifying the topics and the tables of all workers ...")
+    verified = await asyncio.gather(
+        *(_verify(stage.settings, worker.state_dir) for worker in stage.workers)
+    )
+    for report, code in verified:
         result.verified.append(report)
         if code != 0:
             result.violations += [_sentence(one) for one in report.get("violations", [])] or [

@@ -1,0 +1,60 @@
+"""`taskflow torture` from outside, short; and that its verdict can be a bad one."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+from aiokafka import AIOKafkaProducer
+
+from processor.torture import trial
+from processor.torture.menu import Act
+
+WITHIN_S = 150.0
+
+
+async def test_a_short_trial_holds_and_tells_what_it_did(tmp_path):
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "processor", "torture", "--minutes", "0.1", "--seed", "3"),
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, told = await asyncio.wait_for(process.communicate(), WITHIN_S)
+
+    assert process.returncode == 0, told.decode()[-4000:]
+    report = json.loads(out)
+    assert report["ok"] is True
+    assert report["seed"] == 3
+    assert sum(report["faults"].values()) >= 1
+    assert report["commands"]["acknowledged"] > 100
+    assert {"accepted", "rejected"} <= report["commands"]["verdicts"].keys()
+    assert [verified["ok"] for verified in report["verified"]] == [True, True]
+    assert all(verified["checked"]["I10"] > 100 for verified in report["verified"])
+    assert "healed in" in told.decode()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_foreign_record_on_audit_is_a_violation_and_its_data_is_kept(monkeypatch, tmp_path):
+    async def spoil(stage, dice):
+        settings = stage.settings
+        async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+            topic = f"{settings.topic_prefix}.audit"
+            await producer.send_and_wait(topic, b'{"id":1}', b"x", partition=0)
+        return ""
+
+    monkeypatch.setattr(trial, "MENU", (Act("spoil the audit", 1, spoil),))
+    monkeypatch.setattr(trial, "REST_S", 0.2)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(trial.tempfile, "tempdir", None)
+    plan = trial.Plan(seed=4, seconds=0.5, workers=1, partitions=1)
+    told: list[str] = []
+
+    result = await trial.torture(plan, environ=os.environ, hear=told.append)
+
+    assert not result.ok
+    assert [sentence for sentence in result.violations if sentence.startswith("I3 not_an_event")]
+    assert result.kept is not None
+    assert (Path(result.kept) / "w0.log").stat().st_size > 0
+    assert list((Path(result.kept) / "broker").iterdir())
