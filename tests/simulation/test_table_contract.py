@@ -1,0 +1,219 @@
+"""The table in memory and the one in SQLite, held to the same scenarios: what one refuses or
+answers, so does the other."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import pytest
+
+from processor.adapters.sqlite.errors import TableConflict
+from processor.ports import Table
+from processor.rows import Changes, Due, FlowRow, Stored
+from schemas.flow import FlowStatus
+from schemas.values import instant
+from tests.simulation.ports import Calm, open_table
+from tests.simulation.table import ModelFile
+from tests.unit.tables import NOON_MS, answer, at, flow_row, later, opened, step_row, uuid
+
+Open = Callable[[], AbstractAsyncContextManager[Any]]
+
+STATUSES: Final = (FlowStatus.RUNNING, FlowStatus.WAITING, FlowStatus.FINISHED)
+WAITS: Final = (
+    {"kind": "timer", "at": instant(NOON_MS + 5)},
+    {"kind": "manual"},
+    {"kind": "manual", "timeout_at": instant(NOON_MS + 9)},
+)
+
+
+def in_memory() -> Open:
+    disk: dict[int, ModelFile] = {}
+    return lambda: open_table(disk, 0, Calm())
+
+
+@pytest.fixture(params=["in memory", "in SQLite"])
+def open_it(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    return in_memory() if request.param == "in memory" else lambda: opened(tmp_path)
+
+
+@asynccontextmanager
+async def holding(open_it: Open, *rows: FlowRow) -> AsyncIterator[Table]:
+    async with open_it() as table:
+        await table.write(Changes(inserted=list(rows)), before=None, after=at(1))
+        yield table
+
+
+async def refuses(table: Table, changes: Changes, *, before: Stored | None) -> None:
+    """A write that is refused leaves nothing behind."""
+    was = await everything(table)
+    with pytest.raises(TableConflict):
+        await table.write(changes, before=before, after=at(9))
+    assert await everything(table) == was
+
+
+async def everything(table: Table) -> tuple[Any, ...]:
+    """All that can be asked of a table of the flows and answers 1 to 9."""
+    ids = [uuid(number) for number in range(10)]
+    return (
+        await table.stored(),
+        await table.next_number(),
+        await table.count_flows(),
+        await table.flows(ids),
+        await table.steps([(flow_id, run) for flow_id in ids for run in "rs"]),
+        await table.run_ids(ids),
+        await table.recall([number.to_bytes(16, "big") for number in range(10)]),
+        await table.due(None, NOON_MS + 100, 100),
+        await table.due(Due(NOON_MS + 5, uuid(3)), NOON_MS + 9, 2),
+        await table.armed(),
+        await table.ended(None, NOON_MS + 100, 100),
+        await table.ended(Due(NOON_MS, uuid(2)), NOON_MS + 3, 1),
+        await table.untouched(),
+    )
+
+
+async def test_a_new_table_is_empty(open_it: Open) -> None:
+    async with open_it() as table:
+        stored, number, count, flows, *_ = await everything(table)
+        assert (stored, number, count, flows) == (None, 1, 0, {})
+
+
+async def test_what_was_written_is_there_after_it_was_closed(open_it: Open) -> None:
+    async with holding(open_it, flow_row(1), flow_row(2)) as table:
+        was = await everything(table)
+    async with open_it() as table:
+        assert await everything(table) == was
+        assert await table.stored() == at(1)
+
+
+@pytest.mark.parametrize("before", [None, at(2)])
+async def test_a_write_onto_another_position_is_refused(
+    open_it: Open, before: Stored | None
+) -> None:
+    async with holding(open_it, flow_row(1)) as table:
+        await refuses(table, Changes(inserted=[flow_row(2)]), before=before)
+
+
+async def test_a_first_write_is_refused_where_a_position_is_expected(open_it: Open) -> None:
+    async with open_it() as table:
+        await refuses(table, Changes(), before=at(1))
+
+
+@pytest.mark.parametrize(
+    "was",
+    [flow_row(1, revision=1), flow_row(1, event=7), flow_row(2), flow_row(3)._replace(number=1)],
+)
+async def test_a_flow_that_is_not_as_it_was_decided_on_is_neither_changed_nor_deleted(
+    open_it: Open, was: FlowRow
+) -> None:
+    async with holding(open_it, flow_row(1)) as table:
+        await refuses(table, Changes(updated=[(was, later(was))]), before=at(1))
+        await refuses(table, Changes(deleted=[was]), before=at(1))
+
+
+@pytest.mark.parametrize(
+    "row", [flow_row(1), flow_row(1)._replace(number=2), flow_row(2)._replace(number=1)]
+)
+async def test_an_id_or_a_number_that_is_there_is_not_inserted_again(
+    open_it: Open, row: FlowRow
+) -> None:
+    async with holding(open_it, flow_row(1)) as table:
+        await refuses(table, Changes(inserted=[row]), before=at(1))
+
+
+async def test_a_refusal_undoes_what_was_done_before_it(open_it: Open) -> None:
+    async with holding(open_it, flow_row(1), flow_row(2)) as table:
+        changes = Changes(
+            deleted=[flow_row(1)],
+            inserted=[flow_row(3)],
+            steps=[step_row(2, "r")],
+            remembered=[answer(1)],
+        )
+        changes.inserted.append(flow_row(2))
+        await refuses(table, changes, before=at(1))
+
+
+async def test_a_flow_may_go_and_come_again_in_one_write(open_it: Open) -> None:
+    async with holding(open_it, flow_row(1)) as table:
+        await table.write(Changes(steps=[step_row(1, "r")]), before=at(1), after=at(2))
+        changes = Changes(deleted=[flow_row(1)], inserted=[flow_row(1, event=9)._replace(number=2)])
+        await table.write(changes, before=at(2), after=at(3))
+
+        assert (await table.flows([uuid(1)]))[uuid(1)].last_event_id == 9
+        assert await table.run_ids([uuid(1)]) == {uuid(1): []}
+
+
+async def test_clearing_leaves_nothing(open_it: Open) -> None:
+    async with holding(open_it, flow_row(1)) as table:
+        await table.clear()
+        assert await table.stored() is None
+        assert await table.count_flows() == 0
+
+
+async def test_a_newer_answer_takes_the_place_of_an_older_and_old_ones_are_forgotten(
+    open_it: Open,
+) -> None:
+    async with holding(open_it) as table:
+        for offset, (number, at_ms) in enumerate([(1, 10), (2, 20), (1, 30), (3, 25)], start=1):
+            changes = Changes(remembered=[answer(number, at_ms=at_ms)], forget_before_ms=21)
+            await table.write(changes, before=at(offset), after=at(offset + 1))
+        found = await table.recall([n.to_bytes(16, "big") for n in (1, 2, 3)])
+        assert sorted(one.at_ms for one in found.values()) == [25, 30]
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_both_answer_alike_whatever_is_written(tmp_path: Path, seed: int) -> None:
+    rng = Random(seed)
+    async with in_memory()() as model, opened(tmp_path) as real:
+        stored: Stored | None = None
+        for turn in range(1, 25):
+            changes = drawn(rng, await everything(real))
+            before = stored if rng.random() < 0.95 else at(99)
+            refused = []
+            for table in (model, real):
+                try:
+                    await table.write(changes, before=before, after=at(turn))
+                except TableConflict:
+                    refused.append(table)
+            assert len(refused) in (0, 2), f"one refuses {changes}"
+            stored = stored if refused else at(turn)
+            assert await everything(model) == await everything(real)
+
+
+def drawn(rng: Random, holds: tuple[Any, ...]) -> Changes:
+    """Changes that mostly fit what a table holds."""
+    changes = Changes()
+    number = holds[1]
+    rows: list[FlowRow] = list(holds[3].values())
+    for row in rows:
+        match rng.randrange(8):
+            case 0:
+                changes.deleted.append(row)
+            case 1 | 2 | 3:
+                status = rng.choice(STATUSES)
+                wait = rng.choice(WAITS) if status is FlowStatus.WAITING else None
+                after = flow_row(
+                    int(row.flow.id.replace("-", ""), 16),
+                    revision=row.flow.revision + 1,
+                    status=status,
+                    wait_json=wait,
+                    cancel_requested=rng.random() < 0.2,
+                )
+                after = after._replace(number=row.number)
+                was = row if rng.random() < 0.97 else row._replace(last_event_id=5)
+                changes.updated.append((was, after))
+    for _ in range(rng.randrange(3)):
+        changes.inserted.append(flow_row(rng.randrange(1, 9))._replace(number=number))
+        number += 1
+    for _ in range(rng.randrange(3)):
+        flow, run = rng.randrange(1, 9), rng.choice("rs")
+        if rng.random() < 0.3:
+            changes.deleted_steps.append((uuid(flow), run))
+        else:
+            changes.steps.append(step_row(flow, run, at_ms=NOON_MS + rng.randrange(9)))
+    for key in rng.sample(range(10), rng.randrange(3)):
+        changes.remembered.append(answer(key, at_ms=rng.randrange(100)))
+    if rng.random() < 0.3:
+        changes.forget_before_ms = rng.randrange(60)
+    return changes
