@@ -213,7 +213,7 @@ def _table(kind: type[SimTable]) -> Callable[..., Any]:
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """A wrong build, what may be said of it at first, and within how many histories it is."""
+    """A wrong build, and within how many histories it is found."""
 
     parts: Parts
     within: int
@@ -225,13 +225,13 @@ DEFECTS: Final[Mapping[str, Defect]] = {
     "events are swapped": Defect(Parts(writer=SwapsEvents), 20),
     "an event is edited": Defect(Parts(writer=EditsEvent), 20),
     "an outcome is dropped": Defect(Parts(writer=DropsOutcome), 20),
-    "SQLite is committed first": Defect(Parts(owner=TableFirst), 200),
+    "SQLite is committed first": Defect(Parts(owner=TableFirst), 1_000),
     "the group's offsets are trusted": Defect(Parts(owner=TrustsGroup), 200),
-    "fencing is skipped": Defect(Parts(writer=SkipsFencing), 200),
-    "a send future is not awaited": Defect(Parts(writer=ForgetsSendFuture), 200),
-    "a commit sent twice is ignored": Defect(Parts(writer=IgnoresSecondCommit), 500),
+    "fencing is skipped": Defect(Parts(writer=SkipsFencing), 1_000),
+    "a send future is not awaited": Defect(Parts(writer=ForgetsSendFuture), 500),
+    "a commit sent twice is ignored": Defect(Parts(writer=IgnoresSecondCommit), 1_000),
     "a batch takes two transactions": Defect(Parts(writer=TwoTransactions), 200),
-    "open transactions are ignored": Defect(Parts(history=IgnoresOpenTransactions), 500),
-    "another hand is not noticed": Defect(Parts(table=_table(_Unwatched)), 500),
+    "open transactions are ignored": Defect(Parts(history=IgnoresOpenTransactions), 2_500),
+    "another hand is not noticed": Defect(Parts(table=_table(_Unwatched)), 2_500),
     "answers are not remembered": Defect(Parts(table=_table(_Forgetful)), 20),
 }

@@ -34,6 +34,8 @@ class SimKafka(MemoryKafka):
         self.refused: Callable[[], None] = lambda: None
         """Called when a late owner's request was refused."""
         self.away_until_s = 0.0
+        self.held: dict[str, int] = {}
+        """Requests to commit that are under way, by transactional id: the epoch of each."""
         self._completing: dict[str, Transaction] = {}
         self._waiters: dict[At, list[asyncio.Future[None]]] = {}
 

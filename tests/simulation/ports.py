@@ -126,7 +126,10 @@ class SimWriter:
             raise Unanswered("a transaction was not acknowledged in time")
         kafka.commit_for(self.transactional_id, self._epoch)
         if fault is Fault.COMMIT_TWICE:
-            self._commit_later()
+            if self._life.rng.random() < 0.5:
+                kafka.held[self.transactional_id] = self._epoch
+            else:
+                self._commit_later()
             self.suspect = True
         if fault is Fault.COMMIT_UNANSWERED:
             raise Unanswered("no answer to EndTxn")
@@ -142,7 +145,11 @@ class SimWriter:
     def _produce(self, topic: str, some: Sequence[Outgoing]) -> int:
         kafka = self._kafka
         transaction = kafka.begin_for(self.transactional_id, self._epoch)
-        return kafka.put(some, topic, self._partition, transaction)
+        end = kafka.put(some, topic, self._partition, transaction)
+        if self.transactional_id in kafka.held and self._life.rng.random() < 0.5:
+            # A commit of an earlier transaction, sent twice, arrives amid this one.
+            kafka.commit_arrives(self.transactional_id, kafka.held.pop(self.transactional_id))
+        return end
 
     def _straggle(self, left: Sequence[tuple[str, Sequence[Outgoing]]]) -> None:
         """What was sent beside a batch that failed may arrive after we gave up."""
