@@ -4,13 +4,14 @@ import asyncio
 import gc
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from processor.adapters.kafka.admin import ensure_topics
+from processor.adapters.kafka.admin import ensure_layout, ensure_topics, layout_changed
 from processor.adapters.kafka.connection import compression_type, connection_options
+from processor.adapters.kafka.errors import BrokerUnreachable
 from processor.adapters.kafka.forwarder import PlainForwarder
 from processor.adapters.kafka.history import KafkaHistory
 from processor.adapters.kafka.source import GroupSource
@@ -39,6 +40,8 @@ GC_THRESHOLDS = (100_000, 50, 1_000)
 """A batch makes many objects and no cycles; Python's default of 700 spends a third of the worker's
 time on looking for them."""
 PRODUCERS_STOP_TIMEOUT_S = 0.5
+LAYOUT_EVERY_S = 60.0
+"""How often the number of partitions is looked at while a worker runs."""
 
 
 async def run_worker(
@@ -47,8 +50,9 @@ async def run_worker(
     """Run one worker until `stop` is set; `ready` is set once it decides for the first time.
 
     Raises StateDirInUse, StateDirUnusable, BrokerUnreachable, AccessDenied, TopicsWrong or
-    AddressInUse if it cannot start, InstanceIdTaken if another worker has its name; it goes on
-    through every other error.
+    AddressInUse if it cannot start, InstanceIdTaken if another worker has its name, TopicsWrong
+    once the topics have another number of partitions; it goes on through every other error.
+    `stop` is set when it ends by itself, too.
     """
     with state_dir_lock(settings.state_dir):
         mismatches = await _unless_stopped(ensure_topics(settings), stop)
@@ -77,12 +81,15 @@ async def run_worker(
                 http=str(address) if address else "off",
             )
             announcing = asyncio.create_task(_announce(worker, ready))
+            watching = asyncio.create_task(_watch_layout(settings, stop))
             try:
                 await worker.run(stop)
+                if watching.done():
+                    watching.result()
             finally:
-                announcing.cancel()
-                with suppress(asyncio.CancelledError):
-                    await announcing
+                for task in (announcing, watching):
+                    task.cancel()
+                await asyncio.gather(announcing, watching, return_exceptions=True)
                 await forwarder.stop()
                 await producers_stopped(PRODUCERS_STOP_TIMEOUT_S)
     log.info("worker stopped")
@@ -113,6 +120,19 @@ async def _announce(worker: Worker, ready: asyncio.Event | None) -> None:
         ready.set()
 
 
+async def _watch_layout(settings: Settings, stop: asyncio.Event) -> None:
+    """Set `stop` and raise TopicsWrong once the topics have another number of partitions."""
+    while True:
+        await asyncio.sleep(LAYOUT_EVERY_S)
+        try:
+            await ensure_layout(settings)
+        except BrokerUnreachable:
+            continue
+        except BaseException:
+            stop.set()
+            raise
+
+
 def _fault_kit(settings: Settings) -> "Kit | None":
     """What breaks a worker on purpose; None, and not even imported, unless a test asks for it."""
     if settings.faults is None:
@@ -128,13 +148,22 @@ def _member(
     assigned: Callable[[frozenset[int]], None],
     revoked: Callable[[], Any],
 ) -> Member:
+    topics = Topics(settings.topic_prefix)
+
+    def heard(numbers: frozenset[int]) -> None:
+        if (highest := max(numbers, default=0)) < settings.partitions:
+            assigned(numbers)
+            return
+        member.refused = layout_changed(topics.commands, highest + 1, settings)
+        member.failed.set()
+
     member = GroupSource(
         connection_options(settings, "worker"),
-        Topics(settings.topic_prefix),
+        topics,
         group_id=settings.group_id,
         instance_id=settings.instance_id,
         session_timeout_ms=settings.session_timeout_ms,
-        on_assigned=assigned,
+        on_assigned=heard,
         on_revoked=revoked,
     )
     return member if kit is None else kit.member(member)
@@ -175,9 +204,13 @@ def _owner(
             partition,
             topics=[name for name, _ in topics],
             stall_timeout_s=settings.watchdog_timeout_ms / 1000,
+            tell=waits,
         )
 
-    return PartitionOwner(
+    def waits(sentence: str | None) -> None:
+        owner.waits = sentence
+
+    owner = PartitionOwner(
         Place(
             partition,
             settings.partitions,
@@ -195,3 +228,4 @@ def _owner(
         batch_max_records=settings.batch_max_records,
         cache_bytes=settings.flow_cache_bytes // settings.partitions,
     )
+    return owner

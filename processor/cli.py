@@ -14,6 +14,7 @@ from processor.program import (
     demo,
     flow,
     prune,
+    rebuild,
     send,
     streams,
     topics,
@@ -53,6 +54,7 @@ app.command("outcomes")(streams.outcomes)
 app.command("deadletters")(streams.deadletters)
 app.add_typer(flow.app, name="flow")
 app.command("prune")(prune.prune)
+app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.command("torture")(torture.torture)
 

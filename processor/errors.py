@@ -43,6 +43,10 @@ class HistoryLost(TaskflowError):
     """The topics no longer hold what the partition needs next; somebody must say what is lost."""
 
 
+class WrittenByNewer(TaskflowError):
+    """The topics hold what only a newer version can read; this one must not decide on it."""
+
+
 class TableDistrusted(TaskflowError):
     """The local table contradicts what was decided, or another hand wrote to it; it is filled
     anew from the topics."""

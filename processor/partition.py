@@ -75,6 +75,8 @@ class PartitionOwner:
         self.phase = Phase.WAITING
         self.error: str | None = None
         """What went wrong last; None since the partition runs again."""
+        self.waits: str | None = None
+        """What a takeover waits for, by what its history says; None: for nothing."""
         self.progressed_at = monotonic()
         """When it last did something, by `monotonic`."""
         self._source = source
@@ -203,6 +205,7 @@ class PartitionOwner:
             self._stored = await recovery.run(trust_table=self._trust_table)
             control = await history.extent(place.topics.control)
         finally:
+            self.waits = None
             await history.close()
         self._trust_table = True
         self._next_number = await table.next_number()

@@ -1,13 +1,18 @@
 """Bringing a partition's table to where its topics are.
 
-A table that was here before is rolled forward: flows and steps by folding `audit`, answers and
-positions from `outcomes`. An empty one, or one that was away for too long, is filled from `state`
-and from the outcomes of the dedupe window. A table is never rolled forward from `state`: the
-tombstones of what was pruned in between may be gone.
+How far the partition is decided says the newest cursor on `state`, which every transaction writes.
+A table that was here before is rolled forward to there: flows and steps by folding `audit`, answers
+from `outcomes`. An empty one, one that was away for too long, or one of other topics is filled from
+`state` and from the outcomes of the dedupe window. A table is never rolled forward from `state`:
+the tombstones of what was pruned in between may be gone.
+
+Where the topics contradict each other, or lost what comes next, nothing is touched, and the error
+ends in the command that repairs.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
 
 import orjson
 import structlog
@@ -16,15 +21,15 @@ from processor.batch import Place, first_event_id
 from processor.codec import Record, encode, flow_doc
 from processor.domain.evolve import evolve, observed_step
 from processor.domain.facts import Fact
-from processor.errors import CursorMissing, HistoryLost, TableDistrusted
+from processor.errors import CursorMissing, HistoryLost, TableDistrusted, WrittenByNewer
 from processor.ports import Extent, History, Table
 from processor.rows import Changes, FlowRow, Position, Remembered, StepRow, Stored, ledger_key
-from schemas.events import CHAIN_HEADER, EventKind
+from schemas.events import CHAIN_HEADER, CHAIN_START, EventKind
 from schemas.flow import Flow, FlowStatus, FlowStep
 from schemas.outcomes import FORGOTTEN, Code, Verdict
 from schemas.state import CURSOR_PREFIX
 from schemas.topics import STATE
-from schemas.values import parse_timestamp
+from schemas.values import SCHEMA_VERSION, parse_timestamp
 
 log = structlog.get_logger()
 
@@ -40,6 +45,16 @@ TAIL: Final = 64
 """Offsets to look back for a topic's last record at first; the rest are markers."""
 
 
+Extents = Mapping[str, Extent]
+
+
+class Standing(NamedTuple):
+    """Where a partition's topics stand: how far it is decided, and its newest answer."""
+
+    position: Position
+    last_outcome: Record | None
+
+
 class Recovery:
     """One recovery of one partition's table."""
 
@@ -53,66 +68,112 @@ class Recovery:
     async def run(self, *, trust_table: bool = True) -> Stored:
         """Bring the table to the end of the topics and answer how far that is.
 
-        Raises CursorMissing or HistoryLost if the topics contradict each other or no longer hold
-        what comes next.
+        Raises CursorMissing, HistoryLost or WrittenByNewer, with the table as it was, if the topics
+        contradict each other, no longer hold what comes next, or say what we cannot know.
         """
-        topics = self._topics
-        extents = await self._history.settled([topics.state, topics.outcomes, topics.audit])
+        place, history = self._place, self._history
+        extents = await settled(place, history)
+        cursor = await newest_cursor(place, history, extents)
+        if cursor is not None and (lost := await losses(place, history, extents, cursor)):
+            raise HistoryLost(
+                f"{'; '.join(one.sentence for one in lost)}. {self._repair('--skip-lost')} shows "
+                "what is lost and, if you accept it, lets the partition go on behind it."
+            )
         stored = await self._table.stored() if trust_table else None
-        if stored is not None and not await self._usable(stored, extents):
+        if stored is not None and (why := await self._contradiction(stored, extents)):
+            self._log.warning("the table is filled anew", reason=why)
             stored = None
-        if stored is not None:
-            stored = await self._roll_forward(stored, extents)
-            if await self._lost(stored.position):
-                # A cursor may stand further on: markers that retention took are no loss.
-                stored = None
+        if stored is None or cursor is None:
+            filled = await self.fill(extents, await stand(place, history, extents, cursor))
+            flows = await self._table.count_flows()
+            self._log.info("the table was filled from the state topic", flows=flows)
+            return filled
+        await self._look_for_lost_state(extents[self._topics.state])
+        return await self._roll_forward(stored, extents, cursor)
+
+    async def roll_forward(self, extents: Extents, cursor: Position) -> str | None:
+        """Bring the table to the ends of `extents`, where the cursor says that the partition is;
+        why it cannot be, if so. Raises HistoryLost, TableDistrusted or WrittenByNewer."""
+        stored = await self._table.stored()
         if stored is None:
-            await self._table.clear()
-            stored = await self._fill(extents)
-            if lost := await self._lost(stored.position):
-                raise HistoryLost("; ".join(lost))
-        return stored
+            return "it is empty"
+        why = await self._contradiction(stored, extents)
+        if why is None:
+            await self._roll_forward(stored, extents, cursor)
+        return why
 
-    async def _usable(self, stored: Stored, extents: Mapping[str, Extent]) -> bool:
+    def _repair(self, how: str) -> str:
+        return repair(how, self._place.partition)
+
+    async def _contradiction(self, stored: Stored, extents: Extents) -> str | None:
+        """Why the table cannot be rolled forward; None if it can.
+
+        Its offsets may by chance lie within topics that were made anew, or another cluster's: so
+        what lies right before them must be what the table knows.
+        """
         audit, outcomes = extents[self._topics.audit], extents[self._topics.outcomes]
+        if (stored.audit, stored.outcomes) == UNFINISHED:
+            return "its last filling did not come to an end"
         if not audit.start <= stored.audit <= audit.end:
-            reason = "it does not meet the audit topic"
-        elif not outcomes.start <= stored.outcomes <= outcomes.end:
-            reason = "it does not meet the outcomes topic"
-        elif (
-            await self._history.offset_at(self._topics.outcomes, stored.as_of_ms + TABLE_MAX_AGE_MS)
-            is not None
-        ):
-            reason = "it was away for too long"
-        else:
-            return True
-        self._log.info("the table is filled anew", reason=reason)
-        return False
+            return "it does not meet the audit topic"
+        if not outcomes.start <= stored.outcomes <= outcomes.end:
+            return "it does not meet the outcomes topic"
+        horizon_ms = stored.as_of_ms + TABLE_MAX_AGE_MS
+        if await self._history.offset_at(self._topics.outcomes, horizon_ms) is not None:
+            return "it was away for too long"
+        if not await self._knows_events_before(Extent(audit.start, stored.audit), stored):
+            return "its newest events are not those of the audit topic: it is of other topics"
+        if not await self._knows_answers_before(Extent(outcomes.start, stored.outcomes)):
+            return "its newest answers are not those of the outcomes topic: it is of other topics"
+        return None
 
-    async def _lost(self, position: Position) -> list[str]:
-        """What the source topics no longer hold, or hold no more, in words."""
-        lost = []
-        for topic, offset in (
-            (self._topics.commands, position.commands),
-            (self._topics.control, position.control),
-        ):
-            extent = await self._history.extent(topic)
-            name = f"{topic} partition {self._place.partition}"
-            if extent.start > offset:
-                lost.append(
-                    f"{name} begins at offset {extent.start}, but {offset} is next: what lies "
-                    "between was removed before it was decided"
-                )
-            elif extent.end < offset:
-                lost.append(
-                    f"{name} ends at offset {extent.end}, but {offset} is next: the topic was "
-                    "truncated or made anew"
-                )
-        return lost
+    async def _knows_events_before(self, extent: Extent, stored: Stored) -> bool:
+        records = await last_records(self._history, self._topics.audit, extent)
+        if not records:
+            first = first_event_id(self._place.partition)
+            return extent.start > 0 or stored.position.next_event_id == first
+        events = [orjson.loads(record.value or b"") for record in records]
+        if events[-1]["id"] != stored.position.next_event_id - 1:
+            return False
+        newest = {
+            event["flow_id"]: (event["id"], dict(record.headers).get(CHAIN_HEADER), event["kind"])
+            for event, record in zip(events, records, strict=True)
+        }
+        rows = await self._table.flows(sorted(newest))
+        for flow_id, (event_id, chain, kind) in newest.items():
+            row = rows.get(flow_id)
+            if kind == EventKind.PRUNED:
+                if row is not None:
+                    return False
+            elif row is None or (row.last_event_id, row.chain) != (event_id, chain):
+                return False
+        return True
+
+    async def _knows_answers_before(self, extent: Extent) -> bool:
+        records = await last_records(self._history, self._topics.outcomes, extent)
+        answers = map(_remembered, (orjson.loads(record.value or b"") for record in records))
+        newest = {answer.key: answer for answer in answers if answer is not None}
+        found = await self._table.recall(sorted(newest))
+        # Whoever answered without an event noted which one would have come next.
+        return all(
+            (row if row.event_count else row._replace(first_event_id=0)) == newest[key]
+            for key, row in found.items()
+        )
+
+    async def _look_for_lost_state(self, state: Extent) -> None:
+        """Each flow was written to `state` at least once. An owner that writes while the topic is
+        made anew does not notice, and whoever filled a table from it would miss flows."""
+        flows = await self._table.count_flows()
+        if flows > state.end:
+            raise HistoryLost(
+                f"{self._topics.state} partition {self._place.partition} ends at offset "
+                f"{state.end}, but the table has {flows} flows: the topic was truncated or made "
+                f"anew. {self._repair('--restore-state')} writes it anew from audit and outcomes."
+            )
 
     # Rolling forward
 
-    async def _roll_forward(self, stored: Stored, extents: Mapping[str, Extent]) -> Stored:
+    async def _roll_forward(self, stored: Stored, extents: Extents, cursor: Position) -> Stored:
         audit, outcomes = self._topics.audit, self._topics.outcomes
         number = await self._table.next_number()
         async for records in self._history.read(audit, stored.audit, extents[audit].end):
@@ -121,6 +182,8 @@ class Recovery:
             for record in records:
                 try:
                     position = self._fold_event(fold, record, position)
+                except WrittenByNewer:
+                    raise
                 except Exception as error:
                     raise TableDistrusted(
                         f"the table cannot be rolled forward by the event at offset "
@@ -132,10 +195,17 @@ class Recovery:
             stored = after
         async for records in self._history.read(outcomes, stored.outcomes, extents[outcomes].end):
             stored = await self._remember(records, stored, positions=True)
+        _check_cursor(self._place, cursor, stored.position.next_event_id)
+        if stored.position != cursor:
+            # The cursor steps over markers, and over what somebody accepted as lost.
+            after = stored._replace(position=cursor)
+            await self._table.write(Changes(), before=stored, after=after)
+            stored = after
         return stored
 
     def _fold_event(self, fold: "_Fold", record: Record, position: Position) -> Position:
         event = orjson.loads(record.value or b"")
+        _check_version(event, record)
         if event["id"] != position.next_event_id:
             raise HistoryLost(
                 f"audit partition {self._place.partition} holds event {event['id']} at offset "
@@ -185,61 +255,77 @@ class Recovery:
 
     # Filling
 
-    async def _fill(self, extents: Mapping[str, Extent]) -> Stored:
-        topics = self._topics
-        state, outcomes, audit = (extents[t] for t in (topics.state, topics.outcomes, topics.audit))
-        cursor_key = f"{CURSOR_PREFIX}{self._place.partition}".encode()
-        cursor: Position | None = None
+    async def fill(self, extents: Extents, standing: Standing) -> Stored:
+        """Fill the table anew: flows and steps from `state`, answers from `outcomes`."""
+        state = self._topics.state
         stored: Stored | None = None
-        empty = Stored(Position(0, 0, first_event_id(self._place.partition)), *UNFINISHED, 0)
         number = 1
-        async for records in self._history.read(topics.state, state.start, state.end):
+        await self._table.clear()
+        async for records in self._history.read(state, *extents[state]):
             fold = _Fold(await self._rows(records), number)
             for record in records:
-                if record.key == cursor_key:
-                    value = orjson.loads(record.value or b"")
-                    cursor = Position(value["commands"], value["control"], value["next_event_id"])
-                else:
+                if not (record.key or b"").startswith(CURSOR_PREFIX.encode()):
                     _take_snapshot(fold, record)
             number = fold.next_number
-            await self._table.write(fold.changes(), before=stored, after=empty)
-            stored = empty
-        last_event = await self._last(topics.audit, audit)
-        last_outcome = await self._last(topics.outcomes, outcomes)
-        if cursor is None:
-            if last_event is not None or last_outcome is not None:
-                raise CursorMissing(
-                    f"{topics.state} partition {self._place.partition} holds no cursor although "
-                    "commands were decided; nothing is decided until one does"
-                )
-            cursor = await self._beginning()
-        follows = first_event_id(self._place.partition)
-        if last_event is not None:
-            follows = orjson.loads(last_event.value or b"")["id"] + 1
-        if cursor.next_event_id != follows:
+            stored = await self._go_on_filling(fold.changes(), stored)
+        return await self._fill_up(extents, standing, stored)
+
+    async def fold(self, extents: Extents, standing: Standing) -> Stored:
+        """Fill the table anew: flows and steps by folding `audit` from its first event on, each
+        flow's chain verified; answers from `outcomes`.
+
+        Raises HistoryLost if `audit` does not hold all that ever happened, as it was written.
+        """
+        audit = self._topics.audit
+        if extents[audit].start > 0:
             raise HistoryLost(
-                f"the cursor of partition {self._place.partition} names {cursor.next_event_id} as "
-                f"the next event, but the audit topic ends before {follows}"
+                f"{audit} partition {self._place.partition} begins at offset "
+                f"{extents[audit].start}: what happened before cannot be folded. "
+                f"{self._repair('--from state')} needs only the present."
             )
-        as_of_ms = last_outcome.timestamp if last_outcome else 0
-        since = await self._ledger_start(cursor, last_outcome)
+        stored: Stored | None = None
+        number = 1
+        position = Position(0, 0, first_event_id(self._place.partition))
+        await self._table.clear()
+        async for records in self._history.read(audit, *extents[audit]):
+            fold = _Fold(await self._rows(records), number)
+            for record in records:
+                try:
+                    _check_chain(fold, record)
+                    position = self._fold_event(fold, record, position)
+                except WrittenByNewer:
+                    raise
+                except Exception as error:
+                    raise HistoryLost(
+                        f"the event at offset {record.offset} of {audit} partition "
+                        f"{self._place.partition} cannot be folded ({error}). "
+                        f"{self._repair('--from state')} needs only the present."
+                    ) from error
+            number = fold.next_number
+            stored = await self._go_on_filling(fold.changes(), stored)
+        return await self._fill_up(extents, standing, stored)
+
+    async def _go_on_filling(self, changes: Changes, before: Stored | None) -> Stored:
+        after = Stored(Position(0, 0, first_event_id(self._place.partition)), *UNFINISHED, 0)
+        await self._table.write(changes, before=before, after=after)
+        return after
+
+    async def _fill_up(self, extents: Extents, standing: Standing, stored: Stored | None) -> Stored:
+        """The answers, and then the position, which makes the table one that may be used."""
+        outcomes, audit = extents[self._topics.outcomes], extents[self._topics.audit]
+        since = await self._ledger_start(standing)
         if since is not None:
-            async for records in self._history.read(topics.outcomes, since, outcomes.end):
-                after = await self._remember(records, stored or empty, positions=False)
-                stored = after
-        filled = Stored(cursor, audit.end, outcomes.end, as_of_ms)
+            stored = stored or await self._go_on_filling(Changes(), None)
+            async for records in self._history.read(self._topics.outcomes, since, outcomes.end):
+                stored = await self._remember(records, stored, positions=False)
+        as_of_ms = standing.last_outcome.timestamp if standing.last_outcome else 0
+        filled = Stored(standing.position, audit.end, outcomes.end, as_of_ms)
         await self._table.write(Changes(), before=stored, after=filled)
-        self._log.info("the table was filled from the state topic", flows=number - 1)
         return filled
 
-    async def _beginning(self) -> Position:
-        """Where a partition starts that nobody has ever decided a command of."""
-        commands = await self._history.extent(self._topics.commands)
-        control = await self._history.extent(self._topics.control)
-        return Position(commands.start, control.start, first_event_id(self._place.partition))
-
-    async def _ledger_start(self, cursor: Position, last_outcome: Record | None) -> int | None:
+    async def _ledger_start(self, standing: Standing) -> int | None:
         """The offset on `outcomes` from which answers may still be asked for; None: none are."""
+        cursor, last_outcome = standing
         if last_outcome is None:
             return None
         # The oldest command that can still come: the first undecided one, or one after now.
@@ -249,7 +335,8 @@ class Recovery:
             (self._topics.control, cursor.control),
         ):
             # What lies in an open transaction is not waited for: LATE_MAX_MS covers it.
-            first = await self._first(topic, offset, await self._history.stable_end(topic))
+            start = max(offset, (await self._history.extent(topic)).start)
+            first = await self._first(topic, start, await self._history.stable_end(topic))
             if first is not None:
                 oldest_ms = min(oldest_ms, first.timestamp)
         # An outcome is appended after its command was, so none is passed over.
@@ -262,18 +349,205 @@ class Recovery:
             return records[0]
         return None
 
-    async def _last(self, topic: str, extent: Extent) -> Record | None:
-        """The last committed record; behind it there may be any number of markers."""
-        back, end = TAIL, extent.end
-        while end > extent.start:
-            start = max(extent.start, end - back)
-            last = None
-            async for records in self._history.read(topic, start, end):
-                last = records[-1]
-            if last is not None:
-                return last
-            end, back = start, back * 8
+
+# What the topics say
+
+
+def repair(how: str, partition: int) -> str:
+    return f"`taskflow rebuild {how} --partition {partition}`"
+
+
+async def settled(place: Place, history: History) -> dict[str, Extent]:
+    """The extents of the three topics that a recovery reads, with no transaction open in them."""
+    topics = place.topics
+    return await history.settled([topics.state, topics.outcomes, topics.audit])
+
+
+async def stand(
+    place: Place, history: History, extents: Extents, cursor: Position | None
+) -> Standing:
+    """Where the topics say that the partition stands, checked against each other.
+
+    Raises CursorMissing or HistoryLost.
+    """
+    topics = place.topics
+    last_event = await last_record(history, topics.audit, extents[topics.audit])
+    last_outcome = await last_record(history, topics.outcomes, extents[topics.outcomes])
+    if cursor is None:
+        if last_event is not None or last_outcome is not None:
+            raise CursorMissing(
+                f"{topics.state} partition {place.partition} holds no cursor although commands "
+                f"were decided: the topic was truncated or made anew. {_restores(place)}"
+            )
+        cursor = await _beginning(place, history)
+    follows = first_event_id(place.partition)
+    if last_event is not None:
+        follows = orjson.loads(last_event.value or b"")["id"] + 1
+    _check_cursor(place, cursor, follows)
+    return Standing(cursor, last_outcome)
+
+
+def _restores(place: Place) -> str:
+    how = repair("--restore-state", place.partition)
+    return f"{how} writes it anew from audit and outcomes."
+
+
+def _check_cursor(place: Place, cursor: Position, follows: int) -> None:
+    """`follows`: the event id that comes after the last one on `audit`."""
+    if cursor.next_event_id < follows:
+        raise HistoryLost(
+            f"the cursor of partition {place.partition} names {cursor.next_event_id} as the next "
+            f"event, but the audit topic goes on to {follows - 1}: {place.topics.state} was "
+            f"truncated or put back. {_restores(place)}"
+        )
+    if cursor.next_event_id > follows:
+        raise HistoryLost(
+            f"the cursor of partition {place.partition} names {cursor.next_event_id} as the next "
+            f"event, but the audit topic ends before {follows}: it was truncated or made anew. "
+            "Nothing else holds those events: put the topic back from a copy, or begin with topics "
+            "of another TASKFLOW_TOPIC_PREFIX."
+        )
+
+
+async def newest_cursor(place: Place, history: History, extents: Extents) -> Position | None:
+    """How far the partition is decided, as the newest transaction says. Raises WrittenByNewer."""
+    key, state = f"{CURSOR_PREFIX}{place.partition}".encode(), place.topics.state
+    record = await last_record(
+        history, state, extents[state], lambda record: record.key == key and record.value
+    )
+    if record is None:
         return None
+    cursor = orjson.loads(record.value or b"")
+    _check_version(cursor, record)
+    return Position(cursor["commands"], cursor["control"], cursor["next_event_id"])
+
+
+async def _beginning(place: Place, history: History) -> Position:
+    """Where a partition starts that nobody has ever decided a command of."""
+    commands = await history.extent(place.topics.commands)
+    control = await history.extent(place.topics.control)
+    return Position(commands.start, control.start, first_event_id(place.partition))
+
+
+class Loss(NamedTuple):
+    """A source topic no longer holds what comes next, or is not the one that was decided. `next`:
+    its offset as the cursor has it."""
+
+    topic: str
+    next: int
+    extent: Extent
+    sentence: str
+
+
+async def losses(
+    place: Place, history: History, extents: Extents, position: Position
+) -> list[Loss]:
+    """What the source topics no longer hold, or hold no more."""
+    topics = place.topics
+    newest = await _newest_decided(place, history, extents)
+    lost = []
+    for topic, offset in (
+        (topics.commands, position.commands),
+        (topics.control, position.control),
+    ):
+        extent = await history.extent(topic)
+        name = f"{topic} partition {place.partition}"
+        decided = newest.get(topic)
+        if extent.start > offset:
+            sentence = (
+                f"{name} begins at offset {extent.start}, but {offset} is next: what lies "
+                "between was removed before it was decided"
+            )
+        elif extent.end < offset:
+            sentence = (
+                f"{name} ends at offset {extent.end}, but {offset} is next: the topic was "
+                "truncated or made anew"
+            )
+        elif (
+            decided is not None
+            and extent.start <= decided[0] < offset
+            and await _is_another(history, topic, *decided)
+        ):
+            sentence = (
+                f"{name} holds another record at offset {decided[0]} than the one that was "
+                f"decided there, and {offset} is next: the topic was made anew"
+            )
+        else:
+            continue
+        lost.append(Loss(topic, offset, extent, sentence))
+    return lost
+
+
+async def _newest_decided(
+    place: Place, history: History, extents: Extents
+) -> dict[str, tuple[int, int]]:
+    """Offset and append time (ms) of the newest decided record of each source topic, as far as the
+    newest answers name one."""
+    start, end = extents[place.topics.outcomes]
+    found = {}
+    async for records in history.read(place.topics.outcomes, max(start, end - TAIL), end):
+        for record in records:
+            outcome = orjson.loads(record.value or b"")
+            source = outcome["source"]
+            found[source["topic"]] = source["offset"], parse_timestamp(outcome["at"])
+    return found
+
+
+async def _is_another(history: History, topic: str, offset: int, at_ms: int) -> bool:
+    async for records in history.read(topic, offset, offset + 1):
+        return any(record.timestamp != at_ms for record in records)
+    return False
+
+
+async def last_record(
+    history: History,
+    topic: str,
+    extent: Extent,
+    wanted: Callable[[Record], object] = lambda _: True,
+) -> Record | None:
+    """The last committed record that is `wanted`."""
+    records = await last_records(history, topic, extent, wanted)
+    return records[-1] if records else None
+
+
+async def last_records(
+    history: History,
+    topic: str,
+    extent: Extent,
+    wanted: Callable[[Record], object] = lambda _: True,
+) -> list[Record]:
+    """The last one that is `wanted`, and those that were found with it, which are some 64 at most
+    unless they lie far back: behind them there may be any number of markers and others."""
+    back, end = TAIL, extent.end
+    while end > extent.start:
+        start = max(extent.start, end - back)
+        found: list[Record] = []
+        async for records in history.read(topic, start, end):
+            found = [*found[-TAIL:], *filter(wanted, records)][-TAIL:]
+        if found:
+            return found
+        end, back = start, back * 8
+    return []
+
+
+def _check_version(value: Mapping[str, Any], record: Record) -> None:
+    if value.get("schema_version", SCHEMA_VERSION) > SCHEMA_VERSION:
+        raise WrittenByNewer(
+            f"the record at offset {record.offset} of {record.topic} partition {record.partition} "
+            f"has schema_version {value['schema_version']}, but this taskflow knows no more than "
+            f"{SCHEMA_VERSION}: install the version that wrote it, or a later one"
+        )
+
+
+def _check_chain(fold: "_Fold", record: Record) -> None:
+    """Each event follows the flow's one before, or begins a chain."""
+    before = fold.row((record.key or b"").decode())
+    chain = before.chain if before else CHAIN_START
+    follows = blake2b(chain + (record.value or b""), digest_size=16).digest()
+    if dict(record.headers).get(CHAIN_HEADER) != follows:
+        raise HistoryLost(
+            "its chain does not follow from the flow's event before: one was edited, or is missing"
+        )
 
 
 class _Fold:
@@ -286,8 +560,11 @@ class _Fold:
         self._steps: dict[tuple[str, str], StepRow | None] = {}
         self.next_number = next_number
 
+    def row(self, flow_id: str) -> FlowRow | None:
+        return self._now[flow_id] if flow_id in self._now else self._base.get(flow_id)
+
     def flow(self, flow_id: str) -> Flow | None:
-        row = self._now[flow_id] if flow_id in self._now else self._base.get(flow_id)
+        row = self.row(flow_id)
         return row.flow if row else None
 
     def put(self, flow: Flow, doc: bytes | None, last_event_id: int, chain: bytes) -> None:

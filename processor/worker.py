@@ -107,6 +107,7 @@ class Worker:
                     "phase": owned.owner.phase,
                     "lag": owned.owner.lag,
                     "error": owned.owner.error,
+                    "waits": owned.owner.waits,
                 }
                 for number, owned in sorted(self._owned.items())
             },

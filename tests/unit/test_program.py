@@ -18,7 +18,7 @@ COMMANDS = (
     *("demo", "up", "broker", "topics create", "topics check", "worker", "send"),
     *("audit", "outcomes", "deadletters"),
     *("flow list", "flow show", "flow history", "flow cancel", "flow resume"),
-    *("prune", "verify", "torture"),
+    *("prune", "rebuild", "verify", "torture"),
 )
 FLOW_ID = "6f1f3a52-0000-4000-8000-000000000001"
 

@@ -19,7 +19,7 @@ ROOMS = (
     *("schemas", "errors", "settings", "domain"),
     *("rows", "codec", "placement"),
     *("batch", "burial", "handler", "cache"),
-    *("ports", "recovery", "loading", "metrics"),
+    *("ports", "recovery", "repair", "loading", "metrics"),
     *("timers", "retention", "errands", "partition", "worker"),
     *("logs", "http", "adapters", "client", "faults", "bootstrap"),
     *("embedded", "broker", "ops", "torture", "program", "cli", "__main__"),

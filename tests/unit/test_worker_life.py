@@ -52,6 +52,7 @@ class ScriptedOwner:
         self.phase = Phase.RUNNING
         self.lag = 0
         self.error = None
+        self.waits = None
         self.progressed_at = 0.0
         self.cache = FlowCache(0)
         self.released = asyncio.Event()

@@ -129,6 +129,27 @@ async def ensure_topics(settings: Settings) -> list[Mismatch]:
     return mismatches
 
 
+async def ensure_layout(settings: Settings) -> None:
+    """Raise TopicsWrong if a topic has another number of partitions than it had.
+
+    Topics that are not there say nothing: while a broker starts, some are not seen.
+    """
+    counts = await partition_counts(settings)
+    for name, _ in Topics(settings.topic_prefix):
+        if (found := counts.get(name, settings.partitions)) != settings.partitions:
+            raise layout_changed(name, found, settings)
+
+
+def layout_changed(topic: str, found: int, settings: Settings) -> TopicsWrong:
+    """What is wrong once a topic has `found` partitions, or more than that number."""
+    return TopicsWrong(
+        f"{topic} now has {found} partitions instead of {settings.partitions}. Their number can "
+        "never change: new commands of a flow would lie on another partition than its history. The "
+        "worker stopped; `taskflow topics check` lists what differs. Put topics with the old "
+        "number back, or begin with topics of another TASKFLOW_TOPIC_PREFIX."
+    )
+
+
 async def partition_counts(settings: Settings) -> dict[str, int]:
     """All topics that we may see, with the number of their partitions. Makes none."""
     async with open_admin(settings) as admin:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -37,14 +37,17 @@ class KafkaHistory:
         *,
         topics: Sequence[str] = (),
         stall_timeout_s: float = STALL_TIMEOUT_S,
+        tell: Callable[[str | None], None] = lambda _: None,
     ) -> None:
         """`topics`: what will be asked for, to be known from the start; aiokafka learns of others
         one by one, each with a pause of 0.1 s. `stall_timeout_s`: how long a read may come no
-        further, as the worker's watchdog has it, which does not look at what still recovers."""
+        further, as the worker's watchdog has it, which does not look at what still recovers. `tell`
+        hears what is waited for, and None when that is over."""
         self._connection = connection
         self._partition = partition
         self._topics = topics
         self._stall_timeout_s = stall_timeout_s
+        self._tell = tell
         self._consumers: dict[str, AIOKafkaConsumer] = {}
 
     async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
@@ -62,7 +65,15 @@ class KafkaHistory:
             stable = await committed.end_offsets(tps)
             hidden = [tp for tp in tps if stable[tp] < ends[tp]]
             if not hidden:
+                self._tell(None)
                 return {tp.topic: Extent(starts[tp], ends[tp]) for tp in tps}
+            first = hidden[0]
+            self._tell(
+                f"a foreign transaction is open on {first.topic} partition {self._partition} from "
+                f"offset {stable[first]} on and hides the newest records; it ends by its own "
+                "timeout, or by `kafka-transactions.sh --bootstrap-server ... abort --topic "
+                f"{first.topic} --partition {self._partition} --start-offset {stable[first]}`"
+            )
             if time.monotonic() - reported > SETTLE_REPORT_S:
                 reported = time.monotonic()
                 log.warning(

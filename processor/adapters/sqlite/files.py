@@ -1,6 +1,7 @@
 """Opening a partition's file, and throwing away one that is not what it must be."""
 
 import asyncio
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -11,7 +12,7 @@ import aiosqlite
 import structlog
 
 from processor.adapters.sqlite import checking
-from processor.adapters.sqlite.errors import is_corruption, told
+from processor.adapters.sqlite.errors import TableFailed, is_corruption, told
 from processor.adapters.sqlite.table import FlowTable, data_version
 
 log = structlog.get_logger(__name__)
@@ -67,8 +68,32 @@ async def open_table(
 
 
 def discard(path: Path, *, why: str) -> None:
-    """Remove a table. Its log goes last: without its file, SQLite does not use it."""
+    """Remove a table, and say so."""
     log.warning("table thrown away; it will be filled from Kafka", path=str(path), why=why)
+    remove(path)
+
+
+def copy(path: Path, to: Path) -> None:
+    """Copy a table that nobody has open, with the log that a killed worker left. Raises TableFailed
+    if it cannot be read or written."""
+    remove(to)
+    try:
+        for suffix in ("-wal", ""):
+            if path.with_name(path.name + suffix).exists():
+                shutil.copyfile(path.with_name(path.name + suffix), to.with_name(to.name + suffix))
+    except OSError as error:
+        raise TableFailed(f"{path} could not be copied to {to}: {error}") from error
+
+
+def put_in_place(built: Path, path: Path) -> None:
+    """Make a table that nobody has open the one at `path`. A crash in between leaves none there,
+    and it is filled anew."""
+    remove(path)
+    built.replace(path)
+
+
+def remove(path: Path) -> None:
+    """Its log goes last: without its file, SQLite does not use it."""
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 

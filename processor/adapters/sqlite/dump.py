@@ -1,0 +1,77 @@
+"""All rows of a table that nobody writes, in the order of their keys: to compare two tables, or to
+write `state` anew from one."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from processor.adapters.sqlite.errors import told
+
+FLOW_COLUMNS: Final = (
+    *("doc", "revision", "last_event_id", "chain"),
+    *("status", "owner", "updated_at", "due_ms"),
+)
+STEP_COLUMNS: Final = ("doc",)
+ANSWER_COLUMNS: Final = (
+    *("at_ms", "digest", "revision", "status"),
+    *("first_event_id", "event_count", "refusal"),
+)
+_FLOWS: Final = """
+    SELECT id, doc, revision, last_event_id, lower(hex(chain)), status, owner, updated_at, due_ms
+    FROM flow ORDER BY id
+"""
+_STEPS: Final = "SELECT flow_id || '/' || run_id, doc FROM step ORDER BY flow_id, run_id"
+# An answer without events may name the one that would have come next, or none.
+_ANSWERS: Final = """
+    SELECT lower(hex(key)), at_ms, lower(hex(digest)), revision, status,
+           iif(event_count = 0, 0, first_event_id), event_count, refusal
+    FROM ledger WHERE at_ms >= ? ORDER BY key
+"""
+
+Row = tuple[str, tuple[Any, ...]]
+"""A key and its columns."""
+
+
+class Dump:
+    """Made by `dump`; each iterator reads as it goes, in no order but its own."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        self._db = db
+        self._path = path
+
+    def flows(self) -> Iterator[Row]:
+        return self._rows(_FLOWS)
+
+    def steps(self) -> Iterator[Row]:
+        """By flow id and run id, joined by a slash."""
+        return self._rows(_STEPS)
+
+    def answers(self, since_ms: int) -> Iterator[Row]:
+        """Of commands that were appended at `since_ms` or later."""
+        return self._rows(_ANSWERS, since_ms)
+
+    def counts(self) -> tuple[int, int, int]:
+        """How many flows, steps and answers."""
+        with told(self._path):
+            ((flows, steps, answers),) = self._db.execute(
+                "SELECT (SELECT count(*) FROM flow), (SELECT count(*) FROM step), "
+                "(SELECT count(*) FROM ledger)"
+            )
+        return flows, steps, answers
+
+    def _rows(self, sql: str, *parameters: Any) -> Iterator[Row]:
+        with told(self._path):
+            for key, *columns in self._db.execute(sql, parameters):
+                yield key, tuple(columns)
+
+
+@contextmanager
+def dump(path: Path) -> Iterator[Dump]:
+    """The table at `path`, which must be closed. Raises TableFailed, TableCorrupt."""
+    with told(path):
+        db = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1", uri=True)
+    with closing(db):
+        yield Dump(db, path)
