@@ -44,7 +44,7 @@ DECIDED_WITHIN_S: Final = 180.0
 """I10: how long after the last fault everything must be decided, by the virtual clock."""
 IDLE_S: Final = 2.0
 """How long an owner with nothing to do waits for something; shorter ones only cost turns."""
-AFTERWARDS_S: Final = IDLE_S + 0.1
+AFTERWARDS_S: Final = 2 * IDLE_S
 """How long to look on, then, at what the owners do of their own accord."""
 PAUSES_S: Final = (0.0, 0.002, 0.02, 0.02, 0.1, 0.5, 0.5, 7.0)
 """Between what happens and what happens next: within a transaction, or longer than a session."""
