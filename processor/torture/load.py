@@ -7,13 +7,14 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from processor.adapters.kafka.closing import stop_producer
 from processor.placement import partition_of
 from schemas.topics import Topics
 from schemas.values import instant
@@ -25,6 +26,7 @@ RESENT_MAX: Final = 500
 LONGEST_WAIT_S: Final = 5
 BURSTS_PER_S: Final = 50
 SEND_TIMEOUT_MS: Final = 60_000
+STOP_TIMEOUT_S: Final = 2.0
 
 Doc = dict[str, Any]
 
@@ -48,6 +50,9 @@ class Load:
     acknowledged: int = 0
     unacknowledged: int = 0
     marks: dict[tuple[str, int], int] = field(default_factory=dict)
+    failed: bool = False
+    """Whether something was not sent: an idempotent producer's sequence is off from then on, and
+    it would go on asking for ever."""
     _alive: list[Flow] = field(default_factory=list)
     _last: list[tuple[str, bytes, bytes]] = field(default_factory=list)
 
@@ -126,9 +131,11 @@ class Load:
                 sending.append(await producer.send(topic, value, key, partition=partition))
             except KafkaError:
                 self.unacknowledged += 1
+                self.failed = True
         for done in await asyncio.gather(*sending, return_exceptions=True):
-            if isinstance(done, KafkaError):
+            if isinstance(done, KafkaError | asyncio.CancelledError):
                 self.unacknowledged += 1
+                self.failed = True
             elif isinstance(done, BaseException):
                 raise done
             elif done.offset >= 0:
@@ -170,19 +177,37 @@ async def under_load(
 ) -> AsyncIterator[Load]:
     """Send `per_s` records a second until the block ends, whatever becomes of them; those under
     way are then awaited."""
-    producer = AIOKafkaProducer(
-        **connection,
-        enable_idempotence=True,
-        request_timeout_ms=SEND_TIMEOUT_MS,
-        retry_backoff_ms=50,
-    )
-    await producer.start()
+
+    async def new_producer() -> AIOKafkaProducer:
+        made = AIOKafkaProducer(
+            **connection,
+            enable_idempotence=True,
+            request_timeout_ms=SEND_TIMEOUT_MS,
+            retry_backoff_ms=50,
+        )
+        try:
+            await made.start()
+        except BaseException:
+            await stop_producer(made, timeout_s=STOP_TIMEOUT_S)
+            raise
+        return made
+
+    producer = await new_producer()
     load, stop = Load(topics, partitions, random.Random(seed)), asyncio.Event()
     bursts: set[asyncio.Task[None]] = set()
+
+    async def replace_producer() -> None:
+        nonlocal producer
+        with suppress(KafkaError, OSError):  # a broker that is away is asked again
+            old, producer = producer, await new_producer()
+            load.failed = False
+            bursts.add(asyncio.create_task(stop_producer(old, timeout_s=STOP_TIMEOUT_S)))
 
     async def go_on() -> None:
         began, sent = time.monotonic(), 0
         while not stop.is_set():
+            if load.failed:
+                await replace_producer()
             # By the clock: a pause of ours is made up for, and nobody's answer is waited for.
             due = int((time.monotonic() - began) * per_s) - sent
             if due > 0:
@@ -203,4 +228,4 @@ async def under_load(
         for task in (going, *bursts):
             task.cancel()
         await asyncio.gather(going, *bursts, return_exceptions=True)
-        await producer.stop()
+        await stop_producer(producer, timeout_s=STOP_TIMEOUT_S)

@@ -18,10 +18,15 @@ from processor.torture.workers import (
     flip,
 )
 
-READY_TIMEOUT_S: Final = 60.0
+READY_TIMEOUT_S: Final = 120.0
 POINT_TIMEOUT_S: Final = 10.0
 """How long to wait until a worker comes to a crash point; it may never."""
 BEFALLING_TIMEOUT_S: Final = 3.0
+_FREQUENT: Final = (
+    *("Produce", "Fetch", "ListOffsets", "Metadata", "OffsetCommit", "FindCoordinator"),
+    *("Heartbeat", "InitProducerId", "AddPartitionsToTxn", "EndTxn"),
+)
+"""Requests that come without anything being restarted, or soon."""
 FLIPPED_BEYOND: Final = 100
 """SQLite's header; a flip in there is seen at once, and says little."""
 
@@ -192,7 +197,7 @@ def _proxys(stage: Stage) -> Proxy:
 async def _requests(stage: Stage, dice: random.Random) -> str:
     """Some requests of one kind meet one fate."""
     proxy = _proxys(stage)
-    kind = dice.choice([*KINDS, "EndTxn", "EndTxn", "Produce", "Fetch"])
+    kind = dice.choice(["EndTxn", "EndTxn", "Produce", "Fetch", *_FREQUENT])
     fate = dice.choice([fate for fate in Fate if fate not in (Fate.PASS, Fate.HOLD)])
     times = dice.randrange(1, 6)
     before = proxy.befallen.total()

@@ -22,6 +22,7 @@ from aiokafka.errors import KafkaError
 from processor.adapters.kafka.admin import create_topics, open_admin
 from processor.adapters.kafka.connection import connection_options
 from processor.broker import EmbeddedBroker, embedded_broker
+from processor.embedded.errors import EmbeddedBrokerError
 from processor.errors import TaskflowError
 from processor.settings import PREFIX, Settings, load_settings
 from processor.torture.answers import Answers, NotHealed
@@ -31,7 +32,7 @@ from processor.torture.proxy import Proxy, proxied
 from processor.torture.workers import READY, Worker, WorkerEnded, WorkerSilent
 from schemas.topics import Topics
 
-HEAL_TIMEOUT_S: Final = 60.0
+HEAL_TIMEOUT_S: Final = 120.0
 START_TIMEOUT_S: Final = 90.0
 BETWEEN_S: Final = (0.2, 2.0)
 """From one fault's healing to the next fault, drawn between these."""
@@ -129,8 +130,10 @@ async def torture(plan: Plan, *, environ: Mapping[str, str], hear: Hear) -> Resu
         async with _stage(plan, prefix, home, environ, hear) as stage:
             try:
                 await _carry_out(stage, plan, result, hear)
-            except (NotHealed, WorkerEnded, WorkerSilent) as error:
+            except (NotHealed, WorkerEnded, WorkerSilent, EmbeddedBrokerError) as error:
                 result.violations.append(str(error))
+            except TimeoutError:
+                result.violations.append("The load's last commands were never acknowledged.")
             await _verdict(stage, result, hear)
     finally:
         result.seconds = time.monotonic() - began
@@ -234,6 +237,7 @@ async def _carry_out(stage: Stage, plan: Plan, result: Result, hear: Hear) -> No
     settings = stage.settings
     topics, connection = Topics(settings.topic_prefix), connection_options(settings, "torture")
     answers = Answers(connection, topics, plan.partitions)
+    load = None
     try:
         async with under_load(
             connection, topics, plan.partitions, seed=plan.seed, per_s=plan.per_s
@@ -246,7 +250,8 @@ async def _carry_out(stage: Stage, plan: Plan, result: Result, hear: Hear) -> No
         await answers.until(load.marks, timeout_s=HEAL_TIMEOUT_S)
         await _come_to_rest(stage, answers, result)
     finally:
-        result.sent, result.acknowledged = load.sent, load.acknowledged
+        if load is not None:
+            result.sent, result.acknowledged = load.sent, load.acknowledged
         result.verdicts = answers.verdicts
         if stage.proxy is not None:
             result.requests = {

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
 
+from processor.adapters.kafka.admin import partition_counts
+from processor.settings import Settings
 from processor.torture import trial
 from processor.torture.menu import Act
 
@@ -36,7 +38,9 @@ async def test_a_short_trial_holds_and_tells_what_it_did(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_foreign_record_on_audit_is_a_violation_and_its_data_is_kept(monkeypatch, tmp_path):
+async def test_a_foreign_record_on_a_given_clusters_audit_is_a_violation(
+    broker, monkeypatch, tmp_path
+):
     async def spoil(stage, dice):
         settings = stage.settings
         async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
@@ -48,7 +52,7 @@ async def test_a_foreign_record_on_audit_is_a_violation_and_its_data_is_kept(mon
     monkeypatch.setattr(trial, "REST_S", 0.2)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(trial.tempfile, "tempdir", None)
-    plan = trial.Plan(seed=4, seconds=0.5, workers=1, partitions=1)
+    plan = trial.Plan(seed=4, seconds=0.5, workers=1, partitions=1, bootstrap=broker.bootstrap)
     told: list[str] = []
 
     result = await trial.torture(plan, environ=os.environ, hear=told.append)
@@ -57,4 +61,6 @@ async def test_a_foreign_record_on_audit_is_a_violation_and_its_data_is_kept(mon
     assert [sentence for sentence in result.violations if sentence.startswith("I3 not_an_event")]
     assert result.kept is not None
     assert (Path(result.kept) / "w0.log").stat().st_size > 0
-    assert list((Path(result.kept) / "broker").iterdir())
+    # What it made at the cluster is gone.
+    left = await partition_counts(Settings(bootstrap_servers=broker.bootstrap))
+    assert not [topic for topic in left if topic.startswith(result.prefix)]
