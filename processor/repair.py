@@ -6,7 +6,8 @@ goes on writing; a table made from it is behind then, which the next takeover me
 transactional id: whoever owns it meanwhile is fenced, and takes it over from what was written.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -14,7 +15,7 @@ import orjson
 
 from processor.batch import Outgoing, Place, cursor_record, first_event_id
 from processor.codec import Record
-from processor.errors import ProducerSuspect, TaskflowError
+from processor.errors import TaskflowError
 from processor.ports import Extent, History, Table, Writer
 from processor.recovery import (
     Extents,
@@ -35,6 +36,9 @@ AT_REST_TRIES: Final = 3
 PORTION_MAX_RECORDS: Final = 1_000
 PORTION_MAX_BYTES: Final = 4 * 1024 * 1024
 """What one transaction restores; one more snapshot may be on top."""
+WRITE_TRIES: Final = 8
+WRITE_PAUSE_S: Final = 0.2
+"""After the nth failure, n times as long: a worker that is stuck tries at least every 5 s."""
 
 
 class MovedOn(TaskflowError):
@@ -260,21 +264,67 @@ async def _goes_on(place: Place, view: Still, loss: Loss) -> int:
     return min(loss.extent.end, await view.stable_end(loss.topic)) if newer is None else newer
 
 
-async def skip(place: Place, history: History, writer: Writer, agreed: Skip) -> None:
+async def skip(
+    place: Place, history: History, new_writer: Callable[[], Writer], agreed: Skip
+) -> None:
     """Write the cursor that was agreed on. Raises MovedOn if it is not what would be planned now,
     once nobody else can write."""
-    await writer.start()
-    if await plan_skip(place, history) != agreed:
-        raise MovedOn(
-            f"Partition {place.partition} is not as it was shown any more; nothing was written."
-        )
-    await _write(place, writer, [cursor_record(place.partition, agreed.to)])
+
+    async def still_to_do() -> bool:
+        now = await plan_skip(place, history)
+        if now not in (None, agreed):
+            raise MovedOn(
+                f"Partition {place.partition} is not as it was shown any more; nothing was written."
+            )
+        return now is not None
+
+    pen = _Pen(place, new_writer, still_to_do)
+    try:
+        await pen.write([cursor_record(place.partition, agreed.to)])
+    finally:
+        pen.drop()
 
 
-async def _write(place: Place, writer: Writer, records: Sequence[Outgoing]) -> None:
-    if writer.suspect:
-        raise ProducerSuspect("A commit was sent twice; the same command goes on from here.")
-    await writer.write({place.topics.state: records})
+class _Pen:
+    """Writes to `state` as the partition's owner, though a worker may fence us each time that it
+    tries to take the partition over. `still_to_do` is asked after each fence of ours."""
+
+    def __init__(
+        self,
+        place: Place,
+        new_writer: Callable[[], Writer],
+        still_to_do: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self._state = place.topics.state
+        self._new_writer = new_writer
+        self._still_to_do = still_to_do
+        self._writer: Writer | None = None
+
+    async def write(self, records: Sequence[Outgoing]) -> None:
+        """Once at least: what is written here may be written twice."""
+        for attempt in range(1, WRITE_TRIES + 1):
+            try:
+                if self._writer is None or self._writer.suspect:
+                    self.drop()
+                    self._writer = self._new_writer()
+                    await self._writer.start()
+                    if not await self._still_to_do():
+                        return
+                await self._writer.write({self._state: records})
+                return
+            except TaskflowError as error:
+                if not error.retriable or isinstance(error, MovedOn) or attempt == WRITE_TRIES:
+                    raise
+            except Exception:
+                if attempt == WRITE_TRIES:
+                    raise
+            self.drop()
+            await asyncio.sleep(attempt * WRITE_PAUSE_S)
+
+    def drop(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.discard()
 
 
 # Writing `state` anew
@@ -316,7 +366,7 @@ async def _decided(place: Place, view: Still, topic: str) -> int:
 
     Answers are kept longer than commands: where there is none, nothing that is left was decided.
     """
-    found = (await view.extent(topic)).start
+    found = 0
     for name in (place.topics.outcomes, place.topics.audit):
         last = await last_record(
             view,
@@ -326,7 +376,7 @@ async def _decided(place: Place, view: Still, topic: str) -> int:
         )
         if last is not None:
             found = max(found, orjson.loads(last.value or b"")["source"]["offset"] + 1)
-    return found
+    return found or (await view.extent(topic)).start
 
 
 async def _left_over(table: Table, view: Still, state: str) -> list[bytes]:
@@ -352,25 +402,33 @@ async def _left_over(table: Table, view: Still, state: str) -> list[bytes]:
 async def restore(
     place: Place,
     history: History,
-    writer: Writer,
+    new_writer: Callable[[], Writer],
     plan: Restoration,
     snapshots: Iterable[Outgoing],
     heard: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write `snapshots`, the tombstones, and the cursor last of all: a crash before it leaves a
     partition that still asks for this, and may be restored again. Raises MovedOn."""
-    await writer.start()
-    names = (place.topics.outcomes, place.topics.audit)
-    now = await settled(place, history)
-    if any(now[name] != plan.extents[name] for name in names):
-        raise MovedOn(
-            f"Partition {place.partition} was decided on meanwhile; stop its worker and ask again."
-        )
+
+    async def still_to_do() -> bool:
+        now = await settled(place, history)
+        if any(now[name] != plan.extents[name] for name in (outcomes, audit)):
+            raise MovedOn(
+                f"Partition {place.partition} was decided on meanwhile; stop its worker and ask "
+                "again."
+            )
+        return True
+
+    outcomes, audit = place.topics.outcomes, place.topics.audit
     gone = (Outgoing(key, None, ()) for key in plan.tombstones)
-    for some in _portions(chain(gone, snapshots)):
-        await _write(place, writer, some)
-        heard(len(some))
-    await _write(place, writer, [cursor_record(place.partition, plan.position)])
+    pen = _Pen(place, new_writer, still_to_do)
+    try:
+        for some in _portions(chain(gone, snapshots)):
+            await pen.write(some)
+            heard(len(some))
+        await pen.write([cursor_record(place.partition, plan.position)])
+    finally:
+        pen.drop()
 
 
 def _portions(records: Iterable[Outgoing]) -> Iterator[list[Outgoing]]:

@@ -4,7 +4,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -35,6 +35,7 @@ from processor.adapters.sqlite.dump import (
 )
 from processor.adapters.sqlite.files import copy, put_in_place
 from processor.batch import Outgoing, Place
+from processor.errors import TableDistrusted
 from processor.ports import Extent
 from processor.program.output import console, for_people, say, somebody_to_ask, table, write_json
 from processor.program.running import Refused, WrongUse, run, settings_and_logs
@@ -319,8 +320,11 @@ async def _make_one(
             return done
         beside = scratch / f"live-{live.name}"
         copy(live, beside)
-        async with _opened(settings, number, beside) as copied:
-            why = await catch_up(place, copied, view)
+        try:
+            async with _opened(settings, number, beside) as copied:
+                why = await catch_up(place, copied, view)
+        except TableDistrusted as error:
+            why = str(error)
         if why is None:
             why = await _difference(place, view, beside, built)
         return Made(**asdict(done) | {"difference": why})
@@ -391,8 +395,8 @@ async def _plan_skips(settings: Settings, numbers: Sequence[int]) -> dict[int, S
 
 async def _skip(settings: Settings, plans: Mapping[int, Skip]) -> None:
     for number, plan in plans.items():
-        async with _history(settings, number) as history, _writer(settings, number) as writer:
-            await skip(_place(settings, number), history, writer, plan)
+        async with _history(settings, number) as history, _writers(settings, number) as new_writer:
+            await skip(_place(settings, number), history, new_writer, plan)
 
 
 def _restore_state(settings: Settings, number: int, show: Show, ask: Ask) -> None:
@@ -432,14 +436,14 @@ async def _plan_restoration(settings: Settings, number: int, built: Path) -> Res
 async def _restore(settings: Settings, number: int, plan: Restoration, rows: Dump) -> None:
     async with (
         _history(settings, number) as history,
-        _writer(settings, number) as writer,
+        _writers(settings, number) as new_writer,
         _progress() as progress,
     ):
         flows, steps, _ = rows.counts()
         snapshots = Extent(0, flows + steps + len(plan.tombstones))
         progress.begin(f"partition {number}: writing", [snapshots])
         place = _place(settings, number)
-        await restore(place, history, writer, plan, _snapshots(rows), progress.heard)
+        await restore(place, history, new_writer, plan, _snapshots(rows), progress.heard)
 
 
 def _snapshots(rows: Dump) -> Iterator[Outgoing]:
@@ -477,18 +481,23 @@ async def _history(settings: Settings, number: int) -> AsyncIterator[KafkaHistor
 
 
 @asynccontextmanager
-async def _writer(settings: Settings, number: int) -> AsyncIterator[TransactionalWriter]:
-    writer = TransactionalWriter(
-        connection_options(settings, "rebuild"),
-        Topics(settings.topic_prefix),
-        number,
-        compression=compression_type(settings),
-        commit_timeout_s=settings.commit_timeout_ms / 1000,
-    )
+async def _writers(
+    settings: Settings, number: int
+) -> AsyncIterator[Callable[[], TransactionalWriter]]:
+    """Makes producers with the partition's transactional id; waits for them at the end."""
+
+    def new_writer() -> TransactionalWriter:
+        return TransactionalWriter(
+            connection_options(settings, "rebuild"),
+            Topics(settings.topic_prefix),
+            number,
+            compression=compression_type(settings),
+            commit_timeout_s=settings.commit_timeout_ms / 1000,
+        )
+
     try:
-        yield writer
+        yield new_writer
     finally:
-        writer.discard()
         await producers_stopped(STOP_TIMEOUT_S)
 
 

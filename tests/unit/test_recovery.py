@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from processor import repair
 from processor.adapters.sqlite import FlowTable, open_table
 from processor.adapters.sqlite.dump import dump
 from processor.batch import Outgoing
@@ -31,7 +32,7 @@ from processor.repair import (
     still,
 )
 from tests.support.memory_kafka import TxnState
-from tests.support.scripted import ScriptedHistory, Stage
+from tests.support.scripted import Point, ScriptedHistory, Stage
 from tests.support.world import read_tables
 from tests.unit.commands import create, finish, flow_id, life, observe, prune, start, update
 
@@ -109,7 +110,7 @@ async def stopped(stage: Stage) -> str:
 async def skipped(stage: Stage) -> Skip:
     plan = await plan_skip(stage.place, history(stage))
     assert plan is not None
-    await skip(stage.place, history(stage), stage._new_writer(), plan)
+    await skip(stage.place, history(stage), stage._new_writer, plan)
     assert await plan_skip(stage.place, history(stage)) is None, "it may be repeated"
     return plan
 
@@ -120,8 +121,7 @@ async def restored(stage: Stage) -> None:
         plan = await plan_restoration(stage.place, table, await still(stage.place, history(stage)))
     assert plan is not None
     with dump(path) as rows:
-        writer = stage._new_writer()
-        await restore(stage.place, history(stage), writer, plan, _snapshots(rows))
+        await restore(stage.place, history(stage), stage._new_writer, plan, _snapshots(rows))
     shutil.rmtree(path.parent)
 
 
@@ -333,10 +333,32 @@ async def test_what_was_shown_must_still_be_so_when_it_is_done(stage: Stage) -> 
     stage.kafka.expire(stage.place.topics.commands, before=3)
 
     with pytest.raises(MovedOn):
-        await skip(stage.place, history(stage), stage._new_writer(), plan)
+        await skip(stage.place, history(stage), stage._new_writer, plan)
 
     assert len(stage.kafka.read(stage.place.topics.state)) == 2
     (await skipped(stage))
+
+
+async def test_whoever_is_fenced_while_he_repairs_begins_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "WRITE_PAUSE_S", 0)
+    await worked(stage)
+    before = await rebuilt(stage, "before", from_audit=False)
+    lose(stage, stage.place.topics.state)
+    stage.kafka.send(create(60))
+    stage.kafka.expire(stage.place.topics.commands, before=stage.kafka.log("taskflow.commands").end)
+
+    def fenced() -> None:
+        stage.kafka.fence("taskflow-0")
+
+    stage.script.at(Point.BEGIN, fenced)
+    stage.script.at(Point.COMMIT, fenced, nth=2)
+    await restored(stage)
+    stage.script.at(Point.COMMITTED, OSError("the answer was lost"))
+    await skipped(stage)
+
+    assert difference(before, await rebuilt(stage, "after", from_audit=False)) is None
 
 
 async def test_where_nothing_is_lost_nothing_is_skipped(stage: Stage) -> None:
@@ -403,7 +425,7 @@ async def test_a_restoration_that_was_cut_short_is_asked_for_again(stage: Stage)
         raise OSError("killed")
 
     with pytest.raises(OSError, match="killed"):
-        await restore(stage.place, history(stage), stage._new_writer(), plan, cut_short())
+        await restore(stage.place, history(stage), stage._new_writer, plan, cut_short())
     assert "--restore-state" in await stopped(stage)
     shutil.rmtree(path.parent)
     await restored(stage)
