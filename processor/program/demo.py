@@ -265,7 +265,7 @@ async def _show_events(settings: Settings, out: Console, told: _Told) -> None:
         async for record in records:
             event = orjson.loads(record.value)
             line = Text(f"   {event['at'][11:23]} {event['flow_id'][:8]} ", style="dim")
-            line.append(f"{event['kind']:<16}", style="bold not dim")
+            line.append(f"{event['kind']:<17}", style="bold not dim")
             line.append_text(status_text(f"{event['status']:<10}"))
             line.append(f" r{event['revision']:<2} {event['actor']}")
             out.print(line, soft_wrap=True)
