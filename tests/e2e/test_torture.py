@@ -13,7 +13,7 @@ from processor.settings import Settings
 from processor.torture import trial
 from processor.torture.menu import Act
 
-WITHIN_S = 150.0
+WITHIN_S = 170.0
 
 
 async def test_a_short_trial_holds_and_tells_what_it_did(tmp_path):
