@@ -80,7 +80,7 @@ class Recovery:
                 "what is lost and, if you accept it, lets the partition go on behind it."
             )
         stored = await self._table.stored() if trust_table else None
-        if stored is not None and (why := await self._contradiction(stored, extents)):
+        if stored is not None and (why := await self._contradiction(stored, extents, cursor)):
             self._log.warning("the table is filled anew", reason=why)
             stored = None
         if stored is None or cursor is None:
@@ -97,7 +97,7 @@ class Recovery:
         stored = await self._table.stored()
         if stored is None:
             return "it is empty"
-        why = await self._contradiction(stored, extents)
+        why = await self._contradiction(stored, extents, cursor)
         if why is None:
             await self._roll_forward(stored, extents, cursor)
         return why
@@ -105,7 +105,9 @@ class Recovery:
     def _repair(self, how: str) -> str:
         return repair(how, self._place.partition)
 
-    async def _contradiction(self, stored: Stored, extents: Extents) -> str | None:
+    async def _contradiction(
+        self, stored: Stored, extents: Extents, cursor: Position | None
+    ) -> str | None:
         """Why the table cannot be rolled forward; None if it can.
 
         Its offsets may by chance lie within topics that were made anew, or another cluster's: so
@@ -114,6 +116,11 @@ class Recovery:
         audit, outcomes = extents[self._topics.audit], extents[self._topics.outcomes]
         if (stored.audit, stored.outcomes) == UNFINISHED:
             return "its last filling did not come to an end"
+        if cursor is not None and any(
+            ours > theirs for ours, theirs in zip(stored.position, cursor, strict=True)
+        ):
+            # The table is written after the commit: a broker lost what it had acknowledged.
+            return "it is ahead of the topics: they no longer hold what was committed last"
         if not audit.start <= stored.audit <= audit.end:
             return "it does not meet the audit topic"
         if not outcomes.start <= stored.outcomes <= outcomes.end:
