@@ -5,6 +5,7 @@ import gc
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -13,7 +14,7 @@ from processor.adapters.kafka.admin import ensure_layout, ensure_topics, layout_
 from processor.adapters.kafka.connection import compression_type, connection_options
 from processor.adapters.kafka.errors import BrokerUnreachable
 from processor.adapters.kafka.forwarder import PlainForwarder
-from processor.adapters.kafka.history import KafkaHistory
+from processor.adapters.kafka.history import KafkaHistory, Readers
 from processor.adapters.kafka.source import GroupSource
 from processor.adapters.kafka.writer import TransactionalWriter, producers_stopped
 from processor.adapters.sqlite import FlowTable, open_table, state_dir_lock, table_path
@@ -23,6 +24,7 @@ from processor.http import serve
 from processor.metrics import Metrics
 from processor.partition import PartitionOwner
 from processor.settings import Settings
+from processor.standby import Follower
 from processor.worker import Member, Worker
 from schemas.topics import Topics
 
@@ -66,12 +68,20 @@ async def run_worker(
         forwarder = PlainForwarder(
             connection_options(settings, "forwarder"), timeout_s=settings.commit_timeout_ms / 1000
         )
+        readers = _standby_readers(settings)
+        turn = asyncio.Lock()
+
+        def new_follower(partition: int) -> Follower:
+            return _follower(settings, partition, readers, turn, metrics)
+
         worker = Worker(
             lambda assigned, revoked: _member(settings, kit, assigned, revoked),
             lambda partition, member: _owner(settings, kit, partition, member, forwarder, metrics),
             metrics=metrics,
             flow_cache_bytes=settings.flow_cache_bytes,
             watchdog_timeout_s=settings.watchdog_timeout_ms / 1000,
+            new_follower=new_follower if settings.standby else None,
+            partitions=settings.partitions,
         )
         async with serve(settings.http, report=worker.report, metrics=metrics) as address:
             log.info(
@@ -90,6 +100,7 @@ async def run_worker(
                 for task in (announcing, watching):
                     task.cancel()
                 await asyncio.gather(announcing, watching, return_exceptions=True)
+                await readers.close()
                 await forwarder.stop()
                 await producers_stopped(PRODUCERS_STOP_TIMEOUT_S)
     log.info("worker stopped")
@@ -169,6 +180,52 @@ def _member(
     return member if kit is None else kit.member(member)
 
 
+def _place(settings: Settings, partition: int) -> Place:
+    return Place(
+        partition,
+        settings.partitions,
+        Topics(settings.topic_prefix),
+        settings.dedupe_window_ms,
+        Limits(timer_max_horizon_ms=settings.timer_max_horizon_ms),
+        settings.retain_terminal_ms,
+    )
+
+
+def _opens(
+    settings: Settings, partition: int
+) -> Callable[[], AbstractAsyncContextManager[FlowTable]]:
+    return partial(
+        open_table,
+        table_path(settings.state_dir, settings.topic_prefix, partition),
+        partition=partition,
+        prefix=settings.topic_prefix,
+        partitions=settings.partitions,
+    )
+
+
+def _standby_readers(settings: Settings) -> Readers:
+    """Of all followers together; nothing is opened before one of them asks."""
+    topics = [name for name, _ in Topics(settings.topic_prefix)]
+    return Readers(connection_options(settings, "standby"), topics=topics)
+
+
+def _follower(
+    settings: Settings, partition: int, readers: Readers, turn: asyncio.Lock, metrics: Metrics
+) -> Follower:
+    return Follower(
+        _place(settings, partition),
+        open_table=_opens(settings, partition),
+        history=KafkaHistory(
+            {},
+            partition,
+            stall_timeout_s=settings.watchdog_timeout_ms / 1000,
+            readers=readers,
+        ),
+        turn=turn,
+        metrics=metrics,
+    )
+
+
 def _owner(
     settings: Settings,
     kit: "Kit | None",
@@ -179,15 +236,7 @@ def _owner(
 ) -> PartitionOwner:
     topics = Topics(settings.topic_prefix)
     connection = connection_options(settings, f"owner-{partition}")
-    path = table_path(settings.state_dir, settings.topic_prefix, partition)
-
-    def opened() -> AbstractAsyncContextManager[FlowTable]:
-        return open_table(
-            path,
-            partition=partition,
-            prefix=settings.topic_prefix,
-            partitions=settings.partitions,
-        )
+    opened = _opens(settings, partition)
 
     def new_writer() -> TransactionalWriter:
         return TransactionalWriter(
@@ -211,14 +260,7 @@ def _owner(
         owner.waits = sentence
 
     owner = PartitionOwner(
-        Place(
-            partition,
-            settings.partitions,
-            topics,
-            settings.dedupe_window_ms,
-            Limits(timer_max_horizon_ms=settings.timer_max_horizon_ms),
-            settings.retain_terminal_ms,
-        ),
+        _place(settings, partition),
         source=member if kit is None else kit.source(member),
         forwarder=forwarder,
         open_table=opened if kit is None else kit.table(opened),

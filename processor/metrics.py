@@ -113,10 +113,36 @@ class Metrics:
             registry=registry,
         )
 
-    def show(self, *, owned: Callable[[], float], ready: Callable[[], float]) -> None:
+        self._standby = Gauge(
+            "taskflow_standby_partitions",
+            "Partitions of other owners whose tables are kept up to date",
+            registry=registry,
+        )
+        self._standby_lag = Gauge(
+            "taskflow_standby_lag_records",
+            "Offsets of audit and outcomes that a standby's table does not hold yet; NaN before "
+            "its first look",
+            ("partition",),
+            registry=registry,
+        )
+        self._standby_bytes = Gauge(
+            "taskflow_standby_table_bytes",
+            "Size of a standby's table",
+            ("partition",),
+            registry=registry,
+        )
+
+    def show(
+        self,
+        *,
+        owned: Callable[[], float],
+        ready: Callable[[], float],
+        standby: Callable[[], float],
+    ) -> None:
         """Read these whenever somebody asks."""
         self._owned.set_function(owned)
         self._ready.set_function(ready)
+        self._standby.set_function(standby)
 
     def watch(
         self,
@@ -142,6 +168,19 @@ class Metrics:
 
     def unwatch(self, partition: int) -> None:
         for gauge in (self._lag, self._table_bytes, self._cached, self._armed, self._due):
+            with suppress(KeyError):
+                gauge.remove(str(partition))
+
+    def watch_standby(
+        self, partition: int, *, lag: Callable[[], float], table_bytes: Callable[[], float]
+    ) -> None:
+        """Read these of a partition that is followed whenever somebody asks."""
+        label = str(partition)
+        self._standby_lag.labels(label).set_function(lag)
+        self._standby_bytes.labels(label).set_function(table_bytes)
+
+    def unwatch_standby(self, partition: int) -> None:
+        for gauge in (self._standby_lag, self._standby_bytes):
             with suppress(KeyError):
                 gauge.remove(str(partition))
 

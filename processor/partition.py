@@ -220,6 +220,8 @@ class PartitionOwner:
         self._log.info(
             "the partition is taken over",
             took_s=round(took_s, 3),
+            table=recovery.how,
+            records=recovery.records,
             **self._stored.position._asdict(),
         )
 

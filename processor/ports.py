@@ -66,6 +66,9 @@ class History(Protocol):
         Waits for as long as that takes, and reports it.
         """
 
+    async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:
+        """The extents of `topics` as far as they can be read now: up to the last stable offsets."""
+
     def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         """Committed records from `start` up to `end`, some at a time."""
 

@@ -10,7 +10,9 @@ Where the topics contradict each other, or lost what comes next, nothing is touc
 ends in the command that repairs.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -43,9 +45,18 @@ UNFINISHED: Final = (-1, -1)
 recovery begins again."""
 TAIL: Final = 64
 """Offsets to look back for a topic's last record at first; the rest are markers."""
+AT_ONCE: Final = 100
+"""Events folded without giving way to the event loop: some milliseconds."""
 
 
 Extents = Mapping[str, Extent]
+
+
+class How(StrEnum):
+    """What a recovery had to do to the table."""
+
+    WARM = "rolled forward"
+    FILLED = "filled anew"
 
 
 class Standing(NamedTuple):
@@ -56,9 +67,12 @@ class Standing(NamedTuple):
 
 
 class Recovery:
-    """One recovery of one partition's table."""
+    """One recovery of one partition's table. `how` it went, and how many `records` of `audit` and
+    `outcomes` were missing from the table, is told afterwards."""
 
     def __init__(self, place: Place, table: Table, history: History) -> None:
+        self.how = How.WARM
+        self.records = 0
         self._place = place
         self._topics = place.topics
         self._table = table
@@ -80,10 +94,11 @@ class Recovery:
                 "what is lost and, if you accept it, lets the partition go on behind it."
             )
         stored = await self._table.stored() if trust_table else None
-        if stored is not None and (why := await self._contradiction(stored, extents, cursor)):
+        if stored is not None and (why := await self.contradiction(stored, extents, cursor)):
             self._log.warning("the table is filled anew", reason=why)
             stored = None
         if stored is None or cursor is None:
+            self.how = How.FILLED
             filled = await self.fill(extents, await stand(place, history, extents, cursor))
             flows = await self._table.count_flows()
             self._log.info("the table was filled from the state topic", flows=flows)
@@ -97,7 +112,7 @@ class Recovery:
         stored = await self._table.stored()
         if stored is None:
             return "it is empty"
-        why = await self._contradiction(stored, extents, cursor)
+        why = await self.contradiction(stored, extents, cursor)
         if why is None:
             await self._roll_forward(stored, extents, cursor)
         return why
@@ -105,15 +120,17 @@ class Recovery:
     def _repair(self, how: str) -> str:
         return repair(how, self._place.partition)
 
-    async def _contradiction(
-        self, stored: Stored, extents: Extents, cursor: Position | None
+    async def contradiction(
+        self, stored: Stored, extents: Extents, cursor: Position | None = None
     ) -> str | None:
-        """Why the table cannot be rolled forward; None if it can.
+        """Why the table cannot be rolled forward; None if it can. Without a `cursor` it may be
+        ahead of what is visible of `state`.
 
         Its offsets may by chance lie within topics that were made anew, or another cluster's: so
         what lies right before them must be what the table knows.
         """
-        audit, outcomes = extents[self._topics.audit], extents[self._topics.outcomes]
+        outcomes_topic = self._topics.outcomes
+        audit, outcomes = extents[self._topics.audit], extents[outcomes_topic]
         if (stored.audit, stored.outcomes) == UNFINISHED:
             return "its last filling did not come to an end"
         if cursor is not None and any(
@@ -125,8 +142,12 @@ class Recovery:
             return "it does not meet the audit topic"
         if not outcomes.start <= stored.outcomes <= outcomes.end:
             return "it does not meet the outcomes topic"
-        horizon_ms = stored.as_of_ms + TABLE_MAX_AGE_MS
-        if await self._history.offset_at(self._topics.outcomes, horizon_ms) is not None:
+        as_of_ms = stored.as_of_ms
+        if not as_of_ms:  # nothing was answered by then
+            first = await self._first(self._topics.outcomes, *outcomes)
+            as_of_ms = 0 if first is None else first.timestamp
+        too_late_ms = as_of_ms + TABLE_MAX_AGE_MS
+        if as_of_ms and await self._history.offset_at(outcomes_topic, too_late_ms) is not None:
             return "it was away for too long"
         if not await self._knows_events_before(Extent(audit.start, stored.audit), stored):
             return "its newest events are not those of the audit topic: it is of other topics"
@@ -181,12 +202,33 @@ class Recovery:
     # Rolling forward
 
     async def _roll_forward(self, stored: Stored, extents: Extents, cursor: Position) -> Stored:
+        stored = await self.advance(stored, extents)
+        _check_cursor(self._place, cursor, stored.position.next_event_id)
+        if stored.position != cursor:
+            # The cursor steps over markers, and over what somebody accepted as lost.
+            after = stored._replace(position=cursor)
+            await self._table.write(Changes(), before=stored, after=after)
+            stored = after
+        return stored
+
+    async def advance(
+        self, stored: Stored, extents: Extents, *, forget_before_ms: int | None = None
+    ) -> Stored:
+        """Fold the events and answers up to the ends of `extents` into the table, which
+        `contradiction` found to be of these topics; answers to commands older than
+        `forget_before_ms` go. The two topics need not end at the same transaction: each goes on
+        by itself from where it stands.
+
+        Raises HistoryLost, TableDistrusted or WrittenByNewer.
+        """
         audit, outcomes = self._topics.audit, self._topics.outcomes
         number = await self._table.next_number()
         async for records in self._history.read(audit, stored.audit, extents[audit].end):
             fold = _Fold(await self._rows(records), number)
             position = stored.position
-            for record in records:
+            for n, record in enumerate(records):
+                if n % AT_ONCE == 0:
+                    await asyncio.sleep(0)
                 try:
                     position = self._fold_event(fold, record, position)
                 except WrittenByNewer:
@@ -200,14 +242,12 @@ class Recovery:
             after = stored._replace(position=position, audit=records[-1].offset + 1)
             await self._table.write(fold.changes(), before=stored, after=after)
             stored = after
+            self.records += len(records)
         async for records in self._history.read(outcomes, stored.outcomes, extents[outcomes].end):
-            stored = await self._remember(records, stored, positions=True)
-        _check_cursor(self._place, cursor, stored.position.next_event_id)
-        if stored.position != cursor:
-            # The cursor steps over markers, and over what somebody accepted as lost.
-            after = stored._replace(position=cursor)
-            await self._table.write(Changes(), before=stored, after=after)
-            stored = after
+            stored = await self._remember(
+                records, stored, positions=True, forget_before_ms=forget_before_ms
+            )
+            self.records += len(records)
         return stored
 
     def _fold_event(self, fold: "_Fold", record: Record, position: Position) -> Position:
@@ -241,11 +281,18 @@ class Recovery:
         return await self._table.flows(sorted(ids))
 
     async def _remember(
-        self, records: Sequence[Record], stored: Stored, *, positions: bool
+        self,
+        records: Sequence[Record],
+        stored: Stored,
+        *,
+        positions: bool,
+        forget_before_ms: int | None = None,
     ) -> Stored:
         remembered: dict[bytes, Remembered] = {}
         position = stored.position
-        for record in records:
+        for n, record in enumerate(records):
+            if n % AT_ONCE == 0:
+                await asyncio.sleep(0)
             outcome = orjson.loads(record.value or b"")
             if positions:
                 source = outcome["source"]
@@ -256,7 +303,7 @@ class Recovery:
                 remembered[row.key] = row
         newest = records[-1]
         after = Stored(position, stored.audit, newest.offset + 1, newest.timestamp)
-        changes = Changes(remembered=list(remembered.values()))
+        changes = Changes(remembered=list(remembered.values()), forget_before_ms=forget_before_ms)
         await self._table.write(changes, before=stored, after=after)
         return after
 
@@ -332,24 +379,29 @@ class Recovery:
 
     async def _ledger_start(self, standing: Standing) -> int | None:
         """The offset on `outcomes` from which answers may still be asked for; None: none are."""
-        cursor, last_outcome = standing
+        position, last_outcome = standing
         if last_outcome is None:
             return None
+        # An outcome is appended after its command was, so none is passed over.
+        return await self._history.offset_at(
+            self._topics.outcomes, await self.asked_for_since_ms(position, last_outcome.timestamp)
+        )
+
+    async def asked_for_since_ms(self, position: Position, newest_ms: int) -> int:
+        """The append time before which no command that can still come looks back, for a partition
+        that is decided up to `position` and whose newest answer was appended at `newest_ms`."""
         # The oldest command that can still come: the first undecided one, or one after now.
-        oldest_ms = last_outcome.timestamp
+        oldest_ms = newest_ms
         for topic, offset in (
-            (self._topics.commands, cursor.commands),
-            (self._topics.control, cursor.control),
+            (self._topics.commands, position.commands),
+            (self._topics.control, position.control),
         ):
             # What lies in an open transaction is not waited for: LATE_MAX_MS covers it.
             start = max(offset, (await self._history.extent(topic)).start)
             first = await self._first(topic, start, await self._history.stable_end(topic))
             if first is not None:
                 oldest_ms = min(oldest_ms, first.timestamp)
-        # An outcome is appended after its command was, so none is passed over.
-        return await self._history.offset_at(
-            self._topics.outcomes, max(0, oldest_ms - self._place.dedupe_window_ms - LATE_MAX_MS)
-        )
+        return max(0, oldest_ms - self._place.dedupe_window_ms - LATE_MAX_MS)
 
     async def _first(self, topic: str, start: int, end: int) -> Record | None:
         async for records in self._history.read(topic, start, end):

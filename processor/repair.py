@@ -64,6 +64,9 @@ class Still:
     async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
         return {topic: self.extents[topic] for topic in topics}
 
+    async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:
+        return {topic: self.extents[topic] for topic in topics}
+
     async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         async for records in self._history.read(topic, start, end):
             self._heard(len(records))

@@ -216,6 +216,8 @@ class Settings(BaseSettings):
     # This machine
     state_dir: _Path = Path("data")
     """The worker's tables, and the data of `taskflow up`."""
+    standby: Annotated[bool, Expected("true or false")] = False
+    """Whether tables of partitions that others own are kept up to date here."""
     http: Annotated[
         Address | None, BeforeValidator(_as_address), Expected("an address host:port, or off")
     ] = Address("127.0.0.1", 8900)

@@ -13,6 +13,7 @@ from processor.errors import TaskflowError
 from processor.metrics import Metrics
 from processor.partition import PartitionOwner, Phase
 from processor.ports import Source
+from processor.standby import Follower
 
 log = structlog.get_logger()
 
@@ -42,11 +43,18 @@ class Member(Source, Protocol):
 Join = Callable[[Callable[[frozenset[int]], None], Callable[[], Any]], Member]
 """Makes a member from what hears of assignments and of revocations."""
 NewOwner = Callable[[int, Member], PartitionOwner]
+NewFollower = Callable[[int], Follower]
 
 
 @dataclass(slots=True)
 class _Owned:
     owner: PartitionOwner
+    task: asyncio.Task[None]
+
+
+@dataclass(slots=True)
+class _Followed:
+    follower: Follower
     task: asyncio.Task[None]
 
 
@@ -63,7 +71,11 @@ class Worker:
 
     `new_owner` makes the owner of a partition; `flow_cache_bytes` is shared by those that are
     owned; without progress for `watchdog_timeout_s` although there is work, the consumer is
-    replaced.
+    replaced. `new_follower` makes what follows a partition that is another's; None: nothing does.
+    `partitions`: how many there are to be followed.
+
+    A partition's table has one user at a time: an owner or a follower begins once whoever was
+    there before has closed it.
     """
 
     def __init__(
@@ -74,18 +86,24 @@ class Worker:
         metrics: Metrics,
         flow_cache_bytes: int,
         watchdog_timeout_s: float,
+        new_follower: NewFollower | None = None,
+        partitions: int = 0,
     ) -> None:
         self._join = join
         self._new_owner = new_owner
         self._flow_cache_bytes = flow_cache_bytes
         self._watchdog_timeout_s = watchdog_timeout_s
+        self._new_follower = new_follower
+        self._partitions = partitions
         self._owned: dict[int, _Owned] = {}
+        self._followed: dict[int, _Followed] = {}
         self._leaving: dict[int, asyncio.Task[None]] = {}
         self._member: Member | None = None
         self._joined = asyncio.Event()
         metrics.show(
             owned=lambda: len(self._owned),
             ready=lambda: sum(o.owner.phase is Phase.RUNNING for o in self._owned.values()),
+            standby=lambda: len(self._followed),
         )
 
     # What is seen from outside
@@ -111,6 +129,14 @@ class Worker:
                 }
                 for number, owned in sorted(self._owned.items())
             },
+            "standby": {
+                str(number): {
+                    "phase": followed.follower.phase,
+                    "lag": followed.follower.lag,
+                    "error": followed.follower.error,
+                }
+                for number, followed in sorted(self._followed.items())
+            },
         }
 
     async def when_ready(self) -> None:
@@ -126,6 +152,14 @@ class Worker:
 
         Raises what the member was refused for.
         """
+        try:
+            await self._run(stop)
+        finally:
+            for number in list(self._followed):
+                self._stop_following(number)
+            await asyncio.gather(*self._leaving.values(), return_exceptions=True)
+
+    async def _run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             member = self._member = self._new_member()
             try:
@@ -223,6 +257,8 @@ class Worker:
         for owned in self._owned.values():
             owned.owner.cache.limit_bytes = self._flow_cache_bytes // len(self._owned)
         self._joined.set()
+        for number in range(self._partitions):
+            self._stand_by(number)
 
     async def _revoked(self) -> None:
         """Let the batches in hand finish before the group goes on without us."""
@@ -235,6 +271,7 @@ class Worker:
     def _take(self, number: int) -> None:
         member = self._member
         assert member is not None, "only a member is assigned partitions"
+        self._stop_following(number)
         owner = self._new_owner(number, member)
         earlier = self._leaving.get(number)
 
@@ -256,6 +293,30 @@ class Worker:
     def _left(self, number: int, task: asyncio.Task[None]) -> None:
         if self._leaving.get(number) is task:
             del self._leaving[number]
+            self._stand_by(number)
+
+    # Partitions of others
+
+    def _stand_by(self, number: int) -> None:
+        """Follow the partition, unless somebody in this worker has it. Not before the group has
+        spoken: what it gives us is filled by its owner."""
+        if (
+            self._new_follower is None
+            or not self._joined.is_set()
+            or any(number in some for some in (self._owned, self._leaving, self._followed))
+        ):
+            return
+        follower = self._new_follower(number)
+        task = asyncio.create_task(follower.run(), name=f"standby-{number}")
+        self._followed[number] = _Followed(follower, task)
+
+    def _stop_following(self, number: int) -> None:
+        """Whoever takes the partition waits until its table is closed."""
+        followed = self._followed.pop(number, None)
+        if followed is not None:
+            task = asyncio.create_task(_cancelled(followed.task), name=f"leaving-{number}")
+            self._leaving[number] = task
+            task.add_done_callback(lambda _: self._left(number, task))
 
 
 async def _end(owned: _Owned, earlier: asyncio.Task[None] | None) -> None:
@@ -263,12 +324,17 @@ async def _end(owned: _Owned, earlier: asyncio.Task[None] | None) -> None:
     have ended either."""
     with suppress(TimeoutError):
         await asyncio.wait_for(owned.owner.idle(), DRAIN_TIMEOUT_S)
-    # Until 3.12, what `wait_for` waits for swallows a cancellation that comes as it ends.
-    while not owned.task.done():
-        owned.task.cancel()
-        await asyncio.wait([owned.task], timeout=CANCEL_AGAIN_S)
-    (result,) = await asyncio.gather(owned.task, return_exceptions=True)
-    if isinstance(result, Exception):
-        log.error("a partition owner ended with an error", exc_info=result)
+    await _cancelled(owned.task)
     if earlier is not None:
         await asyncio.wait([earlier])
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    """Cancel it until it has ended."""
+    # Until 3.12, what `wait_for` waits for swallows a cancellation that comes as it ends.
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
+    (result,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(result, Exception):
+        log.error(f"{task.get_name()} ended with an error", exc_info=result)

@@ -228,6 +228,9 @@ class _History:
     async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
         return await self._inner.settled(topics)
 
+    async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:
+        return await self._inner.visible(topics)
+
     async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         async for records in self._inner.read(topic, start, end):
             yield records

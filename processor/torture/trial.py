@@ -186,6 +186,8 @@ async def _stage(
             own = {"TASKFLOW_BOOTSTRAP_SERVERS": through or address}
             if number % 2 == 0:  # a static member is back at once, another is missed for a session
                 own["TASKFLOW_INSTANCE_ID"] = f"w{number}"
+            else:
+                own["TASKFLOW_STANDBY"] = "true"
             made.append(Worker(f"w{number}", home, {**base, **own}))
         stage = Stage(settings, made, broker, proxy)
         try:

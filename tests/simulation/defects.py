@@ -9,9 +9,11 @@ from typing import Any, Final
 import orjson
 
 from processor.batch import Batch, Outgoing
+from processor.codec import Record
 from processor.partition import PartitionOwner
 from processor.ports import Extent, Table, Writer, Written
 from processor.rows import Changes, Position, Stored
+from tests.simulation.faults import Op
 from tests.simulation.history import Parts
 from tests.simulation.kafka import SimKafka
 from tests.simulation.ports import SimHistory, SimTable, SimWriter, open_table
@@ -184,6 +186,21 @@ class IgnoresOpenTransactions(SimHistory):
         return {topic: Extent(log.start, log.stable_end) for topic, log in logs.items()}
 
 
+class ReadsUncommitted(SimHistory):
+    """Takes what is written for what is committed."""
+
+    async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:
+        await super().visible(topics)
+        return {topic: await self.extent(topic) for topic in topics}
+
+    async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        await self._reach(Op.READ)
+        entries = self._kafka.log(topic, self._partition).entries[start:end]
+        some = [one.record for one in entries if one.record is not None and not one.compacted]
+        if some:
+            yield some
+
+
 class _Unwatched(SimTable):
     """Does not look whether another hand was on the file."""
 
@@ -233,5 +250,6 @@ DEFECTS: Final[Mapping[str, Defect]] = {
     "a batch takes two transactions": Defect(Parts(writer=TwoTransactions), 200),
     "open transactions are ignored": Defect(Parts(history=IgnoresOpenTransactions), 2_500),
     "another hand is not noticed": Defect(Parts(table=_table(_Unwatched)), 2_500),
+    "a standby reads what is not committed": Defect(Parts(standby=ReadsUncommitted), 1_000),
     "answers are not remembered": Defect(Parts(table=_table(_Forgetful)), 20),
 }

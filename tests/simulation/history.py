@@ -16,9 +16,11 @@ import orjson
 
 from processor import partition as partition_module
 from processor import recovery as recovery_module
+from processor import standby as standby_module
 from processor import worker as worker_module
 from processor.batch import Place
 from processor.partition import PartitionOwner
+from processor.standby import Follower
 from processor.worker import Worker
 from schemas.topics import Topics
 from tests.simulation.faults import Dice, Fault, Op
@@ -50,6 +52,8 @@ PAUSES_S: Final = (0.0, 0.002, 0.02, 0.02, 0.1, 0.5, 0.5, 7.0)
 """Between what happens and what happens next: within a transaction, or longer than a session."""
 PUNCTUAL_MS: Final = 90_000
 """A wait that is over may be refused for coming early, and tried again after a minute."""
+STANDBY_RATE: Final = 0.3
+"""Of hosts, those that keep tables of partitions that they do not own."""
 WATCHDOG_S: Final = 5_000.0
 OUTCOMES_LIVE_MS: Final = 45 * DAY_MS
 COMMANDS_LIVE_MS: Final = 30 * DAY_MS
@@ -63,6 +67,8 @@ class Parts:
     writer: Callable[..., SimWriter] = SimWriter
     history: Callable[..., SimHistory] = SimHistory
     table: Callable[..., Any] = open_table
+    standby: Callable[..., SimHistory] = SimHistory
+    """What a follower reads."""
 
 
 @dataclass(slots=True)
@@ -102,6 +108,7 @@ class Life:
         self.context.run(_life.set, self)
         self.alive = True
         self.member: SimMember | None = None
+        self.turn: asyncio.Lock | None = None
         self.stop = asyncio.Event()
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self._sim = sim
@@ -129,6 +136,8 @@ class Life:
             metrics=NO_METRICS,
             flow_cache_bytes=sim.cache_bytes,
             watchdog_timeout_s=WATCHDOG_S,
+            new_follower=partial(sim.new_follower, self, host.disk) if host.stands_by else None,
+            partitions=sim.partitions,
         )
         await worker.run(self.stop)
 
@@ -211,11 +220,19 @@ class Host:
         self.name = name
         self.disk: dict[int, ModelFile] = {}
         self.life: Life | None = None
+        # Dice of its own: the rest of a history is drawn as it was before there was a standby.
+        self.stands_by = Random(f"{sim.seed}/{name}").random() < STANDBY_RATE
         self._sim = sim
 
     @property
     def up(self) -> bool:
         return self.life is not None and self.life.alive and not self.life.task.done()
+
+    def holds(self, number: int, cursor: tuple[int, int, int]) -> bool:
+        """Whether its table has all events; a cursor may step over what no answer shows."""
+        file = self.disk.get(number)
+        stored = file.content.stored if file is not None else None
+        return stored is not None and stored.position.next_event_id == cursor[2]
 
     def start(self) -> None:
         self._sim.note(self.name, "starts")
@@ -287,15 +304,8 @@ class Simulation:
         self, life: Life, disk: dict[int, ModelFile], number: int, member: Any
     ) -> PartitionOwner:
         parts, kafka = self.parts, self.kafka
-        place = Place(
-            number,
-            self.partitions,
-            TOPICS,
-            self.dedupe_window_ms,
-            retain_terminal_ms=self.retain_terminal_ms,
-        )
         return parts.owner(
-            place,
+            self._place(number),
             source=member,
             forwarder=SimForwarder(kafka, life),
             open_table=lambda: parts.table(disk, number, life),
@@ -307,6 +317,28 @@ class Simulation:
             clock=life.clock,
             monotonic=life.monotonic,
             new_id=self.new_id,
+        )
+
+    def new_follower(self, life: Life, disk: dict[int, ModelFile], number: int) -> Follower:
+        parts = self.parts
+        if life.turn is None:
+            life.turn = asyncio.Lock()
+        return Follower(
+            self._place(number),
+            open_table=lambda: parts.table(disk, number, life),
+            history=parts.standby(self.kafka, life, number, self.chunk),
+            turn=life.turn,
+            metrics=NO_METRICS,
+            monotonic=life.monotonic,
+        )
+
+    def _place(self, number: int) -> Place:
+        return Place(
+            number,
+            self.partitions,
+            TOPICS,
+            self.dedupe_window_ms,
+            retain_terminal_ms=self.retain_terminal_ms,
         )
 
     def _marker_delay_s(self) -> float:
@@ -513,6 +545,14 @@ class Simulation:
                 for host in self.hosts
             ):
                 return f"no table of partition {number} is where the topics are, {cursor}"
+            for host in self.hosts:
+                if (
+                    cursor is not None
+                    and host.up
+                    and host.stands_by
+                    and not host.holds(number, cursor)
+                ):
+                    return f"{host.name} stands by, but its table {number} is not at {cursor}"
         return None
 
     def _cursor(self, number: int) -> tuple[int, int, int] | None:
@@ -623,7 +663,7 @@ class _Log:
 
 @contextmanager
 def _surroundings(note: Callable[[str, str], None]) -> Iterator[None]:
-    modules: Sequence[Any] = (partition_module, recovery_module, worker_module)
+    modules: Sequence[Any] = (partition_module, recovery_module, standby_module, worker_module)
     logs, idle_s = [module.log for module in modules], partition_module.FETCH_WAIT_S
     partition_module.FETCH_WAIT_S = IDLE_S  # type: ignore[misc]
     asyncio_log = logging.getLogger("asyncio")

@@ -196,6 +196,11 @@ class SimHistory:
                 await self._reach(Op.SETTLE)
         return extents
 
+    async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:
+        await self._reach(Op.SETTLE)
+        logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
+        return {topic: Extent(log.start, log.stable_end) for topic, log in logs.items()}
+
     async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         log = self._kafka.log(topic, self._partition)
         at = start
@@ -299,9 +304,13 @@ async def open_table(
     if await life.at(Op.OPEN) is Fault.OPEN_FAILS:
         raise TableFailed("the table could not be used: unable to open database file")
     file = disk.setdefault(partition, ModelFile())
+    assert not file.in_use(life), "two of one worker have a table open"
+    file.user = life
     table = kind(file, life)
     try:
         yield table
     finally:
+        if file.user is life:
+            file.user = None
         if table.doubted and disk.get(partition) is file:
             disk[partition] = ModelFile()

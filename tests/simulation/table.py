@@ -51,6 +51,12 @@ class ModelFile:
         self.content = Content()
         self.past: list[Content] = []
         self.version = 0
+        self.user: object = None
+        """Which worker has it open."""
+
+    def in_use(self, by: object) -> bool:
+        """Whether the same worker has it open already. A dead one's hand is not on it any more."""
+        return self.user is by
 
 
 class ModelTable:

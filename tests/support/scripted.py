@@ -283,6 +283,10 @@ class ScriptedHistory:
         )
         return extents
 
+    async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:
+        logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
+        return {topic: Extent(log.start, log.stable_end) for topic, log in logs.items()}
+
     async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         log = self._kafka.log(topic, self._partition)
         at = start

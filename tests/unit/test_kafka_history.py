@@ -42,7 +42,7 @@ class Consumer:
 
 def history(consumer: Consumer) -> KafkaHistory:
     history = KafkaHistory({}, 3, stall_timeout_s=5.0)
-    history._consumers["read_committed"] = consumer
+    history._readers._consumers["read_committed"] = consumer
     return history
 
 

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import structlog
 
 from processor.recovery import TABLE_MAX_AGE_MS
 from processor.rows import Position
@@ -118,6 +119,29 @@ async def test_a_table_that_was_away_for_half_of_delete_retention_is_filled_anew
     assert sum(state_reads) == 1 + filled  # the newest cursor is always looked for
     (table,) = read_tables([stale], stage.place.topics.prefix)
     assert table.flows.keys() == {flow_id(2)}
+    stage.assert_clean()
+
+
+@pytest.mark.parametrize(
+    ("away_ms", "table"),
+    [(TABLE_MAX_AGE_MS - 1, "rolled forward"), (TABLE_MAX_AGE_MS, "filled anew")],
+)
+async def test_a_table_from_before_the_first_answer_is_as_old_as_that(
+    stage: Stage, away_ms: int, table: str
+) -> None:
+    await stage.works()
+    empty = shutil.copytree(stage.state_dir, stage.state_dir.with_name("empty"))
+    stage.kafka.send(*life(1))
+    await stage.works()
+    stage.kafka.later(away_ms)
+    stage.kafka.send(create(2))
+    await stage.works()
+    stage.state_dir = empty
+
+    with structlog.testing.capture_logs() as logs:
+        await stage.works()
+
+    assert [line["table"] for line in logs if "taken over" in line["event"]] == [table]
     stage.assert_clean()
 
 

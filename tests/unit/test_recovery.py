@@ -194,7 +194,7 @@ async def test_while_somebody_writes_the_topics_are_taken_where_a_transaction_en
 
     class Busy(ScriptedHistory):
         async def settled(self, topics: Any) -> Any:
-            """The ends are not of one moment: a transaction comes between the first and the rest."""
+            """The ends are not of one moment: a transaction comes between two of them."""
             first, *rest = topics
             found = await super().settled(rest)
             stage.kafka.send(update(2), observe(2, f"r{len(stage.kafka.outcomes)}"))

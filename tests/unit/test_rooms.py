@@ -20,7 +20,7 @@ ROOMS = (
     *("rows", "codec", "placement"),
     *("batch", "burial", "handler", "cache"),
     *("ports", "recovery", "repair", "loading", "metrics"),
-    *("timers", "retention", "errands", "partition", "worker"),
+    *("timers", "retention", "errands", "partition", "standby", "worker"),
     *("logs", "http", "adapters", "client", "faults", "bootstrap"),
     *("embedded", "broker", "ops", "torture", "program", "cli", "__main__"),
 )

@@ -12,6 +12,7 @@ from processor.cache import FlowCache
 from processor.errors import InstanceIdTaken, TaskflowError
 from processor.metrics import Metrics
 from processor.partition import Phase
+from processor.standby import StandbyPhase
 from processor.worker import Worker
 from tests.support.memory_kafka import PATIENCE_S
 
@@ -86,12 +87,36 @@ class ScriptedOwner:
         await self.in_hand.wait()
 
 
-class Stage:
-    """A worker and all that it made."""
+class ScriptedFollower:
+    """A follower whose table closes when the test says so."""
 
-    def __init__(self, *, watchdog_timeout_s: float = 60.0) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.phase = StandbyPhase.FOLLOWING
+        self.lag = 7
+        self.error = None
+        self.begun = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def run(self) -> None:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.may_end.wait()
+            self.ended.set()
+
+
+class Stage:
+    """A worker and all that it made; with `standby`, one that follows those of three partitions
+    that it is not given."""
+
+    def __init__(self, *, watchdog_timeout_s: float = 60.0, standby: bool = False) -> None:
         self.members: list[ScriptedMember] = []
         self.owners: list[ScriptedOwner] = []
+        self.followers: list[ScriptedFollower] = []
         self.joined: asyncio.Queue[ScriptedMember] = asyncio.Queue()
         self.stop = asyncio.Event()
         self.first_breaks: Exception | None = None
@@ -101,7 +126,13 @@ class Stage:
             metrics=Metrics(),
             flow_cache_bytes=1000,
             watchdog_timeout_s=watchdog_timeout_s,
+            new_follower=self._follow if standby else None,  # type: ignore[arg-type]
+            partitions=3,
         )
+
+    def _follow(self, number: int) -> ScriptedFollower:
+        self.followers.append(ScriptedFollower(number))
+        return self.followers[-1]
 
     def _join(self, assigned: Any, revoked: Any) -> Any:
         member = ScriptedMember(assigned, revoked)
@@ -113,6 +144,11 @@ class Stage:
     def _own(self, number: int, member: Any) -> ScriptedOwner:
         self.owners.append(ScriptedOwner(number))
         return self.owners[-1]
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not holds():
+                await everything_else()
 
     async def member(self) -> ScriptedMember:
         """The next one that joins."""
@@ -394,3 +430,98 @@ async def test_an_owner_that_ends_with_an_error_does_not_end_the_worker() -> Non
         member.assigned(frozenset())
         member.assigned(frozenset({1}))
         await asyncio.wait_for(stage.owners[1].begun.wait(), PATIENCE_S)
+
+
+# Partitions of others
+
+
+async def test_what_it_is_not_given_is_followed_once_the_group_has_spoken() -> None:
+    stage = Stage(standby=True)
+    async with stage.running():
+        member = await stage.member()
+        assert stage.followers == []
+        member.assigned(frozenset({1}))
+        assert [follower.number for follower in stage.followers] == [0, 2]
+        assert stage.worker.ready, "whether it stands by is no part of being ready"
+        assert stage.worker.report()["standby"] == {
+            number: {"phase": "following", "lag": 7, "error": None} for number in ("0", "2")
+        }
+        member.assigned(frozenset({1}))
+        assert len(stage.followers) == 2, "those that go on are left alone"
+    assert all(follower.ended.is_set() for follower in stage.followers)
+
+
+async def test_without_standby_nothing_is_followed() -> None:
+    stage = Stage()
+    async with stage.running():
+        member = await stage.member()
+        member.assigned(frozenset({1}))
+        assert stage.followers == []
+        assert stage.worker.report()["standby"] == {}
+
+
+async def test_an_owner_begins_when_its_partitions_follower_has_closed_the_table() -> None:
+    stage = Stage(standby=True)
+    async with stage.running():
+        member = await stage.member()
+        member.assigned(frozenset({0, 1}))
+        (follower,) = stage.followers
+        await follower.begun.wait()
+        follower.may_end.clear()
+        member.assigned(frozenset({0, 1, 2}))
+        await everything_else()
+        owner = stage.owners[-1]
+        assert owner.number == 2
+        assert not owner.begun.is_set()
+        follower.may_end.set()
+        await asyncio.wait_for(owner.begun.wait(), PATIENCE_S)
+        assert follower.ended.is_set()
+        assert "2" not in stage.worker.report()["standby"]
+
+
+async def test_a_partition_that_was_given_up_is_followed_when_its_owner_has_ended() -> None:
+    stage = Stage(standby=True)
+    async with stage.running():
+        member = await stage.member()
+        member.assigned(frozenset({0, 1, 2}))
+        owner = stage.owners[0]
+        await owner.begun.wait()
+        owner.may_end.clear()
+        member.assigned(frozenset({1, 2}))
+        await everything_else()
+        assert stage.followers == []
+        owner.may_end.set()
+        await stage.until(lambda: bool(stage.followers))
+        assert owner.ended.is_set()
+        assert [follower.number for follower in stage.followers] == [0]
+
+
+async def test_given_up_and_given_again_a_partition_is_not_followed_in_between() -> None:
+    stage = Stage(standby=True)
+    async with stage.running():
+        member = await stage.member()
+        member.assigned(frozenset({0, 1, 2}))
+        first = stage.owners[0]
+        await first.begun.wait()
+        first.may_end.clear()
+        member.assigned(frozenset({1, 2}))
+        member.assigned(frozenset({0, 1, 2}))
+        first.may_end.set()
+        second = stage.owners[-1]
+        await asyncio.wait_for(second.begun.wait(), PATIENCE_S)
+        assert stage.followers == []
+
+
+async def test_while_the_group_is_joined_anew_those_that_follow_go_on() -> None:
+    stage = Stage(standby=True)
+    async with stage.running():
+        member = await stage.member()
+        member.assigned(frozenset({0}))
+        member.failed.set()
+        again = await stage.member()
+        assert not any(follower.ended.is_set() for follower in stage.followers)
+        assert [follower.number for follower in stage.followers] == [1, 2]
+        again.assigned(frozenset({1}))
+        await stage.until(lambda: len(stage.followers) == 3)
+        assert stage.followers[-1].number == 0
+        await stage.followers[0].ended.wait()

@@ -27,8 +27,51 @@ STALL_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 2.0
 
 
+class Readers:
+    """Consumers to read back with, of one isolation level each, made when they are asked for.
+
+    Several histories may share them as long as no two of them read at the same time. Used again
+    after `close`, they are made anew.
+    """
+
+    def __init__(self, connection: Mapping[str, Any], *, topics: Sequence[str] = ()) -> None:
+        """`topics`: what will be asked for, to be known from the start; aiokafka learns of others
+        one by one, each with a pause of 0.1 s."""
+        self._connection = connection
+        self._topics = topics
+        self._consumers: dict[str, AIOKafkaConsumer] = {}
+
+    async def consumer(self, isolation_level: str) -> AIOKafkaConsumer:
+        consumer = self._consumers.get(isolation_level)
+        if consumer is None:
+            consumer = AIOKafkaConsumer(
+                **self._connection,
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                isolation_level=isolation_level,
+                max_partition_fetch_bytes=FETCH_MAX_BYTES,
+                fetch_max_wait_ms=100,
+            )
+            paced(consumer._client)
+            try:
+                await consumer.start()
+                if self._topics:
+                    await consumer._client.set_topics(self._topics)
+            except BaseException:
+                await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
+                raise
+            self._consumers[isolation_level] = consumer
+        return consumer
+
+    async def close(self) -> None:
+        consumers, self._consumers = list(self._consumers.values()), {}
+        for consumer in consumers:
+            await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
+
+
 class KafkaHistory:
-    """Consumers of one takeover: one that sees open transactions, one that does not."""
+    """One partition number's topics, by a consumer that sees open transactions and one that does
+    not."""
 
     def __init__(
         self,
@@ -38,17 +81,16 @@ class KafkaHistory:
         topics: Sequence[str] = (),
         stall_timeout_s: float = STALL_TIMEOUT_S,
         tell: Callable[[str | None], None] = lambda _: None,
+        readers: Readers | None = None,
     ) -> None:
-        """`topics`: what will be asked for, to be known from the start; aiokafka learns of others
-        one by one, each with a pause of 0.1 s. `stall_timeout_s`: how long a read may come no
-        further, as the worker's watchdog has it, which does not look at what still recovers. `tell`
-        hears what is waited for, and None when that is over."""
-        self._connection = connection
+        """`topics`: as of `Readers`, which are this one's own unless `readers` are given.
+        `stall_timeout_s`: how long a read may come no further, as the worker's watchdog has it,
+        which does not look at what still recovers. `tell` hears what is waited for, and None when
+        that is over."""
+        self._readers = readers or Readers(connection, topics=topics)
         self._partition = partition
-        self._topics = topics
         self._stall_timeout_s = stall_timeout_s
         self._tell = tell
-        self._consumers: dict[str, AIOKafkaConsumer] = {}
 
     async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
         """The extents of `topics` as the high watermarks stand now, once the last stable offsets
@@ -56,7 +98,7 @@ class KafkaHistory:
         and an older position would be taken for the newest."""
         tps = [TopicPartition(topic, self._partition) for topic in topics]
         uncommitted, committed = await asyncio.gather(
-            self._consumer("read_uncommitted"), self._consumer("read_committed")
+            self._readers.consumer("read_uncommitted"), self._readers.consumer("read_committed")
         )
         starts = await uncommitted.beginning_offsets(tps)
         ends = await uncommitted.end_offsets(tps)
@@ -84,22 +126,31 @@ class KafkaHistory:
                 )
             await asyncio.sleep(SETTLE_POLL_S)
 
+    async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:
+        """The extents of `topics` as far as they can be read now."""
+        tps = [TopicPartition(topic, self._partition) for topic in topics]
+        consumer = await self._readers.consumer("read_committed")
+        starts, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+        return {tp.topic: Extent(starts[tp], ends[tp]) for tp in tps}
+
     async def extent(self, topic: str) -> Extent:
         """What the topic holds now, open transactions included."""
         tp = TopicPartition(topic, self._partition)
-        consumer = await self._consumer("read_uncommitted")
+        consumer = await self._readers.consumer("read_uncommitted")
         starts, ends = await consumer.beginning_offsets([tp]), await consumer.end_offsets([tp])
         return Extent(starts[tp], ends[tp])
 
     async def stable_end(self, topic: str) -> int:
         """Where the first open transaction begins, or the end: what can be read now."""
         tp = TopicPartition(topic, self._partition)
-        ends = await (await self._consumer("read_committed")).end_offsets([tp])
+        ends = await (await self._readers.consumer("read_committed")).end_offsets([tp])
         return int(ends[tp])
 
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
         tp = TopicPartition(topic, self._partition)
-        found = (await (await self._consumer("read_committed")).offsets_for_times({tp: at_ms}))[tp]
+        found = (
+            await (await self._readers.consumer("read_committed")).offsets_for_times({tp: at_ms})
+        )[tp]
         return None if found is None else int(found.offset)
 
     async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
@@ -112,7 +163,7 @@ class KafkaHistory:
         if start >= end:
             return
         tp = TopicPartition(topic, self._partition)
-        consumer = await self._consumer("read_committed")
+        consumer = await self._readers.consumer("read_committed")
         consumer.assign([tp])
         consumer.seek(tp, start)
         reached, reached_at = start, time.monotonic()
@@ -132,29 +183,6 @@ class KafkaHistory:
                     f"of {end} since {self._stall_timeout_s:g} s."
                 )
 
-    async def _consumer(self, isolation_level: str) -> AIOKafkaConsumer:
-        consumer = self._consumers.get(isolation_level)
-        if consumer is None:
-            consumer = AIOKafkaConsumer(
-                **self._connection,
-                enable_auto_commit=False,
-                auto_offset_reset="none",
-                isolation_level=isolation_level,
-                max_partition_fetch_bytes=FETCH_MAX_BYTES,
-                fetch_max_wait_ms=100,
-            )
-            paced(consumer._client)
-            try:
-                await consumer.start()
-                if self._topics:
-                    await consumer._client.set_topics(self._topics)
-            except BaseException:
-                await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
-                raise
-            self._consumers[isolation_level] = consumer
-        return consumer
-
     async def close(self) -> None:
-        consumers, self._consumers = list(self._consumers.values()), {}
-        for consumer in consumers:
-            await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
+        """Close the readers, also for others that share them."""
+        await self._readers.close()

@@ -1,0 +1,80 @@
+"""kill -9 of an owner whose partitions another worker has followed: nothing is restored."""
+
+import asyncio
+import json
+import time
+
+from processor.adapters.kafka.admin import create_topics
+from processor.settings import Settings
+from processor.standby import LOOK_EVERY_S
+from tests.support.checker import assert_clean
+from tests.support.load import under_load
+from tests.support.processes import WorkerProcess, workers
+from tests.support.world import newest_cursor, observing
+
+PARTITIONS = 4
+TAKEN_OVER = "the partition is taken over"
+FOLLOWS = "the standby follows"
+
+
+def told(worker: WorkerProcess) -> list[dict[str, object]]:
+    lines = worker.told().splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+async def test_who_follows_takes_over_with_a_warm_table(broker, prefix, tmp_path):
+    await create_topics(
+        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    )
+    async with (
+        workers(2, tmp_path, broker.bootstrap, prefix, STANDBY="1") as pair,
+        observing(broker.bootstrap, prefix, PARTITIONS) as observer,
+    ):
+        await asyncio.gather(*(worker.start() for worker in pair))
+        await asyncio.gather(*(worker.until_ready() for worker in pair))
+        for worker in pair:
+            await worker.until_told(FOLLOWS, times=PARTITIONS // 2)
+        async with under_load(broker.bootstrap, prefix, seed=11, per_s=500) as load:
+            victim, other = pair
+            await load.send(200)
+            await until_decided(observer, load)
+            before = len(told(other))
+            await victim.kill()
+            await other.until_told(TAKEN_OVER, times=PARTITIONS)
+            since = told(other)[before:]
+            taken = [line for line in since if line["message"] == TAKEN_OVER]
+            assert len(taken) == PARTITIONS // 2
+            assert {line["table"] for line in taken} == {"rolled forward"}
+            assert not [line for line in since if "filled" in str(line["message"])]
+            # It comes back, and gets back its share; the other goes on following it.
+            followed = other.told().count(FOLLOWS)
+            await victim.start()
+            await other.until_told(FOLLOWS, times=followed + PARTITIONS // 2)
+        world = await observer.settled([w.state_dir for w in pair], timeout_s=30)
+        deadline = time.monotonic() + 30
+        while not all_level(world):
+            assert time.monotonic() < deadline, [t.path for t in world.tables]
+            await asyncio.sleep(0.1)
+            world = await observer.settled([w.state_dir for w in pair], timeout_s=30)
+        codes = [await worker.end() for worker in pair]
+
+    assert codes == [0, 0]
+    assert observer.answered >= load.acknowledged
+    # The checker folds the audit and compares every table with it: the owners' and the others'.
+    assert_clean(world)
+
+
+async def until_decided(observer, load) -> None:
+    """All that is acknowledged has an outcome, and the followers have looked since."""
+    wanted = set(load.acknowledged)
+    while not observer.answered >= wanted:
+        await observer.catch_up()
+    await asyncio.sleep(LOOK_EVERY_S)
+
+
+def all_level(world) -> bool:
+    tables = [
+        table.next_event_id == newest_cursor(world, table.partition)["next_event_id"]
+        for table in world.tables
+    ]
+    return len(tables) == 2 * PARTITIONS and all(tables)
