@@ -1,8 +1,6 @@
 """What the README shows runs: each python block under `<!-- runs: name -->`, in their order."""
 
-import asyncio
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -10,20 +8,11 @@ import pytest
 
 from processor.broker import EmbeddedBroker
 from processor.settings import Settings
+from tests.support.examples import examples, shown
 from tests.support.worker import running_worker
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-BLOCK = re.compile(r"^<!-- runs: ([\w -]+) -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TIMEOUT_S = 60
-
-
-def examples(text: str) -> dict[str, str]:
-    """The marked blocks by name."""
-    found = BLOCK.findall(text)
-    assert len(dict(found)) == len(found), "two examples have the same name"
-    assert len(found) == text.count("<!-- runs:"), "a mark is not right before a python block"
-    return dict(found)
 
 
 def test_only_marked_blocks_are_taken():
@@ -58,19 +47,5 @@ async def test_what_the_readme_shows_runs(broker: EmbeddedBroker, prefix: str, t
     assert blocks, "the README shows no example that runs"
     async with running_worker(settings):
         for name, code in blocks.items():
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-W", "error", "-c", code),
-                cwd=tmp_path,
-                env=environ,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            try:
-                out, err = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
-            print(f"--- {name}\n{out.decode()}{err.decode()}")
-            assert process.returncode == 0, f"{name}: {err.decode()}"
-            assert out, f"{name} shows nothing"
+            command = (sys.executable, "-W", "error", "-c", code)
+            assert await shown(command, cwd=tmp_path, environ=environ), f"{name} shows nothing"

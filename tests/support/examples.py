@@ -1,0 +1,77 @@
+"""What READMEs show: the code blocks that are marked to be tried, and a way to try them."""
+
+import asyncio
+import re
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+_BLOCK = r"^<!-- {mark}: ([\w. -]+) -->\n+```{language}\n(.*?)^```$"
+TIMEOUT_S = 60
+
+
+def examples(text: str, *, mark: str = "runs", language: str = "python") -> dict[str, str]:
+    """The blocks under `<!-- mark: name -->`, by name."""
+    pattern = _BLOCK.format(mark=re.escape(mark), language=language)
+    found = re.findall(pattern, text, re.MULTILINE | re.DOTALL)
+    assert len(dict(found)) == len(found), "two examples have the same name"
+    assert len(found) == text.count(f"<!-- {mark}:"), (
+        f"a mark is not right before a {language} block"
+    )
+    return dict(found)
+
+
+@asynccontextmanager
+async def started(
+    command: Sequence[str], *, cwd: Path, environ: Mapping[str, str]
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A program of its own; it does not outlive the block."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=cwd,
+        env=environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def shown(command: Sequence[str], *, cwd: Path, environ: Mapping[str, str]) -> str:
+    """What a program that ends by itself writes, once it ended well."""
+    async with started(command, cwd=cwd, environ=environ) as process:
+        out, err = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+        print(f"--- {command[-1][:40]}\n{out.decode()}{err.decode()}")
+        assert process.returncode == 0, err.decode()
+        return out.decode()
+
+
+async def spoken(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    environ: Mapping[str, str],
+    until: Callable[[list[str]], bool],
+) -> list[str]:
+    """The lines of a program that never ends, as soon as they are what is waited for."""
+    lines: list[str] = []
+    async with started(command, cwd=cwd, environ=environ) as process:
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                while not until(lines):
+                    line = await process.stdout.readline()
+                    assert line, f"it ended after {lines}"
+                    lines.append(line.decode().rstrip("\n"))
+        finally:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            with suppress(TimeoutError):
+                rest = await asyncio.wait_for(process.communicate(), 10)
+                print(f"--- {command}\n{chr(10).join(lines)}\n{rest[1].decode()[-3000:]}")
+    return lines
