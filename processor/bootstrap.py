@@ -4,14 +4,14 @@ import asyncio
 import gc
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 from processor.adapters.kafka.admin import ensure_layout, ensure_topics, layout_changed
-from processor.adapters.kafka.connection import compression_type, connection_options
+from processor.adapters.kafka.connection import client_id, compression_type, connection_options
 from processor.adapters.kafka.errors import BrokerUnreachable
 from processor.adapters.kafka.forwarder import PlainForwarder
 from processor.adapters.kafka.history import KafkaHistory, Readers
@@ -25,6 +25,7 @@ from processor.metrics import Metrics
 from processor.partition import PartitionOwner
 from processor.settings import Settings
 from processor.standby import Follower
+from processor.tracing import WorkerTraces, worker_traces
 from processor.worker import Member, Worker
 from schemas.topics import Topics
 
@@ -56,7 +57,8 @@ async def run_worker(
     once the topics have another number of partitions; it goes on through every other error.
     `stop` is set when it ends by itself, too.
     """
-    with state_dir_lock(settings.state_dir):
+    with ExitStack() as held:
+        held.enter_context(state_dir_lock(settings.state_dir))
         mismatches = await _unless_stopped(ensure_topics(settings), stop)
         if mismatches is None:
             return
@@ -65,6 +67,8 @@ async def run_worker(
         _tune_interpreter()
         kit = _fault_kit(settings)
         metrics = Metrics()
+        instance = client_id(settings, "worker")
+        traces = held.enter_context(worker_traces(group_id=settings.group_id, instance=instance))
         forwarder = PlainForwarder(
             connection_options(settings, "forwarder"), timeout_s=settings.commit_timeout_ms / 1000
         )
@@ -76,7 +80,9 @@ async def run_worker(
 
         worker = Worker(
             lambda assigned, revoked: _member(settings, kit, assigned, revoked),
-            lambda partition, member: _owner(settings, kit, partition, member, forwarder, metrics),
+            lambda partition, member: _owner(
+                settings, kit, partition, member, forwarder, metrics, traces
+            ),
             metrics=metrics,
             flow_cache_bytes=settings.flow_cache_bytes,
             watchdog_timeout_s=settings.watchdog_timeout_ms / 1000,
@@ -233,6 +239,7 @@ def _owner(
     member: Member,
     forwarder: PlainForwarder,
     metrics: Metrics,
+    traces: WorkerTraces | None,
 ) -> PartitionOwner:
     topics = Topics(settings.topic_prefix)
     connection = connection_options(settings, f"owner-{partition}")
@@ -267,6 +274,7 @@ def _owner(
         new_writer=new_writer if kit is None else kit.writer(new_writer),
         new_history=new_history if kit is None else kit.history(new_history),
         metrics=metrics,
+        traces=traces,
         batch_max_records=settings.batch_max_records,
         cache_bytes=settings.flow_cache_bytes // settings.partitions,
     )

@@ -23,6 +23,7 @@ from processor.metrics import Metrics
 from processor.ports import Fetched, Forwarder, History, Source, Table, Writer, Written
 from processor.recovery import LATE_MAX_MS, Recovery
 from processor.rows import Position, Stored
+from processor.tracing import WorkerTraces
 
 log = structlog.get_logger()
 
@@ -66,6 +67,7 @@ class PartitionOwner:
         metrics: Metrics,
         batch_max_records: int,
         cache_bytes: int,
+        traces: WorkerTraces | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         new_id: Callable[[], str] = lambda: str(uuid4()),
@@ -85,6 +87,7 @@ class PartitionOwner:
         self._new_writer = new_writer
         self._new_history = new_history
         self._metrics = metrics
+        self._traces = traces
         self._batch_max_records = batch_max_records
         self._clock = clock
         self._monotonic = monotonic
@@ -302,6 +305,7 @@ class PartitionOwner:
         return items
 
     async def _decide(self, table: Table, writer: Writer, due: Due) -> None:
+        began_ns = time.time_ns()
         items, memory = await recall(self._pending, self.cache, table)
         # Asked while we decide: the answer comes from another thread.
         untouched = asyncio.ensure_future(table.untouched())
@@ -322,8 +326,17 @@ class PartitionOwner:
                 offset=record.offset,
                 exc_info=fault,
             )
+        decided_ns = time.time_ns()
         sent = self._errands.send(batch, due)
         written = await self._commit(table, writer, batch, sent.records)
+        if self._traces is not None:
+            self._traces.decided(
+                items,
+                batch.outcomes,
+                began_ns=began_ns,
+                decided_ns=decided_ns,
+                committed_ns=time.time_ns(),
+            )
         control = self.place.topics.control
         decided = [
             (item, outcome)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiokafka import ConsumerRecord
 from aiokafka.errors import ProducerClosed
@@ -19,8 +19,12 @@ from processor.client.preparation import Prepared, prepare
 from processor.client.reader import CommittedReader, PositionLost, count_partitions
 from processor.errors import TaskflowError
 from processor.settings import Settings, load_settings
+from processor.tracing import producer_traces
 from schemas import Command, Outcome, Source, Topics
 from schemas.events import TRACEPARENT_HEADER
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 TIMEOUT_S: Final = 30.0
 IN_FLIGHT_MAX: Final = 10_000
@@ -57,6 +61,9 @@ class FlowClient:
     broker's clock decides and not ours: it holds as long as the two are less than half a window
     apart, 30 minutes by default. `settings.dedupe_window_ms` must be that of the workers.
 
+    Where the program has set up OpenTelemetry (or `tracer_provider` is given), each command gets a
+    span and takes its context along, unless the caller gives a `traceparent`.
+
     Outcomes are read from the moment of the first `send`; a client that only publishes reads
     none. Entering raises BrokerUnreachable, after some patience.
     """
@@ -67,6 +74,7 @@ class FlowClient:
         *,
         expire: bool = True,
         in_flight_max: int = IN_FLIGHT_MAX,
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         self._settings = settings = settings or load_settings()
         self._topics = Topics(settings.topic_prefix)
@@ -80,6 +88,7 @@ class FlowClient:
         self._following: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
         self._closed = False
+        self._traces = producer_traces(tracer_provider)
 
     async def __aenter__(self) -> Self:
         try:
@@ -182,6 +191,16 @@ class FlowClient:
         if self._closed:
             raise ProducerClosed
         await self._find(sending.topic)
+        if self._traces is None:
+            return await self._write(sending)
+        with self._traces.sending(
+            sending.topic, sending.key, sending.command, sending.headers
+        ) as span:
+            receipt = await self._write(sending)
+            self._traces.written(span, receipt.partition, receipt.offset)
+            return receipt
+
+    async def _write(self, sending: "_Sending") -> Receipt:
         try:
             written = await self._producer.send(
                 sending.topic,

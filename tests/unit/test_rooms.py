@@ -19,7 +19,7 @@ ROOMS = (
     *("schemas", "errors", "settings", "domain"),
     *("rows", "codec", "placement"),
     *("batch", "burial", "handler", "cache"),
-    *("ports", "recovery", "repair", "loading", "metrics"),
+    *("ports", "recovery", "repair", "loading", "metrics", "tracing"),
     *("timers", "retention", "errands", "partition", "standby", "worker"),
     *("logs", "http", "adapters", "client", "faults", "bootstrap"),
     *("embedded", "broker", "ops", "torture", "program", "cli", "__main__"),
