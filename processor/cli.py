@@ -15,6 +15,7 @@ from processor.program import (
     flow,
     prune,
     rebuild,
+    replay,
     send,
     streams,
     topics,
@@ -56,6 +57,7 @@ app.add_typer(flow.app, name="flow")
 app.command("prune")(prune.prune)
 app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
+app.add_typer(replay.app, name="replay")
 app.command("torture")(torture.torture)
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from processor.domain.facts import Fact
 from processor.rows import ledger_key
 from schemas.commands import COMMANDS, MODELS, Command
+from schemas.events import EventKind
 from schemas.flow import Flow, FlowStatus
 from schemas.outcomes import Code, Verdict
 from schemas.values import (
@@ -119,6 +120,18 @@ def event_doc(event_id: int, fact: Fact, command: Command, source: str) -> bytes
         f'"source":{source},"schema_version":{SCHEMA_VERSION}}}'
     )
     return before.encode() + orjson.dumps(payload) + after.encode()
+
+
+def fact_of(event: Mapping[str, Any]) -> Fact:
+    """What a FlowEvent as JSON says that happened."""
+    return Fact(
+        EventKind(event["kind"]),
+        event["flow_id"],
+        event["at"],
+        event["revision"],
+        FlowStatus(event["status"]),
+        event["payload_json"],
+    )
 
 
 def outcome_doc(

@@ -20,9 +20,8 @@ import orjson
 import structlog
 
 from processor.batch import Place, first_event_id
-from processor.codec import Record, encode, flow_doc
+from processor.codec import Record, encode, fact_of, flow_doc
 from processor.domain.evolve import evolve, observed_step
-from processor.domain.facts import Fact
 from processor.errors import CursorMissing, HistoryLost, TableDistrusted, WrittenByNewer
 from processor.ports import Extent, History, Table
 from processor.rows import Changes, FlowRow, Position, Remembered, StepRow, Stored, ledger_key
@@ -179,7 +178,7 @@ class Recovery:
 
     async def _knows_answers_before(self, extent: Extent) -> bool:
         records = await last_records(self._history, self._topics.outcomes, extent)
-        answers = map(_remembered, (orjson.loads(record.value or b"") for record in records))
+        answers = map(answer_of, (orjson.loads(record.value or b"") for record in records))
         newest = {answer.key: answer for answer in answers if answer is not None}
         found = await self._table.recall(sorted(newest))
         # Whoever answered without an event noted which one would have come next.
@@ -258,14 +257,7 @@ class Recovery:
                 f"audit partition {self._place.partition} holds event {event['id']} at offset "
                 f"{record.offset}, where {position.next_event_id} must stand"
             )
-        fact = Fact(
-            EventKind(event["kind"]),
-            event["flow_id"],
-            event["at"],
-            event["revision"],
-            FlowStatus(event["status"]),
-            event["payload_json"],
-        )
+        fact = fact_of(event)
         flow = evolve(fold.flow(fact.flow_id), fact)
         if fact.kind is EventKind.STEP_OBSERVED:
             fold.put_step(StepRow(observed_step(fact), encode(fact.payload["step"])))
@@ -298,7 +290,7 @@ class Recovery:
                 source = outcome["source"]
                 field = "commands" if source["topic"] == self._topics.commands else "control"
                 position = position._replace(**{field: source["offset"] + 1})
-            row = _remembered(outcome)
+            row = answer_of(outcome)
             if row is not None:
                 remembered[row.key] = row
         newest = records[-1]
@@ -687,7 +679,7 @@ def _take_snapshot(fold: _Fold, record: Record) -> None:
         fold.put(flow, encode(value["flow"]), value["last_event_id"], chain)
 
 
-def _remembered(outcome: Mapping[str, Any]) -> Remembered | None:
+def answer_of(outcome: Mapping[str, Any]) -> Remembered | None:
     """The ledger's row of an outcome; None if a resend would be decided anew."""
     if outcome["verdict"] not in (Verdict.ACCEPTED, Verdict.REJECTED) or outcome["dry_run"]:
         return None

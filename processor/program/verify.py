@@ -1,6 +1,5 @@
 """`taskflow verify`: whether all that was promised holds, from the topics and tables themselves."""
 
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import typer
 from aiokafka.errors import OffsetOutOfRangeError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from processor.adapters.kafka.admin import partition_counts
@@ -32,6 +30,7 @@ from processor.ops.verify import Scope, Watcher
 from processor.ops.verify import verify as verified
 from processor.program.options import duration_ms, flow_id_of, since_ms
 from processor.program.output import console, for_people, plain, say, table, write_json
+from processor.program.progress import Bar, progress_bar
 from processor.program.running import Refused, run, settings_and_logs
 from processor.settings import Settings
 from schemas.topics import Topics
@@ -83,7 +82,7 @@ async def _verify(
     topics = Topics(settings.topic_prefix)
     scope = Scope(
         topics=topics,
-        partitions=await _partitions(settings, topics),
+        partitions=await partitions_of(settings, topics),
         window_ms=settings.dedupe_window_ms,
         since_ms=since_at,
         flow_id=flow_id,
@@ -100,8 +99,8 @@ async def _verify(
         finally:
             await log.close()
 
-    with _progress() as watcher:
-        return await verified(scope, logs, LocalTables(settings), watcher=watcher)
+    with progress_bar("verifying") as bar:
+        return await verified(scope, logs, LocalTables(settings), watcher=_Watched(bar))
 
 
 @contextmanager
@@ -116,7 +115,7 @@ def retention_told(settings: Settings) -> Iterator[None]:
             ) from error
 
 
-async def _partitions(settings: Settings, topics: Topics) -> int:
+async def partitions_of(settings: Settings, topics: Topics) -> int:
     """How many partitions the topics have. Raises TopicsWrong if they differ, or are missing."""
     there = await partition_counts(settings)
     counts = {name: there.get(name) for name, _ in topics}
@@ -188,46 +187,20 @@ class LocalTables:
         return None
 
 
-@contextmanager
-def _progress() -> Iterator[Watcher]:
-    """A bar on standard error, if a person looks at it."""
-    if not sys.stderr.isatty():
-        yield Watcher()
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield _Bar(progress)
-
-
-class _Bar(Watcher):
+class _Watched(Watcher):
     """Counts offsets, of all partitions together."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("verifying", total=None)
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
 
     def expect(self, offsets: int) -> None:
-        total = self._progress.tasks[0].total or 0
-        self._progress.update(self._task, total=total + offsets)
+        self._bar.expect(offsets)
 
     def read(self, offsets: int) -> None:
-        self._progress.advance(self._task, offsets)
+        self._bar.advance(offsets)
 
     def at(self, partition: int, what: str) -> None:
-        self._progress.update(self._task, description=f"partition {partition}: {what}")
-
-
-class _Rate(ProgressColumn):
-    """Offsets a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
+        self._bar.at(f"partition {partition}: {what}")
 
 
 def _show(out: Console, report: Report) -> None:

@@ -1,6 +1,7 @@
 """Runs the benchmarks and prints their tables, with the machine that they were run on."""
 
 import argparse
+import asyncio
 import os
 import platform
 import tempfile
@@ -11,7 +12,7 @@ import psutil
 import uvloop
 
 from processor.broker import embedded_broker
-from tests.benchmarks import latency, stages, throughput, timers
+from tests.benchmarks import latency, replay, stages, throughput, timers
 
 
 def machine() -> str:
@@ -62,6 +63,10 @@ async def main(chosen: argparse.Namespace) -> None:
     print(f"load average before: {os.getloadavg()[0]:.2f}\n", flush=True)
     if not chosen.timers_only:
         await commands(chosen.commands, chosen.seconds, chosen.runs)
+        print("\nRecorded commands through `taskflow replay check`, from a file:\n", flush=True)
+        for line in await asyncio.to_thread(lambda: [*replay.report()]):
+            print(line, flush=True)
+        print()
     async for line in timers.report(chosen.waits, chosen.herd, chosen.seconds):
         print(line, flush=True)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Any
 
-from processor.batch import Place, first_event_id
+from processor.batch import Batch, Place, first_event_id
 from processor.ops.ports import Extent, TableFlow, TablePosition, TableProblem, TableStep
 from processor.ops.report import Report
 from processor.ops.verify import Scope, Watcher, verify
@@ -74,14 +74,19 @@ class Recorded:
         for at, batch in batches.items() if decide else ():
             self.decide(at, batch)
 
-    def decide(self, partition: int, batch: Sequence[Appended]) -> None:
-        """One transaction."""
-        written = self.owner(partition).handle(batch)
-        assert not written.faults
+    def decide(self, partition: int, batch: Sequence[Appended]) -> Batch:
+        """One transaction, and one for each copy of what was forwarded."""
+        written = self.commit(partition, batch)
         for topic, home, copied, _ in written.forwards:
             name = topic.removeprefix(f"{TOPICS.prefix}.")
             again = self.append(name, home, copied.key, copied.value, tuple(copied.headers))
             self.decide(home, [again])
+        return written
+
+    def commit(self, partition: int, batch: Sequence[Appended]) -> Batch:
+        """One transaction. What is to be forwarded, or woken, is the caller's to do."""
+        written = self.owner(partition).handle(batch)
+        assert not written.faults
         for name, some in (
             ("audit", written.audit),
             ("outcomes", written.outcomes),
@@ -91,6 +96,7 @@ class Recorded:
             for key, value, headers in some:
                 self.append(name, partition, key, value, tuple(headers))
             self._next[name, partition] = self._next.get((name, partition), 0) + 1  # the marker
+        return written
 
     def owner(self, partition: int) -> Partition:
         if partition not in self._owners:
@@ -143,13 +149,13 @@ class Recorded:
         chosen = {"at_rest": True, "grace_s": 0.0, **scope}
         return await verify(
             Scope(TOPICS, self.partitions, self.window_ms, **chosen),
-            self._logs,
+            self.logs,
             _Tables(self.tables),
             watcher=watcher,
         )
 
     @asynccontextmanager
-    async def _logs(self, partition: int) -> AsyncIterator["_Log"]:
+    async def logs(self, partition: int) -> AsyncIterator["_Log"]:
         yield _Log(self, partition)
 
 

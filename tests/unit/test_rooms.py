@@ -39,8 +39,11 @@ VERIFIES = {
 replay, explain and repair, and use the processor's own."""
 VERIFIERS_KNOW = {"schemas", "errors", "ops"}
 KNOW_KAFKA = {"adapters", "placement", "client", "broker", "torture", "program"}
-SCRATCH = ROOT / "processor" / "ops" / "scratch.py"
-"""A temporary file of its own, and no table."""
+SCRATCH = {
+    ROOT / "processor" / "ops" / "scratch.py",
+    ROOT / "processor" / "ops" / "replay" / "store.py",
+}
+"""Temporary files of their own, and no tables."""
 NOT_IN_THE_DOMAIN = {
     *("asyncio", "threading", "time", "random", "logging", "structlog"),
     *("os", "pathlib", "socket", "sqlite3", "aiosqlite", "aiokafka"),
@@ -116,7 +119,7 @@ def test_clients_of_kafka_and_sqlite_stay_in_their_rooms():
         top = {name.split(".")[0] for name in imported(path)}
         if "aiokafka" in top:
             assert own_room(path) in KNOW_KAFKA, path
-        if top & {"sqlite3", "aiosqlite"} and path != SCRATCH:
+        if top & {"sqlite3", "aiosqlite"} and path not in SCRATCH:
             assert path.parent == ROOT / "processor" / "adapters" / "sqlite", path
 
 

@@ -1,0 +1,1 @@
+"""Recorded commands through the code at hand, and what it decides in another way."""

@@ -1,0 +1,304 @@
+"""A history as it stands on the topics of one partition number.
+
+The order is that of the outcomes, and in step with them are read the commands that they answer,
+the events that they name, and the dead letters. An outcome's offset follows right upon the one
+before if both are of one transaction: behind the last stands the transaction's marker.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from processor.batch import Outgoing, first_event_id, new_outgoing
+from processor.ops.ports import Extent, Log, Record
+from processor.ops.reading import Heard, Stream
+from processor.ops.replay.recorded import (
+    Beginning,
+    Decided,
+    HistoryUnusable,
+    Rules,
+    Snapshot,
+)
+from processor.ops.replay.store import Store
+from processor.recovery import LATE_MAX_MS, answer_of
+from processor.timers import ACTOR
+from schemas.dead_letters import SOURCE_OFFSET, SOURCE_TOPIC
+from schemas.events import CHAIN_HEADER
+from schemas.state import CURSOR_PREFIX
+
+_DECIDED: Final = b'"verdict":"accepted"'
+
+
+class _Point(NamedTuple):
+    """The outcome from which a history goes on: its offset, and when it was appended."""
+
+    outcome: int
+    at_ms: int
+
+
+class LivePartition:
+    """Reads `log` once. `since_ms`: leave out what was answered before; what came of it is taken
+    from the fold of `audit`. `heard` is told how many outcomes were passed."""
+
+    def __init__(
+        self,
+        log: Log,
+        rules: Rules,
+        partition: int,
+        *,
+        since_ms: int | None = None,
+        heard: Heard = lambda _: None,
+    ) -> None:
+        self._log = log
+        self._place = rules.place(partition)
+        self._topics = self._place.topics
+        self._since_ms = since_ms
+        self._heard = heard
+        self._extents: dict[str, Extent] = {}
+        self._streams: dict[str, Stream] = {}
+        self._waking: list[str] = []
+
+    async def outcomes(self) -> int:
+        """How many offsets of outcomes there are."""
+        extent = await self._log.extent(self._topics.outcomes)
+        return extent.stable - extent.start
+
+    async def begin(self, store: Store) -> Beginning:
+        topics, log = self._topics, self._log
+        # Outcomes first: what they speak of is there by now.
+        for topic in (topics.outcomes, topics.audit, topics.dead_letters, *self._sources):
+            self._extents[topic] = await log.extent(topic)
+        outcomes = self._extents[topics.outcomes]
+        point = await self._point()
+        if point is None:
+            for topic in (topics.outcomes, topics.audit, topics.dead_letters, *self._sources):
+                self._open(topic, self._extents[topic].start)
+            next_id = first_event_id(self._place.partition)
+            return Beginning(next_id, None, 0, 0)
+        self._heard(point.outcome - outcomes.start)
+        await self._remember(store, point)
+        self._open(topics.outcomes, point.outcome)
+        first_event = await self._first_event(point.outcome)
+        next_id = await self._fold(store, first_event)
+        starts = await self._first_sources(point.outcome)
+        for topic in self._sources:
+            self._open(topic, starts[topic])
+        self._open(topics.dead_letters, self._extents[topics.dead_letters].start)
+        return Beginning(next_id, point.at_ms, *(starts[topic] for topic in self._sources))
+
+    async def decided(self) -> AsyncIterator[Sequence[Decided]]:
+        outcomes = self._streams[self._topics.outcomes]
+        batch: list[Decided] = []
+        follows = -1
+        while (record := await outcomes.take()) is not None:
+            if record.offset != follows and batch:
+                yield batch
+                batch = []
+            batch.append(await self._one(record))
+            follows = record.offset + 1
+        if batch:
+            yield batch
+        control = self._streams[self._topics.control]
+        while (record := await control.take()) is not None:
+            if (flow_id := _woken(record)) is not None:
+                self._waking.append(flow_id)
+        for stream in self._streams.values():
+            await stream.close()
+
+    async def snapshots(self) -> AsyncIterator[Sequence[Snapshot]]:
+        extent = await self._log.extent(self._topics.state)
+        cursor = CURSOR_PREFIX.encode()
+        async for records in self._log.read(self._topics.state, extent.start, extent.stable):
+            yield [
+                Snapshot(record.key, record.value)
+                for record in records
+                if record.key and record.value and not record.key.startswith(cursor)
+            ]
+
+    def waking(self) -> Sequence[str]:
+        return self._waking
+
+    @property
+    def _sources(self) -> tuple[str, str]:
+        return self._topics.commands, self._topics.control
+
+    def _open(self, topic: str, start: int) -> None:
+        end = self._extents[topic].stable
+        heard = self._heard if topic == self._topics.outcomes else _ignored
+        self._streams[topic] = Stream(self._log, topic, start, end, heard)
+
+    # Where to begin
+
+    async def _point(self) -> _Point | None:
+        """The first outcome from which on every command is still there, or behind the last; None:
+        the very first."""
+        outcomes = self._extents[self._topics.outcomes]
+        starts = {topic: self._extents[topic].start for topic in self._sources}
+        least = outcomes.start
+        if self._since_ms is not None:
+            found = await self._log.offset_at(self._topics.outcomes, self._since_ms)
+            least = outcomes.stable if found is None else max(least, found)
+        if least == 0 and not any(starts.values()):
+            return None
+        # Each topic's commands are answered in their order: once its first that is left was
+        # answered, none is missing any more.
+        missing = {topic for topic, start in starts.items() if start > 0}
+        point: _Point | None = None
+        async for records in self._log.read(self._topics.outcomes, outcomes.start, outcomes.stable):
+            for record in records:
+                source = orjson.loads(record.value or b"")["source"]
+                if source["offset"] < starts[source["topic"]]:
+                    point = None
+                    continue
+                missing.discard(source["topic"])
+                if point is None and record.offset >= least:
+                    point = _Point(record.offset, record.timestamp)
+            if not missing and point is not None:
+                break
+        return point or _Point(outcomes.stable, self._since_ms or 0)
+
+    async def _remember(self, store: Store, point: _Point) -> None:
+        """Answers that a command from `point` on may be a resend of."""
+        if point.outcome >= self._extents[self._topics.outcomes].stable:
+            return
+        since_ms = max(0, point.at_ms - self._place.dedupe_window_ms - LATE_MAX_MS)
+        start = await self._log.offset_at(self._topics.outcomes, since_ms)
+        if start is None or start >= point.outcome:
+            return
+        async for records in self._log.read(self._topics.outcomes, start, point.outcome):
+            answers = (answer_of(orjson.loads(record.value or b"")) for record in records)
+            store.remember(answer for answer in answers if answer is not None)
+
+    async def _first_event(self, start: int) -> int | None:
+        """The first event that an outcome from `start` on has caused; None if none has."""
+        end = self._extents[self._topics.outcomes].stable
+        async for records in self._log.read(self._topics.outcomes, start, end):
+            for record in records:
+                if (caused := _caused(record)) is not None and caused:
+                    return caused[0]
+        return None
+
+    async def _fold(self, store: Store, until_id: int | None) -> int:
+        """Fold the events before `until_id`; the id that comes next. Raises HistoryUnusable."""
+        topic = self._topics.audit
+        extent = self._extents[topic]
+        if extent.start > 0:
+            raise HistoryUnusable(
+                f"{topic} partition {self._place.partition} begins at offset {extent.start}: what "
+                "flows were before cannot be told."
+            )
+        stream = Stream(self._log, topic, extent.start, extent.stable, _ignored)
+        self._streams[topic] = stream
+        next_id = first_event_id(self._place.partition)
+        while (record := await stream.head()) is not None:
+            event = orjson.loads(record.value or b"")
+            if until_id is not None and event["id"] >= until_id:
+                break
+            try:
+                store.fold(event, dict(record.headers)[CHAIN_HEADER])
+            except Exception as error:
+                raise HistoryUnusable(
+                    f"The event at offset {record.offset} of {topic} partition "
+                    f"{record.partition} cannot be folded ({error}); `taskflow verify` says more."
+                ) from error
+            next_id = event["id"] + 1
+            await stream.take()
+        return next_id
+
+    async def _first_sources(self, start: int) -> dict[str, int]:
+        """The first offset of each source that an outcome from `start` on answers."""
+        found: dict[str, int] = {}
+        end = self._extents[self._topics.outcomes].stable
+        async for records in self._log.read(self._topics.outcomes, start, end):
+            for record in records:
+                source = orjson.loads(record.value or b"")["source"]
+                found.setdefault(source["topic"], source["offset"])
+            if len(found) == len(self._sources):
+                break
+        return {topic: found.get(topic, self._extents[topic].stable) for topic in self._sources}
+
+    # In step
+
+    async def _one(self, record: Record) -> Decided:
+        outcome = orjson.loads(record.value or b"")
+        source = await self._source(outcome["source"], record)
+        events = []
+        for event_id in _caused(record, outcome) or ():
+            events.append(await self._event(event_id, record))
+        letter = None
+        if outcome["verdict"] == "quarantined":
+            letter = await self._letter(source)
+        return Decided(source, _kept(record), events, letter)
+
+    async def _source(self, place: Mapping[str, Any], record: Record) -> Record:
+        stream = self._streams[place["topic"]]
+        source = await stream.take()
+        while source is not None and source.offset < place["offset"]:
+            source = await stream.take()
+        if source is None or source.offset != place["offset"]:
+            raise self._broken(record, f"answers {place}, which is not there")
+        return source
+
+    async def _event(self, event_id: int, record: Record) -> Outgoing:
+        event = await self._streams[self._topics.audit].take()
+        if event is None or orjson.loads(event.value or b"")["id"] != event_id:
+            raise self._broken(record, f"names event {event_id}, which does not come next")
+        return _kept(event)
+
+    async def _letter(self, source: Record) -> Outgoing | None:
+        """None where retention took it."""
+        stream = self._streams[self._topics.dead_letters]
+        while (letter := await stream.head()) is not None:
+            headers = dict(letter.headers)
+            topic = headers.get(SOURCE_TOPIC, b"").decode()
+            offset = int(headers.get(SOURCE_OFFSET, b"-1"))
+            if (topic, offset) == (source.topic, source.offset):
+                await stream.take()
+                return _kept(letter)
+            if letter.timestamp >= source.timestamp and not self._is_before(topic, offset):
+                return None
+            await stream.take()
+        return None
+
+    def _is_before(self, topic: str, offset: int) -> bool:
+        """Whether that record was read already: its letter is of before the history begins."""
+        stream = self._streams.get(topic)
+        return stream is None or offset < stream.passed
+
+    def _broken(self, record: Record, why: str) -> HistoryUnusable:
+        return HistoryUnusable(
+            f"The outcome at offset {record.offset} of {record.topic} partition "
+            f"{record.partition} {why}; `taskflow verify` says more."
+        )
+
+
+def _ignored(_: int) -> None:
+    """Only outcomes are counted."""
+
+
+def _kept(record: Record) -> Outgoing:
+    return new_outgoing((record.key, record.value, record.headers))
+
+
+def _caused(record: Record, outcome: Mapping[str, Any] | None = None) -> Sequence[int] | None:
+    """The ids of the events that an outcome tells of as its own."""
+    if outcome is None:
+        if _DECIDED not in (record.value or b""):
+            return None
+        outcome = orjson.loads(record.value or b"")
+    if outcome["verdict"] != "accepted":
+        return None
+    ids: Sequence[int] = outcome["event_ids"]
+    return ids
+
+
+def _woken(record: Record) -> str | None:
+    """The flow that a wake of the processor's own is for."""
+    try:
+        command = orjson.loads(record.value or b"")
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(command, dict) or command.get("kind") != "wake":
+        return None
+    return command.get("flow_id") if command.get("issued_by") == ACTOR else None

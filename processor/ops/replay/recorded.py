@@ -1,0 +1,95 @@
+"""A history: what was decided in which order, and the rules by which it was."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+from processor.batch import Outgoing, Place
+from processor.codec import Record
+from processor.domain.decide import Limits
+from processor.errors import TaskflowError
+from processor.ops.replay.store import Store
+from schemas.topics import Topics
+
+FORMAT: Final = 1
+"""Of a history in a file."""
+
+
+class HistoryUnusable(TaskflowError):
+    """What is recorded does not suffice for a replay, or is damaged; the sentence says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings by which commands were decided."""
+
+    prefix: str
+    partitions: int
+    dedupe_window_ms: int
+    timer_max_horizon_ms: int
+
+    def place(self, partition: int) -> Place:
+        """A partition under these rules."""
+        return Place(
+            partition,
+            self.partitions,
+            Topics(self.prefix),
+            self.dedupe_window_ms,
+            Limits(self.timer_max_horizon_ms),
+        )
+
+
+class Head(NamedTuple):
+    """What a file says of itself. `version` of taskflow wrote it, `at` a time."""
+
+    version: str
+    at: str
+    rules: Rules
+    partitions: Sequence[int]
+
+
+class Decided(NamedTuple):
+    """A command, and all that was written about it. `letter`: its dead letter, if it has one."""
+
+    record: Record
+    outcome: Outgoing
+    events: Sequence[Outgoing] = ()
+    letter: Outgoing | None = None
+
+
+class Snapshot(NamedTuple):
+    """A flow or a step as `state` has it."""
+
+    key: bytes
+    value: bytes
+
+
+class Beginning(NamedTuple):
+    """Where a partition's history begins.
+
+    `next_event_id` is the first event's id. `front_ms` is None at the very beginning; else what was
+    answered before that time may not be known. `commands` and `control` are the first offsets.
+    """
+
+    next_event_id: int
+    front_ms: int | None
+    commands: int
+    control: int
+
+
+class RecordedPartition(Protocol):
+    """The history of one partition, read once from front to end."""
+
+    async def begin(self, store: Store) -> Beginning:
+        """Put into `store` what was known before the first decision."""
+
+    def decided(self) -> AsyncIterator[Sequence[Decided]]:
+        """The commands of one transaction at a time, in the order of decision. Each is whole, but
+        dead letters and events may be missing where retention took them."""
+
+    def snapshots(self) -> AsyncIterator[Sequence[Snapshot]]:
+        """What `state` says of flows and steps, older snapshots too, once all decisions were read;
+        some may be of later."""
+
+    def waking(self) -> Sequence[str]:
+        """Flows for which a wake of the processor's own stands behind the last decision."""

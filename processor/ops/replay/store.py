@@ -1,0 +1,318 @@
+"""What a replayed partition remembers: its flows with their steps, and its answers.
+
+The ones used last are in memory; beyond a bound the others go to a temporary file.
+"""
+
+import pickle
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import orjson
+
+from processor.batch import Decoded, Memory, needs, snapshot_of
+from processor.cache import weight_bytes
+from processor.codec import encode, fact_of, flow_doc
+from processor.domain.evolve import evolve, observed_step
+from processor.ops.scratch import ScratchFailed
+from processor.rows import Changes, FlowRow, Remembered, StepRow, new_flow_row
+from schemas.events import CHAIN_START, EventKind
+from schemas.flow import Flow, FlowStep
+
+FLOWS_BYTES: Final = 256 * 1024 * 1024
+ANSWERS_MAX: Final = 300_000
+SPILLED_SHARE: Final = 0.9
+"""What is left in memory of a bound that was exceeded."""
+AT_ONCE: Final = 500
+
+_SCHEMA: Final = """
+    CREATE TABLE flow (n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, known BLOB NOT NULL);
+    CREATE TABLE answer (
+        n INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, at_ms INTEGER NOT NULL, row BLOB NOT NULL
+    );
+"""
+
+Steps = dict[str, StepRow]
+"""A flow's steps by run id."""
+
+
+class Known:
+    """A flow and its steps."""
+
+    __slots__ = ("row", "steps", "weight")
+
+    def __init__(self, row: FlowRow, steps: Steps) -> None:
+        self.row = row
+        self.steps = steps
+        self.weight = weight_bytes(row)
+
+
+@contextmanager
+def open_store(
+    directory: Path | None = None,
+    *,
+    flows_bytes: int = FLOWS_BYTES,
+    answers_max: int = ANSWERS_MAX,
+) -> Iterator["Store"]:
+    """An empty one; its file is made when it is needed and removed in the end.
+
+    Raises ScratchFailed, also out of the block.
+    """
+    try:
+        with TemporaryDirectory(prefix="taskflow-replay-", dir=directory) as home:
+            store = Store(Path(home) / "store.db", flows_bytes, answers_max)
+            try:
+                yield store
+            finally:
+                store.close()
+    except sqlite3.Error as error:
+        raise ScratchFailed(f"The temporary file in {directory or 'TMPDIR'}: {error}.") from error
+
+
+class Store:
+    """Made by `open_store`."""
+
+    def __init__(self, path: Path, flows_bytes: int, answers_max: int) -> None:
+        self._path = path
+        self._flows_bytes = flows_bytes
+        self._answers_max = answers_max
+        self._file: sqlite3.Connection | None = None
+        self._flows: OrderedDict[str, Known] = OrderedDict()
+        self._size_bytes = 0
+        self._answers: dict[bytes, Remembered] = {}
+        self._spilled_flows = self._spilled_answers = False
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    # Reading
+
+    def flow(self, flow_id: str) -> FlowRow | None:
+        known = self.known_flow(flow_id)
+        return None if known is None else known.row
+
+    def known_flow(self, flow_id: str) -> Known | None:
+        """A flow with its steps; None if there is none."""
+        known = self._flows.get(flow_id)
+        if known is not None:
+            self._flows.move_to_end(flow_id)
+        elif self._spilled_flows:
+            found = self._db.execute("SELECT known FROM flow WHERE id = ?", (flow_id,)).fetchone()
+            if found is not None:
+                known = _read(found[0])
+                self._put(flow_id, known)
+        return known
+
+    def memory(self, items: Sequence[Decoded]) -> Memory:
+        """What must be known of the flows of `items`."""
+        needed = needs(items)
+        memory = Memory()
+        flows, here = memory.flows, self._flows
+        for flow_id in needed.flows:
+            known = here.get(flow_id)
+            if known is not None:
+                here.move_to_end(flow_id)
+                flows[flow_id] = known.row
+            else:
+                flows[flow_id] = self.flow(flow_id) if self._spilled_flows else None
+        for flow_id, run_id in needed.steps:
+            known = self.known_flow(flow_id)
+            if known is not None and run_id in known.steps:
+                memory.steps[flow_id, run_id] = known.steps[run_id]
+        for flow_id in needed.pruned:
+            known = self.known_flow(flow_id)
+            memory.run_ids[flow_id] = [] if known is None else [*known.steps]
+        answers = self._answers
+        memory.ledger = {key: answers[key] for key in needed.ledger if key in answers}
+        if self._spilled_answers:
+            missing = [key for key in needed.ledger if key not in answers]
+            memory.ledger |= {row.key: row for row in self._spilled(missing)}
+        return memory
+
+    def answer(self, key: bytes) -> Remembered | None:
+        row = self._answers.get(key)
+        if row is None and self._spilled_answers:
+            return next(self._spilled([key]), None)
+        return row
+
+    def known(self) -> Iterator[Known]:
+        """All flows, in no order. Nothing may be changed meanwhile."""
+        yield from self._flows.values()
+        if self._spilled_flows:
+            for flow_id, raw in self._db.execute("SELECT id, known FROM flow"):
+                if flow_id not in self._flows:
+                    yield _read(raw)
+
+    def answers(self) -> Iterator[Remembered]:
+        """All answers, the oldest first. Nothing may be changed meanwhile."""
+        if self._spilled_answers:
+            for key, raw in self._db.execute("SELECT key, row FROM answer ORDER BY n"):
+                if key not in self._answers:
+                    yield Remembered(*pickle.loads(raw))
+        yield from self._answers.values()
+
+    # Writing
+
+    def keep(self, changes: Changes) -> None:
+        """What a batch leaves behind."""
+        for row in changes.deleted:
+            self.drop(row.flow.id)
+        for before, row in changes.updated:
+            known = self._flows.get(before.flow.id)
+            if known is None:  # it was thrown out since it was read
+                known = self.known_flow(before.flow.id)
+                assert known is not None
+            # What a document weighs changes little: a flow is weighed when it comes in.
+            known.row = row
+        for row in changes.inserted:
+            self._put(row.flow.id, Known(row, {}))
+        for step in changes.steps:
+            known = self.known_flow(step.step.flow_id)
+            if known is not None:
+                self._put_step(known, step)
+        self.remember(changes.remembered)
+        self._spill()
+
+    def remember(self, rows: Iterable[Remembered]) -> None:
+        """Answers, in the order in which they were given."""
+        answers = self._answers
+        for row in rows:
+            if row.key in answers:
+                del answers[row.key]  # the newer one goes behind
+            answers[row.key] = row
+
+    def forget(self, before_ms: int) -> None:
+        """Drop answers that no command appended from now on can be a resend of."""
+        answers = self._answers
+        while answers:
+            key = next(iter(answers))
+            if answers[key].at_ms >= before_ms:
+                break
+            del answers[key]
+        if self._spilled_answers:
+            self._db.execute("DELETE FROM answer WHERE at_ms < ?", (before_ms,))
+
+    def put(self, row: FlowRow, steps: Iterable[StepRow] = ()) -> None:
+        """A flow as it stands."""
+        known = Known(row, {})
+        self._put(row.flow.id, known)
+        for step in steps:
+            self._put_step(known, step)
+        self._spill()
+
+    def drop(self, flow_id: str) -> None:
+        """A flow and its steps are gone."""
+        known = self._flows.pop(flow_id, None)
+        if known is not None:
+            self._size_bytes -= known.weight
+        if self._spilled_flows:
+            self._db.execute("DELETE FROM flow WHERE id = ?", (flow_id,))
+
+    def fold(self, event: dict[str, Any], chain: bytes) -> None:
+        """A FlowEvent as JSON, with the value of its chain header. Raises what a fact raises that
+        cannot have happened."""
+        fact = fact_of(event)
+        known = self.known_flow(fact.flow_id)
+        flow = evolve(known.row.flow if known else None, fact)
+        if flow is None:
+            self.drop(fact.flow_id)
+            return
+        row = new_flow_row((flow, flow_doc(flow), event["id"], chain, 1))
+        if known is None:
+            known = Known(row, {})
+            self._put(fact.flow_id, known)
+        else:
+            known.row = row
+        if fact.kind is EventKind.STEP_OBSERVED:
+            self._put_step(known, StepRow(observed_step(fact), encode(fact.payload["step"])))
+        self._spill()
+
+    def chain(self, flow_id: str) -> bytes:
+        """The newest value of a flow's chain."""
+        row = self.flow(flow_id)
+        return CHAIN_START if row is None else row.chain
+
+    def _put(self, flow_id: str, known: Known) -> None:
+        old = self._flows.pop(flow_id, None)
+        if old is not None:
+            self._size_bytes -= old.weight
+        self._flows[flow_id] = known
+        self._size_bytes += known.weight
+
+    def _put_step(self, known: Known, step: StepRow) -> None:
+        known.steps[step.step.run_id] = step
+        known.weight += len(step.doc)
+        self._size_bytes += len(step.doc)
+
+    # The file
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._file is None:
+            self._file = sqlite3.connect(self._path, isolation_level=None)
+            for setting in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE"):
+                self._file.execute(f"PRAGMA {setting}")
+            self._file.executescript(_SCHEMA)
+        return self._file
+
+    def _spilled(self, keys: Sequence[bytes]) -> Iterator[Remembered]:
+        for start in range(0, len(keys), AT_ONCE):
+            some = keys[start : start + AT_ONCE]
+            marks = ",".join("?" * len(some))
+            for (raw,) in self._db.execute(f"SELECT row FROM answer WHERE key IN ({marks})", some):
+                yield Remembered(*pickle.loads(raw))
+
+    def _spill(self) -> None:
+        if self._size_bytes > self._flows_bytes:
+            out = []
+            while self._flows and self._size_bytes > self._flows_bytes * SPILLED_SHARE:
+                flow_id, known = self._flows.popitem(last=False)
+                self._size_bytes -= known.weight
+                out.append((flow_id, _written(known)))
+            self._in_one("INSERT OR REPLACE INTO flow (id, known) VALUES (?, ?)", out)
+            self._spilled_flows = True
+        if len(self._answers) > self._answers_max:
+            rows = []
+            for _ in range(len(self._answers) - int(self._answers_max * SPILLED_SHARE)):
+                key = next(iter(self._answers))
+                row = self._answers.pop(key)
+                rows.append((key, row.at_ms, pickle.dumps(tuple(row))))
+            self._in_one("INSERT OR REPLACE INTO answer (key, at_ms, row) VALUES (?, ?, ?)", rows)
+            self._spilled_answers = True
+
+    def _in_one(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        db = self._db
+        db.execute("BEGIN")
+        db.executemany(statement, rows)
+        db.execute("COMMIT")
+
+
+def known_doc(known: Known) -> dict[str, Any]:
+    """A flow and its steps as JSON, from which `read_known` makes it again."""
+    snapshot: dict[str, Any] = orjson.loads(snapshot_of(known.row))
+    return {**snapshot, "steps": [orjson.loads(step.doc) for step in known.steps.values()]}
+
+
+def read_known(doc: dict[str, Any]) -> Known:
+    """Raises ValidationError, KeyError."""
+    flow = Flow.model_validate(doc["flow"], strict=False)
+    chain = bytes.fromhex(doc["chain"])
+    known = Known(new_flow_row((flow, flow_doc(flow), doc["last_event_id"], chain, 1)), {})
+    for one in doc["steps"]:
+        step = StepRow(FlowStep.model_validate(one, strict=False), encode(one))
+        known.steps[step.step.run_id] = step
+        known.weight += len(step.doc)
+    return known
+
+
+def _written(known: Known) -> bytes:
+    return encode(known_doc(known))
+
+
+def _read(raw: bytes) -> Known:
+    return read_known(orjson.loads(raw))
