@@ -34,7 +34,7 @@ async def starts_empty(state_dir: Path, because: str, **identity: Any) -> None:
             await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
     (told,) = logs
     assert told["log_level"] == "warning"
-    assert because in told["why"]
+    assert because in told["reason"]
     async with opened(state_dir, **identity) as table:
         assert await table.stored() == at(1)
 

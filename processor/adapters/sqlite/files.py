@@ -69,7 +69,7 @@ async def open_table(
 
 def discard(path: Path, *, why: str) -> None:
     """Remove a table, and say so."""
-    log.warning("table thrown away; it will be filled from Kafka", path=str(path), why=why)
+    log.warning("table thrown away; it will be filled from Kafka", path=str(path), reason=why)
     remove(path)
 
 
