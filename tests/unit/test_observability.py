@@ -175,9 +175,7 @@ def promised() -> set[str]:
 
 def test_logs_use_the_names_that_are_promised():
     unknown = {field: where for field, where in told() if field not in promised() | PYTHONS}
-    assert unknown == {}, (
-        "processor/observability/README.md has the names: take one, or add one"
-    )
+    assert unknown == {}, "processor/observability/README.md has the names: take one, or add one"
 
 
 def test_no_name_is_promised_that_nobody_uses():
