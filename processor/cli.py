@@ -12,6 +12,7 @@ from processor.errors import TaskflowError
 from processor.program import (
     broker,
     demo,
+    doctor,
     flow,
     prune,
     rebuild,
@@ -58,6 +59,7 @@ app.command("prune")(prune.prune)
 app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.add_typer(replay.app, name="replay")
+app.command("doctor")(doctor.doctor)
 app.command("torture")(torture.torture)
 
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
+from processor.adapters.sqlite.checking import CHECK, SOUND
 from processor.adapters.sqlite.errors import TableCorrupt, TableFailed, told
 from processor.adapters.sqlite.files import FORMAT
 from processor.domain.waits import due_ms
@@ -90,6 +91,21 @@ def progress(path: Path) -> Progress | None:
         return _look(path, look)
     except (TableFailed, TableDistrusted):
         return None
+
+
+def check(path: Path) -> str | None:
+    """What SQLite's check says of the file at `path`; None if it is
+    sound. Reads all of it."""
+
+    def ask(path: Path, db: sqlite3.Connection) -> str:
+        ((said,),) = db.execute(CHECK)
+        return str(said)
+
+    try:
+        said = _look(path, ask)
+    except (TableFailed, TableDistrusted) as error:
+        return str(error)
+    return None if said == SOUND else said
 
 
 def list_flows(

@@ -1,0 +1,372 @@
+"""What an operator would look at first, judged: each finding is good, a warning or bad, and says
+what to do.
+
+Facts in, findings out: whoever asks has been to the broker and to the disk already.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from schemas.topics import Topics
+from schemas.values import instant
+
+PYTHON_MIN: Final = (3, 11)
+AIOKAFKA: Final = "0.14.0"
+"""The one version whose private steps we count (adapters/kafka/writer.py)."""
+OPEN_LONG_MS: Final = 15_000
+"""As long as the broker lets an owner's transaction stay open: an older one is not a batch's."""
+UNDECIDED_LATE_MS: Final = 10_000
+UNDECIDED_BAD_MS: Final = 60_000
+OVERDUE_LATE_MS: Final = 10_000
+OVERDUE_BAD_MS: Final = 60_000
+CLOCK_OFF_MS: Final = 2_000
+CLOCK_BAD_MS: Final = 5 * 60_000
+DISK_LOW_BYTES: Final = 2 * 1024**3
+DISK_BAD_BYTES: Final = 256 * 1024**2
+
+READ, WRITE, DESCRIBE_CONFIGS = 3, 4, 10
+"""Kafka's codes of operations that an ACL allows; a set of them is a bit field."""
+_NAMES: Final = {READ: "Read", WRITE: "Write", DESCRIBE_CONFIGS: "DescribeConfigs"}
+
+
+class Level(StrEnum):
+    GOOD = "good"
+    WARNING = "warning"
+    BAD = "bad"
+
+
+class Finding(NamedTuple):
+    """`check` is the short name of what was looked at; `do` is empty where there is nothing to."""
+
+    check: str
+    level: Level
+    what: str
+    do: str = ""
+
+
+class Versions(NamedTuple):
+    """`apis`: for each request that a worker needs, the versions that the client and the broker
+    speak, each from … to; None where the broker does not know it."""
+
+    python: tuple[int, int, int]
+    aiokafka: str
+    apis: Mapping[str, tuple[tuple[int, int], tuple[int, int] | None]]
+
+
+class Mismatched(NamedTuple):
+    """One way in which a topic is not what it must be; `fatal`: no worker starts on it."""
+
+    sentence: str
+    fatal: bool
+    missing: bool
+
+
+class Allowed(NamedTuple):
+    """What the broker lets us do: bit fields of operations by topic, and for the group; None
+    where it did not say. `transactional_id` is why the partitions' ids may not be used, or None."""
+
+    topics: Mapping[str, int | None]
+    group: int | None
+    transactional_id: str | None = None
+
+
+class Undecided(NamedTuple):
+    """What a partition has still to decide: offsets behind its cursor, and the append time (ms) of
+    the first record among them, None if there are only transaction markers."""
+
+    partition: int
+    offsets: int
+    first_ms: int | None
+
+
+class Open(NamedTuple):
+    """A transaction that is open: where it begins, and when that was written, as far as known."""
+
+    topic: str
+    partition: int
+    offset: int
+    since_ms: int | None
+
+
+class TableSeen(NamedTuple):
+    """A table file: `problem` is what its check said, None if it is sound; `behind` how many
+    offsets of `audit` it has not seen, None if that cannot be told, below 0 if it is ahead."""
+
+    path: str
+    partition: int
+    partitions: int | None
+    problem: str | None
+    behind: int | None
+
+
+def versions(seen: Versions) -> Iterator[Finding]:
+    python = ".".join(map(str, seen.python))
+    if seen.python < PYTHON_MIN:
+        yield Finding("python", Level.BAD, f"Python {python}", "Install Python 3.11 or newer.")
+    else:
+        yield Finding("python", Level.GOOD, f"Python {python}")
+    if seen.aiokafka != AIOKAFKA:
+        yield Finding(
+            *("aiokafka", Level.BAD, f"aiokafka {seen.aiokafka}, made for {AIOKAFKA}"),
+            "Install what requirements.lock names: with another version an unseen retry of a "
+            "commit may go unnoticed.",
+        )
+    else:
+        yield Finding("aiokafka", Level.GOOD, f"aiokafka {seen.aiokafka}")
+    if not seen.apis:
+        return
+    apart = [
+        name
+        for name, (ours, theirs) in sorted(seen.apis.items())
+        if theirs is None or ours[1] < theirs[0] or theirs[1] < ours[0]
+    ]
+    if apart:
+        yield Finding(
+            *("broker API", Level.BAD, f"no common version of {', '.join(apart)}"),
+            "Use Apache Kafka 2.5 to 4.x, or what speaks its protocol.",
+        )
+    else:
+        spoken = {
+            name: min(ours[1], theirs[1])
+            for name, (ours, theirs) in seen.apis.items()
+            if theirs is not None
+        }
+        told = ", ".join(f"{name} v{version}" for name, version in sorted(spoken.items()))
+        yield Finding("broker API", Level.GOOD, told)
+
+
+def topics(mismatches: Sequence[Mismatched], count: int) -> Iterator[Finding]:
+    """`count` topics were looked at."""
+    if not mismatches:
+        yield Finding("topics", Level.GOOD, f"all {count} topics are as they must be")
+    for one in mismatches:
+        cure = "`taskflow topics create` makes what is missing."
+        if not one.missing:
+            cure = "`taskflow topics check` lists what differs; change the topic's setting."
+        yield Finding("topics", Level.BAD if one.fatal else Level.WARNING, one.sentence, cure)
+
+
+def codecs(decoded: Mapping[str, str | None], used: str) -> Iterator[Finding]:
+    """`decoded`: by compression, why a batch of it cannot be read here, or None; `used`: what
+    TASKFLOW_COMPRESSION says."""
+    broken = {name: why for name, why in decoded.items() if why is not None}
+    if not broken:
+        yield Finding("codecs", Level.GOOD, f"{', '.join(sorted(decoded))} can be decoded")
+    for name, why in sorted(broken.items()):
+        bad = "we write it ourselves" if name == used else "a producer may use it"
+        yield Finding(
+            *("codecs", Level.BAD, f"{name} cannot be decoded ({why}); {bad}"),
+            "Install aiokafka[lz4,snappy,zstd]: the first such batch would stop its partition.",
+        )
+
+
+def authorisations(names: Topics, group: str, allowed: Allowed) -> Iterator[Finding]:
+    needed = {
+        names.commands: (READ, WRITE, DESCRIBE_CONFIGS),
+        names.control: (READ, WRITE, DESCRIBE_CONFIGS),
+        names.outcomes: (READ, WRITE, DESCRIBE_CONFIGS),
+        names.audit: (READ, WRITE, DESCRIBE_CONFIGS),
+        names.state: (READ, WRITE, DESCRIBE_CONFIGS),
+        names.dead_letters: (WRITE, DESCRIBE_CONFIGS),
+    }
+    fine = True
+    for topic, operations in needed.items():
+        if topic not in allowed.topics:
+            continue  # that it is missing was said already
+        field = allowed.topics[topic]
+        lacking = [_NAMES[one] for one in operations if field is not None and not field & 1 << one]
+        if lacking:
+            fine = False
+            yield Finding(
+                *("authorisation", Level.BAD, f"{topic}: no {', '.join(lacking)}"),
+                f"Allow {', '.join(lacking)} on topic {topic} to the workers' principal.",
+            )
+    if allowed.group is not None and not allowed.group & 1 << READ:
+        fine = False
+        yield Finding(
+            *("authorisation", Level.BAD, f"group {group}: no Read"),
+            f"Allow Read on group {group} to the workers' principal.",
+        )
+    if allowed.transactional_id is not None:
+        fine = False
+        yield Finding(
+            *("authorisation", Level.BAD, allowed.transactional_id),
+            f"Allow Write on the transactional ids {names.prefix}-0, {names.prefix}-1 … to it.",
+        )
+    if fine:
+        told = "a worker may read and write what it needs"
+        if None in (*allowed.topics.values(), allowed.group):
+            told = "nothing is refused, as far as the broker tells"
+        yield Finding("authorisation", Level.GOOD, told)
+
+
+def lag(undecided: Sequence[Undecided], members: int | None, now_ms: int) -> Iterator[Finding]:
+    """`members` of the consumer group, None if that is not known."""
+    late = [one for one in undecided if one.first_ms is not None]
+    workers = "" if members is None else f"; {members} worker{'' if members == 1 else 's'}"
+    if not late:
+        count = sum(one.offsets for one in undecided)
+        left = f"; {count} offsets are transaction markers" if count else ""
+        yield Finding("lag", Level.GOOD, f"every command is decided{left}{workers}")
+        if members == 0:
+            yield Finding(
+                *("workers", Level.WARNING, "no worker is in the group"), "`taskflow worker`"
+            )
+        return
+    oldest = min(late, key=lambda one: one.first_ms or 0)
+    age_ms = now_ms - (oldest.first_ms or 0)
+    level = Level.GOOD
+    if age_ms > UNDECIDED_BAD_MS or members == 0:
+        level = Level.BAD
+    elif age_ms > UNDECIDED_LATE_MS:
+        level = Level.WARNING
+    what = (
+        f"{sum(one.offsets for one in late):,} offsets undecided on {len(late)} partitions, the "
+        f"oldest command on {oldest.partition}, for {_span(age_ms)}{workers}"
+    )
+    do = ""
+    if level is not Level.GOOD:
+        do = (
+            "Start a worker: `taskflow worker`."
+            if members == 0
+            else "Look at /ready of the partition's worker: it says what it waits for. If all of "
+            "them decide, start more workers, up to the number of partitions."
+        )
+    yield Finding("lag", level, what, do)
+
+
+def transactions(still_open: Iterable[Open], now_ms: int) -> Iterator[Finding]:
+    found = False
+    for one in still_open:
+        age_ms = None if one.since_ms is None else now_ms - one.since_ms
+        if age_ms is not None and age_ms <= OPEN_LONG_MS:
+            continue
+        found = True
+        since = "" if one.since_ms is None else f" since {instant(one.since_ms)}"
+        yield Finding(
+            *("transactions", Level.BAD),
+            f"one is open on {one.topic}/{one.partition} from offset {one.offset} on{since}; it "
+            "hides what comes behind",
+            "It ends by its own timeout, or by `kafka-transactions.sh --bootstrap-server … abort "
+            f"--topic {one.topic} --partition {one.partition} --start-offset {one.offset}`.",
+        )
+    if not found:
+        yield Finding("transactions", Level.GOOD, "none hangs")
+
+
+def waits(flow_id: str | None, due_ms: int | None, now_ms: int) -> Iterator[Finding]:
+    """`flow_id`, `due_ms`: the wait that ends soonest, None if no flow waits for a time."""
+    if due_ms is None or flow_id is None:
+        yield Finding("waits", Level.GOOD, "no flow waits for a time")
+        return
+    overdue_ms = now_ms - due_ms
+    if overdue_ms <= OVERDUE_LATE_MS:
+        yield Finding("waits", Level.GOOD, f"none is overdue; the next ends at {instant(due_ms)}")
+        return
+    yield Finding(
+        *("waits", Level.BAD if overdue_ms > OVERDUE_BAD_MS else Level.WARNING),
+        f"flow {flow_id} should have been woken at {instant(due_ms)}, {_span(overdue_ms)} ago",
+        "Its owner wakes it: look at lag and /ready; `taskflow flow resume` does it by hand.",
+    )
+
+
+def tables(
+    seen: Sequence[TableSeen], state_dir: str, partitions: int | None, free_bytes: int | None
+) -> Iterator[Finding]:
+    """`partitions` that the topics have; `free_bytes` of the disk that holds the tables."""
+    if not seen:
+        yield Finding("tables", Level.GOOD, f"there are none in {state_dir}")
+    for one in seen:
+        yield _table(one, partitions)
+    if free_bytes is None:
+        return
+    level = Level.GOOD
+    if free_bytes < DISK_LOW_BYTES:
+        level = Level.BAD if free_bytes < DISK_BAD_BYTES else Level.WARNING
+    yield Finding(
+        *("disk", level, f"{free_bytes / 1024**2:,.0f} MiB are free at {state_dir}"),
+        ""
+        if level is Level.GOOD
+        else "Make room: a worker whose table cannot be written takes its partition over again "
+        "and again. Tables are caches: those of partitions that live elsewhere may go.",
+    )
+
+
+def _table(one: TableSeen, partitions: int | None) -> Finding:
+    again = f"`taskflow rebuild --partition {one.partition}` makes it anew (stop its worker)."
+    name = f"{one.path}"
+    if one.problem is not None:
+        return Finding("tables", Level.BAD, f"{name}: {one.problem}", again)
+    if partitions is not None and one.partitions is not None and one.partitions != partitions:
+        return Finding(
+            *("tables", Level.BAD),
+            f"{name} holds one of {one.partitions} partitions, but the topics have {partitions}",
+            "It is of other topics: remove it, a worker fills its own.",
+        )
+    if one.behind is None:
+        return Finding("tables", Level.GOOD, f"{name} is sound")
+    if one.behind < 0:
+        return Finding(
+            *("tables", Level.WARNING),
+            f"{name} is {-one.behind} offsets ahead of the audit topic: it is of other topics, or "
+            "the broker lost what it had acknowledged",
+            "Its next owner fills it anew by itself; look at `taskflow verify` then.",
+        )
+    # Behind the last record stands the marker of its transaction, which no table sees.
+    level = "level with the audit topic" if one.behind <= 1 else f"{one.behind:,} offsets behind"
+    return Finding("tables", Level.GOOD, f"{name} is sound, {level}")
+
+
+def clock(
+    newest_ms: int | None, now_ms: int, probed: tuple[int, int, int] | None = None
+) -> Iterator[Finding]:
+    """This machine's clock beside the broker's. `newest_ms`: the newest append time seen, which
+    the broker's clock is past; `probed`: our time before and after a record, and when the broker
+    says that it was appended."""
+    if probed is not None:
+        before_ms, after_ms, appended_ms = probed
+        off_ms = 0
+        if not before_ms <= appended_ms <= after_ms:
+            off_ms = (before_ms if appended_ms < before_ms else after_ms) - appended_ms
+        which = "ahead of" if off_ms > 0 else "behind"
+        yield _clock(
+            abs(off_ms),
+            f"{_span(abs(off_ms))} {which} the broker's"
+            if off_ms
+            else f"within {_span(after_ms - before_ms)} of the broker's",
+        )
+    elif newest_ms is None:
+        yield Finding("clock", Level.GOOD, "no record to compare it with; --probe asks the broker")
+    elif newest_ms > now_ms:
+        behind_ms = newest_ms - now_ms
+        yield _clock(behind_ms, f"at least {_span(behind_ms)} behind the broker's")
+    else:
+        yield Finding(
+            *("clock", Level.GOOD),
+            f"not behind the broker's newest record, of {instant(newest_ms)}; whether it is ahead "
+            "only --probe can tell",
+        )
+
+
+def _clock(off_ms: int, what: str) -> Finding:
+    level = Level.GOOD
+    if off_ms > CLOCK_OFF_MS:
+        level = Level.BAD if off_ms > CLOCK_BAD_MS else Level.WARNING
+    do = "" if level is Level.GOOD else "Set it by NTP: flows do not care, clients' expiries do."
+    return Finding("clock", level, what, do)
+
+
+def worst(findings: Iterable[Finding]) -> Level:
+    order = list(Level)
+    return max((finding.level for finding in findings), key=order.index, default=Level.GOOD)
+
+
+def _span(ms: int) -> str:
+    """A time to read: 250 ms, 12 s, 5 min, 3 h, 2 d."""
+    if ms < 1_000:
+        return f"{ms} ms"
+    for unit, length_ms in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
+        if ms >= 2 * length_ms:
+            return f"{ms // length_ms} {unit}"
+    return f"{ms // 1_000} s"
