@@ -22,7 +22,7 @@ ROOMS = (
     *("ports", "recovery", "repair", "loading", "metrics", "tracing"),
     *("timers", "retention", "errands", "partition", "standby", "worker"),
     *("logs", "http", "adapters", "client", "faults", "bootstrap"),
-    *("embedded", "broker", "ops", "torture", "program", "cli", "__main__"),
+    *("embedded", "broker", "views", "ops", "torture", "program", "cli", "__main__"),
 )
 """From the innermost to the outermost. A new module gets its place here, and a line in
 processor/README.md."""

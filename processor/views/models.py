@@ -1,0 +1,401 @@
+"""What the views are asked and what they answer: the models behind the OpenAPI document."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from schemas.events import AnyEvent, EventKind
+from schemas.flow import Flow, FlowStatus, FlowStep
+from schemas.outcomes import Code, Outcome
+from schemas.values import (
+    EventId,
+    Instant,
+    Json,
+    LongText,
+    Revision,
+    Source,
+    Text,
+    Timestamp,
+    Uuid,
+)
+
+LIMIT_MAX = 200
+"""Items of one page."""
+PAGE_BYTES = 4 * 1024 * 1024
+"""Of one page's items; at least one is always given."""
+WAIT_MAX_MS = 30_000
+AFTER_MAX = 64
+
+
+def _split(value: object) -> object:
+    """`a,b` in a query is a list."""
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+class Answer(BaseModel):
+    """What all answers share."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
+
+
+class Query(BaseModel):
+    """What all sets of parameters share: texts are read, and nothing unknown is taken."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+# Parameters
+
+
+class ReadQuery(Query):
+    after: Annotated[
+        list[EventId],
+        BeforeValidator(_split),
+        Field(max_length=AFTER_MAX),
+    ] = []
+    """Read your writes: the answer includes these events (`event_ids` of an outcome, separated by
+    commas), or is 503 `not_yet` when `wait` is over."""
+    wait: Annotated[int, Field(ge=0, le=WAIT_MAX_MS)] = 2_000
+    """For how long to wait for `after`, in milliseconds."""
+    scope: Literal["all", "local"] = "all"
+    """`local`: only what this worker has, which is what the workers ask each other."""
+
+
+class PageQuery(ReadQuery):
+    cursor: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = None
+    """`next_cursor` of the page before."""
+    limit: Annotated[int, Field(ge=1, le=LIMIT_MAX)] = 50
+
+
+class FlowsQuery(PageQuery):
+    owner: Text | None = None
+    """`owner_session_key`, exactly."""
+    status: Annotated[list[FlowStatus], BeforeValidator(_split), Field(max_length=6)] = []
+    """One or more, separated by commas."""
+    controller: Text | None = None
+    """`controller_id`, exactly."""
+    waiting: Literal["timer", "external_event", "manual", "any"] | None = None
+    """Flows that wait, and for what."""
+    wait_ends_before: Timestamp | None = None
+    """Flows whose wait ends by itself before then."""
+    cancel_requested: bool | None = None
+    created_after: Timestamp | None = None
+    created_before: Timestamp | None = None
+    updated_after: Timestamp | None = None
+    updated_before: Timestamp | None = None
+    """How old: nothing has changed since then."""
+    q: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    """Words of the goal, all of them, the last one as a beginning; case and accents don't count."""
+    sort: Literal["updated", "created", "wait"] = "updated"
+    """`updated` and `created`: newest first; `wait`: only what waits with an end, soonest first."""
+
+
+class FlowQuery(ReadQuery):
+    revision: Revision | None = None
+    """The flow and its steps as they stood when it had this revision."""
+
+
+class HistoryQuery(PageQuery):
+    order: Literal["asc", "desc"] = "asc"
+    """`asc`: from the first event on."""
+
+
+class EventsQuery(PageQuery):
+    owner: Text | None = None
+    kind: Annotated[list[EventKind], BeforeValidator(_split), Field(max_length=11)] = []
+
+
+class StreamQuery(Query):
+    flow: Uuid | None = None
+    owner: Text | None = None
+    since: Literal["now", "beginning"] = "now"
+    """Where to begin if there is no `Last-Event-ID`."""
+    last_event_id: Annotated[str, StringConstraints(min_length=1, max_length=65536)] | None = None
+    """As the header `Last-Event-ID`, for clients that cannot set it; the header goes first."""
+    scope: Literal["all", "local"] = "all"
+
+
+class StatisticsQuery(ReadQuery):
+    minutes: Annotated[int, Field(ge=1, le=1440)] = 60
+    """How far back `series`, `rates`, `failure_ratio` and `durations` look."""
+
+
+class DeadLettersQuery(PageQuery):
+    code: Code | None = None
+
+
+class CommandQuery(Query):
+    wait: Annotated[int, Field(ge=0, le=WAIT_MAX_MS)] = 0
+    """For how long to await the outcome, in milliseconds; 0 only publishes."""
+
+
+# What stands beside every answer
+
+
+class PartitionView(Answer):
+    """How far one partition of `audit` is projected."""
+
+    partition: Annotated[int, Field(ge=0)]
+    event_id: Annotated[int, Field(ge=0)]
+    """The newest event that the answer includes; partition * 2^40 if there is none."""
+    behind: Annotated[int, Field(ge=0)] | None
+    """Offsets of `audit` that are committed and not projected yet; null if not known yet."""
+
+
+class View(Answer):
+    """How fresh and how whole an answer is."""
+
+    complete: bool
+    """Whether all partitions are in it."""
+    missing: list[int]
+    """Partitions that no worker answered for."""
+    behind: Annotated[int, Field(ge=0)] | None
+    """Offsets of `audit` that are committed and not projected yet, in all; null: not known yet."""
+    lag_ms: Annotated[int, Field(ge=0)] | None
+    """For how long the most delayed partition has been behind; 0 if none is; null: not known."""
+    partitions: list[PartitionView]
+
+
+# Flows
+
+
+class FlowSummary(Answer):
+    """A flow without its state."""
+
+    id: Uuid
+    controller_id: Text
+    goal: LongText
+    owner_session_key: Text
+    requester_origin: Text
+    current_step: Text
+    wait_json: Json
+    wait_ends_at: Instant | None
+    """When the wait ends by itself."""
+    status: FlowStatus
+    cancel_requested: bool
+    revision: Revision
+    created_at: Instant
+    updated_at: Instant
+    partition: Annotated[int, Field(ge=0)]
+    state_bytes: Annotated[int, Field(ge=0)]
+
+
+class FlowPage(Answer):
+    items: list[FlowSummary]
+    next_cursor: str | None
+    """null: there is no more."""
+    view: View
+
+
+class FlowAnswer(Answer):
+    flow: Flow
+    steps: list[FlowStep]
+    """Oldest first."""
+    allowed: list[str]
+    """The kinds of command that the state machine would take now from the flow's owner."""
+    partition: Annotated[int, Field(ge=0)]
+    events: Annotated[int, Field(ge=1)]
+    """How many this flow has had."""
+    last_event_id: EventId
+    """The newest event that is in here."""
+    view: View
+
+
+class EventPage(Answer):
+    items: list[AnyEvent]
+    next_cursor: str | None
+    view: View
+
+
+# Statistics
+
+
+class Minute(Answer):
+    """What happened within one minute by the broker's clock."""
+
+    at: Instant
+    """Its beginning."""
+    created: int
+    finished: int
+    failed: int
+    cancelled: int
+    events: int
+
+
+class Duration(Answer):
+    """How long flows stayed in a status that they left within the time looked at."""
+
+    status: FlowStatus
+    count: int
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    """Percentiles are upper bounds of the bucket that they fall into: up to a quarter too high."""
+    max_ms: int
+
+
+class Rates(Answer):
+    """Per second, over the last whole minutes: at most five of those looked at."""
+
+    created: float
+    finished: float
+    failed: float
+    cancelled: float
+    events: float
+
+
+class Statistics(Answer):
+    flows: dict[FlowStatus, int]
+    """How many flows have each status now."""
+    flows_total: int
+    cancel_requested: int
+    """Live flows that somebody asked to cancel."""
+    events_total: int
+    events_by_kind: dict[EventKind, int]
+    """Of all time."""
+    minutes: int
+    series: list[Minute]
+    """One for each minute, oldest first; the last one is under way."""
+    rates: Rates
+    failure_ratio: float | None
+    """failed / (finished + failed + cancelled) within the time; null if nothing ended."""
+    durations: list[Duration]
+    view: View
+
+
+# Dead letters, partitions
+
+
+class DeadLetter(Answer):
+    partition: Annotated[int, Field(ge=0)]
+    offset: Annotated[int, Field(ge=0)]
+    at: Instant
+    """When it was quarantined."""
+    code: str
+    message: str
+    source: Source
+    source_at: Instant | None
+    key: str | None
+    value: str
+    """Its beginning, up to 2 KiB, with U+FFFD where it is not UTF-8."""
+    size: Annotated[int, Field(ge=0)]
+    """Bytes of the original value."""
+
+
+class DeadLetterPage(Answer):
+    items: list[DeadLetter]
+    """Newest first."""
+    next_cursor: str | None
+    view: View
+
+
+class TopicLag(Answer):
+    """How far the workers have decided a topic, by the offsets of their consumer group."""
+
+    end: Annotated[int, Field(ge=0)]
+    committed: Annotated[int, Field(ge=0)] | None
+    behind: Annotated[int, Field(ge=0)] | None
+
+
+class Partition(Answer):
+    partition: Annotated[int, Field(ge=0)]
+    worker: str | None
+    """The worker that decides it: its client id and host; null: nobody."""
+    commands: TopicLag | None
+    control: TopicLag | None
+    view: str | None
+    """Address of the view worker that projects it; null: nobody."""
+    projected: PartitionView | None
+    audit_end: Annotated[int, Field(ge=0)] | None
+
+
+class Partitions(Answer):
+    items: list[Partition]
+    group_state: str | None
+    """Of the workers' consumer group, such as `Stable`, as Kafka says it."""
+    view: View
+
+
+# Commands
+
+
+class Published(Answer):
+    """Where Kafka has put a command, and its outcome if that was awaited and came in time."""
+
+    command_id: Uuid
+    flow_id: Uuid
+    topic: str
+    partition: Annotated[int, Field(ge=0)] | None
+    offset: Annotated[int, Field(ge=0)] | None
+    outcome: Outcome | None
+
+
+class CommandBody(BaseModel):
+    """Any command, see the JSON Schema `command`; `command_id` is made up where it is missing."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    flow_id: Uuid
+    issued_by: Text
+
+
+# The stream
+
+
+class StreamEvent(Answer):
+    """`data` of an SSE event named `event`; its `id` is for `Last-Event-ID`.
+
+    Other names: `ready` once what was there already has been sent, `lost` (data: a sentence)
+    before the stream ends because it cannot go on. Comments keep the connection alive.
+    """
+
+    event: AnyEvent
+    owner: Text | None
+    """The flow's owner; null if the worker no longer knows."""
+
+
+class Problem(Answer):
+    """RFC 9457, `application/problem+json`."""
+
+    type: str
+    """`urn:taskflow:problem:{code}`"""
+    title: str
+    status: int
+    code: Literal[
+        "bad_request",
+        "unauthorized",
+        "forbidden",
+        "not_found",
+        "revision_unknown",
+        "method_not_allowed",
+        "too_large",
+        "invalid_command",
+        "not_sent",
+        "no_outcome",
+        "not_yet",
+        "too_expensive",
+        "unavailable",
+        "internal_error",
+    ]
+    detail: str
+    errors: list[dict[str, str]] = []
+    """`{"field", "problem"}`, without values."""
+    command: dict[str, Any] | None = None
+    """Of `no_outcome`: the command as it was sent. Sending this very one again is safe."""
+
+    @model_validator(mode="after")
+    def _type_is_the_code(self) -> "Problem":
+        if self.type != f"urn:taskflow:problem:{self.code}":
+            raise ValueError("type and code differ")
+        return self
