@@ -87,6 +87,7 @@ _OPTIONAL: Final = {
     kind: frozenset(name for name, info in model.model_fields.items() if not info.is_required())
     for kind, model in MODELS.items()
 }
+_WAITS_WITH_TIMEOUT: Final = ("external_event", "manual")
 
 
 def encode(value: Any) -> bytes:
@@ -205,7 +206,11 @@ def without_nulls(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
         optional = _OPTIONAL.get(kind, frozenset()) if isinstance(kind, str) else frozenset()
         mapping = {k: v for k, v in mapping.items() if v is not None or k not in optional}
     wait = mapping.get("wait")
-    if isinstance(wait, dict) and wait.get("timeout_at", wait) is None:
+    if (
+        isinstance(wait, dict)
+        and wait.get("timeout_at", wait) is None
+        and wait.get("kind") in _WAITS_WITH_TIMEOUT
+    ):
         mapping = {**mapping, "wait": {k: v for k, v in wait.items() if k != "timeout_at"}}
     return mapping
 
@@ -321,13 +326,10 @@ def problems(error: ValidationError) -> list[dict[str, str]]:
         if location and location[0] in MODELS:
             location = location[1:]
         if len(location) > 1 and location[0] == "wait":
-            location = ["wait", *[part for part in location[1:] if part not in _WAIT_TAGS]]
+            location = ["wait", *location[2:]]  # between them stands the wait's kind
         problem = item["msg"]
         if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
             location = [*location, "kind"]
             problem = "Field required" if item["type"] == "union_tag_not_found" else "Unknown kind"
-        found.append({"field": ".".join(location)[:256] or "kind", "problem": problem})
+        found.append({"field": ".".join(location)[:256], "problem": problem})
     return found[:ERRORS_MAX]
-
-
-_WAIT_TAGS: Final = frozenset({"timer", "external_event", "manual"})

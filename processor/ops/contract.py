@@ -214,7 +214,7 @@ def without_nulls(command: Doc) -> Doc:
     optional = _OPTIONAL.get(kind, frozenset()) if isinstance(kind, str) else frozenset()
     kept = {k: v for k, v in command.items() if v is not None or k not in optional}
     wait = kept.get("wait")
-    if isinstance(wait, dict):
+    if isinstance(wait, dict) and wait.get("kind") in ("external_event", "manual"):
         kept["wait"] = {k: v for k, v in wait.items() if v is not None or k != "timeout_at"}
     return kept
 

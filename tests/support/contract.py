@@ -1,0 +1,637 @@
+"""The contract once more, as a program that is as plain as its tables: what one partition answers.
+
+It shares no code with the processor and knows only what a reader of the contract knows. It keeps
+everything and is fast at nothing. `Contract.take(record)` answers what that record causes; where
+the contract leaves the words free (sentences, some details), the answer says nothing.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+Doc = dict[str, Any]
+
+KIB = 1024
+LARGEST = 2**53 - 1
+REQUIRED = object()
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TERMINAL = {"cancelled", "finished", "failed"}
+LIVE = {"created", "running", "waiting"}
+TO_ALL = {"resume_external", "record_step_observation"}
+CONTROL_ONLY = {"wake", "prune"}
+THOSE_THREE = {"prune", "request_cancel", "record_step_observation"}
+CREATES = {"create_managed", "create_mirrored"}
+NOT_REMEMBERED = {"forbidden", "not_owner", "idempotency_conflict"}
+
+MOVES: dict[str, tuple[set[str], str | None]] = {
+    "start_running": ({"created"}, "running"),
+    "set_waiting": ({"running"}, "waiting"),
+    "resume": ({"waiting"}, "running"),
+    "resume_external": ({"waiting"}, "running"),
+    "finish": ({"running"}, "finished"),
+    "fail": ({"running", "waiting"}, "failed"),
+    "request_cancel": (LIVE | TERMINAL, None),
+    "cancel": (LIVE, "cancelled"),
+    "update_state": (LIVE, None),
+    "record_step_observation": (LIVE | TERMINAL, None),
+    "wake": ({"waiting"}, "running"),
+    "prune": (TERMINAL, "gone"),
+}
+
+
+# Values
+
+
+def is_text(value: Any, longest: int = 256) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= longest
+
+
+def is_uuid(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    return re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value) is not None
+
+
+def is_integer(value: Any) -> bool:
+    return type(value) is int
+
+
+def is_time(value: Any) -> bool:
+    return isinstance(value, str) and milliseconds(value) is not None
+
+
+def milliseconds(text: str) -> int | None:
+    """Since 1970, cut; None if it is no RFC 3339 time."""
+    found = re.fullmatch(
+        r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", text, re.ASCII
+    )
+    if found is None:
+        return None
+    *numbers, fraction, offset = found.groups()
+    shift = 0
+    if offset not in "Zz":
+        hours, minutes = int(offset[1:3]), int(offset[4:6])
+        if hours > 23 or minutes > 59:
+            return None
+        shift = (hours * 60 + minutes) * (-1 if offset[0] == "-" else 1)
+    try:
+        moment = datetime(*map(int, numbers), tzinfo=UTC) - timedelta(minutes=shift)  # type: ignore[misc, arg-type]
+    except (ValueError, OverflowError):
+        return None
+    return (moment - EPOCH) // timedelta(milliseconds=1) + int(((fraction or ".") + "000")[1:4])
+
+
+def written(at_ms: int) -> str:
+    moment = EPOCH + timedelta(milliseconds=at_ms)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def compact(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def sorted_compact(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+
+
+def digest(*parts: bytes) -> bytes:
+    """BLAKE2b-128 of `parts`, one after the other."""
+    return blake2b(b"".join(parts), digest_size=16).digest()
+
+
+def merged(state: Any, patch: Any) -> Any:
+    both_objects = isinstance(state, dict) and isinstance(patch, dict)
+    return {**state, **patch} if both_objects else patch
+
+
+# Fields: name → (what it must be, its default); REQUIRED has none.
+
+COMMON = {
+    "kind": (lambda v: isinstance(v, str), REQUIRED),
+    "command_id": (is_uuid, REQUIRED),
+    "flow_id": (is_uuid, REQUIRED),
+    "issued_by": (is_text, REQUIRED),
+    "expected_revision": (lambda v: is_integer(v) and v >= 0, None),
+    "expires_at": (is_time, None),
+    "dry_run": (lambda v: isinstance(v, bool), False),
+    "schema_version": (lambda v: is_integer(v) and v == 1, 1),
+}
+
+
+def anything(_: Any) -> bool:
+    return True
+
+
+CREATE = {
+    "controller_id": (is_text, REQUIRED),
+    "goal": (lambda v: is_text(v, 4096), REQUIRED),
+    "requester_origin": (is_text, REQUIRED),
+    "current_step": (is_text, "init"),
+    "state_json": (anything, {}),
+    "owner_session_key": (is_text, None),
+}
+OWN: dict[str, dict[str, Any]] = {
+    "create_managed": CREATE,
+    "create_mirrored": CREATE,
+    "start_running": {},
+    "set_waiting": {"wait": (lambda v: not list(wrong_in_wait(v)), REQUIRED)},
+    "resume": {"state_patch": (anything, None)},
+    "resume_external": {
+        "topic": (lambda v: is_text(v, 512), REQUIRED),
+        "correlation_id": (lambda v: is_text(v, 512), REQUIRED),
+        "payload": (anything, None),
+    },
+    "finish": {"final_state": (anything, None)},
+    "fail": {"reason": (lambda v: is_text(v, 4096), REQUIRED)},
+    "request_cancel": {},
+    "cancel": {},
+    "update_state": {"patch": (anything, REQUIRED), "next_step": (is_text, None)},
+    "record_step_observation": {
+        "run_id": (is_text, REQUIRED),
+        "task": (is_text, REQUIRED),
+        "status": (
+            lambda v: (
+                isinstance(v, str)
+                and v in ("pending", "running", "succeeded", "failed", "cancelled")
+            ),
+            REQUIRED,
+        ),
+        "child_session_key": (is_text, None),
+        "result_json": (anything, None),
+    },
+    "wake": {},
+    "prune": {},
+}
+WAITS: dict[str, dict[str, Any]] = {
+    "timer": {"at": (is_time, REQUIRED)},
+    "external_event": {
+        "topic": (lambda v: is_text(v, 512), REQUIRED),
+        "correlation_id": (lambda v: is_text(v, 512), REQUIRED),
+        "timeout_at": (is_time, None),
+    },
+    "manual": {"timeout_at": (is_time, None)},
+}
+
+
+def wrong_in(value: Doc, fields: dict[str, Any]) -> Iterator[str]:
+    for name in value:
+        if name not in fields:
+            yield name
+    for name, (fits, default) in fields.items():
+        if name not in value:
+            if default is REQUIRED:
+                yield name
+        elif value[name] is None and default is not REQUIRED:
+            pass
+        elif not fits(value[name]):
+            yield name
+
+
+def wrong_in_wait(wait: Any) -> Iterator[str]:
+    if not isinstance(wait, dict):
+        yield "wait"
+        return
+    kind = wait.get("kind")
+    if not isinstance(kind, str) or kind not in WAITS:
+        yield "wait.kind"
+        return
+    for name in wrong_in(wait, {"kind": (anything, REQUIRED), **WAITS[kind]}):
+        yield f"wait.{name}"
+
+
+def wrong_in_command(value: Doc) -> set[str]:
+    """The fields that are missing, unknown or of another type."""
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in OWN:
+        return {"kind"}
+    wrong = set(wrong_in(value, COMMON | OWN[kind]))
+    if kind == "set_waiting" and "wait" in wrong and "wait" in value:
+        wrong = wrong - {"wait"} | set(wrong_in_wait(value["wait"]))
+    return wrong
+
+
+def without_absent(value: Doc, fields: dict[str, Any]) -> Doc:
+    """Null in an optional field equals absent."""
+    return {
+        name: one
+        for name, one in value.items()
+        if one is not None or name not in fields or fields[name][1] is REQUIRED
+    }
+
+
+def equal_form(value: Doc) -> Doc:
+    kind = value.get("kind")
+    known = isinstance(kind, str) and kind in OWN
+    plain = without_absent(value, COMMON | OWN[kind]) if known else dict(value)
+    wait = plain.get("wait")
+    if isinstance(wait, dict) and isinstance(wait.get("kind"), str) and wait["kind"] in WAITS:
+        plain["wait"] = without_absent(wait, WAITS[wait["kind"]])
+    return plain
+
+
+def parsed(value: bytes | None) -> Doc | None:
+    """Check 2; None: malformed."""
+
+    def no_constant(name: str) -> Any:
+        raise ValueError(name)
+
+    if not value or value.startswith(b"\xef\xbb\xbf"):
+        return None
+    try:
+        found = json.loads(value.decode("utf-8"), parse_constant=no_constant)
+        found_is_good = isinstance(found, dict) and all(fits_in(found, 1))
+    except (ValueError, RecursionError):
+        return None
+    return found if found_is_good else None
+
+
+def fits_in(value: Any, depth: int) -> Iterator[bool]:
+    if isinstance(value, dict | list):
+        yield depth <= 64
+        inside = [*value, *value.values()] if isinstance(value, dict) else value
+        for one in inside:
+            yield from fits_in(one, depth + 1)
+    elif isinstance(value, str):
+        yield not any("\ud800" <= char <= "\udfff" for char in value)
+    elif isinstance(value, int | float):
+        yield -LARGEST <= value <= LARGEST
+
+
+# Deciding
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Exception):  # a verdict, and no error
+    code: str
+    details: Doc | None = None
+
+
+@dataclass(slots=True)
+class Known:
+    """What a partition knows of one flow."""
+
+    flow: Doc
+    steps: dict[str, Doc]
+    last_event_id: int
+
+
+@dataclass(slots=True)
+class First:
+    """The first outcome under a command id."""
+
+    at_ms: int
+    command: bytes
+    outcome: Doc
+
+
+@dataclass(slots=True)
+class Answer:
+    """What one record causes; `details` None: the contract leaves them free. `original` is the
+    outcome that a duplicate repeats."""
+
+    outcome: Doc
+    events: list[Doc] = field(default_factory=list)
+    original: Doc | None = None
+    forwarded_to: int | None = None
+    wrong_fields: set[str] | None = None
+
+
+@dataclass(slots=True)
+class Contract:
+    """One partition. `right` answers which partition a key belongs to."""
+
+    partition: int
+    right: Callable[[bytes], int]
+    window_ms: int
+    horizon_ms: int
+    flows: dict[str, Known] = field(default_factory=dict)
+    ledger: dict[tuple[str, str], First] = field(default_factory=dict)
+    events: int = 0
+
+    def take(self, record: Any) -> Answer:
+        source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        outcome: Doc = {
+            "command_id": None, "flow_id": None, "kind": None, "code": None, "revision": None,
+            "status": None, "event_ids": [], "allowed": None, "details": {}, "dry_run": None,
+            "command_digest": None, "source": source, "at": written(record.timestamp),
+        }  # fmt: skip
+        answer = Answer(outcome)
+        code = self._quarantine(record, answer)
+        if code is not None:
+            outcome |= {"verdict": "quarantined", "code": code}
+            return answer
+        if answer.forwarded_to is not None:
+            outcome |= {"verdict": "forwarded", "details": None}
+            return answer
+        command = equal_form(json.loads(record.value))
+        self._answer(command, record, answer)
+        return answer
+
+    def _quarantine(self, record: Any, answer: Answer) -> str | None:
+        """Checks 1 to 6."""
+        value, key, outcome = record.value, record.key, answer.outcome
+        if len(value or b"") > 512 * KIB or len(key or b"") > 64:
+            return "too_large"
+        command = parsed(value)
+        if command is None:
+            return "malformed"
+        flow_id, command_id, kind = (command.get(n) for n in ("flow_id", "command_id", "kind"))
+        flag = command.get("dry_run")
+        outcome |= {
+            "flow_id": flow_id if is_uuid(flow_id) else None,
+            "command_id": command_id if is_uuid(command_id) else None,
+            "kind": kind if isinstance(kind, str) and kind in OWN else None,
+            "dry_run": False if flag is None else flag if isinstance(flag, bool) else None,
+            "command_digest": digest(sorted_compact(equal_form(command))).hex(),
+        }
+        version = command.get("schema_version")
+        if version is not None and not (is_integer(version) and version == 1):
+            return "unsupported_version"
+        if wrong := wrong_in_command(command):
+            answer.wrong_fields = wrong
+            return "invalid_command"
+        if key is None or key != command["flow_id"].encode():
+            return "invalid_key"
+        right = self.right(key)
+        if right != self.partition:
+            if any(name == "taskflow-forwarded-from" for name, _ in record.headers):
+                return "invalid_key"
+            answer.forwarded_to = right
+        return None
+
+    def _answer(self, command: Doc, record: Any, answer: Answer) -> None:
+        outcome = answer.outcome
+        from_owner = record.topic.endswith(".commands")
+        identity = command["flow_id"], command["command_id"]
+        known = self.flows.get(command["flow_id"])
+        first = self.ledger.get(identity)
+        if first is not None and record.timestamp - first.at_ms <= self.window_ms:
+            if first.command == sorted_compact(command):
+                answer.original = first.outcome
+                outcome |= {
+                    "verdict": "duplicate",
+                    "original": first.outcome["verdict"],
+                    **{
+                        name: first.outcome[name]
+                        for name in ("code", "revision", "status", "event_ids", "details")
+                    },
+                    "allowed": known and allowed(known.flow, from_owner),
+                }
+                return
+            self._say(outcome, known, from_owner)
+            outcome |= {"verdict": "rejected", "code": "idempotency_conflict"}
+            return
+        dry = outcome["dry_run"]
+        try:
+            events = self._decide(command, known, record.timestamp, from_owner)
+        except Refused as refused:
+            self._say(outcome, known, from_owner)
+            outcome |= {"verdict": "rejected", "code": refused.code, "details": refused.details}
+        else:
+            before = known and dict(known.flow)
+            would_be = known and json.loads(compact(known.flow))
+            for kind, payload in events:
+                would_be = after(would_be, kind, payload, outcome["flow_id"], outcome["at"])
+                last = would_be or before
+                outcome |= {"revision": last["revision"], "status": last["status"]}
+                if not dry:
+                    self._write(answer, command, kind, payload, would_be, last)
+            if not events and before is not None:
+                outcome |= {"revision": before["revision"], "status": before["status"]}
+            if would_be is None:
+                outcome |= {"revision": None, "status": None}
+            stands = before if dry else would_be
+            outcome |= {
+                "verdict": "accepted",
+                "allowed": stands and allowed(stands, from_owner),
+                "event_ids": [event["id"] for event in answer.events],
+            }
+        if not dry and outcome["code"] not in NOT_REMEMBERED:
+            self.ledger[identity] = First(record.timestamp, sorted_compact(command), outcome)
+
+    def _say(self, outcome: Doc, known: Known | None, from_owner: bool) -> None:
+        """How the flow stands, which a refusal has not changed."""
+        if known is not None:
+            outcome |= {
+                "revision": known.flow["revision"],
+                "status": known.flow["status"],
+                "allowed": allowed(known.flow, from_owner),
+            }
+
+    def _write(
+        self,
+        answer: Answer,
+        command: Doc,
+        kind: str,
+        payload: Doc,
+        flow: Doc | None,
+        last: Doc,
+    ) -> None:
+        self.events += 1
+        outcome = answer.outcome
+        event = {
+            "id": self.partition * 2**40 + self.events,
+            "flow_id": command["flow_id"],
+            "kind": kind,
+            "payload_json": payload,
+            "at": outcome["at"],
+            "revision": last["revision"],
+            "status": last["status"],
+            "command_id": command["command_id"],
+            "actor": command["issued_by"],
+            "source": outcome["source"],
+            "schema_version": 1,
+        }
+        known = self.flows.get(command["flow_id"])
+        answer.events.append(event)
+        if flow is None:
+            del self.flows[command["flow_id"]]
+            return
+        if known is None:
+            known = self.flows[command["flow_id"]] = Known(flow, {}, 0)
+        known.flow, known.last_event_id = flow, event["id"]
+        if kind == "step_observed":
+            known.steps[command["run_id"]] = payload["step"]
+
+    def _decide(
+        self, command: Doc, known: Known | None, at_ms: int, from_owner: bool
+    ) -> list[tuple[str, Doc]]:
+        """Checks 8 to 17: the events of an accepted command, or Refused."""
+        kind, at = command["kind"], written(at_ms)
+        flow = known.flow if known else None
+        if from_owner and kind in CONTROL_ONLY:
+            raise Refused("forbidden")
+        if "expires_at" in command and at_ms > (milliseconds(command["expires_at"]) or 0):
+            raise Refused("expired")
+        if kind in CREATES:
+            return self._create(command, flow, from_owner)
+        if flow is None or known is None:
+            raise Refused("not_found")
+        stranger = command["issued_by"] != flow["owner_session_key"]
+        if from_owner and stranger and kind not in TO_ALL:
+            raise Refused("not_owner")
+        expected = command.get("expected_revision", flow["revision"])
+        if expected != flow["revision"]:
+            details = {"expected": expected, "actual": flow["revision"]}
+            raise Refused("revision_mismatch", details)
+        if (code := stopped_by_status(kind, flow)) is not None:
+            details = None
+            if code == "illegal_transition":
+                details = {"from": flow["status"], "to": MOVES[kind][1]}
+            raise Refused(code, details)
+        return self._follow(command, known, at_ms, at)
+
+    def _create(self, command: Doc, flow: Doc | None, from_owner: bool) -> list[tuple[str, Doc]]:
+        owner = command.get("owner_session_key", command["issued_by"])
+        if flow is not None:
+            raise Refused("already_exists")
+        if from_owner and owner != command["issued_by"]:
+            raise Refused("not_owner")
+        if "expected_revision" in command:
+            expected = command["expected_revision"]
+            raise Refused("revision_mismatch", {"expected": expected, "actual": None})
+        payload = {
+            "controller_id": command["controller_id"],
+            "goal": command["goal"],
+            "owner_session_key": owner,
+            "requester_origin": command["requester_origin"],
+            "current_step": command.get("current_step", "init"),
+            "state_json": fits(command.get("state_json", {}), 256),
+        }
+        events: list[tuple[str, Doc]] = [("created", payload)]
+        if command["kind"] == "create_mirrored":
+            events.append(("started", {}))
+        return events
+
+    def _follow(self, command: Doc, known: Known, at_ms: int, at: str) -> list[tuple[str, Doc]]:
+        kind, flow = command["kind"], known.flow
+        state, wait = flow["state_json"], flow["wait_json"]
+        if kind == "start_running":
+            return [("started", {})]
+        if kind == "set_waiting":
+            new = dict(command["wait"])
+            for name in ("at", "timeout_at"):
+                if name in new:
+                    until_ms = milliseconds(new[name]) or 0
+                    if not at_ms < until_ms <= at_ms + self.horizon_ms:
+                        raise Refused("invalid_data")
+                    new[name] = written(until_ms)
+            return [("waiting", {"wait": new})]
+        if kind == "resume":
+            patch = command.get("state_patch")
+            if patch is not None:
+                fits(merged(state, patch), 256)
+            return [("resumed", {"by": "command", "state_patch": patch})]
+        if kind == "resume_external":
+            there = wait["kind"], wait.get("topic"), wait.get("correlation_id")
+            if there != ("external_event", command["topic"], command["correlation_id"]):
+                raise Refused("wait_mismatch")
+            patch = {"resume_event": command["payload"]} if "payload" in command else None
+            if patch is not None:
+                fits(merged(state, patch), 256)
+            return [("resumed", {"by": "external_event", "state_patch": patch})]
+        if kind == "finish":
+            patch = command.get("final_state")
+            if patch is not None:
+                fits(merged(state, patch), 256)
+            return [("finished", {"final_state": patch})]
+        if kind == "fail":
+            return [("failed", {"reason": command["reason"]})]
+        if kind == "request_cancel":
+            noop = flow["cancel_requested"] or flow["status"] in TERMINAL
+            return [] if noop else [("cancel_requested", {})]
+        if kind == "cancel":
+            return [("cancelled", {})]
+        if kind == "update_state":
+            fits(merged(state, command["patch"]), 256)
+            step = command.get("next_step")
+            return [("state_updated", {"patch": command["patch"], "next_step": step})]
+        if kind == "record_step_observation":
+            return [("step_observed", {"step": self._step(command, known, at)})]
+        if kind == "wake":
+            if flow["cancel_requested"]:
+                return [("cancelled", {})]
+            until = wait.get("at", wait.get("timeout_at"))
+            if until is None:
+                raise Refused("wait_mismatch")
+            if at_ms < (milliseconds(until) or 0):
+                raise Refused("not_due")
+            by = "timer" if wait["kind"] == "timer" else "timeout"
+            return [("resumed", {"by": by, "state_patch": None})]
+        assert kind == "prune"
+        return [("pruned", {})]
+
+    def _step(self, command: Doc, known: Known, at: str) -> Doc:
+        run_id = command["run_id"]
+        old = known.steps.get(run_id, {})
+        return {
+            "id": str(uuid.uuid5(uuid.UUID(command["flow_id"]), run_id)),
+            "flow_id": command["flow_id"],
+            "runtime": "mirrored",
+            "child_session_key": command.get("child_session_key", old.get("child_session_key")),
+            "run_id": run_id,
+            "task": command["task"],
+            "status": command["status"],
+            "result_json": fits(command.get("result_json"), 64),
+            "created_at": old.get("created_at", at),
+            "updated_at": at,
+        }
+
+
+def fits(value: Any, kib: int) -> Any:
+    if len(compact(value)) > kib * KIB:
+        raise Refused("state_too_large")
+    return value
+
+
+def stopped_by_status(kind: str, flow: Doc) -> str | None:
+    """Checks 13 to 15."""
+    status = flow["status"]
+    if kind not in THOSE_THREE:
+        if status in TERMINAL:
+            return "already_terminal"
+        leads_there = kind == "cancel" or (kind == "wake" and status == "waiting")
+        if flow["cancel_requested"] and not leads_there:
+            return "cancel_pending"
+    return None if status in MOVES[kind][0] else "illegal_transition"
+
+
+def allowed(flow: Doc, from_owner: bool) -> list[str]:
+    hidden = CONTROL_ONLY if from_owner else set()
+    return sorted(k for k in MOVES if k not in hidden and stopped_by_status(k, flow) is None)
+
+
+def after(flow: Doc | None, kind: str, payload: Doc, flow_id: str, at: str) -> Doc | None:
+    """The flow after an event."""
+    if kind == "created":
+        return {
+            "id": flow_id, **payload, "wait_json": None, "status": "created",
+            "cancel_requested": False, "revision": 0, "created_at": at, "updated_at": at,
+        }  # fmt: skip
+    if kind == "pruned":
+        return None
+    assert flow is not None
+    if kind == "step_observed":
+        return flow
+    flow = {**flow, "revision": flow["revision"] + 1, "updated_at": at}
+    patch = payload.get("state_patch", payload.get("final_state"))
+    if patch is not None:
+        flow["state_json"] = merged(flow["state_json"], patch)
+    if kind == "waiting":
+        return {**flow, "status": "waiting", "wait_json": payload["wait"]}
+    if kind == "cancel_requested":
+        return {**flow, "cancel_requested": True}
+    if kind == "state_updated":
+        step = payload["next_step"]
+        flow["state_json"] = merged(flow["state_json"], payload["patch"])
+        return {**flow, "current_step": flow["current_step"] if step is None else step}
+    if kind == "failed":
+        failure = {"failure": {"reason": payload["reason"], "at": at}}
+        flow["state_json"] = merged(flow["state_json"], failure)
+    status = {"started": "running", "resumed": "running"}.get(kind, kind)
+    return {**flow, "status": status, "wait_json": None}
