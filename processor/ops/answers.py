@@ -210,13 +210,14 @@ class Answers:
         code = outcome["code"]
         if any(outcome[name] is not None for name in ("revision", "status", "allowed")):
             add("I1", "outcome_of_nothing", "It tells of a flow, but the command was quarantined.")
-        known = {} if raw is None or code in ("too_large", "malformed") else raw
+        read = None if code in ("too_large", "malformed") else raw
+        known = read or {}
         kind = known.get("kind")
         expected = {
             "command_id": uuid_or_none(known.get("command_id")),
             "flow_id": uuid_or_none(known.get("flow_id")),
             "kind": kind if isinstance(kind, str) and kind in CAUSES else None,
-            "command_digest": digest(without_nulls(known)) if known else None,
+            "command_digest": None if read is None else digest(without_nulls(read)),
         }
         for name, value in expected.items():
             # Where the handler itself failed, it may not have come so far.
@@ -360,15 +361,14 @@ class _Adder:
 
 def copied(record: Record) -> bytes:
     """What a forwarded record and its copy have in common: key, value and headers but one."""
-    headers = [[n, (v or b"").hex()] for n, v in record.headers if n != FORWARDED_FROM]
-    about = [record.key and record.key.hex(), record.value and record.value.hex(), headers]
-    return hash16(canonical(about))
+    headers = [[n, _hex(v)] for n, v in record.headers if n != FORWARDED_FROM]
+    return hash16(canonical([_hex(record.key), _hex(record.value), headers]))
 
 
 def forwarded_from(record: Record) -> str | None:
-    """Of which record it is a copy."""
+    """Of which record it is a copy, or says that it is."""
     told = [value for name, value in record.headers if name == FORWARDED_FROM]
-    return _utf8(told[-1]) if told else None
+    return _utf8(told[-1] or b"") if told else None
 
 
 def _answer(outcome: Doc, verdict: Any) -> bytes:
@@ -384,6 +384,10 @@ def _at_ms(outcome: Doc) -> int:
 
 def _traces(record: Record) -> list[bytes]:
     return [value for name, value in record.headers if name == TRACEPARENT_HEADER]
+
+
+def _hex(raw: bytes | None) -> str | None:
+    return None if raw is None else raw.hex()
 
 
 def _utf8(raw: bytes) -> str:

@@ -301,9 +301,8 @@ class _Partition:
         for name in ("revision", "status", "allowed"):
             need(outcome[name] is None, f"{where}: {name} of a quarantined command")
         key = source.key
-        known: Doc = command or {}
-        if outcome["code"] in ("too_large", "malformed"):
-            known = {}
+        read = None if outcome["code"] in ("too_large", "malformed") else command
+        known: Doc = read or {}
         for name in ("command_id", "flow_id"):
             text = known.get(name)
             expected = text if isinstance(text, str) and _UUID.fullmatch(text) else None
@@ -311,8 +310,8 @@ class _Partition:
         kind = known.get("kind")
         expected_kind = kind if isinstance(kind, str) and kind in CAUSES else None
         need(outcome["kind"] == expected_kind, f"{where}: kind {outcome['kind']}")
-        if known:
-            digests = {digest(known), digest(without_nulls(known))}
+        if read is not None:
+            digests = {digest(read), digest(without_nulls(read))}
             need(outcome["command_digest"] in digests, f"{where}: digest")
         else:
             need(outcome["command_digest"] is None, f"{where}: digest of what cannot be read")

@@ -120,6 +120,23 @@ async def test_a_copy_that_was_lost_or_changed_is_found():
     assert ("I9", "forward_differs") in kinds(await changed.verify())
 
 
+async def test_whoever_says_that_his_record_is_a_copy_is_taken_for_it():
+    history = on_two_partitions()
+    claims = [
+        history.append("commands", 0, key, value, [("taskflow-forwarded-from", origin)])
+        for key in (None, b"", b"\xff")
+        for value in (None, b"", b"{}")
+        for origin in (None, b"", b"\xff", b"taskflow.commands/0/0")
+    ]
+    history.commit(0, claims)
+    history.keep_tables()
+
+    report = await history.verify()
+
+    assert len(history.of("deadletters")) == len(claims)
+    assert report.ok, told(report)
+
+
 async def test_a_copy_that_comes_while_other_partitions_are_read_counts():
     history = on_two_partitions()
     names = ("commands", "audit", "outcomes", "state")
