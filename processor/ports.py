@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from processor.batch import Forward, Outgoing
 from processor.codec import Record
-from processor.rows import Changes, Due, FlowRow, Position, Remembered, StepRow, Stored
+from processor.rows import Changes, Due, Filling, FlowRow, Position, Remembered, StepRow, Stored
 
 
 class Fetched(NamedTuple):
@@ -142,4 +142,12 @@ class Table(Protocol):
     async def untouched(self) -> bool: ...
     async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None: ...
     async def clear(self) -> None: ...
+    async def begin_filling(self, unfinished: Stored) -> None:
+        """Remove all rows and take `unfinished` as the position. Until `end_filling`, the table is
+        asked nothing and written by `fill` alone; a crash leaves it unfinished."""
+
+    async def fill(self, filling: Filling) -> None: ...
+    async def end_filling(self, after: Stored) -> None:
+        """The table is what it was filled with, and stands at `after`."""
+
     def size_bytes(self) -> int: ...

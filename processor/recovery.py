@@ -11,6 +11,8 @@ ends in the command that repairs.
 """
 
 import asyncio
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from hashlib import blake2b
@@ -22,11 +24,23 @@ import structlog
 from processor.batch import Place, first_event_id
 from processor.codec import Record, encode, fact_of, flow_doc
 from processor.domain.evolve import evolve, observed_step
+from processor.domain.waits import due_ms_of
 from processor.errors import CursorMissing, HistoryLost, TableDistrusted, WrittenByNewer
 from processor.ports import Extent, History, Table
-from processor.rows import Changes, FlowRow, Position, Remembered, StepRow, Stored, ledger_key
+from processor.rows import (
+    Changes,
+    Filling,
+    FlowRow,
+    Position,
+    Remembered,
+    Snapshot,
+    StepRow,
+    Stored,
+    ledger_key,
+    new_snapshot,
+)
 from schemas.events import CHAIN_HEADER, CHAIN_START, EventKind
-from schemas.flow import Flow, FlowStatus, FlowStep
+from schemas.flow import Flow, FlowStatus
 from schemas.outcomes import FORGOTTEN, Code, Verdict
 from schemas.state import CURSOR_PREFIX
 from schemas.topics import STATE
@@ -44,6 +58,7 @@ UNFINISHED: Final = (-1, -1)
 recovery begins again."""
 TAIL: Final = 64
 """Offsets to look back for a topic's last record at first; the rest are markers."""
+CURSOR_KEY: Final = CURSOR_PREFIX.encode()
 AT_ONCE: Final = 100
 """Events folded without giving way to the event loop: some milliseconds."""
 
@@ -98,10 +113,7 @@ class Recovery:
             stored = None
         if stored is None or cursor is None:
             self.how = How.FILLED
-            filled = await self.fill(extents, await stand(place, history, extents, cursor))
-            flows = await self._table.count_flows()
-            self._log.info("the table was filled from the state topic", flows=flows)
-            return filled
+            return await self.fill(extents, await stand(place, history, extents, cursor))
         await self._look_for_lost_state(extents[self._topics.state])
         return await self._roll_forward(stored, extents, cursor)
 
@@ -264,7 +276,7 @@ class Recovery:
         if flow is None:
             fold.remove(fact.flow_id)
         else:
-            fold.put(flow, None, event["id"], dict(record.headers)[CHAIN_HEADER])
+            fold.put(flow, event["id"], dict(record.headers)[CHAIN_HEADER])
         return position._replace(next_event_id=event["id"] + 1)
 
     async def _rows(self, records: Sequence[Record]) -> dict[str, FlowRow]:
@@ -302,19 +314,61 @@ class Recovery:
     # Filling
 
     async def fill(self, extents: Extents, standing: Standing) -> Stored:
-        """Fill the table anew: flows and steps from `state`, answers from `outcomes`."""
-        state = self._topics.state
-        stored: Stored | None = None
-        number = 1
-        await self._table.clear()
-        async for records in self._history.read(state, *extents[state]):
-            fold = _Fold(await self._rows(records), number)
-            for record in records:
-                if not (record.key or b"").startswith(CURSOR_PREFIX.encode()):
-                    _take_snapshot(fold, record)
-            number = fold.next_number
-            stored = await self._go_on_filling(fold.changes(), stored)
-        return await self._fill_up(extents, standing, stored)
+        """Fill the table anew: flows and steps from `state`, answers from `outcomes`. It is worth
+        nothing until that has come to its end: the position comes last."""
+        state, outcomes = self._topics.state, self._topics.outcomes
+        await self._table.begin_filling(self._unfinished)
+        began = time.monotonic()
+        flows = await self._fill_from(state, *extents[state], _take_snapshots)
+        filled = time.monotonic()
+        since = await self._ledger_start(standing)
+        answers = 0
+        if since is not None:
+            answers = await self._fill_from(outcomes, since, extents[outcomes].end, _take_answers)
+        stored = self._filled(extents, standing)
+        ends = time.monotonic()
+        await self._table.end_filling(stored)
+        self._log.info(
+            "the table was filled from the state topic",
+            flows=await self._table.count_flows(),
+            snapshots=flows,
+            snapshots_s=round(filled - began, 3),
+            answers=answers,
+            answers_s=round(ends - filled, 3),
+            indexes_s=round(time.monotonic() - ends, 3),
+        )
+        return stored
+
+    async def _fill_from(
+        self, topic: str, start: int, end: int, parse: Callable[[Sequence[Record], Filling], None]
+    ) -> int:
+        """One part is written while the next is read and parsed; how many records there were."""
+        count = 0
+        writing: asyncio.Future[None] | None = None
+        try:
+            async for records in self._history.read(topic, start, end):
+                count += len(records)
+                some = Filling()
+                newest = _newest(records) if topic == self._topics.state else records
+                for at in range(0, len(newest), AT_ONCE):
+                    parse(newest[at : at + AT_ONCE], some)
+                    await asyncio.sleep(0)
+                if writing is not None:
+                    await writing
+                writing = asyncio.ensure_future(self._table.fill(some))
+        finally:
+            if writing is not None:
+                await writing
+        return count
+
+    @property
+    def _unfinished(self) -> Stored:
+        return Stored(Position(0, 0, first_event_id(self._place.partition)), *UNFINISHED, 0)
+
+    def _filled(self, extents: Extents, standing: Standing) -> Stored:
+        as_of_ms = standing.last_outcome.timestamp if standing.last_outcome else 0
+        audit, outcomes = extents[self._topics.audit], extents[self._topics.outcomes]
+        return Stored(standing.position, audit.end, outcomes.end, as_of_ms)
 
     async def fold(self, extents: Extents, standing: Standing) -> Stored:
         """Fill the table anew: flows and steps by folding `audit` from its first event on, each
@@ -352,20 +406,19 @@ class Recovery:
         return await self._fill_up(extents, standing, stored)
 
     async def _go_on_filling(self, changes: Changes, before: Stored | None) -> Stored:
-        after = Stored(Position(0, 0, first_event_id(self._place.partition)), *UNFINISHED, 0)
+        after = self._unfinished
         await self._table.write(changes, before=before, after=after)
         return after
 
     async def _fill_up(self, extents: Extents, standing: Standing, stored: Stored | None) -> Stored:
         """The answers, and then the position, which makes the table one that may be used."""
-        outcomes, audit = extents[self._topics.outcomes], extents[self._topics.audit]
+        outcomes = extents[self._topics.outcomes]
         since = await self._ledger_start(standing)
         if since is not None:
             stored = stored or await self._go_on_filling(Changes(), None)
             async for records in self._history.read(self._topics.outcomes, since, outcomes.end):
                 stored = await self._remember(records, stored, positions=False)
-        as_of_ms = standing.last_outcome.timestamp if standing.last_outcome else 0
-        filled = Stored(standing.position, audit.end, outcomes.end, as_of_ms)
+        filled = self._filled(extents, standing)
         await self._table.write(Changes(), before=stored, after=filled)
         return filled
 
@@ -618,16 +671,14 @@ class _Fold:
         row = self.row(flow_id)
         return row.flow if row else None
 
-    def put(self, flow: Flow, doc: bytes | None, last_event_id: int, chain: bytes) -> None:
-        """`doc` None: as the flow is written."""
+    def put(self, flow: Flow, last_event_id: int, chain: bytes) -> None:
         row = self._now.get(flow.id) or self._base.get(flow.id)
         if row is not None:
             number = row.number
         else:
             number = self.next_number
             self.next_number += 1
-        doc = flow_doc(flow) if doc is None else doc
-        self._now[flow.id] = FlowRow(flow, doc, last_event_id, chain, number)
+        self._now[flow.id] = FlowRow(flow, flow_doc(flow), last_event_id, chain, number)
 
     def remove(self, flow_id: str) -> None:
         base = self._base.pop(flow_id, None)
@@ -639,9 +690,6 @@ class _Fold:
 
     def put_step(self, row: StepRow) -> None:
         self._steps[row.step.flow_id, row.step.run_id] = row
-
-    def remove_step(self, flow_id: str, run_id: str) -> None:
-        self._steps[flow_id, run_id] = None
 
     def changes(self) -> Changes:
         changes = Changes(deleted=self._deleted)
@@ -661,22 +709,58 @@ class _Fold:
         return changes
 
 
-def _take_snapshot(fold: _Fold, record: Record) -> None:
-    """Put a flow's or step's newest snapshot in its place; a tombstone takes it away."""
-    flow_id, _, run_id = (record.key or b"").decode().partition("/")
-    value: dict[str, Any] | None = orjson.loads(record.value) if record.value else None
-    if run_id:
-        if value is None:
-            fold.remove_step(flow_id, run_id)
+SNAPSHOT_HEAD: Final = b'{"flow":{'
+SNAPSHOT_TAIL: Final = re.compile(rb',"last_event_id":([0-9]+),"chain":"([0-9a-f]{32})"}\Z')
+TAIL_MAX_BYTES: Final = 90
+WAITING: Final = b'"status":"waiting"'
+
+
+def _take_snapshots(records: Sequence[Record], filling: Filling) -> None:
+    """What `records` say of flows and steps, each of them once.
+
+    A million flows are read like this, so no model is made of them: whoever loads a row makes one,
+    and finds what is none.
+    """
+    for record in records:
+        key, value = record.key or b"", record.value
+        flow_id, slash, run_id = key.decode().partition("/")
+        if slash:
+            if key.startswith(CURSOR_KEY):
+                continue
+            if value is None:
+                filling.steps_gone.append((flow_id, run_id))
+            else:
+                filling.steps.append((flow_id, run_id, encode(orjson.loads(value)["step"])))
+        elif value is None:
+            filling.flows_gone.append(flow_id)
         else:
-            step = FlowStep.model_validate(value["step"], strict=False)
-            fold.put_step(StepRow(step, encode(value["step"])))
-    elif value is None:
-        fold.remove(flow_id)
+            filling.flows.append(_snapshot(flow_id, value))
+
+
+def _newest(records: Sequence[Record]) -> Sequence[Record]:
+    """The last one of each key."""
+    newest = {record.key: record for record in records}
+    return records if len(newest) == len(records) else list(newest.values())
+
+
+def _snapshot(flow_id: str, value: bytes) -> Snapshot:
+    # The document goes into the table as it was written, wherever it can be cut out.
+    tail = SNAPSHOT_TAIL.search(value, max(0, len(value) - TAIL_MAX_BYTES))
+    if tail is not None and value.startswith(SNAPSHOT_HEAD):
+        doc = value[len(SNAPSHOT_HEAD) - 1 : tail.start()]
+        last_event_id, chain = int(tail[1]), tail[2].decode()
     else:
-        flow = Flow.model_validate(value["flow"], strict=False)
-        chain = bytes.fromhex(value["chain"])
-        fold.put(flow, encode(value["flow"]), value["last_event_id"], chain)
+        parsed: dict[str, Any] = orjson.loads(value)
+        doc, last_event_id, chain = encode(parsed["flow"]), parsed["last_event_id"], parsed["chain"]
+    due_ms = None
+    if WAITING in doc and (flow := orjson.loads(doc))["status"] == FlowStatus.WAITING:
+        due_ms = due_ms_of(flow["wait_json"], cancel_requested=flow["cancel_requested"])
+    return new_snapshot((flow_id, last_event_id, bytes.fromhex(chain), due_ms, doc))
+
+
+def _take_answers(records: Sequence[Record], filling: Filling) -> None:
+    answers = (answer_of(orjson.loads(record.value or b"")) for record in records)
+    filling.remembered.extend(answer for answer in answers if answer is not None)
 
 
 def answer_of(outcome: Mapping[str, Any]) -> Remembered | None:

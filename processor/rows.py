@@ -38,6 +38,21 @@ class StepRow(NamedTuple):
     doc: bytes
 
 
+class Snapshot(NamedTuple):
+    """A flow as `state` has it, its `doc` not parsed; `due_ms` is when its wait ends by itself."""
+
+    flow_id: str
+    last_event_id: int
+    chain: bytes
+    due_ms: int | None
+    doc: bytes
+
+
+new_snapshot: Final[Callable[[tuple[str, int, bytes, int | None, bytes]], Snapshot]] = partial(
+    tuple.__new__, Snapshot
+)
+
+
 class Remembered(NamedTuple):
     """An outcome in the ledger, from which a resend is answered.
 
@@ -119,6 +134,19 @@ class Stored(NamedTuple):
     audit: int
     outcomes: int
     as_of_ms: int
+
+
+@dataclass(slots=True)
+class Filling:
+    """A part of what a table is filled with: each flow and step once, as a snapshot or as gone. Of
+    what comes in several parts, the last word counts."""
+
+    flows: list[Snapshot] = field(default_factory=list)
+    flows_gone: list[str] = field(default_factory=list)
+    steps: list[tuple[str, str, bytes]] = field(default_factory=list)
+    """Flow id, run id, document."""
+    steps_gone: list[tuple[str, str]] = field(default_factory=list)
+    remembered: list[Remembered] = field(default_factory=list)
 
 
 @dataclass(slots=True)

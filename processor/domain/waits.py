@@ -1,6 +1,6 @@
 """When a wait ends by itself."""
 
-from typing import Final
+from typing import Any, Final
 
 from processor.domain.transitions import WAITING
 from schemas.flow import Flow
@@ -11,14 +11,18 @@ AT_ONCE_MS: Final = 0
 
 
 def due_ms(flow: Flow) -> int | None:
-    """When `flow` is to be woken, in milliseconds of the broker's clock; None: not by itself.
+    """When `flow` is to be woken, in milliseconds of the broker's clock; None: not by itself."""
+    if flow.status is not WAITING:
+        return None
+    return due_ms_of(flow.wait_json, cancel_requested=flow.cancel_requested)
+
+
+def due_ms_of(wait: Any, *, cancel_requested: bool) -> int | None:
+    """The same of a flow that waits for `wait`.
 
     A wait that is to be cancelled is due at once, whatever it waits for.
     """
-    if flow.status is not WAITING:
-        return None
-    if flow.cancel_requested:
+    if cancel_requested:
         return AT_ONCE_MS
-    wait = flow.wait_json
     until = wait.get("at" if wait["kind"] == "timer" else "timeout_at")
     return None if until is None else parse_timestamp(until)

@@ -13,7 +13,7 @@ from processor.batch import Forward, Outgoing
 from processor.codec import Record
 from processor.errors import TaskflowError
 from processor.ports import Extent, Written
-from processor.rows import Changes, FlowRow, Stored
+from processor.rows import Changes, Filling, FlowRow, Stored
 from tests.simulation.faults import Fault, Op
 from tests.simulation.kafka import SimKafka
 from tests.simulation.table import Content, ModelFile, ModelTable
@@ -282,6 +282,18 @@ class SimTable(ModelTable):
         if fault is Fault.TABLE_WRITE_FAILS:
             raise TableFailed("the table cannot be written: database or disk is full")
         await super().write(changes, before=before, after=after)
+        await self._life.at(Op.WRITTEN)
+
+    async def fill(self, filling: Filling) -> None:
+        if await self._life.at(Op.RECOVER) is Fault.TABLE_WRITE_FAILS:
+            raise TableFailed("the table cannot be written: database or disk is full")
+        await super().fill(filling)
+        await self._life.at(Op.WRITTEN)
+
+    async def end_filling(self, after: Stored) -> None:
+        if await self._life.at(Op.RECOVER) is Fault.TABLE_WRITE_FAILS:
+            raise TableFailed("the table cannot be written: database or disk is full")
+        await super().end_filling(after)
         await self._life.at(Op.WRITTEN)
 
 

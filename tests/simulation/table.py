@@ -4,14 +4,15 @@ tests/simulation/test_table_contract.py holds both to the same scenarios.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, NamedTuple
 
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt
 from processor.adapters.sqlite.table import FORGET_EXTRA, FORGET_FACTOR
 from processor.domain.transitions import TERMINAL
 from processor.domain.waits import due_ms
-from processor.rows import Changes, Due, FlowRow, Remembered, StepRow, Stored
+from processor.rows import Changes, Due, Filling, FlowRow, Remembered, Snapshot, StepRow, Stored
 from schemas.flow import Flow, FlowStep
 from schemas.values import parse_timestamp
 
@@ -67,6 +68,7 @@ class ModelTable:
         self._version = file.version
         self.doubted = False
         self._damage: str | None = None
+        self._numbers = count(1)
 
     async def stored(self) -> Stored | None:
         return self._content.stored
@@ -156,6 +158,31 @@ class ModelTable:
         self._file.content, self._version = Content(), self._file.version
         self.doubted = False
 
+    async def begin_filling(self, unfinished: Stored) -> None:
+        await self.clear()
+        self._file.content = Content(unfinished)
+        self._numbers = count(1)
+
+    async def fill(self, filling: Filling) -> None:
+        old = self._content
+        flows, steps, ledger = dict(old.flows), dict(old.steps), dict(old.ledger)
+        for flow_id in filling.flows_gone:
+            next(self._numbers)
+            flows.pop(flow_id, None)
+        for one in filling.flows:
+            flows[one.flow_id] = _filled(one, next(self._numbers))
+        for at in filling.steps_gone:
+            steps.pop(at, None)
+        for flow_id, run_id, doc in filling.steps:
+            steps[flow_id, run_id] = doc
+        for answer in filling.remembered:
+            ledger.pop(answer.key, None)
+            ledger[answer.key] = answer
+        self._file.content = Content(old.stored, flows, steps, ledger)
+
+    async def end_filling(self, after: Stored) -> None:
+        self._file.content = replace(self._content, stored=after)
+
     def distrust(self, damage: str) -> None:
         self._damage = damage
         self.doubted = True
@@ -191,6 +218,11 @@ def _kept(row: FlowRow, number: int) -> Kept:
         due_ms(flow),
         parse_timestamp(flow.updated_at) if flow.status in TERMINAL else None,
     )
+
+
+def _filled(one: Snapshot, number: int) -> Kept:
+    flow = Flow.model_validate_json(one.doc)
+    return _kept(FlowRow(flow, one.doc, one.last_event_id, one.chain, number), number)
 
 
 def _flow_row(kept: Kept) -> FlowRow:

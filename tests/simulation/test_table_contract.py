@@ -2,7 +2,7 @@
 answers, so does the other."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -11,16 +11,17 @@ import pytest
 
 from processor.adapters.sqlite.errors import TableConflict
 from processor.ports import Table
-from processor.rows import Changes, Due, FlowRow, Stored
+from processor.rows import Changes, Due, Filling, FlowRow, Position, Stored
 from schemas.flow import FlowStatus
 from schemas.values import instant
 from tests.simulation.ports import Calm, open_table
 from tests.simulation.table import ModelFile
-from tests.unit.tables import NOON_MS, answer, at, flow_row, later, opened, step_row, uuid
+from tests.unit.tables import NOON_MS, answer, at, flow_row, later, opened, snapshot, step_row, uuid
 
 Open = Callable[[], AbstractAsyncContextManager[Any]]
 
 STATUSES: Final = (FlowStatus.RUNNING, FlowStatus.WAITING, FlowStatus.FINISHED)
+UNFINISHED: Final = Stored(Position(0, 0, 1), -1, -1, 0)
 WAITS: Final = (
     {"kind": "timer", "at": instant(NOON_MS + 5)},
     {"kind": "manual"},
@@ -179,6 +180,77 @@ async def test_both_answer_alike_whatever_is_written(tmp_path: Path, seed: int) 
             assert len(refused) in (0, 2), f"one refuses {changes}"
             stored = stored if refused else at(turn)
             assert await everything(model) == await everything(real)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_both_are_filled_alike(tmp_path: Path, seed: int) -> None:
+    rng = Random(seed)
+    async with in_memory()() as model, opened(tmp_path) as real:
+        for table in (model, real):
+            await table.write(Changes(inserted=[flow_row(9)]), before=None, after=at(1))
+            await table.begin_filling(UNFINISHED)
+        for _ in range(rng.randrange(6)):
+            part = filling(rng)
+            for table in (model, real):
+                await table.fill(part)
+        for table in (model, real):
+            await table.end_filling(at(7))
+        assert await everything(model) == await everything(real)
+        assert await real.stored() == at(7)
+        for turn in range(8, 12):
+            changes = drawn(rng, await everything(real))
+            for table in (model, real):
+                with suppress(TableConflict):
+                    await table.write(changes, before=await table.stored(), after=at(turn))
+            assert await everything(model) == await everything(real)
+
+
+@pytest.mark.parametrize("filled", [0, 1])
+async def test_a_filling_that_was_cut_short_is_unfinished_and_may_be_begun_again(
+    open_it: Open, filled: int
+) -> None:
+    async with holding(open_it, flow_row(1), flow_row(2)) as table:
+        await table.begin_filling(UNFINISHED)
+        for number in range(filled):
+            await table.fill(Filling(flows=[snapshot(flow_row(number + 3))]))
+    async with open_it() as table:
+        assert await table.stored() == UNFINISHED
+        await table.begin_filling(UNFINISHED)
+        await table.fill(Filling(flows=[snapshot(flow_row(5))]))
+        await table.end_filling(at(2))
+        assert set(await table.flows([uuid(n) for n in range(9)])) == {uuid(5)}
+    async with open_it() as table:
+        await table.clear()
+        await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
+        changes = Changes(inserted=[flow_row(1)._replace(number=2)])
+        with pytest.raises(TableConflict):
+            await table.write(changes, before=at(1), after=at(2))
+
+
+def filling(rng: Random) -> Filling:
+    """Some of nine flows and their steps, each once."""
+    part = Filling()
+    for number in rng.sample(range(1, 10), rng.randrange(9)):
+        status = rng.choice(STATUSES)
+        wait = rng.choice(WAITS) if status is FlowStatus.WAITING else None
+        row = flow_row(
+            number,
+            revision=rng.randrange(5),
+            status=status,
+            wait_json=wait,
+            owner_session_key=rng.choice(("kate", "\0 é 😀", '"\x1f\\u0041')),
+        )
+        if rng.random() < 0.3:
+            part.flows_gone.append(uuid(number))
+        else:
+            part.flows.append(snapshot(row))
+        if rng.random() < 0.3:
+            part.steps_gone.append((uuid(number), "r"))
+        else:
+            doc = step_row(number, "r", at_ms=NOON_MS + rng.randrange(9)).doc
+            part.steps.append((uuid(number), "r", doc))
+    part.remembered = [answer(n, at_ms=rng.randrange(99)) for n in rng.sample(range(10), 3)]
+    return part
 
 
 def drawn(rng: Random, holds: tuple[Any, ...]) -> Changes:

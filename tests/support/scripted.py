@@ -17,7 +17,7 @@ from processor.errors import OwnershipLost
 from processor.metrics import Metrics
 from processor.partition import PartitionOwner, Phase
 from processor.ports import Extent, Fetched, Written
-from processor.rows import Changes, FlowRow, Position, Stored
+from processor.rows import Changes, Filling, FlowRow, Position, Stored
 from tests.support.memory_kafka import PATIENCE_S, MemoryKafka
 from tests.support.partition import PLACE, Appended
 from tests.support.world import read_tables
@@ -347,6 +347,16 @@ class ScriptedTable:
     async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None:
         await self._script.reach(Point.WRITE)
         await self._table.write(changes, before=before, after=after)
+        await self._script.reach(Point.WRITTEN)
+
+    async def fill(self, filling: Filling) -> None:
+        await self._script.reach(Point.WRITE)
+        await self._table.fill(filling)
+        await self._script.reach(Point.WRITTEN)
+
+    async def end_filling(self, after: Stored) -> None:
+        await self._script.reach(Point.WRITE)
+        await self._table.end_filling(after)
         await self._script.reach(Point.WRITTEN)
 
     def __getattr__(self, name: str) -> Any:

@@ -8,7 +8,8 @@ from uuid import UUID, uuid5
 import orjson
 
 from processor.adapters.sqlite import FlowTable, open_table, table_path
-from processor.rows import FlowRow, Position, Remembered, StepRow, Stored
+from processor.domain.waits import due_ms
+from processor.rows import FlowRow, Position, Remembered, Snapshot, StepRow, Stored
 from schemas.flow import Flow, FlowStatus, FlowStep, StepStatus
 from schemas.outcomes import Code
 from schemas.values import instant
@@ -49,6 +50,11 @@ def flow_row(number: int, *, revision: int = 0, event: int | None = None, **valu
     doc = orjson.dumps(flow.model_dump(mode="json"))
     event = 100 * number + revision if event is None else event
     return FlowRow(flow, doc, event, bytes([revision]) * 16, number)
+
+
+def snapshot(row: FlowRow) -> Snapshot:
+    """The row as `state` has it."""
+    return Snapshot(row.flow.id, row.last_event_id, row.chain, due_ms(row.flow), row.doc)
 
 
 def later(row: FlowRow, **values: Any) -> FlowRow:

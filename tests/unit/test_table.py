@@ -18,6 +18,7 @@ from processor.adapters.sqlite import (
     TableFailed,
     statements,
 )
+from processor.adapters.sqlite.files import SCHEMA
 from processor.adapters.sqlite.table import FORGET_EXTRA, FORGET_FACTOR
 from processor.rows import Changes
 from schemas.outcomes import Code
@@ -352,9 +353,8 @@ async def test_clear_leaves_nothing(table: FlowTable) -> None:
 )
 def test_no_statement_scans_a_table(name: str) -> None:
     rows: statements.Rows = getattr(statements, name)
-    schema = Path(statements.__file__).with_name("schema.sql").read_text()
     with closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(schema)
+        db.executescript(SCHEMA)
         for size in statements.SIZES:
             ((sql, parameters, _),) = rows.writing([(None,) * rows.width] * size)
             plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]

@@ -55,7 +55,7 @@ async def is_found_out(state_dir: Path) -> None:
         assert await table.stored() is None
 
 
-@pytest.mark.parametrize("index", ["sqlite_autoindex_flow_1", "flow_due"])
+@pytest.mark.parametrize("index", ["flow_id", "flow_due"])
 async def test_a_lost_index_entry_is_found_while_the_table_is_used(
     tmp_path: Path, index: str
 ) -> None:

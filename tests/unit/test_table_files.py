@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from processor.adapters.sqlite import TableFailed, table_path
-from processor.adapters.sqlite.files import FORMAT
-from processor.rows import Changes
-from tests.unit.tables import at, contents, flow_row, opened, put_back
+from processor.adapters.sqlite import FlowTable, TableFailed, filling, table_path
+from processor.adapters.sqlite.files import FORMAT, SCHEMA
+from processor.rows import Changes, Filling
+from tests.unit.tables import at, contents, flow_row, opened, put_back, snapshot, uuid
 
 
 async def given_a_table(state_dir: Path) -> Path:
@@ -60,7 +60,7 @@ async def test_the_table_of_another_partition_starts_empty(
 @pytest.mark.parametrize("version", [1, 99])
 async def test_another_format_starts_empty(tmp_path: Path, version: int) -> None:
     edit(await given_a_table(tmp_path), f"PRAGMA user_version = {version}")
-    await starts_empty(tmp_path, f"it is of format {version}, not 2")
+    await starts_empty(tmp_path, f"it is of format {version}, not {FORMAT}")
 
 
 async def test_another_program_s_database_starts_empty(tmp_path: Path) -> None:
@@ -91,9 +91,7 @@ async def test_a_lost_index_entry_starts_empty(tmp_path: Path) -> None:
     # The flow would be taken for one that does not exist.
     path = await given_a_table(tmp_path)
     with closing(sqlite3.connect(path)) as db:
-        (root,) = db.execute(
-            "SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_flow_1'"
-        ).fetchone()
+        (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'flow_id'").fetchone()
     with path.open("r+b") as file:
         # An index without a single entry.
         file.seek(4096 * (root - 1))
@@ -129,3 +127,70 @@ async def test_a_killed_worker_s_table_is_whole(tmp_path: Path) -> None:
     async with opened(tmp_path) as table:
         assert await table.stored() == at(1)
         assert await table.count_flows() == 1
+
+
+async def test_a_table_that_was_filled_is_whole_and_durable_and_what_it_always_was(
+    tmp_path: Path,
+) -> None:
+    path = await given_a_table(tmp_path)
+    flows = [flow_row(n, goal="x" * 2000) for n in range(200, 900)]
+    flows[300] = flow_row(500, owner_session_key="a\0 é")
+    async with opened(tmp_path) as table:
+        await table.begin_filling(at(0))
+        await table.fill(Filling(flows=list(map(snapshot, flows))))
+        await table.fill(Filling(flows=list(map(snapshot, flows[:50])), flows_gone=[uuid(899)]))
+        with closing(sqlite3.connect(path)) as db:
+            assert (
+                db.execute("SELECT name FROM sqlite_master WHERE type = 'index'").fetchall() == []
+            )
+        await table.end_filling(at(3))
+        assert await pragma(table, "synchronous") == 1
+        assert await pragma(table, "temp_store") == 2
+        assert await pragma(table, "cache_size") == -8192
+    with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(":memory:")) as new:
+        new.executescript(SCHEMA)
+        schema = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
+        assert db.execute(schema).fetchall() == new.execute(schema).fetchall()
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        owners = db.execute("SELECT DISTINCT owner, status, revision FROM flow").fetchall()
+        assert sorted(owners) == [("a\0 é", "running", 0), ("owner", "running", 0)]
+    async with opened(tmp_path) as table:
+        assert await table.count_flows() == 699
+        assert len(await table.flows([row.flow.id for row in flows])) == 699, "each has its CRC"
+
+
+async def test_who_reads_the_old_rows_keeps_nobody_from_filling_new_ones(tmp_path: Path) -> None:
+    path = await given_a_table(tmp_path)
+    async with opened(tmp_path) as table:
+        await table._connection.execute("PRAGMA busy_timeout = 1")
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            assert reader.execute("SELECT count(*) FROM flow").fetchone() == (199,)
+            await table.begin_filling(at(0))
+            assert await pragma(table, "synchronous") == 1, "the disk is waited for, then"
+            await table.fill(Filling(flows=[snapshot(flow_row(1))]))
+            await table.end_filling(at(3))
+            assert reader.execute("SELECT count(*) FROM flow").fetchone() == (199,)
+        assert await table.count_flows() == 1
+
+
+async def test_a_filling_that_cannot_be_made_durable_fails_and_stays_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "CHECKPOINT_TRIES", 2)
+    path = await given_a_table(tmp_path)
+    async with opened(tmp_path) as table:
+        await table._connection.execute("PRAGMA busy_timeout = 1")
+        await table.begin_filling(at(0))
+        await table.fill(Filling(flows=[snapshot(flow_row(1))]))
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM flow").fetchone()
+            with pytest.raises(TableFailed, match="somebody reads the table"):
+                await table.end_filling(at(3))
+        assert await table.stored() == at(0)
+
+
+async def pragma(table: FlowTable, name: str) -> Any:
+    ((value,),) = await table._connection.execute_fetchall(f"PRAGMA {name}")
+    return value

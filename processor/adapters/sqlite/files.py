@@ -17,12 +17,21 @@ from processor.adapters.sqlite.table import FlowTable, data_version
 
 log = structlog.get_logger(__name__)
 
-FORMAT: Final = 2
-SCHEMA: Final = Path(__file__).with_name("schema.sql").read_text()
+FORMAT: Final = 3
+SCHEMA: Final = "\n".join(
+    Path(__file__).with_name(name).read_text() for name in ("schema.sql", "indexes.sql")
+)
 BUSY_TIMEOUT_S: Final = 1.0
 CACHE_KIB: Final = 8 * 1024
 LOG_KEPT_BYTES: Final = 16 * 1024 * 1024
 """The write-ahead log is cut to this when it starts over."""
+USUAL: Final = (
+    "synchronous = NORMAL",
+    f"cache_size = -{CACHE_KIB}",
+    f"journal_size_limit = {LOG_KEPT_BYTES}",
+    "mmap_size = 0",
+    "temp_store = MEMORY",
+)
 CACHED_STATEMENTS: Final = 64
 """More than the sizes of all statements together."""
 
@@ -54,7 +63,7 @@ async def open_table(
                 if await _what_is_wrong(connection, about) is not None:
                     raise sqlite3.OperationalError("a new table is not what was made")
             beside = not await _is_small(connection)
-            table = FlowTable(connection, path, await data_version(connection))
+            table = FlowTable(connection, path, await data_version(connection), USUAL)
         except BaseException:
             await connection.close()
             raise
@@ -123,14 +132,7 @@ async def _connected(path: Path) -> aiosqlite.Connection:
 async def _what_is_wrong(connection: aiosqlite.Connection, about: tuple[Any, ...]) -> str | None:
     """Makes a new file a table. None if it is one, of this format and of this partition."""
     try:
-        for setting in (
-            "journal_mode = WAL",
-            "synchronous = NORMAL",
-            f"cache_size = -{CACHE_KIB}",
-            f"journal_size_limit = {LOG_KEPT_BYTES}",
-            "mmap_size = 0",
-            "temp_store = MEMORY",
-        ):
+        for setting in ("journal_mode = WAL", *USUAL):
             await connection.execute_fetchall(f"PRAGMA {setting}")
         ((version,),) = await connection.execute_fetchall("PRAGMA user_version")
         ((tables,),) = await connection.execute_fetchall("SELECT count(*) FROM sqlite_master")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from processor.adapters.sqlite.errors import TableCorrupt
 from processor.domain.waits import due_ms
-from processor.rows import Due, FlowRow, Position, Remembered, StepRow, Stored
+from processor.rows import Due, FlowRow, Position, Remembered, Snapshot, StepRow, Stored
 from schemas.flow import Flow, FlowStatus, FlowStep
 from schemas.outcomes import Code
 from schemas.values import parse_timestamp
@@ -26,10 +26,8 @@ _STATUS_NUMBERS: Final = {
 _STATUSES: Final = {b"%d" % number: status for status, number in _STATUS_NUMBERS.items()}
 
 
-def flow_crc(
-    number: int, flow_id: str, revision: int, last_event_id: int, chain: bytes, doc: bytes
-) -> int:
-    head = f"{number} {flow_id} {revision} {last_event_id} ".encode()
+def flow_crc(number: int, flow_id: str, last_event_id: int, chain: bytes, doc: bytes) -> int:
+    head = f"{number} {flow_id} {last_event_id} ".encode()
     return crc32(doc, crc32(chain, crc32(head)))
 
 
@@ -50,10 +48,18 @@ def flow_values(row: FlowRow) -> tuple[Any, ...]:
         flow.status._value_,
         flow.owner_session_key,
         flow.updated_at,
-        flow_crc(number, flow.id, revision, last_event_id, chain, doc),
+        flow_crc(number, flow.id, last_event_id, chain, doc),
         due_ms(flow),
         doc.decode(),
     )
+
+
+def snapshot_values(number: int, snapshot: Snapshot) -> tuple[Any, ...]:
+    """What filling.FLOWS takes of a flow that gets the row number `number`; the other columns are
+    in the document."""
+    flow_id, last_event_id, chain, due_ms, doc = snapshot
+    crc = flow_crc(number, flow_id, last_event_id, chain, doc)
+    return number, flow_id, last_event_id, chain, crc, due_ms, doc.decode()
 
 
 def flow_row(fields: list[bytes]) -> FlowRow:
@@ -70,7 +76,7 @@ def flow_row(fields: list[bytes]) -> FlowRow:
     except (ValueError, ValidationError) as error:
         raise TableCorrupt("a flow's row is not what was written") from error
     flow = row.flow
-    said = flow_crc(row.number, flow.id, flow.revision, row.last_event_id, row.chain, doc)
+    said = flow_crc(row.number, flow.id, row.last_event_id, row.chain, doc)
     if said != int(crc) or flow_id != flow.id.encode() or int(revision) != flow.revision:
         raise TableCorrupt(f"the row of flow {flow.id} is not what was written")
     return row
@@ -95,7 +101,12 @@ def ended(fields: list[bytes]) -> Due:
 
 
 def step_values(row: StepRow) -> tuple[Any, ...]:
-    return row.step.flow_id, row.step.run_id, crc32(row.doc), row.doc.decode()
+    return document_values(row.step.flow_id, row.step.run_id, row.doc)
+
+
+def document_values(flow_id: str, run_id: str, doc: bytes) -> tuple[Any, ...]:
+    """A step's columns."""
+    return flow_id, run_id, crc32(doc), doc.decode()
 
 
 def step_row(fields: list[bytes]) -> StepRow:

@@ -1,4 +1,4 @@
--- One partition's table. Whoever changes this file raises FORMAT in files.py: a table of another
+-- One partition's table; its indexes are in indexes.sql. Whoever changes one of the two raises FORMAT in files.py: a table of another
 -- format is thrown away and filled anew from Kafka.
 
 CREATE TABLE about (
@@ -26,7 +26,7 @@ CREATE TABLE stored (
 -- `doc` comes last, so that a scan does not read the pages that a long one overflows to.
 CREATE TABLE flow (
     n             INTEGER PRIMARY KEY,
-    id            TEXT    NOT NULL UNIQUE,
+    id            TEXT    NOT NULL,
     revision      INTEGER NOT NULL,
     last_event_id INTEGER NOT NULL,
     chain         BLOB    NOT NULL,
@@ -38,28 +38,19 @@ CREATE TABLE flow (
     doc           TEXT    NOT NULL
 );
 
--- No query by time reads a row but for `flow_open`, and an update pays for an index only where its
--- flow begins or ceases to be in it. `flow_open` has the waits that do not end by themselves, by
--- number and in 8 bytes each. OR: an IN of three is looked up by every update, at half a µs.
-CREATE INDEX flow_due ON flow (due_ms, id) WHERE due_ms IS NOT NULL;
-CREATE INDEX flow_open ON flow (due_ms) WHERE status = 'waiting' AND due_ms IS NULL;
-CREATE INDEX flow_ended ON flow (updated_at, id, status)
-    WHERE status = 'finished' OR status = 'failed' OR status = 'cancelled';
-
 CREATE TABLE step (
     n       INTEGER PRIMARY KEY,
     flow_id TEXT    NOT NULL,
     run_id  TEXT    NOT NULL,
     crc     INTEGER NOT NULL,
-    doc     TEXT    NOT NULL,
-    UNIQUE (flow_id, run_id)
+    doc     TEXT    NOT NULL
 );
 
 -- `n` grows with each answer, so that the oldest are found without an index on time.
 -- `refusal` is [code, details] as JSON; NULL for an accepted command.
 CREATE TABLE ledger (
     n              INTEGER PRIMARY KEY,
-    key            BLOB    NOT NULL UNIQUE,
+    key            BLOB    NOT NULL,
     at_ms          INTEGER NOT NULL,
     digest         BLOB    NOT NULL,
     revision       INTEGER,

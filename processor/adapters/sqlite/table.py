@@ -9,11 +9,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import aiosqlite
 
-from processor.adapters.sqlite import records, statements
+from processor.adapters.sqlite import filling, records, statements
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt, told
-from processor.rows import Changes, Due, FlowRow, Remembered, StepRow, Stored
+from processor.rows import Changes, Due, Filling, FlowRow, Remembered, StepRow, Stored
 from schemas.values import instant
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 FORGET_FACTOR = 2
@@ -37,7 +38,15 @@ class FlowTable:
     Made by files.open_table.
     """
 
-    def __init__(self, connection: aiosqlite.Connection, path: Path, data_version: int) -> None:
+    def __init__(
+        self,
+        connection: aiosqlite.Connection,
+        path: Path,
+        data_version: int,
+        usual: Sequence[str] = (),
+    ) -> None:
+        """`usual`: PRAGMAs of the connection, to be set again after a filling."""
+        self._usual = usual
         self._connection = connection
         self._path = path
         self._data_version = data_version
@@ -46,6 +55,7 @@ class FlowTable:
         self.doubted = False
         """Whether another hand or a damage was seen: the file goes when the table is closed."""
         self._damage: str | None = None
+        self._next_filled = 1
 
     @property
     def path(self) -> Path:
@@ -151,6 +161,25 @@ class FlowTable:
         """Remove all rows, also the position, and trust the file again."""
         await self._undisturbed(self._clear)
 
+    async def begin_filling(self, unfinished: Stored) -> None:
+        """Remove all rows and trust the file again, to be filled; it stands at `unfinished`.
+
+        Until `end_filling` it has no index, and what is committed may be lost with the power. What
+        fails on the way, or is cut short, leaves a table to be filled anew.
+        """
+        await self._undisturbed(lambda: self._in_thread(self._begin_filling, unfinished))
+
+    async def fill(self, some: Filling) -> None:
+        """Add rows; of a key that comes again, the later counts."""
+        await self._undisturbed(lambda: self._in_thread(self._fill, some))
+
+    async def end_filling(self, after: Stored) -> None:
+        """Make the indexes; everything is on the disk before the table stands at `after`."""
+        await self._undisturbed(lambda: self._in_thread(filling.finish, after))
+        async with self._turn():
+            for setting in self._usual:
+                await self._connection.execute_fetchall(f"PRAGMA {setting}")
+
     def distrust(self, damage: str) -> None:
         """`damage` was found in the file: each call from now on raises TableCorrupt."""
         self._damage = damage
@@ -164,11 +193,14 @@ class FlowTable:
 
     async def _write(self, changes: Changes, before: Stored | None, after: Stored) -> None:
         deeds = [self._store(before, after), *self._deeds(changes)]
+        await self._in_thread(self._write_now, deeds)
+
+    async def _in_thread(self, work: Callable[[sqlite3.Connection, A], None], what: A) -> None:
         # One turn of the connection's thread, not one for each statement: each would wait for the
         # event loop to come round. aiosqlite has no public call for it; a test guards this one.
         connection = self._connection
         turn: Callable[..., Awaitable[None]] = connection._execute
-        await turn(self._write_now, connection._conn, deeds)
+        await turn(work, connection._conn, what)
 
     def _write_now(self, connection: sqlite3.Connection, deeds: Sequence[_Deed]) -> None:
         """Everything or nothing, in the connection's own thread."""
@@ -230,10 +262,21 @@ class FlowTable:
         await self._connection.execute("BEGIN IMMEDIATE")
         for table in statements.CLEAR:
             await self._connection.execute(f"DELETE FROM {table}")
+        await self._in_thread(_make_indexes, None)
         version = await data_version(self._connection)
         await self._connection.commit()
         self._data_version = version
         self.doubted = False
+
+    def _begin_filling(self, db: sqlite3.Connection, unfinished: Stored) -> None:
+        filling.prepare(db, unfinished)
+        ((version,),) = db.execute("PRAGMA data_version").fetchall()
+        self._data_version = int(version)
+        self._next_filled = 1
+        self.doubted = False
+
+    def _fill(self, db: sqlite3.Connection, some: Filling) -> None:
+        self._next_filled = filling.put(db, self._next_filled, some)
 
     async def _undisturbed(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a transaction to its end, also if the caller is cancelled meanwhile."""
@@ -308,6 +351,10 @@ def _each(
 ) -> Iterator[_Deed]:
     for sql, parameters, count in rows.writing(values):
         yield _Deed(sql, parameters, count, unless)
+
+
+def _make_indexes(db: sqlite3.Connection, _: None) -> None:
+    filling.ensure_indexes(db)
 
 
 async def data_version(connection: aiosqlite.Connection) -> int:
