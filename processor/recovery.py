@@ -12,7 +12,6 @@ ends in the command that repairs.
 
 import asyncio
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from hashlib import blake2b
@@ -318,15 +317,16 @@ class Recovery:
         nothing until that has come to its end: the position comes last."""
         state, outcomes = self._topics.state, self._topics.outcomes
         await self._table.begin_filling(self._unfinished)
-        began = time.monotonic()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         flows = await self._fill_from(state, *extents[state], _take_snapshots)
-        filled = time.monotonic()
+        filled = loop.time()
         since = await self._ledger_start(standing)
         answers = 0
         if since is not None:
             answers = await self._fill_from(outcomes, since, extents[outcomes].end, _take_answers)
         stored = self._filled(extents, standing)
-        ends = time.monotonic()
+        ends = loop.time()
         await self._table.end_filling(stored)
         self._log.info(
             "the table was filled from the state topic",
@@ -335,7 +335,7 @@ class Recovery:
             snapshots_s=round(filled - began, 3),
             answers=answers,
             answers_s=round(ends - filled, 3),
-            indexes_s=round(time.monotonic() - ends, 3),
+            indexes_s=round(loop.time() - ends, 3),
         )
         return stored
 
