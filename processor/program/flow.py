@@ -12,14 +12,16 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from processor.program.flows import Found, find_flow, history, list_flows, list_waiting
-from processor.program.options import duration_ms, flow_id_of
+from processor.program import travel
+from processor.program.flows import Found, find_flow, list_flows, list_waiting
+from processor.program.options import duration_ms, flow_id_of, since_ms
 from processor.program.output import (
     console,
     for_people,
     plain,
     print_rows,
     say,
+    short,
     status_text,
     table,
     write_json,
@@ -40,6 +42,10 @@ OWNER = typer.Option(None, "--owner", help="Only flows of this session key.")
 STATUS = typer.Option(None, "--status", help="Only flows in this status.")
 WAITING = typer.Option(False, "--waiting", help="Only waiting flows, with what they wait for.")
 LIMIT = typer.Option(50, "--limit", min=1, help="At most so many.")
+REVISION = typer.Option(None, "--revision", min=0, help="As it was at this revision.")
+AT = typer.Option(
+    None, "--at", help="As it was at this time: 2026-11-22T21:02:08Z, or 10m for ten minutes ago."
+)
 FLOW_ID = typer.Argument(..., help="The flow's id.")
 JSON = typer.Option(False, "--json", help="JSON also on a terminal.")
 TIMEOUT = typer.Option("30s", "--timeout", help="How long to await the outcome.")
@@ -87,53 +93,57 @@ def list_(
 
 
 @app.command("show")
-def show(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
+def show(
+    flow_id: str = FLOW_ID,
+    revision: int | None = REVISION,
+    at: str | None = AT,
+    life: int | None = travel.LIFE,
+    json: bool = JSON,
+) -> None:
     """Show one flow with its state, its wait and its steps. Exit code 1 if there is none.
 
-    The time left of its wait is by this machine's clock.
+    The time left of its wait is by this machine's clock. With --revision or --at: as the flow was
+    then, folded from its events; that works for pruned ones, too, and the time left is as of then.
 
     Example: `taskflow flow show 6f1f3a52-0000-4000-8000-000000000001`
 
     Settings: as for `flow list`.
     """
+    if revision is not None and at is not None:
+        raise WrongUse("--revision and --at both say when; take one.")
+    if life is not None and revision is None:
+        raise WrongUse("--life says of which life the --revision is.")
     settings = settings_and_logs(quiet=True)
     wanted = flow_id_of(flow_id)
+    if revision is not None or at is not None:
+        then, moment = travel.found_then(settings, wanted, revision=revision, at=at, life=life)
+        if for_people(json):
+            print_flow(console(), then, moment.at_ms if at is None else since_ms(at, "--at"))
+            say(f"As of {moment.event['kind']}, event {moment.event['id']}, {moment.event['at']}.")
+        else:
+            write_json({**_found_doc(then), "as_of": travel.as_of(moment)})
+        return
     found = run(lambda: find_flow(settings, wanted))
     if found is None:
         raise _unknown(settings, wanted)
     if not for_people(json):
-        write_json(
-            {
-                "flow": found.flow,
-                "steps": found.steps,
-                "last_event_id": found.last_event_id,
-                "chain": found.chain,
-            }
-        )
+        write_json(_found_doc(found))
         return
     print_flow(console(), found, _now_ms())
 
 
-@app.command("history")
-def history_(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
-    """Show what happened to one flow, from the audit topic. Exit code 1 if nothing did.
+def _found_doc(found: Found) -> dict[str, object]:
+    return {
+        "flow": found.flow,
+        "steps": found.steps,
+        "last_event_id": found.last_event_id,
+        "chain": found.chain,
+    }
 
-    A pipe gets the FlowEvents as JSON lines. A pruned flow still has its history.
 
-    Example: `taskflow flow history 6f1f3a52-0000-4000-8000-000000000001`
-
-    Settings: as for `flow list`.
-    """
-    settings = settings_and_logs(quiet=True)
-    wanted = flow_id_of(flow_id)
-    events = run(lambda: _history(settings, wanted))
-    if not events:
-        raise _unknown(settings, wanted)
-    if for_people(json):
-        print_history(console(), events)
-    else:
-        for event in events:
-            write_line(event)
+app.command("history")(travel.history)
+app.command("diff")(travel.diff)
+app.command("blame")(travel.blame)
 
 
 @app.command("cancel")
@@ -167,12 +177,12 @@ def print_waits(out: Console, flows: Sequence[Flow], now_ms: int) -> None:
     rows = [
         (
             flow.id,
-            _short(awaited(flow)),
+            short(awaited(flow)),
             until(flow),
             time_left(flow, now_ms),
             flow.owner_session_key,
             flow.current_step,
-            _short(flow.goal),
+            short(flow.goal),
         )
         for flow in flows
     ]
@@ -220,7 +230,7 @@ def print_history(out: Console, events: Sequence[bytes]) -> None:
                 status_text(event["status"]),
                 str(event["revision"]),
                 event["actor"],
-                _short(orjson.dumps(payload).decode()) if payload else "",
+                short(orjson.dumps(payload).decode()) if payload else "",
             )
         )
     columns = ("at", "event", "status", "rev", "by", "payload")
@@ -244,7 +254,7 @@ def _print_flows(out: Console, flows: Sequence[Flow]) -> None:
             flow.updated_at[:19].replace("T", " "),
             flow.owner_session_key,
             flow.current_step,
-            _short(flow.goal),
+            short(flow.goal),
         )
         for flow in flows
     ]
@@ -279,10 +289,6 @@ def _sentence(outcome: Outcome) -> str:
     return f"{outcome.verdict} ({outcome.code}): {outcome.message}"
 
 
-async def _history(settings: Settings, flow_id: str) -> list[bytes]:
-    return [event async for event in history(settings, flow_id)]
-
-
 def _unknown(settings: Settings, flow_id: str) -> Refused:
     return Refused(f"There is no flow {flow_id} under {settings.topic_prefix!r}.")
 
@@ -291,8 +297,3 @@ def _cell(name: str, value: object) -> str | Text:
     if name == "status":
         return status_text(str(value))
     return value if isinstance(value, str) else orjson.dumps(value).decode()
-
-
-def _short(text: str, width: int = 60) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1] + "…"

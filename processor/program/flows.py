@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
+from aiokafka import ConsumerRecord
 
 from processor.adapters.kafka.admin import partition_counts
 from processor.adapters.kafka.connection import ensure_reachable
@@ -22,6 +23,7 @@ from processor.domain.transitions import TERMINAL
 from processor.domain.waits import due_ms
 from processor.placement import partition_of
 from processor.program.output import say
+from processor.program.progress import progress_bar
 from processor.settings import Settings
 from schemas.flow import Flow, FlowStatus
 from schemas.state import CURSOR_PREFIX
@@ -30,6 +32,8 @@ from schemas.values import instant
 
 PATIENCE_WITH_TABLES_S = 2.0
 """How long a broker is waited for that could only confirm what lies here."""
+
+TELL_EVERY = 1_000
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -124,16 +128,30 @@ async def find_flow(settings: Settings, flow_id: str) -> Found | None:
 
 
 async def history(settings: Settings, flow_id: str) -> AsyncGenerator[bytes]:
+    """The values of `events_of`."""
+    async with aclosing(events_of(settings, flow_id)) as events:
+        async for record in events:
+            yield record.value
+
+
+async def events_of(settings: Settings, flow_id: str) -> AsyncGenerator[ConsumerRecord]:
     """The flow's FlowEvents as they stand on the audit topic, in their order.
 
     Reads the one partition where they lie. Raises BrokerUnreachable, TopicsWrong.
     """
     topic = Topics(settings.topic_prefix).audit
     partition = partition_of(flow_id.encode(), await _count(settings, topic))
-    async with aclosing(read(settings, topic, partitions=[partition])) as events:
-        async for record in events:
-            if record.key == flow_id.encode() and record.value is not None:
-                yield record.value
+    ends = await end_offsets(settings, topic, [partition])
+    with progress_bar("reading the audit") as bar:
+        bar.expect(ends[partition])
+        passed = 0
+        async with aclosing(read(settings, topic, partitions=[partition])) as events:
+            async for record in events:
+                if record.offset >= passed + TELL_EVERY:
+                    bar.advance(record.offset - passed)
+                    passed = record.offset
+                if record.key == flow_id.encode() and record.value is not None:
+                    yield record
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,12 @@ def plain(text: str) -> Text:
     return Text(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text))
 
 
+def short(text: str, width: int = 60) -> str:
+    """One line of at most `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
 def _paragraph(text: str) -> Text:
     return Text("\n").join(map(plain, text.split("\n")))
 

@@ -252,6 +252,18 @@ def test_commands_are_sent_answered_and_shown(env: Environment, worker: subproce
     assert taskflow(alone, "flow", "history", flow).returncode == 3
     history = lines(taskflow(env, "flow", "history", flow))
     assert [event["kind"] for event in history] == kinds
+    assert all(event["explained"]["command"] for event in history)
+
+    # As it was, and who did it
+    (was,) = lines(taskflow(env, "flow", "show", flow, "--revision", "0"))
+    assert (was["flow"]["status"], was["as_of"]["kind"]) == ("created", "created")
+    changed = {line["path"] for line in lines(taskflow(env, "flow", "diff", flow, "0", "2"))}
+    assert {"$.status", "$.revision", "$.wait_json"} <= changed
+    (blamed,) = lines(taskflow(env, "flow", "blame", flow, "$.status"))
+    assert (blamed["after"], blamed["command"]["kind"]) == ("waiting", "set_waiting")
+    checked = taskflow(env, "replay", "check")
+    assert checked.returncode == 0, checked.stdout
+    assert lines(checked)[0]["compared"]["commands"] == 5
 
     # An operator
     (resumed,) = lines(taskflow(env, "flow", "resume", flow))
