@@ -3,9 +3,8 @@
 import asyncio
 import gc
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, ExitStack
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -17,13 +16,19 @@ from processor.adapters.kafka.forwarder import PlainForwarder
 from processor.adapters.kafka.history import KafkaHistory, Readers
 from processor.adapters.kafka.source import GroupSource
 from processor.adapters.kafka.writer import TransactionalWriter, producers_stopped
-from processor.adapters.sqlite import FlowTable, open_table, state_dir_lock, table_path
+from processor.adapters.sqlite import (
+    FlowTable,
+    open_table,
+    state_dir_lock,
+    table_lock,
+    table_path,
+)
 from processor.batch import Place
 from processor.domain.decide import Limits
 from processor.http import serve
 from processor.metrics import Metrics
 from processor.partition import PartitionOwner
-from processor.settings import Settings
+from processor.settings import Address, Settings
 from processor.standby import Follower
 from processor.tracing import WorkerTraces, worker_traces
 from processor.worker import Member, Worker
@@ -48,18 +53,25 @@ LAYOUT_EVERY_S = 60.0
 
 
 async def run_worker(
-    settings: Settings, *, stop: asyncio.Event, ready: asyncio.Event | None = None
+    settings: Settings,
+    *,
+    stop: asyncio.Event,
+    ready: asyncio.Event | None = None,
+    lock: bool = True,
+    listening: Callable[[Address | None], None] = lambda _: None,
 ) -> None:
     """Run one worker until `stop` is set; `ready` is set once it decides for the first time.
 
     Raises StateDirInUse, StateDirUnusable, BrokerUnreachable, AccessDenied, TopicsWrong or
     AddressInUse if it cannot start, InstanceIdTaken if another worker has its name, TopicsWrong
     once the topics have another number of partitions; it goes on through every other error.
-    `stop` is set when it ends by itself, too.
+    `stop` is set when it ends by itself, too. `lock`: whether the state directory is held, which
+    a process among several leaves to their parent; `listening` hears where HTTP answers.
     """
     with ExitStack() as held:
-        held.enter_context(state_dir_lock(settings.state_dir))
-        mismatches = await _unless_stopped(ensure_topics(settings), stop)
+        if lock:
+            held.enter_context(state_dir_lock(settings.state_dir))
+        mismatches = await unless_stopped(ensure_topics(settings), stop)
         if mismatches is None:
             return
         for mismatch in mismatches:
@@ -89,7 +101,15 @@ async def run_worker(
             new_follower=new_follower if settings.standby else None,
             partitions=settings.partitions,
         )
-        async with serve(settings.http, report=worker.report, metrics=metrics) as address:
+
+        async def report() -> dict[str, Any]:
+            return worker.report()
+
+        async def scraped() -> bytes:
+            return metrics.text()
+
+        async with serve(settings.http, report=report, metrics=scraped) as address:
+            listening(address)
             log.info(
                 "worker started",
                 brokers=settings.bootstrap_servers,
@@ -112,7 +132,7 @@ async def run_worker(
     log.info("worker stopped")
 
 
-async def _unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+async def unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
     """What `work` gives, or None if `stop` is set before: a broker that is away is waited for."""
     working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
@@ -200,13 +220,22 @@ def _place(settings: Settings, partition: int) -> Place:
 def _opens(
     settings: Settings, partition: int
 ) -> Callable[[], AbstractAsyncContextManager[FlowTable]]:
-    return partial(
-        open_table,
-        table_path(settings.state_dir, settings.topic_prefix, partition),
-        partition=partition,
-        prefix=settings.topic_prefix,
-        partitions=settings.partitions,
-    )
+    path = table_path(settings.state_dir, settings.topic_prefix, partition)
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[FlowTable]:
+        async with (
+            table_lock(path),
+            open_table(
+                path,
+                partition=partition,
+                prefix=settings.topic_prefix,
+                partitions=settings.partitions,
+            ) as table,
+        ):
+            yield table
+
+    return opened
 
 
 def _standby_readers(settings: Settings) -> Readers:

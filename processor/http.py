@@ -1,6 +1,6 @@
 """What a worker tells over HTTP: is it alive, is it ready, and its metrics."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -8,7 +8,6 @@ from aiohttp import web
 
 from processor.codec import encode
 from processor.errors import TaskflowError
-from processor.metrics import Metrics
 from processor.settings import Address
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -20,11 +19,15 @@ class AddressInUse(TaskflowError):
 
 @asynccontextmanager
 async def serve(
-    address: Address | None, *, report: Callable[[], dict[str, Any]], metrics: Metrics
+    address: Address | None,
+    *,
+    report: Callable[[], Awaitable[dict[str, Any]]],
+    metrics: Callable[[], Awaitable[bytes]],
 ) -> AsyncIterator[Address | None]:
     """Serve `/live`, `/ready` and `/metrics`; the address that is really listened on.
 
-    `/ready` answers with `report()`, 503 unless it says `ready`. Raises AddressInUse.
+    `/ready` answers with `report()`, 503 unless it says `ready`; `/metrics` with `metrics()`, in
+    the exposition format. Raises AddressInUse.
     """
     if address is None:
         yield None
@@ -34,7 +37,7 @@ async def serve(
         return web.Response(text="ok\n")
 
     async def ready(_: web.Request) -> web.Response:
-        body = report()
+        body = await report()
         return web.Response(
             body=encode(body),
             status=200 if body["ready"] else 503,
@@ -42,7 +45,7 @@ async def serve(
         )
 
     async def scrape(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.text(), headers={"Content-Type": METRICS_TYPE})
+        return web.Response(body=await metrics(), headers={"Content-Type": METRICS_TYPE})
 
     app = web.Application()
     app.add_routes([web.get("/live", live), web.get("/ready", ready), web.get("/metrics", scrape)])

@@ -18,7 +18,7 @@ from schemas.topics import Topics
 
 @asynccontextmanager
 async def running_worker(
-    settings: Settings, state_dir: Path, *, http: str = "off"
+    settings: Settings, state_dir: Path, *, http: str = "off", processes: int = 1
 ) -> AsyncIterator[psutil.Process]:
     """`taskflow worker` on the topics of `settings`, which are made; ended in good order."""
     await create_topics(settings)
@@ -32,7 +32,7 @@ async def running_worker(
         "TASKFLOW_LOG_LEVEL": "warning",
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "processor", "worker", env=environ
+        *(sys.executable, "-m", "processor", "worker", "--processes", str(processes)), env=environ
     )
     try:
         yield psutil.Process(process.pid)
@@ -72,9 +72,19 @@ def free_address() -> str:
         return f"{host}:{port}"
 
 
-def cpu_s(*processes: psutil.Process) -> float:
-    """User and system time of `processes` so far."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """A process and those that it has started."""
+    return [process, *process.children(recursive=True)]
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """User and system time so far, also of the processes that it has started."""
+    return sum(sum(one.cpu_times()[:2]) for one in family(process))
+
+
+def rss_bytes(process: psutil.Process) -> int:
+    """Memory that is resident, also of the processes that it has started."""
+    return sum(one.memory_info().rss for one in family(process))
 
 
 def percentile(values: Sequence[float], share: float) -> float:

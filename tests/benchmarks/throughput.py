@@ -18,7 +18,7 @@ from processor.broker import EmbeddedBroker
 from processor.placement import partition_of
 from processor.settings import Settings
 from schemas.topics import Topics
-from tests.benchmarks.running import cpu_s, publish, running_worker
+from tests.benchmarks.running import cpu_s, publish, rss_bytes, running_worker
 
 FLOWS = 20_000
 PARTITIONS = 4
@@ -62,7 +62,9 @@ async def load(settings: Settings, count: int) -> None:
     await publish(settings, ((places[n], flows[n], command(flows[n], t, n)) for n, t in numbers))
 
 
-async def measure(home: Path, broker: EmbeddedBroker, *, count: int = 400_000) -> dict[str, float]:
+async def measure(
+    home: Path, broker: EmbeddedBroker, *, count: int = 400_000, processes: int = 1
+) -> dict[str, float]:
     """Commands a second, CPU seconds of worker and broker per 100,000, and the worker's peak RSS.
 
     Start-up and joining the group are not in it; the first transaction is.
@@ -83,11 +85,11 @@ async def measure(home: Path, broker: EmbeddedBroker, *, count: int = 400_000) -
     first = total = 0
     spent = broker_spent = (0.0, 0.0)
     try:
-        async with running_worker(settings, home / "throughput") as worker:
+        async with running_worker(settings, home / "throughput", processes=processes) as worker:
             # The ends count transaction markers too: all is there once they stand still.
             while total < count or time.perf_counter() - changed < SETTLED_S:
                 end = sum((await consumer.end_offsets(tps)).values())
-                peak = max(peak, worker.memory_info().rss)
+                peak = max(peak, rss_bytes(worker))
                 if end > total:
                     total, changed = end, time.perf_counter()
                     if not began:

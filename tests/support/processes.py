@@ -57,12 +57,15 @@ class WorkerProcess:
     async def start(self) -> None:
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, *self._program(), "worker"),
+                *(sys.executable, *self._program(), *self._arguments()),
                 env=self._environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
+
+    def _arguments(self) -> tuple[str, ...]:
+        return ("worker",)
 
     def _program(self) -> tuple[str, ...]:
         if self.clock_ahead_s:

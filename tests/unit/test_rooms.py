@@ -21,7 +21,7 @@ ROOMS = (
     *("batch", "burial", "handler", "cache"),
     *("ports", "recovery", "repair", "loading", "metrics", "tracing"),
     *("timers", "retention", "errands", "partition", "standby", "worker"),
-    *("logs", "http", "adapters", "client", "faults", "bootstrap"),
+    *("logs", "http", "adapters", "client", "faults", "bootstrap", "processes"),
     *("embedded", "broker", "views", "ops", "torture", "program", "cli", "__main__"),
 )
 """From the innermost to the outermost. A new module gets its place here, and a line in
@@ -30,7 +30,9 @@ processor/README.md."""
 ADAPTERS_KNOW = {
     *("schemas", "domain", "errors", "settings", "rows", "codec", "batch", "ports", "adapters"),
 }
-KNOW_ADAPTERS = {"adapters", "client", "faults", "bootstrap", "torture", "program", "cli"}
+KNOW_ADAPTERS = {
+    *("adapters", "client", "faults", "bootstrap", "processes", "torture", "program", "cli"),
+}
 VERIFIES = {
     *("answers", "contract", "folding", "history", "letters", "levels"),
     *("ports", "reading", "report", "scratch", "verify"),

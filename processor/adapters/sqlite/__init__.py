@@ -11,7 +11,7 @@ from processor.adapters.sqlite.errors import (
     TableFailed,
 )
 from processor.adapters.sqlite.files import open_table, table_path
-from processor.adapters.sqlite.lock import state_dir_lock
+from processor.adapters.sqlite.lock import state_dir_lock, table_lock
 from processor.adapters.sqlite.table import FlowTable
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "TableFailed",
     "open_table",
     "state_dir_lock",
+    "table_lock",
     "table_path",
 ]

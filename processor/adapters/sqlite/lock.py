@@ -1,13 +1,17 @@
-"""One worker per state directory."""
+"""One worker per state directory, and one process of it per table."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from os import getpid
 from pathlib import Path
+from typing import Final
 
 from filelock import FileLock, Timeout
 
 from processor.adapters.sqlite.errors import StateDirInUse, StateDirUnusable
+
+TABLE_LOCK_POLL_S: Final = 0.01
 
 
 @contextmanager
@@ -47,3 +51,22 @@ def _read(holder: Path) -> str:
         return holder.read_text().strip() or "unknown"
     except OSError:
         return "unknown"
+
+
+@asynccontextmanager
+async def table_lock(path: Path) -> AsyncIterator[None]:
+    """Hold the table at `path` against the other processes of a worker: a partition goes from one
+    to another while the first may still be at its last write. Waits for as long as that takes.
+    """
+    lock = FileLock(path.with_suffix(".lock"), timeout=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            lock.acquire()
+            break
+        except Timeout:
+            await asyncio.sleep(TABLE_LOCK_POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
