@@ -11,6 +11,7 @@ from processor.embedded.errors import BadHeap
 from processor.errors import TaskflowError
 from processor.program import (
     broker,
+    deadletters,
     demo,
     doctor,
     flow,
@@ -53,7 +54,7 @@ app.command("worker")(worker.worker)
 app.command("send")(send.send)
 app.command("audit")(streams.audit)
 app.command("outcomes")(streams.outcomes)
-app.command("deadletters")(streams.deadletters)
+app.add_typer(deadletters.app, name="deadletters")
 app.add_typer(flow.app, name="flow")
 app.command("prune")(prune.prune)
 app.command("rebuild")(rebuild.rebuild)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from schemas import examples
-from schemas.dead_letters import FORWARDED_FROM
+from schemas.dead_letters import FORWARDED_FROM, REDRIVEN_FROM
 from schemas.events import CHAIN_HEADER, TRACEPARENT_HEADER
 from schemas.state import CURSOR_PREFIX
 from schemas.topics import Topics, TopicSpec
@@ -29,12 +29,17 @@ _TRACEPARENT: Final = {
         "description": "W3C trace context, carried over from the command to all that it causes.",
     }
 }
-_FORWARDED: Final = {
+_SENT_AGAIN: Final = {
     FORWARDED_FROM: {
         "type": "string",
         "description": "On a copy that was sent to the right partition: topic/partition/offset "
         "of the record that it is a copy of.",
-    }
+    },
+    REDRIVEN_FROM: {
+        "type": "string",
+        "description": "On a dead letter's record that an operator sent back: "
+        "topic/partition/offset of the dead letter.",
+    },
 }
 _CHAIN: Final = {
     CHAIN_HEADER: {
@@ -89,7 +94,7 @@ _MESSAGES: Final[Mapping[str, dict[str, Any]]] = {
         "command",
         "One change to one flow, asked for",
         _FLOW_KEY,
-        _headers(_TRACEPARENT, _FORWARDED),
+        _headers(_TRACEPARENT, _SENT_AGAIN),
         examples.COMMAND,
         *examples.MORE_COMMANDS,
     ),

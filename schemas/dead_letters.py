@@ -20,6 +20,8 @@ TRUNCATED = "taskflow-truncated"
 DIGEST = "taskflow-digest"
 FORWARDED_FROM = "taskflow-forwarded-from"
 """On a forwarded command: topic/partition/offset of the record that it is a copy of."""
+REDRIVEN_FROM = "taskflow-redriven-from"
+"""On a record that an operator sent back: topic/partition/offset of its dead letter."""
 
 Decimal = Annotated[str, Field(pattern=r"^[0-9]+$")]
 

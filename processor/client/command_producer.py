@@ -71,13 +71,14 @@ class CommandProducer:
     async def send(
         self,
         topic: str,
-        key: bytes,
-        value: bytes,
+        key: bytes | None,
+        value: bytes | None,
         headers: Sequence[tuple[str, bytes]],
         *,
+        partition: int | None = None,
         handed_over: Callable[[], None],
     ) -> RecordMetadata:
-        """Write a record to the partition of its key; answers when all replicas have it.
+        """Write a record to `partition`, or to that of its key; answers when all replicas have it.
 
         Calls `handed_over` each time that the record may from now on be written: more than once
         if it is written anew through another producer. Tries until it is cancelled; the record
@@ -87,7 +88,9 @@ class CommandProducer:
             producer = None
             try:
                 producer = await self._current()
-                written = await producer.send(topic, value, key=key, headers=list(headers))
+                written = await producer.send(
+                    topic, value, key=key, partition=partition, headers=list(headers)
+                )
                 handed_over()
                 try:
                     return await asyncio.wait_for(written, ACK_TIMEOUT_S)
