@@ -11,6 +11,7 @@ from processor.embedded.errors import BadHeap
 from processor.errors import TaskflowError
 from processor.program import (
     broker,
+    bulk,
     deadletters,
     demo,
     doctor,
@@ -57,6 +58,7 @@ app.command("outcomes")(streams.outcomes)
 app.add_typer(deadletters.app, name="deadletters")
 app.add_typer(flow.app, name="flow")
 app.command("prune")(prune.prune)
+app.command("bulk")(bulk.bulk)
 app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.add_typer(replay.app, name="replay")

@@ -113,6 +113,18 @@ async def list_ended(settings: Settings, *, owner: str | None, before_ms: int) -
     return found
 
 
+async def select_flows(settings: Settings, wanted: Callable[[Document], T | None]) -> list[T]:
+    """What `wanted` makes of each flow there is; what it answers None to is left out, and not kept
+    in memory. Raises as `list_flows` does."""
+    where = await _where(settings)
+    found = [
+        made
+        for doc in queries.documents(where.tables.values())
+        if (made := wanted(orjson.loads(doc))) is not None
+    ]
+    return found + await _on_topic(settings, where.topic, wanted)
+
+
 async def find_flow(settings: Settings, flow_id: str) -> Found | None:
     """None if there is no such flow. Raises as `list_flows` does."""
     where = await _where(settings, flow_id)

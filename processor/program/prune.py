@@ -1,17 +1,12 @@
 """`taskflow prune`: removing by hand what ended long ago, as the processor does by itself."""
 
-import asyncio
-import sys
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Protocol
+from collections.abc import Sequence
 
 import typer
 
 from processor.adapters.sqlite.queries import Ended
-from processor.client import CommandNotSent, FlowClient, OutcomeTimeout
+from processor.ops.bulk import Action, Target, order
 from processor.program.flow import login
 from processor.program.flows import list_ended
 from processor.program.options import duration_ms
@@ -27,11 +22,8 @@ from processor.program.output import (
     write_json,
 )
 from processor.program.running import WrongUse, run, settings_and_logs
-from processor.program.send import IN_FLIGHT, accepted
-from processor.settings import Settings
-from schemas.outcomes import Code, Outcome
-
-TELL_EVERY_S = 1.0
+from processor.program.sending import Bulk, carry_out
+from schemas.outcomes import Code
 
 
 def prune(
@@ -77,111 +69,19 @@ def prune(
     ):
         say("Nothing was pruned.")
         raise typer.Exit(1)
-    pruning = Pruning([flow.flow_id for flow in ended], by=f"operator:{login()}")
+    doing = pruning([flow.flow_id for flow in ended], by=f"operator:{login()}")
     try:
-        run(lambda: _prune(settings, pruning, timeout_s))
+        run(lambda: carry_out(settings, doing, timeout_s, "pruning"))
     finally:
-        _sum_up(pruning, json)
-    if not pruning.done:
+        _sum_up(doing, json)
+    if not doing.done:
         raise typer.Exit(1)
 
 
-class Client(Protocol):
-    """What is needed of a FlowClient."""
-
-    async def send(
-        self, command: dict[str, object], *, control: bool, timeout_s: float
-    ) -> Outcome: ...
-
-
-class Pruning:
-    """A `prune` for each of `flow_ids`, up to IN_FLIGHT at once, and what came of them."""
-
-    def __init__(self, flow_ids: Sequence[str], *, by: str) -> None:
-        self._flow_ids = flow_ids
-        self._by = by
-        self.answers: Counter[tuple[str, str | None]] = Counter()
-        """How many flows got which verdict and code."""
-        self.unanswered: list[str] = []
-        """Sentences: why a command was not sent, or not answered in time."""
-        self._refused = False
-
-    @property
-    def total(self) -> int:
-        return len(self._flow_ids)
-
-    @property
-    def left(self) -> int:
-        """Flows that were not asked for, since nobody answered."""
-        return self.total - self.answers.total() - len(self.unanswered)
-
-    @property
-    def done(self) -> bool:
-        """Whether all of them are gone."""
-        return not (self._refused or self.unanswered or self.left)
-
-    async def all(self, client: Client, timeout_s: float) -> None:
-        """Raises what ends all of it, such as BrokerUnreachable."""
-        waiting = iter(self._flow_ids)
-        asking = [
-            asyncio.ensure_future(self._ask(client, waiting, timeout_s)) for _ in range(IN_FLIGHT)
-        ]
-        try:
-            done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
-        finally:
-            for task in asking:
-                task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
-
-    async def _ask(self, client: Client, waiting: Iterator[str], timeout_s: float) -> None:
-        for flow_id in waiting:
-            command: dict[str, object] = {
-                "kind": "prune",
-                "flow_id": flow_id,
-                "issued_by": self._by,
-            }
-            try:
-                outcome = await client.send(command, control=True, timeout_s=timeout_s)
-            except (OutcomeTimeout, CommandNotSent) as error:
-                self.unanswered.append(str(error))
-            else:
-                self._hear(outcome)
-            if self.unanswered:
-                return  # the next ones would wait as long, for nothing
-
-    def _hear(self, outcome: Outcome) -> None:
-        self.answers[outcome.verdict.value, outcome.code and outcome.code.value] += 1
-        if not accepted(outcome) and outcome.code is not Code.NOT_FOUND:
-            self._refused = True
-
-
-async def _prune(settings: Settings, pruning: Pruning, timeout_s: float) -> None:
-    async with FlowClient(settings) as client, _progress(pruning):
-        await pruning.all(client, timeout_s)
-
-
-@asynccontextmanager
-async def _progress(pruning: Pruning) -> AsyncIterator[None]:
-    """A person sees one line that changes."""
-    if not sys.stderr.isatty():
-        yield
-        return
-
-    async def tell() -> None:
-        while True:
-            await asyncio.sleep(TELL_EVERY_S)
-            sys.stderr.write(f"\r\x1b[K{pruning.answers.total():,} of {pruning.total:,} flows")
-            sys.stderr.flush()
-
-    telling = asyncio.ensure_future(tell())
-    try:
-        yield
-    finally:
-        telling.cancel()
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+def pruning(flow_ids: Sequence[str], *, by: str) -> Bulk:
+    """A `prune` for each; one that is gone already is done."""
+    targets = [Target(flow_id, "", "") for flow_id in flow_ids]
+    return Bulk(targets, order(Action.PRUNE, by), done=frozenset({Code.NOT_FOUND}))
 
 
 def _list(ended: Sequence[Ended], json: bool) -> None:
@@ -202,8 +102,8 @@ def _list(ended: Sequence[Ended], json: bool) -> None:
         print_rows(console(), ("id", "status", "updated"), rows)
 
 
-def _sum_up(pruning: Pruning, json: bool) -> None:
-    answers = sorted(pruning.answers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+def _sum_up(doing: Bulk, json: bool) -> None:
+    answers = sorted(doing.answers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
     if for_people(json):
         rows = [
             (verdict_text(verdict), code or "", str(count)) for (verdict, code), count in answers
@@ -213,10 +113,10 @@ def _sum_up(pruning: Pruning, json: bool) -> None:
     else:
         for (verdict, code), count in answers:
             write_json({"verdict": verdict, "code": code, "flows": count})
-    if pruning.unanswered:
-        say(f"{pruning.unanswered[0]} Is a worker running?")
+    if doing.unanswered:
+        say(f"{doing.unanswered[0].sentence} Is a worker running?")
         say(
-            f"{_flows(len(pruning.unanswered))} without an answer, {_flows(pruning.left)} not "
+            f"{_flows(len(doing.unanswered))} without an answer, {_flows(len(doing.left))} not "
             "asked for; the same command goes on with them."
         )
 

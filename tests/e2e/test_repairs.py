@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaProducer
 
 from processor.broker import EmbeddedBroker
 from processor.client import FlowClient
+from processor.program import sending
 from processor.settings import Settings
 from tests.support.shell import Shell, worker_beside
 
@@ -48,12 +49,17 @@ def put(settings: Settings, *records: tuple[str, bytes, bytes]) -> None:
 
 
 def send(settings: Settings, *commands: dict[str, Any]) -> None:
-    """One after the other, each answered."""
+    """Each answered before the flow's next."""
+
+    async def of(client: FlowClient, flow_id: str) -> None:
+        for command in commands:
+            if command["flow_id"] == flow_id:
+                await client.send(command)
 
     async def all_of_them() -> None:
         async with FlowClient(settings) as client:
-            for command in commands:
-                await client.send(command)
+            flows = {command["flow_id"] for command in commands}
+            await asyncio.gather(*(of(client, flow) for flow in flows))
 
     asyncio.run(all_of_them())
 
@@ -122,3 +128,55 @@ def test_what_is_wrong_is_seen_and_a_dead_letter_goes_back(
         found = taskflow("doctor", "--probe")
         assert {line["level"] for line in found} == {"good"}
         assert taskflow("verify", "--at-rest")[0]["ok"]
+
+
+def test_no_flow_is_changed_behind_the_back_of_who_looked(
+    settings: Settings, taskflow: Shell, monkeypatch: pytest.MonkeyPatch
+):
+    flows = [str(uuid4()) for _ in range(40)]
+    moved = set(flows[::5])
+
+    def update(flow: str, n: int) -> dict[str, Any]:
+        return {"kind": "update_state", "flow_id": flow, "issued_by": "me", "patch": {"n": n}}
+
+    class Raced(FlowClient):
+        """A producer changes some of the flows between the look and the deed."""
+
+        async def __aenter__(self) -> "Raced":
+            await super().__aenter__()
+            await asyncio.gather(*(self.send(update(flow, 2)) for flow in moved))
+            return self
+
+    with worker_beside(settings):
+        send(settings, *(create(flow) for flow in flows), *(update(f, 1) for f in flows))
+        which = ("cancel", "--owner", "me", "--where", "state.n >= 1")
+
+        *seen, summary = taskflow("bulk", *which, "--dry-run")
+        assert {line["flow_id"]: line["revision"] for line in seen} == dict.fromkeys(flows, 1)
+        assert summary["flows"] == len(flows)
+
+        with monkeypatch.context() as raced:
+            raced.setattr(sending, "FlowClient", Raced)
+            told = taskflow("bulk", *which, "--digest", summary["digest"], code=1)
+
+        skipped = {line["flow_id"]: line for line in told if "flow_id" in line}
+        assert skipped.keys() == moved
+        for line in skipped.values():
+            assert (line["code"], line["expected_revision"]) == ("revision_mismatch", 1)
+        assert {(c["verdict"], c["flows"]) for c in told if "flows" in c} == {
+            ("accepted", len(flows) - len(moved)),
+            ("rejected", len(moved)),
+        }
+        ended = {line["flow_id"]: line for line in taskflow("audit") if line["kind"] == "cancelled"}
+        assert ended.keys() == set(flows) - moved
+        assert {line["revision"] for line in ended.values()} == {2}
+
+        # What was shown then is not what is meant now.
+        assert taskflow("bulk", *which, "--digest", summary["digest"], code=1) == []
+        assert "Nothing was done" in taskflow.told
+        assert taskflow("bulk", "fail", "--all", "--reason", "x", "--yes") == []  # none runs
+        (counted,) = taskflow("bulk", *which, "--yes")
+        assert (counted["verdict"], counted["flows"]) == ("accepted", len(moved))
+        (pruned,) = taskflow("bulk", "prune", "--all", "--yes")
+        assert (pruned["verdict"], pruned["flows"]) == ("accepted", len(flows))
+        assert taskflow("bulk", "prune", "--all", "--yes") == []

@@ -14,7 +14,8 @@ from processor.adapters.sqlite.queries import Ended
 from processor.cli import DONE, REFUSED, UNREACHABLE, main
 from processor.client import OutcomeTimeout
 from processor.program import prune as program
-from processor.program.prune import Pruning
+from processor.program import sending
+from processor.program.prune import pruning as order_for
 from processor.program.send import IN_FLIGHT
 from processor.settings import VARIABLES
 from schemas.commands import COMMANDS, Command
@@ -104,7 +105,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def given_client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Client]:
     def given(answer: Mapping[str, Code | Exception] | None = None) -> Client:
         client = Client(answer)
-        monkeypatch.setattr(program, "FlowClient", lambda _: client)
+        monkeypatch.setattr(sending, "FlowClient", lambda _: client)
         return client
 
     return given
@@ -119,7 +120,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_each_flow_is_asked_for_once_by_the_operator_and_not_all_at_once():
     client = Client()
     flow_ids = [uuid(n) for n in range(2 * IN_FLIGHT + 1)]
-    pruning = Pruning(flow_ids, by="operator:ana")
+    pruning = order_for(flow_ids, by="operator:ana")
 
     await pruning.all(client, 1)
 
@@ -127,16 +128,16 @@ async def test_each_flow_is_asked_for_once_by_the_operator_and_not_all_at_once()
     assert client.most_under_way == IN_FLIGHT
     assert {(c["kind"], c["issued_by"]) for c in client.asked} == {("prune", "operator:ana")}
     assert pruning.answers == {("accepted", None): len(flow_ids)}
-    assert (pruning.done, pruning.left) == (True, 0)
+    assert (pruning.done, pruning.left) == (True, [])
 
 
 async def test_a_flow_that_is_gone_already_is_done_and_any_other_refusal_is_not():
-    gone = Pruning([uuid(1), uuid(2)], by="me")
+    gone = order_for([uuid(1), uuid(2)], by="me")
     await gone.all(Client({uuid(1): Code.NOT_FOUND}), 1)
     assert gone.answers == {("rejected", "not_found"): 1, ("accepted", None): 1}
     assert gone.done
 
-    live = Pruning([uuid(1), uuid(2)], by="me")
+    live = order_for([uuid(1), uuid(2)], by="me")
     await live.all(Client({uuid(1): Code.ILLEGAL_TRANSITION}), 1)
     assert live.answers == {("rejected", "illegal_transition"): 1, ("accepted", None): 1}
     assert not live.done
@@ -145,18 +146,18 @@ async def test_a_flow_that_is_gone_already_is_done_and_any_other_refusal_is_not(
 async def test_where_nobody_answers_no_more_is_asked_for():
     flow_ids = [uuid(n) for n in range(3 * IN_FLIGHT)]
     client = Client({flow_id: no_answer(flow_id) for flow_id in flow_ids})
-    pruning = Pruning(flow_ids, by="me")
+    pruning = order_for(flow_ids, by="me")
 
     await pruning.all(client, 1)
 
     assert len(client.asked) == len(pruning.unanswered) == IN_FLIGHT
-    assert pruning.left == 2 * IN_FLIGHT
+    assert len(pruning.left) == 2 * IN_FLIGHT
     assert not pruning.done
 
 
 async def test_what_ends_all_of_it_is_raised():
     with pytest.raises(BrokerUnreachable):
-        await Pruning([uuid(1)], by="me").all(Client({uuid(1): BrokerUnreachable("Gone.")}), 1)
+        await order_for([uuid(1)], by="me").all(Client({uuid(1): BrokerUnreachable("Gone.")}), 1)
 
 
 def test_a_dry_run_lists_and_sends_nothing(

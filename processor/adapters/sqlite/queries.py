@@ -4,6 +4,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from heapq import merge
 from itertools import islice
 from pathlib import Path
@@ -186,6 +187,21 @@ def _ended(path: Path, before: str, owner: str | None) -> Iterator[Ended]:
     while found := _look(path, oldest):
         yield from found
         after = found[-1].updated_at, found[-1].flow_id
+
+
+def documents(paths: Iterable[Path]) -> Iterator[str]:
+    """Every flow, as JSON, in no order of meaning. Read some at a time: a million cost no memory,
+    and what a worker writes meanwhile may be seen or not."""
+    for path in paths:
+        after = 0
+
+        def some(_: Path, db: sqlite3.Connection, after: int = 0) -> list[tuple[int, str]]:
+            sql = "SELECT n, doc FROM flow WHERE n > ? ORDER BY n LIMIT ?"
+            return db.execute(sql, (after, ENDED_AT_ONCE)).fetchall()
+
+        while found := _look(path, partial(some, after=after)):
+            yield from (doc for _, doc in found)
+            after = found[-1][0]
 
 
 def whole(path: Path, take: Callable[[Whole], None]) -> None:

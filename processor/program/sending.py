@@ -1,0 +1,109 @@
+"""One order for many flows: a command for each, many at once, and what came of each."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from processor.client import CommandNotSent, FlowClient, OutcomeTimeout
+from processor.ops.bulk import Order, Target
+from processor.program.progress import Bar, progress_bar
+from processor.program.send import IN_FLIGHT, accepted
+from processor.settings import Settings
+from schemas.outcomes import Code, Outcome
+
+
+class Client(Protocol):
+    """What is needed of a FlowClient."""
+
+    async def send(
+        self, command: dict[str, object], *, control: bool, timeout_s: float
+    ) -> Outcome: ...
+
+
+class Answer(NamedTuple):
+    """What came of a flow: its outcome, or a sentence that says why there is none."""
+
+    target: Target
+    outcome: Outcome | None
+    sentence: str
+
+
+class Bulk:
+    """An `order` for each of `targets`, on the control topic, up to IN_FLIGHT at once.
+
+    `done` are codes of refusals that say that there is nothing left to do.
+    """
+
+    def __init__(
+        self, targets: Sequence[Target], order: Order, *, done: frozenset[Code] = frozenset()
+    ) -> None:
+        self.targets = targets
+        self._order = order
+        self._done = done
+        self.answers: Counter[tuple[str, str | None]] = Counter()
+        """How many flows got which verdict and code."""
+        self.skipped: list[Answer] = []
+        """Flows that were refused, in the order of their answers."""
+        self.unanswered: list[Answer] = []
+        """Flows whose command was not sent, or not answered in time."""
+        self._asked: set[str] = set()
+
+    @property
+    def total(self) -> int:
+        return len(self.targets)
+
+    @property
+    def left(self) -> list[Target]:
+        """Flows that were not asked for, since nobody answered."""
+        return [target for target in self.targets if target.flow_id not in self._asked]
+
+    @property
+    def done(self) -> bool:
+        """Whether all of it is done."""
+        return not (self.skipped or self.unanswered) and len(self._asked) == self.total
+
+    async def all(self, client: Client, timeout_s: float, bar: Bar | None = None) -> None:
+        """Raises what ends all of it, such as BrokerUnreachable."""
+        bar = bar or Bar()
+        bar.expect(self.total)
+        waiting = iter(self.targets)
+        asking = [
+            asyncio.ensure_future(self._ask(client, waiting, timeout_s, bar))
+            for _ in range(IN_FLIGHT)
+        ]
+        try:
+            done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    async def _ask(
+        self, client: Client, waiting: Iterator[Target], timeout_s: float, bar: Bar
+    ) -> None:
+        for target in waiting:
+            self._asked.add(target.flow_id)
+            try:
+                outcome = await client.send(self._order(target), control=True, timeout_s=timeout_s)
+            except (OutcomeTimeout, CommandNotSent) as error:
+                self.unanswered.append(Answer(target, None, str(error)))
+            else:
+                self._hear(target, outcome)
+            bar.advance(1)
+            if self.unanswered:
+                return  # the next ones would wait as long, for nothing
+
+    def _hear(self, target: Target, outcome: Outcome) -> None:
+        self.answers[outcome.verdict.value, outcome.code and outcome.code.value] += 1
+        if not accepted(outcome) and outcome.code not in self._done:
+            self.skipped.append(Answer(target, outcome, outcome.message))
+
+
+async def carry_out(settings: Settings, bulk: Bulk, timeout_s: float, what: str) -> None:
+    """A person sees how far it is. Raises what ends all of it, such as BrokerUnreachable."""
+    async with FlowClient(settings) as client:
+        with progress_bar(what) as bar:
+            await bulk.all(client, timeout_s, bar)
