@@ -1,0 +1,232 @@
+// One flow: why it stands where it does, its states over time, its events, its steps, its state.
+
+import { Problem, get, keep, stream } from "./api.js";
+import { ago, announce, badge, day, el, id, json, line, number, row, said, span, table } from "./dom.js";
+import { diff } from "./diff.js";
+import { why } from "./why.js";
+
+const REFRESH_MS = 5000;
+const EVENTS_PAGE = 100;
+const EVENTS_MAX = 1000;
+const STEPS_MAX = 200;
+const TERMINAL = new Set(["finished", "failed", "cancelled"]);
+const STEP_COLUMNS = ["Status", "Task", "Run", "Session", "Changed", "Result"];
+
+/** `[{status, from, to}]` of events in their order; `to` of the last is null. */
+export function segments(events) {
+  const found = [];
+  for (const event of events) {
+    if (event.kind === "step_observed" || event.kind === "pruned") continue;
+    const last = found.at(-1);
+    if (last?.status === event.status) continue;
+    if (last) last.to = event.at;
+    found.push({ status: event.status, from: event.at, to: null });
+  }
+  return found;
+}
+
+function timeline(events, whole) {
+  const parts = segments(events);
+  const now = Date.now();
+  const length = ({ from, to, status }) => Math.max(0, (to ? Date.parse(to) : TERMINAL.has(status) ? Date.parse(from) : now) - Date.parse(from));
+  const total = parts.reduce((sum, part) => sum + length(part), 0) || 1;
+  const bar = el("div", { class: "bar", "aria-hidden": "true" }, parts.map((part) => {
+    const piece = el("span", { "data-status": part.status, title: `${part.status}, ${span(length(part))}` });
+    piece.style.flexGrow = String(Math.max(0.01, length(part) / total));
+    return piece;
+  }));
+  return [bar, el("ol", { class: "segments" },
+    whole ? null : el("li", { class: "quiet" }, "earlier events are not loaded yet"),
+    parts.slice(-50).map((part) => el("li", {}, badge(part.status), " ",
+      el("time", { datetime: part.from }, day(part.from)),
+      TERMINAL.has(part.status) ? "" : part.to ? ` · ${span(length(part))}` : [" · for ", ago(part.from, span)])))];
+}
+
+const SUMMARY = {
+  created: (p) => ["goal ", said(p.goal, 80)],
+  waiting: (p) => [p.wait.kind === "external_event" ? ["for ", said(p.wait.topic, 60)] : p.wait.kind === "timer" ? `until ${day(p.wait.at)}` : "for somebody"],
+  resumed: (p) => [`by ${p.by.replace("_", " ")}`],
+  failed: (p) => [said(p.reason, 160)],
+  state_updated: (p) => [p.next_step ? ["step ", said(p.next_step, 60)] : "", p.patch && typeof p.patch === "object" && !Array.isArray(p.patch) ? ` ${Object.keys(p.patch).length} keys` : ""],
+  step_observed: (p) => [said(p.step.task, 60), ` ${p.step.status}`],
+};
+
+function eventItem(event, travel) {
+  const details = el("details", { on: { toggle: () => {
+    if (details.open && details.childElementCount === 1) details.append(json(event.payload_json));
+  } } }, el("summary", {}, "payload"));
+  return el("li", { "data-event": event.id, "data-status": event.status },
+    el("p", {}, el("strong", {}, event.kind.replace("_", " ")), " ", el("span", { class: "quiet" }, (SUMMARY[event.kind]?.(event.payload_json) ?? []).flat())),
+    el("p", { class: "quiet" }, el("time", { datetime: event.at, title: event.at }, day(event.at)), " by ", said(event.actor, 60), ` · revision ${event.revision} · event ${event.id}`),
+    el("div", { class: "actions" },
+      event.kind === "step_observed" || event.kind === "pruned" ? null : el("button", { type: "button", on: { click: () => travel(event.revision, true) } }, "what changed"),
+      details));
+}
+
+function panel(name, title, ...children) {
+  return el("section", { class: `panel ${name}-panel`, "aria-labelledby": `${name}-title` }, el("h2", { id: `${name}-title`, tabindex: "-1" }, title), ...children);
+}
+
+export function showFlow(main, { argument: flowId, signal }) {
+  const heading = el("h1", { tabindex: "-1" }, "Flow");
+  const reasons = el("ul", { class: "why" });
+  const facts = el("dl", { class: "facts" });
+  const times = el("div", {});
+  const steps = el("div", {}, el("p", { class: "quiet" }, "none"));
+  const list = el("ol", { class: "events", reversed: true });
+  const more = el("button", { type: "button", hidden: true }, "Earlier events");
+  const stateView = el("div", {});
+  const stateTitle = el("p", { class: "quiet" });
+  const back = el("button", { type: "button" }, "‹ Revision before");
+  const forth = el("button", { type: "button" }, "Revision after ›");
+  const note = el("p", { class: "empty", hidden: true });
+  const content = el("div", { class: "flow", hidden: true },
+    panel("why", "Where it stands", reasons),
+    el("div", {}, panel("facts", "The flow", facts), panel("times", "States over time", times), panel("events", "Events", list, more)),
+    el("div", {}, panel("steps", "Steps", steps), panel("state", "State", el("p", { class: "pages" }, back, forth), stateTitle, stateView)));
+  main.append(heading, note, content);
+
+  let flow = null;
+  let known = []; // events, newest first
+  let cursor = null;
+  let partition = null;
+  let revision = null; // null: whatever is newest
+  let stateShown = "";
+
+  const showWhy = () => {
+    if (!flow) return;
+    const found = why(flow.flow, flow.steps, partition);
+    const text = JSON.stringify(found);
+    if (reasons.dataset.text === text) return;
+    reasons.dataset.text = text;
+    reasons.replaceChildren(...found.map(({ sentence, grave }) => el("li", { class: grave ? "grave" : null }, el("bdi", {}, sentence))));
+  };
+  const showFacts = () => {
+    const it = flow.flow;
+    heading.replaceChildren(badge(it.status), " ", said(it.goal, 300));
+    document.title = `${line(it.goal, 60)} – taskflow`;
+    const entries = [
+      ["Id", id(it.id)],
+      ["Owner", el("a", { href: `#/flows?${new URLSearchParams({ owner: it.owner_session_key })}` }, said(it.owner_session_key, 120))],
+      ["Controller", el("a", { href: `#/flows?${new URLSearchParams({ controller: it.controller_id })}` }, said(it.controller_id, 120))],
+      ["Asked for by", said(it.requester_origin, 120)],
+      ["Current step", said(it.current_step, 120)],
+      ["Revision", number(it.revision)],
+      ["Events", number(flow.events)],
+      ["Partition", el("a", { href: "#/partitions" }, `${flow.partition}`, partition ? [", decided by ", partition.worker === null ? "nobody" : said(partition.worker, 60)] : null)],
+      ["Created", el("span", {}, day(it.created_at), " · ", ago(it.created_at))],
+      ["Changed", el("span", {}, day(it.updated_at), " · ", ago(it.updated_at))],
+      ["Would be taken now", flow.allowed.length ? flow.allowed.join(", ").replaceAll("_", " ") : "nothing"],
+    ];
+    const wait = it.wait_json;
+    if (wait) {
+      const until = wait.kind === "timer" ? wait.at : wait.timeout_at;
+      entries.splice(1, 0, ["Waits for", el("span", {},
+        wait.kind === "external_event" ? ["the event ", said(wait.topic, 120), ", correlation id ", said(wait.correlation_id, 120)] : wait.kind === "timer" ? "a time" : "somebody to resume it",
+        until ? [" · ", ago(until, (ms) => (ms > 0 ? `over ${span(ms)}` : `${span(-ms)} left`))] : " · without a limit")]);
+    }
+    facts.replaceChildren(...entries.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  };
+  const showSteps = () => {
+    const text = JSON.stringify(flow.steps.map((step) => [step.run_id, step.updated_at, step.status]));
+    if (steps.dataset.text === text) return;
+    steps.dataset.text = text;
+    const newest = flow.steps.slice(-STEPS_MAX).reverse();
+    steps.replaceChildren(flow.steps.length === 0 ? el("p", { class: "quiet" }, "none") : el("div", { class: "wide" }, table("Steps, newest first", STEP_COLUMNS, newest.map((step) => {
+      const result = el("details", { on: { toggle: () => { if (result.open && result.childElementCount === 1) result.append(json(step.result_json)); } } }, el("summary", {}, "show"));
+      return row(STEP_COLUMNS, [badge(step.status), said(step.task, 80), el("code", {}, line(step.run_id, 40)),
+        step.child_session_key ? said(step.child_session_key, 60) : "", ago(step.updated_at), step.result_json === null ? "" : result]);
+    }))));
+    if (flow.steps.length > STEPS_MAX) steps.append(el("p", { class: "quiet" }, `The newest ${STEPS_MAX} of ${number(flow.steps.length)}.`));
+  };
+  const showState = async () => {
+    const at = revision ?? flow.flow.revision;
+    const key = `${at}`;
+    back.disabled = at === 0;
+    forth.disabled = at >= flow.flow.revision;
+    if (stateShown === key) return;
+    stateShown = key;
+    const stateAt = async (wanted) => (wanted === flow.flow.revision ? flow.flow.state_json : (await get(`flows/${flowId}`, { revision: wanted }, signal)).flow.state_json);
+    try {
+      const is = await stateAt(at);
+      const was = at === 0 ? {} : await stateAt(at - 1);
+      if (stateShown !== key) return;
+      stateTitle.textContent = `At revision ${at}${at === flow.flow.revision ? ", the newest" : ` of ${flow.flow.revision}`}; what changed since the one before:`;
+      stateView.replaceChildren(diff(was, is), el("h3", {}, "All of it"), json(is));
+    } catch (error) {
+      stateShown = "";
+      if (!(error instanceof Problem)) throw error;
+      stateView.replaceChildren(el("p", { class: "quiet" }, line(error.message, 300)));
+    }
+  };
+  const travel = (wanted, far = false) => {
+    revision = wanted >= flow.flow.revision ? null : Math.max(0, wanted);
+    showState();
+    if (far) document.getElementById("state-title").focus();
+    announce(`State at revision ${wanted}`);
+  };
+  back.addEventListener("click", () => travel((revision ?? flow.flow.revision) - 1));
+  forth.addEventListener("click", () => travel((revision ?? flow.flow.revision) + 1));
+
+  const showEvents = () => {
+    const present = new Set([...list.children].map((item) => item.dataset.event));
+    for (const event of [...known].reverse()) {
+      if (present.has(String(event.id))) continue;
+      const after = [...list.children].find((item) => Number(item.dataset.event) < event.id) ?? null;
+      list.insertBefore(eventItem(event, travel), after);
+    }
+    more.hidden = cursor === null || known.length >= EVENTS_MAX;
+    times.replaceChildren(...timeline([...known].reverse(), cursor === null));
+  };
+  const take = (events) => {
+    const ids = new Set(known.map((event) => event.id));
+    known = [...known, ...events.filter((event) => !ids.has(event.id))].sort((a, b) => b.id - a.id).slice(0, EVENTS_MAX);
+    showEvents();
+  };
+  const loadEvents = async () => {
+    const page = await get(`flows/${flowId}/history`, { order: "desc", limit: EVENTS_PAGE, cursor }, signal);
+    cursor = page.next_cursor;
+    take(page.items);
+  };
+  more.addEventListener("click", () => loadEvents());
+
+  const load = async (wanted, after = null) => {
+    try {
+      flow = await get(`flows/${flowId}`, { after }, wanted);
+      note.hidden = true;
+      content.hidden = false;
+      showFacts();
+      showWhy();
+      showSteps();
+      await showState();
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      note.hidden = false;
+      note.textContent = error.code === "not_found" ? "There is no such flow; if it was pruned, its events are still here." : line(error.message, 300);
+      if (error.code === "not_found" && known.length > 0) content.hidden = false;
+    }
+  };
+  let waiting = null;
+  const changed = (told) => {
+    take([told.event]);
+    // Many events that come at once are one look.
+    waiting ??= setTimeout(() => {
+      waiting = null;
+      load(signal, known[0]?.id).catch(ended);
+    }, 100);
+  };
+  const ended = (error) => { if (error.name !== "AbortError" && !(error instanceof Problem)) throw error; };
+
+  loadEvents().catch(ended);
+  keep(load, REFRESH_MS, signal);
+  keep(async (wanted) => {
+    const found = await get("partitions", {}, wanted);
+    partition = flow ? found.items.find((one) => one.partition === flow.partition) ?? null : null;
+    if (flow) { showFacts(); showWhy(); }
+  }, REFRESH_MS, signal);
+  stream({ flow: flowId }, changed, signal, { open: () => loadNewest().catch(ended) });
+  const loadNewest = async () => {
+    const page = await get(`flows/${flowId}/history`, { order: "desc", limit: EVENTS_PAGE }, signal);
+    take(page.items);
+  };
+}

@@ -1,0 +1,263 @@
+"""The page, driven in a real Chromium as somebody on call would: by mouse, keyboard and phone."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID, uuid5
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, expect
+
+from schemas.values import instant
+from tests.support.browser import DESKTOP, PHONE, chromium, needs_chromium, tab
+from tests.support.given import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
+from tests.support.recorded import Recorded
+from tests.support.shown_views import ShownViews, showing
+
+# One Chromium for all of them, so they share its loop.
+pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
+
+OWNER = "agent:kate:session:abc"
+HOSTILE = (
+    "<img src=x onerror=alert(1)><script>alert(2)</script> \u202egnp.exe\u202c "
+    "\x1b[31mred\x07 שלום עולם {{7*7}} ${alert(3)}"
+)
+
+
+def flow_id(n: int) -> str:
+    return str(uuid5(UUID(int=0), f"flow {n}"))
+
+
+def command(n: int, kind: str, **fields: Any) -> dict[str, Any]:
+    made = {"kind": kind, "flow_id": flow_id(n), "issued_by": OWNER, **fields}
+    return {"command_id": str(uuid5(UUID(int=1), repr(sorted(made.items())))), **made}
+
+
+def create(n: int, goal: str, kind: str = "create_mirrored", **fields: Any) -> dict[str, Any]:
+    about = {"controller_id": "kate/inbox", "goal": goal, "requester_origin": "user-1"}
+    return command(n, kind, **about, **fields)
+
+
+def story() -> ShownViews:
+    """Flows in every status; number 7 is stuck, number 8 is hostile."""
+    now = time.time_ns() // 1_000_000
+    views = ShownViews(Recorded(partitions=2, now=now - 3 * HOUR_MS), orphaned=1)
+    for n in range(20, 95):
+        views.send(create(n, f"reindex shard {n}"), at_ms=now - 2 * HOUR_MS + n * SECOND_MS)
+        if n % 3:
+            views.send(command(n, "finish", final_state={"rows": n * 100}))
+    past = now - 40 * MINUTE_MS
+    views.send(create(1, "triage inbox", "create_managed"), at_ms=past)
+    views.send(create(2, "import orders of May"), at_ms=past)
+    views.send(command(2, "fail", reason="the file has no header"), at_ms=past + 90 * SECOND_MS)
+    views.send(create(3, "write the weekly letter"), at_ms=past)
+    views.send(command(3, "cancel"))
+    views.send(create(4, "ask the customer for a date"), at_ms=past)
+    views.send(
+        command(4, "set_waiting", wait={"kind": "timer", "at": instant(now + 2 * DAY_MS)}),
+        at_ms=past + 8 * MINUTE_MS,
+    )
+    views.send(create(7, "settle invoice 4711", state_json={"tries": 0}), at_ms=past)
+    views.send(command(7, "update_state", patch={"tries": 1, "bank": "DE"}, next_step="pay"))
+    views.send(
+        command(7, "record_step_observation", run_id="run-1", task="call the bank",
+                status="succeeded", result_json={"code": 200}),
+    )  # fmt: skip
+    wait = {"kind": "external_event", "topic": "payments.settled", "correlation_id": "inv-4711"}
+    late = {**wait, "timeout_at": instant(now - 5 * MINUTE_MS)}
+    views.send(command(7, "set_waiting", wait=late), at_ms=past + 12 * MINUTE_MS)
+    views.send(create(8, HOSTILE, state_json={"a": HOSTILE, "__proto__": {"x": 1}}))
+    views.send(command(8, "update_state", patch={"big": "x" * 250_000, HOSTILE: [HOSTILE]}))
+    at = now - MINUTE_MS
+    views.recorded.send(("commands", b"{<script>alert(9)</script>"), partition=0, at_ms=at)
+    return views
+
+
+@pytest.fixture(scope="module")
+def told() -> ShownViews:
+    return story()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as running:
+        yield running
+
+
+async def test_why_a_flow_is_stuck_is_three_clicks_away_and_it_changes_live(
+    browser: Browser, tmp_path: Path
+):
+    views = story()
+    async with showing(views) as address, tab(browser) as seen:
+        page = seen.page
+        await page.goto(address)  # list
+        await expect(page.locator("tbody tr")).to_have_count(50)
+        await expect(page.locator("a.count[data-status=failed] .figure")).to_have_text("1")
+        await expect(page.locator("#fresh")).to_have_text("up to date")
+
+        await page.get_by_role("link", name="Wait is over").click()
+        await expect(page.locator("tbody tr")).to_have_count(1)
+        await page.get_by_role("link", name="settle invoice 4711").click()
+        why = page.locator(".why")
+        await expect(why).to_contain_text("payments.settled")
+        await expect(why).to_contain_text("inv-4711")
+        await expect(why).to_contain_text("Its time was over 5 min")
+        await page.screenshot(path=tmp_path / "stuck.png", full_page=True)
+
+        views.send(
+            command(7, "resume_external", topic="payments.settled", correlation_id="inv-4711",
+                    payload={"paid": True}),
+        )  # fmt: skip
+        await expect(page.locator("h1 .badge")).to_have_text("running")
+        await expect(page.locator(".events > li").first).to_contain_text("by external event")
+        await expect(page.locator(".diff")).to_contain_text("resume_event")
+        await page.get_by_role("button", name="what changed").last.click()
+        await expect(page.locator("#state-title + p + p")).to_contain_text("revision 0 of")
+
+        await page.get_by_role("navigation").get_by_role("link", name="Flows").click()
+        await page.get_by_label("Goal").fill("reindex")
+        await page.get_by_role("combobox", name="Status").select_option("running")
+        await expect(page.locator("tbody tr")).to_have_count(25)
+        views.send(command(93, "finish"))  # in the list, too, without anybody asking
+        await expect(page.locator("tbody tr")).to_have_count(24)
+
+
+async def test_pages_of_a_long_list_do_not_move_under_the_reader(browser: Browser):
+    views = story()
+    async with showing(views) as address, tab(browser) as seen:
+        page = seen.page
+        await page.goto(address)
+        await page.get_by_role("button", name="Older").click()
+        await expect(page.locator(".pages")).to_contain_text("page 2")
+        first = await page.locator("tbody tr").first.get_attribute("data-flow")
+        asked = len(views.asked)
+        views.send(create(900, "newest of all"))
+        await page.wait_for_function(
+            "n => document.querySelector('a.count[data-status=running] .figure').textContent === n",
+            arg=str(sum(flow.status == "running" for _, flow in views._rows())),
+        )
+        assert not [url for url in views.asked[asked:] if url.startswith("/v1/flows")]
+        assert await page.locator("tbody tr").first.get_attribute("data-flow") == first
+        await page.get_by_role("button", name="Newer").click()
+        await expect(page.locator("tbody tr").first).to_contain_text("newest of all")
+
+
+CONTRAST = """() => {
+  const parse = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return [m[0], m[1], m[2], m[3] ?? 1]; };
+  const lum = (c) => { const [r, g, b] = c.map((v) => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; }); return .2126 * r + .7152 * g + .0722 * b; };
+  const found = new Set();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode, element = node.parentElement;
+    if (!node.textContent.trim() || !element.checkVisibility({ opacityProperty: true }) || element.closest("noscript, .unseen, .skip, :disabled, option")) continue;
+    let back = element;
+    while (back && parse(getComputedStyle(back).backgroundColor)[3] === 0) back = back.parentElement;
+    const [a, b] = [parse(getComputedStyle(element).color), back ? parse(getComputedStyle(back).backgroundColor) : [255, 255, 255]].map((c) => lum(c.slice(0, 3))).sort((x, y) => y - x);
+    const ratio = (a + .05) / (b + .05);
+    if (ratio < 4.5) found.add(`${element.className || element.tagName} ${ratio.toFixed(2)} ${node.textContent.slice(0, 30)}`);
+  }
+  return [...found];
+}"""  # noqa: E501
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+async def test_every_page_fits_and_can_be_read(
+    browser: Browser,
+    told: ShownViews,
+    scheme: Literal["light", "dark"],
+    size: tuple[int, int],
+    tmp_path: Path,
+):
+    pages = {
+        "flows": ("/flows", "tbody tr"),
+        "flow": (f"/flows/{flow_id(7)}", ".events > li"),
+        "audit": ("/audit", "tbody tr"),
+        "statistics": ("/statistics", ".chart"),
+        "deadletters": ("/deadletters", "tbody tr"),
+        "partitions": ("/partitions", ".grave"),
+    }
+    async with showing(told) as address, tab(browser, size=size, scheme=scheme) as seen:
+        for name, (path, awaited) in pages.items():
+            await seen.page.goto(f"{address}/#{path}")
+            await expect(seen.page.locator(f"main {awaited}").first).to_be_visible()
+            await seen.page.screenshot(path=tmp_path / f"{name}.png")
+            too_wide = await seen.page.evaluate(
+                "document.scrollingElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            assert too_wide <= 0, name
+            assert await seen.page.evaluate(CONTRAST) == [], name
+
+
+LENGTHS = "all => all.map(one => one.textContent.length)"
+
+
+async def test_what_somebody_wrote_is_harmless(browser: Browser, told: ShownViews, tmp_path: Path):
+    async with showing(told) as address, tab(browser) as seen:
+        page = seen.page
+        for path in ("/flows?q=img", f"/flows/{flow_id(8)}", "/audit", "/deadletters"):
+            await page.goto(f"{address}/#{path}")
+            await expect(page.locator("main h1")).to_be_visible()
+            for summary in await page.locator("main summary").all():
+                await summary.click()
+            await expect(page.locator("main img, main script, main iframe")).to_have_count(0)
+        await page.goto(f"{address}/#/flows/{flow_id(8)}")
+        heading = page.locator("h1")
+        await expect(heading).to_contain_text("<img src=x onerror=alert(1)><script>alert(2)")
+        text = await heading.inner_text()
+        assert not {"\u202e", "\x1b", "\x07"} & set(text)
+        assert r"\u202egnp.exe" in text
+        # A state at its limit is cut until somebody asks for it.
+        await expect(page.locator("#state-title ~ div pre")).to_be_visible()
+        sizes = await page.locator("main pre").evaluate_all(
+            "all => all.map(o => o.textContent.length)"
+        )
+        assert max(sizes) <= 30_000
+        await page.screenshot(path=tmp_path / "hostile.png")
+        await page.get_by_role("button", name="Show all").last.click()
+        sizes = await page.locator("main pre").evaluate_all(
+            "all => all.map(o => o.textContent.length)"
+        )
+        assert max(sizes) >= 250_000
+
+
+async def test_the_keyboard_is_enough(browser: Browser):
+    views = story()
+    async with showing(views) as address, tab(browser, reduced_motion="reduce") as seen:
+        page = seen.page
+        await page.goto(address)
+        await expect(page.locator("tbody tr")).to_have_count(50)
+        await page.keyboard.press("Tab")
+        await expect(page.locator(":focus")).to_have_text("Skip to the content")
+        await page.keyboard.press("/")
+        await expect(page.get_by_label("Goal")).to_be_focused()
+        await page.keyboard.type("triage")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("tbody tr")).to_have_count(1)
+        await expect(page.locator("h1")).to_be_focused()
+        link = page.get_by_role("link", name="triage inbox")
+        await link.focus()
+        views.send(command(1, "start_running"))  # a row that changes keeps the focus
+        await expect(page.locator("tbody .badge")).to_have_text("running")
+        await expect(page.get_by_role("link", name="triage inbox")).to_be_focused()
+        animation = await page.locator("tbody tr").evaluate(
+            "o => getComputedStyle(o).animationName"
+        )
+        assert animation == "none"
+        await page.keyboard.press("Enter")
+        await expect(page.locator("h1")).to_contain_text("triage inbox")
+        # Names, roles and levels, as assistive technology has them.
+        for role, name in (("banner", None), ("main", None), ("navigation", "Pages")):
+            await expect(page.get_by_role(role, name=name)).to_have_count(1)  # type: ignore[arg-type]
+        await expect(page.get_by_role("heading", level=1)).to_have_count(1)
+
+
+async def test_views_that_go_away_are_missed_in_words(browser: Browser, told: ShownViews):
+    async with tab(browser) as seen:
+        async with showing(told) as address:
+            await seen.page.goto(address)
+            await expect(seen.page.locator("#fresh")).to_have_text("up to date")
+        await expect(seen.page.locator("#fresh")).to_have_text("no answer")
+        seen.complaints = [told for told in seen.complaints if "ERR_CONNECTION_REFUSED" not in told]
