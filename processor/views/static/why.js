@@ -52,7 +52,7 @@ export function why(flow, steps, partition, now = Date.now()) {
     const age = now - Date.parse(running.updated_at);
     found.push({ sentence: `Its step “${line(running.task, 80)}” is ${running.status}${session}, unchanged for ${span(age)}.`, grave: age > QUIET_MS });
   }
-  if (flow.status === "running" && found.length === 0) {
+  if (flow.status === "running" && !running && !flow.cancel_requested) {
     found.push({ sentence: quiet > QUIET_MS
       ? `It runs, and its owner, “${line(flow.owner_session_key, 80)}”, has said nothing for ${span(quiet)}; its current step is “${line(flow.current_step, 80)}”.`
       : `It runs: its last change was ${span(quiet)} ago, its current step is “${line(flow.current_step, 80)}”.`, grave: quiet > QUIET_MS });
