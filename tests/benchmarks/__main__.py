@@ -61,13 +61,19 @@ async def commands(count: int, seconds: int, runs: int) -> None:
 async def main(chosen: argparse.Namespace) -> None:
     print(machine())
     print(f"load average before: {os.getloadavg()[0]:.2f}\n", flush=True)
-    if not chosen.timers_only:
+    if chosen.timers_only is None:
         await commands(chosen.commands, chosen.seconds, chosen.runs)
         print("\nRecorded commands through `taskflow replay check`, from a file:\n", flush=True)
         for line in await asyncio.to_thread(lambda: [*replay.report()]):
             print(line, flush=True)
         print()
-    async for line in timers.report(chosen.waits, chosen.herd, chosen.seconds):
+    async for line in timers.report(
+        chosen.waits,
+        chosen.herd,
+        chosen.seconds,
+        steps=chosen.timers_only or timers.STEPS,
+        keep=chosen.keep,
+    ):
         print(line, flush=True)
 
 
@@ -78,5 +84,14 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--waits", type=int, default=1_000_000, help="flows that wait for a day")
     parser.add_argument("--herd", type=int, default=100_000, help="timers due in one second")
-    parser.add_argument("--timers-only", action="store_true")
+    parser.add_argument(
+        "--timers-only",
+        nargs="*",
+        choices=timers.STEPS,
+        metavar="STEP",
+        help="one or more of %(choices)s",
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="where the flows at rest stay, for their steps one by one"
+    )
     uvloop.run(main(parser.parse_args()))

@@ -10,8 +10,8 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +52,9 @@ HERD_ORDINARY_PER_S = 200
 HERD_LEAD_S = 15
 HERD_PLAIN_S = 8
 """For how long ordinary commands are counted before the herd comes, at least."""
+
+STEPS = ("set-up", "rest", "fill", "lag", "herd")
+AT_REST = frozenset(STEPS[:3])
 
 Commands = Iterator[tuple[int, str, bytes]]
 
@@ -221,19 +224,22 @@ def _settings(bootstrap: str, prefix: str) -> Settings:
 # At rest
 
 
-async def measure_rest(home: Path, bootstrap: str, count: int) -> dict[str, float]:
-    """What `count` flows cost that wait for a day: at a restart, at a start without a table, and
-    at rest; and how late 1,000 near ones among them end."""
-    settings, state_dir = _settings(bootstrap, "rest"), home / "rest"
-    ids, at_ms = flow_ids(count), _now_ms() + DAY_MS
+async def set_up(settings: Settings, state_dir: Path, count: int) -> dict[str, float]:
+    """`count` flows that wait for a day."""
+    at_ms, began_s = _now_ms() + DAY_MS, time.monotonic()
     await create_topics(settings)
-    began_s = time.monotonic()
-    await publish(settings, both({flow_id: at_ms for flow_id in ids}))
+    await publish(settings, both(dict.fromkeys(flow_ids(count), at_ms)))
     async with watched_worker(settings, state_dir) as worker:
         await worker.taken_over()
         await worker.until(count, "taskflow_timers_armed")
         took_s = time.monotonic() - began_s
-        peak_bytes = worker.peak_bytes
+    return {"set_up_s": took_s, "set_up_peak_mib": worker.peak_bytes / 2**20}
+
+
+async def rest(
+    settings: Settings, state_dir: Path, count: int, first_near: int
+) -> dict[str, float]:
+    """What they cost at a restart and at rest; and how late 1,000 near ones among them end."""
     async with watched_worker(settings, state_dir) as worker:
         from_start_s, from_assignment_s = await worker.taken_over()
         await worker.until(count, "taskflow_timers_armed")
@@ -242,7 +248,7 @@ async def measure_rest(home: Path, bootstrap: str, count: int) -> dict[str, floa
         first_ms = _now_ms() + 1000 * (2 * SETTLE_S + IDLE_S)
         near = {
             flow_id: first_ms + number * NEAR_SPREAD_MS // NEAR
-            for number, flow_id in enumerate(flow_ids(NEAR, first=count + 1))
+            for number, flow_id in enumerate(flow_ids(NEAR, first=first_near))
         }
         await publish(settings, both(near))
         await worker.until(count + NEAR, "taskflow_timers_armed")
@@ -251,27 +257,47 @@ async def measure_rest(home: Path, bootstrap: str, count: int) -> dict[str, floa
         steady_bytes = worker.rss_bytes
         assert await worker.says("taskflow_timers_fired_total") == 0, "idleness was not idle"
         await worker.until(NEAR, "taskflow_timers_fired_total")
-        peak_bytes = max(peak_bytes, worker.peak_bytes)
     how = await ended(settings, near)
     assert not how.early, how
     assert not how.twice, how
-    shutil.rmtree(state_dir)
-    async with watched_worker(settings, state_dir) as worker:
-        filled_s, _ = await worker.taken_over()
-        await worker.until(count, "taskflow_timers_armed")
-        peak_bytes = max(peak_bytes, worker.peak_bytes)
     return {
-        "count": count,
-        "set_up_s": took_s,
         "table_mib": table_bytes / 2**20,
         "from_start_s": from_start_s,
         "from_assignment_s": from_assignment_s,
-        "filled_s": filled_s,
-        "peak_mib": peak_bytes / 2**20,
+        "rest_peak_mib": worker.peak_bytes / 2**20,
         "steady_mib": steady_bytes / 2**20,
         "idle_percent": 100 * idle,
         "near_p99_ms": percentile(how.lags_ms, 99),
     }
+
+
+async def fill(settings: Settings, state_dir: Path, count: int) -> dict[str, float]:
+    """What they cost at a start without a table."""
+    shutil.rmtree(state_dir)
+    async with watched_worker(settings, state_dir) as worker:
+        filled_s, _ = await worker.taken_over()
+        await worker.until(count, "taskflow_timers_armed")
+    return {"filled_s": filled_s, "fill_peak_mib": worker.peak_bytes / 2**20}
+
+
+async def measure_rest(home: Path, count: int, steps: Collection[str]) -> dict[str, float]:
+    """The figures of `steps`, beside those that are kept in `home` of earlier ones."""
+    state_dir, kept = home / "rest", home / "figures.json"
+    figures: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {"rests": 0}
+    async with embedded_broker(data_dir=home / "broker") as broker:
+        settings = _settings(broker.bootstrap, "rest")
+        if "set-up" in steps:
+            figures |= await set_up(settings, state_dir, count)
+            kept.write_text(json.dumps(figures))
+        if "rest" in steps:
+            first_near = count + 1 + int(figures["rests"]) * NEAR
+            figures["rests"] += 1
+            figures |= await rest(settings, state_dir, count, first_near)
+            kept.write_text(json.dumps(figures))
+        if "fill" in steps:
+            figures |= await fill(settings, state_dir, count)
+            kept.write_text(json.dumps(figures))
+    return figures
 
 
 # Lag
@@ -378,24 +404,43 @@ async def measure_herd(home: Path, bootstrap: str, count: int) -> Herd:
 # What is printed
 
 
-async def report(waits: int, herd: int, seconds: int) -> AsyncIterator[str]:
-    """Lines of Markdown, as they become known; each measurement with a broker of its own."""
+async def report(
+    waits: int, herd: int, seconds: int, *, steps: Collection[str] = STEPS, keep: Path | None = None
+) -> AsyncIterator[str]:
+    """Lines of Markdown, as they become known; each measurement with a broker of its own. What is
+    at rest lies in `keep`, so that its steps can be measured one by one."""
+    if not AT_REST.isdisjoint(steps):
+        async for line in _report_rest(waits, steps, keep):
+            yield line
+    if "lag" in steps:
+        async for line in _report_lag(seconds):
+            yield line
+    if "herd" in steps:
+        async for line in _report_herd(herd):
+            yield line
+
+
+async def _report_rest(waits: int, steps: Collection[str], keep: Path | None) -> AsyncIterator[str]:
     yield f"Flows that wait for a day, one worker, {PARTITIONS} partitions; MiB are the worker's:\n"
     yield (
         "| flows that wait | set-up s | tables MiB | start to ready s | assignment to ready s | "
-        "without tables, start to ready s | peak MiB | at rest MiB | CPU at rest, % of a core | "
-        f"p99 lag of {NEAR:,} near ones, ms |"
+        "without tables, start to ready s | peak MiB: set-up | with tables | without | "
+        f"at rest MiB | CPU at rest, % of a core | p99 lag of {NEAR:,} near ones, ms |"
     )
-    yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
-    for count in (0, waits):
-        async with _fresh() as (home, bootstrap):
-            r = await measure_rest(home, bootstrap, count)
-        yield (
-            f"| {r['count']:,.0f} | {r['set_up_s']:.0f} | {r['table_mib']:,.0f} | "
-            f"{r['from_start_s']:.1f} | {r['from_assignment_s']:.1f} | {r['filled_s']:.1f} | "
-            f"{r['peak_mib']:.0f} | {r['steady_mib']:.0f} | {r['idle_percent']:.1f} | "
-            f"{r['near_p99_ms']:.0f} |"
-        )
+    yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    columns = {
+        "set_up_s": ".0f", "table_mib": ",.0f", "from_start_s": ".1f", "from_assignment_s": ".1f",
+        "filled_s": ".1f", "set_up_peak_mib": ".0f", "rest_peak_mib": ".0f",
+        "fill_peak_mib": ".0f", "steady_mib": ".0f", "idle_percent": ".1f", "near_p99_ms": ".0f",
+    }  # fmt: skip
+    for count in (0, waits) if keep is None else (waits,):
+        with tempfile.TemporaryDirectory() if keep is None else nullcontext(str(keep)) as home:
+            r = await measure_rest(Path(home), count, steps)
+        cells = [format(r[name], how) if name in r else "" for name, how in columns.items()]
+        yield f"| {count:,.0f} | {' | '.join(cells)} |"
+
+
+async def _report_lag(seconds: int) -> AsyncIterator[str]:
     yield (
         f"\n{LAG_TIMERS_PER_S} timers a second over {seconds} s, under {latency.RATE_PER_S:,} "
         "ordinary commands a second, ms:\n"
@@ -405,6 +450,9 @@ async def report(waits: int, herd: int, seconds: int) -> AsyncIterator[str]:
         lags = await measure_lag(home, bootstrap, seconds)
     for name, values in lags.items():
         yield f"| {name} | {_percentiles(values)} |"
+
+
+async def _report_herd(herd: int) -> AsyncIterator[str]:
     yield (
         f"\nTimers that are due in the same second, and {HERD_ORDINARY_PER_S} ordinary commands a "
         "second, ms from send to outcome before and during the herd:\n"
