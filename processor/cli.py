@@ -15,6 +15,7 @@ from processor.program import (
     deadletters,
     demo,
     doctor,
+    export,
     flow,
     prune,
     rebuild,
@@ -63,6 +64,7 @@ app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
 app.add_typer(replay.app, name="replay")
 app.command("doctor")(doctor.doctor)
+app.command("export")(export.export)
 app.command("torture")(torture.torture)
 
 

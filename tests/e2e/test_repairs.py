@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -131,7 +133,7 @@ def test_what_is_wrong_is_seen_and_a_dead_letter_goes_back(
 
 
 def test_no_flow_is_changed_behind_the_back_of_who_looked(
-    settings: Settings, taskflow: Shell, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, taskflow: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     flows = [str(uuid4()) for _ in range(40)]
     moved = set(flows[::5])
@@ -170,6 +172,22 @@ def test_no_flow_is_changed_behind_the_back_of_who_looked(
         ended = {line["flow_id"]: line for line in taskflow("audit") if line["kind"] == "cancelled"}
         assert ended.keys() == set(flows) - moved
         assert {line["revision"] for line in ended.values()} == {2}
+
+        file = tmp_path / "flows.db"
+        (made,) = taskflow("export", str(file))
+        assert (made["flows"], made["events"]) == (len(flows), 40 + 40 + 40)
+        assert taskflow("export", str(file), code=2) == []
+        with closing(sqlite3.connect(file)) as db:
+            told = db.execute("SELECT status, count(*) FROM flow GROUP BY 1").fetchall()
+            assert dict(told) == {"cancelled": len(flows) - len(moved), "created": len(moved)}
+            events = [json.loads(doc) for (doc,) in db.execute("SELECT doc FROM event ORDER BY id")]
+            assert sorted(taskflow("audit"), key=lambda event: event["id"]) == events
+            newest = "SELECT max(e.id) = f.last_event_id AND e.chain = f.chain FROM flow f"
+            rows = db.execute(f"{newest} JOIN event e ON e.flow_id = f.id GROUP BY f.id").fetchall()
+            assert rows == [(1,)] * len(flows)
+            cut = db.execute("SELECT topic, partition, first, next FROM cut").fetchall()
+            assert len(cut) == 2 * PARTITIONS
+            assert all(first == 0 < following for _, _, first, following in cut)
 
         # What was shown then is not what is meant now.
         assert taskflow("bulk", *which, "--digest", summary["digest"], code=1) == []

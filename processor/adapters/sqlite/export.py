@@ -1,0 +1,123 @@
+"""The file that `taskflow export` writes: flows, steps and events in one SQLite."""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from processor.adapters.sqlite.errors import told
+from processor.codec import Record
+from processor.ports import Extent
+from processor.rows import Position
+from schemas.events import CHAIN_HEADER
+from schemas.state import CURSOR_PREFIX
+
+# Made when all is in: row by row, they would cost more than the rows.
+INDEXES: Final = (
+    "CREATE INDEX event_flow ON event (flow_id, id)",
+    "CREATE INDEX event_at ON event (at)",
+    "CREATE INDEX flow_updated ON flow (updated_at)",
+)
+
+
+class Export:
+    """Made by `exporting`; one partition after the other is put in."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def about(self, prefix: str, partitions: int, made_at: str) -> None:
+        self._db.execute("INSERT INTO about VALUES (?, ?, ?)", (prefix, partitions, made_at))
+
+    def cut(self, partition: int, extents: Mapping[str, Extent], position: Position) -> None:
+        """What is put in of `partition` stands for these offsets."""
+        rows = [(topic, partition, extent.start, extent.end) for topic, extent in extents.items()]
+        self._db.executemany("INSERT INTO cut VALUES (?, ?, ?, ?)", rows)
+        self._db.execute("INSERT INTO position VALUES (?, ?, ?, ?)", (partition, *position))
+
+    def state(self, partition: int, records: Iterable[Record]) -> None:
+        """Snapshots in their order: the newest stands, a tombstone takes away."""
+        for record in records:
+            key = (record.key or b"").decode()
+            if key.startswith(CURSOR_PREFIX):
+                continue
+            flow_id, slash, run_id = key.partition("/")
+            value = None if record.value is None else orjson.loads(record.value)
+            if slash:
+                self._step(flow_id, run_id, value)
+            else:
+                self._flow(partition, flow_id, value)
+
+    def _flow(self, partition: int, flow_id: str, value: dict[str, Any] | None) -> None:
+        if value is None:
+            self._db.execute("DELETE FROM flow WHERE id = ?", (flow_id,))
+            return
+        flow = value["flow"]
+        wait = flow["wait_json"]
+        row = (
+            *(flow_id, partition, flow["status"], flow["revision"], flow["owner_session_key"]),
+            *(flow["controller_id"], flow["goal"], flow["current_step"]),
+            *(int(flow["cancel_requested"]), flow["created_at"], flow["updated_at"]),
+            *(_text(flow["state_json"]), None if wait is None else _text(wait)),
+            *(value["last_event_id"], value["chain"], _text(flow)),
+        )
+        marks = ", ".join("?" * len(row))
+        self._db.execute(f"INSERT OR REPLACE INTO flow VALUES ({marks})", row)
+
+    def _step(self, flow_id: str, run_id: str, value: dict[str, Any] | None) -> None:
+        if value is None:
+            sql = "DELETE FROM step WHERE flow_id = ? AND run_id = ?"
+            self._db.execute(sql, (flow_id, run_id))
+            return
+        step = value["step"]
+        names = ("task", "status", "created_at", "updated_at")
+        row = (flow_id, run_id, *(step[name] for name in names), _text(step))
+        self._db.execute("INSERT OR REPLACE INTO step VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def events(self, records: Iterable[Record]) -> None:
+        names = ("id", "flow_id", "kind", "at", "revision", "status", "actor", "command_id")
+        rows = []
+        for record in records:
+            event = orjson.loads(record.value or b"")
+            chain = dict(record.headers).get(CHAIN_HEADER, b"").hex()
+            doc = (record.value or b"").decode()
+            about = (event[name] for name in names)
+            rows.append((*about, record.partition, record.offset, chain, doc))
+        self._db.executemany(f"INSERT INTO event VALUES ({', '.join('?' * 12)})", rows)
+
+    def counts(self) -> dict[str, int]:
+        return {
+            f"{name}s": self._db.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
+            for name in ("flow", "step", "event")
+        }
+
+
+@contextmanager
+def exporting(path: Path) -> Iterator[Export]:
+    """A file that is at `path` once the block has ended well, and not before; what was there is
+    replaced. Raises TableFailed if it cannot be written."""
+    part = path.with_name(path.name + ".part")
+    with told(part):
+        part.unlink(missing_ok=True)
+        try:
+            with closing(sqlite3.connect(part, isolation_level=None)) as db:
+                # Nobody sees the file before it is whole, so nothing need be rolled back.
+                db.execute("PRAGMA journal_mode = OFF")
+                db.execute("PRAGMA synchronous = OFF")
+                db.executescript(files(__package__).joinpath("export.sql").read_text("utf-8"))
+                db.execute("BEGIN")
+                yield Export(db)
+                for index in INDEXES:
+                    db.execute(index)
+                db.execute("COMMIT")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _text(value: Any) -> str:
+    return orjson.dumps(value).decode()
