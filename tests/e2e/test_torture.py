@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaProducer
 
 from processor.adapters.kafka.admin import partition_counts
 from processor.settings import Settings
-from processor.torture import trial
+from processor.torture import menu, trial
 from processor.torture.menu import Act
 
 WITHIN_S = 170.0
@@ -50,6 +50,9 @@ async def test_a_foreign_record_on_a_given_clusters_audit_is_a_violation(
 
     monkeypatch.setattr(trial, "MENU", (Act("spoil the audit", 1, spoil),))
     monkeypatch.setattr(trial, "REST_S", 0.2)
+    # What is spoilt does not heal, however long one waits.
+    monkeypatch.setattr(trial, "HEAL_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(menu, "READY_TIMEOUT_S", 5.0)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(trial.tempfile, "tempdir", None)
     plan = trial.Plan(seed=4, seconds=0.5, workers=1, partitions=1, bootstrap=broker.bootstrap)
