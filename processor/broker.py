@@ -141,16 +141,24 @@ async def embedded_broker(
     `data_dir`: kept; without one, a temporary directory that is gone afterwards. `port`: a free
     one if None. `progress` hears, from another thread, of jars being fetched, which happens on
     a user's first run. `heap`: the JVM's largest, such as `512m`. `cache_dir`: for the jars.
-    The last two come from TASKFLOW_BROKER_HEAP and TASKFLOW_CACHE_DIR if None.
+    The last two come from TASKFLOW_BROKER_HEAP and TASKFLOW_CACHE_DIR if None; TASKFLOW_BROKER_JIT
+    says how much the JVM compiles.
 
     It ends with the block, and with this process however that ends. Raises EmbeddedBrokerError.
     """
     heap = environment.heap() if heap is None else heap
+    jit = environment.jit_options()
     java = environment.java()
     cache = environment.cache_dir() if cache_dir is None else cache_dir
     async with open_directory(data_dir) as directory:
         jars = await _in_thread(lambda hear: ensure_jars(cache, hear), progress)
-        command = [str(java), *_jvm_options(directory.path, heap), "-cp", ":".join(map(str, jars))]
+        command = [
+            str(java),
+            *_jvm_options(directory.path, heap),
+            *jit,
+            "-cp",
+            ":".join(map(str, jars)),
+        ]
         port = _free_port() if port is None else port
         controller_port = _free_port(besides=port)
         directory.configure(port=port, controller_port=controller_port)

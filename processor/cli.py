@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from processor.adapters.kafka.errors import BrokerUnreachable
-from processor.embedded.errors import BadHeap
+from processor.embedded.errors import BadOption
 from processor.errors import TaskflowError
 from processor.program import (
     broker,
@@ -90,4 +90,4 @@ def exit_code(error: TaskflowError) -> int:
     """The exit code for what we could not do."""
     if isinstance(error, BrokerUnreachable):
         return UNREACHABLE
-    return WRONG_USE if isinstance(error, BadSetting | WrongUse | BadHeap) else REFUSED
+    return WRONG_USE if isinstance(error, BadSetting | WrongUse | BadOption) else REFUSED

@@ -240,6 +240,8 @@ class Settings(BaseSettings):
         str, Field(pattern=r"^[1-9][0-9]*[kKmMgG]$"), Expected("a size such as 512m or 2g")
     ] = "512m"
     """The embedded broker's largest heap."""
+    broker_jit: Annotated[Literal["full", "quick"], Expected("full or quick")] = "full"
+    """quick: the embedded broker starts sooner, and is slower under load for long."""
 
     # Rules of the flows
     dedupe_window_ms: Annotated[_DurationMs, *_between("1s", "30d")] = _HOUR_MS

@@ -1,6 +1,7 @@
 """What all tests share: one broker for the session, names of their own, repeatable examples."""
 
 import asyncio
+import os
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,9 @@ from processor.broker import EmbeddedBroker, embedded_broker
 # The same examples on every machine and no deadline: a failure is a bug, not a slow neighbour.
 hypothesis.settings.register_profile("taskflow", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("taskflow")
+
+# Dozens of brokers start here, and none lives long enough to earn back what optimizing costs it.
+os.environ["TASKFLOW_BROKER_JIT"] = "quick"
 
 
 @pytest.fixture(scope="session")

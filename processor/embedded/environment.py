@@ -4,10 +4,11 @@ import os
 import re
 from pathlib import Path
 
-from processor.embedded.errors import BadHeap, ExtraMissing
+from processor.embedded.errors import BadOption, ExtraMissing
 
 CACHE_VARIABLE = "TASKFLOW_CACHE_DIR"
 HEAP_VARIABLE = "TASKFLOW_BROKER_HEAP"
+JIT_VARIABLE = "TASKFLOW_BROKER_JIT"
 DEFAULT_HEAP = "512m"
 
 # Set for some other Java program, they would change or end ours.
@@ -26,14 +27,29 @@ def cache_dir() -> Path:
 
 
 def heap() -> str:
-    """TASKFLOW_BROKER_HEAP, the JVM's largest heap: a number with k, m or g. Raises BadHeap."""
+    """TASKFLOW_BROKER_HEAP, the JVM's largest heap: a number with k, m or g. Raises BadOption."""
     value = os.environ.get(HEAP_VARIABLE) or DEFAULT_HEAP
     if not re.fullmatch(r"[1-9][0-9]*[kKmMgG]", value):
-        raise BadHeap(
+        raise BadOption(
             f"{HEAP_VARIABLE} is {value!r}, which is no size such as 512m or 2g; "
             "the embedded broker was not started."
         )
     return value
+
+
+def jit_options() -> list[str]:
+    """By TASKFLOW_BROKER_JIT: `full`, or `quick` for a broker that lives for seconds: then only
+    the JVM's first compiler works. Raises BadOption."""
+    match os.environ.get(JIT_VARIABLE) or "full":
+        case "full":
+            return []
+        case "quick":
+            return ["-XX:TieredStopAtLevel=1"]
+        case value:
+            raise BadOption(
+                f"{JIT_VARIABLE} is {value!r}, neither full nor quick; "
+                "the embedded broker was not started."
+            )
 
 
 def java_environment() -> dict[str, str]:

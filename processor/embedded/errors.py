@@ -17,8 +17,8 @@ class ExtraMissing(EmbeddedBrokerError):
         return cls("The embedded broker needs the extra `broker`: pip install 'taskflow[broker]'.")
 
 
-class BadHeap(EmbeddedBrokerError):
-    """The heap is not a size that a JVM understands; nothing was started."""
+class BadOption(EmbeddedBrokerError):
+    """What the environment asks of the JVM is nothing that it understands; nothing was started."""
 
 
 class JarUnavailable(EmbeddedBrokerError):

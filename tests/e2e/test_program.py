@@ -32,6 +32,7 @@ def environment(bootstrap: str, prefix: str, state_dir: Path) -> Environment:
         "TASKFLOW_STATE_DIR": str(state_dir),
         "TASKFLOW_PARTITIONS": "2",
         "TASKFLOW_HTTP": "off",
+        "TASKFLOW_BROKER_JIT": "quick",
     }
 
 

@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from processor.broker import EmbeddedBroker, broker_answers, embedded_broker
 from processor.embedded import directory
-from processor.embedded.errors import BadHeap, BrokerDidNotStart, DataDirInUse, PortTaken
+from processor.embedded.errors import BadOption, BrokerDidNotStart, DataDirInUse, PortTaken
 
 # What somebody's program does: start a broker, say which, and live until told otherwise.
 PARENT = """
@@ -157,7 +157,14 @@ async def test_a_broker_that_cannot_start_says_the_last_lines_of_its_log(tmp_pat
 
 async def test_a_heap_that_is_no_size_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TASKFLOW_BROKER_HEAP", "plenty")
-    with pytest.raises(BadHeap, match="TASKFLOW_BROKER_HEAP is 'plenty'"):
+    with pytest.raises(BadOption, match="TASKFLOW_BROKER_HEAP is 'plenty'"):
+        async with embedded_broker():
+            pytest.fail("it runs on words")
+
+
+async def test_a_compiler_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TASKFLOW_BROKER_JIT", "warp")
+    with pytest.raises(BadOption, match="TASKFLOW_BROKER_JIT is 'warp'"):
         async with embedded_broker():
             pytest.fail("it runs on words")
 

@@ -23,6 +23,7 @@ def environment(bootstrap: str, prefix: str, state_dir: Path, **settings: str) -
         "HTTP": "off",
         "SESSION_TIMEOUT": f"{SESSION_TIMEOUT_S:g}s",
         "LOG_FORMAT": "json",
+        "BROKER_JIT": "quick",
         **settings,
     }
     return {**kept, **{f"TASKFLOW_{name}": value for name, value in chosen.items()}}

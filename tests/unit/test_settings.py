@@ -113,6 +113,7 @@ def test_made_in_code_they_look_at_no_environment(monkeypatch: pytest.MonkeyPatc
         ("SASL_MECHANISM", "GSSAPI", "SCRAM-SHA-512"),
         ("SSL_CHECK_HOSTNAME", "maybe", "true or false"),
         ("BROKER_HEAP", "plenty", "512m"),
+        ("BROKER_JIT", "none", "full or quick"),
         ("COMPRESSION", "brotli", "lz4, zstd"),
         ("LOG_LEVEL", "loud", "debug, info"),
         ("FLOW_CACHE_BYTES", "1", "at least 1048576"),
