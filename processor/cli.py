@@ -22,6 +22,7 @@ from processor.program import (
     replay,
     send,
     streams,
+    top,
     topics,
     torture,
     up,
@@ -58,6 +59,7 @@ app.command("audit")(streams.audit)
 app.command("outcomes")(streams.outcomes)
 app.add_typer(deadletters.app, name="deadletters")
 app.add_typer(flow.app, name="flow")
+app.command("top")(top.top)
 app.command("prune")(prune.prune)
 app.command("bulk")(bulk.bulk)
 app.command("rebuild")(rebuild.rebuild)

@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from processor.errors import TaskflowError
@@ -222,6 +222,20 @@ class Settings(BaseSettings):
         Address | None, BeforeValidator(_as_address), Expected("an address host:port, or off")
     ] = Address("127.0.0.1", 8900)
     """Where the worker answers /live, /ready and /metrics."""
+    views_http: Annotated[
+        Address, NoDecode, BeforeValidator(_as_address), Expected("an address host:port")
+    ] = Address("127.0.0.1", 8901)
+    """Where a view worker answers: the page, /v1, /live, /ready and /metrics."""
+    views_advertise: Annotated[
+        str | None,
+        Field(pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+$"),
+        Expected("an address such as http://views-1:8901"),
+    ] = None
+    """Where other view workers find this one."""
+    views_token: Annotated[
+        SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
+    ] = None
+    """Who sends it may publish commands by HTTP."""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(_lower),

@@ -29,7 +29,10 @@ VERDICT_STYLES: Mapping[str, str] = {
 
 Row = Sequence[str | Text]
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
+"""Also what reorders the text around it: a goal must not look like another column."""
 
 
 def for_people(json: bool = False) -> bool:
@@ -99,13 +102,18 @@ def print_rows(out: Console, columns: Sequence[str], rows: Sequence[Row]) -> Non
 def plain(text: str) -> Text:
     """One line of text that is no markup; what a terminal would obey is shown instead: a
     producer's text must not move its cursor."""
-    return Text(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text))
+    return Text(_CONTROL.sub(_written_out, text))
 
 
 def short(text: str, width: int = 60) -> str:
     """One line of at most `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _written_out(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def _paragraph(text: str) -> Text:

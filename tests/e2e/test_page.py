@@ -1,78 +1,18 @@
 """The page, driven in a real Chromium as somebody on call would: by mouse, keyboard and phone."""
 
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Literal
-from uuid import UUID, uuid5
+from typing import Literal
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from schemas.values import instant
 from tests.support.browser import DESKTOP, PHONE, chromium, needs_chromium, tab
-from tests.support.given import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
-from tests.support.recorded import Recorded
-from tests.support.shown_views import ShownViews, showing
+from tests.support.shown_views import ShownViews, command, create, flow_id, showing, story
 
 # One Chromium for all of them, so they share its loop.
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
-
-OWNER = "agent:kate:session:abc"
-HOSTILE = (
-    "<img src=x onerror=alert(1)><script>alert(2)</script> \u202egnp.exe\u202c "
-    "\x1b[31mred\x07 שלום עולם {{7*7}} ${alert(3)}"
-)
-
-
-def flow_id(n: int) -> str:
-    return str(uuid5(UUID(int=0), f"flow {n}"))
-
-
-def command(n: int, kind: str, **fields: Any) -> dict[str, Any]:
-    made = {"kind": kind, "flow_id": flow_id(n), "issued_by": OWNER, **fields}
-    return {"command_id": str(uuid5(UUID(int=1), repr(sorted(made.items())))), **made}
-
-
-def create(n: int, goal: str, kind: str = "create_mirrored", **fields: Any) -> dict[str, Any]:
-    about = {"controller_id": "kate/inbox", "goal": goal, "requester_origin": "user-1"}
-    return command(n, kind, **about, **fields)
-
-
-def story() -> ShownViews:
-    """Flows in every status; number 7 is stuck, number 8 is hostile."""
-    now = time.time_ns() // 1_000_000
-    views = ShownViews(Recorded(partitions=2, now=now - 3 * HOUR_MS), orphaned=1)
-    for n in range(20, 95):
-        views.send(create(n, f"reindex shard {n}"), at_ms=now - 2 * HOUR_MS + n * SECOND_MS)
-        if n % 3:
-            views.send(command(n, "finish", final_state={"rows": n * 100}))
-    past = now - 40 * MINUTE_MS
-    views.send(create(1, "triage inbox", "create_managed"), at_ms=past)
-    views.send(create(2, "import orders of May"), at_ms=past)
-    views.send(command(2, "fail", reason="the file has no header"), at_ms=past + 90 * SECOND_MS)
-    views.send(create(3, "write the weekly letter"), at_ms=past)
-    views.send(command(3, "cancel"))
-    views.send(create(4, "ask the customer for a date"), at_ms=past)
-    views.send(
-        command(4, "set_waiting", wait={"kind": "timer", "at": instant(now + 2 * DAY_MS)}),
-        at_ms=past + 8 * MINUTE_MS,
-    )
-    views.send(create(7, "settle invoice 4711", state_json={"tries": 0}), at_ms=past)
-    views.send(command(7, "update_state", patch={"tries": 1, "bank": "DE"}, next_step="pay"))
-    views.send(
-        command(7, "record_step_observation", run_id="run-1", task="call the bank",
-                status="succeeded", result_json={"code": 200}),
-    )  # fmt: skip
-    wait = {"kind": "external_event", "topic": "payments.settled", "correlation_id": "inv-4711"}
-    late = {**wait, "timeout_at": instant(now - 5 * MINUTE_MS)}
-    views.send(command(7, "set_waiting", wait=late), at_ms=past + 12 * MINUTE_MS)
-    views.send(create(8, HOSTILE, state_json={"a": HOSTILE, "__proto__": {"x": 1}}))
-    views.send(command(8, "update_state", patch={"big": "x" * 250_000, HOSTILE: [HOSTILE]}))
-    at = now - MINUTE_MS
-    views.recorded.send(("commands", b"{<script>alert(9)</script>"), partition=0, at_ms=at)
-    return views
 
 
 @pytest.fixture(scope="module")

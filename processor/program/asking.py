@@ -1,0 +1,90 @@
+"""What the views know, asked over HTTP."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import orjson
+from aiohttp import ClientError, ClientSession, ClientTimeout
+
+from processor.errors import TaskflowError
+from processor.program.running import WrongUse
+from processor.settings import Address, Settings
+
+TIMEOUT_S: Final = 5.0
+KNOCK_S: Final = 1.0
+"""How long a connection may take: views that are near answer at once, or are not there."""
+Document = dict[str, Any]
+
+
+class NoViews(TaskflowError):
+    """No views answer where they were looked for."""
+
+    retriable = True
+
+
+class Views:
+    """Asks one view worker, which answers for all; made by `asking`."""
+
+    def __init__(self, session: ClientSession, url: str) -> None:
+        self.url = url
+        self._session = session
+
+    async def get(self, path: str, **query: str | int | None) -> Document:
+        """The answer at `/v1/{path}`. Raises NoViews; what there is nothing of is {}."""
+        asked = {name: str(value) for name, value in query.items() if value is not None}
+        try:
+            async with self._session.get(f"{self.url}/v1/{path}", params=asked) as answer:
+                body = orjson.loads(await answer.read())
+        except (ClientError, TimeoutError, OSError, ValueError) as error:
+            raise NoViews(f"No views answer at {self.url} ({_why(error)}).") from None
+        if answer.status == 404 and body.get("code") == "not_found":
+            return {}
+        if answer.status != 200:
+            raise NoViews(f"The views at {self.url} answered {answer.status}: {_detail(body)}")
+        return dict(body)
+
+
+@asynccontextmanager
+async def asking(url: str) -> AsyncIterator[Views]:
+    """Views at `url`; nobody is asked yet."""
+    timeout = ClientTimeout(total=TIMEOUT_S, connect=KNOCK_S)
+    # Neither a proxy nor a redirect has a say in where flows are read from.
+    async with ClientSession(timeout=timeout, trust_env=False) as session:
+        yield Views(session, url)
+
+
+def views_url(settings: Settings, given: str | None = None) -> str:
+    """Where views are: as `given`, `host:port` or a URL, or where ours would listen. Raises
+    WrongUse."""
+    if given is None:
+        return f"http://{_reachable(settings.views_http)}"
+    url = given if "://" in given else f"http://{given}"
+    parts = urlsplit(url)
+    try:
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits or parts.query or parts.fragment:
+        raise WrongUse(f"--views is {given!r}, which is no address such as http://127.0.0.1:8901.")
+    return url.rstrip("/")
+
+
+def _reachable(address: Address) -> Address:
+    """Who listens everywhere is found here."""
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    return Address(anywhere.get(address.host, address.host), address.port)
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "it took too long"
+    if isinstance(error, ValueError) and not isinstance(error, OSError | ClientError):
+        return "that is no answer of theirs"
+    inner = getattr(error, "os_error", error)
+    return str(getattr(inner, "strerror", None) or inner or type(error).__name__)
+
+
+def _detail(body: Mapping[str, Any]) -> str:
+    return str(body.get("detail") or body.get("title") or "without saying why")
