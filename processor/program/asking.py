@@ -34,16 +34,25 @@ class Views:
     async def get(self, path: str, **query: str | int | None) -> Document:
         """The answer at `/v1/{path}`. Raises NoViews; what there is nothing of is {}."""
         asked = {name: str(value) for name, value in query.items() if value is not None}
-        try:
-            async with self._session.get(f"{self.url}/v1/{path}", params=asked) as answer:
-                body = orjson.loads(await answer.read())
-        except (ClientError, TimeoutError, OSError, ValueError) as error:
-            raise NoViews(f"No views answer at {self.url} ({_why(error)}).") from None
-        if answer.status == 404 and body.get("code") == "not_found":
+        status, body = await self._ask(f"v1/{path}", asked)
+        if status == 404 and body.get("code") == "not_found":
             return {}
-        if answer.status != 200:
-            raise NoViews(f"The views at {self.url} answered {answer.status}: {_detail(body)}")
-        return dict(body)
+        if status != 200:
+            raise NoViews(f"The views at {self.url} answered {status}: {_detail(body)}")
+        return body
+
+    async def are_of(self, settings: Settings) -> bool:
+        """Whether they show the topics that `settings` name. Raises NoViews."""
+        _, body = await self._ask("ready", {})
+        ours = settings.bootstrap_servers, settings.topic_prefix
+        return (body.get("brokers"), body.get("prefix")) == ours
+
+    async def _ask(self, path: str, query: Mapping[str, str]) -> tuple[int, Document]:
+        try:
+            async with self._session.get(f"{self.url}/{path}", params=query) as answer:
+                return answer.status, dict(orjson.loads(await answer.read()))
+        except (ClientError, TimeoutError, OSError, ValueError, TypeError) as error:
+            raise NoViews(f"No views answer at {self.url} ({_why(error)}).") from None
 
 
 @asynccontextmanager
@@ -80,7 +89,7 @@ def _reachable(address: Address) -> Address:
 def _why(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "it took too long"
-    if isinstance(error, ValueError) and not isinstance(error, OSError | ClientError):
+    if isinstance(error, ValueError | TypeError) and not isinstance(error, OSError | ClientError):
         return "that is no answer of theirs"
     inner = getattr(error, "os_error", error)
     return str(getattr(inner, "strerror", None) or inner or type(error).__name__)

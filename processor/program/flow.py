@@ -29,6 +29,7 @@ from processor.program.output import (
 )
 from processor.program.running import Refused, WrongUse, run, settings_and_logs
 from processor.program.send import accepted, send_as_operator
+from processor.program.shown import shown_flow, shown_flows
 from processor.program.waits import awaited, time_left, until
 from processor.settings import Settings
 from schemas.flow import Flow, FlowStatus
@@ -66,6 +67,7 @@ def list_(
 
     They are read from a worker's tables in TASKFLOW_STATE_DIR where these are up to date, and
     from the topic `state` otherwise. If no broker answers, the tables are shown as they are.
+    On a terminal the views at TASKFLOW_VIEWS_HTTP are asked first, if they are up to date.
 
     A pipe gets one JSON line for each flow.
 
@@ -77,11 +79,20 @@ def list_(
     if waiting and status not in (None, FlowStatus.WAITING):
         raise WrongUse(f"--waiting and --status {status} leave nothing to show; take one.")
     settings = settings_and_logs(quiet=True)
-    if waiting:
-        flows = run(lambda: list_waiting(settings, owner=owner, limit=limit))
-    else:
-        flows = run(lambda: list_flows(settings, owner=owner, status=status, limit=limit))
-    if not for_people(json):
+    people = for_people(json)
+
+    async def listed() -> list[Flow]:
+        known = people and await shown_flows(
+            settings, owner=owner, status=status, waiting=waiting, limit=limit
+        )
+        if isinstance(known, list):
+            return known
+        if waiting:
+            return await list_waiting(settings, owner=owner, limit=limit)
+        return await list_flows(settings, owner=owner, status=status, limit=limit)
+
+    flows = run(listed)
+    if not people:
         for flow in flows:
             write_line(flow.model_dump_json().encode())
     elif not flows:
@@ -123,7 +134,12 @@ def show(
         else:
             write_json({**_found_doc(then), "as_of": travel.as_of(moment)})
         return
-    found = run(lambda: find_flow(settings, wanted))
+
+    async def looked_up() -> Found | None:
+        known = await shown_flow(settings, wanted) if for_people(json) else None
+        return known or await find_flow(settings, wanted)
+
+    found = run(looked_up)
     if found is None:
         raise _unknown(settings, wanted)
     if not for_people(json):
@@ -197,7 +213,9 @@ def print_flow(out: Console, found: Found, now_ms: int) -> None:
         rows.append((name, _cell(name, value)))
         if name == "wait_json" and value is not None:
             rows.append(("(time left)", time_left(flow, now_ms)))
-    rows += [("last_event_id", str(found.last_event_id)), ("chain", found.chain)]
+    rows.append(("last_event_id", str(found.last_event_id)))
+    if found.chain:
+        rows.append(("chain", found.chain))
     out.print(table(None, ("field", "value"), rows))
     if found.steps:
         out.print(Text("\nsteps, in the order of their creation", style="bold"))

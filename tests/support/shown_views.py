@@ -33,6 +33,8 @@ class ShownViews:
         self.recorded = recorded
         self.orphaned = orphaned
         """A partition without a worker."""
+        self.brokers, self.prefix = "127.0.0.1:9092", "taskflow"
+        self.behind = 0
         self.asked: list[str] = []
         self._streams: set[asyncio.Queue[dict[str, Any]]] = set()
         self._told: set[int] = {event["id"] for event in self._events()}
@@ -48,6 +50,7 @@ class ShownViews:
 
     def routes(self) -> list[web.RouteDef]:
         return [
+            web.get("/ready", self._ready),
             web.get("/v1/flows", self._flows),
             web.get("/v1/flows/{flow_id}", self._flow),
             web.get("/v1/flows/{flow_id}/history", self._history),
@@ -73,9 +76,18 @@ class ShownViews:
             {"partition": p, "event_id": (p << 40) + len(self.recorded.of("audit", p)), "behind": 0}
             for p in range(self.recorded.partitions)
         ]
-        return {"complete": True, "missing": [], "behind": 0, "lag_ms": 0, "partitions": ends}
+        return {
+            "complete": True,
+            "missing": [],
+            "behind": self.behind,
+            "lag_ms": 0,
+            "partitions": ends,
+        }
 
     # What is asked
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        return web.json_response({"ready": True, "brokers": self.brokers, "prefix": self.prefix})
 
     async def _flows(self, request: web.Request) -> web.Response:
         query = self._query(request, models.FlowsQuery)
