@@ -27,6 +27,7 @@ from processor.program import (
     torture,
     up,
     verify,
+    views,
     worker,
 )
 from processor.program.output import NobodyReads, say
@@ -54,6 +55,7 @@ app.command("up")(up.up)
 app.command("broker")(broker.broker)
 app.add_typer(topics.app, name="topics")
 app.command("worker")(worker.worker)
+app.command("views")(views.views)
 app.command("send")(send.send)
 app.command("audit")(streams.audit)
 app.command("outcomes")(streams.outcomes)

@@ -94,7 +94,8 @@ class FlowsQuery(PageQuery):
     updated_before: Timestamp | None = None
     """How old: nothing has changed since then."""
     q: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
-    """Words of the goal, all of them, the last one as a beginning; case and accents don't count."""
+    """Words of the goal, all of them, the last one as a beginning; case and accents don't count.
+    Of those that match, the 20,000 newest are looked at."""
     sort: Literal["updated", "created", "wait"] = "updated"
     """`updated` and `created`: newest first; `wait`: only what waits with an end, soonest first."""
 
@@ -110,6 +111,9 @@ class HistoryQuery(PageQuery):
 
 
 class EventsQuery(PageQuery):
+    """With a filter a page may have fewer items than `limit`, or none, and yet a `next_cursor`:
+    no more than 20,000 events of a partition are looked at for one page."""
+
     owner: Text | None = None
     kind: Annotated[list[EventKind], BeforeValidator(_split), Field(max_length=11)] = []
 
@@ -186,6 +190,8 @@ class FlowSummary(Answer):
     created_at: Instant
     updated_at: Instant
     partition: Annotated[int, Field(ge=0)]
+    first_event_id: EventId
+    """Of the event that created it; a flow that was pruned and created again has another one."""
     state_bytes: Annotated[int, Field(ge=0)]
 
 
@@ -199,7 +205,8 @@ class FlowPage(Answer):
 class FlowAnswer(Answer):
     flow: Flow
     steps: list[FlowStep]
-    """Oldest first."""
+    """The oldest first, at most 1000 and 4 MiB."""
+    steps_total: Annotated[int, Field(ge=0)]
     allowed: list[str]
     """The kinds of command that the state machine would take now from the flow's owner."""
     partition: Annotated[int, Field(ge=0)]

@@ -31,7 +31,17 @@ ADAPTERS_KNOW = {
     *("schemas", "domain", "errors", "settings", "rows", "codec", "batch", "ports", "adapters"),
 }
 KNOW_ADAPTERS = {
-    *("adapters", "client", "faults", "bootstrap", "processes", "torture", "program", "cli"),
+    *(
+        "adapters",
+        "client",
+        "faults",
+        "bootstrap",
+        "processes",
+        "torture",
+        "views",
+        "program",
+        "cli",
+    ),
 }
 VERIFIES = {
     *("answers", "contract", "folding", "history", "letters", "levels"),
@@ -40,12 +50,24 @@ VERIFIES = {
 """The modules of `ops` that verify: they must share no rule with what they verify. Its other tools
 replay, explain and repair, and use the processor's own."""
 VERIFIERS_KNOW = {"schemas", "errors", "ops"}
-KNOW_KAFKA = {"adapters", "placement", "client", "broker", "torture", "program"}
+KNOW_KAFKA = {"adapters", "views", "placement", "client", "broker", "torture", "program"}
 SCRATCH = {
     ROOT / "processor" / "ops" / "scratch.py",
     ROOT / "processor" / "ops" / "replay" / "store.py",
 }
 """Temporary files of their own, and no tables."""
+VIEW = ROOT / "processor" / "views"
+"""An application of its own, on Faust: it has its own adapters."""
+NOT_IN_PURE_VIEWS = {
+    "asyncio",
+    "time",
+    "logging",
+    "os",
+    "sqlite3",
+    "aiosqlite",
+    "aiokafka",
+    "faust",
+}
 NOT_IN_THE_DOMAIN = {
     *("asyncio", "threading", "time", "random", "logging", "structlog"),
     *("os", "pathlib", "socket", "sqlite3", "aiosqlite", "aiokafka"),
@@ -121,8 +143,14 @@ def test_clients_of_kafka_and_sqlite_stay_in_their_rooms():
         top = {name.split(".")[0] for name in imported(path)}
         if "aiokafka" in top:
             assert own_room(path) in KNOW_KAFKA, path
-        if top & {"sqlite3", "aiosqlite"} and path not in SCRATCH:
+        if top & {"sqlite3", "aiosqlite"} and path not in SCRATCH | {VIEW / "database.py"}:
             assert path.parent == ROOT / "processor" / "adapters" / "sqlite", path
+
+
+def test_what_views_make_of_events_and_answers_is_pure():
+    for name in ("projection", "aggregates", "answers", "cursors", "letters"):
+        path = VIEW / f"{name}.py"
+        assert not {module.split(".")[0] for module in imported(path)} & NOT_IN_PURE_VIEWS, path
 
 
 def test_the_published_language_needs_pydantic_only():

@@ -1,0 +1,363 @@
+"""The routes' handlers: what this worker has, what its peers add, and one answer of both."""
+
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import Any, Final, TypeVar
+
+import orjson
+from aiohttp import web
+
+from processor.placement import partition_of
+from processor.settings import Settings
+from processor.views import answers, models, queries
+from processor.views.commands import Commands
+from processor.views.cursors import BadCursor, keyset, read_vector
+from processor.views.group import Group
+from processor.views.models import ReadQuery
+from processor.views.peers import PeerFailed, Peers
+from processor.views.problems import Problem
+from processor.views.projection import at_ms
+from processor.views.queries import BadQuery
+from processor.views.routes import ROUTES, Route
+from processor.views.streams import Streams
+from processor.views.view import View
+from schemas.values import EVENTS_PER_PARTITION
+
+Json = dict[str, Any]
+Q = TypeVar("Q", bound=ReadQuery)
+_INTERNAL: Final = "/internal/statistics"
+"""Statistics before they are added up, which the workers ask each other for."""
+
+
+class Api:
+    """Answers for all partitions, whichever worker is asked."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        view: View,
+        peers: Peers,
+        *,
+        group: Group,
+        commands: Commands,
+    ) -> None:
+        self._all = range(settings.partitions)
+        self._view = view
+        self._peers = peers
+        self._group = group
+        self._commands = commands
+        self._streams = Streams(view, peers, settings.partitions)
+
+    def routes(self) -> list[web.RouteDef]:
+        """Every route of ROUTES, and what the workers ask each other for."""
+        found = [web.get(_INTERNAL, self._timed("statistics_of_peer", self._raw_statistics))]
+        for route in ROUTES:
+            handler = self._parsed(route, getattr(self, f"_{route.name}"))
+            timed = handler if route.name == "stream" else self._timed(route.name, handler)
+            found.append(web.route(route.method, route.path, timed))
+        return found
+
+    def _timed(
+        self, name: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def timed(request: web.Request) -> web.StreamResponse:
+            began, status = time.perf_counter(), "error"
+            try:
+                response = await handler(request)
+                status = str(response.status)
+                return response
+            except Problem as problem:
+                status = str(problem.status)
+                raise
+            finally:
+                took_s = time.perf_counter() - began
+                self._view.metrics.requests.labels(name, status).observe(took_s)
+
+        return timed
+
+    def _parsed(
+        self, route: Route, handler: Callable[..., Awaitable[Any]]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def parsed(request: web.Request) -> web.StreamResponse:
+            given = dict(request.query)
+            if len(given) < len(request.query):
+                raise BadQuery("", "a parameter is given twice")
+            query = None if route.query is None else route.query.model_validate(given)
+            found = await handler(request, query)
+            if isinstance(found, web.StreamResponse):
+                return found
+            status, answer = found if isinstance(found, tuple) else (200, found)
+            return _json(answer, status)
+
+        return parsed
+
+    # Asking
+
+    async def _ask(
+        self,
+        request: web.Request,
+        query: ReadQuery,
+        local: Callable[[Collection[int]], Awaitable[Json]],
+        *,
+        wanted: Collection[int] | None = None,
+        path: str | None = None,
+    ) -> tuple[list[Json], Json]:
+        """Each worker's answer, ours first, and `view` of all.
+
+        `wanted`: the partitions that matter, all if None. Raises Problem.
+        """
+        wanted = self._all if wanted is None else wanted
+        ours = self._view.owned & set(wanted)
+        others = {
+            url: shared
+            for url, theirs in (self._peers.others() if query.scope == "all" else {}).items()
+            if (shared := (theirs & set(wanted)) - ours)
+        }
+        after = _by_partition(query.after)
+        homeless = after.keys() - ours - set().union(*others.values())
+        if homeless & set(wanted):
+            raise _not_yet()
+        given = {key: value for key, value in request.query.items() if key != "after"}
+        parameters = {}
+        for url, theirs in others.items():
+            theirs_after = [e for p in theirs for e in after.get(p, ())]
+            parameters[url] = {**given, "scope": "local"}
+            if theirs_after:
+                parameters[url]["after"] = ",".join(map(str, theirs_after))
+        own_after = [e for p in ours for e in after.get(p, ())]
+        wait_s = query.wait / 1000
+        if own_after and not await self._view.includes(own_after, wait_s):
+            raise _not_yet()
+        path = path or request.path
+        views = [self._shown(p) for p in sorted(ours)]
+        lag_ms = self._lag_ms(ours)
+        mine = await local(ours)
+        parts, seen = [mine], [(views, lag_ms)]
+        for found in await self._peers.ask_all(path, parameters, wait_s) if parameters else ():
+            if isinstance(found, PeerFailed):
+                _raise_if_final(found)
+                continue
+            parts.append(found)
+            shown = [v for v in found["view"]["partitions"] if v["partition"] not in ours]
+            seen.append((shown, found["view"]["lag_ms"]))
+        all_of = wanted if query.scope == "all" else ours
+        return parts, answers.view_of(seen, all_of)
+
+    def _shown(self, partition: int) -> Json:
+        return {
+            "partition": partition,
+            "event_id": self._view.position(partition).event_id,
+            "behind": self._view.behind(partition),
+        }
+
+    def _lag_ms(self, partitions: Collection[int]) -> int | None:
+        lags = [self._view.lag_ms(partition) for partition in partitions]
+        return None if None in lags else max((lag or 0 for lag in lags), default=0)
+
+    async def _of_one(
+        self,
+        request: web.Request,
+        query: ReadQuery,
+        local: Callable[[Collection[int]], Awaitable[Json | None]],
+    ) -> Json:
+        """The answer of the worker that has the flow of this path. Raises Problem."""
+        flow_id = request.match_info["flow_id"]
+        partition = partition_of(flow_id.encode(), len(self._all))
+
+        async def here(partitions: Collection[int]) -> Json:
+            return await local(partitions) or {} if partition in partitions else {}
+
+        parts, view = await self._ask(request, query, here, wanted=[partition])
+        if not view["complete"]:
+            raise Problem("unavailable", f"No view worker answers for partition {partition}.")
+        found = next((part for part in parts if part), None)
+        if found is None:
+            raise Problem("not_found", "There is no such flow.")
+        return {**found, "view": view}
+
+    # Answering
+
+    async def _flows(self, request: web.Request, query: models.FlowsQuery) -> Json:
+        async def local(partitions: Collection[int]) -> Json:
+            return {"rows": await queries.flows(self._view.database, query, partitions)}
+
+        parts, view = await self._ask(request, query, local)
+        rows = [
+            part["rows"]
+            if "rows" in part
+            else [(queries.flow_key(item, query.sort), item) for item in part["items"]]
+            for part in parts
+        ]
+        more = any(part.get("next_cursor") for part in parts)
+        items, cursor = answers.page(rows, query.limit, query.sort, ascending=query.sort == "wait")
+        if cursor is None and more:
+            # A peer gives a page of its own, and says by a cursor that it has more.
+            cursor = keyset(query.sort, *max_key(rows, ascending=query.sort == "wait"))
+        return {"items": items, "next_cursor": cursor, "view": view}
+
+    async def _flow(self, request: web.Request, query: models.FlowQuery) -> Json:
+        async def local(_: Collection[int]) -> Json | None:
+            return await queries.flow(
+                self._view.database, request.match_info["flow_id"], query.revision
+            )
+
+        return await self._of_one(request, query, local)
+
+    async def _history(self, request: web.Request, query: models.HistoryQuery) -> Json:
+        async def local(_: Collection[int]) -> Json | None:
+            found = await queries.history(self._view.database, request.match_info["flow_id"], query)
+            return None if found is None else {"items": found[0], "next_cursor": found[1]}
+
+        return await self._of_one(request, query, local)
+
+    async def _events(self, request: web.Request, query: models.EventsQuery) -> Json:
+        asked: dict[int, int] | None = None
+        if query.cursor is not None:
+            try:
+                asked = read_vector(query.cursor)
+            except BadCursor:
+                raise BadQuery("cursor", "it is no `next_cursor` of this question") from None
+
+        async def local(partitions: Collection[int]) -> Json:
+            tops = {
+                partition: self._view.position(partition).event_id + 1
+                if asked is None
+                else asked[partition]
+                for partition in partitions
+                if asked is None or asked.get(partition)
+            }
+            rows, floors = await queries.events(self._view.database, query, tops)
+            return {"rows": rows, "floors": floors}
+
+        parts, view = await self._ask(request, query, local)
+        pages = [
+            (part["rows"], part["floors"])
+            if "rows" in part
+            else (
+                [(answers.event_key(item), item) for item in part["items"]],
+                read_vector(part["next_cursor"]) if part["next_cursor"] else _done(part),
+            )
+            for part in parts
+        ]
+        items, cursor = answers.event_page(pages, query.limit)
+        return {"items": items, "next_cursor": cursor, "view": view}
+
+    async def _statistics(self, request: web.Request, query: models.StatisticsQuery) -> Json:
+        async def local(partitions: Collection[int]) -> Json:
+            return self._counted(partitions, query.minutes)
+
+        parts, view = await self._ask(request, query, local, path=_INTERNAL)
+        counted = [
+            ({int(start): some for start, some in part["minutes"].items()}, part["totals"])
+            for part in parts
+        ]
+        now_ms = time.time_ns() // 1_000_000
+        return {**answers.statistics(counted, query.minutes, now_ms), "view": view}
+
+    def _counted(self, partitions: Collection[int], minutes: int) -> Json:
+        now_s = int(time.time())
+        first = now_s - now_s % 60 - (minutes - 1) * 60
+        view = self._view
+        return {
+            "minutes": {
+                start: some
+                for start in range(first, now_s + 60, 60)
+                if (some := [m for p in partitions if (m := view.minutes.at(p, start))])
+            },
+            "totals": [t for p in partitions if (t := view.totals.at(p, None))],
+        }
+
+    async def _raw_statistics(self, request: web.Request) -> web.Response:
+        query = models.StatisticsQuery.model_validate(dict(request.query))
+
+        async def local(partitions: Collection[int]) -> Json:
+            return self._counted(partitions, query.minutes)
+
+        (counted,), view = await self._ask(request, query, local)
+        return _json({**counted, "view": view}, 200)
+
+    async def _deadletters(self, request: web.Request, query: models.DeadLettersQuery) -> Json:
+        async def local(partitions: Collection[int]) -> Json:
+            return {"rows": await queries.letters(self._view.database, query, partitions)}
+
+        parts, view = await self._ask(request, query, local)
+        rows = [
+            part["rows"]
+            if "rows" in part
+            else [(_letter_key(item), item) for item in part["items"]]
+            for part in parts
+        ]
+        more = any(part.get("next_cursor") for part in parts)
+        items, cursor = answers.page(rows, query.limit, "letters", ascending=False)
+        if cursor is None and more:
+            cursor = keyset("letters", *max_key(rows, ascending=False))
+        return {"items": items, "next_cursor": cursor, "view": view}
+
+    async def _ends(self, partitions: Collection[int]) -> Json:
+        return {"ends": {partition: self._view.end(partition) for partition in partitions}}
+
+    async def _partitions(self, request: web.Request, query: ReadQuery) -> Json:
+        parts, view = await self._ask(request, query, self._ends)
+        ends: dict[int, int | None] = dict(parts[0]["ends"])
+        for part in parts[1:]:
+            ends |= {item["partition"]: item["audit_end"] for item in part["items"]}
+        owners = {p: url for url, theirs in self._peers.others().items() for p in theirs}
+        owners |= dict.fromkeys(self._view.owned, self._peers.own)
+        shown = {each["partition"]: each for each in view["partitions"]}
+        standing = await self._group.standing()
+        over = self._all if query.scope == "all" else sorted(self._view.owned)
+        items = [
+            {
+                "partition": partition,
+                **standing.of(partition),
+                "view": owners.get(partition),
+                "projected": shown.get(partition),
+                "audit_end": ends.get(partition),
+            }
+            for partition in over
+        ]
+        return {"items": items, "group_state": standing.state, "view": view}
+
+    async def _stream(self, request: web.Request, query: models.StreamQuery) -> web.StreamResponse:
+        return await self._streams.serve(request, query)
+
+    async def _command(self, request: web.Request, query: models.CommandQuery) -> tuple[int, Json]:
+        return await self._commands.take(request, query)
+
+
+def max_key(rows: Iterable[Iterable[tuple[Any, Any]]], *, ascending: bool) -> tuple[int, ...]:
+    """The key of the last item, in the order asked for."""
+    keys: list[tuple[int, ...]] = [key for part in rows for key, _ in part]
+    return max(keys) if ascending else min(keys)
+
+
+def _letter_key(item: Mapping[str, Any]) -> tuple[int, int, int]:
+    return at_ms(item["at"]), item["partition"], item["offset"]
+
+
+def _done(part: Json) -> dict[int, int]:
+    return dict.fromkeys((view["partition"] for view in part["view"]["partitions"]), 0)
+
+
+def _by_partition(event_ids: Collection[int]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for event_id in event_ids:
+        found.setdefault(event_id // EVENTS_PER_PARTITION, []).append(event_id)
+    return found
+
+
+def _not_yet() -> Problem:
+    return Problem("not_yet", "Ask again, or with a longer `wait`; or leave `after` out.")
+
+
+def _raise_if_final(failed: PeerFailed) -> None:
+    """A peer that refuses refuses for all; one that is silent leaves a gap that is told."""
+    problem = failed.problem
+    if problem is not None and problem.get("code") in (
+        *("bad_request", "not_yet", "not_found", "revision_unknown", "too_expensive"),
+    ):
+        raise Problem(problem["code"], problem["detail"], errors=problem.get("errors", ()))
+
+
+def _json(answer: Any, status: int) -> web.Response:
+    return web.Response(body=orjson.dumps(answer), status=status, content_type="application/json")

@@ -1,0 +1,363 @@
+"""A view's file: what is projected, in SQLite, with the positions that it comes from."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import aiosqlite
+import orjson
+
+from processor.errors import TaskflowError
+from processor.views.projection import Changes, Viewed, wait_ends_ms
+from schemas.flow import Flow, FlowStatus
+from schemas.values import EVENTS_PER_PARTITION, instant, parse_timestamp
+
+FORMAT: Final = 1
+NAME: Final = "views.sqlite"
+READERS: Final = 3
+QUERY_MAX_S: Final = 2.0
+"""A query that takes longer is given up, so that none can starve the others."""
+LETTERS_KEPT: Final = 1000
+"""Dead letters of one partition; the topic has them all."""
+_PAGE_CACHE_KIB: Final = 64 * 1024
+_VARIABLES: Final = 500
+_PROGRESS_STEPS: Final = 10_000
+
+_log = logging.getLogger(__name__)
+
+
+class ViewUnusable(TaskflowError):
+    """The view's file cannot be opened; the worker was not started."""
+
+
+class TooExpensive(TaskflowError):
+    """A query took longer than it may; a narrower one will do."""
+
+    retriable = True
+
+
+class Position(NamedTuple):
+    """How far a partition of a topic is projected: the next offset; the newest event's id
+    (partition * 2^40: none), and when the broker appended its record."""
+
+    next: int
+    event_id: int
+    at_ms: int
+
+
+class Letter(NamedTuple):
+    """A dead letter as it is shown: `doc` is JSON."""
+
+    partition: int
+    offset: int
+    at_ms: int
+    code: str
+    doc: bytes
+
+
+class Batch(NamedTuple):
+    """What is written in one transaction."""
+
+    changes: Changes
+    letters: Sequence[Letter]
+    aggregates: Mapping[tuple[str, int, int], bytes | None]
+    """(table, partition, window's beginning in s) → its row; None: it is to go."""
+    positions: Mapping[tuple[str, int], Position]
+
+
+def remove(folder: Path) -> None:
+    """Drop the view; it is projected anew from the beginning."""
+    for path in folder.glob(f"{NAME}*"):
+        path.unlink()
+
+
+class Database:
+    """One connection that writes, and some that read. Made by `open_database`."""
+
+    def __init__(self, writer: aiosqlite.Connection, readers: list[aiosqlite.Connection]) -> None:
+        self._writer = writer
+        self._readers = readers
+        self._free: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue()
+        for reader in readers:
+            self._free.put_nowait(reader)
+
+    async def positions(self) -> dict[tuple[str, int], Position]:
+        rows = await self._writer.execute_fetchall(
+            "SELECT topic, partition, next, event_id, at_ms FROM position"
+        )
+        return {(row[0], row[1]): Position(*row[2:]) for row in rows}
+
+    async def aggregates(self) -> list[tuple[str, int, int, Any]]:
+        rows = await self._writer.execute_fetchall(
+            "SELECT name, partition, start_s, doc FROM aggregate"
+        )
+        return [(name, partition, start, orjson.loads(doc)) for name, partition, start, doc in rows]
+
+    async def flows(self, ids: Iterable[str]) -> dict[str, Viewed]:
+        """Those of `ids` that are there and not pruned, as the last write left them."""
+        wanted = list(ids)
+        found: dict[str, Viewed] = {}
+        for start in range(0, len(wanted), _VARIABLES):
+            some = wanted[start : start + _VARIABLES]
+            rows = await self._writer.execute_fetchall(
+                f"SELECT n, since_ms, events, last_event_id, {FLOW_COLUMNS} FROM flow "
+                f"WHERE pruned = 0 AND id IN ({marks(some)})",
+                some,
+            )
+            for number, since_ms, events, last_event_id, *row in rows:
+                flow = flow_of(row)
+                found[flow.id] = Viewed(number, flow, since_ms, events, last_event_id)
+        return found
+
+    async def write(self, batch: Batch) -> None:
+        """All of it, or nothing. Also rolled back when cancelled before its commit."""
+        await asyncio.shield(asyncio.ensure_future(self._write(batch)))
+
+    async def _write(self, batch: Batch) -> None:
+        writer, changes = self._writer, batch.changes
+        new = [_flow_row(v) for n, v in changes.flows.items() if n in changes.created]
+        old = [_flow_row(v) for n, v in changes.flows.items() if n not in changes.created]
+        gone = [_pruned_row(v) for v in changes.pruned.values()]
+        new += [row for row in gone if row[-1] in changes.created]
+        old += [row for row in gone if row[-1] not in changes.created]
+        await writer.execute("BEGIN IMMEDIATE")
+        try:
+            if new:
+                await writer.executemany(_INSERT_FLOW, [_inserted(row) for row in new])
+                goals = [(row[-1], row[-2]) for row in new]
+                await writer.executemany("INSERT INTO goal (rowid, words) VALUES (?, ?)", goals)
+            if old:
+                await writer.executemany(_UPDATE_FLOW, [(*row[:_MUTABLE], row[-1]) for row in old])
+            if changes.steps:
+                steps = [(n, run, doc.decode()) for (n, run), doc in changes.steps.items()]
+                await writer.executemany("INSERT OR REPLACE INTO step VALUES (?, ?, ?)", steps)
+            if changes.pruned:
+                numbers = [(number,) for number in changes.pruned]
+                await writer.executemany("DELETE FROM step WHERE flow = ?", numbers)
+            await writer.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?)", changes.events)
+            if batch.letters:
+                await writer.executemany(
+                    "INSERT OR IGNORE INTO letter VALUES (?, ?, ?, ?, ?)", batch.letters
+                )
+                oldest = [
+                    (partition, partition, LETTERS_KEPT)
+                    for partition in {letter.partition for letter in batch.letters}
+                ]
+                await writer.executemany(_DROP_LETTERS, oldest)
+            dropped = [key for key, doc in batch.aggregates.items() if doc is None]
+            kept = [(*key, doc) for key, doc in batch.aggregates.items() if doc is not None]
+            await writer.executemany("INSERT OR REPLACE INTO aggregate VALUES (?, ?, ?, ?)", kept)
+            if dropped:
+                await writer.executemany(
+                    "DELETE FROM aggregate WHERE name = ? AND partition = ? AND start_s = ?",
+                    dropped,
+                )
+            await writer.executemany(
+                "INSERT OR REPLACE INTO position VALUES (?, ?, ?, ?, ?)",
+                [(*key, *position) for key, position in batch.positions.items()],
+            )
+            await writer.commit()
+        except BaseException:
+            await writer.rollback()
+            raise
+
+    async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows, all from one state of the file. Raises TooExpensive."""
+        async with self.reading() as reader:
+            return await reader.rows(sql, parameters)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator["Reader"]:
+        """Several queries that see one state of the file, in QUERY_MAX_S all together."""
+        connection = await self._free.get()
+        deadline = time.monotonic() + QUERY_MAX_S
+        try:
+            await connection.set_progress_handler(
+                lambda: time.monotonic() > deadline, _PROGRESS_STEPS
+            )
+            await connection.execute("BEGIN")
+            yield Reader(connection)
+        finally:
+            await asyncio.shield(_ended(connection, self._free))
+
+    async def close(self) -> None:
+        for connection in (*self._readers, self._writer):
+            await connection.close()
+
+
+class Reader:
+    """One state of the file."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+
+    async def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Raises TooExpensive."""
+        try:
+            return list(await self._connection.execute_fetchall(sql, parameters))  # type: ignore[arg-type]
+        except sqlite3.OperationalError as error:
+            if "interrupted" in str(error):
+                raise TooExpensive(f"The query took longer than {QUERY_MAX_S:g} s.") from None
+            raise
+
+
+async def _ended(
+    connection: aiosqlite.Connection, free: "asyncio.Queue[aiosqlite.Connection]"
+) -> None:
+    try:
+        await connection.set_progress_handler(None, 0)  # type: ignore[arg-type]
+        await connection.rollback()
+    finally:
+        free.put_nowait(connection)
+
+
+@asynccontextmanager
+async def open_database(folder: Path) -> AsyncIterator[Database]:
+    """Open the view in `folder`, or begin one; a file of another format is thrown away.
+
+    Raises ViewUnusable.
+    """
+    path = folder / NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  once, at the start
+        if await _format_of(path) not in (None, FORMAT):
+            _log.warning("%s has another format and is projected anew", path)
+            remove(folder)
+        writer = await aiosqlite.connect(path, isolation_level=None, cached_statements=256)
+    except (OSError, sqlite3.Error) as error:
+        raise ViewUnusable(f"The view {path} cannot be used: {error}.") from error
+    connections = [writer]
+    try:
+        try:
+            await _prepare(writer)
+            for _ in range(READERS):
+                reader = await aiosqlite.connect(
+                    f"file:{path}?mode=ro", uri=True, isolation_level=None
+                )
+                connections.append(reader)
+                await reader.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB // 4}")
+                await reader.execute("PRAGMA mmap_size = 268435456")
+        except sqlite3.Error as error:
+            raise ViewUnusable(f"The view {path} cannot be used: {error}.") from error
+        yield Database(writer, connections[1:])
+    finally:
+        for connection in connections:
+            await connection.close()
+
+
+async def _format_of(path: Path) -> int | None:
+    """None: there is no file, or an empty one. One that is none of ours is 0."""
+    if not path.exists():  # noqa: ASYNC240
+        return None
+    async with aiosqlite.connect(path) as connection:
+        try:
+            ((version,),) = await connection.execute_fetchall("PRAGMA user_version")
+            tables = await connection.execute_fetchall("SELECT 1 FROM sqlite_master LIMIT 1")
+        except sqlite3.DatabaseError:
+            return 0
+    return int(version) if tables else None
+
+
+async def _prepare(writer: aiosqlite.Connection) -> None:
+    await writer.execute("PRAGMA journal_mode = WAL")
+    await writer.execute("PRAGMA synchronous = NORMAL")
+    await writer.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB}")
+    await writer.execute("PRAGMA wal_autocheckpoint = 4000")
+    if not await writer.execute_fetchall("SELECT 1 FROM sqlite_master LIMIT 1"):
+        schema = (Path(__file__).parent / "schema.sql").read_text("utf-8")
+        await writer.executescript(f"BEGIN;{schema};PRAGMA user_version = {FORMAT};COMMIT;")
+
+
+# Rows. What never changes after the creation comes after what does.
+_CHANGING: Final = (
+    "status", "updated_ms", "since_ms", "cancel", "revision", "events", "last_event_id",
+    "wait_kind", "wait_ends_ms", "pruned", "step", "wait", "state_bytes", "state",
+)  # fmt: skip
+_FIXED: Final = ("id", "partition", "created_ms", "owner", "controller", "origin", "goal")
+_MUTABLE: Final = len(_CHANGING)
+_INSERT_FLOW: Final = (
+    f"INSERT INTO flow (n, {', '.join((*_CHANGING, *_FIXED))}) "
+    f"VALUES ({', '.join('?' * (1 + len(_CHANGING) + len(_FIXED)))})"
+)
+_UPDATE_FLOW: Final = f"UPDATE flow SET {', '.join(f'{c} = ?' for c in _CHANGING)} WHERE n = ?"
+_DROP_LETTERS: Final = (
+    'DELETE FROM letter WHERE partition = ? AND "offset" <= (SELECT "offset" FROM letter '
+    'WHERE partition = ? ORDER BY "offset" DESC LIMIT 1 OFFSET ?)'
+)
+FLOW_COLUMNS: Final = (
+    "id, controller, goal, owner, origin, step, state, wait, status, cancel, revision, "
+    "created_ms, updated_ms"
+)
+"""In the order of Flow's fields."""
+_STATUSES: Final = {status.value: status for status in FlowStatus}
+
+
+def marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def flow_of(row: Sequence[Any]) -> Flow:
+    """The flow in a row of FLOW_COLUMNS, which is believed."""
+    return Flow.model_construct(
+        id=row[0],
+        controller_id=row[1],
+        goal=row[2],
+        owner_session_key=row[3],
+        requester_origin=row[4],
+        current_step=row[5],
+        state_json=orjson.loads(row[6]),
+        wait_json=orjson.loads(row[7]),
+        status=_STATUSES[row[8]],
+        cancel_requested=bool(row[9]),
+        revision=row[10],
+        created_at=instant(row[11]),
+        updated_at=instant(row[12]),
+    )
+
+
+def _flow_row(viewed: Viewed) -> tuple[Any, ...]:
+    flow = viewed.flow
+    wait = flow.wait_json
+    state = orjson.dumps(flow.state_json)
+    viewed.state_bytes = len(state)
+    return (
+        flow.status.value,
+        parse_timestamp(flow.updated_at),
+        viewed.since_ms,
+        int(flow.cancel_requested),
+        flow.revision,
+        viewed.events,
+        viewed.last_event_id,
+        None if wait is None else wait["kind"],
+        wait_ends_ms(wait),
+        0,
+        flow.current_step,
+        orjson.dumps(wait).decode(),
+        len(state),
+        state.decode(),
+        flow.id,
+        viewed.number // EVENTS_PER_PARTITION,
+        parse_timestamp(flow.created_at),
+        flow.owner_session_key,
+        flow.controller_id,
+        flow.requester_origin,
+        flow.goal,
+        viewed.number,
+    )
+
+
+def _pruned_row(viewed: Viewed) -> tuple[Any, ...]:
+    """What is left for the sake of the events: no wait, no state."""
+    row = list(_flow_row(viewed))
+    row[7:10] = (None, None, 1)
+    row[11:14] = ("null", 0, "null")
+    return tuple(row)
+
+
+def _inserted(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (row[-1], *row[:-1])

@@ -1,0 +1,173 @@
+"""From events to rows: what a batch of the audit changes in a view. Pure."""
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from processor.domain.evolve import CREATED, PRUNED, STEP_OBSERVED, evolve
+from processor.domain.facts import Fact, new_fact
+from processor.errors import TaskflowError
+from processor.views.aggregates import Minute, Totals
+from schemas.events import EventKind
+from schemas.flow import Flow, FlowStatus
+from schemas.values import EVENTS_PER_PARTITION, parse_timestamp
+
+_KINDS: Final = {kind.value: kind for kind in EventKind}
+_STATUSES: Final = {status.value: status for status in FlowStatus}
+MINUTE_MS: Final = 60_000
+
+at_ms: Final = lru_cache(maxsize=8192)(parse_timestamp)
+"""Of an event's `at`, which all commands of one append share."""
+
+
+class ProjectionFailed(TaskflowError):
+    """The audit holds what cannot follow what the view has: an event is missing or unreadable.
+
+    The partition is not projected any further; the rest goes on.
+    """
+
+
+class Read(NamedTuple):
+    """An event as it was read: its record's value, and that parsed."""
+
+    doc: bytes
+    event: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Viewed:
+    """A flow as the view has it. `number` is the id of the event that created it."""
+
+    number: int
+    flow: Flow
+    since_ms: int
+    """When it came to its status."""
+    events: int
+    last_event_id: int
+    state_bytes: int = 0
+    """As it was last written."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a batch does to the view, in rows."""
+
+    flows: dict[int, Viewed] = field(default_factory=dict)
+    """Of flows that are there after the batch."""
+    created: set[int] = field(default_factory=set)
+    """The numbers of those that were not there before it; pruned ones too."""
+    pruned: dict[int, Viewed] = field(default_factory=dict)
+    """As they were when they went."""
+    steps: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    events: list[tuple[int, int, int, int, str, bytes]] = field(default_factory=list)
+    minutes: dict[tuple[int, int], Minute] = field(default_factory=dict)
+    """(partition, the minute's beginning in ms) → what is to be added."""
+    totals: dict[int, Totals] = field(default_factory=dict)
+    """Partition → what is to be added."""
+
+
+def read(doc: bytes) -> Read:
+    """Raises ProjectionFailed if it is no event."""
+    try:
+        event = orjson.loads(doc)
+        event["id"], event["flow_id"], _KINDS[event["kind"]]
+    except (ValueError, TypeError, LookupError):
+        raise ProjectionFailed(f"The audit holds what is no FlowEvent: {doc[:80]!r}.") from None
+    return Read(doc, event)
+
+
+def project(batch: list[Read], known: MutableMapping[str, Viewed]) -> Changes:
+    """What `batch`, in the order of the audit, does to the flows in `known` (by their ids, all
+    that the batch touches and the view has). `known` is brought up to date.
+
+    Raises ProjectionFailed; `known` is then to be forgotten.
+    """
+    changes = Changes()
+    try:
+        for one in batch:
+            _project(one, known, changes)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ProjectionFailed(f"An event does not follow what the view has: {error!r}.") from error
+    return changes
+
+
+def _project(one: Read, known: MutableMapping[str, Viewed], changes: Changes) -> None:
+    event = one.event
+    event_id: int = event["id"]
+    fact = new_fact(
+        (
+            _KINDS[event["kind"]],
+            event["flow_id"],
+            event["at"],
+            event["revision"],
+            _STATUSES[event["status"]],
+            event["payload_json"],
+        )
+    )
+    viewed = known.get(fact.flow_id)
+    partition, now_ms = event_id // EVENTS_PER_PARTITION, at_ms(fact.at)
+    start_ms = now_ms - now_ms % MINUTE_MS
+    minute = changes.minutes.get((partition, start_ms))
+    if minute is None:
+        minute = changes.minutes[partition, start_ms] = Minute()
+    totals = changes.totals.get(partition)
+    if totals is None:
+        totals = changes.totals[partition] = Totals()
+
+    if fact.kind is CREATED:
+        if viewed is not None:
+            raise ValueError(f"{fact.flow_id} is created though it is there")
+        flow = evolve(None, fact)
+        assert flow is not None
+        viewed = Viewed(event_id, flow, now_ms, 0, event_id)
+        known[fact.flow_id] = viewed
+        changes.created.add(event_id)
+        totals.enters(flow.status)
+        minute.moves(None, flow.status, 0)
+    elif viewed is None:
+        raise ValueError(f"{fact.kind} of {fact.flow_id}, which is not there")
+    else:
+        _evolve(viewed, fact, now_ms, minute, totals)
+    viewed.events += 1
+    viewed.last_event_id = event_id
+    number = viewed.number
+    if fact.kind is PRUNED:
+        del known[fact.flow_id]
+        changes.flows.pop(number, None)
+        changes.pruned[number] = viewed
+    else:
+        changes.flows[number] = viewed
+        if fact.kind is STEP_OBSERVED:
+            step = fact.payload["step"]
+            changes.steps[number, step["run_id"]] = orjson.dumps(step)
+    minute.events += 1
+    totals.happened(event["kind"])
+    changes.events.append((event_id, number, now_ms, fact.revision, event["kind"], one.doc))
+
+
+def _evolve(viewed: Viewed, fact: Fact, now_ms: int, minute: Minute, totals: Totals) -> None:
+    before = viewed.flow
+    after = evolve(before, fact)
+    if after is None:
+        totals.leaves(before.status)
+        return
+    viewed.flow = after
+    if after.status is not before.status:
+        totals.leaves(before.status)
+        totals.enters(after.status)
+        minute.moves(before.status, after.status, now_ms - viewed.since_ms)
+        viewed.since_ms = now_ms
+    totals.asks(_asked(after) - _asked(before))
+
+
+def _asked(flow: Flow) -> int:
+    return int(flow.cancel_requested and flow.status.value in ("created", "running", "waiting"))
+
+
+def wait_ends_ms(wait: Any) -> int | None:
+    """When a wait ends by itself."""
+    ends = wait.get("at") or wait.get("timeout_at") if isinstance(wait, Mapping) else None
+    return None if ends is None else parse_timestamp(ends)

@@ -1,0 +1,418 @@
+"""What this worker's database answers, for the partitions that are asked for."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+
+from processor.domain.evolve import PRUNED, STEP_OBSERVED, evolve, observed_step
+from processor.domain.facts import Fact
+from processor.domain.transitions import OWNER, allowed_from
+from processor.views.cursors import BadCursor, keyset, read_keyset
+from processor.views.database import FLOW_COLUMNS, Database, Reader, flow_of, marks
+from processor.views.models import (
+    PAGE_BYTES,
+    DeadLettersQuery,
+    EventsQuery,
+    FlowsQuery,
+    HistoryQuery,
+)
+from schemas.events import EventKind
+from schemas.flow import Flow, FlowStatus, FlowStep
+from schemas.values import EVENTS_PER_PARTITION, instant, parse_timestamp
+
+Json = dict[str, Any]
+
+SCANNED_MAX: Final = 20_000
+STEPS_MAX: Final = 1000
+FOLDED_AT_ONCE: Final = 500
+_WORD: Final = re.compile(r"[^\W_]+")
+_LAST: Final = 2**62
+
+
+class BadQuery(ValueError):
+    """A parameter has a meaning of its own that it does not keep. `field`, and a sentence."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(problem)
+        self.field = field
+
+
+class RevisionUnknown(LookupError):
+    """The flow never had this revision, or does not have it yet."""
+
+
+def cursor_of(text: str | None, kind: str, length: int) -> tuple[int, ...] | None:
+    """Raises BadQuery."""
+    try:
+        return None if text is None else read_keyset(text, kind, length)
+    except BadCursor:
+        raise BadQuery("cursor", "it is no `next_cursor` of this question") from None
+
+
+# Flows
+
+_SORTS: Final = {
+    "updated": ("updated_ms", False),
+    "created": ("created_ms", False),
+    "wait": ("wait_ends_ms", True),
+}
+_SUMMARY: Final = (
+    "n, partition, id, controller, goal, owner, origin, step, wait, wait_ends_ms, status, cancel, "
+    "revision, created_ms, updated_ms, state_bytes"
+)
+
+
+async def flows(
+    database: Database, query: FlowsQuery, partitions: Collection[int]
+) -> list[tuple[tuple[int, int], Json]]:
+    """Up to `limit` + 1 flows in the order asked for, each with its key of that order.
+
+    Raises BadQuery, TooExpensive.
+    """
+    sql, parameters = _flows_sql(query, partitions)
+    column, _ = _SORTS[query.sort]
+    place = {"updated_ms": 14, "created_ms": 13, "wait_ends_ms": 9}[column]
+    rows = await database.read(sql, parameters)
+    return [((row[place], row[0]), _summary(row)) for row in rows]
+
+
+def _flows_sql(query: FlowsQuery, partitions: Collection[int]) -> tuple[str, list[Any]]:
+    column, ascending = _SORTS[query.sort]
+    where, parameters = ["pruned = 0"], []
+    source = "flow"
+    indexed = False
+
+    def equal(name: str, value: object) -> None:
+        """The first of these finds the rows; the others only look at them (`+`)."""
+        nonlocal indexed
+        where.append(f"{'+' if indexed else ''}{name} = ?")
+        parameters.append(value)
+        indexed = True
+
+    if query.q is not None:
+        words, ranges = _match(query.q), sorted(partitions)
+        each = max(SCANNED_MAX // max(len(ranges), 1), 100)
+        source = f"({' UNION ALL '.join([_GOALS] * len(ranges)) or _NO_GOALS}) CROSS JOIN flow"
+        where.append("flow.n = found")
+        for partition in ranges:
+            first = partition * EVENTS_PER_PARTITION
+            parameters += (words, first, first + EVENTS_PER_PARTITION, each)
+        indexed = True
+    elif query.sort != "updated":
+        indexed = True
+    if query.owner is not None:
+        equal("owner", query.owner)
+    if query.controller is not None:
+        equal("controller", query.controller)
+    if query.waiting not in (None, "any"):
+        equal("wait_kind", query.waiting)
+    elif query.waiting == "any":
+        where.append("wait_kind IS NOT NULL")
+    if len(query.status) == 1:
+        equal("status", query.status[0].value)
+    elif query.status:
+        where.append(f"+status IN ({marks(query.status)})")
+        parameters += [status.value for status in query.status]
+    if query.cancel_requested is not None:
+        where.append("cancel = ?")
+        parameters.append(int(query.cancel_requested))
+    for name, sign, time in (
+        ("wait_ends_ms", "<", query.wait_ends_before),
+        ("created_ms", ">", query.created_after),
+        ("created_ms", "<", query.created_before),
+        ("updated_ms", ">", query.updated_after),
+        ("updated_ms", "<", query.updated_before),
+    ):
+        if time is not None:
+            where.append(f"{'' if name == column else '+'}{name} {sign} ?")
+            parameters.append(parse_timestamp(time))
+    if query.sort == "wait":
+        where.append("wait_ends_ms IS NOT NULL")
+    if (key := cursor_of(query.cursor, query.sort, 2)) is not None:
+        where.append(f"({column}, n) {'>' if ascending else '<'} (?, ?)")
+        parameters += key
+    where.append(f"partition IN ({marks(list(partitions))})")
+    parameters += partitions
+    order = "ASC" if ascending else "DESC"
+    parameters.append(query.limit + 1)
+    return (
+        f"SELECT {_SUMMARY} FROM {source} WHERE {' AND '.join(where)} "
+        f"ORDER BY {column} {order}, n {order} LIMIT ?",
+        parameters,
+    )
+
+
+_GOALS: Final = (
+    "SELECT * FROM (SELECT rowid AS found FROM goal WHERE goal MATCH ? AND rowid > ? "
+    "AND rowid < ? ORDER BY rowid DESC LIMIT ?)"
+)
+_NO_GOALS: Final = "SELECT 0 AS found WHERE 0"
+
+
+def _match(text: str) -> str:
+    words = _WORD.findall(text)
+    if not words:
+        raise BadQuery("q", "it has no word to look for")
+    return " ".join(f'"{word}"' for word in words) + "*"
+
+
+def flow_key(item: Mapping[str, Any], sort: str) -> tuple[int, int]:
+    """The key of a summary, in the order of `sort`."""
+    field = {"updated": "updated_at", "created": "created_at", "wait": "wait_ends_at"}[sort]
+    return parse_timestamp(item[field]), item["first_event_id"]
+
+
+def _summary(row: Sequence[Any]) -> Json:
+    return {
+        "id": row[2],
+        "controller_id": row[3],
+        "goal": row[4],
+        "owner_session_key": row[5],
+        "requester_origin": row[6],
+        "current_step": row[7],
+        "wait_json": orjson.Fragment(row[8]),
+        "wait_ends_at": None if row[9] is None else instant(row[9]),
+        "status": row[10],
+        "cancel_requested": bool(row[11]),
+        "revision": row[12],
+        "created_at": instant(row[13]),
+        "updated_at": instant(row[14]),
+        "partition": row[1],
+        "first_event_id": row[0],
+        "state_bytes": row[15],
+    }
+
+
+# One flow
+
+
+async def flow(database: Database, flow_id: str, revision: int | None) -> Json | None:
+    """The flow with its steps, without `view`; None if there is none.
+
+    Raises RevisionUnknown, TooExpensive.
+    """
+    async with database.reading() as reader:
+        rows = await reader.rows(
+            f"SELECT n, partition, events, last_event_id, pruned, revision, {FLOW_COLUMNS} "
+            "FROM flow WHERE id = ? ORDER BY n DESC LIMIT 1",
+            (flow_id,),
+        )
+        if not rows or (rows[0][4] and revision is None):
+            return None
+        number, partition, events, last_event_id, _, newest, *row = rows[0]
+        if revision is None:
+            found = flow_of(row)
+            steps, total = await _steps(reader, number)
+            return _answer(found, steps, total, partition, events, last_event_id)
+        if revision > newest:
+            raise RevisionUnknown(f"The flow is at revision {newest}.")
+        return await _as_it_was(reader, number, partition, revision)
+
+
+def _answer(
+    found: Flow, steps: list[Any], total: int, partition: int, events: int, last_event_id: int
+) -> Json:
+    return {
+        "flow": found.__dict__,
+        "steps": steps,
+        "steps_total": total,
+        "allowed": allowed_from(found.status, found.cancel_requested, OWNER),
+        "partition": partition,
+        "events": events,
+        "last_event_id": last_event_id,
+    }
+
+
+async def _steps(reader: Reader, number: int) -> tuple[list[Any], int]:
+    ((total,),) = await reader.rows("SELECT count(*) FROM step WHERE flow = ?", (number,))
+    rows = await reader.rows(
+        "SELECT doc FROM step WHERE flow = ? ORDER BY doc ->> 'created_at', run_id LIMIT ?",
+        (number, STEPS_MAX),
+    )
+    return [orjson.Fragment(doc) for doc in _within([(len(r[0]), r[0]) for r in rows])], total
+
+
+async def _as_it_was(reader: Reader, number: int, partition: int, revision: int) -> Json:
+    """Folds the flow's events up to the last one at `revision`."""
+    found: Flow | None = None
+    steps: dict[str, FlowStep] = {}
+    count, last = 0, 0
+    while True:
+        rows = await reader.rows(
+            "SELECT id, doc FROM event WHERE flow = ? AND id > ? AND revision <= ? AND kind <> ? "
+            "ORDER BY id LIMIT ?",
+            (number, last, revision, PRUNED.value, FOLDED_AT_ONCE),
+        )
+        for last, doc in rows:  # noqa: B007  the last one counts
+            fact = fact_of(orjson.loads(doc))
+            found = evolve(found, fact)
+            if fact.kind is STEP_OBSERVED:
+                step = observed_step(fact)
+                steps[step.run_id] = step
+        count += len(rows)
+        if len(rows) < FOLDED_AT_ONCE:
+            break
+    if found is None or found.revision != revision:
+        raise RevisionUnknown("The flow never had this revision.")
+    ordered = sorted(steps.values(), key=lambda step: (step.created_at, step.run_id))[:STEPS_MAX]
+    docs = [orjson.dumps(step.__dict__) for step in ordered]
+    shown = [orjson.Fragment(doc) for doc in _within([(len(doc), doc) for doc in docs])]
+    return _answer(found, shown, len(steps), partition, count, last)
+
+
+def fact_of(event: Mapping[str, Any]) -> Fact:
+    return Fact(
+        EventKind(event["kind"]),
+        event["flow_id"],
+        event["at"],
+        event["revision"],
+        FlowStatus(event["status"]),
+        event["payload_json"],
+    )
+
+
+def _within(sized: Iterable[tuple[int, Any]]) -> list[Any]:
+    """As many as fit into PAGE_BYTES; the first one always does."""
+    taken: list[Any] = []
+    left = PAGE_BYTES
+    for size, value in sized:
+        left -= size
+        if taken and left < 0:
+            break
+        taken.append(value)
+    return taken
+
+
+# Events
+
+
+async def history(
+    database: Database, flow_id: str, query: HistoryQuery
+) -> tuple[list[Any], str | None] | None:
+    """A page of the flow's events and the next cursor; None if there never was such a flow.
+
+    Raises BadQuery, TooExpensive.
+    """
+    ascending = query.order == "asc"
+    kind = f"history-{query.order}"
+    (behind,) = cursor_of(query.cursor, kind, 1) or (0 if ascending else _LAST,)
+    async with database.reading() as reader:
+        rows = await reader.rows(
+            "SELECT event.id, length(doc) FROM event "
+            "WHERE flow IN (SELECT n FROM flow WHERE flow.id = ?) "
+            f"AND event.id {'>' if ascending else '<'} ? "
+            f"ORDER BY event.id {'ASC' if ascending else 'DESC'} LIMIT ?",
+            (flow_id, behind, query.limit + 1),
+        )
+        if not rows and not await reader.rows("SELECT 1 FROM flow WHERE id = ?", (flow_id,)):
+            return None
+        ids = _within((size, event_id) for event_id, size in rows[: query.limit])
+        items = await _docs(reader, ids)
+    return items, keyset(kind, ids[-1]) if len(ids) < len(rows) else None
+
+
+async def _docs(reader: Reader, ids: Sequence[int]) -> list[Any]:
+    """The events with these ids, in their order."""
+    rows = await reader.rows(f"SELECT id, doc FROM event WHERE id IN ({marks(ids)})", ids)
+    docs = dict(rows)
+    return [orjson.Fragment(docs[event_id]) for event_id in ids]
+
+
+async def events(
+    database: Database, query: EventsQuery, tops: Mapping[int, int]
+) -> tuple[list[tuple[tuple[int, int], Any]], dict[int, int]]:
+    """The newest events below `tops` (partition → event id), each with its time and id, and down
+    to where each partition was looked at: partition → the lowest id, 0 at its beginning.
+
+    Raises TooExpensive.
+    """
+    found: list[tuple[tuple[int, int], int]] = []
+    floors: dict[int, int] = {}
+    kinds = [kind.value for kind in query.kind]
+    filters = f" AND kind IN ({marks(kinds)})" if kinds else ""
+    if query.owner is not None:
+        filters += " AND (SELECT owner FROM flow WHERE n = event.flow) = ?"
+    async with database.reading() as reader:
+        for partition, top in tops.items():
+            first = partition * EVENTS_PER_PARTITION + 1
+            low = max(first, top - SCANNED_MAX)
+            rows = await reader.rows(
+                f"SELECT id, at_ms, length(doc) FROM event WHERE id >= ? AND id < ?{filters} "
+                "ORDER BY id DESC LIMIT ?",
+                (
+                    *(low, top, *kinds),
+                    *(() if query.owner is None else (query.owner,)),
+                    query.limit,
+                ),
+            )
+            found += [((at_ms, event_id), size) for event_id, at_ms, size in rows]
+            low = rows[-1][0] if len(rows) == query.limit else low
+            floors[partition] = 0 if low == first else low
+        found.sort(reverse=True)
+        taken = _within((size, key) for key, size in found[: query.limit])
+        for _, cut_id in (key for key, _ in found[len(taken) :]):
+            partition = cut_id // EVENTS_PER_PARTITION
+            floors[partition] = max(floors[partition], cut_id + 1)
+        docs = await _docs(reader, [event_id for _, event_id in taken])
+    return list(zip(taken, docs, strict=True)), floors
+
+
+async def events_after(
+    database: Database,
+    partition: int,
+    after: int,
+    upto: int,
+    *,
+    flow_id: str | None,
+    owner: str | None,
+    limit: int,
+) -> tuple[list[tuple[int, str, bytes]], int]:
+    """Events of a partition behind id `after`, oldest first: id, owner, document; and the id up to
+    which all that were asked for are among them. Raises TooExpensive."""
+    upto = min(upto, after + SCANNED_MAX)
+    filters = ""
+    parameters: list[Any] = [after, upto]
+    if flow_id is not None:
+        filters += " AND event.flow IN (SELECT n FROM flow WHERE id = ?)"
+        parameters.append(flow_id)
+    if owner is not None:
+        filters += " AND flow.owner = ?"
+        parameters.append(owner)
+    async with database.reading() as reader:
+        sized = await reader.rows(
+            "SELECT event.id, length(doc) FROM event CROSS JOIN flow ON flow.n = event.flow "
+            f"WHERE event.id > ? AND event.id <= ?{filters} ORDER BY event.id LIMIT ?",
+            (*parameters, limit + 1),
+        )
+        ids = _within((size, event_id) for event_id, size in sized[:limit])
+        rows = await reader.rows(
+            "SELECT event.id, owner, doc FROM event CROSS JOIN flow ON flow.n = event.flow "
+            f"WHERE event.id IN ({marks(ids)}) ORDER BY event.id",
+            ids,
+        )
+    return rows, ids[-1] if len(ids) < len(sized) else upto
+
+
+# Dead letters
+
+
+async def letters(
+    database: Database, query: DeadLettersQuery, partitions: Collection[int]
+) -> list[tuple[tuple[int, int, int], Any]]:
+    """Up to `limit` + 1, newest first, with their keys. Raises BadQuery, TooExpensive."""
+    where = [f"partition IN ({marks(list(partitions))})"]
+    parameters: list[Any] = list(partitions)
+    if query.code is not None:
+        where.append("code = ?")
+        parameters.append(query.code.value)
+    if (key := cursor_of(query.cursor, "letters", 3)) is not None:
+        where.append('(at_ms, partition, "offset") < (?, ?, ?)')
+        parameters += key
+    rows = await database.read(
+        f'SELECT at_ms, partition, "offset", doc FROM letter WHERE {" AND ".join(where)} '
+        'ORDER BY at_ms DESC, partition DESC, "offset" DESC LIMIT ?',
+        (*parameters, query.limit + 1),
+    )
+    return [((row[0], row[1], row[2]), orjson.Fragment(row[3])) for row in rows]
