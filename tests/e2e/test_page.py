@@ -163,6 +163,26 @@ async def test_what_somebody_wrote_is_harmless(browser: Browser, told: ShownView
         assert max(sizes) >= 250_000
 
 
+async def test_nobody_listens_behind_a_hidden_page(browser: Browser):
+    views = story()
+    async with showing(views) as address, tab(browser) as seen:
+        page = seen.page
+        await page.goto(f"{address}/#/audit")
+        await expect(page.locator("tbody tr")).to_have_count(50)
+        views.send(create(901, "seen"))
+        await expect(page.locator("tbody tr").first).to_contain_text(flow_id(901))
+        for hidden, listeners in (("true", 0), ("false", 1)):
+            await page.evaluate(
+                "Object.defineProperty(document, 'hidden',"
+                f" {{ value: {hidden}, configurable: true }});"
+                "document.dispatchEvent(new Event('visibilitychange'))"
+            )
+            await views.until_heard_by(listeners)
+            views.send(create(902 + listeners, "behind it"))
+        await expect(page.locator("tbody tr").first).to_contain_text(flow_id(903))
+        await expect(page.locator("tbody")).to_contain_text(flow_id(902))
+
+
 async def test_the_keyboard_is_enough(browser: Browser):
     views = story()
     async with showing(views) as address, tab(browser, reduced_motion="reduce") as seen:

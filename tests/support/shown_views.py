@@ -48,6 +48,15 @@ class ShownViews:
                 for queue in self._streams:
                     queue.put_nowait(event)
 
+    async def until_heard_by(self, count: int) -> None:
+        """Wait until so many streams are open."""
+        async with asyncio.timeout(30):
+            while len(self._streams) != count:
+                # A connection that was closed shows once something is written to it.
+                for queue in self._streams:
+                    queue.put_nowait({"flow_id": ""})
+                await asyncio.sleep(0.02)
+
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/ready", self._ready),
@@ -145,6 +154,9 @@ class ShownViews:
             await answer.write(b"event: ready\ndata: {}\n\n")
             while True:
                 event = await queue.get()
+                if not event["flow_id"]:
+                    await answer.write(b": still here\n\n")
+                    continue
                 if query.flow not in (None, event["flow_id"]):
                     continue
                 told = models.StreamEvent(event=EVENTS.validate_json(json.dumps(event)), owner=None)

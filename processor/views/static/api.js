@@ -30,10 +30,18 @@ export async function get(path, query = {}, signal = undefined) {
     for (const heard of hearing) heard(null);
     throw new Problem(0, { detail: "The views do not answer." });
   }
-  const body = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Problem(answer.status, body);
-  if (body?.view) for (const heard of hearing) heard(body.view);
+  const body = await answer.json().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    return null;
+  });
+  if (!answer.ok || body === null) throw new Problem(answer.status, body);
+  if (body.view) for (const heard of hearing) heard(body.view);
   return body;
+}
+
+/** For what nobody awaits: to have been left, or refused, is no mistake of the page. */
+export function unlessGone(error) {
+  if (error.name !== "AbortError" && !(error instanceof Problem)) throw error;
 }
 
 /** Call `work(signal)` now and every `every_ms` while the page is seen, until `signal` ends it. */
@@ -43,8 +51,7 @@ export async function keep(work, every_ms, signal) {
       try {
         await work(signal);
       } catch (error) {
-        if (error.name === "AbortError") return;
-        if (!(error instanceof Problem)) throw error;
+        unlessGone(error);
       }
     }
     await new Promise((done) => {
@@ -54,24 +61,35 @@ export async function keep(work, every_ms, signal) {
   }
 }
 
-/** Events as they happen. The browser goes on behind the last one by itself after a break. */
+/**
+ * Events as they happen. The browser goes on behind the last one by itself after a break. Nobody
+ * listens while the page is hidden: a browser has few connections for a host, and tabs share them.
+ * `states.open` is called each time that events come again.
+ */
 export function stream(query, heard, signal, states = {}) {
-  let source;
+  let source = null;
   const open = () => {
+    if (document.hidden || signal.aborted) return;
     source = new EventSource(`v1/stream?${new URLSearchParams(query)}`);
     source.addEventListener("open", () => states.open?.());
     source.addEventListener("event", (message) => heard(JSON.parse(message.data)));
     source.addEventListener("lost", () => {
       // Where we were is gone; from now on, then.
       source.close();
-      states.lost?.();
-      if (!signal.aborted) setTimeout(() => signal.aborted || open(), RETRY_MS);
+      states.broken?.();
+      setTimeout(open, RETRY_MS);
     });
     source.addEventListener("error", () => {
       states.broken?.();
-      if (source.readyState === EventSource.CLOSED && !signal.aborted) setTimeout(() => signal.aborted || open(), RETRY_MS);
+      if (source?.readyState === EventSource.CLOSED) setTimeout(open, RETRY_MS);
     });
   };
+  const seen = () => {
+    source?.close();
+    source = null;
+    open();
+  };
+  document.addEventListener("visibilitychange", seen, { signal });
+  signal.addEventListener("abort", () => source?.close(), { once: true });
   open();
-  signal.addEventListener("abort", () => source.close(), { once: true });
 }

@@ -67,9 +67,16 @@ export function showAudit(main, { query, signal }) {
   main.append(el("h1", { tabindex: "-1" }, "Audit"), form, el("p", { class: "pages" }, pause, state), el("div", { class: "wide" }, body));
   const timer = setInterval(draw, DRAW_MS);
   signal.addEventListener("abort", () => clearInterval(timer), { once: true });
-  get("events", { owner, limit: 50 }, signal).then((page) => {
-    const there = new Set([...body.tBodies[0].rows].map((one) => one.dataset.event));
-    body.tBodies[0].append(...page.items.filter((event) => !there.has(String(event.id))).map(made));
-  }).catch((error) => { if (error.name !== "AbortError") state.textContent = line(error.message, 200); });
-  stream(owner ? { owner } : {}, take, signal, { broken: () => { state.textContent = "the stream is interrupted"; } });
+  // Each time that the stream begins: what there is, and from then on what comes.
+  const begin = async () => {
+    try {
+      const page = await get("events", { owner, limit: 50 }, signal);
+      const newest = new Set(page.items.map((event) => event.id));
+      waiting = waiting.filter((event) => !newest.has(event.id));
+      if (!paused) body.tBodies[0].replaceChildren(...page.items.map(made));
+    } catch (error) {
+      if (error.name !== "AbortError") state.textContent = line(error.message, 200);
+    }
+  };
+  stream(owner ? { owner } : {}, take, signal, { open: begin, broken: () => { state.textContent = "the stream is interrupted"; } });
 }

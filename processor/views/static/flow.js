@@ -1,6 +1,6 @@
 // One flow: why it stands where it does, its states over time, its events, its steps, its state.
 
-import { Problem, get, keep, stream } from "./api.js";
+import { Problem, get, keep, stream, unlessGone } from "./api.js";
 import { ago, announce, badge, day, el, id, json, line, number, row, said, span, table } from "./dom.js";
 import { diff } from "./diff.js";
 import { why } from "./why.js";
@@ -161,7 +161,7 @@ export function showFlow(main, { argument: flowId, signal }) {
   };
   const travel = (wanted, far = false) => {
     revision = wanted >= flow.flow.revision ? null : Math.max(0, wanted);
-    showState();
+    showState().catch(unlessGone);
     if (far) document.getElementById("state-title").focus();
     announce(`State at revision ${wanted}`);
   };
@@ -188,7 +188,7 @@ export function showFlow(main, { argument: flowId, signal }) {
     cursor = page.next_cursor;
     take(page.items);
   };
-  more.addEventListener("click", () => loadEvents());
+  more.addEventListener("click", () => loadEvents().catch(unlessGone));
 
   const load = async (wanted, after = null) => {
     try {
@@ -212,19 +212,17 @@ export function showFlow(main, { argument: flowId, signal }) {
     // Many events that come at once are one look.
     waiting ??= setTimeout(() => {
       waiting = null;
-      load(signal, known[0]?.id).catch(ended);
+      load(signal, known[0]?.id).catch(unlessGone);
     }, 100);
   };
-  const ended = (error) => { if (error.name !== "AbortError" && !(error instanceof Problem)) throw error; };
-
-  loadEvents().catch(ended);
+  loadEvents().catch(unlessGone);
   keep(load, REFRESH_MS, signal);
   keep(async (wanted) => {
     const found = await get("partitions", {}, wanted);
     partition = flow ? found.items.find((one) => one.partition === flow.partition) ?? null : null;
     if (flow) { showFacts(); showWhy(); }
   }, REFRESH_MS, signal);
-  stream({ flow: flowId }, changed, signal, { open: () => loadNewest().catch(ended) });
+  stream({ flow: flowId }, changed, signal, { open: () => loadNewest().catch(unlessGone) });
   const loadNewest = async () => {
     const page = await get(`flows/${flowId}/history`, { order: "desc", limit: EVENTS_PAGE }, signal);
     take(page.items);

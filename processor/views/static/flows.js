@@ -1,6 +1,6 @@
 // The table of flows: filters, pages, and rows that change in place.
 
-import { Problem, get, keep } from "./api.js";
+import { Problem, get, keep, unlessGone } from "./api.js";
 import { ago, announce, badge, el, id, line, row, said, span, table } from "./dom.js";
 
 const REFRESH_MS = 2000;
@@ -135,8 +135,8 @@ export function showFlows(main, { query, signal }) {
     announce(`Page ${cursors.length}, ${page.items.length} flows`);
     body.scrollIntoView({ block: "nearest" });
   };
-  older.addEventListener("click", () => { if (next) { cursors.push(next); turn(); } });
-  newer.addEventListener("click", () => { if (cursors.length > 1) { cursors.pop(); turn(); } });
+  older.addEventListener("click", () => { if (next) { cursors.push(next); turn().catch(unlessGone); } });
+  newer.addEventListener("click", () => { if (cursors.length > 1) { cursors.pop(); turn().catch(unlessGone); } });
 
   main.append(
     el("h1", { tabindex: "-1" }, "Flows"),

@@ -1,6 +1,6 @@
 // Statistics, dead letters, partitions.
 
-import { Problem, get, keep } from "./api.js";
+import { Problem, get, keep, unlessGone } from "./api.js";
 import { ago, badge, day, el, line, number, rate, row, said, span, svg, table, visible } from "./dom.js";
 
 const REFRESH_MS = 3000;
@@ -85,12 +85,13 @@ export function showDeadLetters(main, { signal }) {
       older.hidden = cursor === null;
     }
   }, signal);
-  older.addEventListener("click", async () => {
+  const further = async () => {
     const page = await get("deadletters", { limit: 50, cursor }, signal);
     cursor = page.next_cursor;
     older.hidden = cursor === null || body.tBodies[0].rows.length > 1000;
     take(page.items, "bottom");
-  });
+  };
+  older.addEventListener("click", () => further().catch(unlessGone));
   main.append(none, el("div", { class: "wide" }, body), older);
 }
 
