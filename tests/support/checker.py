@@ -15,6 +15,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
+from tests.support.contract import equal_form
+from tests.support.contract import milliseconds as millis
 from tests.support.world import SOURCES, Seen, World, headers_of, is_at, newest_cursor
 
 Doc = dict[str, Any]
@@ -269,7 +271,7 @@ class _Partition:
         if command is None or source.key is None:
             need(False, f"{where}: what cannot be read was decided")
             return
-        command = without_nulls(command)
+        command = equal_form(command)
         flow_id, command_id = command["flow_id"], command["command_id"]
         need(record.key == flow_id.encode(), f"I12 {where}: key {record.key!r}")
         for name in ("command_id", "flow_id", "kind"):
@@ -311,8 +313,7 @@ class _Partition:
         expected_kind = kind if isinstance(kind, str) and kind in CAUSES else None
         need(outcome["kind"] == expected_kind, f"{where}: kind {outcome['kind']}")
         if read is not None:
-            digests = {digest(read), digest(without_nulls(read))}
-            need(outcome["command_digest"] in digests, f"{where}: digest")
+            need(outcome["command_digest"] == digest(equal_form(read)), f"{where}: digest")
         else:
             need(outcome["command_digest"] is None, f"{where}: digest of what cannot be read")
         if outcome["flow_id"] is not None:
@@ -801,15 +802,6 @@ def _payload(command: Doc, flow: Doc | None, kind: str, at: str) -> Doc:
             return {}
 
 
-def without_nulls(command: Doc) -> Doc:
-    """Null in an optional field equals absent; `patch` is the one that may be null."""
-    command = {k: v for k, v in command.items() if v is not None or k == "patch"}
-    wait = command.get("wait")
-    if isinstance(wait, dict):
-        command["wait"] = {k: v for k, v in wait.items() if v is not None or k != "timeout_at"}
-    return command
-
-
 def merge(state: Any, patch: Any) -> Any:
     both = isinstance(state, dict) and isinstance(patch, dict)
     return {**state, **patch} if both else patch
@@ -841,10 +833,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def instant(at_ms: int) -> str:
     whole = _EPOCH + timedelta(milliseconds=at_ms)
     return whole.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def millis(text: str) -> int:
-    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(milliseconds=1)
 
 
 @lru_cache(maxsize=65_536)
