@@ -175,6 +175,8 @@ class ViewsApp(faust.App):
         return {
             "ready": view.assigned and not view.broken and view.failing is None,
             "failing": view.failing,
+            "brokers": self.settings_.bootstrap_servers,
+            "prefix": self.topics_.prefix,
             "address": str(self.conf.canonical_url),
             "peers": sorted(self._shared_out()),
             "partitions": partitions,
