@@ -250,6 +250,7 @@ class Worker:
     # What the group says
 
     def _assigned(self, numbers: frozenset[int]) -> None:
+        log.info("the group has assigned partitions", partitions=sorted(numbers))
         for number in self._owned.keys() - numbers:
             self._give_up(number)
         for number in numbers - self._owned.keys():

@@ -12,7 +12,7 @@ import psutil
 import uvloop
 
 from processor.broker import embedded_broker
-from tests.benchmarks import latency, replay, stages, throughput, timers
+from tests.benchmarks import latency, replay, stages, takeover, throughput, timers
 
 
 def machine() -> str:
@@ -61,20 +61,25 @@ async def commands(count: int, seconds: int, runs: int) -> None:
 async def main(chosen: argparse.Namespace) -> None:
     print(machine())
     print(f"load average before: {os.getloadavg()[0]:.2f}\n", flush=True)
-    if chosen.timers_only is None:
+    if chosen.timers_only is None and not chosen.takeover_only:
         await commands(chosen.commands, chosen.seconds, chosen.runs)
         print("\nRecorded commands through `taskflow replay check`, from a file:\n", flush=True)
         for line in await asyncio.to_thread(lambda: [*replay.report()]):
             print(line, flush=True)
         print()
-    async for line in timers.report(
-        chosen.waits,
-        chosen.herd,
-        chosen.seconds,
-        steps=chosen.timers_only or timers.STEPS,
-        keep=chosen.keep,
-    ):
-        print(line, flush=True)
+    if not chosen.takeover_only:
+        async for line in timers.report(
+            chosen.waits,
+            chosen.herd,
+            chosen.seconds,
+            steps=chosen.timers_only or timers.STEPS,
+            keep=chosen.keep,
+        ):
+            print(line, flush=True)
+    if chosen.timers_only is None:
+        print()
+        async for line in takeover.report(chosen.flows, chosen.kills):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
@@ -94,4 +99,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--keep", type=Path, help="where the flows at rest stay, for their steps one by one"
     )
+    parser.add_argument("--flows", type=int, default=1_000_000, help="when a worker is killed")
+    parser.add_argument("--kills", type=int, default=takeover.KILLS, help="with a standby")
+    parser.add_argument("--takeover-only", action="store_true")
     uvloop.run(main(parser.parse_args()))

@@ -1,0 +1,291 @@
+"""How long a partition is nobody's, with many flows: filling its table from `state` alone, and
+taking it over after kill -9, with a standby's table and with one's own.
+
+Everything is read from outside: what workers log, and when the broker appended the outcomes.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from processor.adapters.kafka.admin import create_topics
+from processor.broker import embedded_broker
+from processor.settings import Settings
+from schemas.topics import Topics
+from tests.benchmarks.running import percentile, publish
+from tests.benchmarks.timers import creating, flow_ids
+
+PARTITIONS = 4
+SESSION_TIMEOUT_S = 2
+LOAD_PER_S = 200
+KILLS = 10
+PATIENCE_S = 900
+POLL_S = 0.05
+
+Line = dict[str, Any]
+
+
+class Worker:
+    """A worker as a process, and what it says."""
+
+    def __init__(self, name: str, home: Path, settings: Settings, **more: str) -> None:
+        self.name = name
+        self.state_dir = home / name
+        self.log = home / f"{name}.log"
+        self._environ = {
+            **os.environ,
+            "TASKFLOW_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+            "TASKFLOW_TOPIC_PREFIX": settings.topic_prefix,
+            "TASKFLOW_PARTITIONS": str(PARTITIONS),
+            "TASKFLOW_STATE_DIR": str(self.state_dir),
+            "TASKFLOW_SESSION_TIMEOUT": f"{SESSION_TIMEOUT_S}s",
+            "TASKFLOW_HTTP": "off",
+            "TASKFLOW_LOG_FORMAT": "json",
+            **more,
+        }
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "processor", "worker"),
+                env=self._environ,
+                stdout=log,
+                stderr=log,
+            )
+
+    async def end(self, how: signal.Signals = signal.SIGTERM) -> None:
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            self._process.send_signal(how)
+        await self._process.wait()
+
+    def told(self, message: str, since: float = 0.0) -> list[Line]:
+        """Its lines with this message from `since` (POSIX seconds) on."""
+        if not self.log.exists():
+            return []
+        lines = (json.loads(text) for text in self.log.read_text().splitlines() if text[:1] == "{")
+        return [line for line in lines if line["message"] == message and at(line) >= since]
+
+    async def until_told(self, message: str, count: int, since: float = 0.0) -> list[Line]:
+        async with asyncio.timeout(PATIENCE_S):
+            while len(found := self.told(message, since)) < count:  # noqa: ASYNC110 (another process)
+                await asyncio.sleep(POLL_S)
+        return found
+
+
+ASSIGNED = "the group has assigned partitions"
+TAKEN_OVER = "the partition is taken over"
+FILLED = "the table was filled from the state topic"
+FOLLOWS = "the standby follows"
+
+
+def at(line: Line) -> float:
+    """POSIX seconds."""
+    return datetime.fromisoformat(line["at"].replace("Z", "+00:00")).timestamp()
+
+
+async def decided(settings: Settings, count: int) -> None:
+    """Wait until there are that many outcomes."""
+    topic = Topics(settings.topic_prefix).outcomes
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.bootstrap_servers, isolation_level="read_committed"
+    )
+    await consumer.start()
+    try:
+        tps = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
+        async with asyncio.timeout(PATIENCE_S):
+            while sum((await consumer.end_offsets(tps)).values()) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.5)
+    finally:
+        await consumer.stop()
+
+
+# Restoring
+
+
+async def restored(home: Path, settings: Settings) -> Line:
+    """A worker on an empty disk: flows a second, and how long until all partitions run."""
+    worker = Worker(f"empty-{time.monotonic_ns()}", home, settings)
+    await worker.start()
+    try:
+        taken = await worker.until_told(TAKEN_OVER, PARTITIONS)
+        filled = worker.told(FILLED)
+        assigned = at(worker.told(ASSIGNED)[-1])
+    finally:
+        await worker.end()
+        shutil.rmtree(worker.state_dir)
+    flows, answers = (sum(line[name] for line in filled) for name in ("flows", "answers"))
+    # The partitions are filled side by side.
+    from_state_s = max(line["snapshots_s"] + line["indexes_s"] for line in filled)
+    return {
+        "flows": flows,
+        "flows_per_s": flows / from_state_s,
+        "answers": answers,
+        "answers_per_s": answers / max(line["answers_s"] for line in filled) if answers else 0.0,
+        "whole_s": max(at(line) for line in taken) - assigned,
+    }
+
+
+# Taking over
+
+
+class Takeover(NamedTuple):
+    """Seconds to a partition's first outcome: from the kill, and from where the group has given the
+    partition to somebody who lives."""
+
+    from_kill_s: float
+    from_detection_s: float
+
+
+@asynccontextmanager
+async def under_load(settings: Settings, flows: list[str]) -> AsyncIterator[None]:
+    """Commands all the time, for all partitions: resends, which change nothing."""
+    producer = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers)
+    await producer.start()
+    topic = Topics(settings.topic_prefix).commands
+
+    async def go_on() -> None:
+        for place, flow_id, value in itertools.cycle(creating(flows)):
+            await producer.send(topic, value, flow_id.encode(), partition=place)
+            await asyncio.sleep(1 / LOAD_PER_S)
+
+    going = asyncio.create_task(go_on())
+    try:
+        yield
+    finally:
+        going.cancel()
+        await asyncio.gather(going, return_exceptions=True)
+        await producer.stop()
+
+
+async def outcomes_since(settings: Settings, since: float) -> dict[int, list[float]]:
+    """When the outcomes of each partition were appended, from then on."""
+    topic = Topics(settings.topic_prefix).outcomes
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.bootstrap_servers,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+    )
+    await consumer.start()
+    try:
+        tps = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
+        consumer.assign(tps)
+        starts = await consumer.offsets_for_times(dict.fromkeys(tps, int(since * 1000)))
+        ends = await consumer.end_offsets(tps)
+        found: dict[int, list[float]] = {partition: [] for partition in range(PARTITIONS)}
+        for tp in tps:
+            consumer.seek(tp, starts[tp].offset if starts[tp] else ends[tp])
+        while any([await consumer.position(tp) < ends[tp] for tp in tps]):
+            for records in (await consumer.getmany(timeout_ms=200)).values():
+                for record in records:
+                    found[record.partition].append(record.timestamp / 1000)
+        return found
+    finally:
+        await consumer.stop()
+
+
+async def killed(settings: Settings, victim: Worker, survivor: Worker) -> list[Takeover]:
+    """kill -9 of one; what became of the partitions that it had owned."""
+    mine = set(victim.told(ASSIGNED)[-1]["partitions"])
+    kill_at = time.time()
+    await victim.end(signal.SIGKILL)
+    if victim is survivor:
+        await victim.start()
+    taken = await survivor.until_told(TAKEN_OVER, len(mine), since=kill_at)
+    assert {line["table"] for line in taken} == {"rolled forward"}, taken
+    assigned = at(survivor.told(ASSIGNED, since=kill_at)[0])
+    await asyncio.sleep(1.0)
+    outcomes = await outcomes_since(settings, assigned)
+    firsts = [min(outcomes[partition]) for partition in mine]
+    return [Takeover(first - kill_at, first - assigned) for first in firsts]
+
+
+async def by_a_standby(
+    home: Path, settings: Settings, pair: tuple[Worker, Worker], kills: int
+) -> list[Takeover]:
+    found: list[Takeover] = []
+    for turn in range(kills):
+        victim, survivor = pair if turn % 2 == 0 else pair[::-1]
+        found += await killed(settings, victim, survivor)
+        since = time.time()
+        await victim.start()
+        await victim.until_told(FOLLOWS, PARTITIONS // 2, since=since)
+        await survivor.until_told(FOLLOWS, PARTITIONS // 2, since=since)
+        await asyncio.sleep(1.0)
+    return found
+
+
+async def on_its_own_table(settings: Settings, worker: Worker, kills: int) -> list[Takeover]:
+    """The same worker is started again at once, as a supervisor does; with an instance id, the
+    group gives it its partitions back without waiting for the session to end."""
+    found: list[Takeover] = []
+    for _ in range(kills):
+        found += await killed(settings, worker, worker)
+    return found
+
+
+def row(name: str, found: list[Takeover]) -> str:
+    detected, whole = (
+        [getattr(one, field) for one in found] for field in ("from_detection_s", "from_kill_s")
+    )
+    cells = [f"{percentile(detected, share):.2f}" for share in (50, 99)]
+    return f"| {name} | {len(found)} | {' | '.join(cells)} | {percentile(whole, 50):.1f} |"
+
+
+async def report(flows: int, kills: int = KILLS) -> AsyncIterator[str]:
+    """Lines of two tables."""
+    with tempfile.TemporaryDirectory() as named:
+        home = Path(named)
+        async with embedded_broker() as broker:
+            settings = Settings(
+                bootstrap_servers=broker.bootstrap, topic_prefix="takeover", partitions=PARTITIONS
+            )
+            await create_topics(settings)
+            ids = flow_ids(flows)
+            await publish(settings, creating(ids))
+            pair = tuple(Worker(f"w{n}", home, settings, TASKFLOW_STANDBY="true") for n in range(2))
+            await pair[0].start()
+            await decided(settings, flows)
+            await pair[0].end()
+            r = await restored(home, settings)
+            yield f"A worker with an empty disk, {PARTITIONS} partitions at once:\n"
+            yield "| flows | flows/s, indexes included | answers | answers/s | all of it, s |"
+            yield "| ---: | ---: | ---: | ---: | ---: |"
+            yield (
+                f"| {r['flows']:,} | {r['flows_per_s']:,.0f} | {r['answers']:,} | "
+                f"{r['answers_per_s']:,.0f} | {r['whole_s']:.1f} |\n"
+            )
+            yield f"kill -9 with {flows:,} flows, {LOAD_PER_S} commands/s; seconds to the first "
+            yield "outcome of a partition, from where the group has noticed:\n"
+            yield "| table | partitions | p50 | p99 | p50 from the kill |"
+            yield "| --- | ---: | ---: | ---: | ---: |"
+            async with under_load(settings, ids[:1000]):
+                started = time.time()
+                await asyncio.gather(*(worker.start() for worker in pair))
+                for worker in pair:
+                    await worker.until_told(FOLLOWS, PARTITIONS // 2, since=started)
+                await asyncio.sleep(2.0)
+                yield row("a standby's", await by_a_standby(home, settings, pair, kills))
+                for worker in pair:
+                    await worker.end()
+                alone = Worker("w0", home, settings, TASKFLOW_INSTANCE_ID="w0")
+                started = time.time()
+                await alone.start()
+                await alone.until_told(TAKEN_OVER, PARTITIONS, since=started)
+                await asyncio.sleep(2.0)
+                yield row("one's own", await on_its_own_table(settings, alone, kills // 2))
+                await alone.end()
