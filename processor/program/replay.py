@@ -13,7 +13,7 @@ from rich.text import Text
 from processor.ops.replay.differences import Difference, Findings
 from processor.ops.replay.file_reader import reading
 from processor.ops.replay.recorded import Head, Rules
-from processor.program import comparing
+from processor.program import comparing, replay_group, replay_to
 from processor.program.options import duration_ms, since_ms
 from processor.program.output import console, for_people, plain, say, table, write_json
 from processor.program.progress import progress_bar
@@ -157,6 +157,10 @@ def export(
         say(f"{commands:,} commands in {file}, {size:,} bytes.")
     else:
         write_json({"file": str(file), "commands": commands, "bytes": size})
+
+
+app.command("to")(replay_to.to)
+app.command("group")(replay_group.group)
 
 
 def _head(settings: Settings, file: Path | None) -> Head:

@@ -156,6 +156,12 @@ async def partition_counts(settings: Settings) -> dict[str, int]:
         return await _partitions(admin)
 
 
+async def topic_configs(settings: Settings, topics: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Kafka's settings of each topic. Raises BrokerUnreachable, AccessDenied."""
+    async with open_admin(settings) as admin:
+        return await _configs(admin, topics, settings)
+
+
 def _compare(topic: str, spec: TopicSpec, found: Mapping[str, str]) -> list[Mismatch]:
     wanted = {"max.message.bytes": str(MESSAGE_MAX_BYTES), **spec.config}
     mismatches = []

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -34,6 +34,19 @@ class CommitUncertain(TaskflowError):
     """A transaction was not acknowledged in time; the topics say what became of it."""
 
     retriable = True
+
+
+def count_commits(producer: AIOKafkaProducer, attempted: Callable[[], None]) -> None:
+    """Tell each time that EndTxn is sent. aiokafka repeats it silently after a lost connection, and
+    the late first request would end half of the next transaction. No public call shows it, so a
+    private step is counted; the version is pinned and a test guards the name."""
+    step = producer._sender._do_txn_commit
+
+    async def counted(commit_result: Any) -> Any:
+        attempted()
+        return await step(commit_result)
+
+    producer._sender._do_txn_commit = counted
 
 
 class TransactionalWriter:
@@ -74,19 +87,10 @@ class TransactionalWriter:
         )
         paced(self._producer.client)
         await asyncio.wait_for(self._producer.start(), self._commit_timeout_s)
-        self._count_commits(self._producer)
+        count_commits(self._producer, self._attempted)
 
-    def _count_commits(self, producer: AIOKafkaProducer) -> None:
-        """Count how often EndTxn is sent. aiokafka repeats it silently after a lost connection,
-        and the late first request would end half of the next transaction. No public call shows
-        it, so a private step is counted; the version is pinned and a test guards the name."""
-        step = producer._sender._do_txn_commit
-
-        async def counted(commit_result: Any) -> Any:
-            self._attempts += 1
-            return await step(commit_result)
-
-        producer._sender._do_txn_commit = counted
+    def _attempted(self) -> None:
+        self._attempts += 1
 
     async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
         """Write `records` by topic in one transaction.
