@@ -81,7 +81,7 @@ async def _described(admin: AIOKafkaAdminClient, group: str) -> Group:
 async def committed_offsets(settings: Settings, group: str, topic: str) -> dict[int, int]:
     """By partition, as far as the group has any. Raises BrokerUnreachable, AccessDenied."""
     async with open_admin(settings) as admin:
-        found = await _patiently()(admin.list_consumer_group_offsets, group)
+        found: Mapping[Any, Any] = await _patiently()(admin.list_consumer_group_offsets, group)
     return {tp.partition: at.offset for tp, at in found.items() if tp.topic == topic}
 
 
