@@ -53,7 +53,7 @@ async def shown_flow(settings: Settings, flow_id: str) -> Found | None:
 
     async def found(views: Views) -> Found | None:
         told = await views.get(f"flows/{flow_id}")
-        if not told or not _is_fresh(told):
+        if not told or not _is_fresh(told) or len(told["steps"]) < told["steps_total"]:
             return None
         return Found(told["flow"], told["last_event_id"], "", told["steps"])
 

@@ -100,7 +100,8 @@ class ShownViews:
 
     async def _flows(self, request: web.Request) -> web.Response:
         query = self._query(request, models.FlowsQuery)
-        found = [summary(p, flow) for p, flow in self._rows()]
+        firsts = {e["flow_id"]: e["id"] for e in reversed(self._events())}
+        found = [summary(p, flow, firsts[flow.id]) for p, flow in self._rows()]
         kept = [one for one in found if _fits(one, query)]
         if query.sort == "wait":
             kept = sorted(
@@ -118,14 +119,14 @@ class ShownViews:
             return _problem(404, "not_found", "There is no such flow.")
         partition, flow = found
         at = flow.revision if query.revision is None else query.revision
-        steps = self.recorded.owner(partition).steps
+        kept = self.recorded.owner(partition).steps.items()
+        steps = [row.step.model_dump(mode="json") for key, row in kept if key[0] == flow_id]
         events = [event for event in self._events() if event["flow_id"] == flow_id]
         return _json(
             models.FlowAnswer,
             flow=_at_revision(events, at),
-            steps=[
-                row.step.model_dump(mode="json") for key, row in steps.items() if key[0] == flow_id
-            ],
+            steps=steps,
+            steps_total=len(steps),
             allowed=[str(kind) for kind in allowed(flow, OWNER)],
             partition=partition,
             events=len(events),
@@ -253,7 +254,7 @@ class ShownViews:
         return _json(model, items=items[start:end], next_cursor=cursor, view=self._view())
 
 
-def summary(partition: int, flow: Any) -> dict[str, Any]:
+def summary(partition: int, flow: Any, first_event_id: int) -> dict[str, Any]:
     doc = flow.model_dump(mode="json")
     state = doc.pop("state_json")
     wait = doc["wait_json"] or {}
@@ -261,6 +262,7 @@ def summary(partition: int, flow: Any) -> dict[str, Any]:
         **doc,
         "wait_ends_at": wait.get("at") or wait.get("timeout_at"),
         "partition": partition,
+        "first_event_id": first_event_id,
         "state_bytes": len(json.dumps(state)),
     }
 

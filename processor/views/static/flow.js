@@ -137,7 +137,10 @@ export function showFlow(main, { argument: flowId, signal }) {
       return row(STEP_COLUMNS, [badge(step.status), said(step.task, 80), el("code", {}, line(step.run_id, 40)),
         step.child_session_key ? said(step.child_session_key, 60) : "", ago(step.updated_at), step.result_json === null ? "" : result]);
     }))));
-    if (flow.steps.length > STEPS_MAX) steps.append(el("p", { class: "quiet" }, `The newest ${STEPS_MAX} of ${number(flow.steps.length)}.`));
+    if (flow.steps_total > newest.length) {
+      const first = flow.steps.length < flow.steps_total ? `the first ${number(flow.steps.length)} of ` : "";
+      steps.append(el("p", { class: "quiet" }, `The newest ${newest.length} of ${first}${number(flow.steps_total)}.`));
+    }
   };
   const showState = async () => {
     const at = revision ?? flow.flow.revision;
