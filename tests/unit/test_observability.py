@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from processor.metrics import Metrics
+from processor.views.metrics import ViewMetrics
 from schemas.commands import Command
 from schemas.outcomes import Code, Verdict
 
@@ -35,10 +36,17 @@ VALUES: Mapping[str, set[str]] = {
 }
 
 
+COLLECTORS = [
+    collector
+    for registry in (Metrics().registry, ViewMetrics().registry)
+    for collector in registry._collector_to_names
+]
+
+
 def series() -> dict[str, set[str]]:
     """The names that a query can ask for, with their labels."""
     found: dict[str, set[str]] = {}
-    for collector in Metrics().registry._collector_to_names:
+    for collector in COLLECTORS:
         labels = set(collector._labelnames)
         for metric in collector.collect():
             endings = {
@@ -141,10 +149,17 @@ def test_names_are_given_once():
 
 def test_every_metric_is_on_the_dashboard():
     shown = " ".join(expression for _, expression in queries())
-    for collector in Metrics().registry._collector_to_names:
+    for collector in COLLECTORS:
         for metric in collector.collect():
             if metric.name != "taskflow_standby_partitions":
                 assert metric.name in shown
+
+
+def test_every_metric_of_the_views_is_explained():
+    rows = re.findall(r"^\| `(taskflow_view_\w+)` \|", README, re.MULTILINE)
+    endings = {"counter": "_total"}
+    metrics = ViewMetrics().registry.collect()
+    assert sorted(rows) == sorted(one.name + endings.get(one.type, "") for one in metrics)
 
 
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "bind"}
