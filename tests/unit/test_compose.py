@@ -10,7 +10,7 @@ import pytest
 import typer.main
 import yaml
 
-from processor.cli import app
+from processor.cli import program
 from processor.embedded.maven import KAFKA_VERSION
 from processor.settings import VARIABLES, Settings, load_settings, parse_duration
 
@@ -34,7 +34,7 @@ def test_the_services_are_kafka_its_topics_and_workers():
 
 @pytest.mark.parametrize("service", OURS)
 def test_what_a_service_runs_is_a_command_of_the_program(service: str):
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(program())
     for word in SERVICES[service]["command"]:
         command = command.commands[word]
     assert not hasattr(command, "commands"), "it is a group of commands"
