@@ -1,5 +1,6 @@
 """What the views know, asked over HTTP."""
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -92,7 +93,9 @@ def _why(error: BaseException) -> str:
     if isinstance(error, ValueError | TypeError) and not isinstance(error, OSError | ClientError):
         return "that is no answer of theirs"
     inner = getattr(error, "os_error", error)
-    return str(getattr(inner, "strerror", None) or inner or type(error).__name__)
+    number = getattr(inner, "errno", None)
+    # Python's own words for it name the address once more.
+    return os.strerror(number).lower() if number and number > 0 else str(inner) or repr(inner)
 
 
 def _detail(body: Mapping[str, Any]) -> str:

@@ -79,7 +79,9 @@ async def test_views_that_went_away_leave_what_was_there_and_are_missed():
 
 
 async def test_where_no_views_answer_it_says_what_to_do(unused_tcp_port: int):
-    with pytest.raises(Refused, match=r"taskflow views.*--views.*taskflow flow list"):
+    with pytest.raises(
+        Refused, match=r"connection refused.*taskflow views.*--views.*taskflow flow list"
+    ):
         await _snapshot(f"http://127.0.0.1:{unused_tcp_port}")
 
 
