@@ -7,7 +7,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PROCESSES := 2
+PROCESSES := 3
 KILLS := 500
 MINUTES := 20
 SEED := 7
@@ -41,8 +41,9 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP) ## Runs the main job from start to end, with a broker of its own
 	@$(BIN)/taskflow demo
 
-# Most tests with a broker wait, and others may compute meanwhile; each process has a broker of
-# its own. They are dealt out one by one: a file may take a second, or a minute.
+# Most tests with a broker wait, and others may compute meanwhile: it takes three processes to keep
+# two cores busy. Each has a broker of its own. Tests are dealt out one by one: a file may take a
+# second, or a minute.
 test: lint ## Checks style and types, and runs every test (PROCESSES=1: one after the other)
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal
 

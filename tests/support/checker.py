@@ -807,8 +807,12 @@ def merge(state: Any, patch: Any) -> Any:
     return {**state, **patch} if both else patch
 
 
+# Made once: json.dumps would make one for each value.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _CANONICAL.encode(value)
 
 
 def digest(command: Doc) -> str:
