@@ -37,6 +37,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "replay": "replay",
     "doctor": "doctor",
     "export": "export",
+    "repartition": "repartition",
     "torture": "torture",
 }
 """Each command, as the help lists them, and the module of `processor.program` that has it: as a

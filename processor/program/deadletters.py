@@ -61,6 +61,7 @@ SINCE = typer.Option(None, "--since", help="Only letters written since: a time, 
 UNTIL = typer.Option(None, "--until", help="Only letters written before: a time, or 10m ago.")
 JSON = typer.Option(False, "--json", help="JSON also on a terminal.")
 OUTPUT = typer.Option(None, "--output", "-o", help="Where the value goes.")
+SAVE = typer.Option(None, "--save", help="A file that the value is written to.")
 VALUE = typer.Option(None, "--value", help="A file with the value to take instead.")
 
 
@@ -124,15 +125,17 @@ def list_(
 
 
 @app.command("show")
-def show(place: str = PLACE, json: bool = JSON) -> None:
+def show(place: str = PLACE, save: Path | None = SAVE, json: bool = JSON) -> None:
     """Show one dead letter: why, where in its bytes, as text and as hex; whether it went back.
 
-    The offsets count bytes of the value from 0.
+    The offsets count bytes of the value from 0. --save writes the value, byte by byte, to a file.
 
     Example: `taskflow deadletters show 2/17`
     """
     settings = settings_and_logs(quiet=True)
     letter, sent = run(lambda: _one(settings, _spot(place)))
+    if save is not None:
+        save.write_bytes(letter.value or b"")
     found = letter.diagnosis
     at = next((fault.at for fault in found.faults if fault.at is not None), None)
     if not for_people(json):

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import random
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from processor.adapters.kafka.copier import Copier
 from processor.broker import EmbeddedBroker
 from processor.client import FlowClient
+from processor.program import repartition as program
 from processor.program import sending
 from processor.settings import Settings
+from tests.support.load import Load
 from tests.support.shell import Shell, worker_beside
 
 PARTITIONS = 2
@@ -198,3 +203,110 @@ def test_no_flow_is_changed_behind_the_back_of_who_looked(
         (pruned,) = taskflow("bulk", "prune", "--all", "--yes")
         assert (pruned["verdict"], pruned["flows"]) == ("accepted", len(flows))
         assert taskflow("bulk", "prune", "--all", "--yes") == []
+
+
+class Killed(BaseException):
+    """The program ends here, as by a signal that nobody can catch."""
+
+
+def audit_of(settings: Settings, prefix: str, taskflow: Shell) -> dict[str, list[Any]]:
+    """What happened to each flow, without what a copy has of its own."""
+    taskflow.set(TOPIC_PREFIX=prefix)
+    histories: dict[str, list[Any]] = {}
+    for event in sorted(taskflow("audit"), key=lambda event: event["id"]):
+        kept = {name: value for name, value in event.items() if name not in ("id", "source")}
+        histories.setdefault(event["flow_id"], []).append(kept)
+    return histories
+
+
+def test_four_partitions_become_seven_and_nothing_is_lost(
+    settings: Settings, taskflow: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    old = settings.model_copy(update={"partitions": 4, "state_dir": tmp_path / "old"})
+    new = settings.model_copy(
+        update={
+            "partitions": 7,
+            "state_dir": tmp_path / "new",
+            "topic_prefix": f"{settings.topic_prefix}x",
+            "group_id": f"{settings.topic_prefix}x",
+        }
+    )
+    taskflow.set(PARTITIONS="4", STATE_DIR=str(old.state_dir))
+    load = Load(None, old.topic_prefix, random.Random(5))  # type: ignore[arg-type]
+    made = [load.next() for _ in range(300)]
+    first = str(uuid4())
+    command = create(first, command_id=str(uuid4()), expires_at="2999-01-01T00:00:00.000Z")
+    with worker_beside(old):
+        put(old, *made)
+        send(old, command)
+        outcome = resend(old, command)
+        # The worker is stopped once it has decided all; then producers write on for a moment.
+        until_decided(taskflow)
+    assert outcome["verdict"] == "duplicate"
+    late = [load.next() for _ in range(20)]
+    put(old, *late)
+
+    move = ("repartition", "--to", "7", "--prefix", new.topic_prefix)
+    (plan,) = taskflow(*move, "--dry-run", code=1)
+    assert plan["undecided"] == len(late)
+    assert "undecided" in taskflow.told
+    (plan,) = taskflow(*move, "--carry-undecided", "--dry-run")
+    assert (plan["from"], plan["to"], plan["goes_on"]) == (4, 7, False)
+
+    # Killed amid the history, it goes on where it was.
+    monkeypatch.setattr(program, "STEPS_AT_ONCE", 50)
+    with monkeypatch.context() as killed:
+        killed.setattr(Copier, "copy", _killed_after(11))
+        with pytest.raises(Killed):
+            taskflow(*move, "--carry-undecided", "--yes")
+    assert taskflow(*move, "--check", code=1) == []
+    _, result = taskflow(*move, "--carry-undecided", "--yes")
+    assert (result["differences"], result["flows"] > 10) == (0, True)
+    (again,) = taskflow(*move, "--carry-undecided", "--yes")  # harmless: it compares
+    assert again == result
+
+    assert audit_of(old, new.topic_prefix, taskflow) == audit_of(old, old.topic_prefix, taskflow)
+    there = Shell(new, monkeypatch, taskflow.capsys)
+    assert there("topics", "check") == []
+    assert there("verify")[0]["ok"]
+    with worker_beside(new):
+        same = resend(new, command)
+        assert same["verdict"] == "duplicate"
+        assert (same["at"] > outcome["at"], same["revision"]) == (True, outcome["revision"])
+        (event,) = [event for event in there("audit") if event["flow_id"] == first]
+        assert same["event_ids"] == [event["id"]]
+        put(new, *(load.next() for _ in range(50)))
+        until_decided(there)
+        report = there("verify", "--at-rest")[0]
+    assert report["ok"], report
+    # Commands that nobody had decided were decided there, each once.
+    decided = {line["command_id"] for line in there("outcomes")}
+    assert {json.loads(value)["command_id"] for _, _, value in late if b"command_id" in value} <= (
+        decided
+    )
+
+
+def _killed_after(count: int) -> Any:
+    copy, left = Copier.copy, [count]
+
+    async def copy_or_die(self: Copier, *arguments: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        await copy(self, *arguments)
+
+    return copy_or_die
+
+
+def resend(settings: Settings, command: dict[str, Any]) -> dict[str, Any]:
+    async def once() -> dict[str, Any]:
+        async with FlowClient(settings) as client:
+            return (await client.send(command)).model_dump(mode="json")
+
+    return asyncio.run(once())
+
+
+def until_decided(taskflow: Shell) -> None:
+    deadline = time.monotonic() + 60
+    while any("offsets undecided" in line["what"] for line in taskflow("doctor")):
+        assert time.monotonic() < deadline

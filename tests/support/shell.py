@@ -24,7 +24,7 @@ class Shell:
     def __init__(self, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
         self.told = ""
         self._monkeypatch = monkeypatch
-        self._capsys = capsys
+        self.capsys = capsys
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
         self.set(
@@ -42,11 +42,15 @@ class Shell:
 
     def __call__(self, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
         """The JSON lines that it prints."""
-        self._capsys.readouterr()
+        return [json.loads(line) for line in self.lines(*arguments, code=code)]
+
+    def lines(self, *arguments: str, code: int = 0) -> list[str]:
+        """What it prints."""
+        self.capsys.readouterr()
         found = main(arguments)
-        out, self.told = self._capsys.readouterr()
+        out, self.told = self.capsys.readouterr()
         assert found == code, (arguments, found, out, self.told)
-        return [json.loads(line) for line in out.splitlines()]
+        return list(out.splitlines())
 
 
 @contextmanager

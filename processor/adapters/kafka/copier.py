@@ -1,0 +1,134 @@
+"""Writing records that keep the time they had, in transactions of the partition's owner-to-be."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
+from aiokafka.structs import TopicPartition
+
+from processor.adapters.kafka.admin import open_admin
+from processor.adapters.kafka.errors import TopicsWrong
+from processor.adapters.kafka.writer import CommitUncertain, TransactionalWriter
+from processor.batch import Outgoing
+from processor.settings import Settings
+from schemas.topics import Topics
+
+TIME_TYPE: Final = "message.timestamp.type"
+FILLING: Final = "CreateTime"
+"""While topics are filled, records keep the time they bring; no worker starts on such topics."""
+
+Timed = tuple[str, Outgoing, int]
+"""Topic, record, and the time it keeps in ms; below 0: now."""
+
+
+class Copier(TransactionalWriter):
+    """The producer of one partition number; a worker that starts there later fences it."""
+
+    async def copy(
+        self, first: Sequence[Timed], then: Callable[[Sequence[int]], Sequence[Timed]]
+    ) -> None:
+        """Write `first`, and then what is made of the offsets that it got, in one transaction.
+
+        Raises CommitUncertain, and what Kafka raises; what became of it says the newest cursor.
+        """
+        if self._producer is None or self.suspect:
+            self.discard()
+            self.suspect = False
+            await self.start()
+        producer = self._producer
+        assert producer is not None
+        self._attempts = 0
+        try:
+            async with asyncio.timeout(self._commit_timeout_s):
+                await producer.begin_transaction()
+                offsets = await self._put(producer, first)
+                await self._put(producer, then(offsets))
+                await producer.commit_transaction()
+        except TimeoutError as error:
+            raise CommitUncertain(
+                f"a transaction was not acknowledged within {self._commit_timeout_s:g} s"
+            ) from error
+        self.suspect = self._attempts != 1
+
+    async def _put(self, producer: AIOKafkaProducer, records: Sequence[Timed]) -> list[int]:
+        sent = [
+            await producer.send(
+                topic,
+                record.value,
+                record.key,
+                self._partition,
+                timestamp_ms=None if at_ms < 0 else at_ms,
+                headers=list(record.headers),
+            )
+            for topic, record, at_ms in records
+        ]
+        return [written.offset for written in await asyncio.gather(*sent)]
+
+
+async def make_for_filling(settings: Settings, topics: Topics, partitions: int) -> None:
+    """Make the topics, to be filled; those that are there stay. Raises TopicsWrong if refused."""
+    async with open_admin(settings) as admin:
+        response = await admin.create_topics(
+            [
+                NewTopic(
+                    name,
+                    num_partitions=partitions,
+                    replication_factor=settings.replication_factor,
+                    topic_configs={**spec.config, TIME_TYPE: FILLING},
+                )
+                for name, spec in topics
+            ]
+        )
+    for name, code, *message in response.topic_errors:
+        if for_code(code) not in (NoError, TopicAlreadyExistsError):
+            why = message[0] if message and message[0] else for_code(code).__name__
+            raise TopicsWrong(f"The broker did not make {name}: {why}.")
+
+
+async def time_types(settings: Settings, topics: Topics) -> dict[str, str]:
+    """By topic that is there: whose time its records have."""
+    async with open_admin(settings) as admin:
+        there = {
+            topic["topic"] for topic in await admin.describe_topics() if not topic["error_code"]
+        }
+        names = [name for name, _ in topics if name in there]
+        if not names:
+            return {}
+        return await _time_types(admin, names)
+
+
+async def _time_types(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, str]:
+    responses = await admin.describe_configs(
+        [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    )
+    return {
+        topic: {entry[0]: entry[1] for entry in entries}.get(TIME_TYPE, "")
+        for response in responses
+        for _, _, _, topic, entries in response.resources
+    }
+
+
+async def open_for_workers(settings: Settings, topics: Topics) -> None:
+    """From now on the broker's time counts, and workers may start. Raises TopicsWrong."""
+    async with open_admin(settings) as admin:
+        responses = await admin.alter_configs(
+            [
+                ConfigResource(ConfigResourceType.TOPIC, name, configs=dict(spec.config))
+                for name, spec in topics
+            ]
+        )
+    for response in responses:
+        for code, message, _, name in response.resources:
+            if code:
+                raise TopicsWrong(f"The broker did not change {name}: {message}.")
+
+
+async def drop_before(settings: Settings, topic: str, partition: int, offset: int) -> None:
+    """Let a topic begin at `offset`."""
+    async with open_admin(settings) as admin:
+        await admin.delete_records({TopicPartition(topic, partition): RecordsToDelete(offset)})

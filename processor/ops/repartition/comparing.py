@@ -1,0 +1,109 @@
+"""Both sides of a repartition beside each other: the same flows, steps, histories and answers."""
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import NamedTuple
+
+import orjson
+
+from processor.codec import canonical
+from processor.ops.ports import Record
+from processor.ops.repartition.rewriting import MOVED_FROM
+from processor.placement import partition_of
+from schemas.outcomes import Verdict
+from schemas.state import CURSOR_PREFIX
+from schemas.values import parse_timestamp
+
+_MOVED = ("id", "source")
+"""What an event has another of on the other side."""
+
+
+class Counts(NamedTuple):
+    flows: int
+    steps: int
+    events: int
+    answers: int
+
+
+class Side:
+    """What one side holds, as 16 bytes for each flow, step and history.
+
+    `copy`: the new side, on which only what was copied counts: a flow that went on there since is
+    compared as far as it was copied.
+    """
+
+    def __init__(self, partitions: int, *, copy: bool) -> None:
+        self._partitions = partitions
+        self._copy = copy
+        self._now: dict[str, bytes] = {}
+        self._history: dict[str, bytes] = {}
+        self._answers: dict[bytes, int] = {}
+        self._events = 0
+        self.went_on: set[str] = set()
+        self.misplaced: str | None = None
+
+    @property
+    def counts(self) -> Counts:
+        steps = sum("/" in key for key in self._now)
+        return Counts(len(self._now) - steps, steps, self._events, len(self._answers))
+
+    def event(self, record: Record) -> None:
+        event = orjson.loads(record.value or b"")
+        flow_id = event["flow_id"]
+        self._placed(flow_id, record)
+        if self._copy and MOVED_FROM not in dict(record.headers):
+            self.went_on.add(flow_id)
+            return
+        self._events += 1
+        before = self._history.get(flow_id, b"")
+        kept = {name: value for name, value in event.items() if name not in _MOVED}
+        self._history[flow_id] = _hash(before + canonical(kept))
+
+    def snapshot(self, record: Record) -> None:
+        key = (record.key or b"").decode()
+        if key.startswith(CURSOR_PREFIX):
+            return
+        self._placed(key.partition("/")[0], record)
+        if record.value is None:
+            self._now.pop(key, None)
+            return
+        value = orjson.loads(record.value)
+        self._now[key] = _hash(canonical(value.get("flow", value.get("step"))))
+
+    def answer(self, record: Record) -> None:
+        """Of the last answer to each command, which is what a resend gets."""
+        doc = orjson.loads(record.value or b"")
+        if doc["verdict"] in (Verdict.ACCEPTED, Verdict.REJECTED) and not doc["dry_run"]:
+            names = ("flow_id", "command_id", "verdict", "code", "revision", "command_digest", "at")
+            key = _hash(canonical({name: doc[name] for name in names}))
+            self._answers[key] = parse_timestamp(doc["at"])
+
+    def forget(self, before_ms: int) -> None:
+        """Answers to what was appended earlier do not count."""
+        self._answers = {key: at for key, at in self._answers.items() if at >= before_ms}
+
+    def newest_ms(self) -> int:
+        return max(self._answers.values(), default=0)
+
+    def differences(self, other: "Side") -> Iterator[str]:
+        """From the old side to the new one, a sentence each."""
+        if other.misplaced is not None:
+            yield other.misplaced
+        for flow_id in self._history.keys() | other._history.keys():
+            if self._history.get(flow_id) != other._history.get(flow_id):
+                yield f"The history of flow {flow_id} is not the same."
+        for key in self._now.keys() | other._now.keys():
+            went_on = key.partition("/")[0] in other.went_on
+            if not went_on and self._now.get(key) != other._now.get(key):
+                yield f"{'Step' if '/' in key else 'Flow'} {key} is not the same."
+        if missing := len(self._answers.keys() - other._answers.keys()):
+            yield f"{missing} answers that a resend would get are missing."
+
+    def _placed(self, flow_id: str, record: Record) -> None:
+        home = partition_of(flow_id.encode(), self._partitions)
+        if record.partition != home:
+            self.misplaced = f"Flow {flow_id} lies on partition {record.partition}, not {home}."
+
+
+def _hash(raw: bytes) -> bytes:
+    return blake2b(raw, digest_size=16).digest()

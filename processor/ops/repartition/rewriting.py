@@ -1,0 +1,200 @@
+"""The new side: the same flows, history and answers, with the ids, chains and places they have
+among M partitions."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from processor.batch import Outgoing, cursor_record, first_event_id
+from processor.codec import Headers
+from processor.ops.ports import Record
+from processor.ops.repartition.steps import Step
+from processor.placement import partition_of
+from processor.rows import Position
+from schemas import dead_letters
+from schemas.events import CHAIN_HEADER, CHAIN_START
+from schemas.outcomes import Verdict
+from schemas.state import CURSOR_PREFIX
+from schemas.topics import Topics
+from schemas.values import parse_timestamp
+
+MOVED_FROM: Final = "taskflow-moved-from"
+"""On a copied event: the prefix it came from and the id it had there, prefix/id."""
+PROGRESS: Final = "taskflow-repartition"
+"""On a cursor, while topics are being filled: how far the old side is copied, as JSON."""
+LATE_MAX_MS: Final = 16 * 60_000
+
+
+class Copy(NamedTuple):
+    """A record to write; `at_ms` is the time that it keeps."""
+
+    topic: str
+    record: Outgoing
+    at_ms: int
+
+
+class Tail(NamedTuple):
+    """Where a flow's history stands: chain, id of the newest event, and the id it had."""
+
+    chain: bytes
+    event_id: int
+    old_id: int
+
+
+class Rewriter:
+    """Rewrites steps, each flow's in order. Holds about 300 bytes of each flow, and the ids of the
+    events that a resend may still name."""
+
+    def __init__(self, old: Topics, new: Topics, partitions: int, window_ms: int) -> None:
+        self._old = old
+        self._new = new
+        self._partitions = partitions
+        self._keep_ms = 2 * window_ms + LATE_MAX_MS
+        self.next_ids = [first_event_id(number) for number in range(partitions)]
+        self._tails: dict[str, Tail] = {}
+        self._ids: dict[int, int] = {}
+        self._recent: deque[tuple[int, int]] = deque()
+
+    def home(self, step: Step) -> int:
+        if step.events:
+            return self._of_key(step.events[0].key, step.partition)
+        assert step.outcome is not None
+        assert step.source is not None
+        return self._of_key(step.source.key or step.outcome.key, step.partition)
+
+    def _of_key(self, key: bytes | None, otherwise: int) -> int:
+        if key is None:
+            return otherwise % self._partitions
+        return partition_of(key, self._partitions)
+
+    def dropped(self, step: Step) -> bool:
+        """A forward is no answer: its copy has one, and lies right on the new side anyway."""
+        return step.doc is not None and step.doc["verdict"] == Verdict.FORWARDED
+
+    def source(self, step: Step) -> Copy:
+        """The decided record as it lies on the new side."""
+        assert step.source is not None
+        return self.command(step.source)
+
+    def command(self, record: Record) -> Copy:
+        headers = _without(record.headers, dead_letters.FORWARDED_FROM)
+        return Copy(
+            self._renamed(record.topic),
+            Outgoing(record.key, record.value, headers),
+            record.timestamp,
+        )
+
+    def command_home(self, record: Record) -> int:
+        return self._of_key(record.key, record.partition)
+
+    def rest(self, number: int, step: Step, offset: int | None) -> list[Copy]:
+        """What the step caused, on partition `number`; `offset` is its record's there."""
+        while self._recent and self._recent[0][0] < step.at_ms - self._keep_ms:
+            self._ids.pop(self._recent.popleft()[1], None)
+        source: dict[str, Any] | None = None
+        if step.source is not None:
+            topic = self._renamed(step.source.topic)
+            source = {"topic": topic, "partition": number, "offset": offset}
+        copies = [self._event(number, event, source) for event in step.events]
+        if step.outcome is not None and step.doc is not None:
+            doc = dict(step.doc)
+            doc["source"] = source
+            doc["event_ids"] = [self._ids[event_id] for event_id in doc["event_ids"]]
+            value = orjson.dumps(doc)
+            record = Outgoing(step.outcome.key, value, list(step.outcome.headers))
+            copies.append(Copy(self._new.outcomes, record, step.outcome.timestamp))
+        if step.letter is not None and source is not None:
+            copies.append(self._letter(step.letter, source))
+        return copies
+
+    def _event(self, number: int, record: Record, source: Mapping[str, Any] | None) -> Copy:
+        event = orjson.loads(record.value or b"")
+        old_id, event_id = event["id"], self.next_ids[number]
+        event["id"] = event_id
+        if source is not None:
+            event["source"] = source
+        value = orjson.dumps(event)
+        tail = self._tails.get(event["flow_id"])
+        chain = blake2b((tail.chain if tail else CHAIN_START) + value, digest_size=16).digest()
+        kept = _without(record.headers, CHAIN_HEADER, MOVED_FROM)
+        moved = f"{self._old.prefix}/{old_id}".encode()
+        headers = [(CHAIN_HEADER, chain), *kept, (MOVED_FROM, moved)]
+        self._happened(number, event, chain, old_id)
+        return Copy(self._new.audit, Outgoing(record.key, value, headers), record.timestamp)
+
+    def _happened(self, number: int, event: Mapping[str, Any], chain: bytes, old_id: int) -> None:
+        event_id, flow_id = event["id"], event["flow_id"]
+        self.next_ids[number] = event_id + 1
+        if event["kind"] == "pruned":
+            self._tails.pop(flow_id, None)
+        else:
+            self._tails[flow_id] = Tail(chain, event_id, old_id)
+        self._ids[old_id] = event_id
+        self._recent.append((parse_timestamp(event["at"]), old_id))
+
+    def _letter(self, letter: Record, source: Mapping[str, Any]) -> Copy:
+        places = {
+            dead_letters.SOURCE_TOPIC: source["topic"],
+            dead_letters.SOURCE_PARTITION: source["partition"],
+            dead_letters.SOURCE_OFFSET: source["offset"],
+        }
+        headers: list[tuple[str, bytes]] = []
+        left = dict(places)
+        # From the end: a record may have brought the same names itself.
+        for name, value in reversed(list(letter.headers)):
+            if name in left:
+                headers.append((name, str(left.pop(name)).encode()))
+            else:
+                headers.append((name, value))
+        kept = _without(headers[::-1], dead_letters.FORWARDED_FROM)
+        record = Outgoing(letter.key, letter.value, kept)
+        return Copy(self._new.dead_letters, record, letter.timestamp)
+
+    def take_back(self, number: int, record: Record) -> None:
+        """An event that was copied before, when this goes on where it was left."""
+        event = orjson.loads(record.value or b"")
+        headers = dict(record.headers)
+        old_id = int(headers[MOVED_FROM].rpartition(b"/")[2])
+        self._happened(number, event, headers[CHAIN_HEADER], old_id)
+
+    def snapshot(self, record: Record) -> tuple[int, Copy] | None:
+        """What a record of the old `state` becomes, and on which partition; None if nothing: a
+        cursor, or a flow's that is not its newest."""
+        key = (record.key or b"").decode()
+        if key.startswith(CURSOR_PREFIX):
+            return None
+        flow_id, slash, _ = key.partition("/")
+        value = record.value
+        if not slash:
+            tail = self._tails.get(flow_id)
+            snapshot = orjson.loads(value) if value else None
+            if tail is None or snapshot is None or snapshot["last_event_id"] != tail.old_id:
+                return None
+            value = orjson.dumps(
+                snapshot | {"last_event_id": tail.event_id, "chain": tail.chain.hex()}
+            )
+        made = Outgoing(record.key, value, list(record.headers))
+        home = partition_of(flow_id.encode(), self._partitions)
+        return home, Copy(self._new.state, made, record.timestamp)
+
+    def cursor(self, number: int, position: Position, progress: Mapping[str, int]) -> Copy:
+        key, value, _ = cursor_record(number, position)
+        headers = [(PROGRESS, orjson.dumps(progress))]
+        # No time of its own: it is no older than anything that it stands for.
+        return Copy(self._new.state, Outgoing(key, value, headers), -1)
+
+    def _renamed(self, topic: str) -> str:
+        return f"{self._new.prefix}.{topic.rpartition('.')[2]}"
+
+
+def progress_of(headers: Sequence[tuple[str, bytes]]) -> dict[str, int] | None:
+    """How far the old side is copied, as a cursor says."""
+    found = dict(headers).get(PROGRESS)
+    return None if found is None else dict(orjson.loads(found))
+
+
+def _without(headers: Headers, *names: str) -> list[tuple[str, bytes]]:
+    return [(name, value) for name, value in headers if name not in names]

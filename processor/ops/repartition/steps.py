@@ -1,0 +1,165 @@
+"""The old side: each decided record of one partition with all that it caused, in order."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from processor.errors import HistoryLost
+from processor.ops.ports import Extent, Record
+from processor.ops.reading import Stream
+from schemas import dead_letters
+from schemas.outcomes import Verdict
+from schemas.topics import Topics
+from schemas.values import parse_timestamp
+
+OpenStream = Callable[[str, int, int], Stream]
+
+
+class Step(NamedTuple):
+    """One decided record. Where retention took it or its outcome, only its events are left:
+    `source`, `outcome` and `doc` are None, and `events` is one event. `at_ms` orders the steps of
+    different partitions; within one, it never goes back."""
+
+    partition: int
+    at_ms: int
+    source: Record | None
+    outcome: Record | None
+    doc: dict[str, Any] | None
+    events: Sequence[Record]
+    letter: Record | None
+
+    @property
+    def front(self) -> bool:
+        return self.outcome is None
+
+
+class OldPartition:
+    """`extents` are what the topics hold, all of it decided but what lies behind the cursor."""
+
+    def __init__(
+        self, topics: Topics, number: int, extents: Mapping[str, Extent], open_stream: OpenStream
+    ) -> None:
+        self._topics = topics
+        self._number = number
+        self._extents = extents
+        self._open = open_stream
+        self._streams: dict[str, Stream] = {}
+        self._passed: dict[str, int] = {}
+        """The newest offset of each source whose outcome was passed."""
+
+    async def front_end(self) -> int:
+        """The first outcome from which on every outcome still has its command."""
+        outcomes = self._extents[self._topics.outcomes]
+        starts = {t: self._extents[t].start for t in (self._topics.commands, self._topics.control)}
+        end = outcomes.start
+        if any(starts.values()):
+            stream = self._open(self._topics.outcomes, outcomes.start, outcomes.stable)
+            while (record := await stream.take()) is not None:
+                source = orjson.loads(record.value or b"")["source"]
+                if source["offset"] < starts.get(source["topic"], 0):
+                    end = record.offset + 1
+        return end
+
+    async def front(self, end: int) -> AsyncIterator[Step]:
+        """Events whose outcomes lie before `end`, or are gone. To be read to its end before
+        `steps`."""
+        audit = self._stream(self._topics.audit)
+        outcomes = self._stream(self._topics.outcomes)
+        first: int | None = None
+        while (record := await outcomes.head()) is not None:
+            if record.offset >= end:
+                # `steps` begins with it: look further through another stream.
+                first = await self._first_event(record.offset)
+                break
+            await outcomes.take()
+            source = orjson.loads(record.value or b"")["source"]
+            self._passed[source["topic"]] = source["offset"]
+        at_ms = 0
+        while (event := await audit.head()) is not None:
+            doc = orjson.loads(event.value or b"")
+            if first is not None and doc["id"] >= first:
+                return
+            await audit.take()
+            at_ms = max(at_ms, parse_timestamp(doc["at"]))
+            yield Step(self._number, at_ms, None, None, None, [event], None)
+
+    async def _first_event(self, offset: int) -> int | None:
+        """The first event that an outcome from `offset` on names."""
+        stable = self._extents[self._topics.outcomes].stable
+        ahead = self._open(self._topics.outcomes, offset, stable)
+        while (record := await ahead.take()) is not None:
+            doc = orjson.loads(record.value or b"")
+            if doc["verdict"] == Verdict.ACCEPTED and doc["event_ids"]:
+                await ahead.close()
+                return int(doc["event_ids"][0])
+        return None
+
+    async def steps(self) -> AsyncIterator[Step]:
+        """In the order of decision. Raises HistoryLost where the topics do not fit together."""
+        outcomes = self._stream(self._topics.outcomes)
+        at_ms = 0
+        while (record := await outcomes.take()) is not None:
+            doc = orjson.loads(record.value or b"")
+            place = doc["source"]
+            source = await self._at(place["topic"], place["offset"])
+            events = []
+            if doc["verdict"] == Verdict.ACCEPTED:
+                for event_id in doc["event_ids"]:
+                    event = await self._stream(self._topics.audit).take()
+                    if event is None or orjson.loads(event.value or b"")["id"] != event_id:
+                        raise self._apart(f"event {event_id} is not where its outcome says")
+                    events.append(event)
+            letter = None
+            if doc["verdict"] == Verdict.QUARANTINED:
+                letter = await self._letter_of(place)
+            at_ms = max(at_ms, parse_timestamp(doc["at"]))
+            yield Step(self._number, at_ms, source, record, doc, events, letter)
+        if await self._stream(self._topics.audit).take() is not None:
+            raise self._apart("there are events that no outcome names")
+
+    async def undecided(self, topic: str, offset: int) -> AsyncIterator[Record]:
+        """What lies behind the cursor."""
+        start = max(offset, self._extents[topic].start)
+        stream = self._open(topic, start, self._extents[topic].stable)
+        while (record := await stream.take()) is not None:
+            yield record
+
+    async def _at(self, topic: str, offset: int) -> Record:
+        self._passed[topic] = offset
+        stream = self._stream(topic)
+        while (record := await stream.take()) is not None:
+            if record.offset == offset:
+                return record
+            if record.offset > offset:
+                break
+        raise self._apart(f"{topic} has no record at offset {offset}, which was answered")
+
+    async def _letter_of(self, place: Mapping[str, Any]) -> Record | None:
+        """Retention may have taken it: dead letters are kept for less long than outcomes."""
+        letters = self._stream(self._topics.dead_letters)
+        while (head := await letters.head()) is not None:
+            told = dict(head.headers)
+            topic = told.get(dead_letters.SOURCE_TOPIC, b"").decode("utf-8", "replace")
+            offset = int(told.get(dead_letters.SOURCE_OFFSET, b"-1"))
+            if (topic, offset) == (place["topic"], place["offset"]):
+                return await letters.take()
+            if offset > self._passed.get(topic, -1):
+                break  # a later one's
+            await letters.take()  # of what stays behind
+        if self._extents[self._topics.dead_letters].start == 0:
+            raise self._apart(f"{place} has no dead letter")
+        return None
+
+    def _stream(self, topic: str) -> Stream:
+        stream = self._streams.get(topic)
+        if stream is None:
+            extent = self._extents[topic]
+            stream = self._streams[topic] = self._open(topic, extent.start, extent.stable)
+        return stream
+
+    def _apart(self, why: str) -> HistoryLost:
+        return HistoryLost(
+            f"Partition {self._number} of {self._topics.prefix} is not whole: {why}. "
+            "`taskflow verify` says more; nothing was changed there."
+        )
