@@ -547,7 +547,7 @@ class Move:
 
     @asynccontextmanager
     async def _log(self, topics: Topics, number: int) -> AsyncIterator[KafkaLog]:
-        log = KafkaLog(self._settings, number)
+        log = KafkaLog(self._settings, number, topics)
         try:
             yield log
         finally:

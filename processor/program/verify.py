@@ -131,10 +131,13 @@ class KafkaLog:
     """The topics of one partition number. Each that is read has a consumer of its own, so that they
     can be read in step."""
 
-    def __init__(self, settings: Settings, partition: int) -> None:
+    def __init__(self, settings: Settings, partition: int, topics: Topics | None = None) -> None:
+        """`topics`: those of the settings' prefix, unless told."""
         self._connection = connection_options(settings, "verify")
         self._partition = partition
-        self._ends = KafkaHistory(self._connection, partition)
+        # Known from the start: aiokafka learns of others one by one, each with a pause.
+        names = [name for name, _ in topics or Topics(settings.topic_prefix)]
+        self._ends = KafkaHistory(self._connection, partition, topics=names)
         self._reading: list[KafkaHistory] = []
 
     async def extent(self, topic: str) -> Extent:
@@ -149,7 +152,7 @@ class KafkaLog:
     async def read(
         self, topic: str, start: int, end: int
     ) -> AsyncGenerator[Sequence[Record], None]:
-        history = KafkaHistory(self._connection, self._partition)
+        history = KafkaHistory(self._connection, self._partition, topics=[topic])
         self._reading.append(history)
         async for records in history.read(topic, start, end):
             yield records
