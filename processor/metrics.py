@@ -65,6 +65,13 @@ class Metrics:
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
+        self.waited_seconds = Counter(
+            "taskflow_waited_seconds",
+            "Time in which a partition did nothing but wait: for commands, for the broker (a quota "
+            "shows here, too), or for the disk",
+            ("partition", "waits_for"),
+            registry=registry,
+        )
         self.takeover_seconds = Histogram(
             "taskflow_takeover_seconds",
             "Taking over a partition, until its first fetch",
@@ -99,6 +106,18 @@ class Metrics:
         )  # fmt: skip
         self._cached = Gauge(
             "taskflow_cached_flows", "Flows kept in memory", ("partition",), registry=registry
+        )
+        self._in_hand = Gauge(
+            "taskflow_in_hand_records",
+            "Records that were fetched and are not decided yet",
+            ("partition",),
+            registry=registry,
+        )
+        self._in_hand_bytes = Gauge(
+            "taskflow_in_hand_bytes",
+            "Their keys and values",
+            ("partition",),
+            registry=registry,
         )
         self._armed = Gauge(
             "taskflow_timers_armed",
@@ -151,12 +170,16 @@ class Metrics:
         lag: Callable[[], float],
         table_bytes: Callable[[], float],
         cached: Callable[[], float],
+        in_hand: Callable[[], float],
+        in_hand_bytes: Callable[[], float],
     ) -> None:
         """Read these of a partition whenever somebody asks."""
         label = str(partition)
         self._lag.labels(label).set_function(lag)
         self._table_bytes.labels(label).set_function(table_bytes)
         self._cached.labels(label).set_function(cached)
+        self._in_hand.labels(label).set_function(in_hand)
+        self._in_hand_bytes.labels(label).set_function(in_hand_bytes)
 
     def watch_timers(
         self, partition: int, *, armed: Callable[[], float], due: Callable[[], float]
@@ -167,7 +190,10 @@ class Metrics:
         self._due.labels(label).set_function(due)
 
     def unwatch(self, partition: int) -> None:
-        for gauge in (self._lag, self._table_bytes, self._cached, self._armed, self._due):
+        for gauge in (
+            *(self._lag, self._table_bytes, self._cached, self._in_hand, self._in_hand_bytes),
+            *(self._armed, self._due),
+        ):
             with suppress(KeyError):
                 gauge.remove(str(partition))
 

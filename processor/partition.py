@@ -5,7 +5,7 @@ import asyncio
 import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from enum import StrEnum
 from typing import Final, TypeVar
 from uuid import uuid4
@@ -150,7 +150,19 @@ class PartitionOwner:
             lag=lambda: self.lag,
             table_bytes=table.size_bytes,
             cached=lambda: len(self.cache),
+            in_hand=lambda: len(self._pending),
+            in_hand_bytes=lambda: sum(map(_size_bytes, self._pending)),
         )
+
+    @contextmanager
+    def _waiting(self, waits_for: str) -> Iterator[None]:
+        """Count the time as one in which the partition waits for that."""
+        began = self._monotonic()
+        try:
+            yield
+        finally:
+            waited_s = max(0.0, self._monotonic() - began)
+            self._metrics.waited_seconds.labels(str(self.place.partition), waits_for).inc(waited_s)
 
     async def _failed(self, error: Exception) -> None:
         """Note the error and wait a moment; what was in hand is forgotten."""
@@ -243,11 +255,12 @@ class PartitionOwner:
         if not self._pending:
             await self._gather_some()
             wait_s = self._errands.wait_s(self._monotonic())
-            fetched = await self._source.fetch(
-                self.place.partition,
-                max_records=self._batch_max_records,
-                timeout_s=FETCH_WAIT_S if wait_s is None else min(wait_s, FETCH_WAIT_S),
-            )
+            with self._waiting("commands"):
+                fetched = await self._source.fetch(
+                    self.place.partition,
+                    max_records=self._batch_max_records,
+                    timeout_s=FETCH_WAIT_S if wait_s is None else min(wait_s, FETCH_WAIT_S),
+                )
             pending = await self._read(fetched)
             if self._source.generation != self._generation:
                 return  # fetched for an assignment that is over
@@ -306,7 +319,8 @@ class PartitionOwner:
 
     async def _decide(self, table: Table, writer: Writer, due: Due) -> None:
         began_ns = time.time_ns()
-        items, memory = await recall(self._pending, self.cache, table)
+        with self._waiting("disk"):
+            items, memory = await recall(self._pending, self.cache, table)
         # Asked while we decide: the answer comes from another thread.
         untouched = asyncio.ensure_future(table.untouched())
         try:
@@ -316,7 +330,8 @@ class PartitionOwner:
         if not in_our_hands:
             raise TableDistrusted("another hand wrote to the table; it is filled anew")
         if batch.forwards:
-            refused = await self._forwarder.forward(batch.forwards)
+            with self._waiting("broker"):
+                refused = await self._forwarder.forward(batch.forwards)
             if refused:
                 batch = await self._handle(items, memory, refused)
         for record, fault in batch.faults:
@@ -388,7 +403,7 @@ class PartitionOwner:
             topics.dead_letters: batch.dead_letters,
             topics.control: errands,
         }
-        with self._metrics.commit_seconds.time():
+        with self._metrics.commit_seconds.time(), self._waiting("broker"):
             written = await writer.write({t: r for t, r in records.items() if r})
         self._source.decided(self.place.partition, batch.position)
         batch.changes.forget_before_ms = self._forget_before_ms(batch)
@@ -398,7 +413,7 @@ class PartitionOwner:
             written.ends.get(topics.outcomes, self._stored.outcomes),
             max(batch.newest_ms, self._stored.as_of_ms),
         )
-        with self._metrics.table_seconds.time():
+        with self._metrics.table_seconds.time(), self._waiting("disk"):
             await table.write(batch.changes, before=self._stored, after=after)
         self._stored = after
         self._next_number += len(batch.changes.inserted)
@@ -457,6 +472,11 @@ def _sliced(items: Sequence[T]) -> Iterator[Sequence[T]]:
     whose transactions would otherwise wait for a whole batch of ours at each of their steps."""
     for start in range(0, len(items), AT_ONCE):
         yield items[start : start + AT_ONCE]
+
+
+def _size_bytes(item: Decoded) -> int:
+    """Of a record's key and value."""
+    return len(item.record.key or b"") + len(item.record.value or b"")
 
 
 def _claim(stored: Stored | None) -> Position:

@@ -381,6 +381,7 @@ class Stage:
         self.errors: list[str] = []
         """What went wrong, in order, by the names of the errors."""
         self.monotonic_s = 1000.0
+        self.metrics = Metrics()
 
     def later(self, ms: int) -> None:
         """Time passes, by all clocks; the owner notices."""
@@ -401,7 +402,7 @@ class Stage:
             open_table=lambda: self._open(self.state_dir, owner),
             new_writer=self._new_writer,
             new_history=self._new_history,
-            metrics=Metrics(),
+            metrics=self.metrics,
             clock=lambda: self.kafka.now_ms / 1000,
             monotonic=lambda: self.monotonic_s,
             **defaults | how,

@@ -1,0 +1,78 @@
+"""What an owner takes in while broker or disk are slow, and how that is seen from outside."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from tests.support.memory_kafka import PATIENCE_S
+from tests.support.scripted import Point, Stage
+from tests.unit.commands import create
+
+SLOW_S = 30.0
+
+
+def waited_s(stage: Stage, waits_for: str) -> float:
+    labels = {"partition": "0", "waits_for": waits_for}
+    return stage.metrics.registry.get_sample_value("taskflow_waited_seconds_total", labels) or 0.0
+
+
+def metric(stage: Stage, name: str) -> float | None:
+    return stage.metrics.registry.get_sample_value(name, {"partition": "0"})
+
+
+@pytest.mark.parametrize(
+    ("point", "waits_for"),
+    [
+        (Point.COMMIT, "broker"),
+        (Point.FORWARD, "broker"),
+        (Point.WRITE, "disk"),
+        (Point.LOAD, "disk"),
+        (Point.FETCH, "commands"),
+    ],
+)
+async def test_what_is_waited_for_is_told(stage: Stage, point: Point, waits_for: str) -> None:
+    stage.place = replace(stage.place, partitions=2)  # so that some are to be forwarded
+
+    def slow() -> None:
+        stage.monotonic_s += SLOW_S
+
+    async with stage.running():
+        await stage.quiet()
+        stage.script.at(point, slow)
+        stage.kafka.send(*(create(number) for number in range(6)))
+        await stage.quiet()
+
+    assert waited_s(stage, waits_for) == SLOW_S
+    others = {"broker", "disk", "commands"} - {waits_for}
+    assert {waited_s(stage, other) for other in others} == {0.0}
+
+
+@pytest.mark.parametrize("point", [Point.COMMIT, Point.WRITE])
+async def test_while_broker_or_disk_are_slow_nothing_more_is_fetched(
+    stage: Stage, point: Point
+) -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hang() -> None:
+        reached.set()
+        await go_on.wait()
+
+    async with stage.running(batch_max_records=4):
+        await stage.quiet()
+        stage.script.at(point, hang)
+        stage.kafka.send(*(create(number) for number in range(100)))
+        await asyncio.wait_for(reached.wait(), PATIENCE_S)
+        fetches = stage.script.passed[Point.FETCH]
+        stage.kafka.send(*(create(number) for number in range(100, 200)))
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+        assert stage.script.passed[Point.FETCH] == fetches
+        assert metric(stage, "taskflow_in_hand_records") == 4
+        assert 4 * 200 < (metric(stage, "taskflow_in_hand_bytes") or 0) < 4 * 1000
+        go_on.set()
+        await stage.quiet()
+        assert metric(stage, "taskflow_in_hand_records") == 0
+    assert metric(stage, "taskflow_in_hand_records") is None, "nobody owns it any more"
+    assert len(stage.kafka.outcomes) == 200
