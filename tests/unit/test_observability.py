@@ -140,6 +140,15 @@ def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, Any]):
     assert of_a_label <= set().union(*SERIES.values())
 
 
+def test_the_runbook_has_the_pages_that_are_named():
+    runbook = (ROOT / "processor" / "ops" / "README.md").read_text("utf-8")
+    headings = re.findall(r"^#+ (.*)$", runbook, re.MULTILINE)
+    pages = {heading.lower().replace(" ", "-") for heading in headings}
+    named = re.findall(r"\(\.\./ops/README\.md#([\w-]+)\)", README)
+    assert named
+    assert set(named) <= pages
+
+
 def test_names_are_given_once():
     names = [rule["alert"] for rule in RULES]
     ids = [panel["id"] for panel in BOARD["panels"]]
