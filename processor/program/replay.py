@@ -34,7 +34,7 @@ app = typer.Typer(
 HISTORY = typer.Argument(
     None, help="A file that `taskflow replay export` wrote; without one, the topics."
 )
-NEW_FILE = typer.Argument(..., help="Where to: a new file, such as history.jsonl.gz.")
+NEW_FILE = typer.Argument(..., help="Where to: a new file, such as history.gz.")
 SINCE = typer.Option(
     None,
     "--since",
@@ -76,7 +76,7 @@ def check(
 
     A pipe gets one JSON object: ok, compared, differences by kind, the first of each sort.
 
-    Example: `taskflow replay check history.jsonl.gz`
+    Example: `taskflow replay check history.gz`
 
     Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_DEDUPE_WINDOW,
     TASKFLOW_TIMER_MAX_HORIZON, TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
@@ -132,10 +132,10 @@ def export(
     """Write a history to a file, for `taskflow replay check` anywhere and at any time.
 
     It holds commands and all that was written about them, with the settings that decide:
-    compressed JSON lines, which say by themselves what they are. What commands hold is in it:
-    keep it as you keep the topics. It takes its name once it is whole.
+    compressed lines, which say by themselves what they are. What commands hold is in it: keep it
+    as you keep the topics. It takes its name once it is whole.
 
-    Example: `taskflow replay export golden.jsonl.gz --since 1h`
+    Example: `taskflow replay export golden.gz --since 1h`
 
     Settings: as for `replay check`.
     """

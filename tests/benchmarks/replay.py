@@ -91,7 +91,7 @@ def measure(path: Path) -> Iterator[str]:
 
 def report(count: int = 200_000) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as home:
-        path = Path(home) / "history.jsonl.gz"
+        path = Path(home) / "history.gz"
         history = random_history(
             count, seed=7, partitions=PARTITIONS, transaction_max=TRANSACTION_MAX
         )

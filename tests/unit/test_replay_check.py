@@ -575,7 +575,7 @@ def test_this_version_decides_as_the_golden_histories_have_it(
 def test_a_difference_is_exit_code_1_and_shown_to_people(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    path = GOLDEN / "random.jsonl.gz"
+    path = GOLDEN / "random.gz"
     monkeypatch.setattr(program, "for_people", lambda json: not json)
 
     assert main(["replay", "check", str(path), "--window", "1s"]) == REFUSED
@@ -591,7 +591,7 @@ def test_processes_share_the_partitions_out(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.undo()
-    path = str(GOLDEN / "random.jsonl.gz")
+    path = str(GOLDEN / "random.gz")
     reports = []
     for options in ([], ["--processes", "2"]):
         assert main(["replay", "check", path, "--window", "1s", *options]) == REFUSED
@@ -608,11 +608,11 @@ def test_processes_share_the_partitions_out(
     ("arguments", "code", "about"),
     [
         (["check", "nowhere.gz"], WRONG_USE, "nowhere.gz is no file."),
-        (["check", str(GOLDEN / "random.jsonl.gz"), "--since", "1h"], WRONG_USE, "taken whole"),
-        (["check", str(GOLDEN / "random.jsonl.gz"), "--partition", "9"], WRONG_USE, "partition 9"),
-        (["check", str(GOLDEN / "random.jsonl.gz"), "--window", "x"], WRONG_USE, "--window is"),
+        (["check", str(GOLDEN / "random.gz"), "--since", "1h"], WRONG_USE, "taken whole"),
+        (["check", str(GOLDEN / "random.gz"), "--partition", "9"], WRONG_USE, "partition 9"),
+        (["check", str(GOLDEN / "random.gz"), "--window", "x"], WRONG_USE, "--window is"),
         (["check", str(GOLDEN / "README.md")], REFUSED, "cannot be read as a history"),
-        (["export", str(GOLDEN / "random.jsonl.gz")], REFUSED, "is there already"),
+        (["export", str(GOLDEN / "random.gz")], REFUSED, "is there already"),
         (["export", "no/where/history.gz"], WRONG_USE, "no/where is no directory."),
     ],
 )

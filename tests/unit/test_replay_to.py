@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processor.cli import WRONG_USE, main
@@ -95,6 +95,7 @@ async def test_each_event_is_as_it_was_with_one_header_more():
     assert target.positions == {p: HISTORY.end("audit", p) for p in range(PARTITIONS)}
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=6))
 async def test_a_run_that_is_killed_goes_on_without_a_gap_and_without_a_double(kills):
     target = Target()

@@ -13,6 +13,7 @@ import orjson
 
 from processor.batch import Outgoing, new_outgoing
 from processor.codec import Headers, Record
+from processor.ops.replay.file_writer import trace_of
 from processor.ops.replay.recorded import (
     FORMAT,
     Beginning,
@@ -24,6 +25,7 @@ from processor.ops.replay.recorded import (
 )
 from processor.ops.replay.store import Store, read_known
 from processor.rows import Remembered
+from schemas.events import CHAIN_HEADER
 from schemas.flow import FlowStatus
 from schemas.outcomes import Code
 from schemas.topics import COMMANDS, CONTROL
@@ -176,7 +178,7 @@ class FilePartition:
                 self._first = line
                 return
             else:
-                batch.append(_decided(orjson.loads(line), names, self.number))
+                batch.append(_decided(orjson.loads(line), self._lines, names, self.number))
             line = next(self._lines)
 
     async def snapshots(self) -> AsyncIterator[Sequence[Snapshot]]:
@@ -192,40 +194,45 @@ class FilePartition:
         return self._waking
 
 
-def _decided(doc: dict[str, Any], names: Mapping[str, str], partition: int) -> Decided:
-    get = doc.get
-    key, value, headers = doc["key"], doc["value"], get("headers")
-    # Nearly all are texts; a call for each would take as long as the rest.
-    key = key.encode() if type(key) is str else _bytes(key)
+def _decided(
+    doc: dict[str, Any], lines: Iterator[bytes], names: Mapping[str, str], partition: int
+) -> Decided:
+    """file_writer.py says how it looks. Values are lines, with a tab before them."""
+    key = _bytes(doc["key"])
+    headers: Headers = ()
+    trace: Headers = ()
+    if "headers" in doc:
+        headers = _headers(doc["headers"])
+        trace = trace_of(headers)
     source = Source(
         names[doc["topic"]],
         partition,
         doc["offset"],
         doc["at"],
         key,
-        value.encode() if type(value) is str else _bytes(value),
-        () if headers is None else _headers(headers),
+        _bytes(doc["value"]) if "value" in doc else next(lines)[1:-1],
+        headers,
     )
-    events, letter = get("events"), get("letter")
-    return _new_decided(
-        (
-            source,
-            _outgoing(doc["outcome"], key),
-            () if events is None else [_outgoing(event, key) for event in events],
-            None if letter is None else _outgoing(letter, key),
-        )
-    )
+    if "outcome" in doc:
+        outcome = _odd(doc["outcome"], lines)
+    else:
+        outcome = new_outgoing((key, next(lines)[1:-1], trace))
+    events: Sequence[Outgoing] = ()
+    if "events" in doc:
+        events = [
+            new_outgoing((key, next(lines)[1:-1], [(CHAIN_HEADER, bytes.fromhex(event)), *trace]))
+            if type(event) is str
+            else _odd(event, lines)
+            for event in doc["events"]
+        ]
+    letter = _odd(doc["letter"], lines) if "letter" in doc else None
+    return _new_decided((source, outcome, events, letter))
 
 
-def _outgoing(doc: Sequence[Any], key: bytes | None) -> Outgoing:
-    value, count = doc[0], len(doc)
-    return new_outgoing(
-        (
-            _bytes(doc[2]) if count > 2 else key,
-            value.encode() if type(value) is str else _bytes(value),
-            _headers(doc[1]) if count > 1 else (),
-        )
-    )
+def _odd(doc: Mapping[str, Any], lines: Iterator[bytes]) -> Outgoing:
+    """A record that is not all as usual."""
+    value = _bytes(doc["value"]) if "value" in doc else next(lines)[1:-1]
+    return Outgoing(_bytes(doc["key"]), value, _headers(doc["headers"]))
 
 
 def _headers(doc: Sequence[Any]) -> Headers:
