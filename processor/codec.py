@@ -43,6 +43,19 @@ class Record(Protocol):
     headers: Headers
 
 
+@dataclass(slots=True)
+class Draft:
+    """A record that is not written yet, to be read as the processor would."""
+
+    key: bytes | None
+    value: bytes | None
+    topic: str = ""
+    partition: int = 0
+    offset: int = 0
+    timestamp: int = 0
+    headers: Headers = ()
+
+
 class Readable(NamedTuple):
     """A record that passed checks 1 to 5. `digest` is the command's, 16 bytes."""
 

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from processor.client.errors import InvalidCommand
-from processor.codec import Headers, Readable, decode, encode
+from processor.codec import Draft, Readable, decode, encode
 from schemas import Command, instant
 from schemas.commands import CommandBase
 
@@ -39,7 +38,7 @@ def prepare(
         raise InvalidCommand(f"The command is not JSON: {error}.") from None
     if b"null" in value and _has_nonfinite(fields):
         raise InvalidCommand("The command is not JSON: a number is NaN or infinite.")
-    read = decode(_Draft(key, value))
+    read = decode(Draft(key, value))
     if isinstance(read, Readable):
         return Prepared(read.command, key, value, read.digest.hex())
     raise InvalidCommand(
@@ -55,19 +54,6 @@ def as_mapping(command: Command | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(command, CommandBase):
         return {**command.model_dump(mode="json", exclude_unset=True), "kind": command.kind}
     return dict(command)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A record that is not written yet, as the codec wants it."""
-
-    key: bytes | None
-    value: bytes | None
-    topic: str = ""
-    partition: int = 0
-    offset: int = 0
-    timestamp: int = 0
-    headers: Headers = ()
 
 
 def _has_nonfinite(value: Any) -> bool:

@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from json import JSONDecoder
 from typing import Final, NamedTuple
 
 import orjson
 
-from processor.codec import Headers, Unreadable, decode
+from processor.codec import Draft, Unreadable, decode
 from processor.ops.paths import Path, parse, written
 from schemas.outcomes import Code
 from schemas.values import COMMAND_MAX_BYTES, DEPTH_MAX, NUMBER_MAX
@@ -36,22 +35,9 @@ class Diagnosis(NamedTuple):
     faults: list[Fault]
 
 
-@dataclass(slots=True)
-class _Draft:
-    """A record, as the codec wants it."""
-
-    key: bytes | None
-    value: bytes | None
-    topic: str = ""
-    partition: int = 0
-    offset: int = 0
-    timestamp: int = 0
-    headers: Headers = ()
-
-
 def diagnose(key: bytes | None, value: bytes | None) -> Diagnosis:
     """By the processor's own checks 1 to 5."""
-    read = decode(_Draft(key, value))
+    read = decode(Draft(key, value))
     if not isinstance(read, Unreadable):
         return Diagnosis(None, [])
     faults: list[Fault] = []

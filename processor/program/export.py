@@ -2,23 +2,19 @@
 
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
-from aiokafka.errors import OffsetOutOfRangeError
 
-from processor.adapters.kafka.connection import connection_options
-from processor.adapters.kafka.errors import explained
 from processor.adapters.kafka.history import KafkaHistory
 from processor.adapters.sqlite.export import Export, exporting
 from processor.batch import Place
 from processor.client.reader import count_partitions
+from processor.program.histories import open_history
 from processor.program.output import console, for_people, say, somebody_to_ask, table, write_json
 from processor.program.progress import Bar, progress_bar
-from processor.program.running import Refused, WrongUse, run, settings_and_logs
+from processor.program.running import WrongUse, run, settings_and_logs
 from processor.repair import standing_of, still
 from processor.settings import Settings
 from schemas.topics import Topics
@@ -76,7 +72,7 @@ async def _export(settings: Settings, file: Path) -> dict[str, int]:
         made.about(settings.topic_prefix, count, instant(time.time_ns() // 1_000_000))
         for number in range(count):
             place = Place(number, count, names, settings.dedupe_window_ms)
-            async with _history(settings, number) as history:
+            async with open_history(settings, number, "export") as history:
                 await _partition(made, place, history, bar)
         return made.counts()
 
@@ -94,19 +90,3 @@ async def _partition(made: Export, place: Place, history: KafkaHistory, bar: Bar
         made.state(place.partition, records)
     async for records in view.read(place.topics.audit, *extents[place.topics.audit]):
         made.events(records)
-
-
-@asynccontextmanager
-async def _history(settings: Settings, number: int) -> AsyncIterator[KafkaHistory]:
-    history = KafkaHistory(
-        connection_options(settings, "export"),
-        number,
-        topics=[name for name, _ in Topics(settings.topic_prefix)],
-    )
-    try:
-        with explained(settings):
-            yield history
-    except OffsetOutOfRangeError as error:
-        raise Refused(f"Retention took what was just to be read ({error}); ask again.") from error
-    finally:
-        await history.close()

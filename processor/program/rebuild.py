@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from aiokafka.errors import OffsetOutOfRangeError
 
 from processor.adapters.kafka.connection import compression_type, connection_options
-from processor.adapters.kafka.errors import explained
-from processor.adapters.kafka.history import KafkaHistory
 from processor.adapters.kafka.writer import TransactionalWriter, producers_stopped
 from processor.adapters.sqlite import (
     FlowTable,
@@ -37,6 +34,7 @@ from processor.adapters.sqlite.files import copy, put_in_place
 from processor.batch import Outgoing, Place
 from processor.errors import TableDistrusted
 from processor.ports import Extent
+from processor.program.histories import open_history
 from processor.program.output import console, for_people, say, somebody_to_ask, table, write_json
 from processor.program.running import Refused, WrongUse, run, settings_and_logs
 from processor.repair import (
@@ -303,7 +301,7 @@ async def _make_one(
     place = _place(settings, number)
     live = table_path(settings.state_dir, settings.topic_prefix, number)
     built = scratch / live.name
-    async with _history(settings, number) as history:
+    async with open_history(settings, number, "rebuild") as history:
         view = await still(place, history, progress.heard)
         topics = (place.topics.outcomes, f"{settings.topic_prefix}.{source}")
         progress.begin(f"partition {number}", [view.extents[topic] for topic in topics])
@@ -386,7 +384,7 @@ def _partitions(count: int) -> str:
 async def _plan_skips(settings: Settings, numbers: Sequence[int]) -> dict[int, Skip]:
     plans = {}
     for number in numbers:
-        async with _history(settings, number) as history:
+        async with open_history(settings, number, "rebuild") as history:
             plan = await plan_skip(_place(settings, number), history)
         if plan is not None:
             plans[number] = plan
@@ -395,7 +393,10 @@ async def _plan_skips(settings: Settings, numbers: Sequence[int]) -> dict[int, S
 
 async def _skip(settings: Settings, plans: Mapping[int, Skip]) -> None:
     for number, plan in plans.items():
-        async with _history(settings, number) as history, _writers(settings, number) as new_writer:
+        async with (
+            open_history(settings, number, "rebuild") as history,
+            _writers(settings, number) as new_writer,
+        ):
             await skip(_place(settings, number), history, new_writer, plan)
 
 
@@ -425,7 +426,7 @@ def _restore_state(settings: Settings, number: int, show: Show, ask: Ask) -> Non
 
 async def _plan_restoration(settings: Settings, number: int, built: Path) -> Restoration | None:
     place = _place(settings, number)
-    async with _history(settings, number) as history, _progress() as progress:
+    async with open_history(settings, number, "rebuild") as history, _progress() as progress:
         view = await still(place, history, progress.heard)
         extents = [view.extents[topic] for topic in (place.topics.audit, place.topics.state)]
         progress.begin(f"partition {number}: folding", extents)
@@ -435,7 +436,7 @@ async def _plan_restoration(settings: Settings, number: int, built: Path) -> Res
 
 async def _restore(settings: Settings, number: int, plan: Restoration, rows: Dump) -> None:
     async with (
-        _history(settings, number) as history,
+        open_history(settings, number, "rebuild") as history,
         _writers(settings, number) as new_writer,
         _progress() as progress,
     ):
@@ -461,23 +462,6 @@ def _snapshots(rows: Dump) -> Iterator[Outgoing]:
 def _place(settings: Settings, number: int) -> Place:
     topics = Topics(settings.topic_prefix)
     return Place(number, settings.partitions, topics, settings.dedupe_window_ms)
-
-
-@asynccontextmanager
-async def _history(settings: Settings, number: int) -> AsyncIterator[KafkaHistory]:
-    """Raises BrokerUnreachable also out of the block, and Refused if retention was faster."""
-    history = KafkaHistory(
-        connection_options(settings, "rebuild"),
-        number,
-        topics=[name for name, _ in Topics(settings.topic_prefix)],
-    )
-    try:
-        with explained(settings):
-            yield history
-    except OffsetOutOfRangeError as error:
-        raise Refused(f"Retention took what was just to be read ({error}); ask again.") from error
-    finally:
-        await history.close()
 
 
 @asynccontextmanager

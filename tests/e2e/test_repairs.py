@@ -16,8 +16,7 @@ from aiokafka import AIOKafkaProducer
 from processor.adapters.kafka.copier import Copier
 from processor.broker import EmbeddedBroker
 from processor.client import FlowClient
-from processor.program import repartition as program
-from processor.program import sending
+from processor.program import filling, sending
 from processor.settings import Settings
 from tests.support.load import Load
 from tests.support.shell import Shell, worker_beside
@@ -254,12 +253,20 @@ def test_four_partitions_become_seven_and_nothing_is_lost(
     assert (plan["from"], plan["to"], plan["goes_on"]) == (4, 7, False)
 
     # Killed amid the history, it goes on where it was.
-    monkeypatch.setattr(program, "STEPS_AT_ONCE", 50)
+    monkeypatch.setattr(filling, "STEPS_AT_ONCE", 50)
     with monkeypatch.context() as killed:
         killed.setattr(Copier, "copy", _killed_after(11))
         with pytest.raises(Killed):
             taskflow(*move, "--carry-undecided", "--yes")
     assert taskflow(*move, "--check", code=1) == []
+    there = Shell(new, monkeypatch, taskflow.capsys)
+    assert {line["what"] for line in there("topics", "check", code=1)} == {"message.timestamp.type"}
+    # A producer that was not paused: nothing is opened, and what it wrote goes along next time.
+    taskflow = Shell(old, monkeypatch, taskflow.capsys)
+    with monkeypatch.context() as unpaused:
+        unpaused.setattr(filling.Filling, "run", _while_somebody_writes(old, late, load))
+        taskflow(*move, "--carry-undecided", "--yes", code=1)
+        assert "The old side went on meanwhile" in taskflow.told
     _, result = taskflow(*move, "--carry-undecided", "--yes")
     assert (result["differences"], result["flows"] > 10) == (0, True)
     (again,) = taskflow(*move, "--carry-undecided", "--yes")  # harmless: it compares
@@ -296,6 +303,19 @@ def _killed_after(count: int) -> Any:
         await copy(self, *arguments)
 
     return copy_or_die
+
+
+def _while_somebody_writes(settings: Settings, late: list[Any], load: Load) -> Any:
+    fill = filling.Filling.run
+
+    async def fill_and_be_late(self: Any) -> None:
+        await fill(self)
+        late.append(load.next())
+        topic, key, value = late[-1]
+        async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+            await producer.send_and_wait(f"{settings.topic_prefix}.{topic}", value, key=key)
+
+    return fill_and_be_late
 
 
 def resend(settings: Settings, command: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_every_link_leads_somewhere():
         ROOT / "README.md",
         *(
             ROOT / room / "README.md"
-            for room in ("processor", "processor/observability", "schemas")
+            for room in ("processor", "processor/observability", "processor/ops", "schemas")
         ),
     ):
         for target in LINK.findall(page.read_text("utf-8")):

@@ -11,8 +11,7 @@ from processor.batch import first_event_id
 from processor.ops.reading import Stream
 from processor.ops.repartition.comparing import Side
 from processor.ops.repartition.rewriting import MOVED_FROM, Copy, Rewriter, progress_of
-from processor.ops.repartition.steps import OldPartition, Step
-from processor.program.repartition import merged_by_time
+from processor.ops.repartition.steps import OldPartition, Step, merged_by_time
 from processor.rows import Position
 from tests.support.histories import random_history
 from tests.support.partition import Appended
@@ -106,7 +105,7 @@ def differences(old: Recorded, new: Recorded) -> list[str]:
 async def test_the_new_side_verifies_and_has_the_same_flows_and_history(
     seed: int, count: int, to: int
 ):
-    old = random_history(1_500, seed=seed, partitions=count)
+    old = random_history(800, seed=seed, partitions=count)
     assert (await old.verify(at_rest=False)).ok
 
     new = await moved(old, to)
@@ -126,7 +125,7 @@ SOURCES = ("commands", "control")
 
 
 async def test_what_retention_took_stays_behind_and_history_does_not():
-    old = random_history(1_500, seed=4, partitions=4)
+    old = random_history(800, seed=4, partitions=4)
     for q in (0, 2):
         commands = old.of("commands", q)
         old.records["commands", q] = commands[len(commands) // 2 :]

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from processor import tracing
 from processor.batch import Outgoing
-from processor.client.preparation import _Draft, prepare
-from processor.codec import decode
+from processor.client.preparation import prepare
+from processor.codec import Draft, decode
 from processor.tracing import ProducerTraces, WorkerTraces, producer_traces, worker_traces
 from schemas.events import TRACEPARENT_HEADER
 
@@ -41,7 +41,7 @@ def decided(provider: TracerProvider, *headers: bytes | None, value: bytes | Non
     prepared = prepare(COMMAND, now_ms=0, expires_after_ms=None)
     items = [
         decode(
-            _Draft(
+            Draft(
                 prepared.key,
                 prepared.value if value is None else value,
                 topic="taskflow.commands",

@@ -163,3 +163,21 @@ class OldPartition:
             f"Partition {self._number} of {self._topics.prefix} is not whole: {why}. "
             "`taskflow verify` says more; nothing was changed there."
         )
+
+
+async def merged_by_time(streams: Sequence[AsyncIterator[Step]]) -> AsyncIterator[Step]:
+    """By time, each stream in its own order."""
+    heads = {n: head async for n, head in _firsts(streams)}
+    while heads:
+        first = min(heads, key=lambda n: (heads[n].at_ms, n))
+        yield heads.pop(first)
+        following = await anext(streams[first], None)
+        if following is not None:
+            heads[first] = following
+
+
+async def _firsts(streams: Sequence[AsyncIterator[Step]]) -> AsyncIterator[tuple[int, Step]]:
+    for number, stream in enumerate(streams):
+        head = await anext(stream, None)
+        if head is not None:
+            yield number, head

@@ -1,0 +1,52 @@
+"""What the doctor asks a real broker for."""
+
+from pathlib import Path
+
+from aiokafka import AIOKafkaProducer
+
+from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.inspection import api_versions, hanging, rights
+from processor.broker import EmbeddedBroker
+from processor.ops.doctor import DESCRIBE_CONFIGS, READ, WRITE
+from processor.settings import Settings
+from schemas.topics import Topics
+
+
+async def test_rights_versions_and_an_open_transaction(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+):
+    settings = Settings(
+        bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=2, state_dir=tmp_path
+    )
+    names = Topics(prefix)
+    await create_topics(settings)
+
+    for name, (ours, theirs) in (await api_versions(settings)).items():
+        assert theirs is not None, name
+        assert ours[0] <= theirs[1], name
+        assert theirs[0] <= ours[1], name
+
+    told = await rights(settings)
+    assert told.topics.keys() == {name for name, _ in names}
+    for operations in told.topics.values():
+        assert operations is not None
+        assert all(operations & 1 << one for one in (READ, WRITE, DESCRIBE_CONFIGS))
+    assert told.members in (0, None)  # None as long as no group was ever made there
+    assert told.transactional_id is None
+
+    everywhere = [(name, number) for name, _ in names for number in range(2)]
+    assert await hanging(settings, everywhere) == []
+    producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap, transactional_id=prefix)
+    await producer.start()
+    try:
+        async with producer.transaction():
+            await producer.send_and_wait(names.audit, b"x", partition=1)
+        await producer.begin_transaction()
+        written = await producer.send_and_wait(names.audit, b"y", partition=1)
+        (one,) = await hanging(settings, everywhere)
+        assert (one.topic, one.partition, one.offset) == (names.audit, 1, written.offset)
+        assert one.since_ms == written.timestamp
+        await producer.abort_transaction()
+        assert await hanging(settings, everywhere) == []
+    finally:
+        await producer.stop()
