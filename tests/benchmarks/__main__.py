@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import os
 import platform
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ import psutil
 import uvloop
 
 from processor.broker import embedded_broker
-from tests.benchmarks import latency, replay, stages, takeover, throughput, timers
+from tests.benchmarks import latency, stages, takeover, throughput, timers
 
 
 def machine() -> str:
@@ -64,8 +65,9 @@ async def main(chosen: argparse.Namespace) -> None:
     if chosen.timers_only is None and not chosen.takeover_only:
         await commands(chosen.commands, chosen.seconds, chosen.runs)
         print("\nRecorded commands through `taskflow replay check`, from a file:\n", flush=True)
-        for line in await asyncio.to_thread(lambda: [*replay.report()]):
-            print(line, flush=True)
+        # A process of its own, as the program is: it has a loop and processes of its own.
+        command = (sys.executable, "-m", "tests.benchmarks.replay")
+        await (await asyncio.create_subprocess_exec(*command)).wait()
         print()
     if not chosen.takeover_only:
         async for line in timers.report(

@@ -349,6 +349,27 @@ async def test_a_wake_that_is_not_asked_for_any_more_shows(
     assert 0 <= undecided <= PARTITIONS
 
 
+async def test_a_flow_that_is_cancelled_in_the_same_transaction_needs_no_wake(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    recorded = Recorded()
+    about = {"controller_id": "c", "goal": "g", "requester_origin": "r"}
+    recorded.send(("commands", document("create_mirrored", **about)))
+    recorded.send(
+        ("commands", document("set_waiting", wait=manual())),
+        ("commands", document("request_cancel")),
+        ("commands", document("cancel")),
+        ("commands", document("finish")),
+    )
+    # So that each command of the transaction is looked at by itself.
+    monkeypatch.setattr(handler_module.messages, "refused", lambda *_: "No.")
+
+    findings = await check(recorded)
+
+    assert touched(findings) == {("commands", 0, 4)}
+    assert set(findings.kinds) == {("finish", "outcome", "changed")}
+
+
 async def test_an_exception_is_a_difference_of_its_record(
     history: Recorded, monkeypatch: pytest.MonkeyPatch
 ):

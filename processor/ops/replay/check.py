@@ -134,8 +134,13 @@ class Check:
             if asked:
                 self._ask(asked, decided, items)
         else:
+            asked_before = self._asked.keys() | ()
             for one, item in zip(decided, items, strict=True):
                 self._one(one, item)
+            # A transaction sends a wake only for what still waits when it ends.
+            for flow_id in self._asked.keys() - asked_before:
+                if not self._waits_for_wake(flow_id):
+                    del self._asked[flow_id]
         self._excused = {f for f in self._excused if self._waits_for_wake(f)}
         self._count_up(decided, items)
 
@@ -388,7 +393,7 @@ class Check:
         records["events"] += sum(len(one.events) for one in decided)
         records["dead_letters"] += sum(one.letter is not None for one in decided)
         self._count += len(decided)
-        if self._count >= FORGET_EVERY:
+        if decided and self._count >= FORGET_EVERY:
             self._count = 0
             self._newest_ms = max(self._newest_ms, decided[-1].record.timestamp)
             self._store.forget(self._newest_ms - self._place.dedupe_window_ms - LAG_MAX_MS)
