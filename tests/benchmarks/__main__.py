@@ -3,47 +3,34 @@
 import argparse
 import asyncio
 import os
-import platform
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import uvloop
 
 from processor.broker import embedded_broker
 from tests.benchmarks import latency, stages, takeover, throughput, timers
-
-
-def machine() -> str:
-    """Where and with what the figures were measured."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    memory_gib = psutil.virtual_memory().total / 2**30
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("aiokafka", "pydantic", "orjson"))
-    return (
-        f"{os.cpu_count()} cores ({model}), {memory_gib:.0f} GiB, {platform.system()}, "
-        f"Python {platform.python_version()}, Apache Kafka 4.3.1 on the same machine, {libraries}"
-    )
+from tests.benchmarks.running import machine
 
 
 async def commands(count: int, seconds: int, runs: int) -> None:
     print("CPU µs of an update that is accepted, by stage:\n")
     print(stages.report(await stages.measure()) + "\n", flush=True)
-    print("One worker, 4 partitions, 20,000 flows; CPU seconds per 100,000 commands:\n")
-    print("| commands | wall s | commands/s | worker CPU s | broker CPU s | peak MiB |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    for _ in range(runs):
+    print(
+        "One worker, 4 partitions, 20,000 flows; CPU seconds per 100,000 commands; CPU and "
+        "memory of all its processes together:\n"
+    )
+    print("| processes | commands | wall s | commands/s | worker CPU s | broker CPU s | peak MiB |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    for processes in (1, 2) * runs:
         with tempfile.TemporaryDirectory() as home:
             async with embedded_broker() as broker:
-                r = await throughput.measure(Path(home), broker, count=count)
+                r = await throughput.measure(Path(home), broker, count=count, processes=processes)
                 print(
-                    f"| {r['commands']:,.0f} | {r['wall_s']:.1f} | {r['rate_per_s']:,.0f} | "
-                    f"{r['worker_cpu_s']:.2f} | {r['broker_cpu_s']:.2f} | {r['peak_mib']:.0f} |",
+                    f"| {processes} | {r['commands']:,.0f} | {r['wall_s']:.1f} | "
+                    f"{r['rate_per_s']:,.0f} | {r['worker_cpu_s']:.2f} | {r['broker_cpu_s']:.2f} | "
+                    f"{r['peak_mib']:.0f} |",
                     flush=True,
                 )
     print("\nFrom send to outcome at 1,000 commands/s through FlowClient, ms:\n")

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import platform
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,21 @@ from aiokafka import AIOKafkaProducer
 from processor.adapters.kafka.admin import create_topics
 from processor.settings import Settings
 from schemas.topics import Topics
+
+
+def machine() -> str:
+    """Where and with what the figures were measured."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    memory_gib = psutil.virtual_memory().total / 2**30
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("aiokafka", "pydantic", "orjson"))
+    return (
+        f"{os.cpu_count()} cores ({model}), {memory_gib:.0f} GiB, {platform.system()}, "
+        f"Python {platform.python_version()}, Apache Kafka 4.3.1 on the same machine, {libraries}"
+    )
 
 
 @asynccontextmanager
@@ -43,6 +60,13 @@ async def running_worker(
 
 async def publish(settings: Settings, commands: Iterable[tuple[int, str, bytes]]) -> None:
     """Write `commands` (partition, flow id, value) as fast as Kafka takes them."""
+    await publish_to(settings, Topics(settings.topic_prefix).commands, commands)
+
+
+async def publish_to(
+    settings: Settings, topic: str, commands: Iterable[tuple[int, str, bytes]]
+) -> None:
+    """As `publish`, to any topic with the partitions of `settings`."""
     producer = AIOKafkaProducer(
         bootstrap_servers=settings.bootstrap_servers,
         compression_type="lz4",
@@ -50,7 +74,6 @@ async def publish(settings: Settings, commands: Iterable[tuple[int, str, bytes]]
         linger_ms=5,
     )
     await producer.start()
-    topic = Topics(settings.topic_prefix).commands
     batches = [producer.create_batch() for _ in range(settings.partitions)]
     for place, flow_id, value in commands:
         key = flow_id.encode()
