@@ -1,6 +1,8 @@
 """A file that is not this partition's table is thrown away; the table then starts empty."""
 
+import asyncio
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from structlog.testing import capture_logs
 
 from processor.adapters.sqlite import FlowTable, TableFailed, filling, table_path
 from processor.adapters.sqlite.files import FORMAT, SCHEMA
-from processor.rows import Changes, Filling
+from processor.rows import Changes, Filling, Stored
 from tests.unit.tables import at, contents, flow_row, opened, put_back, snapshot, uuid
 
 
@@ -188,6 +190,27 @@ async def test_a_filling_that_cannot_be_made_durable_fails_and_stays_unfinished(
             reader.execute("SELECT count(*) FROM flow").fetchone()
             with pytest.raises(TableFailed, match="somebody reads the table"):
                 await table.end_filling(at(3))
+        assert await table.stored() == at(0)
+
+
+async def test_a_filling_that_nobody_waits_for_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def for_ever(db: sqlite3.Connection, after: Stored) -> None:
+        begun.set()
+        db.execute("WITH RECURSIVE n AS (SELECT 1 UNION ALL SELECT 1 FROM n) SELECT max(1) FROM n")
+
+    monkeypatch.setattr(filling, "finish", for_ever)
+    await given_a_table(tmp_path)
+    async with opened(tmp_path) as table:
+        await table.begin_filling(at(0))
+        ending = asyncio.create_task(table.end_filling(at(3)))
+        await asyncio.to_thread(begun.wait)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
         assert await table.stored() == at(0)
 
 

@@ -167,15 +167,15 @@ class FlowTable:
         Until `end_filling` it has no index, and what is committed may be lost with the power. What
         fails on the way, or is cut short, leaves a table to be filled anew.
         """
-        await self._undisturbed(lambda: self._in_thread(self._begin_filling, unfinished))
+        await self._unless_cancelled(self._begin_filling, unfinished)
 
     async def fill(self, some: Filling) -> None:
         """Add rows; of a key that comes again, the later counts."""
-        await self._undisturbed(lambda: self._in_thread(self._fill, some))
+        await self._unless_cancelled(self._fill, some)
 
     async def end_filling(self, after: Stored) -> None:
         """Make the indexes; everything is on the disk before the table stands at `after`."""
-        await self._undisturbed(lambda: self._in_thread(filling.finish, after))
+        await self._unless_cancelled(filling.finish, after)
         async with self._turn():
             for setting in self._usual:
                 await self._connection.execute_fetchall(f"PRAGMA {setting}")
@@ -278,12 +278,27 @@ class FlowTable:
     def _fill(self, db: sqlite3.Connection, some: Filling) -> None:
         self._next_filled = filling.put(db, self._next_filled, some)
 
+    async def _unless_cancelled(
+        self, work: Callable[[sqlite3.Connection, A], None], what: A
+    ) -> None:
+        """A step of a filling: where nobody waits for it any more, it is worth nothing."""
+        try:
+            await self._undisturbed(lambda: self._in_thread(work, what))
+        except asyncio.CancelledError:
+            await self._connection.interrupt()
+            raise
+
     async def _undisturbed(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a transaction to its end, also if the caller is cancelled meanwhile."""
         await self._lock.acquire()
         self._unfinished = asyncio.create_task(self._transaction(work))
-        self._unfinished.add_done_callback(lambda _: self._lock.release())
+        self._unfinished.add_done_callback(self._finished)
         await asyncio.shield(self._unfinished)
+
+    def _finished(self, work: asyncio.Task[None]) -> None:
+        self._lock.release()
+        if not work.cancelled():
+            work.exception()  # whoever was cancelled meanwhile does not ask for it
 
     async def _transaction(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         with self._telling():
