@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
 from aiokafka.structs import TopicPartition
 
-from processor.adapters.kafka.admin import open_admin
+from processor.adapters.kafka.admin import open_admin, partition_counts, topic_configs
 from processor.adapters.kafka.errors import TopicsWrong
 from processor.adapters.kafka.writer import CommitUncertain, TransactionalWriter
 from processor.batch import Outgoing
@@ -91,26 +91,10 @@ async def make_for_filling(settings: Settings, topics: Topics, partitions: int) 
 
 
 async def time_types(settings: Settings, topics: Topics) -> dict[str, str]:
-    """By topic that is there: whose time its records have."""
-    async with open_admin(settings) as admin:
-        there = {
-            topic["topic"] for topic in await admin.describe_topics() if not topic["error_code"]
-        }
-        names = [name for name, _ in topics if name in there]
-        if not names:
-            return {}
-        return await _time_types(admin, names)
-
-
-async def _time_types(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, str]:
-    responses = await admin.describe_configs(
-        [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-    )
-    return {
-        topic: {entry[0]: entry[1] for entry in entries}.get(TIME_TYPE, "")
-        for response in responses
-        for _, _, _, topic, entries in response.resources
-    }
+    """By topic that is there: whose time its records have. Raises AccessDenied."""
+    counts = await partition_counts(settings)
+    configs = await topic_configs(settings, [name for name, _ in topics if name in counts])
+    return {name: found.get(TIME_TYPE, "") for name, found in configs.items()}
 
 
 async def open_for_workers(settings: Settings, topics: Topics) -> None:
