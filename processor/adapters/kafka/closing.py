@@ -26,14 +26,27 @@ async def stop_producer(producer: AIOKafkaProducer, *, timeout_s: float) -> None
     """Send what is unsent, as far as `timeout_s` allows, and let go; never raises."""
     stopping = asyncio.ensure_future(producer.stop())
     if not await _ends(stopping, timeout_s):
-        # Private, but nothing public lets go of what is unsent; a test holds it.
-        producer._message_accumulator.fail_all(ProducerClosed())
+        let_go_of_what_is_unsent(producer)
         if not await _ends(stopping, CLOSE_TIMEOUT_S):
             # A sender that hangs would go on knocking at the broker.
             stopping.cancel()
             if (sender := producer._sender.sender_task) is not None:
                 sender.cancel()
     await _within(producer.client.close(), CLOSE_TIMEOUT_S)
+
+
+def let_go_of_what_is_unsent(producer: AIOKafkaProducer) -> None:
+    """Private, but nothing public does it; a test holds it."""
+    accumulator = producer._message_accumulator
+    unsent = [
+        *accumulator._pending_batches,
+        *(b for some in accumulator._batches.values() for b in some),
+    ]
+    accumulator.fail_all(ProducerClosed())
+    for batch in unsent:
+        for future in (batch.future, batch._drain_waiter):
+            if future.done() and not future.cancelled():
+                future.exception()  # looked at, so that nobody complains about it
 
 
 async def _within(work: Any, timeout_s: float) -> None:
