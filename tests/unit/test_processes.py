@@ -3,6 +3,7 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from processor.cli import WRONG_USE, main
 from processor.metrics import Metrics
 from processor.processes import environment_of, merged_metrics, merged_report
 from processor.settings import Address, Settings
@@ -61,3 +62,11 @@ def test_metrics_keep_their_process():
         s.labels["process"]: s.value for s in events_total.samples if s.name.endswith("_total")
     }
     assert totals == {"0": 3, "1": 4}
+
+
+def test_a_standby_wants_a_worker_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TASKFLOW_STANDBY", "true")
+    assert main(["worker", "--processes", "2"]) == WRONG_USE
+    assert "state directory of its own" in capsys.readouterr().err
