@@ -159,8 +159,8 @@ async def embedded_broker(
             "-cp",
             ":".join(map(str, jars)),
         ]
-        port = _free_port() if port is None else port
-        controller_port = _free_port(besides=port)
+        port = free_port() if port is None else port
+        controller_port = free_port(besides=port)
         directory.configure(port=port, controller_port=controller_port)
         await asyncio.to_thread(directory.format, command)
         broker = EmbeddedBroker(directory, (port, controller_port), command)
@@ -260,7 +260,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port(besides: int | None = None) -> int:
+def free_port(besides: int | None = None) -> int:
     while not _is_free(port := random.choice(FREE_PORTS)) or port == besides:
         pass
     return port

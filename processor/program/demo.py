@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from uuid import UUID, uuid4
 
 import orjson
+import typer
 from aiokafka import AIOKafkaProducer
 from rich.console import Console
 from rich.text import Text
@@ -22,17 +23,19 @@ from processor.adapters.kafka.admin import create_topics
 from processor.adapters.kafka.connection import connection_options
 from processor.adapters.kafka.errors import explained
 from processor.adapters.kafka.reader import read
-from processor.broker import embedded_broker
+from processor.broker import embedded_broker, free_port
 from processor.client import FlowClient
 from processor.errors import TaskflowError
 from processor.placement import partition_of
+from processor.program.asking import asking
+from processor.program.beside import ViewsBeside, views_beside, views_installed
 from processor.program.flow import login, print_history
 from processor.program.flows import history
 from processor.program.output import console, status_text, table, verdict_text
 from processor.program.running import run, settings_and_logs
 from processor.program.stories import NotAsExpected, Teller, all_stories, waits_that_end
 from processor.program.streams import as_text
-from processor.settings import PREFIX, Settings
+from processor.settings import PREFIX, Address, Settings
 from schemas.topics import Topics
 
 WORKER_STOP_TIMEOUT_S = 15.0
@@ -46,38 +49,75 @@ class DemoFailed(TaskflowError):
     """The demo did not come to its end; nothing of it is left running."""
 
 
-def demo() -> None:
+def demo(
+    keep: bool = typer.Option(False, "--keep", help="Leave it all up until Ctrl-C, to look at."),
+) -> None:
     """Show the main job in one command, and leave nothing behind.
 
     It starts an embedded Apache Kafka on a free port, makes the topics, starts a worker as a
     process of its own, sends it over 200 commands about 50 flows, some of them wrong on
     purpose, and shows what comes of them. One flow only waits: until a time, for an event that
-    comes too late, for one that comes, and until it is cancelled. The first run on a machine
-    fetches Kafka.
+    comes too late, for one that comes, and until it is cancelled. The views, another process,
+    show what is left of it. The first run on a machine fetches Kafka.
 
-    Example: `taskflow demo`
+    Example: `taskflow demo --keep`
 
-    Settings: TASKFLOW_CACHE_DIR, TASKFLOW_BROKER_HEAP.
+    Settings: TASKFLOW_CACHE_DIR, TASKFLOW_BROKER_HEAP, TASKFLOW_VIEWS_HTTP with `--keep`.
     """
     settings = settings_and_logs(quiet=True)
-    run(lambda: _demo(settings))
+    run(lambda: _demo(settings, keep=keep))
 
 
-async def _demo(chosen: Settings) -> None:
+async def _demo(chosen: Settings, *, keep: bool) -> None:
     out = console()
     out.print("[bold]1.[/] Starting Apache Kafka, a real one, for this demo only ...")
     async with embedded_broker(heap=chosen.broker_heap, cache_dir=chosen.cache_dir) as broker:
         # In the broker's own directory, which goes with it, also when we are killed.
         directory = broker.data_dir / "demo"
         settings = Settings(
-            bootstrap_servers=broker.bootstrap, state_dir=directory / "state", http=None
+            bootstrap_servers=broker.bootstrap,
+            state_dir=directory / "state",
+            http=None,
+            views_http=chosen.views_http if keep else Address("127.0.0.1", free_port()),
         )
         await create_topics(settings)
         out.print(f"   Kafka answers at {broker.bootstrap}; the six topics are made.")
         out.print("[bold]2.[/] Starting a worker as a process of its own ...")
         async with _worker(settings, directory) as worker:
-            await _unless_ended(worker, _play(settings, out))
+            await _unless_ended(worker, _play_and_show(settings, out, directory, keep=keep))
     out.print("Nothing is left running. Next: `taskflow up` keeps everything on this machine.")
+
+
+async def _play_and_show(settings: Settings, out: Console, directory: Path, *, keep: bool) -> None:
+    """The stories, and what the views make of them; they start meanwhile."""
+    if not views_installed():
+        await _play(settings, out)
+        out.print("The views show it live: pip install 'taskflow[views]'.")
+        return
+    with (directory / "views.log").open("wb") as log:
+        async with views_beside(settings, _environment(settings), log) as views:
+            await _play(settings, out)
+            if not await views.ready():
+                said = (directory / "views.log").read_text("utf-8", "replace").splitlines()
+                raise DemoFailed("\n".join(["The views did not start:", *said[-5:]]))
+            out.print(f"[bold]8.[/] What the views have seen: {await _seen(settings, views)}.")
+            if keep:
+                out.print(f"   Look at {views.url} (every flow, live). Kafka answers at")
+                out.print(f"   {settings.bootstrap_servers}. Ctrl-C ends it all.")
+                await asyncio.Event().wait()
+            out.print("   To look at it: `taskflow demo --keep`.")
+
+
+async def _seen(settings: Settings, views: ViewsBeside) -> str:
+    """Once the views are level with the audit, as they say."""
+    async with asyncio.timeout(EVENT_TIMEOUT_S), asking(views.url) as asked:
+        while True:
+            statistics = await asked.get("statistics")
+            if statistics["view"]["complete"] and statistics["view"]["behind"] == 0:
+                break
+            await asyncio.sleep(0.1)
+    by_status = ", ".join(f"{n} {status}" for status, n in statistics["flows"].items() if n)
+    return f"{statistics['flows_total']} flows ({by_status}), {statistics['events_total']} events"
 
 
 async def _play(settings: Settings, out: Console) -> None:
@@ -371,6 +411,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         "TASKFLOW_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
         "TASKFLOW_STATE_DIR": str(settings.state_dir),
         "TASKFLOW_HTTP": "off",
+        "TASKFLOW_VIEWS_HTTP": str(settings.views_http),
         "TASKFLOW_LOG_FORMAT": "json",
     }
 

@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from processor.broker import broker_answers, embedded_broker
+from processor.program.beside import ViewsBeside, views_beside, views_installed
 from processor.program.output import say
 from processor.program.running import embedded_port, run_until_stopped, settings_and_logs
 from processor.settings import Settings
 
 
 def up() -> None:
-    """Run an embedded broker and a worker until Ctrl-C. The data is kept.
+    """Run an embedded broker, a worker and the views until Ctrl-C. The data is kept.
 
     If a broker already answers at TASKFLOW_BOOTSTRAP_SERVERS, that one is used. Data lives in
     TASKFLOW_STATE_DIR, the broker's in its folder `broker`.
@@ -28,11 +29,15 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> None:
     from processor.adapters.kafka.admin import create_topics
     from processor.bootstrap import run_worker
 
-    async with _some_broker(settings) as address:
+    async with AsyncExitStack() as stack:
+        address = await stack.enter_async_context(_some_broker(settings))
         await create_topics(settings)
+        views: ViewsBeside | None = None
+        if views_installed():
+            views = await stack.enter_async_context(views_beside(settings))
         ready = asyncio.Event()
         working = asyncio.ensure_future(run_worker(settings, stop=stop, ready=ready))
-        greeting = asyncio.ensure_future(_greet(settings, address, ready))
+        greeting = asyncio.ensure_future(_greet(settings, address, ready, views))
         try:
             await working
         finally:
@@ -60,15 +65,24 @@ async def _some_broker(settings: Settings) -> AsyncIterator[str]:
         yield running.bootstrap
 
 
-async def _greet(settings: Settings, address: str, ready: asyncio.Event) -> None:
+async def _greet(
+    settings: Settings, address: str, ready: asyncio.Event, views: ViewsBeside | None
+) -> None:
     await ready.wait()
+    seen = views is not None and await views.ready()
     say(f"taskflow is up: Kafka at {address}, topics {settings.topic_prefix}.*")
     if settings.http is not None:
         say(f"health and metrics: http://{settings.http}/ready and /metrics")
+    if views is None:
+        say("no views: they need pip install 'taskflow[views]'")
+    else:
+        say(f"flows, live: {views.url}" if seen else "the views did not start; see above")
     say("Type next, in another terminal:")
     say("  taskflow audit --follow")
     say(f"  echo '{EXAMPLE}' | taskflow send --wait")
     say("  taskflow flow list")
+    if seen:
+        say("  taskflow top")
     say("Ctrl-C ends it; the data stays.")
 
 

@@ -5,6 +5,7 @@ that outlives a run is in one SQLite file under TASKFLOW_STATE_DIR/views.
 """
 
 import logging
+import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any, Final, cast
@@ -15,7 +16,7 @@ from faust.types import TP
 from yarl import URL
 
 from processor.adapters.sqlite.lock import state_dir_lock
-from processor.settings import Settings, load_settings
+from processor.settings import Address, Settings, load_settings
 from processor.views.api import Api
 from processor.views.commands import Commands
 from processor.views.database import open_database, remove
@@ -127,7 +128,7 @@ class ViewsApp(faust.App):
             address = await stack.enter_async_context(
                 serve(settings.views_http, api, report=self._report, metrics=self.metrics_)
             )
-            peers.own = settings.views_advertise or f"http://{address}"
+            peers.own = settings.views_advertise or f"http://{_reachable(address)}"
             self.conf.canonical_url = URL(peers.own)
             _log.info("views answer at %s", peers.own)
             self._open = stack.pop_all()
@@ -181,6 +182,13 @@ class ViewsApp(faust.App):
             "peers": sorted(self._shared_out()),
             "partitions": partitions,
         }
+
+
+def _reachable(address: Address) -> Address:
+    """Who listens everywhere is found by this machine's name."""
+    if address.host in ("0.0.0.0", "::"):
+        return Address(socket.gethostname(), address.port)
+    return address
 
 
 def _addresses(settings: Settings) -> Iterator[str]:

@@ -452,7 +452,8 @@ def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path):
         assert word in told
     for word in ("taskflow:timer", '{"by":"timer"', '{"by":"timeout"', '{"by":"external_event"'):
         assert word in told
-    assert len(seen) >= 3  # supervisor, JVM, worker
+    assert "52 flows" in told.partition("What the views have seen")[2]
+    assert len(seen) >= 4  # supervisor, JVM, worker, views
     psutil.wait_procs(seen, timeout=10)
     assert not [process for process in seen if process.is_running()]
     assert not list(tmp_path.iterdir())
@@ -469,6 +470,6 @@ def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path):
         _, complaints = demo.communicate(timeout=60)
 
     assert (demo.returncode, complaints) == (130, "")
-    assert len(children) == 3
+    assert len(children) == 4
     assert not [process for process in children if process.is_running()]
     assert not list(tmp_path.iterdir())

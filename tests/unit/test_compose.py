@@ -27,9 +27,9 @@ def settings_of(service: str) -> Settings:
     return load_settings(SERVICES[service]["environment"], warn=no)
 
 
-def test_the_services_are_kafka_its_topics_and_workers():
-    assert set(SERVICES) == {"kafka", "topics", "worker"}
-    assert OURS == ["topics", "worker"]
+def test_the_services_are_kafka_its_topics_workers_and_views():
+    assert set(SERVICES) == {"kafka", "topics", "worker", "views"}
+    assert OURS == ["topics", "views", "worker"]
 
 
 @pytest.mark.parametrize("service", OURS)
@@ -90,6 +90,18 @@ def test_workers_can_be_many():
     # No fixed port on the host.
     assert settings.http is not None
     assert worker["ports"] == [f"127.0.0.1::{settings.http.port}"]
+
+
+def test_views_are_where_a_browser_looks_for_them_and_can_be_many():
+    views = SERVICES["views"]
+    assert "container_name" not in views
+    assert views["volumes"] == [str(settings_of("views").state_dir)]
+    address = settings_of("views").views_http
+    assert address.host == "0.0.0.0"
+    assert views["ports"] == [f"127.0.0.1:{Settings().views_http.port}-8909:{address.port}"]
+    assert f"http://127.0.0.1:{address.port}/ready" in views["healthcheck"]["test"][3]
+    assert views["depends_on"] == SERVICES["worker"]["depends_on"]
+    assert "[views]" in views["build"]["dockerfile_inline"]
 
 
 def test_a_worker_is_asked_whether_it_is_ready_and_given_time_to_stop():
