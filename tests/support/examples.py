@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 _BLOCK = r"^<!-- {mark}: ([\w. -]+) -->\n+```{language}\n(.*?)^```$"
-TIMEOUT_S = 60
+TIMEOUT_S = 150
 
 
 def examples(text: str, *, mark: str = "runs", language: str = "python") -> dict[str, str]:

@@ -17,7 +17,7 @@ from tests.support.given import NOON
 from tests.support.partition import Appended
 from tests.support.world import SOURCES, TOPICS, Seen, TableSeen, World
 
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 """How long a test waits for what must happen; only a failing one waits that long."""
 
 

@@ -17,11 +17,12 @@ from processor.settings import Settings
 def _as_it_was() -> Iterator[None]:
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
+    configuration = structlog.get_config()
     yield
     root.setLevel(level)
     root.handlers[:] = handlers
     logging.getLogger("aiokafka").setLevel(logging.NOTSET)
-    structlog.reset_defaults()
+    structlog.configure(**configuration)
 
 
 def logged(settings: Settings, *calls: tuple[str, dict[str, object]]) -> list[str]:
