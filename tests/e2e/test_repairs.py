@@ -105,7 +105,11 @@ def test_what_is_wrong_is_seen_and_a_dead_letter_goes_back(
         assert [f"{line['partition']}/{line['offset']}" for line in streamed] == [place]
 
         still.write_bytes(broken)
-        taskflow("deadletters", "edit", place, "--value", str(still), code=1)
+        taskflow(
+            *("deadletters", "edit", place, "--value", str(still)),
+            *("--output", str(tmp_path / "still-wrong.json")),
+            code=1,
+        )
         assert "not UTF-8" in taskflow.told
         fixed.write_text(json.dumps(command))
         mended = ("--value", str(fixed))
