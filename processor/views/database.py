@@ -115,8 +115,14 @@ class Database:
         return found
 
     async def write(self, batch: Batch) -> None:
-        """All of it, or nothing. Also rolled back when cancelled before its commit."""
-        await asyncio.shield(asyncio.ensure_future(self._write(batch)))
+        """All of it, or nothing. Who is cancelled meanwhile leaves when it is over, so that no two
+        writes meet."""
+        writing = asyncio.ensure_future(self._write(batch))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])
+            raise
 
     async def _write(self, batch: Batch) -> None:
         writer, changes = self._writer, batch.changes

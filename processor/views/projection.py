@@ -30,6 +30,14 @@ class ProjectionFailed(TaskflowError):
     """
 
 
+class CannotFollow(ProjectionFailed):
+    """An event of `partition` contradicts what the view has; reading it again would not help."""
+
+    def __init__(self, message: str, partition: int) -> None:
+        super().__init__(message)
+        self.partition = partition
+
+
 class Read(NamedTuple):
     """An event as it was read: its record's value, and that parsed."""
 
@@ -83,14 +91,17 @@ def project(batch: list[Read], known: MutableMapping[str, Viewed]) -> Changes:
     """What `batch`, in the order of the audit, does to the flows in `known` (by their ids, all
     that the batch touches and the view has). `known` is brought up to date.
 
-    Raises ProjectionFailed; `known` is then to be forgotten.
+    Raises CannotFollow; `known` is then to be forgotten.
     """
     changes = Changes()
-    try:
-        for one in batch:
+    for one in batch:
+        try:
             _project(one, known, changes)
-    except (LookupError, TypeError, ValueError) as error:
-        raise ProjectionFailed(f"An event does not follow what the view has: {error!r}.") from error
+        except (LookupError, TypeError, ValueError) as error:
+            raise CannotFollow(
+                f"Event {one.event['id']} does not follow what the view has: {error!r}.",
+                one.event["id"] // EVENTS_PER_PARTITION,
+            ) from error
     return changes
 
 

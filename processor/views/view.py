@@ -12,7 +12,15 @@ from processor.views.aggregates import Minute, Totals
 from processor.views.database import Batch, Database, Letter, Position
 from processor.views.letters import letter_of
 from processor.views.metrics import ViewMetrics
-from processor.views.projection import Changes, ProjectionFailed, Read, Viewed, project, read
+from processor.views.projection import (
+    CannotFollow,
+    Changes,
+    ProjectionFailed,
+    Read,
+    Viewed,
+    project,
+    read,
+)
 from processor.views.tables import Table
 from schemas import Topics
 from schemas.values import EVENTS_PER_PARTITION
@@ -129,6 +137,9 @@ class View:
         self._positions: dict[tuple[str, int], Position] = {}
         self._flows = Flows()
         self._writing = asyncio.Lock()
+        self._ahead = False
+        """Whether memory may have what the file has not, or not yet: a batch was begun and its end
+        was not seen."""
         self._levels: dict[int, Level] = {}
         self._caught_up: dict[int, float] = {}
         metrics.show(partitions=lambda: len(self.owned), broken=lambda: len(self.broken))
@@ -140,6 +151,7 @@ class View:
         rows = await self.database.aggregates()
         for table in (self.minutes, self.totals):
             table.load([row[1:] for row in rows if row[0] == table.name])
+        self._ahead = False
 
     # Where we are
 
@@ -226,21 +238,34 @@ class View:
     async def project(self, messages: Sequence[Message]) -> None:
         """Records of `audit`, in order within each partition; what we have already is dropped.
 
-        Returns when they are in the database; what fails there is tried again without end.
+        Returns when they are in the database; what fails there is tried again without end. What
+        cannot follow, read from the file again as well, stops its partition alone.
         """
+        doubted: set[int] = set()
         while True:
             async with self._writing:
+                if self._ahead:
+                    await self.load()
                 batch, positions = await self._new_of(messages)
                 if not batch:
                     return
                 try:
                     known = await self._known(batch)
+                    self._ahead = True
                     changes = self._change(batch, known)
                     await self._write(changes, (), positions)
+                except CannotFollow as failed:
+                    # Against what memory says, perhaps, but not against what the file says.
+                    await self.load()
+                    if failed.partition in doubted:
+                        self._stop(failed.partition, failed)
+                    doubted.add(failed.partition)
+                    continue
                 except Exception as error:
                     await self._forget(error)
                 else:
                     self._remember(changes)
+                    self._ahead = False
                     self._measured(batch, messages)
                     return
             await asyncio.sleep(RETRY_S)
@@ -250,6 +275,8 @@ class View:
         topic = self._topics.dead_letters
         while True:
             async with self._writing:
+                if self._ahead:
+                    await self.load()
                 new = [m for m in messages if m.offset >= self.next_offset(topic, m.partition)]
                 if not new:
                     return
@@ -303,11 +330,14 @@ class View:
         """Records that Faust has dropped on its way come again; those that Kafka lost do not."""
         self._reseeks[partition] = self._reseeks.get(partition, 0) + 1
         if self._reseeks[partition] > RESEEKS_MAX:
-            self.broken[partition] = str(failed)
-            _log.error("partition %d is not projected any further: %s", partition, failed)
+            self._stop(partition, failed)
         else:
             _log.warning("partition %d is read again: %s", partition, failed)
             await self._reseek(partition)
+
+    def _stop(self, partition: int, failed: ProjectionFailed) -> None:
+        self.broken[partition] = str(failed)
+        _log.error("partition %d is not projected any further: %s", partition, failed)
 
     async def _known(self, batch: Sequence[Read]) -> dict[str, Viewed]:
         known: dict[str, Viewed] = {}
@@ -354,8 +384,9 @@ class View:
         self._positions |= positions
         self.minutes.written()
         self.totals.written()
-        for _, partition in positions:
-            self._reseeks.pop(partition, None)
+        for topic, partition in positions:
+            if topic == self._topics.audit:
+                self._reseeks.pop(partition, None)
         self.failing = None
         self.changed.set()
 

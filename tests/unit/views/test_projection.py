@@ -4,6 +4,7 @@ import asyncio
 import tempfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import orjson
 import pytest
@@ -11,14 +12,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from processor.domain.transitions import Authority
+from processor.views import view as views
 from processor.views.aggregates import Minute, Totals, bucket
 from processor.views.database import FLOW_COLUMNS, flow_of
 from processor.views.projection import ProjectionFailed, project, read
 from processor.views.view import RESEEKS_MAX
 from tests.support.histories import random_history
-from tests.support.recorded import Recorded
+from tests.support.recorded import Recorded, edit
 from tests.support.strategies import lives
-from tests.support.viewed import docs_of, expected, messages, opened_view
+from tests.support.viewed import docs_of, expected, message, messages, opened_view
 
 HISTORIES = st.integers(0, 2**32).map(lambda seed: random_history(150, seed=seed))
 CUTS = st.lists(st.integers(1, 40), max_size=12)
@@ -212,3 +214,58 @@ async def test_a_gap_is_read_again_and_one_that_stays_stops_its_partition_alone(
         await view.project(some)
         assert not view.broken
         assert await view.includes([sum(m.partition == 0 for m in some)], 0)
+
+
+async def test_dead_letters_do_not_hide_a_gap_that_stays(tmp_path):
+    recorded = random_history(60)
+    holed = messages(recorded)[1:]
+    async with opened_view(tmp_path, recorded.partitions) as view:
+        for offset in range(RESEEKS_MAX + 1):
+            await view.project([one for one in holed if one.partition == 0])
+            letter = {"partition": 0, "offset": offset, "timestamp": 1.0, "headers": ()}
+            await view.project_letters([SimpleNamespace(key=None, value=b"", **letter)])
+        assert list(view.broken) == [0]
+
+
+async def test_an_event_that_cannot_follow_stops_its_partition_alone(tmp_path):
+    recorded = random_history(60)
+    some = messages(recorded)
+    # With the right id, but of a flow that nobody has created.
+    impossible = message(edit(recorded.of("audit", 0)[1], kind="started", flow_id="nobody"))
+    at = some.index(next(one for one in some if (one.partition, one.offset) == (0, 1)))
+    some[at] = impossible
+    async with opened_view(tmp_path, recorded.partitions) as view:
+        async with asyncio.timeout(5):
+            await view.project(some)
+        assert list(view.broken) == [0]
+        assert "is not there" in view.broken[0]
+        assert view.failing is None
+        assert view.position(1).event_id - (1 << 40) == sum(m.partition == 1 for m in some)
+        _, _, events = await rows_of(view)
+        assert events == [one.value for one in some if one.partition == 1]
+        found = expected(events)
+        assert view.totals.at(1, None) == found.totals(1)
+        assert view.totals.at(0, None) is None
+
+
+async def test_a_batch_whose_caller_went_away_is_there_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(views, "RETRY_S", 0.0)
+    recorded = random_history(60)
+    some = messages(recorded)
+    async with opened_view(tmp_path, recorded.partitions) as view:
+        begun, write = asyncio.Event(), view.database.write
+
+        async def noted(batch):
+            begun.set()
+            await write(batch)
+
+        monkeypatch.setattr(view.database, "write", noted)
+        task = asyncio.create_task(view.project(some[:20]))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(20):
+            await view.project(some)
+        assert not view.broken
+    await assert_once(tmp_path, recorded, [(60, 60, False)])

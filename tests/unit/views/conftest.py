@@ -1,0 +1,58 @@
+"""The HTTP API in this process, over a view without Kafka."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from processor.settings import Address, Settings
+from processor.views.api import Api
+from processor.views.commands import Commands
+from processor.views.group import Group
+from processor.views.peers import Peers
+from processor.views.server import serve
+from processor.views.view import View
+from tests.support.recorded import Recorded
+from tests.support.viewed import view_of
+
+Served = Callable[..., AbstractAsyncContextManager[tuple[ClientSession, View]]]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Served:
+    """A client of a view of what was recorded, and the view."""
+
+    @asynccontextmanager
+    async def serving(
+        recorded: Recorded, **options: Any
+    ) -> AsyncIterator[tuple[ClientSession, View]]:
+        settings = Settings(
+            partitions=recorded.partitions,
+            state_dir=tmp_path,
+            bootstrap_servers="127.0.0.1:1",
+            **options,
+        )
+        async with view_of(tmp_path / "views", recorded) as view:
+            peers = Peers("http://here", dict)
+            group, commands = Group(settings), Commands(settings)
+            api = Api(settings, view, peers, group=group, commands=commands)
+            try:
+                async with (
+                    serve(
+                        Address("127.0.0.1", 0),
+                        api,
+                        report=lambda: {"ready": True},
+                        metrics=view.metrics,
+                    ) as address,
+                    ClientSession(f"http://{address}") as client,
+                ):
+                    yield client, view
+            finally:
+                await commands.close()
+                await group.close()
+                await peers.close()
+
+    return serving
