@@ -1,0 +1,241 @@
+"""What the view's rows answer: filters, pages, words, and a flow as it was."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from processor.domain.evolve import evolve
+from processor.views.cursors import BadCursor, keyset, read_keyset, read_vector, vector
+from processor.views.queries import fact_of
+from schemas.values import instant, parse_timestamp
+from tests.support.given import HOUR_MS, MORNING
+from tests.support.histories import OWNERS, random_history
+from tests.support.recorded import Recorded
+from tests.support.shown_views import command, create, flow_id
+from tests.support.viewed import docs_of, expected, messages
+
+RECORDED = random_history(300, seed=7)
+FOUND = expected(docs_of(messages(RECORDED)))
+
+
+def ends(flow):
+    """When its wait ends by itself."""
+    wait = flow.wait_json or {}
+    return wait.get("at") or wait.get("timeout_at")
+
+
+async def all_of(client, path, limit, **parameters):
+    """The items of all pages, and how many pages those were."""
+    items, pages, cursor = [], 0, None
+    while True:
+        asked = {**parameters, "limit": limit} | ({"cursor": cursor} if cursor else {})
+        async with client.get(path, params=asked) as answer:
+            told = await answer.json()
+            assert answer.status == 200, told
+        assert len(told["items"]) <= limit
+        items += told["items"]
+        pages += 1
+        assert pages <= 2000, "it does not end"
+        cursor = told["next_cursor"]
+        if cursor is None:
+            return items, pages
+
+
+def keys(flows, sort):
+    return [(parse_timestamp(one[f"{sort}_at"]), one["first_event_id"]) for one in flows]
+
+
+@pytest.mark.parametrize("limit", [1, 7, 200])
+@pytest.mark.parametrize("sort", ["updated", "created", "wait"])
+async def test_pages_give_each_flow_once_in_order(served, sort, limit):
+    async with served(RECORDED) as (client, _):
+        items, _ = await all_of(client, "/v1/flows", limit, sort=sort)
+    wanted = {n for n, flow in FOUND.flows.items() if sort != "wait" or ends(flow)}
+    assert wanted
+    assert sorted(one["first_event_id"] for one in items) == sorted(wanted)
+    order = keys(items, {"wait": "wait_ends"}.get(sort, sort))
+    assert order == sorted(order, reverse=sort != "wait")
+
+
+FILTERS = {
+    f"owner={OWNERS[0]}": lambda flow: flow.owner_session_key == OWNERS[0],
+    "owner=nobody": lambda _: False,
+    "controller=load": lambda flow: flow.controller_id == "load",
+    "status=running": lambda flow: flow.status == "running",
+    "status=waiting,failed": lambda flow: flow.status in ("waiting", "failed"),
+    "waiting=any": lambda flow: flow.wait_json is not None,
+    "waiting=timer": lambda flow: (flow.wait_json or {}).get("kind") == "timer",
+    "waiting=manual": lambda flow: (flow.wait_json or {}).get("kind") == "manual",
+    "cancel_requested=true": lambda flow: flow.cancel_requested,
+    "cancel_requested=false": lambda flow: not flow.cancel_requested,
+    "q=endure": lambda flow: flow.goal == "Endure",
+    f"q=end&owner={OWNERS[1]}&status=running": (
+        lambda flow: flow.owner_session_key == OWNERS[1] and flow.status == "running"
+    ),
+}
+
+
+@pytest.mark.parametrize("asked", FILTERS)
+async def test_a_filter_finds_those_that_it_names(served, asked):
+    parameters = dict(part.split("=") for part in asked.split("&"))
+    async with served(RECORDED) as (client, _):
+        items, _ = await all_of(client, "/v1/flows", 50, **parameters)
+    wanted = [n for n, flow in FOUND.flows.items() if FILTERS[asked](flow)]
+    assert sorted(one["first_event_id"] for one in items) == sorted(wanted)
+
+
+@pytest.mark.parametrize("field", ["created", "updated"])
+async def test_flows_are_found_by_their_age(served, field):
+    times = sorted(getattr(flow, f"{field}_at") for flow in FOUND.flows.values())
+    limit = times[len(times) // 2]
+    async with served(RECORDED) as (client, _):
+        for name, fits in (("after", limit.__lt__), ("before", limit.__gt__)):
+            items, _ = await all_of(client, "/v1/flows", 50, **{f"{field}_{name}": limit})
+            wanted = [n for n, f in FOUND.flows.items() if fits(getattr(f, f"{field}_at"))]
+            assert sorted(one["first_event_id"] for one in items) == sorted(wanted)
+
+
+@pytest.mark.parametrize("limit", [3, 200])
+async def test_pages_give_each_event_once_newest_first(served, limit):
+    async with served(RECORDED) as (client, _):
+        items, _ = await all_of(client, "/v1/events", limit)
+        some, _ = await all_of(client, "/v1/events", limit, kind="created,failed", owner=OWNERS[0])
+    assert sorted(one["id"] for one in items) == sorted(FOUND.events)
+    assert [one["at"] for one in items] == sorted((one["at"] for one in items), reverse=True)
+    assert {one["kind"] for one in some} == {"created", "failed"}
+    owners = {
+        e["flow_id"]: e["payload_json"]["owner_session_key"]
+        for e in FOUND.events.values()
+        if e["kind"] == "created"
+    }
+    assert sorted(one["id"] for one in some) == sorted(
+        at
+        for at, e in FOUND.events.items()
+        if e["kind"] in ("created", "failed") and owners[e["flow_id"]] == OWNERS[0]
+    )
+
+
+async def test_a_history_is_the_events_of_the_flow_either_way(served):
+    chosen = [e["flow_id"] for e in FOUND.events.values()]
+    longest = max(set(chosen), key=chosen.count)
+    own = [e for _, e in sorted(FOUND.events.items()) if e["flow_id"] == longest]
+    assert len(own) > 3
+    async with served(RECORDED) as (client, _):
+        path = f"/v1/flows/{longest}/history"
+        assert (await all_of(client, path, 2))[0] == own
+        assert (await all_of(client, path, 2, order="desc"))[0] == own[::-1]
+
+
+async def test_a_flow_is_shown_as_it_was_at_each_of_its_revisions(served):
+    asked = 0
+    async with served(RECORDED) as (client, _):
+        for number, last in [*FOUND.flows.items()][:12]:
+            flow = None
+            was = {}
+            own = [e for at, e in sorted(FOUND.events.items()) if at >= number]
+            for event in (e for e in own if e["flow_id"] == last.id):
+                flow = evolve(flow, fact_of(event))
+                was[event["revision"]] = flow
+            for revision, wanted in was.items():
+                async with client.get(f"/v1/flows/{last.id}?revision={revision}") as answer:
+                    assert (await answer.json())["flow"] == wanted.model_dump(mode="json")
+                asked += 1
+            async with client.get(f"/v1/flows/{last.id}") as answer:
+                assert (await answer.json())["flow"] == last.model_dump(mode="json")
+    assert asked > 20
+
+
+async def test_steps_are_shown_as_they_were_too(served):
+    recorded = Recorded()
+    recorded.send(("commands", create(1, "steps")))
+    for status in ("running", "succeeded"):
+        step = command(1, "record_step_observation", run_id="r", task="t", status=status)
+        recorded.send(("commands", step))
+        recorded.send(("commands", command(1, "update_state", patch={"at": status})))
+    async with served(recorded) as (client, _):
+        revision = {"running": None, "succeeded": None}
+        async with client.get(f"/v1/flows/{flow_id(1)}/history") as answer:
+            for event in (await answer.json())["items"]:
+                if event["kind"] == "state_updated":
+                    revision[event["payload_json"]["patch"]["at"]] = event["revision"]
+        for status, at in revision.items():
+            async with client.get(f"/v1/flows/{flow_id(1)}?revision={at}") as answer:
+                told = await answer.json()
+                assert told["flow"]["state_json"]["at"] == status
+        assert told["steps"][0]["status"] == "succeeded"
+
+
+async def test_words_of_the_goal_are_found_whatever_their_case_and_accents(served):
+    recorded = Recorded()
+    goals = [
+        "Réindex the Ünïcode shard",
+        "reindex shard 2",
+        'NOT a "query" OR NEAR(x)',
+        "שלום עולם",
+    ]
+    for n, goal in enumerate(goals):
+        recorded.send(("commands", create(n, goal)))
+    async with served(recorded) as (client, _):
+        for words, found in (
+            ("reindex", [1, 0]),
+            ("REINDEX sha", [1, 0]),
+            ("shard unicode", [0]),
+            ("שלום", [3]),
+            ('not "query" or near(', [2]),
+            ("reindex* NOT shard", []),
+            ("dex", []),
+            ("a_query", [2]),
+            ("goal:reindex -shard", []),
+        ):
+            items, _ = await all_of(client, "/v1/flows", 1, q=words)
+            assert [goals.index(one["goal"]) for one in items] == found, words
+
+
+async def test_flows_whose_wait_ends_are_found_soonest_first(served):
+    recorded = Recorded()
+    for n, hours in enumerate((3, 1, 2)):
+        recorded.send(("commands", create(n, "wait")))
+        at = instant(MORNING + hours * HOUR_MS)
+        recorded.send(("commands", command(n, "set_waiting", wait={"kind": "timer", "at": at})))
+    recorded.send(("commands", create(4, "never waits")))
+    async with served(recorded) as (client, _):
+        items, _ = await all_of(client, "/v1/flows", 2, sort="wait")
+        assert [one["id"] for one in items] == [flow_id(n) for n in (1, 2, 0)]
+        limit = instant(MORNING + 2 * HOUR_MS)
+        items, _ = await all_of(client, "/v1/flows", 2, sort="wait", wait_ends_before=limit)
+        assert [one["id"] for one in items] == [flow_id(1)]
+
+
+async def test_pages_of_dead_letters_give_each_once_newest_first(served):
+    letters = messages(RECORDED, "deadletters")
+    assert len(letters) > 1
+    async with served(RECORDED) as (client, _):
+        items, pages = await all_of(client, "/v1/deadletters", 1)
+    assert pages == len(letters)
+    assert sorted((one["partition"], one["offset"]) for one in items) == sorted(
+        (letter.partition, letter.offset) for letter in letters
+    )
+    assert all(a["at"] >= b["at"] for a, b in pairwise(items))
+
+
+NUMBERS = st.integers(0, 2**63 - 1)
+
+
+@settings(max_examples=50)
+@given(st.lists(NUMBERS, max_size=3), st.dictionaries(st.integers(0, 99_999), NUMBERS, max_size=4))
+def test_cursors_come_back_as_they_were(key, positions):
+    assert read_keyset(keyset("x", *key), "x", len(key)) == tuple(key)
+    assert read_vector(vector(positions)) == positions
+    for other in (("y", len(key)), ("x", len(key) + 1)):
+        with pytest.raises(BadCursor):
+            read_keyset(keyset("x", *key), *other)
+
+
+@settings(max_examples=30)
+@given(st.text(max_size=30))
+def test_any_other_text_is_no_cursor(text):
+    for reading in (lambda: read_keyset(text, "updated", 2), lambda: read_vector(text)):
+        with pytest.raises(BadCursor):
+            reading()
