@@ -33,42 +33,43 @@ async def problem(answer, status, code):
     return told
 
 
-@pytest.mark.parametrize(
-    ("path", "field"),
-    [
-        ("/v1/flows?limit=0", "limit"),
-        ("/v1/flows?limit=201", "limit"),
-        ("/v1/flows?limit=x", "limit"),
-        ("/v1/flows?sort=name", "sort"),
-        ("/v1/flows?status=running,dancing", "status"),
-        ("/v1/flows?waiting=luck", "waiting"),
-        ("/v1/flows?created_after=yesterday", "created_after"),
-        ("/v1/flows?nothing=1", "nothing"),
-        ("/v1/flows?q=%3F%3F", "q"),
-        ("/v1/flows?cursor=rubbish", "cursor"),
-        ("/v1/flows?cursor=%FF%FE", "cursor"),
-        ("/v1/flows?cursor=WyJjcmVhdGVkIiwxLDJd", "cursor"),
-        ("/v1/flows?cursor=WyJ1cGRhdGVkIiwxXQ", "cursor"),
-        ("/v1/flows?cursor=WyJ1cGRhdGVkIiwtMSwyXQ", "cursor"),
-        ("/v1/flows?limit=1&limit=2", ""),
-        ("/v1/flows?wait=30001", "wait"),
-        ("/v1/flows?after=0", "after"),
-        ("/v1/flows?after=x", "after"),
-        (f"/v1/flows/{flow_id(1)}?revision=-1", "revision"),
-        (f"/v1/flows/{flow_id(1)}/history?order=up", "order"),
-        (f"/v1/flows/{flow_id(1)}/history?cursor=e30", "cursor"),
-        ("/v1/events?kind=dance", "kind"),
-        ("/v1/events?cursor=WzFd", "cursor"),
-        ("/v1/statistics?minutes=1441", "minutes"),
-        ("/v1/deadletters?code=nothing", "code"),
-        ("/v1/stream?flow=x", "flow"),
-        ("/v1/stream?since=then", "since"),
-    ],
-)
-async def test_parameters_that_cannot_be_understood_are_refused_by_name(served, path, field):
-    async with served(small()) as (client, _), client.get(path) as answer:
-        told = await problem(answer, 400, "bad_request")
-        assert field in {one["field"] for one in told.errors}
+REFUSED = [
+    ("/v1/flows?limit=0", "limit"),
+    ("/v1/flows?limit=201", "limit"),
+    ("/v1/flows?limit=x", "limit"),
+    ("/v1/flows?sort=name", "sort"),
+    ("/v1/flows?status=running,dancing", "status"),
+    ("/v1/flows?waiting=luck", "waiting"),
+    ("/v1/flows?created_after=yesterday", "created_after"),
+    ("/v1/flows?nothing=1", "nothing"),
+    ("/v1/flows?q=%3F%3F", "q"),
+    ("/v1/flows?cursor=rubbish", "cursor"),
+    ("/v1/flows?cursor=%FF%FE", "cursor"),
+    ("/v1/flows?cursor=WyJjcmVhdGVkIiwxLDJd", "cursor"),
+    ("/v1/flows?cursor=WyJ1cGRhdGVkIiwxXQ", "cursor"),
+    ("/v1/flows?cursor=WyJ1cGRhdGVkIiwtMSwyXQ", "cursor"),
+    ("/v1/flows?limit=1&limit=2", ""),
+    ("/v1/flows?wait=30001", "wait"),
+    ("/v1/flows?after=0", "after"),
+    ("/v1/flows?after=x", "after"),
+    (f"/v1/flows/{flow_id(1)}?revision=-1", "revision"),
+    (f"/v1/flows/{flow_id(1)}/history?order=up", "order"),
+    (f"/v1/flows/{flow_id(1)}/history?cursor=e30", "cursor"),
+    ("/v1/events?kind=dance", "kind"),
+    ("/v1/events?cursor=WzFd", "cursor"),
+    ("/v1/statistics?minutes=1441", "minutes"),
+    ("/v1/deadletters?code=nothing", "code"),
+    ("/v1/stream?flow=x", "flow"),
+    ("/v1/stream?since=then", "since"),
+]
+
+
+async def test_parameters_that_cannot_be_understood_are_refused_by_name(served):
+    async with served(small()) as (client, _):
+        for path, field in REFUSED:
+            async with client.get(path) as answer:
+                told = await problem(answer, 400, "bad_request")
+                assert field in {one["field"] for one in told.errors}, path
 
 
 async def test_an_events_cursor_of_partitions_that_are_not_there_leads_to_none(served):

@@ -77,13 +77,13 @@ FILTERS = {
 }
 
 
-@pytest.mark.parametrize("asked", FILTERS)
-async def test_a_filter_finds_those_that_it_names(served, asked):
-    parameters = dict(part.split("=") for part in asked.split("&"))
+async def test_a_filter_finds_those_that_it_names(served):
     async with served(RECORDED) as (client, _):
-        items, _ = await all_of(client, "/v1/flows", 50, **parameters)
-    wanted = [n for n, flow in FOUND.flows.items() if FILTERS[asked](flow)]
-    assert sorted(one["first_event_id"] for one in items) == sorted(wanted)
+        for asked, fits in FILTERS.items():
+            parameters = dict(part.split("=") for part in asked.split("&"))
+            items, _ = await all_of(client, "/v1/flows", 50, **parameters)
+            wanted = [n for n, flow in FOUND.flows.items() if fits(flow)]
+            assert sorted(one["first_event_id"] for one in items) == sorted(wanted), asked
 
 
 @pytest.mark.parametrize("field", ["created", "updated"])
