@@ -232,3 +232,22 @@ async def test_kills_while_events_come_lose_none_and_count_none_twice(
         stop.set()
         await going
         await assert_equal(view, audit)
+
+
+async def test_two_share_the_partitions_and_one_takes_over_the_others(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path, unused_tcp_port_factory: Callable[[], int]
+) -> None:
+    async with (
+        audit_of(broker.bootstrap, prefix) as audit,
+        views(2, tmp_path, broker.bootstrap, prefix, unused_tcp_port_factory) as pair,
+    ):
+        await audit.write(audit.decide(80))
+        await asyncio.gather(*(view.start() for view in pair))
+        for view in pair:
+            await view.until(lambda ready: len(ready["partitions"]) == 1, "/ready")
+        for view in pair:
+            await assert_equal(view, audit)
+        await pair[0].kill()
+        await audit.write(audit.decide(80))
+        await pair[1].until(lambda ready: len(ready["partitions"]) == PARTITIONS, "/ready")
+        await assert_equal(pair[1], audit)
