@@ -39,8 +39,10 @@ async def test_who_follows_takes_over_with_a_warm_table(broker, prefix, tmp_path
             await load.send(200)
             await until_decided(observer, load)
             before = len(told(other))
+            # Who was there first may have owned all of them for a moment.
+            taken_over = other.told().count(TAKEN_OVER)
             await victim.kill()
-            await other.until_told(TAKEN_OVER, times=PARTITIONS)
+            await other.until_told(TAKEN_OVER, times=taken_over + PARTITIONS // 2)
             since = told(other)[before:]
             taken = [line for line in since if line["message"] == TAKEN_OVER]
             assert len(taken) == PARTITIONS // 2
