@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROCESSES := 3
 KILLS := 500
+VIEW_KILLS := 20
 MINUTES := 20
 SEED := 7
 
@@ -59,9 +60,10 @@ format: $(STAMP) ## Puts the code into its form
 bench: $(STAMP) ## Measures what the documentation claims
 	$(BIN)/python -m tests.benchmarks
 
-# Shorter: make soak KILLS=20 MINUTES=1
-soak: $(STAMP) ## Kills workers and broker 500 times, then breaks everything for 20 minutes
+# Shorter: make soak KILLS=20 VIEW_KILLS=3 MINUTES=1
+soak: $(STAMP) ## Kills workers and broker 500 times, views 20 times, then breaks all for 20 minutes
 	$(BIN)/taskflow torture --kills $(KILLS) --seed $(SEED)
+	$(BIN)/pytest tests/faults/test_views.py -k kills --kills $(VIEW_KILLS) --timeout 1800
 	$(BIN)/taskflow torture --minutes $(MINUTES) --seed $(SEED)
 
 schemas: $(STAMP) ## Writes schemas/json and asyncapi.yaml anew from the models

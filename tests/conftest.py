@@ -19,6 +19,16 @@ hypothesis.settings.load_profile("taskflow")
 os.environ["TASKFLOW_BROKER_JIT"] = "quick"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=3, help="of a view worker, in its longest test")
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest) -> int:
+    """How often the process that is tested is to be killed."""
+    return int(request.config.getoption("--kills"))
+
+
 @pytest.fixture(scope="session")
 def broker() -> Iterator[EmbeddedBroker]:
     """A real Kafka for the whole session; a test that stops or kills it starts it again.
