@@ -50,14 +50,14 @@ async def commands(count: int, seconds: int, runs: int, rates: list[int]) -> Non
 async def main(chosen: argparse.Namespace) -> None:
     print(machine())
     print(f"load average before: {os.getloadavg()[0]:.2f}\n", flush=True)
-    if chosen.timers_only is None and not chosen.takeover_only:
+    if chosen.timers_only is None and chosen.takeover_only is None:
         await commands(chosen.commands, chosen.seconds, chosen.runs, chosen.rates)
         print("\nRecorded commands through `taskflow replay check`, from a file:\n", flush=True)
         # A process of its own, as the program is: it has a loop and processes of its own.
         command = (sys.executable, "-m", "tests.benchmarks.replay")
         await (await asyncio.create_subprocess_exec(*command)).wait()
         print()
-    if not chosen.takeover_only:
+    if chosen.takeover_only is None:
         async for line in timers.report(
             chosen.waits,
             chosen.herd,
@@ -68,7 +68,12 @@ async def main(chosen: argparse.Namespace) -> None:
             print(line, flush=True)
     if chosen.timers_only is None:
         print()
-        async for line in takeover.report(chosen.flows, chosen.kills):
+        async for line in takeover.report(
+            chosen.flows,
+            chosen.kills,
+            steps=chosen.takeover_only or takeover.STEPS,
+            keep=chosen.keep,
+        ):
             print(line, flush=True)
 
 
@@ -94,5 +99,11 @@ if __name__ == "__main__":
     )
     parser.add_argument("--flows", type=int, default=1_000_000, help="when a worker is killed")
     parser.add_argument("--kills", type=int, default=takeover.KILLS, help="with a standby")
-    parser.add_argument("--takeover-only", action="store_true")
+    parser.add_argument(
+        "--takeover-only",
+        nargs="*",
+        choices=takeover.STEPS,
+        metavar="STEP",
+        help="one or more of %(choices)s",
+    )
     uvloop.run(main(parser.parse_args()))

@@ -13,8 +13,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,9 @@ LOAD_PER_S = 200
 KILLS = 10
 PATIENCE_S = 900
 POLL_S = 0.05
+
+STEPS = ("set-up", "restore", "standby", "own")
+KILLED = frozenset(STEPS[2:])
 
 Line = dict[str, Any]
 
@@ -114,6 +117,19 @@ async def decided(settings: Settings, count: int) -> None:
         await consumer.stop()
 
 
+async def set_up(home: Path, settings: Settings, ids: list[str]) -> None:
+    """Each of `ids` a flow, decided by one of the pair; begun again, it goes on."""
+    worker, _ = _pair(home, settings)
+    if not worker.log.exists():
+        await create_topics(settings)
+        await publish(settings, creating(ids))
+    await worker.start()
+    try:
+        await decided(settings, len(ids))
+    finally:
+        await worker.end()
+
+
 # Restoring
 
 
@@ -138,6 +154,17 @@ async def restored(home: Path, settings: Settings) -> Line:
         "answers_per_s": answers / max(line["answers_s"] for line in filled) if answers else 0.0,
         "whole_s": max(at(line) for line in taken) - assigned,
     }
+
+
+async def report_restored(home: Path, settings: Settings) -> AsyncIterator[str]:
+    r = await restored(home, settings)
+    yield f"A worker with an empty disk, {PARTITIONS} partitions at once:\n"
+    yield "| flows | flows/s, indexes included | answers | answers/s | all of it, s |"
+    yield "| ---: | ---: | ---: | ---: | ---: |"
+    yield (
+        f"| {r['flows']:,} | {r['flows_per_s']:,.0f} | {r['answers']:,} | "
+        f"{r['answers_per_s']:,.0f} | {r['whole_s']:.1f} |\n"
+    )
 
 
 # Taking over
@@ -214,9 +241,13 @@ async def killed(settings: Settings, victim: Worker, survivor: Worker) -> list[T
     return [Takeover(first - kill_at, first - assigned) for first in firsts]
 
 
-async def by_a_standby(
-    home: Path, settings: Settings, pair: tuple[Worker, Worker], kills: int
-) -> list[Takeover]:
+async def by_a_standby(home: Path, settings: Settings, kills: int) -> list[Takeover]:
+    pair = _pair(home, settings)
+    started = time.time()
+    await asyncio.gather(*(worker.start() for worker in pair))
+    for worker in pair:
+        await worker.until_told(FOLLOWS, PARTITIONS // 2, since=started)
+    await asyncio.sleep(2.0)
     found: list[Takeover] = []
     for turn in range(kills):
         victim, survivor = pair if turn % 2 == 0 else pair[::-1]
@@ -226,15 +257,30 @@ async def by_a_standby(
         await victim.until_told(FOLLOWS, PARTITIONS // 2, since=since)
         await survivor.until_told(FOLLOWS, PARTITIONS // 2, since=since)
         await asyncio.sleep(1.0)
+    for worker in pair:
+        await worker.end()
     return found
 
 
-async def on_its_own_table(settings: Settings, worker: Worker, kills: int) -> list[Takeover]:
+def _pair(home: Path, settings: Settings) -> tuple[Worker, Worker]:
+    return (
+        Worker("w0", home, settings, TASKFLOW_STANDBY="true"),
+        Worker("w1", home, settings, TASKFLOW_STANDBY="true"),
+    )
+
+
+async def on_its_own_table(home: Path, settings: Settings, kills: int) -> list[Takeover]:
     """The same worker is started again at once, as a supervisor does; with an instance id, the
     group gives it its partitions back without waiting for the session to end."""
+    worker = Worker("w0", home, settings, TASKFLOW_INSTANCE_ID="w0")
+    started = time.time()
+    await worker.start()
+    await worker.until_told(TAKEN_OVER, PARTITIONS, since=started)
+    await asyncio.sleep(2.0)
     found: list[Takeover] = []
     for _ in range(kills):
         found += await killed(settings, worker, worker)
+    await worker.end()
     return found
 
 
@@ -246,46 +292,34 @@ def row(name: str, found: list[Takeover]) -> str:
     return f"| {name} | {len(found)} | {' | '.join(cells)} | {percentile(whole, 50):.1f} |"
 
 
-async def report(flows: int, kills: int = KILLS) -> AsyncIterator[str]:
-    """Lines of two tables."""
-    with tempfile.TemporaryDirectory() as named:
+async def report(
+    flows: int,
+    kills: int = KILLS,
+    *,
+    steps: Collection[str] = STEPS,
+    keep: Path | None = None,
+) -> AsyncIterator[str]:
+    """Lines of two tables. What is decided once lies in `keep`, so that steps can be measured one
+    by one."""
+    with tempfile.TemporaryDirectory() if keep is None else nullcontext(str(keep)) as named:
         home = Path(named)
-        async with embedded_broker() as broker:
+        async with embedded_broker(data_dir=home / "broker") as broker:
             settings = Settings(
                 bootstrap_servers=broker.bootstrap, topic_prefix="takeover", partitions=PARTITIONS
             )
-            await create_topics(settings)
             ids = flow_ids(flows)
-            await publish(settings, creating(ids))
-            pair = tuple(Worker(f"w{n}", home, settings, TASKFLOW_STANDBY="true") for n in range(2))
-            await pair[0].start()
-            await decided(settings, flows)
-            await pair[0].end()
-            r = await restored(home, settings)
-            yield f"A worker with an empty disk, {PARTITIONS} partitions at once:\n"
-            yield "| flows | flows/s, indexes included | answers | answers/s | all of it, s |"
-            yield "| ---: | ---: | ---: | ---: | ---: |"
-            yield (
-                f"| {r['flows']:,} | {r['flows_per_s']:,.0f} | {r['answers']:,} | "
-                f"{r['answers_per_s']:,.0f} | {r['whole_s']:.1f} |\n"
-            )
-            yield f"kill -9 with {flows:,} flows, {LOAD_PER_S} commands/s; seconds to the first "
-            yield "outcome of a partition, from where the group has noticed:\n"
-            yield "| table | partitions | p50 | p99 | p50 from the kill |"
-            yield "| --- | ---: | ---: | ---: | ---: |"
-            async with under_load(settings, ids[:1000]):
-                started = time.time()
-                await asyncio.gather(*(worker.start() for worker in pair))
-                for worker in pair:
-                    await worker.until_told(FOLLOWS, PARTITIONS // 2, since=started)
-                await asyncio.sleep(2.0)
-                yield row("a standby's", await by_a_standby(home, settings, pair, kills))
-                for worker in pair:
-                    await worker.end()
-                alone = Worker("w0", home, settings, TASKFLOW_INSTANCE_ID="w0")
-                started = time.time()
-                await alone.start()
-                await alone.until_told(TAKEN_OVER, PARTITIONS, since=started)
-                await asyncio.sleep(2.0)
-                yield row("one's own", await on_its_own_table(settings, alone, kills // 2))
-                await alone.end()
+            if "set-up" in steps:
+                await set_up(home, settings, ids)
+            if "restore" in steps:
+                async for line in report_restored(home, settings):
+                    yield line
+            if not KILLED.isdisjoint(steps):
+                yield f"kill -9 with {flows:,} flows, {LOAD_PER_S} commands/s; seconds to the "
+                yield "first outcome of a partition, from where the group has noticed:\n"
+                yield "| table | partitions | p50 | p99 | p50 from the kill |"
+                yield "| --- | ---: | ---: | ---: | ---: |"
+                async with under_load(settings, ids[:1000]):
+                    if "standby" in steps:
+                        yield row("a standby's", await by_a_standby(home, settings, kills))
+                    if "own" in steps:
+                        yield row("one's own", await on_its_own_table(home, settings, kills // 2))

@@ -21,10 +21,21 @@ FETCH_MAX_BYTES: Final = 4 * 1024 * 1024
 POLL_MS: Final = 10
 """How long to wait for records before the position is looked at: it steps over markers without
 giving any, and a takeover reads up to the last marker of several topics."""
+FETCH_MAX_WAIT_MS: Final = 10
+"""How long the broker holds a fetch where nothing follows; other requests wait behind it."""
 SETTLE_POLL_S: Final = 0.02
 SETTLE_REPORT_S: Final = 5.0
 STALL_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 2.0
+
+
+def remembering(client: Any) -> None:
+    """Let `client`, an AIOKafkaClient, know each topic that it has heard of for good: aiokafka
+    forgets all but the one that a consumer is assigned, and learns of the others again with a
+    pause of 0.1 s when their offsets are asked for. The version is pinned, and a test guards this.
+    """
+    set_topics = client.set_topics
+    client.set_topics = lambda topics: set_topics({*client._topics, *topics})
 
 
 class Readers:
@@ -36,7 +47,7 @@ class Readers:
 
     def __init__(self, connection: Mapping[str, Any], *, topics: Sequence[str] = ()) -> None:
         """`topics`: what will be asked for, to be known from the start; aiokafka learns of others
-        one by one, each with a pause of 0.1 s."""
+        one by one, with pauses of 0.1 s."""
         self._connection = connection
         self._topics = topics
         self._consumers: dict[str, AIOKafkaConsumer] = {}
@@ -50,9 +61,10 @@ class Readers:
                 auto_offset_reset="none",
                 isolation_level=isolation_level,
                 max_partition_fetch_bytes=FETCH_MAX_BYTES,
-                fetch_max_wait_ms=100,
+                fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
             )
             paced(consumer._client)
+            remembering(consumer._client)
             try:
                 await consumer.start()
                 if self._topics:
@@ -169,10 +181,14 @@ class KafkaHistory:
         reached, reached_at = start, time.monotonic()
         while True:
             fetched = await consumer.getmany(tp, timeout_ms=POLL_MS, max_records=CHUNK_MAX_RECORDS)
+            position = await consumer.position(tp)
+            if position >= end:
+                # aiokafka's next fetch, which begins with our next await, would be held by the
+                # broker until something comes, and whatever we ask meanwhile waits behind it.
+                consumer.pause(tp)
             records = [r for some in fetched.values() for r in some if r.offset < end]
             if records:
                 yield records
-            position = await consumer.position(tp)
             if position >= end:
                 return
             if position > reached:
