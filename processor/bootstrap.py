@@ -1,10 +1,11 @@
 """The one place where the parts are put together."""
 
 import asyncio
+import ctypes
 import gc
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -47,6 +48,9 @@ threads wait for their turn at each end of a statement; Python's default is 5 ms
 GC_THRESHOLDS = (100_000, 50, 1_000)
 """A batch makes many objects and no cycles; Python's default of 700 spends a third of the worker's
 time on looking for them."""
+KEPT_MEMORY = ((-3, 32 * 2**20), (-1, 64 * 2**20))
+"""M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3), bytes. A batch takes some buffers of a MiB
+and gives them back; by default each comes from the kernel, page by page: a fault per command."""
 PRODUCERS_STOP_TIMEOUT_S = 0.5
 LAYOUT_EVERY_S = 60.0
 """How often the number of partitions is looked at while a worker runs."""
@@ -148,6 +152,9 @@ def _tune_interpreter() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.set_threshold(*GC_THRESHOLDS)
     gc.freeze()
+    with suppress(AttributeError, OSError):  # not the C library of GNU
+        for parameter, size_bytes in KEPT_MEMORY:
+            ctypes.CDLL(None).mallopt(parameter, size_bytes)
 
 
 async def _announce(worker: Worker, ready: asyncio.Event | None) -> None:

@@ -43,15 +43,19 @@ class FlowCache:
 
     def put(self, rows: Mapping[str, FlowRow | None]) -> None:
         """Keep `rows`; None: the flow is gone."""
+        known = self._rows
         for flow_id, row in rows.items():
-            old = self._rows.pop(flow_id, None)
+            old = known.get(flow_id)
             if old is not None:
                 self.size_bytes -= weight_bytes(old)
-            if row is not None:
-                self._rows[flow_id] = row
-                self.size_bytes += weight_bytes(row)
-        while self.size_bytes > self.limit_bytes and self._rows:
-            _, oldest = self._rows.popitem(last=False)
+            if row is None:
+                known.pop(flow_id, None)
+                continue
+            known[flow_id] = row
+            known.move_to_end(flow_id)
+            self.size_bytes += weight_bytes(row)
+        while self.size_bytes > self.limit_bytes and known:
+            _, oldest = known.popitem(last=False)
             self.size_bytes -= weight_bytes(oldest)
 
     def clear(self) -> None:

@@ -5,12 +5,10 @@ They go to `control` in the transaction of a batch, so that a late owner cannot 
 decided when they come back, like everybody's.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-import orjson
-
-from processor.batch import Batch, Decoded, Outgoing
+from processor.batch import Batch, Outgoing
 from processor.codec import Readable
 from processor.domain.waits import AT_ONCE_MS, due_ms
 from processor.metrics import Metrics
@@ -146,20 +144,18 @@ class Errands:
         batch: Batch,
         sent: Sent,
         written: Written,
-        decided: Iterable[tuple[Decoded, Outgoing]],
         flows: Mapping[str, FlowRow | None],
         at_s: float,
     ) -> None:
-        """A batch is written that has `decided` these commands of `control`, with these outcomes;
-        `flows` is what they were decided on."""
+        """A batch is written that was decided on `flows`."""
         told_s = at_s - written.age_s
         self.heard(written.at_ms, told_s)
         answers: list[Answer] = []
         prunes: list[Prune] = []
-        for item, outcome in decided:
+        for item, verdict in batch.answered:
             if isinstance(item, Readable):
                 if isinstance(item.command, Wake):
-                    accepted = orjson.loads(outcome.value or b"")["verdict"] == Verdict.ACCEPTED
+                    accepted = verdict is Verdict.ACCEPTED
                     answers.append(Answer(item.command, item.record.timestamp, accepted))
                 elif isinstance(item.command, Prune):
                     prunes.append(item.command)
@@ -169,7 +165,7 @@ class Errands:
             for flow_id in (answer.wake.flow_id for answer in answers)
         }
         result = self._timers.written(
-            batch.changes, sent.wakeups, answers, left, self._clock.now_ms(at_s)
+            batch.waits, sent.wakeups, answers, left, self._clock.now_ms(at_s)
         )
         if result.too_early:
             self._clock.set_back(written.at_ms, told_s)

@@ -3,7 +3,7 @@
 Pure: the same records on the same memory give the same bytes. One Handler handles one batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
 from typing import Any, Final
@@ -17,6 +17,7 @@ from processor.batch import (
     Place,
     cursor_record,
     new_outgoing,
+    sliced,
     snapshot_of,
 )
 from processor.burial import OUTCOME_KEY_MAX_BYTES, dead_letter
@@ -99,8 +100,11 @@ class Handler:
         self._ledger: dict[bytes, Remembered] = {}
         self._asked: dict[str, Headers] = {}
         """The flows that were asked to cancel, with what the newest request leaves behind."""
-        self._batch = Batch(position)
+        self.batch = Batch(position)
+        """In the making; what stands in its lists of records may be taken out at any time."""
         self._size_bytes = 0
+        self._verdict = ACCEPTED
+        """Of the newest outcome."""
 
     def handle(self, items: Sequence[Decoded]) -> Batch:
         """Decide `items` in their order, until all are or the batch is full."""
@@ -109,7 +113,7 @@ class Handler:
 
     def add(self, items: Sequence[Decoded]) -> bool:
         """Decide some more `items`; whether there is room for others after them."""
-        batch = self._batch
+        batch, newest = self.batch, self.batch.newest
         for item in items:
             if self._size_bytes > self._place.output_max_bytes:
                 return False
@@ -122,16 +126,20 @@ class Handler:
             except Exception as fault:  # one record's trouble is not the partition's
                 batch.faults.append((record, fault))
                 self._quarantine(_spoiled(item, Code.INTERNAL_ERROR))
-            self._next[record.topic] = record.offset + 1
-            if record.timestamp > batch.newest_ms:
-                batch.newest_ms = record.timestamp
+            topic, at_ms = record.topic, record.timestamp
+            self._next[topic] = record.offset + 1
+            if at_ms > newest.get(topic, 0):
+                newest[topic] = at_ms
+            if topic != self._commands:
+                batch.answered.append((item, self._verdict))
             batch.handled += 1
         return self._size_bytes <= self._place.output_max_bytes
 
     def finish(self) -> Batch:
         """What was decided, settled; nothing can be added after that."""
-        self._settle()
-        return self._batch
+        for _ in self.settle():
+            pass
+        return self.batch
 
     def _handle(self, item: Readable) -> None:
         record, command, _, ledger_key = item
@@ -176,7 +184,7 @@ class Handler:
         copy = Outgoing(
             record.key, record.value, [*record.headers, (dead_letters.FORWARDED_FROM, origin)]
         )
-        self._batch.forwards.append(Forward(record.topic, right, copy, source))
+        self.batch.forwards.append(Forward(record.topic, right, copy, source))
         self._answer(
             item, Verdict.FORWARDED, message=messages.FORWARDED, details={"partition": right}
         )
@@ -272,7 +280,7 @@ class Handler:
             )
         if not written:
             return
-        self._batch.audit.extend(written)
+        self.batch.audit.extend(written)
         self._size_bytes += size_bytes
         self._next_event_id = event_id
         if step is not None:
@@ -291,7 +299,8 @@ class Handler:
     def _forget_flow(self, flow_id: str, entry: _Entry, headers: Headers) -> None:
         """What a prune takes along: the row, the steps, and the chain, which starts anew."""
         if entry.base is not None:
-            self._batch.changes.deleted.append(entry.base)
+            self.batch.changes.deleted.append(entry.base)
+            self.batch.waits.append((entry.base, None))
         entry.base, entry.chain, entry.last_event_id = None, CHAIN_START, 0
         # A dict, for its order: the same records give the same bytes.
         known = {(flow_id, run_id): None for run_id in self._memory.run_ids.get(flow_id, ())}
@@ -351,8 +360,11 @@ class Handler:
             else:
                 key = record.key and record.key[:OUTCOME_KEY_MAX_BYTES]
         headers = _traceparent(record.headers) if record.headers else ()
-        batch = self._batch
+        batch = self.batch
         batch.outcomes.append(new_outgoing((key, value, headers)))
+        if headers:
+            batch.traced.append((item, value))
+        self._verdict = verdict
         self._size_bytes += len(value)
         batch.tally[kind, verdict._value_, "" if code is None else code._value_] += 1
 
@@ -360,23 +372,37 @@ class Handler:
         message = messages.refused(item.code, {**item.details, "problem": item.problem})
         letter = dead_letter(item.record, item.code, message)
         self._answer(item, Verdict.QUARANTINED, item.code, message=message, details=item.details)
-        self._batch.dead_letters.append(letter)
+        self.batch.dead_letters.append(letter)
         self._size_bytes += len(letter.value or b"") + sum(len(v or b"") for _, v in letter.headers)
 
-    def _settle(self) -> None:
-        """What the batch leaves: each key of `state` and each row once, at its last value."""
-        batch, changes = self._batch, self._batch.changes
-        for flow_id, entry in self._touched.items():
-            row = None
-            if entry.flow is not None:
-                row = self._row(entry.flow, entry)
-                if entry.base is None:
-                    changes.inserted.append(row)
-                else:
-                    changes.updated.append((entry.base, row))
-            batch.flows[flow_id] = row
-            snapshot = None if row is None else snapshot_of(row)
-            batch.state.append(new_outgoing((flow_id.encode(), snapshot, entry.headers)))
+    def settle(self) -> Iterator[None]:
+        """What the batch leaves, some at a time: each key of `state` and each row once, at its last
+        value. Nothing can be added after that."""
+        batch = self.batch
+        for some in sliced(list(self._touched.items())):
+            for flow_id, entry in some:
+                row = self._settle_flow(entry)
+                batch.flows[flow_id] = row
+                snapshot = None if row is None else snapshot_of(row)
+                batch.state.append(new_outgoing((flow_id.encode(), snapshot, entry.headers)))
+            yield
+        self._settle_rest()
+
+    def _settle_flow(self, entry: _Entry) -> FlowRow | None:
+        batch, base, flow = self.batch, entry.base, entry.flow
+        if flow is None:
+            return None
+        row = self._row(flow, entry)
+        if base is None:
+            batch.changes.inserted.append(row)
+        else:
+            batch.changes.updated.append((base, row))
+        if flow.status is WAITING or (base is not None and base.flow.status is WAITING):
+            batch.waits.append((base, row))
+        return row
+
+    def _settle_rest(self) -> None:
+        batch, changes = self.batch, self.batch.changes
         for at, step in self._steps.items():
             if step is not None:
                 changes.steps.append(step)

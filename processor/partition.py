@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Final
 from uuid import uuid4
 
 import structlog
 
-from processor.batch import Batch, Decoded, Memory, Outgoing, Place, cursor_record
+from processor.batch import AT_ONCE, Batch, Decoded, Memory, Place, cursor_record, sliced
 from processor.cache import FlowCache
 from processor.codec import Record, decode
 from processor.errands import Due, Errands
@@ -20,6 +20,7 @@ from processor.errors import ProducerSuspect, TableDistrusted, TaskflowError
 from processor.handler import Handler
 from processor.loading import recall
 from processor.metrics import Metrics
+from processor.outbound import Outbound
 from processor.ports import Fetched, Forwarder, History, Source, Table, Writer, Written
 from processor.recovery import LATE_MAX_MS, Recovery
 from processor.rows import Position, Stored
@@ -33,10 +34,6 @@ CURSOR_ONLY_EVERY_S: Final = 3600.0
 """How often a cursor may be written for markers alone, lest retention overtake it."""
 FETCH_WAIT_S: Final = 0.5
 BETWEEN_S: Final = 0.003
-AT_ONCE: Final = 50
-"""Records decided without giving way to the event loop: a millisecond."""
-
-T = TypeVar("T")
 
 
 class Phase(StrEnum):
@@ -312,7 +309,7 @@ class PartitionOwner:
         for some in fetched:
             if some:
                 self._errands.heard(some[-1].timestamp, self._monotonic())
-        for records in _sliced(list(self._in_order(fetched))):
+        for records in sliced(list(self._in_order(fetched))):
             items.extend(map(decode, records))
             await asyncio.sleep(0)
         return items
@@ -324,7 +321,7 @@ class PartitionOwner:
         # Asked while we decide: the answer comes from another thread.
         untouched = asyncio.ensure_future(table.untouched())
         try:
-            batch = await self._handle(items, memory, frozenset())
+            batch, outbound = await self._handle(writer, items, memory, frozenset())
         finally:
             in_our_hands = await untouched
         if not in_our_hands:
@@ -333,7 +330,7 @@ class PartitionOwner:
             with self._waiting("broker"):
                 refused = await self._forwarder.forward(batch.forwards)
             if refused:
-                batch = await self._handle(items, memory, refused)
+                batch, outbound = await self._handle(writer, items, memory, refused)
         for record, fault in batch.faults:
             self._log.error(
                 "a record was set aside: handling it failed",
@@ -343,37 +340,37 @@ class PartitionOwner:
             )
         decided_ns = time.time_ns()
         sent = self._errands.send(batch, due)
-        written = await self._commit(table, writer, batch, sent.records)
+        outbound.put(self.place.topics.control, sent.records)
+        written = await self._commit(table, writer, batch, outbound)
         if self._traces is not None:
             self._traces.decided(
-                items,
-                batch.outcomes,
+                batch.traced,
+                batch.handled,
                 began_ns=began_ns,
                 decided_ns=decided_ns,
                 committed_ns=time.time_ns(),
             )
-        control = self.place.topics.control
-        decided = [
-            (item, outcome)
-            for item, outcome in zip(items, batch.outcomes, strict=False)
-            if item.record.topic == control
-        ]
-        self._errands.written(batch, sent, written, decided, memory.flows, self._monotonic())
+        self._errands.written(batch, sent, written, memory.flows, self._monotonic())
         self._pending = self._pending[batch.handled :]
         self._handled = batch.handled
         if batch.handled:
             seconds = self._clock() - items[0].record.timestamp / 1000
             self._metrics.end_to_end_seconds.observe(max(0.0, seconds))
             self._metrics.batch_size.observe(batch.handled)
-        self._metrics.events.inc(len(batch.audit))
+        self._metrics.events.inc(outbound.count(self.place.topics.audit))
         for labels, count in batch.tally.items():
             self._metrics.commands.labels(*labels).inc(count)
         self._failures = 0
         self.error = None
 
     async def _handle(
-        self, items: Sequence[Decoded], memory: Memory, refused: frozenset[tuple[str, int]]
-    ) -> Batch:
+        self,
+        writer: Writer,
+        items: Sequence[Decoded],
+        memory: Memory,
+        refused: frozenset[tuple[str, int]],
+    ) -> tuple[Batch, Outbound]:
+        """Decide `items`, as many as make a batch; its records are packed on the way."""
         handler = Handler(
             self.place,
             memory,
@@ -381,14 +378,21 @@ class PartitionOwner:
             next_number=self._next_number,
             unforwardable=refused,
         )
-        for some in _sliced(items):
-            if not handler.add(some):
-                break
+        batch, outbound = handler.batch, Outbound(self.place.topics, writer.new_pack)
+        for some in sliced(items):
+            has_room = handler.add(some)
+            outbound.take(batch)
             await asyncio.sleep(0)
-        return handler.finish()
+            if not has_room:
+                break
+        for _ in handler.settle():
+            outbound.take(batch)
+            await asyncio.sleep(0)
+        outbound.take(batch)
+        return batch, outbound
 
     async def _commit(
-        self, table: Table, writer: Writer, batch: Batch, errands: Sequence[Outgoing] = ()
+        self, table: Table, writer: Writer, batch: Batch, outbound: Outbound
     ) -> Written:
         """Write a batch: all of it to Kafka, then to the table.
 
@@ -396,15 +400,8 @@ class PartitionOwner:
         that is behind the topics. Either way the next takeover goes on from the topics.
         """
         topics = self.place.topics
-        records: dict[str, Sequence[Outgoing]] = {
-            topics.audit: batch.audit,
-            topics.outcomes: batch.outcomes,
-            topics.state: batch.state,
-            topics.dead_letters: batch.dead_letters,
-            topics.control: errands,
-        }
         with self._metrics.commit_seconds.time(), self._waiting("broker"):
-            written = await writer.write({t: r for t, r in records.items() if r})
+            written = await writer.write(outbound.packs)
         self._source.decided(self.place.partition, batch.position)
         batch.changes.forget_before_ms = self._forget_before_ms(batch)
         after = Stored(
@@ -430,9 +427,8 @@ class PartitionOwner:
         A topic that lags, or of which nothing is known yet, may still bring commands as old as
         its newest decided one.
         """
-        for items in self._pending[: batch.handled]:
-            record = items.record
-            self._seen_ms[record.topic] = max(self._seen_ms[record.topic], record.timestamp)
+        for topic, at_ms in batch.newest.items():
+            self._seen_ms[topic] = max(self._seen_ms[topic], at_ms)
         newest = max(self._seen_ms.values())
         topics = self.place.topics
         lags = self._source.lags(self.place.partition)
@@ -459,19 +455,14 @@ class PartitionOwner:
 
     async def _write_cursor(self, table: Table, position: Position) -> None:
         """A transaction with nothing but the cursor; it tells the broker's clock, too."""
-        batch = Batch(position, state=[cursor_record(self.place.partition, position)])
-        written = await self._commit(table, self._writer_in_use(), batch)
+        writer = self._writer_in_use()
+        outbound = Outbound(self.place.topics, writer.new_pack)
+        outbound.put(self.place.topics.state, [cursor_record(self.place.partition, position)])
+        written = await self._commit(table, writer, Batch(position), outbound)
         self._errands.heard(written.at_ms, self._monotonic() - written.age_s)
 
     def _progressed(self) -> None:
         self.progressed_at = self._monotonic()
-
-
-def _sliced(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """`items`, some at a time: between two slices the event loop serves the other partitions,
-    whose transactions would otherwise wait for a whole batch of ours at each of their steps."""
-    for start in range(0, len(items), AT_ONCE):
-        yield items[start : start + AT_ONCE]
 
 
 def _size_bytes(item: Decoded) -> int:

@@ -4,7 +4,7 @@ The adapters give it the real ones, tests scripted ones.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from processor.batch import Forward, Outgoing
 from processor.codec import Record
@@ -93,6 +93,13 @@ class Written(NamedTuple):
     age_s: float
 
 
+class Pack(Protocol):
+    """Records that go out together, to one topic, in the order in which they were put in."""
+
+    def extend(self, records: Sequence[Outgoing], /) -> None: ...
+    def __len__(self) -> int: ...
+
+
 class Writer(Protocol):
     """The partition's transactional producer."""
 
@@ -103,9 +110,13 @@ class Writer(Protocol):
     async def start(self) -> None:
         """Fence whoever wrote under this partition's transactional id before."""
 
-    async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
-        """Write everything in one transaction. Raises if anything of it may not be committed;
-        what then became of it stands on the topics."""
+    def new_pack(self) -> Pack:
+        """An empty one, for the next `write`."""
+
+    async def write(self, records: Mapping[str, Any]) -> Written:
+        """Write everything in one transaction: by topic, a pack of this writer's or a sequence of
+        Outgoing. Raises if anything of it may not be committed; what then became of it stands on
+        the topics."""
 
     def discard(self) -> None:
         """Let go of the producer; whatever it left open is the next one's to end."""

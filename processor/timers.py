@@ -14,9 +14,8 @@ from processor.batch import Outgoing
 from processor.codec import Headers, encode
 from processor.domain.waits import AT_ONCE_MS, due_ms
 from processor.ports import Table
-from processor.rows import Changes, Due, FlowRow
+from processor.rows import Due, FlowRow
 from schemas.commands import Wake
-from schemas.flow import FlowStatus
 
 ACTOR: Final = "taskflow:timer"
 NEAR_MS: Final = 30_000
@@ -163,14 +162,15 @@ class Timers:
 
     def written(
         self,
-        changes: Changes,
+        waits: Iterable[tuple[FlowRow | None, FlowRow | None]],
         wakeups: Mapping[str, Wakeup],
         answers: Iterable[Answer],
         flows: Mapping[str, FlowRow | None],
         now_ms: int | None,
     ) -> Decided:
-        """A batch is written: `wakeups` by flow id were sent with it, `answers` are its answers to
-        wakes, `flows` what it left of the flows that those are about."""
+        """A batch is written that changed `waits`, as in Batch: `wakeups` by flow id were sent with
+        it, `answers` are its answers to wakes, `flows` what it left of the flows that those are
+        about."""
         self._undecided.update(wakeups)
         for flow_id in wakeups:
             # Who was asked to cancel may have been near, too.
@@ -180,15 +180,8 @@ class Timers:
             sent = self._undecided.get(answer.wake.flow_id)
             if sent is not None and sent.command_id == answer.wake.command_id:
                 decided.setdefault(answer.wake.flow_id, (sent, answer))
-        waiting = FlowStatus.WAITING
-        for row in changes.deleted:
-            self._changed(row, None)
-        for was, row in changes.updated:
-            if was.flow.status is waiting or row.flow.status is waiting:
-                self._changed(was, row)
-        for row in changes.inserted:
-            if row.flow.status is waiting:
-                self._changed(None, row)
+        for was, row in waits:
+            self._changed(was, row)
         report = self._look_again(decided, flows, now_ms)
         if len(self._near) > NEAR_MAX or len(self._queue) > 2 * NEAR_MAX:
             self._shrink()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import structlog
 
-from processor.batch import Decoded, Outgoing
+from processor.batch import Decoded
 from processor.codec import Readable
 from schemas.events import TRACEPARENT_HEADER
 
@@ -93,32 +93,32 @@ class WorkerTraces:
 
     def decided(
         self,
-        items: Sequence[Decoded],
-        outcomes: Sequence[Outgoing],
+        traced: Sequence[tuple[Decoded, bytes]],
+        count: int,
         *,
         began_ns: int,
         decided_ns: int,
         committed_ns: int,
     ) -> None:
-        """Tell of a batch that is committed. Times are nanoseconds since 1970; `outcomes` are
-        those of the first `items`, in their order."""
-        for item, outcome in zip(items, outcomes, strict=False):
-            if item.record.headers and (parent := _sampled_parent(item)) is not None:
-                self._tell(item, outcome, parent, (began_ns, decided_ns, committed_ns), outcomes)
+        """Tell of a batch of `count` records that is committed: of those that are `traced`, with
+        their outcomes. Times are nanoseconds since 1970."""
+        for item, outcome in traced:
+            if (parent := _sampled_parent(item)) is not None:
+                self._tell(item, outcome, parent, (began_ns, decided_ns, committed_ns), count)
 
     def _tell(
         self,
         item: Decoded,
-        outcome: Outgoing,
+        outcome: bytes,
         parent: "Context",
         times_ns: tuple[int, int, int],
-        batch: Sequence[Outgoing],
+        count: int,
     ) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
         began_ns, decided_ns, committed_ns = times_ns
         record = item.record
-        answer = orjson.loads(outcome.value or b"")
+        answer = orjson.loads(outcome)
         process = self._tracer.start_span(
             f"process {record.topic}",
             context=parent,
@@ -142,15 +142,15 @@ class WorkerTraces:
             process.set_status(Status(StatusCode.ERROR, answer["message"]))
             process.set_attribute("error.type", answer["code"] or "_OTHER")
         inside = set_span_in_context(process)
-        count = {"messaging.batch.message_count": len(batch)}
+        batch = {"messaging.batch.message_count": count}
         self._tracer.start_span(
-            "decide", context=inside, start_time=began_ns, attributes=count
+            "decide", context=inside, start_time=began_ns, attributes=batch
         ).end(decided_ns)
         self._tracer.start_span(
             "commit",
             context=inside,
             start_time=decided_ns,
-            attributes={"messaging.system": "kafka", **count},
+            attributes={"messaging.system": "kafka", **batch},
         ).end(committed_ns)
         process.end(committed_ns)
 

@@ -8,10 +8,9 @@ from typing import Any, Final
 import structlog
 
 from processor.adapters.kafka.source import GroupSource
-from processor.adapters.kafka.writer import TransactionalWriter
+from processor.adapters.kafka.writer import RecordPack, TransactionalWriter
 from processor.adapters.sqlite import files, statements
 from processor.adapters.sqlite.table import FlowTable
-from processor.batch import Outgoing
 from processor.codec import Record
 from processor.faults.points import Action, Points, parse_faults
 from processor.ports import Extent, Fetched, History, Source, Writer, Written
@@ -153,7 +152,10 @@ class _Writer:
         self._watch_transaction(producer)
         self._watch_commit(producer)
 
-    async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
+    def new_pack(self) -> RecordPack:
+        return self._inner.new_pack()
+
+    async def write(self, records: Mapping[str, Any]) -> Written:
         self._first = None
         self._on_its_way.clear()
         await self._points.reach("K1")

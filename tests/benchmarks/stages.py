@@ -18,7 +18,7 @@ import uvloop
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata, TopicPartition
 
-from processor.adapters.kafka.writer import BATCH_MAX_BYTES, TransactionalWriter
+from processor.adapters.kafka.writer import BATCH_MAX_BYTES, RecordPack, TransactionalWriter
 from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.batch import Memory, Place, first_event_id, needs
 from processor.bootstrap import GC_THRESHOLDS
@@ -130,7 +130,9 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
                 (topics.outcomes, batch.outcomes),
                 (topics.state, batch.state),
             ):
-                await TransactionalWriter._send(writer, producer, topic, outgoing)
+                pack = RecordPack(producer.create_batch)
+                pack.extend(outgoing)
+                await TransactionalWriter._send(writer, producer, topic, pack)
         batch.changes.forget_before_ms = APPENDED_AT_MS - 1
         after = Stored(batch.position, start, start, batch.newest_ms)
         with costs_of.stage("write the table"):

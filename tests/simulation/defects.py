@@ -10,6 +10,7 @@ import orjson
 
 from processor.batch import Batch, Outgoing
 from processor.codec import Record
+from processor.outbound import Outbound
 from processor.partition import PartitionOwner
 from processor.ports import Extent, Table, Writer, Written
 from processor.rows import Changes, Position, Stored
@@ -123,19 +124,19 @@ class TableFirst(PartitionOwner):
     """Commits SQLite before Kafka."""
 
     async def _commit(
-        self, table: Table, writer: Writer, batch: Batch, errands: Sequence[Outgoing] = ()
+        self, table: Table, writer: Writer, batch: Batch, outbound: Outbound
     ) -> Written:
         kafka: SimKafka = writer._kafka  # type: ignore[attr-defined]
         topics, number = self.place.topics, self.place.partition
         after = Stored(
             batch.position,
-            kafka.log(topics.audit, number).end + len(batch.audit),
-            kafka.log(topics.outcomes, number).end + len(batch.outcomes),
+            kafka.log(topics.audit, number).end + outbound.count(topics.audit),
+            kafka.log(topics.outcomes, number).end + outbound.count(topics.outcomes),
             max(batch.newest_ms, self._stored.as_of_ms),
         )
         await table.write(batch.changes, before=self._stored, after=after)
         quiet = _WrittenBefore(table)
-        written = await super()._commit(quiet, writer, batch, errands)  # type: ignore[arg-type]
+        written = await super()._commit(quiet, writer, batch, outbound)  # type: ignore[arg-type]
         self._stored = after
         return written
 

@@ -89,6 +89,9 @@ class SimWriter:
             await asyncio.sleep(CONCURRENT_RETRY_S)
             await self._life.at(Op.FENCED)
 
+    def new_pack(self) -> list[Outgoing]:
+        return []
+
     async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
         assert self._epoch, "a writer is started before it writes"
         assert not self._discarded, "a discarded writer writes"

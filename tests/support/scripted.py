@@ -244,6 +244,9 @@ class ScriptedWriter:
         await self._script.reach(Point.FENCE)
         self._epoch = self._kafka.fence(self._id)
 
+    def new_pack(self) -> list[Outgoing]:
+        return []
+
     async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
         assert self._epoch, "a writer is started before it writes"
         assert not self.discarded, "a discarded writer writes"

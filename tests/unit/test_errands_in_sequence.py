@@ -14,7 +14,6 @@ from uuid import UUID
 
 import pytest
 
-from processor.codec import decode
 from processor.errands import Errands
 from processor.metrics import Metrics
 from processor.ports import Written
@@ -214,13 +213,8 @@ class Sequence:
             assert record.key
             assert record.value
             self.append("control", record.key, record.value, record.headers)
-        decided = [
-            (decode(record), outcome)
-            for record, outcome in zip(records, batch.outcomes, strict=True)
-            if record.topic == "taskflow.control"
-        ]
         written = Written({}, self.broker_ms, 0.0)
-        errands.written(batch, sent, written, decided, before, self.at_s)
+        errands.written(batch, sent, written, before, self.at_s)
         return True
 
     def check(self, sent: Any, asked_to_cancel: set[str]) -> None:

@@ -20,7 +20,7 @@ ROOMS = (
     *("rows", "codec", "placement"),
     *("batch", "burial", "handler", "cache"),
     *("ports", "recovery", "repair", "loading", "metrics", "tracing"),
-    *("timers", "retention", "errands", "partition", "standby", "worker"),
+    *("timers", "retention", "errands", "outbound", "partition", "standby", "worker"),
     *("logs", "http", "adapters", "client", "faults", "bootstrap", "processes"),
     *("embedded", "broker", "views", "ops", "torture", "program", "cli", "__main__"),
 )

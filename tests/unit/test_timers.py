@@ -10,7 +10,7 @@ import pytest
 from processor import timers
 from processor.domain.waits import AT_ONCE_MS
 from processor.ports import Table
-from processor.rows import Changes, Due, FlowRow
+from processor.rows import Due, FlowRow
 from processor.timers import (
     AT_ONCE_MAX,
     CLOCK_WINDOW_S,
@@ -115,13 +115,13 @@ def wake_of(number: int, command_id: str) -> Wake:
 def send(some: Timers, taken: dict[str, int]) -> None:
     """What was taken is written; command ids are the flows' own."""
     wakeups = {flow_id: Wakeup(flow_id, at_ms) for flow_id, at_ms in taken.items()}
-    some.written(Changes(), wakeups, [], {}, NOON_MS)
+    some.written([], wakeups, [], {}, NOON_MS)
 
 
 def refused(some: Timers, row: FlowRow, at_ms: int) -> timers.Decided:
     """The wake of a flow that goes on waiting, appended at `at_ms`, comes to nothing."""
     answer = Answer(wake_of(row.number, row.flow.id), at_ms, False)
-    return some.written(Changes(), {}, [answer], {row.flow.id: row}, NOON_MS)
+    return some.written([], {}, [answer], {row.flow.id: row}, NOON_MS)
 
 
 def test_what_is_over_is_taken_once_the_earliest_first() -> None:
@@ -161,7 +161,7 @@ def test_wakes_go_out_in_portions_and_no_more_than_a_few_are_undecided() -> None
         (waiting(n, NOON_MS), later(waiting(n, NOON_MS), status=FlowStatus.RUNNING))
         for n in range(1, 11)
     ]
-    report = some.written(Changes(updated=gone), {}, answers, {}, NOON_MS + 7)
+    report = some.written(gone, {}, answers, {}, NOON_MS + 7)
     assert (report.ended, report.retried, report.lags_ms) == (10, 0, [7] * 10)
     assert len(some.take(NOON_MS)) == 10
 
@@ -203,7 +203,7 @@ def test_somebody_elses_wake_decides_nothing_about_ours() -> None:
     send(some, some.take(NOON_MS))
     answer = Answer(wake_of(1, uuid(99)), NOON_MS, False)
     row = waiting(1, NOON_MS)
-    report = some.written(Changes(), {}, [answer], {uuid(1): row}, NOON_MS)
+    report = some.written([], {}, [answer], {uuid(1): row}, NOON_MS)
     assert (report.ended, report.retried, some.overdue(NOON_MS)) == (0, 0, 1)
 
 
@@ -212,7 +212,7 @@ def test_who_is_asked_to_cancel_while_near_is_woken_once() -> None:
     was = waiting(1, NOON_MS + 1)
     row = waiting(1, NOON_MS + 1, cancel_requested=True)
     wakeups = {uuid(1): Wakeup(uuid(1), AT_ONCE_MS)}
-    some.written(Changes(updated=[(was, row)]), wakeups, [], {}, NOON_MS)
+    some.written([(was, row)], wakeups, [], {}, NOON_MS)
     assert some.take(NOON_MS + 1) == {}
     assert some.overdue(NOON_MS) == 1
 
@@ -225,7 +225,7 @@ def test_memory_is_bounded_and_what_is_left_to_the_table_comes_back(
     some = loaded(table)
     for number in range(100, 0, -1):  # the later ones first
         row = waiting(number, NOON_MS + number)
-        some.written(Changes(inserted=[row]), {}, [], {}, NOON_MS)
+        some.written([(None, row)], {}, [], {}, NOON_MS)
         table.waits = sorted([*table.waits, Due(NOON_MS + number, row.flow.id)])
         assert len(some._near) <= 10
         assert len(some._queue) <= 20
@@ -245,7 +245,7 @@ def test_what_was_refused_stays_in_memory_for_the_table_names_a_time_that_is_ove
     send(some, some.take(NOON_MS))
     refused(some, waiting(1, NOON_MS), NOON_MS)
     nearer = [waiting(number, NOON_MS + number) for number in range(2, 22)]
-    some.written(Changes(inserted=nearer), {}, [], {}, NOON_MS)
+    some.written([(None, row) for row in nearer], {}, [], {}, NOON_MS)
     table.waits = [*table.waits, *(Due(NOON_MS + row.number, row.flow.id) for row in nearer)]
     taken: list[str] = []
     while more := loaded(table, NOON_MS + 200, some).take(NOON_MS + 200):
@@ -263,7 +263,7 @@ def test_a_refused_wake_of_a_flow_that_was_touched_leaves_what_it_waits_for_now(
     was = waiting(1, NOON_MS)
     row = later(was, status=FlowStatus.RUNNING) if wait is None else waiting(1, wait)
     answer = Answer(wake_of(1, uuid(1)), NOON_MS - 1, False)
-    some.written(Changes(updated=[(was, row)]), {}, [answer], {uuid(1): row}, NOON_MS)
+    some.written([(was, row)], {}, [answer], {uuid(1): row}, NOON_MS)
     expected = wait is not None and wait <= NOON_MS + NEAR_MS
     assert (some.next_ms() is not None) is expected
     assert some.armed == (wait is not None)
@@ -276,7 +276,7 @@ def test_a_flow_that_is_woken_and_waits_anew_in_one_batch_is_not_forgotten(at_ms
     send(some, some.take(NOON_MS))
     was, row = waiting(1, NOON_MS), waiting(1, at_ms)
     answer = Answer(wake_of(1, uuid(1)), NOON_MS, True)
-    report = some.written(Changes(updated=[(was, row)]), {}, [answer], {uuid(1): row}, NOON_MS + 3)
+    report = some.written([(was, row)], {}, [answer], {uuid(1): row}, NOON_MS + 3)
     assert (report.ended, report.retried, report.lags_ms) == (1, 0, [3])
     again = some.next_ms() or loaded(Waits((1, at_ms)), at_ms, some).next_ms()
     assert again == at_ms
@@ -287,7 +287,7 @@ def test_a_copy_of_our_wake_is_no_second_answer() -> None:
     send(some, some.take(NOON_MS))
     wake = wake_of(1, uuid(1))
     answers = [Answer(wake, NOON_MS, True), Answer(wake, NOON_MS + 1, False)]
-    report = some.written(Changes(), {}, answers, {uuid(1): None}, NOON_MS)
+    report = some.written([], {}, answers, {uuid(1): None}, NOON_MS)
     assert (report.ended, report.retried) == (1, 0)
 
 
@@ -296,5 +296,5 @@ def test_a_flow_taken_on_a_wrong_word_and_not_sent_is_not_forgotten() -> None:
     assert some.take(NOON_MS)
     # A step is observed in the same batch: its row tells when the wait is really over.
     row = waiting(1, NOON_MS + 5)
-    some.written(Changes(updated=[(row, row)]), {}, [], {}, NOON_MS)
+    some.written([(row, row)], {}, [], {}, NOON_MS)
     assert some.next_ms() == NOON_MS + 5

@@ -12,7 +12,6 @@ from opentelemetry.trace import SpanKind, StatusCode
 from structlog.testing import capture_logs
 
 from processor import tracing
-from processor.batch import Outgoing
 from processor.client.preparation import prepare
 from processor.codec import Draft, decode
 from processor.tracing import ProducerTraces, WorkerTraces, producer_traces, worker_traces
@@ -61,9 +60,12 @@ def decided(provider: TracerProvider, *headers: bytes | None, value: bytes | Non
         "message": "So it is.",
         "event_ids": [5],
     }
-    outcomes = [Outgoing(prepared.key, orjson.dumps(answer), ()) for _ in items]
     WorkerTraces(provider, group_id="workers").decided(
-        items, outcomes, began_ns=1_000, decided_ns=2_000, committed_ns=5_000
+        [(item, orjson.dumps(answer)) for item in items],
+        len(items),
+        began_ns=1_000,
+        decided_ns=2_000,
+        committed_ns=5_000,
     )
 
 

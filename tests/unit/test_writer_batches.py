@@ -7,7 +7,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import RecordMetadata, TopicPartition
 
-from processor.adapters.kafka.writer import TransactionalWriter
+from processor.adapters.kafka.writer import RecordPack, TransactionalWriter
 from processor.batch import Outgoing
 from schemas.topics import Topics
 
@@ -42,7 +42,11 @@ class Producer:
 async def written(records: list[Outgoing], size_bytes: int) -> tuple[Producer, RecordMetadata]:
     producer: Any = Producer(size_bytes)
     writer = TransactionalWriter({}, Topics(), 3, compression=None, commit_timeout_s=1)
-    return producer, await writer._send(producer, "a", records)
+    pack = RecordPack(producer.create_batch)
+    for record in records:
+        pack.extend([record])
+    assert len(pack) == len(records)
+    return producer, await writer._send(producer, "a", pack)
 
 
 async def test_records_are_in_their_batch_with_key_value_and_headers() -> None:

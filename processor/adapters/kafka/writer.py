@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import structlog
 from aiokafka import AIOKafkaProducer
+from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 
 from processor.adapters.kafka.closing import stop_producer
@@ -47,6 +48,46 @@ def count_commits(producer: AIOKafkaProducer, attempted: Callable[[], None]) -> 
         return await step(commit_result)
 
     producer._sender._do_txn_commit = counted
+
+
+class RecordPack:
+    """Records of a topic as Kafka's record batches, made by `new_batch`.
+
+    Records go right into aiokafka's builder, whose wrapper for one record at a time would take
+    as long again; it has no public name, so the version is pinned and a test guards this.
+    """
+
+    def __init__(self, new_batch: Callable[[], BatchBuilder]) -> None:
+        self._new_batch = new_batch
+        self._filled: list[BatchBuilder] = []
+        self._batch = new_batch()
+        self._count = self._in_batch = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def extend(self, records: Sequence[Outgoing]) -> None:
+        append, in_batch = self._batch._builder.append, self._in_batch
+        for key, value, headers in records:
+            listed = headers if type(headers) is list else list(headers)
+            if append(in_batch, None, key, value, listed) is None:
+                self._batch._relative_offset = in_batch
+                self._filled.append(self._batch)
+                self._batch = self._new_batch()
+                append, in_batch = self._batch._builder.append, 0
+                append(in_batch, None, key, value, listed)
+            in_batch += 1
+        self._in_batch = in_batch
+        self._count += len(records)
+
+    def batches(self) -> list[BatchBuilder]:
+        """All, to be sent in this order; the last one's number of records is `in_last`."""
+        self._batch._relative_offset = self._in_batch
+        return [*self._filled, self._batch]
+
+    @property
+    def in_last(self) -> int:
+        return self._in_batch
 
 
 class TransactionalWriter:
@@ -92,7 +133,19 @@ class TransactionalWriter:
     def _attempted(self) -> None:
         self._attempts += 1
 
-    async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
+    def new_pack(self) -> RecordPack:
+        producer = self._producer
+        assert producer is not None, "a writer is started before it packs"
+        return RecordPack(producer.create_batch)
+
+    def _packed(self, records: RecordPack | Sequence[Outgoing]) -> RecordPack:
+        if isinstance(records, RecordPack):
+            return records
+        pack = self.new_pack()
+        pack.extend(records)
+        return pack
+
+    async def write(self, records: Mapping[str, RecordPack | Sequence[Outgoing]]) -> Written:
         """Write `records` by topic in one transaction.
 
         The group's offsets are not in it: nobody starts from them, and they would cost two of the
@@ -108,7 +161,10 @@ class TransactionalWriter:
                 await producer.begin_transaction()
                 # All futures are awaited: a commit succeeds although a batch of it has failed.
                 sent = await asyncio.gather(
-                    *(self._send(producer, topic, some) for topic, some in records.items())
+                    *(
+                        self._send(producer, topic, self._packed(some))
+                        for topic, some in records.items()
+                    )
                 )
                 told_s = time.monotonic()
                 await producer.commit_transaction()
@@ -124,29 +180,15 @@ class TransactionalWriter:
         )
 
     async def _send(
-        self, producer: AIOKafkaProducer, topic: str, records: Sequence[Outgoing]
+        self, producer: AIOKafkaProducer, topic: str, pack: RecordPack
     ) -> RecordMetadata:
-        """What the broker says of the last one.
-
-        Records go right into aiokafka's builder, whose wrapper for one record at a time would take
-        as long again; it has no public name, so the version is pinned and a test guards this.
-        """
-        futures = []
-        batch = producer.create_batch()
-        append, count = batch._builder.append, 0
-        for key, value, headers in records:
-            listed = list(headers) if headers else []
-            if append(count, None, key, value, listed) is None:
-                batch._relative_offset = count
-                futures.append(await producer.send_batch(batch, topic, partition=self._partition))
-                batch = producer.create_batch()
-                append, count = batch._builder.append, 0
-                append(count, None, key, value, listed)
-            count += 1
-        batch._relative_offset = count
-        futures.append(await producer.send_batch(batch, topic, partition=self._partition))
+        """What the broker says of the last record."""
+        futures = [
+            await producer.send_batch(batch, topic, partition=self._partition)
+            for batch in pack.batches()
+        ]
         *_, last = await asyncio.gather(*futures)
-        return last._replace(offset=last.offset + count - 1)
+        return last._replace(offset=last.offset + pack.in_last - 1)
 
     def discard(self) -> None:
         """Stop the producer in the background: it may wait for a whole request, or hang without

@@ -1,0 +1,45 @@
+"""What a batch sends, packed while it is decided.
+
+A record that is packed as soon as it is made is still in the CPU's caches, and leaves its memory to
+the next one: a batch of 1,000 makes some three megabytes of them.
+"""
+
+from collections.abc import Callable, Sequence
+
+from processor.batch import Batch, Outgoing
+from processor.ports import Pack
+from schemas.topics import Topics
+
+
+class Outbound:
+    """The records of one transaction, by topic; `new_pack` makes what holds them."""
+
+    def __init__(self, topics: Topics, new_pack: Callable[[], Pack]) -> None:
+        self.packs: dict[str, Pack] = {}
+        self._topics = topics
+        self._new_pack = new_pack
+
+    def take(self, batch: Batch) -> None:
+        """Take out of `batch` what stands there to be sent."""
+        topics = self._topics
+        for topic, records in (
+            (topics.audit, batch.audit),
+            (topics.outcomes, batch.outcomes),
+            (topics.state, batch.state),
+            (topics.dead_letters, batch.dead_letters),
+        ):
+            if records:
+                self.put(topic, records)
+                records.clear()
+
+    def put(self, topic: str, records: Sequence[Outgoing]) -> None:
+        if records:
+            pack = self.packs.get(topic)
+            if pack is None:
+                pack = self.packs[topic] = self._new_pack()
+            pack.extend(records)
+
+    def count(self, topic: str) -> int:
+        """How many records go to `topic`."""
+        pack = self.packs.get(topic)
+        return 0 if pack is None else len(pack)
