@@ -1,11 +1,8 @@
 """The one place where the parts are put together."""
 
 import asyncio
-import ctypes
-import gc
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -27,6 +24,7 @@ from processor.adapters.sqlite import (
 from processor.batch import Place
 from processor.domain.decide import Limits
 from processor.http import serve
+from processor.interpreter import tune_interpreter
 from processor.metrics import Metrics
 from processor.partition import PartitionOwner
 from processor.settings import Address, Settings
@@ -42,15 +40,6 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-SWITCH_INTERVAL_S = 0.001
-"""How long one thread may keep the others waiting. Deciding is busy in one thread while SQLite's
-threads wait for their turn at each end of a statement; Python's default is 5 ms."""
-GC_THRESHOLDS = (100_000, 50, 1_000)
-"""A batch makes many objects and no cycles; Python's default of 700 spends a third of the worker's
-time on looking for them."""
-KEPT_MEMORY = ((-3, 32 * 2**20), (-1, 64 * 2**20))
-"""M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3), bytes. A batch takes some buffers of a MiB
-and gives them back; by default each comes from the kernel, page by page: a fault per command."""
 PRODUCERS_STOP_TIMEOUT_S = 0.5
 LAYOUT_EVERY_S = 60.0
 """How often the number of partitions is looked at while a worker runs."""
@@ -80,7 +69,7 @@ async def run_worker(
             return
         for mismatch in mismatches:
             log.warning("a topic is not what it should be", mismatch=str(mismatch))
-        _tune_interpreter()
+        tune_interpreter()
         kit = _fault_kit(settings)
         metrics = Metrics()
         instance = client_id(settings, "worker")
@@ -146,15 +135,6 @@ async def unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T
         working.cancel()
         stopping.cancel()
         await asyncio.wait({working, stopping})
-
-
-def _tune_interpreter() -> None:
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    gc.set_threshold(*GC_THRESHOLDS)
-    gc.freeze()
-    with suppress(AttributeError, OSError):  # not the C library of GNU
-        for parameter, size_bytes in KEPT_MEMORY:
-            ctypes.CDLL(None).mallopt(parameter, size_bytes)
 
 
 async def _announce(worker: Worker, ready: asyncio.Event | None) -> None:

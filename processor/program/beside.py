@@ -28,11 +28,12 @@ class ViewsBeside:
     url: str
 
     async def ready(self) -> bool:
-        """Once it answers for its partitions; False if it ended, or takes too long."""
+        """Once it answers for its partitions, caught up or not; False if it ended, or takes too
+        long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(READY_TIMEOUT_S), aiohttp.ClientSession() as session:
                 while self.process.returncode is None:
-                    if await _is_ready(session, self.url):
+                    if await _answers(session, self.url):
                         return True
                     await asyncio.sleep(_ASKED_EVERY_S)
         return False
@@ -69,10 +70,10 @@ async def views_beside(
             await process.wait()
 
 
-async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
+async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
     try:
         timeout = aiohttp.ClientTimeout(total=_KNOCK_S)
         async with session.get(f"{url}/ready", timeout=timeout) as answer:
-            return answer.status == 200
-    except (aiohttp.ClientError, TimeoutError, OSError):
+            return bool((await answer.json())["assigned"])
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError):
         return False

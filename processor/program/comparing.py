@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Final
 
-from processor.bootstrap import GC_THRESHOLDS
 from processor.errors import TaskflowError
+from processor.interpreter import GC_THRESHOLDS
 from processor.ops.replay.check import replay
 from processor.ops.replay.copies import Copies
 from processor.ops.replay.differences import Findings

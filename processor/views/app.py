@@ -30,8 +30,10 @@ from processor.views.transport import CommittedConsumer, CommittedTransport
 from processor.views.view import Level, View
 from schemas import Topics
 
-BATCH_MAX: Final = 1000
+BATCH_CHUNKS: Final = 4
 BATCH_WITHIN_S: Final = 0.02
+BUFFERED_CHUNKS: Final = 16
+"""Of all partitions, ready for the next batches."""
 MEASURED_EVERY_S: Final = 0.2
 WINDOW_S: Final = 60.0
 KEPT_S: Final = 25 * 3600.0
@@ -75,7 +77,7 @@ class ViewsApp(faust.App):
             broker_request_timeout=max(40.0, settings.session_timeout_ms / 1000),
             consumer_auto_offset_reset="earliest",
             consumer_max_fetch_size=FETCH_MAX_BYTES,
-            stream_buffer_maxsize=4 * BATCH_MAX,
+            stream_buffer_maxsize=BUFFERED_CHUNKS,
             stream_wait_empty=False,
             table_cleanup_interval=60.0,
             **options,
@@ -169,12 +171,14 @@ class ViewsApp(faust.App):
                 "event_id": view.position(partition).event_id,
                 "behind": view.behind(partition),
                 "lag_ms": view.lag_ms(partition),
+                "caught_up": view.caught_up(partition),
                 "broken": view.broken.get(partition),
             }
             for partition in sorted(view.owned)
         }
         return {
-            "ready": view.assigned and not view.broken and view.failing is None,
+            "ready": view.ready(),
+            "assigned": view.assigned,
             "failing": view.failing,
             "brokers": self.settings_.bootstrap_servers,
             "prefix": self.topics_.prefix,
@@ -208,16 +212,16 @@ def _raw(name: str) -> Any:
 
 @app.agent(_raw(app.topics_.audit), name="audit")
 async def audit(stream: Any) -> None:
-    """Projects what was committed, in transactions of up to BATCH_MAX events."""
-    async for events in stream.take_events(BATCH_MAX, within=BATCH_WITHIN_S):
-        await app.view.project([event.message for event in events])
+    """Projects what was committed, in transactions of up to BATCH_CHUNKS chunks of events."""
+    async for chunks in stream.take(BATCH_CHUNKS, within=BATCH_WITHIN_S):
+        await app.view.project([record for chunk in chunks for record in chunk])
 
 
 @app.agent(_raw(app.topics_.dead_letters), name="deadletters")
 async def deadletters(stream: Any) -> None:
     """Keeps the newest dead letters."""
-    async for events in stream.take_events(BATCH_MAX, within=BATCH_WITHIN_S):
-        await app.view.project_letters([event.message for event in events])
+    async for chunks in stream.take(BATCH_CHUNKS, within=BATCH_WITHIN_S):
+        await app.view.project_letters([record for chunk in chunks for record in chunk])
 
 
 async def _assigned(_: Any, partitions: set[TP], **__: Any) -> None:

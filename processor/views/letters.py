@@ -19,7 +19,7 @@ def letter_of(message: Any) -> Letter:
         for name, value in dict(message.headers or ()).items()
     }
     value: bytes = message.value or b""
-    at_ms = int(message.timestamp * 1000)
+    at_ms: int = message.timestamp
     code = headers.get(dead_letters.CODE, "unknown")
     size = headers.get(dead_letters.TRUNCATED, "")
     doc = {

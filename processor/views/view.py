@@ -35,11 +35,11 @@ _log = logging.getLogger(__name__)
 
 
 class Message(Protocol):
-    """What is read of a record, as Faust gives it; `timestamp` in seconds."""
+    """What is read of a record, as aiokafka gives it; `timestamp` in milliseconds."""
 
     partition: int
     offset: int
-    timestamp: float
+    timestamp: int
     key: bytes | None
     value: bytes | None
     headers: Any
@@ -141,7 +141,11 @@ class View:
         """Whether memory may have what the file has not, or not yet: a batch was begun and its end
         was not seen."""
         self._levels: dict[int, Level] = {}
-        self._caught_up: dict[int, float] = {}
+        self._level_at: dict[int, float] = {}
+        """When a partition was last seen to be level, by our clock."""
+        self._goals: dict[int, int] = {}
+        """The ends of what was committed when the partitions came to us."""
+        self._caught_up: set[int] = set()
         metrics.show(partitions=lambda: len(self.owned), broken=lambda: len(self.broken))
 
     async def load(self) -> None:
@@ -166,13 +170,15 @@ class View:
         return self._positions.get((self._topics.audit, partition), start)
 
     def assign(self, partitions: Iterable[int]) -> None:
-        """The group gave us these, and no other ones."""
+        """The group gave us these, and no other ones. Those that we had stay caught up."""
         self.owned = set(partitions)
+        self._caught_up &= self.owned
+        self._goals.clear()
         self.assigned = True
         self.broken.clear()
         self._reseeks.clear()
         self._levels.clear()
-        self._caught_up.clear()
+        self._level_at.clear()
         self.reassigned.set()
         self.changed.set()
 
@@ -180,11 +186,15 @@ class View:
         """How far Kafka's consumer is with the partitions of `audit`."""
         self._levels = levels
         now = time.monotonic()
-        for partition in levels:
+        for partition, level in levels.items():
             if self.behind(partition) == 0:
-                self._caught_up[partition] = now
+                self._level_at[partition] = now
             else:
-                self._caught_up.setdefault(partition, now)
+                self._level_at.setdefault(partition, now)
+            if level.end is not None and partition in self.owned:
+                goal = self._goals.setdefault(partition, level.end)
+                if self._passed(partition, level) >= goal:
+                    self._caught_up.add(partition)
         self.metrics.behind({p: behind for p in levels if (behind := self.behind(p)) is not None})
 
     def end(self, partition: int) -> int | None:
@@ -193,16 +203,30 @@ class View:
         return None if level is None else level.end
 
     def behind(self, partition: int) -> int | None:
-        """Offsets that are committed and not projected yet; None if not known yet.
-
-        Markers of transactions take offsets, too; behind the last record they are no lag.
-        """
+        """Offsets that are committed and not projected yet; None if not known yet."""
         level = self._levels.get(partition)
         if level is None or level.end is None:
             return None
+        return max(level.end - self._passed(partition, level), 0)
+
+    def _passed(self, partition: int, level: Level) -> int:
+        """The offset before which nothing is left to be projected: markers of transactions take
+        offsets, too, and behind the last record they are no lag."""
         ours = self.position(partition).next
-        at = ours if level.handed > ours else max(level.at, ours)
-        return max(level.end - at, 0)
+        return ours if level.handed > ours else max(level.at, ours)
+
+    def caught_up(self, partition: int) -> bool:
+        """Whether all is projected that was committed when the partition came to us."""
+        return partition in self._caught_up
+
+    def ready(self) -> bool:
+        """Whether answers are worth asking for: all partitions are caught up, and go on."""
+        return (
+            self.assigned
+            and self.failing is None
+            and not self.broken
+            and self.owned <= self._caught_up
+        )
 
     def lag_ms(self, partition: int) -> int | None:
         """For how long a partition has been behind; None if not known yet.
@@ -213,7 +237,7 @@ class View:
         behind = self.behind(partition)
         if not behind:
             return behind
-        since_ms = (time.monotonic() - self._caught_up.get(partition, time.monotonic())) * 1000
+        since_ms = (time.monotonic() - self._level_at.get(partition, time.monotonic())) * 1000
         age_ms = time.time() * 1000 - self.position(partition).at_ms
         return max(int(min(since_ms, age_ms)), 0)
 
@@ -281,8 +305,7 @@ class View:
                 if not new:
                     return
                 positions = {
-                    (topic, m.partition): Position(m.offset + 1, 0, int(m.timestamp * 1000))
-                    for m in new
+                    (topic, m.partition): Position(m.offset + 1, 0, m.timestamp) for m in new
                 }
                 try:
                     await self._write(Changes(), [letter_of(m) for m in new], positions)
@@ -322,7 +345,7 @@ class View:
                 continue
             batch.append(one)
             positions[topic, partition] = Position(
-                message.offset + 1, one.event["id"], int(message.timestamp * 1000)
+                message.offset + 1, one.event["id"], message.timestamp
             )
         return batch, positions
 
@@ -412,5 +435,5 @@ class View:
             self.metrics.events.labels(kind).inc(count)
         self.metrics.batch_size.observe(len(batch))
         self.metrics.lag_seconds.observe(
-            max(time.time() - min(message.timestamp for message in messages), 0)
+            max(time.time() - min(message.timestamp for message in messages) / 1000, 0)
         )

@@ -75,6 +75,11 @@ async def main(chosen: argparse.Namespace) -> None:
             keep=chosen.keep,
         ):
             print(line, flush=True)
+    if chosen.timers_only is None and not chosen.takeover_only:
+        print("\nViews:\n", flush=True)
+        sizes = ("--flows", str(chosen.flows), "--seconds", str(chosen.seconds))
+        command = (sys.executable, "-m", "tests.benchmarks.views", *sizes)
+        await (await asyncio.create_subprocess_exec(*command)).wait()
 
 
 if __name__ == "__main__":
@@ -97,7 +102,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--keep", type=Path, help="where the flows at rest stay, for their steps one by one"
     )
-    parser.add_argument("--flows", type=int, default=1_000_000, help="when a worker is killed")
+    parser.add_argument("--flows", type=int, default=1_000_000, help="taken over, and in a view")
     parser.add_argument("--kills", type=int, default=takeover.KILLS, help="with a standby")
     parser.add_argument(
         "--takeover-only",

@@ -39,17 +39,35 @@ async def running_worker(
 ) -> AsyncIterator[psutil.Process]:
     """`taskflow worker` on the topics of `settings`, which are made; ended in good order."""
     await create_topics(settings)
-    environ = {
-        **os.environ,
-        "TASKFLOW_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
-        "TASKFLOW_TOPIC_PREFIX": settings.topic_prefix,
-        "TASKFLOW_PARTITIONS": str(settings.partitions),
-        "TASKFLOW_STATE_DIR": str(state_dir),
-        "TASKFLOW_HTTP": http,
-        "TASKFLOW_LOG_LEVEL": "warning",
+    arguments = "worker", "--processes", str(processes)
+    async with _running(arguments, settings, state_dir, HTTP=http) as process:
+        yield process
+
+
+@asynccontextmanager
+async def running_views(
+    settings: Settings, state_dir: Path, *, address: str
+) -> AsyncIterator[psutil.Process]:
+    """`taskflow views` at `address`; ended in good order."""
+    async with _running(("views",), settings, state_dir, VIEWS_HTTP=address) as process:
+        yield process
+
+
+@asynccontextmanager
+async def _running(
+    arguments: Sequence[str], settings: Settings, state_dir: Path, **more: str
+) -> AsyncIterator[psutil.Process]:
+    chosen = {
+        "BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "TOPIC_PREFIX": settings.topic_prefix,
+        "PARTITIONS": str(settings.partitions),
+        "STATE_DIR": str(state_dir),
+        "LOG_LEVEL": "warning",
+        **more,
     }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "processor", "worker", "--processes", str(processes)), env=environ
+        *(sys.executable, "-m", "processor", *arguments),
+        env={**os.environ, **{f"TASKFLOW_{name}": value for name, value in chosen.items()}},
     )
     try:
         yield psutil.Process(process.pid)

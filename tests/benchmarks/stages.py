@@ -21,10 +21,10 @@ from aiokafka.structs import RecordMetadata, TopicPartition
 from processor.adapters.kafka.writer import BATCH_MAX_BYTES, RecordPack, TransactionalWriter
 from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.batch import Memory, Place, first_event_id, needs
-from processor.bootstrap import GC_THRESHOLDS
 from processor.cache import FlowCache
 from processor.codec import decode
 from processor.handler import Handler
+from processor.interpreter import GC_THRESHOLDS
 from processor.rows import Position, Stored
 from processor.settings import Settings
 from schemas.topics import Topics

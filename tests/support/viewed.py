@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from processor.domain.evolve import evolve, observed_step
@@ -20,28 +19,15 @@ from processor.views.view import View
 from schemas.events import EventKind
 from schemas.flow import Flow
 from schemas.values import parse_timestamp
-from tests.support.partition import Appended
 from tests.support.recorded import TOPICS, Recorded
 
 LIVE = ("created", "running", "waiting")
 ENDS = ("finished", "failed", "cancelled")
 
 
-def message(record: Appended) -> Any:
-    """A record as Faust hands it over."""
-    return SimpleNamespace(
-        partition=record.partition,
-        offset=record.offset,
-        timestamp=record.timestamp / 1000,
-        key=record.key,
-        value=record.value,
-        headers=record.headers,
-    )
-
-
 def messages(recorded: Recorded, name: str = "audit") -> list[Any]:
     """All of a topic, one partition after the other."""
-    return [message(r) for p in range(recorded.partitions) for r in recorded.of(name, p)]
+    return [record for p in range(recorded.partitions) for record in recorded.of(name, p)]
 
 
 class Reseeks(list[int]):

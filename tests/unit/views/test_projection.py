@@ -20,7 +20,7 @@ from processor.views.view import RESEEKS_MAX
 from tests.support.histories import random_history
 from tests.support.recorded import Recorded, edit
 from tests.support.strategies import lives
-from tests.support.viewed import docs_of, expected, message, messages, opened_view
+from tests.support.viewed import docs_of, expected, messages, opened_view
 
 HISTORIES = st.integers(0, 2**32).map(lambda seed: random_history(150, seed=seed))
 CUTS = st.lists(st.integers(1, 40), max_size=12)
@@ -222,7 +222,7 @@ async def test_dead_letters_do_not_hide_a_gap_that_stays(tmp_path):
     async with opened_view(tmp_path, recorded.partitions) as view:
         for offset in range(RESEEKS_MAX + 1):
             await view.project([one for one in holed if one.partition == 0])
-            letter = {"partition": 0, "offset": offset, "timestamp": 1.0, "headers": ()}
+            letter = {"partition": 0, "offset": offset, "timestamp": 1_000, "headers": ()}
             await view.project_letters([SimpleNamespace(key=None, value=b"", **letter)])
         assert list(view.broken) == [0]
 
@@ -231,7 +231,7 @@ async def test_an_event_that_cannot_follow_stops_its_partition_alone(tmp_path):
     recorded = random_history(60)
     some = messages(recorded)
     # With the right id, but of a flow that nobody has created.
-    impossible = message(edit(recorded.of("audit", 0)[1], kind="started", flow_id="nobody"))
+    impossible = edit(recorded.of("audit", 0)[1], kind="started", flow_id="nobody")
     at = some.index(next(one for one in some if (one.partition, one.offset) == (0, 1)))
     some[at] = impossible
     async with opened_view(tmp_path, recorded.partitions) as view:

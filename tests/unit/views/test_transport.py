@@ -1,16 +1,26 @@
-"""What the transport overrides is there in Faust, and its consumer reads what is committed."""
+"""What the transport overrides is there in Faust, its consumer reads what is committed, and its
+messages are chunks."""
 
 import inspect
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import aiokafka
-from faust.transport.consumer import ThreadDelegateConsumer
+from faust.transport.consumer import Consumer, ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as driver
+from hypothesis import given
+from hypothesis import strategies as st
 
 from processor.views import app, transport
-from processor.views.transport import CommittedConsumer, CommittedThread, CommittedTransport
+from processor.views.transport import (
+    CommittedConsumer,
+    CommittedThread,
+    CommittedTransport,
+    chunks_of,
+)
 
 LOCK = Path(__file__).parents[3] / "requirements.lock"
 
@@ -28,6 +38,8 @@ def test_faust_has_what_is_overridden_with_the_same_parameters():
         (CommittedThread, driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
         (CommittedThread, driver.AIOKafkaConsumerThread, "seek_to_committed"),
         (CommittedConsumer, driver.Consumer, "_new_consumer_thread"),
+        (CommittedConsumer, driver.Consumer, "_getmany"),
+        (CommittedConsumer, driver.Consumer, "_to_message"),
     ):
         base, own = getattr(theirs, name), getattr(ours, name)
         assert parameters(base) == parameters(own), name
@@ -50,6 +62,63 @@ def test_faust_makes_its_consumer_and_seeks_by_the_overridden_methods():
     assert issubclass(driver.Consumer, ThreadDelegateConsumer)
     for name in ("call_thread", "_ensure_consumer"):
         assert callable(getattr(thread, name))
+
+
+def test_faust_hands_on_what_is_fetched_as_it_is_and_makes_messages_of_it():
+    getmany = inspect.getsource(Consumer.getmany)
+    assert "to_message = self._to_message" in getmany
+    assert "yield tp, to_message(tp, record)" in getmany
+    assert "records = await self._getmany(" in inspect.getsource(Consumer._wait_next_records)
+
+
+def records(*sizes):
+    """Of one partition, with values of these sizes; markers have taken each second offset."""
+    return [
+        SimpleNamespace(
+            topic="taskflow.audit", partition=3, offset=2 * n, timestamp=1_500, timestamp_type=1,
+            headers=(), key=b"k", value=b"x" * size, checksum=None, serialized_key_size=1,
+            serialized_value_size=size,
+        )
+        for n, size in enumerate(sizes)
+    ]  # fmt: skip
+
+
+@given(st.lists(st.integers(0, 12), max_size=40), st.integers(1, 6), st.integers(1, 20))
+def test_chunks_are_all_records_in_order_and_none_is_too_large(sizes, many, large):
+    with mock.patch.multiple(transport, CHUNK_MAX_RECORDS=many, CHUNK_MAX_BYTES=large):
+        some = records(*sizes)
+        chunks = list(chunks_of(some))
+    assert [one for chunk in chunks for one in chunk] == some
+    for chunk in chunks:
+        assert 1 <= len(chunk) <= many
+        assert len(chunk) == 1 or sum(len(one.value) for one in chunk) <= large
+    for chunk, after in pairwise(chunks):
+        size = sum(len(one.value) for one in (*chunk, after[0]))
+        assert len(chunk) == many or size > large, "it ends no earlier than it must"
+
+
+async def test_a_chunk_is_a_message_that_acknowledges_all_of_it(monkeypatch):
+    tp, some = driver.TP("taskflow.audit", 3), records(1, 2, 3)
+
+    async def fetched(self, active, timeout):
+        assert timeout == transport.TURN_S
+        return {tp: some}
+
+    monkeypatch.setattr(driver.Consumer, "_getmany", fetched)
+    consumer = CommittedConsumer.__new__(CommittedConsumer)
+    consumer.app = SimpleNamespace(consumer_generation_id=7)
+    ((chunk,),) = (await consumer._getmany({tp}, 1.0)).values()
+    message = consumer._to_message(tp, chunk)
+    assert list(message.value) == some
+    assert (message.tp, message.offset, message.generation_id) == (tp, some[-1].offset, 7)
+
+
+async def test_what_an_agent_gets_is_the_chunk_itself():
+    chunk = tuple(records(1, 2))
+    for agent in (app.audit, app.deadletters):
+        message = SimpleNamespace(key=None, value=chunk, headers={})
+        event = await agent.channel.decode(message)
+        assert event.value is chunk
 
 
 def made_consumer(monkeypatch):
