@@ -61,10 +61,10 @@ async def export(settings: Settings, job: Job, head: Head, bar: Bar) -> int:
             with open_store(flows_bytes=job.flows_bytes) as store:
                 async with _live(settings, job, number, bar) as live:
                     writer.begin(number, await live.begin(store), store)
-                    async for decided in live.decided():
-                        writer.transaction(decided)
-                        commands += len(decided)
-                        bar.count(len(decided))
+                    async for done in live.decided():
+                        writer.transaction(done)
+                        commands += len(done)
+                        bar.count(len(done))
                     async for snapshots in live.snapshots():
                         writer.snapshots(snapshots)
                     writer.end(number, live.waking())

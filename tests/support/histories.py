@@ -204,9 +204,9 @@ async def export(recorded: Recorded, path: Path, since_ms: int | None = None) ->
                 with open_store() as store:
                     live = LivePartition(log, rules, partition, since_ms=since_ms)
                     writer.begin(partition, await live.begin(store), store)
-                    async for decided in live.decided():
-                        writer.transaction(decided)
-                        commands += len(decided)
+                    async for done in live.decided():
+                        writer.transaction(done)
+                        commands += len(done)
                     async for snapshots in live.snapshots():
                         writer.snapshots(snapshots)
                     writer.end(partition, live.waking())

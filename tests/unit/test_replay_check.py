@@ -2,6 +2,7 @@
 which must show in the commands that the rule touches and in no others."""
 
 from collections.abc import Callable, Iterator
+from gzip import compress, decompress
 from pathlib import Path
 from typing import Any
 
@@ -541,6 +542,14 @@ async def test_a_resend_of_what_was_answered_before_is_taken_as_given():
         (lambda raw: b"no gzip", "cannot be read as a history"),
         (lambda raw: raw[: len(raw) // 2], "cannot be read as a history"),
         (lambda raw: b"", "is no history"),
+        (lambda raw: compress(decompress(raw)[:-600_000]), "ends in the middle of a partition"),
+        (lambda raw: compress(decompress(raw)[:-1_000]), "ends in the middle of a partition"),
+        (
+            lambda raw: compress(
+                decompress(raw).replace(b'"taskflow_history":2', b'"taskflow_history":1')
+            ),
+            "run that one, or export it anew",
+        ),
     ],
 )
 async def test_a_damaged_file_is_said(

@@ -19,6 +19,7 @@ from processor.ops.replay.recorded import (
     HistoryUnusable,
     Rules,
     Snapshot,
+    Transaction,
 )
 from processor.ops.replay.store import Store
 from processor.recovery import LATE_MAX_MS, answer_of
@@ -87,15 +88,15 @@ class LivePartition:
         self._open(topics.dead_letters, self._extents[topics.dead_letters].start)
         return Beginning(next_id, point.at_ms, *(starts[topic] for topic in self._sources))
 
-    async def decided(self) -> AsyncIterator[Sequence[Decided]]:
+    async def decided(self) -> AsyncIterator[Transaction]:
         outcomes = self._streams[self._topics.outcomes]
-        batch: list[Decided] = []
+        batch = Transaction()
         follows = -1
         while (record := await outcomes.take()) is not None:
             if record.offset != follows and batch:
                 yield batch
-                batch = []
-            batch.append(await self._one(record))
+                batch = Transaction()
+            batch.add(await self._one(record))
             follows = record.offset + 1
         if batch:
             yield batch

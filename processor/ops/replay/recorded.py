@@ -1,8 +1,9 @@
 """A history: what was decided in which order, and the rules by which it was."""
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final, NamedTuple, Protocol, Self
 
 from processor.batch import Outgoing, Place
 from processor.codec import Record
@@ -11,7 +12,7 @@ from processor.errors import TaskflowError
 from processor.ops.replay.store import Store
 from schemas.topics import Topics
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of a history in a file."""
 
 
@@ -57,6 +58,47 @@ class Decided(NamedTuple):
     letter: Outgoing | None = None
 
 
+@dataclass(slots=True)
+class Transaction:
+    """The commands of one transaction in the order of decision, and what was written about them,
+    in columns: as a rule all of it is as the code at hand writes it, and is never taken apart."""
+
+    records: list[Record] = field(default_factory=list)
+    outcomes: list[Outgoing] = field(default_factory=list)
+    """One for each record."""
+    counts: list[int] = field(default_factory=list)
+    """How many events each record caused."""
+    events: list[Outgoing] = field(default_factory=list)
+    """Of all records, one after the other."""
+    letters: dict[int, Outgoing] = field(default_factory=dict)
+    """Dead letters, by the index of the record."""
+
+    @classmethod
+    def of(cls, some: Iterable[Decided]) -> Self:
+        made = cls()
+        for one in some:
+            made.add(one)
+        return made
+
+    def add(self, one: Decided) -> None:
+        if one.letter is not None:
+            self.letters[len(self.records)] = one.letter
+        self.records.append(one.record)
+        self.outcomes.append(one.outcome)
+        self.counts.append(len(one.events))
+        self.events.extend(one.events)
+
+    def each(self) -> Iterator[Decided]:
+        events, letters = iter(self.events), self.letters
+        columns = zip(self.records, self.outcomes, self.counts, strict=True)
+        for index, (record, outcome, count) in enumerate(columns):
+            caused = [*islice(events, count)]
+            yield Decided(record, outcome, caused, letters.get(index))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
 class Snapshot(NamedTuple):
     """A flow or a step as `state` has it."""
 
@@ -83,9 +125,9 @@ class RecordedPartition(Protocol):
     async def begin(self, store: Store) -> Beginning:
         """Put into `store` what was known before the first decision."""
 
-    def decided(self) -> AsyncIterator[Sequence[Decided]]:
-        """The commands of one transaction at a time, in the order of decision. Each is whole, but
-        dead letters and events may be missing where retention took them."""
+    def decided(self) -> AsyncIterator[Transaction]:
+        """One transaction at a time, in the order of decision. Each is whole, but dead letters may
+        be missing where retention took them."""
 
     def snapshots(self) -> AsyncIterator[Sequence[Snapshot]]:
         """What `state` says of flows and steps, older snapshots too, once all decisions were read;
