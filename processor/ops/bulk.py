@@ -41,12 +41,12 @@ _COMPARED: Final = re.compile(
 
 
 class Target(NamedTuple):
-    """A flow as it was seen; `revision` None: whatever it is at."""
+    """A flow as it was seen."""
 
     flow_id: str
     status: str
     updated_at: str
-    revision: int | None = None
+    revision: int
 
 
 class Condition(NamedTuple):
@@ -160,9 +160,8 @@ def order(action: Action, by: str, reason: str | None = None) -> Order:
             "kind": action.value,
             "flow_id": target.flow_id,
             "issued_by": by,
+            "expected_revision": target.revision,
         }
-        if target.revision is not None:
-            made["expected_revision"] = target.revision
         if reason is not None:
             made["reason"] = reason
         return made

@@ -30,7 +30,8 @@ from processor.ops.deadletters import (
     redriven_from,
 )
 from processor.program import streams
-from processor.program.options import duration_ms, flow_id_of, since_ms
+from processor.program.consent import DRY_RUN, YES, Ask
+from processor.program.options import JSON, duration_ms, flow_id_of, since_ms
 from processor.program.output import (
     console,
     for_people,
@@ -59,7 +60,6 @@ PLACES = typer.Argument(None, help="Letters: partition/offset, such as 2/17.")
 CODE = typer.Option(None, "--code", help="Only letters with this code, such as malformed.")
 SINCE = typer.Option(None, "--since", help="Only letters written since: a time, or 10m ago.")
 UNTIL = typer.Option(None, "--until", help="Only letters written before: a time, or 10m ago.")
-JSON = typer.Option(False, "--json", help="JSON also on a terminal.")
 OUTPUT = typer.Option(None, "--output", "-o", help="Where the value goes.")
 SAVE = typer.Option(None, "--save", help="A file that the value is written to.")
 VALUE = typer.Option(None, "--value", help="A file with the value to take instead.")
@@ -215,8 +215,8 @@ def redrive(
     value: Path | None = VALUE,
     key: str | None = typer.Option(None, "--key", help="With --value: the key to send it with."),
     again: bool = typer.Option(False, "--again", help="Also those that were sent back before."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Only show what would be sent."),
-    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
+    dry_run: bool = DRY_RUN,
+    yes: bool = YES,
     timeout: str = typer.Option("30s", "--timeout", help="How long to await the outcomes."),
     json: bool = JSON,
 ) -> None:
@@ -241,8 +241,7 @@ def redrive(
         raise WrongUse("Say which letters: by place, --code, --since, --until, or --all.")
     if (value is not None or key is not None) and len(spots) != 1:
         raise WrongUse("--value and --key are for one letter, named by its place.")
-    if not (dry_run or yes or somebody_to_ask()):
-        raise WrongUse("There is no terminal to ask at: take --yes, or --dry-run to look first.")
+    ask = Ask(dry_run, yes)
     settings = settings_and_logs(quiet=True)
     timeout_s = duration_ms(timeout, "--timeout") / 1000
     wanted = _wanted(spots, code, since, until, None)
@@ -256,16 +255,14 @@ def redrive(
     for letter in letters:
         why = _why_not(letter, sent, plan, again=again)
         (going if why is None else staying).append((letter, why))
-    if dry_run or not yes:
+    if ask.shows:
         _preview(going, staying, plan, json)
     elif staying:
         say(f"{_letters(len(staying))} stay: {staying[0][0].spot} {staying[0][1]}.")
     if dry_run or not going:
         say(f"{_letters(len(going))} would be sent back." if dry_run else "Nothing is to be sent.")
         return
-    if not yes and not typer.confirm(f"Send {_letters(len(going))} back?", err=True):
-        say("Nothing was sent.")
-        raise typer.Exit(1)
+    ask.before(f"Send {_letters(len(going))} back?", "Nothing was sent.")
     done = run(lambda: _redrive(settings, [letter for letter, _ in going], plan, timeout_s, json))
     if not done:
         raise typer.Exit(1)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from processor.program import travel
 from processor.program.flows import Found, find_flow, list_flows, list_waiting
-from processor.program.options import duration_ms, flow_id_of, since_ms
+from processor.program.options import FLOW_ID, JSON, duration_ms, flow_id_of, since_ms
 from processor.program.output import (
     console,
     for_people,
@@ -47,8 +47,6 @@ REVISION = typer.Option(None, "--revision", min=0, help="As it was at this revis
 AT = typer.Option(
     None, "--at", help="As it was at this time: 2026-11-22T21:02:08Z, or 10m for ten minutes ago."
 )
-FLOW_ID = typer.Argument(..., help="The flow's id.")
-JSON = typer.Option(False, "--json", help="JSON also on a terminal.")
 TIMEOUT = typer.Option("30s", "--timeout", help="How long to await the outcome.")
 
 

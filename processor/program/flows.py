@@ -106,7 +106,7 @@ async def list_ended(settings: Settings, *, owner: str | None, before_ms: int) -
         )
         if not is_wanted:
             return None
-        return Ended(flow["id"], flow["updated_at"], FlowStatus(flow["status"]))
+        return Ended(flow["id"], flow["updated_at"], FlowStatus(flow["status"]), flow["revision"])
 
     found += await _on_topic(settings, where.topic, wanted)
     found.sort(key=lambda flow: (flow.updated_at, flow.flow_id))

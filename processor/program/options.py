@@ -3,10 +3,18 @@
 import re
 import time
 from contextlib import suppress
+from typing import Final
+
+import typer
 
 from processor.program.running import WrongUse
 from processor.settings import parse_duration
 from schemas.values import UUID_PATTERN, parse_timestamp
+
+OUTCOME_TIMEOUT: Final = typer.Option("30s", "--timeout", help="How long to await each outcome.")
+JSON: Final = typer.Option(False, "--json", help="JSON also on a terminal.")
+JSON_LINES: Final = typer.Option(False, "--json", help="JSON lines also on a terminal.")
+FLOW_ID: Final = typer.Argument(..., help="The flow's id.")
 
 
 def duration_ms(text: str, option: str) -> int:
@@ -15,6 +23,11 @@ def duration_ms(text: str, option: str) -> int:
         return parse_duration(text)
     except ValueError as error:
         raise WrongUse(f"{option} is {text!r}, which is {error}.") from None
+
+
+def ago_ms(text: str, option: str) -> int:
+    """Milliseconds since 1970 of that duration ago. Raises WrongUse."""
+    return max(time.time_ns() // 1_000_000 - duration_ms(text, option), 0)
 
 
 def since_ms(text: str, option: str = "--since") -> int:

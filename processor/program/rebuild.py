@@ -34,8 +34,9 @@ from processor.adapters.sqlite.files import copy, put_in_place
 from processor.batch import Outgoing, Place
 from processor.errors import TableDistrusted
 from processor.ports import Extent
+from processor.program.consent import DRY_RUN, YES, Ask
 from processor.program.histories import open_history
-from processor.program.output import console, for_people, say, somebody_to_ask, table, write_json
+from processor.program.output import console, for_people, say, table, write_json
 from processor.program.running import Refused, WrongUse, run, settings_and_logs
 from processor.repair import (
     Restoration,
@@ -84,8 +85,8 @@ def rebuild(
     restore_state: bool = typer.Option(
         False, "--restore-state", help="Write the state topic anew from audit and outcomes."
     ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Only show what would be done."),
-    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
+    dry_run: bool = DRY_RUN,
+    yes: bool = YES,
     json: bool = typer.Option(False, "--json", help="JSON lines also on a terminal."),
 ) -> None:
     """Make tables anew from the topics, or repair what a partition stopped for.
@@ -113,13 +114,11 @@ def rebuild(
         raise WrongUse("--check, --skip-lost and --restore-state exclude each other; take one.")
     if restore_state and not partition:
         raise WrongUse("--restore-state needs --partition: the one that asks for it.")
-    if not (check or dry_run or yes or somebody_to_ask()):
-        raise WrongUse("There is no terminal to ask at: take --yes, or --dry-run to look first.")
+    ask = Ask(dry_run or check, yes)
     settings = settings_and_logs(quiet=True)
     if wrong := [number for number in partition if not 0 <= number < settings.partitions]:
         raise WrongUse(f"There is no partition {wrong[0]} among {settings.partitions}.")
     show = Show(json)
-    ask = Ask(dry_run=dry_run, yes=yes)
     numbers = sorted(set(partition))
     if skip_lost:
         _skip_lost(settings, numbers or range(settings.partitions), show, ask)
@@ -135,24 +134,6 @@ def rebuild(
                 f"A worker uses {settings.state_dir}; stop it first, for its tables are looked at "
                 "as it leaves them."
             ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Whether to go on after what was shown."""
-
-    dry_run: bool
-    yes: bool
-
-    def before(self, question: str) -> bool:
-        """False for a dry run. Raises typer.Exit if the answer is no."""
-        if self.dry_run:
-            say("Nothing was changed.")
-            return False
-        if not self.yes and not typer.confirm(question, err=True):
-            say("Nothing was changed.")
-            raise typer.Exit(1)
-        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from typing import Any
 
 import typer
 
+from processor.program.consent import DRY_RUN, YES, Ask
 from processor.program.moving import Move, Result
-from processor.program.output import console, for_people, say, somebody_to_ask, table, write_json
+from processor.program.output import console, for_people, say, table, write_json
 from processor.program.running import Refused, WrongUse, run, settings_and_logs
 from processor.settings import Settings
 from schemas.topics import Topics
@@ -21,8 +22,8 @@ def repartition(
         help="Commands that nobody decided go along, to be decided there.",
     ),
     check: bool = typer.Option(False, "--check", help="Only hold both sides against each other."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Only show what would be done."),
-    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
+    dry_run: bool = DRY_RUN,
+    yes: bool = YES,
     json: bool = typer.Option(False, "--json", help="JSON lines also on a terminal."),
 ) -> None:
     """Copy everything to topics with another number of partitions, under another prefix.
@@ -45,8 +46,7 @@ def repartition(
 
     Settings: as for `taskflow worker`; they name the old side.
     """
-    if not (check or dry_run or yes or somebody_to_ask()):
-        raise WrongUse("There is no terminal to ask at: take --yes, or --dry-run to look first.")
+    ask = Ask(dry_run or check, yes)
     settings = settings_and_logs(quiet=True)
     if prefix == settings.topic_prefix:
         raise WrongUse(f"--prefix {prefix} is the old side's own; take another.")
@@ -70,14 +70,8 @@ def repartition(
         raise Refused(
             f"{plan.members} workers are in the group {settings.group_id}; stop them first."
         )
-    if dry_run:
-        say("Nothing was changed.")
-        return
-    if not yes and not typer.confirm(f"Copy it to {to} partitions of {prefix}?", err=True):
-        say("Nothing was changed.")
-        raise typer.Exit(1)
-    result = run(move.run)
-    _end(result, json)
+    if ask.before(f"Copy it to {to} partitions of {prefix}?"):
+        _end(run(move.run), json)
 
 
 def _no_prefix(prefix: str) -> str | None:

@@ -14,7 +14,7 @@ from processor.ops.replay.differences import Difference, Findings
 from processor.ops.replay.file_reader import reading
 from processor.ops.replay.recorded import Head, Rules
 from processor.program import comparing, replay_group, replay_to
-from processor.program.options import duration_ms, since_ms
+from processor.program.options import JSON, duration_ms, since_ms
 from processor.program.output import console, for_people, plain, say, table, write_json
 from processor.program.progress import progress_bar
 from processor.program.running import Refused, WrongUse, run, settings_and_logs
@@ -42,7 +42,6 @@ SINCE = typer.Option(
     "ago; what was before is folded from the audit.",
 )
 PARTITION = typer.Option(None, "--partition", min=0, help="Only this one; may be repeated.")
-JSON = typer.Option(False, "--json", help="JSON also on a terminal.")
 
 
 @app.command("check")

@@ -11,9 +11,10 @@ from processor.adapters.kafka.groups import (
     set_offsets,
 )
 from processor.client.reader import count_partitions
-from processor.program.options import since_ms
-from processor.program.output import console, for_people, say, somebody_to_ask, table, write_json
-from processor.program.running import WrongUse, run, settings_and_logs
+from processor.program.consent import DRY_RUN, YES, Ask
+from processor.program.options import JSON, since_ms
+from processor.program.output import console, for_people, say, table, write_json
+from processor.program.running import run, settings_and_logs
 from processor.settings import Settings
 from schemas.topics import Topics
 
@@ -24,9 +25,6 @@ TO = typer.Option(
     ..., "--to", help="A time (2026-11-22T21:02:08Z, or 10m for ten minutes ago), beginning or end."
 )
 TOPIC = typer.Option(None, "--topic", help="Of which topic; the audit unless given.")
-DRY_RUN = typer.Option(False, "--dry-run", help="Only show it.")
-YES = typer.Option(False, "--yes", "-y", help="Do not ask.")
-JSON = typer.Option(False, "--json", help="JSON also on a terminal.")
 
 
 def group(
@@ -48,8 +46,7 @@ def group(
     Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_SECURITY_PROTOCOL,
     `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
     """
-    if not (dry_run or yes or somebody_to_ask()):
-        raise WrongUse("There is no terminal to ask at: take --yes, or --dry-run to look first.")
+    ask = Ask(dry_run, yes)
     at_ms = {BEGINNING: None, END: LATEST_MS}.get(to, -1)
     if at_ms == -1:
         at_ms = since_ms(to, "--to")
@@ -66,11 +63,8 @@ def group(
         for partition, at in sorted(then.items()):
             place = {"group": group_id, "topic": wanted, "partition": partition}
             write_json({**place, "now": now.get(partition), "then": at, "set": not dry_run})
-    if dry_run:
+    if not ask.before(f"Set the offsets of {group_id}?"):
         return
-    if not yes and not typer.confirm(f"Set the offsets of {group_id}?", err=True):
-        say("Nothing was changed.")
-        raise typer.Exit(1)
     run(lambda: set_offsets(settings, group_id, wanted, then))
     if for_people(json):
         say(f"The group {group_id} goes on from there.")

@@ -10,8 +10,9 @@ from processor.adapters.kafka.errors import explained
 from processor.client.reader import count_partitions
 from processor.ops.replay.republish import republish
 from processor.ops.replay.selection import Selection, run_id
-from processor.program.options import flow_id_of, since_ms
-from processor.program.output import console, for_people, say, somebody_to_ask, table, write_json
+from processor.program.consent import DRY_RUN, YES, Ask
+from processor.program.options import JSON, flow_id_of, since_ms
+from processor.program.output import console, for_people, say, table, write_json
 from processor.program.progress import Bar, progress_bar
 from processor.program.replay_plan import Order, Plan, group_of, look, streams
 from processor.program.republisher import Republisher
@@ -36,9 +37,6 @@ RATE = typer.Option(None, "--rate", min=0.1, help="At most so many events a seco
 RUN = typer.Option(
     None, "--run", help="A name for this run; the same one goes on, another begins anew."
 )
-DRY_RUN = typer.Option(False, "--dry-run", help="Only say what would be written.")
-YES = typer.Option(False, "--yes", "-y", help="Do not ask.")
-JSON = typer.Option(False, "--json", help="JSON also on a terminal.")
 
 
 def to(
@@ -74,8 +72,7 @@ def to(
     Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_COMPRESSION,
     TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
     """
-    if not (dry_run or yes or somebody_to_ask()):
-        raise WrongUse("There is no terminal to ask at: take --yes, or --dry-run to look first.")
+    ask = Ask(dry_run, yes)
     settings = settings_and_logs(quiet=True)
     if topic in dict(Topics(settings.topic_prefix)):
         raise WrongUse(f"{topic} is one of taskflow's own topics; events are replayed to others.")
@@ -95,15 +92,11 @@ def to(
         None if not offsets else bounds_of(offsets),
         run_name or run_id(*asked, *chosen),
     )
-    shown = dry_run or not yes
-    plan = run(lambda: look(settings, order, count=shown))
-    if shown:
+    plan = run(lambda: look(settings, order, count=ask.shows))
+    if ask.shows:
         _show_plan(order, plan, json, dry_run)
-    if dry_run:
+    if not ask.before(f"Write them to {topic}?", "Nothing was written."):
         return
-    if not yes and not typer.confirm(f"Write them to {topic}?", err=True):
-        say("Nothing was written.")
-        raise typer.Exit(1)
     began_s = time.perf_counter()
     with progress_bar("replaying") as bar:
         replayed, plan = run(lambda: _replay(settings, order, rate, bar))

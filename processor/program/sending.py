@@ -3,14 +3,18 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from processor.client import CommandNotSent, FlowClient, OutcomeTimeout
 from processor.ops.bulk import Order, Target
+from processor.program.output import console, for_people, say, table, verdict_text, write_json
 from processor.program.progress import Bar, progress_bar
 from processor.program.send import IN_FLIGHT, accepted
 from processor.settings import Settings
 from schemas.outcomes import Code, Outcome
+
+SHOWN: Final = 20
+"""Flows of a preview, on a terminal."""
 
 
 class Client(Protocol):
@@ -107,3 +111,52 @@ async def carry_out(settings: Settings, bulk: Bulk, timeout_s: float, what: str)
     async with FlowClient(settings) as client:
         with progress_bar(what) as bar:
             await bulk.all(client, timeout_s, bar)
+
+
+def sum_up(doing: Bulk, json: bool) -> None:
+    """How many got which answer, and each flow that was not changed."""
+    answers = sorted(doing.answers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+    not_asked = [Answer(target, None, "Nobody answered before it.") for target in doing.left]
+    skipped = [_row(answer) for answer in (*doing.skipped, *doing.unanswered, *not_asked)]
+    if not for_people(json):
+        for row in skipped:
+            write_json(row)
+        for (verdict, code), count in answers:
+            write_json({"verdict": verdict, "code": code, "flows": count})
+    else:
+        counted = [(verdict_text(v), c or "", str(count)) for (v, c), count in answers]
+        if counted:
+            console().print(table(None, ("verdict", "code", "flows"), counted))
+        if skipped:
+            columns = ("flow_id", "expected_revision", "code", "message")
+            console().print(
+                table("skipped", columns, [[_cell(row[c]) for c in columns] for row in skipped])
+            )
+    if doing.unanswered:
+        say(f"{doing.unanswered[0].sentence} Is a worker running?")
+        say(
+            f"{flows(len(doing.unanswered))} without an answer, {flows(len(doing.left))} not "
+            "asked for; the same command goes on with them."
+        )
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _row(answer: Answer) -> dict[str, Any]:
+    outcome = answer.outcome
+    return {
+        "flow_id": answer.target.flow_id,
+        "expected_revision": answer.target.revision,
+        "verdict": outcome and outcome.verdict,
+        "code": outcome and outcome.code,
+        "message": answer.sentence,
+        "revision": outcome and outcome.revision,
+        "status": outcome and outcome.status,
+    }
+
+
+def flows(count: int) -> str:
+    """`1 flow`, `2 flows`."""
+    return f"{count:,} flow{'' if count == 1 else 's'}"

@@ -18,7 +18,7 @@ from processor.adapters.kafka.history import KafkaHistory
 from processor.ops.paths import ABSENT, Path, parse
 from processor.ops.story import Life, Moment, Told, at_time, difference, lives, told
 from processor.program.flows import Found, events_of
-from processor.program.options import flow_id_of, since_ms
+from processor.program.options import FLOW_ID, JSON, flow_id_of, since_ms
 from processor.program.output import (
     console,
     for_people,
@@ -43,8 +43,6 @@ BEFORE_MS: Final = 1_000
 long as a transaction lasts."""
 AROUND_MS: Final = 15_000
 
-FLOW_ID = typer.Argument(..., help="The flow's id.")
-JSON = typer.Option(False, "--json", help="JSON also on a terminal.")
 LIFE = typer.Option(
     None, "--life", min=1, help="Of an id that was pruned and created again: which life; the last."
 )

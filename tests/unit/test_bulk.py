@@ -125,5 +125,3 @@ def test_each_gets_its_command_at_the_revision_that_was_seen(action: Action):
 
     command = COMMANDS.validate_python({**made, "command_id": uuid(2)})
     assert (command.kind, command.expected_revision) == (action, 4)
-    unseen = order(action, "operator:ana", reason)(Target(uuid(1), "", ""))
-    assert "expected_revision" not in unseen

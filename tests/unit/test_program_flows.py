@@ -185,7 +185,7 @@ async def test_ended_flows_come_by_their_last_change_from_tables_and_topic_alike
     others = await flows.list_ended(settings, owner="other", before_ms=NOON_MS)
 
     assert found == [
-        (row.flow.id, row.flow.updated_at, row.flow.status)
+        (row.flow.id, row.flow.updated_at, row.flow.status, row.flow.revision)
         for row in (first, second, third, fourth)
     ]
     assert others == found[2:]

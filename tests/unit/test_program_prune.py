@@ -13,8 +13,8 @@ from processor.adapters.kafka.errors import BrokerUnreachable
 from processor.adapters.sqlite.queries import Ended
 from processor.cli import DONE, REFUSED, UNREACHABLE, main
 from processor.client import OutcomeTimeout
+from processor.program import consent, options, sending
 from processor.program import prune as program
-from processor.program import sending
 from processor.program.prune import pruning as order_for
 from processor.program.send import IN_FLIGHT
 from processor.settings import VARIABLES
@@ -26,6 +26,10 @@ from tests.support.given import document
 from tests.unit.tables import NOON_MS, uuid
 
 Answer = Callable[[str], Outcome]
+
+
+def ended(n: int, status: FlowStatus = FlowStatus.FINISHED) -> Ended:
+    return Ended(uuid(n), instant(NOON_MS + n), status, revision=n + 3)
 
 
 def outcome(flow_id: str, code: Code | None = None) -> Outcome:
@@ -95,7 +99,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     async def list_ended(_: object, **wanted: Any) -> list[Ended]:
         asked.update(wanted)
-        return [Ended(uuid(n), instant(NOON_MS + n), status) for n, status in enumerate(statuses)]
+        return [ended(n, status) for n, status in enumerate(statuses)]
 
     monkeypatch.setattr(program, "list_ended", list_ended)
     return asked
@@ -113,14 +117,15 @@ def given_client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Client]:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "somebody_to_ask", lambda: True)
-    monkeypatch.setattr(program, "for_people", lambda json: not json)
+    monkeypatch.setattr(consent, "somebody_to_ask", lambda: True)
+    for module in (program, sending):
+        monkeypatch.setattr(module, "for_people", lambda json: not json)
 
 
 async def test_each_flow_is_asked_for_once_by_the_operator_and_not_all_at_once():
     client = Client()
     flow_ids = [uuid(n) for n in range(2 * IN_FLIGHT + 1)]
-    pruning = order_for(flow_ids, by="operator:ana")
+    pruning = order_for(map(ended, range(len(flow_ids))), by="operator:ana")
 
     await pruning.all(client, 1)
 
@@ -131,13 +136,25 @@ async def test_each_flow_is_asked_for_once_by_the_operator_and_not_all_at_once()
     assert (pruning.done, pruning.left) == (True, [])
 
 
+async def test_each_is_pruned_at_the_revision_that_was_seen_and_at_no_other():
+    client = Client({uuid(2): Code.REVISION_MISMATCH})
+    pruning = order_for([ended(1), ended(2)], by="me")
+
+    await pruning.all(client, 1)
+
+    revisions = {command["flow_id"]: command["expected_revision"] for command in client.asked}
+    assert revisions == {uuid(1): 4, uuid(2): 5}
+    assert [one.target.flow_id for one in pruning.skipped] == [uuid(2)]
+    assert not pruning.done
+
+
 async def test_a_flow_that_is_gone_already_is_done_and_any_other_refusal_is_not():
-    gone = order_for([uuid(1), uuid(2)], by="me")
+    gone = order_for([ended(1), ended(2)], by="me")
     await gone.all(Client({uuid(1): Code.NOT_FOUND}), 1)
     assert gone.answers == {("rejected", "not_found"): 1, ("accepted", None): 1}
     assert gone.done
 
-    live = order_for([uuid(1), uuid(2)], by="me")
+    live = order_for([ended(1), ended(2)], by="me")
     await live.all(Client({uuid(1): Code.ILLEGAL_TRANSITION}), 1)
     assert live.answers == {("rejected", "illegal_transition"): 1, ("accepted", None): 1}
     assert not live.done
@@ -146,7 +163,7 @@ async def test_a_flow_that_is_gone_already_is_done_and_any_other_refusal_is_not(
 async def test_where_nobody_answers_no_more_is_asked_for():
     flow_ids = [uuid(n) for n in range(3 * IN_FLIGHT)]
     client = Client({flow_id: no_answer(flow_id) for flow_id in flow_ids})
-    pruning = order_for(flow_ids, by="me")
+    pruning = order_for(map(ended, range(len(flow_ids))), by="me")
 
     await pruning.all(client, 1)
 
@@ -157,7 +174,7 @@ async def test_where_nobody_answers_no_more_is_asked_for():
 
 async def test_what_ends_all_of_it_is_raised():
     with pytest.raises(BrokerUnreachable):
-        await order_for([uuid(1)], by="me").all(Client({uuid(1): BrokerUnreachable("Gone.")}), 1)
+        await order_for([ended(1)], by="me").all(Client({uuid(1): BrokerUnreachable("Gone.")}), 1)
 
 
 def test_a_dry_run_lists_and_sends_nothing(
@@ -169,9 +186,13 @@ def test_a_dry_run_lists_and_sends_nothing(
 
     told = capsys.readouterr()
     assert [orjson.loads(line) for line in told.out.splitlines()] == [
-        {"flow_id": uuid(0), "status": "finished", "updated_at": "2026-11-22T12:00:00.000Z"},
-        {"flow_id": uuid(1), "status": "failed", "updated_at": "2026-11-22T12:00:00.001Z"},
-        {"flow_id": uuid(2), "status": "cancelled", "updated_at": "2026-11-22T12:00:00.002Z"},
+        {
+            "flow_id": uuid(n),
+            "status": status,
+            "updated_at": f"2026-11-22T12:00:00.00{n}Z",
+            "revision": n + 3,
+        }
+        for n, status in enumerate(("finished", "failed", "cancelled"))
     ]
     assert told.err == "3 flows would be pruned.\n"
     assert asked_for["owner"] == "me"
@@ -181,7 +202,7 @@ def test_a_dry_run_lists_and_sends_nothing(
 def test_the_age_is_counted_back_from_now(
     asked_for: dict[str, Any], given_client: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(program.time, "time_ns", lambda: NOON_MS * 1_000_000)
+    monkeypatch.setattr(options.time, "time_ns", lambda: NOON_MS * 1_000_000)
     for age, before_ms in (("0s", NOON_MS), ("30d", NOON_MS - 30 * 86_400_000), ("999999d", 0)):
         main(["prune", "--older-than", age, "--dry-run"])
         assert asked_for["before_ms"] == before_ms
@@ -243,6 +264,7 @@ def test_on_a_terminal_it_asks_before(
 
     told = capsys.readouterr()
     assert "Prune 3 flows? This cannot be undone." in told.err
+    assert all(uuid(n) in told.out for n in range(3))
     assert len(client.asked) == asked
     assert ("Nothing was pruned." in told.err) is (asked == 0)
     assert ("accepted" in told.out) is (asked > 0)

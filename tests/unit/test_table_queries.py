@@ -96,7 +96,8 @@ async def test_what_ended_is_read_in_portions_over_all_partitions(
     def over(number: int, at_ms: int, status: FlowStatus = FlowStatus.FINISHED) -> FlowRow:
         owner = "odd" if number % 2 else "even"
         at = instant(at_ms)
-        return flow_row(number, status=status, updated_at=at, owner_session_key=owner)
+        about = {"status": status, "updated_at": at, "owner_session_key": owner}
+        return flow_row(number, revision=number, **about)
 
     failed, cancelled, finished = FlowStatus.FAILED, FlowStatus.CANCELLED, FlowStatus.FINISHED
     await given(
@@ -106,11 +107,11 @@ async def test_what_ended_is_read_in_portions_over_all_partitions(
         tmp_path, 1, over(20, NOON_MS, cancelled), over(21, NOON_MS + 1), over(22, NOON_MS + 9)
     )
     paths = queries.tables(tmp_path, "taskflow").values()
-    whole = [(uuid(n), instant(NOON_MS), failed) for n in (1, 2, 3)]
-    whole += [(uuid(20), instant(NOON_MS), cancelled)]
-    whole += [(uuid(n), instant(NOON_MS + 1), failed) for n in (4, 5, 6, 7)]
-    whole += [(uuid(21), instant(NOON_MS + 1), finished)]
-    whole += [(uuid(n), instant(NOON_MS + 2), failed) for n in (8, 9)]
+    whole = [(uuid(n), instant(NOON_MS), failed, n) for n in (1, 2, 3)]
+    whole += [(uuid(20), instant(NOON_MS), cancelled, 20)]
+    whole += [(uuid(n), instant(NOON_MS + 1), failed, n) for n in (4, 5, 6, 7)]
+    whole += [(uuid(21), instant(NOON_MS + 1), finished, 21)]
+    whole += [(uuid(n), instant(NOON_MS + 2), failed, n) for n in (8, 9)]
 
     monkeypatch.setattr(queries, "ENDED_AT_ONCE", 2)
     assert list(queries.ended(paths, before_ms=NOON_MS + 3)) == whole

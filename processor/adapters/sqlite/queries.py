@@ -46,6 +46,7 @@ class Ended(NamedTuple):
     flow_id: str
     updated_at: str
     status: FlowStatus
+    revision: int
 
 
 class Progress(NamedTuple):
@@ -180,7 +181,10 @@ def _ended(path: Path, before: str, owner: str | None) -> Iterator[Ended]:
     def oldest(path: Path, db: sqlite3.Connection) -> list[Ended]:
         rows = db.execute(ENDED, (*after, before, owner, ENDED_AT_ONCE)).fetchall()
         try:
-            return [Ended(flow_id, at, FlowStatus(status)) for flow_id, at, status in rows]
+            return [
+                Ended(flow_id, at, FlowStatus(status), revision)
+                for flow_id, at, status, revision in rows
+            ]
         except ValueError as error:
             raise TableCorrupt(f"{path} holds a status that was never written") from error
 
@@ -242,7 +246,7 @@ OPEN: Final = """
     ORDER BY n LIMIT ?2
 """
 ENDED: Final = """
-    SELECT id, updated_at, status FROM flow INDEXED BY flow_ended
+    SELECT id, updated_at, status, revision FROM flow INDEXED BY flow_ended
     WHERE (status = 'finished' OR status = 'failed' OR status = 'cancelled')
     AND (updated_at, id) > (?1, ?2) AND updated_at < ?3 AND (?4 IS NULL OR owner = ?4)
     ORDER BY updated_at, id LIMIT ?5
