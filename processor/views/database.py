@@ -17,7 +17,7 @@ from processor.views.projection import Changes, Viewed, wait_ends_ms
 from schemas.flow import Flow, FlowStatus
 from schemas.values import EVENTS_PER_PARTITION, instant, parse_timestamp
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 NAME: Final = "views.sqlite"
 READERS: Final = 3
 QUERY_MAX_S: Final = 2.0

@@ -116,8 +116,9 @@ def _flows_sql(query: FlowsQuery, partitions: Collection[int]) -> tuple[str, lis
         where.append(f"+status IN ({marks(query.status)})")
         parameters += [status.value for status in query.status]
     if query.cancel_requested is not None:
-        where.append("cancel = ?")
-        parameters.append(int(query.cancel_requested))
+        where.append(f"cancel = {int(query.cancel_requested)}")  # flow_cancel's own words
+        if query.cancel_requested and not indexed:
+            source = "flow INDEXED BY flow_cancel"
     for name, sign, time in (
         ("wait_ends_ms", "<", query.wait_ends_before),
         ("created_ms", ">", query.created_after),

@@ -39,12 +39,15 @@ CREATE TABLE flow (
     state_bytes   INTEGER NOT NULL,
     state         TEXT    NOT NULL
 );
--- Every index ends with the rowid, `n`, which breaks ties in all orders.
+-- `n` breaks ties in all orders, and ends every index by itself. Behind it stand columns that are
+-- only filtered by: a row that does not fit is then never fetched.
 CREATE INDEX flow_id ON flow (id);
-CREATE INDEX flow_owner ON flow (owner, updated_ms) WHERE pruned = 0;
-CREATE INDEX flow_controller ON flow (controller, updated_ms) WHERE pruned = 0;
+CREATE INDEX flow_owner ON flow (owner, updated_ms, n, status, cancel, wait_kind) WHERE pruned = 0;
+CREATE INDEX flow_controller ON flow (controller, updated_ms, n, status, cancel, wait_kind)
+    WHERE pruned = 0;
 CREATE INDEX flow_status ON flow (status, updated_ms) WHERE pruned = 0;
-CREATE INDEX flow_updated ON flow (updated_ms) WHERE pruned = 0;
+CREATE INDEX flow_updated ON flow (updated_ms, n, status, cancel, wait_kind) WHERE pruned = 0;
+CREATE INDEX flow_cancel ON flow (updated_ms, n, status) WHERE cancel = 1 AND pruned = 0;
 CREATE INDEX flow_created ON flow (created_ms);
 CREATE INDEX flow_waits ON flow (wait_ends_ms) WHERE wait_ends_ms IS NOT NULL;
 CREATE INDEX flow_waiting ON flow (wait_kind, updated_ms) WHERE wait_kind IS NOT NULL;

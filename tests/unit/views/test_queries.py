@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from processor.domain.evolve import evolve
 from processor.views.cursors import BadCursor, keyset, read_keyset, read_vector, vector
-from processor.views.queries import fact_of
+from processor.views.models import FlowsQuery
+from processor.views.queries import _flows_sql, fact_of
 from schemas.values import instant, parse_timestamp
 from tests.support.given import HOUR_MS, MORNING
 from tests.support.histories import OWNERS, random_history
@@ -69,6 +70,10 @@ FILTERS = {
     "waiting=timer": lambda flow: (flow.wait_json or {}).get("kind") == "timer",
     "waiting=manual": lambda flow: (flow.wait_json or {}).get("kind") == "manual",
     "cancel_requested=true": lambda flow: flow.cancel_requested,
+    "cancel_requested=true&status=running,waiting": (
+        lambda flow: flow.cancel_requested and flow.status in ("running", "waiting")
+    ),
+    "cancel_requested=true&sort=created": lambda flow: flow.cancel_requested,
     "cancel_requested=false": lambda flow: not flow.cancel_requested,
     "q=endure": lambda flow: flow.goal == "Endure",
     f"q=end&owner={OWNERS[1]}&status=running": (
@@ -84,6 +89,30 @@ async def test_a_filter_finds_those_that_it_names(served):
             items, _ = await all_of(client, "/v1/flows", 50, **parameters)
             wanted = [n for n, flow in FOUND.flows.items() if fits(flow)]
             assert sorted(one["first_event_id"] for one in items) == sorted(wanted), asked
+
+
+BY_INDEX = {
+    "": "flow_updated",
+    "sort=created": "flow_created",
+    "sort=wait": "flow_waits",
+    "owner=a": "flow_owner",
+    "owner=a&status=failed&waiting=timer&cancel_requested=true": "flow_owner",
+    "controller=a&status=failed,cancelled": "flow_controller",
+    "status=running&updated_before=2026-01-01T00:00:00Z": "flow_status",
+    "status=running,waiting": "flow_updated",
+    "status=running,waiting&cancel_requested=true": "flow_cancel",
+    "waiting=timer": "flow_waiting",
+}
+
+
+async def test_every_list_comes_in_order_from_its_index_and_sorts_nothing(served):
+    async with served(RECORDED) as (_, view):
+        for asked, index in BY_INDEX.items():
+            parameters = dict(part.split("=") for part in asked.split("&") if part)
+            sql, values = _flows_sql(FlowsQuery.model_validate(parameters), [0, 1])
+            plan = [row[3] for row in await view.database.read(f"EXPLAIN QUERY PLAN {sql}", values)]
+            assert len(plan) == 1, (asked, plan)
+            assert f"INDEX {index}" in plan[0], (asked, plan)
 
 
 @pytest.mark.parametrize("field", ["created", "updated"])
