@@ -1,6 +1,5 @@
 """The work of `taskflow replay check` and `export`, in this process or shared out among some."""
 
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from processor.errors import TaskflowError
-from processor.interpreter import GC_THRESHOLDS
+from processor.interpreter import tune_interpreter
 from processor.ops.replay.check import replay
 from processor.ops.replay.copies import Copies
 from processor.ops.replay.differences import Findings
@@ -72,7 +71,7 @@ async def export(settings: Settings, job: Job, head: Head, bar: Bar) -> int:
 
 
 async def _compare(settings: Settings, job: Job, bar: Bar) -> tuple[Findings, Copies]:
-    gc.set_threshold(*GC_THRESHOLDS)  # as a worker does
+    tune_interpreter()
     findings, copies = Findings(), Copies()
 
     async def one(recorded: RecordedPartition, number: int) -> None:

@@ -17,7 +17,8 @@ from processor.adapters.sqlite import FlowTable, open_table
 from processor.adapters.sqlite.dump import dump
 from processor.batch import Outgoing
 from processor.errors import CursorMissing, HistoryLost
-from processor.program.rebuild import _all_rows, _snapshots
+from processor.program.rebuild_lost import snapshots
+from processor.program.rebuild_tables import all_rows
 from processor.recovery import Recovery, settled
 from processor.repair import (
     MovedOn,
@@ -92,7 +93,7 @@ async def rebuilt(stage: Stage, name: str, *, from_audit: bool) -> Path:
 
 def difference(one: Path, other: Path) -> str | None:
     with dump(one) as here, dump(other) as there:
-        found = first_difference(_all_rows(here, 0), _all_rows(there, 0))
+        found = first_difference(all_rows(here, 0), all_rows(there, 0))
     return None if found is None else str(found)
 
 
@@ -121,7 +122,7 @@ async def restored(stage: Stage) -> None:
         plan = await plan_restoration(stage.place, table, await still(stage.place, history(stage)))
     assert plan is not None
     with dump(path) as rows:
-        await restore(stage.place, history(stage), stage._new_writer, plan, _snapshots(rows))
+        await restore(stage.place, history(stage), stage._new_writer, plan, snapshots(rows))
     shutil.rmtree(path.parent)
 
 
@@ -426,7 +427,7 @@ async def test_a_restoration_that_was_cut_short_is_asked_for_again(
 
     def cut_short() -> Any:
         with dump(path) as rows:
-            yield next(iter(_snapshots(rows)))
+            yield next(iter(snapshots(rows)))
         raise OSError("killed")
 
     with pytest.raises(OSError, match="killed"):

@@ -4,6 +4,7 @@ import ast
 import importlib
 import pkgutil
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,3 +181,20 @@ def subclasses(error: type[TaskflowError]) -> Iterator[type[TaskflowError]]:
     for inner in error.__subclasses__():
         yield inner
         yield from subclasses(inner)
+
+
+TOP = {
+    *("processor", "schemas", "tests"),
+    *("README.md", "CHANGELOG.md", "LICENSE", "Makefile"),
+    *("pyproject.toml", "requirements.lock", "docker-compose.yml"),
+}
+"""What stands at the top of the repository, besides files whose name begins with a dot."""
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only a checkout knows what belongs to it")
+def test_nothing_lies_about_at_the_top():
+    command = ["git", "ls-files", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    tops = {path.split("/")[0] for path in listed.split("\0") if path}
+
+    assert {name for name in tops if not name.startswith(".")} == TOP

@@ -14,7 +14,7 @@ from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.adapters.sqlite.dump import dump
 from processor.batch import Outgoing
 from processor.metrics import Metrics
-from processor.program.rebuild import _all_rows
+from processor.program.rebuild_tables import all_rows
 from processor.recovery import LATE_MAX_MS
 from processor.repair import first_difference
 from processor.standby import Follower, StandbyPhase
@@ -104,7 +104,7 @@ class Beside:
     def difference(self) -> str | None:
         """From the owner's table."""
         with dump(self.stage.path) as owner, dump(self.path) as ours:
-            found = first_difference(_all_rows(owner, 0), _all_rows(ours, 0))
+            found = first_difference(all_rows(owner, 0), all_rows(ours, 0))
         return None if found is None else str(found)
 
     async def stored(self) -> Any:
