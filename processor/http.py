@@ -1,14 +1,20 @@
-"""What a worker tells over HTTP: is it alive, is it ready, and its metrics."""
+"""What a process tells over HTTP: is it alive, is it ready, and its metrics."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from processor.codec import encode
 from processor.errors import TaskflowError
 from processor.settings import Address
 
+if TYPE_CHECKING:
+    from aiohttp import web
+
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Report = Callable[[], Awaitable[dict[str, Any]]]
+Scraped = Callable[[], Awaitable[bytes]]
 
 
 class AddressInUse(TaskflowError):
@@ -17,20 +23,27 @@ class AddressInUse(TaskflowError):
 
 @asynccontextmanager
 async def serve(
-    address: Address | None,
-    *,
-    report: Callable[[], Awaitable[dict[str, Any]]],
-    metrics: Callable[[], Awaitable[bytes]],
+    address: Address | None, *, report: Report, metrics: Scraped
 ) -> AsyncIterator[Address | None]:
-    """Serve `/live`, `/ready` and `/metrics`; the address that is really listened on.
+    """Serve a worker's health until the block ends; the address that is really listened on.
 
-    `/ready` answers with `report()`, 503 unless it says `ready`; `/metrics` with `metrics()`, in
-    the exposition format. Raises AddressInUse.
+    Raises AddressInUse.
     """
     if address is None:
         yield None
         return
     # Here, since it takes a sixth of a worker's start.
+    from aiohttp import web
+
+    app = web.Application()
+    app.add_routes(health_routes(report, metrics))
+    async with listening(app, address, "TASKFLOW_HTTP to another address, or to off") as where:
+        yield where
+
+
+def health_routes(report: Report, metrics: Scraped) -> "list[web.RouteDef]":
+    """`/live`; `/ready`, which answers with `report()`, 503 unless it says `ready`; `/metrics`,
+    with `metrics()` in the exposition format."""
     from aiohttp import web
 
     async def live(_: web.Request) -> web.Response:
@@ -47,8 +60,19 @@ async def serve(
     async def scrape(_: web.Request) -> web.Response:
         return web.Response(body=await metrics(), headers={"Content-Type": METRICS_TYPE})
 
-    app = web.Application()
-    app.add_routes([web.get("/live", live), web.get("/ready", ready), web.get("/metrics", scrape)])
+    return [web.get("/live", live), web.get("/ready", ready), web.get("/metrics", scrape)]
+
+
+@asynccontextmanager
+async def listening(
+    app: "web.Application", address: Address, otherwise: str
+) -> AsyncIterator[Address]:
+    """Serve `app` until the block ends; the address that is really listened on.
+
+    Raises AddressInUse; `otherwise`: what to set then, and to what.
+    """
+    from aiohttp import web
+
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
@@ -57,8 +81,7 @@ async def serve(
             await site.start()
         except OSError as error:
             raise AddressInUse(
-                f"Cannot listen on {address} ({error.strerror or error}); set TASKFLOW_HTTP to "
-                "another address, or to off."
+                f"Cannot listen on {address} ({error.strerror or error}); set {otherwise}."
             ) from None
         host, port, *_ = runner.addresses[0]
         yield Address(host, port)

@@ -11,11 +11,22 @@ LATENCY_BUCKETS_S = (
 SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
-class Metrics:
-    """The metrics of one worker, in a registry of their own."""
+class Exposed:
+    """Metrics in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)
+
+
+class Metrics(Exposed):
+    """The metrics of one worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
         registry = self.registry
         self.commands = Counter(
             "taskflow_commands",
@@ -209,7 +220,3 @@ class Metrics:
         for gauge in (self._standby_lag, self._standby_bytes):
             with suppress(KeyError):
                 gauge.remove(str(partition))
-
-    def text(self) -> bytes:
-        """The exposition format."""
-        return generate_latest(self.registry)

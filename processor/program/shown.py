@@ -4,11 +4,12 @@ A pipe is answered from tables and topics instead: exactly, and with all that th
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from math import inf
 from typing import Any, Final, TypeVar
 
 import orjson
 
-from processor.program.asking import NoViews, Views, asking, views_url
+from processor.program.asking import Document, NoViews, Views, asking, views_url
 from processor.program.flows import Found
 from processor.program.output import say
 from processor.settings import Settings
@@ -34,12 +35,12 @@ async def shown_flows(
     async def listed(views: Views) -> list[Flow] | None:
         query: dict[str, str | None] = {"owner": owner, "status": status}
         if not waiting:
-            return await _pages(views, query, limit)
+            return await _flows(views, query, limit)
         # Those whose wait has an end come first; only then those that wait for ever.
-        found = await _pages(views, {**query, "sort": "wait"}, limit)
+        found = await _flows(views, {**query, "sort": "wait"}, limit)
         if found is None or len(found) == limit:
             return found
-        others = await _pages(views, {**query, "waiting": "any"}, limit)
+        others = await _flows(views, {**query, "waiting": "any"}, limit)
         if others is None:
             return None
         known = {flow.id for flow in found}
@@ -60,6 +61,15 @@ async def shown_flow(settings: Settings, flow_id: str) -> Found | None:
     return await _asked(settings, found)
 
 
+async def shown_history(settings: Settings, flow_id: str) -> list[Document] | None:
+    """All FlowEvents of the flow, those of a pruned one, too; None where no views know it."""
+
+    async def told(views: Views) -> list[Document] | None:
+        return await _pages(views, f"flows/{flow_id}/history", {}) or None
+
+    return await _asked(settings, told)
+
+
 async def _asked(settings: Settings, work: Callable[[Views], Awaitable[T | None]]) -> T | None:
     """What `work` gets from views of our topics that are up to date; None where there are none."""
     try:
@@ -74,15 +84,24 @@ async def _asked(settings: Settings, work: Callable[[Views], Awaitable[T | None]
     return found
 
 
-async def _pages(views: Views, query: Mapping[str, str | None], limit: int) -> list[Flow] | None:
+async def _flows(views: Views, query: Mapping[str, str | None], limit: int) -> list[Flow] | None:
     """Up to `limit` flows; None if a page is not up to date."""
-    found: list[Flow] = []
+    found = await _pages(views, "flows", query, limit)
+    return None if found is None else [_flow(summary) for summary in found]
+
+
+async def _pages(
+    views: Views, path: str, query: Mapping[str, str | None], limit: float = inf
+) -> list[Document] | None:
+    """Up to `limit` items; None if there is nothing at `path`, or a page is not up to date."""
+    found: list[Document] = []
     cursor = None
     while len(found) < limit:
-        page = await views.get("flows", **query, limit=min(PAGE, limit - len(found)), cursor=cursor)
-        if not _is_fresh(page):
+        wanted = int(min(PAGE, limit - len(found)))
+        page = await views.get(path, **query, limit=wanted, cursor=cursor)
+        if not page or not _is_fresh(page):
             return None
-        found += map(_flow, page["items"])
+        found += page["items"]
         cursor = page["next_cursor"]
         if cursor is None:
             break

@@ -32,11 +32,12 @@ from processor.program.output import (
 )
 from processor.program.progress import progress_bar
 from processor.program.running import Refused, WrongUse, run, settings_and_logs
+from processor.program.shown import shown_history
 from processor.program.waits import span
 from processor.settings import Settings
 from schemas.events import CHAIN_HEADER
 from schemas.topics import Topics
-from schemas.values import instant
+from schemas.values import EVENTS_PER_PARTITION, instant, parse_timestamp
 
 BEFORE_MS: Final = 1_000
 """How much earlier than an event its outcome may be appended, at first; and how much at most: as
@@ -84,19 +85,23 @@ def history(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
     """Show what happened to one flow: who did what, why, and how long it was in each state.
 
     From the audit topic, and from the outcomes as far as they are kept: these name the command
-    of each event and its answer. A pipe gets the FlowEvents as JSON lines, with `explained` added:
-    command, topic, message, the status that it `left` and after how long, and what ended a wait
-    (command, external_event, timer, timeout, cancel, failure). A pruned flow still has its
-    history. Exit code 1 if nothing ever happened to it.
+    of each event and its answer. On a terminal the views at TASKFLOW_VIEWS_HTTP are asked for the
+    events first, if they are up to date.
+
+    A pipe gets the FlowEvents as JSON lines, with `explained` added: command, topic, message, the
+    status that it `left` and after how long, and what ended a wait (command, external_event,
+    timer, timeout, cancel, failure). A pruned flow still has its history. Exit code 1 if nothing
+    ever happened to it.
 
     Example: `taskflow flow history 6f1f3a52-0000-4000-8000-000000000001`
 
     Settings: as for `flow list`.
     """
     settings = settings_and_logs(quiet=True)
-    past = _past(settings, flow_id)
+    people = for_people(json)
+    past = (people and _seen(settings, flow_id)) or _past(settings, flow_id)
     why = run(lambda: outcomes_of(settings, past, [*past.appended]))
-    if not for_people(json):
+    if not people:
         for life in past.lives:
             for one in told(life):
                 write_json({**one.event, "explained": _explained(one, why)})
@@ -318,6 +323,18 @@ def _past(settings: Settings, flow_id: str) -> Past:
     }
     story = lives(zip(events, chains, strict=True))
     return Past(wanted, story, records[0].partition, appended)
+
+
+def _seen(settings: Settings, flow_id: str) -> Past | None:
+    """As views know it, which is without chains; None where they cannot say. An event's own time,
+    when its command was appended, stands for when it was: outcomes follow it soon."""
+    wanted = flow_id_of(flow_id)
+    events = run(lambda: shown_history(settings, wanted))
+    if events is None:
+        return None
+    appended = {event["id"]: parse_timestamp(event["at"]) for event in events}
+    partition = events[0]["id"] // EVENTS_PER_PARTITION
+    return Past(wanted, lives((event, None) for event in events), partition, appended)
 
 
 async def _read(settings: Settings, flow_id: str) -> list[ConsumerRecord]:

@@ -5,7 +5,6 @@ import logging
 
 import typer
 
-from processor.interpreter import tune_interpreter
 from processor.program.running import (
     WrongUse,
     first_of,
@@ -59,7 +58,6 @@ async def _serve(settings: Settings, stop: asyncio.Event, *, rebuild: bool) -> N
     wrong = [mismatch for mismatch in await check_topics(settings) if mismatch.fatal]
     if wrong:
         raise TopicsWrong("; ".join(map(str, wrong)))
-    tune_interpreter()
     app.rebuild = rebuild
     app.loop = asyncio.get_running_loop()
     await app.start()

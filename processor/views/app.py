@@ -16,6 +16,7 @@ from faust.types import TP
 from yarl import URL
 
 from processor.adapters.sqlite.lock import state_dir_lock
+from processor.interpreter import tune_interpreter
 from processor.settings import Address, Settings, load_settings
 from processor.views.api import Api
 from processor.views.commands import Commands
@@ -104,6 +105,7 @@ class ViewsApp(faust.App):
     async def on_start(self) -> None:
         """The view and its server are there before Kafka gives us anything."""
         await super().on_start()
+        tune_interpreter()
         settings = self.settings_
         folder = settings.state_dir / "views"
         async with AsyncExitStack() as stack:
@@ -128,7 +130,7 @@ class ViewsApp(faust.App):
             stack.push_async_callback(commands.close)
             api = Api(settings, view, peers, group=group, commands=commands)
             address = await stack.enter_async_context(
-                serve(settings.views_http, api, report=self._report, metrics=self.metrics_)
+                serve(settings.views_http, api, report=self._report, metrics=self._scraped)
             )
             peers.own = settings.views_advertise or f"http://{_reachable(address)}"
             self.conf.canonical_url = URL(peers.own)
@@ -164,7 +166,10 @@ class ViewsApp(faust.App):
             }
         )
 
-    def _report(self) -> dict[str, Any]:
+    async def _scraped(self) -> bytes:
+        return self.metrics_.text()
+
+    async def _report(self) -> dict[str, Any]:
         view = self.view
         partitions = {
             str(partition): {

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram
 
-from processor.metrics import LATENCY_BUCKETS_S, SIZE_BUCKETS
+from processor.metrics import LATENCY_BUCKETS_S, SIZE_BUCKETS, Exposed
 
 
-class ViewMetrics:
-    """The metrics of one view worker, in a registry of their own."""
+class ViewMetrics(Exposed):
+    """The metrics of one view worker."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        super().__init__()
         registry = self.registry
         self.events = Counter(
             "taskflow_view_events", "FlowEvents projected, by kind", ("kind",), registry=registry
@@ -87,7 +87,3 @@ class ViewMetrics:
         self._behind.clear()
         for partition, behind in offsets.items():
             self._behind.labels(str(partition)).set(behind)
-
-    def text(self) -> bytes:
-        """The exposition format."""
-        return generate_latest(self.registry)

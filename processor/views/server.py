@@ -1,17 +1,15 @@
 """What a view worker serves: the API, the page, its health and its metrics."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
-import orjson
 from aiohttp import web
 
-from processor.http import METRICS_TYPE, AddressInUse
+from processor.http import Report, Scraped, health_routes, listening
 from processor.settings import Address
 from processor.views import openapi
 from processor.views.api import Api
-from processor.views.metrics import ViewMetrics
 from processor.views.page import page_routes
 from processor.views.problems import say_problems
 from schemas.values import COMMAND_MAX_BYTES
@@ -33,31 +31,10 @@ async def _protect(_: web.Request, response: web.StreamResponse) -> None:
 
 @asynccontextmanager
 async def serve(
-    address: Address,
-    api: Api,
-    *,
-    report: Callable[[], dict[str, Any]],
-    metrics: ViewMetrics,
+    address: Address, api: Api, *, report: Report, metrics: Scraped
 ) -> AsyncIterator[Address]:
-    """Serve until the block ends; the address that is really listened on.
-
-    `/ready` answers with `report()`, 503 unless it says `ready`. Raises AddressInUse.
-    """
+    """Serve until the block ends; the address that is really listened on. Raises AddressInUse."""
     document = openapi.text().encode()
-
-    async def live(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def ready(_: web.Request) -> web.Response:
-        body = report()
-        return web.Response(
-            body=orjson.dumps(body),
-            status=200 if body["ready"] else 503,
-            content_type="application/json",
-        )
-
-    async def scrape(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.text(), headers={"Content-Type": METRICS_TYPE})
 
     async def describe(_: web.Request) -> web.Response:
         return web.Response(body=document, content_type="application/json")
@@ -65,27 +42,7 @@ async def serve(
     app = web.Application(client_max_size=COMMAND_MAX_BYTES, middlewares=[say_problems])
     app.on_response_prepare.append(_protect)
     app.add_routes(api.routes())
-    app.add_routes(
-        [
-            web.get("/live", live),
-            web.get("/ready", ready),
-            web.get("/metrics", scrape),
-            web.get("/openapi.json", describe),
-            *page_routes(),
-        ]
-    )
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, address.host, address.port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise AddressInUse(
-                f"Cannot listen on {address} ({error.strerror or error}); set TASKFLOW_VIEWS_HTTP "
-                "to another address."
-            ) from None
-        host, port, *_ = runner.addresses[0]
-        yield Address(host, port)
-    finally:
-        await runner.cleanup()
+    app.add_routes(health_routes(report, metrics))
+    app.add_routes([web.get("/openapi.json", describe), *page_routes()])
+    async with listening(app, address, "TASKFLOW_VIEWS_HTTP to another address") as where:
+        yield where

@@ -11,7 +11,7 @@ from playwright.async_api import expect
 
 from processor.broker import EmbeddedBroker
 from processor.client import FlowClient
-from processor.program.shown import shown_flow, shown_flows
+from processor.program.shown import shown_flow, shown_flows, shown_history
 from processor.settings import Address, Settings
 from schemas.values import instant
 from tests.support.browser import chromium, needs_chromium, tab
@@ -92,6 +92,9 @@ async def test_a_flow_is_found_opened_and_watched_while_it_changes(
             assert json.loads(out)["statistics"]["flows_total"] == 61
             flows = await shown_flows(settings, owner=KATE, status=None, waiting=False, limit=100)
             found = await shown_flow(settings, stuck["flow_id"])
+            past = await shown_history(settings, stuck["flow_id"])
             assert len(flows or ()) == 61
             assert found is not None
             assert found.flow["state_json"]["resume_event"] == {"paid": True}
+            assert past is not None
+            assert past[-1]["id"] == found.last_event_id

@@ -1,58 +1,109 @@
 """`taskflow views` as a process, beside a test."""
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from aiohttp import ClientError, ClientSession
 
 from processor.settings import Settings
-from tests.support.processes import environment
+from tests.support.processes import WorkerProcess
 
-TIMEOUT_S = 60
+PARTITIONS = 2
+PATIENCE_S = 60
+"""For what takes a second or two where nothing else runs."""
+
+
+class ViewProcess(WorkerProcess):
+    """`python -m processor views`, and its answers."""
+
+    def __init__(
+        self,
+        name: str,
+        home: Path,
+        bootstrap: str,
+        prefix: str,
+        port: int,
+        session: ClientSession,
+        *,
+        partitions: int = PARTITIONS,
+    ) -> None:
+        http = {"VIEWS_HTTP": f"127.0.0.1:{port}", "PARTITIONS": str(partitions)}
+        super().__init__(name, home, bootstrap, prefix, **http)
+        self.url = f"http://127.0.0.1:{port}"
+        self.session = session
+        self.command: tuple[str, ...] = ("-m", "processor", "views")
+        """What Python is to run, from its next start on."""
+
+    def _program(self) -> tuple[str, ...]:
+        return self.command
+
+    def _arguments(self) -> tuple[str, ...]:
+        return ()
+
+    async def get(self, path: str, **query: Any) -> tuple[int, Any]:
+        """Status and body; 0 while nobody listens."""
+        try:
+            async with self.session.get(f"{self.url}{path}", params=query) as answer:
+                return answer.status, await answer.json(content_type=None)
+        except ClientError:
+            return 0, None
+
+    async def until(self, right: Callable[[Any], bool], path: str, **query: Any) -> Any:
+        """Ask until the answer is right."""
+        answer: Any = None
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    status, answer = await self.get(path, **query)
+                    if status == 200 and right(answer):
+                        return answer
+                    assert self.running, self.told()[-4000:]
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"{path}: {answer}\n{self.told()[-4000:]}") from None
+
+    async def pages(self, path: str) -> list[Any]:
+        items, cursor = [], None
+        while True:
+            given: dict[str, str] = {} if cursor is None else {"cursor": cursor}
+            page = await self.until(lambda a: a["view"]["complete"], path, limit="100", **given)
+            items += page["items"]
+            if (cursor := page["next_cursor"]) is None:
+                return items
+
+
+@asynccontextmanager
+async def views(
+    count: int, home: Path, bootstrap: str, prefix: str, port: Callable[[], int]
+) -> AsyncIterator[list[ViewProcess]]:
+    """View workers, not started yet; none lives longer than the block."""
+    async with ClientSession() as session:
+        made = [
+            ViewProcess(f"v{n}", home, bootstrap, prefix, port(), session) for n in range(count)
+        ]
+        try:
+            yield made
+        finally:
+            for view in made:
+                if view.running:
+                    await view.kill()
 
 
 @asynccontextmanager
 async def running_views(settings: Settings, home: Path, port: int) -> AsyncIterator[str]:
     """One view worker for these topics, ready; its address. It ends with the block."""
-    told = home / "views.log"
-    url = f"http://127.0.0.1:{port}"
-    with told.open("wb") as log:
-        program = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "processor", "views"),
-            env=environment(
-                settings.bootstrap_servers,
-                settings.topic_prefix,
-                home / "views",
-                PARTITIONS=str(settings.partitions),
-                VIEWS_HTTP=f"127.0.0.1:{port}",
-            ),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+    async with ClientSession() as session:
+        view = ViewProcess(
+            *("views", home, settings.bootstrap_servers, settings.topic_prefix, port, session),
+            partitions=settings.partitions,
         )
-    try:
-        async with ClientSession() as session, asyncio.timeout(TIMEOUT_S):
-            while not await _is_ready(session, url):
-                assert program.returncode is None, told.read_text()[-4000:]
-                await asyncio.sleep(0.05)
-        yield url
-    finally:
-        with suppress(ProcessLookupError):
-            program.terminate()
+        await view.start()
         try:
-            await asyncio.wait_for(program.wait(), 20)
-        except TimeoutError:
-            program.kill()
-            await program.wait()
-            raise
-
-
-async def _is_ready(session: ClientSession, url: str) -> bool:
-    try:
-        async with session.get(f"{url}/ready") as answer:
-            return answer.status == 200
-    except ClientError:
-        return False
+            await view.until(lambda _: True, "/ready")
+            yield view.url
+        finally:
+            if view.running:
+                await view.end()

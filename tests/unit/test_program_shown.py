@@ -1,8 +1,10 @@
-"""A person's `flow list` and `flow show` are answered by views that are ours and up to date."""
+"""A person's `flow list`, `show` and `history` are answered by views that are ours and up to
+date."""
 
 import pytest
 
-from processor.program.shown import shown_flow, shown_flows
+from processor.program import shown
+from processor.program.shown import shown_flow, shown_flows, shown_history
 from processor.settings import Address, Settings
 from schemas.flow import Flow, FlowStatus
 from tests.support.shown_views import KATE, ShownViews, command, flow_id, showing, story
@@ -61,6 +63,20 @@ async def test_a_flow_is_shown_with_its_steps(views: ShownViews):
     assert unknown is None  # the topics have the last word
 
 
+async def test_a_history_is_shown_over_all_pages(
+    views: ShownViews, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shown, "PAGE", 2)
+    async with showing(views) as url:
+        events = await shown_history(at(url), flow_id(7))
+        unknown = await shown_history(at(url), "6f1f3a52-0000-4000-8000-00000000ffff")
+    assert events is not None
+    assert [event["kind"] for event in events] == [
+        *("created", "started", "state_updated", "step_observed", "waiting"),
+    ]  # fmt: skip
+    assert unknown is None
+
+
 @pytest.mark.parametrize("why", ["nobody", "another prefix", "other brokers", "behind"])
 async def test_views_that_cannot_say_are_not_believed(why: str):
     views = story()
@@ -75,4 +91,5 @@ async def test_views_that_cannot_say_are_not_believed(why: str):
         if why != "nobody":
             assert await listed(settings) is None
             assert await shown_flow(settings, flow_id(7)) is None
+            assert await shown_history(settings, flow_id(7)) is None
     assert await listed(settings) is None

@@ -111,7 +111,40 @@ def test_history_for_people(
 
     assert main(["flow", "history", FLOW_ID]) == DONE
 
-    out = capsys.readouterr().out
+    assert_told_to_people(capsys.readouterr().out)
+
+
+def test_history_for_people_is_the_same_from_views(
+    past: Past, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    async def shown_history(_: Any, flow_id: str) -> list[dict[str, Any]]:
+        assert flow_id == FLOW_ID
+        return [orjson.loads(record.value or b"") for record in past.records]
+
+    async def read(*_: Any) -> list[Appended]:
+        raise AssertionError("the topic is not read")
+
+    monkeypatch.setattr(travel, "for_people", lambda json: not json)
+    monkeypatch.setattr(travel, "shown_history", shown_history)
+    monkeypatch.setattr(travel, "_read", read)
+
+    assert main(["flow", "history", FLOW_ID]) == DONE
+
+    assert_told_to_people(capsys.readouterr().out)
+
+
+def test_a_pipe_is_answered_from_the_topic(
+    past: Past, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    async def shown_history(*_: Any) -> None:
+        raise AssertionError("views are not asked")
+
+    monkeypatch.setattr(travel, "shown_history", shown_history)
+
+    assert len(taskflow(capsys, "history", FLOW_ID)) == len(past.records)
+
+
+def assert_told_to_people(out: str) -> None:
     assert "life 1" in out
     assert "wake on control, ended the wait by timer  1 h waiting" in out
     assert "In all: created 1 h, running 4 h, waiting 1 h, failed 1 h." in out

@@ -39,13 +39,20 @@ def served(tmp_path: Path) -> Served:
             peers = Peers("http://here", dict)
             group, commands = Group(settings), Commands(settings)
             api = Api(settings, view, peers, group=group, commands=commands)
+
+            async def report() -> dict[str, Any]:
+                return {"ready": view.ready()}
+
+            async def scraped() -> bytes:
+                return view.metrics.text()
+
             try:
                 async with (
                     serve(
                         Address("127.0.0.1", 0),
                         api,
-                        report=lambda: {"ready": True},
-                        metrics=view.metrics,
+                        report=report,
+                        metrics=scraped,
                     ) as address,
                     ClientSession(f"http://{address}") as client,
                 ):

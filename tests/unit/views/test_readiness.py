@@ -82,3 +82,13 @@ async def test_what_is_broken_or_cannot_be_written_is_not_ready(tmp_path):
         view.failing = None
         view.broken[0] = "an event is missing"
         assert not view.ready()
+
+
+async def test_a_load_balancer_hears_it_by_the_status(served):
+    recorded = random_history(20)
+    async with served(recorded) as (client, view):
+        async with client.get("/ready") as answer:
+            assert (answer.status, (await answer.json())["ready"]) == (503, False)
+        view.measure({p: handed(some, 0) for p in view.owned if (some := of(recorded, p))})
+        async with client.get("/ready") as answer:
+            assert (answer.status, (await answer.json())["ready"]) == (200, True)
