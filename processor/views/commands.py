@@ -69,7 +69,8 @@ class Commands:
     async def _ready(self) -> FlowClient:
         async with self._opening:
             if self._client is None:
-                client = FlowClient(self._settings)
+                # As it came: a body that is sent again must equal itself to be a duplicate.
+                client = FlowClient(self._settings, expire=False)
                 await client.__aenter__()
                 self._client = client
             return self._client

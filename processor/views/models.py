@@ -348,7 +348,9 @@ class Published(Answer):
 
 
 class CommandBody(BaseModel):
-    """Any command, see the JSON Schema `command`; `command_id` is made up where it is missing."""
+    """Any command, see the JSON Schema `command`; `command_id` is made up where it is missing. With
+    one of your own, the same body sent again within the dedupe window is answered `duplicate`; an
+    `expires_at` within that window keeps it from being applied twice however late a copy comes."""
 
     model_config = ConfigDict(extra="allow")
 
