@@ -101,6 +101,8 @@ class Batch:
     """Ids of waiting flows that the batch asked to cancel, each to be woken in its transaction,
     with the headers that the request leaves behind."""
     changes: Changes = field(default_factory=Changes)
+    created: int = 0
+    """How many flows are new to the table."""
     flows: dict[str, FlowRow | None] = field(default_factory=dict)
     """The flows that were touched, as they are now."""
     waits: list[tuple[FlowRow | None, FlowRow | None]] = field(default_factory=list)

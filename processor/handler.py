@@ -429,6 +429,7 @@ class Handler:
         else:
             number = self._next_number
             self._next_number += 1
+            self.batch.created += 1
         return new_flow_row((flow, flow_doc(flow), entry.last_event_id, entry.chain, number))
 
 

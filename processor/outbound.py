@@ -1,26 +1,27 @@
-"""What a batch sends, packed while it is decided.
+"""What a batch sends and what it changes in the table, packed while it is decided.
 
-A record that is packed as soon as it is made is still in the CPU's caches, and leaves its memory to
+What is packed as soon as it is made is still in the CPU's caches, and a record leaves its memory to
 the next one: a batch of 1,000 makes some three megabytes of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from processor.batch import Batch, Outgoing
-from processor.ports import Pack
+from processor.ports import Pack, Table, Writer
 from schemas.topics import Topics
 
 
 class Outbound:
-    """The records of one transaction, by topic; `new_pack` makes what holds them."""
+    """The records of one transaction, by topic, and the changes that go with them."""
 
-    def __init__(self, topics: Topics, new_pack: Callable[[], Pack]) -> None:
+    def __init__(self, topics: Topics, writer: Writer, table: Table) -> None:
         self.packs: dict[str, Pack] = {}
+        self.changes = table.new_pack()
         self._topics = topics
-        self._new_pack = new_pack
+        self._new_pack = writer.new_pack
 
     def take(self, batch: Batch) -> None:
-        """Take out of `batch` what stands there to be sent."""
+        """Take out of `batch` what stands there to be sent and to be changed."""
         topics = self._topics
         for topic, records in (
             (topics.audit, batch.audit),
@@ -31,6 +32,8 @@ class Outbound:
             if records:
                 self.put(topic, records)
                 records.clear()
+        self.changes.take(batch.changes)
+        batch.changes.clear()
 
     def put(self, topic: str, records: Sequence[Outgoing]) -> None:
         if records:

@@ -321,7 +321,7 @@ class PartitionOwner:
         # Asked while we decide: the answer comes from another thread.
         untouched = asyncio.ensure_future(table.untouched())
         try:
-            batch, outbound = await self._handle(writer, items, memory, frozenset())
+            batch, outbound = await self._handle(table, writer, items, memory, frozenset())
         finally:
             in_our_hands = await untouched
         if not in_our_hands:
@@ -330,7 +330,7 @@ class PartitionOwner:
             with self._waiting("broker"):
                 refused = await self._forwarder.forward(batch.forwards)
             if refused:
-                batch, outbound = await self._handle(writer, items, memory, refused)
+                batch, outbound = await self._handle(table, writer, items, memory, refused)
         for record, fault in batch.faults:
             self._log.error(
                 "a record was set aside: handling it failed",
@@ -365,6 +365,7 @@ class PartitionOwner:
 
     async def _handle(
         self,
+        table: Table,
         writer: Writer,
         items: Sequence[Decoded],
         memory: Memory,
@@ -378,7 +379,7 @@ class PartitionOwner:
             next_number=self._next_number,
             unforwardable=refused,
         )
-        batch, outbound = handler.batch, Outbound(self.place.topics, writer.new_pack)
+        batch, outbound = handler.batch, Outbound(self.place.topics, writer, table)
         for some in sliced(items):
             has_room = handler.add(some)
             outbound.take(batch)
@@ -403,7 +404,7 @@ class PartitionOwner:
         with self._metrics.commit_seconds.time(), self._waiting("broker"):
             written = await writer.write(outbound.packs)
         self._source.decided(self.place.partition, batch.position)
-        batch.changes.forget_before_ms = self._forget_before_ms(batch)
+        outbound.changes.forget_before_ms = self._forget_before_ms(batch)
         after = Stored(
             batch.position,
             written.ends.get(topics.audit, self._stored.audit),
@@ -411,9 +412,9 @@ class PartitionOwner:
             max(batch.newest_ms, self._stored.as_of_ms),
         )
         with self._metrics.table_seconds.time(), self._waiting("disk"):
-            await table.write(batch.changes, before=self._stored, after=after)
+            await table.write(outbound.changes, before=self._stored, after=after)
         self._stored = after
-        self._next_number += len(batch.changes.inserted)
+        self._next_number += batch.created
         self.cache.put(batch.flows)
         self._progressed()
         self._cursor_written_at = self.progressed_at
@@ -456,7 +457,7 @@ class PartitionOwner:
     async def _write_cursor(self, table: Table, position: Position) -> None:
         """A transaction with nothing but the cursor; it tells the broker's clock, too."""
         writer = self._writer_in_use()
-        outbound = Outbound(self.place.topics, writer.new_pack)
+        outbound = Outbound(self.place.topics, writer, table)
         outbound.put(self.place.topics.state, [cursor_record(self.place.partition, position)])
         written = await self._commit(table, writer, Batch(position), outbound)
         self._errands.heard(written.at_ms, self._monotonic() - written.age_s)

@@ -129,6 +129,15 @@ class Forwarder(Protocol):
         """Send all, acknowledged; the sources (topic, offset) of those too large to be sent."""
 
 
+class ChangePack(Protocol):
+    """The changes of one `write`, ready to be written."""
+
+    forget_before_ms: int | None
+
+    def take(self, changes: Changes, /) -> None:
+        """Add what stands in `changes`."""
+
+
 class Table(Protocol):
     """The partition's local table; see adapters/sqlite."""
 
@@ -151,7 +160,12 @@ class Table(Protocol):
         first, from behind `after` on. To be believed only once the flow itself was looked at."""
 
     async def untouched(self) -> bool: ...
-    async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None: ...
+    def new_pack(self) -> ChangePack:
+        """An empty one, for the next `write`."""
+
+    async def write(self, changes: Any, *, before: Stored | None, after: Stored) -> None:
+        """Write a pack of this table's, or Changes, in one transaction."""
+
     async def clear(self) -> None: ...
     async def begin_filling(self, unfinished: Stored) -> None:
         """Remove all rows and take `unfinished` as the position. Until `end_filling`, the table is

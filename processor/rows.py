@@ -166,3 +166,26 @@ class Changes:
     steps: list[StepRow] = field(default_factory=list)
     remembered: list[Remembered] = field(default_factory=list)
     forget_before_ms: int | None = None
+
+    def take(self, others: "Changes") -> None:
+        """Add what stands in `others`."""
+        self.deleted += others.deleted
+        self.updated += others.updated
+        self.inserted += others.inserted
+        self.deleted_steps += others.deleted_steps
+        self.steps += others.steps
+        self.remembered += others.remembered
+        if others.forget_before_ms is not None:
+            self.forget_before_ms = others.forget_before_ms
+
+    def clear(self) -> None:
+        for rows in (
+            self.deleted,
+            self.updated,
+            self.inserted,
+            self.deleted_steps,
+            self.steps,
+            self.remembered,
+        ):
+            rows.clear()
+        self.forget_before_ms = None

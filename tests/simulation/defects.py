@@ -134,7 +134,7 @@ class TableFirst(PartitionOwner):
             kafka.log(topics.outcomes, number).end + outbound.count(topics.outcomes),
             max(batch.newest_ms, self._stored.as_of_ms),
         )
-        await table.write(batch.changes, before=self._stored, after=after)
+        await table.write(outbound.changes, before=self._stored, after=after)
         quiet = _WrittenBefore(table)
         written = await super()._commit(quiet, writer, batch, outbound)  # type: ignore[arg-type]
         self._stored = after

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt
-from processor.adapters.sqlite.table import FORGET_EXTRA, FORGET_FACTOR
+from processor.adapters.sqlite.packing import FORGET_EXTRA, FORGET_FACTOR
 from processor.domain.transitions import TERMINAL
 from processor.domain.waits import due_ms
 from processor.rows import Changes, Due, Filling, FlowRow, Remembered, Snapshot, StepRow, Stored
@@ -118,6 +118,9 @@ class ModelTable:
         if self._file.version != self._version:
             self.doubted = True
         return self._file.version == self._version
+
+    def new_pack(self) -> Changes:
+        return Changes()
 
     async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None:
         old = self._content

@@ -19,7 +19,7 @@ from processor.adapters.sqlite import (
     statements,
 )
 from processor.adapters.sqlite.files import SCHEMA
-from processor.adapters.sqlite.table import FORGET_EXTRA, FORGET_FACTOR
+from processor.adapters.sqlite.packing import FORGET_EXTRA, FORGET_FACTOR
 from processor.rows import Changes
 from schemas.outcomes import Code
 from tests.unit.tables import NOON_MS, answer, at, flow_row, later, opened, step_row, uuid
@@ -356,7 +356,7 @@ def test_no_statement_scans_a_table(name: str) -> None:
     with closing(sqlite3.connect(":memory:")) as db:
         db.executescript(SCHEMA)
         for size in statements.SIZES:
-            ((sql, parameters, _),) = rows.writing([(None,) * rows.width] * size)
+            ((sql, parameters, _),) = rows.writing([None] * rows.width * size)
             plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
             assert not {f"SCAN {table}" for table in ("flow", "step", "ledger")} & set(plan), plan
 
@@ -364,7 +364,7 @@ def test_no_statement_scans_a_table(name: str) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 9, 31, 32, 63, 64, 65, 255, 256, 511, 5000])
 def test_chunks_hold_every_row_once_and_are_at_least_half_full(count: int) -> None:
     rows = statements.Rows("VALUES :rows", 1)
-    written = list(rows.writing([(n,) for n in range(count)]))
+    written = list(rows.writing(range(count)))
     assert sum(held for _, _, held in written) == count
     assert [n for _, values, _ in written for n in values if n is not None] == list(range(count))
     assert all(len(values) in statements.SIZES for _, values, _ in written)

@@ -40,13 +40,16 @@ class Rows:
         self._texts = _templates(text, width)
         self.width = width
 
-    def writing(self, rows: Sequence[Row]) -> Iterator[tuple[str, list[Any], int]]:
-        """Statements with their parameters and how many rows they hold."""
-        for start, size in _chunks(len(rows)):
-            chunk = rows[start : start + size]
-            parameters = list(chain.from_iterable(chunk))
-            parameters.extend([None] * self.width * (size - len(chunk)))
-            yield self._texts[size], parameters, len(chunk)
+    def writing(self, values: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any], int]]:
+        """Statements for `values`, those of all rows in one sequence, with their parameters and how
+        many rows they hold."""
+        width = self.width
+        for start, size in _chunks(len(values) // width):
+            parameters = values[start * width : (start + size) * width]
+            held = len(parameters) // width
+            if held < size:
+                parameters = [*parameters, *[None] * width * (size - held)]
+            yield self._texts[size], parameters, held
 
     def reading(self, keys: Sequence[Row]) -> Iterator[Statement]:
         for start, size in _chunks(len(keys)):

@@ -5,30 +5,18 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import aiosqlite
 
 from processor.adapters.sqlite import filling, records, statements
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt, told
+from processor.adapters.sqlite.packing import ChangePack, Deed
 from processor.rows import Changes, Due, Filling, FlowRow, Remembered, StepRow, Stored
 from schemas.values import instant
 
 A = TypeVar("A")
 T = TypeVar("T")
-
-FORGET_FACTOR = 2
-FORGET_EXTRA = 1000
-"""Per write, up to 2 × the answers remembered + 1000 of the oldest are looked at."""
-
-
-class _Deed(NamedTuple):
-    """A statement of a write. Unless it changes `rows` rows, `unless` says what is wrong."""
-
-    sql: str
-    parameters: Sequence[Any]
-    rows: int = 0
-    unless: str | None = None
 
 
 class FlowTable:
@@ -145,7 +133,14 @@ class FlowTable:
             self.doubted = True
         return version == self._data_version
 
-    async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None:
+    @staticmethod
+    def new_pack() -> ChangePack:
+        """An empty one, for the next `write`."""
+        return ChangePack()
+
+    async def write(
+        self, changes: ChangePack | Changes, *, before: Stored | None, after: Stored
+    ) -> None:
         """Write a batch in one transaction, in the order that Changes documents.
 
         `before` is what `stored` must be (None: an empty table), `after` what it becomes. Raises
@@ -155,7 +150,12 @@ class FlowTable:
 
         A caller that is cancelled leaves the write running; the next call waits for it.
         """
-        await self._undisturbed(lambda: self._write(changes, before, after))
+        if isinstance(changes, Changes):
+            pack = self.new_pack()
+            pack.take(changes)
+        else:
+            pack = changes
+        await self._undisturbed(lambda: self._write(pack, before, after))
 
     async def clear(self) -> None:
         """Remove all rows, also the position, and trust the file again."""
@@ -191,8 +191,8 @@ class FlowTable:
             with suppress(sqlite3.Error):
                 await self._connection.close()
 
-    async def _write(self, changes: Changes, before: Stored | None, after: Stored) -> None:
-        deeds = [self._store(before, after), *self._deeds(changes)]
+    async def _write(self, pack: ChangePack, before: Stored | None, after: Stored) -> None:
+        deeds = [self._store(before, after), *pack.deeds()]
         await self._in_thread(self._write_now, deeds)
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection, A], None], what: A) -> None:
@@ -202,7 +202,7 @@ class FlowTable:
         turn: Callable[..., Awaitable[None]] = connection._execute
         await turn(work, connection._conn, what)
 
-    def _write_now(self, connection: sqlite3.Connection, deeds: Sequence[_Deed]) -> None:
+    def _write_now(self, connection: sqlite3.Connection, deeds: Sequence[Deed]) -> None:
         """Everything or nothing, in the connection's own thread."""
         store, *others = deeds
         connection.execute("BEGIN IMMEDIATE")
@@ -225,38 +225,16 @@ class FlowTable:
                 connection.rollback()
             raise
 
-    def _do(self, connection: sqlite3.Connection, deed: _Deed) -> None:
+    def _do(self, connection: sqlite3.Connection, deed: Deed) -> None:
         cursor = connection.execute(deed.sql, deed.parameters)
         if deed.unless is not None and cursor.rowcount != deed.rows:
             raise TableConflict(f"{self._path}: {deed.unless}; nothing of the batch was written")
 
-    def _store(self, before: Stored | None, after: Stored) -> _Deed:
+    def _store(self, before: Stored | None, after: Stored) -> Deed:
         was = () if before is None else records.stored_values(before)
         sql = statements.STORE_FIRST if before is None else statements.STORE_NEXT
         parameters = (*records.stored_values(after), self._data_version, *was)
-        return _Deed(sql, parameters, 1, "it was written by somebody else")
-
-    def _deeds(self, changes: Changes) -> Iterator[_Deed]:
-        """What `changes` ask for, in their order."""
-        deleted = [records.flow_key(row) for row in changes.deleted]
-        yield from _each(statements.DELETE_FLOWS, deleted, "a flow to delete has changed")
-        yield from _each(statements.DELETE_STEPS, [(row.flow.id,) for row in changes.deleted])
-        yield from _each(
-            statements.UPDATE_FLOWS,
-            [records.flow_key(was) + records.flow_values(row) for was, row in changes.updated],
-            "a flow to update has changed",
-        )
-        yield from _each(
-            statements.INSERT_FLOWS,
-            [(row.number, row.flow.id, *records.flow_values(row)) for row in changes.inserted],
-        )
-        yield from _each(statements.DELETE_THESE_STEPS, changes.deleted_steps)
-        yield from _each(statements.UPSERT_STEPS, list(map(records.step_values, changes.steps)))
-        answers = list(map(records.answer_values, changes.remembered))
-        yield from _each(statements.REMEMBER, answers)
-        if changes.forget_before_ms is not None:
-            looked_at = FORGET_FACTOR * len(answers) + FORGET_EXTRA
-            yield _Deed(statements.FORGET, (looked_at, changes.forget_before_ms))
+        return Deed(sql, parameters, 1, "it was written by somebody else")
 
     async def _clear(self) -> None:
         await self._connection.execute("BEGIN IMMEDIATE")
@@ -359,13 +337,6 @@ class FlowTable:
                 for count, joined in await self._connection.execute_fetchall(sql, parameters):
                     found.extend(map(parse, records.split(count, joined)))
         return found
-
-
-def _each(
-    rows: statements.Rows, values: Sequence[statements.Row], unless: str | None = None
-) -> Iterator[_Deed]:
-    for sql, parameters, count in rows.writing(values):
-        yield _Deed(sql, parameters, count, unless)
 
 
 def _make_indexes(db: sqlite3.Connection, _: None) -> None:
