@@ -17,6 +17,11 @@ def weight_bytes(row: FlowRow) -> int:
     return ROW_BYTES + EXPANSION * len(row.doc)
 
 
+def _grown(old: FlowRow, row: FlowRow) -> int:
+    """How much more `row` weighs than `old`."""
+    return EXPANSION * (len(row.doc) - len(old.doc))
+
+
 class FlowCache:
     """Flow rows by id, the least recently used thrown out once they exceed `limit_bytes`.
 
@@ -46,14 +51,13 @@ class FlowCache:
         known = self._rows
         for flow_id, row in rows.items():
             old = known.get(flow_id)
-            if old is not None:
-                self.size_bytes -= weight_bytes(old)
             if row is None:
-                known.pop(flow_id, None)
+                if old is not None:
+                    self.size_bytes -= weight_bytes(known.pop(flow_id))
                 continue
+            self.size_bytes += weight_bytes(row) if old is None else _grown(old, row)
             known[flow_id] = row
             known.move_to_end(flow_id)
-            self.size_bytes += weight_bytes(row)
         while self.size_bytes > self.limit_bytes and known:
             _, oldest = known.popitem(last=False)
             self.size_bytes -= weight_bytes(oldest)

@@ -188,7 +188,7 @@ def outcome_doc(
 
 def flow_doc(flow: Flow) -> bytes:
     """A flow as it is written, on `state` and in the table."""
-    return orjson.dumps(vars(flow) | {"status": flow.status._value_})
+    return orjson.dumps(flow.__dict__ | {"status": flow.status._value_})
 
 
 def canonical(value: Any) -> bytes:

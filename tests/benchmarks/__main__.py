@@ -13,20 +13,26 @@ from processor.broker import embedded_broker
 from tests.benchmarks import latency, stages, takeover, throughput, timers
 from tests.benchmarks.running import machine
 
+WARM_UP = 100_000
+"""Commands before the first run: the broker's JVM compiles itself, once in its life."""
+
 
 async def commands(count: int, seconds: int, runs: int, rates: list[int]) -> None:
     print("CPU µs of an update that is accepted, by stage:\n")
     print(stages.report(await stages.measure()) + "\n", flush=True)
     print(
-        "One worker, 4 partitions, 20,000 flows; CPU seconds per 100,000 commands; CPU and "
-        "memory of all its processes together:\n"
+        f"One worker, 4 partitions, 20,000 flows, after {WARM_UP:,} commands that warm the broker "
+        "up; CPU seconds per 100,000 commands; CPU and memory of all its processes together:\n"
     )
     print("| processes | commands | wall s | commands/s | worker CPU s | broker CPU s | peak MiB |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    for processes in (1, 2) * runs:
-        with tempfile.TemporaryDirectory() as home:
-            async with embedded_broker() as broker:
-                r = await throughput.measure(Path(home), broker, count=count, processes=processes)
+    with tempfile.TemporaryDirectory() as home:
+        async with embedded_broker() as broker:
+            await throughput.measure(Path(home), broker, count=WARM_UP, prefix="warm-up")
+            for number, processes in enumerate((1, 2) * runs):
+                r = await throughput.measure(
+                    Path(home), broker, count=count, processes=processes, prefix=f"run-{number}"
+                )
                 print(
                     f"| {processes} | {r['commands']:,.0f} | {r['wall_s']:.1f} | "
                     f"{r['rate_per_s']:,.0f} | {r['worker_cpu_s']:.2f} | {r['broker_cpu_s']:.2f} | "

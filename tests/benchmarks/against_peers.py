@@ -36,7 +36,7 @@ from processor.placement import partition_of
 from processor.settings import Settings
 from schemas.topics import Topics
 from tests.benchmarks import throughput
-from tests.benchmarks.running import cpu_s, machine, publish_to, rss_bytes, running_worker
+from tests.benchmarks.running import cpu_s, machine, memory_bytes, publish_to, running_worker
 
 HERE: Final = Path(__file__).parent / "peers"
 PARTITIONS: Final = 4
@@ -174,7 +174,7 @@ async def measured(
         if time.monotonic() - began_s > PATIENCE_S:
             break  # what is committed by then counts, as all is measured to `changed_s`
         end = await watch.committed()
-        peak = max(peak, rss_bytes(process))
+        peak = max(peak, memory_bytes(process))
         if end > total:
             total, changed_s = end, time.monotonic()
             spent, broker_spent = cpu_s(process), cpu_s(broker) - broker_began_s

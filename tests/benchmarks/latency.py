@@ -5,11 +5,13 @@ late, too, and not left out of the count.
 """
 
 import asyncio
+import gc
 import time
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
+from processor.bootstrap import GC_THRESHOLDS
 from processor.client import FlowClient
 from processor.settings import Settings
 from tests.benchmarks.running import percentile, running_worker
@@ -76,7 +78,9 @@ async def measure(
     home: Path, bootstrap: str, *, seconds: int = 30, rate_per_s: int = RATE_PER_S
 ) -> dict[str, float]:
     """Percentiles in milliseconds over `seconds`, after a warm-up that is not counted: the broker's
-    JVM takes a while to compile what it does all the time."""
+    JVM takes a while to compile what it does all the time. Our own collector is kept from looking
+    at each command again and again, as the worker's is: its pauses would count as latency."""
+    gc.set_threshold(*GC_THRESHOLDS)
     settings = Settings(bootstrap_servers=bootstrap, topic_prefix="latency")
     async with running_worker(settings, home / "latency"), FlowClient(settings) as client:
         flows = await created(client)

@@ -123,9 +123,12 @@ def cpu_s(process: psutil.Process) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in family(process))
 
 
-def rss_bytes(process: psutil.Process) -> int:
-    """Memory that is resident, also of the processes that it has started."""
-    return sum(one.memory_info().rss for one in family(process))
+def memory_bytes(process: psutil.Process) -> int:
+    """Memory that is resident, of a process and those that it has started; what they share counts
+    once (on Linux: their proportional set sizes)."""
+    if not psutil.LINUX:
+        return sum(one.memory_info().rss for one in family(process))
+    return sum(one.memory_full_info().pss for one in family(process))
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -18,11 +18,12 @@ from processor.broker import EmbeddedBroker
 from processor.placement import partition_of
 from processor.settings import Settings
 from schemas.topics import Topics
-from tests.benchmarks.running import cpu_s, publish, rss_bytes, running_worker
+from tests.benchmarks.running import cpu_s, memory_bytes, publish, running_worker
 
 FLOWS = 20_000
 PARTITIONS = 4
 POLL_S = 0.05
+WEIGHED_EVERY_S = 0.5
 SETTLED_S = 1.5
 OWNER = "agent:bench:session:1"
 
@@ -63,14 +64,20 @@ async def load(settings: Settings, count: int) -> None:
 
 
 async def measure(
-    home: Path, broker: EmbeddedBroker, *, count: int = 400_000, processes: int = 1
+    home: Path,
+    broker: EmbeddedBroker,
+    *,
+    count: int = 400_000,
+    processes: int = 1,
+    prefix: str = "throughput",
 ) -> dict[str, float]:
-    """Commands a second, CPU seconds of worker and broker per 100,000, and the worker's peak RSS.
+    """Commands a second, CPU seconds of worker and broker per 100,000, and the worker's memory at
+    its peak, on topics of their own under `prefix`.
 
     Start-up and joining the group are not in it; the first transaction is.
     """
     settings = Settings(
-        bootstrap_servers=broker.bootstrap, topic_prefix="throughput", partitions=PARTITIONS
+        bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS
     )
     await create_topics(settings)
     await load(settings, count)
@@ -81,15 +88,17 @@ async def measure(
     )
     await consumer.start()
     broker_process = psutil.Process(broker.pid)
-    peak = began = changed = 0.0
+    peak = began = changed = weighed = 0.0
     first = total = 0
     spent = broker_spent = (0.0, 0.0)
     try:
-        async with running_worker(settings, home / "throughput", processes=processes) as worker:
+        async with running_worker(settings, home / prefix, processes=processes) as worker:
             # The ends count transaction markers too: all is there once they stand still.
             while total < count or time.perf_counter() - changed < SETTLED_S:
                 end = sum((await consumer.end_offsets(tps)).values())
-                peak = max(peak, rss_bytes(worker))
+                if time.perf_counter() - weighed > WEIGHED_EVERY_S:
+                    weighed = time.perf_counter()
+                    peak = max(peak, memory_bytes(worker))
                 if end > total:
                     total, changed = end, time.perf_counter()
                     if not began:

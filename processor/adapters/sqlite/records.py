@@ -55,11 +55,11 @@ def flow_values(row: FlowRow) -> tuple[Any, ...]:
 
 
 def update_values(was: FlowRow, row: FlowRow) -> tuple[Any, ...]:
-    """`flow_key` of one and `flow_values` of the other. Each update takes this way: a model's
-    `__dict__` is asked, whose values cost half of what its attributes do."""
+    """`flow_key` of one and `flow_values` of the other. Each update takes this way, so a model's
+    `__dict__` is asked: its values cost half of what attributes do."""
     old, _, old_event_id, _, number = was
     flow, doc, last_event_id, chain, _ = row
-    before, now = vars(old), vars(flow)
+    before, now = old.__dict__, flow.__dict__
     flow_id, status = now["id"], now["status"]
     return (
         number,
