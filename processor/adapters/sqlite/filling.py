@@ -53,7 +53,9 @@ ANSWERS: Final = """
 """
 CACHE_KIB: Final = 64 * 1024
 """While a table is filled: what its indexes are sorted in, too."""
-AT_ONCE: Final = 512
+AT_ONCE: Final = 2_048
+"""Rows in a statement, about as many as are read at once: at the end of each, its thread waits for
+the GIL."""
 OFF: Final = 0
 CHECKPOINT_TRIES: Final = 30
 """How often to wait for those who look on (a second each) before what is filled is made durable."""
