@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from processor.adapters.kafka.admin import create_topics
 from processor.settings import Settings
 from tests.support.checker import assert_clean, partition_of
-from tests.support.crafted import with_other_bytes
+from tests.support.crafted import bomb, with_other_bytes
 from tests.support.processes import workers
 from tests.support.world import observing
 
@@ -24,7 +24,9 @@ PARTITIONS = 2
 KIB = 1024
 LIMIT = 512 * KIB
 ANSWER_S = 1.0
-MEMORY_MAX_BYTES = 1024 * KIB * KIB
+MEMORY_MAX_BYTES = 512 * KIB * KIB
+BOMB_MIB = 1024
+BOMB_MEMORY_MAX_BYTES = 200 * KIB * KIB
 
 _random = random.Random(11)
 
@@ -290,6 +292,36 @@ async def test_a_header_name_that_is_not_utf8_stops_nobody(broker, prefix, tmp_p
     assert answers == [(0, None), (1, "already_exists"), (2, "malformed"), (3, None)]
     assert (letter.key, letter.value) == (b"k", b"\xff")
     assert letter.headers[:3] == (("a", b"\xff"), (r"\xff\xfeADER", None), ("b", b""))
+
+
+async def test_a_bomb_is_defused_and_the_partition_goes_on(broker, prefix, tmp_path):
+    """aiokafka would unpack all of it: twice its size in memory, each time that it is fetched."""
+    await create_topics(
+        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    )
+    topic, flow_ids = f"{prefix}.commands", [flow_on_0() for _ in range(3)]
+    around = [(one.encode(), json.dumps(create(one)).encode()) for one in flow_ids]
+    async with (
+        workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS="2") as (worker,),
+        AIOKafkaProducer(bootstrap_servers=broker.bootstrap) as producer,
+    ):
+        await worker.start()
+        await worker.until_ready()
+        before_bytes = peak_memory_bytes(worker.process.pid)
+        batch = bomb(producer, b"bomb", BOMB_MIB, *around[:2])
+        await (await producer.send_batch(batch, topic, partition=0))
+        await producer.send_and_wait(topic, around[2][1], around[2][0])
+        outcomes = [json.loads(r.value) for r in await read(broker, f"{prefix}.outcomes", 4)]
+        letters = await read(broker, f"{prefix}.deadletters", 2)
+        memory_bytes = peak_memory_bytes(worker.process.pid) - before_bytes
+
+    answers = [(outcome["source"]["offset"], outcome["code"]) for outcome in outcomes]
+    assert answers == [(0, None), (1, "too_large"), (2, "malformed"), (3, None)]
+    assert [(letter.key, letter.value) for letter in letters] == [
+        (b"bomb", bytes(LIMIT)),
+        (None, None),
+    ]
+    assert memory_bytes < BOMB_MEMORY_MAX_BYTES
 
 
 async def read(broker, topic, count):

@@ -1,5 +1,5 @@
 """Kafka, as aiokafka sees it. Only `bootstrap` and the program import from here."""
 
-from processor.adapters.kafka.header_names import read_any_header_name
+from processor.adapters.kafka.batches import read_whatever_comes
 
-read_any_header_name()
+read_whatever_comes()

@@ -1,10 +1,11 @@
-"""Headers whose names are not UTF-8, which Kafka's protocol lets anyone write.
+"""What Kafka's protocol lets anyone write, and aiokafka would never get past: it would fail on it
+again each time it is fetched.
 
-aiokafka raises UnicodeDecodeError on such a record, and again each time it is fetched: nobody
-would ever get past it. Here its name is told with backslash escapes (`\\xff`) instead, as it then
-stands in copies and dead letters too: aiokafka can write no other. No public setting does it, so
-the class that the fetcher reads batches with is replaced; the version is pinned and a test guards
-the names.
+A header's name that is not UTF-8 is told with backslash escapes (`\\xff`), as it then stands in
+copies and dead letters too: aiokafka can write no other. Of a batch that unpacks to more than
+UNPACKED_MAX_BYTES, the record that lies there is cut, and those behind it are told without key and
+value. No public setting does either, so the class that the fetcher reads batches with is replaced;
+the version is pinned and a test guards the names.
 """
 
 import struct
@@ -13,16 +14,23 @@ from itertools import islice
 from typing import Any, Final
 
 from aiokafka.consumer import fetcher
-from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
+from aiokafka.record.default_records import (
+    DefaultRecordBatch,
+    _DefaultRecordBatchPy,
+    _DefaultRecordPy,
+)
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import decode_varint
+
+from processor.adapters.kafka.unpacking import may_exceed, unpacked
+from schemas.values import COMMAND_MAX_BYTES
 
 _LENGTH: Final = struct.Struct(">i")
 _LENGTH_AT: Final = 8
 _LENGTH_COUNTS_FROM: Final = 12
 
 
-def read_any_header_name() -> None:
+def read_whatever_comes() -> None:
     """From now on, every consumer of this process does."""
     fetcher.MemoryRecords = _Records
 
@@ -49,7 +57,8 @@ class _Records:
 
 
 class _Batch:
-    """aiokafka's batch; where a header's name stops it, the rest is read by ourselves."""
+    """aiokafka's batch; where a header's name stops it, or its size would, the rest is read by
+    ourselves."""
 
     def __init__(self, batch: Any, data: memoryview) -> None:
         self._batch = batch
@@ -62,19 +71,28 @@ class _Batch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Any]:
+        batch, data = self._batch, self._data
+        if may_exceed(data):
+            plain, whole = unpacked(data)
+            if not whole:
+                yield from _as_far_as_unpacked(plain)
+                return
+            batch, data = DefaultRecordBatch(plain), memoryview(plain)
         told = 0
         try:
-            for record in self._batch:
+            for record in batch:
                 yield record
                 told += 1
         except UnicodeDecodeError:
-            yield from islice(_AnyHeaderName(self._data), told, None)
+            yield from islice(_AnyHeaderName(data), told, None)
 
 
 class _AnyHeaderName(_DefaultRecordBatchPy):  # type: ignore[misc]
     """aiokafka's own reader in Python; of a record it reads what `_read_msg` does."""
 
     _pos: int
+    _num_records: int
+    _buffer: bytearray
 
     def _read_msg(self, *_unused: Any) -> Any:
         buffer = self._buffer
@@ -101,6 +119,45 @@ class _AnyHeaderName(_DefaultRecordBatchPy):  # type: ignore[misc]
             value,
             headers,
         )
+
+
+def _as_far_as_unpacked(plain: bytes) -> Iterator[Any]:
+    """The records of a batch that goes on behind the end of `plain`. Nothing takes any out of the
+    middle of it: producers number them one after the other, and the broker holds them to that."""
+    batch = _AnyHeaderName(plain)
+    count, buffer = batch._num_records, batch._buffer
+    told = 0
+    while told < count and _ends(buffer, batch._pos):
+        yield batch._read_msg()
+        told += 1
+    key, value = _cut(buffer, batch._pos)
+    for n in range(told, count):
+        yield _DefaultRecordPy(
+            batch.base_offset + n, batch.max_timestamp, batch.timestamp_type, key, value, []
+        )
+        key = value = None
+
+
+def _ends(buffer: bytearray, at: int) -> bool:
+    """Whether the record that begins there ends in `buffer`, too."""
+    try:
+        length, at = decode_varint(buffer, at)
+    except IndexError:
+        return False
+    return bool(at + length <= len(buffer))
+
+
+def _cut(buffer: bytearray, at: int) -> tuple[bytes | None, bytes | None]:
+    """Key and value of the record that does not end in `buffer`, as far as they lie there; neither,
+    unless that is enough of the value to see that it is too large for a command."""
+    try:
+        for _ in range(4):  # length, attributes, time, offset
+            _, at = decode_varint(buffer, at)
+        key, at = _bytes(buffer, at)
+        value, _ = _bytes(buffer, at)
+    except IndexError:
+        return None, None
+    return (key, value) if len(value or b"") > COMMAND_MAX_BYTES else (None, None)
 
 
 def _bytes(buffer: bytearray, at: int) -> tuple[bytes | None, int]:
