@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from processor.bootstrap import GC_THRESHOLDS
 from processor.client import FlowClient
+from processor.interpreter import GC_THRESHOLDS
 from processor.settings import Settings
 from tests.benchmarks.running import percentile, running_worker
 
