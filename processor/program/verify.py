@@ -1,9 +1,19 @@
 """`taskflow verify`: whether all that was promised holds, from the topics and tables themselves."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+import asyncio
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import typer
 from aiokafka.errors import OffsetOutOfRangeError
@@ -12,7 +22,12 @@ from rich.text import Text
 
 from processor.adapters.kafka.admin import partition_counts
 from processor.adapters.kafka.connection import connection_options
-from processor.adapters.kafka.errors import TopicsWrong, explained
+from processor.adapters.kafka.errors import (
+    BrokerUnreachable,
+    HistoryStalled,
+    TopicsWrong,
+    explained,
+)
 from processor.adapters.kafka.history import KafkaHistory
 from processor.adapters.sqlite import TableCorrupt, TableFailed, queries
 from processor.ops.ports import (
@@ -34,6 +49,12 @@ from processor.program.progress import Bar, progress_bar
 from processor.program.running import Refused, run, settings_and_logs
 from processor.settings import Settings
 from schemas.topics import Topics
+
+PATIENCE_S: Final = 60.0
+"""How long a broker may be away that is read from."""
+ASK_AGAIN_S: Final = 0.5
+
+T = TypeVar("T")
 
 
 def verify(
@@ -129,10 +150,16 @@ async def partitions_of(settings: Settings, topics: Topics) -> int:
 
 class KafkaLog:
     """The topics of one partition number. Each that is read has a consumer of its own, so that they
-    can be read in step."""
+    can be read in step.
+
+    A broker that goes away is waited for: what it does not answer is asked again, and a read goes
+    on behind what it has given. Raises BrokerUnreachable or HistoryStalled once that has been in
+    vain for PATIENCE_S.
+    """
 
     def __init__(self, settings: Settings, partition: int, topics: Topics | None = None) -> None:
         """`topics`: those of the settings' prefix, unless told."""
+        self._settings = settings
         self._connection = connection_options(settings, "verify")
         self._partition = partition
         # Known from the start: aiokafka learns of others one by one, each with a pause.
@@ -141,26 +168,71 @@ class KafkaLog:
         self._reading: list[KafkaHistory] = []
 
     async def extent(self, topic: str) -> Extent:
-        # The stable end first: it is never behind an end that was asked for before.
-        stable = await self._ends.stable_end(topic)
-        extent = await self._ends.extent(topic)
-        return Extent(extent.start, stable, extent.end)
+        async def ask() -> Extent:
+            # The stable end first: it is never behind an end that was asked for before.
+            stable = await self._ends.stable_end(topic)
+            extent = await self._ends.extent(topic)
+            return Extent(extent.start, stable, extent.end)
+
+        return await self._answered(ask)
 
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
-        return await self._ends.offset_at(topic, at_ms)
+        return await self._answered(lambda: self._ends.offset_at(topic, at_ms))
+
+    async def _answered(self, ask: Callable[[], Awaitable[T]]) -> T:
+        patience = _Patience(self._settings)
+        while True:
+            try:
+                return await ask()
+            except Exception as error:
+                await patience.bear(error)
+                await self._ends.close()
 
     async def read(
         self, topic: str, start: int, end: int
     ) -> AsyncGenerator[Sequence[Record], None]:
         history = KafkaHistory(self._connection, self._partition, topics=[topic])
         self._reading.append(history)
-        async for records in history.read(topic, start, end):
-            yield records
+        patience = _Patience(self._settings)
+        while True:
+            try:
+                async for records in history.read(topic, start, end):
+                    yield records
+                    start = records[-1].offset + 1
+                    patience.begin()
+            except Exception as error:
+                await patience.bear(error)
+                await history.close()
+            else:
+                return
 
     async def close(self) -> None:
         reading, self._reading = self._reading, []
         for history in (self._ends, *reading):
             await history.close()
+
+
+class _Patience:
+    """With a broker that does not answer, for PATIENCE_S from the last time that it did."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.begin()
+
+    def begin(self) -> None:
+        self._until = time.monotonic() + PATIENCE_S
+
+    async def bear(self, error: Exception) -> None:
+        """Pause, if another try may do better; raise it in our words, if not or if it is enough."""
+        if isinstance(error, OffsetOutOfRangeError):
+            raise error
+        try:
+            with explained(self._settings):
+                raise error
+        except (BrokerUnreachable, HistoryStalled) as told:
+            if not told.retriable or time.monotonic() > self._until:
+                raise
+        await asyncio.sleep(ASK_AGAIN_S)
 
 
 class LocalTables:

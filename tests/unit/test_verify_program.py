@@ -3,19 +3,25 @@
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from aiokafka.errors import KafkaConnectionError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    KafkaConnectionError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+)
 
-from processor.adapters.kafka.errors import BrokerUnreachable
+from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable
 from processor.adapters.sqlite import table_path
 from processor.cli import WRONG_USE, main
 from processor.ops.ports import TableFlow, TablePosition, TableStep
 from processor.ops.report import INVARIANTS
 from processor.ops.verify import Watcher
+from processor.program import verify as program
 from processor.program.output import console
 from processor.program.running import Refused
-from processor.program.verify import LocalTables, _show, retention_told
+from processor.program.verify import KafkaLog, LocalTables, _show, retention_told
 from processor.rows import Changes
 from processor.settings import Settings
 from tests.support.recorded import edit
@@ -120,6 +126,83 @@ def test_retention_that_came_first_is_no_broker_that_is_away():
         raise OffsetOutOfRangeError({})
     with pytest.raises(BrokerUnreachable), retention_told(Settings()):
         raise KafkaConnectionError
+
+
+class Away:
+    """A history whose broker is away for the next `for_calls` calls, also in the middle of a
+    read."""
+
+    def __init__(self, for_calls, error=KafkaConnectionError):
+        self.for_calls, self.error = for_calls, error
+        self.starts = []
+        self.closed = 0
+
+    def _answer(self):
+        if self.for_calls:
+            self.for_calls -= 1
+            raise self.error("away")
+
+    async def offset_at(self, topic, at_ms):
+        self._answer()
+        return 7
+
+    async def read(self, topic, start, end):
+        self.starts.append(start)
+        for offset in range(start, end):
+            if offset % 2:
+                self._answer()
+            yield [SimpleNamespace(offset=offset)]
+
+    async def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """A log on histories that the test names."""
+    monkeypatch.setattr(program, "ASK_AGAIN_S", 0)
+
+    def made(history):
+        monkeypatch.setattr(program, "KafkaHistory", lambda *_, **__: history)
+        return KafkaLog(Settings(), 0)
+
+    return made
+
+
+async def all_of(log):
+    return [record.offset async for some in log.read("t", 0, 5) for record in some]
+
+
+async def test_a_read_goes_on_behind_what_it_has_given_once_the_broker_is_back(log):
+    history = Away(for_calls=3)
+    assert await all_of(log(history)) == [0, 1, 2, 3, 4]
+    assert history.starts == [0, 1, 1, 1]
+    assert history.closed == 3, "each try has clients of its own: aiokafka's may never come back"
+
+
+async def test_a_question_is_asked_again_until_the_broker_is_back(log):
+    history = Away(for_calls=3)
+    assert await log(history).offset_at("t", 0) == 7
+    assert history.closed == 3
+
+
+async def test_patience_has_an_end(log, monkeypatch):
+    monkeypatch.setattr(program, "PATIENCE_S", -1)
+    with pytest.raises(BrokerUnreachable):
+        await log(Away(for_calls=1)).offset_at("t", 0)
+    with pytest.raises(BrokerUnreachable):
+        await all_of(log(Away(for_calls=1)))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(TopicAuthorizationFailedError, AccessDenied), (OffsetOutOfRangeError, OffsetOutOfRangeError)],
+)
+async def test_what_waiting_does_not_mend_is_told_at_once(log, error, told):
+    history = Away(for_calls=1, error=error)
+    with pytest.raises(told):
+        await all_of(log(history))
+    assert history.starts == [0]
 
 
 async def test_the_bar_comes_to_its_end():
