@@ -34,8 +34,8 @@ from tests.benchmarks.running import (
     cpu_s,
     free_address,
     machine,
+    memory_bytes,
     percentile,
-    rss_bytes,
     running_views,
     running_worker,
 )
@@ -132,7 +132,7 @@ async def caught_up(settings: Settings, state_dir: Path, before: int, events: in
                 points.append((at_s, have))
             else:
                 spent_s = cpu_s(views.process)
-            peak = max(peak, rss_bytes(views.process))
+            peak = max(peak, memory_bytes(views.process))
             await asyncio.sleep(POLL_S)
         spent_s = cpu_s(views.process) - spent_s
     first, last = points[0], points[-1]
