@@ -10,8 +10,9 @@ from pathlib import Path
 import uvloop
 
 from processor.broker import embedded_broker
-from tests.benchmarks import latency, stages, takeover, throughput, timers
+from tests.benchmarks import latency, scaling, stages, takeover, throughput, timers
 from tests.benchmarks.running import machine
+from tests.benchmarks.throughput import Shape
 
 WARM_UP = 100_000
 """Commands before the first run: the broker's JVM compiles itself, once in its life."""
@@ -22,23 +23,16 @@ async def commands(count: int, seconds: int, runs: int, rates: list[int]) -> Non
     print(stages.report(await stages.measure()) + "\n", flush=True)
     print(
         f"One worker, 4 partitions, 20,000 flows, after {WARM_UP:,} commands that warm the broker "
-        "up; CPU seconds per 100,000 commands; CPU and memory of all its processes together:\n"
+        "up; CPU and bytes per 100,000 commands; CPU and memory of all its processes together:\n"
     )
-    print("| processes | commands | wall s | commands/s | worker CPU s | broker CPU s | peak MiB |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    print(scaling.HEADER.format("processes"), flush=True)
     with tempfile.TemporaryDirectory() as home:
         async with embedded_broker() as broker:
-            await throughput.measure(Path(home), broker, count=WARM_UP, prefix="warm-up")
+            await throughput.measure(Path(home), broker, Shape(WARM_UP), prefix="warm-up")
             for number, processes in enumerate((1, 2) * runs):
-                r = await throughput.measure(
-                    Path(home), broker, count=count, processes=processes, prefix=f"run-{number}"
-                )
-                print(
-                    f"| {processes} | {r['commands']:,.0f} | {r['wall_s']:.1f} | "
-                    f"{r['rate_per_s']:,.0f} | {r['worker_cpu_s']:.2f} | {r['broker_cpu_s']:.2f} | "
-                    f"{r['peak_mib']:.0f} |",
-                    flush=True,
-                )
+                shape = Shape(count, processes=processes)
+                r = await throughput.measure(Path(home), broker, shape, prefix=f"run-{number}")
+                print(scaling.row(str(processes), r), flush=True)
     print("\nFrom when a command was due to its outcome, through FlowClient, ms:\n")
     print("| commands/s | p50 | p95 | p99 | p99.9 | max |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)

@@ -40,6 +40,7 @@ from tests.benchmarks.running import cpu_s, machine, memory_bytes, publish_to, r
 
 HERE: Final = Path(__file__).parent / "peers"
 PARTITIONS: Final = 4
+FLOWS: Final = 20_000
 POLL_S: Final = 0.05
 QUIET_S: Final = 2.0
 PATIENCE_S: Final = 240.0
@@ -120,7 +121,7 @@ def _reference_command(flow_id: str, turn: int, n: int) -> bytes:
 
 async def load(settings: Settings, count: int) -> None:
     """The peers' commands, as taskflow's lie on its own topic."""
-    flows = [str(uuid.UUID(int=(7 << 120) + n * 7919)) for n in range(throughput.FLOWS)]
+    flows = [str(uuid.UUID(int=(7 << 120) + n * 7919)) for n in range(FLOWS)]
     places = [partition_of(flow.encode(), PARTITIONS) for flow in flows]
     numbers = ((i % len(flows), i // len(flows)) for i in range(count))
     await publish_to(
@@ -201,7 +202,7 @@ async def of_taskflow(
         bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS
     )
     await create_topics(settings)
-    await throughput.load(settings, count)
+    await throughput.load(settings, throughput.Shape(count))
     async with (
         Watch(broker.bootstrap, Topics(prefix).outcomes) as watch,
         running_worker(settings, home / prefix, processes=processes) as worker,
@@ -257,7 +258,7 @@ async def main(chosen: argparse.Namespace) -> None:
     others = list(peers(chosen.build))
     results: list[dict[str, Any]] = []
     print(
-        f"{chosen.commands:,} commands over {throughput.FLOWS:,} flows, {PARTITIONS} partitions; "
+        f"{chosen.commands:,} commands over {FLOWS:,} flows, {PARTITIONS} partitions; "
         "CPU seconds per 100,000 commands, from the program's start:\n"
     )
     print("| | load average | commands/s | second half/s | CPU s | broker CPU s | peak MiB |")

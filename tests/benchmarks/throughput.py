@@ -1,13 +1,16 @@
-"""How many commands a second one worker decides, with the broker on the same machine.
+"""How many commands a second workers decide, with the broker on the same machine.
 
-400,000 commands over 20,000 flows (a create, a start, then updates) lie on 4 partitions before the
-worker starts; measured from the first outcome to the last, on the topic.
+The commands (of each flow a create, a start, then updates) lie on their partitions before the
+workers start; measured from the first outcome to the last, on the topic.
 """
 
 import asyncio
 import json
+import random
 import time
 import uuid
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -20,18 +23,31 @@ from processor.settings import Settings
 from schemas.topics import Topics
 from tests.benchmarks.running import cpu_s, memory_bytes, publish, running_worker
 
-FLOWS = 20_000
-PARTITIONS = 4
 POLL_S = 0.05
 WEIGHED_EVERY_S = 0.5
 SETTLED_S = 1.5
 OWNER = "agent:bench:session:1"
+NOTES = random.Random(7).randbytes(128 * 1024).hex()
+"""What updates write is cut out of it: as little to be compressed as ids and digests are."""
 
 
-def command(flow_id: str, turn: int, n: int) -> bytes:
-    """The `turn`-th command of a flow: a create, a start, then updates."""
+@dataclass(frozen=True)
+class Shape:
+    """What a run is like; each update writes `note_bytes` into the flow's state."""
+
+    commands: int = 400_000
+    flows: int = 20_000
+    partitions: int = 4
+    note_bytes: int = 40
+    workers: int = 1
+    processes: int = 1
+    """Of each worker."""
+
+
+def command(flow_id: str, turn: int, n: int, note_bytes: int = 40) -> bytes:
+    """The `turn`-th command of the `n`-th flow: a create, a start, then updates."""
     body: dict[str, object] = {
-        "command_id": str(uuid.UUID(int=n * FLOWS * 100 + turn)),
+        "command_id": str(uuid.UUID(int=n << 32 | turn)),
         "flow_id": flow_id,
         "issued_by": OWNER,
     }
@@ -46,43 +62,57 @@ def command(flow_id: str, turn: int, n: int) -> bytes:
     elif turn == 1:
         body["kind"] = "start_running"
     else:
+        start = (n * 31 + turn) % (len(NOTES) - note_bytes)
         body |= {
             "kind": "update_state",
-            "patch": {"processed": turn, "note": "x" * 40},
+            "patch": {"processed": turn, "note": NOTES[start : start + note_bytes]},
             "next_step": f"step-{turn}",
             "expected_revision": turn - 1,
         }
     return json.dumps(body, separators=(",", ":")).encode()
 
 
-async def load(settings: Settings, count: int) -> None:
-    """Publish `count` commands in rounds over all flows."""
-    flows = [str(uuid.UUID(int=(7 << 120) + n * 7919)) for n in range(FLOWS)]
-    places = [partition_of(flow.encode(), PARTITIONS) for flow in flows]
-    numbers = ((i % FLOWS, i // FLOWS) for i in range(count))
-    await publish(settings, ((places[n], flows[n], command(flows[n], t, n)) for n, t in numbers))
+async def load(settings: Settings, shape: Shape) -> None:
+    """Publish the commands in rounds over all flows."""
+    flows = [str(uuid.UUID(int=(7 << 120) + n * 7919)) for n in range(shape.flows)]
+    places = [partition_of(flow.encode(), shape.partitions) for flow in flows]
+    numbers = ((i % shape.flows, i // shape.flows) for i in range(shape.commands))
+    await publish(
+        settings,
+        ((places[n], flows[n], command(flows[n], t, n, shape.note_bytes)) for n, t in numbers),
+    )
+
+
+def wire_bytes() -> int:
+    """What the loopback interface has carried so far; 0 where it is not called `lo`."""
+    counters = psutil.net_io_counters(pernic=True).get("lo")
+    return 0 if counters is None else int(counters.bytes_sent)
+
+
+class Spent:
+    """What was used up to a moment: CPU seconds of workers and of the broker, bytes on the wire."""
+
+    def __init__(self, workers: list[psutil.Process], broker: psutil.Process) -> None:
+        self.workers_s = sum(map(cpu_s, workers))
+        self.broker_s = cpu_s(broker)
+        self.bytes = wire_bytes()
 
 
 async def measure(
-    home: Path,
-    broker: EmbeddedBroker,
-    *,
-    count: int = 400_000,
-    processes: int = 1,
-    prefix: str = "throughput",
+    home: Path, broker: EmbeddedBroker, shape: Shape, *, prefix: str = "throughput"
 ) -> dict[str, float]:
-    """Commands a second, CPU seconds of worker and broker per 100,000, and the worker's memory at
-    its peak, on topics of their own under `prefix`.
+    """Commands a second, CPU seconds of all workers and of the broker and MiB on the wire per
+    100,000, and the largest worker's memory at its peak; on topics of their own under `prefix`.
 
     Start-up and joining the group are not in it; the first transaction is.
     """
     settings = Settings(
-        bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS
+        bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=shape.partitions
     )
     await create_topics(settings)
-    await load(settings, count)
+    await load(settings, shape)
     outcomes = Topics(settings.topic_prefix).outcomes
-    tps = [TopicPartition(outcomes, p) for p in range(PARTITIONS)]
+    tps = [TopicPartition(outcomes, p) for p in range(shape.partitions)]
     consumer = AIOKafkaConsumer(
         bootstrap_servers=broker.bootstrap, isolation_level="read_committed"
     )
@@ -90,32 +120,37 @@ async def measure(
     broker_process = psutil.Process(broker.pid)
     peak = began = changed = weighed = 0.0
     first = total = 0
-    spent = broker_spent = (0.0, 0.0)
     try:
-        async with running_worker(settings, home / prefix, processes=processes) as worker:
+        async with AsyncExitStack() as running:
+            workers = [
+                await running.enter_async_context(
+                    running_worker(settings, home / f"{prefix}-{n}", processes=shape.processes)
+                )
+                for n in range(shape.workers)
+            ]
+            before = after = Spent(workers, broker_process)
             # The ends count transaction markers too: all is there once they stand still.
-            while total < count or time.perf_counter() - changed < SETTLED_S:
+            while total < shape.commands or time.perf_counter() - changed < SETTLED_S:
                 end = sum((await consumer.end_offsets(tps)).values())
                 if time.perf_counter() - weighed > WEIGHED_EVERY_S:
                     weighed = time.perf_counter()
-                    peak = max(peak, memory_bytes(worker))
+                    peak = max(peak, *map(memory_bytes, workers))
                 if end > total:
                     total, changed = end, time.perf_counter()
+                    after = Spent(workers, broker_process)
                     if not began:
-                        began, first = changed, end
-                        spent = (cpu_s(worker), 0.0)
-                        broker_spent = (cpu_s(broker_process), 0.0)
-                    spent = (spent[0], cpu_s(worker))
-                    broker_spent = (broker_spent[0], cpu_s(broker_process))
+                        began, first, before = changed, end, after
                 await asyncio.sleep(POLL_S)
     finally:
         await consumer.stop()
-    share = 100_000 / (count - first)
+    done = shape.commands - first
+    share = 100_000 / done
     return {
-        "commands": count,
+        "commands": shape.commands,
         "wall_s": changed - began,
-        "rate_per_s": (count - first) / (changed - began),
-        "worker_cpu_s": (spent[1] - spent[0]) * share,
-        "broker_cpu_s": (broker_spent[1] - broker_spent[0]) * share,
+        "rate_per_s": done / (changed - began),
+        "worker_cpu_s": (after.workers_s - before.workers_s) * share,
+        "broker_cpu_s": (after.broker_s - before.broker_s) * share,
+        "wire_mib": (after.bytes - before.bytes) * share / 2**20,
         "peak_mib": peak / 2**20,
     }
