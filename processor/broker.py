@@ -9,9 +9,10 @@ import random
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from aiokafka.client import AIOKafkaClient
@@ -135,14 +136,15 @@ async def embedded_broker(
     progress: Progress = to_stderr,
     heap: str | None = None,
     cache_dir: Path | None = None,
+    properties: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[EmbeddedBroker]:
     """A Kafka of our own on the loopback interface, answering when the block is entered.
 
     `data_dir`: kept; without one, a temporary directory that is gone afterwards. `port`: a free
     one if None. `progress` hears, from another thread, of jars being fetched, which happens on
     a user's first run. `heap`: the JVM's largest, such as `512m`. `cache_dir`: for the jars.
-    The last two come from TASKFLOW_BROKER_HEAP and TASKFLOW_CACHE_DIR if None; TASKFLOW_BROKER_JIT
-    says how much the JVM compiles.
+    `properties`: of Kafka's server.properties, over our own. `heap` and `cache_dir` come from
+    TASKFLOW_BROKER_HEAP and TASKFLOW_CACHE_DIR if None; TASKFLOW_BROKER_JIT says how much the JVM compiles.
 
     It ends with the block, and with this process however that ends. Raises EmbeddedBrokerError.
     """
@@ -161,7 +163,7 @@ async def embedded_broker(
         ]
         port = free_port() if port is None else port
         controller_port = free_port(besides=port)
-        directory.configure(port=port, controller_port=controller_port)
+        directory.configure(port=port, controller_port=controller_port, properties=properties)
         await asyncio.to_thread(directory.format, command)
         broker = EmbeddedBroker(directory, (port, controller_port), command)
         try:

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,12 +92,13 @@ class Directory:
     def log(self) -> Path:
         return self.path / "broker.log"
 
-    def configure(self, *, port: int, controller_port: int) -> None:
+    def configure(self, *, port: int, controller_port: int, properties: Mapping[str, str]) -> None:
+        """Write what the broker is started with; `properties` are its own, over ours."""
         (self.path / "tmp").mkdir(exist_ok=True)
         (self.path / "log4j2.properties").write_text(LOG4J2_PROPERTIES, "ascii")
-        (self.path / "server.properties").write_text(
-            SERVER_PROPERTIES.format(port=port, controller_port=controller_port), "ascii"
-        )
+        ours = SERVER_PROPERTIES.format(port=port, controller_port=controller_port)
+        theirs = "".join(f"{name}={value}\n" for name, value in properties.items())
+        (self.path / "server.properties").write_text(ours + theirs, "ascii")
 
     def format(self, java: Sequence[str]) -> None:
         """Make it a Kafka log directory unless it is one; `java` is the JVM with its classpath.

@@ -27,7 +27,7 @@ async def commands(count: int, seconds: int, runs: int, rates: list[int]) -> Non
     )
     print(scaling.HEADER.format("processes"), flush=True)
     with tempfile.TemporaryDirectory() as home:
-        async with embedded_broker() as broker:
+        async with embedded_broker(properties=throughput.JOINED_TOGETHER) as broker:
             await throughput.measure(Path(home), broker, Shape(WARM_UP), prefix="warm-up")
             for number, processes in enumerate((1, 2) * runs):
                 shape = Shape(count, processes=processes)

@@ -96,7 +96,7 @@ async def idle(home: Path, broker: EmbeddedBroker) -> dict[str, float]:
 async def report(steps: tuple[str, ...], results: list[dict[str, Any]]) -> AsyncIterator[str]:
     """Lines to print; what was measured is added to `results`, too. All on one warm broker."""
     with tempfile.TemporaryDirectory() as home:
-        async with embedded_broker() as broker:
+        async with embedded_broker(properties=throughput.JOINED_TOGETHER) as broker:
             await throughput.measure(Path(home), broker, Shape(50_000), prefix="warm-up")
             for step in steps:
                 if step == "idle":

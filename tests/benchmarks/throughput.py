@@ -28,7 +28,8 @@ WEIGHED_EVERY_S = 0.5
 SETTLED_S = 1.5
 OWNER = "agent:bench:session:1"
 NOTES = random.Random(7).randbytes(128 * 1024).hex()
-"""What updates write is cut out of it: as little to be compressed as ids and digests are."""
+"""What larger updates write is cut out of it: as little to be compressed as ids and digests."""
+SMALL = 40
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ def command(flow_id: str, turn: int, n: int, note_bytes: int = 40) -> bytes:
         body["kind"] = "start_running"
     else:
         start = (n * 31 + turn) % (len(NOTES) - note_bytes)
+        note = "x" * note_bytes if note_bytes <= SMALL else NOTES[start : start + note_bytes]
         body |= {
             "kind": "update_state",
-            "patch": {"processed": turn, "note": NOTES[start : start + note_bytes]},
+            "patch": {"processed": turn, "note": note},
             "next_step": f"step-{turn}",
             "expected_revision": turn - 1,
         }
@@ -81,6 +83,11 @@ async def load(settings: Settings, shape: Shape) -> None:
         settings,
         ((places[n], flows[n], command(flows[n], t, n, shape.note_bytes)) for n, t in numbers),
     )
+
+
+# As clusters have it by default; the embedded broker waits for nobody, so that tests start at once,
+# and the first of several workers begins with all partitions alone.
+JOINED_TOGETHER = {"group.initial.rebalance.delay.ms": "2000"}
 
 
 def wire_bytes() -> int:
