@@ -144,7 +144,8 @@ async def embedded_broker(
     one if None. `progress` hears, from another thread, of jars being fetched, which happens on
     a user's first run. `heap`: the JVM's largest, such as `512m`. `cache_dir`: for the jars.
     `properties`: of Kafka's server.properties, over our own. `heap` and `cache_dir` come from
-    TASKFLOW_BROKER_HEAP and TASKFLOW_CACHE_DIR if None; TASKFLOW_BROKER_JIT says how much the JVM compiles.
+    TASKFLOW_BROKER_HEAP and TASKFLOW_CACHE_DIR if None; TASKFLOW_BROKER_JIT says how much the JVM
+    compiles.
 
     It ends with the block, and with this process however that ends. Raises EmbeddedBrokerError.
     """
