@@ -1,9 +1,9 @@
 """The one place where the parts are put together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -29,6 +29,7 @@ from processor.metrics import Metrics
 from processor.partition import PartitionOwner
 from processor.settings import Address, Settings
 from processor.standby import Follower
+from processor.stopping import unless_stopped
 from processor.tracing import WorkerTraces, worker_traces
 from processor.worker import Member, Worker
 from schemas.topics import Topics
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from processor.faults import Kit
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
 
 PRODUCERS_STOP_TIMEOUT_S = 0.5
 LAYOUT_EVERY_S = 60.0
@@ -123,18 +122,6 @@ async def run_worker(
                 await forwarder.stop()
                 await producers_stopped(PRODUCERS_STOP_TIMEOUT_S)
     log.info("worker stopped")
-
-
-async def unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
-    """What `work` gives, or None if `stop` is set before: a broker that is away is waited for."""
-    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        stopping.cancel()
-        await asyncio.wait({working, stopping})
 
 
 async def _announce(worker: Worker, ready: asyncio.Event | None) -> None:

@@ -24,10 +24,10 @@ from prometheus_client.registry import Collector
 
 from processor.adapters.kafka.admin import ensure_topics
 from processor.adapters.sqlite import state_dir_lock
-from processor.bootstrap import unless_stopped
 from processor.errors import TaskflowError
 from processor.http import serve
 from processor.settings import OFF, Settings, variable
+from processor.stopping import unless_stopped
 
 log = structlog.get_logger()
 

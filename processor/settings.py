@@ -272,8 +272,8 @@ class Settings(BaseSettings):
     # Tuning
     batch_max_records: Annotated[
         int, Field(ge=1, le=100_000), Expected("a whole number of 1 to 100000")
-    ] = 1000
-    """Of one partition, decided in one transaction. Larger ones leave the processor's caches."""
+    ] = 1500
+    """Of one partition, decided in one transaction. Larger ones take more memory."""
     flow_cache_bytes: Annotated[
         int, Field(ge=1024 * 1024), Expected("a whole number of at least 1048576")
     ] = 128 * 1024 * 1024

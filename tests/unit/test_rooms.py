@@ -22,7 +22,17 @@ ROOMS = (
     *("batch", "burial", "handler", "cache"),
     *("ports", "recovery", "repair", "loading", "metrics", "tracing"),
     *("timers", "retention", "errands", "outbound", "partition", "standby", "worker"),
-    *("logs", "http", "interpreter", "adapters", "client", "faults", "bootstrap", "processes"),
+    *(
+        "logs",
+        "http",
+        "interpreter",
+        "stopping",
+        "adapters",
+        "client",
+        "faults",
+        "bootstrap",
+        "processes",
+    ),
     *("embedded", "broker", "views", "ops", "torture", "program", "cli", "__main__"),
 )
 """From the innermost to the outermost. A new module gets its place here, and a line in

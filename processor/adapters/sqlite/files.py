@@ -22,7 +22,7 @@ SCHEMA: Final = "\n".join(
     Path(__file__).with_name(name).read_text() for name in ("schema.sql", "indexes.sql")
 )
 BUSY_TIMEOUT_S: Final = 1.0
-CACHE_KIB: Final = 8 * 1024
+CACHE_KIB: Final = 4 * 1024
 LOG_KEPT_BYTES: Final = 16 * 1024 * 1024
 """The write-ahead log is cut to this when it starts over."""
 USUAL: Final = (
