@@ -7,11 +7,10 @@ from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands, owners, until_in_transaction
-from tests.support.processes import SESSION_TIMEOUT_S, owner_of, workers
+from tests.support.processes import SESSION_TIMEOUT_S, owner_of, until_owned, workers
 from tests.support.world import observing
 
 PARTITIONS = 4
-TAKEN_OVER = '"the partition is taken over"'
 
 
 async def test_the_late_owner_writes_nothing_and_rejoins(broker, prefix, tmp_path):
@@ -26,15 +25,15 @@ async def test_the_late_owner_writes_nothing_and_rejoins(broker, prefix, tmp_pat
         await asyncio.gather(*(worker.until_ready() for worker in pair))
         async with under_load(broker.bootstrap, prefix, seed=4, per_s=600) as load:
             for late, other in (pair, reversed(pair), pair):
+                await until_owned(PARTITIONS, pair)
                 await asyncio.sleep(0.5)
-                taken_over, rejoined = (w.told().count(TAKEN_OVER) for w in (other, late))
                 mine = next(p for p in range(PARTITIONS) if owner_of(p, pair) is late)
                 await until_in_transaction(broker.data_dir, f"{prefix}.outcomes", mine)
                 late.pause()
-                await other.until_told(TAKEN_OVER, times=taken_over + 1)
+                await until_owned(PARTITIONS, [other])
                 await asyncio.sleep(SESSION_TIMEOUT_S / 2)
                 late.resume()
-                await late.until_told(TAKEN_OVER, times=rejoined + 1)
+            await until_owned(PARTITIONS, pair)
             # `other` goes, and the one that was late decides everything alone.
             assert await other.end() == 0
             await load.send(50)

@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 SESSION_TIMEOUT_S = 2.0
 
@@ -125,11 +126,10 @@ def owner_of(partition: int, some: Sequence[WorkerProcess]) -> WorkerProcess:
     """Who has taken the partition over last, by what the workers say."""
 
     def taken_at(worker: WorkerProcess) -> str:
-        told = (json.loads(line) for line in worker.told().splitlines() if line.startswith("{"))
         return max(
             (
                 line["at"]
-                for line in told
+                for line in _lines(worker)
                 if line["message"] == "the partition is taken over"
                 and line["partition"] == partition
             ),
@@ -137,3 +137,42 @@ def owner_of(partition: int, some: Sequence[WorkerProcess]) -> WorkerProcess:
         )
 
     return max(some, key=taken_at)
+
+
+async def until_owned(
+    partitions: int, some: Sequence[WorkerProcess], *, timeout_s: float = 30.0
+) -> None:
+    """Wait until the group has dealt each partition to one of them, and that one has taken it over.
+
+    An owner that was late takes over again, for a moment, what the group has given to another:
+    who took over last is the owner only where the group says so too.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        dealt = [(_assigned(worker), worker) for worker in some]
+        held = sorted(partition for its, _ in dealt for partition in its)
+        if held == list(range(partitions)) and all(
+            owner_of(partition, some) is worker for its, worker in dealt for partition in its
+        ):
+            return
+        told = "\n".join(f"{worker.name}:\n{worker.told()[-4000:]}" for worker in some)
+        assert time.monotonic() < deadline, f"not settled: {held}\n{told}"
+        await asyncio.sleep(0.02)
+
+
+def _assigned(worker: WorkerProcess) -> list[int]:
+    """By the group's last word to it."""
+    assigned: list[int] = []
+    for line in _lines(worker):
+        if line["message"] == "the group has assigned partitions":
+            assigned = line["partitions"]
+    return assigned
+
+
+def _lines(worker: WorkerProcess) -> Iterator[dict[str, Any]]:
+    """A line that is still being written does not count."""
+    return (
+        json.loads(line)
+        for line in worker.told().splitlines(keepends=True)
+        if line.startswith("{") and line.endswith("\n")
+    )

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from processor.adapters.sqlite import FlowTable, TableFailed, filling, table_path
-from processor.adapters.sqlite.files import FORMAT, SCHEMA
+from processor.adapters.sqlite.files import CACHE_KIB, FORMAT, SCHEMA
 from processor.rows import Changes, Filling, Stored
 from tests.unit.tables import at, contents, flow_row, opened, put_back, snapshot, uuid
 
@@ -148,7 +148,7 @@ async def test_a_table_that_was_filled_is_whole_and_durable_and_what_it_always_w
         await table.end_filling(at(3))
         assert await pragma(table, "synchronous") == 1
         assert await pragma(table, "temp_store") == 2
-        assert await pragma(table, "cache_size") == -8192
+        assert await pragma(table, "cache_size") == -CACHE_KIB, "and not the one that filled it"
     with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(":memory:")) as new:
         new.executescript(SCHEMA)
         schema = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
