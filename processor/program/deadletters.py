@@ -7,7 +7,7 @@ from rich.text import Text
 
 from processor.ops.anatomy import diagnose, hex_dump
 from processor.program import redrive, streams
-from processor.program.editing import VALUE, in_editor, key_for, read_file
+from processor.program.editing import VALUE, in_editor, key_for, read_file, write_file
 from processor.program.letters import (
     CODE,
     PLACE,
@@ -112,7 +112,7 @@ def show(place: str = PLACE, save: Path | None = SAVE, json: bool = JSON) -> Non
     settings = settings_and_logs(quiet=True)
     letter, sent = run(lambda: find_letter(settings, spot_of(place)))
     if save is not None:
-        save.write_bytes(letter.value or b"")
+        write_file(save, letter.value or b"")
     found = letter.diagnosis
     at = next((fault.at for fault in found.faults if fault.at is not None), None)
     if not for_people(json):
@@ -175,7 +175,7 @@ def edit(
     letter, _ = run(lambda: find_letter(settings, spot_of(place)))
     edited = read_file(value) if value is not None else in_editor(letter.value or b"")
     target = output or Path(f"deadletter-{letter.spot.partition}-{letter.spot.offset}.json")
-    target.write_bytes(edited)
+    write_file(target, edited)
     found = diagnose(key_for(letter, edited, key), edited)
     for fault in found.faults:
         say(fault_text(fault.at, fault.problem, fault.path))

@@ -44,6 +44,14 @@ def in_editor(value: bytes) -> bytes:
         return path.read_bytes()
 
 
+def write_file(path: Path, value: bytes) -> None:
+    """Raises WrongUse."""
+    try:
+        path.write_bytes(value)
+    except OSError as error:
+        raise WrongUse(f"{path} cannot be written: {error.strerror}.") from None
+
+
 def read_file(path: Path) -> bytes:
     """Raises WrongUse."""
     try:

@@ -70,7 +70,8 @@ class Move:
         wrong = [name for name in there if counts[name] != self._new.count]
         if wrong:
             raise Refused(
-                f"{wrong[0]} is there with {counts[wrong[0]]} partitions, not {self._new.count}."
+                f"{wrong[0]} is there with {counts[wrong[0]]} partitions, not {self._new.count}: "
+                f"take --to {counts[wrong[0]]} to go on with it, or another --prefix."
             )
         finished = len(there) == len(list(new)) and copier.FILLING not in types.values()
         filling = {name for name in there if types[name] == copier.FILLING}

@@ -89,7 +89,8 @@ def redrive(
     if ask.shows:
         _preview(going, staying, plan, json)
     elif staying:
-        say(f"{_letters(len(staying))} stay: {staying[0][0].spot} {staying[0][1]}.")
+        stay = "stays" if len(staying) == 1 else "stay"
+        say(f"{_letters(len(staying))} {stay}: {staying[0][0].spot} {staying[0][1]}.")
     if dry_run or not going:
         say(f"{_letters(len(going))} would be sent back." if dry_run else "Nothing is to be sent.")
         return

@@ -67,9 +67,8 @@ def repartition(
             "--carry-undecided: they are then decided on the new side."
         )
     if plan.members:
-        raise Refused(
-            f"{plan.members} workers are in the group {settings.group_id}; stop them first."
-        )
+        count = "1 worker is" if plan.members == 1 else f"{plan.members} workers are"
+        raise Refused(f"{count} in the group {settings.group_id}; stop them all first.")
     if ask.before(f"Copy it to {to} partitions of {prefix}?"):
         _end(run(move.run), json)
 

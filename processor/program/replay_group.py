@@ -2,6 +2,7 @@
 
 import typer
 
+from processor.adapters.kafka.admin import partition_counts
 from processor.adapters.kafka.groups import (
     LATEST_MS,
     GroupOccupied,
@@ -10,11 +11,10 @@ from processor.adapters.kafka.groups import (
     offsets_at,
     set_offsets,
 )
-from processor.client.reader import count_partitions
 from processor.program.consent import DRY_RUN, YES, Ask
 from processor.program.options import JSON, since_ms
 from processor.program.output import console, for_people, say, table, write_json
-from processor.program.running import run, settings_and_logs
+from processor.program.running import Refused, run, settings_and_logs
 from processor.settings import Settings
 from schemas.topics import Topics
 
@@ -73,13 +73,16 @@ def group(
 async def _offsets(
     settings: Settings, group_id: str, topic: str, at_ms: int | None
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """As they are, and as they would be. Raises GroupOccupied."""
-    count = (await count_partitions(settings, [topic]))[topic]
+    """As they are, and as they would be. Raises GroupOccupied, Refused."""
+    count = (await partition_counts(settings)).get(topic)
+    if count is None:
+        raise Refused(f"{topic} does not exist, or we may not see it.")
     found = await describe_group(settings, group_id)
     if found.members:
+        count = "a live member" if len(found.members) == 1 else f"{len(found.members)} live members"
         raise GroupOccupied(
-            f"The group {group_id!r} has {len(found.members)} live members "
-            f"({', '.join(sorted(set(found.members)))}); stop them first. Nothing was changed."
+            f"The group {group_id!r} has {count} ({', '.join(sorted(set(found.members)))}); "
+            "stop all of them first. Nothing was changed."
         )
     now = await committed_offsets(settings, group_id, topic)
     return now, await offsets_at(settings, topic, count, at_ms)

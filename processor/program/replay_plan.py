@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from processor.adapters.kafka.admin import topic_configs
+from processor.adapters.kafka.admin import partition_counts, topic_configs
 from processor.adapters.kafka.groups import committed_offsets, offsets_at
 from processor.adapters.kafka.reader import read
 from processor.client.reader import count_partitions
@@ -15,7 +15,7 @@ from processor.ops.reading import Stream
 from processor.ops.replay.republish import OpenStream, Range
 from processor.ops.replay.selection import Selection, Sieve, mark_of
 from processor.program.progress import Bar, progress_bar
-from processor.program.running import Refused
+from processor.program.running import Refused, WrongUse
 from processor.program.verify import KafkaLog, retention_told
 from processor.settings import Settings
 from schemas.topics import Topics
@@ -56,9 +56,17 @@ def group_of(settings: Settings, run: str) -> str:
 
 
 async def look(settings: Settings, order: Order, *, count: bool) -> Plan:
-    """What is left to be written. Raises Refused, TopicsWrong."""
+    """What is left to be written. Raises Refused, TopicsWrong, WrongUse."""
     audit = Topics(settings.topic_prefix).audit
+    counts = await partition_counts(settings)
+    if order.topic not in counts:
+        raise Refused(
+            f"{order.topic} does not exist, or we may not see it; make it, with "
+            f"{TIMESTAMPS}=CreateTime and retention.ms=-1."
+        )
     counts = await count_partitions(settings, [audit, order.topic])
+    if missing := sorted(set(order.bounds or ()) - set(range(counts[audit]))):
+        raise WrongUse(f"There is no partition {missing[0]} of {audit} among {counts[audit]}.")
     configs = (await topic_configs(settings, [order.topic]))[order.topic]
     if configs.get(TIMESTAMPS) != "CreateTime":
         raise Refused(

@@ -101,6 +101,9 @@ def test_what_is_wrong_is_seen_and_a_dead_letter_goes_back(
         shown = (taskflow("deadletters", "show", place))[0]
         assert shown["faults"][0]["at"] == broken.index(b"\xe9")
         assert shown["headers"] == [["x", "1"]]
+        nowhere = tmp_path / "nowhere" / "letter.json"
+        taskflow("deadletters", "show", place, "--save", str(nowhere), code=2)
+        assert f"{nowhere} cannot be written: No such file" in taskflow.told
         streamed = taskflow("deadletters", "--flow", flow)
         assert [f"{line['partition']}/{line['offset']}" for line in streamed] == [place]
 
@@ -264,6 +267,9 @@ def test_four_partitions_become_seven_and_nothing_is_lost(
         with pytest.raises(Killed):
             taskflow(*move, "--carry-undecided", "--yes")
     assert taskflow(*move, "--check", code=1) == []
+    other = ("repartition", "--to", "6", "--prefix", new.topic_prefix, "--carry-undecided")
+    taskflow(*other, "--yes", code=1)
+    assert "take --to 7 to go on with it" in taskflow.told
     there = Shell(new, monkeypatch, taskflow.capsys)
     assert {line["what"] for line in there("topics", "check", code=1)} == {"message.timestamp.type"}
     # A producer that was not paused: nothing is opened, and what it wrote goes along next time.

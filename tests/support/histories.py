@@ -12,6 +12,9 @@ from typing import Any
 import orjson
 
 from processor.domain.transitions import TERMINAL, Authority, allowed
+from processor.ops.replay.check import replay
+from processor.ops.replay.copies import Copies
+from processor.ops.replay.differences import Findings
 from processor.ops.replay.file_writer import writing
 from processor.ops.replay.live import LivePartition
 from processor.ops.replay.recorded import Head, Rules
@@ -192,6 +195,25 @@ def _append(
 
 def rules_of(recorded: Recorded) -> Rules:
     return Rules("taskflow", recorded.partitions, recorded.window_ms, 30 * DAY_MS)
+
+
+async def check(
+    recorded: Recorded,
+    *,
+    rules: Rules | None = None,
+    since_ms: int | None = None,
+    **bounds: int,
+) -> Findings:
+    """A replay of all partitions, as they stand on the topics."""
+    rules = rules or rules_of(recorded)
+    findings, copies = Findings(), Copies()
+    for partition in range(recorded.partitions):
+        async with recorded.logs(partition) as log:
+            with open_store(**bounds) as store:
+                live = LivePartition(log, rules, partition, since_ms=since_ms)
+                await replay(live, rules, partition, store, findings, copies)
+    copies.compare(findings)
+    return findings
 
 
 async def export(recorded: Recorded, path: Path, since_ms: int | None = None) -> int:

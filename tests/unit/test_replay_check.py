@@ -21,38 +21,18 @@ from processor.ops.replay.copies import Copies
 from processor.ops.replay.differences import Findings
 from processor.ops.replay.file_reader import reading
 from processor.ops.replay.file_writer import writing
-from processor.ops.replay.live import LivePartition
 from processor.ops.replay.recorded import HistoryUnusable, Rules
 from processor.ops.replay.store import Store, open_store
 from processor.program import replay as program
 from processor.rows import Changes
 from schemas.outcomes import Code
 from tests.support.given import HOUR_MS, MORNING, document, manual
-from tests.support.histories import export, random_history, rules_of
+from tests.support.histories import check, export, random_history, rules_of
 from tests.support.recorded import Recorded
 
 COUNT = 4_000
 PARTITIONS = 2
 Place = tuple[str, int, int]
-
-
-async def check(
-    recorded: Recorded,
-    *,
-    rules: Rules | None = None,
-    since_ms: int | None = None,
-    **bounds: int,
-) -> Findings:
-    """All partitions, as they stand on the topics."""
-    rules = rules or rules_of(recorded)
-    findings, copies = Findings(), Copies()
-    for partition in range(recorded.partitions):
-        async with recorded.logs(partition) as log:
-            with open_store(**bounds) as store:
-                live = LivePartition(log, rules, partition, since_ms=since_ms)
-                await replay(live, rules, partition, store, findings, copies)
-    copies.compare(findings)
-    return findings
 
 
 async def check_file(path: Path) -> Findings:

@@ -13,6 +13,7 @@ import orjson
 from processor.batch import Outgoing, first_event_id, new_outgoing
 from processor.ops.ports import Extent, Log, Record
 from processor.ops.reading import Heard, Stream
+from processor.ops.repartition.rewriting import MOVED_FROM
 from processor.ops.replay.recorded import (
     Beginning,
     Decided,
@@ -245,7 +246,11 @@ class LivePartition:
         event = await self._streams[self._topics.audit].take()
         if event is None or orjson.loads(event.value or b"")["id"] != event_id:
             raise self._broken(record, f"names event {event_id}, which does not come next")
-        return _kept(event)
+        kept = _kept(event)
+        if event.headers and event.headers[-1][0] == MOVED_FROM:
+            # A repartition wrote that, and no decision.
+            return kept._replace(headers=event.headers[:-1])
+        return kept
 
     async def _letter(self, source: Record) -> Outgoing | None:
         """None where retention took it."""
