@@ -1,31 +1,50 @@
-"""A view worker beside what `up` and `demo` run: a process of its own that ends with us."""
+"""Processes beside what `up` and `demo` run, a worker and a view worker, that end with us."""
 
 import asyncio
 import importlib.util
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from pathlib import Path
+from typing import Final
 
 import aiohttp
 
 from processor.program.asking import views_url
-from processor.settings import Settings
+from processor.settings import PREFIX, Settings
 
 READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 15.0
+LAST_WORDS: Final = 5
 _ASKED_EVERY_S: Final = 0.2
 _KNOCK_S: Final = 2.0
 
 
 @dataclass(slots=True)
-class ViewsBeside:
-    """The process, and where it will answer."""
+class Beside:
+    """The process, and where that goes which it says."""
 
     process: asyncio.subprocess.Process
-    url: str
+    log: Path | None
+
+    def last_words(self) -> str:
+        if self.log is None:
+            return "(see above)"
+        lines = self.log.read_text("utf-8", "replace").splitlines()
+        return "\n".join(lines[-LAST_WORDS:]) or "(it said nothing)"
+
+
+@dataclass(slots=True)
+class ViewsBeside(Beside):
+    """A view worker, and where it will answer."""
+
+    settings: Settings
+
+    @property
+    def url(self) -> str:
+        return views_url(self.settings)
 
     async def ready(self) -> bool:
         """Once it answers for its partitions, caught up or not; False if it ended, or takes too
@@ -33,10 +52,21 @@ class ViewsBeside:
         with suppress(TimeoutError):
             async with asyncio.timeout(READY_TIMEOUT_S), aiohttp.ClientSession() as session:
                 while self.process.returncode is None:
-                    if await _answers(session, self.url):
+                    if await self._answers(session):
                         return True
                     await asyncio.sleep(_ASKED_EVERY_S)
         return False
+
+    async def _answers(self, session: aiohttp.ClientSession) -> bool:
+        timeout = aiohttp.ClientTimeout(total=_KNOCK_S)
+        try:
+            async with session.get(f"{self.url}/ready", timeout=timeout) as answer:
+                report = await answer.json()
+                # Another one may sit at this address, and ours is about to find out.
+                ours = report["brokers"] == self.settings.bootstrap_servers
+                return ours and bool(report["assigned"])
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError):
+            return False
 
 
 def views_installed() -> bool:
@@ -44,21 +74,59 @@ def views_installed() -> bool:
     return importlib.util.find_spec("faust") is not None
 
 
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Ours without the user's settings, which are about other brokers."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return {
+        **kept,
+        "TASKFLOW_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "TASKFLOW_STATE_DIR": str(settings.state_dir),
+        "TASKFLOW_HTTP": "off",
+        "TASKFLOW_VIEWS_HTTP": str(settings.views_http),
+        "TASKFLOW_LOG_FORMAT": "json",
+    }
+
+
+@asynccontextmanager
+async def worker_beside(environment: Mapping[str, str], log: Path) -> AsyncIterator[Beside]:
+    """`taskflow worker` with this environment."""
+    async with _started("worker", environment, log) as process:
+        yield Beside(process, log)
+
+
 @asynccontextmanager
 async def views_beside(
-    settings: Settings, environment: Mapping[str, str] | None = None, log: IO[Any] | None = None
+    settings: Settings, environment: Mapping[str, str] | None = None, log: Path | None = None
 ) -> AsyncIterator[ViewsBeside]:
-    """`taskflow views` with this environment (ours, if None); what it says goes to `log`."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "processor", "views", "--with-parent"),
-        env=dict(os.environ if environment is None else environment),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=log,
-        start_new_session=True,
-    )
+    """`taskflow views` with this environment (ours, if None); what it says goes to our standard
+    error if not to `log`."""
+    async with _started("views", environment, log) as process:
+        yield ViewsBeside(process, log, settings)
+
+
+@asynccontextmanager
+async def _started(
+    command: str, environment: Mapping[str, str] | None, log: Path | None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A command of the program as a child that ends with us, however we end: it watches its input.
+
+    In a session of its own: Ctrl-C is ours to hear, and we end it in good order.
+    """
+    with ExitStack() as stack:
+        sink = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            sink = stack.enter_context(log.open("wb"))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "processor", command, "--with-parent"),
+            env=dict(os.environ if environment is None else environment),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=sink,
+            start_new_session=True,
+        )
     try:
-        yield ViewsBeside(process, views_url(settings))
+        yield process
     finally:
         with suppress(ProcessLookupError):
             process.terminate()
@@ -68,12 +136,3 @@ async def views_beside(
         except TimeoutError:
             process.kill()
             await process.wait()
-
-
-async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        timeout = aiohttp.ClientTimeout(total=_KNOCK_S)
-        async with session.get(f"{url}/ready", timeout=timeout) as answer:
-            return bool((await answer.json())["assigned"])
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError):
-        return False

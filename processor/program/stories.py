@@ -55,6 +55,16 @@ class Teller:
 Story = Callable[[Teller, int], Coroutine[Any, Any, None]]
 
 
+async def first_story(tell: Teller) -> None:
+    """One flow alone, so that what follows measures the work and not the worker's start."""
+    await tell.send(
+        *("create_mirrored", str(uuid4()), "session:first"),
+        controller_id="demo",
+        goal="See whether anybody answers",
+        requester_origin="demo",
+    )
+
+
 async def inbox_triage(tell: Teller, number: int) -> None:
     """A message comes in, is classified by two helpers, and is dealt with."""
     flow, me = str(uuid4()), "session:inbox"

@@ -122,26 +122,35 @@ class CaughtUp(NamedTuple):
 
 
 async def caught_up(settings: Settings, state_dir: Path, before: int, events: int) -> CaughtUp:
-    """How fast a view worker comes from `before` events to `events` more, from its first batch."""
-    points: list[tuple[float, int]] = []
+    """How fast a view worker comes from `before` events to `events` more, from the last look at it
+    that found none of them: it may have a small audit whole by the next one."""
     peak = 0
     async with watched_views(settings, state_dir) as views, asyncio.timeout(PATIENCE_S):
-        while not points or points[-1][1] < before + events:
+        points = [(time.monotonic(), before)]
+        spent_s = cpu_s(views.process)
+        while points[-1][1] < before + events:
             at_s, have = await views.counted()
             if have > before:
                 points.append((at_s, have))
             else:
+                points = [(at_s, before)]
                 spent_s = cpu_s(views.process)
             peak = max(peak, memory_bytes(views.process))
             await asyncio.sleep(POLL_S)
         spent_s = cpu_s(views.process) - spent_s
-    first, last = points[0], points[-1]
+    took_s = points[-1][0] - points[0][0]
+    return CaughtUp(events, took_s, slowest_per_s(points), spent_s, peak / 2**20)
+
+
+def slowest_per_s(points: Sequence[tuple[float, int]]) -> float:
+    """The rate over the worst tenth of what came, as far as looks at it tell tenths apart.
+    `points`: seconds, and how many were there by then."""
+    first, last = points[0][1], points[-1][1]
     tenths = [
-        next(point for point in points if point[1] - first[1] >= n * (last[1] - first[1]) / 10)
+        next(point for point in points if point[1] - first >= n * (last - first) / 10)
         for n in range(11)
     ]
-    rates = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(tenths) if b[0] > a[0]]
-    return CaughtUp(last[1] - first[1], last[0] - first[0], min(rates), spent_s, peak / 2**20)
+    return min((b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(tenths) if b[0] > a[0])
 
 
 # Asking

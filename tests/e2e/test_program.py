@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import urlopen
 from uuid import uuid4
 
 import psutil
@@ -18,7 +19,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from processor.broker import EmbeddedBroker
+from processor.broker import EmbeddedBroker, free_port
 
 Environment = dict[str, str]
 
@@ -62,7 +63,9 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
 
 
 @contextlib.contextmanager
-def running(env: Environment, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def running(
+    env: Environment, *arguments: str, process_group: int | None = None
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "processor", *arguments],
         env=env,
@@ -70,6 +73,7 @@ def running(env: Environment, *arguments: str) -> Iterator[subprocess.Popen[str]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        process_group=process_group,
     )
     try:
         yield process
@@ -472,4 +476,58 @@ def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path):
     assert (demo.returncode, complaints) == (130, "")
     assert len(children) == 4
     assert not [process for process in children if process.is_running()]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_demo_that_is_kept_answers_until_ctrl_c_and_leaves_nothing(tmp_path: Path):
+    """In a process group of its own, which is what Ctrl-C reaches."""
+    env = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+        "PYTHONUNBUFFERED": "1",
+        "TASKFLOW_VIEWS_HTTP": f"127.0.0.1:{free_port()}",
+    }
+    with running(env, "demo", "--keep", process_group=0) as demo:
+        assert demo.stdout is not None
+        told = ""
+        while "Ctrl-C ends it all" not in told:
+            line = demo.stdout.readline()
+            assert line, "it ended"
+            told += line
+        url = told.partition("Look at ")[2].split()[0]
+        assert url == f"http://{env['TASKFLOW_VIEWS_HTTP']}"
+        with urlopen(url, timeout=10) as page:
+            assert b"<title>taskflow</title>" in page.read()
+        with urlopen(f"{url}/v1/flows?limit=100", timeout=10) as answer:
+            assert len(json.load(answer)["items"]) == 52
+        children = psutil.Process(demo.pid).children(recursive=True)
+        os.killpg(demo.pid, signal.SIGINT)
+        told, complaints = demo.communicate(timeout=60)
+
+    assert (demo.returncode, complaints) == (0, "")
+    assert "Nothing is left running" in told
+    assert len(children) == 4
+    assert not [process for process in children if process.is_running()]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_demo_that_is_kept_ends_with_what_it_shows(tmp_path: Path):
+    env = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+        "PYTHONUNBUFFERED": "1",
+        "TASKFLOW_VIEWS_HTTP": f"127.0.0.1:{free_port()}",
+    }
+    with running(env, "demo", "--keep") as demo:
+        assert demo.stdout is not None
+        while "Ctrl-C ends it all" not in (line := demo.stdout.readline()):
+            assert line, "it ended"
+        (views,) = (
+            child for child in psutil.Process(demo.pid).children() if "views" in child.cmdline()
+        )
+        views.kill()
+        _, complaints = demo.communicate(timeout=60)
+
+    assert demo.returncode == 1
+    assert complaints.startswith("The view worker ended with code -9")
     assert not list(tmp_path.iterdir())

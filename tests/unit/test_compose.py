@@ -99,9 +99,22 @@ def test_views_are_where_a_browser_looks_for_them_and_can_be_many():
     address = settings_of("views").views_http
     assert address.host == "0.0.0.0"
     assert views["ports"] == [f"127.0.0.1:{Settings().views_http.port}-8909:{address.port}"]
-    assert f"http://127.0.0.1:{address.port}/ready" in views["healthcheck"]["test"][3]
     assert views["depends_on"] == SERVICES["worker"]["depends_on"]
     assert "[views]" in views["build"]["dockerfile_inline"]
+
+
+def test_views_are_healthy_while_they_catch_up_however_long_that_takes():
+    """Compose counts each failure after the start period, and `up --wait` then gives up: so it asks
+    for what holds from the start, and not /ready, which waits for all that was there before."""
+    check = SERVICES["views"]["healthcheck"]
+    kind, python, _, code = check["test"]
+    assert (kind, python) == ("CMD", "python")
+    assert f"http://127.0.0.1:{settings_of('views').views_http.port}/live" in code
+    compile(code, "healthcheck", "exec")
+    # From the start period on, what fails has to fail for a while.
+    interval_ms = parse_duration(check["interval"])
+    assert parse_duration(check["start_period"]) >= 30_000
+    assert check["retries"] * interval_ms >= 15_000
 
 
 def test_a_worker_is_asked_whether_it_is_ready_and_given_time_to_stop():

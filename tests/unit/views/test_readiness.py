@@ -89,6 +89,8 @@ async def test_a_load_balancer_hears_it_by_the_status(served):
     async with served(recorded) as (client, view):
         async with client.get("/ready") as answer:
             assert (answer.status, (await answer.json())["ready"]) == (503, False)
+        async with client.get("/live") as answer:
+            assert answer.status == 200, "it answers while it catches up"
         view.measure({p: handed(some, 0) for p in view.owned if (some := of(recorded, p))})
         async with client.get("/ready") as answer:
             assert (answer.status, (await answer.json())["ready"]) == (200, True)
