@@ -79,9 +79,9 @@ async def _offsets(
         raise Refused(f"{topic} does not exist, or we may not see it.")
     found = await describe_group(settings, group_id)
     if found.members:
-        count = "a live member" if len(found.members) == 1 else f"{len(found.members)} live members"
+        many = "a live member" if len(found.members) == 1 else f"{len(found.members)} live members"
         raise GroupOccupied(
-            f"The group {group_id!r} has {count} ({', '.join(sorted(set(found.members)))}); "
+            f"The group {group_id!r} has {many} ({', '.join(sorted(set(found.members)))}); "
             "stop all of them first. Nothing was changed."
         )
     now = await committed_offsets(settings, group_id, topic)
