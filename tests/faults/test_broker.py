@@ -1,10 +1,18 @@
-"""The broker dies, stops and comes back, again and again, under load."""
+"""The broker dies, stops and comes back, again and again, under load; and amid a verification."""
 
 import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from processor.adapters.kafka.admin import create_topics
 from processor.broker import embedded_broker
+from processor.ops.ports import Record
+from processor.ops.report import Report
+from processor.ops.verify import Scope
+from processor.ops.verify import verify as verified
+from processor.program import verify as program
 from processor.settings import Settings
+from schemas.topics import Topics
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
@@ -40,3 +48,65 @@ async def test_workers_come_back_by_themselves(prefix, tmp_path):
         assert observer.answered >= load.acknowledged
         assert_clean(world)
         assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+
+
+async def test_a_verification_waits_for_the_broker_and_finds_the_same(prefix, tmp_path):
+    async with embedded_broker(data_dir=tmp_path / "broker") as broker:
+        settings = Settings(
+            bootstrap_servers=broker.bootstrap,
+            topic_prefix=prefix,
+            partitions=1,
+            state_dir=tmp_path / "verified",
+        )
+        await create_topics(settings)
+        async with (
+            workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS="1") as (worker,),
+            observing(broker.bootstrap, prefix, 1) as observer,
+        ):
+            await worker.start()
+            await worker.until_ready()
+            async with under_load(broker.bootstrap, prefix, seed=7) as load:
+                await load.send(3_000)
+            await observer.settled([worker.state_dir], timeout_s=30)
+            assert await worker.end() == 0
+
+        scope = Scope(
+            topics=Topics(prefix),
+            partitions=1,
+            window_ms=settings.dedupe_window_ms,
+            at_rest=True,
+            grace_s=30,
+        )
+        starting: list[asyncio.Task[None]] = []
+
+        class Cut(program.KafkaLog):
+            """Stops the broker behind the first records, and starts it while it is missed."""
+
+            async def read(
+                self, topic: str, start: int, end: int
+            ) -> AsyncGenerator[Sequence[Record], None]:
+                async for records in super().read(topic, start, end):
+                    yield records
+                    if not starting:
+                        await broker.stop()
+                        starting.append(asyncio.create_task(broker.start()))
+
+        async def verify(kind: type[program.KafkaLog]) -> Report:
+            @asynccontextmanager
+            async def logs(partition: int) -> AsyncIterator[program.KafkaLog]:
+                log = kind(settings, partition)
+                try:
+                    yield log
+                finally:
+                    await log.close()
+
+            return await verified(scope, logs, program.LocalTables(settings))
+
+        before = await verify(program.KafkaLog)
+        during = await verify(Cut)
+        await asyncio.gather(*starting)
+
+    assert before.ok
+    assert before.counts["outcomes"] >= 3_000
+    assert starting, "it was stopped amid the verification"
+    assert during.as_json() == before.as_json()
