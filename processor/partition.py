@@ -33,6 +33,10 @@ BACKOFF_MAX_S: Final = 5.0
 CURSOR_ONLY_EVERY_S: Final = 3600.0
 """How often a cursor may be written for markers alone, lest retention overtake it."""
 FETCH_WAIT_S: Final = 0.5
+FETCH_BYTES: Final = 4 * 2**20
+"""What a partition takes in hand at once, keys and values, by the size of the records before."""
+LARGE_BYTES: Final = 16 * 2**10
+"""What a record is taken for while none has been seen."""
 BETWEEN_S: Final = 0.003
 
 
@@ -100,6 +104,8 @@ class PartitionOwner:
         self._generation = 0
         self._pending: list[Decoded] = []
         self._handled = 0
+        self._record_bytes = LARGE_BYTES
+        self._told: Position | None = None
         self._seen_ms = {place.topics.commands: 0, place.topics.control: 0}
         self._cursor_written_at = monotonic()
         self._errands = Errands(
@@ -255,7 +261,7 @@ class PartitionOwner:
             with self._waiting("commands"):
                 fetched = await self._source.fetch(
                     self.place.partition,
-                    max_records=self._batch_max_records,
+                    max_records=self._fetch_max(),
                     timeout_s=FETCH_WAIT_S if wait_s is None else min(wait_s, FETCH_WAIT_S),
                 )
             pending = await self._read(fetched)
@@ -297,6 +303,11 @@ class PartitionOwner:
             return commands
         return heapq.merge(commands, control, key=lambda record: record.timestamp)
 
+    def _fetch_max(self) -> int:
+        """As many records as make a batch, or fewer where they are large: each is in memory as it
+        came, as it was parsed and as what it brings about."""
+        return max(1, min(self._batch_max_records, FETCH_BYTES // max(1, self._record_bytes)))
+
     async def _gather_some(self) -> None:
         """After a small batch, leave a moment for the next one to grow, and for the broker to write
         the markers of the last: what comes in between waits less than for one more transaction."""
@@ -312,6 +323,8 @@ class PartitionOwner:
         for records in sliced(list(self._in_order(fetched))):
             items.extend(map(decode, records))
             await asyncio.sleep(0)
+        if items:
+            self._record_bytes = sum(map(_size_bytes, items)) // len(items)
         return items
 
     async def _decide(self, table: Table, writer: Writer, due: Due) -> None:
@@ -441,10 +454,9 @@ class PartitionOwner:
         return oldest - self.place.dedupe_window_ms - LATE_MAX_MS
 
     async def _keep_cursor_up(self, table: Table) -> None:
-        """Where the consumer has stepped over markers alone, say so in the cursor, at most
-        hourly: retention may take those markers and must not seem to take commands."""
-        if self._monotonic() - self._cursor_written_at < CURSOR_ONLY_EVERY_S:
-            return
+        """Where the consumer has stepped over markers alone, tell the group, so that lag tools see
+        no lag at rest; and say so in the cursor, at most hourly: retention may take those markers
+        and must not seem to take commands."""
         ahead = self._source.ahead(self.place.partition)
         old = self._stored.position
         if ahead is None or (ahead.commands <= old.commands and ahead.control <= old.control):
@@ -452,7 +464,11 @@ class PartitionOwner:
         position = Position(
             max(ahead.commands, old.commands), max(ahead.control, old.control), old.next_event_id
         )
-        await self._write_cursor(table, position)
+        if position != self._told:
+            self._told = position
+            self._source.decided(self.place.partition, position)
+        if self._monotonic() - self._cursor_written_at >= CURSOR_ONLY_EVERY_S:
+            await self._write_cursor(table, position)
 
     async def _write_cursor(self, table: Table, position: Position) -> None:
         """A transaction with nothing but the cursor; it tells the broker's clock, too."""

@@ -5,17 +5,20 @@ import asyncio
 import os
 import sys
 import tempfile
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import uvloop
 
 from processor.broker import embedded_broker
+from processor.settings import Settings
 from tests.benchmarks import latency, scaling, stages, takeover, throughput, timers
 from tests.benchmarks.running import machine
 from tests.benchmarks.throughput import Shape
 
 WARM_UP = 100_000
-"""Commands before the first run: the broker's JVM compiles itself, once in its life."""
+"""Commands before the first run: the broker's JVM compiles itself, once in its life; all runs, of
+latency too, are on that one broker."""
 
 
 async def commands(count: int, seconds: int, runs: int, rates: list[int]) -> None:
@@ -26,25 +29,26 @@ async def commands(count: int, seconds: int, runs: int, rates: list[int]) -> Non
         "up; CPU and bytes per 100,000 commands; CPU and memory of all its processes together:\n"
     )
     print(scaling.HEADER.format("processes"), flush=True)
-    with tempfile.TemporaryDirectory() as home:
-        async with embedded_broker(properties=throughput.JOINED_TOGETHER) as broker:
-            await throughput.measure(Path(home), broker, Shape(WARM_UP), prefix="warm-up")
-            for number, processes in enumerate((1, 2) * runs):
-                shape = Shape(count, processes=processes)
-                r = await throughput.measure(Path(home), broker, shape, prefix=f"run-{number}")
-                print(scaling.row(str(processes), r), flush=True)
-    print("\nFrom when a command was due to its outcome, through FlowClient, ms:\n")
-    print("| commands/s | p50 | p95 | p99 | p99.9 | max |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    for rate_per_s in rates * runs:
-        with tempfile.TemporaryDirectory() as home:
-            async with embedded_broker() as broker:
-                r = await latency.measure(
-                    Path(home), broker.bootstrap, seconds=seconds, rate_per_s=rate_per_s
-                )
-                shown = (r[name] for name in ("p50", "p95", "p99", "p99.9", "max"))
-                figures = " | ".join(f"{ms:.1f}" for ms in shown)
-                print(f"| {rate_per_s:,} | {figures} |", flush=True)
+    async with AsyncExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        broker = await stack.enter_async_context(
+            embedded_broker(properties=throughput.JOINED_TOGETHER)
+        )
+        await throughput.measure(home, broker, Shape(WARM_UP), prefix="warm-up")
+        for number, processes in enumerate((1, 2) * runs):
+            shape = Shape(count, processes=processes)
+            r = await throughput.measure(home, broker, shape, prefix=f"run-{number}")
+            print(scaling.row(str(processes), r), flush=True)
+        print("\nFrom when a command was due to its outcome, through FlowClient, ms:\n")
+        print("| commands/s | p50 | p95 | p99 | p99.9 | max |")
+        print("| ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+        for number, rate_per_s in enumerate(rates * runs):
+            settings = Settings(
+                bootstrap_servers=broker.bootstrap, topic_prefix=f"latency-{number}"
+            )
+            ms = await latency.measure(home, settings, seconds=seconds, rate_per_s=rate_per_s)
+            shown = (ms[name] for name in ("p50", "p95", "p99", "p99.9", "max"))
+            print(f"| {rate_per_s:,} | {' | '.join(f'{one:.1f}' for one in shown)} |", flush=True)
 
 
 async def main(chosen: argparse.Namespace) -> None:

@@ -265,7 +265,7 @@ async def main(chosen: argparse.Namespace) -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        async with embedded_broker() as broker:
+        async with embedded_broker(properties=throughput.JOINED_TOGETHER) as broker:
             async with _topic(broker.bootstrap, INPUT):
                 await load(Settings(bootstrap_servers=broker.bootstrap), chosen.commands)
             for turn in range(chosen.runs):

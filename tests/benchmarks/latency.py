@@ -75,14 +75,14 @@ async def steadily(
 
 
 async def measure(
-    home: Path, bootstrap: str, *, seconds: int = 30, rate_per_s: int = RATE_PER_S
+    home: Path, settings: Settings, *, seconds: int = 30, rate_per_s: int = RATE_PER_S
 ) -> dict[str, float]:
     """Percentiles in milliseconds over `seconds`, after a warm-up that is not counted: the broker's
     JVM takes a while to compile what it does all the time. Our own collector is kept from looking
     at each command again and again, as the worker's is: its pauses would count as latency."""
     gc.set_threshold(*GC_THRESHOLDS)
-    settings = Settings(bootstrap_servers=bootstrap, topic_prefix="latency")
-    async with running_worker(settings, home / "latency"), FlowClient(settings) as client:
+    state_dir = home / settings.topic_prefix
+    async with running_worker(settings, state_dir), FlowClient(settings) as client:
         flows = await created(client)
         done = asyncio.Event()
         asyncio.get_running_loop().call_later(WARM_UP_S + seconds, done.set)

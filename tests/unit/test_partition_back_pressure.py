@@ -3,8 +3,10 @@
 import asyncio
 from dataclasses import replace
 
+import orjson
 import pytest
 
+from processor.partition import FETCH_BYTES, LARGE_BYTES
 from tests.support.memory_kafka import PATIENCE_S
 from tests.support.scripted import Point, Stage
 from tests.unit.commands import create
@@ -76,3 +78,31 @@ async def test_while_broker_or_disk_are_slow_nothing_more_is_fetched(
         assert metric(stage, "taskflow_in_hand_records") == 0
     assert metric(stage, "taskflow_in_hand_records") is None, "nobody owns it any more"
     assert len(stage.kafka.outcomes) == 200
+
+
+async def test_of_large_records_fewer_are_taken_in_hand(stage: Stage) -> None:
+    """Each is in memory several times over, and compressed they take little of a fetch."""
+    in_hand: list[int] = []
+
+    def note() -> None:
+        in_hand.append(int(metric(stage, "taskflow_in_hand_records") or 0))
+        stage.script.at(Point.LOAD, note)
+
+    large = [create(number, state_json={"note": "x" * 60_000}) for number in range(400)]
+    each = len(orjson.dumps(large[0]))
+    async with stage.running(batch_max_records=1000):
+        await stage.quiet()
+        stage.script.at(Point.LOAD, note)
+        stage.kafka.send(*large)
+        await stage.quiet()
+        of_large = in_hand.copy()
+        in_hand.clear()
+        stage.kafka.send(*(create(number) for number in range(400, 2000)))
+        await stage.quiet()
+
+    assert of_large[0] == FETCH_BYTES // LARGE_BYTES, "nothing is known of the first ones"
+    assert FETCH_BYTES // each in of_large
+    assert len(stage.kafka.outcomes) == 2000
+    assert list(dict.fromkeys(in_hand))[:2] == [FETCH_BYTES // each, 1000], (
+        "of small ones, as many as make a batch"
+    )
