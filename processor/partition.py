@@ -33,7 +33,7 @@ BACKOFF_MAX_S: Final = 5.0
 CURSOR_ONLY_EVERY_S: Final = 3600.0
 """How often a cursor may be written for markers alone, lest retention overtake it."""
 FETCH_WAIT_S: Final = 0.5
-FETCH_BYTES: Final = 4 * 2**20
+FETCH_BYTES: Final = 2**20
 """What a partition takes in hand at once, keys and values, by the size of the records before."""
 LARGE_BYTES: Final = 16 * 2**10
 """What a record is taken for while none has been seen."""
