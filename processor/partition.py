@@ -35,6 +35,9 @@ CURSOR_ONLY_EVERY_S: Final = 3600.0
 FETCH_WAIT_S: Final = 0.5
 FETCH_BYTES: Final = 2**20
 """What a partition takes in hand at once, keys and values, by the size of the records before."""
+FULL_SHARES: Final = 4
+"""Of so many partitions in one process each may have a whole batch in hand; of more, a share."""
+SHARE_MIN: Final = 100
 LARGE_BYTES: Final = 16 * 2**10
 """What a record is taken for while none has been seen."""
 BETWEEN_S: Final = 0.003
@@ -104,6 +107,8 @@ class PartitionOwner:
         self._generation = 0
         self._pending: list[Decoded] = []
         self._handled = 0
+        self.neighbours = 1
+        """How many partitions this process has; they share the room for what is in hand."""
         self._record_bytes = LARGE_BYTES
         self._told: Position | None = None
         self._seen_ms = {place.topics.commands: 0, place.topics.control: 0}
@@ -304,9 +309,12 @@ class PartitionOwner:
         return heapq.merge(commands, control, key=lambda record: record.timestamp)
 
     def _fetch_max(self) -> int:
-        """As many records as make a batch, or fewer where they are large: each is in memory as it
-        came, as it was parsed and as what it brings about."""
-        return max(1, min(self._batch_max_records, FETCH_BYTES // max(1, self._record_bytes)))
+        """As many records as make a batch, or fewer where they are large or the partitions many:
+        each is in memory as it came, as it was parsed and as what it brings about."""
+        share = min(1.0, FULL_SHARES / self.neighbours)
+        records = max(SHARE_MIN, int(self._batch_max_records * share))
+        fitting = int(FETCH_BYTES * share) // max(1, self._record_bytes)
+        return max(1, min(self._batch_max_records, records, fitting))
 
     async def _gather_some(self) -> None:
         """After a small batch, leave a moment for the next one to grow, and for the broker to write

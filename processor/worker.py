@@ -257,6 +257,7 @@ class Worker:
             self._take(number)
         for owned in self._owned.values():
             owned.owner.cache.limit_bytes = self._flow_cache_bytes // len(self._owned)
+            owned.owner.neighbours = len(self._owned)
         self._joined.set()
         for number in range(self._partitions):
             self._stand_by(number)

@@ -106,3 +106,26 @@ async def test_of_large_records_fewer_are_taken_in_hand(stage: Stage) -> None:
     assert list(dict.fromkeys(in_hand))[:2] == [FETCH_BYTES // each, 1000], (
         "of small ones, as many as make a batch"
     )
+
+
+@pytest.mark.parametrize(("neighbours", "share"), [(1, 1000), (4, 1000), (16, 250), (64, 100)])
+async def test_many_partitions_of_a_process_share_what_may_be_in_hand(
+    stage: Stage, neighbours: int, share: int
+) -> None:
+    in_hand: list[int] = []
+
+    def note() -> None:
+        in_hand.append(int(metric(stage, "taskflow_in_hand_records") or 0))
+        stage.script.at(Point.LOAD, note)
+
+    async with stage.running(batch_max_records=1000) as owner:
+        owner.neighbours = neighbours
+        await stage.quiet()
+        stage.kafka.send(*(create(number) for number in range(50)))
+        await stage.quiet()
+        stage.script.at(Point.LOAD, note)
+        stage.kafka.send(*(create(number) for number in range(50, 2050)))
+        await stage.quiet()
+
+    assert max(in_hand) == share
+    assert len(stage.kafka.outcomes) == 2050
