@@ -129,7 +129,7 @@ class CommandProducer:
                     enable_idempotence=True,
                     acks="all",
                     max_batch_size=BATCH_BYTES,
-                    linger_ms=int(__import__("os").environ.get("LING", "0")),
+                    linger_ms=LINGER_MS,
                 )
                 paced(producer.client)
                 try:
