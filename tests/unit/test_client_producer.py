@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from processor.client import command_producer as module
-from processor.client.command_producer import CommandProducer
+from processor.client.command_producer import LINGER_MS, CommandProducer
 from processor.settings import Settings
 
 
@@ -57,3 +57,26 @@ async def test_a_producer_that_never_says_anything_is_replaced_and_the_record_wr
     assert written == "written"
     assert len(handed_over) == 2
     assert silent.stopped
+
+
+async def test_a_producer_is_idempotent_and_lingers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else shows it: a producer without these works, and loads the broker more."""
+    chosen: dict[str, Any] = {}
+
+    class Started(Producer):
+        def __init__(self, **options: Any) -> None:
+            super().__init__("written")
+            chosen.update(options)
+
+        async def start(self) -> None: ...
+
+    monkeypatch.setattr(module, "AIOKafkaProducer", Started)
+    monkeypatch.setattr(module, "paced", lambda client: None)
+    producer = CommandProducer(Settings())
+
+    await producer.send("t", b"k", b"v", [], handed_over=lambda: None)
+    await producer.close()
+
+    assert chosen["linger_ms"] == LINGER_MS > 0
+    assert chosen["acks"] == "all"
+    assert chosen["enable_idempotence"]
