@@ -9,7 +9,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder, _DefaultR
 from aiokafka.record.memory_records import MemoryRecords
 
 from processor.adapters.kafka import unpacking
-from processor.adapters.kafka.batches import _Records
+from processor.adapters.kafka.batches import _cut, _ends, _Records
 from processor.adapters.kafka.unpacking import EXPANDS_AT_MOST, HEADER_BYTES
 from schemas.values import COMMAND_MAX_BYTES
 
@@ -135,6 +135,14 @@ def test_so_is_one_of_which_not_even_the_length_is_there(codec, monkeypatch):
         monkeypatch.setattr(unpacking, "UNPACKED_MAX_BYTES", limit)
         found = read(batch((b"k", b"v" * 70, []), (b"k", b"v", []), codec=codec))
         assert [one[2:4] for one in found] == [(b"k", b"v" * 70), (None, None)], limit
+
+
+def test_nothing_is_read_from_behind_the_end():
+    buffer = bytearray(200) + bytes(4) + b"\xfe\xff\xff\xff\xff\xff\xff\x7f" * 10
+    del buffer[200:]  # which leaves the bytes where they are
+
+    assert not _ends(buffer, 200)
+    assert _cut(buffer, 200) == (None, None)
 
 
 @pytest.mark.parametrize("codec", PACKED)

@@ -6,6 +6,9 @@ copies and dead letters too: aiokafka can write no other. Of a batch that unpack
 UNPACKED_MAX_BYTES, the record that lies there is cut, and those behind it are told without key and
 value. No public setting does either, so the class that the fetcher reads batches with is replaced;
 the version is pinned and a test guards the names.
+
+Numbers are read by aiokafka's decoder in Python: the one in C does not ask where the buffer ends,
+and what lies behind leads it anywhere.
 """
 
 import struct
@@ -20,7 +23,7 @@ from aiokafka.record.default_records import (
     _DefaultRecordPy,
 )
 from aiokafka.record.memory_records import MemoryRecords
-from aiokafka.record.util import decode_varint
+from aiokafka.record.util import decode_varint_py
 
 from processor.adapters.kafka.unpacking import may_exceed, unpacked
 from schemas.values import COMMAND_MAX_BYTES
@@ -96,14 +99,14 @@ class _AnyHeaderName(_DefaultRecordBatchPy):  # type: ignore[misc]
 
     def _read_msg(self, *_unused: Any) -> Any:
         buffer = self._buffer
-        length, at = decode_varint(buffer, self._pos)
+        length, at = decode_varint_py(buffer, self._pos)
         end = at + length
-        _, at = decode_varint(buffer, at)  # attributes
-        later_ms, at = decode_varint(buffer, at)
-        offset_delta, at = decode_varint(buffer, at)
+        _, at = decode_varint_py(buffer, at)  # attributes
+        later_ms, at = decode_varint_py(buffer, at)
+        offset_delta, at = decode_varint_py(buffer, at)
         key, at = _bytes(buffer, at)
         value, at = _bytes(buffer, at)
-        count, at = decode_varint(buffer, at)
+        count, at = decode_varint_py(buffer, at)
         headers = []
         for _ in range(count):
             name, at = _bytes(buffer, at)
@@ -141,7 +144,7 @@ def _as_far_as_unpacked(plain: bytes) -> Iterator[Any]:
 def _ends(buffer: bytearray, at: int) -> bool:
     """Whether the record that begins there ends in `buffer`, too."""
     try:
-        length, at = decode_varint(buffer, at)
+        length, at = decode_varint_py(buffer, at)
     except IndexError:
         return False
     return bool(at + length <= len(buffer))
@@ -152,7 +155,7 @@ def _cut(buffer: bytearray, at: int) -> tuple[bytes | None, bytes | None]:
     unless that is enough of the value to see that it is too large for a command."""
     try:
         for _ in range(4):  # length, attributes, time, offset
-            _, at = decode_varint(buffer, at)
+            _, at = decode_varint_py(buffer, at)
         key, at = _bytes(buffer, at)
         value, _ = _bytes(buffer, at)
     except IndexError:
@@ -161,7 +164,7 @@ def _cut(buffer: bytearray, at: int) -> tuple[bytes | None, bytes | None]:
 
 
 def _bytes(buffer: bytearray, at: int) -> tuple[bytes | None, int]:
-    size, at = decode_varint(buffer, at)
+    size, at = decode_varint_py(buffer, at)
     if size < 0:
         return None, at
     return bytes(buffer[at : at + size]), at + size
