@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any, Final
 
 import orjson
@@ -47,11 +48,13 @@ class Streams:
             }
         )
         await response.prepare(request)
-        await response.write(b"retry: 1000\n: hello\n\n")
         ready = False
-        with self._view.metrics.streams.track_inprogress():
+        # That a client has gone shows when it is written to.
+        with self._view.metrics.streams.track_inprogress(), suppress(ConnectionResetError):
+            await response.write(b"retry: 1000\n: hello\n\n")
             while True:
                 ready = await self._serve_share(response, query, after, ready)
+        return response
 
     def _start(self, request: web.Request, query: StreamQuery) -> dict[int, int]:
         """Where to go on, of the partitions for which somebody says so."""

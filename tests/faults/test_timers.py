@@ -22,6 +22,8 @@ from tests.support.world import Observer, World, observing
 
 PARTITIONS = 2
 HERD = 4_000
+HELD = "K4:delay=150ms@*"
+"""Each transaction stays open for a moment: else the herd is through before anyone has looked."""
 TAKEN_OVER = '"the partition is taken over"'
 HOUR_S = 3_600.0
 PATIENCE_S = 20.0
@@ -85,7 +87,9 @@ async def test_a_herd_of_timers_while_their_owners_are_killed(broker, prefix, tm
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )
     async with (
-        workers(2, tmp_path, broker.bootstrap, prefix, PARTITIONS=f"{PARTITIONS}") as pair,
+        workers(
+            2, tmp_path, broker.bootstrap, prefix, PARTITIONS=f"{PARTITIONS}", FAULTS=HELD
+        ) as pair,
         observing(broker.bootstrap, prefix, PARTITIONS) as observer,
         producer(broker.bootstrap) as sending,
     ):
@@ -111,6 +115,8 @@ async def test_a_herd_of_timers_while_their_owners_are_killed(broker, prefix, tm
         await until_in_transaction(broker.data_dir, f"{prefix}.control", 0)
         await second.kill()
         ended_at_second = len(ends(await observer.catch_up()))
+        for worker in pair:
+            worker.choose(FAULTS="")
         await asyncio.gather(first.start(), second.start())
         await until_ended(observer, HERD)
         world = await observer.settled([w.state_dir for w in pair], timeout_s=PATIENCE_S)

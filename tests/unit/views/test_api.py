@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from processor.views import models
+from processor.views import models, streams
 from schemas.values import COMMAND_MAX_BYTES, STATE_MAX_BYTES
 from tests.support.histories import random_history
 from tests.support.recorded import Recorded
@@ -70,6 +70,22 @@ async def test_parameters_that_cannot_be_understood_are_refused_by_name(served):
             async with client.get(path) as answer:
                 told = await problem(answer, 400, "bad_request")
                 assert field in {one["field"] for one in told.errors}, path
+
+
+async def test_whoever_leaves_a_stream_is_no_error(served, monkeypatch, caplog):
+    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.01)
+    async with served(small()) as (client, view):
+        answer = await client.get("/v1/stream")
+        assert await answer.content.readuntil(b"{}\n\n")
+        assert open_streams(view) == 1
+        answer.close()
+        while open_streams(view):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert caplog.messages == []
+
+
+def open_streams(view):
+    return view.metrics.registry.get_sample_value("taskflow_view_streams")
 
 
 async def test_an_events_cursor_of_partitions_that_are_not_there_leads_to_none(served):
