@@ -18,7 +18,7 @@ SEED := 7
 CANDIDATES := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help setup demo test lint format bench soak schemas lock clean
+.PHONY: help setup demo test lint format bench plots soak schemas lock clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,11 @@ format: $(STAMP) ## Puts the code into its form
 
 bench: $(STAMP) ## Measures what the documentation claims
 	$(BIN)/python -m tests.benchmarks
+
+# What draws is large, and needed for nothing else: it is not among what `make setup` installs.
+plots: $(STAMP) ## Draws the figures that are kept in tests/benchmarks/results
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/benchmarks/plots/requirements.txt
+	$(BIN)/python -m tests.benchmarks.plots
 
 # Shorter: make soak KILLS=20 VIEW_KILLS=3 MINUTES=1
 soak: $(STAMP) ## Kills workers and broker 500 times, views 20 times, then breaks all for 20 minutes

@@ -1,12 +1,11 @@
-"""How throughput, cost and memory change with workers, partitions, flows and payloads, and what a
-worker with many partitions costs at rest.
+"""How throughput, cost and memory change with workers, partitions and payloads, and what a worker
+with many partitions costs at rest. Flows: many_flows.py.
 
-Run it: .venv/bin/python -m tests.benchmarks.scaling [STEP …] [--json FILE]
+Run it: .venv/bin/python -m tests.benchmarks.scaling [STEP …]
 """
 
 import argparse
 import asyncio
-import json
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -19,12 +18,15 @@ import uvloop
 from processor.broker import EmbeddedBroker, embedded_broker
 from processor.settings import Settings
 from tests.benchmarks import throughput
+from tests.benchmarks.results import Run, arguments
 from tests.benchmarks.running import cpu_s, machine, memory_bytes, running_worker
 from tests.benchmarks.throughput import Shape
 
 COUNT: Final = 200_000
 IDLE_PARTITIONS: Final = 64
 IDLE_S: Final = 20
+MOST_MIB: Final = 400
+"""What a worker should take at most."""
 SETTLING_S: Final = 10
 """How long a worker that was just started is left alone before it counts as at rest."""
 
@@ -41,15 +43,6 @@ SHAPES: Final[dict[str, tuple[str, dict[str, Shape]]]] = {
     "partitions": (
         "Partitions of one worker",
         {str(count): Shape(COUNT, partitions=count) for count in (1, 4, 16, 64)},
-    ),
-    "flows": (
-        "Flows; above 20,000, each with a create, a start and an update",
-        {
-            "10,000": Shape(COUNT, flows=10_000),
-            "20,000": Shape(COUNT),
-            "100,000": Shape(300_000, flows=100_000),
-            "1,000,000": Shape(3_000_000, flows=1_000_000),
-        },
     ),
     "payloads": (
         "Size of what an update writes",
@@ -68,10 +61,15 @@ HEADER: Final = (
 )
 
 
+def weight(mib: float) -> str:
+    """Bold where it is more than a worker should take."""
+    return f"**{mib:,.0f}**" if mib > MOST_MIB else f"{mib:,.0f}"
+
+
 def row(name: str, r: dict[str, float]) -> str:
     return (
         f"| {name} | {r['rate_per_s']:,.0f} | {r['worker_cpu_s']:.2f} | {r['broker_cpu_s']:.2f} | "
-        f"{r['wire_mib']:,.0f} | {r['peak_mib']:,.0f} |"
+        f"{r['wire_mib']:,.0f} | {weight(r['peak_mib'])} |"
     )
 
 
@@ -124,12 +122,11 @@ async def main(chosen: argparse.Namespace) -> None:
     results: list[dict[str, Any]] = []
     async for line in report(tuple(chosen.steps or STEPS), results):
         print(line, flush=True)
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=2))
+    Run("scaling", arguments(chosen), results).keep(chosen.results)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("steps", nargs="*", choices=[[], *STEPS], metavar="STEP", default=[])
-    parser.add_argument("--json", type=Path, help="where to keep the figures")
+    parser.add_argument("--results", type=Path, help="the folder where the figures are kept")
     uvloop.run(main(parser.parse_args()))

@@ -118,42 +118,49 @@ async def measure(
     )
     await create_topics(settings)
     await load(settings, shape)
+    broker_process = psutil.Process(broker.pid)
+    async with AsyncExitStack() as running:
+        workers = [
+            await running.enter_async_context(
+                running_worker(settings, home / f"{prefix}-{n}", processes=shape.processes)
+            )
+            for n in range(shape.workers)
+        ]
+        return await decided(settings, workers, broker_process, shape.commands)
+
+
+async def decided(
+    settings: Settings, workers: list[psutil.Process], broker: psutil.Process, commands: int
+) -> dict[str, float]:
+    """As `measure`, of workers that run: until there are as many outcomes as `commands`."""
     outcomes = Topics(settings.topic_prefix).outcomes
-    tps = [TopicPartition(outcomes, p) for p in range(shape.partitions)]
+    tps = [TopicPartition(outcomes, p) for p in range(settings.partitions)]
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=broker.bootstrap, isolation_level="read_committed"
+        bootstrap_servers=settings.bootstrap_servers, isolation_level="read_committed"
     )
     await consumer.start()
-    broker_process = psutil.Process(broker.pid)
     peak = began = changed = weighed = 0.0
     first = total = 0
+    before = after = Spent(workers, broker)
     try:
-        async with AsyncExitStack() as running:
-            workers = [
-                await running.enter_async_context(
-                    running_worker(settings, home / f"{prefix}-{n}", processes=shape.processes)
-                )
-                for n in range(shape.workers)
-            ]
-            before = after = Spent(workers, broker_process)
-            # The ends count transaction markers too: all is there once they stand still.
-            while total < shape.commands or time.perf_counter() - changed < SETTLED_S:
-                end = sum((await consumer.end_offsets(tps)).values())
-                if time.perf_counter() - weighed > WEIGHED_EVERY_S:
-                    weighed = time.perf_counter()
-                    peak = max(peak, *map(memory_bytes, workers))
-                if end > total:
-                    total, changed = end, time.perf_counter()
-                    after = Spent(workers, broker_process)
-                    if not began:
-                        began, first, before = changed, end, after
-                await asyncio.sleep(POLL_S)
+        # The ends count transaction markers too: all is there once they stand still.
+        while total < commands or time.perf_counter() - changed < SETTLED_S:
+            end = sum((await consumer.end_offsets(tps)).values())
+            if time.perf_counter() - weighed > WEIGHED_EVERY_S:
+                weighed = time.perf_counter()
+                peak = max(peak, *map(memory_bytes, workers))
+            if end > total:
+                total, changed = end, time.perf_counter()
+                after = Spent(workers, broker)
+                if not began:
+                    began, first, before = changed, end, after
+            await asyncio.sleep(POLL_S)
     finally:
         await consumer.stop()
-    done = shape.commands - first
+    done = commands - first
     share = 100_000 / done
     return {
-        "commands": shape.commands,
+        "commands": commands,
         "wall_s": changed - began,
         "rate_per_s": done / (changed - began),
         "worker_cpu_s": (after.workers_s - before.workers_s) * share,

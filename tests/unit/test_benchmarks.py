@@ -1,8 +1,19 @@
 """What benchmarks make of what they saw, also where they saw little."""
 
+import uuid
+from pathlib import Path
+
+import orjson
 import pytest
 
+from processor.placement import partition_of
+from tests.benchmarks import many_flows, paced
+from tests.benchmarks.results import KEPT, PLOTS, Run, digest, kept
+from tests.benchmarks.throughput import command
 from tests.benchmarks.views import slowest_per_s
+
+PLOTTED = [name for name, of in PLOTS.items() if kept(of)]
+DRAWN = KEPT.parent / "plots"
 
 
 def test_the_slowest_tenth_is_found():
@@ -14,3 +25,86 @@ def test_the_slowest_tenth_is_found():
 @pytest.mark.parametrize("points", [[(0.0, 5), (0.2, 105)], [(0.0, 5), (0.1, 95), (0.2, 105)]])
 def test_an_audit_that_was_there_within_two_looks_has_a_rate(points):
     assert slowest_per_s(points) > 0
+
+
+class Clock:
+    """Time that passes only while somebody sleeps, and once in between for `stall_s`."""
+
+    def __init__(self, stall_s: float = 0.0, stalled_at: int = 0) -> None:
+        self.now_s = 100.0
+        self._stall_s = stall_s
+        self._stalled_at = stalled_at
+        self.sent: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def send(self, number: int) -> None:
+        if number == self._stalled_at:
+            self.now_s += self._stall_s
+        self.sent.append(self.now_s)
+
+
+def test_commands_are_sent_when_they_are_due():
+    clock = Clock()
+    began_s, behind_s = paced.pace(500, 100, clock.send, clock=clock, sleep=clock.sleep)
+    assert [at_s - began_s for at_s in clock.sent] == pytest.approx(
+        [n / 100 for n in range(500)], abs=paced.TICK_S
+    )
+    assert max(behind_s) <= paced.TICK_S + 1e-9
+
+
+def test_what_a_stall_holds_up_counts_from_when_it_was_due():
+    """100 ms of nothing at 1,000 a second, each answered 2 ms after it was sent: the hundred that
+    were due meanwhile are late by up to those 100 ms, and the load says that it fell behind."""
+    clock = Clock(stall_s=0.1, stalled_at=500)
+    began_s, behind_s = paced.pace(1_000, 1_000, clock.send, clock=clock, sleep=clock.sleep)
+    r = paced.result(began_s, 1_000, 0, behind_s, [at_s + 0.002 for at_s in clock.sent])
+    assert r["p50"] == pytest.approx(2, abs=1.5)
+    assert r["p95"] == pytest.approx(52, abs=3)
+    assert r["max"] == pytest.approx(102, abs=2)
+    assert r["answered_per_s"] == pytest.approx(1_000, rel=0.01)
+    assert paced.fell_behind(r)
+
+
+def test_what_was_never_answered_is_told():
+    r = paced.result(0.0, 10, 5, [0.0] * 10, [0.0] * 8 + [1.0, 1.0])
+    assert (r["commands"], r["unanswered"]) == (5, 3)
+    assert "3 were not answered" in paced.row("taskflow", r)
+
+
+@pytest.mark.parametrize(("flow", "turn"), [(0, 0), (3, 1), (paced.FLOWS - 1, 4_711)])
+def test_an_answer_says_which_command_it_answers(flow: int, turn: int):
+    ours = command(str(uuid.uuid4()), turn, flow)
+    for value in (ours, paced.in_reference_words(ours)):
+        assert paced.number_of(value) == turn * paced.FLOWS + flow
+
+
+def test_updates_meet_all_flows_before_they_meet_one_again():
+    met = [key for key, _ in many_flows.updates(1_000, 2_000)]
+    assert len(set(met[:1_000])) == 1_000
+    assert met[:1_000] == met[1_000:]
+
+
+def test_the_flows_that_are_filled_are_those_that_are_updated():
+    there = dict(many_flows.snapshots(1_000))
+    assert there.keys() == {key for key, _ in many_flows.updates(1_000, 1_000)}
+    for key, value in there.items():
+        assert orjson.loads(value)["flow"]["id"] == key.decode()
+    assert {partition_of(key, many_flows.PARTITIONS) for key in there} == {0, 1, 2, 3}
+
+
+def test_figures_are_kept_as_they_are(tmp_path: Path):
+    run = Run("flows", {"commands": 3}, [{"flows": 1, "rate_per_s": 2.5}])
+    run.keep(tmp_path)
+    Run("flows-of-others", {}, []).keep(tmp_path)
+    assert kept("flows", tmp_path) == [run]
+
+
+@pytest.mark.parametrize("name", PLOTTED)
+def test_a_plot_shows_what_is_kept(name: str):
+    drawn = (DRAWN / f"{name}.svg").read_text("utf-8")
+    assert digest(PLOTS[name]) in drawn, "the figures are newer: make plots"

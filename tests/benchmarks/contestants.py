@@ -1,0 +1,222 @@
+"""Those who are measured side by side: taskflow, and what others build with their own libraries.
+
+Each reads commands from a topic with four partitions and commits one answer to each command to
+another: taskflow its outcomes, a peer its audit records. peers/README.md says what peers do.
+"""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import psutil
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from processor.adapters.kafka.admin import create_topics
+from processor.settings import Settings
+from schemas.topics import Topics
+from tests.benchmarks.running import running_worker
+
+HERE: Final = Path(__file__).parent / "peers"
+BUILD: Final = Path.home() / ".cache" / "taskflow" / "peers"
+PARTITIONS: Final = 4
+STOP_S: Final = 15
+
+
+class Missing(Exception):
+    """A peer cannot be built here."""
+
+
+class Channel(NamedTuple):
+    """Where a contestant reads and answers; `name` is nobody else's."""
+
+    name: str
+    commands: str
+    answers: str
+
+
+@dataclass(frozen=True)
+class Taskflow:
+    """taskflow, as a worker of some processes."""
+
+    processes: int = 1
+    reference_words: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"taskflow, {self.processes} process{'es' * (self.processes > 1)}"
+
+    async def prepare(self, bootstrap: str) -> Channel:
+        """Topics of its own."""
+        prefix = f"taskflow-{uuid.uuid4().hex[:8]}"
+        await create_topics(self.settings(bootstrap, prefix))
+        return Channel(prefix, Topics(prefix).commands, Topics(prefix).outcomes)
+
+    @asynccontextmanager
+    async def running(
+        self, home: Path, bootstrap: str, channel: Channel
+    ) -> AsyncIterator[psutil.Process]:
+        settings = self.settings(bootstrap, channel.name)
+        async with running_worker(
+            settings, home / channel.name, processes=self.processes
+        ) as worker:
+            yield worker
+
+    @staticmethod
+    def settings(bootstrap: str, prefix: str) -> Settings:
+        return Settings(bootstrap_servers=bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A program of another library: how it is started, and what it is told."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    share: float = 1.0
+    """Of the commands: a slow one gets fewer, so that all have their turn within minutes."""
+    most_per_s: float = float("inf")
+    """What is offered to it at a steady rate, at most."""
+    reference_words: bool = True
+
+    async def prepare(self, bootstrap: str, commands: str | None = None) -> Channel:
+        """A topic for its answers, and one for commands where it is not given one."""
+        own = f"peer-{uuid.uuid4().hex[:8]}"
+        channel = Channel(own, commands or f"{own}-commands", f"{own}-audit")
+        new = (channel.answers,) if commands else channel[1:]
+        await create_plain_topics(bootstrap, new)
+        return channel
+
+    @asynccontextmanager
+    async def running(
+        self, home: Path, bootstrap: str, channel: Channel
+    ) -> AsyncIterator[psutil.Process]:
+        state_dir = home / channel.name
+        state_dir.mkdir()
+        environment = {
+            **os.environ,
+            **self.environment,
+            "PEER_BOOTSTRAP": bootstrap,
+            "PEER_INPUT": channel.commands,
+            "PEER_AUDIT": channel.answers,
+            "PEER_APP_ID": channel.name,
+            "PEER_STATE_DIR": str(state_dir),
+        }
+        with (home / f"{channel.name}.log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                *self.command, env=environment, stdout=log, stderr=log
+            )
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), STOP_S)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+Contestant = Taskflow | Peer
+
+
+async def create_plain_topics(bootstrap: str, names: Sequence[str]) -> None:
+    """As Kafka makes them, with the partitions that all have."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in names])
+    finally:
+        await admin.close()
+
+
+# Building
+
+
+def _python_peer(build: Path, name: str) -> Sequence[str]:
+    """An environment with the peer's own library."""
+    home = build / name
+    wanted = HERE / name / "requirements.txt"
+    done = home / "done"
+    if not done.exists() or done.read_text() != wanted.read_text():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+        pip = [str(home / "bin" / "pip"), "install", "--quiet", "-r", str(wanted)]
+        if subprocess.run(pip, check=False).returncode:
+            raise Missing(f"{name}: its library could not be installed")
+        done.write_text(wanted.read_text())
+    return [str(home / "bin" / "python"), str(HERE / name / "app.py")]
+
+
+def _java_peer(build: Path) -> Sequence[str]:
+    java, maven = shutil.which("java"), shutil.which("mvn")
+    if java is None or maven is None:
+        raise Missing("Kafka Streams: it needs a JDK 17 and Maven, which are not here")
+    home = build / "kstreams"
+    jar = home / "kstreams-peer-1.jar"
+    if not jar.exists():
+        pom = str(HERE / "kstreams" / "pom.xml")
+        done = subprocess.run(
+            [maven, "-q", "-B", "-f", pom, "package", f"-Dpeer.target={home}"], check=False
+        )
+        if done.returncode:
+            raise Missing("Kafka Streams: Maven could not build it")
+    return [java, "-Xmx1g", "-cp", f"{jar}:{home}/lib/*", "peers.TaskflowStreams"]
+
+
+def _faust_peer(build: Path) -> Sequence[str]:
+    worker = ("--loop", "uvloop", "worker", "-l", "warn", "--without-web")
+    return [*_python_peer(build, "faust"), *worker]
+
+
+def _built(build: Path, make: Callable[[Path], Sequence[str]]) -> Sequence[str] | None:
+    build.mkdir(parents=True, exist_ok=True)
+    try:
+        return make(build)
+    except Missing as why:
+        print(f"Left out: {why}.\n")
+        return None
+
+
+def peers_for_throughput(build: Path) -> Iterator[Peer]:
+    """With the intervals between commits at which they decide most; says which cannot be built."""
+    if (streams := _built(build, _java_peer)) is not None:
+        yield _every(100, "Kafka Streams", streams)
+        yield _every(1_000, "Kafka Streams", streams)
+    if (quix := _built(build, lambda home: _python_peer(home, "quix"))) is not None:
+        yield _every(1_000, "Quix Streams", quix)
+    if (faust := _built(build, _faust_peer)) is not None:
+        yield _every(1_000, "Faust", faust, share=1 / 8)
+
+
+def peers_for_latency(build: Path) -> Iterator[Peer]:
+    """With shorter ones: an answer of theirs comes with its commit."""
+    if (streams := _built(build, _java_peer)) is not None:
+        yield _every(100, "Kafka Streams", streams)
+        yield _every(10, "Kafka Streams", streams)
+    if (quix := _built(build, lambda home: _python_peer(home, "quix"))) is not None:
+        yield _every(100, "Quix Streams", quix)
+        yield _every(10, "Quix Streams", quix)
+    if (faust := _built(build, _faust_peer)) is not None:
+        yield _every(100, "Faust", faust, most_per_s=2_000)
+
+
+def _every(
+    commit_ms: int,
+    name: str,
+    command: Sequence[str],
+    *,
+    share: float = 1.0,
+    most_per_s: float = float("inf"),
+) -> Peer:
+    shown = f"{commit_ms} ms" if commit_ms < 1_000 else f"{commit_ms // 1_000} s"
+    environment = {"PEER_COMMIT_MS": str(commit_ms)}
+    return Peer(f"{name}, commit {shown}", command, environment, share, most_per_s)

@@ -1,0 +1,1 @@
+"""Plots of the figures that are kept, for documentation."""
