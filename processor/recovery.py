@@ -11,20 +11,18 @@ ends in the command that repairs.
 """
 
 import asyncio
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from hashlib import blake2b
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import orjson
 import structlog
 
 from processor.batch import Place, first_event_id
-from processor.codec import Record, encode, fact_of, flow_doc
+from processor.codec import Record, encode, fact_of
 from processor.domain.evolve import evolve, observed_step
-from processor.domain.waits import due_ms_of
-from processor.errors import CursorMissing, HistoryLost, TableDistrusted, WrittenByNewer
+from processor.errors import HistoryLost, TableDistrusted, WrittenByNewer
+from processor.fold import Fold, check_chain
 from processor.ports import Extent, History, Table
 from processor.rows import (
     Changes,
@@ -32,18 +30,24 @@ from processor.rows import (
     FlowRow,
     Position,
     Remembered,
-    Snapshot,
     StepRow,
     Stored,
-    ledger_key,
-    new_snapshot,
 )
-from schemas.events import CHAIN_HEADER, CHAIN_START, EventKind
-from schemas.flow import Flow, FlowStatus
-from schemas.outcomes import FORGOTTEN, Code, Verdict
-from schemas.state import CURSOR_PREFIX
+from processor.snapshots import answer_of, newest_of_each, take_answers, take_snapshots
+from processor.standing import (
+    Extents,
+    Standing,
+    check_cursor,
+    check_version,
+    last_records,
+    losses,
+    newest_cursor,
+    repair,
+    settled,
+    stand,
+)
+from schemas.events import CHAIN_HEADER, EventKind
 from schemas.topics import STATE
-from schemas.values import SCHEMA_VERSION, parse_timestamp
 
 log = structlog.get_logger()
 
@@ -55,14 +59,8 @@ was open until then, Kafka's `transaction.max.timeout.ms`, and one for a clock t
 UNFINISHED: Final = (-1, -1)
 """Offsets of a table whose filling has not come to its end: they meet no topic, so that the next
 recovery begins again."""
-TAIL: Final = 64
-"""Offsets to look back for a topic's last record at first; the rest are markers."""
-CURSOR_KEY: Final = CURSOR_PREFIX.encode()
 AT_ONCE: Final = 100
 """Events folded without giving way to the event loop: some milliseconds."""
-
-
-Extents = Mapping[str, Extent]
 
 
 class How(StrEnum):
@@ -70,13 +68,6 @@ class How(StrEnum):
 
     WARM = "rolled forward"
     FILLED = "filled anew"
-
-
-class Standing(NamedTuple):
-    """Where a partition's topics stand: how far it is decided, and its newest answer."""
-
-    position: Position
-    last_outcome: Record | None
 
 
 class Recovery:
@@ -213,7 +204,7 @@ class Recovery:
 
     async def _roll_forward(self, stored: Stored, extents: Extents, cursor: Position) -> Stored:
         stored = await self.advance(stored, extents)
-        _check_cursor(self._place, cursor, stored.position.next_event_id)
+        check_cursor(self._place, cursor, stored.position.next_event_id)
         if stored.position != cursor:
             # The cursor steps over markers, and over what somebody accepted as lost.
             after = stored._replace(position=cursor)
@@ -234,7 +225,7 @@ class Recovery:
         audit, outcomes = self._topics.audit, self._topics.outcomes
         number = await self._table.next_number()
         async for records in self._history.read(audit, stored.audit, extents[audit].end):
-            fold = _Fold(await self._rows(records), number)
+            fold = Fold(await self._rows(records), number)
             position = stored.position
             for n, record in enumerate(records):
                 if n % AT_ONCE == 0:
@@ -260,9 +251,9 @@ class Recovery:
             self.records += len(records)
         return stored
 
-    def _fold_event(self, fold: "_Fold", record: Record, position: Position) -> Position:
+    def _fold_event(self, fold: Fold, record: Record, position: Position) -> Position:
         event = orjson.loads(record.value or b"")
-        _check_version(event, record)
+        check_version(event, record)
         if event["id"] != position.next_event_id:
             raise HistoryLost(
                 f"audit partition {self._place.partition} holds event {event['id']} at offset "
@@ -319,12 +310,12 @@ class Recovery:
         await self._table.begin_filling(self._unfinished)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        flows = await self._fill_from(state, *extents[state], _take_snapshots)
+        flows = await self._fill_from(state, *extents[state], take_snapshots)
         filled = loop.time()
         since = await self._ledger_start(standing)
         answers = 0
         if since is not None:
-            answers = await self._fill_from(outcomes, since, extents[outcomes].end, _take_answers)
+            answers = await self._fill_from(outcomes, since, extents[outcomes].end, take_answers)
         stored = self._filled(extents, standing)
         ends = loop.time()
         await self._table.end_filling(stored)
@@ -349,7 +340,7 @@ class Recovery:
             async for records in self._history.read(topic, start, end):
                 count += len(records)
                 some = Filling()
-                newest = _newest(records) if topic == self._topics.state else records
+                newest = newest_of_each(records) if topic == self._topics.state else records
                 for at in range(0, len(newest), AT_ONCE):
                     parse(newest[at : at + AT_ONCE], some)
                     await asyncio.sleep(0)
@@ -388,10 +379,10 @@ class Recovery:
         position = Position(0, 0, first_event_id(self._place.partition))
         await self._table.clear()
         async for records in self._history.read(audit, *extents[audit]):
-            fold = _Fold(await self._rows(records), number)
+            fold = Fold(await self._rows(records), number)
             for record in records:
                 try:
-                    _check_chain(fold, record)
+                    check_chain(fold, record)
                     position = self._fold_event(fold, record, position)
                 except WrittenByNewer:
                     raise
@@ -452,333 +443,3 @@ class Recovery:
         async for records in self._history.read(topic, start, end):
             return records[0]
         return None
-
-
-# What the topics say
-
-
-def repair(how: str, partition: int) -> str:
-    return f"`taskflow rebuild {how} --partition {partition}`"
-
-
-async def settled(place: Place, history: History) -> dict[str, Extent]:
-    """The extents of the three topics that a recovery reads, with no transaction open in them."""
-    topics = place.topics
-    return await history.settled([topics.state, topics.outcomes, topics.audit])
-
-
-async def stand(
-    place: Place, history: History, extents: Extents, cursor: Position | None
-) -> Standing:
-    """Where the topics say that the partition stands, checked against each other.
-
-    Raises CursorMissing or HistoryLost.
-    """
-    topics = place.topics
-    last_event = await last_record(history, topics.audit, extents[topics.audit])
-    last_outcome = await last_record(history, topics.outcomes, extents[topics.outcomes])
-    if cursor is None:
-        if last_event is not None or last_outcome is not None:
-            raise CursorMissing(
-                f"{topics.state} partition {place.partition} holds no cursor although commands "
-                f"were decided: the topic was truncated or made anew. {_restores(place)}"
-            )
-        cursor = await _beginning(place, history)
-    follows = first_event_id(place.partition)
-    if last_event is not None:
-        follows = orjson.loads(last_event.value or b"")["id"] + 1
-    _check_cursor(place, cursor, follows)
-    return Standing(cursor, last_outcome)
-
-
-def _restores(place: Place) -> str:
-    how = repair("--restore-state", place.partition)
-    return f"{how} writes it anew from audit and outcomes."
-
-
-def _check_cursor(place: Place, cursor: Position, follows: int) -> None:
-    """`follows`: the event id that comes after the last one on `audit`."""
-    if cursor.next_event_id < follows:
-        raise HistoryLost(
-            f"the cursor of partition {place.partition} names {cursor.next_event_id} as the next "
-            f"event, but the audit topic goes on to {follows - 1}: {place.topics.state} was "
-            f"truncated or put back. {_restores(place)}"
-        )
-    if cursor.next_event_id > follows:
-        raise HistoryLost(
-            f"the cursor of partition {place.partition} names {cursor.next_event_id} as the next "
-            f"event, but the audit topic ends before {follows}: it was truncated or made anew. "
-            "Nothing else holds those events: put the topic back from a copy, or begin with topics "
-            "of another TASKFLOW_TOPIC_PREFIX."
-        )
-
-
-async def newest_cursor(place: Place, history: History, extents: Extents) -> Position | None:
-    """How far the partition is decided, as the newest transaction says. Raises WrittenByNewer."""
-    key, state = f"{CURSOR_PREFIX}{place.partition}".encode(), place.topics.state
-    record = await last_record(
-        history, state, extents[state], lambda record: record.key == key and record.value
-    )
-    if record is None:
-        return None
-    cursor = orjson.loads(record.value or b"")
-    _check_version(cursor, record)
-    return Position(cursor["commands"], cursor["control"], cursor["next_event_id"])
-
-
-async def _beginning(place: Place, history: History) -> Position:
-    """Where a partition starts that nobody has ever decided a command of."""
-    commands = await history.extent(place.topics.commands)
-    control = await history.extent(place.topics.control)
-    return Position(commands.start, control.start, first_event_id(place.partition))
-
-
-class Loss(NamedTuple):
-    """A source topic no longer holds what comes next, or is not the one that was decided. `next`:
-    its offset as the cursor has it."""
-
-    topic: str
-    next: int
-    extent: Extent
-    sentence: str
-
-
-async def losses(
-    place: Place, history: History, extents: Extents, position: Position
-) -> list[Loss]:
-    """What the source topics no longer hold, or hold no more."""
-    topics = place.topics
-    newest = await _newest_decided(place, history, extents)
-    lost = []
-    for topic, offset in (
-        (topics.commands, position.commands),
-        (topics.control, position.control),
-    ):
-        extent = await history.extent(topic)
-        name = f"{topic} partition {place.partition}"
-        decided = newest.get(topic)
-        if extent.start > offset:
-            sentence = (
-                f"{name} begins at offset {extent.start}, but {offset} is next: what lies "
-                "between was removed before it was decided"
-            )
-        elif extent.end < offset:
-            sentence = (
-                f"{name} ends at offset {extent.end}, but {offset} is next: the topic was "
-                "truncated or made anew"
-            )
-        elif (
-            decided is not None
-            and extent.start <= decided[0] < offset
-            and await _is_another(history, topic, *decided)
-        ):
-            sentence = (
-                f"{name} holds another record at offset {decided[0]} than the one that was "
-                f"decided there, and {offset} is next: the topic was made anew"
-            )
-        else:
-            continue
-        lost.append(Loss(topic, offset, extent, sentence))
-    return lost
-
-
-async def _newest_decided(
-    place: Place, history: History, extents: Extents
-) -> dict[str, tuple[int, int]]:
-    """Offset and append time (ms) of the newest decided record of each source topic, as far as the
-    newest answers name one."""
-    start, end = extents[place.topics.outcomes]
-    found = {}
-    async for records in history.read(place.topics.outcomes, max(start, end - TAIL), end):
-        for record in records:
-            outcome = orjson.loads(record.value or b"")
-            source = outcome["source"]
-            found[source["topic"]] = source["offset"], parse_timestamp(outcome["at"])
-    return found
-
-
-async def _is_another(history: History, topic: str, offset: int, at_ms: int) -> bool:
-    async for records in history.read(topic, offset, offset + 1):
-        return any(record.timestamp != at_ms for record in records)
-    return False
-
-
-async def last_record(
-    history: History,
-    topic: str,
-    extent: Extent,
-    wanted: Callable[[Record], object] = lambda _: True,
-) -> Record | None:
-    """The last committed record that is `wanted`."""
-    records = await last_records(history, topic, extent, wanted)
-    return records[-1] if records else None
-
-
-async def last_records(
-    history: History,
-    topic: str,
-    extent: Extent,
-    wanted: Callable[[Record], object] = lambda _: True,
-) -> list[Record]:
-    """The last one that is `wanted`, and those that were found with it, which are some 64 at most
-    unless they lie far back: behind them there may be any number of markers and others."""
-    back, end = TAIL, extent.end
-    while end > extent.start:
-        start = max(extent.start, end - back)
-        found: list[Record] = []
-        async for records in history.read(topic, start, end):
-            found = [*found[-TAIL:], *filter(wanted, records)][-TAIL:]
-        if found:
-            return found
-        end, back = start, back * 8
-    return []
-
-
-def _check_version(value: Mapping[str, Any], record: Record) -> None:
-    if value.get("schema_version", SCHEMA_VERSION) > SCHEMA_VERSION:
-        raise WrittenByNewer(
-            f"the record at offset {record.offset} of {record.topic} partition {record.partition} "
-            f"has schema_version {value['schema_version']}, but this taskflow knows no more than "
-            f"{SCHEMA_VERSION}: install the version that wrote it, or a later one"
-        )
-
-
-def _check_chain(fold: "_Fold", record: Record) -> None:
-    """Each event follows the flow's one before, or begins a chain."""
-    before = fold.row((record.key or b"").decode())
-    chain = before.chain if before else CHAIN_START
-    follows = blake2b(chain + (record.value or b""), digest_size=16).digest()
-    if dict(record.headers).get(CHAIN_HEADER) != follows:
-        raise HistoryLost(
-            "its chain does not follow from the flow's event before: one was edited, or is missing"
-        )
-
-
-class _Fold:
-    """Rows while records are applied to them, and what that changes in the table."""
-
-    def __init__(self, rows: Mapping[str, FlowRow], next_number: int) -> None:
-        self._base = dict(rows)
-        self._now: dict[str, FlowRow | None] = {}
-        self._deleted: list[FlowRow] = []
-        self._steps: dict[tuple[str, str], StepRow | None] = {}
-        self.next_number = next_number
-
-    def row(self, flow_id: str) -> FlowRow | None:
-        return self._now[flow_id] if flow_id in self._now else self._base.get(flow_id)
-
-    def flow(self, flow_id: str) -> Flow | None:
-        row = self.row(flow_id)
-        return row.flow if row else None
-
-    def put(self, flow: Flow, last_event_id: int, chain: bytes) -> None:
-        row = self._now.get(flow.id) or self._base.get(flow.id)
-        if row is not None:
-            number = row.number
-        else:
-            number = self.next_number
-            self.next_number += 1
-        self._now[flow.id] = FlowRow(flow, flow_doc(flow), last_event_id, chain, number)
-
-    def remove(self, flow_id: str) -> None:
-        base = self._base.pop(flow_id, None)
-        if base is not None:
-            self._deleted.append(base)
-        self._now[flow_id] = None
-        for at in [at for at in self._steps if at[0] == flow_id]:
-            self._steps[at] = None
-
-    def put_step(self, row: StepRow) -> None:
-        self._steps[row.step.flow_id, row.step.run_id] = row
-
-    def changes(self) -> Changes:
-        changes = Changes(deleted=self._deleted)
-        for flow_id, row in self._now.items():
-            if row is None:
-                continue
-            base = self._base.get(flow_id)
-            if base is None:
-                changes.inserted.append(row)
-            else:
-                changes.updated.append((base, row))
-        for at, step in self._steps.items():
-            if step is None:
-                changes.deleted_steps.append(at)
-            else:
-                changes.steps.append(step)
-        return changes
-
-
-SNAPSHOT_HEAD: Final = b'{"flow":{'
-SNAPSHOT_TAIL: Final = re.compile(rb',"last_event_id":([0-9]+),"chain":"([0-9a-f]{32})"}\Z')
-TAIL_MAX_BYTES: Final = 90
-WAITING: Final = b'"status":"waiting"'
-
-
-def _take_snapshots(records: Sequence[Record], filling: Filling) -> None:
-    """What `records` say of flows and steps, each of them once.
-
-    A million flows are read like this, so no model is made of them: whoever loads a row makes one,
-    and finds what is none.
-    """
-    for record in records:
-        key, value = record.key or b"", record.value
-        flow_id, slash, run_id = key.decode().partition("/")
-        if slash:
-            if key.startswith(CURSOR_KEY):
-                continue
-            if value is None:
-                filling.steps_gone.append((flow_id, run_id))
-            else:
-                filling.steps.append((flow_id, run_id, encode(orjson.loads(value)["step"])))
-        elif value is None:
-            filling.flows_gone.append(flow_id)
-        else:
-            filling.flows.append(_snapshot(flow_id, value))
-
-
-def _newest(records: Sequence[Record]) -> Sequence[Record]:
-    """The last one of each key."""
-    newest = {record.key: record for record in records}
-    return records if len(newest) == len(records) else list(newest.values())
-
-
-def _snapshot(flow_id: str, value: bytes) -> Snapshot:
-    # The document goes into the table as it was written, wherever it can be cut out.
-    tail = SNAPSHOT_TAIL.search(value, max(0, len(value) - TAIL_MAX_BYTES))
-    if tail is not None and value.startswith(SNAPSHOT_HEAD):
-        doc = value[len(SNAPSHOT_HEAD) - 1 : tail.start()]
-        last_event_id, chain = int(tail[1]), tail[2].decode()
-    else:
-        parsed: dict[str, Any] = orjson.loads(value)
-        doc, last_event_id, chain = encode(parsed["flow"]), parsed["last_event_id"], parsed["chain"]
-    due_ms = None
-    if WAITING in doc and (flow := orjson.loads(doc))["status"] == FlowStatus.WAITING:
-        due_ms = due_ms_of(flow["wait_json"], cancel_requested=flow["cancel_requested"])
-    return new_snapshot((flow_id, last_event_id, bytes.fromhex(chain), due_ms, doc))
-
-
-def _take_answers(records: Sequence[Record], filling: Filling) -> None:
-    answers = (answer_of(orjson.loads(record.value or b"")) for record in records)
-    filling.remembered.extend(answer for answer in answers if answer is not None)
-
-
-def answer_of(outcome: Mapping[str, Any]) -> Remembered | None:
-    """The ledger's row of an outcome; None if a resend would be decided anew."""
-    if outcome["verdict"] not in (Verdict.ACCEPTED, Verdict.REJECTED) or outcome["dry_run"]:
-        return None
-    code = Code(outcome["code"]) if outcome["code"] else None
-    if code in FORGOTTEN:
-        return None
-    event_ids = outcome["event_ids"]
-    return Remembered(
-        ledger_key(outcome["flow_id"], outcome["command_id"]),
-        parse_timestamp(outcome["at"]),
-        bytes.fromhex(outcome["command_digest"]),
-        code,
-        outcome["revision"],
-        FlowStatus(outcome["status"]) if outcome["status"] else None,
-        event_ids[0] if event_ids else 0,
-        len(event_ids),
-        outcome["details"],
-    )

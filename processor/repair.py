@@ -1,222 +1,32 @@
-"""What an operator asks for when a table or a topic is not what it should be.
+"""What an operator asks for when a topic is not what it should be.
 
-`Still` shows the topics as they are at the end of one transaction, also while a worker elsewhere
-goes on writing; a table made from it is behind then, which the next takeover mends.
-`first_difference` compares two tables. `skip` and `restore` write to `state`, under the partition's
-transactional id: whoever owns it meanwhile is fenced, and takes it over from what was written.
+`skip` and `restore` write to `state`, under the partition's transactional id: whoever owns it
+meanwhile is fenced, and takes it over from what was written.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 
 from processor.batch import Outgoing, Place, cursor_record, first_event_id
-from processor.codec import Record
 from processor.errors import TaskflowError
-from processor.ports import Extent, History, Table, Writer
-from processor.recovery import (
-    Extents,
-    Loss,
-    Recovery,
-    Standing,
-    last_record,
-    losses,
-    newest_cursor,
-    settled,
-    stand,
-)
-from processor.rows import Position, Stored
+from processor.ports import History, Table, Writer
+from processor.recovery import Recovery
+from processor.rows import Position
+from processor.standing import Extents, Loss, Standing, last_record, losses, settled
+from processor.still import MovedOn, Still, standing_of, still
 from schemas.state import CURSOR_PREFIX
 from schemas.values import parse_timestamp
 
-AT_REST_TRIES: Final = 3
 PORTION_MAX_RECORDS: Final = 1_000
 PORTION_MAX_BYTES: Final = 4 * 1024 * 1024
 """What one transaction restores; one more snapshot may be on top."""
 WRITE_TRIES: Final = 8
 WRITE_PAUSE_S: Final = 0.2
 """After the nth failure, n times as long: a worker that is stuck tries at least every 5 s."""
-
-
-class MovedOn(TaskflowError):
-    """Somebody wrote to the partition between the look and the deed; nothing was changed."""
-
-    retriable = True
-
-
-# Looking
-
-
-class Still:
-    """A partition's topics as they were at the end of one transaction; `heard` is told how many
-    records were read."""
-
-    def __init__(
-        self, history: History, extents: Extents, heard: Callable[[int], None] = lambda _: None
-    ) -> None:
-        self.extents = extents
-        self._history = history
-        self._heard = heard
-
-    async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
-        return {topic: self.extents[topic] for topic in topics}
-
-    async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:
-        return {topic: self.extents[topic] for topic in topics}
-
-    async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
-        async for records in self._history.read(topic, start, end):
-            self._heard(len(records))
-            yield records
-
-    async def offset_at(self, topic: str, at_ms: int) -> int | None:
-        found = await self._history.offset_at(topic, at_ms)
-        if found is not None and topic in self.extents and found >= self.extents[topic].end:
-            return None
-        return found
-
-    async def extent(self, topic: str) -> Extent:
-        return await self._history.extent(topic)
-
-    async def stable_end(self, topic: str) -> int:
-        return await self._history.stable_end(topic)
-
-    async def close(self) -> None:
-        await self._history.close()
-
-
-async def still(
-    place: Place, history: History, heard: Callable[[int], None] = lambda _: None
-) -> Still:
-    """The topics at the end of one transaction.
-
-    Two looks that see the same ends had no transaction between them, nor one in the middle. Where
-    somebody writes all the time, `state` is cut at its last stable offset, which lies between two
-    transactions, and the others where its newest cursor says.
-    """
-    for _ in range(AT_REST_TRIES):
-        extents = await settled(place, history)
-        if extents == await settled(place, history):
-            return Still(history, extents, heard)
-    topics = place.topics
-    stable = await history.stable_end(topics.state)
-    # Asked for later, so that they hold all that belongs to what is on `state` until there.
-    after = await history.settled([topics.outcomes, topics.audit])
-    state = Extent((await history.extent(topics.state)).start, stable)
-    cursor = await newest_cursor(place, history, {topics.state: state})
-    if cursor is None:
-        raise MovedOn(
-            f"Partition {place.partition} was decided for the first time just now; look again."
-        )
-
-    def later_event(record: Record) -> bool:
-        return bool(orjson.loads(record.value or b"")["id"] >= cursor.next_event_id)
-
-    def later_answer(record: Record) -> bool:
-        source = orjson.loads(record.value or b"")["source"]
-        decided = cursor.commands if source["topic"] == topics.commands else cursor.control
-        return bool(source["offset"] >= decided)
-
-    cut = {
-        topics.state: state,
-        topics.audit: await _cut(history, topics.audit, after[topics.audit], later_event),
-        topics.outcomes: await _cut(history, topics.outcomes, after[topics.outcomes], later_answer),
-    }
-    return Still(history, cut, heard)
-
-
-async def _cut(
-    history: History, topic: str, extent: Extent, later: Callable[[Record], bool]
-) -> Extent:
-    """`extent` without the records at its end that are `later`."""
-    last = await last_record(history, topic, extent, lambda record: not later(record))
-    return Extent(extent.start, extent.start if last is None else last.offset + 1)
-
-
-async def standing_of(place: Place, view: Still) -> Standing:
-    """Raises as a recovery does, except for what the source topics lost: that is no matter here."""
-    return await stand(place, view, view.extents, await newest_cursor(place, view, view.extents))
-
-
-# Making a table anew
-
-
-async def rebuild(place: Place, table: Table, view: Still, *, from_audit: bool) -> Stored:
-    """Fill `table` anew. Raises CursorMissing, HistoryLost or WrittenByNewer."""
-    recovery = Recovery(place, table, view)
-    standing = await standing_of(place, view)
-    make = recovery.fold if from_audit else recovery.fill
-    return await make(view.extents, standing)
-
-
-async def catch_up(place: Place, table: Table, view: Still) -> str | None:
-    """Roll `table` forward to where `view` ends; why it cannot be, if so. Raises as `rebuild`."""
-    position, _ = await standing_of(place, view)
-    return await Recovery(place, table, view).roll_forward(view.extents, position)
-
-
-# Comparing
-
-
-class Difference(NamedTuple):
-    """A row that two tables do not have alike; `column` None: only one of them has it."""
-
-    what: str
-    key: str
-    column: str | None
-    live: str | None
-    built: str | None
-
-    def __str__(self) -> str:
-        if self.column is None:
-            where = "the live table" if self.built is None else "the rebuilt table"
-            return f"{self.what} {self.key} is in {where} only"
-        return f"{self.what} {self.key}: {self.column} is {self.live}, rebuilt {self.built}"
-
-
-class Rows(NamedTuple):
-    """A table's rows of one kind, each a key and its columns, in the order of the keys."""
-
-    what: str
-    columns: Sequence[str]
-    rows: Iterator[tuple[str, Sequence[Any]]]
-
-
-def first_difference(live: Iterable[Rows], built: Iterable[Rows]) -> Difference | None:
-    """The first row that is not the same in both, as canonical JSON; None if all are."""
-    for here, there in zip(live, built, strict=True):
-        found = _first_of(here, there)
-        if found is not None:
-            return found
-    return None
-
-
-def _first_of(live: Rows, built: Rows) -> Difference | None:
-    here, there = next(live.rows, None), next(built.rows, None)
-    while here is not None or there is not None:
-        if there is None or (here is not None and here[0].encode() < there[0].encode()):
-            assert here is not None
-            return Difference(live.what, here[0], None, "", None)
-        if here is None or here[0] != there[0]:
-            return Difference(live.what, there[0], None, None, "")
-        for column, mine, other in zip(live.columns, here[1], there[1], strict=True):
-            if mine != other and canonical(mine) != canonical(other):
-                return Difference(live.what, here[0], column, str(mine), str(other))
-        here, there = next(live.rows, None), next(built.rows, None)
-    return None
-
-
-def canonical(value: Any) -> Any:
-    """JSON with sorted keys, where `value` is JSON."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return orjson.dumps(orjson.loads(value), option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONDecodeError:
-        return value
 
 
 # Going on behind what is lost

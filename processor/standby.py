@@ -19,9 +19,11 @@ from processor.batch import Place
 from processor.errors import TableDistrusted, TaskflowError
 from processor.metrics import Metrics
 from processor.ports import Extent, History, Table
-from processor.recovery import Extents, Recovery
-from processor.repair import rebuild, still
+from processor.rebuilding import rebuild
+from processor.recovery import Recovery
 from processor.rows import Stored
+from processor.standing import Extents
+from processor.still import still
 
 log = structlog.get_logger()
 

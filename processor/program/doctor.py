@@ -30,8 +30,8 @@ from processor.ports import Extent
 from processor.program.flows import list_waiting
 from processor.program.output import console, for_people, table, write_json
 from processor.program.running import run, settings_and_logs
-from processor.recovery import last_record, newest_cursor
 from processor.settings import Settings
+from processor.standing import last_record, newest_cursor
 from schemas.topics import Topics
 from schemas.values import parse_timestamp
 

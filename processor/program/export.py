@@ -15,8 +15,8 @@ from processor.program.histories import open_history
 from processor.program.output import console, for_people, say, somebody_to_ask, table, write_json
 from processor.program.progress import Bar, progress_bar
 from processor.program.running import WrongUse, run, settings_and_logs
-from processor.repair import standing_of, still
 from processor.settings import Settings
+from processor.still import standing_of, still
 from schemas.topics import Topics
 from schemas.values import instant
 

@@ -22,9 +22,9 @@ from processor.program.progress import Bar
 from processor.program.running import Refused
 from processor.program.sides import COMMIT_TIMEOUT_S, Seen, Side
 from processor.program.verify import KafkaLog
-from processor.recovery import last_record
 from processor.rows import Position
 from processor.settings import Settings
+from processor.standing import last_record
 from schemas.state import CURSOR_PREFIX
 from schemas.topics import Topics
 

@@ -14,9 +14,10 @@ from processor.program.histories import open_history
 from processor.program.output import for_people, say
 from processor.program.rebuilding import Show, opened, place_of, progress_line, writers
 from processor.program.running import run
-from processor.repair import Restoration, Skip, plan_restoration, plan_skip, restore, skip, still
+from processor.repair import Restoration, Skip, plan_restoration, plan_skip, restore, skip
 from processor.rows import Position
 from processor.settings import Settings
+from processor.still import still
 from schemas.topics import Topics
 
 FROM_TO = ("from", "to")

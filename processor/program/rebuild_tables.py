@@ -19,9 +19,10 @@ from processor.program.histories import open_history
 from processor.program.output import say
 from processor.program.rebuilding import Progress, Show, opened, place_of, progress_line
 from processor.program.running import Refused, run
-from processor.repair import Rows, Still, catch_up, first_difference, standing_of, still
-from processor.repair import rebuild as make_anew
+from processor.rebuilding import Rows, catch_up, first_difference
+from processor.rebuilding import rebuild as make_anew
 from processor.settings import Settings
+from processor.still import Still, standing_of, still
 
 
 class Source(StrEnum):

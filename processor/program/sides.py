@@ -14,9 +14,9 @@ from processor.ports import Extent as Whole
 from processor.program.histories import open_history
 from processor.program.running import Refused
 from processor.program.verify import KafkaLog
-from processor.recovery import newest_cursor
 from processor.rows import Position
 from processor.settings import Settings
+from processor.standing import newest_cursor
 from schemas.topics import Topics
 
 COMMIT_TIMEOUT_S = 60.0

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from processor.recovery import TAIL
+from processor.standing import TAIL
 from tests.support.scripted import Point, Stage
 from tests.support.world import read_tables
 from tests.unit.commands import create, flow_id, start, update

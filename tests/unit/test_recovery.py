@@ -19,19 +19,11 @@ from processor.batch import Outgoing
 from processor.errors import CursorMissing, HistoryLost
 from processor.program.rebuild_lost import snapshots
 from processor.program.rebuild_tables import all_rows
-from processor.recovery import Recovery, settled
-from processor.repair import (
-    MovedOn,
-    Skip,
-    catch_up,
-    first_difference,
-    plan_restoration,
-    plan_skip,
-    rebuild,
-    restore,
-    skip,
-    still,
-)
+from processor.rebuilding import catch_up, first_difference, rebuild
+from processor.recovery import Recovery
+from processor.repair import Skip, plan_restoration, plan_skip, restore, skip
+from processor.standing import settled
+from processor.still import MovedOn, still
 from tests.support.memory_kafka import TxnState
 from tests.support.scripted import Point, ScriptedHistory, Stage
 from tests.support.world import read_tables

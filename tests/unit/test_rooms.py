@@ -20,7 +20,8 @@ ROOMS = (
     *("schemas", "errors", "settings", "domain"),
     *("rows", "codec", "placement"),
     *("batch", "burial", "handler", "cache"),
-    *("ports", "recovery", "repair", "loading", "metrics", "tracing"),
+    *("ports", "standing", "fold", "snapshots", "recovery", "still", "rebuilding", "repair"),
+    *("loading", "metrics", "tracing"),
     *("timers", "retention", "errands", "outbound", "partition", "standby", "worker"),
     *(
         "logs",

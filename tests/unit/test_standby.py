@@ -15,8 +15,8 @@ from processor.adapters.sqlite.dump import dump
 from processor.batch import Outgoing
 from processor.metrics import Metrics
 from processor.program.rebuild_tables import all_rows
+from processor.rebuilding import first_difference
 from processor.recovery import LATE_MAX_MS
-from processor.repair import first_difference
 from processor.standby import Follower, StandbyPhase
 from tests.support.memory_kafka import PATIENCE_S
 from tests.support.scripted import Point, Script, ScriptedHistory, Stage

@@ -35,8 +35,9 @@ from processor.ops.replay.recorded import (
 from processor.ops.replay.snapshots import Snapshots
 from processor.ops.replay.store import Store
 from processor.ops.replay.wakes import Wakes
-from processor.recovery import LATE_MAX_MS, answer_of
+from processor.recovery import LATE_MAX_MS
 from processor.rows import Position
+from processor.snapshots import answer_of
 from schemas.dead_letters import FORWARDED_FROM
 from schemas.events import CHAIN_HEADER
 from schemas.outcomes import Code, Verdict

@@ -23,7 +23,8 @@ from processor.ops.replay.recorded import (
     Transaction,
 )
 from processor.ops.replay.store import Store
-from processor.recovery import LATE_MAX_MS, answer_of
+from processor.recovery import LATE_MAX_MS
+from processor.snapshots import answer_of
 from processor.timers import ACTOR
 from schemas.dead_letters import SOURCE_OFFSET, SOURCE_TOPIC
 from schemas.events import CHAIN_HEADER
