@@ -1,12 +1,14 @@
 """Bytes to commands: checks 1 to 5, at the corners where JSON libraries differ."""
 
 import json
+import tracemalloc
 
 import pytest
 
-from processor.codec import Readable, Unreadable, decode
+from processor.codec import Readable, Unreadable, decode, flow_doc
 from tests.support.given import FLOW_ID, document
 from tests.support.partition import Appended
+from tests.unit.tables import flow_row
 
 KEY = FLOW_ID.encode()
 NO_TIME = "Value error, not an RFC 3339 time with an offset"
@@ -173,3 +175,15 @@ def test_the_checks_come_in_the_contract_s_order():
     ]
     expected = ["too_large", "malformed", "unsupported_version", "invalid_command", "invalid_key"]
     assert found == expected
+
+
+def test_a_flows_document_takes_no_more_memory_than_its_length():
+    flow = flow_row(1, state_json={"note": "x" * 5_000}).flow
+    tracemalloc.start()
+    try:
+        docs = [flow_doc(flow) for _ in range(50)]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert taken < 1.1 * sum(map(len, docs))
