@@ -16,7 +16,9 @@ ACTOR: Final = "taskflow:retention"
 STEP_MAX: Final = 100
 """Prunes in one transaction; the next ones follow when these are decided."""
 LOOK_EVERY_S: Final = 60.0
-"""How long to leave the table alone after nothing more was found in it."""
+"""How long to leave the table alone after nothing more was found in it; less where flows are kept
+for less."""
+LOOK_MIN_S: Final = 1.0
 
 
 class Retention:
@@ -28,6 +30,7 @@ class Retention:
 
     def __init__(self, retain_ms: int | None) -> None:
         self._retain_ms = retain_ms
+        self._look_every_s = min(LOOK_EVERY_S, max(LOOK_MIN_S, (retain_ms or 0) / 1000))
         self._undecided: dict[str, str] = {}
         self._after: Due | None = None
         self._look_s = 0.0
@@ -45,7 +48,7 @@ class Retention:
         if len(found) < STEP_MAX:
             # From the beginning again: what was refused is tried again.
             self._after = None
-            self._look_s = at_s + LOOK_EVERY_S
+            self._look_s = at_s + self._look_every_s
         else:
             self._after = found[-1]
         # A prune is not refused for coming early: the flow itself must say that it ended then.

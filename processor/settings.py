@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -258,14 +258,14 @@ class Settings(BaseSettings):
     """quick: the embedded broker starts sooner, and is slower under load for long."""
 
     # Rules of the flows
-    dedupe_window_ms: Annotated[_DurationMs, *_between("1s", "30d")] = _HOUR_MS
+    dedupe_window_ms: Annotated[_DurationMs, *_between("1ms", "30d")] = _HOUR_MS
     """For how long a command's id is remembered."""
-    timer_max_horizon_ms: Annotated[_DurationMs, *_between("1s", "3650d")] = 30 * _DAY_MS
+    timer_max_horizon_ms: Annotated[_DurationMs, *_between("1ms", "3650d")] = 30 * _DAY_MS
     """How far ahead a wait may end."""
     retain_terminal_ms: Annotated[
-        Annotated[int, Field(ge=_SECOND_MS)] | None,
+        Annotated[int, Field(ge=1)] | None,
         BeforeValidator(_as_duration_or_off),
-        Expected(f"{_DURATION_WORDS}, at least 1s, or off"),
+        Expected(f"{_DURATION_WORDS}, at least 1ms, or off"),
     ] = 30 * _DAY_MS
     """For how long a flow that has ended is kept."""
 
@@ -360,6 +360,8 @@ def _sentence(problem: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     name = str(problem["loc"][0])
     field = VARIABLES[name]
     words = next((note.words for note in field.metadata if isinstance(note, Expected)), "a text")
+    if SecretStr in get_args(field.annotation):
+        return f"{name} must be {words}."
     return f"{name} is {environ.get(name, '')!r}, but must be {words}."
 
 

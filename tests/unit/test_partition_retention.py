@@ -65,6 +65,17 @@ async def test_they_go_a_day_after_their_end_in_small_steps_and_their_audit_stay
     stage.assert_clean()
 
 
+async def test_who_keeps_them_for_seconds_does_not_wait_a_minute(stage: Stage) -> None:
+    stage.place = replace(stage.place, retain_terminal_ms=5_000)
+    async with stage.running():
+        lives(stage)
+        await stage.quiet()
+        await goes_on(stage, 10_000)
+
+    assert sorted(prunes(stage)) == sorted(map(flow_id, range(COUNT)))
+    stage.assert_clean()
+
+
 async def test_the_id_of_one_that_is_gone_may_be_used_again(stage: Stage) -> None:
     lives(stage)
     async with stage.running(batch_max_records=50):

@@ -105,9 +105,10 @@ def test_made_in_code_they_look_at_no_environment(monkeypatch: pytest.MonkeyPatc
         ("GROUP_ID", "a/b", "1 to 249 letters"),
         ("INSTANCE_ID", "a/b", "1 to 249 letters"),
         ("DEDUPE_WINDOW", "soon", "a duration such as"),
-        ("DEDUPE_WINDOW", "31d", "from 1s to 30d"),
+        ("DEDUPE_WINDOW", "31d", "from 1ms to 30d"),
+        ("DEDUPE_WINDOW", "0s", "from 1ms to 30d"),
         ("RETAIN_TERMINAL", "never", "or off"),
-        ("RETAIN_TERMINAL", "1ms", "at least 1s"),
+        ("RETAIN_TERMINAL", "0s", "at least 1ms"),
         ("HTTP", "8900", "an address host:port, or off"),
         ("SECURITY_PROTOCOL", "TLS", "PLAINTEXT, SSL"),
         ("SASL_MECHANISM", "GSSAPI", "SCRAM-SHA-512"),
@@ -128,6 +129,20 @@ def test_a_bad_value_is_one_sentence_with_the_variable_the_value_and_what_it_mus
     assert expected in sentence
     assert sentence.endswith(".")
     assert "\n" not in sentence
+
+
+def test_a_bad_secret_is_not_told():
+    sentence = refused(TASKFLOW_VIEWS_TOKEN="hunter2")
+
+    assert sentence == "TASKFLOW_VIEWS_TOKEN must be at least 16 characters."
+
+
+def test_a_rule_of_the_flows_may_be_as_short_as_the_shortest_duration():
+    names = ("DEDUPE_WINDOW", "TIMER_MAX_HORIZON", "RETAIN_TERMINAL")
+    settings = load_settings({f"TASKFLOW_{name}": "250ms" for name in names})
+
+    assert settings.dedupe_window_ms == settings.timer_max_horizon_ms == 250
+    assert settings.retain_terminal_ms == 250
 
 
 def test_each_bad_value_has_a_sentence_of_its_own():
