@@ -38,7 +38,13 @@ from processor.domain.transitions import OPERATOR, OWNER, WAITING, Authority, al
 from processor.placement import partition_of
 from processor.rows import FlowRow, Position, Remembered, StepRow, new_flow_row, new_remembered
 from schemas import dead_letters
-from schemas.events import CHAIN_HEADER, CHAIN_START, TRACEPARENT_HEADER, EventKind
+from schemas.events import (
+    CHAIN_HEADER,
+    CHAIN_START,
+    TRACEPARENT_HEADER,
+    TRACEPARENT_MAX_BYTES,
+    EventKind,
+)
 from schemas.flow import Flow, FlowStatus
 from schemas.outcomes import FORGOTTEN, Code, Verdict
 
@@ -472,4 +478,6 @@ def _allowed_doc(status: FlowStatus, cancel_requested: bool, authority: Authorit
 
 
 def _traceparent(headers: Headers) -> Headers:
-    return [h for h in headers if h[0] == TRACEPARENT_HEADER][-1:]
+    """The last one, unless it is too long to go on."""
+    last = [h for h in headers if h[0] == TRACEPARENT_HEADER][-1:]
+    return [h for h in last if len(h[1] or b"") <= TRACEPARENT_MAX_BYTES]

@@ -22,6 +22,9 @@ CHAIN_HEADER = "taskflow-chain"
 """16 bytes: BLAKE2b-128(chain of the flow's previous event ‖ this record's value)."""
 TRACEPARENT_HEADER = "traceparent"
 """W3C trace context, carried from a command to everything that it causes."""
+TRACEPARENT_MAX_BYTES = 4096
+"""A longer one (W3C's has 55 bytes) ends with its command: what that causes could be too large for
+the topics."""
 CHAIN_START = bytes(16)
 
 

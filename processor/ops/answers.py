@@ -29,7 +29,7 @@ from processor.ops.ports import Record
 from processor.ops.report import Report
 from processor.ops.scratch import Answer, Entry, Forwarded, Scratch
 from schemas.dead_letters import FORWARDED_FROM
-from schemas.events import TRACEPARENT_HEADER
+from schemas.events import TRACEPARENT_HEADER, TRACEPARENT_MAX_BYTES
 from schemas.topics import Topics
 from schemas.values import instant, parse_timestamp
 
@@ -114,7 +114,7 @@ class Answers:
                 f"at is {outcome['at']}, but the command was appended {instant(source.timestamp)}.",
             )
         self._report.checked["I9"] += 1
-        if _traces(record) != _traces(source)[-1:]:
+        if _traces(record) != _carried(source):
             add("I9", "traceparent_lost", "traceparent is not the command's.")
         raw = parsed(source.value)
         if verdict == "quarantined":
@@ -175,7 +175,7 @@ class Answers:
             cause = (event["source"], event["command_id"], event["flow_id"])
             if cause != (outcome["source"], outcome["command_id"], flow_id):
                 add("I9", "event_of_another", f"Event {event['id']} says it has another cause.")
-            if source is not None and _traces(event_record) != _traces(source)[-1:]:
+            if source is not None and _traces(event_record) != _carried(source):
                 add(
                     "I9",
                     "traceparent_lost",
@@ -384,6 +384,11 @@ def _at_ms(outcome: Doc) -> int:
 
 def _traces(record: Record) -> list[bytes]:
     return [value for name, value in record.headers if name == TRACEPARENT_HEADER]
+
+
+def _carried(source: Record) -> list[bytes]:
+    """What of a command's goes on to what it causes."""
+    return [v for v in _traces(source)[-1:] if len(v or b"") <= TRACEPARENT_MAX_BYTES]
 
 
 def _hex(raw: bytes | None) -> str | None:

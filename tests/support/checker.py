@@ -260,7 +260,7 @@ class _Partition:
         extra = list(outcome)[len(OUTCOME_FIELDS) :]
         need(extra == (["original"] if verdict == "duplicate" else []), f"{where}: {extra}")
         need(bool(outcome["message"]), f"{where}: no message")
-        traces = headers_of(source, "traceparent")[-1:]
+        traces = [t for t in headers_of(source, "traceparent")[-1:] if len(t or b"") <= 4096]
         for one in (record, *(record for record, _ in caused)):
             need(headers_of(one, "traceparent") == traces, f"{where}: traceparent is lost")
         raw = _json(source.value)
