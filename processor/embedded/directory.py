@@ -62,6 +62,10 @@ broker.heartbeat.interval.ms=500
 log.cleaner.dedupe.buffer.size=16777216
 log.cleaner.io.buffer.size=262144
 log.cleaner.backoff.ms=1000
+# An index is mapped, a sparse file as long as this, and Linux reads ahead when its first page is
+# written: up to 10 MiB of zeros as Kafka has it, 2.5 ms where the disk's read-ahead is 8 MiB. The
+# markers of all transactions wait meanwhile: with 64 partitions for up to 4 s.
+log.index.size.max.bytes=1048576
 log.retention.check.interval.ms=10000
 
 num.network.threads=2

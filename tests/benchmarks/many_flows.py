@@ -46,7 +46,9 @@ SOME: Final = 100_000
 WEIGHED_EVERY_S: Final = 0.5
 AT_REST: Final = 0.1
 """Of a core: what the broker takes once `state` is compacted."""
-REST_WITHIN_S: Final = 120
+AT_REST_S: Final = 20
+"""The broker's cleaner pauses for 15 s before it looks again."""
+REST_WITHIN_S: Final = 600
 
 Sent = tuple[bytes, bytes]
 """Key, value."""
@@ -150,11 +152,13 @@ async def weighed(
 
 
 async def at_rest(process: psutil.Process) -> None:
-    """Wait until it has nothing to do, but not for ever."""
-    for _ in range(REST_WITHIN_S // 2):
+    """Wait until it has had nothing to do for AT_REST_S, but not for ever."""
+    still_s = 0
+    for _ in range(REST_WITHIN_S):
         before = cpu_s(process)
-        await asyncio.sleep(2)
-        if (cpu_s(process) - before) / 2 < AT_REST:
+        await asyncio.sleep(1)
+        still_s = still_s + 1 if cpu_s(process) - before < AT_REST else 0
+        if still_s == AT_REST_S:
             break
 
 

@@ -51,8 +51,6 @@ ANSWERS: Final = """
         (key, at_ms, digest, revision, status, first_event_id, event_count, refusal)
     VALUES :rows
 """
-CACHE_KIB: Final = 64 * 1024
-"""While a table is filled: what its indexes are sorted in, too."""
 AT_ONCE: Final = 2_048
 """Rows in a statement, about as many as are read at once: at the end of each, its thread waits for
 the GIL."""
@@ -72,7 +70,6 @@ def prepare(db: sqlite3.Connection, unfinished: Stored) -> None:
     db.commit()
     if _is_durable(db):  # else somebody reads what was there before, and each step is made so
         db.execute("PRAGMA synchronous = OFF")
-    db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     db.execute("PRAGMA temp_store = FILE")  # an index may be sorted that memory does not hold
 
 
