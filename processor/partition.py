@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from enum import StrEnum
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from processor.codec import Record, decode
 from processor.errands import Due, Errands
 from processor.errors import ProducerSuspect, TableDistrusted, TaskflowError
 from processor.handler import Handler
+from processor.leftover import end_left_open
 from processor.loading import recall
 from processor.metrics import Metrics
 from processor.outbound import Outbound
@@ -218,14 +220,16 @@ class PartitionOwner:
         await source.confirm(place.partition, _claim(stored))
 
         self.phase = Phase.FENCING
-        self._writer = self._new_writer()
-        await self._writer.start()
+        self._writer = writer = self._new_writer()
+        await writer.start()
 
         self.phase = Phase.RECOVERING
         history = self._new_history()
         try:
             recovery = Recovery(place, table, history)
-            self._stored = await recovery.run(trust_table=self._trust_table)
+            self._stored = await recovery.run(
+                trust_table=self._trust_table, stuck=partial(end_left_open, place, history, writer)
+            )
             control = await history.extent(place.topics.control)
         finally:
             self.waits = None

@@ -3,7 +3,7 @@
 The adapters give it the real ones, tests scripted ones.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from processor.batch import Forward, Outgoing
@@ -57,13 +57,18 @@ class Extent(NamedTuple):
     end: int
 
 
+Stuck = Callable[[Sequence[str]], Awaitable[None]]
+"""Hears the topics on which a transaction stays open, and may end it."""
+
+
 class History(Protocol):
     """The topics of one partition number, read back to a real end."""
 
-    async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
+    async def settled(self, topics: Sequence[str], stuck: Stuck | None = None) -> dict[str, Extent]:
         """The extents of `topics`, once no transaction is open below their high watermarks.
 
-        Waits for as long as that takes, and reports it.
+        Waits for as long as that takes, and reports it; calls `stuck` when it takes longer than a
+        batch under way would, and again at ever longer intervals.
         """
 
     async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:
@@ -117,6 +122,10 @@ class Writer(Protocol):
         """Write everything in one transaction: by topic, a pack of this writer's or a sequence of
         Outgoing. Raises if anything of it may not be committed; what then became of it stands on
         the topics."""
+
+    async def abort_open(self) -> None:
+        """Abort what stands open in this partition under our transactional id although its
+        coordinator takes it for ended; nothing else is touched. Raises as `write` does."""
 
     def discard(self) -> None:
         """Let go of the producer; whatever it left open is the next one's to end."""

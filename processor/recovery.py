@@ -23,7 +23,7 @@ from processor.codec import Record, encode, fact_of
 from processor.domain.evolve import evolve, observed_step
 from processor.errors import HistoryLost, TableDistrusted, WrittenByNewer
 from processor.fold import Fold, check_chain
-from processor.ports import Extent, History, Table
+from processor.ports import Extent, History, Stuck, Table
 from processor.rows import (
     Changes,
     Filling,
@@ -83,14 +83,15 @@ class Recovery:
         self._history = history
         self._log = log.bind(partition=place.partition)
 
-    async def run(self, *, trust_table: bool = True) -> Stored:
-        """Bring the table to the end of the topics and answer how far that is.
+    async def run(self, *, trust_table: bool = True, stuck: Stuck | None = None) -> Stored:
+        """Bring the table to the end of the topics and answer how far that is; `stuck` as of
+        `History`.
 
         Raises CursorMissing, HistoryLost or WrittenByNewer, with the table as it was, if the topics
         contradict each other, no longer hold what comes next, or say what we cannot know.
         """
         place, history = self._place, self._history
-        extents = await settled(place, history)
+        extents = await settled(place, history, stuck)
         cursor = await newest_cursor(place, history, extents)
         if cursor is not None and (lost := await losses(place, history, extents, cursor)):
             raise HistoryLost(

@@ -8,7 +8,7 @@ import orjson
 from processor.batch import Place, first_event_id
 from processor.codec import Record
 from processor.errors import CursorMissing, HistoryLost, WrittenByNewer
-from processor.ports import Extent, History
+from processor.ports import Extent, History, Stuck
 from processor.rows import Position
 from schemas.state import CURSOR_PREFIX
 from schemas.values import SCHEMA_VERSION, parse_timestamp
@@ -30,10 +30,30 @@ def repair(how: str, partition: int) -> str:
     return f"`taskflow rebuild {how} --partition {partition}`"
 
 
-async def settled(place: Place, history: History) -> dict[str, Extent]:
-    """The extents of the three topics that a recovery reads, with no transaction open in them."""
+def _read_back(place: Place) -> list[str]:
     topics = place.topics
-    return await history.settled([topics.state, topics.outcomes, topics.audit])
+    return [topics.state, topics.outcomes, topics.audit]
+
+
+async def settled(place: Place, history: History, stuck: Stuck | None = None) -> dict[str, Extent]:
+    """The extents of the three topics that a recovery reads, with no transaction open in them;
+    `stuck` as of `History`."""
+    return await history.settled(_read_back(place), stuck)
+
+
+async def whole(place: Place, history: History) -> bool:
+    """Whether all that is visible of the three topics ends with the same transaction: of what is
+    open, none has been committed on one topic and not on another."""
+    topics = place.topics
+    extents = await history.visible(_read_back(place))
+    try:
+        cursor = await newest_cursor(place, history, extents)
+        position = (await stand(place, history, extents, cursor)).position
+    except (CursorMissing, HistoryLost):
+        return False
+    ends = {topics.commands: position.commands, topics.control: position.control}
+    newest = await _newest_decided(place, history, extents)
+    return all(offset < ends[topic] for topic, (offset, _) in newest.items())
 
 
 async def stand(

@@ -9,7 +9,7 @@ import orjson
 from processor.batch import Place
 from processor.codec import Record
 from processor.errors import TaskflowError
-from processor.ports import Extent, History
+from processor.ports import Extent, History, Stuck
 from processor.standing import Extents, Standing, last_record, newest_cursor, settled, stand
 
 AT_REST_TRIES: Final = 3
@@ -32,7 +32,7 @@ class Still:
         self._history = history
         self._heard = heard
 
-    async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
+    async def settled(self, topics: Sequence[str], stuck: Stuck | None = None) -> dict[str, Extent]:
         return {topic: self.extents[topic] for topic in topics}
 
     async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:

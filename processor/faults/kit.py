@@ -13,7 +13,7 @@ from processor.adapters.sqlite import files, statements
 from processor.adapters.sqlite.table import FlowTable
 from processor.codec import Record
 from processor.faults.points import Action, Points, parse_faults
-from processor.ports import Extent, Fetched, History, Source, Writer, Written
+from processor.ports import Extent, Fetched, History, Source, Stuck, Writer, Written
 from processor.rows import Changes, Position, Stored
 
 log = structlog.get_logger()
@@ -163,6 +163,9 @@ class _Writer:
         await self._points.reach("K7")
         return written
 
+    async def abort_open(self) -> None:
+        await self._inner.abort_open()
+
     def discard(self) -> None:
         self._inner.discard()
 
@@ -227,8 +230,8 @@ class _History:
         self._inner = inner
         self._points = points
 
-    async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
-        return await self._inner.settled(topics)
+    async def settled(self, topics: Sequence[str], stuck: Stuck | None = None) -> dict[str, Extent]:
+        return await self._inner.settled(topics, stuck)
 
     async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:
         return await self._inner.visible(topics)

@@ -12,7 +12,7 @@ from processor.batch import Batch, Outgoing
 from processor.codec import Record
 from processor.outbound import Outbound
 from processor.partition import PartitionOwner
-from processor.ports import Extent, Table, Writer, Written
+from processor.ports import Extent, Stuck, Table, Writer, Written
 from processor.rows import Changes, Position, Stored
 from tests.simulation.faults import Op
 from tests.simulation.history import Parts
@@ -182,7 +182,7 @@ class TrustsGroup(PartitionOwner):
 class IgnoresOpenTransactions(SimHistory):
     """Takes what is visible for all that there is."""
 
-    async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
+    async def settled(self, topics: Sequence[str], stuck: Stuck | None = None) -> dict[str, Extent]:
         logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
         return {topic: Extent(log.start, log.stable_end) for topic, log in logs.items()}
 

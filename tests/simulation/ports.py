@@ -12,7 +12,7 @@ from processor.adapters.sqlite.errors import TableFailed
 from processor.batch import Forward, Outgoing
 from processor.codec import Record
 from processor.errors import TaskflowError
-from processor.ports import Extent, Written
+from processor.ports import Extent, Stuck, Written
 from processor.rows import Changes, Filling, FlowRow, Stored
 from tests.simulation.faults import Fault, Op
 from tests.simulation.kafka import SimKafka
@@ -172,6 +172,10 @@ class SimWriter:
             delay_s, self._kafka.commit_arrives, self.transactional_id, self._epoch
         )
 
+    async def abort_open(self) -> None:
+        await self._life.reach(Op.BEGIN)
+        self._kafka.abort_for(self.transactional_id, self._epoch)
+
     def discard(self) -> None:
         self._discarded = True
 
@@ -189,7 +193,7 @@ class SimHistory:
         if await self._life.reach(op) is Fault.HISTORY_FAILS:
             raise Unanswered("history cannot be read")
 
-    async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
+    async def settled(self, topics: Sequence[str], stuck: Stuck | None = None) -> dict[str, Extent]:
         await self._reach(Op.SETTLE)
         logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
         extents = {topic: Extent(log.start, log.end) for topic, log in logs.items()}

@@ -96,6 +96,7 @@ class MemoryKafka:
         self._logs: dict[tuple[str, int], Log] = {}
         self._epochs: dict[str, int] = {}
         self._open: dict[str, Transaction] = {}
+        self._lost: dict[str, list[Transaction]] = {}
         self._changed = asyncio.Event()
 
     def log(self, topic: str, partition: int = 0) -> Log:
@@ -185,6 +186,19 @@ class MemoryKafka:
     def commit_for(self, transactional_id: str, epoch: int) -> None:
         self.check(transactional_id, epoch)
         self._end(self._open.pop(transactional_id), TxnState.COMMITTED)
+
+    def lose_markers(self, transactional_id: str) -> Transaction:
+        """The coordinator takes the open transaction for ended, without a marker of it anywhere:
+        no fence ends it any more."""
+        lost = self._open.pop(transactional_id)
+        self._lost.setdefault(transactional_id, []).append(lost)
+        return lost
+
+    def abort_for(self, transactional_id: str, epoch: int) -> None:
+        """A marker on all its topics; it ends whatever of the producer's is open there."""
+        self.check(transactional_id, epoch)
+        for lost in self._lost.pop(transactional_id, []):
+            self._end(lost, TxnState.ABORTED)
 
     def end_late(self, transactional_id: str) -> None:
         """The request to commit has arrived; it takes effect when the next one fences."""

@@ -16,7 +16,7 @@ from processor.codec import Record
 from processor.errors import OwnershipLost
 from processor.metrics import Metrics
 from processor.partition import PartitionOwner, Phase
-from processor.ports import Extent, Fetched, Written
+from processor.ports import Extent, Fetched, Stuck, Written
 from processor.rows import Changes, Filling, FlowRow, Position, Stored
 from tests.support.memory_kafka import PATIENCE_S, MemoryKafka
 from tests.support.partition import PLACE, Appended
@@ -263,6 +263,9 @@ class ScriptedWriter:
         self.suspect = self.becomes_suspect
         return Written(ends, kafka.now_ms, 0.0)
 
+    async def abort_open(self) -> None:
+        self._kafka.abort_for(self._id, self._epoch)
+
     def discard(self) -> None:
         self.discarded = True
         self._kafka.notify()
@@ -273,14 +276,21 @@ class ScriptedHistory:
 
     def __init__(self, kafka: MemoryKafka, script: Script, partition: int) -> None:
         self.closed = False
+        self.told_stuck = False
+        """Whether it has told that a transaction stays open, and was heard."""
         self._kafka = kafka
         self._script = script
         self._partition = partition
 
-    async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
+    async def settled(self, topics: Sequence[str], stuck: Stuck | None = None) -> dict[str, Extent]:
         await self._script.reach(Point.SETTLE)
         logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
         extents = {topic: Extent(log.start, log.end) for topic, log in logs.items()}
+        hidden = [topic for topic, log in logs.items() if log.stable_end < log.end]
+        if hidden and stuck is not None:
+            await stuck(hidden)
+            self.told_stuck = True
+            self._kafka.notify()
         await self._kafka.until(
             lambda: all(log.stable_end >= extents[topic].end for topic, log in logs.items())
         )

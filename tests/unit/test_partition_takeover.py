@@ -8,7 +8,7 @@ import structlog
 from processor.recovery import TABLE_MAX_AGE_MS
 from processor.rows import Position
 from tests.support.given import DAY_MS, FLOW_ID, HOUR_MS, TIMER, document, timer
-from tests.support.memory_kafka import TxnState
+from tests.support.memory_kafka import Transaction, TxnState
 from tests.support.scripted import Point, Stage
 from tests.support.world import read_tables
 from tests.unit.commands import create, flow_id, life, prune, update
@@ -234,6 +234,82 @@ async def test_a_foreign_open_transaction_is_waited_for_and_the_older_cursor_not
         await stage.quiet()
         assert owner.error is None
 
+    stage.assert_clean()
+
+
+async def test_what_an_owner_left_open_that_no_fence_ends_is_aborted_and_decided_again(
+    stage: Stage,
+) -> None:
+    kafka, topics = stage.kafka, stage.place.topics
+    commands = [create(1), create(2), create(3)]
+    kafka.send(commands[0])
+    await stage.works()
+
+    def markers_are_lost() -> None:
+        kafka.lose_markers(f"{topics.prefix}-0")
+        raise ConnectionError("the broker went away")
+
+    stage.script.at(Point.COMMIT, markers_are_lost)
+    kafka.send(*commands[1:])
+
+    await stage.works()
+
+    assert len(stage.errors) == 1
+    assert kafka.journal[-4:] == ["fence", "abort", "begin", "commit"]
+    assert [one["command_id"] for one in kafka.outcomes] == [one["command_id"] for one in commands]
+    assert [one["id"] for one in kafka.events] == [1, 2, 3]
+    stage.assert_clean()
+
+
+async def test_what_was_committed_and_lost_its_markers_is_in_no_table_afterwards(
+    stage: Stage,
+) -> None:
+    kafka, topics = stage.kafka, stage.place.topics
+    commit_for = kafka.commit_for
+
+    def acknowledged(transactional_id: str, epoch: int) -> None:
+        """As the coordinator does: first the answer, then the markers, of which none comes."""
+        kafka.commit_for = commit_for  # type: ignore[method-assign]
+        kafka.lose_markers(transactional_id)
+
+    kafka.send(create(1))
+    await stage.works()
+    kafka.commit_for = acknowledged  # type: ignore[method-assign]
+    kafka.send(create(2))
+    stage.script.at(Point.WRITTEN, ConnectionError("the broker went away"))
+
+    with structlog.testing.capture_logs() as logs:
+        await stage.works()
+
+    (told,) = [one["reason"] for one in logs if one["event"] == "the table is filled anew"]
+    assert told.startswith("it is ahead of the topics")
+    assert kafka.log(topics.state).stable_end == kafka.log(topics.state).end
+    stage.assert_clean()
+
+
+async def test_what_is_committed_on_one_topic_and_open_on_another_is_left_to_an_operator(
+    stage: Stage,
+) -> None:
+    kafka, topics = stage.kafka, stage.place.topics
+    kafka.send(create(1))
+
+    def one_marker_came() -> None:
+        torn = kafka.lose_markers(f"{topics.prefix}-0")
+        torn.state = TxnState.COMMITTED
+        kafka.mark(torn, (topics.outcomes, 0))
+        left.append(torn)
+        raise ConnectionError("the broker went away")
+
+    left: list[Transaction] = []
+    stage.script.at(Point.COMMIT, one_marker_came)
+    async with stage.running():
+        await kafka.until(lambda: any(one.told_stuck for one in stage.histories))
+        assert "abort" not in kafka.journal
+        for topic in (topics.audit, topics.state):
+            kafka.mark(left[0], (topic, 0))
+        await stage.quiet()
+
+    assert len(kafka.outcomes) == 1
     stage.assert_clean()
 
 

@@ -186,7 +186,7 @@ async def test_while_somebody_writes_the_topics_are_taken_where_a_transaction_en
     await stage.works()
 
     class Busy(ScriptedHistory):
-        async def settled(self, topics: Any) -> Any:
+        async def settled(self, topics: Any, stuck: Any = None) -> Any:
             """The ends are not of one moment: a transaction comes between two of them."""
             first, *rest = topics
             found = await super().settled(rest)

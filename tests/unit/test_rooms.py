@@ -21,7 +21,7 @@ ROOMS = (
     *("rows", "codec", "placement"),
     *("batch", "burial", "handler", "cache"),
     *("ports", "standing", "fold", "snapshots", "recovery", "still", "rebuilding", "repair"),
-    *("loading", "metrics", "tracing"),
+    *("leftover", "loading", "metrics", "tracing"),
     *("timers", "retention", "errands", "outbound", "partition", "standby", "worker"),
     *(
         "logs",

@@ -12,7 +12,7 @@ from processor.adapters.kafka.closing import stop_consumer
 from processor.adapters.kafka.errors import HistoryStalled
 from processor.adapters.kafka.pace import paced
 from processor.codec import Record
-from processor.ports import Extent
+from processor.ports import Extent, Stuck
 
 log = structlog.get_logger()
 
@@ -25,6 +25,8 @@ FETCH_MAX_WAIT_MS: Final = 10
 """How long the broker holds a fetch where nothing follows; other requests wait behind it."""
 SETTLE_POLL_S: Final = 0.02
 SETTLE_REPORT_S: Final = 5.0
+STUCK_S: Final = 0.5
+"""After this an open transaction is no batch under way; told again after twice as long."""
 STALL_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 2.0
 
@@ -104,7 +106,7 @@ class KafkaHistory:
         self._stall_timeout_s = stall_timeout_s
         self._tell = tell
 
-    async def settled(self, topics: Sequence[str]) -> dict[str, Extent]:
+    async def settled(self, topics: Sequence[str], stuck: Stuck | None = None) -> dict[str, Extent]:
         """The extents of `topics` as the high watermarks stand now, once the last stable offsets
         have reached them: below an open transaction of anybody, the newest records are hidden,
         and an older position would be taken for the newest."""
@@ -114,7 +116,8 @@ class KafkaHistory:
         )
         starts = await uncommitted.beginning_offsets(tps)
         ends = await uncommitted.end_offsets(tps)
-        reported = time.monotonic()
+        began = reported = time.monotonic()
+        stuck_s = STUCK_S
         while True:
             stable = await committed.end_offsets(tps)
             hidden = [tp for tp in tps if stable[tp] < ends[tp]]
@@ -136,6 +139,9 @@ class KafkaHistory:
                     topics=[tp.topic for tp in hidden],
                     stable_offsets=[stable[tp] for tp in hidden],
                 )
+            if stuck is not None and time.monotonic() - began > stuck_s:
+                stuck_s *= 2
+                await stuck([tp.topic for tp in hidden])
             await asyncio.sleep(SETTLE_POLL_S)
 
     async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 
 from processor.adapters.kafka.closing import stop_producer
 from processor.adapters.kafka.pace import paced
 from processor.batch import Outgoing
-from processor.errors import TaskflowError
+from processor.errors import ProducerSuspect, TaskflowError
 from processor.ports import Written
 from schemas.topics import DEAD_LETTER_MAX_BYTES, MESSAGE_MAX_BYTES, Topics
 
@@ -189,6 +189,33 @@ class TransactionalWriter:
         ]
         *_, last = await asyncio.gather(*futures)
         return last._replace(offset=last.offset + pack.in_last - 1)
+
+    async def abort_open(self) -> None:
+        """Have an abort marker written to each topic of ours, by a transaction without a record.
+
+        To add a partition and send nothing has no public name; the version is pinned and a test
+        guards this.
+        """
+        producer, topics = self._producer, self._topics
+        assert producer is not None, "a writer is started before it aborts"
+        self._attempts = 0
+        try:
+            async with asyncio.timeout(self._commit_timeout_s):
+                await producer.begin_transaction()
+                for topic in (
+                    *(topics.state, topics.outcomes, topics.audit),
+                    *(topics.dead_letters, topics.control),
+                ):
+                    producer._txn_manager.maybe_add_partition_to_txn(
+                        TopicPartition(topic, self._partition)
+                    )
+                await producer.abort_transaction()
+        except TimeoutError as error:
+            raise CommitUncertain(
+                f"an abort was not acknowledged within {self._commit_timeout_s:g} s"
+            ) from error
+        if self._attempts != 1:
+            raise ProducerSuspect("an abort was sent twice; the producer is replaced")
 
     def discard(self) -> None:
         """Stop the producer in the background: it may wait for a whole request, or hang without
