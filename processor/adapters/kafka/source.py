@@ -22,6 +22,7 @@ from aiokafka.errors import (
 from processor.adapters.kafka.closing import stop_consumer
 from processor.adapters.kafka.membership import Membership
 from processor.adapters.kafka.pace import paced
+from processor.adapters.kafka.proofs import Proofs
 from processor.errors import OwnershipLost, SourceFailed, TaskflowError
 from processor.ports import Fetched
 from processor.rows import Position
@@ -32,7 +33,6 @@ log = structlog.get_logger()
 FETCH_MAX_WAIT_MS: Final = 20
 """How long the broker holds a fetch. One fetch per broker is under way at a time, and a partition
 that it does not ask for waits for its end: this is latency, not only idleness."""
-CONFIRM_TIMEOUT_S: Final = 5.0
 TELL_EVERY_S: Final = 1.0
 """How often the group hears how far we are."""
 TELL_TIMEOUT_S: Final = 2.0
@@ -94,6 +94,7 @@ class GroupSource:
             partition_assignment_strategy=(RangePartitionAssignor,),
         )
         paced(self._consumer._client)
+        self._proofs = Proofs(self._consumer.commit)
 
     async def start(self) -> None:
         await self._consumer.start()
@@ -185,7 +186,7 @@ class GroupSource:
         commands, control = self._pair(partition)
         offsets = {commands: position.commands, control: position.control}
         try:
-            await asyncio.wait_for(self._consumer.commit(offsets), CONFIRM_TIMEOUT_S)
+            await self._proofs.prove(offsets)
         except (
             CommitFailedError,
             IllegalGenerationError,

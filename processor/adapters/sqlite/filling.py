@@ -51,9 +51,9 @@ ANSWERS: Final = """
         (key, at_ms, digest, revision, status, first_event_id, event_count, refusal)
     VALUES :rows
 """
-AT_ONCE: Final = 2_048
-"""Rows in a statement, about as many as are read at once: at the end of each, its thread waits for
-the GIL."""
+SIZES: Final = (2_048, 512, 128, 32, 8, 2, 1)
+"""Rows in a statement, at first as many as are read at once: at the end of each, its thread waits
+for the GIL. Few sizes: a statement stays prepared, and keeps what it was given last."""
 OFF: Final = 0
 CHECKPOINT_TRIES: Final = 30
 """How often to wait for those who look on (a second each) before what is filled is made durable."""
@@ -132,10 +132,13 @@ def _cut_short(filling: Filling, first_number: int) -> Iterator[tuple[str, int]]
 
 def _insert(db: sqlite3.Connection, text: str, width: int, rows: Sequence[Sequence[Any]]) -> None:
     row = f"({','.join('?' * width)})"
-    for start in range(0, len(rows), AT_ONCE):
-        some = rows[start : start + AT_ONCE]
-        values = ",".join([row] * len(some))
-        db.execute(text.replace(":rows", values), list(chain.from_iterable(some)))
+    start = 0
+    for size in SIZES:
+        while len(rows) - start >= size:
+            values = ",".join([row] * size)
+            some = chain.from_iterable(rows[start : start + size])
+            db.execute(text.replace(":rows", values), list(some))
+            start += size
 
 
 def _drop_older(db: sqlite3.Connection, table: str, key: str) -> None:
