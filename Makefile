@@ -72,7 +72,7 @@ soak: $(STAMP) ## Kills workers and broker 500 times, views 20 times, then break
 	$(BIN)/taskflow torture --minutes $(MINUTES) --seed $(SEED)
 
 schemas: $(STAMP) ## Writes schemas/json and asyncapi.yaml anew from the models
-	$(BIN)/python -m schemas.generate
+	$(BIN)/python -m processor.contract.publication.generate
 
 # uv resolves for every platform at once, which pip cannot; it is needed for nothing else.
 lock: $(STAMP) ## Resolves requirements.lock anew (make lock UPGRADE=--upgrade for newer versions)

@@ -22,8 +22,8 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
+from processor.contract.topics import SPECS
 from processor.errors import TaskflowError
-from schemas.topics import SPECS
 
 PREFIX: Final = "TASKFLOW_"
 OFF: Final = "off"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import hypothesis
 import pytest
 
-from processor.broker import EmbeddedBroker, embedded_broker
+from processor.embedded.broker import EmbeddedBroker, embedded_broker
 
 # The same examples on every machine and no deadline: a failure is a bug, not a slow neighbour.
 hypothesis.settings.register_profile("taskflow", derandomize=True, deadline=None)

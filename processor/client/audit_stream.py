@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from processor.client.errors import AuditGap, UnreadableEvent
 from processor.client.reader import CommittedReader, PositionLost, Start, count_partitions
-from processor.placement import partition_of
+from processor.contract import EVENTS, FlowEvent, Topics
+from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
+from processor.contract.values import EVENTS_PER_PARTITION
+from processor.engine.partitioner import partition_of
 from processor.settings import Settings, load_settings
-from schemas import EVENTS, FlowEvent, Topics
-from schemas.events import CHAIN_HEADER, TRACEPARENT_HEADER
-from schemas.values import EVENTS_PER_PARTITION
 
 FOLLOW_WAIT_S: Final = 1.0
 REPLAY_WAIT_S: Final = 0.05

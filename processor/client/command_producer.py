@@ -19,14 +19,14 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import RecordMetadata
 
-from processor.adapters.kafka.closing import stop_producer
-from processor.adapters.kafka.connection import (
+from processor.adapters.kafka.client_config import (
     compression_type,
     connection_options,
     ensure_reachable,
 )
 from processor.adapters.kafka.errors import explained
-from processor.adapters.kafka.pace import paced
+from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.shutdown import stop_producer
 from processor.client.errors import CommandNotSent
 from processor.settings import Settings
 

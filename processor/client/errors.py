@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from processor.contract import Command
 from processor.errors import TaskflowError
-from schemas import Command
 
 if TYPE_CHECKING:
     from processor.client.flow_client import Receipt

@@ -17,11 +17,11 @@ from processor.client.errors import CommandNotSent, OutcomeTimeout
 from processor.client.pending import NoLongerRead, Pending, Registry
 from processor.client.preparation import Prepared, prepare
 from processor.client.reader import CommittedReader, PositionLost, count_partitions
+from processor.contract import Command, Outcome, Source, Topics
+from processor.contract.events import TRACEPARENT_HEADER
 from processor.errors import TaskflowError
 from processor.settings import Settings, load_settings
-from processor.tracing import producer_traces
-from schemas import Command, Outcome, Source, Topics
-from schemas.events import TRACEPARENT_HEADER
+from processor.telemetry.tracing import producer_traces
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from schemas import Outcome, Source
-from schemas.outcomes import FORGOTTEN
+from processor.contract import Outcome, Source
+from processor.contract.outcomes import FORGOTTEN
 
 SEEN_MAX: Final = 16
 """Outcomes that one call keeps before it knows where its own record lies."""

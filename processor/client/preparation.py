@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from processor.client.errors import InvalidCommand
-from processor.codec import Draft, Readable, decode, encode
-from schemas import Command, instant
-from schemas.commands import CommandBase
+from processor.contract import Command, instant
+from processor.contract.commands import CommandBase
+from processor.engine.codec import Draft, Readable, decode, encode
 
 
 class Prepared(NamedTuple):

@@ -11,11 +11,11 @@ from typing import Final, Literal
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAuthorizationFailedError
 
-from processor.adapters.kafka.admin import partition_counts
-from processor.adapters.kafka.closing import stop_consumer
-from processor.adapters.kafka.connection import connection_options
+from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.errors import TopicsWrong, explain, explained
-from processor.adapters.kafka.pace import paced
+from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.shutdown import stop_consumer
+from processor.adapters.kafka.topic_admin import partition_counts
 from processor.settings import Settings
 
 _STOP_TIMEOUT_S: Final = 2.0

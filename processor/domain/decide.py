@@ -9,6 +9,18 @@ from typing import Any, Final, NamedTuple, assert_never
 
 import orjson
 
+from processor.contract.commands import (
+    CONTROL_ONLY,
+    Command,
+    CommandKind,
+    CreateManaged,
+    CreateMirrored,
+    RecordStepObservation,
+)
+from processor.contract.events import EventKind
+from processor.contract.flow import Flow, FlowStatus, FlowStep
+from processor.contract.outcomes import Code
+from processor.contract.values import RESULT_MAX_BYTES, STATE_MAX_BYTES, instant, parse_timestamp
 from processor.domain import evolve
 from processor.domain.evolve import STATE_UPDATED
 from processor.domain.facts import Fact, new_fact
@@ -21,18 +33,6 @@ from processor.domain.transitions import (
     destination,
     refusal,
 )
-from schemas.commands import (
-    CONTROL_ONLY,
-    Command,
-    CommandKind,
-    CreateManaged,
-    CreateMirrored,
-    RecordStepObservation,
-)
-from schemas.events import EventKind
-from schemas.flow import Flow, FlowStatus, FlowStep
-from schemas.outcomes import Code
-from schemas.values import RESULT_MAX_BYTES, STATE_MAX_BYTES, instant, parse_timestamp
 
 DAY_MS: Final = 86_400_000
 KINDS_BY_NAME: Final[Mapping[str, CommandKind]] = MappingProxyType(

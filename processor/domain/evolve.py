@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Any, Final, assert_never
 
+from processor.contract.events import EventKind
+from processor.contract.flow import Flow, FlowStep
 from processor.domain.facts import Fact
-from schemas.events import EventKind
-from schemas.flow import Flow, FlowStep
 
 # Python 3.11 runs a function whenever an enum is asked for a member: half of what evolving cost.
 CREATED: Final = EventKind.CREATED

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from schemas.events import EventKind
-from schemas.flow import FlowStatus
+from processor.contract.events import EventKind
+from processor.contract.flow import FlowStatus
 
 
 class Fact(NamedTuple):

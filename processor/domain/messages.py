@@ -3,8 +3,8 @@
 from types import MappingProxyType
 from typing import Any, Final
 
-from schemas.commands import CommandKind
-from schemas.outcomes import Code
+from processor.contract.commands import CommandKind
+from processor.contract.outcomes import Code
 
 ACCEPTED: Final = MappingProxyType(
     {

@@ -7,9 +7,9 @@ from functools import cache
 from types import MappingProxyType
 from typing import Final
 
-from schemas.commands import CONTROL_ONLY, CommandKind
-from schemas.flow import Flow, FlowStatus
-from schemas.outcomes import Code
+from processor.contract.commands import CONTROL_ONLY, CommandKind
+from processor.contract.flow import Flow, FlowStatus
+from processor.contract.outcomes import Code
 
 # By name, here and elsewhere: Python 3.11 runs a function whenever an enum is asked for a member.
 CREATED, RUNNING, WAITING = FlowStatus.CREATED, FlowStatus.RUNNING, FlowStatus.WAITING

@@ -2,9 +2,9 @@
 
 from typing import Any, Final
 
+from processor.contract.flow import Flow
+from processor.contract.values import parse_timestamp
 from processor.domain.transitions import WAITING
-from schemas.flow import Flow
-from schemas.values import parse_timestamp
 
 AT_ONCE_MS: Final = 0
 """Due since ever: somebody asked to cancel the flow."""

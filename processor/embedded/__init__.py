@@ -1,1 +1,1 @@
-"""The parts of the embedded broker; `processor.broker` is its door."""
+"""The parts of the embedded broker; `processor.embedded.broker` is its door."""

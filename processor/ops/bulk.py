@@ -12,25 +12,25 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from processor.contract.flow import FlowStatus
 from processor.domain.transitions import TERMINAL
-from processor.ops.paths import ABSENT, Path, parse, value_at
-from schemas.flow import FlowStatus
+from processor.ops.json_path import ABSENT, Path, parse, value_at
 
 Doc = Mapping[str, Any]
 
 
-class Action(StrEnum):
+class BulkAction(StrEnum):
     CANCEL = "cancel"
     FAIL = "fail"
     RESUME = "resume"
     PRUNE = "prune"
 
 
-FROM: Final[Mapping[Action, frozenset[FlowStatus]]] = {
-    Action.CANCEL: frozenset(FlowStatus) - TERMINAL,
-    Action.FAIL: frozenset({FlowStatus.RUNNING, FlowStatus.WAITING}),
-    Action.RESUME: frozenset({FlowStatus.WAITING}),
-    Action.PRUNE: TERMINAL,
+FROM: Final[Mapping[BulkAction, frozenset[FlowStatus]]] = {
+    BulkAction.CANCEL: frozenset(FlowStatus) - TERMINAL,
+    BulkAction.FAIL: frozenset({FlowStatus.RUNNING, FlowStatus.WAITING}),
+    BulkAction.RESUME: frozenset({FlowStatus.WAITING}),
+    BulkAction.PRUNE: TERMINAL,
 }
 """The statuses that an order is for; in any other it would only be refused."""
 
@@ -40,7 +40,7 @@ _COMPARED: Final = re.compile(
 )
 
 
-class Target(NamedTuple):
+class BulkTarget(NamedTuple):
     """A flow as it was seen."""
 
     flow_id: str
@@ -122,13 +122,13 @@ def _compared(found: Any, by: str, value: Any) -> bool:
 class Filter(NamedTuple):
     """What flows an order is for; `before` is a timestamp as flows have it. None: whatever."""
 
-    action: Action
+    action: BulkAction
     owner: str | None = None
     status: FlowStatus | None = None
     before: str | None = None
     where: Sequence[Condition] = ()
 
-    def target(self, flow: Doc) -> Target | None:
+    def target(self, flow: Doc) -> BulkTarget | None:
         """The flow as a target, if it is meant."""
         meant = (
             flow["status"] in FROM[self.action]
@@ -139,23 +139,23 @@ class Filter(NamedTuple):
         )
         if not meant:
             return None
-        return Target(flow["id"], flow["status"], flow["updated_at"], flow["revision"])
+        return BulkTarget(flow["id"], flow["status"], flow["updated_at"], flow["revision"])
 
 
-def digest(action: Action, reason: str | None, targets: Iterable[Target]) -> str:
+def digest(action: BulkAction, reason: str | None, targets: Iterable[BulkTarget]) -> str:
     """16 hex digits that stand for the order: what is done, and to which flows at which
     revisions."""
     order = [action, reason, sorted((one.flow_id, one.revision) for one in targets)]
     return blake2b(orjson.dumps(order), digest_size=8).hexdigest()
 
 
-Order = Callable[[Target], dict[str, object]]
+Order = Callable[[BulkTarget], dict[str, object]]
 
 
-def order(action: Action, by: str, reason: str | None = None) -> Order:
+def order(action: BulkAction, by: str, reason: str | None = None) -> Order:
     """Makes the command for each target."""
 
-    def command(target: Target) -> dict[str, object]:
+    def command(target: BulkTarget) -> dict[str, object]:
         made: dict[str, object] = {
             "kind": action.value,
             "flow_id": target.flow_id,

@@ -8,11 +8,11 @@ what was sent back already.
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from processor.codec import Headers, Record
-from processor.ops.anatomy import Diagnosis, diagnose
-from processor.placement import partition_of
-from schemas import dead_letters
-from schemas.values import parse_timestamp
+from processor.contract import dead_letters
+from processor.contract.values import parse_timestamp
+from processor.engine.codec import Headers, Record
+from processor.engine.partitioner import partition_of
+from processor.ops.diagnose import Diagnosis, diagnose
 
 ADDED: Final = (
     *(dead_letters.CODE, dead_letters.MESSAGE, dead_letters.SOURCE_TOPIC),
@@ -33,7 +33,7 @@ class Spot(NamedTuple):
         return f"{self.partition}/{self.offset}"
 
 
-class Letter(NamedTuple):
+class DeadLetterRecord(NamedTuple):
     """`headers` are the original ones; `at_ms` is when the dead letter was written, `source_ms`
     when the record was. What is not told is empty, 0 or None: anybody may have written it."""
 
@@ -64,7 +64,7 @@ class Letter(NamedTuple):
         return diagnose(self.key, self.value)
 
 
-class Outbound(NamedTuple):
+class RedriveRecord(NamedTuple):
     """A record to write to `topic`; `partition` None: by its key."""
 
     topic: str
@@ -74,7 +74,7 @@ class Outbound(NamedTuple):
     headers: Headers
 
 
-def letter_of(record: Record) -> Letter:
+def letter_of(record: Record) -> DeadLetterRecord:
     """The letter in a record of the dead letters' topic."""
     original, added = _split(record.headers)
     number = {
@@ -90,7 +90,7 @@ def letter_of(record: Record) -> Letter:
         source_ms = parse_timestamp(added.get(dead_letters.SOURCE_TIMESTAMP, ""))
     except ValueError:
         source_ms = 0
-    return Letter(
+    return DeadLetterRecord(
         Spot(record.partition, record.offset),
         record.timestamp,
         record.key,
@@ -119,14 +119,14 @@ def _split(headers: Headers) -> tuple[Headers, dict[str, str]]:
 
 
 def outbound(
-    letter: Letter, name: str, *, key: bytes | None = None, value: bytes | None = None
-) -> Outbound:
+    letter: DeadLetterRecord, name: str, *, key: bytes | None = None, value: bytes | None = None
+) -> RedriveRecord:
     """What goes back for a letter of the topic `name`, with `key` and `value` if they were
     edited."""
     headers = [(n, v) for n, v in letter.headers if n not in OF_A_JOURNEY]
     headers.append((dead_letters.REDRIVEN_FROM, f"{name}/{letter.spot}".encode()))
     key = letter.key if key is None else key
-    return Outbound(
+    return RedriveRecord(
         letter.source_topic,
         letter.source_partition if key is None else None,
         key,
@@ -135,7 +135,7 @@ def outbound(
     )
 
 
-def partition_for(record: Outbound, partitions: int) -> int:
+def partition_for(record: RedriveRecord, partitions: int) -> int:
     """Without a key, where it came from."""
     if record.partition is not None:
         return record.partition % partitions
@@ -162,7 +162,7 @@ class Wanted(NamedTuple):
     until_ms: int | None = None
     key: bytes | None = None
 
-    def takes(self, letter: Letter) -> bool:
+    def takes(self, letter: DeadLetterRecord) -> bool:
         return (
             (not self.spots or letter.spot in self.spots)
             and self.code in (None, letter.code)

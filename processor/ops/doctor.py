@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from schemas.topics import Topics
-from schemas.values import instant
+from processor.contract.topics import Topics
+from processor.contract.values import instant
 
 PYTHON_MIN: Final = (3, 11)
 AIOKAFKA: Final = "0.14.0"

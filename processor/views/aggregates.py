@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from schemas.flow import FlowStatus
+from processor.contract.flow import FlowStatus
 
 _BUCKETS_PER_DOUBLING: Final = 4
 _ENDS: Final = ("finished", "failed", "cancelled")
@@ -27,7 +27,7 @@ def bucket_limit_ms(number: int) -> float:
 
 
 @dataclass(slots=True)
-class Stay:
+class StatusDuration:
     """How long flows stayed in a status that they left."""
 
     count: int = 0
@@ -68,7 +68,7 @@ class Stay:
 
 
 @dataclass(slots=True)
-class Minute:
+class MinuteCounts:
     """What happened within a minute, or within many."""
 
     events: int = 0
@@ -76,7 +76,7 @@ class Minute:
     finished: int = 0
     failed: int = 0
     cancelled: int = 0
-    stays: dict[str, Stay] = field(default_factory=dict)
+    stays: dict[str, StatusDuration] = field(default_factory=dict)
     """By the status that was left."""
 
     def moves(self, origin: FlowStatus | None, to: FlowStatus, stayed_ms: int) -> None:
@@ -84,7 +84,7 @@ class Minute:
         if origin is None:
             self.created += 1
         else:
-            self.stays.setdefault(origin.value, Stay()).note(stayed_ms)
+            self.stays.setdefault(origin.value, StatusDuration()).note(stayed_ms)
             if to.value in _ENDS:
                 setattr(self, to.value, getattr(self, to.value) + 1)
 
@@ -92,7 +92,7 @@ class Minute:
         for name in _COUNTED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for status, stay in other.stays.items():
-            self.stays.setdefault(status, Stay()).add(stay)
+            self.stays.setdefault(status, StatusDuration()).add(stay)
 
     def as_json(self) -> dict[str, Any]:
         stays = {status: stay.as_json() for status, stay in sorted(self.stays.items())}
@@ -100,7 +100,7 @@ class Minute:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        stays = {status: Stay.from_json(stay) for status, stay in value["stays"].items()}
+        stays = {status: StatusDuration.from_json(stay) for status, stay in value["stays"].items()}
         return cls(**{name: value[name] for name in _COUNTED}, stays=stays)
 
 
@@ -143,10 +143,10 @@ class Totals:
         return cls(Counter(value["flows"]), Counter(value["kinds"]), value["cancel_requested"])
 
 
-def added_minutes(parts: Iterable[Mapping[str, Any]]) -> Minute:
-    minute = Minute()
+def added_minutes(parts: Iterable[Mapping[str, Any]]) -> MinuteCounts:
+    minute = MinuteCounts()
     for part in parts:
-        minute.add(Minute.from_json(part))
+        minute.add(MinuteCounts.from_json(part))
     return minute
 
 

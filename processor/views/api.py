@@ -7,21 +7,22 @@ from typing import Any, Final, TypeVar
 import orjson
 from aiohttp import web
 
-from processor.placement import partition_of
+from processor.contract.values import EVENTS_PER_PARTITION
+from processor.engine.partitioner import partition_of
 from processor.settings import Settings
-from processor.views import answers, models, queries
-from processor.views.commands import Commands
-from processor.views.cursors import BadCursor, keyset, read_vector
-from processor.views.group import Group
+from processor.views import models, queries
+from processor.views import scatter_gather as answers
+from processor.views.command_endpoint import CommandEndpoint
+from processor.views.consumer_group import WorkerGroup
 from processor.views.models import ReadQuery
+from processor.views.pagination import BadCursor, keyset, read_vector
 from processor.views.peers import PeerFailed, Peers
-from processor.views.problems import Problem
+from processor.views.problem_details import ProblemError
 from processor.views.projection import at_ms
 from processor.views.queries import BadQuery
+from processor.views.read_model import ReadModel
 from processor.views.routes import ROUTES, Route
-from processor.views.streams import Streams
-from processor.views.view import View
-from schemas.values import EVENTS_PER_PARTITION
+from processor.views.server_sent_events import EventStreams
 
 Json = dict[str, Any]
 Q = TypeVar("Q", bound=ReadQuery)
@@ -35,18 +36,18 @@ class Api:
     def __init__(
         self,
         settings: Settings,
-        view: View,
+        view: ReadModel,
         peers: Peers,
         *,
-        group: Group,
-        commands: Commands,
+        group: WorkerGroup,
+        commands: CommandEndpoint,
     ) -> None:
         self._all = range(settings.partitions)
         self._view = view
         self._peers = peers
         self._group = group
         self._commands = commands
-        self._streams = Streams(view, peers, settings.partitions)
+        self._streams = EventStreams(view, peers, settings.partitions)
 
     def routes(self) -> list[web.RouteDef]:
         """Every route of ROUTES, and what the workers ask each other for."""
@@ -66,7 +67,7 @@ class Api:
                 response = await handler(request)
                 status = str(response.status)
                 return response
-            except Problem as problem:
+            except ProblemError as problem:
                 status = str(problem.status)
                 raise
             finally:
@@ -169,10 +170,10 @@ class Api:
 
         parts, view = await self._ask(request, query, here, wanted=[partition])
         if not view["complete"]:
-            raise Problem("unavailable", f"No view worker answers for partition {partition}.")
+            raise ProblemError("unavailable", f"No view worker answers for partition {partition}.")
         found = next((part for part in parts if part), None)
         if found is None:
-            raise Problem("not_found", "There is no such flow.")
+            raise ProblemError("not_found", "There is no such flow.")
         return {**found, "view": view}
 
     # Answering
@@ -346,8 +347,8 @@ def _by_partition(event_ids: Collection[int]) -> dict[int, list[int]]:
     return found
 
 
-def _not_yet() -> Problem:
-    return Problem("not_yet", "Ask again, or with a longer `wait`; or leave `after` out.")
+def _not_yet() -> ProblemError:
+    return ProblemError("not_yet", "Ask again, or with a longer `wait`; or leave `after` out.")
 
 
 def _raise_if_final(failed: PeerFailed) -> None:
@@ -356,7 +357,7 @@ def _raise_if_final(failed: PeerFailed) -> None:
     if problem is not None and problem.get("code") in (
         *("bad_request", "not_yet", "not_found", "revision_unknown", "too_expensive"),
     ):
-        raise Problem(problem["code"], problem["detail"], errors=problem.get("errors", ()))
+        raise ProblemError(problem["code"], problem["detail"], errors=problem.get("errors", ()))
 
 
 def _json(answer: Any, status: int) -> web.Response:

@@ -12,10 +12,10 @@ from typing import Any, Final, NamedTuple
 import aiosqlite
 import orjson
 
+from processor.contract.flow import Flow, FlowStatus
+from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
 from processor.errors import TaskflowError
-from processor.views.projection import Changes, Viewed, wait_ends_ms
-from schemas.flow import Flow, FlowStatus
-from schemas.values import EVENTS_PER_PARTITION, instant, parse_timestamp
+from processor.views.projection import ProjectionChanges, Viewed, wait_ends_ms
 
 FORMAT: Final = 2
 NAME: Final = "views.sqlite"
@@ -44,7 +44,7 @@ class TooExpensive(TaskflowError):
     retriable = True
 
 
-class Position(NamedTuple):
+class ViewPosition(NamedTuple):
     """How far a partition of a topic is projected: the next offset; the newest event's id
     (partition * 2^40: none), and when the broker appended its record."""
 
@@ -53,7 +53,7 @@ class Position(NamedTuple):
     at_ms: int
 
 
-class Letter(NamedTuple):
+class DeadLetterRow(NamedTuple):
     """A dead letter as it is shown: `doc` is JSON."""
 
     partition: int
@@ -63,14 +63,14 @@ class Letter(NamedTuple):
     doc: bytes
 
 
-class Batch(NamedTuple):
+class ProjectionBatch(NamedTuple):
     """What is written in one transaction."""
 
-    changes: Changes
-    letters: Sequence[Letter]
+    changes: ProjectionChanges
+    letters: Sequence[DeadLetterRow]
     aggregates: Mapping[tuple[str, int, int], bytes | None]
     """(table, partition, window's beginning in s) → its row; None: it is to go."""
-    positions: Mapping[tuple[str, int], Position]
+    positions: Mapping[tuple[str, int], ViewPosition]
 
 
 def remove(folder: Path) -> None:
@@ -89,11 +89,11 @@ class Database:
         for reader in readers:
             self._free.put_nowait(reader)
 
-    async def positions(self) -> dict[tuple[str, int], Position]:
+    async def positions(self) -> dict[tuple[str, int], ViewPosition]:
         rows = await self._writer.execute_fetchall(
             "SELECT topic, partition, next, event_id, at_ms FROM position"
         )
-        return {(row[0], row[1]): Position(*row[2:]) for row in rows}
+        return {(row[0], row[1]): ViewPosition(*row[2:]) for row in rows}
 
     async def aggregates(self) -> list[tuple[str, int, int, Any]]:
         rows = await self._writer.execute_fetchall(
@@ -117,7 +117,7 @@ class Database:
                 found[flow.id] = Viewed(number, flow, since_ms, events, last_event_id)
         return found
 
-    async def write(self, batch: Batch) -> None:
+    async def write(self, batch: ProjectionBatch) -> None:
         """All of it, or nothing. Who is cancelled meanwhile leaves when it is over, so that no two
         writes meet."""
         writing = asyncio.ensure_future(self._write(batch))
@@ -127,7 +127,7 @@ class Database:
             await asyncio.wait([writing])
             raise
 
-    async def _write(self, batch: Batch) -> None:
+    async def _write(self, batch: ProjectionBatch) -> None:
         writer, changes = self._writer, batch.changes
         new = [_flow_row(v) for n, v in changes.flows.items() if n in changes.created]
         old = [_flow_row(v) for n, v in changes.flows.items() if n not in changes.created]
@@ -181,7 +181,7 @@ class Database:
             return await reader.rows(sql, parameters)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator["Reader"]:
+    async def reading(self) -> AsyncIterator["ViewReader"]:
         """Several queries that see one state of the file, in QUERY_MAX_S all together."""
         connection = await self._free.get()
         deadline = time.monotonic() + QUERY_MAX_S
@@ -190,7 +190,7 @@ class Database:
                 lambda: time.monotonic() > deadline, _PROGRESS_STEPS
             )
             await connection.execute("BEGIN")
-            yield Reader(connection)
+            yield ViewReader(connection)
         finally:
             await asyncio.shield(_ended(connection, self._free))
 
@@ -199,7 +199,7 @@ class Database:
             await connection.close()
 
 
-class Reader:
+class ViewReader:
     """One state of the file."""
 
     def __init__(self, connection: aiosqlite.Connection) -> None:

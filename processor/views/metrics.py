@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from processor.metrics import LATENCY_BUCKETS_S, SIZE_BUCKETS, Exposed
+from processor.telemetry.metrics import LATENCY_BUCKETS_S, SIZE_BUCKETS, Exposed
 
 
 class ViewMetrics(Exposed):

@@ -11,10 +11,10 @@ from pydantic import (
     model_validator,
 )
 
-from schemas.events import AnyEvent, EventKind
-from schemas.flow import Flow, FlowStatus, FlowStep
-from schemas.outcomes import Code, Outcome
-from schemas.values import (
+from processor.contract.events import AnyEvent, EventKind
+from processor.contract.flow import Flow, FlowStatus, FlowStep
+from processor.contract.outcomes import Code, Outcome
+from processor.contract.values import (
     EventId,
     Instant,
     Json,
@@ -39,7 +39,7 @@ def _split(value: object) -> object:
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """What all answers share."""
 
     model_config = ConfigDict(
@@ -145,7 +145,7 @@ class CommandQuery(Query):
 # What stands beside every answer
 
 
-class PartitionView(Answer):
+class PartitionView(ResponseModel):
     """How far one partition of `audit` is projected."""
 
     partition: Annotated[int, Field(ge=0)]
@@ -155,7 +155,7 @@ class PartitionView(Answer):
     """Offsets of `audit` that are committed and not projected yet; null if not known yet."""
 
 
-class View(Answer):
+class View(ResponseModel):
     """How fresh and how whole an answer is."""
 
     complete: bool
@@ -172,7 +172,7 @@ class View(Answer):
 # Flows
 
 
-class FlowSummary(Answer):
+class FlowSummary(ResponseModel):
     """A flow without its state."""
 
     id: Uuid
@@ -195,14 +195,14 @@ class FlowSummary(Answer):
     state_bytes: Annotated[int, Field(ge=0)]
 
 
-class FlowPage(Answer):
+class FlowPage(ResponseModel):
     items: list[FlowSummary]
     next_cursor: str | None
     """null: there is no more."""
     view: View
 
 
-class FlowAnswer(Answer):
+class FlowAnswer(ResponseModel):
     flow: Flow
     steps: list[FlowStep]
     """The oldest first, at most 1000 and 4 MiB."""
@@ -217,7 +217,7 @@ class FlowAnswer(Answer):
     view: View
 
 
-class EventPage(Answer):
+class EventPage(ResponseModel):
     items: list[AnyEvent]
     next_cursor: str | None
     view: View
@@ -226,7 +226,7 @@ class EventPage(Answer):
 # Statistics
 
 
-class Minute(Answer):
+class Minute(ResponseModel):
     """What happened within one minute by the broker's clock."""
 
     at: Instant
@@ -238,7 +238,7 @@ class Minute(Answer):
     events: int
 
 
-class Duration(Answer):
+class Duration(ResponseModel):
     """How long flows stayed in a status that they left within the time looked at."""
 
     status: FlowStatus
@@ -251,7 +251,7 @@ class Duration(Answer):
     max_ms: int
 
 
-class Rates(Answer):
+class Rates(ResponseModel):
     """Per second, over the last whole minutes: at most five of those looked at."""
 
     created: float
@@ -261,7 +261,7 @@ class Rates(Answer):
     events: float
 
 
-class Statistics(Answer):
+class Statistics(ResponseModel):
     flows: dict[FlowStatus, int]
     """How many flows have each status now."""
     flows_total: int
@@ -283,7 +283,7 @@ class Statistics(Answer):
 # Dead letters, partitions
 
 
-class DeadLetter(Answer):
+class DeadLetter(ResponseModel):
     partition: Annotated[int, Field(ge=0)]
     offset: Annotated[int, Field(ge=0)]
     at: Instant
@@ -299,14 +299,14 @@ class DeadLetter(Answer):
     """Bytes of the original value."""
 
 
-class DeadLetterPage(Answer):
+class DeadLetterPage(ResponseModel):
     items: list[DeadLetter]
     """Newest first."""
     next_cursor: str | None
     view: View
 
 
-class TopicLag(Answer):
+class TopicLag(ResponseModel):
     """How far the workers have decided a topic, by the offsets of their consumer group."""
 
     end: Annotated[int, Field(ge=0)]
@@ -314,7 +314,7 @@ class TopicLag(Answer):
     behind: Annotated[int, Field(ge=0)] | None
 
 
-class Partition(Answer):
+class Partition(ResponseModel):
     partition: Annotated[int, Field(ge=0)]
     worker: str | None
     """The worker that decides it: its client id and host; null: nobody."""
@@ -326,7 +326,7 @@ class Partition(Answer):
     audit_end: Annotated[int, Field(ge=0)] | None
 
 
-class Partitions(Answer):
+class Partitions(ResponseModel):
     items: list[Partition]
     group_state: str | None
     """Of the workers' consumer group, such as `Stable`, as Kafka says it."""
@@ -336,7 +336,7 @@ class Partitions(Answer):
 # Commands
 
 
-class Published(Answer):
+class Published(ResponseModel):
     """Where Kafka has put a command, and its outcome if that was awaited and came in time."""
 
     command_id: Uuid
@@ -362,7 +362,7 @@ class CommandBody(BaseModel):
 # The stream
 
 
-class StreamEvent(Answer):
+class StreamEvent(ResponseModel):
     """`data` of an SSE event named `event`; its `id` is for `Last-Event-ID`.
 
     Other names: `ready` once what was there already has been sent, `lost` (data: a sentence)
@@ -374,7 +374,7 @@ class StreamEvent(Answer):
     """The flow's owner; null if the worker no longer knows."""
 
 
-class Problem(Answer):
+class Problem(ResponseModel):
     """RFC 9457, `application/problem+json`."""
 
     type: str

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from pydantic.json_schema import models_json_schema
 
+from processor.contract.values import UUID_PATTERN
 from processor.views.models import Problem, Query
 from processor.views.routes import ROUTES, Route
-from schemas.values import UUID_PATTERN
 
 HOME: Final = Path(__file__).parent / "openapi.json"
 _REF: Final = "#/components/schemas/{model}"

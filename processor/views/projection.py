@@ -7,13 +7,13 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from processor.contract.events import EventKind
+from processor.contract.flow import Flow, FlowStatus
+from processor.contract.values import EVENTS_PER_PARTITION, parse_timestamp
 from processor.domain.evolve import CREATED, PRUNED, STEP_OBSERVED, evolve
 from processor.domain.facts import Fact, new_fact
 from processor.errors import TaskflowError
-from processor.views.aggregates import Minute, Totals
-from schemas.events import EventKind
-from schemas.flow import Flow, FlowStatus
-from schemas.values import EVENTS_PER_PARTITION, parse_timestamp
+from processor.views.aggregates import MinuteCounts, Totals
 
 _KINDS: Final = {kind.value: kind for kind in EventKind}
 _STATUSES: Final = {status.value: status for status in FlowStatus}
@@ -38,7 +38,7 @@ class CannotFollow(ProjectionFailed):
         self.partition = partition
 
 
-class Read(NamedTuple):
+class AuditEvent(NamedTuple):
     """An event as it was read: its record's value, and that parsed."""
 
     doc: bytes
@@ -60,7 +60,7 @@ class Viewed:
 
 
 @dataclass(slots=True)
-class Changes:
+class ProjectionChanges:
     """What a batch does to the view, in rows."""
 
     flows: dict[int, Viewed] = field(default_factory=dict)
@@ -71,29 +71,29 @@ class Changes:
     """As they were when they went."""
     steps: dict[tuple[int, str], bytes] = field(default_factory=dict)
     events: list[tuple[int, int, int, int, str, bytes]] = field(default_factory=list)
-    minutes: dict[tuple[int, int], Minute] = field(default_factory=dict)
+    minutes: dict[tuple[int, int], MinuteCounts] = field(default_factory=dict)
     """(partition, the minute's beginning in ms) → what is to be added."""
     totals: dict[int, Totals] = field(default_factory=dict)
     """Partition → what is to be added."""
 
 
-def read(doc: bytes) -> Read:
+def read(doc: bytes) -> AuditEvent:
     """Raises ProjectionFailed if it is no event."""
     try:
         event = orjson.loads(doc)
         event["id"], event["flow_id"], _KINDS[event["kind"]]
     except (ValueError, TypeError, LookupError):
         raise ProjectionFailed(f"The audit holds what is no FlowEvent: {doc[:80]!r}.") from None
-    return Read(doc, event)
+    return AuditEvent(doc, event)
 
 
-def project(batch: list[Read], known: MutableMapping[str, Viewed]) -> Changes:
+def project(batch: list[AuditEvent], known: MutableMapping[str, Viewed]) -> ProjectionChanges:
     """What `batch`, in the order of the audit, does to the flows in `known` (by their ids, all
     that the batch touches and the view has). `known` is brought up to date.
 
     Raises CannotFollow; `known` is then to be forgotten.
     """
-    changes = Changes()
+    changes = ProjectionChanges()
     for one in batch:
         try:
             _project(one, known, changes)
@@ -105,7 +105,9 @@ def project(batch: list[Read], known: MutableMapping[str, Viewed]) -> Changes:
     return changes
 
 
-def _project(one: Read, known: MutableMapping[str, Viewed], changes: Changes) -> None:
+def _project(
+    one: AuditEvent, known: MutableMapping[str, Viewed], changes: ProjectionChanges
+) -> None:
     event = one.event
     event_id: int = event["id"]
     fact = new_fact(
@@ -123,7 +125,7 @@ def _project(one: Read, known: MutableMapping[str, Viewed], changes: Changes) ->
     start_ms = now_ms - now_ms % MINUTE_MS
     minute = changes.minutes.get((partition, start_ms))
     if minute is None:
-        minute = changes.minutes[partition, start_ms] = Minute()
+        minute = changes.minutes[partition, start_ms] = MinuteCounts()
     totals = changes.totals.get(partition)
     if totals is None:
         totals = changes.totals[partition] = Totals()
@@ -159,7 +161,7 @@ def _project(one: Read, known: MutableMapping[str, Viewed], changes: Changes) ->
     changes.events.append((event_id, number, now_ms, fact.revision, event["kind"], one.doc))
 
 
-def _evolve(viewed: Viewed, fact: Fact, now_ms: int, minute: Minute, totals: Totals) -> None:
+def _evolve(viewed: Viewed, fact: Fact, now_ms: int, minute: MinuteCounts, totals: Totals) -> None:
     before = viewed.flow
     after = evolve(before, fact)
     if after is None:

@@ -6,11 +6,13 @@ from typing import Any, Final
 
 import orjson
 
+from processor.contract.events import EventKind
+from processor.contract.flow import Flow, FlowStatus, FlowStep
+from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
 from processor.domain.evolve import PRUNED, STEP_OBSERVED, evolve, observed_step
 from processor.domain.facts import Fact
 from processor.domain.transitions import OWNER, allowed_from
-from processor.views.cursors import BadCursor, keyset, read_keyset
-from processor.views.database import FLOW_COLUMNS, Database, Reader, flow_of, marks
+from processor.views.database import FLOW_COLUMNS, Database, ViewReader, flow_of, marks
 from processor.views.models import (
     PAGE_BYTES,
     DeadLettersQuery,
@@ -18,9 +20,7 @@ from processor.views.models import (
     FlowsQuery,
     HistoryQuery,
 )
-from schemas.events import EventKind
-from schemas.flow import Flow, FlowStatus, FlowStep
-from schemas.values import EVENTS_PER_PARTITION, instant, parse_timestamp
+from processor.views.pagination import BadCursor, keyset, read_keyset
 
 Json = dict[str, Any]
 
@@ -226,7 +226,7 @@ def _answer(
     }
 
 
-async def _steps(reader: Reader, number: int) -> tuple[list[Any], int]:
+async def _steps(reader: ViewReader, number: int) -> tuple[list[Any], int]:
     ((total,),) = await reader.rows("SELECT count(*) FROM step WHERE flow = ?", (number,))
     rows = await reader.rows(
         "SELECT doc FROM step WHERE flow = ? ORDER BY doc ->> 'created_at', run_id LIMIT ?",
@@ -235,7 +235,7 @@ async def _steps(reader: Reader, number: int) -> tuple[list[Any], int]:
     return [orjson.Fragment(doc) for doc in _within([(len(r[0]), r[0]) for r in rows])], total
 
 
-async def _as_it_was(reader: Reader, number: int, partition: int, revision: int) -> Json:
+async def _as_it_was(reader: ViewReader, number: int, partition: int, revision: int) -> Json:
     """Folds the flow's events up to the last one at `revision`."""
     found: Flow | None = None
     steps: dict[str, FlowStep] = {}
@@ -314,7 +314,7 @@ async def history(
     return items, keyset(kind, ids[-1]) if len(ids) < len(rows) else None
 
 
-async def _docs(reader: Reader, ids: Sequence[int]) -> list[Any]:
+async def _docs(reader: ViewReader, ids: Sequence[int]) -> list[Any]:
     """The events with these ids, in their order."""
     rows = await reader.rows(f"SELECT id, doc FROM event WHERE id IN ({marks(ids)})", ids)
     docs = dict(rows)

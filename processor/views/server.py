@@ -6,13 +6,13 @@ from typing import Final
 
 from aiohttp import web
 
-from processor.http import Report, Scraped, health_routes, listening
+from processor.contract.values import COMMAND_MAX_BYTES
 from processor.settings import Address
+from processor.telemetry.health_server import Report, Scraped, health_routes, listening
 from processor.views import openapi
 from processor.views.api import Api
-from processor.views.page import page_routes
-from processor.views.problems import say_problems
-from schemas.values import COMMAND_MAX_BYTES
+from processor.views.problem_details import say_problems
+from processor.views.static_files import page_routes
 
 # What the page asks for is in page.py.
 HEADERS: Final = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from processor.broker import EmbeddedBroker, embedded_broker
+from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from processor.settings import Settings
 from tests.benchmarks import latency, paced, scaling, stages, takeover, throughput, timers
 from tests.benchmarks.against_peers import latency_of

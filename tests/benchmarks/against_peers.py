@@ -24,8 +24,8 @@ import psutil
 import uvloop
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from processor.broker import EmbeddedBroker, embedded_broker
-from processor.placement import partition_of
+from processor.embedded.broker import EmbeddedBroker, embedded_broker
+from processor.engine.partitioner import partition_of
 from processor.settings import Settings
 from tests.benchmarks import paced, throughput
 from tests.benchmarks.contestants import (

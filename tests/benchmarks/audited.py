@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 
-from processor.placement import partition_of
+from processor.contract.events import CHAIN_HEADER, CHAIN_START
+from processor.contract.topics import Topics
+from processor.contract.values import EVENTS_PER_PARTITION, instant
+from processor.engine.partitioner import partition_of
 from processor.settings import Settings
-from schemas.events import CHAIN_HEADER, CHAIN_START
-from schemas.topics import Topics
-from schemas.values import EVENTS_PER_PARTITION, instant
 from tests.benchmarks.timers import flow_ids
 
 OWNERS = 10_000

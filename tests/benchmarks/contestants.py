@@ -19,9 +19,9 @@ from typing import Final, NamedTuple
 import psutil
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.contract.topics import Topics
 from processor.settings import Settings
-from schemas.topics import Topics
 from tests.benchmarks.running import running_worker
 
 HERE: Final = Path(__file__).parent / "peers"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from processor.client import FlowClient
-from processor.interpreter import GC_THRESHOLDS
+from processor.runtime import GC_THRESHOLDS
 from processor.settings import Settings
 from tests.benchmarks.running import percentile, running_worker
 

@@ -23,15 +23,15 @@ import psutil
 import uvloop
 from confluent_kafka import Producer
 
-from processor.adapters.kafka.admin import create_topics
-from processor.batch import cursor_record, first_event_id, snapshot_of
-from processor.broker import EmbeddedBroker, embedded_broker
-from processor.codec import flow_doc
-from processor.rows import FlowRow, Position
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.contract.flow import Flow, FlowStatus
+from processor.contract.topics import Topics
+from processor.contract.values import instant
+from processor.embedded.broker import EmbeddedBroker, embedded_broker
+from processor.engine.batch import cursor_record, first_event_id, snapshot_of
+from processor.engine.codec import flow_doc
+from processor.engine.rows import FlowRow, Position
 from processor.settings import Settings
-from schemas.flow import Flow, FlowStatus
-from schemas.topics import Topics
-from schemas.values import instant
 from tests.benchmarks import throughput
 from tests.benchmarks.results import Run, arguments
 from tests.benchmarks.running import cpu_s, machine, memory_bytes

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
-from processor.placement import partition_of
+from processor.engine.partitioner import partition_of
 from tests.benchmarks.running import percentile
 from tests.benchmarks.throughput import command
 

@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from processor.cli.common.progress import Bar
+from processor.cli.replay.parallel import Job, compare
 from processor.ops.replay.differences import Findings
 from processor.ops.replay.file_reader import reading
 from processor.ops.replay.recorded import RecordedPartition
 from processor.ops.replay.store import open_store
-from processor.program.comparing import Job, compare
-from processor.program.progress import Bar
 from processor.settings import Settings
-from tests.support.histories import export, random_history
+from tests.support.random_histories import export, random_history
 
 PARTITIONS = 4
 TRANSACTION_MAX = 500

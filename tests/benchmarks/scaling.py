@@ -15,7 +15,7 @@ from typing import Any, Final
 import psutil
 import uvloop
 
-from processor.broker import EmbeddedBroker, embedded_broker
+from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from processor.settings import Settings
 from tests.benchmarks import throughput
 from tests.benchmarks.results import Run, arguments

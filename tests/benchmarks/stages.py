@@ -18,16 +18,20 @@ import uvloop
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata, TopicPartition
 
-from processor.adapters.kafka.writer import BATCH_MAX_BYTES, RecordPack, TransactionalWriter
+from processor.adapters.kafka.transactional_producer import (
+    BATCH_MAX_BYTES,
+    KafkaTransactionalProducer,
+    RecordPack,
+)
 from processor.adapters.sqlite import FlowTable, open_table, table_path
-from processor.batch import Memory, Place, first_event_id, needs
-from processor.cache import FlowCache
-from processor.codec import decode
-from processor.handler import Handler
-from processor.interpreter import GC_THRESHOLDS
-from processor.rows import Position, Stored
+from processor.contract.topics import Topics
+from processor.engine.batch import LoadedState, PartitionConfig, first_event_id, needs
+from processor.engine.codec import decode
+from processor.engine.command_handler import CommandHandler
+from processor.engine.flow_cache import FlowCache
+from processor.engine.rows import Checkpoint, Position
+from processor.runtime import GC_THRESHOLDS
 from processor.settings import Settings
-from schemas.topics import Topics
 from tests.benchmarks.throughput import command
 from tests.support.partition import Appended
 
@@ -37,7 +41,9 @@ FLOWS: Final = 5_000
 TURNS: Final = 12
 """Commands of each flow: a create, a start, then updates."""
 APPENDED_AT_MS: Final = 1_795_000_000_000
-PLACE: Final = Place(partition=0, partitions=1, topics=Topics(), dedupe_window_ms=3_600_000)
+PLACE: Final = PartitionConfig(
+    partition=0, partitions=1, topics=Topics(), dedupe_window_ms=3_600_000
+)
 
 Cost = tuple[float, float]
 """CPU µs a command: of the event loop's thread, of all others."""
@@ -102,7 +108,7 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
     cache = FlowCache(256 * 2**20)
     producer: Any = _Producer(compression)
     position = Position(0, 0, first_event_id(PLACE.partition))
-    stored: Stored | None = None
+    stored: Checkpoint | None = None
     next_number = 1
     for start in range(0, len(records), BATCH):
         some = records[start : start + BATCH]
@@ -113,11 +119,11 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
         with costs_of.stage("recall: memory"):
             needed = needs(items)
             flows = cache.find(needed.flows)
-            memory = Memory(flows={flow_id: flows.get(flow_id) for flow_id in needed.flows})
+            memory = LoadedState(flows={flow_id: flows.get(flow_id) for flow_id in needed.flows})
         with costs_of.stage("recall: table"):
             memory.ledger = await table.recall(needed.ledger)
         with costs_of.stage("decide and encode"):
-            handler = Handler(PLACE, memory, position, next_number=next_number)
+            handler = CommandHandler(PLACE, memory, position, next_number=next_number)
             for at in range(0, BATCH, 50):
                 handler.add(items[at : at + 50])
         with costs_of.stage("settle"):
@@ -132,9 +138,9 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
             ):
                 pack = RecordPack(producer.create_batch)
                 pack.extend(outgoing)
-                await TransactionalWriter._send(writer, producer, topic, pack)
+                await KafkaTransactionalProducer._send(writer, producer, topic, pack)
         batch.changes.forget_before_ms = APPENDED_AT_MS - 1
-        after = Stored(batch.position, start, start, batch.newest_ms)
+        after = Checkpoint(batch.position, start, start, batch.newest_ms)
         with costs_of.stage("write the table"):
             await table.write(batch.changes, before=stored, after=after)
         with costs_of.stage("cache"):

@@ -21,10 +21,11 @@ from uuid import UUID
 import aiosqlite
 import orjson
 
-from processor.adapters.sqlite import FlowTable, open_table, queries, table_path
-from processor.rows import Changes, FlowRow, Position, Remembered, Stored, ledger_key
-from schemas.flow import Flow, FlowStatus
-from schemas.values import instant
+from processor.adapters.sqlite import FlowTable, open_table, table_path
+from processor.adapters.sqlite import readonly_queries as queries
+from processor.contract.flow import Flow, FlowStatus
+from processor.contract.values import instant
+from processor.engine.rows import Changes, Checkpoint, FlowRow, LedgerEntry, Position, ledger_key
 
 BATCH = 1000
 NOON_MS = 1_795_348_800_000
@@ -79,9 +80,9 @@ def finished(row: FlowRow) -> FlowRow:
     return changed(row, status=FlowStatus.FINISHED, updated_at=at)
 
 
-def answer(number: int) -> Remembered:
+def answer(number: int) -> LedgerEntry:
     flow_id = uuid(number)
-    return Remembered(
+    return LedgerEntry(
         key=ledger_key(flow_id, uuid(number + 10**9)),
         at_ms=1_795_000_000_000 + number,
         digest=number.to_bytes(16, "little"),
@@ -94,8 +95,8 @@ def answer(number: int) -> Remembered:
     )
 
 
-def at(commands: int) -> Stored:
-    return Stored(Position(commands, 0, commands + 1), commands, commands, commands)
+def at(commands: int) -> Checkpoint:
+    return Checkpoint(Position(commands, 0, commands + 1), commands, commands, commands)
 
 
 async def busy(until: asyncio.Event, slice_s: float) -> None:
@@ -110,7 +111,7 @@ async def busy(until: asyncio.Event, slice_s: float) -> None:
 class Bench:
     def __init__(self, table: FlowTable) -> None:
         self.table = table
-        self.position: Stored | None = None
+        self.position: Checkpoint | None = None
 
     async def write(self, changes: Changes) -> None:
         after = at(0 if self.position is None else self.position.position.commands + 1)

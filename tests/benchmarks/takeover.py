@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from processor.adapters.kafka.admin import create_topics
-from processor.broker import embedded_broker
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.contract.topics import Topics
+from processor.embedded.broker import embedded_broker
 from processor.settings import Settings
-from schemas.topics import Topics
 from tests.benchmarks.running import percentile, publish
 from tests.benchmarks.timers import creating, flow_ids
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from processor.adapters.kafka.admin import create_topics
-from processor.broker import EmbeddedBroker
-from processor.placement import partition_of
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.contract.topics import Topics
+from processor.embedded.broker import EmbeddedBroker
+from processor.engine.partitioner import partition_of
 from processor.settings import Settings
-from schemas.topics import Topics
 from tests.benchmarks.running import cpu_s, memory_bytes, publish, running_worker
 
 POLL_S = 0.05

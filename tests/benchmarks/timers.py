@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 import aiohttp
 import psutil
 
-from processor.adapters.kafka.admin import create_topics
-from processor.adapters.sqlite.checking import BESIDE_AFTER_S
-from processor.broker import embedded_broker
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.sqlite.integrity_check import BESIDE_AFTER_S
 from processor.client import AuditStream, FlowClient
-from processor.placement import partition_of
+from processor.contract import FlowEvent
+from processor.contract.events import Resumed
+from processor.contract.values import instant, parse_timestamp
+from processor.embedded.broker import embedded_broker
+from processor.engine.partitioner import partition_of
 from processor.settings import Settings
-from schemas import FlowEvent
-from schemas.events import Resumed
-from schemas.values import instant, parse_timestamp
 from tests.benchmarks import latency
 from tests.benchmarks.running import cpu_s, free_address, percentile, publish, running_worker
 

@@ -24,11 +24,11 @@ import psutil
 import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from processor.adapters.kafka.admin import create_topics
-from processor.broker import embedded_broker
-from processor.placement import partition_of
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.contract.topics import Topics
+from processor.embedded.broker import embedded_broker
+from processor.engine.partitioner import partition_of
 from processor.settings import Settings
-from schemas.topics import Topics
 from tests.benchmarks import audited
 from tests.benchmarks.running import (
     cpu_s,

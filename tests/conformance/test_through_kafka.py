@@ -14,8 +14,8 @@ from aiokafka import AIOKafkaProducer
 
 from processor.settings import Settings
 from tests.support.checker import assert_clean
+from tests.support.observed_deployment import World, observing
 from tests.support.worker import running_worker
-from tests.support.world import World, observing
 
 PARTITIONS = 4
 TIMES = ("expires_at", "at", "timeout_at")

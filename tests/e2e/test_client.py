@@ -9,14 +9,14 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from processor.broker import EmbeddedBroker
 from processor.client import AuditStream, FlowClient
 from processor.client.preparation import prepare
-from processor.placement import partition_of
+from processor.contract import Topics
+from processor.contract.commands import CreateManaged, Finish, StartRunning
+from processor.contract.events import CHAIN_START
+from processor.embedded.broker import EmbeddedBroker
+from processor.engine.partitioner import partition_of
 from processor.settings import Settings
-from schemas import Topics
-from schemas.commands import CreateManaged, Finish, StartRunning
-from schemas.events import CHAIN_START
 from tests.support.worker import running_worker
 
 ME = "session-1"

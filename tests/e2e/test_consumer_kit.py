@@ -17,12 +17,12 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaProducer
 
-from processor.broker import EmbeddedBroker
 from processor.client import AuditStream, FlowClient
+from processor.contract.topics import Topics
 from processor.embedded import environment
+from processor.embedded.broker import EmbeddedBroker
 from processor.embedded.jars import ensure_jars
 from processor.settings import Settings
-from schemas.topics import Topics
 from tests.support.examples import examples, shown, spoken
 from tests.support.worker import running_worker
 

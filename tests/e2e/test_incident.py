@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from processor.broker import EmbeddedBroker
 from processor.client import FlowClient
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
-from tests.support.shell import Shell, worker_beside
+from tests.support.cli_runner import Shell, worker_beside
 
 README = Path(__file__).parents[2] / "processor" / "ops" / "README.md"
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -9,7 +9,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from tests.support.browser import DESKTOP, PHONE, chromium, needs_chromium, tab
-from tests.support.shown_views import ShownViews, command, create, flow_id, showing, story
+from tests.support.stub_views import ShownViews, command, create, flow_id, showing, story
 
 # One Chromium for all of them, so they share its loop.
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]

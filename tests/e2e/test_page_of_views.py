@@ -9,13 +9,13 @@ from uuid import uuid4
 
 from playwright.async_api import expect
 
-from processor.broker import EmbeddedBroker
+from processor.cli.flow.view_lookup import shown_flow, shown_flows, shown_history
 from processor.client import FlowClient
-from processor.program.shown import shown_flow, shown_flows, shown_history
+from processor.contract.values import instant
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Address, Settings
-from schemas.values import instant
 from tests.support.browser import chromium, needs_chromium, tab
-from tests.support.given import DAY_MS
+from tests.support.builders import DAY_MS
 from tests.support.views import running_views
 from tests.support.worker import running_worker
 

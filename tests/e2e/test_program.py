@@ -19,7 +19,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from processor.broker import EmbeddedBroker, free_port
+from processor.embedded.broker import EmbeddedBroker, free_port
 
 Environment = dict[str, str]
 

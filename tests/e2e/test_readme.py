@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from processor.broker import EmbeddedBroker
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.examples import examples, shown
 from tests.support.worker import running_worker

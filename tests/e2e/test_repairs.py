@@ -13,13 +13,14 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.copier import Copier
-from processor.broker import EmbeddedBroker
+from processor.adapters.kafka.bulk_copy import BulkCopy
+from processor.cli.bulk import execute as sending
+from processor.cli.repartition import copy as filling
 from processor.client import FlowClient
-from processor.program import filling, sending
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
+from tests.support.cli_runner import Shell, worker_beside
 from tests.support.load import Load
-from tests.support.shell import Shell, worker_beside
 
 PARTITIONS = 2
 
@@ -263,7 +264,7 @@ def test_four_partitions_become_seven_and_nothing_is_lost(
     # Killed amid the history, it goes on where it was.
     monkeypatch.setattr(filling, "STEPS_AT_ONCE", 50)
     with monkeypatch.context() as killed:
-        killed.setattr(Copier, "copy", _killed_after(11))
+        killed.setattr(BulkCopy, "copy", _killed_after(11))
         with pytest.raises(Killed):
             taskflow(*move, "--carry-undecided", "--yes")
     assert taskflow(*move, "--check", code=1) == []
@@ -275,7 +276,7 @@ def test_four_partitions_become_seven_and_nothing_is_lost(
     # A producer that was not paused: nothing is opened, and what it wrote goes along next time.
     taskflow = Shell(old, monkeypatch, taskflow.capsys)
     with monkeypatch.context() as unpaused:
-        unpaused.setattr(filling.Filling, "run", _while_somebody_writes(old, late, load))
+        unpaused.setattr(filling.TopicCopy, "run", _while_somebody_writes(old, late, load))
         taskflow(*move, "--carry-undecided", "--yes", code=1)
         assert "The old side went on meanwhile" in taskflow.told
     _, result = taskflow(*move, "--carry-undecided", "--yes")
@@ -305,9 +306,9 @@ def test_four_partitions_become_seven_and_nothing_is_lost(
 
 
 def _killed_after(count: int) -> Any:
-    copy, left = Copier.copy, [count]
+    copy, left = BulkCopy.copy, [count]
 
-    async def copy_or_die(self: Copier, *arguments: Any) -> None:
+    async def copy_or_die(self: BulkCopy, *arguments: Any) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise Killed
@@ -317,7 +318,7 @@ def _killed_after(count: int) -> Any:
 
 
 def _while_somebody_writes(settings: Settings, late: list[Any], load: Load) -> Any:
-    fill = filling.Filling.run
+    fill = filling.TopicCopy.run
 
     async def fill_and_be_late(self: Any) -> None:
         await fill(self)

@@ -14,13 +14,13 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
-from processor.adapters.kafka.admin import create_topics
-from processor.broker import EmbeddedBroker
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.ops.replay.selection import Mark, mark_of
 from processor.settings import Settings
-from tests.support.histories import random_history
 from tests.support.processes import environment
-from tests.support.recorded import Recorded
+from tests.support.random_histories import random_history
+from tests.support.recorded_deployment import Recorded
 
 PARTITIONS = 2
 HISTORY = random_history(2_000, seed=9, partitions=PARTITIONS)

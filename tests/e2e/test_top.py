@@ -7,7 +7,7 @@ import sys
 import termios
 from pathlib import Path
 
-from tests.support.shown_views import command, showing, story
+from tests.support.stub_views import command, showing, story
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 30

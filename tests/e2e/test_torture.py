@@ -8,10 +8,11 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.admin import partition_counts
+from processor.adapters.kafka.topic_admin import partition_counts
 from processor.settings import Settings
-from processor.torture import menu, trial
-from processor.torture.menu import Act
+from processor.testing.chaos import faults as menu
+from processor.testing.chaos import run as trial
+from processor.testing.chaos.faults import Act
 
 WITHIN_S = 170.0
 
@@ -55,7 +56,7 @@ async def test_a_foreign_record_on_a_given_clusters_audit_is_a_violation(
     monkeypatch.setattr(menu, "READY_TIMEOUT_S", 5.0)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(trial.tempfile, "tempdir", None)
-    plan = trial.Plan(seed=4, seconds=0.5, workers=1, partitions=1, bootstrap=broker.bootstrap)
+    plan = trial.ChaosPlan(seed=4, seconds=0.5, workers=1, partitions=1, bootstrap=broker.bootstrap)
     told: list[str] = []
 
     result = await trial.torture(plan, environ=os.environ, hear=told.append)

@@ -9,12 +9,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from processor.adapters.kafka.admin import create_topics
-from processor.broker import EmbeddedBroker
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
+from tests.support.observed_deployment import observing
 from tests.support.processes import environment, workers
-from tests.support.world import observing
 
 PARTITIONS = 2
 VERIFY_TIMEOUT_S = 90

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from processor.adapters.kafka.admin import create_topics
-from processor.broker import EmbeddedBroker
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.audit import assert_equal, audit_of, complete
 from tests.support.processes import workers
@@ -61,7 +61,15 @@ async def test_faust_runs_the_application_with_its_own_command(
         audit_of(broker.bootstrap, prefix) as audit,
         views(1, tmp_path, broker.bootstrap, prefix, unused_tcp_port_factory) as (view,),
     ):
-        view.command = ("-m", "faust", "-A", "processor.views.app", "worker", "--loglevel", "warn")
+        view.command = (
+            "-m",
+            "faust",
+            "-A",
+            "processor.views.faust.app",
+            "worker",
+            "--loglevel",
+            "warn",
+        )
         await audit.write(audit.decide(80))
         await view.start()
         await view.until(lambda ready: len(ready["partitions"]) == PARTITIONS, "/ready")

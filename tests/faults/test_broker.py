@@ -4,20 +4,20 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from processor.adapters.kafka.admin import create_topics
-from processor.broker import embedded_broker
-from processor.ops.ports import Record
-from processor.ops.report import Report
-from processor.ops.verify import Scope
-from processor.ops.verify import verify as verified
-from processor.program import verify as program
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.cli import verify as program
+from processor.contract.topics import Topics
+from processor.embedded.broker import embedded_broker
+from processor.ops.verify.ports import LogRecord
+from processor.ops.verify.report import Report
+from processor.ops.verify.verify import Scope
+from processor.ops.verify.verify import verify as verified
 from processor.settings import Settings
-from schemas.topics import Topics
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
+from tests.support.observed_deployment import observing
 from tests.support.processes import workers
-from tests.support.world import observing
 
 PARTITIONS = 4
 
@@ -84,7 +84,7 @@ async def test_a_verification_waits_for_the_broker_and_finds_the_same(prefix, tm
 
             async def read(
                 self, topic: str, start: int, end: int
-            ) -> AsyncGenerator[Sequence[Record], None]:
+            ) -> AsyncGenerator[Sequence[LogRecord], None]:
                 async for records in super().read(topic, start, end):
                     yield records
                     if not starting:

@@ -5,13 +5,13 @@ import json
 import signal
 from pathlib import Path
 
-from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
+from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess, workers
-from tests.support.world import observing
 
 PARTITIONS = 2
 AT_A_POINT = '"a crash point is reached"'

@@ -5,13 +5,13 @@ import shutil
 import sqlite3
 from contextlib import closing
 
-from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
-from processor.torture.workers import flip
+from processor.testing.chaos.worker_process import flip
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
+from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess, workers
-from tests.support.world import observing
 
 PARTITIONS = 2
 PATIENCE_S = 45.0

@@ -8,11 +8,11 @@ from uuid import UUID
 from aiokafka import AIOKafkaProducer
 from confluent_kafka import Producer
 
-from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
 from tests.support.checker import assert_clean, partition_of
+from tests.support.observed_deployment import headers_of, observing
 from tests.support.processes import workers
-from tests.support.world import headers_of, observing
 
 PARTITIONS = 4
 FLOWS = 40

@@ -2,13 +2,13 @@
 
 import asyncio
 
-from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands, owners, until_in_transaction
+from tests.support.observed_deployment import observing
 from tests.support.processes import SESSION_TIMEOUT_S, owner_of, until_owned, workers
-from tests.support.world import observing
 
 PARTITIONS = 4
 

@@ -13,12 +13,12 @@ from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
 from tests.support.checker import assert_clean, partition_of
-from tests.support.crafted import bomb, with_other_bytes
+from tests.support.malformed_batches import bomb, with_other_bytes
+from tests.support.observed_deployment import observing
 from tests.support.processes import workers
-from tests.support.world import observing
 
 PARTITIONS = 2
 KIB = 1024

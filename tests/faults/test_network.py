@@ -2,14 +2,14 @@
 
 import asyncio
 
-from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
-from processor.torture.proxy import KINDS, Fate, foul, proxied
+from processor.testing.chaos.proxy import KINDS, Fate, foul, proxied
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
+from tests.support.observed_deployment import observing
 from tests.support.processes import workers
-from tests.support.world import observing
 
 PARTITIONS = 2
 PATIENCE_S = 45.0

@@ -10,12 +10,12 @@ from contextlib import suppress
 import aiohttp
 import psutil
 
-from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
+from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess
-from tests.support.world import observing
 
 PARTITIONS = 4
 PATIENCE_S = 30.0

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import aiohttp
 
-from processor.adapters.kafka.admin import create_topics
-from processor.adapters.kafka.connection import client_id
+from processor.adapters.kafka.client_config import client_id
+from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
+from tests.support.observed_deployment import observing
 from tests.support.processes import workers
 from tests.support.quotas import limit
-from tests.support.world import observing
 
 BYTES_PER_S = 60_000
 PATIENCE_S = 60.0

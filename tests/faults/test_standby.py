@@ -4,13 +4,13 @@ import asyncio
 import json
 import time
 
-from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.partition.standby import LOOK_EVERY_S
 from processor.settings import Settings
-from processor.standby import LOOK_EVERY_S
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
+from tests.support.observed_deployment import newest_cursor, observing
 from tests.support.processes import WorkerProcess, workers
-from tests.support.world import newest_cursor, observing
 
 PARTITIONS = 4
 TAKEN_OVER = "the partition is taken over"

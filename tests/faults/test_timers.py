@@ -12,13 +12,13 @@ from uuid import UUID, uuid5
 
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.admin import create_topics
+from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
+from tests.support.builders import FLOW_ID, OWNER, document
 from tests.support.checker import assert_clean, instant, millis
-from tests.support.given import FLOW_ID, OWNER, document
 from tests.support.log_files import foreign_hands, until_in_transaction
+from tests.support.observed_deployment import Observer, World, observing
 from tests.support.processes import owner_of, workers
-from tests.support.world import Observer, World, observing
 
 PARTITIONS = 2
 HERD = 4_000

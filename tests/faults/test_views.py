@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from aiokafka import AIOKafkaProducer
 
-from processor.broker import EmbeddedBroker
+from processor.embedded.broker import EmbeddedBroker
 from tests.support.audit import assert_equal, audit_of, complete, more_than
 from tests.support.views import PARTITIONS, PATIENCE_S, views
 

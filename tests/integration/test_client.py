@@ -13,10 +13,9 @@ import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import KafkaError
 
-from processor.adapters.kafka.admin import create_topics
-from processor.adapters.kafka.closing import stop_producer
-from processor.adapters.kafka.pace import paced
-from processor.broker import EmbeddedBroker, embedded_broker
+from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.shutdown import stop_producer
+from processor.adapters.kafka.topic_admin import create_topics
 from processor.client import (
     AuditGap,
     AuditStream,
@@ -29,12 +28,13 @@ from processor.client import (
     UnreadableEvent,
 )
 from processor.client.reader import CommittedReader
-from processor.codec import command_digest
-from processor.placement import partition_of
+from processor.contract import Outcome, Topics, instant
+from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
+from processor.contract.values import EVENTS_PER_PARTITION
+from processor.embedded.broker import EmbeddedBroker, embedded_broker
+from processor.engine.codec import command_digest
+from processor.engine.partitioner import partition_of
 from processor.settings import Settings
-from schemas import Outcome, Topics, instant
-from schemas.events import CHAIN_HEADER, TRACEPARENT_HEADER
-from schemas.values import EVENTS_PER_PARTITION
 
 PARTITIONS = 3
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -11,14 +11,14 @@ from typing import Any
 from confluent_kafka import Producer
 
 from processor.settings import Settings
+from tests.support.builders import DAY_MS, HOUR_MS
 from tests.support.checker import assert_clean, partition_of
-from tests.support.contract import Contract, sorted_compact
-from tests.support.contract_reader import Reader, Wrote
-from tests.support.given import DAY_MS, HOUR_MS
+from tests.support.observed_deployment import Seen, World, observing
 from tests.support.partition import Appended
+from tests.support.reference_assertions import Reader, Wrote
+from tests.support.reference_model import Contract, sorted_compact
 from tests.support.traffic import Life
 from tests.support.worker import running_worker
-from tests.support.world import Seen, World, observing
 
 PARTITIONS = 2
 ROUNDS, RECORDS = 6, 60

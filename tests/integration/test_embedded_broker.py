@@ -15,8 +15,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from processor.broker import EmbeddedBroker, broker_answers, embedded_broker
 from processor.embedded import directory
+from processor.embedded.broker import EmbeddedBroker, broker_answers, embedded_broker
 from processor.embedded.errors import BadOption, BrokerDidNotStart, DataDirInUse, PortTaken
 
 # What somebody's program does: start a broker, say which, and live until told otherwise.

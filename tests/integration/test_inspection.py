@@ -4,12 +4,12 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.admin import create_topics
-from processor.adapters.kafka.inspection import api_versions, hanging, rights
-from processor.broker import EmbeddedBroker
+from processor.adapters.kafka.cluster_inspection import api_versions, hanging, rights
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.contract.topics import Topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.ops.doctor import DESCRIBE_CONFIGS, READ, WRITE
 from processor.settings import Settings
-from schemas.topics import Topics
 
 
 async def test_rights_versions_and_an_open_transaction(

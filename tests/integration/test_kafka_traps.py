@@ -17,21 +17,25 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from processor.adapters.kafka.admin import create_topics
-from processor.adapters.kafka.connection import connection_options
-from processor.adapters.kafka.history import KafkaHistory
-from processor.adapters.kafka.source import GroupSource
-from processor.adapters.kafka.writer import CommitUncertain, TransactionalWriter, producers_stopped
-from processor.batch import Outgoing, cursor_record
-from processor.bootstrap import run_worker
-from processor.broker import EmbeddedBroker
+from processor.adapters.kafka.client_config import connection_options
+from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
+from processor.adapters.kafka.log_reader import KafkaLogReader
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.transactional_producer import (
+    CommitUncertain,
+    KafkaTransactionalProducer,
+    producers_stopped,
+)
+from processor.contract.topics import MESSAGE_MAX_BYTES, Topics
+from processor.embedded.broker import EmbeddedBroker
+from processor.engine.batch import Outgoing, cursor_record
+from processor.engine.rows import Position
 from processor.errors import InstanceIdTaken, OwnershipLost, SourceFailed
-from processor.rows import Position
 from processor.settings import Settings
-from schemas.topics import MESSAGE_MAX_BYTES, Topics
+from processor.worker.composition import run_worker
+from tests.support.observed_deployment import observing
 from tests.support.proxy import END_TXN, Fate, Proxy, proxied
 from tests.support.worker import running_worker
-from tests.support.world import observing
 from tests.unit.commands import create, update
 
 NOWHERE = Position(0, 0, 1)
@@ -60,8 +64,8 @@ async def proxy(
         await producers_stopped(5.0)
 
 
-def new_writer(settings: Settings, *, commit_timeout_s: float = 10.0) -> TransactionalWriter:
-    return TransactionalWriter(
+def new_writer(settings: Settings, *, commit_timeout_s: float = 10.0) -> KafkaTransactionalProducer:
+    return KafkaTransactionalProducer(
         connection_options(settings, "owner-0"),
         Topics(settings.topic_prefix),
         0,
@@ -71,7 +75,9 @@ def new_writer(settings: Settings, *, commit_timeout_s: float = 10.0) -> Transac
 
 
 @asynccontextmanager
-async def started_writer(settings: Settings, **how: Any) -> AsyncIterator[TransactionalWriter]:
+async def started_writer(
+    settings: Settings, **how: Any
+) -> AsyncIterator[KafkaTransactionalProducer]:
     writer = new_writer(settings, **how)
     await writer.start()
     try:
@@ -88,7 +94,7 @@ def audit(settings: Settings, *values: bytes) -> dict[str, list[Outgoing]]:
 async def visible(settings: Settings, topic: str = "audit") -> list[bytes]:
     """The committed values, up to the last stable offset."""
     name = f"{settings.topic_prefix}.{topic}"
-    history = KafkaHistory(connection_options(settings, "looking"), 0)
+    history = KafkaLogReader(connection_options(settings, "looking"), 0)
     try:
         end = await history.stable_end(name)
         return [r.value or b"" async for some in history.read(name, 0, end) for r in some]
@@ -252,7 +258,7 @@ async def test_a_foreign_open_transaction_is_waited_for_and_the_older_cursor_not
         bootstrap_servers=settings.bootstrap_servers, transactional_id=f"foreign-{uuid4()}"
     )
     await foreign.start()
-    history = KafkaHistory(connection_options(settings, "owner-0"), 0)
+    history = KafkaLogReader(connection_options(settings, "owner-0"), 0)
     try:
         async with started_writer(settings) as writer:
             older, newer = Position(100, 0, 1), Position(200, 0, 1)
@@ -287,11 +293,11 @@ async def test_a_foreign_open_transaction_is_waited_for_and_the_older_cursor_not
 @asynccontextmanager
 async def member(
     settings: Settings, role: str = "worker", instance_id: str | None = None
-) -> AsyncIterator[GroupSource]:
+) -> AsyncIterator[KafkaGroupConsumer]:
     async def nothing_in_hand() -> None:
         return None
 
-    source = GroupSource(
+    source = KafkaGroupConsumer(
         connection_options(settings, role),
         Topics(settings.topic_prefix),
         group_id=settings.group_id,

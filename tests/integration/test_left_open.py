@@ -10,14 +10,14 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 
-from processor.adapters.kafka.reader import read
-from processor.broker import EmbeddedBroker, embedded_broker
+from processor.adapters.kafka.topic_reader import read
+from processor.contract.topics import Topics
+from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from processor.settings import Settings
-from schemas.topics import Topics
 from tests.support.checker import assert_clean
 from tests.support.log_files import foreign_hands
+from tests.support.observed_deployment import observing
 from tests.support.worker import running_worker
-from tests.support.world import observing
 from tests.unit.commands import create
 
 PATIENCE_S = 30.0

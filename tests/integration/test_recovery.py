@@ -19,14 +19,14 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
-from processor import bootstrap
-from processor.adapters.kafka.admin import create_topics
 from processor.adapters.kafka.errors import TopicsWrong
-from processor.adapters.kafka.reader import read
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.topic_reader import read
 from processor.adapters.sqlite import table_path
-from processor.broker import EmbeddedBroker
+from processor.contract.topics import Topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
-from schemas.topics import Topics
+from processor.worker import composition as bootstrap
 from tests.support.load import under_load
 from tests.support.processes import environment
 from tests.support.worker import running_worker

@@ -7,19 +7,19 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from processor.adapters.kafka.admin import (
+from processor.adapters.kafka.client_config import client_id, connection_options, ensure_reachable
+from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
+from processor.adapters.kafka.topic_admin import (
     Mismatch,
     check_topics,
     create_topics,
     ensure_topics,
     partition_counts,
 )
-from processor.adapters.kafka.connection import client_id, connection_options, ensure_reachable
-from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
-from processor.adapters.kafka.reader import BEGINNING, END, Start, read
-from processor.broker import EmbeddedBroker
+from processor.adapters.kafka.topic_reader import BEGINNING, END, Start, read
+from processor.contract.topics import Topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import BadSetting, Settings
-from schemas.topics import Topics
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from processor.broker import EmbeddedBroker
 from processor.client import AuditStream, FlowClient
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.worker import running_worker
 

@@ -1,5 +1,5 @@
 """Whatever is sent: outcomes, events, state, dead letters and copies are what the contract, read
-once more by itself (tests/support/contract.py), says that they are."""
+once more by itself (tests/support/reference_model.py), says that they are."""
 
 import json
 from typing import Any
@@ -7,17 +7,17 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor.batch import Batch, Place, first_event_id
+from processor.contract import Topics
 from processor.domain.decide import Limits
-from processor.rows import Position
-from schemas import Topics
+from processor.engine.batch import PartitionConfig, WriteSet, first_event_id
+from processor.engine.rows import Position
 from tests.support.checker import partition_of
-from tests.support.contract import Answer, Contract, sorted_compact
-from tests.support.contract_reader import Reader
 from tests.support.partition import Appended, Partition
+from tests.support.reference_assertions import Reader
+from tests.support.reference_model import Answer, Contract, sorted_compact
 from tests.support.traffic import HORIZON_MS, PARTITION, PARTITIONS, WINDOW_MS, Life
 
-PLACE = Place(
+PLACE = PartitionConfig(
     partition=PARTITION,
     partitions=PARTITIONS,
     topics=Topics("t"),
@@ -48,7 +48,7 @@ class Batches:
         self.state: dict[str, bytes | None] = {}
         self.position = {"t.commands": 0, "t.control": 0}
 
-    def read(self, records: list[Appended], batch: Batch) -> None:
+    def read(self, records: list[Appended], batch: WriteSet) -> None:
         asked = self._to_be_woken()
         answers = self.reader.read(
             records, outcomes=batch.outcomes, audit=batch.audit, dead_letters=batch.dead_letters
@@ -63,7 +63,7 @@ class Batches:
         flows = {i: known.flow for i, known in self.reader.contract.flows.items()}
         return {i for i, f in flows.items() if f["status"] == "waiting" and f["cancel_requested"]}
 
-    def _read_state(self, answers: list[Answer], batch: Batch) -> None:
+    def _read_state(self, answers: list[Answer], batch: WriteSet) -> None:
         written = {(key or b"").decode(): value for key, value, _ in batch.state}
         assert len(written) == len(batch.state), "each key once"
         events = [event for answer in answers for event in answer.events]
@@ -82,7 +82,7 @@ class Batches:
         assert sorted_compact(present) == sorted_compact(expected)
 
 
-def read_copies(records: list[Appended], answers: list[Answer], batch: Batch) -> None:
+def read_copies(records: list[Appended], answers: list[Answer], batch: WriteSet) -> None:
     expected = [
         (record, answer.forwarded_to)
         for record, answer in zip(records, answers, strict=True)

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 from hypothesis import given
 
+from processor.contract import CONTROL_ONLY, Code, Command, EventKind, Flow, FlowStatus, FlowStep
 from processor.domain import messages
 from processor.domain.decide import Decision, decide
 from processor.domain.evolve import evolve, fold, observed_step
 from processor.domain.facts import Fact
 from processor.domain.transitions import CREATES, TERMINAL, Authority, allowed
-from schemas import CONTROL_ONLY, Code, Command, EventKind, Flow, FlowStatus, FlowStep
 from tests.support.strategies import Sent, lives, sent_commands
 
 Steps = dict[str, FlowStep]

@@ -6,12 +6,12 @@ from tempfile import TemporaryDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor.batch import Outgoing
+from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
+from processor.engine.batch import Outgoing
 from processor.ops.replay.file_reader import Source, reading
 from processor.ops.replay.file_writer import BLOCK_MAX, writing
 from processor.ops.replay.recorded import Beginning, Decided, Head, Rules, Snapshot, Transaction
 from processor.ops.replay.store import open_store
-from schemas.events import CHAIN_HEADER, TRACEPARENT_HEADER
 
 RULES = Rules("flows", 3, 60_000, 60_000)
 BEGINNING = Beginning(7, None, 0, 0)

@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from processor.contract.values import instant
 from processor.domain.transitions import Authority
-from processor.ops import story
-from processor.ops.paths import parse
-from schemas.values import instant
-from tests.support.given import FLOW_ID
+from processor.ops import flow_timeline as story
+from processor.ops.json_path import parse
+from tests.support.builders import FLOW_ID
 from tests.support.partition import Partition, Sent
 from tests.support.strategies import lives
 

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import orjson
 
-from processor.batch import Batch, Outgoing
-from processor.codec import Record
-from processor.outbound import Outbound
-from processor.partition import PartitionOwner
-from processor.ports import Extent, Stuck, Table, Writer, Written
-from processor.rows import Changes, Position, Stored
+from processor.engine.batch import Outgoing, WriteSet
+from processor.engine.codec import Record
+from processor.engine.ports import OffsetRange, Stuck, Table, TransactionalProducer, Written
+from processor.engine.rows import Changes, Checkpoint, Position
+from processor.partition.forwards import Forwards
+from processor.partition.processor import PartitionProcessor
 from tests.simulation.faults import Op
 from tests.simulation.history import Parts
 from tests.simulation.kafka import SimKafka
@@ -120,15 +120,15 @@ class IgnoresSecondCommit(SimWriter):
         pass
 
 
-class TableFirst(PartitionOwner):
+class TableFirst(PartitionProcessor):
     """Commits SQLite before Kafka."""
 
     async def _commit(
-        self, table: Table, writer: Writer, batch: Batch, outbound: Outbound
+        self, table: Table, writer: TransactionalProducer, batch: WriteSet, outbound: Forwards
     ) -> Written:
         kafka: SimKafka = writer._kafka  # type: ignore[attr-defined]
         topics, number = self.place.topics, self.place.partition
-        after = Stored(
+        after = Checkpoint(
             batch.position,
             kafka.log(topics.audit, number).end + outbound.count(topics.audit),
             kafka.log(topics.outcomes, number).end + outbound.count(topics.outcomes),
@@ -147,14 +147,16 @@ class _WrittenBefore:
     def __init__(self, table: Table) -> None:
         self._table = table
 
-    async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None:
+    async def write(
+        self, changes: Changes, *, before: Checkpoint | None, after: Checkpoint
+    ) -> None:
         pass
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._table, name)
 
 
-class TrustsGroup(PartitionOwner):
+class TrustsGroup(PartitionProcessor):
     """Goes on from the offsets that the group remembers."""
 
     async def _take_over(self, table: Table) -> None:
@@ -182,15 +184,17 @@ class TrustsGroup(PartitionOwner):
 class IgnoresOpenTransactions(SimHistory):
     """Takes what is visible for all that there is."""
 
-    async def settled(self, topics: Sequence[str], stuck: Stuck | None = None) -> dict[str, Extent]:
+    async def settled(
+        self, topics: Sequence[str], stuck: Stuck | None = None
+    ) -> dict[str, OffsetRange]:
         logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
-        return {topic: Extent(log.start, log.stable_end) for topic, log in logs.items()}
+        return {topic: OffsetRange(log.start, log.stable_end) for topic, log in logs.items()}
 
 
 class ReadsUncommitted(SimHistory):
     """Takes what is written for what is committed."""
 
-    async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:
+    async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
         await super().visible(topics)
         return {topic: await self.extent(topic) for topic in topics}
 
@@ -215,7 +219,9 @@ class _Unwatched(SimTable):
 class _Forgetful(SimTable):
     """Remembers no answers."""
 
-    async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None:
+    async def write(
+        self, changes: Changes, *, before: Checkpoint | None, after: Checkpoint
+    ) -> None:
         changes.remembered = []
         await super().write(changes, before=before, after=after)
 

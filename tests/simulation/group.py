@@ -6,9 +6,9 @@ from contextvars import Context
 from random import Random
 from typing import Any, Final
 
+from processor.engine.ports import Fetched
+from processor.engine.rows import Position
 from processor.errors import OwnershipLost, TaskflowError
-from processor.ports import Fetched
-from processor.rows import Position
 from tests.simulation.faults import Fault, Op
 from tests.simulation.kafka import At, SimKafka, wake
 from tests.simulation.ports import Life, Unanswered
@@ -94,7 +94,7 @@ class SimGroup:
 
 
 class SimMember:
-    """A worker's consumer, as processor.worker runs it and an owner uses it."""
+    """A worker's consumer, as processor.worker.worker runs it and an owner uses it."""
 
     def __init__(
         self,

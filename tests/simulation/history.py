@@ -14,15 +14,15 @@ from typing import Any, Final
 
 import orjson
 
-from processor import partition as partition_module
-from processor import recovery as recovery_module
-from processor import standby as standby_module
-from processor import worker as worker_module
-from processor.batch import Place
-from processor.partition import PartitionOwner
-from processor.standby import Follower
-from processor.worker import Worker
-from schemas.topics import Topics
+from processor.contract.topics import Topics
+from processor.engine.batch import PartitionConfig
+from processor.partition import processor as partition_module
+from processor.partition import standby as standby_module
+from processor.partition.processor import PartitionProcessor
+from processor.partition.standby import StandbyReplica
+from processor.recovery import restore as recovery_module
+from processor.worker import worker as worker_module
+from processor.worker.worker import Worker
 from tests.simulation.faults import Dice, Fault, Op
 from tests.simulation.group import SESSION_S, SimGroup, SimMember
 from tests.simulation.kafka import SimKafka
@@ -36,10 +36,10 @@ from tests.simulation.ports import (
 )
 from tests.simulation.table import ModelFile, seen
 from tests.simulation.traffic import Traffic
+from tests.support.builders import DAY_MS, HOUR_MS, MINUTE_MS
 from tests.support.checker import violations
-from tests.support.given import DAY_MS, HOUR_MS, MINUTE_MS
 from tests.support.memory_kafka import Transaction, TxnState
-from tests.support.world import TableSeen, newest_cursor
+from tests.support.observed_deployment import TableSeen, newest_cursor
 
 TOPICS: Final = Topics()
 DECIDED_WITHIN_S: Final = 180.0
@@ -63,7 +63,7 @@ COMMANDS_LIVE_MS: Final = 30 * DAY_MS
 class Parts:
     """What a worker is made of; a planted defect puts another in the place of one."""
 
-    owner: type[PartitionOwner] = PartitionOwner
+    owner: type[PartitionProcessor] = PartitionProcessor
     writer: Callable[..., SimWriter] = SimWriter
     history: Callable[..., SimHistory] = SimHistory
     table: Callable[..., Any] = open_table
@@ -302,7 +302,7 @@ class Simulation:
 
     def new_owner(
         self, life: Life, disk: dict[int, ModelFile], number: int, member: Any
-    ) -> PartitionOwner:
+    ) -> PartitionProcessor:
         parts, kafka = self.parts, self.kafka
         return parts.owner(
             self._place(number),
@@ -319,11 +319,11 @@ class Simulation:
             new_id=self.new_id,
         )
 
-    def new_follower(self, life: Life, disk: dict[int, ModelFile], number: int) -> Follower:
+    def new_follower(self, life: Life, disk: dict[int, ModelFile], number: int) -> StandbyReplica:
         parts = self.parts
         if life.turn is None:
             life.turn = asyncio.Lock()
-        return Follower(
+        return StandbyReplica(
             self._place(number),
             open_table=lambda: parts.table(disk, number, life),
             history=parts.standby(self.kafka, life, number, self.chunk),
@@ -332,8 +332,8 @@ class Simulation:
             monotonic=life.monotonic,
         )
 
-    def _place(self, number: int) -> Place:
-        return Place(
+    def _place(self, number: int) -> PartitionConfig:
+        return PartitionConfig(
             number,
             self.partitions,
             TOPICS,

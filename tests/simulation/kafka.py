@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from processor.codec import Headers
-from schemas.topics import Topics
+from processor.contract.topics import Topics
+from processor.engine.codec import Headers
 from tests.support.memory_kafka import MemoryKafka, Transaction, TxnState
 
 At = tuple[str, int]

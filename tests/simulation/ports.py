@@ -9,11 +9,11 @@ from random import Random
 from typing import Final, Protocol
 
 from processor.adapters.sqlite.errors import TableFailed
-from processor.batch import Forward, Outgoing
-from processor.codec import Record
+from processor.engine.batch import Forward, Outgoing
+from processor.engine.codec import Record
+from processor.engine.ports import OffsetRange, Stuck, Written
+from processor.engine.rows import Changes, Checkpoint, FlowRow, RestoreChunk
 from processor.errors import TaskflowError
-from processor.ports import Extent, Stuck, Written
-from processor.rows import Changes, Filling, FlowRow, Stored
 from tests.simulation.faults import Fault, Op
 from tests.simulation.kafka import SimKafka
 from tests.simulation.table import Content, ModelFile, ModelTable
@@ -193,20 +193,22 @@ class SimHistory:
         if await self._life.reach(op) is Fault.HISTORY_FAILS:
             raise Unanswered("history cannot be read")
 
-    async def settled(self, topics: Sequence[str], stuck: Stuck | None = None) -> dict[str, Extent]:
+    async def settled(
+        self, topics: Sequence[str], stuck: Stuck | None = None
+    ) -> dict[str, OffsetRange]:
         await self._reach(Op.SETTLE)
         logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
-        extents = {topic: Extent(log.start, log.end) for topic, log in logs.items()}
+        extents = {topic: OffsetRange(log.start, log.end) for topic, log in logs.items()}
         for topic, log in logs.items():
             while log.stable_end < extents[topic].end:
                 await self._kafka.watch([(topic, self._partition)])
                 await self._reach(Op.SETTLE)
         return extents
 
-    async def visible(self, topics: Sequence[str]) -> dict[str, Extent]:
+    async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
         await self._reach(Op.SETTLE)
         logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
-        return {topic: Extent(log.start, log.stable_end) for topic, log in logs.items()}
+        return {topic: OffsetRange(log.start, log.stable_end) for topic, log in logs.items()}
 
     async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         log = self._kafka.log(topic, self._partition)
@@ -228,9 +230,9 @@ class SimHistory:
         found = (r.offset for r in log.committed(log.start, log.end) if r.timestamp >= at_ms)
         return next(found, None)
 
-    async def extent(self, topic: str) -> Extent:
+    async def extent(self, topic: str) -> OffsetRange:
         log = self._kafka.log(topic, self._partition)
-        return Extent(log.start, log.end)
+        return OffsetRange(log.start, log.end)
 
     async def stable_end(self, topic: str) -> int:
         return self._kafka.log(topic, self._partition).stable_end
@@ -284,20 +286,22 @@ class SimTable(ModelTable):
             meddle(self._file, self._life.rng)
         return await super().untouched()
 
-    async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None:
+    async def write(
+        self, changes: Changes, *, before: Checkpoint | None, after: Checkpoint
+    ) -> None:
         fault = await self._life.at(Op.WRITE if self._recovered else Op.RECOVER)
         if fault is Fault.TABLE_WRITE_FAILS:
             raise TableFailed("the table cannot be written: database or disk is full")
         await super().write(changes, before=before, after=after)
         await self._life.at(Op.WRITTEN)
 
-    async def fill(self, filling: Filling) -> None:
+    async def fill(self, filling: RestoreChunk) -> None:
         if await self._life.at(Op.RECOVER) is Fault.TABLE_WRITE_FAILS:
             raise TableFailed("the table cannot be written: database or disk is full")
         await super().fill(filling)
         await self._life.at(Op.WRITTEN)
 
-    async def end_filling(self, after: Stored) -> None:
+    async def end_filling(self, after: Checkpoint) -> None:
         if await self._life.at(Op.RECOVER) is Fault.TABLE_WRITE_FAILS:
             raise TableFailed("the table cannot be written: database or disk is full")
         await super().end_filling(after)

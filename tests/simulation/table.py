@@ -9,12 +9,21 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt
-from processor.adapters.sqlite.packing import FORGET_EXTRA, FORGET_FACTOR
+from processor.adapters.sqlite.write_batch import FORGET_EXTRA, FORGET_FACTOR
+from processor.contract.flow import Flow, FlowStep
+from processor.contract.values import parse_timestamp
 from processor.domain.transitions import TERMINAL
 from processor.domain.waits import due_ms
-from processor.rows import Changes, Due, Filling, FlowRow, Remembered, Snapshot, StepRow, Stored
-from schemas.flow import Flow, FlowStep
-from schemas.values import parse_timestamp
+from processor.engine.rows import (
+    Changes,
+    Checkpoint,
+    Deadline,
+    FlowRow,
+    LedgerEntry,
+    RestoreChunk,
+    Snapshot,
+    StepRow,
+)
 
 
 class Kept(NamedTuple):
@@ -38,10 +47,10 @@ class Kept(NamedTuple):
 class Content:
     """What is committed. Never changed: a write makes the next one."""
 
-    stored: Stored | None = None
+    stored: Checkpoint | None = None
     flows: Mapping[str, Kept] = field(default_factory=dict)
     steps: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
-    ledger: Mapping[bytes, Remembered] = field(default_factory=dict)
+    ledger: Mapping[bytes, LedgerEntry] = field(default_factory=dict)
     """In the order in which the answers were remembered."""
 
 
@@ -70,7 +79,7 @@ class ModelTable:
         self._damage: str | None = None
         self._numbers = count(1)
 
-    async def stored(self) -> Stored | None:
+    async def stored(self) -> Checkpoint | None:
         return self._content.stored
 
     async def next_number(self) -> int:
@@ -94,22 +103,24 @@ class ModelTable:
                 found[flow_id].append(run_id)
         return found
 
-    async def recall(self, keys: Sequence[bytes]) -> dict[bytes, Remembered]:
+    async def recall(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]:
         ledger = self._content.ledger
         return {key: ledger[key] for key in keys if key in ledger}
 
-    async def due(self, after: Due | None, until_ms: int, limit: int) -> list[Due]:
+    async def due(self, after: Deadline | None, until_ms: int, limit: int) -> list[Deadline]:
         flows = self._content.flows.values()
-        waits = sorted(Due(row.due_ms, row.flow_id) for row in flows if row.due_ms is not None)
+        waits = sorted(Deadline(row.due_ms, row.flow_id) for row in flows if row.due_ms is not None)
         behind = [due for due in waits if after is None or due > after]
         return [due for due in behind if due.at_ms <= until_ms][:limit]
 
     async def armed(self) -> int:
         return sum(row.due_ms is not None for row in self._content.flows.values())
 
-    async def ended(self, after: Due | None, before_ms: int, limit: int) -> list[Due]:
+    async def ended(self, after: Deadline | None, before_ms: int, limit: int) -> list[Deadline]:
         flows = self._content.flows.values()
-        ended = sorted(Due(row.ended_ms, row.flow_id) for row in flows if row.ended_ms is not None)
+        ended = sorted(
+            Deadline(row.ended_ms, row.flow_id) for row in flows if row.ended_ms is not None
+        )
         behind = [due for due in ended if after is None or due > after]
         return [due for due in behind if due.at_ms < before_ms][:limit]
 
@@ -122,7 +133,9 @@ class ModelTable:
     def new_pack(self) -> Changes:
         return Changes()
 
-    async def write(self, changes: Changes, *, before: Stored | None, after: Stored) -> None:
+    async def write(
+        self, changes: Changes, *, before: Checkpoint | None, after: Checkpoint
+    ) -> None:
         old = self._content
         if old.stored != before or self._file.version != self._version:
             raise TableConflict("it was written by somebody else; nothing of the batch was written")
@@ -161,12 +174,12 @@ class ModelTable:
         self._file.content, self._version = Content(), self._file.version
         self.doubted = False
 
-    async def begin_filling(self, unfinished: Stored) -> None:
+    async def begin_filling(self, unfinished: Checkpoint) -> None:
         await self.clear()
         self._file.content = Content(unfinished)
         self._numbers = count(1)
 
-    async def fill(self, filling: Filling) -> None:
+    async def fill(self, filling: RestoreChunk) -> None:
         old = self._content
         flows, steps, ledger = dict(old.flows), dict(old.steps), dict(old.ledger)
         for flow_id in filling.flows_gone:
@@ -183,7 +196,7 @@ class ModelTable:
             ledger[answer.key] = answer
         self._file.content = Content(old.stored, flows, steps, ledger)
 
-    async def end_filling(self, after: Stored) -> None:
+    async def end_filling(self, after: Checkpoint) -> None:
         self._file.content = replace(self._content, stored=after)
 
     def distrust(self, damage: str) -> None:
@@ -238,7 +251,7 @@ def _step_row(doc: bytes) -> StepRow:
 
 
 def seen(content: Content) -> dict[str, Any]:
-    """What a checker that looks at the file would see; see tests.support.world.TableSeen."""
+    """What a checker that looks at the file would see; see tests.support.observed_deployment.TableSeen."""
     return {
         "flows": {
             flow_id: (row.doc.decode(), row.last_event_id, row.chain)

@@ -10,16 +10,19 @@ from typing import Any, Final, Protocol
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.admin import create_topics
-from processor.adapters.kafka.connection import connection_options
-from processor.adapters.kafka.history import KafkaHistory
-from processor.adapters.kafka.source import GroupSource
-from processor.adapters.kafka.writer import TransactionalWriter, producers_stopped
-from processor.batch import Outgoing
-from processor.ports import Extent, History, Source, Writer
-from processor.rows import Position
+from processor.adapters.kafka.client_config import connection_options
+from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
+from processor.adapters.kafka.log_reader import KafkaLogReader
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.transactional_producer import (
+    KafkaTransactionalProducer,
+    producers_stopped,
+)
+from processor.contract.topics import Topics
+from processor.engine.batch import Outgoing
+from processor.engine.ports import GroupConsumer, LogReader, OffsetRange, TransactionalProducer
+from processor.engine.rows import Position
 from processor.settings import Settings
-from schemas.topics import Topics
 from tests.simulation.group import SimGroup, SimMember
 from tests.simulation.kafka import SimKafka
 from tests.simulation.ports import Calm, SimHistory, SimWriter
@@ -33,10 +36,10 @@ class Cluster(Protocol):
 
     topics: Topics
 
-    async def writer(self) -> Writer:
+    async def writer(self) -> TransactionalProducer:
         """A producer under the partition's transactional id, not started."""
 
-    def history(self) -> History: ...
+    def history(self) -> LogReader: ...
     async def append(self, topic: str, *values: bytes) -> None:
         """By a plain producer."""
 
@@ -47,7 +50,7 @@ class Cluster(Protocol):
     async def leave_open(self, writer: Any, topic: str, value: bytes) -> None:
         """The writer's worker dies in a transaction, with one record in it."""
 
-    async def member(self) -> Source:
+    async def member(self) -> GroupConsumer:
         """The only member of a group, once it was given the partition."""
 
 
@@ -103,8 +106,8 @@ class Real:
         self._settings = settings
         self._open = AsyncExitStack()
 
-    async def writer(self) -> TransactionalWriter:
-        writer = TransactionalWriter(
+    async def writer(self) -> KafkaTransactionalProducer:
+        writer = KafkaTransactionalProducer(
             connection_options(self._settings, "owner-0"),
             self.topics,
             0,
@@ -114,8 +117,8 @@ class Real:
         self._open.callback(writer.discard)
         return writer
 
-    def history(self) -> KafkaHistory:
-        history = KafkaHistory(connection_options(self._settings, "looking"), 0)
+    def history(self) -> KafkaLogReader:
+        history = KafkaLogReader(connection_options(self._settings, "looking"), 0)
         self._open.push_async_callback(history.close)
         return history
 
@@ -143,11 +146,11 @@ class Real:
         await writer._producer.begin_transaction()
         await writer._producer.send_and_wait(topic, value, b"k", partition=0)
 
-    async def member(self) -> GroupSource:
+    async def member(self) -> KafkaGroupConsumer:
         async def nothing_in_hand() -> None:
             return None
 
-        source = GroupSource(
+        source = KafkaGroupConsumer(
             connection_options(self._settings, "worker"),
             self.topics,
             group_id=self._settings.group_id,
@@ -189,7 +192,7 @@ def batch(topic: str, *values: bytes) -> Mapping[str, Sequence[Outgoing]]:
     return {topic: [Outgoing(b"k", value, ()) for value in values]}
 
 
-async def started(cluster: Cluster) -> Writer:
+async def started(cluster: Cluster) -> TransactionalProducer:
     writer = await cluster.writer()
     await writer.start()
     return writer
@@ -214,7 +217,7 @@ async def test_a_marker_takes_an_offset(cluster: Cluster) -> None:
     assert (first.ends[audit], second.ends[audit]) == (2, 4)
     assert not writer.suspect
     assert await read(cluster, audit) == [(0, b"1"), (1, b"2"), (3, b"3")]
-    assert await cluster.history().extent(audit) == Extent(0, 5)
+    assert await cluster.history().extent(audit) == OffsetRange(0, 5)
 
 
 async def test_a_transaction_tells_the_brokers_time_and_each_topics_end(cluster: Cluster) -> None:
@@ -235,7 +238,7 @@ async def test_what_a_dead_writer_left_open_is_aborted_by_the_next(cluster: Clus
     await first.write(batch(audit, b"1"))
     await cluster.leave_open(first, audit, b"left")
     assert await cluster.history().stable_end(audit) == 2
-    assert await cluster.history().extent(audit) == Extent(0, 3)
+    assert await cluster.history().extent(audit) == OffsetRange(0, 3)
 
     second = await started(cluster)
 
@@ -272,7 +275,7 @@ async def test_an_open_transaction_hides_what_comes_after_it(
 
     await cluster.end(foreign, commit=commit)
 
-    assert await asyncio.wait_for(settling, PATIENCE_S) == {state: Extent(0, 3)}
+    assert await asyncio.wait_for(settling, PATIENCE_S) == {state: OffsetRange(0, 3)}
     shown = [(0, b"1"), (1, b"2"), (2, b"3")]
     assert await read(cluster, state) == (shown if commit else [shown[0], shown[2]])
 

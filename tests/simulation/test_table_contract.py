@@ -10,18 +10,28 @@ from typing import Any, Final
 import pytest
 
 from processor.adapters.sqlite.errors import TableConflict
-from processor.ports import Table
-from processor.rows import Changes, Due, Filling, FlowRow, Position, Stored
-from schemas.flow import FlowStatus
-from schemas.values import instant
+from processor.contract.flow import FlowStatus
+from processor.contract.values import instant
+from processor.engine.ports import Table
+from processor.engine.rows import Changes, Checkpoint, Deadline, FlowRow, Position, RestoreChunk
 from tests.simulation.ports import Calm, open_table
 from tests.simulation.table import ModelFile
-from tests.unit.tables import NOON_MS, answer, at, flow_row, later, opened, snapshot, step_row, uuid
+from tests.unit.adapters.sqlite.tables import (
+    NOON_MS,
+    answer,
+    at,
+    flow_row,
+    later,
+    opened,
+    snapshot,
+    step_row,
+    uuid,
+)
 
 Open = Callable[[], AbstractAsyncContextManager[Any]]
 
 STATUSES: Final = (FlowStatus.RUNNING, FlowStatus.WAITING, FlowStatus.FINISHED)
-UNFINISHED: Final = Stored(Position(0, 0, 1), -1, -1, 0)
+UNFINISHED: Final = Checkpoint(Position(0, 0, 1), -1, -1, 0)
 WAITS: Final = (
     {"kind": "timer", "at": instant(NOON_MS + 5)},
     {"kind": "manual"},
@@ -46,7 +56,7 @@ async def holding(open_it: Open, *rows: FlowRow) -> AsyncIterator[Table]:
         yield table
 
 
-async def refuses(table: Table, changes: Changes, *, before: Stored | None) -> None:
+async def refuses(table: Table, changes: Changes, *, before: Checkpoint | None) -> None:
     """A write that is refused leaves nothing behind."""
     was = await everything(table)
     with pytest.raises(TableConflict):
@@ -66,10 +76,10 @@ async def everything(table: Table) -> tuple[Any, ...]:
         await table.run_ids(ids),
         await table.recall([number.to_bytes(16, "big") for number in range(10)]),
         await table.due(None, NOON_MS + 100, 100),
-        await table.due(Due(NOON_MS + 5, uuid(3)), NOON_MS + 9, 2),
+        await table.due(Deadline(NOON_MS + 5, uuid(3)), NOON_MS + 9, 2),
         await table.armed(),
         await table.ended(None, NOON_MS + 100, 100),
-        await table.ended(Due(NOON_MS, uuid(2)), NOON_MS + 3, 1),
+        await table.ended(Deadline(NOON_MS, uuid(2)), NOON_MS + 3, 1),
         await table.untouched(),
     )
 
@@ -90,7 +100,7 @@ async def test_what_was_written_is_there_after_it_was_closed(open_it: Open) -> N
 
 @pytest.mark.parametrize("before", [None, at(2)])
 async def test_a_write_onto_another_position_is_refused(
-    open_it: Open, before: Stored | None
+    open_it: Open, before: Checkpoint | None
 ) -> None:
     async with holding(open_it, flow_row(1)) as table:
         await refuses(table, Changes(inserted=[flow_row(2)]), before=before)
@@ -167,7 +177,7 @@ async def test_a_newer_answer_takes_the_place_of_an_older_and_old_ones_are_forgo
 async def test_both_answer_alike_whatever_is_written(tmp_path: Path, seed: int) -> None:
     rng = Random(seed)
     async with in_memory()() as model, opened(tmp_path) as real:
-        stored: Stored | None = None
+        stored: Checkpoint | None = None
         for turn in range(1, 25):
             changes = drawn(rng, await everything(real))
             before = stored if rng.random() < 0.95 else at(99)
@@ -212,11 +222,11 @@ async def test_a_filling_that_was_cut_short_is_unfinished_and_may_be_begun_again
     async with holding(open_it, flow_row(1), flow_row(2)) as table:
         await table.begin_filling(UNFINISHED)
         for number in range(filled):
-            await table.fill(Filling(flows=[snapshot(flow_row(number + 3))]))
+            await table.fill(RestoreChunk(flows=[snapshot(flow_row(number + 3))]))
     async with open_it() as table:
         assert await table.stored() == UNFINISHED
         await table.begin_filling(UNFINISHED)
-        await table.fill(Filling(flows=[snapshot(flow_row(5))]))
+        await table.fill(RestoreChunk(flows=[snapshot(flow_row(5))]))
         await table.end_filling(at(2))
         assert set(await table.flows([uuid(n) for n in range(9)])) == {uuid(5)}
     async with open_it() as table:
@@ -227,9 +237,9 @@ async def test_a_filling_that_was_cut_short_is_unfinished_and_may_be_begun_again
             await table.write(changes, before=at(1), after=at(2))
 
 
-def filling(rng: Random) -> Filling:
+def filling(rng: Random) -> RestoreChunk:
     """Some of nine flows and their steps, each once."""
-    part = Filling()
+    part = RestoreChunk()
     for number in rng.sample(range(1, 10), rng.randrange(9)):
         status = rng.choice(STATUSES)
         wait = rng.choice(WAITS) if status is FlowStatus.WAITING else None

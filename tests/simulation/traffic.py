@@ -6,11 +6,11 @@ from uuid import UUID
 
 import orjson
 
-from schemas.topics import Topics
-from schemas.values import instant
+from processor.contract.topics import Topics
+from processor.contract.values import instant
 from tests.simulation.faults import Fault
+from tests.support.builders import DAY_MS
 from tests.support.checker import partition_of
-from tests.support.given import DAY_MS
 
 OWNERS: Final = ("agent:kate", "agent:joe")
 RUBBISH: Final = (

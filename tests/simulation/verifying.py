@@ -3,12 +3,12 @@ program that users have."""
 
 import asyncio
 
-from processor.ops.ports import TableFlow, TablePosition, TableStep
-from processor.ops.report import Report
-from schemas.flow import Flow
+from processor.contract.flow import Flow
+from processor.ops.verify.ports import TableFlow, TablePosition, TableStep
+from processor.ops.verify.report import Report
 from tests.simulation.history import TOPICS, Simulation
 from tests.simulation.table import Content
-from tests.support.recorded import Recorded, Table
+from tests.support.recorded_deployment import Recorded, Table
 
 
 def verified(simulation: Simulation) -> Report:

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.admin import create_topics
-from processor.placement import partition_of
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.engine.partitioner import partition_of
 from processor.settings import Settings
-from tests.support.counted import Counted
+from tests.support.expected_statistics import Counted
 from tests.support.load import Load
 from tests.support.partition import Appended
-from tests.support.recorded import Recorded
+from tests.support.recorded_deployment import Recorded
 from tests.support.views import PARTITIONS, ViewProcess
 
 

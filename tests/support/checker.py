@@ -15,9 +15,9 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
-from tests.support.contract import equal_form
-from tests.support.contract import milliseconds as millis
-from tests.support.world import SOURCES, Seen, World, headers_of, is_at, newest_cursor
+from tests.support.observed_deployment import SOURCES, Seen, World, headers_of, is_at, newest_cursor
+from tests.support.reference_model import equal_form
+from tests.support.reference_model import milliseconds as millis
 
 Doc = dict[str, Any]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import orjson
 
-from processor.batch import Outgoing
-from processor.codec import Headers
-from schemas.topics import Topics
+from processor.contract.topics import Topics
+from processor.engine.batch import Outgoing
+from processor.engine.codec import Headers
+from tests.support.builders import NOON
 from tests.support.checker import assert_clean
-from tests.support.given import NOON
+from tests.support.observed_deployment import SOURCES, TOPICS, Seen, TableSeen, World
 from tests.support.partition import Appended
-from tests.support.world import SOURCES, TOPICS, Seen, TableSeen, World
 
 PATIENCE_S = 20.0
 """How long a test waits for what must happen; only a failing one waits that long."""

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from processor.batch import Batch, Memory, Place, first_event_id, needs
-from processor.codec import decode
-from processor.handler import Handler
-from processor.rows import FlowRow, Position, Remembered, StepRow
-from schemas import EVENTS, FlowStep, Outcome, Topics
-from tests.support.given import HOUR_MS
+from processor.contract import EVENTS, FlowStep, Outcome, Topics
+from processor.engine.batch import LoadedState, PartitionConfig, WriteSet, first_event_id, needs
+from processor.engine.codec import decode
+from processor.engine.command_handler import CommandHandler
+from processor.engine.rows import FlowRow, LedgerEntry, Position, StepRow
+from tests.support.builders import HOUR_MS
 
-PLACE = Place(partition=0, partitions=1, topics=Topics(), dedupe_window_ms=HOUR_MS)
+PLACE = PartitionConfig(partition=0, partitions=1, topics=Topics(), dedupe_window_ms=HOUR_MS)
 """The only partition there is: every flow lies right."""
 
 
@@ -42,11 +42,11 @@ class Sent:
 class Partition:
     """Keeps between batches what a partition's table keeps."""
 
-    place: Place = PLACE
+    place: PartitionConfig = PLACE
     position: Position = field(default_factory=lambda: Position(0, 0, first_event_id(0)))
     flows: dict[str, FlowRow] = field(default_factory=dict)
     steps: dict[tuple[str, str], StepRow] = field(default_factory=dict)
-    ledger: dict[bytes, Remembered] = field(default_factory=dict)
+    ledger: dict[bytes, LedgerEntry] = field(default_factory=dict)
 
     def send(self, *batch: Sent) -> list[tuple[Any, list[Any]]]:
         """The outcome of each command and the FlowEvents that it caused, as JSON."""
@@ -73,11 +73,11 @@ class Partition:
             for outcome in outcomes
         ]
 
-    def handle(self, records: Sequence[Appended]) -> Batch:
+    def handle(self, records: Sequence[Appended]) -> WriteSet:
         """One batch of records; what it writes can be read by the published models."""
         items = [decode(record) for record in records]
         wanted = needs(items)
-        memory = Memory(
+        memory = LoadedState(
             flows={flow_id: self.flows.get(flow_id) for flow_id in wanted.flows},
             steps={at: self.steps[at] for at in wanted.steps if at in self.steps},
             run_ids={
@@ -86,7 +86,7 @@ class Partition:
             },
             ledger={key: self.ledger[key] for key in wanted.ledger if key in self.ledger},
         )
-        handler = Handler(self.place, memory, self.position, next_number=len(self.flows) + 1)
+        handler = CommandHandler(self.place, memory, self.position, next_number=len(self.flows) + 1)
         batch = handler.handle(items)
         for outcome in batch.outcomes:
             Outcome.model_validate_json(outcome.value or b"")
@@ -95,7 +95,7 @@ class Partition:
         self._keep(batch)
         return batch
 
-    def _keep(self, batch: Batch) -> None:
+    def _keep(self, batch: WriteSet) -> None:
         self.position = batch.position
         for flow_id, row in batch.flows.items():
             if row is None:

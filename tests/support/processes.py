@@ -71,7 +71,7 @@ class WorkerProcess:
 
     def _program(self) -> tuple[str, ...]:
         if self.clock_ahead_s:
-            return "-P", str(Path(__file__).with_name("shifted.py")), f"{self.clock_ahead_s}"
+            return "-P", str(Path(__file__).with_name("skewed_clock.py")), f"{self.clock_ahead_s}"
         return "-m", "processor"
 
     async def kill(self) -> None:

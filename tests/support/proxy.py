@@ -8,8 +8,8 @@ import pytest
 from aiokafka import client
 from aiokafka.protocol.transaction import EndTxnRequest
 
-from processor.torture import proxy
-from processor.torture.proxy import Fate, Proxy
+from processor.testing.chaos import proxy
+from processor.testing.chaos.proxy import Fate, Proxy
 
 __all__ = ["END_TXN", "Fate", "Proxy", "proxied"]
 

@@ -5,12 +5,20 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from processor.contract import (
+    COMMANDS,
+    CONTROL_ONLY,
+    Command,
+    CommandKind,
+    Flow,
+    StepStatus,
+    instant,
+)
+from processor.contract.values import NUMBER_MAX
 from processor.domain.decide import decide
 from processor.domain.evolve import fold
 from processor.domain.transitions import CREATES, Authority, allowed
-from schemas import COMMANDS, CONTROL_ONLY, Command, CommandKind, Flow, StepStatus, instant
-from schemas.values import NUMBER_MAX
-from tests.support.given import DAY_MS, MORNING, OWNER, STRANGER, document
+from tests.support.builders import DAY_MS, MORNING, OWNER, STRANGER, document
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 JSON = st.recursive(

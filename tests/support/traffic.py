@@ -8,8 +8,10 @@ from random import Random
 from typing import Any
 from uuid import UUID, uuid5
 
+from tests.support.builders import FLOW_ID, MORNING, OWNER, STRANGER
 from tests.support.checker import partition_of
-from tests.support.contract import (
+from tests.support.partition import Appended
+from tests.support.reference_model import (
     CONTROL_ONLY,
     MOVES,
     OWN,
@@ -19,8 +21,6 @@ from tests.support.contract import (
     milliseconds,
     written,
 )
-from tests.support.given import FLOW_ID, MORNING, OWNER, STRANGER
-from tests.support.partition import Appended
 
 PARTITION, PARTITIONS = 1, 3
 WINDOW_MS, HORIZON_MS = 3_000, 20_000

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from processor.adapters.kafka.admin import create_topics
-from processor.bootstrap import run_worker
+from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
+from processor.worker.composition import run_worker
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import UUID, uuid5
 
-from tests.support.given import FLOW_ID, TIMER, document
+from tests.support.builders import FLOW_ID, TIMER, document
 
 
 def flow_id(number: int) -> str:

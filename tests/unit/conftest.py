@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from processor import partition
-from tests.support.scripted import Stage
+from processor.partition import processor as partition
+from tests.support.scripted_ports import Stage
 
 # What a test logs is read when it fails: in plain lines, for structlog's own way of showing an
 # error takes longer than most tests.

@@ -6,7 +6,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from processor.placement import partition_of
+from processor.engine.partitioner import partition_of
 from tests.benchmarks import many_flows, paced
 from tests.benchmarks.results import KEPT, PLOTS, Run, digest, kept
 from tests.benchmarks.throughput import command

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support import given
+from tests.support import builders as given
 from tests.support.checker import partition_of, violations
+from tests.support.observed_deployment import Seen, TableSeen, World
 from tests.support.partition import Appended, Partition
-from tests.support.world import Seen, TableSeen, World
 
 PREFIX = "taskflow"
 ONE, TWO = "2fce7035-2e57-5ac8-98cf-336ebef3eea6", "6b81b0e0-d1f3-550c-af2c-c345b5a4c276"

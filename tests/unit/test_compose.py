@@ -10,7 +10,7 @@ import pytest
 import typer.main
 import yaml
 
-from processor.cli import program
+from processor.cli.main import program
 from processor.embedded.maven import KAFKA_VERSION
 from processor.settings import VARIABLES, Settings, load_settings, parse_duration
 

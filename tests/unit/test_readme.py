@@ -5,8 +5,8 @@ from pathlib import Path
 
 from prometheus_client.metrics_core import Metric
 
-from processor.metrics import Metrics
 from processor.settings import VARIABLES, Settings, load_settings
+from processor.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

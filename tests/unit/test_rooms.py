@@ -97,7 +97,7 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            # `from processor.program import flow` may name a module or what one holds.
+            # `from processor.cli import flow` may name a module or what one holds.
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -181,7 +181,7 @@ def test_every_error_stands_in_the_table_of_errors():
     told = {name: retriable for names, retriable in rows for name in re.findall(r"`(\w+)`", names)}
 
     for error in subclasses(TaskflowError):
-        if error.__module__.startswith(("processor.program", "processor.embedded", "tests")):
+        if error.__module__.startswith(("processor.cli", "processor.embedded", "tests")):
             continue
         assert error.__name__ in told, error
         if told[error.__name__] != "says itself":

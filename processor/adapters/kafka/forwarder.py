@@ -11,10 +11,10 @@ from typing import Any, Final
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
-from processor.adapters.kafka.closing import stop_producer
-from processor.adapters.kafka.pace import paced
-from processor.batch import Forward
-from schemas.topics import DEAD_LETTER_MAX_BYTES
+from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.shutdown import stop_producer
+from processor.contract.topics import DEAD_LETTER_MAX_BYTES
+from processor.engine.batch import Forward
 
 STOP_TIMEOUT_S: Final = 2.0
 

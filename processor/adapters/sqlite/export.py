@@ -10,11 +10,11 @@ from typing import Any, Final
 import orjson
 
 from processor.adapters.sqlite.errors import told
-from processor.codec import Record
-from processor.ports import Extent
-from processor.rows import Position
-from schemas.events import CHAIN_HEADER
-from schemas.state import CURSOR_PREFIX
+from processor.contract.events import CHAIN_HEADER
+from processor.contract.state import CURSOR_PREFIX
+from processor.engine.codec import Record
+from processor.engine.ports import OffsetRange
+from processor.engine.rows import Position
 
 # Made when all is in: row by row, they would cost more than the rows.
 INDEXES: Final = (
@@ -33,7 +33,7 @@ class Export:
     def about(self, prefix: str, partitions: int, made_at: str) -> None:
         self._db.execute("INSERT INTO about VALUES (?, ?, ?)", (prefix, partitions, made_at))
 
-    def cut(self, partition: int, extents: Mapping[str, Extent], position: Position) -> None:
+    def cut(self, partition: int, extents: Mapping[str, OffsetRange], position: Position) -> None:
         """What is put in of `partition` stands for these offsets."""
         rows = [(topic, partition, extent.start, extent.end) for topic, extent in extents.items()]
         self._db.executemany("INSERT INTO cut VALUES (?, ?, ?, ?)", rows)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import aiosqlite
 import structlog
 
-from processor.adapters.sqlite import checking
+from processor.adapters.sqlite import integrity_check as checking
 from processor.adapters.sqlite.errors import TableFailed, is_corruption, told
 from processor.adapters.sqlite.table import FlowTable, data_version
 

@@ -9,11 +9,21 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from processor.adapters.sqlite import filling, records, statements
+from processor.adapters.sqlite import bulk_load as filling
+from processor.adapters.sqlite import row_codec as records
+from processor.adapters.sqlite import statements
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt, told
-from processor.adapters.sqlite.packing import ChangePack, Deed
-from processor.rows import Changes, Due, Filling, FlowRow, Remembered, StepRow, Stored
-from schemas.values import instant
+from processor.adapters.sqlite.write_batch import ChangePack, Deed
+from processor.contract.values import instant
+from processor.engine.rows import (
+    Changes,
+    Checkpoint,
+    Deadline,
+    FlowRow,
+    LedgerEntry,
+    RestoreChunk,
+    StepRow,
+)
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -49,7 +59,7 @@ class FlowTable:
     def path(self) -> Path:
         return self._path
 
-    async def stored(self) -> Stored | None:
+    async def stored(self) -> Checkpoint | None:
         """How far the table is written; None if it is empty."""
         row = await self._row(statements.STORED)
         return None if row is None else records.stored_row(row)
@@ -74,12 +84,12 @@ class FlowTable:
             run_ids.sort()
         return found
 
-    async def recall(self, keys: Sequence[bytes]) -> dict[bytes, Remembered]:
+    async def recall(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]:
         """The answers remembered under `keys`; whether they are too old is for the caller."""
         rows = await self._read(statements.ANSWERS, [(key,) for key in keys], records.answer)
         return {row.key: row for row in rows}
 
-    async def due(self, after: Due | None, until_ms: int, limit: int) -> list[Due]:
+    async def due(self, after: Deadline | None, until_ms: int, limit: int) -> list[Deadline]:
         """Up to `limit` waits that end by themselves at or before `until_ms`, the earliest first,
         from behind `after` on (None: from the first).
 
@@ -93,7 +103,7 @@ class FlowTable:
         row = await self._row(statements.ARMED)
         return int(row[0]) if row else 0
 
-    async def ended(self, after: Due | None, before_ms: int, limit: int) -> list[Due]:
+    async def ended(self, after: Deadline | None, before_ms: int, limit: int) -> list[Deadline]:
         """Up to `limit` terminal flows whose last change is older than `before_ms`, the oldest
         first, from behind `after` on (None: from the first); `at_ms` is that of the change.
 
@@ -139,7 +149,7 @@ class FlowTable:
         return ChangePack()
 
     async def write(
-        self, changes: ChangePack | Changes, *, before: Stored | None, after: Stored
+        self, changes: ChangePack | Changes, *, before: Checkpoint | None, after: Checkpoint
     ) -> None:
         """Write a batch in one transaction, in the order that Changes documents.
 
@@ -161,7 +171,7 @@ class FlowTable:
         """Remove all rows, also the position, and trust the file again."""
         await self._undisturbed(self._clear)
 
-    async def begin_filling(self, unfinished: Stored) -> None:
+    async def begin_filling(self, unfinished: Checkpoint) -> None:
         """Remove all rows and trust the file again, to be filled; it stands at `unfinished`.
 
         Until `end_filling` it has no index, and what is committed may be lost with the power. What
@@ -169,11 +179,11 @@ class FlowTable:
         """
         await self._unless_cancelled(self._begin_filling, unfinished)
 
-    async def fill(self, some: Filling) -> None:
+    async def fill(self, some: RestoreChunk) -> None:
         """Add rows; of a key that comes again, the later counts."""
         await self._unless_cancelled(self._fill, some)
 
-    async def end_filling(self, after: Stored) -> None:
+    async def end_filling(self, after: Checkpoint) -> None:
         """Make the indexes; everything is on the disk before the table stands at `after`."""
         await self._unless_cancelled(filling.finish, after)
         async with self._turn():
@@ -191,7 +201,7 @@ class FlowTable:
             with suppress(sqlite3.Error):
                 await self._connection.close()
 
-    async def _write(self, pack: ChangePack, before: Stored | None, after: Stored) -> None:
+    async def _write(self, pack: ChangePack, before: Checkpoint | None, after: Checkpoint) -> None:
         deeds = [self._store(before, after), *pack.deeds()]
         await self._in_thread(self._write_now, deeds)
 
@@ -230,7 +240,7 @@ class FlowTable:
         if deed.unless is not None and cursor.rowcount != deed.rows:
             raise TableConflict(f"{self._path}: {deed.unless}; nothing of the batch was written")
 
-    def _store(self, before: Stored | None, after: Stored) -> Deed:
+    def _store(self, before: Checkpoint | None, after: Checkpoint) -> Deed:
         was = () if before is None else records.stored_values(before)
         sql = statements.STORE_FIRST if before is None else statements.STORE_NEXT
         parameters = (*records.stored_values(after), self._data_version, *was)
@@ -246,14 +256,14 @@ class FlowTable:
         self._data_version = version
         self.doubted = False
 
-    def _begin_filling(self, db: sqlite3.Connection, unfinished: Stored) -> None:
+    def _begin_filling(self, db: sqlite3.Connection, unfinished: Checkpoint) -> None:
         filling.prepare(db, unfinished)
         ((version,),) = db.execute("PRAGMA data_version").fetchall()
         self._data_version = int(version)
         self._next_filled = 1
         self.doubted = False
 
-    def _fill(self, db: sqlite3.Connection, some: Filling) -> None:
+    def _fill(self, db: sqlite3.Connection, some: RestoreChunk) -> None:
         self._next_filled = filling.put(db, self._next_filled, some)
 
     async def _unless_cancelled(
@@ -318,8 +328,8 @@ class FlowTable:
         return next((tuple(row) for row in rows), None)
 
     async def _by_time(
-        self, sql: str, keys: statements.Row, parse: Callable[[list[bytes]], Due]
-    ) -> list[Due]:
+        self, sql: str, keys: statements.Row, parse: Callable[[list[bytes]], Deadline]
+    ) -> list[Deadline]:
         async with self._turn():
             ((count, joined),) = await self._connection.execute_fetchall(sql, keys)
             # SQLite joins what it was given in order, but promises no order.

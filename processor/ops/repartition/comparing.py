@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import orjson
 
-from processor.codec import canonical
-from processor.ops.ports import Record
+from processor.contract.outcomes import Verdict
+from processor.contract.state import CURSOR_PREFIX
+from processor.contract.values import parse_timestamp
+from processor.engine.codec import canonical
+from processor.engine.partitioner import partition_of
 from processor.ops.repartition.rewriting import MOVED_FROM
-from processor.placement import partition_of
-from schemas.outcomes import Verdict
-from schemas.state import CURSOR_PREFIX
-from schemas.values import parse_timestamp
+from processor.ops.verify.ports import LogRecord
 
 _MOVED = ("id", "source")
 """What an event has another of on the other side."""
@@ -25,7 +25,7 @@ class Counts(NamedTuple):
     answers: int
 
 
-class Side:
+class ComparedSide:
     """What one side holds, as 16 bytes for each flow, step and history.
 
     `copy`: the new side, on which only what was copied counts: a flow that went on there since is
@@ -47,7 +47,7 @@ class Side:
         steps = sum("/" in key for key in self._now)
         return Counts(len(self._now) - steps, steps, self._events, len(self._answers))
 
-    def event(self, record: Record) -> None:
+    def event(self, record: LogRecord) -> None:
         event = orjson.loads(record.value or b"")
         flow_id = event["flow_id"]
         self._placed(flow_id, record)
@@ -59,7 +59,7 @@ class Side:
         kept = {name: value for name, value in event.items() if name not in _MOVED}
         self._history[flow_id] = _hash(before + canonical(kept))
 
-    def snapshot(self, record: Record) -> None:
+    def snapshot(self, record: LogRecord) -> None:
         key = (record.key or b"").decode()
         if key.startswith(CURSOR_PREFIX):
             return
@@ -70,7 +70,7 @@ class Side:
         value = orjson.loads(record.value)
         self._now[key] = _hash(canonical(value.get("flow", value.get("step"))))
 
-    def answer(self, record: Record) -> None:
+    def answer(self, record: LogRecord) -> None:
         """Of the last answer to each command, which is what a resend gets."""
         doc = orjson.loads(record.value or b"")
         if doc["verdict"] in (Verdict.ACCEPTED, Verdict.REJECTED) and not doc["dry_run"]:
@@ -85,7 +85,7 @@ class Side:
     def newest_ms(self) -> int:
         return max(self._answers.values(), default=0)
 
-    def differences(self, other: "Side") -> Iterator[str]:
+    def differences(self, other: "ComparedSide") -> Iterator[str]:
         """From the old side to the new one, a sentence each."""
         if other.misplaced is not None:
             yield other.misplaced
@@ -99,7 +99,7 @@ class Side:
         if missing := len(self._answers.keys() - other._answers.keys()):
             yield f"{missing} answers that a resend would get are missing."
 
-    def _placed(self, flow_id: str, record: Record) -> None:
+    def _placed(self, flow_id: str, record: LogRecord) -> None:
         home = partition_of(flow_id.encode(), self._partitions)
         if record.partition != home:
             self.misplaced = f"Flow {flow_id} lies on partition {record.partition}, not {home}."

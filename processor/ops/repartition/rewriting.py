@@ -8,18 +8,18 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from processor.batch import Outgoing, cursor_record, first_event_id
-from processor.codec import Headers
-from processor.ops.ports import Record
+from processor.contract import dead_letters
+from processor.contract.events import CHAIN_HEADER, CHAIN_START
+from processor.contract.outcomes import Verdict
+from processor.contract.state import CURSOR_PREFIX
+from processor.contract.topics import Topics
+from processor.contract.values import parse_timestamp
+from processor.engine.batch import Outgoing, cursor_record, first_event_id
+from processor.engine.codec import Headers
+from processor.engine.partitioner import partition_of
+from processor.engine.rows import Position
 from processor.ops.repartition.steps import Step
-from processor.placement import partition_of
-from processor.rows import Position
-from schemas import dead_letters
-from schemas.events import CHAIN_HEADER, CHAIN_START
-from schemas.outcomes import Verdict
-from schemas.state import CURSOR_PREFIX
-from schemas.topics import Topics
-from schemas.values import parse_timestamp
+from processor.ops.verify.ports import LogRecord
 
 MOVED_FROM: Final = "taskflow-moved-from"
 """On a copied event: the prefix it came from and the id it had there, prefix/id."""
@@ -28,7 +28,7 @@ PROGRESS: Final = "taskflow-repartition"
 LATE_MAX_MS: Final = 16 * 60_000
 
 
-class Copy(NamedTuple):
+class CopiedRecord(NamedTuple):
     """A record to write; `at_ms` is the time that it keeps."""
 
     topic: str
@@ -74,23 +74,23 @@ class Rewriter:
         """A forward is no answer: its copy has one, and lies right on the new side anyway."""
         return step.doc is not None and step.doc["verdict"] == Verdict.FORWARDED
 
-    def source(self, step: Step) -> Copy:
+    def source(self, step: Step) -> CopiedRecord:
         """The decided record as it lies on the new side."""
         assert step.source is not None
         return self.command(step.source)
 
-    def command(self, record: Record) -> Copy:
+    def command(self, record: LogRecord) -> CopiedRecord:
         headers = _without(record.headers, dead_letters.FORWARDED_FROM)
-        return Copy(
+        return CopiedRecord(
             self._renamed(record.topic),
             Outgoing(record.key, record.value, headers),
             record.timestamp,
         )
 
-    def command_home(self, record: Record) -> int:
+    def command_home(self, record: LogRecord) -> int:
         return self._of_key(record.key, record.partition)
 
-    def rest(self, number: int, step: Step, offset: int | None) -> list[Copy]:
+    def rest(self, number: int, step: Step, offset: int | None) -> list[CopiedRecord]:
         """What the step caused, on partition `number`; `offset` is its record's there."""
         while self._recent and self._recent[0][0] < step.at_ms - self._keep_ms:
             self._ids.pop(self._recent.popleft()[1], None)
@@ -105,12 +105,14 @@ class Rewriter:
             doc["event_ids"] = [self._ids[event_id] for event_id in doc["event_ids"]]
             value = orjson.dumps(doc)
             record = Outgoing(step.outcome.key, value, list(step.outcome.headers))
-            copies.append(Copy(self._new.outcomes, record, step.outcome.timestamp))
+            copies.append(CopiedRecord(self._new.outcomes, record, step.outcome.timestamp))
         if step.letter is not None and source is not None:
             copies.append(self._letter(step.letter, source))
         return copies
 
-    def _event(self, number: int, record: Record, source: Mapping[str, Any] | None) -> Copy:
+    def _event(
+        self, number: int, record: LogRecord, source: Mapping[str, Any] | None
+    ) -> CopiedRecord:
         event = orjson.loads(record.value or b"")
         old_id, event_id = event["id"], self.next_ids[number]
         event["id"] = event_id
@@ -123,7 +125,7 @@ class Rewriter:
         moved = f"{self._old.prefix}/{old_id}".encode()
         headers = [(CHAIN_HEADER, chain), *kept, (MOVED_FROM, moved)]
         self._happened(number, event, chain, old_id)
-        return Copy(self._new.audit, Outgoing(record.key, value, headers), record.timestamp)
+        return CopiedRecord(self._new.audit, Outgoing(record.key, value, headers), record.timestamp)
 
     def _happened(self, number: int, event: Mapping[str, Any], chain: bytes, old_id: int) -> None:
         event_id, flow_id = event["id"], event["flow_id"]
@@ -135,7 +137,7 @@ class Rewriter:
         self._ids[old_id] = event_id
         self._recent.append((parse_timestamp(event["at"]), old_id))
 
-    def _letter(self, letter: Record, source: Mapping[str, Any]) -> Copy:
+    def _letter(self, letter: LogRecord, source: Mapping[str, Any]) -> CopiedRecord:
         places = {
             dead_letters.SOURCE_TOPIC: source["topic"],
             dead_letters.SOURCE_PARTITION: source["partition"],
@@ -151,16 +153,16 @@ class Rewriter:
                 headers.append((name, value))
         kept = _without(headers[::-1], dead_letters.FORWARDED_FROM)
         record = Outgoing(letter.key, letter.value, kept)
-        return Copy(self._new.dead_letters, record, letter.timestamp)
+        return CopiedRecord(self._new.dead_letters, record, letter.timestamp)
 
-    def take_back(self, number: int, record: Record) -> None:
+    def take_back(self, number: int, record: LogRecord) -> None:
         """An event that was copied before, when this goes on where it was left."""
         event = orjson.loads(record.value or b"")
         headers = dict(record.headers)
         old_id = int(headers[MOVED_FROM].rpartition(b"/")[2])
         self._happened(number, event, headers[CHAIN_HEADER], old_id)
 
-    def snapshot(self, record: Record) -> tuple[int, Copy] | None:
+    def snapshot(self, record: LogRecord) -> tuple[int, CopiedRecord] | None:
         """What a record of the old `state` becomes, and on which partition; None if nothing: a
         cursor, or a flow's that is not its newest."""
         key = (record.key or b"").decode()
@@ -178,13 +180,13 @@ class Rewriter:
             )
         made = Outgoing(record.key, value, list(record.headers))
         home = partition_of(flow_id.encode(), self._partitions)
-        return home, Copy(self._new.state, made, record.timestamp)
+        return home, CopiedRecord(self._new.state, made, record.timestamp)
 
-    def cursor(self, number: int, position: Position, progress: Mapping[str, int]) -> Copy:
+    def cursor(self, number: int, position: Position, progress: Mapping[str, int]) -> CopiedRecord:
         key, value, _ = cursor_record(number, position)
         headers = [(PROGRESS, orjson.dumps(progress))]
         # No time of its own: it is no older than anything that it stands for.
-        return Copy(self._new.state, Outgoing(key, value, headers), -1)
+        return CopiedRecord(self._new.state, Outgoing(key, value, headers), -1)
 
     def _renamed(self, topic: str) -> str:
         return f"{self._new.prefix}.{topic.rpartition('.')[2]}"

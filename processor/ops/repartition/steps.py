@@ -5,15 +5,15 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from processor.contract import dead_letters
+from processor.contract.outcomes import Verdict
+from processor.contract.topics import Topics
+from processor.contract.values import parse_timestamp
 from processor.errors import HistoryLost
-from processor.ops.ports import Extent, Record
-from processor.ops.reading import Stream
-from schemas import dead_letters
-from schemas.outcomes import Verdict
-from schemas.topics import Topics
-from schemas.values import parse_timestamp
+from processor.ops.verify.ports import LogRange, LogRecord
+from processor.ops.verify.record_stream import RecordStream
 
-OpenStream = Callable[[str, int, int], Stream]
+OpenStream = Callable[[str, int, int], RecordStream]
 
 
 class Step(NamedTuple):
@@ -23,11 +23,11 @@ class Step(NamedTuple):
 
     partition: int
     at_ms: int
-    source: Record | None
-    outcome: Record | None
+    source: LogRecord | None
+    outcome: LogRecord | None
     doc: dict[str, Any] | None
-    events: Sequence[Record]
-    letter: Record | None
+    events: Sequence[LogRecord]
+    letter: LogRecord | None
 
     @property
     def front(self) -> bool:
@@ -38,13 +38,13 @@ class OldPartition:
     """`extents` are what the topics hold, all of it decided but what lies behind the cursor."""
 
     def __init__(
-        self, topics: Topics, number: int, extents: Mapping[str, Extent], open_stream: OpenStream
+        self, topics: Topics, number: int, extents: Mapping[str, LogRange], open_stream: OpenStream
     ) -> None:
         self._topics = topics
         self._number = number
         self._extents = extents
         self._open = open_stream
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[str, RecordStream] = {}
         self._passed: dict[str, int] = {}
         """The newest offset of each source whose outcome was passed."""
 
@@ -118,14 +118,14 @@ class OldPartition:
         if await self._stream(self._topics.audit).take() is not None:
             raise self._apart("there are events that no outcome names")
 
-    async def undecided(self, topic: str, offset: int) -> AsyncIterator[Record]:
+    async def undecided(self, topic: str, offset: int) -> AsyncIterator[LogRecord]:
         """What lies behind the cursor."""
         start = max(offset, self._extents[topic].start)
         stream = self._open(topic, start, self._extents[topic].stable)
         while (record := await stream.take()) is not None:
             yield record
 
-    async def _at(self, topic: str, offset: int) -> Record:
+    async def _at(self, topic: str, offset: int) -> LogRecord:
         self._passed[topic] = offset
         stream = self._stream(topic)
         while (record := await stream.take()) is not None:
@@ -135,7 +135,7 @@ class OldPartition:
                 break
         raise self._apart(f"{topic} has no record at offset {offset}, which was answered")
 
-    async def _letter_of(self, place: Mapping[str, Any]) -> Record | None:
+    async def _letter_of(self, place: Mapping[str, Any]) -> LogRecord | None:
         """Retention may have taken it: dead letters are kept for less long than outcomes."""
         letters = self._stream(self._topics.dead_letters)
         while (head := await letters.head()) is not None:
@@ -151,7 +151,7 @@ class OldPartition:
             raise self._apart(f"{place} has no dead letter")
         return None
 
-    def _stream(self, topic: str) -> Stream:
+    def _stream(self, topic: str) -> RecordStream:
         stream = self._streams.get(topic)
         if stream is None:
             extent = self._extents[topic]

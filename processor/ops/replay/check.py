@@ -11,9 +11,14 @@ from typing import Any, Final
 
 import orjson
 
-from processor.batch import Batch, Decoded, Outgoing
-from processor.codec import Readable, Record, decode
-from processor.handler import Handler
+from processor.contract.dead_letters import FORWARDED_FROM
+from processor.contract.events import CHAIN_HEADER
+from processor.contract.outcomes import Code, Verdict
+from processor.contract.values import instant
+from processor.engine.batch import Decoded, Outgoing, WriteSet
+from processor.engine.codec import Readable, Record, decode
+from processor.engine.command_handler import CommandHandler
+from processor.engine.rows import Position
 from processor.ops.replay.copies import Copies
 from processor.ops.replay.differences import (
     ADDED,
@@ -35,13 +40,8 @@ from processor.ops.replay.recorded import (
 from processor.ops.replay.snapshots import Snapshots
 from processor.ops.replay.store import Store
 from processor.ops.replay.wakes import Wakes
-from processor.recovery import LATE_MAX_MS
-from processor.rows import Position
-from processor.snapshots import answer_of
-from schemas.dead_letters import FORWARDED_FROM
-from schemas.events import CHAIN_HEADER
-from schemas.outcomes import Code, Verdict
-from schemas.values import instant
+from processor.recovery.restore import LATE_MAX_MS
+from processor.recovery.snapshot_reader import answer_of
 
 FORGET_EVERY: Final = 10_000
 LAG_MAX_MS: Final = 86_400_000
@@ -140,13 +140,13 @@ class Check:
 
     # Deciding
 
-    def _handle(self, done: Transaction, items: Sequence[Decoded]) -> Batch:
+    def _handle(self, done: Transaction, items: Sequence[Decoded]) -> WriteSet:
         unforwardable = frozenset(
             (done.records[n].topic, done.records[n].offset)
             for n in done.letters
             if _internal_error(done.outcomes[n])
         )
-        handler = Handler(
+        handler = CommandHandler(
             self._place,
             self._store.memory(items),
             Position(0, 0, self._next_event_id),
@@ -155,7 +155,7 @@ class Check:
         )
         return handler.handle(items)
 
-    def _keep(self, batch: Batch, items: Sequence[Decoded]) -> None:
+    def _keep(self, batch: WriteSet, items: Sequence[Decoded]) -> None:
         self._store.keep(batch.changes)
         self._next_event_id = batch.position.next_event_id
         for forward in batch.forwards:
@@ -325,7 +325,7 @@ _NONE: Final = Outgoing(None, None, ())
 _CONFLICT: Final = frozenset({Code.IDEMPOTENCY_CONFLICT})
 
 
-def _all_alike(done: Transaction, batch: Batch) -> bool:
+def _all_alike(done: Transaction, batch: WriteSet) -> bool:
     return (
         _alike(done.outcomes, batch.outcomes)
         and _alike(done.events, batch.audit)

@@ -2,10 +2,10 @@
 
 from typing import Final
 
-from processor.batch import Forward, Outgoing
-from processor.codec import Record
+from processor.contract.dead_letters import FORWARDED_FROM
+from processor.engine.batch import Forward, Outgoing
+from processor.engine.codec import Record
 from processor.ops.replay.differences import CHANGED, Difference, Findings, alike, fields_of
-from schemas.dead_letters import FORWARDED_FROM
 
 FORWARDED: Final = "(forwarded)"
 """In place of the command's kind, which is not looked at."""

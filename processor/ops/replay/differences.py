@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import orjson
 
-from processor.batch import Outgoing
-from processor.ops.paths import ABSENT, Change, changes
-from schemas.events import CHAIN_HEADER
+from processor.contract.events import CHAIN_HEADER
+from processor.engine.batch import Outgoing
+from processor.ops.json_path import ABSENT, Change, changes
 
 EXAMPLES: Final = 3
 """How many of each sort are kept in full."""

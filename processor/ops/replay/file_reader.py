@@ -13,8 +13,14 @@ from typing import IO, Any, Final
 
 import orjson
 
-from processor.batch import Outgoing, new_outgoing
-from processor.codec import Headers
+from processor.contract.events import CHAIN_HEADER, CHAIN_START
+from processor.contract.flow import FlowStatus
+from processor.contract.outcomes import Code
+from processor.contract.topics import Topics
+from processor.contract.values import SCHEMA_VERSION
+from processor.engine.batch import Outgoing, new_outgoing
+from processor.engine.codec import Headers
+from processor.engine.rows import LedgerEntry
 from processor.ops.replay.file_writer import trace_of
 from processor.ops.replay.recorded import (
     FORMAT,
@@ -26,12 +32,6 @@ from processor.ops.replay.recorded import (
     Transaction,
 )
 from processor.ops.replay.store import Store, read_known
-from processor.rows import Remembered
-from schemas.events import CHAIN_HEADER, CHAIN_START
-from schemas.flow import FlowStatus
-from schemas.outcomes import Code
-from schemas.topics import Topics
-from schemas.values import SCHEMA_VERSION
 
 BUFFER_BYTES: Final = 256 * 1024
 CHAIN_BYTES: Final = len(CHAIN_START)
@@ -279,8 +279,8 @@ def _answer(
     first_event_id: int,
     event_count: int,
     details: dict[str, Any],
-) -> Remembered:
-    return Remembered(
+) -> LedgerEntry:
+    return LedgerEntry(
         bytes.fromhex(key),
         at_ms,
         bytes.fromhex(digest),

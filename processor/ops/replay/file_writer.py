@@ -19,8 +19,12 @@ from typing import IO, Any, Final
 
 import orjson
 
-from processor.batch import Outgoing
-from processor.codec import Headers
+from processor.contract.events import CHAIN_HEADER, CHAIN_START, TRACEPARENT_HEADER
+from processor.contract.topics import CONTROL
+from processor.contract.values import SCHEMA_VERSION
+from processor.engine.batch import Outgoing
+from processor.engine.codec import Headers
+from processor.engine.rows import LedgerEntry
 from processor.ops.replay.recorded import (
     FORMAT,
     Beginning,
@@ -30,10 +34,6 @@ from processor.ops.replay.recorded import (
     Transaction,
 )
 from processor.ops.replay.store import Store, known_doc
-from processor.rows import Remembered
-from schemas.events import CHAIN_HEADER, CHAIN_START, TRACEPARENT_HEADER
-from schemas.topics import CONTROL
-from schemas.values import SCHEMA_VERSION
 
 LEVEL: Final = 3
 """Of gzip; higher ones take longer and save little."""
@@ -213,5 +213,5 @@ def text_of(raw: bytes | None) -> str | dict[str, str] | None:
         return {"hex": raw.hex()}
 
 
-def _answer_doc(row: Remembered) -> tuple[Any, ...]:
+def _answer_doc(row: LedgerEntry) -> tuple[Any, ...]:
     return row._replace(key=row.key.hex(), digest=row.digest.hex())  # type: ignore[arg-type]

@@ -10,9 +10,10 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from processor.batch import Outgoing, first_event_id, new_outgoing
-from processor.ops.ports import Extent, Log, Record
-from processor.ops.reading import Heard, Stream
+from processor.contract.dead_letters import SOURCE_OFFSET, SOURCE_TOPIC
+from processor.contract.events import CHAIN_HEADER
+from processor.contract.state import CURSOR_PREFIX
+from processor.engine.batch import Outgoing, first_event_id, new_outgoing
 from processor.ops.repartition.rewriting import MOVED_FROM
 from processor.ops.replay.recorded import (
     Beginning,
@@ -23,12 +24,11 @@ from processor.ops.replay.recorded import (
     Transaction,
 )
 from processor.ops.replay.store import Store
-from processor.recovery import LATE_MAX_MS
-from processor.snapshots import answer_of
-from processor.timers import ACTOR
-from schemas.dead_letters import SOURCE_OFFSET, SOURCE_TOPIC
-from schemas.events import CHAIN_HEADER
-from schemas.state import CURSOR_PREFIX
+from processor.ops.verify.ports import Log, LogRange, LogRecord
+from processor.ops.verify.record_stream import Heard, RecordStream
+from processor.partition.timers import ACTOR
+from processor.recovery.restore import LATE_MAX_MS
+from processor.recovery.snapshot_reader import answer_of
 
 _DECIDED: Final = b'"verdict":"accepted"'
 
@@ -58,8 +58,8 @@ class LivePartition:
         self._topics = self._place.topics
         self._since_ms = since_ms
         self._heard = heard
-        self._extents: dict[str, Extent] = {}
-        self._streams: dict[str, Stream] = {}
+        self._extents: dict[str, LogRange] = {}
+        self._streams: dict[str, RecordStream] = {}
         self._waking: list[str] = []
 
     async def outcomes(self) -> int:
@@ -129,7 +129,7 @@ class LivePartition:
     def _open(self, topic: str, start: int) -> None:
         end = self._extents[topic].stable
         heard = self._heard if topic == self._topics.outcomes else _ignored
-        self._streams[topic] = Stream(self._log, topic, start, end, heard)
+        self._streams[topic] = RecordStream(self._log, topic, start, end, heard)
 
     # Where to begin
 
@@ -191,7 +191,7 @@ class LivePartition:
                 f"{topic} partition {self._place.partition} begins at offset {extent.start}: what "
                 "flows were before cannot be told."
             )
-        stream = Stream(self._log, topic, extent.start, extent.stable, _ignored)
+        stream = RecordStream(self._log, topic, extent.start, extent.stable, _ignored)
         self._streams[topic] = stream
         next_id = first_event_id(self._place.partition)
         while (record := await stream.head()) is not None:
@@ -223,7 +223,7 @@ class LivePartition:
 
     # In step
 
-    async def _one(self, record: Record) -> Decided:
+    async def _one(self, record: LogRecord) -> Decided:
         outcome = orjson.loads(record.value or b"")
         source = await self._source(outcome["source"], record)
         events = []
@@ -234,7 +234,7 @@ class LivePartition:
             letter = await self._letter(source)
         return Decided(source, _kept(record), events, letter)
 
-    async def _source(self, place: Mapping[str, Any], record: Record) -> Record:
+    async def _source(self, place: Mapping[str, Any], record: LogRecord) -> LogRecord:
         stream = self._streams[place["topic"]]
         source = await stream.take()
         while source is not None and source.offset < place["offset"]:
@@ -243,7 +243,7 @@ class LivePartition:
             raise self._broken(record, f"answers {place}, which is not there")
         return source
 
-    async def _event(self, event_id: int, record: Record) -> Outgoing:
+    async def _event(self, event_id: int, record: LogRecord) -> Outgoing:
         event = await self._streams[self._topics.audit].take()
         if event is None or orjson.loads(event.value or b"")["id"] != event_id:
             raise self._broken(record, f"names event {event_id}, which does not come next")
@@ -253,7 +253,7 @@ class LivePartition:
             return kept._replace(headers=event.headers[:-1])
         return kept
 
-    async def _letter(self, source: Record) -> Outgoing | None:
+    async def _letter(self, source: LogRecord) -> Outgoing | None:
         """None where retention took it."""
         stream = self._streams[self._topics.dead_letters]
         while (letter := await stream.head()) is not None:
@@ -273,7 +273,7 @@ class LivePartition:
         stream = self._streams.get(topic)
         return stream is None or offset < stream.passed
 
-    def _broken(self, record: Record, why: str) -> HistoryUnusable:
+    def _broken(self, record: LogRecord, why: str) -> HistoryUnusable:
         return HistoryUnusable(
             f"The outcome at offset {record.offset} of {record.topic} partition "
             f"{record.partition} {why}; `taskflow verify` says more."
@@ -284,11 +284,11 @@ def _ignored(_: int) -> None:
     """Only outcomes are counted."""
 
 
-def _kept(record: Record) -> Outgoing:
+def _kept(record: LogRecord) -> Outgoing:
     return new_outgoing((record.key, record.value, record.headers))
 
 
-def _caused(record: Record, outcome: Mapping[str, Any] | None = None) -> Sequence[int] | None:
+def _caused(record: LogRecord, outcome: Mapping[str, Any] | None = None) -> Sequence[int] | None:
     """The ids of the events that an outcome tells of as its own."""
     if outcome is None:
         if _DECIDED not in (record.value or b""):
@@ -300,7 +300,7 @@ def _caused(record: Record, outcome: Mapping[str, Any] | None = None) -> Sequenc
     return ids
 
 
-def _woken(record: Record) -> str | None:
+def _woken(record: LogRecord) -> str | None:
     """The flow that a wake of the processor's own is for."""
     try:
         command = orjson.loads(record.value or b"")

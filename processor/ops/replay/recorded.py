@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple, Protocol, Self
 
-from processor.batch import Outgoing, Place
-from processor.codec import Record
+from processor.contract.topics import Topics
 from processor.domain.decide import Limits
+from processor.engine.batch import Outgoing, PartitionConfig
+from processor.engine.codec import Record
 from processor.errors import TaskflowError
 from processor.ops.replay.store import Store
-from schemas.topics import Topics
 
 FORMAT: Final = 2
 """Of a history in a file."""
@@ -29,9 +29,9 @@ class Rules:
     dedupe_window_ms: int
     timer_max_horizon_ms: int
 
-    def place(self, partition: int) -> Place:
+    def place(self, partition: int) -> PartitionConfig:
         """A partition under these rules."""
-        return Place(
+        return PartitionConfig(
             partition,
             self.partitions,
             Topics(self.prefix),

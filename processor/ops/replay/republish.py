@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
-from processor.ops.ports import Record
-from processor.ops.reading import Stream
 from processor.ops.replay.selection import Mark, Selection, Sieve
+from processor.ops.verify.ports import LogRecord
+from processor.ops.verify.record_stream import RecordStream
 
 TRANSACTION_MAX: Final = 500
 TRANSACTION_BYTES: Final = 1024 * 1024
@@ -22,7 +22,7 @@ UNWANTED_MAX: Final = 100_000
 """Events that are passed over before that is written down, too."""
 
 
-class Copy(NamedTuple):
+class RepublishedRecord(NamedTuple):
     """An event to write again: as it was, with one header more. `partition` is the source's."""
 
     partition: int
@@ -32,14 +32,16 @@ class Copy(NamedTuple):
     at_ms: int
 
 
-class Target(Protocol):
+class ReplayTarget(Protocol):
     """Where they go."""
 
-    async def write(self, copies: Sequence[Copy], positions: Mapping[int, int]) -> None:
+    async def write(
+        self, copies: Sequence[RepublishedRecord], positions: Mapping[int, int]
+    ) -> None:
         """All in one transaction: events, and the next offsets of source partitions."""
 
 
-class Range(NamedTuple):
+class ReplayRange(NamedTuple):
     """Of a source partition: its events of [start, end). `past` is where to begin reading, for
     what must be known of them."""
 
@@ -49,36 +51,36 @@ class Range(NamedTuple):
 
 
 @dataclass(slots=True)
-class Progress:
+class RepublishProgress:
     """What was done, as far as it is committed."""
 
     replayed: int = 0
     positions: dict[int, int] = field(default_factory=dict)
 
 
-OpenStream = Callable[[int, int, int], Stream]
+OpenStream = Callable[[int, int, int], RecordStream]
 """Partition, start, end."""
 
 
 async def republish(
-    ranges: Mapping[int, Range],
+    ranges: Mapping[int, ReplayRange],
     selection: Selection,
     open_stream: OpenStream,
-    target: Target,
+    target: ReplayTarget,
     run: str,
     *,
     per_s: float | None = None,
     written: Callable[[int], None] = lambda _: None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     monotonic: Callable[[], float] = time.monotonic,
-) -> Progress:
+) -> RepublishProgress:
     """Write the events of `ranges`, by their append times as far as partitions allow.
 
     `per_s` events a second at most; `written` is told how many more were committed.
     """
-    done = Progress()
+    done = RepublishProgress()
     events = _Merged(ranges, selection, open_stream)
-    copies: list[Copy] = []
+    copies: list[RepublishedRecord] = []
     size_bytes = unwanted = 0
     positions: dict[int, int] = {}
     most = TRANSACTION_MAX if per_s is None else max(1, min(TRANSACTION_MAX, int(per_s * TURN_S)))
@@ -105,7 +107,7 @@ async def republish(
             mark = Mark(run, record.topic, record.partition, record.offset)
             headers = [*record.headers, mark.header()]
             place = (record.partition, record.key, record.value)
-            copies.append(Copy(*place, headers, record.timestamp))
+            copies.append(RepublishedRecord(*place, headers, record.timestamp))
             size_bytes += len(record.value or b"")
         if len(copies) >= most or size_bytes >= TRANSACTION_BYTES or unwanted >= UNWANTED_MAX:
             await commit()
@@ -121,15 +123,15 @@ class _Merged:
     """The partitions' events by time, each partition's in its order; the past is only looked at."""
 
     def __init__(
-        self, ranges: Mapping[int, Range], selection: Selection, open_stream: OpenStream
+        self, ranges: Mapping[int, ReplayRange], selection: Selection, open_stream: OpenStream
     ) -> None:
         self._ranges = {p: one for p, one in ranges.items() if one.start < one.end}
         self._streams = {p: open_stream(p, one.past, one.end) for p, one in self._ranges.items()}
         self._sieves = {p: Sieve(selection) for p in self._ranges}
-        self._heads: dict[int, Record] = {}
+        self._heads: dict[int, LogRecord] = {}
         self._begun = False
 
-    async def take(self) -> tuple[Record, bool] | None:
+    async def take(self) -> tuple[LogRecord, bool] | None:
         """The next event, and whether it is wanted; None at the end."""
         if not self._begun:
             self._begun = True

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from processor.ops.ports import Record
+from processor.ops.verify.ports import LogRecord
 
 REPLAY_HEADER: Final = "taskflow-replay"
 """On a replayed event: run/topic/partition/offset of the record that it repeats."""
@@ -64,7 +64,7 @@ class Sieve:
         self._theirs: set[bytes | None] = set()
         """Flows of the owners, by their keys."""
 
-    def wants(self, record: Record) -> bool:
+    def wants(self, record: LogRecord) -> bool:
         """Must be asked about each event of the past, where the selection needs it."""
         chosen = self._selection
         if self._keys and record.key not in self._keys:

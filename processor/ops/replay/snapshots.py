@@ -5,7 +5,7 @@ from typing import Final
 
 import orjson
 
-from processor.batch import Outgoing, Place, snapshot_of
+from processor.engine.batch import Outgoing, PartitionConfig, snapshot_of
 from processor.ops.replay.differences import CHANGED, Difference, Findings, fields_of
 from processor.ops.replay.recorded import Snapshot
 from processor.ops.replay.store import Known, Store
@@ -17,7 +17,7 @@ STATE: Final = "(state)"
 class Snapshots:
     """Of one partition."""
 
-    def __init__(self, place: Place, store: Store, findings: Findings) -> None:
+    def __init__(self, place: PartitionConfig, store: Store, findings: Findings) -> None:
         self._place = place
         self._store = store
         self._findings = findings

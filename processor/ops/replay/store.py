@@ -14,14 +14,14 @@ from typing import Any, Final
 
 import orjson
 
-from processor.batch import Decoded, Memory, needs, snapshot_of
-from processor.cache import weight_bytes
-from processor.codec import encode, fact_of, flow_doc
+from processor.contract.events import CHAIN_START, EventKind
+from processor.contract.flow import Flow, FlowStep
 from processor.domain.evolve import evolve, observed_step
-from processor.ops.scratch import ScratchFailed
-from processor.rows import Changes, FlowRow, Remembered, StepRow, new_flow_row
-from schemas.events import CHAIN_START, EventKind
-from schemas.flow import Flow, FlowStep
+from processor.engine.batch import Decoded, LoadedState, needs, snapshot_of
+from processor.engine.codec import encode, fact_of, flow_doc
+from processor.engine.flow_cache import weight_bytes
+from processor.engine.rows import Changes, FlowRow, LedgerEntry, StepRow, new_flow_row
+from processor.ops.verify.scratch_store import ScratchFailed
 
 FLOWS_BYTES: Final = 256 * 1024 * 1024
 ANSWERS_MAX: Final = 300_000
@@ -83,7 +83,7 @@ class Store:
         self._file: sqlite3.Connection | None = None
         self._flows: OrderedDict[str, Known] = OrderedDict()
         self._size_bytes = 0
-        self._answers: dict[bytes, Remembered] = {}
+        self._answers: dict[bytes, LedgerEntry] = {}
         self._spilled_flows = self._spilled_answers = False
 
     def close(self) -> None:
@@ -108,10 +108,10 @@ class Store:
                 self._put(flow_id, known)
         return known
 
-    def memory(self, items: Sequence[Decoded]) -> Memory:
+    def memory(self, items: Sequence[Decoded]) -> LoadedState:
         """What must be known of the flows of `items`."""
         needed = needs(items)
-        memory = Memory()
+        memory = LoadedState()
         flows, here = memory.flows, self._flows
         for flow_id in needed.flows:
             known = here.get(flow_id)
@@ -134,7 +134,7 @@ class Store:
             memory.ledger |= {row.key: row for row in self._spilled(missing)}
         return memory
 
-    def answer(self, key: bytes) -> Remembered | None:
+    def answer(self, key: bytes) -> LedgerEntry | None:
         row = self._answers.get(key)
         if row is None and self._spilled_answers:
             return next(self._spilled([key]), None)
@@ -148,12 +148,12 @@ class Store:
                 if flow_id not in self._flows:
                     yield _read(raw)
 
-    def answers(self) -> Iterator[Remembered]:
+    def answers(self) -> Iterator[LedgerEntry]:
         """All answers, the oldest first. Nothing may be changed meanwhile."""
         if self._spilled_answers:
             for key, raw in self._db.execute("SELECT key, row FROM answer ORDER BY n"):
                 if key not in self._answers:
-                    yield Remembered(*pickle.loads(raw))
+                    yield LedgerEntry(*pickle.loads(raw))
         yield from self._answers.values()
 
     # Writing
@@ -178,7 +178,7 @@ class Store:
         self.remember(changes.remembered)
         self._spill()
 
-    def remember(self, rows: Iterable[Remembered]) -> None:
+    def remember(self, rows: Iterable[LedgerEntry]) -> None:
         """Answers, in the order in which they were given."""
         answers = self._answers
         for row in rows:
@@ -260,12 +260,12 @@ class Store:
             self._file.executescript(_SCHEMA)
         return self._file
 
-    def _spilled(self, keys: Sequence[bytes]) -> Iterator[Remembered]:
+    def _spilled(self, keys: Sequence[bytes]) -> Iterator[LedgerEntry]:
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
             marks = ",".join("?" * len(some))
             for (raw,) in self._db.execute(f"SELECT row FROM answer WHERE key IN ({marks})", some):
-                yield Remembered(*pickle.loads(raw))
+                yield LedgerEntry(*pickle.loads(raw))
 
     def _spill(self) -> None:
         if self._size_bytes > self._flows_bytes:

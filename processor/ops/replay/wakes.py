@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from processor.batch import Decoded
-from processor.codec import Readable, Record
+from processor.contract.flow import Flow
 from processor.domain.waits import AT_ONCE_MS, due_ms
+from processor.engine.batch import Decoded
+from processor.engine.codec import Readable, Record
 from processor.ops.replay.differences import ADDED, MISSING, Findings
 from processor.ops.replay.store import Store
-from processor.timers import ACTOR
-from schemas.flow import Flow
+from processor.partition.timers import ACTOR
 
 Differs = Callable[[Record, str, str], None]
 """Told a record, whether its wake is added or missing, and the flow."""

@@ -2,10 +2,10 @@
 
 import pytest
 
+from processor.contract import Code, instant
 from processor.domain.decide import rejected
 from processor.domain.transitions import Authority
-from schemas import Code, instant
-from tests.support.given import (
+from tests.support.builders import (
     NOON,
     OPERATOR,
     OWNER,

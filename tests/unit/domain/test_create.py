@@ -1,8 +1,8 @@
 """`create_managed` and `create_mirrored`."""
 
+from processor.contract import Code, Flow, instant
 from processor.domain.decide import rejected
-from schemas import Code, Flow, instant
-from tests.support.given import (
+from tests.support.builders import (
     FLOW_ID,
     NOON,
     OWNER,

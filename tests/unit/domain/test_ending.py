@@ -2,9 +2,9 @@
 
 import pytest
 
+from processor.contract import Code, instant
 from processor.domain.decide import rejected
-from schemas import Code, instant
-from tests.support.given import (
+from tests.support.builders import (
     NOON,
     accepted,
     cancel,

@@ -2,10 +2,10 @@
 
 import pytest
 
+from processor.contract import EventKind, FlowStatus, instant
 from processor.domain.evolve import evolve, fold
 from processor.domain.facts import Fact
-from schemas import EventKind, FlowStatus, instant
-from tests.support.given import FLOW_ID, NOON, create, decided, given, start
+from tests.support.builders import FLOW_ID, NOON, create, decided, given, start
 
 
 def test_folding_nothing_changes_nothing():

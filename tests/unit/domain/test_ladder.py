@@ -2,9 +2,9 @@
 
 import pytest
 
+from processor.contract import Code
 from processor.domain.transitions import Authority
-from schemas import Code
-from tests.support.given import (
+from tests.support.builders import (
     NOON,
     STRANGER,
     cancel,

@@ -4,10 +4,10 @@ import string
 
 import pytest
 
+from processor.contract import Code, CommandKind
 from processor.domain import messages
 from processor.domain.transitions import Authority
-from schemas import Code, CommandKind
-from tests.support.given import (
+from tests.support.builders import (
     NOON,
     STRANGER,
     cancel,

@@ -4,9 +4,9 @@ from uuid import UUID, uuid5
 
 import pytest
 
+from processor.contract import Code, FlowStep, StepStatus, instant
 from processor.domain.decide import rejected
-from schemas import Code, FlowStep, StepStatus, instant
-from tests.support.given import (
+from tests.support.builders import (
     FLOW_ID,
     MORNING,
     NOON,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from processor.contract import CONTROL_ONLY, CommandKind, FlowStatus
 from processor.domain.transitions import (
     ANY_TIME,
     CREATES,
@@ -14,8 +15,7 @@ from processor.domain.transitions import (
     destination,
     refusal,
 )
-from schemas import CONTROL_ONLY, CommandKind, FlowStatus
-from tests.support.given import (
+from tests.support.builders import (
     cancel,
     create,
     fail,

@@ -2,18 +2,10 @@
 
 import pytest
 
+from processor.contract import Code
 from processor.domain.decide import rejected
 from processor.domain.evolve import merge
-from schemas import Code
-from tests.support.given import (
-    accepted,
-    create,
-    decided,
-    given,
-    set_waiting,
-    start,
-    update,
-)
+from tests.support.builders import accepted, create, decided, given, set_waiting, start, update
 
 
 @pytest.mark.parametrize(

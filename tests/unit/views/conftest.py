@@ -10,15 +10,15 @@ from aiohttp import ClientSession
 
 from processor.settings import Address, Settings
 from processor.views.api import Api
-from processor.views.commands import Commands
-from processor.views.group import Group
+from processor.views.command_endpoint import CommandEndpoint
+from processor.views.consumer_group import WorkerGroup
 from processor.views.peers import Peers
+from processor.views.read_model import ReadModel
 from processor.views.server import serve
-from processor.views.view import View
-from tests.support.recorded import Recorded
-from tests.support.viewed import view_of
+from tests.support.read_model_harness import view_of
+from tests.support.recorded_deployment import Recorded
 
-Served = Callable[..., AbstractAsyncContextManager[tuple[ClientSession, View]]]
+Served = Callable[..., AbstractAsyncContextManager[tuple[ClientSession, ReadModel]]]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def served(tmp_path: Path) -> Served:
     @asynccontextmanager
     async def serving(
         recorded: Recorded, **options: Any
-    ) -> AsyncIterator[tuple[ClientSession, View]]:
+    ) -> AsyncIterator[tuple[ClientSession, ReadModel]]:
         settings = Settings(
             partitions=recorded.partitions,
             state_dir=tmp_path,
@@ -37,7 +37,7 @@ def served(tmp_path: Path) -> Served:
         )
         async with view_of(tmp_path / "views", recorded) as view:
             peers = Peers("http://here", dict)
-            group, commands = Group(settings), Commands(settings)
+            group, commands = WorkerGroup(settings), CommandEndpoint(settings)
             api = Api(settings, view, peers, group=group, commands=commands)
 
             async def report() -> dict[str, Any]:

@@ -5,12 +5,13 @@ import json
 
 import pytest
 
-from processor.views import models, streams
-from schemas.values import COMMAND_MAX_BYTES, STATE_MAX_BYTES
-from tests.support.histories import random_history
-from tests.support.recorded import Recorded
-from tests.support.shown_views import HOSTILE, command, create, flow_id
-from tests.support.viewed import docs_of, expected, messages
+from processor.contract.values import COMMAND_MAX_BYTES, STATE_MAX_BYTES
+from processor.views import models
+from processor.views import server_sent_events as streams
+from tests.support.random_histories import random_history
+from tests.support.read_model_harness import docs_of, expected, messages
+from tests.support.recorded_deployment import Recorded
+from tests.support.stub_views import HOSTILE, command, create, flow_id
 
 TOKEN = "a token of thirty-two characters."
 

@@ -12,15 +12,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from processor.domain.transitions import Authority
-from processor.views import view as views
-from processor.views.aggregates import Minute, Totals, bucket
+from processor.views import read_model as views
+from processor.views.aggregates import MinuteCounts, Totals, bucket
 from processor.views.database import FLOW_COLUMNS, flow_of
 from processor.views.projection import ProjectionFailed, project, read
-from processor.views.view import RESEEKS_MAX
-from tests.support.histories import random_history
-from tests.support.recorded import Recorded, edit
+from processor.views.read_model import RESEEKS_MAX
+from tests.support.random_histories import random_history
+from tests.support.read_model_harness import docs_of, expected, messages, opened_view
+from tests.support.recorded_deployment import Recorded, edit
 from tests.support.strategies import lives
-from tests.support.viewed import docs_of, expected, messages, opened_view
 
 HISTORIES = st.integers(0, 2**32).map(lambda seed: random_history(150, seed=seed))
 CUTS = st.lists(st.integers(1, 40), max_size=12)
@@ -54,7 +54,7 @@ def projected(recorded, sizes):
         steps |= changes.steps
         steps = {at: doc for at, doc in steps.items() if at[0] not in changes.pruned}
         for at, minute in changes.minutes.items():
-            minutes.setdefault(at, Minute()).add(minute)
+            minutes.setdefault(at, MinuteCounts()).add(minute)
         for at, some in changes.totals.items():
             totals.setdefault(at, Totals()).add(some)
         events += changes.events

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from processor.contract.values import instant, parse_timestamp
 from processor.domain.evolve import evolve
-from processor.views.cursors import BadCursor, keyset, read_keyset, read_vector, vector
 from processor.views.models import FlowsQuery
+from processor.views.pagination import BadCursor, keyset, read_keyset, read_vector, vector
 from processor.views.queries import _flows_sql, fact_of
-from schemas.values import instant, parse_timestamp
-from tests.support.given import HOUR_MS, MORNING
-from tests.support.histories import OWNERS, random_history
-from tests.support.recorded import Recorded
-from tests.support.shown_views import command, create, flow_id
-from tests.support.viewed import docs_of, expected, messages
+from tests.support.builders import HOUR_MS, MORNING
+from tests.support.random_histories import OWNERS, random_history
+from tests.support.read_model_harness import docs_of, expected, messages
+from tests.support.recorded_deployment import Recorded
+from tests.support.stub_views import command, create, flow_id
 
 RECORDED = random_history(300, seed=7)
 FOUND = expected(docs_of(messages(RECORDED)))

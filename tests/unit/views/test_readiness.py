@@ -1,8 +1,8 @@
 """A view is ready once it has what was committed when its partitions came to it, and not before."""
 
-from processor.views.view import Level
-from tests.support.histories import random_history
-from tests.support.viewed import messages, opened_view
+from processor.views.read_model import ReadModelState
+from tests.support.random_histories import random_history
+from tests.support.read_model_harness import messages, opened_view
 
 
 def of(recorded, partition):
@@ -12,7 +12,7 @@ def of(recorded, partition):
 def handed(some, end):
     """As Kafka's consumer says it when it has handed over all of `some`."""
     behind = some[-1].offset + 1 if some else 0
-    return Level(behind, end, behind)
+    return ReadModelState(behind, end, behind)
 
 
 async def test_before_the_group_or_the_broker_has_spoken_it_is_not_ready(tmp_path):
@@ -20,9 +20,9 @@ async def test_before_the_group_or_the_broker_has_spoken_it_is_not_ready(tmp_pat
         assert not view.ready()
         view.assign([0])
         assert not view.ready(), "where the audit ends is not known yet"
-        view.measure({0: Level(0, None, 0)})
+        view.measure({0: ReadModelState(0, None, 0)})
         assert not view.ready()
-        view.measure({0: Level(0, 0, 0)})
+        view.measure({0: ReadModelState(0, 0, 0)})
         assert view.ready(), "an empty audit is all there"
 
 
@@ -31,7 +31,7 @@ async def test_what_comes_after_its_start_does_not_keep_it_from_being_ready(tmp_
     half, end = some[: len(some) // 2], some[-1].offset + 1
     goal = half[-1].offset + 1
     async with opened_view(tmp_path, 1) as view:
-        view.measure({0: Level(0, goal, 0)})
+        view.measure({0: ReadModelState(0, goal, 0)})
         assert not view.ready()
         await view.project(half[:-1])
         view.measure({0: handed(half, end)})
@@ -47,9 +47,9 @@ async def test_the_marker_of_a_transaction_behind_the_last_event_is_not_waited_f
     end = some[-1].offset + 2
     async with opened_view(tmp_path, 1) as view:
         await view.project(some)
-        view.measure({0: Level(end - 1, end, some[-1].offset + 1)})
+        view.measure({0: ReadModelState(end - 1, end, some[-1].offset + 1)})
         assert not view.ready()
-        view.measure({0: Level(end, end, some[-1].offset + 1)})
+        view.measure({0: ReadModelState(end, end, some[-1].offset + 1)})
         assert view.ready()
 
 
@@ -64,7 +64,7 @@ async def test_a_partition_that_joins_is_waited_for_and_those_that_were_there_ar
         view.assign([0, 1])
         assert view.caught_up(0)
         assert not view.ready()
-        view.measure({0: handed(first, ends[0]), 1: Level(0, ends[1], 0)})
+        view.measure({0: handed(first, ends[0]), 1: ReadModelState(0, ends[1], 0)})
         assert not view.ready()
         await view.project(second)
         view.measure({0: handed(first, ends[0]), 1: handed(second, ends[1])})
@@ -76,7 +76,7 @@ async def test_a_partition_that_joins_is_waited_for_and_those_that_were_there_ar
 
 async def test_what_is_broken_or_cannot_be_written_is_not_ready(tmp_path):
     async with opened_view(tmp_path, 1) as view:
-        view.measure({0: Level(0, 0, 0)})
+        view.measure({0: ReadModelState(0, 0, 0)})
         view.failing = "OSError: disk full"
         assert not view.ready()
         view.failing = None

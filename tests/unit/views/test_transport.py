@@ -14,8 +14,8 @@ from faust.transport.drivers import aiokafka as driver
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processor.views import app, transport
-from processor.views.transport import (
+from processor.views.faust import app, transport
+from processor.views.faust.transport import (
     CommittedConsumer,
     CommittedThread,
     CommittedTransport,

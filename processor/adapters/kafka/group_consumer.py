@@ -1,0 +1,311 @@
+"""The group's consumer: which partitions are ours, and what is new on them."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from math import ceil
+from typing import Any, Final
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import (
+    CommitFailedError,
+    ConsumerStoppedError,
+    IllegalGenerationError,
+    IllegalStateError,
+    KafkaError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+
+from processor.adapters.kafka.commit_coalescer import CommitCoalescer
+from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.shutdown import stop_consumer
+from processor.adapters.kafka.static_membership import StaticMembership
+from processor.contract.topics import Topics
+from processor.engine.ports import Fetched
+from processor.engine.rows import Position
+from processor.errors import OwnershipLost, SourceFailed, TaskflowError
+
+log = structlog.get_logger()
+
+FETCH_MAX_WAIT_MS: Final = 20
+"""How long the broker holds a fetch. One fetch per broker is under way at a time, and a partition
+that it does not ask for waits for its end: this is latency, not only idleness."""
+TELL_EVERY_S: Final = 1.0
+"""How often the group hears how far we are."""
+TELL_TIMEOUT_S: Final = 2.0
+
+
+class KafkaGroupConsumer:
+    """One consumer in the group, for all partitions of a worker.
+
+    `on_assigned` is told the partition numbers that are ours, without an await between that and
+    aiokafka's own bookkeeping; `on_revoked` is awaited before the group goes on.
+    """
+
+    def __init__(
+        self,
+        connection: Mapping[str, Any],
+        topics: Topics,
+        *,
+        group_id: str,
+        instance_id: str | None,
+        session_timeout_ms: int,
+        on_assigned: Callable[[frozenset[int]], None],
+        on_revoked: Callable[[], Any],
+    ) -> None:
+        self.generation = 0
+        self.failed = asyncio.Event()
+        self.refused: TaskflowError | None = None
+        self._topics = topics
+        self._on_assigned = on_assigned
+        self._on_revoked = on_revoked
+        self._assigned: frozenset[int] = frozenset()
+        self._changed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._decided: dict[int, Position] = {}
+        self._telling: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._watch_pause_s = session_timeout_ms / 5000
+        self._membership: StaticMembership | None = None
+        if instance_id is not None:
+            self._membership = StaticMembership(
+                connection,
+                group_id=group_id,
+                instance_id=instance_id,
+                session_timeout_ms=session_timeout_ms,
+            )
+        self._consumer = AIOKafkaConsumer(
+            **connection,
+            group_id=group_id,
+            group_instance_id=instance_id,
+            session_timeout_ms=session_timeout_ms,
+            heartbeat_interval_ms=max(100, session_timeout_ms // 5),
+            # Takeovers restore inside the group, so polling says nothing of life.
+            max_poll_interval_ms=86_400_000,
+            rebalance_timeout_ms=session_timeout_ms,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+            # Range gives commands and control of one number to one member.
+            partition_assignment_strategy=(RangePartitionAssignor,),
+        )
+        paced(self._consumer._client)
+        self._proofs = CommitCoalescer(self._consumer.commit)
+
+    async def start(self) -> None:
+        await self._consumer.start()
+        self._consumer.subscribe(
+            [self._topics.commands, self._topics.control], listener=_Listener(self)
+        )
+        self._telling = asyncio.create_task(self._keep_telling(), name="group offsets")
+        self._watching = asyncio.create_task(self._watch(), name="group membership")
+
+    async def stop(self, *, timeout_s: float) -> None:
+        """Leave the group."""
+        self._stopping.set()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.wait([self._telling])
+            await self._tell(timeout_s=timeout_s / 2)
+        await stop_consumer(self._consumer, timeout_s=timeout_s)
+
+    def _pair(self, partition: int) -> tuple[TopicPartition, TopicPartition]:
+        return (
+            TopicPartition(self._topics.commands, partition),
+            TopicPartition(self._topics.control, partition),
+        )
+
+    # What the group says
+
+    async def revoked(self) -> None:
+        self.generation += 1
+        self._assigned = frozenset()
+        self._changed.clear()
+        await self._on_revoked()
+        await self._tell()
+        await self._ask_for_our_name()
+        if self.refused is not None:
+            self.failed.set()
+            # To return is to join again, and to throw the other one out.
+            await self._stopping.wait()
+            raise asyncio.CancelledError("the group's part of the consumer ends here")
+
+    async def _watch(self) -> None:
+        """Notice, as soon as a heartbeat would, that the group does not let us in: who was given
+        nothing fetches nothing, and would not hear of it."""
+        while not self.failed.is_set():
+            await asyncio.sleep(self._watch_pause_s)
+            with suppress(SourceFailed):
+                await self._check()
+
+    async def _check(self) -> None:
+        """Raises SourceFailed if coordination has given up.
+
+        Seen without aiokafka's `check_errors`, which lets coordination go on: it would join once
+        more, on a consumer that we are about to stop, and throw out whoever has our name.
+        """
+        error = self._consumer._coordinator._pending_exception
+        if error is not None:
+            await self._heed(error)
+
+    async def _ask_for_our_name(self) -> None:
+        if self._membership is not None and self.refused is None:
+            self.refused = await self._membership.lost(self._consumer._coordinator.member_id)
+
+    def assigned_now(self, tps: Iterable[TopicPartition]) -> None:
+        """No await in here: whatever the group's offsets would fetch must not reach anyone."""
+        tps = set(tps)
+        self._consumer.pause(*tps)
+        for tp in tps:
+            self._consumer.seek(tp, 0)
+        self.generation += 1
+        if self._membership is not None:
+            self._membership.joined(self._consumer._coordinator.member_id)
+        numbers = {tp.partition for tp in tps}
+        self._assigned = frozenset(n for n in numbers if tps.issuperset(self._pair(n)))
+        if self._assigned != numbers:
+            log.error("commands and control have different partition counts", partitions=numbers)
+        self._changed.set()
+        self._on_assigned(self._assigned)
+
+    async def assigned(self, partition: int) -> int:
+        while partition not in self._assigned:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.generation
+
+    async def confirm(self, partition: int, position: Position) -> None:
+        """Commit an offset, which the group takes only from a member of its generation."""
+        commands, control = self._pair(partition)
+        offsets = {commands: position.commands, control: position.control}
+        try:
+            await self._proofs.prove(offsets)
+        except (
+            CommitFailedError,
+            IllegalGenerationError,
+            IllegalStateError,
+            RebalanceInProgressError,
+            UnknownMemberIdError,
+        ) as error:
+            raise OwnershipLost(
+                f"partition {partition} may belong to another by now: {type(error).__name__}"
+            ) from error
+
+    def decided(self, partition: int, position: Position) -> None:
+        self._decided[partition] = position
+
+    async def _keep_telling(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_EVERY_S)
+            await self._tell()
+
+    async def _tell(self, *, timeout_s: float = TELL_TIMEOUT_S) -> None:
+        """Commit offsets for lag tools. They stand in no transaction: whoever takes over starts
+        from the cursor, and a commit that fails is made good by the next one."""
+        decided, self._decided = self._decided, {}
+        offsets = {
+            tp: offset
+            for partition, position in decided.items()
+            for tp, offset in zip(self._pair(partition), position, strict=False)
+        }
+        if not offsets:
+            return
+        try:
+            await asyncio.wait_for(self._consumer.commit(offsets), timeout_s)
+        except (KafkaError, ConsumerStoppedError, TimeoutError) as error:
+            log.debug("the group was not told how far we are", error=repr(error))
+
+    # What is new
+
+    def attach(self, partition: int, position: Position) -> None:
+        commands, control = self._pair(partition)
+        try:
+            self._consumer.seek(commands, position.commands)
+            self._consumer.seek(control, position.control)
+            self._consumer.resume(commands, control)
+        except IllegalStateError as error:
+            raise OwnershipLost(f"partition {partition} is not assigned any more") from error
+
+    async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
+        """Raises SourceFailed if the consumer itself is broken, and lets through what concerns
+        this partition alone."""
+        commands, control = self._pair(partition)
+        await self._check()
+        try:
+            fetched = await self._consumer.getmany(
+                commands, control, timeout_ms=ceil(timeout_s * 1000), max_records=max_records
+            )
+        except ConsumerStoppedError as error:
+            self.failed.set()
+            raise SourceFailed("the consumer is stopped") from error
+        except KafkaError as error:
+            await self._heed(error)
+            raise
+        return Fetched(fetched.get(commands, ()), fetched.get(control, ()))
+
+    async def _heed(self, error: KafkaError) -> None:
+        """aiokafka's coordination ends for good with an error that has no class of its own; one
+        of them is that the group knows another member of our name."""
+        if type(error) is KafkaError:
+            await self._ask_for_our_name()
+            self.failed.set()
+            raise SourceFailed(f"the consumer gave up: {error}") from error
+
+    def ahead(self, partition: int) -> Position | None:
+        stands = [self._stand(tp) for tp in self._pair(partition)]
+        if any(position is None for position, _ in stands):
+            return None
+        (commands, _), (control, _) = stands
+        assert commands is not None
+        assert control is not None
+        return Position(commands, control, 0)
+
+    def lags(self, partition: int) -> tuple[int | None, int | None]:
+        commands, control = (
+            None if position is None or end is None else max(0, end - position)
+            for position, end in (self._stand(tp) for tp in self._pair(partition))
+        )
+        return commands, control
+
+    async def undone(self, partitions: Iterable[int]) -> set[int]:
+        await self._check()
+        try:
+            # Who was given nothing fetches nothing, and would not hear of it otherwise.
+            self._consumer._coordinator.check_errors()
+        except KafkaError as error:
+            await self._heed(error)
+            raise
+        tps = [tp for partition in partitions for tp in self._pair(partition)]
+        if not tps:
+            return set()
+        ends = await self._consumer.end_offsets(tps)
+        return {tp.partition for tp in tps if (self._stand(tp)[0] or 0) < ends[tp]}
+
+    def _stand(self, tp: TopicPartition) -> tuple[int | None, int | None]:
+        """Position and last stable offset, as the last fetch told them."""
+        subscription = self._consumer._subscription.subscription
+        assignment = subscription.assignment if subscription is not None else None
+        if assignment is None or tp not in assignment.tps:
+            return None, None
+        state = assignment.state_value(tp)
+        if not state.has_valid_position:
+            return None, state.lso
+        return state.position, state.lso
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, source: KafkaGroupConsumer) -> None:
+        self._source = source
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        await self._source.revoked()
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self._source.assigned_now(assigned)

@@ -1,0 +1,212 @@
+"""Reading a partition's topics back, to an end that is really the end."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Final
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from processor.adapters.kafka.errors import HistoryStalled
+from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.shutdown import stop_consumer
+from processor.engine.codec import Record
+from processor.engine.ports import OffsetRange, Stuck
+
+log = structlog.get_logger()
+
+CHUNK_MAX_RECORDS: Final = 2_000
+FETCH_MAX_BYTES: Final = 4 * 1024 * 1024
+POLL_MS: Final = 10
+"""How long to wait for records before the position is looked at: it steps over markers without
+giving any, and a takeover reads up to the last marker of several topics."""
+FETCH_MAX_WAIT_MS: Final = 10
+"""How long the broker holds a fetch where nothing follows; other requests wait behind it."""
+SETTLE_POLL_S: Final = 0.02
+SETTLE_REPORT_S: Final = 5.0
+STUCK_S: Final = 0.5
+"""After this an open transaction is no batch under way; told again after twice as long."""
+STALL_TIMEOUT_S: Final = 30.0
+STOP_TIMEOUT_S: Final = 2.0
+
+
+def remembering(client: Any) -> None:
+    """Let `client`, an AIOKafkaClient, know each topic that it has heard of for good: aiokafka
+    forgets all but the one that a consumer is assigned, and learns of the others again with a
+    pause of 0.1 s when their offsets are asked for. The version is pinned, and a test guards this.
+    """
+    set_topics = client.set_topics
+    client.set_topics = lambda topics: set_topics({*client._topics, *topics})
+
+
+class LogReaders:
+    """Consumers to read back with, of one isolation level each, made when they are asked for.
+
+    Several histories may share them as long as no two of them read at the same time. Used again
+    after `close`, they are made anew.
+    """
+
+    def __init__(self, connection: Mapping[str, Any], *, topics: Sequence[str] = ()) -> None:
+        """`topics`: what will be asked for, to be known from the start; aiokafka learns of others
+        one by one, with pauses of 0.1 s."""
+        self._connection = connection
+        self._topics = topics
+        self._consumers: dict[str, AIOKafkaConsumer] = {}
+
+    async def consumer(self, isolation_level: str) -> AIOKafkaConsumer:
+        consumer = self._consumers.get(isolation_level)
+        if consumer is None:
+            consumer = AIOKafkaConsumer(
+                **self._connection,
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                isolation_level=isolation_level,
+                max_partition_fetch_bytes=FETCH_MAX_BYTES,
+                fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+            )
+            paced(consumer._client)
+            remembering(consumer._client)
+            try:
+                await consumer.start()
+                if self._topics:
+                    await consumer._client.set_topics(self._topics)
+            except BaseException:
+                await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
+                raise
+            self._consumers[isolation_level] = consumer
+        return consumer
+
+    async def close(self) -> None:
+        consumers, self._consumers = list(self._consumers.values()), {}
+        for consumer in consumers:
+            await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
+
+
+class KafkaLogReader:
+    """One partition number's topics, by a consumer that sees open transactions and one that does
+    not."""
+
+    def __init__(
+        self,
+        connection: Mapping[str, Any],
+        partition: int,
+        *,
+        topics: Sequence[str] = (),
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+        tell: Callable[[str | None], None] = lambda _: None,
+        readers: LogReaders | None = None,
+    ) -> None:
+        """`topics`: as of `LogReaders`, which are this one's own unless `readers` are given.
+        `stall_timeout_s`: how long a read may come no further, as the worker's watchdog has it,
+        which does not look at what still recovers. `tell` hears what is waited for, and None when
+        that is over."""
+        self._readers = readers or LogReaders(connection, topics=topics)
+        self._partition = partition
+        self._stall_timeout_s = stall_timeout_s
+        self._tell = tell
+
+    async def settled(
+        self, topics: Sequence[str], stuck: Stuck | None = None
+    ) -> dict[str, OffsetRange]:
+        """The extents of `topics` as the high watermarks stand now, once the last stable offsets
+        have reached them: below an open transaction of anybody, the newest records are hidden,
+        and an older position would be taken for the newest."""
+        tps = [TopicPartition(topic, self._partition) for topic in topics]
+        uncommitted, committed = await asyncio.gather(
+            self._readers.consumer("read_uncommitted"), self._readers.consumer("read_committed")
+        )
+        starts = await uncommitted.beginning_offsets(tps)
+        ends = await uncommitted.end_offsets(tps)
+        began = reported = time.monotonic()
+        stuck_s = STUCK_S
+        while True:
+            stable = await committed.end_offsets(tps)
+            hidden = [tp for tp in tps if stable[tp] < ends[tp]]
+            if not hidden:
+                self._tell(None)
+                return {tp.topic: OffsetRange(starts[tp], ends[tp]) for tp in tps}
+            first = hidden[0]
+            self._tell(
+                f"a foreign transaction is open on {first.topic} partition {self._partition} from "
+                f"offset {stable[first]} on and hides the newest records; it ends by its own "
+                "timeout, or by `kafka-transactions.sh --bootstrap-server ... abort --topic "
+                f"{first.topic} --partition {self._partition} --start-offset {stable[first]}`"
+            )
+            if time.monotonic() - reported > SETTLE_REPORT_S:
+                reported = time.monotonic()
+                log.warning(
+                    "waiting for a foreign transaction to end: it hides the newest records",
+                    partition=self._partition,
+                    topics=[tp.topic for tp in hidden],
+                    stable_offsets=[stable[tp] for tp in hidden],
+                )
+            if stuck is not None and time.monotonic() - began > stuck_s:
+                stuck_s *= 2
+                await stuck([tp.topic for tp in hidden])
+            await asyncio.sleep(SETTLE_POLL_S)
+
+    async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
+        """The extents of `topics` as far as they can be read now."""
+        tps = [TopicPartition(topic, self._partition) for topic in topics]
+        consumer = await self._readers.consumer("read_committed")
+        starts, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+        return {tp.topic: OffsetRange(starts[tp], ends[tp]) for tp in tps}
+
+    async def extent(self, topic: str) -> OffsetRange:
+        """What the topic holds now, open transactions included."""
+        tp = TopicPartition(topic, self._partition)
+        consumer = await self._readers.consumer("read_uncommitted")
+        starts, ends = await consumer.beginning_offsets([tp]), await consumer.end_offsets([tp])
+        return OffsetRange(starts[tp], ends[tp])
+
+    async def stable_end(self, topic: str) -> int:
+        """Where the first open transaction begins, or the end: what can be read now."""
+        tp = TopicPartition(topic, self._partition)
+        ends = await (await self._readers.consumer("read_committed")).end_offsets([tp])
+        return int(ends[tp])
+
+    async def offset_at(self, topic: str, at_ms: int) -> int | None:
+        tp = TopicPartition(topic, self._partition)
+        found = (
+            await (await self._readers.consumer("read_committed")).offsets_for_times({tp: at_ms})
+        )[tp]
+        return None if found is None else int(found.offset)
+
+    async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        """Committed records of [start, end). Ends when the consumer's position says so: the last
+        offsets may be markers, which no record shows.
+
+        Raises HistoryStalled: aiokafka's consumers retry for ever, and some never come back from
+        the restart of a broker.
+        """
+        if start >= end:
+            return
+        tp = TopicPartition(topic, self._partition)
+        consumer = await self._readers.consumer("read_committed")
+        consumer.assign([tp])
+        consumer.seek(tp, start)
+        reached, reached_at = start, time.monotonic()
+        while True:
+            fetched = await consumer.getmany(tp, timeout_ms=POLL_MS, max_records=CHUNK_MAX_RECORDS)
+            position = await consumer.position(tp)
+            if position >= end:
+                # aiokafka's next fetch, which begins with our next await, would be held by the
+                # broker until something comes, and whatever we ask meanwhile waits behind it.
+                consumer.pause(tp)
+            records = [r for some in fetched.values() for r in some if r.offset < end]
+            if records:
+                yield records
+            if position >= end:
+                return
+            if position > reached:
+                reached, reached_at = position, time.monotonic()
+            elif time.monotonic() - reached_at > self._stall_timeout_s:
+                raise HistoryStalled(
+                    f"Reading {topic} of partition {self._partition} stands at offset {position} "
+                    f"of {end} since {self._stall_timeout_s:g} s."
+                )
+
+    async def close(self) -> None:
+        """Close the readers, also for others that share them."""
+        await self._readers.close()

@@ -1,0 +1,243 @@
+"""The six topics: making them, and comparing what is there with what must be."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    NoError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
+
+from processor.adapters.kafka.client_config import connection_options, ensure_reachable
+from processor.adapters.kafka.errors import TopicsWrong, explain, explained
+from processor.contract.topics import MESSAGE_MAX_BYTES, Topics, TopicSpec
+from processor.settings import Settings
+
+REQUEST_TIMEOUT_MS = 10_000
+APPEAR_TIMEOUT_S = 15.0
+
+_EQUAL = frozenset({"cleanup.policy", "message.timestamp.type"})
+_AT_LEAST = frozenset(
+    {"retention.ms", "retention.bytes", "delete.retention.ms", "max.message.bytes"}
+)
+"""Here -1 means without end. Segment sizes and ratios are tuning, an operator's to choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One way in which a topic is not what it must be.
+
+    `what` is `topic`, `partitions` or the name of a topic setting of Kafka's.
+    """
+
+    topic: str
+    what: str
+    expected: str
+    found: str
+
+    @property
+    def fatal(self) -> bool:
+        """Whether a worker must not start on it; a short retention is for people to judge."""
+        return self.what in _EQUAL | {"topic", "partitions", "max.message.bytes"}
+
+    def __str__(self) -> str:
+        if self.what == "topic":
+            return f"{self.topic} does not exist"
+        return f"{self.topic}: {self.what} is {self.found}, must be {self.expected}"
+
+
+@asynccontextmanager
+async def open_admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """An admin client that is connected. Raises BrokerUnreachable, also out of the block."""
+    await ensure_reachable(settings)
+    with explained(settings):
+        admin = AIOKafkaAdminClient(
+            **connection_options(settings, "admin"), request_timeout_ms=REQUEST_TIMEOUT_MS
+        )
+        try:
+            await admin.start()
+            yield admin
+        finally:
+            await admin.close()
+
+
+async def create_topics(settings: Settings) -> list[str]:
+    """Make those of the six topics that are missing; the full names of those that were made.
+
+    What exists is left as it is. Returns when every partition has a leader.
+    Raises BrokerUnreachable, and TopicsWrong if the broker refuses.
+    """
+    names = dict(Topics(settings.topic_prefix))
+    async with open_admin(settings) as admin:
+        existing = await _partitions(admin)
+        missing = {name: spec for name, spec in names.items() if name not in existing}
+        made = await _create(admin, missing, settings) if missing else []
+        deadline = time.monotonic() + APPEAR_TIMEOUT_S
+        while not names.keys() <= (await _partitions(admin, with_leaders=True)).keys():
+            if time.monotonic() > deadline:
+                raise TopicsWrong(
+                    f"The topics of {settings.topic_prefix} are made, but within "
+                    f"{APPEAR_TIMEOUT_S:.0f} s not all of their partitions had a leader."
+                )
+            await asyncio.sleep(0.05)
+    return made
+
+
+async def check_topics(settings: Settings) -> list[Mismatch]:
+    """Everything in which the topics are not what they must be; nothing is changed.
+
+    Raises BrokerUnreachable.
+    """
+    names = dict(Topics(settings.topic_prefix))
+    async with open_admin(settings) as admin:
+        partitions = await _partitions(admin)
+        there = [name for name in names if name in partitions]
+        configs = await _configs(admin, there, settings)
+    found: list[Mismatch] = []
+    for name, spec in names.items():
+        if name not in partitions:
+            found.append(Mismatch(name, "topic", "there", "missing"))
+            continue
+        if partitions[name] != settings.partitions:
+            found.append(
+                Mismatch(name, "partitions", str(settings.partitions), str(partitions[name]))
+            )
+        found.extend(_compare(name, spec, configs[name]))
+    return found
+
+
+async def ensure_topics(settings: Settings) -> list[Mismatch]:
+    """Raise TopicsWrong if a worker must not start on these topics; else what else is amiss."""
+    mismatches = await check_topics(settings)
+    if fatal := [mismatch for mismatch in mismatches if mismatch.fatal]:
+        missing = [mismatch.topic for mismatch in fatal if mismatch.what == "topic"]
+        cure = (
+            "`taskflow topics create` makes what is missing"
+            if len(missing) == len(fatal)
+            else "`taskflow topics check` says more"
+        )
+        raise TopicsWrong(f"{'; '.join(map(str, fatal))}. Nothing was processed; {cure}.")
+    return mismatches
+
+
+async def ensure_layout(settings: Settings) -> None:
+    """Raise TopicsWrong if a topic has another number of partitions than it had.
+
+    Topics that are not there say nothing: while a broker starts, some are not seen.
+    """
+    counts = await partition_counts(settings)
+    for name, _ in Topics(settings.topic_prefix):
+        if (found := counts.get(name, settings.partitions)) != settings.partitions:
+            raise layout_changed(name, found, settings)
+
+
+def layout_changed(topic: str, found: int, settings: Settings) -> TopicsWrong:
+    """What is wrong once a topic has `found` partitions, or more than that number."""
+    return TopicsWrong(
+        f"{topic} now has {found} partitions instead of {settings.partitions}. Their number can "
+        "never change: new commands of a flow would lie on another partition than its history. The "
+        "worker stopped; `taskflow topics check` lists what differs. Put topics with the old "
+        "number back, or begin with topics of another TASKFLOW_TOPIC_PREFIX."
+    )
+
+
+async def partition_counts(settings: Settings) -> dict[str, int]:
+    """All topics that we may see, with the number of their partitions. Makes none."""
+    async with open_admin(settings) as admin:
+        return await _partitions(admin)
+
+
+async def topic_configs(settings: Settings, topics: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Kafka's settings of each topic. Raises BrokerUnreachable, AccessDenied."""
+    async with open_admin(settings) as admin:
+        return await _configs(admin, topics, settings)
+
+
+def _compare(topic: str, spec: TopicSpec, found: Mapping[str, str]) -> list[Mismatch]:
+    wanted = {"max.message.bytes": str(MESSAGE_MAX_BYTES), **spec.config}
+    mismatches = []
+    for name, expected in wanted.items():
+        value = found.get(name, "")
+        if name in _EQUAL and value != expected:
+            mismatches.append(Mismatch(topic, name, expected, value))
+        elif name in _AT_LEAST and _span(value) < _span(expected):
+            mismatches.append(Mismatch(topic, name, _at_least(expected), value))
+    return mismatches
+
+
+def _at_least(expected: str) -> str:
+    return "-1 (without end)" if expected == "-1" else f"at least {expected}"
+
+
+def _span(value: str) -> float:
+    return float("inf") if value == "-1" else float(value or 0)
+
+
+async def _partitions(admin: AIOKafkaAdminClient, *, with_leaders: bool = False) -> dict[str, int]:
+    # All topics, not ours by name: asked for by name, a broker may make what is missing.
+    topics = await admin.describe_topics()
+    return {
+        topic["topic"]: len(topic["partitions"])
+        for topic in topics
+        if topic["error_code"] == 0
+        and not (with_leaders and any(part["leader"] < 0 for part in topic["partitions"]))
+    }
+
+
+async def _create(
+    admin: AIOKafkaAdminClient, wanted: Mapping[str, TopicSpec], settings: Settings
+) -> list[str]:
+    response = await admin.create_topics(
+        [
+            NewTopic(
+                name,
+                num_partitions=settings.partitions,
+                replication_factor=settings.replication_factor,
+                topic_configs=dict(spec.config),
+            )
+            for name, spec in wanted.items()
+        ]
+    )
+    # The answer carries the errors; aiokafka raises none of them.
+    made: list[str] = []
+    for name, code, *message in response.topic_errors:
+        error = for_code(code)
+        if error is NoError:
+            made.append(name)
+        elif error in (ClusterAuthorizationFailedError, TopicAuthorizationFailedError):
+            raise explain(error(name), settings)
+        elif error is not TopicAlreadyExistsError:
+            why = (message[0] if message and message[0] else error.__name__).rstrip(".")
+            raise TopicsWrong(f"The broker did not make {name}: {why}.")
+    return made
+
+
+async def _configs(
+    admin: AIOKafkaAdminClient, topics: Sequence[str], settings: Settings
+) -> dict[str, dict[str, str]]:
+    if not topics:
+        return {}
+    responses = await admin.describe_configs(
+        [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
+    )
+    configs: dict[str, dict[str, str]] = {}
+    for response in responses:
+        for code, _message, _type, topic, entries in _resources(response):
+            if for_code(code) is not NoError:
+                raise explain(for_code(code)(topic), settings)
+            configs[topic] = {entry[0]: entry[1] or "" for entry in entries}
+    return configs
+
+
+def _resources(response: Any) -> Sequence[tuple[int, str, int, str, Sequence[Sequence[Any]]]]:
+    resources: Sequence[tuple[int, str, int, str, Sequence[Sequence[Any]]]] = response.resources
+    return resources

@@ -1,0 +1,180 @@
+"""Filling an empty table with everything at once: rows in the order in which they come, without an
+index, and the indexes when all are there. It is thrown away if it does not come to its end.
+
+An index on random keys costs as much as the rows themselves while these come in, and a tenth of it
+when it is sorted in the end. So of a key that comes twice both rows are kept until then; the newer
+has the higher row number.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from itertools import chain, starmap
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from processor.adapters.sqlite import row_codec as records
+from processor.adapters.sqlite import statements
+from processor.engine.rows import Checkpoint, RestoreChunk
+
+INDEXES: Final = tuple(
+    statement.strip()
+    for statement in "".join(
+        line
+        for line in Path(__file__).with_name("indexes.sql").read_text().splitlines(keepends=True)
+        if not line.startswith("--")
+    ).split(";")
+    if statement.strip()
+)
+KEYS: Final = {"flow": "id", "step": "flow_id, run_id", "ledger": "key"}
+"""What no two rows of a table have alike."""
+GONE_REVISION: Final = -1
+"""Of a row that says that its flow is gone; a step's has no document."""
+# SQLite takes what repeats the document out of it, in its own thread and without the GIL: the event
+# loop reads the next records meanwhile.
+FLOWS: Final = """
+    INSERT INTO flow
+        (n, id, last_event_id, chain, crc, due_ms, doc, revision, status, owner, updated_at)
+    SELECT *, json_extract(column7, '$.revision'), json_extract(column7, '$.status'),
+        json_extract(column7, '$.owner_session_key'), json_extract(column7, '$.updated_at')
+    FROM (VALUES :rows)
+"""
+FLOWS_GONE: Final = f"""
+    INSERT INTO flow
+        (n, id, last_event_id, chain, crc, due_ms, doc, revision, status, owner, updated_at)
+    SELECT column1, column2, 0, '', 0, NULL, '', {GONE_REVISION}, '', '', '' FROM (VALUES :rows)
+"""
+NUL: Final = b"\\u0000"
+STEPS: Final = "INSERT INTO step (flow_id, run_id, crc, doc) VALUES :rows"
+ANSWERS: Final = """
+    INSERT INTO ledger
+        (key, at_ms, digest, revision, status, first_event_id, event_count, refusal)
+    VALUES :rows
+"""
+SIZES: Final = (2_048, 512, 128, 32, 8, 2, 1)
+"""Rows in a statement, at first as many as are read at once: at the end of each, its thread waits
+for the GIL. Few sizes: a statement stays prepared, and keeps what it was given last."""
+OFF: Final = 0
+CHECKPOINT_TRIES: Final = 30
+"""How often to wait for those who look on (a second each) before what is filled is made durable."""
+
+
+def prepare(db: sqlite3.Connection, unfinished: Checkpoint) -> None:
+    """Remove rows and indexes; the table stands at `unfinished`, also if the power goes."""
+    db.execute("BEGIN IMMEDIATE")
+    for table in statements.CLEAR:
+        db.execute(f"DELETE FROM {table}")
+    for name in _names():
+        db.execute(f"DROP INDEX IF EXISTS {name}")
+    _store(db, unfinished)
+    db.commit()
+    if _is_durable(db):  # else somebody reads what was there before, and each step is made so
+        db.execute("PRAGMA synchronous = OFF")
+    db.execute("PRAGMA temp_store = FILE")  # an index may be sorted that memory does not hold
+
+
+def put(db: sqlite3.Connection, next_number: int, filling: RestoreChunk) -> int:
+    """Add rows; the row number after the last flow's."""
+    gone = list(enumerate(filling.flows_gone, next_number))
+    next_number += len(gone)
+    flows = list(map(records.snapshot_values, range(next_number, 2**63), filling.flows))
+    db.execute("BEGIN IMMEDIATE")
+    _insert(db, FLOWS_GONE, 2, gone)
+    _insert(db, FLOWS, 7, flows)
+    db.executemany("UPDATE flow SET owner = ? WHERE n = ?", _cut_short(filling, next_number))
+    _insert(db, STEPS, 4, [(*at, 0, "") for at in filling.steps_gone])
+    _insert(db, STEPS, 4, list(starmap(records.document_values, filling.steps)))
+    _insert(db, ANSWERS, 8, list(map(records.answer_values, filling.remembered)))
+    db.commit()
+    return next_number + len(flows)
+
+
+def finish(db: sqlite3.Connection, after: Checkpoint) -> None:
+    """Keep the newest row of each key, make the indexes, and take `after` as the position once all
+    the rest is on the disk."""
+    for statement in INDEXES[: len(KEYS)]:
+        table = statement.partition(" ON ")[2].partition(" ")[0]
+        try:
+            db.execute(statement)
+        except sqlite3.IntegrityError:
+            _drop_older(db, table, KEYS[table])
+            db.execute(statement)
+    db.execute(f"DELETE FROM flow WHERE revision = {GONE_REVISION}")
+    db.execute("DELETE FROM step WHERE doc = ''")
+    for statement in INDEXES[len(KEYS) :]:
+        db.execute(statement)
+    ((synchronous,),) = db.execute("PRAGMA synchronous").fetchall()
+    if synchronous == OFF:
+        _make_durable(db)
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("DELETE FROM stored")
+    _store(db, after)
+    db.commit()
+
+
+def ensure_indexes(db: sqlite3.Connection) -> None:
+    """Make those that a filling which was cut short has left out."""
+    for statement in INDEXES:
+        db.execute(statement.replace(" INDEX ", " INDEX IF NOT EXISTS ", 1))
+
+
+def _names() -> Iterator[str]:
+    for statement in INDEXES:
+        yield statement.partition("INDEX ")[2].partition(" ")[0]
+
+
+def _cut_short(filling: RestoreChunk, first_number: int) -> Iterator[tuple[str, int]]:
+    """Owners with a NUL in them, where json_extract ends, and the numbers of their flows."""
+    for number, snapshot in enumerate(filling.flows, first_number):
+        if NUL in snapshot.doc:
+            yield orjson.loads(snapshot.doc)["owner_session_key"], number
+
+
+def _insert(db: sqlite3.Connection, text: str, width: int, rows: Sequence[Sequence[Any]]) -> None:
+    row = f"({','.join('?' * width)})"
+    start = 0
+    for size in SIZES:
+        while len(rows) - start >= size:
+            values = ",".join([row] * size)
+            some = chain.from_iterable(rows[start : start + size])
+            db.execute(text.replace(":rows", values), list(some))
+            start += size
+
+
+def _drop_older(db: sqlite3.Connection, table: str, key: str) -> None:
+    names = key.split(", ")
+    next_ = ", ".join(f"lead({name}) OVER keys AS next_{name}" for name in names)
+    same = " AND ".join(f"{name} = next_{name}" for name in names)
+    db.execute(f"CREATE INDEX filling ON {table} ({key})")
+    db.execute(
+        f"""
+        DELETE FROM {table} WHERE n IN (
+            SELECT n FROM (
+                SELECT n, {key}, {next_} FROM {table} INDEXED BY filling
+                WINDOW keys AS (ORDER BY {key}, n)
+            ) WHERE {same}
+        )
+        """
+    )
+    db.execute("DROP INDEX filling")
+
+
+def _store(db: sqlite3.Connection, stored: Checkpoint) -> None:
+    db.execute("INSERT INTO stored VALUES (1, ?, ?, ?, ?, ?, ?)", records.stored_values(stored))
+
+
+def _make_durable(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA synchronous = NORMAL")
+    for _ in range(CHECKPOINT_TRIES):
+        # A checkpoint waits for the disk only if it has something to write.
+        db.execute("UPDATE stored SET as_of_ms = as_of_ms")
+        if _is_durable(db):
+            return
+    raise sqlite3.OperationalError("somebody reads the table for so long that it cannot be filled")
+
+
+def _is_durable(db: sqlite3.Connection) -> bool:
+    """Whether everything that was committed is in the file now, and the file on the disk."""
+    ((busy, *_),) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    return not busy

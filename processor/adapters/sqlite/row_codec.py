@@ -1,0 +1,211 @@
+"""Rows as SQLite holds them, and back, checked."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+from zlib import crc32
+
+import orjson
+from pydantic import ValidationError
+
+from processor.adapters.sqlite.errors import TableCorrupt
+from processor.contract.flow import Flow, FlowStatus, FlowStep
+from processor.contract.outcomes import Code
+from processor.contract.values import parse_timestamp
+from processor.domain.transitions import WAITING
+from processor.domain.waits import due_ms
+from processor.engine.rows import (
+    Checkpoint,
+    Deadline,
+    FlowRow,
+    LedgerEntry,
+    Position,
+    Snapshot,
+    StepRow,
+)
+
+# Stored: a new status takes a new number.
+_STATUS_NUMBERS: Final = {
+    FlowStatus.CREATED: 1,
+    FlowStatus.RUNNING: 2,
+    FlowStatus.WAITING: 3,
+    FlowStatus.CANCELLED: 4,
+    FlowStatus.FINISHED: 5,
+    FlowStatus.FAILED: 6,
+}
+_STATUSES: Final = {b"%d" % number: status for status, number in _STATUS_NUMBERS.items()}
+
+
+def flow_crc(number: int, flow_id: str, last_event_id: int, chain: bytes, doc: bytes) -> int:
+    head = f"{number} {flow_id} {last_event_id} ".encode()
+    return crc32(doc, crc32(chain, crc32(head)))
+
+
+def flow_key(row: FlowRow) -> tuple[Any, ...]:
+    """What a change of this row must find."""
+    flow, _, last_event_id, _, number = row
+    return number, flow.id, flow.revision, last_event_id
+
+
+def flow_values(row: FlowRow) -> tuple[Any, ...]:
+    """What an update sets."""
+    flow, doc, last_event_id, chain, number = row
+    return (
+        flow.revision,
+        last_event_id,
+        chain,
+        flow.status._value_,
+        flow.owner_session_key,
+        flow.updated_at,
+        flow_crc(number, flow.id, last_event_id, chain, doc),
+        due_ms(flow),
+        doc.decode(),
+    )
+
+
+def update_values(was: FlowRow, row: FlowRow) -> tuple[Any, ...]:
+    """`flow_key` of one and `flow_values` of the other. Each update takes this way, so a model's
+    `__dict__` is asked: its values cost half of what attributes do."""
+    old, _, old_event_id, _, number = was
+    flow, doc, last_event_id, chain, _ = row
+    before, now = old.__dict__, flow.__dict__
+    flow_id, status = now["id"], now["status"]
+    return (
+        number,
+        before["id"],
+        before["revision"],
+        old_event_id,
+        now["revision"],
+        last_event_id,
+        chain,
+        status._value_,
+        now["owner_session_key"],
+        now["updated_at"],
+        flow_crc(number, flow_id, last_event_id, chain, doc),
+        due_ms(flow) if status is WAITING else None,
+        doc.decode(),
+    )
+
+
+def snapshot_values(number: int, snapshot: Snapshot) -> tuple[Any, ...]:
+    """What filling.FLOWS takes of a flow that gets the row number `number`; the other columns are
+    in the document."""
+    flow_id, last_event_id, chain, due_ms, doc = snapshot
+    crc = flow_crc(number, flow_id, last_event_id, chain, doc)
+    return number, flow_id, last_event_id, chain, crc, due_ms, doc.decode()
+
+
+def flow_row(fields: list[bytes]) -> FlowRow:
+    """A row of statements.FLOWS. Raises TableCorrupt if it is not what was written."""
+    try:
+        number, flow_id, revision, last_event_id, chain, crc, doc = fields
+        row = FlowRow(
+            flow=Flow.model_validate_json(doc),
+            doc=doc,
+            last_event_id=int(last_event_id),
+            chain=bytes.fromhex(chain.decode()),
+            number=int(number),
+        )
+    except (ValueError, ValidationError) as error:
+        raise TableCorrupt("a flow's row is not what was written") from error
+    flow = row.flow
+    said = flow_crc(row.number, flow.id, row.last_event_id, row.chain, doc)
+    if said != int(crc) or flow_id != flow.id.encode() or int(revision) != flow.revision:
+        raise TableCorrupt(f"the row of flow {flow.id} is not what was written")
+    return row
+
+
+def due(fields: list[bytes]) -> Deadline:
+    """A row of statements.DUE."""
+    try:
+        at_ms, flow_id = fields
+        return Deadline(int(at_ms), flow_id.decode())
+    except ValueError as error:
+        raise TableCorrupt("the time of a wait is not what was written") from error
+
+
+def ended(fields: list[bytes]) -> Deadline:
+    """A row of statements.ENDED."""
+    try:
+        updated_at, flow_id = fields
+        return Deadline(parse_timestamp(updated_at.decode()), flow_id.decode())
+    except ValueError as error:
+        raise TableCorrupt("the time of a last change is not what was written") from error
+
+
+def step_values(row: StepRow) -> tuple[Any, ...]:
+    return document_values(row.step.flow_id, row.step.run_id, row.doc)
+
+
+def document_values(flow_id: str, run_id: str, doc: bytes) -> tuple[Any, ...]:
+    """A step's columns."""
+    return flow_id, run_id, crc32(doc), doc.decode()
+
+
+def step_row(fields: list[bytes]) -> StepRow:
+    """A row of statements.STEPS. Raises TableCorrupt if it is not what was written."""
+    try:
+        crc, doc = fields
+        row = StepRow(FlowStep.model_validate_json(doc), doc)
+    except (ValueError, ValidationError) as error:
+        raise TableCorrupt("a step's row is not what was written") from error
+    if crc32(doc) != int(crc):
+        raise TableCorrupt(f"a step of flow {row.step.flow_id} is not what was written")
+    return row
+
+
+def run_id(fields: list[bytes]) -> tuple[str, str]:
+    """A row of statements.RUN_IDS: flow id and run id."""
+    flow_id, run = fields
+    return flow_id.decode(), bytes.fromhex(run.decode()).decode()
+
+
+def answer_values(row: LedgerEntry) -> tuple[Any, ...]:
+    key, at_ms, digest, code, revision, status, first_event_id, event_count, details = row
+    return (
+        key,
+        at_ms,
+        digest,
+        revision,
+        None if status is None else _STATUS_NUMBERS[status],
+        first_event_id,
+        event_count,
+        None if code is None else orjson.dumps([code._value_, details]).decode(),
+    )
+
+
+def answer(fields: list[bytes]) -> LedgerEntry:
+    """A row of statements.ANSWERS."""
+    try:
+        key, at_ms, digest, revision, status, first_event_id, event_count, refusal = fields
+        code, details = orjson.loads(refusal) if refusal else (None, {})
+        return LedgerEntry(
+            key=bytes.fromhex(key.decode()),
+            at_ms=int(at_ms),
+            digest=bytes.fromhex(digest.decode()),
+            code=None if code is None else Code(code),
+            revision=int(revision) if revision else None,
+            status=_STATUSES[status] if status else None,
+            first_event_id=int(first_event_id),
+            event_count=int(event_count),
+            details=details,
+        )
+    except (ValueError, KeyError) as error:
+        raise TableCorrupt("a remembered answer is not what was written") from error
+
+
+def stored_values(stored: Checkpoint) -> tuple[int, ...]:
+    return (*stored.position, stored.audit, stored.outcomes, stored.as_of_ms)
+
+
+def stored_row(row: tuple[int, ...]) -> Checkpoint:
+    commands, control, next_event_id, audit, outcomes, as_of_ms = row
+    return Checkpoint(Position(commands, control, next_event_id), audit, outcomes, as_of_ms)
+
+
+def split(count: int, joined: bytes | None) -> Iterator[list[bytes]]:
+    """The rows that a query joined into one. Raises TableCorrupt if they are not `count`."""
+    rows = joined.split(b"\x1e") if joined else []
+    # A NULL would vanish from the joined text, and its row with it.
+    if len(rows) != count:
+        raise TableCorrupt("a row holds nothing where something was written")
+    return (row.split(b"\x1f") for row in rows)

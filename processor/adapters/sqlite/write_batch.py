@@ -1,0 +1,77 @@
+"""A batch's changes as parameters of statements, made while its rows are in the CPU's caches."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+from processor.adapters.sqlite import row_codec as records
+from processor.adapters.sqlite import statements
+from processor.engine.rows import Changes
+
+FORGET_FACTOR: Final = 2
+FORGET_EXTRA: Final = 1000
+"""Per write, up to 2 × the answers remembered + 1000 of the oldest are looked at."""
+
+
+class Deed(NamedTuple):
+    """A statement of a write. Unless it changes `rows` rows, `unless` says what is wrong."""
+
+    sql: str
+    parameters: Sequence[Any]
+    rows: int = 0
+    unless: str | None = None
+
+
+class ChangePack:
+    """What one write does: all that was taken out of some Changes, in the order that those
+    document."""
+
+    def __init__(self) -> None:
+        self.forget_before_ms: int | None = None
+        self._deleted: list[Any] = []
+        self._without_steps: list[Any] = []
+        self._updated: list[Any] = []
+        self._inserted: list[Any] = []
+        self._deleted_steps: list[Any] = []
+        self._steps: list[Any] = []
+        self._answers: list[Any] = []
+
+    def take(self, changes: Changes) -> None:
+        """Add what stands in `changes`."""
+        for row in changes.deleted:
+            self._deleted += records.flow_key(row)
+            self._without_steps.append(row.flow.id)
+        updated = self._updated
+        for was, row in changes.updated:
+            updated += records.update_values(was, row)
+        for row in changes.inserted:
+            self._inserted += (row.number, row.flow.id, *records.flow_values(row))
+        self._deleted_steps += chain.from_iterable(changes.deleted_steps)
+        for step in changes.steps:
+            self._steps += records.step_values(step)
+        answers = self._answers
+        for answer in changes.remembered:
+            answers += records.answer_values(answer)
+        if changes.forget_before_ms is not None:
+            self.forget_before_ms = changes.forget_before_ms
+
+    def deeds(self) -> Iterator[Deed]:
+        """What was asked for, as statements."""
+        yield from _each(statements.DELETE_FLOWS, self._deleted, "a flow to delete has changed")
+        yield from _each(statements.DELETE_STEPS, self._without_steps)
+        yield from _each(statements.UPDATE_FLOWS, self._updated, "a flow to update has changed")
+        yield from _each(statements.INSERT_FLOWS, self._inserted)
+        yield from _each(statements.DELETE_THESE_STEPS, self._deleted_steps)
+        yield from _each(statements.UPSERT_STEPS, self._steps)
+        yield from _each(statements.REMEMBER, self._answers)
+        if self.forget_before_ms is not None:
+            remembered = len(self._answers) // statements.REMEMBER.width
+            looked_at = FORGET_FACTOR * remembered + FORGET_EXTRA
+            yield Deed(statements.FORGET, (looked_at, self.forget_before_ms))
+
+
+def _each(
+    rows: statements.Rows, values: Sequence[Any], unless: str | None = None
+) -> Iterator[Deed]:
+    for sql, parameters, count in rows.writing(values):
+        yield Deed(sql, parameters, count, unless)

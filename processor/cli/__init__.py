@@ -1,0 +1,1 @@
+"""The program `taskflow`: one module per noun. `processor.cli.main` is its door."""

@@ -1,0 +1,36 @@
+"""`taskflow broker`: only the embedded broker."""
+
+import asyncio
+
+from processor.cli.common.output import say
+from processor.cli.common.runner import embedded_port, run_until_stopped, settings_and_logs
+from processor.embedded.broker import embedded_broker
+
+
+def broker() -> None:
+    """Run the embedded broker, a real single-node Apache Kafka, until Ctrl-C.
+
+    It listens on 127.0.0.1 at the port of TASKFLOW_BOOTSTRAP_SERVERS (9092), keeps its data in
+    TASKFLOW_STATE_DIR/broker, and needs no Java of yours: the first run fetches what it takes.
+
+    Example: `taskflow broker`
+
+    Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_STATE_DIR, TASKFLOW_CACHE_DIR,
+    TASKFLOW_BROKER_HEAP.
+    """
+    settings = settings_and_logs()
+    port = embedded_port(settings)
+
+    async def serve(stop: asyncio.Event) -> None:
+        say("starting Apache Kafka ...")
+        async with embedded_broker(
+            data_dir=settings.state_dir / "broker",
+            port=port,
+            heap=settings.broker_heap,
+            cache_dir=settings.cache_dir,
+        ) as running:
+            say(f"Apache Kafka answers at {running.bootstrap}; its data is in {running.data_dir}.")
+            say("Next: `taskflow topics create`, then `taskflow worker`. Ctrl-C ends it.")
+            await stop.wait()
+
+    run_until_stopped(serve)

@@ -1,0 +1,1 @@
+"""`taskflow bulk` and `taskflow prune`."""

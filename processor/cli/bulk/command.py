@@ -1,0 +1,120 @@
+"""`taskflow bulk`: one order for many flows, none of which is changed behind one's back."""
+
+import typer
+
+from processor.cli.bulk.execute import SHOWN, BulkExecution, carry_out, flows, sum_up
+from processor.cli.common.confirm import DRY_RUN, YES, Confirmation
+from processor.cli.common.options import JSON_LINES, OUTCOME_TIMEOUT, ago_ms, duration_ms
+from processor.cli.common.output import (
+    console,
+    for_people,
+    print_rows,
+    say,
+    status_text,
+    write_json,
+)
+from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
+from processor.cli.flow.commands import login
+from processor.cli.flow.lookup import select_flows
+from processor.contract.flow import FlowStatus
+from processor.contract.outcomes import Code
+from processor.contract.values import instant
+from processor.ops.bulk import BulkAction, BulkTarget, Condition, Filter, condition, digest, order
+
+ACTION = typer.Argument(..., help="What is to be done to each.")
+OWNER = typer.Option(None, "--owner", help="Only flows of this session key.")
+STATUS = typer.Option(None, "--status", help="Only flows in this status.")
+OLDER = typer.Option(None, "--older-than", help="Last changed longer ago: 30d, 12h.")
+NOBODY = "There is no terminal to ask at: take --yes, or --dry-run first and then --digest."
+WHERE = typer.Option([], "--where", help="A condition; may be given again, all must hold.")
+
+
+def bulk(
+    action: BulkAction = ACTION,
+    owner: str | None = OWNER,
+    status: FlowStatus | None = STATUS,
+    older_than: str | None = OLDER,
+    where: list[str] = WHERE,
+    everything: bool = typer.Option(False, "--all", help="Without any of these: every flow."),
+    reason: str | None = typer.Option(None, "--reason", help="Why, for fail."),
+    wanted_digest: str | None = typer.Option(
+        None, "--digest", help="Do what was shown under this digest, and nothing else."
+    ),
+    dry_run: bool = DRY_RUN,
+    yes: bool = YES,
+    timeout: str = OUTCOME_TIMEOUT,
+    json: bool = JSON_LINES,
+) -> None:
+    """Cancel, fail, resume or prune many flows at once, as an operator.
+
+    Meant are the flows for which all options hold, and from whose status the action may lead.
+    A condition is `PATH OP VALUE`, with = != < <= > >= or ~ (contains); a PATH alone must be
+    there, with ! before it must not. PATH goes into the flow as `flow show` has it: `goal`,
+    `current_step`, `state.label`, `wait.kind`. VALUE is JSON where it is, else a text.
+
+    It shows them, with a digest of which flows at which revisions, and asks. Each then gets its
+    command on the control topic, as `operator:{login}`, with the revision at which it was shown:
+    one that somebody changed meanwhile is left as it is, and listed. With --digest it is refused
+    as a whole unless exactly that is meant which was shown: --dry-run first, look, then this.
+
+    It may be repeated: what is done is not meant any more. Exit code 1 if any flow was skipped.
+
+    Example: `taskflow bulk cancel --owner session-1 --where 'state.label = invoice' --dry-run`
+
+    Settings: as for `taskflow flow cancel`.
+    """
+    if not (owner or status or older_than or where or everything):
+        raise WrongUse("Say which flows: --owner, --status, --older-than, --where, or --all.")
+    if (reason is None) is (action is BulkAction.FAIL):
+        raise WrongUse("--reason belongs to fail, which needs one.")
+    ask = Confirmation(dry_run, yes or wanted_digest is not None, NOBODY)
+    timeout_s = duration_ms(timeout, "--timeout") / 1000
+    before = None if older_than is None else instant(ago_ms(older_than, "--older-than"))
+    meant = Filter(action, owner, status, before, [_condition(text) for text in where])
+    settings = settings_and_logs(quiet=True)
+    targets = sorted(run(lambda: select_flows(settings, meant.target)))
+    found = digest(action, reason, targets)
+    if ask.shows:
+        _preview(action, targets, found, json)
+    if wanted_digest is not None and wanted_digest != found:
+        raise Refused(
+            f"The digest is {found} by now, not {wanted_digest}: flows came, went or changed "
+            f"({flows(len(targets))} are meant). Nothing was done; look again with --dry-run."
+        )
+    if not targets:
+        say("There is no such flow.")
+        return
+    if not ask.before(f"{action.capitalize()} {flows(len(targets))}?", "Nothing was done."):
+        return
+    gone = frozenset({Code.NOT_FOUND}) if action is BulkAction.PRUNE else frozenset[Code]()
+    doing = BulkExecution(targets, order(action, f"operator:{login()}", reason), done=gone)
+    try:
+        run(lambda: carry_out(settings, doing, timeout_s, f"{action} {flows(len(targets))}"))
+    finally:
+        sum_up(doing, json)
+    if not doing.done:
+        raise typer.Exit(1)
+
+
+def _condition(text: str) -> Condition:
+    try:
+        return condition(text)
+    except ValueError as error:
+        raise WrongUse(f"--where {text!r}: {error}.") from None
+
+
+def _preview(action: BulkAction, targets: list[BulkTarget], found: str, json: bool) -> None:
+    if not for_people(json):
+        for target in targets:
+            write_json(target._asdict())
+        write_json({"action": action, "flows": len(targets), "digest": found})
+        return
+    rows = [
+        (one.flow_id, status_text(one.status), str(one.revision), one.updated_at[:19])
+        for one in targets[:SHOWN]
+    ]
+    if rows:
+        print_rows(console(), ("id", "status", "rev", "updated"), rows)
+    if len(targets) > SHOWN:
+        say(f"… and {flows(len(targets) - SHOWN)} more; --json shows all.")
+    say(f"{action} is meant for {flows(len(targets))}; digest {found}.")

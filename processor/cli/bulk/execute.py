@@ -1,0 +1,162 @@
+"""One order for many flows: a command for each, many at once, and what came of each."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from processor.cli.common.output import console, for_people, say, table, verdict_text, write_json
+from processor.cli.common.progress import Bar, progress_bar
+from processor.cli.send import IN_FLIGHT, accepted
+from processor.client import CommandNotSent, FlowClient, OutcomeTimeout
+from processor.contract.outcomes import Code, Outcome
+from processor.ops.bulk import BulkTarget, Order
+from processor.settings import Settings
+
+SHOWN: Final = 20
+"""Flows of a preview, on a terminal."""
+
+
+class CommandClient(Protocol):
+    """What is needed of a FlowClient."""
+
+    async def send(
+        self, command: dict[str, object], *, control: bool, timeout_s: float
+    ) -> Outcome: ...
+
+
+class BulkOutcome(NamedTuple):
+    """What came of a flow: its outcome, or a sentence that says why there is none."""
+
+    target: BulkTarget
+    outcome: Outcome | None
+    sentence: str
+
+
+class BulkExecution:
+    """An `order` for each of `targets`, on the control topic, up to IN_FLIGHT at once.
+
+    `done` are codes of refusals that say that there is nothing left to do.
+    """
+
+    def __init__(
+        self, targets: Sequence[BulkTarget], order: Order, *, done: frozenset[Code] = frozenset()
+    ) -> None:
+        self.targets = targets
+        self._order = order
+        self._done = done
+        self.answers: Counter[tuple[str, str | None]] = Counter()
+        """How many flows got which verdict and code."""
+        self.skipped: list[BulkOutcome] = []
+        """Flows that were refused, in the order of their answers."""
+        self.unanswered: list[BulkOutcome] = []
+        """Flows whose command was not sent, or not answered in time."""
+        self._asked: set[str] = set()
+
+    @property
+    def total(self) -> int:
+        return len(self.targets)
+
+    @property
+    def left(self) -> list[BulkTarget]:
+        """Flows that were not asked for, since nobody answered."""
+        return [target for target in self.targets if target.flow_id not in self._asked]
+
+    @property
+    def done(self) -> bool:
+        """Whether all of it is done."""
+        return not (self.skipped or self.unanswered) and len(self._asked) == self.total
+
+    async def all(self, client: CommandClient, timeout_s: float, bar: Bar | None = None) -> None:
+        """Raises what ends all of it, such as BrokerUnreachable."""
+        bar = bar or Bar()
+        bar.expect(self.total)
+        waiting = iter(self.targets)
+        asking = [
+            asyncio.ensure_future(self._ask(client, waiting, timeout_s, bar))
+            for _ in range(IN_FLIGHT)
+        ]
+        try:
+            done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    async def _ask(
+        self, client: CommandClient, waiting: Iterator[BulkTarget], timeout_s: float, bar: Bar
+    ) -> None:
+        for target in waiting:
+            self._asked.add(target.flow_id)
+            try:
+                outcome = await client.send(self._order(target), control=True, timeout_s=timeout_s)
+            except (OutcomeTimeout, CommandNotSent) as error:
+                self.unanswered.append(BulkOutcome(target, None, str(error)))
+            else:
+                self._hear(target, outcome)
+            bar.advance(1)
+            if self.unanswered:
+                return  # the next ones would wait as long, for nothing
+
+    def _hear(self, target: BulkTarget, outcome: Outcome) -> None:
+        self.answers[outcome.verdict.value, outcome.code and outcome.code.value] += 1
+        if not accepted(outcome) and outcome.code not in self._done:
+            self.skipped.append(BulkOutcome(target, outcome, outcome.message))
+
+
+async def carry_out(settings: Settings, bulk: BulkExecution, timeout_s: float, what: str) -> None:
+    """A person sees how far it is. Raises what ends all of it, such as BrokerUnreachable."""
+    async with FlowClient(settings) as client:
+        with progress_bar(what) as bar:
+            await bulk.all(client, timeout_s, bar)
+
+
+def sum_up(doing: BulkExecution, json: bool) -> None:
+    """How many got which answer, and each flow that was not changed."""
+    answers = sorted(doing.answers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+    not_asked = [BulkOutcome(target, None, "Nobody answered before it.") for target in doing.left]
+    skipped = [_row(answer) for answer in (*doing.skipped, *doing.unanswered, *not_asked)]
+    if not for_people(json):
+        for row in skipped:
+            write_json(row)
+        for (verdict, code), count in answers:
+            write_json({"verdict": verdict, "code": code, "flows": count})
+    else:
+        counted = [(verdict_text(v), c or "", str(count)) for (v, c), count in answers]
+        if counted:
+            console().print(table(None, ("verdict", "code", "flows"), counted))
+        if skipped:
+            columns = ("flow_id", "expected_revision", "code", "message")
+            console().print(
+                table("skipped", columns, [[_cell(row[c]) for c in columns] for row in skipped])
+            )
+    if doing.unanswered:
+        say(f"{doing.unanswered[0].sentence} Is a worker running?")
+        say(
+            f"{flows(len(doing.unanswered))} without an answer, {flows(len(doing.left))} not "
+            "asked for; the same command goes on with them."
+        )
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _row(answer: BulkOutcome) -> dict[str, Any]:
+    outcome = answer.outcome
+    return {
+        "flow_id": answer.target.flow_id,
+        "expected_revision": answer.target.revision,
+        "verdict": outcome and outcome.verdict,
+        "code": outcome and outcome.code,
+        "message": answer.sentence,
+        "revision": outcome and outcome.revision,
+        "status": outcome and outcome.status,
+    }
+
+
+def flows(count: int) -> str:
+    """`1 flow`, `2 flows`."""
+    return f"{count:,} flow{'' if count == 1 else 's'}"

@@ -1,0 +1,98 @@
+"""`taskflow prune`: removing by hand what ended long ago, as the processor does by itself."""
+
+from collections.abc import Iterable, Sequence
+
+import typer
+
+from processor.adapters.sqlite.readonly_queries import Ended
+from processor.cli.bulk.execute import SHOWN, BulkExecution, carry_out, flows, sum_up
+from processor.cli.common.confirm import DRY_RUN, YES, Confirmation
+from processor.cli.common.options import JSON_LINES, OUTCOME_TIMEOUT, ago_ms, duration_ms
+from processor.cli.common.output import (
+    console,
+    for_people,
+    print_rows,
+    say,
+    status_text,
+    write_json,
+)
+from processor.cli.common.runner import run, settings_and_logs
+from processor.cli.flow.commands import login
+from processor.cli.flow.lookup import list_ended
+from processor.contract.outcomes import Code
+from processor.ops.bulk import BulkAction, BulkTarget, order
+
+
+def prune(
+    older_than: str = typer.Option(
+        ..., "--older-than", help="Flows whose last change is longer ago: 30d, 12h; 0s means all."
+    ),
+    owner: str | None = typer.Option(None, "--owner", help="Only flows of this session key."),
+    dry_run: bool = DRY_RUN,
+    yes: bool = YES,
+    timeout: str = OUTCOME_TIMEOUT,
+    json: bool = JSON_LINES,
+) -> None:
+    """Remove flows that have ended, with their steps. Their history stays on the audit topic.
+
+    A worker does so by itself after TASKFLOW_RETAIN_TERMINAL; this is for doing it earlier, or
+    where that is off. How long ago a flow's last change is, is told by this machine's clock.
+
+    Flows are looked for as by `flow list`. Each gets a `prune` on the control topic, as
+    `operator:{login}` and with the revision at which it was seen, which needs a running worker:
+    one that was pruned and created anew meanwhile is left as it is, and listed. Prints how many
+    got which answer; one that is gone already (not_found) is done, any other refusal is exit code
+    1. It asks before; in a pipe it takes --yes. Running it again goes on where it was interrupted.
+
+    Example: `taskflow prune --older-than 30d --dry-run`
+
+    Settings: as for `flow list`.
+    """
+    before_ms = ago_ms(older_than, "--older-than")
+    timeout_s = duration_ms(timeout, "--timeout") / 1000
+    ask = Confirmation(dry_run, yes)
+    settings = settings_and_logs(quiet=True)
+    ended = run(lambda: list_ended(settings, owner=owner, before_ms=before_ms))
+    if ask.shows:
+        _list(ended, json)
+    if dry_run:
+        say(f"{flows(len(ended))} would be pruned.")
+        return
+    if not ended:
+        say("There is nothing to prune.")
+        return
+    ask.before(f"Prune {flows(len(ended))}? This cannot be undone.", "Nothing was pruned.")
+    doing = pruning(ended, by=f"operator:{login()}")
+    try:
+        run(lambda: carry_out(settings, doing, timeout_s, "pruning"))
+    finally:
+        sum_up(doing, json)
+    if not doing.done:
+        raise typer.Exit(1)
+
+
+def pruning(ended: Iterable[Ended], *, by: str) -> BulkExecution:
+    """A `prune` for each at the revision at which it was seen; one that is gone already is done."""
+    targets = [BulkTarget(one.flow_id, one.status, one.updated_at, one.revision) for one in ended]
+    return BulkExecution(targets, order(BulkAction.PRUNE, by), done=frozenset({Code.NOT_FOUND}))
+
+
+def _list(ended: Sequence[Ended], json: bool) -> None:
+    if not for_people(json):
+        for flow in ended:
+            write_json(
+                {
+                    "flow_id": flow.flow_id,
+                    "status": flow.status,
+                    "updated_at": flow.updated_at,
+                    "revision": flow.revision,
+                }
+            )
+    elif ended:
+        rows = [
+            (flow.flow_id, status_text(flow.status), flow.updated_at[:19].replace("T", " "))
+            for flow in ended[:SHOWN]
+        ]
+        print_rows(console(), ("id", "status", "updated"), rows)
+        if len(ended) > SHOWN:
+            say(f"… and {flows(len(ended) - SHOWN)} more; --json shows all.")

@@ -1,0 +1,138 @@
+"""Processes beside what `up` and `demo` run, a worker and a view worker, that end with us."""
+
+import asyncio
+import importlib.util
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from processor.cli.common.views_client import views_url
+from processor.settings import PREFIX, Settings
+
+READY_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 15.0
+LAST_WORDS: Final = 5
+_ASKED_EVERY_S: Final = 0.2
+_KNOCK_S: Final = 2.0
+
+
+@dataclass(slots=True)
+class ChildProcess:
+    """The process, and where that goes which it says."""
+
+    process: asyncio.subprocess.Process
+    log: Path | None
+
+    def last_words(self) -> str:
+        if self.log is None:
+            return "(see above)"
+        lines = self.log.read_text("utf-8", "replace").splitlines()
+        return "\n".join(lines[-LAST_WORDS:]) or "(it said nothing)"
+
+
+@dataclass(slots=True)
+class ViewsChild(ChildProcess):
+    """A view worker, and where it will answer."""
+
+    settings: Settings
+
+    @property
+    def url(self) -> str:
+        return views_url(self.settings)
+
+    async def ready(self) -> bool:
+        """Once it answers for its partitions, caught up or not; False if it ended, or takes too
+        long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(READY_TIMEOUT_S), aiohttp.ClientSession() as session:
+                while self.process.returncode is None:
+                    if await self._answers(session):
+                        return True
+                    await asyncio.sleep(_ASKED_EVERY_S)
+        return False
+
+    async def _answers(self, session: aiohttp.ClientSession) -> bool:
+        timeout = aiohttp.ClientTimeout(total=_KNOCK_S)
+        try:
+            async with session.get(f"{self.url}/ready", timeout=timeout) as answer:
+                report = await answer.json()
+                # Another one may sit at this address, and ours is about to find out.
+                ours = report["brokers"] == self.settings.bootstrap_servers
+                return ours and bool(report["assigned"])
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError):
+            return False
+
+
+def views_installed() -> bool:
+    """Whether the extra `views` is."""
+    return importlib.util.find_spec("faust") is not None
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Ours without the user's settings, which are about other brokers."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return {
+        **kept,
+        "TASKFLOW_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "TASKFLOW_STATE_DIR": str(settings.state_dir),
+        "TASKFLOW_HTTP": "off",
+        "TASKFLOW_VIEWS_HTTP": str(settings.views_http),
+        "TASKFLOW_LOG_FORMAT": "json",
+    }
+
+
+@asynccontextmanager
+async def worker_beside(environment: Mapping[str, str], log: Path) -> AsyncIterator[ChildProcess]:
+    """`taskflow worker` with this environment."""
+    async with _started("worker", environment, log) as process:
+        yield ChildProcess(process, log)
+
+
+@asynccontextmanager
+async def views_beside(
+    settings: Settings, environment: Mapping[str, str] | None = None, log: Path | None = None
+) -> AsyncIterator[ViewsChild]:
+    """`taskflow views` with this environment (ours, if None); what it says goes to our standard
+    error if not to `log`."""
+    async with _started("views", environment, log) as process:
+        yield ViewsChild(process, log, settings)
+
+
+@asynccontextmanager
+async def _started(
+    command: str, environment: Mapping[str, str] | None, log: Path | None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A command of the program as a child that ends with us, however we end: it watches its input.
+
+    In a session of its own: Ctrl-C is ours to hear, and we end it in good order.
+    """
+    with ExitStack() as stack:
+        sink = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            sink = stack.enter_context(log.open("wb"))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "processor", command, "--with-parent"),
+            env=dict(os.environ if environment is None else environment),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=sink,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,49 @@
+"""What several commands take: durations, times, flow ids."""
+
+import re
+import time
+from contextlib import suppress
+from typing import Final
+
+import typer
+
+from processor.cli.common.runner import WrongUse
+from processor.contract.values import UUID_PATTERN, parse_timestamp
+from processor.settings import parse_duration
+
+OUTCOME_TIMEOUT: Final = typer.Option("30s", "--timeout", help="How long to await each outcome.")
+JSON: Final = typer.Option(False, "--json", help="JSON also on a terminal.")
+JSON_LINES: Final = typer.Option(False, "--json", help="JSON lines also on a terminal.")
+FLOW_ID: Final = typer.Argument(..., help="The flow's id.")
+
+
+def duration_ms(text: str, option: str) -> int:
+    """Raises WrongUse."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise WrongUse(f"{option} is {text!r}, which is {error}.") from None
+
+
+def ago_ms(text: str, option: str) -> int:
+    """Milliseconds since 1970 of that duration ago. Raises WrongUse."""
+    return max(time.time_ns() // 1_000_000 - duration_ms(text, option), 0)
+
+
+def since_ms(text: str, option: str = "--since") -> int:
+    """Milliseconds since 1970 of an RFC 3339 time, or of a duration ago. Raises WrongUse."""
+    with suppress(ValueError):
+        return max(parse_timestamp(text), 0)
+    with suppress(ValueError):
+        return max(time.time_ns() // 1_000_000 - parse_duration(text), 0)
+    raise WrongUse(
+        f"{option} is {text!r}, which is neither a time such as 2026-11-22T21:02:08Z nor a "
+        "duration such as 10m."
+    )
+
+
+def flow_id_of(text: str) -> str:
+    """A flow id as it is written: 36 characters, lower case. Raises WrongUse."""
+    if re.fullmatch(UUID_PATTERN.rstrip("$"), text.lower()) is None:
+        raise WrongUse(f"{text!r} is no flow id: a UUID has 36 characters.")
+    return text.lower()

@@ -1,0 +1,102 @@
+"""What the views know, asked over HTTP."""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import orjson
+from aiohttp import ClientError, ClientSession, ClientTimeout
+
+from processor.cli.common.runner import WrongUse
+from processor.errors import TaskflowError
+from processor.settings import Address, Settings
+
+TIMEOUT_S: Final = 5.0
+KNOCK_S: Final = 1.0
+"""How long a connection may take: views that are near answer at once, or are not there."""
+Document = dict[str, Any]
+
+
+class NoViews(TaskflowError):
+    """No views answer where they were looked for."""
+
+    retriable = True
+
+
+class ViewsClient:
+    """Asks one view worker, which answers for all; made by `asking`."""
+
+    def __init__(self, session: ClientSession, url: str) -> None:
+        self.url = url
+        self._session = session
+
+    async def get(self, path: str, **query: str | int | None) -> Document:
+        """The answer at `/v1/{path}`. Raises NoViews; what there is nothing of is {}."""
+        asked = {name: str(value) for name, value in query.items() if value is not None}
+        status, body = await self._ask(f"v1/{path}", asked)
+        if status == 404 and body.get("code") == "not_found":
+            return {}
+        if status != 200:
+            raise NoViews(f"The views at {self.url} answered {status}: {_detail(body)}")
+        return body
+
+    async def are_of(self, settings: Settings) -> bool:
+        """Whether they show the topics that `settings` name. Raises NoViews."""
+        _, body = await self._ask("ready", {})
+        ours = settings.bootstrap_servers, settings.topic_prefix
+        return (body.get("brokers"), body.get("prefix")) == ours
+
+    async def _ask(self, path: str, query: Mapping[str, str]) -> tuple[int, Document]:
+        try:
+            async with self._session.get(f"{self.url}/{path}", params=query) as answer:
+                return answer.status, dict(orjson.loads(await answer.read()))
+        except (ClientError, TimeoutError, OSError, ValueError, TypeError) as error:
+            raise NoViews(f"No views answer at {self.url} ({_why(error)}).") from None
+
+
+@asynccontextmanager
+async def asking(url: str) -> AsyncIterator[ViewsClient]:
+    """Views at `url`; nobody is asked yet."""
+    timeout = ClientTimeout(total=TIMEOUT_S, connect=KNOCK_S)
+    # Neither a proxy nor a redirect has a say in where flows are read from.
+    async with ClientSession(timeout=timeout, trust_env=False) as session:
+        yield ViewsClient(session, url)
+
+
+def views_url(settings: Settings, given: str | None = None) -> str:
+    """Where views are: as `given`, `host:port` or a URL, or where ours would listen. Raises
+    WrongUse."""
+    if given is None:
+        return f"http://{_reachable(settings.views_http)}"
+    url = given if "://" in given else f"http://{given}"
+    parts = urlsplit(url)
+    try:
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits or parts.query or parts.fragment:
+        raise WrongUse(f"--views is {given!r}, which is no address such as http://127.0.0.1:8901.")
+    return url.rstrip("/")
+
+
+def _reachable(address: Address) -> Address:
+    """Who listens everywhere is found here."""
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    return Address(anywhere.get(address.host, address.host), address.port)
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "it took too long"
+    if isinstance(error, ValueError | TypeError) and not isinstance(error, OSError | ClientError):
+        return "that is no answer of theirs"
+    inner = getattr(error, "os_error", error)
+    number = getattr(inner, "errno", None)
+    # Python's own words for it name the address once more.
+    return os.strerror(number).lower() if number and number > 0 else str(inner) or repr(inner)
+
+
+def _detail(body: Mapping[str, Any]) -> str:
+    return str(body.get("detail") or body.get("title") or "without saying why")

@@ -1,0 +1,193 @@
+"""`taskflow deadletters`: the stream, and looking at letters, editing them, sending them back."""
+
+from pathlib import Path
+
+import typer
+from rich.text import Text
+
+from processor.cli import tail as streams
+from processor.cli.common.options import JSON
+from processor.cli.common.output import (
+    console,
+    for_people,
+    plain,
+    print_rows,
+    say,
+    somebody_to_ask,
+    table,
+    write_json,
+)
+from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
+from processor.cli.deadletters import redrive
+from processor.cli.deadletters.edit import VALUE, in_editor, key_for, read_file, write_file
+from processor.cli.deadletters.lookup import (
+    CODE,
+    PLACE,
+    SINCE,
+    UNTIL,
+    fault_text,
+    find_letter,
+    find_letters,
+    row_of,
+    source_of,
+    spot_of,
+    wanted_of,
+)
+from processor.cli.tail import FLOW, FOLLOW, FROM_BEGINNING, as_text
+from processor.contract.values import instant
+from processor.ops.diagnose import diagnose, hex_dump
+
+app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+
+OUTPUT = typer.Option(None, "--output", "-o", help="Where the value goes.")
+SAVE = typer.Option(None, "--save", help="A file that the value is written to.")
+
+
+@app.callback(invoke_without_command=True)
+def deadletters(
+    context: typer.Context,
+    follow: bool = FOLLOW,
+    from_beginning: bool = FROM_BEGINNING,
+    since: str | None = streams.SINCE,
+    flow: str | None = FLOW,
+) -> None:
+    """Print the dead letters, what could not be read as a command, as JSON lines.
+
+    Key, value and headers are texts, or {"base64": "..."} where they are not UTF-8. --flow
+    compares the record's key. Options and settings are those of `taskflow audit`.
+
+    `list`, `show`, `edit` and `redrive` find out what is wrong with them and send them back.
+
+    Example: `taskflow deadletters --since 1d`
+    """
+    if context.invoked_subcommand is None:
+        streams.deadletters(follow, from_beginning, since, flow)
+
+
+@app.command("list")
+def list_(
+    code: str | None = CODE,
+    since: str | None = SINCE,
+    until: str | None = UNTIL,
+    flow: str | None = typer.Option(None, "--flow", help="Only letters with this key."),
+    redriven: bool = typer.Option(
+        False, "--redriven", help="Also say which were sent back, and where they lie since."
+    ),
+    json: bool = JSON,
+) -> None:
+    """List dead letters, the oldest first: place, time, code, where they came from, and what.
+
+    --redriven reads the source topics from the first letter's time on.
+
+    Example: `taskflow deadletters list --code malformed --since 1d`
+    """
+    settings = settings_and_logs(quiet=True)
+    wanted = wanted_of((), code, since, until, flow)
+    letters, sent = run(lambda: find_letters(settings, wanted, look_for_sent=redriven))
+    if not for_people(json):
+        for letter in letters:
+            write_json(row_of(letter, sent) | {"message": letter.message})
+        return
+    rows = [
+        (
+            str(letter.spot),
+            instant(letter.at_ms)[:19].replace("T", " "),
+            Text(letter.code, style="red"),
+            source_of(letter),
+            sent.get(letter.spot, "") if redriven else "",
+            letter.message,
+        )
+        for letter in letters
+    ]
+    print_rows(console(), ("letter", "at", "code", "from", "sent back to", "why"), rows)
+
+
+@app.command("show")
+def show(place: str = PLACE, save: Path | None = SAVE, json: bool = JSON) -> None:
+    """Show one dead letter: why, where in its bytes, as text and as hex; whether it went back.
+
+    The offsets count bytes of the value from 0. --save writes the value, byte by byte, to a file.
+
+    Example: `taskflow deadletters show 2/17`
+    """
+    settings = settings_and_logs(quiet=True)
+    letter, sent = run(lambda: find_letter(settings, spot_of(place)))
+    if save is not None:
+        write_file(save, letter.value or b"")
+    found = letter.diagnosis
+    at = next((fault.at for fault in found.faults if fault.at is not None), None)
+    if not for_people(json):
+        shown = hex_dump(letter.value or b"", around=at or 0)
+        faults = [fault._asdict() for fault in found.faults]
+        write_json(
+            row_of(letter, sent)
+            | {
+                "message": letter.message,
+                "faults": faults,
+                "key": as_text(letter.key),
+                "value": as_text(letter.value),
+                "headers": [[name, as_text(value)] for name, value in letter.headers],
+                "hex": [line[1:] for line in shown],
+            }
+        )
+        return
+    out = console()
+    fields: list[tuple[str, str]] = [
+        ("letter", f"{letter.spot}, written {instant(letter.at_ms)}"),
+        (
+            "from",
+            source_of(letter) + (f", {instant(letter.source_ms)}" if letter.source_ms else ""),
+        ),
+        ("code", letter.code),
+        ("why", letter.message),
+        ("key", _shown(letter.key)),
+        *((f"header {name}", _shown(value)) for name, value in letter.headers),
+        ("sent back to", sent.get(letter.spot, "nowhere yet")),
+        ("today", "would be read" if found.code is None else str(found.code)),
+    ]
+    out.print(table(None, ("field", "value"), fields))
+    for fault in found.faults:
+        out.print(plain(fault_text(fault.at, fault.problem, fault.path)), style="red")
+    if letter.value:
+        out.print(Text("\nvalue", style="bold"))
+        out.print(plain(letter.value.decode("utf-8", "replace")[:4096]))
+        out.print(Text("\nbytes", style="bold"))
+        for line in hex_dump(letter.value, around=at or 0):
+            out.print(plain(line), style="yellow" if line.startswith(">") else "")
+
+
+@app.command("edit")
+def edit(
+    place: str = PLACE,
+    value: Path | None = VALUE,
+    output: Path | None = OUTPUT,
+    key: str | None = typer.Option(None, "--key", help="The flow's id, if the key is wrong too."),
+) -> None:
+    """Correct the value of a dead letter, in $EDITOR or from a file; it is checked as the
+    processor would, and written to a file that `redrive` takes. Nothing is sent.
+
+    Exit code 1 if the result is no command; it is written all the same, to go on from.
+
+    Example: `taskflow deadletters edit 2/17 --output fixed.json`
+    """
+    if value is None and not somebody_to_ask():
+        raise WrongUse("There is no terminal for an editor: name a file by --value.")
+    settings = settings_and_logs(quiet=True)
+    letter, _ = run(lambda: find_letter(settings, spot_of(place)))
+    edited = read_file(value) if value is not None else in_editor(letter.value or b"")
+    target = output or Path(f"deadletter-{letter.spot.partition}-{letter.spot.offset}.json")
+    write_file(target, edited)
+    found = diagnose(key_for(letter, edited, key), edited)
+    for fault in found.faults:
+        say(fault_text(fault.at, fault.problem, fault.path))
+    if found.code is not None:
+        raise Refused(f"{target} is still no command ({found.code}); edit it again.")
+    again = f" --key {key}" if key else ""
+    say(f"`taskflow deadletters redrive {letter.spot} --value {target}{again}` sends it back.")
+
+
+app.command("redrive")(redrive.redrive)
+
+
+def _shown(raw: bytes | None) -> str:
+    return "(none)" if raw is None else raw.decode("utf-8", "replace")

@@ -1,0 +1,60 @@
+"""What is written instead of a dead letter: from a file, or from an editor."""
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import orjson
+import typer
+
+from processor.cli.common.options import flow_id_of
+from processor.cli.common.runner import Refused, WrongUse
+from processor.ops.deadletters import DeadLetterRecord
+
+VALUE = typer.Option(None, "--value", help="A file with the value to take instead.")
+
+
+def key_for(letter: DeadLetterRecord, value: bytes, told: str | None) -> bytes | None:
+    """The key that an edited value goes out with: as told, or the flow's that it names."""
+    if told is not None:
+        return flow_id_of(told).encode()
+    try:
+        flow_id = orjson.loads(value)["flow_id"]
+    except (ValueError, TypeError, LookupError):
+        return letter.key
+    return flow_id.encode() if isinstance(flow_id, str) else letter.key
+
+
+def in_editor(value: bytes) -> bytes:
+    """What a person makes of it in $EDITOR. Raises Refused."""
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    with tempfile.TemporaryDirectory(prefix="taskflow-") as scratch:
+        path = Path(scratch) / "letter.json"
+        path.write_bytes(value)
+        try:
+            code = subprocess.call([*shlex.split(editor), str(path)], stdout=sys.stderr)
+        except OSError as error:
+            raise Refused(f"{editor} could not be started: {error.strerror}.") from None
+        if code != 0:
+            raise Refused(f"{editor} ended with code {code}; nothing was written.")
+        # Editors end a file with a newline, which the codec does not mind; bytes stay as they are.
+        return path.read_bytes()
+
+
+def write_file(path: Path, value: bytes) -> None:
+    """Raises WrongUse."""
+    try:
+        path.write_bytes(value)
+    except OSError as error:
+        raise WrongUse(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def read_file(path: Path) -> bytes:
+    """Raises WrongUse."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WrongUse(f"{path} cannot be read: {error.strerror}.") from None

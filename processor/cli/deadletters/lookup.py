@@ -1,0 +1,110 @@
+"""Finding dead letters, and how each is told of."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import typer
+
+from processor.adapters.kafka.topic_reader import BEGINNING, Start, read
+from processor.cli.common.options import flow_id_of, since_ms
+from processor.cli.common.progress import progress_bar
+from processor.cli.common.runner import Refused, WrongUse
+from processor.client.reader import count_partitions
+from processor.contract.topics import Topics
+from processor.contract.values import instant
+from processor.ops.deadletters import DeadLetterRecord, Spot, Wanted, letter_of, redriven_from
+from processor.settings import Settings
+
+PLACE = typer.Argument(..., help="A letter: its partition/offset on the topic, such as 2/17.")
+CODE = typer.Option(None, "--code", help="Only letters with this code, such as malformed.")
+SINCE = typer.Option(None, "--since", help="Only letters written since: a time, or 10m ago.")
+UNTIL = typer.Option(None, "--until", help="Only letters written before: a time, or 10m ago.")
+
+
+def wanted_of(
+    spots: Sequence[Spot],
+    code: str | None,
+    since: str | None,
+    until: str | None,
+    flow: str | None,
+) -> Wanted:
+    """Which letters the options of a command mean. Raises WrongUse."""
+    return Wanted(
+        spots,
+        code,
+        None if since is None else since_ms(since),
+        None if until is None else since_ms(until, "--until"),
+        None if flow is None else flow_id_of(flow).encode(),
+    )
+
+
+def spot_of(place: str) -> Spot:
+    """Where the letter `2/17` lies. Raises WrongUse."""
+    partition, slash, offset = place.partition("/")
+    if not (slash and partition.isdecimal() and offset.isdecimal()):
+        raise WrongUse(f"{place!r} is no place of a letter: it is partition/offset, such as 2/17.")
+    return Spot(int(partition), int(offset))
+
+
+async def find_letter(settings: Settings, spot: Spot) -> tuple[DeadLetterRecord, dict[Spot, str]]:
+    """One letter, and where it was sent back to, if it was. Raises Refused."""
+    letters, sent = await find_letters(settings, Wanted((spot,)), look_for_sent=True)
+    if not letters:
+        raise Refused(f"There is no dead letter {spot} under {settings.topic_prefix!r}.")
+    return letters[0], sent
+
+
+async def find_letters(
+    settings: Settings, wanted: Wanted, *, look_for_sent: bool
+) -> tuple[list[DeadLetterRecord], dict[Spot, str]]:
+    """The letters, and where those lie that were sent back."""
+    names = Topics(settings.topic_prefix)
+    start = BEGINNING if wanted.since_ms is None else Start(at_ms=wanted.since_ms)
+    partitions: list[int] | None = None
+    if wanted.spots:
+        count = (await count_partitions(settings, [names.dead_letters]))[names.dead_letters]
+        partitions = sorted({spot.partition for spot in wanted.spots if spot.partition < count})
+    letters = []
+    records = read(settings, names.dead_letters, start=start, partitions=partitions)
+    async with aclosing(records):
+        async for record in records:
+            if wanted.takes(letter := letter_of(record)):
+                letters.append(letter)
+    sent: dict[Spot, str] = {}
+    if letters and look_for_sent:
+        since = Start(at_ms=min(letter.at_ms for letter in letters))
+        sources = {names.commands, names.control} & {letter.source_topic for letter in letters}
+        with progress_bar("looking for what was sent back") as bar:
+            for topic in sorted(sources):
+                async with aclosing(read(settings, topic, start=since)) as records:
+                    async for record in records:
+                        bar.count(1)
+                        spot = redriven_from(record, names.dead_letters)
+                        if spot is not None:
+                            sent[spot] = f"{topic}/{record.partition}/{record.offset}"
+    return letters, sent
+
+
+def row_of(letter: DeadLetterRecord, sent: Mapping[Spot, str]) -> dict[str, Any]:
+    """A letter as JSON; `sent` as of `find_letters`."""
+    return {
+        "letter": str(letter.spot),
+        "at": instant(letter.at_ms),
+        "code": letter.code,
+        "from": source_of(letter),
+        "redriven_to": sent.get(letter.spot),
+    }
+
+
+def source_of(letter: DeadLetterRecord) -> str:
+    """Where its record lay."""
+    if not letter.source_topic:
+        return "nowhere told"
+    return f"{letter.source_topic}/{letter.source_partition}/{letter.source_offset}"
+
+
+def fault_text(at: int | None, problem: str, path: str | None) -> str:
+    """What is wrong with a value, and where in it."""
+    where = "" if at is None else f"at byte {at}: "
+    return f"{where}{f'{path}: ' if path else ''}{problem}"

@@ -1,0 +1,248 @@
+"""`taskflow doctor`: what an operator would look at first, in one go."""
+
+import asyncio
+import importlib.metadata
+import shutil
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+import typer
+from rich.text import Text
+
+from processor.adapters.kafka import cluster_inspection as inspection
+from processor.adapters.kafka.client_config import connection_options, ensure_reachable
+from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable
+from processor.adapters.kafka.log_reader import KafkaLogReader
+from processor.adapters.kafka.topic_admin import check_topics, partition_counts
+from processor.adapters.kafka.topic_reader import end_offsets
+from processor.adapters.sqlite import readonly_queries as queries
+from processor.cli.common.output import console, for_people, table, write_json
+from processor.cli.common.runner import run, settings_and_logs
+from processor.cli.flow.lookup import list_waiting
+from processor.client import FlowClient, OutcomeTimeout
+from processor.contract.topics import Topics
+from processor.contract.values import parse_timestamp
+from processor.domain.waits import due_ms
+from processor.engine.batch import PartitionConfig
+from processor.engine.ports import OffsetRange
+from processor.errors import TaskflowError
+from processor.ops import doctor as judge
+from processor.ops.doctor import Finding, Level, TableSeen, Undecided
+from processor.recovery.checkpoint import last_record, newest_cursor
+from processor.settings import Settings
+
+T = TypeVar("T")
+PATIENCE_S = 3.0
+PROBE_TIMEOUT_S = 15.0
+SIDE_BY_SIDE = 8
+"""Partitions that are looked at at once."""
+STYLES = {Level.GOOD: "green", Level.WARNING: "yellow", Level.BAD: "bold red"}
+
+
+def doctor(
+    probe: bool = typer.Option(
+        False, "--probe", help="Also send one dry run, to see clock and answer time."
+    ),
+    json: bool = typer.Option(False, "--json", help="JSON lines also on a terminal."),
+) -> None:
+    """Look at broker, topics, rights, lag, transactions, waits, tables and clocks.
+
+    One line for each finding: good, a warning or bad, and what to do. It changes nothing. With
+    --probe it sends one `update_state` as a dry run for a flow that does not exist: it leaves
+    nothing but its outcome, and shows how far this machine's clock is off the broker's.
+
+    Exit code 1 if something is bad, 3 if no broker answers (the rest is looked at all the same).
+
+    Example: `taskflow doctor --json | jq 'select(.level != "good")'`
+
+    Settings: those of `taskflow worker`; run it where a worker's TASKFLOW_STATE_DIR is, to have
+    its tables checked.
+    """
+    settings = settings_and_logs(quiet=True)
+    findings, unreachable = run(lambda: _examine(settings, probe))
+    if for_people(json):
+        rows = [
+            (Text(found.level.value, style=STYLES[found.level]), found.check, _told(found))
+            for found in findings
+        ]
+        console().print(table(None, ("", "check", "found"), rows))
+    else:
+        for found in findings:
+            write_json(found._asdict())
+    if unreachable:
+        raise typer.Exit(3)
+    if judge.worst(findings) is Level.BAD:
+        raise typer.Exit(1)
+
+
+async def _examine(settings: Settings, probe: bool) -> tuple[list[Finding], bool]:
+    """All findings, and whether there was no broker to ask."""
+    findings: list[Finding] = []
+    reachable = True
+    try:
+        await ensure_reachable(settings, patience_s=PATIENCE_S)
+        findings.append(Finding("broker", Level.GOOD, f"{settings.bootstrap_servers} answers"))
+    except BrokerUnreachable as error:
+        reachable = False
+        do = "See the security settings." if isinstance(error, AccessDenied) else "Start it."
+        findings.append(Finding("broker", Level.BAD, str(error), do))
+    apis = await inspection.api_versions(settings) if reachable else {}
+    findings += judge.versions(
+        judge.Versions(sys.version_info[:3], importlib.metadata.version("aiokafka"), apis)
+    )
+    findings += judge.codecs(inspection.decodable(), settings.compression)
+    ends: dict[int, int] | None = None
+    count: int | None = None
+    if reachable:
+        found, count, ends = await _of_the_broker(settings, probe)
+        findings += found
+    findings += await _tables(settings, count, ends)
+    return findings, not reachable
+
+
+async def _of_the_broker(
+    settings: Settings, probe: bool
+) -> tuple[list[Finding], int | None, dict[int, int] | None]:
+    """Findings, the topics' partitions, and where the audit topic ends."""
+    names = Topics(settings.topic_prefix)
+    mismatches = await check_topics(settings)
+    findings = list(
+        judge.topics(
+            [judge.Mismatched(str(one), one.fatal, one.what == "topic") for one in mismatches],
+            len(list(names)),
+        )
+    )
+    rights = await inspection.rights(settings)
+    findings += judge.authorisations(
+        names,
+        settings.group_id,
+        judge.Allowed(rights.topics, rights.group, rights.transactional_id),
+    )
+    counts = await partition_counts(settings)
+    numbers = {counts.get(name) for name, _ in names}
+    count = numbers.pop() if len(numbers) == 1 else None
+    if count is None:
+        return findings, None, None
+    standing = await _side_by_side(range(count), lambda number: _standing(settings, number))
+    now_ms = _now_ms()
+    findings += judge.lag([undecided for undecided, _ in standing], rights.members, now_ms)
+    everywhere = [(name, number) for name, _ in names for number in range(count)]
+    still_open = await inspection.hanging(settings, everywhere)
+    findings += judge.transactions([judge.Open(*one) for one in still_open], now_ms)
+    waiting = await list_waiting(settings, owner=None, limit=1)
+    for flow in waiting:
+        findings += judge.waits(flow.id, due_ms(flow), _now_ms())
+    if not waiting:
+        findings += judge.waits(None, None, _now_ms())
+    newest = max((at for _, at in standing if at is not None), default=None)
+    probed = None
+    if probe:
+        try:
+            probed = await _probe(settings)
+        except OutcomeTimeout as error:
+            findings.append(
+                Finding("probe", Level.BAD, str(error), "Is a worker running? See lag and /ready.")
+            )
+        else:
+            took = f"a dry run was answered in {probed[1] - probed[0]} ms"
+            findings.append(Finding("probe", Level.GOOD, took))
+    findings += judge.clock(newest, _now_ms(), probed)
+    return findings, count, await end_offsets(settings, names.audit, range(count))
+
+
+async def _standing(settings: Settings, number: int) -> tuple[Undecided, int | None]:
+    """What the partition has still to decide, and the newest append time seen on it."""
+    names = Topics(settings.topic_prefix)
+    place = PartitionConfig(number, settings.partitions, names, settings.dedupe_window_ms)
+    history = KafkaLogReader(
+        connection_options(settings, "doctor"), number, topics=[name for name, _ in names]
+    )
+    try:
+        # Up to the stable end: what a transaction hides would be waited for.
+        state = await _stable(history, names.state)
+        try:
+            cursor = await newest_cursor(place, history, {names.state: state})
+        except TaskflowError:
+            cursor = None
+        offsets, first_ms, newest_ms = 0, None, None
+        for topic in (names.commands, names.control):
+            extent = await _stable(history, topic)
+            decided = getattr(cursor, topic.rpartition(".")[2]) if cursor else extent.start
+            decided = max(decided, extent.start)
+            offsets += max(extent.end - decided, 0)
+            last = await last_record(history, topic, extent)
+            if last is None:
+                continue
+            newest_ms = max(newest_ms or 0, last.timestamp)
+            if last.offset >= decided:
+                async for records in history.read(topic, decided, last.offset + 1):
+                    at = records[0].timestamp
+                    first_ms = at if first_ms is None else min(first_ms, at)
+                    break
+        return Undecided(number, offsets, first_ms), newest_ms
+    finally:
+        await history.close()
+
+
+async def _stable(history: KafkaLogReader, topic: str) -> OffsetRange:
+    return OffsetRange((await history.extent(topic)).start, await history.stable_end(topic))
+
+
+async def _side_by_side(numbers: Iterable[int], work: Callable[[int], Awaitable[T]]) -> list[T]:
+    turns = asyncio.Semaphore(SIDE_BY_SIDE)
+
+    async def one(number: int) -> T:
+        async with turns:
+            return await work(number)
+
+    return list(await asyncio.gather(*map(one, numbers)))
+
+
+async def _probe(settings: Settings) -> tuple[int, int, int]:
+    """Our time before and after a dry run, and the broker's when it was appended. Raises
+    OutcomeTimeout."""
+    command = {
+        "kind": "update_state",
+        "flow_id": str(uuid4()),
+        "issued_by": "taskflow:doctor",
+        "patch": {},
+        "dry_run": True,
+    }
+    async with FlowClient(settings, expire=False) as client:
+        before_ms = _now_ms()
+        outcome = await client.send(command, timeout_s=PROBE_TIMEOUT_S)
+        return before_ms, _now_ms(), parse_timestamp(outcome.at)
+
+
+async def _tables(
+    settings: Settings, count: int | None, ends: dict[int, int] | None
+) -> list[Finding]:
+    seen = []
+    for number, path in queries.tables(settings.state_dir, settings.topic_prefix).items():
+        problem = await asyncio.to_thread(queries.check, path)
+        progress = queries.progress(path) if problem is None else None
+        behind = None
+        if progress is not None and ends is not None and number in ends:
+            behind = ends[number] - progress.audit
+        seen.append(TableSeen(str(path), number, progress and progress.partitions, problem, behind))
+    return list(judge.tables(seen, str(settings.state_dir), count, _free(settings.state_dir)))
+
+
+def _free(state_dir: Path) -> int | None:
+    """Of the disk that holds the tables, or would."""
+    for path in (state_dir.absolute(), *state_dir.absolute().parents):
+        if path.exists():
+            return shutil.disk_usage(path).free
+    return None
+
+
+def _told(found: Finding) -> str:
+    return f"{found.what}\n  → {found.do}" if found.do else found.what
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,94 @@
+"""`taskflow export`: flows, steps and events in one file, as they were at one cut."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from processor.adapters.kafka.log_reader import KafkaLogReader
+from processor.adapters.sqlite.export import Export, exporting
+from processor.cli.common.history import open_history
+from processor.cli.common.output import console, for_people, say, somebody_to_ask, table, write_json
+from processor.cli.common.progress import Bar, progress_bar
+from processor.cli.common.runner import WrongUse, run, settings_and_logs
+from processor.client.reader import count_partitions
+from processor.contract.topics import Topics
+from processor.contract.values import instant
+from processor.engine.batch import PartitionConfig
+from processor.recovery.consistent_cut import standing_of, still
+from processor.settings import Settings
+
+FILE = typer.Argument(..., help="The SQLite file to write.")
+
+
+def export(
+    file: Path = FILE,
+    yes: bool = typer.Option(False, "--yes", "-y", help="Replace a file that is there."),
+    json: bool = typer.Option(False, "--json", help="JSON also on a terminal."),
+) -> None:
+    """Write flows, steps and all events into one SQLite file, with the offsets it stands for.
+
+    Each partition is cut at the end of one transaction: its flows and steps are what its events
+    fold to, whatever workers write meanwhile; table `cut` has the offsets. Partitions are cut one
+    after the other, and no flow is on two. The file appears when it is whole.
+
+    Example: `taskflow export flows.db && sqlite3 flows.db 'SELECT status, count(*) FROM flow
+    GROUP BY 1'`
+
+    Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_SECURITY_PROTOCOL,
+    `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
+    """
+    if file.exists() and not yes:
+        if not somebody_to_ask():
+            raise WrongUse(f"{file} is there already: take --yes to replace it.")
+        if not typer.confirm(f"{file} is there already. Replace it?", err=True):
+            say("Nothing was written.")
+            raise typer.Exit(1)
+    if not file.absolute().parent.is_dir():
+        raise WrongUse(f"There is no directory {file.absolute().parent}.")
+    settings = settings_and_logs(quiet=True)
+    began = time.monotonic()
+    counts = run(lambda: _export(settings, file))
+    row: dict[str, Any] = {
+        "file": str(file),
+        **counts,
+        "bytes": file.stat().st_size,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    if for_people(json):
+        cells = [value if isinstance(value, str) else f"{value:,}" for value in row.values()]
+        console().print(table(None, list(row), [cells]))
+    else:
+        write_json(row)
+    sys.stdout.flush()
+
+
+async def _export(settings: Settings, file: Path) -> dict[str, int]:
+    names = Topics(settings.topic_prefix)
+    count = (await count_partitions(settings, [names.state]))[names.state]
+    with exporting(file) as made, progress_bar("exporting") as bar:
+        made.about(settings.topic_prefix, count, instant(time.time_ns() // 1_000_000))
+        for number in range(count):
+            place = PartitionConfig(number, count, names, settings.dedupe_window_ms)
+            async with open_history(settings, number, "export") as history:
+                await _partition(made, place, history, bar)
+        return made.counts()
+
+
+async def _partition(
+    made: Export, place: PartitionConfig, history: KafkaLogReader, bar: Bar
+) -> None:
+    view = await still(place, history, bar.advance)
+    topics = (place.topics.state, place.topics.audit)
+    extents = {topic: view.extents[topic] for topic in topics}
+    bar.expect(sum(extent.end - extent.start for extent in extents.values()))
+    bar.at(f"partition {place.partition}")
+    # It also holds the topics against each other.
+    standing = await standing_of(place, view)
+    made.cut(place.partition, extents, standing.position)
+    async for records in view.read(place.topics.state, *extents[place.topics.state]):
+        made.state(place.partition, records)
+    async for records in view.read(place.topics.audit, *extents[place.topics.audit]):
+        made.events(records)

@@ -1,0 +1,360 @@
+"""`taskflow flow history`, `diff`, `blame`, and how a flow was: from its events, and the outcomes
+that say why."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import orjson
+import typer
+from aiokafka import ConsumerRecord
+from rich.console import Console
+from rich.text import Text
+
+from processor.adapters.kafka.client_config import connection_options
+from processor.adapters.kafka.errors import explained
+from processor.adapters.kafka.log_reader import KafkaLogReader
+from processor.cli.common.options import FLOW_ID, JSON, flow_id_of, since_ms
+from processor.cli.common.output import (
+    console,
+    for_people,
+    plain,
+    print_rows,
+    say,
+    short,
+    status_text,
+    table,
+    write_json,
+)
+from processor.cli.common.progress import progress_bar
+from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
+from processor.cli.flow.lookup import Found, events_of
+from processor.cli.flow.view_lookup import shown_history
+from processor.cli.flow.wait_format import span
+from processor.contract.events import CHAIN_HEADER
+from processor.contract.topics import Topics
+from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
+from processor.ops.flow_timeline import Explanation, Life, Moment, at_time, difference, lives, told
+from processor.ops.json_path import ABSENT, Path, parse
+from processor.settings import Settings
+
+BEFORE_MS: Final = 1_000
+"""How much earlier than an event its outcome may be appended, at first; and how much at most: as
+long as a transaction lasts."""
+AROUND_MS: Final = 15_000
+
+LIFE = typer.Option(
+    None, "--life", min=1, help="Of an id that was pruned and created again: which life; the last."
+)
+FROM = typer.Argument(..., min=0, help="A revision.")
+TO = typer.Argument(..., min=0, help="Another one.")
+PATH = typer.Argument(..., help="A place in the flow, such as $.state_json.items[0].")
+
+Doc = dict[str, Any]
+
+
+class FlowPast(NamedTuple):
+    """The lives of a flow; `appended` is when each event was (ms), by its id."""
+
+    flow_id: str
+    lives: Sequence[Life]
+    partition: int
+    appended: Mapping[int, int]
+
+    def life(self, number: int | None) -> Life:
+        """Counted from 1; None: the last. Raises Refused."""
+        if number is None:
+            return self.lives[-1]
+        if number > len(self.lives):
+            lives = "one life" if len(self.lives) == 1 else f"{len(self.lives)} lives"
+            raise Refused(f"Flow {self.flow_id} has had {lives} so far.")
+        return self.lives[number - 1]
+
+    def revision(self, life: Life, revision: int) -> Moment:
+        """Raises Refused if there was none."""
+        moment = life.at_revision(revision)
+        if moment is None:
+            raise Refused(
+                f"Flow {self.flow_id} has revisions 0 to {life.revisions[1]} in this life."
+            )
+        return moment
+
+
+def history(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
+    """Show what happened to one flow: who did what, why, and how long it was in each state.
+
+    From the audit topic, and from the outcomes as far as they are kept: these name the command
+    of each event and its answer. On a terminal the views at TASKFLOW_VIEWS_HTTP are asked for the
+    events first, if they are up to date.
+
+    A pipe gets the FlowEvents as JSON lines, with `explained` added: command, topic, message, the
+    status that it `left` and after how long, and what ended a wait (command, external_event,
+    timer, timeout, cancel, failure). A pruned flow still has its history. Exit code 1 if nothing
+    ever happened to it.
+
+    Example: `taskflow flow history 6f1f3a52-0000-4000-8000-000000000001`
+
+    Settings: as for `flow list`.
+    """
+    settings = settings_and_logs(quiet=True)
+    people = for_people(json)
+    past = (people and _seen(settings, flow_id)) or _past(settings, flow_id)
+    why = run(lambda: outcomes_of(settings, past, [*past.appended]))
+    if not people:
+        for life in past.lives:
+            for one in told(life):
+                write_json({**one.event, "explained": _explained(one, why)})
+        return
+    for number, life in enumerate(past.lives, 1):
+        if len(past.lives) > 1:
+            console().print(Text(f"life {number}", style="bold"))
+        print_story(console(), life, why, time.time_ns() // 1_000_000)
+
+
+def diff(
+    flow_id: str = FLOW_ID,
+    before: int = FROM,
+    after: int = TO,
+    life: int | None = LIFE,
+    json: bool = JSON,
+) -> None:
+    """Show what differs in a flow between two revisions: fields, places in its state, steps.
+
+    Steps are under `$.steps`, by run id, as they were when the next revision came. A pipe gets a
+    JSON line for each place: path, before, after, without the side where nothing stood.
+
+    Example: `taskflow flow diff 6f1f3a52-0000-4000-8000-000000000001 3 7`
+
+    Settings: as for `flow list`.
+    """
+    settings = settings_and_logs(quiet=True)
+    past = _past(settings, flow_id)
+    of = past.life(life)
+    found = difference(past.revision(of, before), past.revision(of, after))
+    if not for_people(json):
+        for change in found:
+            write_json(change.as_json())
+    elif not found:
+        say("Nothing differs.")
+    else:
+        rows = [
+            (change.path, Text(_json(change.before), "red"), Text(_json(change.after), "green"))
+            for change in found
+        ]
+        print_rows(console(), ("path", f"revision {before}", f"revision {after}"), rows)
+
+
+def blame(
+    flow_id: str = FLOW_ID, path: str = PATH, life: int | None = LIFE, json: bool = JSON
+) -> None:
+    """Name the event, the command and the actor that changed a place of a flow last.
+
+    The place is a path as in JSONPath, of names and indices only: $.status, $.state_json.items[0],
+    $.steps['run 1'].status. What lies within counts: $.state_json changed when any part of it did.
+    Exit code 1 if nothing ever stood there.
+
+    Example: `taskflow flow blame 6f1f3a52-0000-4000-8000-000000000001 '$.state_json.price'`
+
+    Settings: as for `flow list`.
+    """
+    settings = settings_and_logs(quiet=True)
+    place = _path(path)
+    past = _past(settings, flow_id)
+    found = past.life(life).blame(place)
+    if found is None:
+        raise Refused(f"Nothing ever stood at {path} of flow {past.flow_id}.")
+    event = found.event
+    why = run(lambda: outcomes_of(settings, past, [event["id"]])).get(event["id"])
+    if not for_people(json):
+        command = {
+            "command_id": event["command_id"],
+            "kind": why and why["kind"],
+            "source": event["source"],
+            "message": why and why["message"],
+        }
+        change = found.change.as_json()
+        write_json({**change, "actor": event["actor"], "command": command, "event": event})
+        return
+    source = event["source"]
+    rows = [
+        ("path", found.change.path),
+        ("before", _json(found.change.before)),
+        ("after", _json(found.change.after)),
+        ("by", event["actor"]),
+        ("at", event["at"]),
+        ("event", f"{event['kind']}, id {event['id']}, revision {event['revision']}"),
+        ("command", f"{why['kind'] if why else 'kind not known any more'} {event['command_id']}"),
+        ("answered", why["message"] if why else "not known any more"),
+        ("source", f"{source['topic']}/{source['partition']} offset {source['offset']}"),
+    ]
+    console().print(table(None, ("field", "value"), rows))
+
+
+def found_then(
+    settings: Settings,
+    flow_id: str,
+    *,
+    revision: int | None,
+    at: str | None,
+    life: int | None,
+) -> tuple[Found, Moment]:
+    """The flow as it was. Raises Refused if it was not there then."""
+    past = _past(settings, flow_id)
+    if revision is not None:
+        moment: Moment | None = past.revision(past.life(life), revision)
+    else:
+        assert at is not None
+        moment = at_time(past.lives, since_ms(at, "--at"))
+    if moment is None:
+        raise Refused(f"Flow {past.flow_id} was not there at {at}: it was created later.")
+    if moment.flow is None:
+        raise Refused(f"Flow {past.flow_id} was not there at {at}: it had been pruned.")
+    document = moment.document or {}
+    steps = [*document.pop("steps").values()]
+    chain = "" if moment.chain is None else moment.chain.hex()
+    return Found(document, moment.event["id"], chain, steps), moment
+
+
+async def outcomes_of(
+    settings: Settings, past: FlowPast, event_ids: Sequence[int]
+) -> dict[int, Doc]:
+    """The outcomes that tell of these events, by event id; what retention took is missing.
+
+    An outcome is appended in the same transaction as its events: it is looked for around them.
+    """
+    topic = Topics(settings.topic_prefix).outcomes
+    found: dict[int, Doc] = {}
+    history = KafkaLogReader(connection_options(settings, "history"), past.partition)
+    try:
+        with explained(settings), progress_bar("looking for outcomes") as bar:
+            bar.expect(len(event_ids))
+            stable = await history.stable_end(topic)
+            kept = (await history.extent(topic)).start
+            for event_id in event_ids:
+                bar.advance(1)
+                appended = past.appended[event_id]
+                for before_ms in (BEFORE_MS, AROUND_MS):
+                    if event_id in found:
+                        break
+                    since = await history.offset_at(topic, max(0, appended - before_ms))
+                    if since is None:
+                        continue
+                    async for records in history.read(topic, max(since, kept), stable):
+                        _note(records, past, found)
+                        if event_id in found or records[-1].timestamp > appended + AROUND_MS:
+                            break
+    finally:
+        await history.close()
+    return found
+
+
+def _note(records: Sequence[Any], past: FlowPast, found: dict[int, Doc]) -> None:
+    key = past.flow_id.encode()
+    for record in records:
+        if record.key == key:
+            outcome = orjson.loads(record.value)
+            if outcome["verdict"] == "accepted":
+                found |= dict.fromkeys(outcome["event_ids"], outcome)
+
+
+def print_story(out: Console, life: Life, why: Mapping[int, Doc], now_ms: int) -> None:
+    """A life, one event a row, and how long it was in each status, for people."""
+    rows = []
+    for one in told(life):
+        event, outcome = one.event, why.get(one.event["id"])
+        reason = event["source"]["topic"].rpartition(".")[2]
+        if outcome is not None:
+            reason = f"{outcome['kind']} on {reason}"
+        if one.ended is not None:
+            reason += f", ended the wait by {one.ended}"
+        payload = event["payload_json"]
+        rows.append(
+            (
+                event["at"][:23].replace("T", " "),
+                Text(event["kind"], style="bold"),
+                status_text(event["status"]),
+                str(event["revision"]),
+                event["actor"],
+                reason,
+                _left(one),
+                short(orjson.dumps(payload).decode()) if payload else "",
+            )
+        )
+    columns = ("at", "event", "status", "rev", "by", "why", "after", "payload")
+    print_rows(out, columns, rows)
+    spent: Counter[str] = Counter()
+    for stay in life.stays():
+        if stay.left_ms is not None:
+            spent[stay.status] += stay.left_ms - stay.entered_ms
+    parts = [f"{status} {span(spent_ms)}" for status, spent_ms in spent.items()]
+    last = life.stays()[-1]
+    if last.left_ms is None:
+        parts.append(f"{last.status} for {span(max(0, now_ms - last.entered_ms))} now")
+    out.print(plain(f"In all: {', '.join(parts)}."))
+
+
+def _left(one: Explanation) -> str:
+    if one.left is None or one.left.left_ms is None:
+        return ""
+    return f"{span(one.left.left_ms - one.left.entered_ms)} {one.left.status}"
+
+
+def _explained(one: Explanation, why: Mapping[int, Doc]) -> Doc:
+    outcome, left = why.get(one.event["id"]), one.left
+    for_ms = None if left is None or left.left_ms is None else left.left_ms - left.entered_ms
+    return {
+        "command": outcome and outcome["kind"],
+        "message": outcome and outcome["message"],
+        "topic": one.event["source"]["topic"].rpartition(".")[2],
+        "left": None if left is None else {"status": left.status, "for_ms": for_ms},
+        "wait_ended_by": one.ended,
+    }
+
+
+def _past(settings: Settings, flow_id: str) -> FlowPast:
+    """Raises Refused if nothing ever happened to it."""
+    wanted = flow_id_of(flow_id)
+    records: list[ConsumerRecord] = run(lambda: _read(settings, wanted))
+    if not records:
+        raise Refused(f"There is no flow {wanted} under {settings.topic_prefix!r}.")
+    events = [orjson.loads(record.value) for record in records]
+    chains = (dict(record.headers).get(CHAIN_HEADER) for record in records)
+    appended = {
+        event["id"]: record.timestamp for event, record in zip(events, records, strict=True)
+    }
+    story = lives(zip(events, chains, strict=True))
+    return FlowPast(wanted, story, records[0].partition, appended)
+
+
+def _seen(settings: Settings, flow_id: str) -> FlowPast | None:
+    """As views know it, which is without chains; None where they cannot say. An event's own time,
+    when its command was appended, stands for when it was: outcomes follow it soon."""
+    wanted = flow_id_of(flow_id)
+    events = run(lambda: shown_history(settings, wanted))
+    if events is None:
+        return None
+    appended = {event["id"]: parse_timestamp(event["at"]) for event in events}
+    partition = events[0]["id"] // EVENTS_PER_PARTITION
+    return FlowPast(wanted, lives((event, None) for event in events), partition, appended)
+
+
+async def _read(settings: Settings, flow_id: str) -> list[ConsumerRecord]:
+    return [record async for record in events_of(settings, flow_id)]
+
+
+def _path(text: str) -> Path:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise WrongUse(f"{error}.") from None
+
+
+def _json(value: Any) -> str:
+    return "-" if value is ABSENT else short(orjson.dumps(value).decode())
+
+
+def as_of(moment: Moment) -> Doc:
+    """Which event a flow is shown behind."""
+    event = moment.event
+    return {"event_id": event["id"], "kind": event["kind"], "at": instant(moment.at_ms)}

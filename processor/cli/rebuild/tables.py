@@ -1,0 +1,174 @@
+"""`taskflow rebuild`: tables made anew, or compared with ones that were."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import typer
+
+from processor.adapters.sqlite import readonly_queries as queries
+from processor.adapters.sqlite import table_path
+from processor.adapters.sqlite.dump import ANSWER_COLUMNS, FLOW_COLUMNS, STEP_COLUMNS, Dump, dump
+from processor.adapters.sqlite.files import copy, put_in_place
+from processor.cli.common.confirm import Confirmation
+from processor.cli.common.history import open_history
+from processor.cli.common.output import say
+from processor.cli.common.runner import Refused, run
+from processor.cli.rebuild.common import (
+    ProgressDisplay,
+    RebuildProgress,
+    opened,
+    place_of,
+    progress_line,
+)
+from processor.engine.batch import PartitionConfig
+from processor.errors import TableDistrusted
+from processor.recovery.consistent_cut import ConsistentCut, standing_of, still
+from processor.recovery.rebuild import Rows, catch_up, first_difference
+from processor.recovery.rebuild import rebuild as make_anew
+from processor.settings import Settings
+
+
+class TableSource(StrEnum):
+    STATE = "state"
+    AUDIT = "audit"
+
+
+@dataclass(frozen=True, slots=True)
+class RebuiltTable:
+    """A table that was made anew; `difference` is the first one from the live table."""
+
+    partition: int
+    source: str
+    flows: int
+    steps: int
+    answers: int
+    records: int
+    seconds: float
+    records_per_s: int
+    difference: str | None = None
+
+
+def rebuild_tables(
+    settings: Settings,
+    numbers: Sequence[int],
+    source: TableSource,
+    check: bool,
+    show: ProgressDisplay,
+    ask: Confirmation,
+) -> None:
+    """Make tables anew, or with `check` compare them with ones that were. Raises Refused."""
+    there = queries.tables(settings.state_dir, settings.topic_prefix)
+    numbers = numbers or [number for number in there if number < settings.partitions]
+    if not numbers:
+        say(f"There are no tables in {settings.state_dir}: a worker makes and fills its own.")
+        return
+    if check and (missing := [number for number in numbers if number not in there]):
+        raise Refused(f"There is no table of partition {missing[0]} in {settings.state_dir}.")
+    if not check:
+        say(
+            f"{_tables_of(numbers)} in {settings.state_dir} would be made anew from {source} and "
+            "outcomes; each is replaced once the new one is whole."
+        )
+        if not ask.before("Make them anew?"):
+            return
+    made = run(lambda: _make(settings, numbers, source, check))
+    columns = ["partition", "source", "flows", "steps", "answers", "seconds", "records_per_s"]
+    show.all([asdict(one) for one in made], [*columns, *(["difference"] if check else [])])
+    if differing := [one for one in made if one.difference is not None]:
+        first = differing[0]
+        say(
+            f"{len(differing)} of {len(made)} tables differ. The first, of partition "
+            f"{first.partition}: {first.difference}. `taskflow rebuild --partition "
+            f"{first.partition}` makes it anew."
+        )
+        raise typer.Exit(1)
+    how = "agree with the topics" if check else "were made anew"
+    say(f"{_tables_of(numbers)} {how}.")
+
+
+def _tables_of(numbers: Sequence[int]) -> str:
+    return f"{len(numbers)} table{'' if len(numbers) == 1 else 's'}"
+
+
+async def _make(
+    settings: Settings, numbers: Sequence[int], source: TableSource, check: bool
+) -> list[RebuiltTable]:
+    async with progress_line() as progress:
+        with _scratch(settings.state_dir) as scratch:
+            return [
+                await _make_one(settings, number, source, check, scratch, progress)
+                for number in numbers
+            ]
+
+
+async def _make_one(
+    settings: Settings,
+    number: int,
+    source: TableSource,
+    check: bool,
+    scratch: Path,
+    progress: RebuildProgress,
+) -> RebuiltTable:
+    place = place_of(settings, number)
+    live = table_path(settings.state_dir, settings.topic_prefix, number)
+    built = scratch / live.name
+    async with open_history(settings, number, "rebuild") as history:
+        view = await still(place, history, progress.heard)
+        topics = (place.topics.outcomes, f"{settings.topic_prefix}.{source}")
+        progress.begin(f"partition {number}", [view.extents[topic] for topic in topics])
+        async with opened(settings, number, built) as made:
+            await make_anew(place, made, view, from_audit=source is TableSource.AUDIT)
+        with dump(built) as rows:
+            counts = rows.counts()
+        done = RebuiltTable(
+            *(number, source.value, *counts),
+            *(progress.records, round(progress.seconds, 3), progress.per_s),
+        )
+        if not check:
+            put_in_place(built, live)
+            return done
+        beside = scratch / f"live-{live.name}"
+        copy(live, beside)
+        try:
+            async with opened(settings, number, beside) as copied:
+                why = await catch_up(place, copied, view)
+        except TableDistrusted as error:
+            why = str(error)
+        if why is None:
+            why = await _difference(place, view, beside, built)
+        return RebuiltTable(**asdict(done) | {"difference": why})
+
+
+async def _difference(
+    place: PartitionConfig, view: ConsistentCut, live: Path, built: Path
+) -> str | None:
+    _, last_outcome = await standing_of(place, view)
+    # Older answers are kept for a while longer, by each table for as long as it happened to.
+    since_ms = last_outcome.timestamp - place.dedupe_window_ms if last_outcome else 0
+    with dump(live) as here, dump(built) as there:
+        found = first_difference(all_rows(here, since_ms), all_rows(there, since_ms))
+    return None if found is None else str(found)
+
+
+def all_rows(rows: Dump, since_ms: int) -> Iterator[Rows]:
+    """What is compared of a table."""
+    yield Rows("flow", FLOW_COLUMNS, rows.flows())
+    yield Rows("step", STEP_COLUMNS, rows.steps())
+    yield Rows("answer", ANSWER_COLUMNS, rows.answers(since_ms))
+
+
+@contextmanager
+def _scratch(state_dir: Path) -> Iterator[Path]:
+    """A directory beside the tables, so that one can be put in another's place; a killed run's is
+    taken away by the next."""
+    scratch = state_dir / "rebuild"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,136 @@
+"""`taskflow rebuild --skip-lost` and `--restore-state`: what a partition stopped for."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from processor.adapters.sqlite import table_path
+from processor.adapters.sqlite.dump import Dump, dump
+from processor.cli.common.confirm import Confirmation
+from processor.cli.common.history import open_history
+from processor.cli.common.output import for_people, say
+from processor.cli.common.runner import run
+from processor.cli.rebuild.common import ProgressDisplay, opened, place_of, progress_line, writers
+from processor.contract.topics import Topics
+from processor.engine.batch import Outgoing
+from processor.engine.ports import OffsetRange
+from processor.engine.rows import Position
+from processor.recovery.consistent_cut import still
+from processor.recovery.repair import Restoration, Skip, plan_restoration, plan_skip, restore, skip
+from processor.settings import Settings
+
+FROM_TO = ("from", "to")
+
+
+def skip_lost_commands(
+    settings: Settings, numbers: Sequence[int], show: ProgressDisplay, ask: Confirmation
+) -> None:
+    """Let partitions go on behind commands that are gone."""
+    plans = run(lambda: _plan_skips(settings, numbers))
+    if not plans:
+        say("Nothing is lost.")
+        return
+    rows: list[dict[str, Any]] = [
+        {
+            "partition": number,
+            "lost": [one.sentence for one in plan.lost],
+            "from": _offsets(plan.was),
+            "to": _offsets(plan.to),
+        }
+        for number, plan in plans.items()
+    ]
+    if for_people(show.json):
+        for row in rows:
+            row |= {name: ", ".join(f"{t} {n}" for t, n in row[name].items()) for name in FROM_TO}
+    show.all(rows, ["partition", *FROM_TO, "lost"])
+    say("What was lost will never be decided, nor answered.")
+    if ask.before("Go on behind it?"):
+        run(lambda: _skip(settings, plans))
+        say(f"{_partitions(len(plans))} can go on; a worker that runs does so by itself.")
+
+
+def _offsets(position: Position) -> dict[str, int]:
+    return {"commands": position.commands, "control": position.control}
+
+
+def _partitions(count: int) -> str:
+    return f"{count} partition{'' if count == 1 else 's'}"
+
+
+async def _plan_skips(settings: Settings, numbers: Sequence[int]) -> dict[int, Skip]:
+    plans = {}
+    for number in numbers:
+        async with open_history(settings, number, "rebuild") as history:
+            plan = await plan_skip(place_of(settings, number), history)
+        if plan is not None:
+            plans[number] = plan
+    return plans
+
+
+async def _skip(settings: Settings, plans: Mapping[int, Skip]) -> None:
+    for number, plan in plans.items():
+        async with (
+            open_history(settings, number, "rebuild") as history,
+            writers(settings, number) as new_writer,
+        ):
+            await skip(place_of(settings, number), history, new_writer, plan)
+
+
+def restore_state_topic(
+    settings: Settings, number: int, show: ProgressDisplay, ask: Confirmation
+) -> None:
+    """Write a partition of `state` anew."""
+    with tempfile.TemporaryDirectory(prefix="taskflow-") as scratch:
+        built = table_path(Path(scratch), settings.topic_prefix, number)
+        plan = run(lambda: _plan_restoration(settings, number, built))
+        if plan is None:
+            say(f"Nothing was ever decided on partition {number}.")
+            return
+        with dump(built) as rows:
+            flows, steps, _ = rows.counts()
+            row = {
+                "partition": number,
+                "flows": flows,
+                "steps": steps,
+                "tombstones": len(plan.tombstones),
+                **plan.position._asdict(),
+            }
+            show.all([row], list(row))
+            topic = Topics(settings.topic_prefix).state
+            say(f"They would be written to {topic}, and then the cursor.")
+            if ask.before(f"Write partition {number} of it anew?"):
+                run(lambda: _restore(settings, number, plan, rows))
+                say(f"Partition {number} of {topic} is written anew.")
+
+
+async def _plan_restoration(settings: Settings, number: int, built: Path) -> Restoration | None:
+    place = place_of(settings, number)
+    async with open_history(settings, number, "rebuild") as history, progress_line() as progress:
+        view = await still(place, history, progress.heard)
+        extents = [view.extents[topic] for topic in (place.topics.audit, place.topics.state)]
+        progress.begin(f"partition {number}: folding", extents)
+        async with opened(settings, number, built) as made:
+            return await plan_restoration(place, made, view)
+
+
+async def _restore(settings: Settings, number: int, plan: Restoration, rows: Dump) -> None:
+    async with (
+        open_history(settings, number, "rebuild") as history,
+        writers(settings, number) as new_writer,
+        progress_line() as progress,
+    ):
+        flows, steps, _ = rows.counts()
+        extent = OffsetRange(0, flows + steps + len(plan.tombstones))
+        progress.begin(f"partition {number}: writing", [extent])
+        place = place_of(settings, number)
+        await restore(place, history, new_writer, plan, snapshots(rows), progress.heard)
+
+
+def snapshots(rows: Dump) -> Iterator[Outgoing]:
+    """All of a table as it stands on `state`."""
+    for flow_id, (doc, _, last_event_id, chain, *_) in rows.flows():
+        value = f'{{"flow":{doc},"last_event_id":{last_event_id},"chain":"{chain}"}}'
+        yield Outgoing(flow_id.encode(), value.encode(), ())
+    for key, (doc,) in rows.steps():
+        yield Outgoing(key.encode(), f'{{"step":{doc}}}'.encode(), ())

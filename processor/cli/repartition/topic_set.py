@@ -1,0 +1,131 @@
+"""The two sides of a repartition: what the old one holds at a moment, and reading both."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import NamedTuple
+
+from processor.adapters.kafka.client_config import compression_type, connection_options
+from processor.adapters.kafka.errors import explained
+from processor.adapters.kafka.log_reader import KafkaLogReader
+from processor.adapters.kafka.transactional_producer import (
+    KafkaTransactionalProducer,
+    producers_stopped,
+)
+from processor.cli.common.history import open_history
+from processor.cli.common.runner import Refused
+from processor.cli.verify import KafkaLog
+from processor.contract.topics import Topics
+from processor.engine.batch import PartitionConfig
+from processor.engine.ports import OffsetRange as Whole
+from processor.engine.rows import Position
+from processor.ops.verify.ports import LogRange
+from processor.recovery.checkpoint import newest_cursor
+from processor.settings import Settings
+
+COMMIT_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 5.0
+
+Extents = dict[int, dict[str, LogRange]]
+
+
+class Seen(NamedTuple):
+    """The old side at one moment."""
+
+    extents: Extents
+    cursors: dict[int, Position]
+
+    def ends(self) -> dict[tuple[int, str], int]:
+        return {(q, topic): one.end for q, topic, one in self._all()}
+
+    @property
+    def offsets(self) -> int:
+        return sum(one.stable - one.start for _, _, one in self._all())
+
+    def _all(self) -> Iterator[tuple[int, str, LogRange]]:
+        return ((q, topic, one) for q, some in self.extents.items() for topic, one in some.items())
+
+    def rest(self, q: int, topic: str) -> tuple[int, int]:
+        """First undecided offset and stable end."""
+        extent = self.extents[q][topic]
+        decided = getattr(self.cursors[q], topic.rpartition(".")[2])
+        return max(decided, extent.start), extent.stable
+
+
+class TopicSet:
+    """The topics of one prefix, `count` partitions of each."""
+
+    def __init__(self, settings: Settings, topics: Topics, count: int) -> None:
+        self.topics = topics
+        self.count = count
+        self._settings = settings
+
+    def history(self, number: int) -> AbstractAsyncContextManager[KafkaLogReader]:
+        return open_history(self._settings, number, "repartition", self.topics)
+
+    @asynccontextmanager
+    async def log(self, number: int) -> AsyncIterator[KafkaLog]:
+        log = KafkaLog(self._settings, number, self.topics)
+        try:
+            yield log
+        finally:
+            await log.close()
+
+    async def look(self) -> Seen:
+        """What is there now."""
+        extents: Extents = {}
+        cursors: dict[int, Position] = {}
+        for q in range(self.count):
+            async with self.history(q) as history:
+                extents[q] = {}
+                for name, _ in self.topics:
+                    whole = await history.extent(name)
+                    stable = await history.stable_end(name)
+                    extents[q][name] = LogRange(whole.start, stable, whole.end)
+                place = PartitionConfig(q, self.count, self.topics, self._settings.dedupe_window_ms)
+                state = extents[q][self.topics.state]
+                at = {self.topics.state: Whole(state.start, state.stable)}
+                cursor = await newest_cursor(place, history, at)
+                cursors[q] = cursor or Position(0, 0, 0)
+        return Seen(extents, cursors)
+
+    async def undecided(self, seen: Seen) -> int:
+        """How many commands nobody has decided."""
+        count = 0
+        for q in range(self.count):
+            async with self.history(q) as history:
+                for topic in (self.topics.commands, self.topics.control):
+                    async for records in history.read(topic, *seen.rest(q, topic)):
+                        count += len(records)
+        return count
+
+    def hold_still(self, seen: Seen) -> None:
+        """Raises Refused if it cannot be copied as it is."""
+        for q, some in seen.extents.items():
+            for topic, extent in some.items():
+                if extent.stable < extent.end:
+                    raise Refused(
+                        f"A transaction is open on {topic}/{q} from offset {extent.stable} on; "
+                        "`taskflow doctor` says more."
+                    )
+            if (start := some[self.topics.audit].start) > 0:
+                raise Refused(
+                    f"{self.topics.audit}/{q} begins at offset {start}: its "
+                    "chains have no beginning that could be written anew."
+                )
+
+    async def fence(self) -> None:
+        """Whoever still owns a partition of the old side cannot commit any more."""
+        try:
+            for q in range(self.count):
+                writer = KafkaTransactionalProducer(
+                    connection_options(self._settings, "repartition"),
+                    self.topics,
+                    q,
+                    compression=compression_type(self._settings),
+                    commit_timeout_s=COMMIT_TIMEOUT_S,
+                )
+                with explained(self._settings):
+                    await writer.start()
+                writer.discard()
+        finally:
+            await producers_stopped(STOP_TIMEOUT_S)

@@ -1,0 +1,216 @@
+"""`taskflow send`: JSON lines in, commands out, and with --wait their outcomes."""
+
+import asyncio
+import json
+import os
+import stat
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from processor.cli.common.options import duration_ms
+from processor.cli.common.output import say, write_json
+from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
+from processor.client import CommandNotSent, FlowClient, InvalidCommand, OutcomeTimeout, Receipt
+from processor.contract.commands import Command
+from processor.contract.outcomes import Outcome, Verdict
+from processor.settings import Settings
+
+IN_FLIGHT = 256
+LINE_MAX_BYTES = 4 * 1024 * 1024
+
+Answer = Outcome | Receipt
+Send = Callable[[Command], Awaitable[Answer]]
+
+
+def send(
+    file: str = typer.Argument("-", help="A file of JSON lines, or - for standard input."),
+    wait: bool = typer.Option(False, "--wait", help="Await and print each outcome."),
+    control: bool = typer.Option(
+        False, "--control", help="Use the control topic: an operator's authority, no owner check."
+    ),
+    timeout: str = typer.Option("30s", "--timeout", help="For each command, such as 500ms or 2m."),
+) -> None:
+    """Send commands, one JSON object a line. A missing `command_id` is added.
+
+    Lines of one flow are sent one after the other, in their order; flows do not wait for each
+    other. Prints one JSON line for each command, in the order of the input: where Kafka put it,
+    or with --wait its outcome. The first line that is no command ends it (exit code 2); what
+    came before is sent. Exit code 1 if a command was not sent, not answered in time, or with
+    --wait not accepted. Sending a line again is safe if it has a `command_id`.
+
+    Example: `taskflow send --wait commands.jsonl`
+
+    Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_COMPRESSION,
+    TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
+    """
+    settings = settings_and_logs(quiet=True)
+    timeout_s = duration_ms(timeout, "--timeout") / 1000
+    path = None if file == "-" else Path(file)
+    if path is not None and not path.is_file():
+        raise WrongUse(f"{file} is no file; nothing was sent.")
+    if path is None and sys.stdin.isatty():
+        say("reading commands from the terminal, one JSON object a line; Ctrl-D ends")
+    failed = run(lambda: _send(settings, path, wait=wait, control=control, timeout_s=timeout_s))
+    if failed:
+        raise typer.Exit(1)
+
+
+async def _send(
+    settings: Settings, path: Path | None, *, wait: bool, control: bool, timeout_s: float
+) -> bool:
+    """Whether anything was not sent, not answered or not accepted."""
+    async with FlowClient(settings) as client:
+
+        async def one(command: Command) -> Answer:
+            call = client.send if wait else client.publish
+            return await call(command, control=control, timeout_s=timeout_s)
+
+        lines = _lines_of(path)
+        try:
+            return await _Sending(client, one).all(lines)
+        finally:
+            await lines.aclose()
+
+
+class _Sending:
+    """Lines become calls under way, and calls become lines, in the order of the input."""
+
+    def __init__(self, client: FlowClient, send: Send) -> None:
+        self._client = client
+        self._send = send
+        self._under_way: asyncio.Queue[tuple[int, asyncio.Task[Answer]] | None] = asyncio.Queue(
+            IN_FLIGHT
+        )
+        self._last_of_flow: dict[str, asyncio.Task[Answer]] = {}
+        self._sent = 0
+
+    async def all(self, lines: AsyncIterator[bytes]) -> bool:
+        """Raises WrongUse behind what came before the first line that is no command."""
+        starting = asyncio.ensure_future(self._start(lines))
+        telling = asyncio.ensure_future(self._tell())
+        try:
+            await asyncio.wait({starting, telling}, return_when=asyncio.FIRST_EXCEPTION)
+            if telling.done():
+                telling.result()  # what it raises matters more: nobody hears us, or no broker
+            bad = await starting
+            failed = await telling
+        finally:
+            for task in (starting, telling, *self._last_of_flow.values()):
+                task.cancel()
+        if bad is not None:
+            raise WrongUse(bad)
+        return failed
+
+    async def _start(self, lines: AsyncIterator[bytes]) -> str | None:
+        """What is wrong with the first line that is no command."""
+        number = 0
+        try:
+            async for line in lines:
+                number += 1
+                if line.strip():
+                    command = self._client.prepare(_parsed(line))
+                    await self._under_way.put((number, self._call(command)))
+                    self._sent += 1
+        except ValueError as error:  # InvalidCommand is one
+            return f"Line {number}: {error} Nothing after it was sent; before it: {self._sent}."
+        finally:
+            await self._under_way.put(None)
+        return None
+
+    def _call(self, command: Command) -> asyncio.Task[Answer]:
+        flow_id, before = command.flow_id, self._last_of_flow.get(command.flow_id)
+
+        async def in_turn() -> Answer:
+            if before is not None:
+                await asyncio.wait([before])
+            return await self._send(command)
+
+        def forget(task: asyncio.Task[Answer]) -> None:
+            if self._last_of_flow.get(flow_id) is task:
+                del self._last_of_flow[flow_id]
+            if not task.cancelled():
+                task.exception()  # looked at: when one ends us, nobody asks for the others
+
+        task = self._last_of_flow[flow_id] = asyncio.ensure_future(in_turn())
+        task.add_done_callback(forget)
+        return task
+
+    async def _tell(self) -> bool:
+        """Whether any of them failed."""
+        failed = False
+        while (item := await self._under_way.get()) is not None:
+            number, task = item
+            try:
+                answer = await task
+            except (OutcomeTimeout, CommandNotSent) as error:
+                say(f"Line {number}: {error}")
+                failed = True
+                continue
+            if isinstance(answer, Outcome):
+                write_json(answer.model_dump(mode="json", exclude_none=False), flush=True)
+                failed = failed or not accepted(answer)
+            else:
+                write_json(_receipt(answer), flush=True)
+        return failed
+
+
+def accepted(outcome: Outcome) -> bool:
+    """Whether the command is in force, now or since its first sending."""
+    verdict = outcome.original if outcome.verdict is Verdict.DUPLICATE else outcome.verdict
+    return verdict is Verdict.ACCEPTED
+
+
+async def send_as_operator(
+    settings: Settings, command: dict[str, Any], timeout_s: float
+) -> Outcome:
+    """Send one command to `control` and await its outcome. Raises Refused without an answer."""
+    async with FlowClient(settings) as client:
+        try:
+            return await client.send(command, control=True, timeout_s=timeout_s)
+        except InvalidCommand as error:
+            raise WrongUse(str(error)) from error
+        except OutcomeTimeout as error:
+            raise Refused(f"{error} Is a worker running?") from error
+
+
+def _receipt(receipt: Receipt) -> dict[str, Any]:
+    return {
+        "command_id": receipt.command_id,
+        "flow_id": receipt.command.flow_id,
+        "kind": receipt.command.kind,
+        "topic": receipt.topic,
+        "partition": receipt.partition,
+        "offset": receipt.offset,
+    }
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("It is not JSON.") from None
+    if not isinstance(value, dict):
+        raise ValueError("It is not a JSON object.")
+    return value
+
+
+async def _lines_of(path: Path | None) -> AsyncGenerator[bytes]:
+    if path is not None or stat.S_ISREG(os.fstat(0).st_mode):
+        with path.open("rb") if path is not None else os.fdopen(0, "rb", closefd=False) as file:
+            for line in file:
+                yield line
+        return
+    # A thread that reads would keep us from ending: a pipe is read by the loop.
+    reader = asyncio.StreamReader(limit=LINE_MAX_BYTES)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(0), "rb", buffering=0)
+    )
+    try:
+        while line := await reader.readline():
+            yield line
+    finally:
+        transport.close()

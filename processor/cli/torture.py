@@ -1,0 +1,117 @@
+"""`taskflow torture`: load, random faults and a verdict. A user's acceptance test."""
+
+import os
+import secrets
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from processor.cli.common.output import (
+    console,
+    for_people,
+    plain,
+    print_rows,
+    say,
+    somebody_to_ask,
+    write_json,
+)
+from processor.cli.common.runner import WrongUse, run, settings_and_logs
+from processor.testing.chaos.run import ChaosPlan, ChaosResult
+from processor.testing.chaos.run import torture as tortured
+
+MINUTES = 5.0
+
+
+def torture(
+    minutes: float | None = typer.Option(
+        None, "--minutes", min=0.05, help="How long faults go on; 5 unless --kills says when."
+    ),
+    seed: int | None = typer.Option(
+        None, "--seed", min=0, help="Draws the same faults again, in their order."
+    ),
+    kills: int | None = typer.Option(
+        None, "--kills", min=1, help="Nothing but kill -9, until there were so many."
+    ),
+    workers: int = typer.Option(2, "--workers", min=1, max=16, help="How many are started."),
+    per_s: int = typer.Option(200, "--rate", min=1, help="Commands a second."),
+    bootstrap: str | None = typer.Option(
+        None, "--bootstrap", help="A cluster host:port,... of yours that may be disturbed."
+    ),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask about the given cluster."),
+    json: bool = typer.Option(False, "--json", help="The report as JSON also on a terminal."),
+) -> None:
+    """Break everything, again and again, and see that nothing is lost: an acceptance test.
+
+    It starts an embedded Apache Kafka and workers of its own, sends commands of every kind all the
+    time, and draws one fault after the other: kill -9, crash points, stopped and late workers,
+    damaged and lost tables, disks that take no more, a broker that is killed or stopped, requests
+    that are lost, late, cut off or never answered. Each comes only once the last has healed: all
+    workers are ready, and all that the broker had acknowledged is answered. In the end it runs
+    `taskflow verify`. Everything is thrown away, unless something was violated.
+
+    With --bootstrap it uses that cluster, under a topic prefix of its own, and breaks only its own
+    workers; it asks before. That is no thing to do to a cluster that others need.
+
+    The seed says which faults come in which order; what they hit, this machine's speed says.
+
+    Prints a line for each fault, and a report; a pipe gets it as one JSON object. Exit code 1 if
+    anything was violated.
+
+    Example: `taskflow torture --minutes 5 --seed 1`
+
+    Settings: TASKFLOW_CACHE_DIR, TASKFLOW_BROKER_HEAP; for a given cluster
+    TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`, TASKFLOW_REPLICATION_FACTOR.
+    """
+    if bootstrap is not None and not (yes or somebody_to_ask()):
+        raise WrongUse("There is no terminal to ask at: take --yes for a cluster of yours.")
+    settings_and_logs(quiet=True)
+    if (
+        bootstrap is not None
+        and not yes
+        and not typer.confirm(
+            f"Load and restarting workers will disturb {bootstrap}. May it be disturbed?", err=True
+        )
+    ):
+        say("Nothing was done.")
+        raise typer.Exit(1)
+    seconds = minutes * 60 if minutes is not None else None if kills else MINUTES * 60
+    plan = ChaosPlan(
+        seed=secrets.randbelow(1_000_000) if seed is None else seed,
+        seconds=seconds,
+        kills=kills,
+        workers=workers,
+        per_s=per_s,
+        bootstrap=bootstrap,
+    )
+    say(f"seed {plan.seed}")
+    result = run(lambda: tortured(plan, environ=os.environ, hear=say))
+    if for_people(json):
+        _show(console(), result)
+    else:
+        write_json(result.as_json())
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+def _show(out: Console, result: ChaosResult) -> None:
+    rows: list[Sequence[str | Text]] = []
+    rows += [(name, f"{count:,}") for name, count in sorted(result.faults.items())]
+    rows += [(f"of them kill -9: {what}", f"{n:,}") for what, n in sorted(result.kills.items())]
+    rows += [(f"outcomes: {name}", f"{count:,}") for name, count in result.verdicts.most_common()]
+    print_rows(out, ("what", "how often"), rows)
+    healed = ", ".join(f"{name} {value:g} s" for name, value in result.as_json()["heal_s"].items())
+    out.print(plain(f"Healed within: {healed or 'there was nothing to heal'}."))
+    for sentence in result.violations:
+        out.print(plain(sentence), style="red")
+    if result.ok:
+        say(
+            f"{result.faults.total():,} faults, {result.acknowledged:,} commands, 0 violations; "
+            f"seed {result.plan.seed}."
+        )
+    else:
+        say(
+            f"{len(result.violations)} violations; seed {result.plan.seed}. Logs, tables and the "
+            f"broker's data are in {result.kept}."
+        )

@@ -1,0 +1,69 @@
+"""`taskflow views`: one view worker."""
+
+import asyncio
+import logging
+
+import typer
+
+from processor.cli.common.runner import (
+    WrongUse,
+    first_of,
+    run_until_stopped,
+    settings_and_logs,
+    stop_with_parent,
+)
+from processor.settings import Settings
+
+
+def views(
+    rebuild: bool = typer.Option(
+        False, "--rebuild", help="Drop the view and project it anew from the beginning."
+    ),
+    with_parent: bool = typer.Option(
+        False, "--with-parent", hidden=True, help="Stop when standard input ends."
+    ),
+) -> None:
+    """Make the audit queryable: a page, an HTTP API and live streams, until SIGTERM or Ctrl-C.
+
+    Start as many as there are partitions; they share these out, and each of them answers for
+    all. Each needs a state directory and an address TASKFLOW_VIEWS_HTTP of its own; on several
+    machines also TASKFLOW_VIEWS_ADVERTISE, where the others find it.
+
+    Example: `TASKFLOW_VIEWS_HTTP=127.0.0.1:8901 taskflow views`
+
+    Settings: those of Kafka, TASKFLOW_STATE_DIR, TASKFLOW_VIEWS_*.
+    """
+    settings = settings_and_logs()
+    for chatty in ("faust", "mode"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+    async def serve(stop: asyncio.Event) -> None:
+        if with_parent:
+            stop_with_parent(stop)
+        await _serve(settings, stop, rebuild=rebuild)
+
+    run_until_stopped(serve)
+
+
+async def _serve(settings: Settings, stop: asyncio.Event, *, rebuild: bool) -> None:
+    from processor.adapters.kafka.errors import TopicsWrong
+    from processor.adapters.kafka.topic_admin import check_topics
+
+    try:
+        from processor.views.faust.app import app
+    except ModuleNotFoundError as missing:
+        raise WrongUse(
+            f"The views need {missing.name}, which is not installed: pip install 'taskflow[views]'"
+        ) from None
+    wrong = [mismatch for mismatch in await check_topics(settings) if mismatch.fatal]
+    if wrong:
+        raise TopicsWrong("; ".join(map(str, wrong)))
+    app.rebuild = rebuild
+    app.loop = asyncio.get_running_loop()
+    await app.start()
+    try:
+        await first_of(app.wait_until_stopped(), stop)
+    finally:
+        await app.stop()
+    if app.crash_reason is not None:
+        raise app.crash_reason

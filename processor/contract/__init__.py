@@ -1,0 +1,41 @@
+"""The published language of taskflow: what producers, consumers and operators import.
+
+README.md beside this file is the contract in full. Nothing here needs more than pydantic.
+"""
+
+from processor.contract.commands import COMMANDS, CONTROL_ONLY, Command, CommandKind
+from processor.contract.dead_letters import DeadLetterHeaders
+from processor.contract.events import EVENTS, EventKind, FlowEvent
+from processor.contract.flow import Flow, FlowStatus, FlowStep, StepStatus, Wait
+from processor.contract.outcomes import Code, Outcome, Verdict
+from processor.contract.state import Cursor, FlowSnapshot, StepSnapshot
+from processor.contract.topics import SPECS, Topics, TopicSpec
+from processor.contract.values import Source, instant, parse_timestamp
+
+__all__ = [
+    "COMMANDS",
+    "CONTROL_ONLY",
+    "EVENTS",
+    "SPECS",
+    "Code",
+    "Command",
+    "CommandKind",
+    "Cursor",
+    "DeadLetterHeaders",
+    "EventKind",
+    "Flow",
+    "FlowEvent",
+    "FlowSnapshot",
+    "FlowStatus",
+    "FlowStep",
+    "Outcome",
+    "Source",
+    "StepSnapshot",
+    "StepStatus",
+    "TopicSpec",
+    "Topics",
+    "Verdict",
+    "Wait",
+    "instant",
+    "parse_timestamp",
+]

@@ -1,0 +1,1 @@
+"""Generate what `schemas/` publishes from the models."""

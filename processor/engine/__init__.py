@@ -1,0 +1,1 @@
+"""Turn records into a write set: decode, decide, evolve, encode. Pure."""

@@ -1,0 +1,166 @@
+"""A batch: what is read for it, what must be remembered for it, and what it writes."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
+
+from processor.contract.outcomes import Verdict
+from processor.contract.state import CURSOR_PREFIX
+from processor.contract.topics import Topics
+from processor.contract.values import EVENTS_PER_PARTITION, SCHEMA_VERSION
+from processor.domain.decide import Limits
+from processor.engine.codec import Headers, Readable, Record, Unreadable, encode
+from processor.engine.rows import Changes, FlowRow, LedgerEntry, Position, StepRow
+
+Decoded = Readable | Unreadable
+T = TypeVar("T")
+
+AT_ONCE: Final = 50
+"""Records handled without giving way to the event loop: a millisecond. What they make is still in
+the CPU's caches when it is packed."""
+
+
+def sliced(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """`items`, AT_ONCE at a time: between two slices the event loop serves the other partitions,
+    whose transactions would otherwise wait for a whole batch of ours at each of their steps."""
+    for start in range(0, len(items), AT_ONCE):
+        yield items[start : start + AT_ONCE]
+
+
+class Outgoing(NamedTuple):
+    """A record to write to this partition's number of a topic."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+# As rows.new_flow_row.
+new_outgoing: Final[Callable[[tuple[bytes | None, bytes | None, Headers]], Outgoing]] = partial(
+    tuple.__new__, Outgoing
+)
+
+
+class Forward(NamedTuple):
+    """A record to send again, to the partition that its key belongs to."""
+
+    topic: str
+    partition: int
+    record: Outgoing
+    source: tuple[str, int]
+    """Topic and offset of the record that it is a copy of."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionConfig:
+    """Which partition is handled, among how many, and under which rules."""
+
+    partition: int
+    partitions: int
+    topics: Topics
+    dedupe_window_ms: int
+    limits: Limits = field(default_factory=Limits)
+    retain_terminal_ms: int | None = None
+    """How long a flow is kept after its end; None: for ever."""
+    output_max_bytes: int = 8 * 1024 * 1024
+    """A batch ends early once it would write more than this."""
+
+
+@dataclass(slots=True)
+class LoadedState:
+    """What must be known of a batch's flows, before it is handled.
+
+    `flows` holds every flow id of the batch, None where there is no such flow; `run_ids` every
+    step of the flows that the batch would prune.
+    """
+
+    flows: dict[str, FlowRow | None] = field(default_factory=dict)
+    steps: dict[tuple[str, str], StepRow] = field(default_factory=dict)
+    run_ids: dict[str, list[str]] = field(default_factory=dict)
+    ledger: dict[bytes, LedgerEntry] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class WriteSet:
+    """Everything that one batch writes, all of it or nothing.
+
+    `handled` counts the records from the front that it covers; `faults` are exceptions that
+    quarantined a record as `internal_error`, for the log.
+    """
+
+    position: Position
+    handled: int = 0
+    audit: list[Outgoing] = field(default_factory=list)
+    outcomes: list[Outgoing] = field(default_factory=list)
+    state: list[Outgoing] = field(default_factory=list)
+    dead_letters: list[Outgoing] = field(default_factory=list)
+    forwards: list[Forward] = field(default_factory=list)
+    wakes: list[tuple[str, Headers]] = field(default_factory=list)
+    """Ids of waiting flows that the batch asked to cancel, each to be woken in its transaction,
+    with the headers that the request leaves behind."""
+    changes: Changes = field(default_factory=Changes)
+    created: int = 0
+    """How many flows are new to the table."""
+    flows: dict[str, FlowRow | None] = field(default_factory=dict)
+    """The flows that were touched, as they are now."""
+    waits: list[tuple[FlowRow | None, FlowRow | None]] = field(default_factory=list)
+    """The flows that waited before the batch or wait after it, as they were and are; None: not."""
+    answered: list[tuple[Decoded, Verdict]] = field(default_factory=list)
+    """The records of `control`, with what became of them."""
+    traced: list[tuple[Decoded, bytes]] = field(default_factory=list)
+    """The records that belong to somebody's trace, with their outcomes."""
+    tally: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """How many outcomes by kind, verdict and code."""
+    newest: dict[str, int] = field(default_factory=dict)
+    """The newest append time among the handled records of each topic."""
+    faults: list[tuple[Record, Exception]] = field(default_factory=list)
+
+    @property
+    def newest_ms(self) -> int:
+        return max(self.newest.values(), default=0)
+
+
+class Needs(NamedTuple):
+    """What `LoadedState` must hold for some records; flows in the order in which they are met."""
+
+    flows: dict[str, None]
+    steps: list[tuple[str, str]]
+    pruned: set[str]
+    ledger: list[bytes]
+
+
+def needs(items: Iterable[Decoded]) -> Needs:
+    needed = Needs({}, [], set(), [])
+    flows, ledger = needed.flows, needed.ledger
+    for item in items:
+        if isinstance(item, Readable):
+            command = item.command
+            flow_id = command.flow_id
+            flows[flow_id] = None
+            ledger.append(item.ledger_key)
+            # By its kind: pydantic's isinstance is a Python function.
+            if command.kind == "record_step_observation":
+                needed.steps.append((flow_id, command.run_id))
+            elif command.kind == "prune":
+                needed.pruned.add(flow_id)
+    return needed
+
+
+def cursor_record(partition: int, position: Position) -> Outgoing:
+    """The `state` record that says how far the partition is decided."""
+    cursor = {**position._asdict(), "schema_version": SCHEMA_VERSION}
+    return Outgoing(f"{CURSOR_PREFIX}{partition}".encode(), encode(cursor), ())
+
+
+def first_event_id(partition: int) -> int:
+    """The id of the first FlowEvent of a partition."""
+    return partition * EVENTS_PER_PARTITION + 1
+
+
+def snapshot_of(row: FlowRow) -> bytes:
+    """A flow's value on `state`; its `doc` goes in as it is."""
+    _, doc, last_event_id, chain, _ = row
+    rest = f',"last_event_id":{last_event_id},"chain":"{chain.hex()}"}}'
+    return b'{"flow":' + doc + rest.encode()

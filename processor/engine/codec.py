@@ -1,0 +1,352 @@
+"""Bytes to commands and back: limits, and checks 1 to 5 of the contract."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple, Protocol
+
+import orjson
+from pydantic import ValidationError
+
+from processor.contract.commands import COMMANDS, MODELS, Command
+from processor.contract.events import EventKind
+from processor.contract.flow import Flow, FlowStatus
+from processor.contract.outcomes import Code, Verdict
+from processor.contract.values import (
+    COMMAND_MAX_BYTES,
+    DEPTH_MAX,
+    ERRORS_MAX,
+    KEY_MAX_BYTES,
+    NUMBER_MAX,
+    SCHEMA_VERSION,
+    UUID_PATTERN,
+    instant,
+)
+from processor.domain.facts import Fact
+from processor.engine.rows import ledger_key
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Record(Protocol):
+    """What is read of a Kafka record; `timestamp` is the broker's append time in ms."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass(slots=True)
+class Draft:
+    """A record that is not written yet, to be read as the processor would."""
+
+    key: bytes | None
+    value: bytes | None
+    topic: str = ""
+    partition: int = 0
+    offset: int = 0
+    timestamp: int = 0
+    headers: Headers = ()
+
+
+class Readable(NamedTuple):
+    """A record that passed checks 1 to 5. `digest` is the command's, 16 bytes."""
+
+    record: Record
+    command: Command
+    digest: bytes
+    ledger_key: bytes
+
+
+# As rows.new_flow_row.
+_readable: Final[Callable[[tuple[Record, Command, bytes, bytes]], Readable]] = partial(
+    tuple.__new__, Readable
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record that did not, with what could be known from its bytes all the same."""
+
+    record: Record
+    code: Code
+    details: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    command_id: str | None = None
+    flow_id: str | None = None
+    kind: str | None = None
+    dry_run: bool | None = None
+    digest: bytes | None = None
+
+
+class _Malformed(ValueError):
+    """The value is not one JSON object within the limits."""
+
+
+_SORTED: Final = orjson.OPT_SORT_KEYS
+_validated: Final[Callable[[Mapping[str, Any]], Command]] = COMMANDS.validator.validate_python
+_UUID: Final = re.compile(UUID_PATTERN.removesuffix("$") + r"\Z", re.ASCII)
+_ORIGINAL: Final = ',"original":"%s"}'
+# A number that orjson writes in another way than the canonical form does: below 1e-4.
+_MAYBE_TINY: Final = re.compile(rb"[:,\[]-?(?:0\.0000|\d(?:\.\d+)?e-)")
+_OPTIONAL: Final = {
+    kind: frozenset(name for name, info in model.model_fields.items() if not info.is_required())
+    for kind, model in MODELS.items()
+}
+_WAITS_WITH_TIMEOUT: Final = ("external_event", "manual")
+
+
+def encode(value: Any) -> bytes:
+    """Compact JSON, non-ASCII as it is."""
+    return orjson.dumps(value)
+
+
+@lru_cache(maxsize=1024)
+def text_doc(text: str) -> str:
+    """`text` as JSON. Senders, topics and sentences come again and again."""
+    return orjson.dumps(text).decode()
+
+
+def source_doc(record: Record) -> str:
+    """Where `record` lies, as outcomes and events name it."""
+    topic = text_doc(record.topic)
+    return f'{{"topic":{topic},"partition":{record.partition},"offset":{record.offset}}}'
+
+
+# Outcomes and events are written by hand: a dictionary of 15 keys that orjson then walks takes
+# twice the time. Ids, kinds, statuses and times hold nothing that JSON would escape.
+
+
+def event_doc(event_id: int, fact: Fact, command: Command, source: str) -> bytes:
+    """The FlowEvent that `fact` becomes; `source` as of `source_doc`."""
+    kind, flow_id, at, revision, status, payload = fact
+    before = f'{{"id":{event_id},"flow_id":"{flow_id}","kind":"{kind._value_}","payload_json":'
+    after = (
+        f',"at":"{at}","revision":{revision},"status":"{status._value_}",'
+        f'"command_id":"{command.command_id}","actor":{text_doc(command.issued_by)},'
+        f'"source":{source},"schema_version":{SCHEMA_VERSION}}}'
+    )
+    return before.encode() + orjson.dumps(payload) + after.encode()
+
+
+def fact_of(event: Mapping[str, Any]) -> Fact:
+    """What a FlowEvent as JSON says that happened."""
+    return Fact(
+        EventKind(event["kind"]),
+        event["flow_id"],
+        event["at"],
+        event["revision"],
+        FlowStatus(event["status"]),
+        event["payload_json"],
+    )
+
+
+def outcome_doc(
+    item: Readable | Unreadable,
+    verdict: Verdict,
+    code: Code | None,
+    message: str,
+    revision: int | None,
+    status: FlowStatus | None,
+    event_ids: Sequence[int],
+    allowed: str,
+    details: Mapping[str, Any],
+    original: Verdict | None,
+    source: str,
+) -> bytes:
+    """The outcome of `item`; `allowed` is JSON, `source` as of `source_doc`."""
+    if isinstance(item, Readable):
+        command = item.command
+        flag = "true" if command.dry_run else "false"
+        about = (
+            f'{{"command_id":"{command.command_id}","flow_id":"{command.flow_id}",'
+            f'"kind":"{command.kind}"'
+        )
+    else:
+        flag = orjson.dumps(item.dry_run).decode()
+        known = {"command_id": item.command_id, "flow_id": item.flow_id, "kind": item.kind}
+        about = orjson.dumps(known).decode()[:-1]
+    code_doc = "null" if code is None else f'"{code._value_}"'
+    status_doc = "null" if status is None else f'"{status._value_}"'
+    digest_doc = "null" if item.digest is None else f'"{item.digest.hex()}"'
+    return (
+        f'{about},"verdict":"{verdict._value_}","code":{code_doc},"message":{text_doc(message)},'
+        f'"revision":{"null" if revision is None else revision},"status":{status_doc},'
+        f'"event_ids":{orjson.dumps(event_ids).decode()},"allowed":{allowed},'
+        f'"details":{orjson.dumps(details).decode() if details else "{}"},"dry_run":{flag},'
+        f'"command_digest":{digest_doc},"source":{source},"at":"{instant(item.record.timestamp)}"'
+        f"{'}' if original is None else _ORIGINAL % original._value_}"
+    ).encode()
+
+
+def flow_doc(flow: Flow) -> bytes:
+    """A flow as it is written, on `state` and in the table.
+
+    It is kept in memory, too, so it is a copy: what orjson 3.13 returns holds on to all the room
+    that it was written in, 4 KiB at least.
+    """
+    return bytes(memoryview(orjson.dumps(flow.__dict__ | {"status": flow.status._value_})))
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys, compact, UTF-8; floats as Python and the contract's checker write
+    them."""
+    text = orjson.dumps(value, option=_SORTED)
+    if not (b"e-" in text or b"0.0000" in text) or _MAYBE_TINY.search(text) is None:
+        return text
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def digest_of(mapping: Mapping[str, Any]) -> bytes:
+    """BLAKE2b-128 of a command's canonical JSON; nulls in optional fields are absent."""
+    return blake2b(canonical(without_nulls(mapping)), digest_size=16).digest()
+
+
+def command_digest(mapping: Mapping[str, Any]) -> str:
+    """`command_digest` of the outcome that answers the command `mapping`."""
+    return digest_of(mapping).hex()
+
+
+def without_nulls(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same command without nulls in optional fields; unknown fields stay to be refused."""
+    if None in mapping.values():
+        kind = mapping.get("kind")
+        optional = _OPTIONAL.get(kind, frozenset()) if isinstance(kind, str) else frozenset()
+        mapping = {k: v for k, v in mapping.items() if v is not None or k not in optional}
+    wait = mapping.get("wait")
+    if (
+        isinstance(wait, dict)
+        and wait.get("timeout_at", wait) is None
+        and wait.get("kind") in _WAITS_WITH_TIMEOUT
+    ):
+        mapping = {**mapping, "wait": {k: v for k, v in wait.items() if k != "timeout_at"}}
+    return mapping
+
+
+def decode(record: Record) -> Readable | Unreadable:
+    """Reads `record` as a command, by checks 1 to 5 of the contract."""
+    value, key = record.value, record.key
+    if (value is not None and len(value) > COMMAND_MAX_BYTES) or (
+        key is not None and len(key) > KEY_MAX_BYTES
+    ):
+        return Unreadable(record, Code.TOO_LARGE)
+    try:
+        mapping: Mapping[str, Any]
+        mapping, holds_float = _parse(value)
+    except _Malformed as malformed:
+        return Unreadable(record, Code.MALFORMED, problem=str(malformed))
+    version = mapping.get("schema_version")
+    if version is not None and (type(version) is not int or version != 1):
+        return _unreadable(record, mapping, Code.UNSUPPORTED_VERSION)
+    if value is not None and b"null" in value:  # there is no other way to write one
+        mapping = without_nulls(mapping)
+    try:
+        command = _validated(mapping)
+    except ValidationError as error:
+        return _unreadable(record, mapping, Code.INVALID_COMMAND, errors=problems(error))
+    if key != command.flow_id.encode():
+        return _unreadable(record, mapping, Code.INVALID_KEY)
+    # Only a float may be written in two ways.
+    text = canonical(mapping) if holds_float else orjson.dumps(mapping, option=_SORTED)
+    digest = blake2b(text, digest_size=16).digest()
+    return _readable((record, command, digest, ledger_key(command.flow_id, command.command_id)))
+
+
+def _unreadable(
+    record: Record, mapping: Mapping[str, Any], code: Code, **details: Any
+) -> Unreadable:
+    kind = mapping.get("kind")
+    return Unreadable(
+        record,
+        code,
+        details,
+        command_id=_uuid(mapping.get("command_id")),
+        flow_id=_uuid(mapping.get("flow_id")),
+        kind=kind if isinstance(kind, str) and kind in MODELS else None,
+        dry_run=_flag(mapping.get("dry_run")),
+        digest=digest_of(mapping),
+    )
+
+
+def _flag(value: Any) -> bool | None:
+    """`dry_run` as far as it can be told; absent means false."""
+    return bool(value) if value is None or isinstance(value, bool) else None
+
+
+def _uuid(value: Any) -> str | None:
+    return value if isinstance(value, str) and _UUID.match(value) else None
+
+
+def _parse(value: bytes | None) -> tuple[dict[str, Any], bool]:
+    """Check 2: the object, and whether a float is in it. Raises _Malformed, whose text says what
+    is wrong and nothing of the payload."""
+    if not value:
+        raise _Malformed("it is empty")
+    try:
+        parsed = orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise _Malformed(_why(value, error)) from None
+    if not isinstance(parsed, dict):
+        raise _Malformed("it is not an object")
+    return parsed, _check(parsed.values(), DEPTH_MAX - 1)
+
+
+def _why(value: bytes, error: orjson.JSONDecodeError) -> str:
+    if value.startswith(b"\xef\xbb\xbf"):
+        return "it starts with a byte order mark"
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return "it is not UTF-8"
+    return f"it is not JSON at line {error.lineno}, column {error.colno}"
+
+
+def _check(values: Iterable[Any], depth_left: int) -> bool:
+    """Refuse numbers out of range, and what is nested deeper than `depth_left` below here; whether
+    one of the numbers is a float.
+
+    A search of the bytes for long digits and brackets was tried instead; on commands as they are,
+    full of ids and times, it takes five times as long.
+    """
+    holds_float = False
+    for value in values:
+        kind = type(value)
+        if kind is str:
+            continue
+        if kind is dict or kind is list:
+            if not depth_left:
+                raise _Malformed(f"it is nested deeper than {DEPTH_MAX}")
+            if _check(value.values() if kind is dict else value, depth_left - 1):
+                holds_float = True
+        elif kind is int or kind is float:
+            if not -NUMBER_MAX <= value <= NUMBER_MAX:
+                raise _Malformed("a number is out of range")
+            if kind is float:
+                holds_float = True
+    return holds_float
+
+
+def problems(error: ValidationError) -> list[dict[str, str]]:
+    """`details.errors` of an `invalid_command` outcome: fields and problems, without values."""
+    found = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        location = [str(part) for part in item["loc"]]
+        if location and location[0] in MODELS:
+            location = location[1:]
+        if len(location) > 1 and location[0] == "wait":
+            location = ["wait", *location[2:]]  # between them stands the wait's kind
+        problem = item["msg"]
+        if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            location = [*location, "kind"]
+            problem = "Field required" if item["type"] == "union_tag_not_found" else "Unknown kind"
+        found.append({"field": ".".join(location)[:256], "problem": problem})
+    return found[:ERRORS_MAX]

@@ -1,0 +1,490 @@
+"""A batch of records and what the partition remembers of their flows → everything to write.
+
+Pure: the same records on the same memory give the same bytes. One Handler handles one batch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from hashlib import blake2b
+from typing import Any, Final
+
+from processor.contract import dead_letters
+from processor.contract.events import (
+    CHAIN_HEADER,
+    CHAIN_START,
+    TRACEPARENT_HEADER,
+    TRACEPARENT_MAX_BYTES,
+    EventKind,
+)
+from processor.contract.flow import Flow, FlowStatus
+from processor.contract.outcomes import FORGOTTEN, Code, Verdict
+from processor.domain import messages
+from processor.domain.decide import Decision, decide
+from processor.domain.evolve import evolve, observed_step
+from processor.domain.transitions import OPERATOR, OWNER, WAITING, Authority, allowed_from
+from processor.engine.batch import (
+    Decoded,
+    Forward,
+    LoadedState,
+    Outgoing,
+    PartitionConfig,
+    WriteSet,
+    cursor_record,
+    new_outgoing,
+    sliced,
+    snapshot_of,
+)
+from processor.engine.codec import (
+    Headers,
+    Readable,
+    Unreadable,
+    encode,
+    event_doc,
+    flow_doc,
+    outcome_doc,
+    source_doc,
+)
+from processor.engine.dead_letter import OUTCOME_KEY_MAX_BYTES, dead_letter
+from processor.engine.partitioner import partition_of
+from processor.engine.rows import (
+    FlowRow,
+    LedgerEntry,
+    Position,
+    StepRow,
+    new_flow_row,
+    new_remembered,
+)
+
+NOTHING: Final[Mapping[str, Any]] = {}
+# Python 3.11 runs a function whenever an enum is asked for a member.
+ACCEPTED, REJECTED = Verdict.ACCEPTED, Verdict.REJECTED
+STEP_OBSERVED = EventKind.STEP_OBSERVED
+
+
+class _Entry:
+    """A flow while its batch is handled. `base` is the row in the table, which a prune ends."""
+
+    __slots__ = ("base", "chain", "flow", "headers", "last_event_id")
+
+    def __init__(self, base: FlowRow | None) -> None:
+        self.base = base
+        self.flow: Flow | None = base.flow if base else None
+        self.chain = base.chain if base else CHAIN_START
+        self.last_event_id = base.last_event_id if base else 0
+        self.headers: Headers = ()
+
+    @property
+    def to_be_woken(self) -> bool:
+        """Whether it waits and is to be cancelled, and did not and was not before the batch."""
+        base = self.base
+        return _cancels_from_wait(self.flow) and not (base and _cancels_from_wait(base.flow))
+
+
+class CommandHandler:
+    """Handles one batch of one partition.
+
+    `position` is where the batch starts, `next_number` the next free row number of the table;
+    `unforwardable` names records (topic, offset) that the broker would not take as copies.
+    """
+
+    def __init__(
+        self,
+        place: PartitionConfig,
+        memory: LoadedState,
+        position: Position,
+        *,
+        next_number: int,
+        unforwardable: frozenset[tuple[str, int]] = frozenset(),
+    ) -> None:
+        self._place = place
+        self._memory = memory
+        self._unforwardable = unforwardable
+        self._next_number = next_number
+        self._next_event_id = position.next_event_id
+        self._commands = place.topics.commands
+        self._next = {
+            place.topics.commands: position.commands,
+            place.topics.control: position.control,
+        }
+        self._entries: dict[str, _Entry] = {}
+        self._touched: dict[str, _Entry] = {}
+        self._steps: dict[tuple[str, str], StepRow | None] = {}
+        self._step_headers: dict[tuple[str, str], Headers] = {}
+        self._ledger: dict[bytes, LedgerEntry] = {}
+        self._asked: dict[str, Headers] = {}
+        """The flows that were asked to cancel, with what the newest request leaves behind."""
+        self.batch = WriteSet(position)
+        """In the making; what stands in its lists of records may be taken out at any time."""
+        self._size_bytes = 0
+        self._verdict = ACCEPTED
+        """Of the newest outcome."""
+
+    def handle(self, items: Sequence[Decoded]) -> WriteSet:
+        """Decide `items` in their order, until all are or the batch is full."""
+        self.add(items)
+        return self.finish()
+
+    def add(self, items: Sequence[Decoded]) -> bool:
+        """Decide some more `items`; whether there is room for others after them."""
+        batch, newest = self.batch, self.batch.newest
+        for item in items:
+            if self._size_bytes > self._place.output_max_bytes:
+                return False
+            record = item.record
+            try:
+                if isinstance(item, Readable):
+                    self._handle(item)
+                else:
+                    self._quarantine(item)
+            except Exception as fault:  # one record's trouble is not the partition's
+                batch.faults.append((record, fault))
+                self._quarantine(_spoiled(item, Code.INTERNAL_ERROR))
+            topic, at_ms = record.topic, record.timestamp
+            self._next[topic] = record.offset + 1
+            if at_ms > newest.get(topic, 0):
+                newest[topic] = at_ms
+            if topic != self._commands:
+                batch.answered.append((item, self._verdict))
+            batch.handled += 1
+        return self._size_bytes <= self._place.output_max_bytes
+
+    def finish(self) -> WriteSet:
+        """What was decided, settled; nothing can be added after that."""
+        for _ in self.settle():
+            pass
+        return self.batch
+
+    def _handle(self, item: Readable) -> None:
+        record, command, _, ledger_key = item
+        entry = self._entry(command.flow_id)
+        # A flow that is known lies right: only an unknown one is worth the hash.
+        if entry.flow is None and not self._lies_right(item):
+            return
+        authority = OWNER if record.topic == self._commands else OPERATOR
+        first = self._ledger.get(ledger_key) or self._memory.ledger.get(ledger_key)
+        if first is not None and record.timestamp - first.at_ms <= self._place.dedupe_window_ms:
+            self._answer_resend(item, first, entry.flow, authority)
+            return
+        step = None
+        if command.kind == "record_step_observation":
+            row = self._step((command.flow_id, command.run_id))
+            step = row.step if row else None
+        decision = decide(
+            command,
+            entry.flow,
+            record.timestamp,
+            authority=authority,
+            step=step,
+            limits=self._place.limits,
+        )
+        self._apply(item, entry, authority, decision)
+
+    def _lies_right(self, item: Readable) -> bool:
+        """Check 6; what lies wrong is answered here."""
+        place, record = self._place, item.record
+        key = item.command.flow_id.encode()
+        right = partition_of(key, place.partitions)
+        if right == place.partition:
+            return True
+        if any(name == dead_letters.FORWARDED_FROM for name, _ in record.headers):
+            self._quarantine(_spoiled(item, Code.INVALID_KEY))
+            return False
+        source = (record.topic, record.offset)
+        if source in self._unforwardable:
+            self._quarantine(_spoiled(item, Code.INTERNAL_ERROR))
+            return False
+        origin = f"{record.topic}/{record.partition}/{record.offset}".encode()
+        copy = Outgoing(
+            record.key, record.value, [*record.headers, (dead_letters.FORWARDED_FROM, origin)]
+        )
+        self.batch.forwards.append(Forward(record.topic, right, copy, source))
+        self._answer(
+            item, Verdict.FORWARDED, message=messages.FORWARDED, details={"partition": right}
+        )
+        return False
+
+    def _answer_resend(
+        self, item: Readable, first: LedgerEntry, flow: Flow | None, authority: Authority
+    ) -> None:
+        now = _allowed(flow, authority)
+        if first.digest != item.digest:
+            self._answer(
+                item,
+                Verdict.REJECTED,
+                Code.IDEMPOTENCY_CONFLICT,
+                revision=flow.revision if flow else None,
+                status=flow.status if flow else None,
+                message=messages.refused(Code.IDEMPOTENCY_CONFLICT, {}),
+                allowed=now,
+            )
+            return
+        self._answer(
+            item,
+            Verdict.DUPLICATE,
+            first.code,
+            message=_message(item.command.kind, first.code, first.details, dry_run=False),
+            revision=first.revision,
+            status=first.status,
+            event_ids=first.event_ids,
+            allowed=now,
+            details=first.details,
+            original=first.verdict,
+        )
+
+    def _apply(
+        self, item: Readable, entry: _Entry, authority: Authority, decision: Decision
+    ) -> None:
+        """Answer a decided command and write down what happened, the answer last: until then
+        nothing of it stands."""
+        record, command, digest, ledger_key = item
+        facts, code, details = decision
+        before = flow = entry.flow
+        written: list[Outgoing] = []
+        chain, event_id = entry.chain, self._next_event_id
+        headers = _traceparent(record.headers) if record.headers else ()
+        source = source_doc(record)
+        step: StepRow | None = None
+        size_bytes = 0
+        dry_run = bool(command.dry_run)
+        for fact in facts:
+            flow = evolve(flow, fact)
+            if dry_run:
+                continue
+            value = event_doc(event_id, fact, command, source)
+            chain = blake2b(chain + value, digest_size=16).digest()
+            size_bytes += len(value)
+            written.append(new_outgoing((record.key, value, [(CHAIN_HEADER, chain), *headers])))
+            event_id += 1
+            if fact.kind is STEP_OBSERVED:
+                step = StepRow(observed_step(fact), encode(fact.payload["step"]))
+        first_event_id = self._next_event_id
+        count = len(written)
+        stands = before if dry_run else flow
+        revision, status = (flow.revision, flow.status) if flow else (None, None)
+        self._answer(
+            item,
+            ACCEPTED if code is None else REJECTED,
+            code,
+            message=(
+                messages.accepted(command.kind)
+                if code is None and not dry_run
+                else _message(command.kind, code, details, dry_run=dry_run)
+            ),
+            revision=revision,
+            status=status,
+            event_ids=list(range(first_event_id, event_id)),
+            allowed=_allowed(stands, authority),
+            details=details,
+            source=source,
+        )
+        if not dry_run and code not in FORGOTTEN:
+            self._ledger[ledger_key] = new_remembered(
+                (
+                    ledger_key,
+                    record.timestamp,
+                    digest,
+                    code,
+                    revision,
+                    status,
+                    first_event_id,
+                    count,
+                    details,
+                )
+            )
+        if not written:
+            return
+        self.batch.audit.extend(written)
+        self._size_bytes += size_bytes
+        self._next_event_id = event_id
+        if step is not None:
+            at = (step.step.flow_id, step.step.run_id)
+            self._steps[at] = step
+            self._step_headers[at] = headers
+            self._size_bytes += len(step.doc)
+        entry.flow, entry.chain, entry.last_event_id = flow, chain, event_id - 1
+        entry.headers = headers
+        self._touched[command.flow_id] = entry
+        if command.kind == "request_cancel":
+            self._asked[command.flow_id] = headers
+        if flow is None:
+            self._forget_flow(command.flow_id, entry, headers)
+
+    def _forget_flow(self, flow_id: str, entry: _Entry, headers: Headers) -> None:
+        """What a prune takes along: the row, the steps, and the chain, which starts anew."""
+        if entry.base is not None:
+            self.batch.changes.deleted.append(entry.base)
+            self.batch.waits.append((entry.base, None))
+        entry.base, entry.chain, entry.last_event_id = None, CHAIN_START, 0
+        # A dict, for its order: the same records give the same bytes.
+        known = {(flow_id, run_id): None for run_id in self._memory.run_ids.get(flow_id, ())}
+        known |= {at: None for at in self._steps if at[0] == flow_id}
+        for at in known:
+            self._steps[at] = None
+            self._step_headers[at] = headers
+
+    def _entry(self, flow_id: str) -> _Entry:
+        entry = self._entries.get(flow_id)
+        if entry is None:
+            entry = self._entries[flow_id] = _Entry(self._memory.flows[flow_id])
+        return entry
+
+    def _step(self, at: tuple[str, str]) -> StepRow | None:
+        return self._steps[at] if at in self._steps else self._memory.steps.get(at)
+
+    def _answer(
+        self,
+        item: Decoded,
+        verdict: Verdict,
+        code: Code | None = None,
+        *,
+        message: str,
+        revision: int | None = None,
+        status: FlowStatus | None = None,
+        event_ids: Sequence[int] = (),
+        allowed: str = "null",
+        details: Mapping[str, Any] = NOTHING,
+        original: Verdict | None = None,
+        source: str | None = None,
+    ) -> None:
+        """Write the outcome of `item`; its last deed. `allowed` and `source` are JSON."""
+        record = item.record
+        value = outcome_doc(
+            item,
+            verdict,
+            code,
+            message,
+            revision,
+            status,
+            event_ids,
+            allowed,
+            details,
+            original,
+            source or source_doc(record),
+        )
+        key: bytes | None
+        kind: str
+        if isinstance(item, Readable):
+            kind = item.command.kind
+            key = record.key  # the flow id, by check 5
+        else:
+            kind = item.kind or "unknown"
+            if item.flow_id is not None:
+                key = item.flow_id.encode()
+            else:
+                key = record.key and record.key[:OUTCOME_KEY_MAX_BYTES]
+        headers = _traceparent(record.headers) if record.headers else ()
+        batch = self.batch
+        batch.outcomes.append(new_outgoing((key, value, headers)))
+        if headers:
+            batch.traced.append((item, value))
+        self._verdict = verdict
+        self._size_bytes += len(value)
+        batch.tally[kind, verdict._value_, "" if code is None else code._value_] += 1
+
+    def _quarantine(self, item: Unreadable) -> None:
+        message = messages.refused(item.code, {**item.details, "problem": item.problem})
+        letter = dead_letter(item.record, item.code, message)
+        self._answer(item, Verdict.QUARANTINED, item.code, message=message, details=item.details)
+        self.batch.dead_letters.append(letter)
+        self._size_bytes += len(letter.value or b"") + sum(len(v or b"") for _, v in letter.headers)
+
+    def settle(self) -> Iterator[None]:
+        """What the batch leaves, some at a time: each key of `state` and each row once, at its last
+        value. Nothing can be added after that."""
+        batch = self.batch
+        for some in sliced(list(self._touched.items())):
+            for flow_id, entry in some:
+                row = self._settle_flow(entry)
+                batch.flows[flow_id] = row
+                snapshot = None if row is None else snapshot_of(row)
+                batch.state.append(new_outgoing((flow_id.encode(), snapshot, entry.headers)))
+            yield
+        self._settle_rest()
+
+    def _settle_flow(self, entry: _Entry) -> FlowRow | None:
+        batch, base, flow = self.batch, entry.base, entry.flow
+        if flow is None:
+            return None
+        row = self._row(flow, entry)
+        if base is None:
+            batch.changes.inserted.append(row)
+        else:
+            batch.changes.updated.append((base, row))
+        if flow.status is WAITING or (base is not None and base.flow.status is WAITING):
+            batch.waits.append((base, row))
+        return row
+
+    def _settle_rest(self) -> None:
+        batch, changes = self.batch, self.batch.changes
+        for at, step in self._steps.items():
+            if step is not None:
+                changes.steps.append(step)
+            batch.state.append(
+                Outgoing(
+                    f"{at[0]}/{at[1]}".encode(),
+                    step and b'{"step":%b}' % step.doc,
+                    self._step_headers[at],
+                )
+            )
+        changes.remembered.extend(self._ledger.values())
+        for flow_id, headers in self._asked.items():
+            if self._touched[flow_id].to_be_woken:
+                batch.wakes.append((flow_id, headers))
+        topics = self._place.topics
+        batch.position = Position(
+            self._next[topics.commands], self._next[topics.control], self._next_event_id
+        )
+        batch.state.append(cursor_record(self._place.partition, batch.position))
+
+    def _row(self, flow: Flow, entry: _Entry) -> FlowRow:
+        if entry.base is not None:
+            number = entry.base.number
+        else:
+            number = self._next_number
+            self._next_number += 1
+            self.batch.created += 1
+        return new_flow_row((flow, flow_doc(flow), entry.last_event_id, entry.chain, number))
+
+
+def _cancels_from_wait(flow: Flow | None) -> bool:
+    return flow is not None and flow.cancel_requested and flow.status is WAITING
+
+
+def _spoiled(item: Decoded, code: Code) -> Unreadable:
+    """A record that could be read as a command, and is set aside all the same."""
+    if isinstance(item, Unreadable):
+        return Unreadable(item.record, code)
+    command = item.command
+    return Unreadable(
+        item.record,
+        code,
+        command_id=command.command_id,
+        flow_id=command.flow_id,
+        kind=command.kind,
+        dry_run=bool(command.dry_run),
+        digest=item.digest,
+    )
+
+
+def _message(kind: str, code: Code | None, details: dict[str, Any], *, dry_run: bool) -> str:
+    if code is not None:
+        return messages.refused(code, details)
+    return messages.DRY_RUN_ACCEPTED if dry_run else messages.accepted(kind)
+
+
+def _allowed(flow: Flow | None, authority: Authority) -> str:
+    """What an outcome says in `allowed`, as JSON."""
+    if flow is None:
+        return "null"
+    return _allowed_doc(flow.status, flow.cancel_requested, authority)
+
+
+@cache
+def _allowed_doc(status: FlowStatus, cancel_requested: bool, authority: Authority) -> str:
+    return encode(allowed_from(status, cancel_requested, authority)).decode()
+
+
+def _traceparent(headers: Headers) -> Headers:
+    """The last one, unless it is too long to go on."""
+    last = [h for h in headers if h[0] == TRACEPARENT_HEADER][-1:]
+    return [h for h in last if len(h[1] or b"") <= TRACEPARENT_MAX_BYTES]

@@ -1,0 +1,198 @@
+"""What a partition owner needs of the outside: Kafka and the table, as it sees them.
+
+The adapters give it the real ones, tests scripted ones.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from processor.engine.batch import Forward, Outgoing
+from processor.engine.codec import Record
+from processor.engine.rows import (
+    Changes,
+    Checkpoint,
+    Deadline,
+    FlowRow,
+    LedgerEntry,
+    Position,
+    RestoreChunk,
+    StepRow,
+)
+
+
+class Fetched(NamedTuple):
+    """New records of one partition number, each topic in the order of its offsets."""
+
+    commands: Sequence[Record]
+    control: Sequence[Record]
+
+
+class GroupConsumer(Protocol):
+    """The group's consumer, shared by all partitions of a worker."""
+
+    @property
+    def generation(self) -> int:
+        """Grows with each assignment and each revocation; what was fetched before is void."""
+
+    async def assigned(self, partition: int) -> int:
+        """Wait until `partition` is ours; the generation in which it is."""
+
+    async def confirm(self, partition: int, position: Position) -> None:
+        """Prove to the group that the partition is still ours. Raises OwnershipLost."""
+
+    def attach(self, partition: int, position: Position) -> None:
+        """Fetch from `position` on, from now on."""
+
+    def decided(self, partition: int, position: Position) -> None:
+        """The partition is decided up to `position`; the group hears of it when it is told next.
+        For lag tools: nobody starts from the group's offsets."""
+
+    async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
+        """What came since the last fetch, or nothing after `timeout_s`."""
+
+    def ahead(self, partition: int) -> Position | None:
+        """Where the consumer stands, past transaction markers too (`next_event_id` is 0);
+        None if it is not known."""
+
+    def lags(self, partition: int) -> tuple[int | None, int | None]:
+        """How many offsets of commands and of control are not fetched yet, as far as the
+        consumer knows; None where it has not heard of the topic's end."""
+
+
+class OffsetRange(NamedTuple):
+    """First and next offset of a topic's partition."""
+
+    start: int
+    end: int
+
+
+Stuck = Callable[[Sequence[str]], Awaitable[None]]
+"""Hears the topics on which a transaction stays open, and may end it."""
+
+
+class LogReader(Protocol):
+    """The topics of one partition number, read back to a real end."""
+
+    async def settled(
+        self, topics: Sequence[str], stuck: Stuck | None = None
+    ) -> dict[str, OffsetRange]:
+        """The extents of `topics`, once no transaction is open below their high watermarks.
+
+        Waits for as long as that takes, and reports it; calls `stuck` when it takes longer than a
+        batch under way would, and again at ever longer intervals.
+        """
+
+    async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
+        """The extents of `topics` as far as they can be read now: up to the last stable offsets."""
+
+    def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        """Committed records from `start` up to `end`, some at a time."""
+
+    async def offset_at(self, topic: str, at_ms: int) -> int | None:
+        """The first offset appended at or after `at_ms`; None if there is none."""
+
+    async def extent(self, topic: str) -> OffsetRange:
+        """What the topic holds now, open transactions included."""
+
+    async def stable_end(self, topic: str) -> int:
+        """Where the first open transaction begins, or the end: what can be read now."""
+
+    async def close(self) -> None: ...
+
+
+class Written(NamedTuple):
+    """A committed transaction: the next offset of each topic after its records, the newest append
+    time among them (ms), and how long ago the broker told it (s)."""
+
+    ends: Mapping[str, int]
+    at_ms: int
+    age_s: float
+
+
+class Pack(Protocol):
+    """Records that go out together, to one topic, in the order in which they were put in."""
+
+    def extend(self, records: Sequence[Outgoing], /) -> None: ...
+    def __len__(self) -> int: ...
+
+
+class TransactionalProducer(Protocol):
+    """The partition's transactional producer."""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a late request may still be under way: replace the producer, then."""
+
+    async def start(self) -> None:
+        """Fence whoever wrote under this partition's transactional id before."""
+
+    def new_pack(self) -> Pack:
+        """An empty one, for the next `write`."""
+
+    async def write(self, records: Mapping[str, Any]) -> Written:
+        """Write everything in one transaction: by topic, a pack of this writer's or a sequence of
+        Outgoing. Raises if anything of it may not be committed; what then became of it stands on
+        the topics."""
+
+    async def abort_open(self) -> None:
+        """Abort what stands open in this partition under our transactional id although its
+        coordinator takes it for ended; nothing else is touched. Raises as `write` does."""
+
+    def discard(self) -> None:
+        """Let go of the producer; whatever it left open is the next one's to end."""
+
+
+class Forwarder(Protocol):
+    """Re-sends records that lie on the wrong partition."""
+
+    async def forward(self, forwards: Sequence[Forward]) -> frozenset[tuple[str, int]]:
+        """Send all, acknowledged; the sources (topic, offset) of those too large to be sent."""
+
+
+class ChangePack(Protocol):
+    """The changes of one `write`, ready to be written."""
+
+    forget_before_ms: int | None
+
+    def take(self, changes: Changes, /) -> None:
+        """Add what stands in `changes`."""
+
+
+class Table(Protocol):
+    """The partition's local table; see adapters/sqlite."""
+
+    async def stored(self) -> Checkpoint | None: ...
+    async def next_number(self) -> int: ...
+    async def count_flows(self) -> int: ...
+    async def flows(self, ids: Sequence[str]) -> dict[str, FlowRow]: ...
+    async def steps(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StepRow]: ...
+    async def run_ids(self, flow_ids: Sequence[str]) -> dict[str, list[str]]: ...
+    async def recall(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]: ...
+    async def due(self, after: Deadline | None, until_ms: int, limit: int) -> list[Deadline]:
+        """Up to `limit` waits that end by themselves at or before `until_ms`, the earliest first,
+        from behind `after` on. To be believed only once the flow itself was looked at."""
+
+    async def armed(self) -> int:
+        """How many waits end by themselves; looks at each, some 80 ms for a million."""
+
+    async def ended(self, after: Deadline | None, before_ms: int, limit: int) -> list[Deadline]:
+        """Up to `limit` terminal flows whose last change is older than `before_ms`, the oldest
+        first, from behind `after` on. To be believed only once the flow itself was looked at."""
+
+    async def untouched(self) -> bool: ...
+    def new_pack(self) -> ChangePack:
+        """An empty one, for the next `write`."""
+
+    async def write(self, changes: Any, *, before: Checkpoint | None, after: Checkpoint) -> None:
+        """Write a pack of this table's, or Changes, in one transaction."""
+
+    async def clear(self) -> None: ...
+    async def begin_filling(self, unfinished: Checkpoint) -> None:
+        """Remove all rows and take `unfinished` as the position. Until `end_filling`, the table is
+        asked nothing and written by `fill` alone; a crash leaves it unfinished."""
+
+    async def fill(self, filling: RestoreChunk) -> None: ...
+    async def end_filling(self, after: Checkpoint) -> None:
+        """The table is what it was filled with, and stands at `after`."""
+
+    def size_bytes(self) -> int: ...

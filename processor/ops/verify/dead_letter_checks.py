@@ -1,0 +1,109 @@
+"""Dead letters beside the quarantined outcomes: I9, one for each, in the same order."""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Final
+
+from processor.contract import dead_letters
+from processor.contract.values import COMMAND_MAX_BYTES, instant
+from processor.ops.verify.contract import Doc
+from processor.ops.verify.ports import LogRecord
+from processor.ops.verify.record_stream import RecordStream
+from processor.ops.verify.report import Report
+
+ADDED: Final = (
+    *(dead_letters.CODE, dead_letters.MESSAGE, dead_letters.SOURCE_TOPIC),
+    *(dead_letters.SOURCE_PARTITION, dead_letters.SOURCE_OFFSET, dead_letters.SOURCE_TIMESTAMP),
+)
+KEPT_BYTES: Final = 2 * 1024 * 1024
+"""Of a record with more than this in key and headers, a dead letter repeats less."""
+
+
+class DeadLetterChecks:
+    """`front`: dead letters may have gone, or begin, where outcomes do not."""
+
+    def __init__(self, report: Report, stream: RecordStream, *, front: bool) -> None:
+        self._report = report
+        self._stream = stream
+        self._front = front
+
+    async def beside(
+        self, outcome: Doc, record: LogRecord, source: LogRecord | None, answered: Mapping[str, int]
+    ) -> None:
+        """The letter of a quarantined outcome. `answered`: the next offset of each source, this
+        outcome's included."""
+        place = outcome["source"]["topic"], outcome["source"]["offset"]
+        self._report.checked["I9"] += 1
+        while (letter := await self._stream.head()) is not None:
+            about = _about(letter)
+            if about == place:
+                await self._stream.take()
+                self._front = False
+                if source is not None:
+                    self._same(letter, outcome, source)
+                return
+            if about is not None and about[1] >= answered.get(about[0], 0):
+                break  # a later one's
+            await self._stream.take()
+            if not self._front:
+                self._extra(letter)
+        if not self._front:
+            self._add(record, "dead_letter_missing", "It was quarantined, but has no dead letter.")
+
+    async def rest(self, cut: Mapping[str, int]) -> None:
+        """What no outcome asked for, below the cut."""
+        while (letter := await self._stream.take()) is not None:
+            about = _about(letter)
+            if about is None or (about[1] < cut.get(about[0], 0) and not self._front):
+                self._extra(letter)
+
+    def _extra(self, letter: LogRecord) -> None:
+        self._add(
+            letter,
+            "dead_letter_extra",
+            "A dead letter of what was not quarantined, or a second one.",
+        )
+
+    def _same(self, letter: LogRecord, outcome: Doc, source: LogRecord) -> None:
+        value, wrong = source.value, []
+        values = (
+            *(outcome["code"], outcome["message"], source.topic, str(source.partition)),
+            *(str(source.offset), instant(source.timestamp)),
+        )
+        expected = list(zip(ADDED, values, strict=True))
+        if value is not None and len(value) > COMMAND_MAX_BYTES:
+            expected.append((dead_letters.TRUNCATED, str(len(value))))
+            expected.append((dead_letters.DIGEST, blake2b(value, digest_size=16).hexdigest()))
+            value = value[:COMMAND_MAX_BYTES]
+        added = [(name, text.encode()) for name, text in expected]
+        size = len(source.key or b"") + sum(len(n) + len(v or b"") for n, v in source.headers)
+        if size <= KEPT_BYTES:
+            added = [*source.headers, *added]
+            if letter.key != source.key:
+                wrong.append("key")
+        if letter.value != value:
+            wrong.append("value")
+        if list(letter.headers)[-len(added) :] != added or (
+            size <= KEPT_BYTES and len(letter.headers) != len(added)
+        ):
+            wrong.append("headers")
+        if wrong:
+            what = " and ".join(wrong)
+            self._add(letter, "dead_letter_differs", f"Its {what} are not the record's.")
+
+    def _add(self, record: LogRecord, kind: str, message: str) -> None:
+        self._report.add(
+            *("I9", kind, message),
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+        )
+
+
+def _about(letter: LogRecord) -> tuple[str, int] | None:
+    """Topic and offset of the record that a letter is of."""
+    told = dict(letter.headers)
+    topic, offset = told.get(dead_letters.SOURCE_TOPIC), told.get(dead_letters.SOURCE_OFFSET)
+    if not topic or not offset or not offset.isdigit():
+        return None
+    return topic.decode("utf-8", "replace"), int(offset)

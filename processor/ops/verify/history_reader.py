@@ -1,0 +1,343 @@
+"""One pass over what a partition has decided: outcomes in their order, and in step with them the
+commands that they answer, the events that they name, and the dead letters.
+
+Memory holds a look ahead of each topic; all else is in the scratch file.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from processor.contract.topics import Topics
+from processor.ops.verify.contract import Doc
+from processor.ops.verify.dead_letter_checks import DeadLetterChecks
+from processor.ops.verify.event_checks import EventChecks
+from processor.ops.verify.outcome_checks import OutcomeChecks, copied, forwarded_from
+from processor.ops.verify.ports import LogRange, LogRecord
+from processor.ops.verify.record_stream import RecordStream
+from processor.ops.verify.report import Report
+from processor.ops.verify.scratch_store import ScratchStore
+
+LATE_MAX: Final = 1_000
+"""Commands without an outcome that are kept, in case it only stands in the wrong place."""
+FORGET_EVERY: Final = 10_000
+
+OpenStream = Callable[[str, int, int], RecordStream]
+
+
+@dataclass(slots=True)
+class SourceTopic:
+    """`commands` or `control`. `stream` is opened with the first outcome where outcomes do not
+    begin at the beginning. `answered` is the offset behind the last that was looked for."""
+
+    topic: str
+    extent: LogRange
+    cut: int
+    stream: RecordStream | None = None
+    answered: int = 0
+    first_ms: int | None = None
+    late: OrderedDict[int, LogRecord] = field(default_factory=OrderedDict)
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a pass works with. `starts` are the first offsets of `outcomes`, `audit`, dead letters;
+    `cut` is the newest cursor; `table_is_at` hears before which event the fold stands, and where
+    it began."""
+
+    topics: Topics
+    partition: int
+    report: Report
+    scratch: ScratchStore
+    fold: EventChecks
+    answers: OutcomeChecks
+    extents: Mapping[str, LogRange]
+    starts: Mapping[str, int]
+    cut: Doc
+    open_stream: OpenStream
+    table_is_at: Callable[[int, int | None], None]
+    since: bool
+    at_rest: bool
+    only: str | None
+
+
+class HistoryReader:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._report = parts.report
+        self._fold = parts.fold
+        topics, extents, starts = parts.topics, parts.extents, parts.starts
+        self._cut_event: int = parts.cut["next_event_id"]
+        self._outcomes = self._stream(topics.outcomes)
+        self._audit = self._stream(topics.audit)
+        self._letters = None
+        if parts.only is None:
+            front = bool(starts[topics.dead_letters] or starts[topics.outcomes])
+            letters = self._stream(topics.dead_letters)
+            self._letters = DeadLetterChecks(parts.report, letters, front=front)
+        self._front = starts[topics.outcomes] > 0 or parts.since
+        parts.answers.level = parts.fold.whole and not self._front
+        self.sources: dict[str, SourceTopic] = {}
+        for name, cut in (
+            (topics.commands, parts.cut["commands"]),
+            (topics.control, parts.cut["control"]),
+        ):
+            source = self.sources[name] = SourceTopic(name, extents[name], cut)
+            if not self._front:
+                self._open(source, source.extent.start)
+        self._event: tuple[LogRecord, Doc] | None = None
+        self._last_id: int | None = None
+        self.first_event_id: int | None = None
+        """Where the fold began; None: at the beginning."""
+        self.beyond: Doc | None = None
+        """The first outcome behind the cut."""
+
+    async def read(self) -> None:
+        """All up to the cut."""
+        answers, count = self._parts.answers, 0
+        while (record := await self._outcomes.head()) is not None:
+            outcome = answers.read(record)
+            if outcome is not None:
+                source = self.sources.get(outcome["source"]["topic"])
+                if source is not None and outcome["source"]["offset"] >= source.cut:
+                    self.beyond = outcome
+                    break
+                if self._front and answers.front_ms is None:
+                    answers.front_ms = record.timestamp
+            await self._outcomes.take()
+            if outcome is not None:
+                await self._one(record, outcome)
+            count += 1
+            if count % FORGET_EVERY == 0:
+                await self._forget()
+        await self._rest()
+        # Behind the cut, these two are not read to their ends.
+        await self._outcomes.close()
+        await self._audit.close()
+
+    async def _one(self, record: LogRecord, outcome: Doc) -> None:
+        found, source = await self._source_of(record, outcome)
+        if not found:
+            return
+        answers = self._parts.answers
+        concerns = answers.concerns(outcome, record, source)
+        command = answers.before(outcome, record, source) if concerns else None
+        caused: Sequence[tuple[LogRecord, Doc]] = ()
+        if outcome["event_ids"] and outcome["verdict"] == "accepted":
+            caused = await self._events(outcome, record, command, source)
+        if concerns:
+            answers.after(outcome, record, source, command, caused)
+        if outcome["verdict"] == "quarantined" and self._letters is not None:
+            answered = {name: one.answered for name, one in self.sources.items()}
+            await self._letters.beside(outcome, record, source, answered)
+
+    # Commands
+
+    async def _source_of(self, record: LogRecord, outcome: Doc) -> tuple[bool, LogRecord | None]:
+        """Whether the outcome is to be looked at, and its command; None if retention took it."""
+        place = outcome["source"]
+        source, offset = self.sources.get(place["topic"]), place["offset"]
+        if source is None or place["partition"] != self._parts.partition:
+            self._add(record, "I12", "outcome_elsewhere", f"It answers {place}.", outcome)
+            return False, None
+        if source.stream is None:
+            self._open(source, max(offset, source.extent.start))
+            source.answered = offset
+        assert source.stream is not None
+        while (head := await source.stream.head()) is not None and head.offset < offset:
+            await self._passed(source)
+            await self._late(source, head)
+        if head is not None and head.offset == offset:
+            await self._passed(source)
+            return True, head
+        if offset in source.late:
+            self._add(
+                record,
+                "I1",
+                "outcome_out_of_order",
+                f"It answers {place}, but stands behind a later one's.",
+                outcome,
+            )
+            return True, source.late.pop(offset)
+        if offset < source.answered:
+            self._add(record, "I1", "outcome_repeated", f"{place} was answered before.", outcome)
+            return False, None
+        source.answered = offset + 1
+        if offset < source.extent.start:
+            self._report.counts["outcomes_without_kept_command"] += 1
+            return True, None
+        self._add(record, "I1", "outcome_without_command", f"There is no {place}.", outcome)
+        return True, None
+
+    async def _passed(self, source: SourceTopic) -> LogRecord | None:
+        """Go on behind the next command."""
+        assert source.stream is not None
+        record = await source.stream.take()
+        if record is None:
+            return None
+        source.answered = record.offset + 1
+        if source.first_ms is None:
+            source.first_ms = record.timestamp
+        self._report.counts[source.topic.rpartition(".")[2]] += 1
+        self._report.checked["I10"] += 1
+        if (origin := forwarded_from(record)) is not None and self._parts.only is None:
+            self._parts.scratch.put_copy(origin, copied(record))
+        return record
+
+    async def _late(self, source: SourceTopic, record: LogRecord) -> None:
+        source.late[record.offset] = record
+        if len(source.late) > LATE_MAX:
+            self._unanswered(source.late.popitem(last=False)[1])
+
+    def _unanswered(self, record: LogRecord) -> None:
+        key = (record.key or b"").decode("utf-8", "replace")
+        if self._parts.only in (None, key):
+            self._add(
+                record,
+                "I1",
+                "command_without_outcome",
+                "The cursor is behind it, but it has no outcome.",
+                {"flow_id": key},
+            )
+
+    def _open(self, source: SourceTopic, start: int) -> None:
+        source.stream = self._parts.open_stream(source.topic, start, source.extent.stable)
+
+    async def _forget(self) -> None:
+        """Drop answers that no command still to come can be a resend of."""
+        heads = [await s.stream.head() for s in self.sources.values() if s.stream is not None]
+        times = [head.timestamp for head in heads if head is not None]
+        if times:
+            self._parts.answers.forget(min(times))
+
+    # Events
+
+    async def _events(
+        self, outcome: Doc, record: LogRecord, command: Doc | None, source: LogRecord | None
+    ) -> list[tuple[LogRecord, Doc]]:
+        caused = []
+        if self._parts.since and self.first_event_id is None:
+            self.first_event_id = outcome["event_ids"][0]
+            self._fold.next_id = None
+        for event_id in outcome["event_ids"]:
+            while (head := await self._head_event()) is not None and head[1]["id"] < event_id:
+                self._unnamed(*head)
+                self._event = None
+            if head is None or head[1]["id"] != event_id:
+                self._add(
+                    record,
+                    "I9",
+                    "event_missing",
+                    f"It names event {event_id}, which is not there.",
+                    outcome,
+                )
+                continue
+            self._event = None
+            self._fold_one(*head, command, source)
+            caused.append(head)
+        self._front = False
+        self._parts.answers.level = self._fold.whole
+        return caused
+
+    async def _head_event(self) -> tuple[LogRecord, Doc] | None:
+        while self._event is None:
+            record = await self._audit.take()
+            if record is None:
+                return None
+            self._report.counts["events"] += 1
+            event = self._fold.read(record)
+            if event is not None:
+                self._event = record, event
+        return self._event
+
+    def _unnamed(self, record: LogRecord, event: Doc) -> None:
+        """An event that no outcome names."""
+        if self._front or (self.first_event_id or 0) > event["id"]:
+            if self._parts.since:
+                return  # of before
+            self._report.counts["events_without_kept_outcome"] += 1
+        else:
+            about = f"Event {event['id']} ({event['kind']}) is named by no outcome."
+            self._add(record, "I9", "event_without_outcome", about, event)
+        self._fold_one(record, event, None, None)
+
+    def _fold_one(
+        self, record: LogRecord, event: Doc, command: Doc | None, source: LogRecord | None
+    ) -> None:
+        if self.first_event_id is None and not self._fold.whole:
+            self.first_event_id = event["id"]
+        self._parts.table_is_at(event["id"], self.first_event_id)
+        self._fold.apply(record, event, command, source)
+        self._last_id = event["id"]
+
+    # The end
+
+    async def _rest(self) -> None:
+        """What is left below the cut, and what lies behind it."""
+        for source in self.sources.values():
+            await self._rest_of(source)
+        while (head := await self._head_event()) is not None and head[1]["id"] < self._cut_event:
+            self._event = None
+            self._unnamed(*head)
+        if self._last_id is not None and self._last_id + 1 != self._cut_event:
+            self._report.add(
+                *("I9", "events_end_elsewhere"),
+                f"The audit ends with event {self._last_id}, the cursor's next is "
+                f"{self._cut_event}.",
+                topic=self._audit.topic,
+                partition=self._parts.partition,
+            )
+        elif self._last_id is None and self._fold.whole and self._fold.next_id != self._cut_event:
+            self._report.add(
+                *("I9", "events_end_elsewhere"),
+                f"There are no events, the cursor's next is {self._cut_event}.",
+                topic=self._audit.topic,
+                partition=self._parts.partition,
+            )
+        if self.first_event_id is None and not self._fold.whole:
+            self.first_event_id = self._cut_event
+        self._parts.table_is_at(self._cut_event, self.first_event_id)
+        if self._letters is not None:
+            await self._letters.rest({name: one.cut for name, one in self.sources.items()})
+        self._report.counts["outcomes"] += self._outcomes.count
+
+    async def _rest_of(self, source: SourceTopic) -> None:
+        if source.stream is None:
+            self._open(source, max(source.cut, source.extent.start))
+            source.answered = source.cut
+        assert source.stream is not None
+        while (head := await source.stream.head()) is not None:
+            await self._passed(source)
+            if head.offset < source.cut:
+                await self._late(source, head)
+                continue
+            self._report.counts["undecided"] += 1
+            if self._parts.at_rest:
+                self._add(
+                    head,
+                    "I10",
+                    "command_unanswered",
+                    "It has no outcome, and nothing is under way any more.",
+                    {"flow_id": None},
+                )
+        for record in source.late.values():
+            self._unanswered(record)
+        source.late.clear()
+
+    def _stream(self, topic: str) -> RecordStream:
+        parts = self._parts
+        return parts.open_stream(topic, parts.starts[topic], parts.extents[topic].stable)
+
+    def _add(
+        self, record: LogRecord, invariant: str, kind: str, message: str, about: Mapping[str, Any]
+    ) -> None:
+        flow_id = about.get("flow_id")
+        if self._parts.only in (None, flow_id):
+            self._report.add(
+                *(invariant, kind, message),
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                flow_id=flow_id,
+            )

@@ -1,0 +1,423 @@
+"""What must hold of each outcome, by itself and beside its command and its events: I1 to I4, I9,
+I12."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from processor.contract.dead_letters import FORWARDED_FROM
+from processor.contract.events import TRACEPARENT_HEADER, TRACEPARENT_MAX_BYTES
+from processor.contract.topics import Topics
+from processor.contract.values import instant, parse_timestamp
+from processor.ops.verify.contract import (
+    CAUSES,
+    CODES,
+    CONTROL_ONLY,
+    FITTING,
+    FORGOTTEN,
+    LIVE,
+    OPEN_TO_ALL,
+    OUTCOME_FIELDS,
+    TERMINAL,
+    Doc,
+    allowed,
+    canonical,
+    digest,
+    hash16,
+    home_of,
+    parsed,
+    uuid_or_none,
+    without_nulls,
+)
+from processor.ops.verify.event_checks import EventChecks
+from processor.ops.verify.ports import LogRecord
+from processor.ops.verify.report import Report
+from processor.ops.verify.scratch_store import Entry, Forwarded, ScratchStore, SeenOutcome
+
+KEY_KEPT_BYTES: Final = 512 * 1024
+_REPEATED: Final = ("code", "message", "revision", "status", "event_ids", "details")
+"""What a duplicate takes over from the first outcome."""
+
+
+class OutcomeChecks:
+    """Holds outcomes of one partition against what they answer, in the order of decision.
+
+    `front_ms`: where the outcomes begin, if they do not begin at the beginning; what was answered
+    before is not known. `level`: whether a flow that the fold does not have is not there: it is
+    not so while the fold has still to come to where the outcomes begin.
+    """
+
+    def __init__(
+        self,
+        scratch: ScratchStore,
+        report: Report,
+        fold: EventChecks,
+        topics: Topics,
+        partition: int,
+        partitions: int,
+        *,
+        window_ms: int,
+        only: str | None,
+    ) -> None:
+        self._scratch = scratch
+        self._report = report
+        self._fold = fold
+        self._topics = topics
+        self._partition = partition
+        self._partitions = partitions
+        self._window_ms = window_ms
+        self._only = only
+        self.front_ms: int | None = None
+        self.level = fold.whole
+
+    def read(self, record: LogRecord) -> Doc | None:
+        """The outcome in a record; None if it is none."""
+        outcome = parsed(record.value)
+        if outcome is None or not _shaped(outcome):
+            self._report.add(
+                *("I1", "not_an_outcome", "The record does not have the fields of an Outcome."),
+                **_place(record, None),
+            )
+            return None
+        return outcome
+
+    def forget(self, before_ms: int) -> None:
+        """No command appended before `before_ms` comes any more. Kept twice as long as needed, for
+        a broker's clock that was set back."""
+        self._scratch.forget_answers(before_ms - 2 * self._window_ms)
+
+    def concerns(self, outcome: Doc, record: LogRecord, source: LogRecord | None) -> bool:
+        """Whether it is about the one flow that is looked at."""
+        only = self._only
+        if only is None or outcome["flow_id"] == only or record.key == only.encode():
+            return True
+        return source is not None and source.key == only.encode()
+
+    def before(self, outcome: Doc, record: LogRecord, source: LogRecord | None) -> Doc | None:
+        """Check what does not depend on the outcome's events; its command, if it is readable."""
+        add = _Adder(self._report, record, outcome)
+        self._report.checked["I1"] += 1
+        verdict, code = outcome["verdict"], outcome["code"]
+        if code not in CODES[verdict]:
+            add("I1", "outcome_code", f"The code is {code}.")
+        if not outcome["message"]:
+            add("I1", "outcome_message", "There is no message.")
+        idle = verdict not in ("accepted", "duplicate") or outcome["dry_run"]
+        if idle and outcome["event_ids"]:
+            add("I9", "outcome_names_events", "Nothing happened, but it names events.")
+        if source is None:
+            self._resends(outcome, add, _at_ms(outcome))
+            return None
+        if outcome["at"] != instant(source.timestamp):
+            add(
+                "I1",
+                "outcome_at",
+                f"at is {outcome['at']}, but the command was appended {instant(source.timestamp)}.",
+            )
+        self._report.checked["I9"] += 1
+        if _traces(record) != _carried(source):
+            add("I9", "traceparent_lost", "traceparent is not the command's.")
+        raw = parsed(source.value)
+        if verdict == "quarantined":
+            self._quarantined(outcome, record, source, raw, add)
+            return None
+        if raw is None or source.key is None:
+            add("I1", "unreadable_decided", "The record is no command, but it was decided.")
+            return None
+        command = without_nulls(raw)
+        for name in ("command_id", "flow_id", "kind"):
+            if outcome[name] != command.get(name):
+                add("I1", f"outcome_{name}", f"{name} is not the command's.")
+        if outcome["dry_run"] is not command.get("dry_run", False):
+            add("I1", "outcome_dry_run", "dry_run is not the command's.")
+        if outcome["command_digest"] != digest(command):
+            add("I1", "outcome_digest", "command_digest is not the command's.")
+        self._report.checked["I12"] += 1
+        if record.key != source.key or outcome["flow_id"] != _utf8(source.key):
+            add("I12", "outcome_key", "Key of the outcome, key of the command and flow differ.")
+        if verdict == "forwarded":
+            home = home_of(source.key, self._partitions)
+            if home == self._partition:
+                add("I12", "forwarded_in_vain", "It lies where its key belongs.")
+            self._scratch.put_forwarded(
+                Forwarded(
+                    *(f"{source.topic}/{source.partition}/{source.offset}", copied(source)),
+                    *(home, source.timestamp, record.partition, record.offset),
+                    outcome["flow_id"],
+                )
+            )
+            return None
+        before = self._fold.flow(outcome["flow_id"]) if outcome["flow_id"] else None
+        # A flow that is known lies right: its first event was looked at.
+        if before is None and home_of(source.key, self._partitions) != self._partition:
+            add("I12", "decided_elsewhere", "The flow belongs to another partition.")
+        self._resends(outcome, add, source.timestamp)
+        self._report.checked["I4"] += 1
+        if verdict == "accepted":
+            self._accepted(command, outcome, source, before, add)
+        elif verdict == "rejected" and not self._founded(code, command, source, before):
+            add("I4", "refusal_unfounded", f"Refused as {code}, which the flow does not bear out.")
+        return command
+
+    def after(
+        self,
+        outcome: Doc,
+        record: LogRecord,
+        source: LogRecord | None,
+        command: Doc | None,
+        caused: Sequence[tuple[LogRecord, Doc]],
+    ) -> None:
+        """Check what depends on the events, which are folded by now."""
+        verdict, flow_id = outcome["verdict"], outcome["flow_id"]
+        if verdict in ("quarantined", "forwarded") or flow_id is None:
+            return
+        add = _Adder(self._report, record, outcome)
+        for event_record, event in caused:
+            cause = (event["source"], event["command_id"], event["flow_id"])
+            if cause != (outcome["source"], outcome["command_id"], flow_id):
+                add("I9", "event_of_another", f"Event {event['id']} says it has another cause.")
+            if source is not None and _traces(event_record) != _carried(source):
+                add(
+                    "I9",
+                    "traceparent_lost",
+                    f"traceparent of event {event['id']} is not the command's.",
+                )
+        if verdict == "accepted" and not outcome["dry_run"] and command is not None:
+            kinds = [event["kind"] for _, event in caused]
+            if kinds not in CAUSES.get(command.get("kind", ""), []):
+                add("I4", "other_events", f"{command.get('kind')} caused {kinds}.")
+        entry = self._fold.flow(flow_id)
+        doc = entry.doc if entry is not None else None
+        if doc is None and not self.level and entry is None:
+            return
+        now = (doc.get("revision"), doc.get("status")) if doc else (None, None)
+        if verdict != "duplicate" and not (verdict == "accepted" and outcome["dry_run"]):
+            self._report.checked["I3"] += 1
+            if (outcome["revision"], outcome["status"]) != now:
+                told = (outcome["revision"], outcome["status"])
+                add("I3", "outcome_revision", f"It says {told}, but the flow is at {now}.")
+        expected: Any = None
+        if doc is not None:
+            if "cancel_requested" not in doc:
+                return
+            control = outcome["source"]["topic"] == self._topics.control
+            expected = allowed(doc["status"], doc["cancel_requested"], control)
+        if outcome["allowed"] != expected:
+            add("I4", "outcome_allowed", f"allowed is {outcome['allowed']}, not {expected}.")
+
+    def _quarantined(
+        self, outcome: Doc, record: LogRecord, source: LogRecord, raw: Doc | None, add: "_Adder"
+    ) -> None:
+        code = outcome["code"]
+        if any(outcome[name] is not None for name in ("revision", "status", "allowed")):
+            add("I1", "outcome_of_nothing", "It tells of a flow, but the command was quarantined.")
+        read = None if code in ("too_large", "malformed") else raw
+        known = read or {}
+        kind = known.get("kind")
+        expected = {
+            "command_id": uuid_or_none(known.get("command_id")),
+            "flow_id": uuid_or_none(known.get("flow_id")),
+            "kind": kind if isinstance(kind, str) and kind in CAUSES else None,
+            "command_digest": None if read is None else digest(without_nulls(read)),
+        }
+        for name, value in expected.items():
+            # Where the handler itself failed, it may not have come so far.
+            lost = code == "internal_error" and outcome[name] is None
+            if outcome[name] != value and not lost:
+                add("I1", f"outcome_{name}", f"{name} is not what the bytes say.")
+        flow_id = outcome["flow_id"]
+        key = source.key and source.key[:KEY_KEPT_BYTES]
+        self._report.checked["I12"] += 1
+        if record.key != (key if flow_id is None else flow_id.encode()):
+            add("I12", "outcome_key", "The key is neither the flow nor the command's.")
+
+    def _resends(self, outcome: Doc, add: "_Adder", at_ms: int) -> None:
+        verdict, code = outcome["verdict"], outcome["code"]
+        if verdict in ("quarantined", "forwarded"):
+            return
+        self._report.checked["I2"] += 1
+        key = hash16(f"{outcome['flow_id']}{outcome['command_id']}".encode())
+        first = self._scratch.answer(key)
+        if first is not None and at_ms - first.at_ms > self._window_ms:
+            first = None
+        resent = verdict == "duplicate" or code == "idempotency_conflict"
+        if first is None:
+            unknown = self.front_ms is not None and at_ms - self._window_ms <= self.front_ms
+            if resent and not unknown:
+                add(
+                    "I2",
+                    "first_taken_for_resend",
+                    f"{verdict}, but it was sent for the first time within the window.",
+                )
+        elif first.command != outcome["command_digest"]:
+            if code != "idempotency_conflict":
+                add("I2", "conflict_not_seen", f"{verdict}, but its id stands for another command.")
+        elif verdict != "duplicate":
+            add(
+                "I2",
+                "accepted_twice" if verdict == "accepted" else "resend_not_seen",
+                f"Sent again within the window, and {verdict} anew.",
+            )
+        elif first.answer != _answer(outcome, outcome["original"]):
+            add("I2", "another_answer", "The resend got another answer than the first.")
+        if first is None and not resent and not outcome["dry_run"] and code not in FORGOTTEN:
+            answer = SeenOutcome(at_ms, outcome["command_digest"], _answer(outcome, verdict))
+            self._scratch.put_answer(key, answer)
+
+    def _accepted(
+        self, command: Doc, outcome: Doc, source: LogRecord, before: Entry | None, add: "_Adder"
+    ) -> None:
+        kind, owned = command.get("kind", ""), source.topic == self._topics.commands
+        doc = before.doc if before is not None else None
+        if owned and kind in CONTROL_ONLY:
+            add("I4", "control_only", f"{kind} was accepted on {source.topic}.")
+        expires_at = command.get("expires_at")
+        if expires_at is not None and source.timestamp > parse_timestamp(expires_at):
+            add("I4", "accepted_late", f"Accepted, but it had expired at {expires_at}.")
+        creates = kind in ("create_managed", "create_mirrored")
+        if doc is None:
+            if creates:
+                owner = command.get("owner_session_key", command.get("issued_by"))
+                if owned and owner != command.get("issued_by"):
+                    add("I4", "not_the_owner", "It makes a flow of another owner.")
+                if "expected_revision" in command:
+                    add("I4", "revision_ignored", "A create that expects a revision.")
+            elif self.level or before is not None:
+                add("I4", "no_such_flow", f"{kind} of a flow that is not there.")
+            return
+        if creates:
+            add("I4", "created_again", "The flow was there already.")
+            return
+        expected = command.get("expected_revision", doc["revision"])
+        if expected != doc["revision"]:
+            add(
+                "I4",
+                "revision_ignored",
+                f"It expected {expected}, but the flow was at {doc['revision']}.",
+            )
+        owner = doc.get("owner_session_key", command.get("issued_by"))
+        if owned and kind not in OPEN_TO_ALL and command.get("issued_by") != owner:
+            add("I4", "not_the_owner", f"Issued by {command.get('issued_by')!r}, not by the owner.")
+        if kind not in FITTING[doc["status"]] | {"request_cancel", "record_step_observation"}:
+            add("I4", "illegal_move", f"{kind} of a flow that was {doc['status']}.")
+        wait = doc.get("wait_json")
+        if kind == "resume_external" and isinstance(wait, dict):
+            for name in ("topic", "correlation_id"):
+                if wait.get(name) != command.get(name):
+                    add("I4", "other_wait", f"The flow waited for another {name}.")
+        if kind == "set_waiting":
+            asked = command.get("wait", {})
+            until = asked.get("at" if asked.get("kind") == "timer" else "timeout_at")
+            if until is not None and parse_timestamp(until) <= source.timestamp:
+                add("I4", "wait_in_the_past", f"A wait until {until} was accepted.")
+        if kind == "request_cancel" and not outcome["dry_run"] and "cancel_requested" in doc:
+            idle = doc["cancel_requested"] or doc["status"] in TERMINAL
+            if bool(outcome["event_ids"]) is idle:
+                add(
+                    "I4", "other_events", "A request to cancel is noted once, while the flow lives."
+                )
+
+    def _founded(self, code: str, command: Doc, source: LogRecord, before: Entry | None) -> bool:
+        """Whether a refusal may be right, as far as the flow's past tells."""
+        kind, doc = command.get("kind", ""), before.doc if before is not None else None
+        known = self.level or before is not None
+        match code:
+            case "forbidden":
+                return source.topic == self._topics.commands and kind in CONTROL_ONLY
+            case "expired":
+                until = command.get("expires_at")
+                return until is not None and source.timestamp > parse_timestamp(until)
+            case "already_exists":
+                return doc is not None or not known
+            case "not_found":
+                return doc is None
+            case "not_owner" if doc is not None:
+                return bool(command.get("issued_by") != doc.get("owner_session_key"))
+            case "revision_mismatch" if doc is not None:
+                return bool(command.get("expected_revision") != doc["revision"])
+            case "already_terminal" if doc is not None:
+                return doc["status"] in TERMINAL
+            case "cancel_pending" if doc is not None:
+                return doc["status"] in LIVE and doc.get("cancel_requested") is not False
+            case "illegal_transition" if doc is not None:
+                return kind not in FITTING[doc["status"]]
+            case _:
+                return True
+
+
+class _Adder:
+    """Adds violations of one outcome."""
+
+    def __init__(self, report: Report, record: LogRecord, outcome: Doc) -> None:
+        self._report = report
+        self._record = record
+        self._outcome = outcome
+
+    def __call__(self, invariant: str, kind: str, message: str) -> None:
+        outcome, source = self._outcome, self._outcome["source"]
+        who = f"Outcome {outcome['verdict']} of {source['topic']} offset {source['offset']}: "
+        place = _place(self._record, outcome["flow_id"])
+        self._report.add(invariant, kind, who + message, **place)
+
+
+def copied(record: LogRecord) -> bytes:
+    """What a forwarded record and its copy have in common: key, value and headers but one."""
+    headers = [[n, _hex(v)] for n, v in record.headers if n != FORWARDED_FROM]
+    return hash16(canonical([_hex(record.key), _hex(record.value), headers]))
+
+
+def forwarded_from(record: LogRecord) -> str | None:
+    """Of which record it is a copy, or says that it is."""
+    told = [value for name, value in record.headers if name == FORWARDED_FROM]
+    return _utf8(told[-1] or b"") if told else None
+
+
+def _answer(outcome: Doc, verdict: Any) -> bytes:
+    return hash16(canonical([verdict, *(outcome[name] for name in _REPEATED)]))
+
+
+def _at_ms(outcome: Doc) -> int:
+    try:
+        return parse_timestamp(outcome["at"])
+    except ValueError:
+        return 0
+
+
+def _traces(record: LogRecord) -> list[bytes]:
+    return [value for name, value in record.headers if name == TRACEPARENT_HEADER]
+
+
+def _carried(source: LogRecord) -> list[bytes]:
+    """What of a command's goes on to what it causes."""
+    return [v for v in _traces(source)[-1:] if len(v or b"") <= TRACEPARENT_MAX_BYTES]
+
+
+def _hex(raw: bytes | None) -> str | None:
+    return None if raw is None else raw.hex()
+
+
+def _utf8(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _place(record: LogRecord, flow_id: str | None) -> Doc:
+    return {
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "flow_id": flow_id,
+    }
+
+
+def _shaped(outcome: Doc) -> bool:
+    verdict, source, ids = outcome.get("verdict"), outcome.get("source"), outcome.get("event_ids")
+    more = {"original"} if verdict == "duplicate" else set()
+    return (
+        outcome.keys() == OUTCOME_FIELDS | more
+        and verdict in CODES
+        and isinstance(source, dict)
+        and source.keys() == {"topic", "partition", "offset"}
+        and type(source["offset"]) is int
+        and isinstance(outcome["at"], str)
+        and isinstance(ids, list)
+        and all(type(one) is int for one in ids)
+    )

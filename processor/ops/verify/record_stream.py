@@ -1,0 +1,55 @@
+"""A topic of one partition, a record at a time, with a look ahead."""
+
+from collections.abc import Callable
+
+from processor.ops.verify.ports import Log, LogRecord
+
+Heard = Callable[[int], None]
+"""Is told how many offsets were read since the last time."""
+
+
+class RecordStream:
+    """Committed records of [start, end), in order. `passed` is the offset behind the last one."""
+
+    def __init__(self, log: Log, topic: str, start: int, end: int, heard: Heard) -> None:
+        self.topic = topic
+        self.start = start
+        self.end = end
+        self.passed = start
+        self.count = 0
+        self._chunks = log.read(topic, start, end)
+        self._chunk: list[LogRecord] = []
+        self._next = 0
+        self._told = start
+        self._heard = heard
+
+    async def head(self) -> LogRecord | None:
+        """The next record; None at the end."""
+        while self._next >= len(self._chunk):
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
+                self._tell(self.end)
+                return None
+            self._chunk, self._next = list(chunk), 0
+            if chunk:
+                self._tell(chunk[-1].offset + 1)
+        return self._chunk[self._next]
+
+    async def take(self) -> LogRecord | None:
+        """The next record, and go on behind it."""
+        record = await self.head()
+        if record is not None:
+            self._next += 1
+            self.count += 1
+            self.passed = record.offset + 1
+        return record
+
+    async def close(self) -> None:
+        """What is left will not be read."""
+        self._tell(self.end)
+        await self._chunks.aclose()
+
+    def _tell(self, offset: int) -> None:
+        if offset > self._told:
+            self._heard(offset - self._told)
+            self._told = offset

@@ -1,0 +1,467 @@
+"""A verification, partition by partition, since flows never cross partitions: what each reads, up
+to where, and in which order.
+
+The newest cursor on `state` is the cut: what it covers must be there on every topic, and what comes
+behind it is under way.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from processor.contract.topics import Topics
+from processor.contract.values import EVENTS_PER_PARTITION, instant
+from processor.ops.verify.contract import Doc, home_of, parsed
+from processor.ops.verify.event_checks import EventChecks
+from processor.ops.verify.history_reader import HistoryReader, Parts, SourceTopic
+from processor.ops.verify.outcome_checks import OutcomeChecks, copied, forwarded_from
+from processor.ops.verify.ports import Log, LogRange, Logs, TableProblem, Tables
+from processor.ops.verify.record_stream import RecordStream
+from processor.ops.verify.report import Report
+from processor.ops.verify.scratch_store import ScratchStore, open_scratch
+from processor.ops.verify.snapshot_checks import Image, SnapshotChecks, StateReader
+
+SETTLE_POLL_S: Final = 0.05
+CURSOR_SPAN: Final = 2_000
+"""How many offsets at the end of `state` are looked through for a cursor at first."""
+STILL_S: Final = 0.5
+"""How long the ends must stand for the topics to be at rest."""
+BEFORE_SINCE_MS: Final = 60_000
+"""How much earlier than `since` audit and state are read: the records of one transaction are not
+all appended in the same millisecond."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is to be verified.
+
+    `at_rest`: no load and no lag is expected, after `grace_s` seconds at most; otherwise what is
+    under way is left alone. `grace_s` is also how long a transaction may hide what others show.
+    """
+
+    topics: Topics
+    partitions: int
+    window_ms: int
+    since_ms: int | None = None
+    flow_id: str | None = None
+    at_rest: bool = False
+    grace_s: float = 30.0
+
+    @property
+    def chosen(self) -> list[int]:
+        """The partitions that are looked at."""
+        if self.flow_id is None:
+            return [*range(self.partitions)]
+        return [home_of(self.flow_id.encode(), self.partitions)]
+
+
+class Watcher:
+    """Hears how far a verification is; this one does nothing with it."""
+
+    def expect(self, offsets: int) -> None:
+        """There are so many more to be read, or fewer, than was thought."""
+
+    def read(self, offsets: int) -> None:
+        """So many more were read."""
+
+    def at(self, partition: int, what: str) -> None:
+        """What is done now."""
+
+
+async def verify(
+    scope: Scope,
+    logs: Logs,
+    tables: Tables,
+    *,
+    watcher: Watcher | None = None,
+    scratch_dir: Path | None = None,
+) -> Report:
+    """Look at all that `scope` names. Raises ScratchFailed, and what `logs` and `tables` raise."""
+    watcher = watcher or Watcher()
+    report = Report(
+        mode="at rest" if scope.at_rest else "live",
+        since=None if scope.since_ms is None else instant(scope.since_ms),
+        flow_id=scope.flow_id,
+        partitions=scope.chosen,
+    )
+    for sentence in _never_covered(scope):
+        report.uncovered(sentence)
+    with open_scratch(scratch_dir) as scratch:
+        ranges: dict[tuple[str, int], Range] = {}
+        ahead: dict[int, int] = {}
+        for partition in scope.chosen:
+            async with logs(partition) as log:
+                one = _Partition(scope, partition, log, tables, scratch, report, watcher)
+                ahead[partition] = await one.ahead()
+        watcher.expect(sum(ahead.values()))
+        for partition in scope.chosen:
+            scratch.next_partition()
+            async with logs(partition) as log:
+                one = _Partition(scope, partition, log, tables, scratch, report, watcher)
+                ranges |= await one.verify()
+            # What came or went since then, and what was not needed.
+            watcher.expect(one.expected - ahead[partition])
+        if scope.flow_id is None and scope.since_ms is None:
+            await _forwards(scratch, report, logs, ranges)
+    return report
+
+
+class Range(NamedTuple):
+    """Which offsets of a source were read; `first_ms` is the first record's append time, None if
+    there was none."""
+
+    start: int
+    end: int
+    first_ms: int | None
+
+
+class _Partition:
+    def __init__(
+        self,
+        scope: Scope,
+        partition: int,
+        log: Log,
+        tables: Tables,
+        scratch: ScratchStore,
+        report: Report,
+        watcher: Watcher,
+    ) -> None:
+        self._scope = scope
+        self._topics = scope.topics
+        self._number = partition
+        self._log = log
+        self._tables = tables
+        self._scratch = scratch
+        self._report = report
+        self._watcher = watcher
+        self._image: Image | None = None
+        self._first_event_id: int | None = None
+        self._whole = False
+        self.expected = 0
+        """Offsets that were to be read."""
+
+    async def ahead(self) -> int:
+        """About how many offsets there are to be read."""
+        count = 0
+        for name, _ in self._topics:
+            extent = await self._log.extent(name)
+            begin = await self._begin(name, extent, early=True)
+            count += max(extent.stable - begin, 0)
+        return count
+
+    async def verify(self) -> dict[tuple[str, int], Range]:
+        scope, topics, number = self._scope, self._topics, self._number
+        if scope.at_rest:
+            self._watcher.at(number, "waiting for rest")
+            await self._settled([name for name, _ in topics], still_s=STILL_S)
+        self._watcher.at(number, "table")
+        self._look_at_table()
+        state = await self._settled([topics.state])
+        reader = StateReader(self._scratch, self._report, number, scope.flow_id)
+        self._watcher.at(number, "state")
+        first = await self._begin(topics.state, state[topics.state], early=True)
+        await self._read_state(reader, first, state[topics.state].stable)
+        reader.end()
+        if reader.cursor is None:
+            reader.cursor = await self._older_cursor(state[topics.state])
+        extents = await self._settled([name for name, _ in topics if name != topics.state])
+        self._watcher.at(number, "history")
+        history = await self._history(extents, reader.cursor)
+        await history.read()
+        self._first_event_id = history.first_event_id
+        await self._cursor_covers(history.beyond, reader, state[topics.state].stable)
+        self._positions(reader, extents)
+        if reader.cursor is not None or self._whole:
+            self._watcher.at(number, "comparing")
+            self._levels().compare("state", topics.state, self._first_event_id)
+            flows, steps = self._scratch.counts()
+            self._report.counts["flows"] += flows
+            self._report.counts["steps"] += steps
+        return {(source.topic, number): _range(source) for source in history.sources.values()}
+
+    async def _history(self, extents: dict[str, LogRange], cursor: Doc | None) -> HistoryReader:
+        scope, topics, number = self._scope, self._topics, self._number
+        starts = {
+            topics.outcomes: await self._begin(topics.outcomes, extents[topics.outcomes]),
+            **{
+                name: await self._begin(name, extents[name], early=True)
+                for name in (topics.audit, topics.dead_letters)
+            },
+        }
+        self._whole = scope.since_ms is None and starts[topics.audit] == 0
+        self._tell_starts(extents)
+        common = (self._scratch, self._report)
+        where = (number, scope.partitions)
+        fold = EventChecks(*common, *where, whole=self._whole, only=scope.flow_id)
+        answers = OutcomeChecks(
+            *common, fold, topics, *where, window_ms=scope.window_ms, only=scope.flow_id
+        )
+        if cursor is None:
+            first = number * EVENTS_PER_PARTITION + 1
+            cursor = {"commands": 0, "control": 0, "next_event_id": first}
+        return HistoryReader(
+            Parts(
+                topics=topics,
+                partition=number,
+                report=self._report,
+                scratch=self._scratch,
+                fold=fold,
+                answers=answers,
+                extents=extents,
+                starts=starts,
+                cut=cursor,
+                open_stream=self._stream,
+                table_is_at=self._table_is_at,
+                since=scope.since_ms is not None,
+                at_rest=scope.at_rest,
+                only=scope.flow_id,
+            )
+        )
+
+    def _tell_starts(self, extents: dict[str, LogRange]) -> None:
+        """What retention has taken."""
+        topics = self._topics
+        for name, what in (
+            (topics.outcomes, "the events before are folded, but not held against their commands"),
+            (topics.audit, "what happened before is taken as given"),
+            (topics.commands, "outcomes before are not held against their commands"),
+            (topics.control, "outcomes before are not held against their commands"),
+        ):
+            if extents[name].start > 0 and self._scope.since_ms is None:
+                self._report.uncovered(
+                    f"{name}/{self._number} begins at offset {extents[name].start}: {what}."
+                )
+
+    # What is where
+
+    async def _settled(self, names: Sequence[str], *, still_s: float = 0.0) -> dict[str, LogRange]:
+        """The extents of topics, once what is open now has ended, and once they have not moved for
+        `still_s`. A transaction that stays open is told; what it hides is not looked at."""
+        began = time.monotonic()
+        wanted = last = {name: await self._log.extent(name) for name in names}
+        moved_at = began
+        while True:
+            now = {name: await self._log.extent(name) for name in names}
+            if still_s and now != last:
+                wanted, last, moved_at = now, now, time.monotonic()
+            is_open = [name for name in names if now[name].stable < wanted[name].end]
+            at = time.monotonic()
+            if not (is_open or at - moved_at < still_s) or at - began > self._scope.grace_s:
+                break
+            await asyncio.sleep(SETTLE_POLL_S)
+        self._report.checked["I11"] += len(names)
+        for name in is_open:
+            self._add(
+                *("I11", "transaction_open", name, now[name].stable),
+                f"A transaction that began at offset {now[name].stable} was still open after "
+                f"{self._scope.grace_s:g} s; it hides what comes behind.",
+            )
+        return now
+
+    async def _begin(self, topic: str, extent: LogRange, *, early: bool = False) -> int:
+        """The first offset to be read."""
+        since = self._scope.since_ms
+        if since is None:
+            return extent.start
+        at_ms = since - BEFORE_SINCE_MS if early else since
+        found = await self._log.offset_at(topic, max(at_ms, 0))
+        return extent.stable if found is None else max(found, extent.start)
+
+    def _stream(self, topic: str, start: int, end: int) -> RecordStream:
+        self.expected += max(end - start, 0)
+        return RecordStream(self._log, topic, start, end, self._watcher.read)
+
+    # The state topic and the table
+
+    async def _read_state(self, reader: StateReader, start: int, end: int) -> None:
+        self.expected += max(end - start, 0)
+        told = start
+        async for records in self._log.read(self._topics.state, start, end):
+            for record in records:
+                reader.take(record)
+            self._report.counts["state"] += len(records)
+            if records:
+                self._watcher.read(records[-1].offset + 1 - told)
+                told = records[-1].offset + 1
+        self._watcher.read(end - told)
+
+    async def _older_cursor(self, extent: LogRange) -> Doc | None:
+        """The newest cursor, where nothing was written since: looked for from the end backwards."""
+        reader = StateReader(self._scratch, Report("", None, None, []), self._number, only="none")
+        end, span = extent.stable, CURSOR_SPAN
+        while reader.cursor is None and end > extent.start:
+            start = max(extent.start, end - span)
+            async for records in self._log.read(self._topics.state, start, end):
+                for record in records:
+                    reader.take(record)
+            end, span = start, 2 * span
+        return reader.cursor
+
+    def _look_at_table(self) -> None:
+        image = Image(self._scratch, self._report, self._number, self._scope.flow_id)
+        problem = self._tables.image(self._number, image.take)
+        if isinstance(problem, TableProblem):
+            if problem.damaged:
+                self._add("I5", "table_damaged", "table", -1, problem.sentence)
+            else:
+                self._report.uncovered(f"Partition {self._number}: {problem.sentence}")
+            return
+        position = image.position
+        if position is None:
+            self._report.uncovered(f"Partition {self._number}: there is no table at hand.")
+        elif not position.filled:
+            self._report.uncovered(f"{position.path} is not filled yet.")
+        elif position.partitions != self._scope.partitions:
+            self._add(
+                *("I12", "table_of_other_topics", position.path, -1),
+                f"It holds a partition of {position.partitions}, not of {self._scope.partitions}.",
+            )
+        else:
+            self._image = image
+            image.tell_odd()
+
+    def _levels(self) -> SnapshotChecks:
+        return SnapshotChecks(self._scratch, self._report, self._number, self._scope.partitions)
+
+    def _table_is_at(self, event_id: int, first: int | None) -> None:
+        """The fold is about to go on with `event_id`; compare the table, if that is its place."""
+        image = self._image
+        if image is None or image.position is None or image.position.next_event_id > event_id:
+            return
+        self._image = None
+        path = image.position.path
+        if first is not None and image.position.next_event_id < first:
+            self._report.uncovered(f"{path} is older than what is looked at.")
+            return
+        self._report.tables.append(path)
+        self._levels().compare("image", path, first)
+
+    def _positions(self, reader: StateReader, extents: dict[str, LogRange]) -> None:
+        """I6, of the newest cursor and of the table."""
+        cursor, topics = reader.cursor, self._topics
+        ends = {"commands": extents[topics.commands], "control": extents[topics.control]}
+        if cursor is not None and reader.cursor_at is not None:
+            for name, extent in ends.items():
+                self._report.checked["I6"] += 1
+                if cursor[name] > extent.stable:
+                    self._add(
+                        *("I6", "cursor_ahead", topics.state, reader.cursor_at.offset),
+                        f"It is at {cursor[name]} of {name}, which ends at {extent.stable}.",
+                    )
+        if self._image is None or self._image.position is None:
+            return
+        # The fold never came to where the table is.
+        table = self._image.position
+        self._report.checked["I6"] += 1
+        self._add(
+            *("I6", "table_ahead", table.path, -1),
+            f"The table's next event is {table.next_event_id}, the topics' is "
+            f"{cursor['next_event_id'] if cursor else 'none'}.",
+        )
+
+    async def _cursor_covers(self, beyond: Doc | None, reader: StateReader, read_to: int) -> None:
+        """An outcome behind the cut came with a cursor, which must be there by now, too."""
+        if beyond is None:
+            return
+        self._report.checked["I9"] += 1
+        topics = self._topics
+        state = (await self._settled([topics.state]))[topics.state]
+        newest = reader.cursor
+        async for records in self._log.read(topics.state, read_to, state.stable):
+            for record in records:
+                if record.key == f"cursor/{self._number}".encode():
+                    newest = parsed(record.value) or newest
+        name = "control" if beyond["source"]["topic"] == topics.control else "commands"
+        if newest is None or newest[name] <= beyond["source"]["offset"]:
+            self._add(
+                *("I9", "outcome_without_cursor", topics.state, -1),
+                f"{name} offset {beyond['source']['offset']} has an outcome, but the newest cursor "
+                f"is at {newest[name] if newest else 'nothing'}.",
+                beyond["flow_id"],
+            )
+
+    def _add(
+        self,
+        invariant: str,
+        kind: str,
+        topic: str,
+        offset: int,
+        message: str,
+        flow_id: str | None = None,
+    ) -> None:
+        self._report.add(
+            *(invariant, kind, message),
+            topic=topic,
+            partition=self._number,
+            offset=offset,
+            flow_id=flow_id,
+        )
+
+
+def _range(source: SourceTopic) -> Range:
+    start = source.extent.stable if source.stream is None else source.stream.start
+    return Range(start, source.extent.stable, source.first_ms)
+
+
+async def _forwards(
+    scratch: ScratchStore, report: Report, logs: Logs, ranges: dict[tuple[str, int], Range]
+) -> None:
+    """I9, I12: what was forwarded has its copy where it belongs."""
+    missing = {
+        (one.origin.split("/")[0], one.home)
+        for one, same in scratch.forwards_beside_copies()
+        if same is None
+    }
+    for topic, home in missing:
+        # What came there while other partitions were read.
+        async with logs(home) as log:
+            stable = (await log.extent(topic)).stable
+            async for records in log.read(topic, ranges[topic, home].end, stable):
+                for record in records:
+                    if (origin := forwarded_from(record)) is not None:
+                        scratch.put_copy(origin, copied(record))
+    for one, same in scratch.forwards_beside_copies():
+        report.checked["I9"] += 1
+        topic = one.origin.split("/")[0]
+        read = ranges[topic, one.home]
+        kept = read.start == 0 or (read.first_ms is not None and one.at_ms >= read.first_ms)
+        if same or (same is None and not kept):
+            continue
+        kind, what = (
+            ("forward_without_copy", "has no copy on")
+            if same is None
+            else ("forward_differs", "has another copy on")
+        )
+        report.add(
+            *("I9", kind, f"{one.origin} was forwarded, but {what} partition {one.home}."),
+            topic=topic.rpartition(".")[0] + ".outcomes",
+            partition=one.partition,
+            offset=one.offset,
+            flow_id=one.flow_id,
+        )
+
+
+def _never_covered(scope: Scope) -> list[str]:
+    """What these options, or a consumer's means, leave out."""
+    told = [
+        "I8: no consumer is told which producer wrote a record. What two writers would leave "
+        "behind is looked for: ids twice or missing, a cursor that goes back, a key twice in one "
+        "transaction, an outcome twice.",
+        "A table's ledger of answers and its times of waits.",
+    ]
+    if scope.since_ms is not None:
+        told.append(
+            f"Before {instant(scope.since_ms)}: each flow's past, its chain up to the first event "
+            "seen, and answers to which later commands are resends, are taken as given; flows that "
+            "did not change since, and steps in state and tables, are not compared."
+        )
+    if scope.flow_id is not None:
+        told.append("Other flows; dead letters; records of the flow on other partitions.")
+    if scope.flow_id is not None or scope.since_ms is not None:
+        told.append("Copies of what was forwarded.")
+    if not scope.at_rest:
+        told.append("I10: commands that are not decided yet may be under way.")
+    return told

@@ -1,0 +1,1 @@
+"""The life of one partition: take-over, loop, timers, retention, standby."""

@@ -1,0 +1,177 @@
+"""Keeping the table of a partition near to its topics while another worker owns it, so that taking
+it over needs no restore.
+
+A follower reads what is committed and writes its own table, and nothing else: it fences nobody,
+joins no group, and decides nothing. Whether the partition ever comes to its worker is the group's
+to say; the takeover then finds a table that is behind by what came in since the last look.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from enum import StrEnum
+from typing import Final
+
+import structlog
+
+from processor.engine.batch import PartitionConfig
+from processor.engine.ports import LogReader, OffsetRange, Table
+from processor.engine.rows import Checkpoint
+from processor.errors import TableDistrusted, TaskflowError
+from processor.recovery.checkpoint import Extents
+from processor.recovery.consistent_cut import still
+from processor.recovery.rebuild import rebuild
+from processor.recovery.restore import Restore
+from processor.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+LOOK_EVERY_S: Final = 1.0
+"""How old a follower's table is at most, where the worker has time for it."""
+SETTLE_TIMEOUT_S: Final = 10.0
+"""How long a table that is to be filled may wait for somebody's open transaction; meanwhile the
+other partitions are not followed."""
+FORGET_EVERY_S: Final = 60.0
+BACKOFF_MIN_S: Final = 0.5
+BACKOFF_MAX_S: Final = 30.0
+
+
+class StandbyPhase(StrEnum):
+    WAITING = "waiting for its turn"
+    FILLING = "filling the table"
+    FOLLOWING = "following"
+    FAILED = "failed, trying again"
+
+
+class StandbyReplica:
+    """Follows one partition until it is cancelled; the table is closed by then.
+
+    `turn` is shared by all followers of a worker, and so are the clients behind their histories:
+    one reads at a time, so that owners beside them keep most of the processor.
+    """
+
+    def __init__(
+        self,
+        place: PartitionConfig,
+        *,
+        open_table: Callable[[], AbstractAsyncContextManager[Table]],
+        history: LogReader,
+        turn: asyncio.Lock,
+        metrics: Metrics,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.place = place
+        self.phase = StandbyPhase.WAITING
+        self.error: str | None = None
+        """What went wrong last; None since it follows again."""
+        self.lag: int | None = None
+        """Offsets of `audit` and `outcomes` that are not in the table; None: not known yet."""
+        self._open_table = open_table
+        self._history = history
+        self._turn = turn
+        self._metrics = metrics
+        self._monotonic = monotonic
+        self._trust_table = True
+        self._failures = 0
+        self._forget_before_ms: int | None = None
+        self._forget_asked_at = 0.0
+        self._log = log.bind(partition=place.partition)
+
+    async def run(self) -> None:
+        """Follow, and begin again after any error."""
+        try:
+            while True:
+                try:
+                    async with self._open_table() as table:
+                        self._metrics.watch_standby(
+                            self.place.partition,
+                            lag=lambda: float("nan") if self.lag is None else self.lag,
+                            table_bytes=table.size_bytes,
+                        )
+                        await self._follow(table)
+                except Exception as error:
+                    await self._failed(error)
+        finally:
+            self._metrics.unwatch_standby(self.place.partition)
+
+    async def _failed(self, error: Exception) -> None:
+        told, self.error = self.error, f"{type(error).__name__}: {error}"
+        self.phase = StandbyPhase.FAILED
+        self._failures += 1
+        if isinstance(error, TableDistrusted):
+            self._trust_table = False
+        if self.error != told:
+            unforeseen = None if isinstance(error, TaskflowError | TimeoutError) else error
+            self._log.warning("the standby begins again", error=self.error, exc_info=unforeseen)
+        async with self._turn:
+            await self._history.close()
+        await asyncio.sleep(min(BACKOFF_MIN_S * 2**self._failures, BACKOFF_MAX_S))
+
+    async def _follow(self, table: Table) -> None:
+        stored = await table.stored() if self._trust_table else None
+        seen: Extents | None = None
+        while True:
+            async with self._turn:
+                stored, seen = await self._look(table, stored, seen)
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _look(
+        self, table: Table, stored: Checkpoint | None, seen: Extents | None
+    ) -> tuple[Checkpoint, Extents]:
+        """Bring the table to what is visible now; up to where that is. `seen` is what the last
+        look answered, None at the first one, when the table may be of other topics."""
+        names = [self.place.topics.audit, self.place.topics.outcomes]
+        recovery = Restore(self.place, table, self._history)
+        extents = await self._history.visible(names)
+        if stored is not None and (seen is None or _shrunk(seen, extents)):
+            why = await recovery.contradiction(stored, extents)
+            if why is not None:
+                self._log.info("the standby's table is filled anew", reason=why)
+                stored = None
+        if stored is None:
+            stored = await self._fill(table)
+            seen, extents = None, await self._history.visible(names)
+        if extents != seen:
+            # From where the last look ended, for what lies there may be markers alone.
+            behind = (seen or {}).get
+            starts = zip(names, (stored.audit, stored.outcomes), strict=True)
+            self.lag = sum(
+                max(0, extents[name].end - max(at, behind(name, OffsetRange(0, 0)).end))
+                for name, at in starts
+            )
+            await self._ask_what_to_forget(recovery, stored)
+            stored = await recovery.advance(
+                stored, extents, forget_before_ms=self._forget_before_ms
+            )
+        self.lag = 0
+        if self.phase is not StandbyPhase.FOLLOWING:
+            flows = await table.count_flows()
+            self._log.info("the standby follows", flows=flows, **stored.position._asdict())
+        self.phase, self.error, self._failures = StandbyPhase.FOLLOWING, None, 0
+        return stored, extents
+
+    async def _fill(self, table: Table) -> Checkpoint:
+        self.phase = StandbyPhase.FILLING
+        async with asyncio.timeout(SETTLE_TIMEOUT_S):
+            view = await still(self.place, self._history)
+        stored = await rebuild(self.place, table, view, from_audit=False)
+        self._trust_table = True
+        return stored
+
+    async def _ask_what_to_forget(self, recovery: Restore, stored: Checkpoint) -> None:
+        """Answers that nobody can ask for any more go as they do at the owner's, or the ledger
+        would grow for as long as we follow."""
+        if self._monotonic() - self._forget_asked_at >= FORGET_EVERY_S:
+            self._forget_before_ms = await recovery.asked_for_since_ms(
+                stored.position, stored.as_of_ms
+            )
+            self._forget_asked_at = self._monotonic()
+
+
+def _shrunk(seen: Extents, extents: Extents) -> bool:
+    """Whether a topic has lost something at either end, as one that was made anew."""
+    return any(
+        extents[name].end < old.end or extents[name].start != old.start
+        for name, old in seen.items()
+    )

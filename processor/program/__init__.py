@@ -1,1 +1,0 @@
-"""The program `taskflow`: one module per noun. `processor.cli` is its door."""

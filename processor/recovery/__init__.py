@@ -1,0 +1,1 @@
+"""Bring a table to where the topics are."""

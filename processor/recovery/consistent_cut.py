@@ -1,0 +1,121 @@
+"""A partition's topics as they were at the end of one transaction, also while a worker elsewhere
+goes on writing."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+import orjson
+
+from processor.engine.batch import PartitionConfig
+from processor.engine.codec import Record
+from processor.engine.ports import LogReader, OffsetRange, Stuck
+from processor.errors import TaskflowError
+from processor.recovery.checkpoint import (
+    Extents,
+    PartitionCheckpoint,
+    last_record,
+    newest_cursor,
+    settled,
+    stand,
+)
+
+AT_REST_TRIES: Final = 3
+
+
+class MovedOn(TaskflowError):
+    """Somebody wrote to the partition between the look and the deed; nothing was changed."""
+
+    retriable = True
+
+
+class ConsistentCut:
+    """A partition's topics as they were at the end of one transaction; `heard` is told how many
+    records were read."""
+
+    def __init__(
+        self, history: LogReader, extents: Extents, heard: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self.extents = extents
+        self._history = history
+        self._heard = heard
+
+    async def settled(
+        self, topics: Sequence[str], stuck: Stuck | None = None
+    ) -> dict[str, OffsetRange]:
+        return {topic: self.extents[topic] for topic in topics}
+
+    async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
+        return {topic: self.extents[topic] for topic in topics}
+
+    async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        async for records in self._history.read(topic, start, end):
+            self._heard(len(records))
+            yield records
+
+    async def offset_at(self, topic: str, at_ms: int) -> int | None:
+        found = await self._history.offset_at(topic, at_ms)
+        if found is not None and topic in self.extents and found >= self.extents[topic].end:
+            return None
+        return found
+
+    async def extent(self, topic: str) -> OffsetRange:
+        return await self._history.extent(topic)
+
+    async def stable_end(self, topic: str) -> int:
+        return await self._history.stable_end(topic)
+
+    async def close(self) -> None:
+        await self._history.close()
+
+
+async def still(
+    place: PartitionConfig, history: LogReader, heard: Callable[[int], None] = lambda _: None
+) -> ConsistentCut:
+    """The topics at the end of one transaction.
+
+    Two looks that see the same ends had no transaction between them, nor one in the middle. Where
+    somebody writes all the time, `state` is cut at its last stable offset, which lies between two
+    transactions, and the others where its newest cursor says.
+    """
+    for _ in range(AT_REST_TRIES):
+        extents = await settled(place, history)
+        if extents == await settled(place, history):
+            return ConsistentCut(history, extents, heard)
+    topics = place.topics
+    stable = await history.stable_end(topics.state)
+    # Asked for later, so that they hold all that belongs to what is on `state` until there.
+    after = await history.settled([topics.outcomes, topics.audit])
+    state = OffsetRange((await history.extent(topics.state)).start, stable)
+    cursor = await newest_cursor(place, history, {topics.state: state})
+    if cursor is None:
+        raise MovedOn(
+            f"Partition {place.partition} was decided for the first time just now; look again."
+        )
+
+    def later_event(record: Record) -> bool:
+        return bool(orjson.loads(record.value or b"")["id"] >= cursor.next_event_id)
+
+    def later_answer(record: Record) -> bool:
+        source = orjson.loads(record.value or b"")["source"]
+        decided = cursor.commands if source["topic"] == topics.commands else cursor.control
+        return bool(source["offset"] >= decided)
+
+    cut = {
+        topics.state: state,
+        topics.audit: await _cut(history, topics.audit, after[topics.audit], later_event),
+        topics.outcomes: await _cut(history, topics.outcomes, after[topics.outcomes], later_answer),
+    }
+    return ConsistentCut(history, cut, heard)
+
+
+async def _cut(
+    history: LogReader, topic: str, extent: OffsetRange, later: Callable[[Record], bool]
+) -> OffsetRange:
+    """`extent` without the records at its end that are `later`."""
+    last = await last_record(history, topic, extent, lambda record: not later(record))
+    return OffsetRange(extent.start, extent.start if last is None else last.offset + 1)
+
+
+async def standing_of(place: PartitionConfig, view: ConsistentCut) -> PartitionCheckpoint:
+    """Raises as a recovery does, except for what the source topics lost: that is no matter here."""
+    return await stand(place, view, view.extents, await newest_cursor(place, view, view.extents))

@@ -1,0 +1,1 @@
+"""Break a deployment on purpose: failpoints and chaos runs."""

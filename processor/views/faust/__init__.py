@@ -1,0 +1,1 @@
+"""What the views use of Faust, and what they override."""

@@ -1,0 +1,1 @@
+"""A group member: composition root, worker, supervisor of processes."""

@@ -1,0 +1,287 @@
+"""The one place where the parts are put together."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from processor.adapters.kafka.client_config import client_id, compression_type, connection_options
+from processor.adapters.kafka.errors import BrokerUnreachable
+from processor.adapters.kafka.forwarder import PlainForwarder
+from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
+from processor.adapters.kafka.log_reader import KafkaLogReader, LogReaders
+from processor.adapters.kafka.topic_admin import ensure_layout, ensure_topics, layout_changed
+from processor.adapters.kafka.transactional_producer import (
+    KafkaTransactionalProducer,
+    producers_stopped,
+)
+from processor.adapters.sqlite import (
+    FlowTable,
+    open_table,
+    state_dir_lock,
+    table_lock,
+    table_path,
+)
+from processor.contract.topics import Topics
+from processor.domain.decide import Limits
+from processor.engine.batch import PartitionConfig
+from processor.partition.processor import PartitionProcessor
+from processor.partition.standby import StandbyReplica
+from processor.runtime import tune_interpreter
+from processor.settings import Address, Settings
+from processor.stopping import unless_stopped
+from processor.telemetry.health_server import serve
+from processor.telemetry.metrics import Metrics
+from processor.telemetry.tracing import WorkerTraces, worker_traces
+from processor.worker.worker import Member, Worker
+
+if TYPE_CHECKING:
+    from processor.testing.failpoints import FailpointWrappers
+
+log = structlog.get_logger()
+
+PRODUCERS_STOP_TIMEOUT_S = 0.5
+LAYOUT_EVERY_S = 60.0
+"""How often the number of partitions is looked at while a worker runs."""
+
+
+async def run_worker(
+    settings: Settings,
+    *,
+    stop: asyncio.Event,
+    ready: asyncio.Event | None = None,
+    lock: bool = True,
+    listening: Callable[[Address | None], None] = lambda _: None,
+) -> None:
+    """Run one worker until `stop` is set; `ready` is set once it decides for the first time.
+
+    Raises StateDirInUse, StateDirUnusable, BrokerUnreachable, AccessDenied, TopicsWrong or
+    AddressInUse if it cannot start, InstanceIdTaken if another worker has its name, TopicsWrong
+    once the topics have another number of partitions; it goes on through every other error.
+    `stop` is set when it ends by itself, too. `lock`: whether the state directory is held, which
+    a process among several leaves to their parent; `listening` hears where HTTP answers.
+    """
+    with ExitStack() as held:
+        if lock:
+            held.enter_context(state_dir_lock(settings.state_dir))
+        mismatches = await unless_stopped(ensure_topics(settings), stop)
+        if mismatches is None:
+            return
+        for mismatch in mismatches:
+            log.warning("a topic is not what it should be", mismatch=str(mismatch))
+        tune_interpreter()
+        kit = _fault_kit(settings)
+        metrics = Metrics()
+        instance = client_id(settings, "worker")
+        traces = held.enter_context(worker_traces(group_id=settings.group_id, instance=instance))
+        forwarder = PlainForwarder(
+            connection_options(settings, "forwarder"), timeout_s=settings.commit_timeout_ms / 1000
+        )
+        readers = _standby_readers(settings)
+        turn = asyncio.Lock()
+
+        def new_follower(partition: int) -> StandbyReplica:
+            return _follower(settings, partition, readers, turn, metrics)
+
+        worker = Worker(
+            lambda assigned, revoked: _member(settings, kit, assigned, revoked),
+            lambda partition, member: _owner(
+                settings, kit, partition, member, forwarder, metrics, traces
+            ),
+            metrics=metrics,
+            flow_cache_bytes=settings.flow_cache_bytes,
+            watchdog_timeout_s=settings.watchdog_timeout_ms / 1000,
+            new_follower=new_follower if settings.standby else None,
+            partitions=settings.partitions,
+        )
+
+        async def report() -> dict[str, Any]:
+            return worker.report()
+
+        async def scraped() -> bytes:
+            return metrics.text()
+
+        async with serve(settings.http, report=report, metrics=scraped) as address:
+            listening(address)
+            log.info(
+                "worker started",
+                brokers=settings.bootstrap_servers,
+                prefix=settings.topic_prefix,
+                http=str(address) if address else "off",
+            )
+            announcing = asyncio.create_task(_announce(worker, ready))
+            watching = asyncio.create_task(_watch_layout(settings, stop))
+            try:
+                await worker.run(stop)
+                if watching.done():
+                    watching.result()
+            finally:
+                for task in (announcing, watching):
+                    task.cancel()
+                await asyncio.gather(announcing, watching, return_exceptions=True)
+                await readers.close()
+                await forwarder.stop()
+                await producers_stopped(PRODUCERS_STOP_TIMEOUT_S)
+    log.info("worker stopped")
+
+
+async def _announce(worker: Worker, ready: asyncio.Event | None) -> None:
+    await worker.when_ready()
+    log.info("worker ready", partitions=sorted(worker.report()["partitions"], key=int))
+    if ready is not None:
+        ready.set()
+
+
+async def _watch_layout(settings: Settings, stop: asyncio.Event) -> None:
+    """Set `stop` and raise TopicsWrong once the topics have another number of partitions."""
+    while True:
+        await asyncio.sleep(LAYOUT_EVERY_S)
+        try:
+            await ensure_layout(settings)
+        except BrokerUnreachable:
+            continue
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _fault_kit(settings: Settings) -> "FailpointWrappers | None":
+    """What breaks a worker on purpose; None, and not even imported, unless a test asks for it."""
+    if settings.faults is None:
+        return None
+    from processor.testing.failpoints import FailpointWrappers
+
+    return FailpointWrappers(settings.faults)
+
+
+def _member(
+    settings: Settings,
+    kit: "FailpointWrappers | None",
+    assigned: Callable[[frozenset[int]], None],
+    revoked: Callable[[], Any],
+) -> Member:
+    topics = Topics(settings.topic_prefix)
+
+    def heard(numbers: frozenset[int]) -> None:
+        if (highest := max(numbers, default=0)) < settings.partitions:
+            assigned(numbers)
+            return
+        member.refused = layout_changed(topics.commands, highest + 1, settings)
+        member.failed.set()
+
+    member = KafkaGroupConsumer(
+        connection_options(settings, "worker"),
+        topics,
+        group_id=settings.group_id,
+        instance_id=settings.instance_id,
+        session_timeout_ms=settings.session_timeout_ms,
+        on_assigned=heard,
+        on_revoked=revoked,
+    )
+    return member if kit is None else kit.member(member)
+
+
+def _place(settings: Settings, partition: int) -> PartitionConfig:
+    return PartitionConfig(
+        partition,
+        settings.partitions,
+        Topics(settings.topic_prefix),
+        settings.dedupe_window_ms,
+        Limits(timer_max_horizon_ms=settings.timer_max_horizon_ms),
+        settings.retain_terminal_ms,
+    )
+
+
+def _opens(
+    settings: Settings, partition: int
+) -> Callable[[], AbstractAsyncContextManager[FlowTable]]:
+    path = table_path(settings.state_dir, settings.topic_prefix, partition)
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[FlowTable]:
+        async with (
+            table_lock(path),
+            open_table(
+                path,
+                partition=partition,
+                prefix=settings.topic_prefix,
+                partitions=settings.partitions,
+            ) as table,
+        ):
+            yield table
+
+    return opened
+
+
+def _standby_readers(settings: Settings) -> LogReaders:
+    """Of all followers together; nothing is opened before one of them asks."""
+    topics = [name for name, _ in Topics(settings.topic_prefix)]
+    return LogReaders(connection_options(settings, "standby"), topics=topics)
+
+
+def _follower(
+    settings: Settings, partition: int, readers: LogReaders, turn: asyncio.Lock, metrics: Metrics
+) -> StandbyReplica:
+    return StandbyReplica(
+        _place(settings, partition),
+        open_table=_opens(settings, partition),
+        history=KafkaLogReader(
+            {},
+            partition,
+            stall_timeout_s=settings.watchdog_timeout_ms / 1000,
+            readers=readers,
+        ),
+        turn=turn,
+        metrics=metrics,
+    )
+
+
+def _owner(
+    settings: Settings,
+    kit: "FailpointWrappers | None",
+    partition: int,
+    member: Member,
+    forwarder: PlainForwarder,
+    metrics: Metrics,
+    traces: WorkerTraces | None,
+) -> PartitionProcessor:
+    topics = Topics(settings.topic_prefix)
+    connection = connection_options(settings, f"owner-{partition}")
+    opened = _opens(settings, partition)
+
+    def new_writer() -> KafkaTransactionalProducer:
+        return KafkaTransactionalProducer(
+            connection,
+            topics,
+            partition,
+            compression=compression_type(settings),
+            commit_timeout_s=settings.commit_timeout_ms / 1000,
+        )
+
+    def new_history() -> KafkaLogReader:
+        return KafkaLogReader(
+            connection,
+            partition,
+            topics=[name for name, _ in topics],
+            stall_timeout_s=settings.watchdog_timeout_ms / 1000,
+            tell=waits,
+        )
+
+    def waits(sentence: str | None) -> None:
+        owner.waits = sentence
+
+    owner = PartitionProcessor(
+        _place(settings, partition),
+        source=member if kit is None else kit.source(member),
+        forwarder=forwarder,
+        open_table=opened if kit is None else kit.table(opened),
+        new_writer=new_writer if kit is None else kit.writer(new_writer),
+        new_history=new_history if kit is None else kit.history(new_history),
+        metrics=metrics,
+        traces=traces,
+        batch_max_records=settings.batch_max_records,
+        cache_bytes=settings.flow_cache_bytes // settings.partitions,
+    )
+    return owner

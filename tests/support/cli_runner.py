@@ -1,0 +1,88 @@
+"""The program's commands in this process, beside a real worker in a thread of its own.
+
+A process for each command would cost a second of CPU time each, all of it for imports.
+"""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from processor.cli.main import main
+from processor.settings import VARIABLES, Settings
+from tests.support.worker import running_worker
+
+
+class Shell:
+    """`taskflow` with the settings of one prefix; `told` is what the last command said on standard
+    error."""
+
+    def __init__(self, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        self.told = ""
+        self._monkeypatch = monkeypatch
+        self.capsys = capsys
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        self.set(
+            BOOTSTRAP_SERVERS=settings.bootstrap_servers,
+            TOPIC_PREFIX=settings.topic_prefix,
+            STATE_DIR=str(settings.state_dir),
+            PARTITIONS=str(settings.partitions),
+            HTTP="off",
+        )
+
+    def set(self, **settings: str) -> None:
+        """From now on; without the `TASKFLOW_`."""
+        for name, value in settings.items():
+            self._monkeypatch.setenv(f"TASKFLOW_{name}", value)
+
+    def __call__(self, *arguments: str, code: int | None = 0) -> list[dict[str, Any]]:
+        """The JSON lines that it prints; `code` None: whatever its exit code."""
+        return [json.loads(line) for line in self.lines(*arguments, code=code)]
+
+    def lines(self, *arguments: str, code: int | None = 0) -> list[str]:
+        """What it prints."""
+        self.capsys.readouterr()
+        found = main(arguments)
+        out, self.told = self.capsys.readouterr()
+        assert code in (None, found), (arguments, found, out, self.told)
+        return list(out.splitlines())
+
+
+@contextmanager
+def worker_beside(settings: Settings) -> Iterator[None]:
+    """Topics and a worker that is ready, on a loop in another thread."""
+    ready, loops = threading.Event(), []
+    stop = asyncio.Event()
+    errors: list[BaseException] = []
+
+    async def work() -> None:
+        loops.append(asyncio.get_running_loop())
+        async with running_worker(settings):
+            ready.set()
+            await stop.wait()
+
+    def run() -> None:
+        try:
+            asyncio.run(work())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, name="worker beside")
+    thread.start()
+    try:
+        ready.wait(60)
+        if not errors:
+            yield
+    finally:
+        if loops and not loops[0].is_closed():
+            loops[0].call_soon_threadsafe(stop.set)
+        thread.join(60)
+    if errors:
+        raise errors[0]

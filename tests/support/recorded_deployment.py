@@ -1,0 +1,219 @@
+"""What a deployment leaves on its topics and in its tables, in lists that a test may edit, and a
+verification of it."""
+
+import copy
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from dataclasses import replace as replaced
+from typing import Any
+
+from processor.contract.topics import Topics
+from processor.engine.batch import PartitionConfig, WriteSet, first_event_id
+from processor.engine.partitioner import partition_of
+from processor.engine.rows import Position
+from processor.ops.verify.ports import LogRange, TableFlow, TablePosition, TableProblem, TableStep
+from processor.ops.verify.report import Report
+from processor.ops.verify.verify import Scope, Watcher, verify
+from tests.support.builders import HOUR_MS, MORNING
+from tests.support.partition import Appended, Partition
+
+TOPICS = Topics()
+Body = dict[str, Any] | bytes | None
+CHUNK = 3
+"""Records that a log gives at a time: few, so that what spans two of them is met."""
+
+
+@dataclass(slots=True)
+class Table:
+    """A table, as a list of rows."""
+
+    position: TablePosition
+    flows: list[TableFlow]
+    steps: list[TableStep]
+
+
+@dataclass(slots=True)
+class Recorded:
+    """Topics by (name without prefix, partition). `starts` are first offsets that retention has
+    left, `ends` (stable, high) where they are not behind the last record."""
+
+    partitions: int = 1
+    window_ms: int = HOUR_MS
+    records: dict[tuple[str, int], list[Appended]] = field(default_factory=dict)
+    starts: dict[tuple[str, int], int] = field(default_factory=dict)
+    ends: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    tables: dict[int, Table | TableProblem] = field(default_factory=dict)
+    now: int = MORNING
+    _next: dict[tuple[str, int], int] = field(default_factory=dict)
+    _owners: dict[int, Partition] = field(default_factory=dict)
+
+    def of(self, name: str, partition: int = 0) -> list[Appended]:
+        return self.records.setdefault((name, partition), [])
+
+    def send(
+        self,
+        *sent: tuple[str, Body],
+        at_ms: int | None = None,
+        partition: int | None = None,
+        decide: bool = True,
+    ) -> None:
+        """Append commands (topic, body), a second after the last or at `at_ms`, where their key
+        belongs or on `partition`, and decide them, each partition's in one batch."""
+        self.now = self.now + 1000 if at_ms is None else at_ms
+        batches: dict[int, list[Appended]] = {}
+        for name, body in sent:
+            key, value = b"k", body
+            if isinstance(body, dict):
+                key = str(body["flow_id"]).encode()
+                value = json.dumps(body, ensure_ascii=False).encode()
+            at = partition_of(key, self.partitions) if partition is None else partition
+            headers = (("traceparent", b"00-1"), ("mine", b""))
+            batches.setdefault(at, []).append(self.append(name, at, key, value, headers))
+        for at, batch in batches.items() if decide else ():
+            self.decide(at, batch)
+
+    def decide(self, partition: int, batch: Sequence[Appended]) -> WriteSet:
+        """One transaction, and one for each copy of what was forwarded."""
+        written = self.commit(partition, batch)
+        for topic, home, copied, _ in written.forwards:
+            name = topic.removeprefix(f"{TOPICS.prefix}.")
+            again = self.append(name, home, copied.key, copied.value, tuple(copied.headers))
+            self.decide(home, [again])
+        return written
+
+    def commit(self, partition: int, batch: Sequence[Appended]) -> WriteSet:
+        """One transaction. What is to be forwarded, or woken, is the caller's to do."""
+        written = self.owner(partition).handle(batch)
+        assert not written.faults
+        for name, some in (
+            ("audit", written.audit),
+            ("outcomes", written.outcomes),
+            ("state", written.state),
+            ("deadletters", written.dead_letters),
+        ):
+            for key, value, headers in some:
+                self.append(name, partition, key, value, tuple(headers))
+            self._next[name, partition] = self._next.get((name, partition), 0) + 1  # the marker
+        return written
+
+    def owner(self, partition: int) -> Partition:
+        if partition not in self._owners:
+            place = PartitionConfig(partition, self.partitions, TOPICS, self.window_ms)
+            start = Position(0, 0, first_event_id(partition))
+            self._owners[partition] = Partition(place=place, position=start)
+        return self._owners[partition]
+
+    def append(self, name: str, partition: int, key: Any, value: Any, headers: Any) -> Appended:
+        offset = self._next.get((name, partition), 0)
+        self._next[name, partition] = offset + 1
+        topic = f"{TOPICS.prefix}.{name}"
+        record = Appended(topic, partition, offset, self.now, key, value, headers)
+        self.of(name, partition).append(record)
+        return record
+
+    def keep_tables(self) -> None:
+        """Tables as their owners have them now."""
+        for partition, owner in self._owners.items():
+            at = owner.position
+            self.tables[partition] = Table(
+                TablePosition(f"table-{partition}", self.partitions, *at, filled=True),
+                [
+                    TableFlow(
+                        *(flow_id, row.doc.decode(), row.last_event_id, row.chain),
+                        *(row.flow.revision, row.flow.status.value),
+                        *(row.flow.owner_session_key, row.flow.updated_at),
+                    )
+                    for flow_id, row in owner.flows.items()
+                ],
+                [TableStep(*key, row.doc.decode()) for key, row in owner.steps.items()],
+            )
+
+    def copy(self) -> "Recorded":
+        # What was decided is not edited: only lists are.
+        return replaced(
+            self,
+            records={at: [*some] for at, some in self.records.items()},
+            starts={**self.starts},
+            ends={**self.ends},
+            tables=copy.deepcopy(self.tables),
+        )
+
+    def end(self, name: str, partition: int) -> int:
+        last = [record.offset for record in self.of(name, partition)]
+        return max([self._next.get((name, partition), 0), *(offset + 1 for offset in last)])
+
+    async def verify(self, watcher: Watcher | None = None, **scope: Any) -> Report:
+        """By default of a deployment at rest."""
+        chosen = {"at_rest": True, "grace_s": 0.0, **scope}
+        return await verify(
+            Scope(TOPICS, self.partitions, self.window_ms, **chosen),
+            self.logs,
+            _Tables(self.tables),
+            watcher=watcher,
+        )
+
+    @asynccontextmanager
+    async def logs(self, partition: int) -> AsyncIterator["_Log"]:
+        yield _Log(self, partition)
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    all: Recorded
+    partition: int
+
+    def _at(self, topic: str) -> tuple[str, int]:
+        return topic.removeprefix(f"{TOPICS.prefix}."), self.partition
+
+    async def extent(self, topic: str) -> LogRange:
+        at = self._at(topic)
+        end = self.all.end(*at)
+        return LogRange(self.all.starts.get(at, 0), *self.all.ends.get(at, (end, end)))
+
+    async def offset_at(self, topic: str, at_ms: int) -> int | None:
+        some = self.all.of(*self._at(topic))
+        return next((record.offset for record in some if record.timestamp >= at_ms), None)
+
+    async def read(
+        self, topic: str, start: int, end: int
+    ) -> AsyncGenerator[Sequence[Appended], None]:
+        wanted = [r for r in self.all.of(*self._at(topic)) if start <= r.offset < end]
+        for first in range(0, len(wanted), CHUNK):
+            yield wanted[first : first + CHUNK]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    all: dict[int, Table | TableProblem]
+
+    def image(
+        self, partition: int, take: Callable[[TablePosition, Any, Any], None]
+    ) -> TableProblem | None:
+        table = self.all.get(partition)
+        if isinstance(table, TableProblem):
+            return table
+        if table is not None:
+            take(table.position, iter(table.flows), iter(table.steps))
+        return None
+
+
+def kinds(report: Report) -> set[tuple[str, str]]:
+    """Invariant and kind of all that was found."""
+    return set(report.found)
+
+
+def told(report: Report) -> str:
+    """For a test that expected none."""
+    return "\n".join(map(str, report.first.values()))
+
+
+def edit(record: Appended, **fields: Any) -> Appended:
+    """With other fields in its JSON."""
+    return replaced(record, value=json.dumps({**json.loads(record.value), **fields}).encode())
+
+
+def renumbered(records: Iterable[Appended]) -> list[Appended]:
+    """The same bytes at offsets 0, 1, 2 …, as if that were their order."""
+    return [replaced(record, offset=offset) for offset, record in enumerate(records)]

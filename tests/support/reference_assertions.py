@@ -1,0 +1,143 @@
+"""Holds what was written against what the contract says (tests/support/reference_model.py)."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tests.support.checker import EVENT_FIELDS, OUTCOME_FIELDS
+from tests.support.reference_model import Answer, Contract, Doc, compact, digest, sorted_compact
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+
+class Wrote(NamedTuple):
+    """A record that the processor wrote."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Reader:
+    """Reads what one partition writes, in the order in which it decides."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self._chains: dict[str, bytes] = {}
+        self._details: dict[str, Doc] = {}
+
+    def read(
+        self,
+        records: Sequence[Any],
+        *,
+        outcomes: Sequence[Wrote],
+        audit: Sequence[Wrote],
+        dead_letters: Sequence[Wrote],
+    ) -> list[Answer]:
+        """What the contract answers to `records`, which is what was written."""
+        answers = [self.contract.take(record) for record in records]
+        assert len(outcomes) == len(records)
+        for record, answer, outcome in zip(records, answers, outcomes, strict=True):
+            self._read_outcome(record, answer, outcome)
+        events = [
+            (record, event)
+            for record, answer in zip(records, answers, strict=True)
+            for event in answer.events
+        ]
+        assert len(audit) == len(events)
+        for (record, expected), event in zip(events, audit, strict=True):
+            self._read_event(record, expected, event)
+        spoiled = [
+            (record, answer.outcome)
+            for record, answer in zip(records, answers, strict=True)
+            if answer.outcome["verdict"] == "quarantined"
+        ]
+        assert len(dead_letters) == len(spoiled)
+        for (record, told), letter in zip(spoiled, dead_letters, strict=True):
+            read_dead_letter(record, told, letter)
+        return answers
+
+    def present(self) -> dict[str, Doc]:
+        """What `state` must say of flows and steps."""
+        present: dict[str, Doc] = {}
+        for flow_id, known in self.contract.flows.items():
+            present[flow_id] = {
+                "flow": known.flow,
+                "last_event_id": known.last_event_id,
+                "chain": self._chains[flow_id].hex(),
+            }
+            for run_id, step in known.steps.items():
+                present[f"{flow_id}/{run_id}"] = {"step": step}
+        return present
+
+    def _read_outcome(self, record: Any, answer: Answer, outcome: Wrote) -> None:
+        told, expected = compact_json(outcome.value), answer.outcome
+        assert list(told) == OUTCOME_FIELDS + ["original"] * ("original" in expected)
+        assert len(told.pop("message")) > 10
+        details = self._details[place_of(told)] = told["details"]
+        if answer.original is not None:
+            assert details == self._details[place_of(answer.original)]
+        elif answer.wrong_fields is not None:
+            check_errors(details, answer.wrong_fields)
+        elif expected["details"] is not None:
+            assert details == expected["details"]
+        free = {"details": None}
+        assert sorted_compact(told | free) == sorted_compact(expected | free)
+        flow_id = expected["flow_id"]
+        assert outcome.key == (record.key if flow_id is None else flow_id.encode())
+        assert list(outcome.headers) == traces(record)
+
+    def _read_event(self, record: Any, expected: Doc, event: Wrote) -> None:
+        told = compact_json(event.value)
+        assert list(told) == EVENT_FIELDS
+        assert sorted_compact(told) == sorted_compact(expected)
+        flow_id = expected["flow_id"]
+        assert event.key == flow_id.encode()
+        chain = digest(self._chains.get(flow_id, bytes(16)), event.value or b"")
+        assert list(event.headers) == [("taskflow-chain", chain), *traces(record)]
+        self._chains[flow_id] = chain
+        if expected["kind"] == "pruned":
+            del self._chains[flow_id]
+
+
+def read_dead_letter(record: Any, outcome: Doc, letter: Wrote) -> None:
+    value, count = record.value, len(record.headers)
+    assert letter.key == record.key
+    assert letter.value == (value and value[: 512 * 1024])
+    assert tuple(letter.headers[:count]) == tuple(record.headers)
+    added = {name: (text or b"").decode() for name, text in letter.headers[count:]}
+    assert len(added.pop("taskflow-message")) > 10
+    expected = {
+        "taskflow-code": outcome["code"],
+        "taskflow-source-topic": outcome["source"]["topic"],
+        "taskflow-source-partition": str(record.partition),
+        "taskflow-source-offset": str(record.offset),
+        "taskflow-source-timestamp": outcome["at"],
+    }
+    if len(value or b"") > 512 * 1024:
+        expected["taskflow-truncated"] = str(len(value))
+        expected["taskflow-digest"] = digest(value).hex()
+    assert added == expected
+
+
+def compact_json(value: bytes | None) -> Doc:
+    """What `value` holds, which must be compact and escape nothing without need."""
+    told: Doc = json.loads(value or b"")
+    assert value == compact(told).replace(b"1e-07", b"1e-7")  # there are two ways to write it
+    return told
+
+
+def check_errors(details: Doc, wrong: set[str]) -> None:
+    assert list(details) == ["errors"]
+    errors = details["errors"]
+    assert all(list(error) == ["field", "problem"] for error in errors)
+    assert 1 <= len(errors) <= 20
+    assert {error["field"] for error in errors} == wrong
+
+
+def place_of(outcome: Doc) -> str:
+    return json.dumps(outcome["source"])
+
+
+def traces(record: Any) -> list[tuple[str, bytes | None]]:
+    return [header for header in record.headers if header[0] == "traceparent"]

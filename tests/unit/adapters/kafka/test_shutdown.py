@@ -1,0 +1,40 @@
+"""A producer that cannot send what it has lets go of it, and nothing is said about it later."""
+
+import asyncio
+import gc
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import ProducerClosed
+
+from processor.adapters.kafka.shutdown import let_go_of_what_is_unsent
+
+TP = TopicPartition("anywhere", 0)
+
+
+async def one_by_one(producer: AIOKafkaProducer) -> Any:
+    return await producer._message_accumulator.add_message(TP, b"k", b"v", timeout=1)
+
+
+async def as_a_batch(producer: AIOKafkaProducer) -> Any:
+    batch = producer.create_batch()
+    batch.append(key=b"k", value=b"v", timestamp=None)
+    return await producer._message_accumulator.add_batch(batch, TP, 1)
+
+
+@pytest.mark.parametrize("send", [one_by_one, as_a_batch])
+async def test_what_is_unsent_fails_for_who_waits_and_for_nobody_else(send: Any) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+    producer = AIOKafkaProducer(bootstrap_servers="127.0.0.1:1")
+    sent = await send(producer)
+
+    let_go_of_what_is_unsent(producer)
+
+    with pytest.raises(ProducerClosed):
+        await asyncio.wait_for(sent, 5)
+    await producer.stop()
+    del producer, sent
+    gc.collect()
+    assert complaints == []

@@ -1,0 +1,72 @@
+"""What the writer puts into aiokafka's record batches, past the wrapper that aiokafka offers."""
+
+import asyncio
+from typing import Any
+
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import RecordMetadata, TopicPartition
+
+from processor.adapters.kafka.transactional_producer import KafkaTransactionalProducer, RecordPack
+from processor.contract.topics import Topics
+from processor.engine.batch import Outgoing
+
+FIRST_OFFSET = 40
+TRACE = ("traceparent", b"00-1")
+
+
+class Producer:
+    """Builds batches of at most `size_bytes` as aiokafka's does, and keeps them."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.batches: list[list[tuple[Any, ...]]] = []
+        self.counted: list[int] = []
+
+    def create_batch(self) -> BatchBuilder:
+        return BatchBuilder(self.size_bytes, 0, is_transactional=True)
+
+    async def send_batch(
+        self, batch: BatchBuilder, topic: str, *, partition: int
+    ) -> asyncio.Future[RecordMetadata]:
+        offset = FIRST_OFFSET + sum(self.counted)
+        self.counted.append(batch.record_count())
+        built = MemoryRecords(bytes(batch._build())).next_batch()
+        self.batches.append([(r.offset, r.key, r.value, list(r.headers)) for r in built])
+        sent: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
+        at = TopicPartition(topic, partition)
+        sent.set_result(RecordMetadata(topic, partition, at, offset, 0, 0, 0))
+        return sent
+
+
+async def written(records: list[Outgoing], size_bytes: int) -> tuple[Producer, RecordMetadata]:
+    producer: Any = Producer(size_bytes)
+    writer = KafkaTransactionalProducer({}, Topics(), 3, compression=None, commit_timeout_s=1)
+    pack = RecordPack(producer.create_batch)
+    for record in records:
+        pack.extend([record])
+    assert len(pack) == len(records)
+    return producer, await writer._send(producer, "a", pack)
+
+
+async def test_records_are_in_their_batch_with_key_value_and_headers() -> None:
+    records = [Outgoing(b"k", b"v", ()), Outgoing(None, b"w", (TRACE,)), Outgoing(b"t", None, [])]
+    producer, last = await written(records, 10_000)
+    assert producer.batches == [
+        [(0, b"k", b"v", []), (1, None, b"w", [TRACE]), (2, b"t", None, [])]
+    ]
+    assert producer.counted == [3]
+    assert last.offset == FIRST_OFFSET + 2
+
+
+async def test_what_does_not_fit_goes_into_the_next_batch() -> None:
+    records = [Outgoing(b"%d" % n, b"x" * 300, [TRACE]) for n in range(5)]
+    producer, last = await written(records, 1_000)
+    assert [[key for _, key, _, _ in batch] for batch in producer.batches] == [
+        [b"0", b"1"],
+        [b"2", b"3"],
+        [b"4"],
+    ]
+    assert [[offset for offset, *_ in batch] for batch in producer.batches] == [[0, 1], [0, 1], [0]]
+    assert producer.counted == [2, 2, 1]
+    assert last.offset == FIRST_OFFSET + 4

@@ -1,0 +1,253 @@
+"""`taskflow flow history`, `diff`, `blame`, and `show` as of then: what they make of events."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pytest
+
+from processor.cli.flow import commands as flow_program
+from processor.cli.flow import history as travel
+from processor.cli.main import DONE, REFUSED, WRONG_USE, main
+from processor.contract.values import instant
+from tests.support.builders import (
+    FLOW_ID,
+    HOUR_MS,
+    MORNING,
+    OPERATOR,
+    OWNER,
+    TIMER,
+    document,
+    timer,
+)
+from tests.support.partition import Appended, Partition, Sent
+
+ABOUT = {"controller_id": "c", "goal": "g", "requester_origin": "r"}
+
+
+@dataclass
+class Past:
+    """What happened to the flow, an hour between each two commands."""
+
+    records: list[Appended]
+    outcomes: dict[int, dict[str, Any]]
+
+
+@pytest.fixture
+def past(monkeypatch: pytest.MonkeyPatch) -> Past:
+    partition = Partition()
+    commands = [
+        ("commands", document("create_managed", **ABOUT, state_json={"price": 1, "items": []})),
+        ("commands", document("start_running")),
+        ("commands", document("update_state", patch={"price": 2})),
+        ("commands", _observed("running")),
+        ("commands", document("set_waiting", wait=timer(MORNING + 5 * HOUR_MS))),
+        ("control", document("wake", issued_by=TIMER)),
+        ("control", document("fail", reason="enough", issued_by=OPERATOR)),
+        ("control", document("prune", issued_by="taskflow:retention")),
+        ("commands", document("create_mirrored", **ABOUT)),
+        ("commands", document("finish")),
+    ]
+    told = Past([], {})
+    for hour, (name, command) in enumerate(commands):
+        at_ms = MORNING + hour * HOUR_MS
+        ((outcome, events),) = partition.send(Sent(name, at_ms, command))
+        assert outcome["verdict"] == "accepted", outcome
+        for event in events:
+            place = ("taskflow.audit", 0, len(told.records), at_ms, FLOW_ID.encode())
+            told.records.append(Appended(*place, orjson.dumps(event)))
+            told.outcomes[event["id"]] = outcome
+
+    async def read(*_: Any) -> list[Appended]:
+        return told.records
+
+    async def outcomes_of(_: Any, __: Any, event_ids: list[int]) -> dict[int, dict[str, Any]]:
+        return {event_id: told.outcomes[event_id] for event_id in event_ids}
+
+    monkeypatch.setattr(travel, "_read", read)
+    monkeypatch.setattr(travel, "outcomes_of", outcomes_of)
+    return told
+
+
+def _observed(status: str) -> dict[str, Any]:
+    return document("record_step_observation", run_id="run 1", task="t", status=status)
+
+
+def taskflow(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = DONE) -> list[Any]:
+    found = main(["flow", *arguments])
+    out, err = capsys.readouterr()
+    assert found == code, err
+    return [orjson.loads(line) for line in out.splitlines()] if code == DONE else [err]
+
+
+def test_history_says_who_what_why_and_how_long(past: Past, capsys: pytest.CaptureFixture[str]):
+    lines = taskflow(capsys, "history", FLOW_ID)
+
+    assert [line["kind"] for line in lines] == [
+        *("created", "started", "state_updated", "step_observed", "waiting", "resumed", "failed"),
+        *("pruned", "created", "started", "finished"),
+    ]
+    resumed = lines[5]
+    assert (resumed["actor"], resumed["explained"]) == (
+        TIMER,
+        {
+            "command": "wake",
+            "message": "The wait has ended.",
+            "topic": "control",
+            "left": {"status": "waiting", "for_ms": HOUR_MS},
+            "wait_ended_by": "timer",
+        },
+    )
+    assert [line["explained"]["left"] for line in lines] == [
+        None,
+        {"status": "created", "for_ms": HOUR_MS},
+        None,
+        None,
+        {"status": "running", "for_ms": 3 * HOUR_MS},
+        {"status": "waiting", "for_ms": HOUR_MS},
+        {"status": "running", "for_ms": HOUR_MS},
+        {"status": "failed", "for_ms": HOUR_MS},
+        None,
+        {"status": "created", "for_ms": 0},
+        {"status": "running", "for_ms": HOUR_MS},
+    ]
+
+
+def test_history_for_people(
+    past: Past, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(travel, "for_people", lambda json: not json)
+
+    assert main(["flow", "history", FLOW_ID]) == DONE
+
+    assert_told_to_people(capsys.readouterr().out)
+
+
+def test_history_for_people_is_the_same_from_views(
+    past: Past, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    async def shown_history(_: Any, flow_id: str) -> list[dict[str, Any]]:
+        assert flow_id == FLOW_ID
+        return [orjson.loads(record.value or b"") for record in past.records]
+
+    async def read(*_: Any) -> list[Appended]:
+        raise AssertionError("the topic is not read")
+
+    monkeypatch.setattr(travel, "for_people", lambda json: not json)
+    monkeypatch.setattr(travel, "shown_history", shown_history)
+    monkeypatch.setattr(travel, "_read", read)
+
+    assert main(["flow", "history", FLOW_ID]) == DONE
+
+    assert_told_to_people(capsys.readouterr().out)
+
+
+def test_a_pipe_is_answered_from_the_topic(
+    past: Past, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    async def shown_history(*_: Any) -> None:
+        raise AssertionError("views are not asked")
+
+    monkeypatch.setattr(travel, "shown_history", shown_history)
+
+    assert len(taskflow(capsys, "history", FLOW_ID)) == len(past.records)
+
+
+def assert_told_to_people(out: str) -> None:
+    assert "life 1" in out
+    assert "wake on control, ended the wait by timer  1 h waiting" in out
+    assert "In all: created 1 h, running 4 h, waiting 1 h, failed 1 h." in out
+    assert "finished for" in out
+
+
+def test_a_flow_as_it_was(past: Past, capsys: pytest.CaptureFixture[str]):
+    (first,) = taskflow(capsys, "show", FLOW_ID, "--revision", "2", "--life", "1")
+    (then,) = taskflow(capsys, "show", FLOW_ID, "--at", instant(MORNING + 2 * HOUR_MS + 1))
+    (late,) = taskflow(capsys, "show", FLOW_ID, "--at", instant(MORNING + 3 * HOUR_MS))
+    (last,) = taskflow(capsys, "show", FLOW_ID, "--revision", "1")
+
+    assert first["flow"]["state_json"] == {"price": 2, "items": []}
+    assert first["as_of"]["kind"] == "step_observed"
+    assert [step["run_id"] for step in first["steps"]] == ["run 1"]
+    assert then["flow"] == first["flow"] == late["flow"]
+    assert (then["steps"], late["steps"]) == ([], first["steps"])
+    assert (last["flow"]["status"], last["as_of"]["kind"]) == ("running", "started")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "about"),
+    [
+        (["show", "--revision", "9"], REFUSED, "has revisions 0 to 2 in this life"),
+        (["show", "--revision", "1", "--life", "3"], REFUSED, "has had 2 lives so far"),
+        (["show", "--at", "2020-01-01T00:00:00Z"], REFUSED, "it was created later"),
+        (["show", "--at", instant(MORNING + 7 * HOUR_MS + 1)], REFUSED, "it had been pruned"),
+        (["show", "--at", "1h", "--revision", "1"], WRONG_USE, "take one"),
+        (["show", "--life", "1"], WRONG_USE, "--life says of which life"),
+        (["diff", "0", "9"], REFUSED, "has revisions 0 to 2"),
+        (["blame", "$.nothing"], REFUSED, "Nothing ever stood at $.nothing"),
+        (["blame", "$.*"], WRONG_USE, "is not understood"),
+    ],
+)
+def test_what_was_never_so_is_said(
+    past: Past,
+    arguments: list[str],
+    code: int,
+    about: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    name, *rest = arguments
+
+    (said,) = taskflow(capsys, name, FLOW_ID, *rest, code=code)
+
+    assert about in said
+
+
+def test_a_flow_that_never_was_has_no_past(past: Past, capsys: pytest.CaptureFixture[str]):
+    past.records.clear()
+
+    for rest in (["history"], ["diff", "0", "1"], ["blame", "$"], ["show", "--revision", "0"]):
+        (said,) = taskflow(capsys, rest[0], FLOW_ID, *rest[1:], code=REFUSED)
+        assert said == f"There is no flow {FLOW_ID} under 'taskflow'.\n"
+
+
+def test_a_difference_has_a_line_for_each_place(past: Past, capsys: pytest.CaptureFixture[str]):
+    lines = taskflow(capsys, "diff", FLOW_ID, "1", "2", "--life", "1")
+
+    changed = {line["path"]: (line.get("before"), line.get("after")) for line in lines}
+    assert changed.pop("$.updated_at") is not None
+    steps = changed.pop("$.steps['run 1']")
+    assert steps[1]["status"] == "running"
+    assert changed == {"$.state_json.price": (1, 2), "$.revision": (1, 2)}
+    assert taskflow(capsys, "diff", FLOW_ID, "2", "2") == []
+
+
+def test_blame_names_event_command_and_actor(past: Past, capsys: pytest.CaptureFixture[str]):
+    (price,) = taskflow(capsys, "blame", FLOW_ID, "$.state_json.price", "--life", "1")
+    (status,) = taskflow(capsys, "blame", FLOW_ID, "status")
+
+    assert (price["path"], price["before"], price["after"]) == ("$.state_json.price", 1, 2)
+    assert (price["actor"], price["event"]["kind"]) == (OWNER, "state_updated")
+    assert price["command"]["kind"] == "update_state"
+    assert price["command"]["command_id"] == price["event"]["command_id"]
+    assert price["command"]["source"]["offset"] == 2
+    assert (status["before"], status["after"]) == ("running", "finished")
+
+
+def test_people_see_tables(
+    past: Past, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(travel, "for_people", lambda json: not json)
+    monkeypatch.setattr(flow_program, "for_people", lambda json: not json)
+
+    assert main(["flow", "diff", FLOW_ID, "1", "2", "--life", "1"]) == DONE
+    assert "$.state_json.price  1" in capsys.readouterr().out
+    assert main(["flow", "diff", FLOW_ID, "1", "1"]) == DONE
+    assert capsys.readouterr().err == "Nothing differs.\n"
+    assert main(["flow", "blame", FLOW_ID, "$.state_json.price", "--life", "1"]) == DONE
+    assert "state_updated, id 3, revision 2" in capsys.readouterr().out
+    assert main(["flow", "show", FLOW_ID, "--revision", "3", "--life", "1"]) == DONE
+    shown = capsys.readouterr()
+    assert any(
+        line.split() == ["(time", "left)", "in", "1", "h"] for line in shown.out.splitlines()
+    )
+    assert "As of waiting, event 5" in shown.err

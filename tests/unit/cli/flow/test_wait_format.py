@@ -1,0 +1,140 @@
+"""What people see of waits: what for, until when, and how much longer."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from processor.cli.flow.commands import print_flow, print_waits
+from processor.cli.flow.lookup import Found
+from processor.cli.flow.wait_format import awaited, span, time_left, until
+from processor.contract.flow import Flow, FlowStatus
+from processor.contract.values import instant
+from tests.unit.adapters.sqlite.tables import NOON_MS, flow_row, step_row
+
+HOUR_MS = 3_600_000
+
+
+def waiting(wait: dict[str, object], number: int = 1, **values: object) -> Flow:
+    return flow_row(number, status=FlowStatus.WAITING, wait_json=wait, **values).flow
+
+
+def timer(left_ms: int) -> dict[str, object]:
+    return {"kind": "timer", "at": instant(NOON_MS + left_ms)}
+
+
+def shown_to_people(width: int = 200) -> tuple[Console, io.StringIO]:
+    told = io.StringIO()
+    return Console(file=told, width=width, highlight=False), told
+
+
+@pytest.mark.parametrize(
+    ("duration_ms", "words"),
+    [
+        (0, "< 1 s"),
+        (999, "< 1 s"),
+        (1000, "1 s"),
+        (59_999, "59 s"),
+        (61_000, "1 min 1 s"),
+        (2 * HOUR_MS + 5 * 60_000 + 59_000, "2 h 5 min"),
+        (HOUR_MS + 59_000, "1 h"),
+        (30 * 24 * HOUR_MS, "30 d"),
+        (29 * 24 * HOUR_MS + HOUR_MS, "29 d 1 h"),
+    ],
+)
+def test_a_duration_is_said_in_its_two_largest_units(duration_ms: int, words: str):
+    assert span(duration_ms) == words
+
+
+@pytest.mark.parametrize(
+    ("wait", "cancel", "what", "end", "left"),
+    [
+        (timer(7_500_000), False, "timer", "2026-11-22 14:05:00", "in 2 h 5 min"),
+        (timer(-3000), False, "timer", "2026-11-22 11:59:57", "overdue 3 s"),
+        (timer(0), False, "timer", "2026-11-22 12:00:00", "overdue < 1 s"),
+        ({"kind": "manual"}, False, "manual", "-", "-"),
+        (
+            {"kind": "manual", "timeout_at": instant(NOON_MS + 1000)},
+            False,
+            *("manual", "2026-11-22 12:00:01", "in 1 s"),
+        ),
+        (
+            {"kind": "external_event", "topic": "payments", "correlation_id": "p-7"},
+            False,
+            *("event payments / p-7", "-", "-"),
+        ),
+        ({"kind": "manual"}, True, "manual", "-", "at once (cancel requested)"),
+        (timer(5000), True, "timer", "2026-11-22 12:00:05", "at once (cancel requested)"),
+    ],
+)
+def test_a_wait_is_said_with_its_end_and_the_time_left(
+    wait: dict[str, object], cancel: bool, what: str, end: str, left: str
+):
+    flow = waiting(wait, cancel_requested=cancel)
+    assert (awaited(flow), until(flow), time_left(flow, NOON_MS)) == (what, end, left)
+
+
+def test_who_does_not_wait_waits_for_nothing():
+    flow = flow_row(1).flow
+    assert (awaited(flow), until(flow), time_left(flow, NOON_MS)) == ("", "-", "-")
+
+
+def test_waiting_flows_are_one_a_row():
+    out, told = shown_to_people()
+    event = {"kind": "external_event", "topic": "payments", "correlation_id": "p-7"}
+    flows = [waiting(timer(7_500_000), 1), waiting(event, 2)]
+
+    print_waits(out, flows, NOON_MS)
+
+    head, *rows = told.getvalue().splitlines()
+    assert head.split() == ["id", "waits", "for", "until", "left", "owner", "step", "goal"]
+    assert "timer                 2026-11-22 14:05:00  in 2 h 5 min  owner" in rows[0]
+    assert "event payments / p-7  -                    -             owner" in rows[1]
+
+
+def test_what_a_producer_wrote_moves_no_cursor():
+    out, told = shown_to_people()
+    event = {"kind": "external_event", "topic": "t", "correlation_id": "\x1b[2J\u009b1m"}
+
+    print_waits(out, [waiting(event, owner_session_key="a\nb")], NOON_MS)
+    found = Found(waiting(event, goal="\x1b]0;one\nline").model_dump(mode="json"), 1, "00", [])
+    print_flow(out, found, NOON_MS)
+
+    assert told.getvalue().isprintable() or {
+        char for char in told.getvalue() if not char.isprintable()
+    } == {"\n"}
+    assert "event t / \\x1b[2J\\x9b1m" in told.getvalue()
+    assert "a\\x0ab" in told.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_a_flow_is_shown_with_the_time_left_and_its_steps_in_full(width: int):
+    out, told = shown_to_people(width)
+    steps = [
+        step_row(1, name, at_ms=NOON_MS + n).step.model_dump(mode="json")
+        for n, name in enumerate(("classify", "file"))
+    ]
+    steps[0] |= {"child_session_key": "session:7", "result_json": {"text": "x" * 300}}
+    flow = waiting(timer(7_500_000)).model_dump(mode="json")
+
+    print_flow(out, Found(flow, 1, "00", steps), NOON_MS)
+
+    text = told.getvalue()
+    whole = "".join(text.split())
+    assert [*flow] == [
+        word for line in text.splitlines() for word in line.split()[:1] if word in flow
+    ]
+    assert "(timeleft)in2h5min" in whole
+    for step in steps:
+        for name in ("run_id", "task", "status", "runtime", "created_at", "updated_at", "id"):
+            assert step[name] in whole, name
+    assert "bysession:7" in whole
+    assert "x" * 300 in whole
+    assert whole.index("classify") < whole.index("file")
+
+
+def test_no_time_is_left_of_no_wait():
+    out, told = shown_to_people()
+    print_flow(out, Found(flow_row(1).flow.model_dump(mode="json"), 1, "00", []), NOON_MS)
+    assert "time left" not in told.getvalue()
+    assert "steps" not in told.getvalue()

@@ -1,0 +1,110 @@
+"""`taskflow top` shows what the views know, however small the terminal and hostile the text."""
+
+import time
+
+import pytest
+from rich.console import Console
+
+from processor.cli.common.output import plain
+from processor.cli.common.runner import Refused, WrongUse
+from processor.cli.common.views_client import NoViews, asking, views_url
+from processor.cli.top import QUESTIONS, Shown, _snapshot, bars, refresh, screen
+from processor.settings import Address, Settings
+from tests.support.stub_views import ShownViews, command, showing, story
+
+
+def now_ms() -> int:
+    """Asked when it is needed: the story, too, is told as of the moment that it is asked for."""
+    return time.time_ns() // 1_000_000
+
+
+@pytest.fixture(scope="module")
+def views() -> ShownViews:
+    return story()
+
+
+def rendered(shown: Shown, width: int = 140, height: int = 50) -> list[str]:
+    out = Console(width=width, height=height, color_system=None, legacy_windows=False)
+    with out.capture() as captured:
+        out.print(screen(shown, width, height, now_ms()))
+    return captured.get().splitlines()
+
+
+async def test_counts_partitions_flows_and_events_are_shown(views: ShownViews):
+    async with showing(views) as url:
+        lines = rendered(await _snapshot(url))
+
+    text = "\n".join(lines)
+    assert "up to date" in lines[0]
+    assert "1 created   26 running   2 waiting   50 finished   1 failed" in text
+    assert "events 12.0/s" in text
+    assert "payments.settled, over" in text
+    assert any(line.split()[:2] == ["1", "nobody"] and "1,200" in line for line in lines)
+    assert "state_updated" in text
+
+
+@pytest.mark.parametrize(("key", "count"), [("a", 81), ("w", 2), ("o", 1), ("c", 0), ("f", 1)])
+async def test_each_question_has_its_flows(views: ShownViews, key: str, count: int):
+    async with showing(views) as url, asking(url) as asked:
+        shown = Shown(url, asked=key)
+        await refresh(asked, shown, now_ms())
+    assert len(shown.flows["items"]) == count
+    assert f"flows: {QUESTIONS[key][0]}" in rendered(shown)[5]
+
+
+@pytest.mark.parametrize("size", [(200, 60), (80, 24), (40, 12), (20, 5)])
+async def test_it_fits_into_the_terminal(views: ShownViews, size: tuple[int, int]):
+    async with showing(views) as url:
+        shown = await _snapshot(url)
+    lines = rendered(shown, *size)
+    assert len(lines) <= size[1]
+    assert max(map(len, lines)) <= size[0]
+
+
+async def test_what_a_terminal_would_obey_is_written_out(views: ShownViews):
+    async with showing(views) as url:
+        text = "\n".join(rendered(await _snapshot(url), 400))
+    assert not {"\x1b", "\x07", "\u202e"} & set(text)
+    assert "<img src=x" in text
+    assert plain("a\u202eb\x1bc").plain == "a\\u202eb\\x1bc"
+
+
+async def test_views_that_went_away_leave_what_was_there_and_are_missed():
+    views = story()
+    async with showing(views) as url:
+        shown = await _snapshot(url)
+        views.send(command(1, "start_running"))
+    async with asking(url) as asked:
+        await refresh(asked, shown, now_ms())
+    lines = rendered(shown)
+    assert "No views answer at" in lines[0]
+    assert "26 running" in "\n".join(lines)
+
+
+async def test_where_no_views_answer_it_says_what_to_do(unused_tcp_port: int):
+    with pytest.raises(
+        Refused, match=r"connection refused.*taskflow views.*--views.*taskflow flow list"
+    ):
+        await _snapshot(f"http://127.0.0.1:{unused_tcp_port}")
+
+
+async def test_somebody_else_at_the_address_is_no_view(views: ShownViews):
+    async with showing(views) as url, asking(url) as asked:
+        with pytest.raises(NoViews, match="no answer of theirs"):
+            await asked.get("../static/app.js")
+        assert await asked.get("flows/6f1f3a52-0000-4000-8000-000000000001") == {}
+
+
+def test_where_views_are():
+    anywhere = Settings(views_http=Address("0.0.0.0", 9))
+    assert views_url(anywhere) == "http://127.0.0.1:9"
+    assert views_url(anywhere, "views-1:8901") == "http://views-1:8901"
+    assert views_url(anywhere, "https://views/taskflow/") == "https://views/taskflow"
+    for wrong in ("ftp://views", "http://", "views-1:port", "http://v?x=1"):
+        with pytest.raises(WrongUse, match="--views is"):
+            views_url(anywhere, wrong)
+
+
+def test_bars():
+    assert bars([0, 1, 4, 8]) == " ▁▄█"
+    assert bars([]) == ""

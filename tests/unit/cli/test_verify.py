@@ -1,0 +1,239 @@
+"""What `taskflow verify` makes of tables on disk, how it shows a report, and how far it is."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from aiokafka.errors import (
+    KafkaConnectionError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+)
+
+from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable
+from processor.adapters.sqlite import table_path
+from processor.cli import verify as program
+from processor.cli.common.output import console
+from processor.cli.common.runner import Refused
+from processor.cli.main import WRONG_USE, main
+from processor.cli.verify import KafkaLog, LocalTables, _show, retention_told
+from processor.engine.rows import Changes
+from processor.ops.verify.ports import TableFlow, TablePosition, TableStep
+from processor.ops.verify.report import INVARIANTS
+from processor.ops.verify.verify import Watcher
+from processor.settings import Settings
+from tests.support.recorded_deployment import edit
+from tests.unit.adapters.sqlite.tables import at, flow_row, opened, step_row, uuid
+from tests.unit.ops.verify.test_verify import CLEAN
+
+
+class Taken:
+    """What an image consists of."""
+
+    def __call__(self, position, flows, steps):
+        self.position: TablePosition = position
+        self.flows: list[TableFlow] = [*flows]
+        self.steps: list[TableStep] = [*steps]
+
+
+def image(state_dir: Path, partition: int = 0):
+    taken = Taken()
+    return taken, LocalTables(Settings(state_dir=state_dir)).image(partition, taken)
+
+
+async def written(state_dir: Path) -> Path:
+    async with opened(state_dir) as table:
+        changes = Changes(inserted=[flow_row(1), flow_row(2)], steps=[step_row(1, "r")])
+        await table.write(changes, before=None, after=at(7))
+    return table_path(state_dir, "taskflow", 0)
+
+
+async def test_an_image_holds_all_of_a_table(tmp_path: Path):
+    path = await written(tmp_path)
+
+    taken, problem = image(tmp_path)
+
+    assert problem is None
+    assert (taken.position.path, taken.position.partitions) == (str(path), 4)
+    assert taken.position.filled
+    row = flow_row(1)
+    assert taken.flows[0] == (
+        *(uuid(1), row.doc.decode(), row.last_event_id, row.chain),
+        *(0, "running", "owner", row.flow.updated_at),
+    )
+    assert [flow.flow_id for flow in taken.flows] == [uuid(1), uuid(2)]
+    assert [(step.flow_id, step.run_id) for step in taken.steps] == [(uuid(1), "r")]
+
+
+async def test_bytes_that_are_no_text_any_more_are_seen(tmp_path: Path):
+    path = await written(tmp_path)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE flow SET doc = CAST(X'FF' || doc AS TEXT) WHERE n = 1")
+
+    taken, problem = image(tmp_path)
+
+    assert problem is None
+    assert taken.flows[0].doc.startswith("\N{REPLACEMENT CHARACTER}")
+
+
+async def test_a_damaged_table_is_a_problem_and_a_missing_one_is_none(tmp_path: Path):
+    path = await written(tmp_path)
+    path.write_bytes(path.read_bytes()[:4096] + b"\xaa" * 4096 * 3)
+
+    _, problem = image(tmp_path)
+    _, missing = image(tmp_path, partition=3)
+
+    assert problem is not None
+    assert problem.damaged
+    assert str(path) in problem.sentence
+    assert missing is None
+
+
+async def test_a_table_of_another_format_is_no_damage(tmp_path: Path):
+    path = await written(tmp_path)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA user_version = 99")
+
+    _, problem = image(tmp_path)
+
+    assert problem is not None
+    assert not problem.damaged
+
+
+async def test_a_person_sees_each_invariant_and_the_first_violation_of_each_kind(
+    capsys: pytest.CaptureFixture[str],
+):
+    history = CLEAN.copy()
+    _show(console(), await history.verify())
+    clean = capsys.readouterr()
+    history.of("audit")[-1] = edit(history.of("audit")[-1], actor="\x1b[2J")
+    _show(console(), await history.verify())
+    wrong = capsys.readouterr()
+
+    for name, meaning in INVARIANTS.items():
+        assert name in clean.out
+        assert meaning in clean.out
+    assert clean.err == "All that was looked at holds.\n"
+    assert "I9 event_actor (1), first at taskflow.audit/0 offset" in wrong.out
+    assert "\x1b[2J" not in wrong.out
+    assert wrong.err.endswith("kinds.\n")
+
+
+def test_retention_that_came_first_is_no_broker_that_is_away():
+    with pytest.raises(Refused, match="Retention took"), retention_told(Settings()):
+        raise OffsetOutOfRangeError({})
+    with pytest.raises(BrokerUnreachable), retention_told(Settings()):
+        raise KafkaConnectionError
+
+
+class Away:
+    """A history whose broker is away for the next `for_calls` calls, also in the middle of a
+    read."""
+
+    def __init__(self, for_calls, error=KafkaConnectionError):
+        self.for_calls, self.error = for_calls, error
+        self.starts = []
+        self.closed = 0
+
+    def _answer(self):
+        if self.for_calls:
+            self.for_calls -= 1
+            raise self.error("away")
+
+    async def offset_at(self, topic, at_ms):
+        self._answer()
+        return 7
+
+    async def read(self, topic, start, end):
+        self.starts.append(start)
+        for offset in range(start, end):
+            if offset % 2:
+                self._answer()
+            yield [SimpleNamespace(offset=offset)]
+
+    async def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """A log on histories that the test names."""
+    monkeypatch.setattr(program, "ASK_AGAIN_S", 0)
+
+    def made(history):
+        monkeypatch.setattr(program, "KafkaHistory", lambda *_, **__: history)
+        return KafkaLog(Settings(), 0)
+
+    return made
+
+
+async def all_of(log):
+    return [record.offset async for some in log.read("t", 0, 5) for record in some]
+
+
+async def test_a_read_goes_on_behind_what_it_has_given_once_the_broker_is_back(log):
+    history = Away(for_calls=3)
+    assert await all_of(log(history)) == [0, 1, 2, 3, 4]
+    assert history.starts == [0, 1, 1, 1]
+    assert history.closed == 3, "each try has clients of its own: aiokafka's may never come back"
+
+
+async def test_a_question_is_asked_again_until_the_broker_is_back(log):
+    history = Away(for_calls=3)
+    assert await log(history).offset_at("t", 0) == 7
+    assert history.closed == 3
+
+
+async def test_patience_has_an_end(log, monkeypatch):
+    monkeypatch.setattr(program, "PATIENCE_S", -1)
+    with pytest.raises(BrokerUnreachable):
+        await log(Away(for_calls=1)).offset_at("t", 0)
+    with pytest.raises(BrokerUnreachable):
+        await all_of(log(Away(for_calls=1)))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(TopicAuthorizationFailedError, AccessDenied), (OffsetOutOfRangeError, OffsetOutOfRangeError)],
+)
+async def test_what_waiting_does_not_mend_is_told_at_once(log, error, told):
+    history = Away(for_calls=1, error=error)
+    with pytest.raises(told):
+        await all_of(log(history))
+    assert history.starts == [0]
+
+
+async def test_the_bar_comes_to_its_end():
+    class Bar(Watcher):
+        total = done = 0
+        at_first = None
+
+        def expect(self, offsets):
+            self.total += offsets
+
+        def read(self, offsets):
+            self.at_first = self.at_first or self.total
+            self.done += offsets
+
+    bar, history = Bar(), CLEAN.copy()
+    cut = len(history.of("state")) // 2
+    history.ends["state", 0] = (history.of("state")[cut].offset,) * 2  # the rest is under way
+    await history.verify(bar, at_rest=False)
+
+    assert bar.done == bar.total > 100
+    assert abs(bar.at_first - bar.total) < 20  # known before anything is read
+
+
+@pytest.mark.parametrize(
+    ("arguments", "about"),
+    [
+        (["--since", "yesterday"], "--since is 'yesterday'"),
+        (["--flow", "me"], "'me' is no flow id"),
+        (["--grace", "soon"], "--grace is 'soon'"),
+    ],
+)
+def test_wrong_use_is_code_2(arguments, about, capsys: pytest.CaptureFixture[str]):
+    assert main(["verify", *arguments]) == WRONG_USE
+    assert about in capsys.readouterr().err

@@ -1,0 +1,307 @@
+"""What `python -m processor.contract.publication.generate` writes: in step with the models, and true of real messages."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from processor.contract import (
+    COMMANDS,
+    EVENTS,
+    SPECS,
+    Cursor,
+    DeadLetterHeaders,
+    Flow,
+    FlowSnapshot,
+    FlowStep,
+    Outcome,
+    StepSnapshot,
+    Topics,
+    parse_timestamp,
+)
+from processor.contract.commands import MODELS
+from processor.contract.publication import examples, generate
+from processor.engine.batch import PartitionConfig, first_event_id
+from processor.engine.partitioner import partition_of
+from processor.engine.rows import Position
+from tests.support.partition import Partition, Sent
+
+ROOT = Path(__file__).parents[3]
+SCHEMAS = ROOT / "schemas"
+CASES = [
+    json.loads(line)
+    for line in (ROOT / "schemas/vectors/conformance.jsonl").read_text("utf-8").splitlines()
+]
+COMMANDS_SENT = [sent["value"] for case in CASES for sent in case["commands"]]
+EVENTS_EXPECTED = [e for case in CASES for answer in case["expect"] for e in answer["events"]]
+SOURCE = {"topic": "taskflow.commands", "partition": 0, "offset": 0}
+
+EXAMPLES = {
+    "command": [examples.COMMAND, *examples.MORE_COMMANDS],
+    "outcome": [examples.OUTCOME],
+    "flow-event": [examples.EVENT],
+    "flow": [examples.FLOW],
+    "flow-step": [examples.STEP],
+    "flow-snapshot": [examples.FLOW_SNAPSHOT],
+    "step-snapshot": [examples.STEP_SNAPSHOT],
+    "cursor": [examples.CURSOR],
+    "dead-letter-headers": [examples.DEAD_LETTER_HEADERS],
+}
+READERS = {
+    "command": COMMANDS.validate_json,
+    "outcome": Outcome.model_validate_json,
+    "flow-event": EVENTS.validate_json,
+    "flow": Flow.model_validate_json,
+    "flow-step": FlowStep.model_validate_json,
+    "flow-snapshot": FlowSnapshot.model_validate_json,
+    "step-snapshot": StepSnapshot.model_validate_json,
+    "cursor": Cursor.model_validate_json,
+    "dead-letter-headers": DeadLetterHeaders.model_validate_json,
+}
+
+
+def schema_of(name):
+    return json.loads((SCHEMAS / f"json/{name}.schema.json").read_text("utf-8"))
+
+
+def validator(name):
+    return Draft202012Validator(schema_of(name))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The generated files somewhere else, to be spoiled."""
+    home = tmp_path / "schemas"
+    shutil.copytree(SCHEMAS / "json", home / "json")
+    shutil.copy(SCHEMAS / "asyncapi.yaml", home)
+    return home
+
+
+def check(home, capsys):
+    code = generate.main(["--check"], home)
+    return code, capsys.readouterr().out.splitlines()
+
+
+# -- the generator --
+
+
+def test_what_is_checked_in_is_what_the_models_say(capsys):
+    assert check(SCHEMAS, capsys) == (0, [])
+
+
+def test_a_file_that_was_edited_by_hand_is_stale_and_written_anew(copy, capsys):
+    flow = copy / "json/flow.schema.json"
+    flow.write_text(flow.read_text("utf-8").replace("Flow", "Task"), "utf-8")
+    assert check(copy, capsys) == (1, ["stale: schemas/json/flow.schema.json"])
+    assert generate.main([], copy) == 0
+    assert capsys.readouterr().out == "wrote: schemas/json/flow.schema.json\n"
+    assert check(copy, capsys) == (0, [])
+
+
+def test_a_file_that_is_missing_is_stale(copy, capsys):
+    (copy / "asyncapi.yaml").unlink()
+    assert check(copy, capsys) == (1, ["stale: schemas/asyncapi.yaml"])
+
+
+def test_a_file_that_nothing_generates_is_stale_and_removed(copy, capsys):
+    (copy / "json/task.schema.json").write_text("{}", "utf-8")
+    assert check(copy, capsys) == (1, ["stale: schemas/json/task.schema.json"])
+    assert generate.main([], copy) == 0
+    assert not (copy / "json/task.schema.json").exists()
+
+
+def test_a_check_writes_nothing(copy, capsys):
+    (copy / "json/flow.schema.json").write_text("{}", "utf-8")
+    generate.main(["--check"], copy)
+    assert (copy / "json/flow.schema.json").read_text("utf-8") == "{}"
+
+
+def test_without_pyyaml_it_says_what_to_install(monkeypatch, copy, capsys):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert generate.main(["--check"], copy) == 1
+    assert "pip install 'taskflow[dev]'" in capsys.readouterr().err
+
+
+# -- the JSON Schemas --
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_schema_is_one_of_2020_12_and_says_what_it_describes(name):
+    schema = schema_of(name)
+    Draft202012Validator.check_schema(schema)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["$id"] == f"urn:taskflow:schema:1:{name}"
+    assert schema["title"]
+    assert schema["description"].endswith(".")
+
+
+def test_there_is_a_schema_for_each_message_and_no_other():
+    names = {path.name.removesuffix(".schema.json") for path in (SCHEMAS / "json").iterdir()}
+    assert names == EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_fit_their_schema_and_their_model(name):
+    for example in EXAMPLES[name]:
+        validator(name).validate(example)
+        READERS[name](json.dumps(example))
+
+
+def test_every_command_of_the_conformance_cases_fits_its_schema():
+    for command in COMMANDS_SENT:
+        validator("command").validate(command)
+
+
+def test_every_event_of_the_conformance_cases_fits_its_schema():
+    for number, event in enumerate(EVENTS_EXPECTED, start=1):
+        validator("flow-event").validate({**event, "id": number, "source": SOURCE})
+
+
+def test_every_flow_and_step_of_the_conformance_cases_fits_its_schema():
+    for case in CASES:
+        if case["flow"] is not None:
+            validator("flow").validate(case["flow"])
+        for step in case["steps"]:
+            validator("flow-step").validate(step)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_null_fits_every_optional_field_of_a_command(kind):
+    command = next(c for c in COMMANDS_SENT if c["kind"] == kind)
+    optional = [n for n, field in MODELS[kind].model_fields.items() if not field.is_required()]
+    nulls = dict.fromkeys(name for name in optional if name != "kind")
+    validator("command").validate({**command, **nulls})
+    COMMANDS.validate_python({**command, **nulls})
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"colour": "red"},
+        {"kind": "task"},
+        {"flow_id": "X"},
+        {"issued_by": ""},
+        {"dry_run": 1},
+        {"expected_revision": -1},
+        {"schema_version": 2},
+    ],
+    ids=str,
+)
+def test_what_the_processor_would_not_read_does_not_fit(fault):
+    assert not validator("command").is_valid({**examples.COMMAND, **fault})
+
+
+def test_a_command_without_its_kind_does_not_fit():
+    kindless = {name: value for name, value in examples.COMMAND.items() if name != "kind"}
+    assert not validator("command").is_valid(kindless)
+
+
+def test_the_examples_are_what_the_processor_writes():
+    number = partition_of(examples.FLOW_ID.encode(), 4)
+    partition = Partition(
+        PartitionConfig(number, 4, Topics(), dedupe_window_ms=0),
+        Position(examples.OUTCOME["source"]["offset"], 0, first_event_id(number)),
+    )
+    at_ms = parse_timestamp(examples.OUTCOME["at"])
+    ((outcome, events),) = partition.send(Sent("commands", at_ms, examples.COMMAND))
+    assert outcome == examples.OUTCOME
+    assert events == [examples.EVENT]
+    assert partition.flow(examples.FLOW_ID) == examples.FLOW
+    assert partition.flows[examples.FLOW_ID].chain.hex() == examples.FLOW_SNAPSHOT["chain"]
+
+
+def test_the_readme_shows_the_same_examples():
+    blocks = re.findall(r"```json\n(.*?)```", (SCHEMAS / "README.md").read_text("utf-8"), re.S)
+    shown = [json.loads(block) for block in blocks]
+    assert shown == [examples.COMMAND, examples.OUTCOME, examples.EVENT]
+
+
+# -- the AsyncAPI document --
+
+DOCUMENT = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text("utf-8"))
+
+
+def references(node):
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name == "$ref":
+                yield value
+            else:
+                yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def resolve(reference, document):
+    file, _, pointer = reference.partition("#")
+    node = json.loads((SCHEMAS / file).read_text("utf-8")) if file else document
+    for part in pointer.split("/")[1:]:
+        node = node[part]
+    return node
+
+
+def test_every_reference_leads_somewhere():
+    found = list(references(DOCUMENT))
+    assert found
+    for reference in found:
+        assert resolve(reference, DOCUMENT)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_reference_within_a_schema_leads_somewhere(name):
+    schema = schema_of(name)
+    for reference in references(schema):
+        assert resolve(reference, schema)
+
+
+def test_it_has_the_parts_that_asyncapi_3_requires():
+    assert DOCUMENT["asyncapi"] == "3.0.0"
+    assert {"title", "version"} <= DOCUMENT["info"].keys()
+    for operation in DOCUMENT["operations"].values():
+        assert operation["action"] in ("send", "receive")
+        channel = operation["channel"]["$ref"]
+        assert all(m["$ref"].startswith(f"{channel}/messages/") for m in operation["messages"])
+
+
+def test_its_channels_are_the_six_topics_with_their_settings():
+    assert list(DOCUMENT["channels"]) == [spec.name for spec in SPECS]
+    for topic, spec in Topics():
+        channel = DOCUMENT["channels"][spec.name]
+        kafka = channel["bindings"]["kafka"]
+        assert channel["address"] == kafka["topic"] == topic
+        assert kafka["partitions"] == 4
+        written = {
+            key: ",".join(value) if isinstance(value, list) else str(value)
+            for key, value in kafka["topicConfiguration"].items()
+        }
+        assert written == dict(spec.config)
+
+
+def test_producers_send_to_two_topics_and_consumers_receive_from_four():
+    actions = {
+        operation["channel"]["$ref"].removeprefix("#/channels/"): operation["action"]
+        for operation in DOCUMENT["operations"].values()
+    }
+    assert actions == {
+        "commands": "send",
+        "control": "send",
+        "outcomes": "receive",
+        "audit": "receive",
+        "state": "receive",
+        "deadletters": "receive",
+    }
+
+
+def test_its_examples_fit_the_schemas_that_they_stand_beside():
+    for message in DOCUMENT["components"]["messages"].values():
+        for example in message["examples"]:
+            for part in ("payload", "headers"):
+                reference = message.get(part, {}).get("$ref")
+                if reference is not None:
+                    Draft202012Validator(resolve(reference, DOCUMENT)).validate(example[part])

@@ -1,0 +1,49 @@
+"""The six topics, and what the broker must hold them to."""
+
+import pytest
+
+from processor.contract import SPECS, Topics
+
+DAY_MS = 86_400_000
+
+
+def test_names_are_made_of_the_prefix():
+    topics = Topics("acme")
+    assert [name for name, _ in topics] == [
+        "acme.commands",
+        "acme.control",
+        "acme.outcomes",
+        "acme.audit",
+        "acme.state",
+        "acme.deadletters",
+    ]
+    assert topics.dead_letters == "acme.deadletters"
+    assert Topics().audit == "taskflow.audit"
+
+
+def test_each_name_is_found_by_its_own_property():
+    topics = Topics("acme")
+    named = [topics.commands, topics.control, topics.outcomes, topics.audit, topics.state]
+    assert [*named, topics.dead_letters] == [name for name, _ in topics]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_the_broker_stamps_every_record(spec):
+    assert spec.config["message.timestamp.type"] == "LogAppendTime"
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "retention_ms"),
+    [
+        ("commands", "delete", 30 * DAY_MS),
+        ("control", "delete", 30 * DAY_MS),
+        ("outcomes", "delete", 45 * DAY_MS),
+        ("audit", "delete", -1),
+        ("state", "compact", None),
+        ("deadletters", "delete", 30 * DAY_MS),
+    ],
+)
+def test_records_are_kept_as_long_as_promised(name, policy, retention_ms):
+    (spec,) = (spec for spec in SPECS if spec.name == name)
+    assert spec.config["cleanup.policy"] == policy
+    assert spec.config.get("retention.ms") == (retention_ms and str(retention_ms))

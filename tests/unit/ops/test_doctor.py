@@ -1,0 +1,154 @@
+"""What the doctor makes of what was seen."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from processor.adapters.kafka.cluster_inspection import decodable
+from processor.contract.topics import Topics
+from processor.ops import doctor
+from processor.ops.doctor import (
+    AIOKAFKA,
+    DESCRIBE_CONFIGS,
+    READ,
+    WRITE,
+    Allowed,
+    Finding,
+    Level,
+    Mismatched,
+    Open,
+    TableSeen,
+    Undecided,
+    Versions,
+    worst,
+)
+from tests.unit.adapters.sqlite.tables import NOON_MS
+
+ALL = 1 << READ | 1 << WRITE | 1 << DESCRIBE_CONFIGS
+NAMES = Topics("t")
+
+
+def levels(findings: Iterable[Finding]) -> list[Level]:
+    found = list(findings)
+    for one in found:
+        assert (one.level is Level.GOOD) is (one.do == ""), "what is not good says what to do"
+    return [one.level for one in found]
+
+
+@pytest.mark.parametrize(
+    ("python", "aiokafka", "apis", "expected"),
+    [
+        ((3, 11, 0), AIOKAFKA, {"Fetch": ((0, 11), (4, 18))}, ["good", "good", "good"]),
+        ((3, 10, 9), AIOKAFKA, {}, ["bad", "good"]),
+        ((3, 14, 0), "0.13.0", {"Fetch": ((0, 3), (4, 18))}, ["good", "bad", "bad"]),
+        ((3, 14, 0), AIOKAFKA, {"EndTxn": ((0, 0), None)}, ["good", "good", "bad"]),
+    ],
+)
+def test_versions(python, aiokafka, apis, expected):
+    assert levels(doctor.versions(Versions(python, aiokafka, apis))) == expected
+
+
+def test_a_topic_that_only_differs_is_a_warning():
+    seen = [Mismatched("t.audit does not exist", True, True), Mismatched("short", False, False)]
+
+    assert levels(doctor.topics(seen, 6)) == ["bad", "warning"]
+    assert levels(doctor.topics([], 6)) == ["good"]
+
+
+def test_each_compression_is_really_decoded():
+    assert decodable() == dict.fromkeys(("gzip", "snappy", "lz4", "zstd"))
+    assert levels(doctor.codecs({"lz4": "no library", "gzip": None}, "gzip")) == ["bad"]
+
+
+def test_what_a_worker_may_not_do_is_named():
+    topics = {name: ALL for name, _ in NAMES}
+    assert levels(doctor.authorisations(NAMES, "g", Allowed(topics, ALL))) == ["good"]
+
+    (found,) = doctor.authorisations(NAMES, "g", Allowed({**topics, "t.audit": 1 << READ}, ALL))
+    assert (found.level, found.what) == (Level.BAD, "t.audit: no Write, DescribeConfigs")
+    assert levels(doctor.authorisations(NAMES, "g", Allowed(topics, 0, "no"))) == ["bad", "bad"]
+    letters = {**topics, "t.deadletters": ALL & ~(1 << READ)}
+    assert levels(doctor.authorisations(NAMES, "g", Allowed(letters, ALL))) == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("first_ms", "members", "expected"),
+    [
+        (None, 1, ["good"]),
+        (None, 0, ["good", "warning"]),
+        (NOON_MS - 5_000, 1, ["good"]),
+        (NOON_MS - 5_000, 0, ["bad"]),
+        (NOON_MS - 20_000, 1, ["warning"]),
+        (NOON_MS - 90_000, 2, ["bad"]),
+    ],
+)
+def test_lag_is_judged_by_the_oldest_undecided_command(first_ms, members, expected):
+    undecided = [Undecided(0, 3, None), Undecided(1, 2, first_ms)]
+
+    assert levels(doctor.lag(undecided, members, NOON_MS)) == expected
+
+
+def test_a_batch_under_way_does_not_hang():
+    young, old = Open("t.audit", 1, 7, NOON_MS - 100), Open("t.state", 2, 9, NOON_MS - 16_000)
+
+    assert levels(doctor.transactions([young], NOON_MS)) == ["good"]
+    (found,) = doctor.transactions([young, old], NOON_MS)
+    assert found.level is Level.BAD
+    assert "--topic t.state --partition 2 --start-offset 9" in found.do
+
+
+@pytest.mark.parametrize(
+    ("due_ms", "expected"),
+    [
+        (None, ["good"]),
+        (NOON_MS + 1, ["good"]),
+        (NOON_MS - 20_000, ["warning"]),
+        (NOON_MS - 61_000, ["bad"]),
+    ],
+)
+def test_a_wait_that_is_over_is_overdue_only_after_a_while(due_ms, expected):
+    assert levels(doctor.waits("f", due_ms, NOON_MS)) == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (TableSeen("a.db", 0, 4, None, 1), "good"),
+        (TableSeen("a.db", 0, 4, None, 900), "good"),
+        (TableSeen("a.db", 0, 4, None, None), "good"),
+        (TableSeen("a.db", 0, 4, None, -5), "warning"),
+        (TableSeen("a.db", 0, 3, None, 0), "bad"),
+        (TableSeen("a.db", 0, None, "page 3 is damaged", None), "bad"),
+    ],
+)
+def test_tables(table, expected):
+    assert levels(doctor.tables([table], "data", 4, None)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"), [(9 * 1024**3, "good"), (1024**3, "warning"), (1024**2, "bad")]
+)
+def test_a_full_disk(free, expected):
+    assert levels(doctor.tables([], "data", 4, free)) == ["good", expected]
+
+
+@pytest.mark.parametrize(
+    ("newest_ms", "probed", "expected"),
+    [
+        (None, None, "good"),
+        (NOON_MS - 1, None, "good"),
+        (NOON_MS + 10_000, None, "warning"),
+        (NOON_MS + 3_600_000, None, "bad"),
+        (None, (NOON_MS, NOON_MS + 20, NOON_MS + 10), "good"),
+        (None, (NOON_MS, NOON_MS + 20, NOON_MS - 10_000), "warning"),
+        (None, (NOON_MS, NOON_MS + 20, NOON_MS + 3_600_000), "bad"),
+    ],
+)
+def test_the_clock_beside_the_brokers(newest_ms, probed, expected):
+    assert levels(doctor.clock(newest_ms, NOON_MS, probed)) == [expected]
+
+
+def test_the_worst_finding_decides():
+    assert worst([]) is Level.GOOD
+    assert worst([Finding("a", Level.WARNING, ""), Finding("b", Level.GOOD, "")]) is Level.WARNING
+    assert worst([Finding("a", Level.BAD, ""), Finding("b", Level.WARNING, "")]) is Level.BAD

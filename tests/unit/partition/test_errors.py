@@ -1,0 +1,181 @@
+"""Whatever goes wrong, and wherever: the partition is taken over again, and in the end every
+command has exactly one outcome, and topics and table are what the contract says."""
+
+from collections.abc import Callable
+
+import pytest
+
+from processor.adapters.sqlite import TableFailed
+from processor.errors import OwnershipLost
+from processor.partition.processor import PartitionPhase, PartitionProcessor
+from tests.support.scripted_ports import Action, Point, Stage
+from tests.unit.commands import create, life, prune, update
+
+
+def commit_then_time_out(stage: Stage) -> None:
+    """The request arrives and takes effect late; the answer never comes."""
+    stage.kafka.end_late("taskflow-0")
+    raise TimeoutError
+
+
+FAULTS: dict[str, tuple[Point, Callable[[Stage], Action]]] = {
+    "the table cannot be opened": (Point.OPEN_TABLE, lambda _: TableFailed("disk full")),
+    "ownership is lost": (Point.CONFIRM, lambda _: OwnershipLost("the group moved on")),
+    "fencing fails": (Point.FENCE, lambda _: TimeoutError()),
+    "settling fails": (Point.SETTLE, lambda _: OSError("broker away")),
+    "history cannot be read": (Point.READ, lambda _: OSError("broker away")),
+    "a fetch raises": (Point.FETCH, lambda _: OSError("broker away")),
+    "a fetch raises what it had": (Point.FETCHED, lambda _: OSError("broker away")),
+    "the generation changes in mid-fetch": (Point.FETCHED, lambda s: s.source.rebalance),
+    "the generation changes before the commit": (Point.BEGIN, lambda s: s.source.rebalance),
+    "the table cannot be read": (Point.LOAD, lambda _: TableFailed("I/O error")),
+    "a transaction cannot begin": (Point.BEGIN, lambda _: OSError("broker away")),
+    "a commit fails before it took effect": (Point.COMMIT, lambda _: OSError("broker away")),
+    "a commit fails after it took effect": (Point.COMMITTED, lambda _: OSError("broker away")),
+    "a commit hangs, and never takes effect": (Point.COMMIT, lambda _: TimeoutError()),
+    "a commit hangs, and takes effect late": (
+        Point.COMMIT,
+        lambda stage: lambda: commit_then_time_out(stage),
+    ),
+    "another owner fences before the commit": (
+        Point.COMMIT,
+        lambda stage: lambda: void(stage.kafka.fence("taskflow-0")),
+    ),
+    "the table cannot be written": (Point.WRITE, lambda _: TableFailed("disk full")),
+    "the table was written, but says not": (Point.WRITTEN, lambda _: TableFailed("I/O error")),
+    "a bug": (Point.LOAD, lambda _: ZeroDivisionError()),
+}
+
+
+COMMITTED = Point.COMMITTED
+ONCE_PER_TAKEOVER = {Point.OPEN_TABLE, Point.CONFIRM, Point.FENCE, Point.SETTLE}
+
+
+def void(_: object) -> None:
+    return None
+
+
+def given(stage: Stage) -> None:
+    """Five batches of four, with a history before them."""
+    stage.kafka.send(*life(1), create(2), update(2, revision=0))
+    again = update(3, revision=0)
+    stage.kafka.send(prune(1), topic="control")
+    stage.kafka.send(create(3), again, again, *life(4), *life(5), update(2, revision=0))
+    stage.kafka.send(create(1), update(9), prune(4), topic="control")
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_after_an_error_the_partition_goes_on(stage: Stage, fault: str, nth: int) -> None:
+    point, action = FAULTS[fault]
+    stage.script.at(point, action(stage), nth=nth)
+    given(stage)
+
+    async with stage.running() as owner:
+        await stage.quiet()
+        assert owner.phase is PartitionPhase.RUNNING
+        assert owner.error is None
+
+    stage.assert_clean()
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_an_error_while_a_table_is_rolled_forward_loses_nothing(
+    stage: Stage, fault: str, nth: int
+) -> None:
+    given(stage)
+    stage.script.at(Point.WRITE, stage.script.crash, nth=3)
+    await stage.crashes()
+    point, action = FAULTS[fault]
+    stage.script.at(point, action(stage), nth=nth)
+
+    await stage.works()
+
+    stage.assert_clean()
+
+
+@pytest.mark.parametrize("disk", ["its disk", "an empty disk"])
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("point", sorted(set(Point) - {Point.FORWARD, Point.FORWARDED}))
+async def test_after_a_crash_the_next_owner_goes_on(
+    stage: Stage, point: Point, nth: int, disk: str
+) -> None:
+    given(stage)
+    if point is Point.READ:
+        stage.script.at(Point.WRITE, TableFailed("disk full"), nth=3)
+    elif point in ONCE_PER_TAKEOVER:
+        for before in range(1, nth):
+            stage.script.at(Point.FETCHED, OSError("broker away"), nth=before)
+    stage.script.at(point, stage.script.crash, nth=nth)
+    await stage.crashes()
+    if disk == "an empty disk":
+        stage.lose_disk()
+
+    await stage.works()
+
+    stage.assert_clean()
+
+
+@pytest.mark.parametrize("point", [COMMITTED, Point.WRITE, Point.WRITTEN])
+async def test_a_commit_that_took_effect_but_was_reported_failed_is_not_repeated(
+    stage: Stage, point: Point
+) -> None:
+    stage.kafka.send(create(1), update(1, revision=0))
+    # An empty table is written once before any batch is.
+    stage.script.at(point, TableFailed("reported failed"), nth=1 if point is COMMITTED else 2)
+
+    await stage.works()
+
+    assert stage.kafka.journal == ["fence", "begin", "commit", "fence"]
+    assert [one["id"] for one in stage.kafka.events] == [1, 2]
+    stage.assert_clean()
+
+
+async def test_the_error_is_shown_until_the_partition_runs_again(stage: Stage) -> None:
+    stage.script.at(Point.FETCH, OSError("broker away"))
+    seen: list[str | None] = []
+
+    async with stage.running() as owner:
+        stage.script.at(Point.SETTLE, lambda: seen.append(owner.error), nth=2)
+        await stage.kafka.until(lambda: stage.errors and stage.source.idle)
+        assert owner.error is None
+
+    assert seen == ["OSError: broker away"]
+
+
+async def test_a_partition_that_keeps_failing_waits_longer_each_time(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from processor.partition import processor as partition
+
+    monkeypatch.setattr(partition, "BACKOFF_MIN_S", 0.05)
+    pauses: list[float] = []
+    wait_for = partition.asyncio.wait_for
+
+    async def at_once(waiting, pause_s):  # type: ignore[no-untyped-def]
+        pauses.append(pause_s)
+        return await wait_for(waiting, 0)
+
+    stage.kafka.send(create(1))
+    for nth in range(1, 10):
+        stage.script.at(Point.BEGIN, OSError("broker away"), nth=nth)
+    monkeypatch.setattr(partition.asyncio, "wait_for", at_once)
+
+    async with stage.running():
+        await stage.quiet()
+
+    assert pauses[:9] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
+
+
+async def test_an_error_that_never_ends_can_be_released(stage: Stage) -> None:
+    stage.kafka.send(create(1))
+    for nth in range(1, 100):
+        stage.script.at(Point.FENCE, OSError("broker away"), nth=nth)
+
+    owner: PartitionProcessor
+    async with stage.running() as owner:
+        await stage.failed(times=2)
+
+    assert owner.phase is PartitionPhase.RELEASED
+    assert stage.kafka.outcomes == []

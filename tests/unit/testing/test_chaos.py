@@ -1,0 +1,94 @@
+"""What a trial draws, sends and reports; the trial itself is in tests/e2e/test_torture.py."""
+
+import random
+from collections import Counter
+
+import orjson
+
+from processor.contract.topics import Topics
+from processor.testing.chaos.faults import KILLS, MENU, draw
+from processor.testing.chaos.load import Load
+from processor.testing.chaos.run import ChaosPlan, ChaosResult, _environment
+
+TOPICS = Topics("torture")
+KINDS = {
+    *("create_managed", "create_mirrored", "start_running", "set_waiting", "resume"),
+    *("resume_external", "finish", "fail", "request_cancel", "cancel", "update_state"),
+    *("record_step_observation", "wake", "prune"),
+}
+
+
+def drawn(seed: int, *, with_broker: bool = True) -> list[str]:
+    return [
+        draw(MENU, random.Random(f"{seed}/{number}"), with_broker=with_broker).name
+        for number in range(300)
+    ]
+
+
+def test_a_seed_draws_the_same_faults_in_the_same_order_and_in_time_all_of_them():
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+    assert set(drawn(1)) == {act.name for act in MENU}
+
+
+def test_at_a_given_cluster_only_workers_are_broken():
+    assert set(drawn(1, with_broker=False)) == {a.name for a in MENU if not a.needs_broker}
+    assert not [act.name for act in MENU if "broker" in act.name and not act.needs_broker]
+
+
+def test_kills_are_kill_9_of_workers_and_of_the_broker_and_nothing_else():
+    assert {act.name for act in KILLS} == {"kill a worker", "kill all workers", "kill the broker"}
+
+
+def test_the_load_has_every_kind_every_wait_and_records_of_every_trouble():
+    load = Load(TOPICS, 4, random.Random(3))
+    records = [load.next() for _ in range(5_000)]
+
+    assert load.sent.keys() >= KINDS
+    assert {"rubbish", "resend", "misplaced"} <= load.sent.keys()
+    assert sum(load.sent.values()) > len(records)  # what is misplaced is a command, too
+    waits: Counter[tuple[str, bool]] = Counter()
+    for _, _, value, _ in records:
+        if b'"set_waiting"' in value:
+            wait = orjson.loads(value)["wait"]
+            waits[wait["kind"], bool({"at", "timeout_at"} & wait.keys())] += 1
+    assert set(waits) == {
+        ("timer", True),
+        ("external_event", False),
+        ("external_event", True),
+        ("manual", False),
+        ("manual", True),
+    }
+    control = {orjson.loads(v)["kind"] for topic, _, v, _ in records if topic == TOPICS.control}
+    assert control == {"fail", "wake", "prune"}
+
+
+def test_the_load_is_the_same_for_the_same_seed():
+    def ids(seed: int) -> list[bytes]:
+        load = Load(TOPICS, 4, random.Random(seed))
+        return [load.next()[1] for _ in range(200)]
+
+    assert ids(1) == ids(1) != ids(2)
+
+
+def test_workers_see_no_settings_but_those_of_the_trial():
+    given = {"PATH": "/bin", "TASKFLOW_SASL_PASSWORD": "hunter2", "TASKFLOW_GROUP_ID": "mine"}
+
+    own = _environment(ChaosPlan(seed=1, seconds=1), "torture-1", given)
+    assert "TASKFLOW_SASL_PASSWORD" not in own
+    assert "TASKFLOW_GROUP_ID" not in own
+    assert own["PATH"] == "/bin"
+    there = _environment(ChaosPlan(seed=1, seconds=1, bootstrap="k:9092"), "torture-1", given)
+    assert there["TASKFLOW_SASL_PASSWORD"] == "hunter2"
+    assert "TASKFLOW_GROUP_ID" not in there
+    assert there["TASKFLOW_TOPIC_PREFIX"] == "torture-1"
+
+
+def test_a_report_with_a_violation_is_not_ok():
+    result = ChaosResult(ChaosPlan(seed=5, seconds=None, kills=2), "torture-5")
+    assert result.as_json()["ok"] is True
+    result.heal_s += [1.0, 2.0, 9.0]
+    result.violations.append("w0 ended by itself.")
+    report = orjson.loads(orjson.dumps(result.as_json()))
+    assert (report["ok"], report["seed"]) == (False, 5)
+    assert report["heal_s"] == {"p50": 2.0, "p99": 2.0, "max": 9.0}
