@@ -1,11 +1,14 @@
-"""The dials of Python and its C library, for a process that is busy in one thread and writes to
-SQLite in others."""
+"""Tune the interpreter, and wait for work until the program is stopped."""
 
+import asyncio
 import ctypes
 import gc
 import sys
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 SWITCH_INTERVAL_S: Final = 0.001
 """How long one thread may keep the others waiting. Work on a batch is busy in one thread while
@@ -19,10 +22,25 @@ and gives them back; by default each comes from the kernel, page by page: a faul
 
 
 def tune_interpreter() -> None:
-    """Once, when all modules are loaded."""
+    """Set what suits a process that is busy in one thread and writes to SQLite in others.
+
+    Called once, when all modules are loaded.
+    """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.set_threshold(*GC_THRESHOLDS)
     gc.freeze()
     with suppress(AttributeError, OSError):  # not the C library of GNU
         for parameter, size_bytes in KEPT_MEMORY:
             ctypes.CDLL(None).mallopt(parameter, size_bytes)
+
+
+async def unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """Return the result of `work`, or None if `stop` is set first."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.wait({working, stopping})

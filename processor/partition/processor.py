@@ -36,8 +36,8 @@ from processor.engine.ports import (
 )
 from processor.engine.rows import Checkpoint, Position
 from processor.errors import ProducerSuspect, TableDistrusted, TaskflowError
-from processor.partition.forwards import Forwards
 from processor.partition.loader import recall
+from processor.partition.packs import TransactionPacks
 from processor.partition.scheduler import DueTask, Scheduler
 from processor.recovery.hanging_transaction import end_left_open
 from processor.recovery.restore import LATE_MAX_MS, Restore
@@ -411,7 +411,7 @@ class PartitionProcessor:
         items: Sequence[Decoded],
         memory: LoadedState,
         refused: frozenset[tuple[str, int]],
-    ) -> tuple[WriteSet, Forwards]:
+    ) -> tuple[WriteSet, TransactionPacks]:
         """Decide `items`, as many as make a batch; its records are packed on the way."""
         handler = CommandHandler(
             self.place,
@@ -420,7 +420,7 @@ class PartitionProcessor:
             next_number=self._next_number,
             unforwardable=refused,
         )
-        batch, outbound = handler.batch, Forwards(self.place.topics, writer, table)
+        batch, outbound = handler.batch, TransactionPacks(self.place.topics, writer, table)
         for some in sliced(items):
             has_room = handler.add(some)
             outbound.take(batch)
@@ -434,7 +434,11 @@ class PartitionProcessor:
         return batch, outbound
 
     async def _commit(
-        self, table: Table, writer: TransactionalProducer, batch: WriteSet, outbound: Forwards
+        self,
+        table: Table,
+        writer: TransactionalProducer,
+        batch: WriteSet,
+        outbound: TransactionPacks,
     ) -> Written:
         """Write a batch: all of it to Kafka, then to the table.
 
@@ -501,7 +505,7 @@ class PartitionProcessor:
     async def _write_cursor(self, table: Table, position: Position) -> None:
         """A transaction with nothing but the cursor; it tells the broker's clock, too."""
         writer = self._writer_in_use()
-        outbound = Forwards(self.place.topics, writer, table)
+        outbound = TransactionPacks(self.place.topics, writer, table)
         outbound.put(self.place.topics.state, [cursor_record(self.place.partition, position)])
         written = await self._commit(table, writer, WriteSet(position), outbound)
         self._errands.heard(written.at_ms, self._monotonic() - written.age_s)

@@ -29,9 +29,8 @@ from processor.domain.decide import Limits
 from processor.engine.batch import PartitionConfig
 from processor.partition.processor import PartitionProcessor
 from processor.partition.standby import StandbyReplica
-from processor.runtime import tune_interpreter
+from processor.runtime import tune_interpreter, unless_stopped
 from processor.settings import Address, Settings
-from processor.stopping import unless_stopped
 from processor.telemetry.health_server import serve
 from processor.telemetry.metrics import Metrics
 from processor.telemetry.tracing import WorkerTraces, worker_traces

@@ -25,8 +25,8 @@ from prometheus_client.registry import Collector
 from processor.adapters.kafka.topic_admin import ensure_topics
 from processor.adapters.sqlite import state_dir_lock
 from processor.errors import TaskflowError
+from processor.runtime import unless_stopped
 from processor.settings import OFF, Settings, variable
-from processor.stopping import unless_stopped
 from processor.telemetry.health_server import serve
 
 log = structlog.get_logger()

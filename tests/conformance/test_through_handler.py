@@ -12,7 +12,9 @@ from tests.support.partition import Partition, Sent
 
 CASES = [
     json.loads(line)
-    for line in Path(__file__).with_name("conformance.jsonl").read_text("utf-8").splitlines()
+    for line in (Path(__file__).parents[2] / "schemas/vectors/conformance.jsonl")
+    .read_text("utf-8")
+    .splitlines()
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 

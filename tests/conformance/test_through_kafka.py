@@ -22,7 +22,9 @@ TIMES = ("expires_at", "at", "timeout_at")
 INSTANT = re.compile(r'"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"')
 CASES = [
     json.loads(line)
-    for line in Path(__file__).with_name("conformance.jsonl").read_text("utf-8").splitlines()
+    for line in (Path(__file__).parents[2] / "schemas/vectors/conformance.jsonl")
+    .read_text("utf-8")
+    .splitlines()
 ]
 
 

@@ -12,7 +12,7 @@ from processor.engine.batch import Outgoing, WriteSet
 from processor.engine.codec import Record
 from processor.engine.ports import OffsetRange, Stuck, Table, TransactionalProducer, Written
 from processor.engine.rows import Changes, Checkpoint, Position
-from processor.partition.forwards import Forwards
+from processor.partition.packs import TransactionPacks
 from processor.partition.processor import PartitionProcessor
 from tests.simulation.faults import Op
 from tests.simulation.history import Parts
@@ -124,7 +124,11 @@ class TableFirst(PartitionProcessor):
     """Commits SQLite before Kafka."""
 
     async def _commit(
-        self, table: Table, writer: TransactionalProducer, batch: WriteSet, outbound: Forwards
+        self,
+        table: Table,
+        writer: TransactionalProducer,
+        batch: WriteSet,
+        outbound: TransactionPacks,
     ) -> Written:
         kafka: SimKafka = writer._kafka  # type: ignore[attr-defined]
         topics, number = self.place.topics, self.place.partition

@@ -251,7 +251,7 @@ def _step_row(doc: bytes) -> StepRow:
 
 
 def seen(content: Content) -> dict[str, Any]:
-    """What a checker that looks at the file would see; see tests.support.observed_deployment.TableSeen."""
+    """What a checker of the file would see, as `observed_deployment.TableSeen` has it."""
     return {
         "flows": {
             flow_id: (row.doc.decode(), row.last_event_id, row.chain)

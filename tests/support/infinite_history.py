@@ -1,7 +1,7 @@
 """A history of any length that is nowhere: each record is made when it is read.
 
-Run as a program (`python -m tests.support.infinite_history FLOWS`) it verifies such a history and prints how
-many events it had and how much memory that took, in KiB.
+Run as a program (`python -m tests.support.infinite_history FLOWS`) it verifies such a history and
+prints how many events it had and how much memory that took, in KiB.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
-"""`python -m processor.contract.publication.generate`: writes json/ and asyncapi.yaml anew from the models.
+"""Generate schemas/json and schemas/asyncapi.yaml from the models.
 
-With `--check` it writes nothing, names what is stale, and exits 1 if anything is.
+`python -m processor.contract.publication.generate`; with `--check` it writes nothing, names what
+is stale, and exits 1 if anything is.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from typing import Any, Final
 from processor.contract.publication.asyncapi import asyncapi_document
 from processor.contract.publication.json_schemas import json_schemas
 
-HOME: Final = Path(__file__).parent
+HOME: Final = Path(__file__).parents[3] / "schemas"
 
 
 class YamlMissing(Exception):

@@ -1,4 +1,6 @@
-"""The Faust application: `taskflow views`, or Faust's own `faust -A processor.views.faust.app worker`.
+"""The Faust application of `taskflow views`.
+
+Also run by Faust's own program: `faust -A processor.views.faust.app worker`.
 
 Agents read `audit` and `deadletters` in batches; what they make of them is in view.py. Everything
 that outlives a run is in one SQLite file under TASKFLOW_STATE_DIR/views.

@@ -163,7 +163,7 @@ def log(monkeypatch):
     monkeypatch.setattr(program, "ASK_AGAIN_S", 0)
 
     def made(history):
-        monkeypatch.setattr(program, "KafkaHistory", lambda *_, **__: history)
+        monkeypatch.setattr(program, "KafkaLogReader", lambda *_, **__: history)
         return KafkaLog(Settings(), 0)
 
     return made

@@ -1,4 +1,4 @@
-"""What `python -m processor.contract.publication.generate` writes: in step with the models, and true of real messages."""
+"""The generated schemas: in step with the models, and true of real messages."""
 
 import json
 import re

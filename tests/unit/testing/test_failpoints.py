@@ -63,9 +63,10 @@ def test_unset_nothing_of_it_is_even_imported():
     told = subprocess.run(
         [
             *(sys.executable, "-c"),
-            "import sys, processor.worker.composition as b; from processor.settings import Settings;"
+            "import sys, processor.worker.composition as b;"
+            "from processor.settings import Settings;"
             "assert b._fault_kit(Settings()) is None;"
-            "print(sorted(name for name in sys.modules if name.startswith('processor.testing.failpoints')))",
+            "print(sorted(m for m in sys.modules if m.startswith('processor.testing.failpoints')))",
         ],
         cwd=Path(__file__).parents[3],
         capture_output=True,

@@ -22,7 +22,7 @@ from tests.unit.test_checker import ABOUT, ONE, TWO
 
 CASES = [
     json.loads(line)
-    for line in (Path(__file__).parents[3] / "conformance" / "conformance.jsonl")
+    for line in (Path(__file__).parents[4] / "schemas" / "vectors" / "conformance.jsonl")
     .read_text("utf-8")
     .splitlines()
 ]

@@ -11,7 +11,7 @@ from processor.engine.batch import Outgoing, WriteSet
 from processor.engine.ports import Pack, Table, TransactionalProducer
 
 
-class Forwards:
+class TransactionPacks:
     """The records of one transaction, by topic, and the changes that go with them."""
 
     def __init__(self, topics: Topics, writer: TransactionalProducer, table: Table) -> None:

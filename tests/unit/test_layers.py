@@ -1,4 +1,4 @@
-"""Imports point one way: each room knows only those that come before it."""
+"""Imports point one way: each layer imports only from those before it."""
 
 import ast
 import importlib
@@ -16,60 +16,32 @@ from processor.errors import TaskflowError
 
 ROOT = Path(__file__).parents[2]
 
-ROOMS = (
-    *("schemas", "errors", "settings", "domain"),
-    *("rows", "codec", "placement"),
-    *("batch", "burial", "handler", "cache"),
-    *("ports", "standing", "fold", "snapshots", "recovery", "still", "rebuilding", "repair"),
-    *("leftover", "loading", "metrics", "tracing"),
-    *("timers", "retention", "errands", "outbound", "partition", "standby", "worker"),
-    *(
-        "logs",
-        "http",
-        "interpreter",
-        "stopping",
-        "adapters",
-        "client",
-        "faults",
-        "bootstrap",
-        "processes",
-    ),
-    *("embedded", "broker", "views", "ops", "torture", "program", "cli", "__main__"),
-)
-"""From the innermost to the outermost. A new module gets its place here, and a line in
-processor/README.md."""
-
-ADAPTERS_KNOW = {
-    *("schemas", "domain", "errors", "settings", "rows", "codec", "batch", "ports", "adapters"),
-}
-KNOW_ADAPTERS = {
-    *(
-        "adapters",
-        "client",
-        "faults",
-        "bootstrap",
-        "processes",
-        "torture",
-        "views",
-        "program",
+LAYERS = tuple(
+    frozenset(layer.split())
+    for layer in (
+        "contract errors runtime",
+        "settings domain embedded",
+        "engine",
+        "recovery adapters telemetry",
+        "partition client testing",
+        "worker views ops",
         "cli",
-    ),
-}
-VERIFIES = {
-    *("answers", "contract", "folding", "history", "letters", "levels"),
-    *("ports", "reading", "report", "scratch", "verify"),
-}
-"""The modules of `ops` that verify: they must share no rule with what they verify. Its other tools
-replay, explain and repair, and use the processor's own."""
-VERIFIERS_KNOW = {"schemas", "errors", "ops"}
-KNOW_KAFKA = {"adapters", "views", "placement", "client", "broker", "torture", "program"}
-SCRATCH = {
-    ROOT / "processor" / "ops" / "scratch.py",
+        "__main__",
+    )
+)
+"""From the innermost to the outermost, as processor/README.md draws them. A folder imports from
+itself and from the layers before its own."""
+KNOW_ADAPTERS = {"adapters", "worker", "client", "views", "testing", "cli"}
+VERIFIERS_KNOW = {"contract", "errors", "ops"}
+"""What verifies must share no rule with what it verifies."""
+KNOW_KAFKA = {"adapters", "views", "engine", "client", "embedded", "testing", "cli"}
+KNOW_SQLITE = {
+    ROOT / "processor" / "adapters" / "sqlite",
+    ROOT / "processor" / "ops" / "verify" / "scratch_store.py",
     ROOT / "processor" / "ops" / "replay" / "store.py",
+    ROOT / "processor" / "views" / "database.py",
 }
-"""Temporary files of their own, and no tables."""
-VIEW = ROOT / "processor" / "views"
-"""An application of its own, on Faust: it has its own adapters."""
+"""The table's adapter; temporary files; and the views, which are an application of their own."""
 NOT_IN_PURE_VIEWS = {
     "asyncio",
     "time",
@@ -101,48 +73,57 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room_of(module: str) -> str | None:
-    """The room of a module's full name; None if it is not ours."""
+def folder_of(module: str) -> str | None:
+    """The folder of a module's full name, or its own name in the root; None if it is not ours."""
     package, *inner = module.split(".")
-    if package == "schemas":
-        return "schemas"
     return inner[0] if package == "processor" and inner else None
 
 
-def own_room(path: Path) -> str | None:
-    return room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+def own_folder(path: Path) -> str | None:
+    return folder_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def known(path: Path) -> set[str]:
-    """The rooms that a file imports from."""
-    return {room for module in imported(path) if (room := room_of(module)) is not None}
+    """The folders that a file imports from."""
+    return {folder for module in imported(path) if (folder := folder_of(module)) is not None}
 
 
-OURS = [path for path in files("schemas", "processor") if own_room(path) != "__init__"]
+def layer_of(folder: str) -> int:
+    return next(rank for rank, layer in enumerate(LAYERS) if folder in layer)
+
+
+OURS = [path for path in files("processor") if own_folder(path) != "__init__"]
+
+
+def breaches(folder: str, imports: set[str]) -> set[str]:
+    """The folders among `imports` that `folder` may not import from."""
+    return {name for name in imports if name != folder and layer_of(name) >= layer_of(folder)}
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_room_knows_only_those_before_it(path: Path):
-    room = own_room(path)
-    assert room in ROOMS, f"{room} has no place among the rooms yet"
-    before = set(ROOMS[: ROOMS.index(room) + 1])
-    assert known(path) <= before
+def test_a_folder_imports_from_the_layers_before_its_own(path: Path):
+    folder = own_folder(path)
+    assert folder is not None
+    assert not breaches(folder, known(path))
 
 
-def test_adapters_import_inward_and_only_the_outermost_import_them():
+def test_a_planted_breach_is_found():
+    assert breaches("domain", {"contract", "engine", "domain"}) == {"engine"}
+    assert breaches("views", {"ops", "adapters"}) == {"ops"}
+
+
+def test_only_the_outermost_import_adapters():
     for path in OURS:
-        if own_room(path) == "adapters":
-            assert known(path) <= ADAPTERS_KNOW, path
         if "adapters" in known(path):
-            assert own_room(path) in KNOW_ADAPTERS, path
+            assert own_folder(path) in KNOW_ADAPTERS, path
 
 
 def test_what_verifies_knows_the_contract_alone():
-    for name in VERIFIES:
-        path = ROOT / "processor" / "ops" / f"{name}.py"
+    home = "processor.ops.verify."
+    for path in files("processor/ops/verify"):
         assert known(path) <= VERIFIERS_KNOW, path
-        within = {m.split(".")[2] for m in imported(path) if m.startswith("processor.ops.")}
-        assert within <= VERIFIES, path
+        ours = {module for module in imported(path) if module.startswith("processor.ops.")}
+        assert all(module.startswith(home) for module in ours), path
 
 
 def test_the_domain_has_no_clock_no_io_and_no_logs():
@@ -154,22 +135,28 @@ def test_clients_of_kafka_and_sqlite_stay_in_their_rooms():
     for path in OURS:
         top = {name.split(".")[0] for name in imported(path)}
         if "aiokafka" in top:
-            assert own_room(path) in KNOW_KAFKA, path
-        if top & {"sqlite3", "aiosqlite"} and path not in SCRATCH | {VIEW / "database.py"}:
-            assert path.parent == ROOT / "processor" / "adapters" / "sqlite", path
+            assert own_folder(path) in KNOW_KAFKA, path
+        if top & {"sqlite3", "aiosqlite"}:
+            assert {path, path.parent} & KNOW_SQLITE, path
 
 
-def test_what_views_make_of_events_and_answers_is_pure():
-    for name in ("projection", "aggregates", "answers", "cursors", "letters"):
-        path = VIEW / f"{name}.py"
+def test_what_views_make_of_events_and_outcomes_is_pure():
+    for name in ("projection", "aggregates", "scatter_gather", "pagination", "dead_letters"):
+        path = ROOT / "processor" / "views" / f"{name}.py"
         assert not {module.split(".")[0] for module in imported(path)} & NOT_IN_PURE_VIEWS, path
 
 
 def test_the_published_language_needs_pydantic_only():
-    for path in files("schemas"):
+    for path in files("processor/contract"):
         top = {name.split(".")[0] for name in imported(path)} - sys.stdlib_module_names
         generator = {"yaml"} if path.name == "generate.py" else set()
-        assert top <= {"schemas", "pydantic"} | generator, path
+        assert top <= {"processor", "pydantic"} | generator, path
+        assert known(path) <= {"contract"}, path
+
+
+def test_only_what_all_layers_share_stands_in_the_root():
+    names = {path.stem for path in (ROOT / "processor").glob("*.py")}
+    assert names == {"__init__", "__main__", "errors", "runtime", "settings"}
 
 
 def test_every_error_stands_in_the_table_of_errors():
