@@ -1,5 +1,10 @@
 """The root of what taskflow raises."""
 
+from typing import Final
+
+DISTRIBUTION: Final = "taskflow-kafka"
+"""The name under which it is installed."""
+
 
 class TaskflowError(Exception):
     """We could not answer. An error says the fact and the consequence.
@@ -9,6 +14,20 @@ class TaskflowError(Exception):
 
     retriable = False
     """Whether the same call may succeed later without anyone changing anything."""
+
+
+class ExtraMissing(TaskflowError):
+    """An optional dependency is not installed; nothing was started."""
+
+    def __init__(self, who_needs: str, extra: str) -> None:
+        super().__init__(
+            f"{who_needs} the extra `{extra}`, which is not installed: {install_line(extra)}"
+        )
+
+
+def install_line(extra: str) -> str:
+    """The command that installs an extra."""
+    return f'pip install "{DISTRIBUTION}[{extra}]"'
 
 
 class OwnershipLost(TaskflowError):

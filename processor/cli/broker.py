@@ -5,6 +5,7 @@ import asyncio
 from processor.cli.common.output import say
 from processor.cli.common.runner import embedded_port, run_until_stopped, settings_and_logs
 from processor.embedded.broker import embedded_broker
+from processor.embedded.environment import need_extra
 
 
 def broker() -> None:
@@ -20,6 +21,7 @@ def broker() -> None:
     """
     settings = settings_and_logs()
     port = embedded_port(settings)
+    need_extra()
 
     async def serve(stop: asyncio.Event) -> None:
         say("starting Apache Kafka ...")

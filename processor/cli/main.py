@@ -12,7 +12,7 @@ from processor.adapters.kafka.errors import BrokerUnreachable
 from processor.cli.common.output import NobodyReads, say
 from processor.cli.common.runner import Interrupted, WrongUse
 from processor.embedded.errors import BadOption
-from processor.errors import TaskflowError
+from processor.errors import ExtraMissing, TaskflowError
 from processor.settings import BadSetting
 
 DONE, REFUSED, WRONG_USE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -98,4 +98,8 @@ def exit_code(error: TaskflowError) -> int:
     """The exit code for what we could not do."""
     if isinstance(error, BrokerUnreachable):
         return UNREACHABLE
-    return WRONG_USE if isinstance(error, BadSetting | WrongUse | BadOption) else REFUSED
+    return (
+        WRONG_USE
+        if isinstance(error, BadSetting | WrongUse | BadOption | ExtraMissing)
+        else REFUSED
+    )

@@ -18,6 +18,7 @@ from processor.cli.common.output import (
     write_json,
 )
 from processor.cli.common.runner import WrongUse, run, settings_and_logs
+from processor.embedded.environment import need_extra
 from processor.testing.chaos.run import ChaosPlan, ChaosResult
 from processor.testing.chaos.run import torture as tortured
 
@@ -67,6 +68,8 @@ def torture(
     if bootstrap is not None and not (yes or somebody_to_ask()):
         raise WrongUse("There is no terminal to ask at: take --yes for a cluster of yours.")
     settings_and_logs(quiet=True)
+    if bootstrap is None:
+        need_extra()
     if (
         bootstrap is not None
         and not yes

@@ -8,6 +8,8 @@ from processor.cli.common.child_processes import ViewsChild, views_beside, views
 from processor.cli.common.output import say
 from processor.cli.common.runner import embedded_port, run_until_stopped, settings_and_logs
 from processor.embedded.broker import broker_answers, embedded_broker
+from processor.embedded.environment import need_extra
+from processor.errors import install_line
 from processor.settings import Settings
 
 
@@ -55,6 +57,7 @@ async def _some_broker(settings: Settings) -> AsyncIterator[str]:
         yield addresses
         return
     port = embedded_port(settings)
+    need_extra()
     say("starting Apache Kafka ...")
     async with embedded_broker(
         data_dir=settings.state_dir / "broker",
@@ -74,7 +77,7 @@ async def _greet(
     if settings.http is not None:
         say(f"health and metrics: http://{settings.http}/ready and /metrics")
     if views is None:
-        say("no views: they need pip install 'taskflow[views]'")
+        say(f"no views: they need {install_line('views')}")
     else:
         say(f"flows, live: {views.url}" if seen else "the views did not start; see above")
     say("Type next, in another terminal:")

@@ -6,12 +6,12 @@ import logging
 import typer
 
 from processor.cli.common.runner import (
-    WrongUse,
     first_of,
     run_until_stopped,
     settings_and_logs,
     stop_with_parent,
 )
+from processor.errors import ExtraMissing
 from processor.settings import Settings
 
 
@@ -52,9 +52,7 @@ async def _serve(settings: Settings, stop: asyncio.Event, *, rebuild: bool) -> N
     try:
         from processor.views.faust.app import app
     except ModuleNotFoundError as missing:
-        raise WrongUse(
-            f"The views need {missing.name}, which is not installed: pip install 'taskflow[views]'"
-        ) from None
+        raise ExtraMissing(f"The views need {missing.name} of", "views") from None
     wrong = [mismatch for mismatch in await check_topics(settings) if mismatch.fatal]
     if wrong:
         raise TopicsWrong("; ".join(map(str, wrong)))

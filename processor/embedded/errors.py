@@ -1,20 +1,10 @@
 """What can keep an embedded broker from running."""
 
-from typing import Self
-
 from processor.errors import TaskflowError
 
 
 class EmbeddedBrokerError(TaskflowError):
     """The embedded broker cannot run; the message says why and what to do."""
-
-
-class ExtraMissing(EmbeddedBrokerError):
-    """The JVM or the resolver is not installed; nothing was fetched or started."""
-
-    @classmethod
-    def because(cls) -> Self:
-        return cls("The embedded broker needs the extra `broker`: pip install 'taskflow[broker]'.")
 
 
 class BadOption(EmbeddedBrokerError):

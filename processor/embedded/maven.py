@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from processor.embedded.errors import ExtraMissing, JarUnavailable
+from processor.embedded.environment import extra_missing
+from processor.embedded.errors import JarUnavailable
 
 if TYPE_CHECKING:
     from jgo.maven import MavenContext
@@ -69,7 +70,7 @@ def _context(scratch: Path, on_bytes: OnBytes) -> "MavenContext":
         from jgo.constants import MAVEN_CENTRAL_URL
         from jgo.maven import MavenContext, PythonResolver
     except ImportError as error:
-        raise ExtraMissing.because() from error
+        raise extra_missing() from error
 
     @contextlib.contextmanager
     def hear(_filename: str, _size_bytes: int) -> Iterator[OnBytes]:

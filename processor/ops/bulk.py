@@ -1,22 +1,19 @@
-"""Which flows one order is for: conditions on a flow and its state, and a digest of what was shown.
+"""Which flows an order is for, and a digest of what was shown.
 
 An order names each flow at the revision at which it was seen, so that none is changed behind the
 back of whoever looked.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 
 from processor.contract.flow import FlowStatus
 from processor.domain.transitions import TERMINAL
-from processor.ops.json_path import ABSENT, Path, parse, value_at
-
-Doc = Mapping[str, Any]
+from processor.ops.conditions import Condition, Doc
 
 
 class BulkAction(StrEnum):
@@ -34,11 +31,6 @@ FROM: Final[Mapping[BulkAction, frozenset[FlowStatus]]] = {
 }
 """The statuses that an order is for; in any other it would only be refused."""
 
-_SHORT: Final = {"state": "state_json", "wait": "wait_json"}
-_COMPARED: Final = re.compile(
-    r"(?P<path>.+?)\s*(?P<by>!=|<=|>=|=|<|>|~)\s*(?P<value>.*)", re.DOTALL
-)
-
 
 class BulkTarget(NamedTuple):
     """A flow as it was seen."""
@@ -47,76 +39,6 @@ class BulkTarget(NamedTuple):
     status: str
     updated_at: str
     revision: int
-
-
-class Condition(NamedTuple):
-    """`by` is an operator, or empty: is there; or `!`: is not there. An absent value meets only
-    `!` and `!=`."""
-
-    path: Path
-    by: str
-    value: Any = None
-
-    def holds(self, flow: Doc) -> bool:
-        found = value_at(flow, self.path)
-        if self.by in ("", "!"):
-            return (found is not ABSENT) is (self.by == "")
-        if self.by in ("=", "!="):
-            return _equal(found, self.value) is (self.by == "=")
-        return found is not ABSENT and _compared(found, self.by, self.value)
-
-
-def condition(text: str) -> Condition:
-    """`state.label = invoice`, `goal ~ "week 7"`, `revision > 3`, `state.draft`, `!wait.at`.
-
-    The path is one into the flow, `state` and `wait` being short for `state_json` and `wait_json`;
-    the value is JSON where it is, else a text. Raises ValueError.
-    """
-    found = _COMPARED.fullmatch(text.strip())
-    if found is not None:
-        return Condition(_path(found["path"]), found["by"], _value(found["value"]))
-    text = text.strip()
-    return Condition(_path(text.removeprefix("!")), "!" if text.startswith("!") else "")
-
-
-def _path(text: str) -> Path:
-    path = parse(text.strip())
-    if not path or path[0] not in {"id", *_FIELDS, *_SHORT}:
-        raise ValueError(f"{text!r} is no field of a flow, such as goal or state.label")
-    first = path[0]
-    return (_SHORT.get(str(first), first), *path[1:])
-
-
-_FIELDS: Final = frozenset(
-    {
-        *("controller_id", "goal", "owner_session_key", "requester_origin", "current_step"),
-        *("state_json", "wait_json", "status", "cancel_requested", "revision"),
-        *("created_at", "updated_at"),
-    }
-)
-
-
-def _value(text: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    return bool(one == other)
-
-
-def _compared(found: Any, by: str, value: Any) -> bool:
-    if by == "~":
-        return isinstance(found, str) and str(value) in found
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (found, value))
-    if not numbers and not (isinstance(found, str) and isinstance(value, str)):
-        return False
-    less, more = found < value, found > value
-    return bool({"<": less, ">": more, "<=": not more, ">=": not less}[by])
 
 
 class Filter(NamedTuple):

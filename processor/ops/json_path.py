@@ -26,8 +26,9 @@ class _Absent:
 ABSENT: Final = _Absent()
 ROOT: Final[Path] = ()
 
-_SHORT: Final = re.compile(r"\.([A-Za-z_\u0080-\U0010ffff][\w\u0080-\U0010ffff]*)")
-_INDEX: Final = re.compile(r"\[\s*(-?(?:0|[1-9][0-9]*))\s*\]")
+_NAME: Final = re.compile(r"[A-Za-z_\u0080-\U0010ffff][\w\u0080-\U0010ffff]*")
+_SHORT: Final = re.compile(rf"\.({_NAME.pattern})")
+_INDEX: Final = re.compile(r"\[\s*(-?(?:0|[1-9][0-9]{0,8}))\s*\]")
 _QUOTED: Final = re.compile(r"""\[\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*\]""", re.DOTALL)
 _PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -50,26 +51,41 @@ def parse(text: str) -> Path:
 
     Raises ValueError, whose text says where it stops being one.
     """
-    rest = text.removeprefix("$") if text.startswith("$") else f".{text}"
-    if not text.startswith("$") and text.startswith("["):
-        rest = text
-    at, steps = 0, []
-    while at < len(rest):
-        if (found := _SHORT.match(rest, at)) is not None:
-            steps.append(found[1])
-        elif (found := _INDEX.match(rest, at)) is not None:
-            steps.append(int(found[1]))
-        elif (found := _QUOTED.match(rest, at)) is not None:
-            steps.append(_unquoted(found[1]))
-        else:
-            raise ValueError(
-                f"{rest[at:]!r} is not understood: a path is like $.state_json.items[0]['a name']"
-            )
+    path, end = parse_start(text)
+    if end < len(text):
+        raise ValueError(_not_understood(text[end:]))
+    return path
+
+
+def parse_start(text: str) -> tuple[Path, int]:
+    """The longest path at the start of `text`, and where it ends. Raises ValueError if there is
+    none, or if a name in quotes is not one."""
+    steps: list[str | int] = []
+    at = 1 if text.startswith("$") else 0
+    if at == 0 and (found := _NAME.match(text)) is not None:
+        steps.append(found[0])
         at = found.end()
-    return tuple(steps)
+    while True:
+        if (found := _SHORT.match(text, at)) is not None:
+            steps.append(found[1])
+        elif (found := _INDEX.match(text, at)) is not None:
+            steps.append(int(found[1]))
+        elif (found := _QUOTED.match(text, at)) is not None:
+            steps.append(unquoted(found[1]))
+        else:
+            break
+        at = found.end()
+    if at == 0:
+        raise ValueError(_not_understood(text))
+    return tuple(steps), at
 
 
-def _unquoted(quoted: str) -> str:
+def _not_understood(text: str) -> str:
+    return f"{text!r} is not understood: a path is like $.state_json.items[0]['a name']"
+
+
+def unquoted(quoted: str) -> str:
+    """The text in single or double quotes, with the escapes of JSON. Raises ValueError."""
     inner = quoted[1:-1]
     if quoted[0] == "'":  # as JSON has it
         inner = inner.replace("\\'", "'").replace('"', '\\"')

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import MutableMapping
+from enum import Enum
 from typing import Any, TextIO
 
 import structlog
@@ -34,6 +35,7 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
         hide_secrets,
+        write_out_enums,
     ]
     last: list[Processor] = (
         [
@@ -103,6 +105,26 @@ def hide_secrets(
     for name, value in event.items():
         event[name] = _hidden(name, value)
     return event
+
+
+def write_out_enums(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Put the value of an enum's member in its place: a renderer that shows texts with spaces by
+    `repr` would show the member's name and class."""
+    for name, value in event.items():
+        event[name] = _written_out(value)
+    return event
+
+
+def _written_out(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {_written_out(inner): _written_out(held) for inner, held in value.items()}
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(map(_written_out, value))
+    return value
 
 
 def _hidden(name: object, value: Any) -> Any:

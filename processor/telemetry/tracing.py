@@ -19,6 +19,7 @@ import structlog
 from processor.contract.events import TRACEPARENT_HEADER
 from processor.engine.batch import Decoded
 from processor.engine.codec import Readable
+from processor.errors import install_line
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -171,7 +172,7 @@ def worker_traces(
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        log.warning("no traces: an endpoint is named, but taskflow[otel] is not installed")
+        log.warning(f"no traces: an endpoint is named, but not {install_line('otel')}")
         yield None
         return
     named = {"service.name": "taskflow-worker", "service.instance.id": instance}

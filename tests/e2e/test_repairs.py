@@ -105,6 +105,11 @@ def test_what_is_wrong_is_seen_and_a_dead_letter_goes_back(
         nowhere = tmp_path / "nowhere" / "letter.json"
         taskflow("deadletters", "show", place, "--save", str(nowhere), code=2)
         assert f"{nowhere} cannot be written: No such file" in taskflow.told
+        for nothing in ("9/9", "0/999", "0/999999999999999999"):
+            taskflow("deadletters", "show", nothing, code=1)
+            assert f"There is no dead letter {nothing}" in taskflow.told
+            taskflow("deadletters", "redrive", nothing, "--yes", code=1)
+            assert f"There is no dead letter {nothing}" in taskflow.told
         streamed = taskflow("deadletters", "--flow", flow)
         assert [f"{line['partition']}/{line['offset']}" for line in streamed] == [place]
 
@@ -133,9 +138,17 @@ def test_what_is_wrong_is_seen_and_a_dead_letter_goes_back(
         (again,) = taskflow("deadletters", "redrive", place, *mended, "--yes", "--again")
         assert again["verdict"] == "duplicate"
 
-        # What is sent back as it was is a dead letter again, and says of which it is.
+        # What the processor would still not read is counted as such, and stays.
         bad = next(line["letter"] for line in seen if line["redriven_to"] is None)
-        (back,) = taskflow("deadletters", "redrive", "--all", "--yes", code=1)
+        everything = taskflow("deadletters", "redrive", "--all", "--dry-run")
+        assert "0 letters would be sent back, 2 letters would stay." in taskflow.told
+        stays = {line["letter"]: line["stays"] for line in everything}
+        assert "would still be malformed: at byte 0: not a JSON object" in stays[bad]
+        assert taskflow("deadletters", "redrive", "--all", "--yes", code=1) == []
+        assert taskflow("deadletters", "redrive", bad, "--yes", code=1) == []
+
+        # What is sent back as it was is a dead letter again, and says of which it is.
+        (back,) = taskflow("deadletters", "redrive", "--all", "--unreadable", "--yes", code=1)
         assert (back["letter"], back["verdict"]) == (bad, "quarantined")
         assert len(taskflow("deadletters", "list")) == 3
 

@@ -55,6 +55,8 @@ async def read(
         TopicPartition(topic, partition)
         for partition in (range(count) if partitions is None else partitions)
     ]
+    if not assigned:
+        return
     with explained(settings):
         consumer = AIOKafkaConsumer(
             **connection_options(settings, "reader"),

@@ -19,7 +19,8 @@ from processor.cli.flow.lookup import select_flows
 from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code
 from processor.contract.values import instant
-from processor.ops.bulk import BulkAction, BulkTarget, Condition, Filter, condition, digest, order
+from processor.ops.bulk import BulkAction, BulkTarget, Filter, digest, order
+from processor.ops.conditions import Condition, parse_condition
 
 ACTION = typer.Argument(..., help="What is to be done to each.")
 OWNER = typer.Option(None, "--owner", help="Only flows of this session key.")
@@ -47,17 +48,21 @@ def bulk(
 ) -> None:
     """Cancel, fail, resume or prune many flows at once, as an operator.
 
-    Meant are the flows for which all options hold, and from whose status the action may lead.
-    A condition is `PATH OP VALUE`, with = != < <= > >= or ~ (contains); a PATH alone must be
-    there, with ! before it must not. PATH goes into the flow as `flow show` has it: `goal`,
-    `current_step`, `state.label`, `wait.kind`. VALUE is JSON where it is, else a text.
+    The action applies to the flows that all options select and whose status allows it.
 
-    It shows them, with a digest of which flows at which revisions, and asks. Each then gets its
-    command on the control topic, as `operator:{login}`, with the revision at which it was shown:
-    one that somebody changed meanwhile is left as it is, and listed. With --digest it is refused
-    as a whole unless exactly that is meant which was shown: --dry-run first, look, then this.
+    A condition is `PATH OPERATOR VALUE`. The operators are `=` `!=` `<` `<=` `>` `>=` and `~`
+    (contains); there is no `and`: give --where again, all conditions must hold. A PATH alone must
+    exist in the flow, with `!` before it must not. PATH is a field as `flow show` has it, in either
+    spelling: `goal`, `state.label`, `wait.kind`, `$.state_json.items[0]`. VALUE is JSON (`7`,
+    `true`, `null`), a word, or a text in quotes. What was understood is printed.
 
-    It may be repeated: what is done is not meant any more. Exit code 1 if any flow was skipped.
+    The command lists the flows, with a digest of their ids and revisions, and asks. Each flow then
+    gets its command on the control topic, as `operator:{login}`, with the revision at which it was
+    listed: a flow that changed since is left as it is, and listed as skipped. With --digest nothing
+    is done unless the flows are exactly those of that digest: --dry-run first, look, then --digest.
+
+    It may be repeated: flows that are done are not selected again. Exit code 1 if any flow was
+    skipped.
 
     Example: `taskflow bulk cancel --owner session-1 --where 'state.label = invoice' --dry-run`
 
@@ -74,15 +79,17 @@ def bulk(
     settings = settings_and_logs(quiet=True)
     targets = sorted(run(lambda: select_flows(settings, meant.target)))
     found = digest(action, reason, targets)
+    for condition in meant.where:
+        say(f"where {condition}")
     if ask.shows:
-        _preview(action, targets, found, json)
+        _preview(meant, targets, found, json)
     if wanted_digest is not None and wanted_digest != found:
         raise Refused(
             f"The digest is {found} by now, not {wanted_digest}: flows came, went or changed "
             f"({flows(len(targets))} are meant). Nothing was done; look again with --dry-run."
         )
     if not targets:
-        say("There is no such flow.")
+        say("No flows match.")
         return
     if not ask.before(f"{action.capitalize()} {flows(len(targets))}?", "Nothing was done."):
         return
@@ -98,16 +105,18 @@ def bulk(
 
 def _condition(text: str) -> Condition:
     try:
-        return condition(text)
+        return parse_condition(text)
     except ValueError as error:
         raise WrongUse(f"--where {text!r}: {error}.") from None
 
 
-def _preview(action: BulkAction, targets: list[BulkTarget], found: str, json: bool) -> None:
+def _preview(meant: Filter, targets: list[BulkTarget], found: str, json: bool) -> None:
+    action = meant.action
     if not for_people(json):
         for target in targets:
             write_json(target._asdict())
-        write_json({"action": action, "flows": len(targets), "digest": found})
+        where = [str(condition) for condition in meant.where]
+        write_json({"action": action, "where": where, "flows": len(targets), "digest": found})
         return
     rows = [
         (one.flow_id, status_text(one.status), str(one.revision), one.updated_at[:19])
@@ -117,4 +126,4 @@ def _preview(action: BulkAction, targets: list[BulkTarget], found: str, json: bo
         print_rows(console(), ("id", "status", "rev", "updated"), rows)
     if len(targets) > SHOWN:
         say(f"… and {flows(len(targets) - SHOWN)} more; --json shows all.")
-    say(f"{action} is meant for {flows(len(targets))}; digest {found}.")
+    say(f"{action} applies to {flows(len(targets))}; digest {found}.")

@@ -35,14 +35,15 @@ def prune(
 ) -> None:
     """Remove flows that have ended, with their steps. Their history stays on the audit topic.
 
-    A worker does so by itself after TASKFLOW_RETAIN_TERMINAL; this is for doing it earlier, or
-    where that is off. How long ago a flow's last change is, is told by this machine's clock.
+    A worker does so by itself after TASKFLOW_RETAIN_TERMINAL; this command does it earlier, or
+    where that setting is off. The age of a flow's last change is by this machine's clock.
 
-    Flows are looked for as by `flow list`. Each gets a `prune` on the control topic, as
-    `operator:{login}` and with the revision at which it was seen, which needs a running worker:
-    one that was pruned and created anew meanwhile is left as it is, and listed. Prints how many
-    got which answer; one that is gone already (not_found) is done, any other refusal is exit code
-    1. It asks before; in a pipe it takes --yes. Running it again goes on where it was interrupted.
+    Flows are found as by `flow list`. Each gets a `prune` on the control topic, as
+    `operator:{login}` and at the revision at which it was seen, which needs a running worker: a
+    flow that was pruned and created anew since is left as it is, and listed. Prints the number of
+    flows for each verdict and code. A flow that is gone already (`not_found`) is done; exit code 1
+    after any other refusal. It asks before; in a pipe it takes --yes. If it is interrupted, running
+    it again goes on with the flows that are left.
 
     Example: `taskflow prune --older-than 30d --dry-run`
 

@@ -28,6 +28,7 @@ from processor.cli.deadletters.lookup import (
     fault_text,
     find_letter,
     find_letters,
+    reason_of,
     row_of,
     source_of,
     spot_of,
@@ -75,8 +76,9 @@ def list_(
     ),
     json: bool = JSON,
 ) -> None:
-    """List dead letters, the oldest first: place, time, code, where they came from, and what.
+    """List dead letters, the oldest first: place, time, code, where they came from, and why.
 
+    A pipe gets a JSON line for each, with `faults`: what is wrong with its value today, and where.
     --redriven reads the source topics from the first letter's time on.
 
     Example: `taskflow deadletters list --code malformed --since 1d`
@@ -86,7 +88,8 @@ def list_(
     letters, sent = run(lambda: find_letters(settings, wanted, look_for_sent=redriven))
     if not for_people(json):
         for letter in letters:
-            write_json(row_of(letter, sent) | {"message": letter.message})
+            faults = [fault._asdict() for fault in letter.diagnosis.faults]
+            write_json(row_of(letter, sent) | {"message": letter.message, "faults": faults})
         return
     rows = [
         (
@@ -95,7 +98,7 @@ def list_(
             Text(letter.code, style="red"),
             source_of(letter),
             sent.get(letter.spot, "") if redriven else "",
-            letter.message,
+            reason_of(letter),
         )
         for letter in letters
     ]

@@ -1,8 +1,9 @@
 """Finding dead letters, and how each is told of."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 import typer
 
@@ -11,11 +12,14 @@ from processor.cli.common.options import flow_id_of, since_ms
 from processor.cli.common.progress import progress_bar
 from processor.cli.common.runner import Refused, WrongUse
 from processor.client.reader import count_partitions
+from processor.contract.outcomes import Code
 from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.ops.deadletters import DeadLetterRecord, Spot, Wanted, letter_of, redriven_from
+from processor.ops.diagnose import Diagnosis
 from processor.settings import Settings
 
+_SPOT: Final = re.compile(r"([0-9]{1,9})/([0-9]{1,18})")
 PLACE = typer.Argument(..., help="A letter: its partition/offset on the topic, such as 2/17.")
 CODE = typer.Option(None, "--code", help="Only letters with this code, such as malformed.")
 SINCE = typer.Option(None, "--since", help="Only letters written since: a time, or 10m ago.")
@@ -41,18 +45,28 @@ def wanted_of(
 
 def spot_of(place: str) -> Spot:
     """Where the letter `2/17` lies. Raises WrongUse."""
-    partition, slash, offset = place.partition("/")
-    if not (slash and partition.isdecimal() and offset.isdecimal()):
-        raise WrongUse(f"{place!r} is no place of a letter: it is partition/offset, such as 2/17.")
-    return Spot(int(partition), int(offset))
+    found = _SPOT.fullmatch(place)
+    if found is None:
+        raise WrongUse(
+            f"{place!r} is not a place of a dead letter: it is partition/offset, such as 2/17."
+        )
+    return Spot(int(found[1]), int(found[2]))
 
 
 async def find_letter(settings: Settings, spot: Spot) -> tuple[DeadLetterRecord, dict[Spot, str]]:
     """One letter, and where it was sent back to, if it was. Raises Refused."""
     letters, sent = await find_letters(settings, Wanted((spot,)), look_for_sent=True)
     if not letters:
-        raise Refused(f"There is no dead letter {spot} under {settings.topic_prefix!r}.")
+        raise no_letter(settings, spot)
     return letters[0], sent
+
+
+def no_letter(settings: Settings, spot: Spot) -> Refused:
+    """What to raise where there is none."""
+    return Refused(
+        f"There is no dead letter {spot} under {settings.topic_prefix!r}; "
+        "`taskflow deadletters list` shows those there are."
+    )
 
 
 async def find_letters(
@@ -65,6 +79,8 @@ async def find_letters(
     if wanted.spots:
         count = (await count_partitions(settings, [names.dead_letters]))[names.dead_letters]
         partitions = sorted({spot.partition for spot in wanted.spots if spot.partition < count})
+        if not partitions:
+            return [], {}
     letters = []
     records = read(settings, names.dead_letters, start=start, partitions=partitions)
     async with aclosing(records):
@@ -102,6 +118,19 @@ def source_of(letter: DeadLetterRecord) -> str:
     if not letter.source_topic:
         return "nowhere told"
     return f"{letter.source_topic}/{letter.source_partition}/{letter.source_offset}"
+
+
+def faults_text(found: Diagnosis) -> str:
+    """All that is wrong with a value, on one line."""
+    return "; ".join(fault_text(fault.at, fault.problem, fault.path) for fault in found.faults)
+
+
+def reason_of(letter: DeadLetterRecord) -> str:
+    """Why it is a dead letter. Where that is fields, its record says so and no more: they are found
+    again."""
+    if letter.code != Code.INVALID_COMMAND:
+        return letter.message
+    return faults_text(letter.diagnosis) or letter.message
 
 
 def fault_text(at: int | None, problem: str, path: str | None) -> str:

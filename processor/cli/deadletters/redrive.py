@@ -1,7 +1,7 @@
 """`taskflow deadletters redrive`: sending dead letters back to where they came from."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +19,15 @@ from processor.cli.common.output import (
     write_json,
 )
 from processor.cli.common.progress import progress_bar
-from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
+from processor.cli.common.runner import WrongUse, run, settings_and_logs
 from processor.cli.deadletters.edit import VALUE, key_for, read_file
 from processor.cli.deadletters.lookup import (
     CODE,
     SINCE,
     UNTIL,
-    fault_text,
+    faults_text,
     find_letters,
+    no_letter,
     spot_of,
     wanted_of,
 )
@@ -36,7 +37,7 @@ from processor.client.reader import CommittedReader, count_partitions
 from processor.contract.outcomes import Verdict
 from processor.contract.topics import Topics
 from processor.contract.values import instant, parse_timestamp
-from processor.ops.deadletters import DeadLetterRecord, Spot, outbound, partition_for
+from processor.ops.deadletters import DeadLetterRecord, outbound, partition_for
 from processor.ops.diagnose import diagnose
 from processor.settings import Settings
 
@@ -53,22 +54,28 @@ def redrive(
     value: Path | None = VALUE,
     key: str | None = typer.Option(None, "--key", help="With --value: the key to send it with."),
     again: bool = typer.Option(False, "--again", help="Also those that were sent back before."),
+    unreadable: bool = typer.Option(
+        False, "--unreadable", help="Also those that would only become dead letters again."
+    ),
     dry_run: bool = DRY_RUN,
     yes: bool = YES,
     timeout: str = typer.Option("30s", "--timeout", help="How long to await the outcomes."),
     json: bool = JSON,
 ) -> None:
-    """Send dead letters back to where they came from, and await what is decided.
+    """Send dead letters back to where they came from, and await their outcomes.
 
-    Key, value and headers are those of the record as it was; what was added to the letter is
-    taken off, and `taskflow-redriven-from` names the letter instead. By that header it is known
-    what went back before: it is listed and not sent again, unless you say --again; then the
-    processor answers a command that it has decided already with `duplicate`, within its window.
+    Key, value and headers are those of the original record; the headers that the dead letter added
+    are removed, and `taskflow-redriven-from` names the letter instead. By that header a letter that
+    was sent back before is known: it is listed and not sent again, except with --again; the
+    processor then answers a command that it has decided with `duplicate`, within its window.
 
-    A record goes to the partition of its key, and one without a key to where it lay. With --value
-    one letter goes back with that value, and the `flow_id` in it as its key, unless the key is
-    told. It asks before; in a pipe it takes --yes. Exit code 1 if anything was not sent, not
-    answered in time, or not accepted.
+    A letter that the processor would still refuse to read is listed with the reason and not sent:
+    correct it with `taskflow deadletters edit` and --value, or pass --unreadable.
+
+    A record goes to the partition of its key, and one without a key to where it was. With --value
+    one letter goes back with that value, and the `flow_id` in it as its key, except with --key. It
+    asks before; in a pipe it takes --yes. Exit code 1 if anything was not sent, not answered in
+    time, or not accepted; a letter that was sent back before counts as sent.
 
     Example: `taskflow deadletters redrive --code malformed --since 1h --dry-run`
 
@@ -79,30 +86,45 @@ def redrive(
         raise WrongUse("Say which letters: by place, --code, --since, --until, or --all.")
     if (value is not None or key is not None) and len(spots) != 1:
         raise WrongUse("--value and --key are for one letter, named by its place.")
+    if key is not None and value is None:
+        raise WrongUse("--key goes with --value: the value to send under it.")
     ask = Confirmation(dry_run, yes)
     settings = settings_and_logs(quiet=True)
     timeout_s = duration_ms(timeout, "--timeout") / 1000
     wanted = wanted_of(spots, code, since, until, None)
     letters, sent = run(lambda: find_letters(settings, wanted, look_for_sent=True))
     if missing := sorted(set(spots) - {letter.spot for letter in letters}):
-        raise Refused(f"There is no dead letter {missing[0]}.")
+        raise no_letter(settings, missing[0])
     edited = None if value is None else read_file(value)
     plan = _Plan(key_for(letters[0], edited, key) if edited else None, edited)
     going: list[tuple[DeadLetterRecord, str | None]] = []
     staying: list[tuple[DeadLetterRecord, str | None]] = []
+    refused = 0
     for letter in letters:
-        why = _why_not(letter, sent, plan, again=again)
-        (going if why is None else staying).append((letter, why))
+        before = None if again else sent.get(letter.spot)
+        why = _why_not(letter, plan, unreadable=unreadable)
+        if before is not None:
+            staying.append((letter, f"was sent back before, to {before}"))
+        elif why is not None:
+            refused += 1
+            staying.append((letter, why))
+        else:
+            going.append((letter, None))
     if ask.shows:
         _preview(going, staying, plan, json)
     elif staying:
         stay = "stays" if len(staying) == 1 else "stay"
         say(f"{_letters(len(staying))} {stay}: {staying[0][0].spot} {staying[0][1]}.")
-    if dry_run or not going:
-        say(f"{_letters(len(going))} would be sent back." if dry_run else "Nothing is to be sent.")
+    if dry_run:
+        say(f"{_letters(len(going))} would be sent back, {_letters(len(staying))} would stay.")
         return
-    ask.before(f"Send {_letters(len(going))} back?", "Nothing was sent.")
-    done = run(lambda: _redrive(settings, [letter for letter, _ in going], plan, timeout_s, json))
+    done = refused == 0
+    if not going:
+        say("Nothing is to be sent.")
+    else:
+        ask.before(f"Send {_letters(len(going))} back?", "Nothing was sent.")
+        chosen = [letter for letter, _ in going]
+        done &= run(lambda: _redrive(settings, chosen, plan, timeout_s, json))
     if not done:
         raise typer.Exit(1)
 
@@ -114,16 +136,14 @@ class _Plan(NamedTuple):
     value: bytes | None
 
 
-def _why_not(
-    letter: DeadLetterRecord, sent: Mapping[Spot, str], plan: _Plan, *, again: bool
-) -> str | None:
-    if letter.spot in sent and not again:
-        return f"was sent back before, to {sent[letter.spot]}"
-    if plan.value is not None:
-        found = diagnose(plan.key, plan.value)
-        told = "; ".join(fault_text(f.at, f.problem, f.path) for f in found.faults)
-        return f"would still be no command ({found.code}): {told}" if found.code else None
-    return letter.sendable
+def _why_not(letter: DeadLetterRecord, plan: _Plan, *, unreadable: bool) -> str | None:
+    """Why a letter cannot go back, or should not; None if it may."""
+    if plan.value is None and letter.sendable is not None:
+        return letter.sendable
+    if unreadable and plan.value is None:
+        return None
+    found = letter.diagnosis if plan.value is None else diagnose(plan.key, plan.value)
+    return None if found.code is None else f"would still be {found.code}: {faults_text(found)}"
 
 
 def _preview(

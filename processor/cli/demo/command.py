@@ -37,7 +37,8 @@ from processor.cli.flow.commands import print_history
 from processor.cli.flow.lookup import history
 from processor.client import FlowClient
 from processor.embedded.broker import embedded_broker, free_port
-from processor.errors import TaskflowError
+from processor.embedded.environment import need_extra
+from processor.errors import TaskflowError, install_line
 from processor.settings import Address, Settings
 
 
@@ -56,6 +57,7 @@ def demo(
 
     Settings: TASKFLOW_CACHE_DIR, TASKFLOW_BROKER_HEAP, TASKFLOW_VIEWS_HTTP with `--keep`.
     """
+    need_extra()
     settings = settings_and_logs(quiet=True)
     left_up = asyncio.Event()
     try:
@@ -95,7 +97,7 @@ async def _play_and_show(
     """The stories, and what the views make of them; they start meanwhile."""
     if not views_installed():
         await _play(settings, out)
-        out.print("The views show it live: pip install 'taskflow[views]'.")
+        out.print(f"The views show it live: {install_line('views')}", markup=False)
         if left_up is not None:
             await _leave_up(settings, out, left_up)
         return

@@ -35,8 +35,9 @@ from processor.cli.flow.wait_format import span
 from processor.contract.events import CHAIN_HEADER
 from processor.contract.topics import Topics
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
+from processor.ops.flow_path import STEPS, parse_flow_path
 from processor.ops.flow_timeline import Explanation, Life, Moment, at_time, difference, lives, told
-from processor.ops.json_path import ABSENT, Path, parse
+from processor.ops.json_path import ABSENT, Path, written
 from processor.settings import Settings
 
 BEFORE_MS: Final = 1_000
@@ -49,7 +50,7 @@ LIFE = typer.Option(
 )
 FROM = typer.Argument(..., min=0, help="A revision.")
 TO = typer.Argument(..., min=0, help="Another one.")
-PATH = typer.Argument(..., help="A place in the flow, such as $.state_json.items[0].")
+PATH = typer.Argument(..., help="A place in the flow, such as state.items[0].")
 
 Doc = dict[str, Any]
 
@@ -150,11 +151,11 @@ def blame(
 ) -> None:
     """Name the event, the command and the actor that changed a place of a flow last.
 
-    The place is a path as in JSONPath, of names and indices only: $.status, $.state_json.items[0],
-    $.steps['run 1'].status. What lies within counts: $.state_json changed when any part of it did.
-    Exit code 1 if nothing ever stood there.
+    The place is a path of names and indices, in the spelling of `taskflow bulk` or in full:
+    `status`, `state.items[0]`, `$.state_json.items[0]`, `$.steps['run 1'].status`. What lies within
+    counts: `state` changed when any part of it did. Exit code 1 if nothing ever stood there.
 
-    Example: `taskflow flow blame 6f1f3a52-0000-4000-8000-000000000001 '$.state_json.price'`
+    Example: `taskflow flow blame 6f1f3a52-0000-4000-8000-000000000001 state.price`
 
     Settings: as for `flow list`.
     """
@@ -163,7 +164,7 @@ def blame(
     past = _past(settings, flow_id)
     found = past.life(life).blame(place)
     if found is None:
-        raise Refused(f"Nothing ever stood at {path} of flow {past.flow_id}.")
+        raise Refused(f"Nothing ever stood at {written(place)} of flow {past.flow_id}.")
     event = found.event
     why = run(lambda: outcomes_of(settings, past, [event["id"]])).get(event["id"])
     if not for_people(json):
@@ -345,9 +346,9 @@ async def _read(settings: Settings, flow_id: str) -> list[ConsumerRecord]:
 
 def _path(text: str) -> Path:
     try:
-        return parse(text)
+        return parse_flow_path(text, also=[STEPS])
     except ValueError as error:
-        raise WrongUse(f"{error}.") from None
+        raise WrongUse(f"{text!r}: {error}.") from None
 
 
 def _json(value: Any) -> str:

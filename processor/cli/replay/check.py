@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+import processor
 from processor.cli.common.options import JSON, duration_ms, since_ms
 from processor.cli.common.output import console, for_people, plain, say, table, write_json
 from processor.cli.common.progress import progress_bar
@@ -107,7 +107,7 @@ def check(
     report = {
         **findings.as_json(),
         "history": {"file": None if file is None else str(file), "taskflow": head.version},
-        "decided_by": version("taskflow"),
+        "decided_by": processor.__version__,
         "settings": {
             "dedupe_window_ms": rules.dedupe_window_ms,
             "timer_max_horizon_ms": rules.timer_max_horizon_ms,
@@ -173,7 +173,7 @@ def _head(settings: Settings, file: Path | None) -> Head:
     count = run(lambda: partitions_of(settings, Topics(prefix)))
     rules = Rules(prefix, count, settings.dedupe_window_ms, settings.timer_max_horizon_ms)
     now_ms = time.time_ns() // 1_000_000
-    return Head(version("taskflow"), instant(now_ms), rules, [*range(count)])
+    return Head(processor.__version__, instant(now_ms), rules, [*range(count)])
 
 
 def _chosen(wanted: Sequence[int] | None, there: Sequence[int]) -> tuple[int, ...]:

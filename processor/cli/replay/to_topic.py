@@ -1,7 +1,9 @@
 """`taskflow replay to`: a range of the audit once more, to a topic of a consumer's own."""
 
+import re
 import time
 from collections.abc import Sequence
+from typing import Final
 
 import typer
 
@@ -20,6 +22,8 @@ from processor.contract.topics import Topics
 from processor.ops.replay.republish import republish
 from processor.ops.replay.selection import Selection, run_id
 from processor.settings import Settings
+
+_OFFSETS: Final = re.compile(r"([0-9]{1,9}):(?!-$)([0-9]{0,18})-([0-9]{0,18})")
 
 TOPIC = typer.Argument(..., help="Where to: a topic that is there, with its own time stamps.")
 SINCE = typer.Option(None, "--since", help="Events from this time on: RFC 3339, or 10m.")
@@ -119,12 +123,10 @@ def bounds_of(texts: Sequence[str]) -> dict[int, tuple[int, int | None]]:
     """Offsets by partition. Raises WrongUse."""
     bounds: dict[int, tuple[int, int | None]] = {}
     for text in texts:
-        partition, colon, span = text.partition(":")
-        start, dash, end = span.partition("-")
-        numbers = [part for part in (partition, start, end) if part]
-        well_formed = partition and colon and dash and (start or end)
-        if not well_formed or not all(part.isdecimal() for part in numbers):
+        found = _OFFSETS.fullmatch(text)
+        if found is None:
             raise WrongUse(f"--offsets is {text!r}, which is not like 0:100-200, 0:100- or 0:-200.")
+        partition, start, end = found.groups()
         bounds[int(partition)] = int(start or 0), int(end) if end else None
     return bounds
 

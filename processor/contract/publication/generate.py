@@ -35,7 +35,7 @@ def _yaml(document: Mapping[str, Any]) -> str:
         import yaml
     except ImportError:
         raise YamlMissing(
-            "asyncapi.yaml needs PyYAML, which is not installed: pip install 'taskflow[dev]'"
+            "asyncapi.yaml needs PyYAML, which is not installed: pip install 'taskflow-kafka[dev]'"
         ) from None
 
     class Plain(yaml.SafeDumper):

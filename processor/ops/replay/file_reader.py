@@ -5,7 +5,6 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from io import BufferedReader
 from itertools import repeat
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import IO, Any, Final
 
 import orjson
 
+import processor
 from processor.contract.events import CHAIN_HEADER, CHAIN_START
 from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code
@@ -86,7 +86,7 @@ class HistoryFile:
         if doc["taskflow_history"] != FORMAT or doc["schema_version"] > SCHEMA_VERSION:
             raise HistoryUnusable(
                 f"{self._path} was written by taskflow {doc['taskflow']}, in a form that this "
-                f"version, {version('taskflow')}, cannot read: run that one, or export it anew."
+                f"version, {processor.__version__}, cannot read: run that one, or export it anew."
             )
         rules = Rules(
             doc["topic_prefix"],

@@ -124,7 +124,7 @@ def test_a_check_writes_nothing(copy, capsys):
 def test_without_pyyaml_it_says_what_to_install(monkeypatch, copy, capsys):
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert generate.main(["--check"], copy) == 1
-    assert "pip install 'taskflow[dev]'" in capsys.readouterr().err
+    assert "pip install 'taskflow-kafka[dev]'" in capsys.readouterr().err
 
 
 # -- the JSON Schemas --

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from enum import StrEnum
 
 import pytest
 import structlog
@@ -49,6 +50,27 @@ def test_people_can_ask_for_sentences():
     assert "taken over" in line
     assert "partition=3" in line
     assert not line.startswith("{")
+
+
+class Outcome(StrEnum):
+    FILLED = "filled anew"
+
+
+def test_an_enum_is_written_as_its_value_wherever_it_stands():
+    fields: dict[str, object] = {
+        "table": Outcome.FILLED,
+        "several": [Outcome.FILLED],
+        "by": {Outcome.FILLED: (Outcome.FILLED,)},
+    }
+
+    (people,) = logged(Settings(log_format="console"), ("taken over", fields))
+    (line,) = logged(Settings(), ("taken over", fields))
+
+    assert "Outcome" not in people
+    assert "table='filled anew'" in people
+    entry = json.loads(line)
+    assert entry["table"] == "filled anew"
+    assert (entry["several"], entry["by"]) == (["filled anew"], {"filled anew": ["filled anew"]})
 
 
 def test_the_level_is_respected():

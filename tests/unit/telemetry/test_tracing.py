@@ -181,4 +181,4 @@ def test_a_worker_without_the_extra_says_so(monkeypatch: pytest.MonkeyPatch):
     endpoint = {tracing.ENDPOINTS[0]: "http://127.0.0.1:4318"}
     with capture_logs() as told, worker_traces(group_id="g", instance="i", environ=endpoint) as it:
         assert it is None
-    assert "taskflow[otel]" in told[0]["event"]
+    assert 'pip install "taskflow-kafka[otel]"' in told[0]["event"]

@@ -184,7 +184,9 @@ def test_a_flow_as_it_was(past: Past, capsys: pytest.CaptureFixture[str]):
         (["show", "--at", "1h", "--revision", "1"], WRONG_USE, "take one"),
         (["show", "--life", "1"], WRONG_USE, "--life says of which life"),
         (["diff", "0", "9"], REFUSED, "has revisions 0 to 2"),
-        (["blame", "$.nothing"], REFUSED, "Nothing ever stood at $.nothing"),
+        (["blame", "state.nothing"], REFUSED, "Nothing ever stood at $.state_json.nothing"),
+        (["blame", "$.nothing"], WRONG_USE, "a flow has no field 'nothing'"),
+        (["blame", "$.stat.price"], WRONG_USE, "did you mean state?"),
         (["blame", "$.*"], WRONG_USE, "is not understood"),
     ],
 )
@@ -223,6 +225,7 @@ def test_a_difference_has_a_line_for_each_place(past: Past, capsys: pytest.Captu
 
 def test_blame_names_event_command_and_actor(past: Past, capsys: pytest.CaptureFixture[str]):
     (price,) = taskflow(capsys, "blame", FLOW_ID, "$.state_json.price", "--life", "1")
+    assert taskflow(capsys, "blame", FLOW_ID, "state.price", "--life", "1") == [price]
     (status,) = taskflow(capsys, "blame", FLOW_ID, "status")
 
     assert (price["path"], price["before"], price["after"]) == ("$.state_json.price", 1, 2)
