@@ -25,7 +25,7 @@ from processor.adapters.kafka.client_config import (
     ensure_reachable,
 )
 from processor.adapters.kafka.errors import explained
-from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.client.errors import CommandNotSent
 from processor.settings import Settings
@@ -131,7 +131,7 @@ class CommandProducer:
                     max_batch_size=BATCH_BYTES,
                     linger_ms=LINGER_MS,
                 )
-                paced(producer.client)
+                back_off_metadata(producer.client)
                 try:
                     await producer.start()
                 except BaseException:

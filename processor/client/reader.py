@@ -13,7 +13,8 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAuthorizatio
 
 from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.errors import TopicsWrong, explain, explained
-from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.internals import client_of
+from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.adapters.kafka.topic_admin import partition_counts
 from processor.settings import Settings
@@ -135,7 +136,7 @@ class CommittedReader:
             auto_offset_reset="none",
             enable_auto_commit=False,
         )
-        paced(consumer._client)
+        back_off_metadata(client_of(consumer))
         return consumer
 
     async def _connect(self) -> AIOKafkaConsumer:

@@ -12,6 +12,7 @@ from processor.adapters.kafka.errors import BrokerUnreachable
 from processor.adapters.kafka.forwarder import PlainForwarder
 from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
 from processor.adapters.kafka.log_reader import KafkaLogReader, LogReaders
+from processor.adapters.kafka.record_decoder import read_any_record
 from processor.adapters.kafka.topic_admin import ensure_layout, ensure_topics, layout_changed
 from processor.adapters.kafka.transactional_producer import (
     KafkaTransactionalProducer,
@@ -71,6 +72,7 @@ async def run_worker(
         for mismatch in mismatches:
             log.warning("a topic is not what it should be", mismatch=str(mismatch))
         tune_interpreter()
+        read_any_record()
         kit = _fault_kit(settings)
         metrics = Metrics()
         instance = client_id(settings, "worker")

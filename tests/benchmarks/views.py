@@ -165,7 +165,7 @@ def questions(flows: int) -> dict[str, Ask]:
     ids = flow_ids(flows)
 
     def owner() -> str:
-        return f"agent:{rng.choice([n for n in range(1, 20)]) + 20 * rng.randrange(500)}:session:1"
+        return f"agent:{rng.choice(range(1, 20)) + 20 * rng.randrange(500)}:session:1"
 
     def ago(minutes: float) -> str:
         return (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()

@@ -13,7 +13,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import KafkaError
 
-from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.client import (
@@ -177,7 +177,7 @@ async def write(
         transactional_id=transactional_id or f"{topic}-{uuid4()}",
         request_timeout_ms=5_000,
     )
-    paced(producer.client)
+    back_off_metadata(producer.client)
     try:
         async with asyncio.timeout(10):
             await producer.start()

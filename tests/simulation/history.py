@@ -438,7 +438,8 @@ class Simulation:
             case Fault.TIME_PASSES:
                 self._pass(rng.choice((2_000, 61_000, HOUR_MS + MINUTE_MS, DAY_MS, 46 * DAY_MS)))
             case Fault.COMPACTION:
-                if not any([kafka.compact_state(n) for n in range(self.partitions)]):
+                compacted = [kafka.compact_state(n) for n in range(self.partitions)]
+                if not any(compacted):
                     return
             case Fault.RETENTION:
                 if not self._expire():

@@ -7,7 +7,7 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Float64, Int16, Int32, Schema, String
 
 
-class AlterClientQuotasResponse_v0(Response):
+class AlterClientQuotasResponse(Response):
     API_KEY = 49
     API_VERSION = 0
     SCHEMA = Schema(
@@ -23,10 +23,10 @@ class AlterClientQuotasResponse_v0(Response):
     )
 
 
-class AlterClientQuotasRequest_v0(RequestStruct):
+class AlterClientQuotasRequestStruct(RequestStruct):
     API_KEY = 49
     API_VERSION = 0
-    RESPONSE_TYPE = AlterClientQuotasResponse_v0
+    RESPONSE_TYPE = AlterClientQuotasResponse
     SCHEMA = Schema(
         (
             "entries",
@@ -42,7 +42,7 @@ class AlterClientQuotasRequest_v0(RequestStruct):
     )
 
 
-class AlterClientQuotasRequest(Request[AlterClientQuotasRequest_v0]):
+class AlterClientQuotasRequest(Request[AlterClientQuotasRequestStruct]):
     API_KEY = 49
 
     def __init__(self, client_id: str, limits: Mapping[str, float]) -> None:
@@ -50,8 +50,8 @@ class AlterClientQuotasRequest(Request[AlterClientQuotasRequest_v0]):
         self._limits = limits
 
     def build(
-        self, request_struct_class: type[AlterClientQuotasRequest_v0]
-    ) -> AlterClientQuotasRequest_v0:
+        self, request_struct_class: type[AlterClientQuotasRequestStruct]
+    ) -> AlterClientQuotasRequestStruct:
         ops = [(key, value, False) for key, value in self._limits.items()]
         return request_struct_class([([("client-id", self._client_id)], ops)], False)
 

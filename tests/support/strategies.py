@@ -57,7 +57,7 @@ def _own_fields(kind: CommandKind, at_ms: int) -> st.SearchStrategy[dict[str, An
     optional: dict[str, st.SearchStrategy[Any]] = {}
     match kind:
         case CommandKind.CREATE_MANAGED | CommandKind.CREATE_MIRRORED:
-            required = {name: NAMES for name in ("controller_id", "goal", "requester_origin")}
+            required = dict.fromkeys(("controller_id", "goal", "requester_origin"), NAMES)
             optional = {
                 "current_step": st.none() | NAMES,
                 "state_json": JSON,

@@ -1,5 +1,1 @@
-"""Kafka, as aiokafka sees it. Only `bootstrap` and the program import from here."""
-
-from processor.adapters.kafka.record_decoder import read_whatever_comes
-
-read_whatever_comes()
+"""Apache Kafka by aiokafka: the ports of the engine, and what operators ask of a cluster."""

@@ -11,7 +11,9 @@ import io
 from typing import Final
 
 import cramjam
-from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
+from aiokafka.record.default_records import DefaultRecordBatch
+
+from processor.adapters.kafka.internals import BATCH_HEADER_BYTES
 
 UNPACKED_MAX_BYTES: Final = 32 * 1024 * 1024
 """Thirty times the largest record batch that a topic of ours takes."""
@@ -21,7 +23,6 @@ EXPANDS_AT_MOST: Final = {
     DefaultRecordBatch.CODEC_ZSTD: 32_768,
 }
 """By their formats. Snappy (22) is not among them: 1 MiB of it stays below the limit."""
-HEADER_BYTES: Final = _DefaultRecordBatchPy.HEADER_STRUCT.size
 FULL: Final = "failed to write whole buffer"
 """How cramjam says that its output buffer is too small; a test guards the words."""
 
@@ -41,7 +42,7 @@ def unpacked(data: memoryview) -> tuple[bytes, bool]:
 
     Raises what the codec does if it is damaged.
     """
-    header, packed = bytearray(data[:HEADER_BYTES]), data[HEADER_BYTES:]
+    header, packed = bytearray(data[:BATCH_HEADER_BYTES]), data[BATCH_HEADER_BYTES:]
     codec = header[_ATTRIBUTES_AT] & _CODEC_MASK
     header[_ATTRIBUTES_AT] &= ~_CODEC_MASK
     if codec == DefaultRecordBatch.CODEC_GZIP:

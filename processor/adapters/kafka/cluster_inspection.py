@@ -31,6 +31,7 @@ from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
 from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.errors import explain, explained
+from processor.adapters.kafka.internals import send_request, spoken_versions
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.adapters.kafka.topic_admin import open_admin
 from processor.contract.topics import Topics
@@ -161,7 +162,7 @@ async def api_versions(settings: Settings) -> dict[str, tuple[Range, Range | Non
     theirs = {key: (low, high) for key, low, high in response.api_versions}
     found: dict[str, tuple[Range, Range | None]] = {}
     for name, request in _NEEDED.items():
-        ours = [struct.API_VERSION for struct in request._CLASSES]
+        ours = spoken_versions(request)
         found[name] = (min(ours), max(ours)), theirs.get(request.API_KEY)
     return found
 
@@ -210,8 +211,7 @@ def _told(operations: int) -> int | None:
 
 
 async def _ask(admin: AIOKafkaAdminClient, request: Any) -> Any:
-    # Private, but the client has no public way to send what it does not know itself.
-    return await admin._send_request(request)
+    return await send_request(admin, request)
 
 
 async def hanging(settings: Settings, partitions: Iterable[tuple[str, int]]) -> list[Hanging]:

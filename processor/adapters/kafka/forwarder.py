@@ -11,7 +11,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
-from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.contract.topics import DEAD_LETTER_MAX_BYTES
 from processor.engine.batch import Forward
@@ -74,7 +74,7 @@ class PlainForwarder:
                     acks="all",
                     max_request_size=DEAD_LETTER_MAX_BYTES,
                 )
-                paced(producer.client)
+                back_off_metadata(producer.client)
                 try:
                     await producer.start()
                 except BaseException:

@@ -20,7 +20,14 @@ from aiokafka.errors import (
 )
 
 from processor.adapters.kafka.commit_coalescer import CommitCoalescer
-from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.internals import (
+    client_of,
+    coordination_error,
+    member_id,
+    position_and_end,
+    raise_coordination_error,
+)
+from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.adapters.kafka.static_membership import StaticMembership
 from processor.contract.topics import Topics
@@ -93,7 +100,7 @@ class KafkaGroupConsumer:
             # Range gives commands and control of one number to one member.
             partition_assignment_strategy=(RangePartitionAssignor,),
         )
-        paced(self._consumer._client)
+        back_off_metadata(client_of(self._consumer))
         self._proofs = CommitCoalescer(self._consumer.commit)
 
     async def start(self) -> None:
@@ -151,13 +158,13 @@ class KafkaGroupConsumer:
         Seen without aiokafka's `check_errors`, which lets coordination go on: it would join once
         more, on a consumer that we are about to stop, and throw out whoever has our name.
         """
-        error = self._consumer._coordinator._pending_exception
+        error = coordination_error(self._consumer)
         if error is not None:
             await self._heed(error)
 
     async def _ask_for_our_name(self) -> None:
         if self._membership is not None and self.refused is None:
-            self.refused = await self._membership.lost(self._consumer._coordinator.member_id)
+            self.refused = await self._membership.lost(member_id(self._consumer))
 
     def assigned_now(self, tps: Iterable[TopicPartition]) -> None:
         """No await in here: whatever the group's offsets would fetch must not reach anyone."""
@@ -167,7 +174,7 @@ class KafkaGroupConsumer:
             self._consumer.seek(tp, 0)
         self.generation += 1
         if self._membership is not None:
-            self._membership.joined(self._consumer._coordinator.member_id)
+            self._membership.joined(member_id(self._consumer))
         numbers = {tp.partition for tp in tps}
         self._assigned = frozenset(n for n in numbers if tps.issuperset(self._pair(n)))
         if self._assigned != numbers:
@@ -278,7 +285,7 @@ class KafkaGroupConsumer:
         await self._check()
         try:
             # Who was given nothing fetches nothing, and would not hear of it otherwise.
-            self._consumer._coordinator.check_errors()
+            raise_coordination_error(self._consumer)
         except KafkaError as error:
             await self._heed(error)
             raise
@@ -290,14 +297,7 @@ class KafkaGroupConsumer:
 
     def _stand(self, tp: TopicPartition) -> tuple[int | None, int | None]:
         """Position and last stable offset, as the last fetch told them."""
-        subscription = self._consumer._subscription.subscription
-        assignment = subscription.assignment if subscription is not None else None
-        if assignment is None or tp not in assignment.tps:
-            return None, None
-        state = assignment.state_value(tp)
-        if not state.has_valid_position:
-            return None, state.lso
-        return state.position, state.lso
+        return position_and_end(self._consumer, tp)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

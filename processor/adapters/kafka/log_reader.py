@@ -9,7 +9,8 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processor.adapters.kafka.errors import HistoryStalled
-from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.internals import client_of, remember_topics
+from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.engine.codec import Record
 from processor.engine.ports import OffsetRange, Stuck
@@ -29,15 +30,6 @@ STUCK_S: Final = 0.5
 """After this an open transaction is no batch under way; told again after twice as long."""
 STALL_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 2.0
-
-
-def remembering(client: Any) -> None:
-    """Let `client`, an AIOKafkaClient, know each topic that it has heard of for good: aiokafka
-    forgets all but the one that a consumer is assigned, and learns of the others again with a
-    pause of 0.1 s when their offsets are asked for. The version is pinned, and a test guards this.
-    """
-    set_topics = client.set_topics
-    client.set_topics = lambda topics: set_topics({*client._topics, *topics})
 
 
 class LogReaders:
@@ -65,12 +57,13 @@ class LogReaders:
                 max_partition_fetch_bytes=FETCH_MAX_BYTES,
                 fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
             )
-            paced(consumer._client)
-            remembering(consumer._client)
+            client = client_of(consumer)
+            back_off_metadata(client)
+            remember_topics(client)
             try:
                 await consumer.start()
                 if self._topics:
-                    await consumer._client.set_topics(self._topics)
+                    await client.set_topics(self._topics)
             except BaseException:
                 await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
                 raise

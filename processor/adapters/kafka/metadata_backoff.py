@@ -1,9 +1,7 @@
-"""Asking for metadata at a bearable pace while there is no broker, or no leader, to be found.
+"""Pause between requests for metadata while a broker or a leader is missing.
 
-aiokafka 0.14 asks again at once, without a pause, for as long as a partition has no leader. That is
-the last thing that a broker tells before it shuts down in good order: from then on each client
-knocked about 1,000 times a second at its closed door, and the broker that came back had to start
-beside them.
+aiokafka 0.14 asks again at once for as long as a partition has no leader. A broker that shuts down
+in good order says so last: each client would then ask about 1,000 times a second.
 """
 
 import asyncio
@@ -12,39 +10,41 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
+from processor.adapters.kafka.internals import AskForMetadata, pace_metadata
+
 _log = logging.getLogger(__name__)
 
 PAUSE_MIN_S: Final = 0.1
 PAUSE_MAX_S: Final = 1.0
 
 
-def paced(client: Any, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-    """Let `client`, an AIOKafkaClient, pause before it asks for metadata once more: from
-    PAUSE_MIN_S, doubled with each time in vain, to PAUSE_MAX_S.
+def back_off_metadata(client: Any, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    """Let `client`, an AIOKafkaClient, pause before it asks for metadata once more.
 
-    A private step, since nothing public is asked in between; the version is pinned and a test
-    guards the name. It is run by the client's own task, so it ends with the client.
+    From PAUSE_MIN_S, doubled each time that a leader is missing, to PAUSE_MAX_S.
     """
-    ask = client._metadata_update
-    in_vain = 0
+    failures = 0
     asked_at = monotonic()
 
-    async def ask_after_a_pause(cluster: Any, topics: Collection[str] | None) -> bool:
-        nonlocal in_vain, asked_at
-        if in_vain:
-            pause_s = min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(in_vain - 1, 10))
-            await asyncio.sleep(max(0.0, asked_at + pause_s - monotonic()))
-        asked_at = monotonic()
-        try:
-            answered: bool = await ask(cluster, topics)
-        except Exception as error:
-            # The client's task would end unseen, and whoever awaits metadata would do so for ever.
-            _log.warning("metadata could not be asked for: %r", error)
-            answered = False
-        in_vain = 0 if answered and _all_led(cluster, topics) else in_vain + 1
-        return answered
+    def wrap(ask: AskForMetadata) -> AskForMetadata:
+        async def ask_after_a_pause(cluster: Any, topics: Collection[str] | None) -> bool:
+            nonlocal failures, asked_at
+            if failures:
+                pause_s = min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(failures - 1, 10))
+                await asyncio.sleep(max(0.0, asked_at + pause_s - monotonic()))
+            asked_at = monotonic()
+            try:
+                updated = await ask(cluster, topics)
+            except Exception as error:
+                # The client's task would end unseen, and what awaits metadata would wait for ever.
+                _log.warning("metadata could not be asked for: %r", error)
+                updated = False
+            failures = 0 if updated and _all_led(cluster, topics) else failures + 1
+            return updated
 
-    client._metadata_update = ask_after_a_pause
+        return ask_after_a_pause
+
+    pace_metadata(client, wrap)
 
 
 def _all_led(cluster: Any, topics: Collection[str] | None) -> bool:

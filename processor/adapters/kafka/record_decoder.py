@@ -1,14 +1,10 @@
-"""What Kafka's protocol lets anyone write, and aiokafka would never get past: it would fail on it
-again each time it is fetched.
+"""Read every record batch that Kafka's protocol allows.
 
-A header's name that is not UTF-8 is told with backslash escapes (`\\xff`), as it then stands in
-copies and dead letters too: aiokafka can write no other. Of a batch that unpacks to more than
-UNPACKED_MAX_BYTES, the record that lies there is cut, and those behind it are told without key and
-value. No public setting does either, so the class that the fetcher reads batches with is replaced;
-the version is pinned and a test guards the names.
-
-Numbers are read by aiokafka's decoder in Python: the one in C does not ask where the buffer ends,
-and what lies behind leads it anywhere.
+aiokafka fails on some of them, again each time that they are fetched, so a consumer would never get
+past them. A header name that is not UTF-8 is read with backslash escapes (`\\xff`), as it then
+stands in copies and dead letters too: aiokafka can write no other. Of a batch that unpacks to more
+than UNPACKED_MAX_BYTES, the record at the limit is cut, and those behind it are read without key
+and value.
 """
 
 import struct
@@ -16,16 +12,16 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
 
-from aiokafka.consumer import fetcher
-from aiokafka.record.default_records import (
-    DefaultRecordBatch,
-    _DefaultRecordBatchPy,
-    _DefaultRecordPy,
-)
+from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import decode_varint_py
 
 from processor.adapters.kafka.bounded_decompression import may_exceed, unpacked
+from processor.adapters.kafka.internals import (
+    RecordBatchReader,
+    read_bytes,
+    use_record_reader,
+)
 from processor.contract.values import COMMAND_MAX_BYTES
 
 _LENGTH: Final = struct.Struct(">i")
@@ -33,12 +29,15 @@ _LENGTH_AT: Final = 8
 _LENGTH_COUNTS_FROM: Final = 12
 
 
-def read_whatever_comes() -> None:
-    """From now on, every consumer of this process does."""
-    fetcher.MemoryRecords = _Records
+def read_any_record() -> None:
+    """Have every consumer of this process read any record batch.
+
+    Called when a program starts that reads what others write; importing a client changes nothing.
+    """
+    use_record_reader(LenientRecords)
 
 
-class _Records:
+class LenientRecords:
     """aiokafka's MemoryRecords, with the bytes of each batch kept at hand."""
 
     def __init__(self, data: bytes) -> None:
@@ -81,63 +80,27 @@ class _Batch:
                 yield from _as_far_as_unpacked(plain)
                 return
             batch, data = DefaultRecordBatch(plain), memoryview(plain)
-        told = 0
+        count = 0
         try:
             for record in batch:
                 yield record
-                told += 1
+                count += 1
         except UnicodeDecodeError:
-            yield from islice(_AnyHeaderName(data), told, None)
-
-
-class _AnyHeaderName(_DefaultRecordBatchPy):  # type: ignore[misc]
-    """aiokafka's own reader in Python; of a record it reads what `_read_msg` does."""
-
-    _pos: int
-    _num_records: int
-    _buffer: bytearray
-
-    def _read_msg(self, *_unused: Any) -> Any:
-        buffer = self._buffer
-        length, at = decode_varint_py(buffer, self._pos)
-        end = at + length
-        _, at = decode_varint_py(buffer, at)  # attributes
-        later_ms, at = decode_varint_py(buffer, at)
-        offset_delta, at = decode_varint_py(buffer, at)
-        key, at = _bytes(buffer, at)
-        value, at = _bytes(buffer, at)
-        count, at = decode_varint_py(buffer, at)
-        headers = []
-        for _ in range(count):
-            name, at = _bytes(buffer, at)
-            content, at = _bytes(buffer, at)
-            headers.append(((name or b"").decode("utf-8", "backslashreplace"), content))
-        self._pos = end
-        appended = self.timestamp_type == self.LOG_APPEND_TIME
-        return _DefaultRecordPy(
-            self.base_offset + offset_delta,
-            self.max_timestamp if appended else self.first_timestamp + later_ms,
-            self.timestamp_type,
-            key,
-            value,
-            headers,
-        )
+            yield from islice(RecordBatchReader(data), count, None)
 
 
 def _as_far_as_unpacked(plain: bytes) -> Iterator[Any]:
     """The records of a batch that goes on behind the end of `plain`. Nothing takes any out of the
     middle of it: producers number them one after the other, and the broker holds them to that."""
-    batch = _AnyHeaderName(plain)
-    count, buffer = batch._num_records, batch._buffer
-    told = 0
-    while told < count and _ends(buffer, batch._pos):
-        yield batch._read_msg()
-        told += 1
-    key, value = _cut(buffer, batch._pos)
-    for n in range(told, count):
-        yield _DefaultRecordPy(
-            batch.base_offset + n, batch.max_timestamp, batch.timestamp_type, key, value, []
-        )
+    batch = RecordBatchReader(plain)
+    count, buffer = batch.record_count, batch.data
+    whole = 0
+    while whole < count and _ends(buffer, batch.position):
+        yield batch.read()
+        whole += 1
+    key, value = _cut(buffer, batch.position)
+    for number in range(whole, count):
+        yield batch.record(number, key, value)
         key = value = None
 
 
@@ -156,15 +119,8 @@ def _cut(buffer: bytearray, at: int) -> tuple[bytes | None, bytes | None]:
     try:
         for _ in range(4):  # length, attributes, time, offset
             _, at = decode_varint_py(buffer, at)
-        key, at = _bytes(buffer, at)
-        value, _ = _bytes(buffer, at)
+        key, at = read_bytes(buffer, at)
+        value, _ = read_bytes(buffer, at)
     except IndexError:
         return None, None
     return (key, value) if len(value or b"") > COMMAND_MAX_BYTES else (None, None)
-
-
-def _bytes(buffer: bytearray, at: int) -> tuple[bytes | None, int]:
-    size, at = decode_varint_py(buffer, at)
-    if size < 0:
-        return None, at
-    return bytes(buffer[at : at + size]), at + size

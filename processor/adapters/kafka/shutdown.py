@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import ProducerClosed
+
+from processor.adapters.kafka.internals import cancel_sender, client_of, fail_unsent
 
 log = structlog.get_logger()
 
@@ -19,34 +20,18 @@ CLOSE_TIMEOUT_S: Final = 1.0
 async def stop_consumer(consumer: AIOKafkaConsumer, *, timeout_s: float) -> None:
     """Leave the group, if in one, and let go of all connections; never raises."""
     await _within(consumer.stop(), timeout_s)
-    await _within(consumer._client.close(), CLOSE_TIMEOUT_S)
+    await _within(client_of(consumer).close(), CLOSE_TIMEOUT_S)
 
 
 async def stop_producer(producer: AIOKafkaProducer, *, timeout_s: float) -> None:
     """Send what is unsent, as far as `timeout_s` allows, and let go; never raises."""
     stopping = asyncio.ensure_future(producer.stop())
     if not await _ends(stopping, timeout_s):
-        let_go_of_what_is_unsent(producer)
+        fail_unsent(producer)
         if not await _ends(stopping, CLOSE_TIMEOUT_S):
-            # A sender that hangs would go on knocking at the broker.
             stopping.cancel()
-            if (sender := producer._sender.sender_task) is not None:
-                sender.cancel()
+            cancel_sender(producer)
     await _within(producer.client.close(), CLOSE_TIMEOUT_S)
-
-
-def let_go_of_what_is_unsent(producer: AIOKafkaProducer) -> None:
-    """Private, but nothing public does it; a test holds it."""
-    accumulator = producer._message_accumulator
-    unsent = [
-        *accumulator._pending_batches,
-        *(b for some in accumulator._batches.values() for b in some),
-    ]
-    accumulator.fail_all(ProducerClosed())
-    for batch in unsent:
-        for future in (batch.future, batch._drain_waiter):
-            if future.done() and not future.cancelled():
-                future.exception()  # looked at, so that nobody complains about it
 
 
 async def _within(work: Any, timeout_s: float) -> None:

@@ -10,7 +10,8 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 
-from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.internals import add_partition, append, close_batch, count_commits
+from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.contract.topics import DEAD_LETTER_MAX_BYTES, MESSAGE_MAX_BYTES, Topics
 from processor.engine.batch import Outgoing
@@ -37,25 +38,8 @@ class CommitUncertain(TaskflowError):
     retriable = True
 
 
-def count_commits(producer: AIOKafkaProducer, attempted: Callable[[], None]) -> None:
-    """Tell each time that EndTxn is sent. aiokafka repeats it silently after a lost connection, and
-    the late first request would end half of the next transaction. No public call shows it, so a
-    private step is counted; the version is pinned and a test guards the name."""
-    step = producer._sender._do_txn_commit
-
-    async def counted(commit_result: Any) -> Any:
-        attempted()
-        return await step(commit_result)
-
-    producer._sender._do_txn_commit = counted
-
-
 class RecordPack:
-    """Records of a topic as Kafka's record batches, made by `new_batch`.
-
-    Records go right into aiokafka's builder, whose wrapper for one record at a time would take
-    as long again; it has no public name, so the version is pinned and a test guards this.
-    """
+    """Records of a topic as Kafka's record batches, made by `new_batch`."""
 
     def __init__(self, new_batch: Callable[[], BatchBuilder]) -> None:
         self._new_batch = new_batch
@@ -67,22 +51,20 @@ class RecordPack:
         return self._count
 
     def extend(self, records: Sequence[Outgoing]) -> None:
-        append, in_batch = self._batch._builder.append, self._in_batch
-        for key, value, headers in records:
-            listed = headers if type(headers) is list else list(headers)
-            if append(in_batch, None, key, value, listed) is None:
-                self._batch._relative_offset = in_batch
-                self._filled.append(self._batch)
-                self._batch = self._new_batch()
-                append, in_batch = self._batch._builder.append, 0
-                append(in_batch, None, key, value, listed)
-            in_batch += 1
-        self._in_batch = in_batch
+        first = append(self._batch, records, self._in_batch)
+        self._in_batch += first
+        while first < len(records):
+            close_batch(self._batch, self._in_batch)
+            self._filled.append(self._batch)
+            self._batch = self._new_batch()
+            self._in_batch = append(self._batch, records, 0, first)
+            assert self._in_batch, "each record fits into an empty batch"
+            first += self._in_batch
         self._count += len(records)
 
     def batches(self) -> list[BatchBuilder]:
         """All, to be sent in this order; the last one's number of records is `in_last`."""
-        self._batch._relative_offset = self._in_batch
+        close_batch(self._batch, self._in_batch)
         return [*self._filled, self._batch]
 
     @property
@@ -126,7 +108,7 @@ class KafkaTransactionalProducer:
             max_batch_size=BATCH_MAX_BYTES,
             max_request_size=4 * DEAD_LETTER_MAX_BYTES,
         )
-        paced(self._producer.client)
+        back_off_metadata(self._producer.client)
         await asyncio.wait_for(self._producer.start(), self._commit_timeout_s)
         count_commits(self._producer, self._attempted)
 
@@ -191,11 +173,7 @@ class KafkaTransactionalProducer:
         return last._replace(offset=last.offset + pack.in_last - 1)
 
     async def abort_open(self) -> None:
-        """Have an abort marker written to each topic of ours, by a transaction without a record.
-
-        To add a partition and send nothing has no public name; the version is pinned and a test
-        guards this.
-        """
+        """Have an abort marker written to each topic of ours, by a transaction without a record."""
         producer, topics = self._producer, self._topics
         assert producer is not None, "a writer is started before it aborts"
         self._attempts = 0
@@ -206,9 +184,7 @@ class KafkaTransactionalProducer:
                     *(topics.state, topics.outcomes, topics.audit),
                     *(topics.dead_letters, topics.control),
                 ):
-                    producer._txn_manager.maybe_add_partition_to_txn(
-                        TopicPartition(topic, self._partition)
-                    )
+                    add_partition(producer, TopicPartition(topic, self._partition))
                 await producer.abort_transaction()
         except TimeoutError as error:
             raise CommitUncertain(

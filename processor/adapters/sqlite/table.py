@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from processor.adapters.sqlite import bulk_load as filling
 from processor.adapters.sqlite import row_codec as records
 from processor.adapters.sqlite import statements
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt, told
+from processor.adapters.sqlite.internals import run_in_thread
 from processor.adapters.sqlite.write_batch import ChangePack, Deed
 from processor.contract.values import instant
 from processor.engine.rows import (
@@ -203,14 +204,7 @@ class FlowTable:
 
     async def _write(self, pack: ChangePack, before: Checkpoint | None, after: Checkpoint) -> None:
         deeds = [self._store(before, after), *pack.deeds()]
-        await self._in_thread(self._write_now, deeds)
-
-    async def _in_thread(self, work: Callable[[sqlite3.Connection, A], None], what: A) -> None:
-        # One turn of the connection's thread, not one for each statement: each would wait for the
-        # event loop to come round. aiosqlite has no public call for it; a test guards this one.
-        connection = self._connection
-        turn: Callable[..., Awaitable[None]] = connection._execute
-        await turn(work, connection._conn, what)
+        await run_in_thread(self._connection, self._write_now, deeds)
 
     def _write_now(self, connection: sqlite3.Connection, deeds: Sequence[Deed]) -> None:
         """Everything or nothing, in the connection's own thread."""
@@ -250,7 +244,7 @@ class FlowTable:
         await self._connection.execute("BEGIN IMMEDIATE")
         for table in statements.CLEAR:
             await self._connection.execute(f"DELETE FROM {table}")
-        await self._in_thread(_make_indexes, None)
+        await run_in_thread(self._connection, _make_indexes, None)
         version = await data_version(self._connection)
         await self._connection.commit()
         self._data_version = version
@@ -271,7 +265,7 @@ class FlowTable:
     ) -> None:
         """A step of a filling: where nobody waits for it any more, it is worth nothing."""
         try:
-            await self._undisturbed(lambda: self._in_thread(work, what))
+            await self._undisturbed(lambda: run_in_thread(self._connection, work, what))
         except asyncio.CancelledError:
             await self._connection.interrupt()
             raise

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from processor.adapters.kafka.record_decoder import read_any_record
 from processor.cli.common.output import say
 from processor.errors import TaskflowError
 from processor.settings import Address, BadSetting, Settings, load_settings
@@ -38,6 +39,7 @@ def settings_and_logs(*, quiet: bool = False) -> Settings:
     """
     settings = load_settings(warn=lambda sentence: say(f"warning: {sentence}"))
     configure_logs(settings)
+    read_any_record()
     if quiet:
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     return settings

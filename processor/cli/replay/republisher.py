@@ -7,12 +7,12 @@ from typing import Any, Final
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 
-from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.internals import count_commits
+from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.adapters.kafka.transactional_producer import (
     BATCH_MAX_BYTES,
     RETRY_BACKOFF_MS,
-    count_commits,
 )
 from processor.engine.partitioner import partition_of
 from processor.errors import TaskflowError
@@ -67,7 +67,7 @@ class Republisher:
             max_batch_size=BATCH_MAX_BYTES,
             max_request_size=2 * BATCH_MAX_BYTES,
         )
-        paced(producer.client)
+        back_off_metadata(producer.client)
         self._producer = producer
         await asyncio.wait_for(producer.start(), COMMIT_TIMEOUT_S)
         count_commits(producer, self._attempted)

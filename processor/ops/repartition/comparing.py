@@ -35,17 +35,17 @@ class ComparedSide:
     def __init__(self, partitions: int, *, copy: bool) -> None:
         self._partitions = partitions
         self._copy = copy
-        self._now: dict[str, bytes] = {}
-        self._history: dict[str, bytes] = {}
-        self._answers: dict[bytes, int] = {}
+        self.present: dict[str, bytes] = {}
+        self.history: dict[str, bytes] = {}
+        self.outcomes: dict[bytes, int] = {}
         self._events = 0
         self.went_on: set[str] = set()
         self.misplaced: str | None = None
 
     @property
     def counts(self) -> Counts:
-        steps = sum("/" in key for key in self._now)
-        return Counts(len(self._now) - steps, steps, self._events, len(self._answers))
+        steps = sum("/" in key for key in self.present)
+        return Counts(len(self.present) - steps, steps, self._events, len(self.outcomes))
 
     def event(self, record: LogRecord) -> None:
         event = orjson.loads(record.value or b"")
@@ -55,9 +55,9 @@ class ComparedSide:
             self.went_on.add(flow_id)
             return
         self._events += 1
-        before = self._history.get(flow_id, b"")
+        before = self.history.get(flow_id, b"")
         kept = {name: value for name, value in event.items() if name not in _MOVED}
-        self._history[flow_id] = _hash(before + canonical(kept))
+        self.history[flow_id] = _hash(before + canonical(kept))
 
     def snapshot(self, record: LogRecord) -> None:
         key = (record.key or b"").decode()
@@ -65,10 +65,10 @@ class ComparedSide:
             return
         self._placed(key.partition("/")[0], record)
         if record.value is None:
-            self._now.pop(key, None)
+            self.present.pop(key, None)
             return
         value = orjson.loads(record.value)
-        self._now[key] = _hash(canonical(value.get("flow", value.get("step"))))
+        self.present[key] = _hash(canonical(value.get("flow", value.get("step"))))
 
     def answer(self, record: LogRecord) -> None:
         """Of the last answer to each command, which is what a resend gets."""
@@ -76,27 +76,27 @@ class ComparedSide:
         if doc["verdict"] in (Verdict.ACCEPTED, Verdict.REJECTED) and not doc["dry_run"]:
             names = ("flow_id", "command_id", "verdict", "code", "revision", "command_digest", "at")
             key = _hash(canonical({name: doc[name] for name in names}))
-            self._answers[key] = parse_timestamp(doc["at"])
+            self.outcomes[key] = parse_timestamp(doc["at"])
 
     def forget(self, before_ms: int) -> None:
         """Answers to what was appended earlier do not count."""
-        self._answers = {key: at for key, at in self._answers.items() if at >= before_ms}
+        self.outcomes = {key: at for key, at in self.outcomes.items() if at >= before_ms}
 
     def newest_ms(self) -> int:
-        return max(self._answers.values(), default=0)
+        return max(self.outcomes.values(), default=0)
 
     def differences(self, other: "ComparedSide") -> Iterator[str]:
         """From the old side to the new one, a sentence each."""
         if other.misplaced is not None:
             yield other.misplaced
-        for flow_id in self._history.keys() | other._history.keys():
-            if self._history.get(flow_id) != other._history.get(flow_id):
+        for flow_id in self.history.keys() | other.history.keys():
+            if self.history.get(flow_id) != other.history.get(flow_id):
                 yield f"The history of flow {flow_id} is not the same."
-        for key in self._now.keys() | other._now.keys():
+        for key in self.present.keys() | other.present.keys():
             went_on = key.partition("/")[0] in other.went_on
-            if not went_on and self._now.get(key) != other._now.get(key):
+            if not went_on and self.present.get(key) != other.present.get(key):
                 yield f"{'Step' if '/' in key else 'Flow'} {key} is not the same."
-        if missing := len(self._answers.keys() - other._answers.keys()):
+        if missing := len(self.outcomes.keys() - other.outcomes.keys()):
             yield f"{missing} answers that a resend would get are missing."
 
     def _placed(self, flow_id: str, record: LogRecord) -> None:

@@ -19,7 +19,7 @@ class Copies:
     def __init__(self) -> None:
         self.made: dict[str, tuple[int, Outgoing]] = {}
         self.found: dict[str, tuple[int, Outgoing]] = {}
-        self._left_out = 0
+        self.left_out = 0
 
     def made_one(self, forward: Forward) -> None:
         """The code at hand forwards this."""
@@ -27,7 +27,7 @@ class Copies:
         if len(self.made) < COPIES_MAX:
             self.made[origin] = forward.partition, forward.record
         else:
-            self._left_out += 1
+            self.left_out += 1
 
     def found_one(self, record: Record, origin: bytes) -> None:
         """A copy that is recorded, by the header that says of what."""
@@ -39,12 +39,12 @@ class Copies:
         """Add those of other partitions."""
         self.made |= other.made
         self.found |= other.found
-        self._left_out += other._left_out
+        self.left_out += other.left_out
 
     def compare(self, findings: Findings) -> None:
         """Those of which both sides are known."""
-        if self._left_out:
-            findings.not_compared[NOT_KEPT] += self._left_out
+        if self.left_out:
+            findings.not_compared[NOT_KEPT] += self.left_out
         for origin, (partition, now) in self.made.items():
             recorded = self.found.get(origin)
             if recorded is None:

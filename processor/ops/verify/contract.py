@@ -147,22 +147,20 @@ EVENT_FIELDS: Final = frozenset(
         "schema_version",
     ]
 )
-FLOW_FIELDS: Final = tuple(
-    [
-        "id",
-        "controller_id",
-        "goal",
-        "owner_session_key",
-        "requester_origin",
-        "current_step",
-        "state_json",
-        "wait_json",
-        "status",
-        "cancel_requested",
-        "revision",
-        "created_at",
-        "updated_at",
-    ]
+FLOW_FIELDS: Final = (
+    "id",
+    "controller_id",
+    "goal",
+    "owner_session_key",
+    "requester_origin",
+    "current_step",
+    "state_json",
+    "wait_json",
+    "status",
+    "cancel_requested",
+    "revision",
+    "created_at",
+    "updated_at",
 )
 CURSOR_FIELDS: Final = ("commands", "control", "next_event_id")
 

@@ -17,6 +17,7 @@ from faust.app.base import BootStrategy
 from faust.types import TP
 from yarl import URL
 
+from processor.adapters.kafka.record_decoder import read_any_record
 from processor.adapters.sqlite.lock import state_dir_lock
 from processor.contract import Topics
 from processor.runtime import tune_interpreter
@@ -101,6 +102,7 @@ class ViewsApp(faust.App):
         return self.view.next_offset(topic, partition)
 
     async def on_first_start(self) -> None:
+        read_any_record()
         self.conf.datadir.parent.mkdir(parents=True, exist_ok=True)
         await super().on_first_start()
 

@@ -71,7 +71,7 @@ async def test_a_producer_is_idempotent_and_lingers(monkeypatch: pytest.MonkeyPa
         async def start(self) -> None: ...
 
     monkeypatch.setattr(module, "AIOKafkaProducer", Started)
-    monkeypatch.setattr(module, "paced", lambda client: None)
+    monkeypatch.setattr(module, "back_off_metadata", lambda client: None)
     producer = CommandProducer(Settings())
 
     await producer.send("t", b"k", b"v", [], handed_over=lambda: None)

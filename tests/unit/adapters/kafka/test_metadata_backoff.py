@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 from aiokafka.client import AIOKafkaClient
 
-from processor.adapters.kafka.metadata_backoff import paced
+from processor.adapters.kafka.metadata_backoff import back_off_metadata
 
 
 class Cluster:
@@ -38,7 +38,7 @@ class Client:
         self.breaks = False
         self.asked_at: list[float] = []
         monkeypatch.setattr(asyncio, "sleep", self._sleep)
-        paced(self, monotonic=lambda: self.now_s)
+        back_off_metadata(self, monotonic=lambda: self.now_s)
 
     async def _sleep(self, for_s: float) -> None:
         self.now_s += for_s

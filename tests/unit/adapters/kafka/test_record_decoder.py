@@ -9,8 +9,9 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder, _DefaultR
 from aiokafka.record.memory_records import MemoryRecords
 
 from processor.adapters.kafka import bounded_decompression as unpacking
-from processor.adapters.kafka.bounded_decompression import EXPANDS_AT_MOST, HEADER_BYTES
-from processor.adapters.kafka.record_decoder import _cut, _ends, _Records
+from processor.adapters.kafka.bounded_decompression import EXPANDS_AT_MOST
+from processor.adapters.kafka.internals import BATCH_HEADER_BYTES
+from processor.adapters.kafka.record_decoder import LenientRecords, _cut, _ends, read_any_record
 from processor.contract.values import COMMAND_MAX_BYTES
 
 KIB = 1024
@@ -28,13 +29,13 @@ def batch(*records, codec=0):
 def packed(plain, codec):
     """A batch without compression, compressed as it is."""
     pack = {1: gzip_encode, 3: lz4_encode, 4: zstd_encode}[codec]
-    header, records = bytearray(plain[:HEADER_BYTES]), pack(plain[HEADER_BYTES:])
-    header[8:12] = (HEADER_BYTES - 12 + len(records)).to_bytes(4, "big")
+    header, records = bytearray(plain[:BATCH_HEADER_BYTES]), pack(plain[BATCH_HEADER_BYTES:])
+    header[8:12] = (BATCH_HEADER_BYTES - 12 + len(records)).to_bytes(4, "big")
     header[22] |= codec
     return bytes(header) + records
 
 
-def read(data, reader=_Records):
+def read(data, reader=LenientRecords):
     records, found = reader(data), []
     while records.has_next():
         found.extend(
@@ -70,8 +71,10 @@ def test_what_is_not_is_escaped_and_the_rest_follows():
     assert found[:1] + found[2:] == read(plain)[:1] + read(plain)[2:]
 
 
-def test_the_fetcher_still_reads_with_the_class_that_is_replaced():
-    assert fetcher.MemoryRecords is _Records
+def test_the_fetcher_still_reads_with_the_class_that_is_replaced(monkeypatch):
+    monkeypatch.setattr(fetcher, "MemoryRecords", fetcher.MemoryRecords)
+    read_any_record()
+    assert fetcher.MemoryRecords is LenientRecords
     assert "MemoryRecords" in fetcher.Fetcher._proc_fetch_request.__code__.co_names
     assert hasattr(_DefaultRecordBatchPy, "_read_msg")
 
@@ -131,7 +134,7 @@ def test_a_value_that_goes_on_behind_the_limit_is_cut_there(codec, room_for_2_mi
 def test_so_is_one_of_which_not_even_the_length_is_there(codec, monkeypatch):
     plain = batch((b"k", b"v" * 70, []), (b"k", b"v", []))
     size = len(batch((b"k", b"v" * 70, [])))
-    for limit in range(size - HEADER_BYTES, len(plain) - HEADER_BYTES):
+    for limit in range(size - BATCH_HEADER_BYTES, len(plain) - BATCH_HEADER_BYTES):
         monkeypatch.setattr(unpacking, "UNPACKED_MAX_BYTES", limit)
         found = read(batch((b"k", b"v" * 70, []), (b"k", b"v", []), codec=codec))
         assert [one[2:4] for one in found] == [(b"k", b"v" * 70), (None, None)], limit
@@ -148,7 +151,7 @@ def test_nothing_is_read_from_behind_the_end():
 @pytest.mark.parametrize("codec", PACKED)
 def test_what_is_damaged_is_not_taken_for_too_much(codec, room_for_2_mib):
     data = bytearray(batch(*zeros(9), codec=codec))
-    data[HEADER_BYTES:] = b"rubbish" * 5_000
+    data[BATCH_HEADER_BYTES:] = b"rubbish" * 5_000
     data[8:12] = (len(data) - 12).to_bytes(4, "big")
     with pytest.raises((cramjam.DecompressionError, OSError)):
         read(bytes(data))

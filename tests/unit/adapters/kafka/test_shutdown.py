@@ -8,7 +8,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import ProducerClosed
 
-from processor.adapters.kafka.shutdown import let_go_of_what_is_unsent
+from processor.adapters.kafka.internals import fail_unsent
 
 TP = TopicPartition("anywhere", 0)
 
@@ -30,7 +30,7 @@ async def test_what_is_unsent_fails_for_who_waits_and_for_nobody_else(send: Any)
     producer = AIOKafkaProducer(bootstrap_servers="127.0.0.1:1")
     sent = await send(producer)
 
-    let_go_of_what_is_unsent(producer)
+    fail_unsent(producer)
 
     with pytest.raises(ProducerClosed):
         await asyncio.wait_for(sent, 5)

@@ -1,0 +1,233 @@
+"""Wrap what aiokafka 0.14.0 has no public name for.
+
+The only file of this adapter that touches a private name of aiokafka. The version is pinned
+exactly. For each wrapper: the reason, then the test that fails when the name moves, and the issue
+of github.com/aio-libs/aiokafka where one was found (November 2026).
+
+- use_record_reader: the fetcher has no setting for the class that reads record batches
+  (test_record_decoder).
+- RecordBatchReader: a header name that is not UTF-8 stops the public reader for good
+  (test_record_decoder).
+- client_of: a consumer's client can be neither given nor closed (test_kafka_traps; 1013).
+- pace_metadata: metadata is asked for without a pause while a partition has no leader
+  (test_metadata_backoff; 1155).
+- remember_topics: a client forgets topics that no consumer is assigned (test_log_reader).
+- member_id, coordination_error, raise_coordination_error: the group's verdict reaches only a
+  consumer that fetches (test_kafka_traps).
+- position_and_end: position and last stable offset without a request (test_kafka_traps).
+- count_commits: a lost connection repeats EndTxn silently (test_kafka_traps).
+- append, close_batch: the public wrapper takes as long again as the record itself
+  (test_transactional_producer).
+- add_partition: a transaction without a record cannot name its partitions (test_left_open).
+- fail_unsent, cancel_sender: `stop()` waits without limit for a broker that is away
+  (test_shutdown; 1101, 512).
+- send_request, spoken_versions: the admin client sends only what it knows (test_inspection).
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.consumer import fetcher
+from aiokafka.errors import KafkaError, ProducerClosed
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.api import Request
+from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
+from aiokafka.record.util import decode_varint_py
+
+Headers = list[tuple[str, bytes | None]]
+AskForMetadata = Callable[[Any, Collection[str] | None], Awaitable[bool]]
+
+BATCH_HEADER_BYTES = int(_DefaultRecordBatchPy.HEADER_STRUCT.size)
+
+
+def use_record_reader(reader: type) -> None:
+    """Have every consumer of this process read fetched bytes with `reader`.
+
+    Changes the process: only a program calls this, when it starts, never a library on import.
+    """
+    fetcher.MemoryRecords = reader
+
+
+class RecordBatchReader(_DefaultRecordBatchPy):  # type: ignore[misc]
+    """aiokafka's reader in Python of one uncompressed record batch, that takes any header name.
+
+    The reader in C does not ask where the buffer ends.
+    """
+
+    _pos: int
+    _num_records: int
+    _buffer: bytearray
+
+    @property
+    def record_count(self) -> int:
+        return self._num_records
+
+    @property
+    def data(self) -> bytearray:
+        return self._buffer
+
+    @property
+    def position(self) -> int:
+        """Where in `data` the next record begins."""
+        return self._pos
+
+    def read(self) -> Any:
+        return self._read_msg()
+
+    def record(self, number: int, key: bytes | None, value: bytes | None) -> Any:
+        """Make the record with this number in the batch."""
+        return _DefaultRecordPy(
+            self.base_offset + number, self.max_timestamp, self.timestamp_type, key, value, []
+        )
+
+    def _read_msg(self, *_unused: Any) -> Any:
+        buffer = self._buffer
+        length, at = decode_varint_py(buffer, self._pos)
+        end = at + length
+        _, at = decode_varint_py(buffer, at)  # attributes
+        later_ms, at = decode_varint_py(buffer, at)
+        offset_delta, at = decode_varint_py(buffer, at)
+        key, at = read_bytes(buffer, at)
+        value, at = read_bytes(buffer, at)
+        count, at = decode_varint_py(buffer, at)
+        headers = []
+        for _ in range(count):
+            name, at = read_bytes(buffer, at)
+            content, at = read_bytes(buffer, at)
+            headers.append(((name or b"").decode("utf-8", "backslashreplace"), content))
+        self._pos = end
+        appended = self.timestamp_type == self.LOG_APPEND_TIME
+        return _DefaultRecordPy(
+            self.base_offset + offset_delta,
+            self.max_timestamp if appended else self.first_timestamp + later_ms,
+            self.timestamp_type,
+            key,
+            value,
+            headers,
+        )
+
+
+def read_bytes(buffer: bytearray, at: int) -> tuple[bytes | None, int]:
+    """Read a length and as many bytes at `at`; return them and the place behind them."""
+    size, at = decode_varint_py(buffer, at)
+    if size < 0:
+        return None, at
+    return bytes(buffer[at : at + size]), at + size
+
+
+def client_of(consumer: AIOKafkaConsumer) -> Any:
+    return consumer._client
+
+
+def pace_metadata(client: Any, wrap: Callable[[AskForMetadata], AskForMetadata]) -> None:
+    """Replace the step by which `client` asks for metadata by what `wrap` makes of it.
+
+    The client's own task runs the step, so it ends with the client.
+    """
+    client._metadata_update = wrap(client._metadata_update)
+
+
+def remember_topics(client: Any) -> None:
+    """Have `client` keep each topic that it was asked for.
+
+    aiokafka forgets all but those that a consumer is assigned, and learns of the others again, with
+    a pause of 0.1 s, when their offsets are asked for.
+    """
+    set_topics = client.set_topics
+    client.set_topics = lambda topics: set_topics({*client._topics, *topics})
+
+
+def member_id(consumer: AIOKafkaConsumer) -> str:
+    """Return the id that the group gave this member; "" if it is in none."""
+    return str(consumer._coordinator.member_id)
+
+
+def coordination_error(consumer: AIOKafkaConsumer) -> KafkaError | None:
+    """Return the error with which coordination has given up, and leave it to be raised."""
+    return consumer._coordinator._pending_exception
+
+
+def raise_coordination_error(consumer: AIOKafkaConsumer) -> None:
+    """Raise the error with which coordination has given up; coordination then tries again."""
+    consumer._coordinator.check_errors()
+
+
+def position_and_end(
+    consumer: AIOKafkaConsumer, partition: TopicPartition
+) -> tuple[int | None, int | None]:
+    """Return position and last stable offset as the last fetch had them; None where unknown."""
+    subscription = consumer._subscription.subscription
+    assignment = subscription.assignment if subscription is not None else None
+    if assignment is None or partition not in assignment.tps:
+        return None, None
+    state = assignment.state_value(partition)
+    return (state.position if state.has_valid_position else None), state.lso
+
+
+def count_commits(producer: AIOKafkaProducer, attempted: Callable[[], None]) -> None:
+    """Call `attempted` each time that EndTxn is sent.
+
+    aiokafka repeats it silently after a lost connection, and the late first request would end half
+    of the next transaction.
+    """
+    step = producer._sender._do_txn_commit
+
+    async def counted(commit_result: Any) -> Any:
+        attempted()
+        return await step(commit_result)
+
+    producer._sender._do_txn_commit = counted
+
+
+def append(
+    batch: BatchBuilder, records: Sequence[tuple[Any, Any, Any]], number: int, first: int = 0
+) -> int:
+    """Append `records[first:]` (key, value, headers), the first with `number`, until one does not
+    fit; return how many were appended."""
+    add = batch._builder.append
+    for count, (key, value, headers) in enumerate(records[first:] if first else records):
+        listed = headers if type(headers) is list else list(headers)
+        if add(number + count, None, key, value, listed) is None:
+            return count
+    return len(records) - first
+
+
+def close_batch(batch: BatchBuilder, count: int) -> None:
+    """Tell `batch` that `count` records were appended to it."""
+    batch._relative_offset = count
+
+
+def add_partition(producer: AIOKafkaProducer, partition: TopicPartition) -> None:
+    """Add `partition` to the open transaction without writing a record to it."""
+    producer._txn_manager.maybe_add_partition_to_txn(partition)
+
+
+def fail_unsent(producer: AIOKafkaProducer) -> None:
+    """Fail what is unsent with ProducerClosed, as `stop()` would if it did not wait for it."""
+    accumulator = producer._message_accumulator
+    unsent = [
+        *accumulator._pending_batches,
+        *(batch for batches in accumulator._batches.values() for batch in batches),
+    ]
+    accumulator.fail_all(ProducerClosed())
+    for batch in unsent:
+        for future in (batch.future, batch._drain_waiter):
+            if future.done() and not future.cancelled():
+                future.exception()  # retrieved, so that asyncio does not log it
+
+
+def cancel_sender(producer: AIOKafkaProducer) -> None:
+    """End the task that goes on connecting to a broker that is away."""
+    if (sender := producer._sender.sender_task) is not None:
+        sender.cancel()
+
+
+async def send_request(admin: AIOKafkaAdminClient, request: Any) -> Any:
+    return await admin._send_request(request)
+
+
+def spoken_versions(request: type[Request[Any]]) -> list[int]:
+    """Return the versions of `request` that aiokafka speaks."""
+    return [struct.API_VERSION for struct in request._CLASSES]
