@@ -122,7 +122,7 @@ async def _verify(
             await log.close()
 
     with progress_bar("verifying") as bar:
-        return await verified(scope, logs, LocalTables(settings), watcher=_Watched(bar))
+        return await verified(scope, logs, [LocalTables(settings)], watcher=_Watched(bar))
 
 
 @contextmanager

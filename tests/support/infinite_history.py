@@ -188,6 +188,8 @@ class Endless:
     ) -> AsyncGenerator[Sequence[Appended], None]:
         chunk: list[Appended] = []
         for record in self.records(topic) if self.count(topic) else ():
+            if not start <= record.offset < end:
+                continue
             chunk.append(record)
             if len(chunk) == AT_ONCE:
                 yield chunk
@@ -204,7 +206,7 @@ class Endless:
         async def logs(partition: int) -> AsyncIterator[Endless]:
             yield self
 
-        return await verify(Scope(TOPICS, 1, HOUR_MS, at_rest=True, grace_s=0.0), logs, self)
+        return await verify(Scope(TOPICS, 1, HOUR_MS, at_rest=True, grace_s=0.0), logs, [self])
 
 
 def _uuid(digits: str) -> str:

@@ -150,7 +150,7 @@ class Recorded:
         return await verify(
             Scope(TOPICS, self.partitions, self.window_ms, **chosen),
             self.logs,
-            _Tables(self.tables),
+            [_Tables(self.tables)],
             watcher=watcher,
         )
 

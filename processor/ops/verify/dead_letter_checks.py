@@ -23,8 +23,8 @@ class DeadLetterChecks:
     """`front`: dead letters may have gone, or begin, where outcomes do not."""
 
     def __init__(self, report: Report, stream: RecordStream, *, front: bool) -> None:
+        self.stream = stream
         self._report = report
-        self._stream = stream
         self._front = front
 
     async def beside(
@@ -34,17 +34,17 @@ class DeadLetterChecks:
         outcome's included."""
         place = outcome["source"]["topic"], outcome["source"]["offset"]
         self._report.checked["I9"] += 1
-        while (letter := await self._stream.head()) is not None:
+        while (letter := await self.stream.head()) is not None:
             about = _about(letter)
             if about == place:
-                await self._stream.take()
+                await self.stream.take()
                 self._front = False
                 if source is not None:
                     self._same(letter, outcome, source)
                 return
             if about is not None and about[1] >= answered.get(about[0], 0):
                 break  # a later one's
-            await self._stream.take()
+            await self.stream.take()
             if not self._front:
                 self._extra(letter)
         if not self._front:
@@ -52,7 +52,7 @@ class DeadLetterChecks:
 
     async def rest(self, cut: Mapping[str, int]) -> None:
         """What no outcome asked for, below the cut."""
-        while (letter := await self._stream.take()) is not None:
+        while (letter := await self.stream.take()) is not None:
             about = _about(letter)
             if about is None or (about[1] < cut.get(about[0], 0) and not self._front):
                 self._extra(letter)

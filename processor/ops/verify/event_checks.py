@@ -1,4 +1,4 @@
-"""The fold of a partition's audit, and what must hold of each event: I3, I4, I7, I9, I12."""
+"""The fold of a partition's audit, and what must hold of each event: I3, I4, I7, I9, I12, I13."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -186,11 +186,11 @@ class EventChecks:
         if event["kind"] == "resumed" and command.get("kind") == "wake":
             if doc is None or "wait_json" not in doc:
                 return
-            self._report.checked["I4"] += 1
+            self._report.checked["I13"] += 1
             due = due_ms(doc["wait_json"])
             if due is None or source.timestamp < due:
                 until = "without a time" if due is None else f"until {instant(due)}"
-                add("I4", "woken_early", f"It waited {until} and was woken at {event['at']}.")
+                add("I13", "woken_early", f"It waited {until} and was woken at {event['at']}.")
         expected = payload_of(command, event["kind"], (doc or {}).get("wait_json"))
         if not same(event["payload_json"], expected):
             add("I9", "event_payload", "Its payload is not what its command asked for.")

@@ -18,6 +18,7 @@ from processor.ops.verify.ports import LogRange, LogRecord
 from processor.ops.verify.record_stream import RecordStream
 from processor.ops.verify.report import Report
 from processor.ops.verify.scratch_store import ScratchStore
+from processor.ops.verify.transaction_checks import Transactions
 
 LATE_MAX: Final = 1_000
 """Commands without an outcome that are kept, in case it only stands in the wrong place."""
@@ -43,7 +44,7 @@ class SourceTopic:
 @dataclass(slots=True)
 class Parts:
     """What a pass works with. `starts` are the first offsets of `outcomes`, `audit`, dead letters;
-    `cut` is the newest cursor; `table_is_at` hears before which event the fold stands, and where
+    `cut` is the newest cursor; `tables_are_at` hears before which event the fold stands, and where
     it began."""
 
     topics: Topics
@@ -52,11 +53,12 @@ class Parts:
     scratch: ScratchStore
     fold: EventChecks
     answers: OutcomeChecks
+    transactions: Transactions
     extents: Mapping[str, LogRange]
     starts: Mapping[str, int]
     cut: Doc
     open_stream: OpenStream
-    table_is_at: Callable[[int, int | None], None]
+    tables_are_at: Callable[[int, int | None], None]
     since: bool
     at_rest: bool
     only: str | None
@@ -93,6 +95,14 @@ class HistoryReader:
         self.beyond: Doc | None = None
         """The first outcome behind the cut."""
 
+    @property
+    def newest_ms(self) -> int:
+        """The latest append time of all that was read."""
+        streams = [self._outcomes, self._audit, *(one.stream for one in self.sources.values())]
+        if self._letters is not None:
+            streams.append(self._letters.stream)
+        return max(stream.newest_ms for stream in streams if stream is not None)
+
     async def read(self) -> None:
         """All up to the cut."""
         answers, count = self._parts.answers, 0
@@ -128,9 +138,16 @@ class HistoryReader:
             caused = await self._events(outcome, record, command, source)
         if concerns:
             answers.after(outcome, record, source, command, caused)
+        self._requests(caused)
         if outcome["verdict"] == "quarantined" and self._letters is not None:
             answered = {name: one.answered for name, one in self.sources.items()}
             await self._letters.beside(outcome, record, source, answered)
+
+    def _requests(self, caused: Sequence[tuple[LogRecord, Doc]]) -> None:
+        for record, event in caused:
+            if event["kind"] == "cancel_requested" and event["status"] == "waiting":
+                control = self.sources[self._parts.topics.control].answered
+                self._parts.transactions.requested(record, event, control)
 
     # Commands
 
@@ -181,6 +198,8 @@ class HistoryReader:
             source.first_ms = record.timestamp
         self._report.counts[source.topic.rpartition(".")[2]] += 1
         self._report.checked["I10"] += 1
+        if source.topic == self._parts.topics.control:
+            self._parts.transactions.passed(record)
         if (origin := forwarded_from(record)) is not None and self._parts.only is None:
             self._parts.scratch.put_copy(origin, copied(record))
         return record
@@ -222,7 +241,7 @@ class HistoryReader:
             self._fold.next_id = None
         for event_id in outcome["event_ids"]:
             while (head := await self._head_event()) is not None and head[1]["id"] < event_id:
-                self._unnamed(*head)
+                await self._unnamed(*head)
                 self._event = None
             if head is None or head[1]["id"] != event_id:
                 self._add(
@@ -234,7 +253,7 @@ class HistoryReader:
                 )
                 continue
             self._event = None
-            self._fold_one(*head, command, source)
+            await self._fold_one(*head, command, source)
             caused.append(head)
         self._front = False
         self._parts.answers.level = self._fold.whole
@@ -251,7 +270,7 @@ class HistoryReader:
                 self._event = record, event
         return self._event
 
-    def _unnamed(self, record: LogRecord, event: Doc) -> None:
+    async def _unnamed(self, record: LogRecord, event: Doc) -> None:
         """An event that no outcome names."""
         if self._front or (self.first_event_id or 0) > event["id"]:
             if self._parts.since:
@@ -260,15 +279,17 @@ class HistoryReader:
         else:
             about = f"Event {event['id']} ({event['kind']}) is named by no outcome."
             self._add(record, "I9", "event_without_outcome", about, event)
-        self._fold_one(record, event, None, None)
+        await self._fold_one(record, event, None, None)
 
-    def _fold_one(
+    async def _fold_one(
         self, record: LogRecord, event: Doc, command: Doc | None, source: LogRecord | None
     ) -> None:
         if self.first_event_id is None and not self._fold.whole:
             self.first_event_id = event["id"]
-        self._parts.table_is_at(event["id"], self.first_event_id)
+        await self._parts.transactions.before(event["id"])
+        self._parts.tables_are_at(event["id"], self.first_event_id)
         self._fold.apply(record, event, command, source)
+        self._parts.transactions.folded(event)
         self._last_id = event["id"]
 
     # The end
@@ -277,9 +298,10 @@ class HistoryReader:
         """What is left below the cut, and what lies behind it."""
         for source in self.sources.values():
             await self._rest_of(source)
+        control = self.sources[self._parts.topics.control]
         while (head := await self._head_event()) is not None and head[1]["id"] < self._cut_event:
             self._event = None
-            self._unnamed(*head)
+            await self._unnamed(*head)
         if self._last_id is not None and self._last_id + 1 != self._cut_event:
             self._report.add(
                 *("I9", "events_end_elsewhere"),
@@ -297,7 +319,9 @@ class HistoryReader:
             )
         if self.first_event_id is None and not self._fold.whole:
             self.first_event_id = self._cut_event
-        self._parts.table_is_at(self._cut_event, self.first_event_id)
+        await self._parts.transactions.before(self._cut_event)
+        self._parts.transactions.end_requests(control.extent.start)
+        self._parts.tables_are_at(self._cut_event, self.first_event_id)
         if self._letters is not None:
             await self._letters.rest({name: one.cut for name, one in self.sources.items()})
         self._report.counts["outcomes"] += self._outcomes.count

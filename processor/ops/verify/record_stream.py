@@ -17,6 +17,8 @@ class RecordStream:
         self.end = end
         self.passed = start
         self.count = 0
+        self.newest_ms = 0
+        """The latest append time of what was read."""
         self._chunks = log.read(topic, start, end)
         self._chunk: list[LogRecord] = []
         self._next = 0
@@ -32,6 +34,7 @@ class RecordStream:
                 return None
             self._chunk, self._next = list(chunk), 0
             if chunk:
+                self.newest_ms = max(self.newest_ms, *(record.timestamp for record in chunk))
                 self._tell(chunk[-1].offset + 1)
         return self._chunk[self._next]
 

@@ -20,6 +20,7 @@ INVARIANTS: Final[Mapping[str, str]] = MappingProxyType(
         "I10": "every command is answered",
         "I11": "no transaction stays open",
         "I12": "all records of a flow are on its partition",
+        "I13": "every wait ends at its time, and not before",
     }
 )
 

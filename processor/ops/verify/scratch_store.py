@@ -50,12 +50,8 @@ _SCHEMA: Final = f"""
         at_ms INTEGER NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL, flow_id TEXT
     );
     {_SEEN.format("state")}
-    {_SEEN.format("image")}
 """
-_OF_A_PARTITION: Final = (
-    *("flow", "step", "answer"),
-    *("state_flow", "state_step", "image_flow", "image_step"),
-)
+_OF_A_PARTITION: Final = ("flow", "step", "answer", "state_flow", "state_step")
 
 
 class ScratchFailed(TaskflowError):
@@ -149,6 +145,7 @@ class ScratchStore:
         self._weight = 0
         self._answers = 0
         self._forget_at = FORGET_AFTER
+        self._images: list[str] = []
 
     def next_partition(self) -> None:
         """Forget the last one."""
@@ -157,6 +154,16 @@ class ScratchStore:
         self._forget_at = FORGET_AFTER
         for name in _OF_A_PARTITION:
             self._db.execute(f"DELETE FROM {name}")
+        for image in self._images:
+            self.clear_seen(image)
+
+    def image(self, nth: int) -> str:
+        """The name of the place for the nth table of a partition, which is empty."""
+        while len(self._images) <= nth:
+            self._images.append(f"image{len(self._images)}")
+            for statement in _SEEN.format(self._images[-1]).split(";"):
+                self._db.execute(statement)
+        return self._images[nth]
 
     # Folded flows
 
@@ -226,6 +233,13 @@ class ScratchStore:
         ).fetchone()
         return row
 
+    def step_digest(self, flow_id: str, run_id: str) -> bytes | None:
+        """The digest of a step; None if there is no such step."""
+        row = self._db.execute(
+            "SELECT digest FROM step WHERE flow_id = ? AND run_id = ?", (flow_id, run_id)
+        ).fetchone()
+        return None if row is None else row[0]
+
     def put_step(
         self, flow_id: str, run_id: str, digest: bytes, child: str | None, created_at: str | None
     ) -> None:
@@ -270,7 +284,7 @@ class ScratchStore:
     def put_seen(
         self, where: str, flows: Iterable[SeenFlow] = (), steps: Iterable[SeenStep] = ()
     ) -> None:
-        """`where`: state or image."""
+        """`where`: `state`, or what `image` names."""
         try:
             self._db.executemany(
                 f"INSERT OR REPLACE INTO {where}_flow VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", flows

@@ -2,15 +2,16 @@
 I12."""
 
 from collections.abc import Iterator
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from processor.contract.state import CURSOR_PREFIX
-from processor.contract.values import EVENTS_PER_PARTITION, SCHEMA_VERSION
+from processor.contract.values import EVENTS_PER_PARTITION, SCHEMA_VERSION, instant
 from processor.ops.verify.contract import (
     CURSOR_FIELDS,
     Doc,
     canonical,
     differing,
+    due_ms,
     hash16,
     home_of,
     parsed,
@@ -28,6 +29,20 @@ TRANSACTION_MAX_KEYS: Final = 50_000
 there may be any number."""
 UNREADABLE: Final = b""
 """The signature of what is no flow."""
+TRANSACTION_KEPT: Final = 10_000
+TRANSACTION_KEPT_BYTES: Final = 16 * 1024 * 1024
+"""Records between two cursors, and bytes of their values, that are kept for comparing."""
+
+
+class StateWrite(NamedTuple):
+    """The records of `state` behind one cursor and up to the next: one transaction, or several
+    where compaction has removed cursors. `records` is None where there are too many, `complete`:
+    compaction has removed none."""
+
+    records: dict[bytes, LogRecord] | None
+    before: Doc | None
+    cursor: Doc
+    complete: bool
 
 
 class StateReader:
@@ -41,30 +56,33 @@ class StateReader:
         self._partition = partition
         self._only = only
         self._key = f"{CURSOR_PREFIX}{partition}".encode()
-        self._written: set[bytes] = set()
+        self._keys: set[bytes] = set()
+        self._written: dict[bytes, LogRecord] | None = {}
+        """None: too many to be kept."""
+        self._written_bytes = 0
+        self._records = 0
         self._flows: dict[str, SeenFlow | None] = {}
         self._steps: dict[tuple[str, str], SeenStep | None] = {}
         self.cursor: Doc | None = None
         self.cursor_at: LogRecord | None = None
         self._behind: LogRecord | None = None
 
-    def take(self, record: LogRecord) -> None:
+    def take(self, record: LogRecord) -> StateWrite | None:
+        """Take the next record; what was written up to it, if it is a cursor."""
         key = record.key or b""
         if key.startswith(CURSOR_PREFIX.encode()):
-            self._cursor(record, key)
-            return
+            return self._cursor(record, key)
         self._behind = record
-        if key in self._written:
+        if key in self._keys:
             self._add(
                 record,
                 *("I8", "state_key_twice"),
                 f"{_utf8(key)} stands twice between two cursors: one transaction writes it once.",
             )
-        elif len(self._written) < TRANSACTION_MAX_KEYS:
-            self._written.add(key)
+        self._keep(key, record)
         flow_id, slash, run_id = _utf8(key).partition("/")
         if self._only not in (None, flow_id):
-            return
+            return None
         value = parsed(record.value)
         if slash:
             step = None
@@ -78,6 +96,17 @@ class StateReader:
             )
         if len(self._flows) + len(self._steps) >= AT_ONCE:
             self._write()
+        return None
+
+    def _keep(self, key: bytes, record: LogRecord) -> None:
+        self._records += 1
+        if len(self._keys) < TRANSACTION_MAX_KEYS:
+            self._keys.add(key)
+        self._written_bytes += len(record.value or b"")
+        if self._records > TRANSACTION_KEPT or self._written_bytes > TRANSACTION_KEPT_BYTES:
+            self._written = None
+        if self._written is not None:
+            self._written[key] = record
 
     def end(self) -> None:
         """All is read."""
@@ -89,13 +118,13 @@ class StateReader:
                 "Records of a transaction without the cursor that ends it.",
             )
 
-    def _cursor(self, record: LogRecord, key: bytes) -> None:
+    def _cursor(self, record: LogRecord, key: bytes) -> StateWrite | None:
         self._report.checked["I6"] += 1
         self._report.checked["I8"] += 1
         cursor = parsed(record.value)
         if key != self._key:
             self._add(record, "I12", "cursor_misplaced", f"{_utf8(key)} on another partition.")
-            return
+            return None
         fields = {*CURSOR_FIELDS, "schema_version"}
         if (
             cursor is None
@@ -105,7 +134,7 @@ class StateReader:
             or cursor["next_event_id"] // EVENTS_PER_PARTITION != self._partition
         ):
             self._add(record, "I6", "not_a_cursor", "The record is no cursor of this partition.")
-            return
+            return None
         for name in CURSOR_FIELDS:
             if self.cursor is not None and cursor[name] < self.cursor[name]:
                 self._add(
@@ -113,8 +142,14 @@ class StateReader:
                     *("I6", "cursor_moved_back"),
                     f"{name} goes back from {self.cursor[name]} to {cursor[name]}.",
                 )
+        # Behind the cursor before comes the marker of its transaction.
+        first = 0 if self.cursor_at is None else self.cursor_at.offset + 2
+        complete = record.offset - first == self._records
+        write = StateWrite(self._written, self.cursor, cursor, complete)
         self.cursor, self.cursor_at, self._behind = cursor, record, None
-        self._written.clear()
+        self._keys.clear()
+        self._written, self._written_bytes, self._records = {}, 0, 0
+        return write
 
     def _write(self) -> None:
         flows, steps = self._flows, self._steps
@@ -143,11 +178,12 @@ class StateReader:
 
 
 class Image:
-    """A table as it was at one moment, kept in the scratch file."""
+    """A table as it was at one moment, kept in the scratch file under the name `where`."""
 
     def __init__(
-        self, scratch: ScratchStore, report: Report, partition: int, only: str | None
+        self, scratch: ScratchStore, report: Report, partition: int, only: str | None, where: str
     ) -> None:
+        self.where = where
         self._scratch = scratch
         self._report = report
         self._partition = partition
@@ -158,13 +194,23 @@ class Image:
     def take(
         self, position: TablePosition, flows: Iterator[TableFlow], steps: Iterator[TableStep]
     ) -> None:
-        self._scratch.clear_seen("image")
+        self._scratch.clear_seen(self.where)
         self._odd.clear()
         self.position = position
         for flow_rows in _some(flows):
-            self._scratch.put_seen("image", map(self._flow, filter(self._wanted, flow_rows)))
+            self._scratch.put_seen(self.where, map(self._flow, filter(self._wanted, flow_rows)))
         for step_rows in _some(steps):
-            self._scratch.put_seen("image", (), map(_step, filter(self._wanted, step_rows)))
+            self._scratch.put_seen(self.where, (), map(_step, filter(self._wanted, step_rows)))
+
+    @property
+    def path(self) -> str:
+        assert self.position is not None
+        return self.position.path
+
+    @property
+    def next_event_id(self) -> int:
+        assert self.position is not None
+        return self.position.next_event_id
 
     def tell_odd(self) -> None:
         """Rows whose columns say something else than their documents."""
@@ -201,15 +247,24 @@ class Image:
 
 
 class SnapshotChecks:
-    """Compares the fold, as it is now, with what `where` ("state" or "image") holds."""
+    """Compares the fold, as it is now, with what `where` ("state", or an image's) holds.
+
+    `overdue_ms`: no flow may wait any more whose time lies before this; None: work goes on.
+    """
 
     def __init__(
-        self, scratch: ScratchStore, report: Report, partition: int, partitions: int
+        self,
+        scratch: ScratchStore,
+        report: Report,
+        partition: int,
+        partitions: int,
+        overdue_ms: int | None = None,
     ) -> None:
         self._scratch = scratch
         self._report = report
         self._partition = partition
         self._partitions = partitions
+        self._overdue_ms = overdue_ms
 
     def compare(self, where: str, name: str, first_event_id: int | None) -> None:
         """`name`: the topic or the table's path; `first_event_id`: where the fold began, None for
@@ -218,6 +273,8 @@ class SnapshotChecks:
         for flow_id, entry, seen in self._scratch.flows_beside(where):
             self._report.checked["I5"] += 1
             self._flow(what, name, flow_id, entry, seen)
+            if what == "state" and entry.doc is not None:
+                self._wait(name, flow_id, entry.doc)
         for seen in self._scratch.flows_only(where):
             if first_event_id is None or seen.last_event_id >= first_event_id:
                 self._report.checked["I5"] += 1
@@ -274,6 +331,18 @@ class SnapshotChecks:
                 + (" and another chain." if seen.last_event_id == entry.last_event_id else ".")
             )
             self._add(f"{what}_tail", message, name, seen.place, flow_id, invariant="I7")
+
+    def _wait(self, name: str, flow_id: str, doc: Doc) -> None:
+        if self._overdue_ms is None or doc["status"] != "waiting":
+            return
+        due = 0 if doc.get("cancel_requested") else due_ms(doc.get("wait_json"))
+        if due is None:
+            return
+        self._report.checked["I13"] += 1
+        if due < self._overdue_ms:
+            why = f"its time was {instant(due)}" if due else "its cancellation was requested"
+            message = f"The flow still waits, but {why}."
+            self._add("wait_overdue", message, name, -1, flow_id, invariant="I13")
 
     def _add(
         self,

@@ -18,11 +18,12 @@ from processor.ops.verify.contract import Doc, home_of, parsed
 from processor.ops.verify.event_checks import EventChecks
 from processor.ops.verify.history_reader import HistoryReader, Parts, SourceTopic
 from processor.ops.verify.outcome_checks import OutcomeChecks, copied, forwarded_from
-from processor.ops.verify.ports import Log, LogRange, Logs, TableProblem, Tables
+from processor.ops.verify.ports import Log, LogRange, LogRecord, Logs, TableProblem, Tables
 from processor.ops.verify.record_stream import RecordStream
 from processor.ops.verify.report import Report
 from processor.ops.verify.scratch_store import ScratchStore, open_scratch
 from processor.ops.verify.snapshot_checks import Image, SnapshotChecks, StateReader
+from processor.ops.verify.transaction_checks import Transactions
 
 SETTLE_POLL_S: Final = 0.05
 CURSOR_SPAN: Final = 2_000
@@ -40,6 +41,8 @@ class Scope:
 
     `at_rest`: no load and no lag is expected, after `grace_s` seconds at most; otherwise what is
     under way is left alone. `grace_s` is also how long a transaction may hide what others show.
+    `punctual_ms`: how late a wake may be at rest; one that came too early is tried again after a
+    minute.
     """
 
     topics: Topics
@@ -49,6 +52,7 @@ class Scope:
     flow_id: str | None = None
     at_rest: bool = False
     grace_s: float = 30.0
+    punctual_ms: int = 90_000
 
     @property
     def chosen(self) -> list[int]:
@@ -74,12 +78,13 @@ class Watcher:
 async def verify(
     scope: Scope,
     logs: Logs,
-    tables: Tables,
+    tables: Sequence[Tables],
     *,
     watcher: Watcher | None = None,
     scratch_dir: Path | None = None,
 ) -> Report:
-    """Look at all that `scope` names. Raises ScratchFailed, and what `logs` and `tables` raise."""
+    """Look at all that `scope` names; `tables` are those of each state directory. Raises
+    ScratchFailed, and what `logs` and `tables` raise."""
     watcher = watcher or Watcher()
     report = Report(
         mode="at rest" if scope.at_rest else "live",
@@ -124,7 +129,7 @@ class _Partition:
         scope: Scope,
         partition: int,
         log: Log,
-        tables: Tables,
+        tables: Sequence[Tables],
         scratch: ScratchStore,
         report: Report,
         watcher: Watcher,
@@ -137,7 +142,8 @@ class _Partition:
         self._scratch = scratch
         self._report = report
         self._watcher = watcher
-        self._image: Image | None = None
+        self._images: list[Image] = []
+        """Tables that the fold has not come to yet."""
         self._first_event_id: int | None = None
         self._whole = False
         self.expected = 0
@@ -158,31 +164,41 @@ class _Partition:
             self._watcher.at(number, "waiting for rest")
             await self._settled([name for name, _ in topics], still_s=STILL_S)
         self._watcher.at(number, "table")
-        self._look_at_table()
-        state = await self._settled([topics.state])
-        reader = StateReader(self._scratch, self._report, number, scope.flow_id)
+        self._look_at_tables()
+        state = (await self._settled([topics.state]))[topics.state]
         self._watcher.at(number, "state")
-        first = await self._begin(topics.state, state[topics.state], early=True)
-        await self._read_state(reader, first, state[topics.state].stable)
-        reader.end()
-        if reader.cursor is None:
-            reader.cursor = await self._older_cursor(state[topics.state])
+        cursor, cursor_at = await self._newest_cursor(state)
         extents = await self._settled([name for name, _ in topics if name != topics.state])
         self._watcher.at(number, "history")
-        history = await self._history(extents, reader.cursor)
+        reader = StateReader(self._scratch, self._report, number, scope.flow_id)
+        written = self._stream(
+            topics.state, await self._begin(topics.state, state, early=True), state.stable
+        )
+        history, transactions = await self._history(extents, cursor, reader, written)
         await history.read()
+        await transactions.end()
+        self._report.counts["state"] += written.count
         self._first_event_id = history.first_event_id
-        await self._cursor_covers(history.beyond, reader, state[topics.state].stable)
-        self._positions(reader, extents)
-        if reader.cursor is not None or self._whole:
+        await self._cursor_covers(history.beyond, cursor, state.stable)
+        self._positions(cursor, cursor_at, extents)
+        if cursor is not None or self._whole:
             self._watcher.at(number, "comparing")
-            self._levels().compare("state", topics.state, self._first_event_id)
+            newest_ms = max(history.newest_ms, written.newest_ms)
+            overdue_ms = newest_ms - scope.punctual_ms if scope.at_rest else None
+            levels = self._levels(overdue_ms)
+            levels.compare("state", topics.state, self._first_event_id)
             flows, steps = self._scratch.counts()
             self._report.counts["flows"] += flows
             self._report.counts["steps"] += steps
         return {(source.topic, number): _range(source) for source in history.sources.values()}
 
-    async def _history(self, extents: dict[str, LogRange], cursor: Doc | None) -> HistoryReader:
+    async def _history(
+        self,
+        extents: dict[str, LogRange],
+        cursor: Doc | None,
+        reader: StateReader,
+        written: RecordStream,
+    ) -> tuple[HistoryReader, Transactions]:
         scope, topics, number = self._scope, self._topics, self._number
         starts = {
             topics.outcomes: await self._begin(topics.outcomes, extents[topics.outcomes]),
@@ -199,10 +215,11 @@ class _Partition:
         answers = OutcomeChecks(
             *common, fold, topics, *where, window_ms=scope.window_ms, only=scope.flow_id
         )
+        transactions = Transactions(*common, reader, written, whole=self._whole, only=scope.flow_id)
         if cursor is None:
             first = number * EVENTS_PER_PARTITION + 1
             cursor = {"commands": 0, "control": 0, "next_event_id": first}
-        return HistoryReader(
+        history = HistoryReader(
             Parts(
                 topics=topics,
                 partition=number,
@@ -210,16 +227,18 @@ class _Partition:
                 scratch=self._scratch,
                 fold=fold,
                 answers=answers,
+                transactions=transactions,
                 extents=extents,
                 starts=starts,
                 cut=cursor,
                 open_stream=self._stream,
-                table_is_at=self._table_is_at,
+                tables_are_at=self._tables_are_at,
                 since=scope.since_ms is not None,
                 at_rest=scope.at_rest,
                 only=scope.flow_id,
             )
         )
+        return history, transactions
 
     def _tell_starts(self, extents: dict[str, LogRange]) -> None:
         """What retention has taken."""
@@ -276,20 +295,8 @@ class _Partition:
 
     # The state topic and the table
 
-    async def _read_state(self, reader: StateReader, start: int, end: int) -> None:
-        self.expected += max(end - start, 0)
-        told = start
-        async for records in self._log.read(self._topics.state, start, end):
-            for record in records:
-                reader.take(record)
-            self._report.counts["state"] += len(records)
-            if records:
-                self._watcher.read(records[-1].offset + 1 - told)
-                told = records[-1].offset + 1
-        self._watcher.read(end - told)
-
-    async def _older_cursor(self, extent: LogRange) -> Doc | None:
-        """The newest cursor, where nothing was written since: looked for from the end backwards."""
+    async def _newest_cursor(self, extent: LogRange) -> tuple[Doc | None, LogRecord | None]:
+        """The newest cursor and its record, looked for from the end backwards."""
         reader = StateReader(self._scratch, Report("", None, None, []), self._number, only="none")
         end, span = extent.stable, CURSOR_SPAN
         while reader.cursor is None and end > extent.start:
@@ -298,21 +305,28 @@ class _Partition:
                 for record in records:
                     reader.take(record)
             end, span = start, 2 * span
-        return reader.cursor
+        return reader.cursor, reader.cursor_at
 
-    def _look_at_table(self) -> None:
-        image = Image(self._scratch, self._report, self._number, self._scope.flow_id)
-        problem = self._tables.image(self._number, image.take)
+    def _look_at_tables(self) -> None:
+        found = [self._look_at_table(tables, nth) for nth, tables in enumerate(self._tables)]
+        if not any(found):
+            self._report.uncovered(f"Partition {self._number}: there is no table at hand.")
+
+    def _look_at_table(self, tables: Tables, nth: int) -> bool:
+        """Whether there is a table, or what should be one."""
+        where = self._scratch.image(nth)
+        image = Image(self._scratch, self._report, self._number, self._scope.flow_id, where)
+        problem = tables.image(self._number, image.take)
         if isinstance(problem, TableProblem):
             if problem.damaged:
                 self._add("I5", "table_damaged", "table", -1, problem.sentence)
             else:
                 self._report.uncovered(f"Partition {self._number}: {problem.sentence}")
-            return
+            return True
         position = image.position
         if position is None:
-            self._report.uncovered(f"Partition {self._number}: there is no table at hand.")
-        elif not position.filled:
+            return False
+        if not position.filled:
             self._report.uncovered(f"{position.path} is not filled yet.")
         elif position.partitions != self._scope.partitions:
             self._add(
@@ -320,56 +334,57 @@ class _Partition:
                 f"It holds a partition of {position.partitions}, not of {self._scope.partitions}.",
             )
         else:
-            self._image = image
+            self._images.append(image)
             image.tell_odd()
+        return True
 
-    def _levels(self) -> SnapshotChecks:
-        return SnapshotChecks(self._scratch, self._report, self._number, self._scope.partitions)
+    def _levels(self, overdue_ms: int | None = None) -> SnapshotChecks:
+        where = (self._number, self._scope.partitions)
+        return SnapshotChecks(self._scratch, self._report, *where, overdue_ms)
 
-    def _table_is_at(self, event_id: int, first: int | None) -> None:
-        """The fold is about to go on with `event_id`; compare the table, if that is its place."""
-        image = self._image
-        if image is None or image.position is None or image.position.next_event_id > event_id:
+    def _tables_are_at(self, event_id: int, first: int | None) -> None:
+        """The fold is about to go on with `event_id`; compare the tables whose place that is."""
+        if not self._images:
             return
-        self._image = None
-        path = image.position.path
-        if first is not None and image.position.next_event_id < first:
-            self._report.uncovered(f"{path} is older than what is looked at.")
-            return
-        self._report.tables.append(path)
-        self._levels().compare("image", path, first)
+        reached = [image for image in self._images if image.next_event_id <= event_id]
+        for image in reached:
+            self._images.remove(image)
+            if first is not None and image.next_event_id < first:
+                self._report.uncovered(f"{image.path} is older than what is looked at.")
+                continue
+            self._report.tables.append(image.path)
+            self._levels().compare(image.where, image.path, first)
 
-    def _positions(self, reader: StateReader, extents: dict[str, LogRange]) -> None:
-        """I6, of the newest cursor and of the table."""
-        cursor, topics = reader.cursor, self._topics
+    def _positions(
+        self, cursor: Doc | None, cursor_at: LogRecord | None, extents: dict[str, LogRange]
+    ) -> None:
+        """I6, of the newest cursor and of the tables."""
+        topics = self._topics
         ends = {"commands": extents[topics.commands], "control": extents[topics.control]}
-        if cursor is not None and reader.cursor_at is not None:
+        if cursor is not None and cursor_at is not None:
             for name, extent in ends.items():
                 self._report.checked["I6"] += 1
                 if cursor[name] > extent.stable:
                     self._add(
-                        *("I6", "cursor_ahead", topics.state, reader.cursor_at.offset),
+                        *("I6", "cursor_ahead", topics.state, cursor_at.offset),
                         f"It is at {cursor[name]} of {name}, which ends at {extent.stable}.",
                     )
-        if self._image is None or self._image.position is None:
-            return
-        # The fold never came to where the table is.
-        table = self._image.position
-        self._report.checked["I6"] += 1
-        self._add(
-            *("I6", "table_ahead", table.path, -1),
-            f"The table's next event is {table.next_event_id}, the topics' is "
-            f"{cursor['next_event_id'] if cursor else 'none'}.",
-        )
+        for image in self._images:  # the fold never came to where these are
+            self._report.checked["I6"] += 1
+            self._add(
+                *("I6", "table_ahead", image.path, -1),
+                f"The table's next event is {image.next_event_id}, the topics' is "
+                f"{cursor['next_event_id'] if cursor else 'none'}.",
+            )
 
-    async def _cursor_covers(self, beyond: Doc | None, reader: StateReader, read_to: int) -> None:
+    async def _cursor_covers(self, beyond: Doc | None, cursor: Doc | None, read_to: int) -> None:
         """An outcome behind the cut came with a cursor, which must be there by now, too."""
         if beyond is None:
             return
         self._report.checked["I9"] += 1
         topics = self._topics
         state = (await self._settled([topics.state]))[topics.state]
-        newest = reader.cursor
+        newest = cursor
         async for records in self._log.read(topics.state, read_to, state.stable):
             for record in records:
                 if record.key == f"cursor/{self._number}".encode():

@@ -288,7 +288,10 @@ async def test_since_a_time_a_snapshot_that_outlived_its_prune_is_found():
     old = next(r for r in records if r.key == TWO.encode() and r.value is not None)
     records[index] = replace(records[index], value=old.value)
 
-    assert kinds(await history.verify(since_ms=today)) == {("I5", "state_flow_extra")}
+    assert kinds(await history.verify(since_ms=today)) == {
+        ("I5", "state_flow_extra"),
+        ("I5", "transaction_differs"),
+    }
 
 
 # Retention
@@ -318,7 +321,7 @@ async def test_the_fold_is_whole_although_outcomes_are_gone():
     index = snapshot(ONE)
     history.of("state")[index] = edit(history.of("state")[index], chain="00" * 16)
 
-    assert kinds(await history.verify()) == {("I7", "state_tail")}
+    assert kinds(await history.verify()) == {("I5", "transaction_differs"), ("I7", "state_tail")}
 
 
 async def test_an_audit_without_its_front_is_followed_from_where_it_begins():

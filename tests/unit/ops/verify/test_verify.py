@@ -265,7 +265,7 @@ DEFECTS = {
     "an event under another key": (other("audit", 1, key=b"x"), "I12", "event_key"),
     "a timer fired early": (
         other("control", place("control", {"kind": "wake", "flow_id": THREE}) + 1, timestamp=1),
-        *("I4", "woken_early"),
+        *("I13", "woken_early"),
     ),
     "a timer's wake taken for a timeout": (
         change("audit", TIMER, payload_json={"by": "timeout", "state_patch": None}),
