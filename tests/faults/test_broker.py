@@ -100,7 +100,7 @@ async def test_a_verification_waits_for_the_broker_and_finds_the_same(prefix, tm
                 finally:
                     await log.close()
 
-            return await verified(scope, logs, program.LocalTables(settings))
+            return await verified(scope, logs, [program.LocalTables(settings)])
 
         before = await verify(program.KafkaLog)
         during = await verify(Cut)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Any
+from uuid import UUID, uuid5
 
 from processor.contract.topics import Topics
 from processor.engine.batch import PartitionConfig, WriteSet, first_event_id
@@ -16,6 +17,7 @@ from processor.engine.rows import Position
 from processor.ops.verify.ports import LogRange, TableFlow, TablePosition, TableProblem, TableStep
 from processor.ops.verify.report import Report
 from processor.ops.verify.verify import Scope, Watcher, verify
+from processor.partition.timers import wake_record
 from tests.support.builders import HOUR_MS, MORNING
 from tests.support.partition import Appended, Partition
 
@@ -46,6 +48,8 @@ class Recorded:
     ends: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     tables: dict[int, Table | TableProblem] = field(default_factory=dict)
     now: int = MORNING
+    wakes: int = 0
+    """How many flows were woken because they were asked to cancel."""
     _next: dict[tuple[str, int], int] = field(default_factory=dict)
     _owners: dict[int, Partition] = field(default_factory=dict)
 
@@ -75,12 +79,18 @@ class Recorded:
             self.decide(at, batch)
 
     def decide(self, partition: int, batch: Sequence[Appended]) -> WriteSet:
-        """One transaction, and one for each copy of what was forwarded."""
+        """One transaction, and one for each copy of what was forwarded and for each wake."""
         written = self.commit(partition, batch)
         for topic, home, copied, _ in written.forwards:
             name = topic.removeprefix(f"{TOPICS.prefix}.")
             again = self.append(name, home, copied.key, copied.value, tuple(copied.headers))
             self.decide(home, [again])
+        for flow_id, headers in written.wakes:
+            self.wakes += 1
+            command_id = str(uuid5(UUID(flow_id), f"wake {self.wakes}"))
+            key, value, headers = wake_record(flow_id, command_id, headers)
+            wake = self.append("control", partition, key, value, tuple(headers))
+            self.decide(partition, [wake])
         return written
 
     def commit(self, partition: int, batch: Sequence[Appended]) -> WriteSet:
@@ -104,6 +114,12 @@ class Recorded:
             start = Position(0, 0, first_event_id(partition))
             self._owners[partition] = Partition(place=place, position=start)
         return self._owners[partition]
+
+    def append_command(self, name: str, command: dict[str, Any], partition: int = 0) -> Appended:
+        """Append a command, a second after the last; it is not decided."""
+        self.now += 1000
+        value = json.dumps(command, ensure_ascii=False).encode()
+        return self.append(name, partition, str(command["flow_id"]).encode(), value, ())
 
     def append(self, name: str, partition: int, key: Any, value: Any, headers: Any) -> Appended:
         offset = self._next.get((name, partition), 0)

@@ -36,8 +36,8 @@ TRANSACTION_KEPT_BYTES: Final = 16 * 1024 * 1024
 
 class StateWrite(NamedTuple):
     """The records of `state` behind one cursor and up to the next: one transaction, or several
-    where compaction has removed cursors. `records` is None where there are too many, `complete`:
-    compaction has removed none."""
+    where compaction has removed cursors. `records` is None where there are too many; `complete`: it
+    is known that compaction has removed none."""
 
     records: dict[bytes, LogRecord] | None
     before: Doc | None
@@ -142,9 +142,10 @@ class StateReader:
                     *("I6", "cursor_moved_back"),
                     f"{name} goes back from {self.cursor[name]} to {cursor[name]}.",
                 )
-        # Behind the cursor before comes the marker of its transaction.
-        first = 0 if self.cursor_at is None else self.cursor_at.offset + 2
-        complete = record.offset - first == self._records
+        # The first cursor may be one of a topic that was made from snapshots alone. Behind the
+        # cursor before comes the marker of its transaction.
+        before = self.cursor_at
+        complete = before is not None and record.offset - before.offset - 2 == self._records
         write = StateWrite(self._written, self.cursor, cursor, complete)
         self.cursor, self.cursor_at, self._behind = cursor, record, None
         self._keys.clear()

@@ -12,13 +12,13 @@ from processor.ops.verify.report import INVARIANTS
 from tests.support import builders as given
 from tests.support.builders import HOUR_MS, MORNING, STRANGER, document
 from tests.support.recorded_deployment import Recorded, edit, kinds, renumbered, told
-from tests.unit.test_checker import ABOUT, ONE, TWO, a_days_work
+from tests.unit.ops.verify.histories import ABOUT, ONE, TWO, a_days_work
 
 THREE = "9d1c2f5e-58a7-5bb4-8d0c-2d8d3b0a4c11"
 
 
 def a_history() -> Recorded:
-    """The checker's day of work, then what it has none of: waits that end by themselves, refusals
+    """A day's work, then what it has none of: waits that end by themselves, refusals
     of each kind, a flow that stays."""
     all_of = Recorded()
     for batch in a_days_work():
@@ -380,6 +380,7 @@ DEFECTS = {
         other("deadletters", 0, value=b"\xfe"),
         *("I9", "dead_letter_differs"),
     ),
+    "a dead letter's key": (other("deadletters", 0, key=b""), "I9", "dead_letter_differs"),
     "a dead letter's header": (
         other("deadletters", 0, headers=CLEAN.of("deadletters")[0].headers[1:]),
         *("I9", "dead_letter_differs"),
