@@ -2,6 +2,6 @@
 
 import sys
 
-from processor.cli.main import main
+from processor.cli.main import entry_point
 
-sys.exit(main())
+sys.exit(entry_point())

@@ -9,10 +9,11 @@ from processor.embedded.environment import need_extra
 
 
 def broker() -> None:
-    """Run the embedded broker, a real single-node Apache Kafka, until Ctrl-C.
+    """Run the embedded broker, a real single-node Apache Kafka.
 
-    It listens on 127.0.0.1 at the port of TASKFLOW_BOOTSTRAP_SERVERS (9092), keeps its data in
-    TASKFLOW_STATE_DIR/broker, and needs no Java of yours: the first run fetches what it takes.
+    It runs until Ctrl-C, listens on 127.0.0.1 at the port of TASKFLOW_BOOTSTRAP_SERVERS (9092),
+    keeps its data in TASKFLOW_STATE_DIR/broker, and needs no installed Java: the first run fetches
+    what it takes.
 
     Example: `taskflow broker`
 

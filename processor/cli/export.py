@@ -28,11 +28,12 @@ def export(
     yes: bool = typer.Option(False, "--yes", "-y", help="Replace a file that is there."),
     json: bool = typer.Option(False, "--json", help="JSON also on a terminal."),
 ) -> None:
-    """Write flows, steps and all events into one SQLite file, with the offsets it stands for.
+    """Write flows, steps and all events into one SQLite file.
 
     Each partition is cut at the end of one transaction: its flows and steps are what its events
-    fold to, whatever workers write meanwhile; table `cut` has the offsets. Partitions are cut one
-    after the other, and no flow is on two. The file appears when it is whole.
+    fold to, whatever workers write meanwhile; table `cut` has the offsets that the file stands for.
+    Partitions are cut one after the other, and no flow is on two. The file appears when it is
+    whole.
 
     Example: `taskflow export flows.db && sqlite3 flows.db 'SELECT status, count(*) FROM flow
     GROUP BY 1'`

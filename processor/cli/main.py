@@ -1,105 +1,164 @@
 """The program `taskflow`: its commands, its exit codes, and no tracebacks for what is known."""
 
-import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import typer
 
-from processor.adapters.kafka.errors import BrokerUnreachable
-from processor.cli.common.output import NobodyReads, say
-from processor.cli.common.runner import Interrupted, WrongUse
-from processor.embedded.errors import BadOption
+from processor.cli.common.lazy_group import HELP_OPTIONS, Entry, LazyGroup
 from processor.errors import ExtraMissing, TaskflowError
-from processor.settings import BadSetting
 
 DONE, REFUSED, WRONG_USE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
-COMMANDS: Final[Mapping[str, str]] = {
-    "demo": "demo.command",
-    "up": "up",
-    "broker": "broker",
-    "topics": "topics",
-    "worker": "worker",
-    "views": "views",
-    "send": "send",
-    "audit": "tail",
-    "outcomes": "tail",
-    "deadletters": "deadletters.commands",
-    "flow": "flow.commands",
-    "top": "top",
-    "prune": "bulk.prune",
-    "bulk": "bulk.command",
-    "rebuild": "rebuild.command",
-    "verify": "verify",
-    "replay": "replay.check",
-    "doctor": "doctor",
-    "export": "export",
-    "repartition": "repartition.command",
-    "torture": "torture",
+_PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
+    "Run": {
+        "demo": ("demo.command", "Show the main job in one command; nothing is left running."),
+        "up": ("up", "Run an embedded broker, a worker and the views until Ctrl-C."),
+        "broker": ("broker", "Run the embedded broker, a real single-node Apache Kafka."),
+        "topics": ("topics", "Make the topics, or compare them with what they must be."),
+        "worker": ("worker", "Run one processor until SIGTERM or Ctrl-C."),
+        "views": ("views", "Serve the audit as a page, an HTTP API and live streams."),
+    },
+    "Use": {
+        "send": ("send", "Send commands, one JSON object a line."),
+        "flow": ("flow.commands", "Look at flows, and cancel or resume them as an operator."),
+        "audit": ("tail", "Print the FlowEvents, what happened to flows, as JSON lines."),
+        "outcomes": ("tail", "Print the outcomes, one for each command, as JSON lines."),
+    },
+    "Look": {
+        "top": ("top", "Show what is going on, live: rates, partitions, flows and events."),
+        "doctor": ("doctor", "Look at broker, topics, rights, lag, transactions, tables, clocks."),
+        "export": ("export", "Write flows, steps and all events into one SQLite file."),
+    },
+    "Repair": {
+        "deadletters": ("deadletters.commands", "Look at dead letters, and send them back."),
+        "bulk": ("bulk.command", "Cancel, fail, resume or prune many flows, as an operator."),
+        "prune": ("bulk.prune", "Remove flows that have ended, with their steps."),
+        "rebuild": ("rebuild.command", "Make tables anew, or repair what a partition stopped for."),
+        "repartition": ("repartition.command", "Copy everything to another number of partitions."),
+    },
+    "Prove": {
+        "verify": ("verify", "Verify all topics and tables against the contract."),
+        "replay": ("replay.check", "Decide recorded commands or feed consumers once more."),
+        "torture": ("torture", "Break everything, again and again, and see that nothing is lost."),
+    },
 }
-"""Each command, as the help lists them, and the module of `processor.cli` that has it: as a
-function of its name, or as `app` if it has commands of its own."""
+"""By panel and command: the module in `processor.cli`, and the first sentence of the help."""
+
+COMMANDS: Final[Mapping[str, Entry]] = {
+    name: Entry(f"processor.cli.{module}", panel, summary)
+    for panel, commands in _PANELS.items()
+    for name, (module, summary) in commands.items()
+}
+"""In the order of the help."""
+
+HELP: Final = """A Kafka-native processor for durable task flows.
+
+Try `taskflow demo`: it needs nothing but this installation. Settings are environment variables
+`TASKFLOW_...`; the help of each command names those that it reads.
+
+Exit codes: 0 done; 1 refused, or a check failed; 2 wrong use; 3 broker unreachable."""
 
 
-def program(names: Iterable[str] = COMMANDS) -> typer.Typer:
-    """The program with these commands: a worker starts sooner without what verifies and repairs."""
+class Commands(LazyGroup):
+    """The commands of the program."""
+
+    entries = COMMANDS
+
+
+def program() -> typer.Typer:
+    """The program; a command's module is imported when the command is chosen."""
     app = typer.Typer(
         name="taskflow",
-        help=(
-            "A Kafka-native processor for durable task flows.\n\n"
-            "Try `taskflow demo`: it needs nothing but this installation. Settings are environment "
-            "variables `TASKFLOW_...`; the help of each command names those that it reads.\n\n"
-            "Exit codes: 0 done; 1 refused, or a check failed; 2 wrong use; 3 broker unreachable."
-        ),
+        cls=Commands,
+        help=HELP,
         no_args_is_help=True,
         rich_markup_mode="markdown",
-        add_completion=False,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": HELP_OPTIONS},
     )
-    app.callback()(_nothing)  # without one, typer takes an only command for the whole program
-    for name in names:
-        module = import_module(f"processor.cli.{COMMANDS[name]}")
-        if hasattr(module, "app"):
-            app.add_typer(module.app, name=name)
-        else:
-            app.command(name)(getattr(module, name))
+    app.callback()(_options)
     return app
 
 
-def _nothing() -> None:
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import processor
+
+        typer.echo(f"taskflow {processor.__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
     return None
+
+
+def entry_point() -> int:
+    """Run the program as this process: with safe standard streams. Returns its exit code."""
+    from processor.cli.common.standard_streams import guard_standard_streams
+
+    guard_standard_streams()
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; its exit code."""
-    asked = sys.argv[1:] if arguments is None else arguments
-    names = asked[:1] if asked and asked[0] in COMMANDS else COMMANDS
     try:
-        program(names)(arguments, prog_name="taskflow")
-        sys.stdout.flush()
+        _check_encoding(sys.argv[1:] if arguments is None else arguments)
+        try:
+            program()(arguments, prog_name="taskflow")
+        finally:
+            sys.stdout.flush()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else REFUSED
-    except (NobodyReads, BrokenPipeError):
-        # Nothing is to be said about it, nor when the interpreter flushes for the last time.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except (Interrupted, KeyboardInterrupt):
-        return INTERRUPTED
-    except TaskflowError as error:
-        say(str(error))
-        return exit_code(error)
+    except BaseException as error:
+        return _code_of(error)
     return DONE
 
 
+def _check_encoding(arguments: Sequence[str]) -> None:
+    """Raises WrongUse for an argument that is not UTF-8: it could not be printed or sent."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            from processor.cli.common.runner import WrongUse
+
+            raise WrongUse(f"The argument {argument!r} is not UTF-8.") from None
+
+
+def _code_of(error: BaseException) -> int:
+    """Say what is known to end the program; its exit code. Raises what is not known."""
+    from processor.cli.common.output import ReaderHasGone, say
+    from processor.cli.common.runner import Interrupted
+    from processor.cli.common.standard_streams import OutputLost
+
+    if isinstance(error, ReaderHasGone):
+        return DONE
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, OutputLost):
+        say(str(error))
+        return REFUSED
+    if isinstance(error, TaskflowError):
+        say(str(error))
+        return exit_code(error)
+    raise error
+
+
 def exit_code(error: TaskflowError) -> int:
-    """The exit code for what we could not do."""
-    if isinstance(error, BrokerUnreachable):
-        return UNREACHABLE
-    return (
-        WRONG_USE
-        if isinstance(error, BadSetting | WrongUse | BadOption | ExtraMissing)
-        else REFUSED
-    )
+    """The exit code for what could not be done."""
+    from processor.cli.common.runner import WrongUse
+    from processor.embedded.errors import BadOption
+    from processor.settings import BadSetting
+
+    if isinstance(error, WrongUse | BadSetting | BadOption | ExtraMissing):
+        return WRONG_USE
+    from processor.adapters.kafka.errors import BrokerUnreachable
+
+    return UNREACHABLE if isinstance(error, BrokerUnreachable) else REFUSED

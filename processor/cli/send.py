@@ -52,6 +52,8 @@ def send(
     path = None if file == "-" else Path(file)
     if path is not None and not path.is_file():
         raise WrongUse(f"{file} is no file; nothing was sent.")
+    if path is None and sys.stdin is None:
+        raise WrongUse("Standard input is closed; nothing was sent.")
     if path is None and sys.stdin.isatty():
         say("reading commands from the terminal, one JSON object a line; Ctrl-D ends")
     failed = run(lambda: _send(settings, path, wait=wait, control=control, timeout_s=timeout_s))

@@ -8,8 +8,9 @@ import typer
 from aiokafka import ConsumerRecord
 
 from processor.cli.common.options import flow_id_of, since_ms
-from processor.cli.common.output import write_json, write_line
+from processor.cli.common.output import ReaderHasGone, write_json, write_line
 from processor.cli.common.runner import WrongUse, run, settings_and_logs
+from processor.cli.common.standard_streams import reader_has_gone
 from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.settings import Settings
@@ -54,7 +55,7 @@ def outcomes(
     since: str | None = SINCE,
     flow: str | None = FLOW,
 ) -> None:
-    """Print the outcomes, the answer to each command, as JSON lines.
+    """Print the outcomes, one for each command, as JSON lines.
 
     Options and settings are those of `taskflow audit`.
 
@@ -126,6 +127,8 @@ async def _read(
         async for record in records:
             if key is None or record.key == key:
                 printer(record, follow)
+            if reader_has_gone():
+                raise ReaderHasGone
     finally:
         await records.aclose()
 

@@ -22,6 +22,7 @@ from processor.cli.common.output import (
     for_people,
     plain,
     short,
+    somebody_to_ask,
     status_text,
     write_json,
 )
@@ -80,7 +81,7 @@ def top(
     once: bool = typer.Option(False, "--once", help="Show it once, and end."),
     json: bool = typer.Option(False, "--json", help="JSON also on a terminal."),
 ) -> None:
-    """Show what is going on, live: flows by status, rates, partitions, flows, and events.
+    """Show what is going on, live: rates, partitions, flows and events.
 
     It asks the views (`taskflow views`, `taskflow up`). Keys: a all flows, w waiting, o waits that
     are over, r running but quiet, c asked to cancel, f failed; q ends it. A pipe gets one JSON
@@ -94,7 +95,7 @@ def top(
     url = views_url(settings, views)
     if not for_people(json):
         write_json(run(lambda: _snapshot(url)).document)
-    elif once or not sys.stdin.isatty():
+    elif once or not somebody_to_ask():
         out = console()
         out.print(screen(run(lambda: _snapshot(url)), out.width, out.height, _now_ms()))
     else:

@@ -9,7 +9,7 @@ from processor.cli.common.runner import run, settings_and_logs
 from processor.contract.topics import SPECS
 
 app = typer.Typer(
-    help="Make the six topics, or compare what is there with what must be.", no_args_is_help=True
+    help="Make the topics, or compare them with what they must be.", no_args_is_help=True
 )
 
 

@@ -43,14 +43,14 @@ def torture(
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask about the given cluster."),
     json: bool = typer.Option(False, "--json", help="The report as JSON also on a terminal."),
 ) -> None:
-    """Break everything, again and again, and see that nothing is lost: an acceptance test.
+    """Break everything, again and again, and see that nothing is lost.
 
-    It starts an embedded Apache Kafka and workers of its own, sends commands of every kind all the
-    time, and draws one fault after the other: kill -9, crash points, stopped and late workers,
-    damaged and lost tables, disks that take no more, a broker that is killed or stopped, requests
-    that are lost, late, cut off or never answered. Each comes only once the last has healed: all
-    workers are ready, and all that the broker had acknowledged is answered. In the end it runs
-    `taskflow verify`. Everything is thrown away, unless something was violated.
+    An acceptance test: it starts an embedded Apache Kafka and workers of its own, sends commands of
+    every kind all the time, and draws one fault after the other: kill -9, crash points, stopped
+    and late workers, damaged and lost tables, full disks, a broker that is killed or stopped,
+    requests that are lost, late, cut off or never answered. Each comes only once the last has
+    healed: all workers are ready, and all that the broker had acknowledged is answered. In the end
+    it runs `taskflow verify`. Everything is thrown away, unless something was violated.
 
     With --bootstrap it uses that cluster, under a topic prefix of its own, and breaks only its own
     workers; it asks before. That is no thing to do to a cluster that others need.

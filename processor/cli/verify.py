@@ -71,11 +71,12 @@ def verify(
     ),
     json: bool = typer.Option(False, "--json", help="The report as JSON also on a terminal."),
 ) -> None:
-    """Verify that all holds: outcomes, audit, chains, state and tables, by the contract alone.
+    """Verify all topics and tables against the contract.
 
-    Reads the six topics, and the tables in TASKFLOW_STATE_DIR where there are any, and changes
-    nothing; workers may go on meanwhile. What retention has taken cannot be looked at, and the
-    report says so. Needs disk under TMPDIR for about as much as the tables take, and little memory.
+    It reads the topics, and the tables in TASKFLOW_STATE_DIR where there are any, computes what
+    outcomes, audit, chains and state must be, and compares. It changes nothing; workers may go on
+    meanwhile. What retention has taken cannot be looked at, and the report says so. Needs disk
+    under TMPDIR for about as much as the tables take, and little memory.
 
     Prints the first violation of each kind; exit code 1 if there is any. A pipe gets one JSON
     object: ok, covered, counts, checked, violations.

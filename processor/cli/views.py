@@ -23,7 +23,7 @@ def views(
         False, "--with-parent", hidden=True, help="Stop when standard input ends."
     ),
 ) -> None:
-    """Make the audit queryable: a page, an HTTP API and live streams, until SIGTERM or Ctrl-C.
+    """Serve the audit as a page, an HTTP API and live streams. It runs until SIGTERM or Ctrl-C.
 
     Start as many as there are partitions; they share these out, and each of them answers for
     all. Each needs a state directory and an address TASKFLOW_VIEWS_HTTP of its own; on several

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 import yaml
 
-from processor.cli.main import program
 from processor.embedded.maven import KAFKA_VERSION
 from processor.settings import VARIABLES, Settings, load_settings, parse_duration
+from tests.support.program_tree import all_commands
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
@@ -34,9 +33,7 @@ def test_the_services_are_kafka_its_topics_workers_and_views():
 
 @pytest.mark.parametrize("service", OURS)
 def test_what_a_service_runs_is_a_command_of_the_program(service: str):
-    command: Any = typer.main.get_command(program())
-    for word in SERVICES[service]["command"]:
-        command = command.commands[word]
+    command = all_commands()[tuple(SERVICES[service]["command"])]
     assert not hasattr(command, "commands"), "it is a group of commands"
     assert 'ENTRYPOINT ["taskflow"]' in SERVICES[service]["build"]["dockerfile_inline"]
 

@@ -46,7 +46,7 @@ def bulk(
     timeout: str = OUTCOME_TIMEOUT,
     json: bool = JSON_LINES,
 ) -> None:
-    """Cancel, fail, resume or prune many flows at once, as an operator.
+    """Cancel, fail, resume or prune many flows, as an operator.
 
     The action applies to the flows that all options select and whose status allows it.
 

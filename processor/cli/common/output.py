@@ -42,21 +42,18 @@ def for_people(json: bool = False) -> bool:
 
 def somebody_to_ask() -> bool:
     """Whether a person can be asked and answer."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
 
 
-class NobodyReads(BaseException):
-    """Whoever read our standard output has had enough (`| head`)."""
+class ReaderHasGone(BaseException):
+    """Standard output is read no more (`| head`); raised by commands that print without end."""
 
 
 def write_line(line: bytes, *, flush: bool = False) -> None:
-    """One line as it is. Raises NobodyReads."""
-    try:
-        sys.stdout.buffer.write(line + b"\n")
-        if flush:
-            sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise NobodyReads from None
+    """Write one line as it is."""
+    sys.stdout.buffer.write(line + b"\n")
+    if flush:
+        sys.stdout.buffer.flush()
 
 
 def write_json(value: Any, *, flush: bool = False) -> None:

@@ -52,12 +52,12 @@ def deadletters(
     since: str | None = streams.SINCE,
     flow: str | None = FLOW,
 ) -> None:
-    """Print the dead letters, what could not be read as a command, as JSON lines.
+    """Look at dead letters, and send them back.
 
-    Key, value and headers are texts, or {"base64": "..."} where they are not UTF-8. --flow
-    compares the record's key. Options and settings are those of `taskflow audit`.
-
-    `list`, `show`, `edit` and `redrive` find out what is wrong with them and send them back.
+    A dead letter is a record that could not be read as a command. Without a subcommand they are
+    printed as JSON lines; options and settings are those of `taskflow audit`. Key, value and
+    headers are texts, or {"base64": "..."} where they are not UTF-8. --flow compares the record's
+    key. `list`, `show`, `edit` and `redrive` find out what is wrong with them and send them back.
 
     Example: `taskflow deadletters --since 1d`
     """

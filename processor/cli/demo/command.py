@@ -45,7 +45,7 @@ from processor.settings import Address, Settings
 def demo(
     keep: bool = typer.Option(False, "--keep", help="Leave it all up until Ctrl-C, to look at."),
 ) -> None:
-    """Show the main job in one command, and leave nothing behind.
+    """Show the main job in one command; nothing is left running.
 
     It starts an embedded Apache Kafka on a free port, makes the topics, starts a worker as a
     process of its own, sends it over 200 commands about 50 flows, some of them wrong on

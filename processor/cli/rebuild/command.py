@@ -31,7 +31,7 @@ def rebuild(
     yes: bool = YES,
     json: bool = typer.Option(False, "--json", help="JSON lines also on a terminal."),
 ) -> None:
-    """Make tables anew from the topics, or repair what a partition stopped for.
+    """Make tables anew, or repair what a partition stopped for.
 
     Tables are caches: flows and steps come from `state`, or are folded from `audit`; answers come
     from `outcomes`, the position from `state`. It needs the worker of TASKFLOW_STATE_DIR stopped;

@@ -26,7 +26,7 @@ def repartition(
     yes: bool = YES,
     json: bool = typer.Option(False, "--json", help="JSON lines also on a terminal."),
 ) -> None:
-    """Copy everything to topics with another number of partitions, under another prefix.
+    """Copy everything to another number of partitions. The copy is under another prefix.
 
     Commands, outcomes, events, dead letters and the present are written anew: each flow's order
     is kept, events get new ids and chains and name their old id in `taskflow-moved-from`, records

@@ -27,8 +27,9 @@ from processor.settings import Settings
 
 app = typer.Typer(
     help=(
-        "Hold this version against what another one decided (`check`, `export`), or give recorded "
-        "events to consumers once more (`to`, `group`)."
+        "Decide recorded commands or feed consumers once more.\n\n"
+        "`check` and `export` compare this version with what another one decided; `to` and `group` "
+        "are for consumers."
     ),
     no_args_is_help=True,
 )

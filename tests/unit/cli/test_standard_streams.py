@@ -1,0 +1,69 @@
+"""Every command with a standard output that is closed, full or broken, and with `--help`."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from processor.cli.main import DONE, REFUSED, UNREACHABLE, WRONG_USE
+from tests.support.forked_program import STREAMS, ForkedProgram, forked_program
+from tests.support.program_tree import Words, all_commands
+
+TREE = all_commands()
+CODES = {
+    "closed": (REFUSED, "Standard output cannot be written: it is closed.\n"),
+    "full": (REFUSED, "Standard output cannot be written: No space left on device.\n"),
+    "broken": (DONE, ""),
+}
+
+
+@pytest.fixture(scope="module")
+def taskflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedProgram]:
+    """Where no broker answers."""
+    state = tmp_path_factory.mktemp("state")
+    environment = {
+        "TASKFLOW_BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "TASKFLOW_STATE_DIR": str(state),
+        "TASKFLOW_VIEWS_HTTP": "127.0.0.1:1",
+    }
+    with forked_program(environment) as program:
+        yield program
+
+
+@pytest.mark.parametrize("stdout", STREAMS)
+@pytest.mark.parametrize("words", [(), *TREE], ids=" ".join)
+def test_help_that_cannot_be_shown(words: Words, stdout: str, taskflow: ForkedProgram):
+    done = taskflow(*words, "--help", stdout=stdout)
+    assert (done.code, done.err) == CODES[stdout]
+
+
+@pytest.mark.parametrize("words", [(), *TREE], ids=" ".join)
+def test_help_that_can_be_shown(words: Words, taskflow: ForkedProgram):
+    done = taskflow(*words, "--help")
+    assert (done.code, done.err) == (DONE, "")
+    assert "Usage: taskflow" in done.out
+
+
+@pytest.mark.parametrize("stdout", STREAMS)
+def test_the_version_that_cannot_be_shown(stdout: str, taskflow: ForkedProgram):
+    done = taskflow("--version", stdout=stdout)
+    assert (done.code, done.err) == CODES[stdout]
+
+
+@pytest.mark.parametrize("stdout", [None, *STREAMS])
+def test_what_has_nothing_to_print_needs_no_standard_output(
+    stdout: str | None, taskflow: ForkedProgram
+):
+    done = taskflow("flow", "show", "me", stdout=stdout)
+    assert done.code == WRONG_USE
+    done = taskflow("doctor", "--json", stdout="broken")
+    assert (done.code, done.err) == (UNREACHABLE, "")
+
+
+def test_a_closed_standard_input_is_said(taskflow: ForkedProgram):
+    assert taskflow("send", stdin="closed") == (
+        WRONG_USE,
+        "",
+        "Standard input is closed; nothing was sent.\n",
+    )
+    done = taskflow("prune", "--older-than", "30d", stdin="closed")
+    assert (done.code, "--yes" in done.err) == (WRONG_USE, True)
