@@ -1,10 +1,15 @@
-"""Tune the interpreter, and wait for work until the program is stopped."""
+"""Tune the interpreter, and wait for work in a way that loses no cancellation.
+
+`asyncio.wait_for` is not used anywhere: until Python 3.12 it swallows a cancellation that arrives
+as the awaited future completes, and the task goes on. A deadline is `asyncio.timeout`; a task is
+ended by `end_tasks`.
+"""
 
 import asyncio
 import ctypes
 import gc
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -20,6 +25,10 @@ KEPT_MEMORY: Final = ((-3, 32 * 2**20), (-1, 64 * 2**20))
 """M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3), bytes. A batch takes some buffers of a MiB
 and gives them back; by default each comes from the kernel, page by page: a fault per command."""
 
+CANCEL_AGAIN_S: Final = 0.5
+CLEAN_UP_S: Final = 10.0
+"""How long work that closes clients and processes may take to end before it is cancelled again."""
+
 
 def tune_interpreter() -> None:
     """Set what suits a process that is busy in one thread and writes to SQLite in others.
@@ -34,13 +43,44 @@ def tune_interpreter() -> None:
             ctypes.CDLL(None).mallopt(parameter, size_bytes)
 
 
-async def unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
-    """Return the result of `work`, or None if `stop` is set first."""
-    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+async def end_tasks(*tasks: "asyncio.Future[Any]", again_s: float = CANCEL_AGAIN_S) -> None:
+    """Cancel `tasks` until each has ended. Their results and errors are dropped.
+
+    A task that lives on, because a library swallowed the cancellation, is cancelled again after
+    `again_s` seconds. A cancellation of the caller meanwhile is raised when all have ended.
+    """
+    pending = {task for task in tasks if not task.done()}
+    cancelled = False
+    while pending:
+        for task in pending:
+            task.cancel()
+        try:
+            _, pending = await asyncio.wait(pending, timeout=again_s)
+        except asyncio.CancelledError:
+            cancelled = True
+            pending = {task for task in pending if not task.done()}
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # retrieved, or asyncio reports it
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+async def unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
+    """Return the result of `work`, or None if `stop` is set first; `work` is then cancelled."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        if working.done():
+            return working.result()
     finally:
-        working.cancel()
-        stopping.cancel()
-        await asyncio.wait({working, stopping})
+        await end_tasks(working, stopping, again_s=CLEAN_UP_S)
+    return None
+
+
+async def sleep_unless(event: asyncio.Event, timeout_s: float) -> bool:
+    """Sleep for `timeout_s` seconds or until `event` is set; return whether it is."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    return event.is_set()

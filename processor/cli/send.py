@@ -17,6 +17,7 @@ from processor.cli.common.runner import Refused, WrongUse, run, settings_and_log
 from processor.client import CommandNotSent, FlowClient, InvalidCommand, OutcomeTimeout, Receipt
 from processor.contract.commands import Command
 from processor.contract.outcomes import Outcome, Verdict
+from processor.runtime import end_tasks
 from processor.settings import Settings
 
 IN_FLIGHT = 256
@@ -101,8 +102,7 @@ class _Sending:
             bad = await starting
             failed = await telling
         finally:
-            for task in (starting, telling, *self._last_of_flow.values()):
-                task.cancel()
+            await end_tasks(starting, telling, *self._last_of_flow.values())
         if bad is not None:
             raise WrongUse(bad)
         return failed

@@ -124,7 +124,8 @@ async def _live(url: str) -> None:
             while True:
                 live.update(screen(shown, out.width, out.height, _now_ms()), refresh=True)
                 try:
-                    key = await asyncio.wait_for(typed.get(), EVERY_S)
+                    async with asyncio.timeout(EVERY_S):
+                        key = await typed.get()
                 except TimeoutError:
                     key = ""
                 if key in ("q", "Q", "\x03", "\x04"):

@@ -10,6 +10,7 @@ from processor.cli.common.runner import embedded_port, run_until_stopped, settin
 from processor.embedded.broker import broker_answers, embedded_broker
 from processor.embedded.environment import need_extra
 from processor.errors import install_line
+from processor.runtime import end_tasks
 from processor.settings import Settings
 
 
@@ -43,7 +44,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> None:
         try:
             await working
         finally:
-            greeting.cancel()
+            await end_tasks(greeting)
 
 
 @asynccontextmanager

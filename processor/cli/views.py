@@ -6,12 +6,12 @@ import logging
 import typer
 
 from processor.cli.common.runner import (
-    first_of,
     run_until_stopped,
     settings_and_logs,
     stop_with_parent,
 )
 from processor.errors import ExtraMissing
+from processor.runtime import unless_stopped
 from processor.settings import Settings
 
 
@@ -60,7 +60,7 @@ async def _serve(settings: Settings, stop: asyncio.Event, *, rebuild: bool) -> N
     app.loop = asyncio.get_running_loop()
     await app.start()
     try:
-        await first_of(app.wait_until_stopped(), stop)
+        await unless_stopped(app.wait_until_stopped(), stop)
     finally:
         await app.stop()
     if app.crash_reason is not None:

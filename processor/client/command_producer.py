@@ -96,7 +96,8 @@ class CommandProducer:
                 )
                 handed_over()
                 try:
-                    return await asyncio.wait_for(written, ACK_TIMEOUT_S)
+                    async with asyncio.timeout(ACK_TIMEOUT_S):
+                        return await written
                 except TimeoutError:
                     raise KafkaTimeoutError("the producer says nothing any more") from None
             except KafkaError as error:

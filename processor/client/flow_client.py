@@ -20,6 +20,7 @@ from processor.client.reader import CommittedReader, PositionLost, count_partiti
 from processor.contract import Command, Outcome, Source, Topics
 from processor.contract.events import TRACEPARENT_HEADER
 from processor.errors import TaskflowError
+from processor.runtime import end_tasks
 from processor.settings import Settings, load_settings
 from processor.telemetry.tracing import producer_traces
 
@@ -108,8 +109,7 @@ class FlowClient:
         self._closed = True
         self._pending.fail(CLOSED)
         if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait([self._following])
+            await end_tasks(self._following)
         await self._producer.close()
 
     def prepare(self, command: Command | Mapping[str, Any]) -> Command:

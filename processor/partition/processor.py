@@ -5,7 +5,7 @@ import asyncio
 import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager
 from enum import StrEnum
 from functools import partial
 from typing import Final
@@ -41,6 +41,7 @@ from processor.partition.packs import TransactionPacks
 from processor.partition.scheduler import DueTask, Scheduler
 from processor.recovery.hanging_transaction import end_left_open
 from processor.recovery.restore import LATE_MAX_MS, Restore
+from processor.runtime import sleep_unless
 from processor.telemetry.metrics import Metrics
 from processor.telemetry.tracing import WorkerTraces
 
@@ -206,8 +207,7 @@ class PartitionProcessor:
             "the partition is taken over again", error=self.error, exc_info=unforeseen
         )
         pause_s = min(BACKOFF_MIN_S * 2**self._failures, BACKOFF_MAX_S)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._released.wait(), pause_s)
+        await sleep_unless(self._released, pause_s)
 
     def _drop_writer(self) -> None:
         if self._writer is not None:

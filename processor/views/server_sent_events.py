@@ -10,6 +10,7 @@ from aiohttp import web
 
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.engine.partitioner import partition_of
+from processor.runtime import end_tasks
 from processor.views.database import TooExpensive
 from processor.views.models import StreamQuery
 from processor.views.pagination import BadCursor, read_vector, vector
@@ -109,9 +110,7 @@ class EventStreams:
                     ready = True
                     await response.write(_event("ready", after, b"{}"))
         finally:
-            for task in (*sources, again):
-                task.cancel()
-            await asyncio.wait((*sources, again))
+            await end_tasks(*sources, again)
         return ready
 
     async def _local(
@@ -198,7 +197,7 @@ async def _next(queue: "asyncio.Queue[Item]", again: "asyncio.Future[None]") -> 
         await asyncio.wait(both, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
         return getting.result() if getting.done() else None
     finally:
-        getting.cancel()
+        await end_tasks(getting)
 
 
 def _of(partitions: Collection[int], positions: dict[int, int]) -> dict[int, int]:

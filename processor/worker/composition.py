@@ -30,7 +30,7 @@ from processor.domain.decide import Limits
 from processor.engine.batch import PartitionConfig
 from processor.partition.processor import PartitionProcessor
 from processor.partition.standby import StandbyReplica
-from processor.runtime import tune_interpreter, unless_stopped
+from processor.runtime import end_tasks, tune_interpreter, unless_stopped
 from processor.settings import Address, Settings
 from processor.telemetry.health_server import serve
 from processor.telemetry.metrics import Metrics
@@ -119,9 +119,7 @@ async def run_worker(
                 if watching.done():
                     watching.result()
             finally:
-                for task in (announcing, watching):
-                    task.cancel()
-                await asyncio.gather(announcing, watching, return_exceptions=True)
+                await end_tasks(announcing, watching)
                 await readers.close()
                 await forwarder.stop()
                 await producers_stopped(PRODUCERS_STOP_TIMEOUT_S)

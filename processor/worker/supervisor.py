@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from processor.adapters.kafka.topic_admin import ensure_topics
 from processor.adapters.sqlite import state_dir_lock
 from processor.errors import TaskflowError
-from processor.runtime import unless_stopped
+from processor.runtime import end_tasks, unless_stopped
 from processor.settings import OFF, Settings, variable
 from processor.telemetry.health_server import serve
 
@@ -142,11 +142,11 @@ class Child:
                     code=code,
                     pause_s=pause_s,
                 )
-                self._forget()
+                await self._forget()
                 self.restarts += 1
                 await asyncio.wait({stopping}, timeout=pause_s)
         finally:
-            stopping.cancel()
+            await end_tasks(stopping)
             await self._end()
 
     async def _start(self) -> asyncio.subprocess.Process:
@@ -168,24 +168,28 @@ class Child:
             address = json.loads(line)["http"]
             self._url = address and f"http://{address}"
 
-    def _forget(self) -> None:
+    async def _forget(self) -> None:
         self._url = None
         if self._hearing is not None:
-            self._hearing.cancel()
+            await end_tasks(self._hearing)
 
     async def _end(self) -> None:
         process = self._process
         if process is None:
             return
-        self._forget()
+        await self._forget()
         assert process.stdin is not None
         process.stdin.close()
         try:
-            await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
-        except (TimeoutError, asyncio.CancelledError):
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            pass
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
 
     async def answer(self, session: aiohttp.ClientSession, path: str) -> bytes | None:
         """What it answers over HTTP; None if it does not."""

@@ -13,14 +13,13 @@ from processor.engine.ports import GroupConsumer
 from processor.errors import TaskflowError
 from processor.partition.processor import PartitionPhase, PartitionProcessor
 from processor.partition.standby import StandbyReplica
+from processor.runtime import end_tasks, sleep_unless
 from processor.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
 DRAIN_TIMEOUT_S: Final = 4.0
 """What is in hand may take this long to finish; shutting down takes 5 s at most."""
-CANCEL_AGAIN_S: Final = 0.5
-"""An owner that was cancelled and lives on is cancelled again; what it closes ends by itself."""
 REVOKE_TIMEOUT_S: Final = 3.0
 RESTART_PAUSE_S: Final = 0.5
 
@@ -175,8 +174,7 @@ class Worker:
             if member.refused is not None:
                 raise member.refused
             if not stop.is_set():
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), RESTART_PAUSE_S)
+                await sleep_unless(stop, RESTART_PAUSE_S)
 
     def _new_member(self) -> Member:
         """One whose word counts until we leave it: while it is stopped it may still join, and an
@@ -214,9 +212,7 @@ class Worker:
                 if ends[task]:
                     log.warning(ends[task])
         finally:
-            for task in ends:
-                task.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
+            await end_tasks(*ends)
 
     async def _stuck(self, member: Member) -> None:
         """Return once a running partition holds work that has not moved for the watchdog's time,
@@ -234,9 +230,8 @@ class Worker:
                 if o.owner.phase is PartitionPhase.RUNNING
             }
             try:
-                undone = await asyncio.wait_for(
-                    member.undone(running), self._watchdog_timeout_s / 5
-                )
+                async with asyncio.timeout(self._watchdog_timeout_s / 5):
+                    undone = await member.undone(running)
             except Exception as error:
                 log.warning("the watchdog got no answer from the broker", error=repr(error))
                 if time.monotonic() - answered > self._watchdog_timeout_s:
@@ -272,9 +267,10 @@ class Worker:
         """Let the batches in hand finish before the group goes on without us."""
         idle = [asyncio.ensure_future(owned.owner.idle()) for owned in self._owned.values()]
         if idle:
-            _, late = await asyncio.wait(idle, timeout=REVOKE_TIMEOUT_S)
-            for task in late:
-                task.cancel()
+            try:
+                await asyncio.wait(idle, timeout=REVOKE_TIMEOUT_S)
+            finally:
+                await end_tasks(*idle)
 
     def _take(self, number: int) -> None:
         member = self._member
@@ -331,18 +327,15 @@ async def _end(owned: _Owned, earlier: asyncio.Task[None] | None) -> None:
     """Wait for the batch in hand of a released owner, and for whoever owned before and may not
     have ended either."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(owned.owner.idle(), DRAIN_TIMEOUT_S)
+        async with asyncio.timeout(DRAIN_TIMEOUT_S):
+            await owned.owner.idle()
     await _cancelled(owned.task)
     if earlier is not None:
         await asyncio.wait([earlier])
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
-    """Cancel it until it has ended."""
-    # Until 3.12, what `wait_for` waits for swallows a cancellation that comes as it ends.
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
-    (result,) = await asyncio.gather(task, return_exceptions=True)
-    if isinstance(result, Exception):
-        log.error(f"{task.get_name()} ended with an error", exc_info=result)
+    """End `task` and log its error, if it has one."""
+    await end_tasks(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error(f"{task.get_name()} ended with an error", exc_info=error)

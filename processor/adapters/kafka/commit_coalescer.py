@@ -37,7 +37,8 @@ class CommitCoalescer:
     async def _commit_asked(self) -> None:
         async with self._one_at_a_time:
             offsets, self._asked, self._next = self._asked, {}, None
-            await asyncio.wait_for(self._commit(offsets), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                await self._commit(offsets)
 
 
 def _heard(task: asyncio.Task[None]) -> None:

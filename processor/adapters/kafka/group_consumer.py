@@ -34,6 +34,7 @@ from processor.contract.topics import Topics
 from processor.engine.ports import Fetched
 from processor.engine.rows import Position
 from processor.errors import OwnershipLost, SourceFailed, TaskflowError
+from processor.runtime import end_tasks
 
 log = structlog.get_logger()
 
@@ -43,6 +44,16 @@ that it does not ask for waits for its end: this is latency, not only idleness."
 TELL_EVERY_S: Final = 1.0
 """How often the group hears how far we are."""
 TELL_TIMEOUT_S: Final = 2.0
+REBALANCE_TIMEOUT_MS: Final = 30_000
+"""How long the group waits for a member that lives and still gives up its partitions.
+
+Revoking ends the batches under way (3 s at most), commits offsets (2 s) and may ask for our name
+(5 s), and each takes longer where the processor is overloaded. A member that is late is thrown out
+and comes back as a new one; the others must revoke for it, are late in turn, and so on: with the
+session's 3 s, two workers took all partitions from each other every 4 s for as long as they were
+watched. A member that is dead does not make the group wait: its session ends it. Below aiokafka's
+request timeout of 40 s: a JoinGroup waits for the others that long.
+"""
 
 
 class KafkaGroupConsumer:
@@ -92,7 +103,7 @@ class KafkaGroupConsumer:
             heartbeat_interval_ms=max(100, session_timeout_ms // 5),
             # Takeovers restore inside the group, so polling says nothing of life.
             max_poll_interval_ms=86_400_000,
-            rebalance_timeout_ms=session_timeout_ms,
+            rebalance_timeout_ms=max(REBALANCE_TIMEOUT_MS, session_timeout_ms),
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
@@ -115,11 +126,9 @@ class KafkaGroupConsumer:
         """Leave the group."""
         self._stopping.set()
         if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
+            await end_tasks(self._watching)
         if self._telling is not None:
-            self._telling.cancel()
-            await asyncio.wait([self._telling])
+            await end_tasks(self._telling)
             await self._tell(timeout_s=timeout_s / 2)
         await stop_consumer(self._consumer, timeout_s=timeout_s)
 
@@ -225,7 +234,8 @@ class KafkaGroupConsumer:
         if not offsets:
             return
         try:
-            await asyncio.wait_for(self._consumer.commit(offsets), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._consumer.commit(offsets)
         except (KafkaError, ConsumerStoppedError, TimeoutError) as error:
             log.debug("the group was not told how far we are", error=repr(error))
 

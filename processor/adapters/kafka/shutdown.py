@@ -29,7 +29,7 @@ async def stop_producer(producer: AIOKafkaProducer, *, timeout_s: float) -> None
     if not await _ends(stopping, timeout_s):
         fail_unsent(producer)
         if not await _ends(stopping, CLOSE_TIMEOUT_S):
-            stopping.cancel()
+            _let_go(stopping)
             cancel_sender(producer)
     await _within(producer.client.close(), CLOSE_TIMEOUT_S)
 
@@ -38,7 +38,13 @@ async def _within(work: Any, timeout_s: float) -> None:
     """Wait for `work` in a task of its own, so that its cancellation is not ours."""
     task = asyncio.ensure_future(work)
     if not await _ends(task, timeout_s):
-        task.cancel()
+        _let_go(task)
+
+
+def _let_go(task: "asyncio.Future[Any]") -> None:
+    """Cancel `task` without waiting for its end, which may never come."""
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    task.cancel()
 
 
 async def _ends(task: "asyncio.Future[Any]", timeout_s: float) -> bool:

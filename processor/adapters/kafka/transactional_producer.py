@@ -17,6 +17,7 @@ from processor.contract.topics import DEAD_LETTER_MAX_BYTES, MESSAGE_MAX_BYTES, 
 from processor.engine.batch import Outgoing
 from processor.engine.ports import Written
 from processor.errors import ProducerSuspect, TaskflowError
+from processor.runtime import end_tasks
 
 log = structlog.get_logger()
 
@@ -109,7 +110,8 @@ class KafkaTransactionalProducer:
             max_request_size=4 * DEAD_LETTER_MAX_BYTES,
         )
         back_off_metadata(self._producer.client)
-        await asyncio.wait_for(self._producer.start(), self._commit_timeout_s)
+        async with asyncio.timeout(self._commit_timeout_s):
+            await self._producer.start()
         count_commits(self._producer, self._attempted)
 
     def _attempted(self) -> None:
@@ -207,6 +209,4 @@ async def producers_stopped(timeout_s: float) -> None:
     """Wait for discarded producers, at most `timeout_s`; called once, on the way out."""
     if _stopping:
         _, late = await asyncio.wait(set(_stopping), timeout=timeout_s)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        await end_tasks(*late)

@@ -13,6 +13,7 @@ import structlog
 
 from processor.adapters.sqlite.errors import is_corruption
 from processor.adapters.sqlite.table import FlowTable
+from processor.runtime import end_tasks
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +39,7 @@ async def checked_beside(table: FlowTable) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        checking.cancel()
-        await asyncio.wait({checking})
+        await end_tasks(checking)
 
 
 async def _check(table: FlowTable) -> None:

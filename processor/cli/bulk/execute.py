@@ -11,6 +11,7 @@ from processor.cli.send import IN_FLIGHT, accepted
 from processor.client import CommandNotSent, FlowClient, OutcomeTimeout
 from processor.contract.outcomes import Code, Outcome
 from processor.ops.bulk import BulkTarget, Order
+from processor.runtime import end_tasks
 from processor.settings import Settings
 
 SHOWN: Final = 20
@@ -81,9 +82,7 @@ class BulkExecution:
             for task in done:
                 task.result()
         finally:
-            for task in asking:
-                task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
+            await end_tasks(*asking)
 
     async def _ask(
         self, client: CommandClient, waiting: Iterator[BulkTarget], timeout_s: float, bar: Bar

@@ -6,17 +6,23 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 from processor.adapters.kafka.record_decoder import read_any_record
 from processor.cli.common.output import say
 from processor.errors import TaskflowError
+from processor.runtime import end_tasks
 from processor.settings import Address, BadSetting, Settings, load_settings
 from processor.telemetry.logging import configure_logs
 
 T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+CLEAN_UP_MAX_S: Final = 60.0
+"""A command that was cancelled and still runs then is cancelled again."""
+ORPHAN_MAX_S: Final = 20.0
+"""A process whose parent is gone ends within this time; a parent that lives kills it sooner."""
 
 
 class WrongUse(TaskflowError):
@@ -48,20 +54,27 @@ def settings_and_logs(*, quiet: bool = False) -> Settings:
 def run(command: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run it on a new loop; SIGINT and SIGTERM cancel it, and it may clean up.
 
-    Raises Interrupted when such a signal came first.
+    A second signal cancels it at once again. Raises Interrupted when a signal came first.
     """
 
     async def cancellable() -> T:
+        interrupted = asyncio.Event()
         task = asyncio.ensure_future(command())
-        signalled = _on_signals(lambda: task.cancel())
+        waiting = asyncio.ensure_future(interrupted.wait())
+
+        def interrupt() -> None:
+            if interrupted.is_set():
+                task.cancel()
+            interrupted.set()
+
+        _on_signals(interrupt)
         try:
-            return await task
-        except asyncio.CancelledError:
-            if signalled():
-                raise Interrupted from None
-            raise
+            await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            task.cancel()
+            await end_tasks(task, waiting, again_s=CLEAN_UP_MAX_S)
+        if task.cancelled() and interrupted.is_set():
+            raise Interrupted
+        return task.result()
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(cancellable())
@@ -92,20 +105,11 @@ def run_until_stopped(service: Callable[[asyncio.Event], Coroutine[Any, Any, Non
         runner.run(stoppable())
 
 
-async def first_of(work: Awaitable[T], stop: asyncio.Event) -> T | None:
-    """What `work` gives, or None when `stop` is set before; `work` is then cancelled."""
-    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        for task in (working, stopping):
-            task.cancel()
-        await asyncio.wait({working, stopping})
-
-
 def stop_with_parent(stop: asyncio.Event) -> None:
-    """Set `stop` when standard input ends: whoever started us holds its other end and is gone."""
+    """Set `stop` when standard input ends: the parent that holds its other end is gone.
+
+    The process is killed if it lives on for ORPHAN_MAX_S: no parent is left to do that.
+    """
     loop = asyncio.get_running_loop()
 
     def watch() -> None:
@@ -113,6 +117,8 @@ def stop_with_parent(stop: asyncio.Event) -> None:
             pass
         if not loop.is_closed():
             loop.call_soon_threadsafe(stop.set)
+        time.sleep(ORPHAN_MAX_S)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
@@ -136,18 +142,10 @@ def embedded_port(settings: Settings) -> int:
     return Address(host, int(port)).port
 
 
-def _on_signals(act: Callable[[], object]) -> Callable[[], bool]:
+def _on_signals(act: Callable[[], object]) -> None:
     loop = asyncio.get_running_loop()
-    came = False
-
-    def hear() -> None:
-        nonlocal came
-        came = True
-        act()
-
     for number in _SIGNALS:
-        loop.add_signal_handler(number, hear)
-    return lambda: came
+        loop.add_signal_handler(number, act)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -39,6 +39,7 @@ from processor.client import FlowClient
 from processor.embedded.broker import embedded_broker, free_port
 from processor.embedded.environment import need_extra
 from processor.errors import TaskflowError, install_line
+from processor.runtime import end_tasks
 from processor.settings import Address, Settings
 
 
@@ -212,9 +213,7 @@ async def _together(stories: Sequence[Any]) -> list[Any]:
             task.result()
         return [task.result() for task in tasks]
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
 
 
 async def _unless_ended(what: str, beside: ChildProcess, work: Any) -> None:
@@ -233,6 +232,4 @@ async def _unless_ended(what: str, beside: ChildProcess, work: Any) -> None:
             raise DemoFailed(f"{error} The {what}'s last words:\n{beside.last_words()}") from error
         raise
     finally:
-        for task in (working, ending):
-            task.cancel()
-        await asyncio.wait({working, ending})
+        await end_tasks(working, ending)

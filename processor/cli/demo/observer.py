@@ -16,6 +16,7 @@ from processor.cli.common.output import status_text
 from processor.cli.tail import as_text
 from processor.contract.topics import Topics
 from processor.errors import TaskflowError
+from processor.runtime import end_tasks
 from processor.settings import Settings
 
 ALL_IN_TIMEOUT_S = 30.0
@@ -103,9 +104,7 @@ async def hearing(settings: Settings, out: Console) -> AsyncIterator[Observer]:
     try:
         yield told
     finally:
-        for task in listening:
-            task.cancel()
-        await asyncio.wait(listening)
+        await end_tasks(*listening)
 
 
 async def _show_events(settings: Settings, out: Console, told: Observer) -> None:

@@ -69,7 +69,8 @@ class Republisher:
         )
         back_off_metadata(producer.client)
         self._producer = producer
-        await asyncio.wait_for(producer.start(), COMMIT_TIMEOUT_S)
+        async with asyncio.timeout(COMMIT_TIMEOUT_S):
+            await producer.start()
         count_commits(producer, self._attempted)
 
     def _attempted(self) -> None:

@@ -18,6 +18,7 @@ from processor.adapters.kafka.shutdown import stop_producer
 from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.engine.partitioner import partition_of
+from processor.runtime import end_tasks
 
 OWNERS: Final = ("torture:session:1", "torture:session:2")
 RUBBISH: Final = (b"\xff\xfe", b"", b"[]", b'{"kind":"dance"}', b'{"n":NaN}', b"[" * 100)
@@ -223,9 +224,8 @@ async def under_load(
     try:
         yield load
         stop.set()
-        await asyncio.wait_for(going, SEND_TIMEOUT_MS / 1000 + 5)
+        async with asyncio.timeout(SEND_TIMEOUT_MS / 1000 + 5):
+            await going
     finally:
-        for task in (going, *bursts):
-            task.cancel()
-        await asyncio.gather(going, *bursts, return_exceptions=True)
+        await end_tasks(going, *bursts)
         await stop_producer(producer, timeout_s=STOP_TIMEOUT_S)

@@ -10,6 +10,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from processor.runtime import end_tasks
+
 HOST: Final = "127.0.0.1"
 
 KINDS: Final[Mapping[str, int]] = MappingProxyType(
@@ -175,9 +177,7 @@ class Proxy:
         )
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(*self._tasks)
 
 
 class _Connection:
@@ -201,9 +201,7 @@ class _Connection:
             if self._cut:  # the broker does not know yet
                 await answers
         finally:
-            answers.cancel()
-            with suppress(asyncio.CancelledError, OSError, asyncio.IncompleteReadError):
-                await answers
+            await end_tasks(answers)
             for one in (upstream, self._writer):
                 one.close()
                 with suppress(OSError):

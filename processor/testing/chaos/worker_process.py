@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from processor.errors import TaskflowError
+from processor.runtime import sleep_unless
 from processor.settings import PREFIX
 
 KEPT_BYTES: Final = 256 * 1024
@@ -104,8 +105,7 @@ class WorkerProcess:
             if not self.running and self._hearing is not None and self._hearing.done():
                 raise WorkerEnded(f"{self.name} ended with code {self.process.returncode}.")
             self._spoke.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._spoke.wait(), 0.5)
+            await sleep_unless(self._spoke, 0.5)
             if time.monotonic() > deadline:
                 raise WorkerSilent(f"{self.name} did not say {landmark} within {timeout_s:g} s.")
 
@@ -127,7 +127,8 @@ class WorkerProcess:
         """Wait for an end that we have brought about. Raises WorkerSilent."""
         self._ended_by_us = True
         try:
-            await asyncio.wait_for(self.process.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self.process.wait()
         except TimeoutError:
             raise WorkerSilent(f"{self.name} did not end within {timeout_s:g} s.") from None
         return await self._end()

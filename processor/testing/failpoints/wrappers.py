@@ -22,6 +22,7 @@ from processor.engine.ports import (
     Written,
 )
 from processor.engine.rows import Changes, Checkpoint, Position
+from processor.runtime import end_tasks
 from processor.testing.failpoints.points import FailpointAction, Failpoints, parse_faults
 
 log = structlog.get_logger()
@@ -217,8 +218,7 @@ class _Writer:
                     await self._points.reach("K6")
                 await committing
             finally:
-                committing.cancel()
-                on_its_way.cancel()
+                await end_tasks(committing, on_its_way)
 
         async def sends(node_id: Any, request: Any, **how: Any) -> Any:
             sending = asyncio.ensure_future(send(node_id, request, **how))
@@ -229,7 +229,7 @@ class _Writer:
                     self._on_its_way.set()
                 return await sending
             finally:
-                sending.cancel()
+                await end_tasks(sending)
 
         producer.commit_transaction = commits
         producer.client.send = sends

@@ -1,6 +1,7 @@
 """Whatever goes wrong, and wherever: the partition is taken over again, and in the end every
 command has exactly one outcome, and topics and table are what the contract says."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -151,16 +152,15 @@ async def test_a_partition_that_keeps_failing_waits_longer_each_time(
 
     monkeypatch.setattr(partition, "BACKOFF_MIN_S", 0.05)
     pauses: list[float] = []
-    wait_for = partition.asyncio.wait_for
 
-    async def at_once(waiting, pause_s):  # type: ignore[no-untyped-def]
+    async def at_once(released: asyncio.Event, pause_s: float) -> bool:
         pauses.append(pause_s)
-        return await wait_for(waiting, 0)
+        return released.is_set()
 
     stage.kafka.send(create(1))
     for nth in range(1, 10):
         stage.script.at(Point.BEGIN, OSError("broker away"), nth=nth)
-    monkeypatch.setattr(partition.asyncio, "wait_for", at_once)
+    monkeypatch.setattr(partition, "sleep_unless", at_once)
 
     async with stage.running():
         await stage.quiet()

@@ -399,10 +399,7 @@ async def test_a_member_that_must_not_join_again_ends_the_worker_with_its_senten
     assert len(stage.members) == 1
 
 
-async def test_an_owner_that_swallows_a_cancellation_is_cancelled_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(worker_module, "CANCEL_AGAIN_S", 0.01)
+async def test_an_owner_that_swallows_a_cancellation_is_cancelled_again() -> None:
     stage = Stage()
     async with stage.running():
         member = await stage.member()
