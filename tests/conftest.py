@@ -21,12 +21,24 @@ os.environ["TASKFLOW_BROKER_JIT"] = "quick"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=3, help="of a view worker, in its longest test")
+    parser.addoption(
+        "--foreign-records",
+        type=int,
+        default=200,
+        help="as any sender may write them, drawn for every reader of records",
+    )
 
 
 @pytest.fixture
 def kills(request: pytest.FixtureRequest) -> int:
     """How often the process that is tested is to be killed."""
     return int(request.config.getoption("--kills"))
+
+
+@pytest.fixture
+def foreign_records_count(request: pytest.FixtureRequest) -> int:
+    """How many records are to be drawn, at least."""
+    return int(request.config.getoption("--foreign-records"))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from aiokafka import AIOKafkaProducer
@@ -28,6 +28,7 @@ from processor.adapters.kafka.errors import explained
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.client.errors import CommandNotSent
+from processor.contract.headers import Headers
 from processor.settings import Settings
 
 CLOSE_TIMEOUT_S: Final = 5.0
@@ -76,7 +77,7 @@ class CommandProducer:
         topic: str,
         key: bytes | None,
         value: bytes | None,
-        headers: Sequence[tuple[str, bytes]],
+        headers: Headers,
         *,
         partition: int | None = None,
         handed_over: Callable[[], None],

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
+from processor.contract.headers import Headers
 from processor.contract.outcomes import Verdict
 from processor.contract.state import CURSOR_PREFIX
 from processor.contract.topics import Topics
 from processor.contract.values import EVENTS_PER_PARTITION, SCHEMA_VERSION
 from processor.domain.decide import Limits
-from processor.engine.codec import Headers, Readable, Record, Unreadable, encode
+from processor.engine.codec import Readable, Record, Unreadable, encode
 from processor.engine.rows import Changes, FlowRow, LedgerEntry, Position, StepRow
 
 Decoded = Readable | Unreadable

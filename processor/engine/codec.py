@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from processor.contract.commands import COMMANDS, MODELS, Command
 from processor.contract.events import EventKind
 from processor.contract.flow import Flow, FlowStatus
+from processor.contract.headers import Headers
 from processor.contract.outcomes import Code, Verdict
 from processor.contract.values import (
     COMMAND_MAX_BYTES,
@@ -27,8 +28,6 @@ from processor.contract.values import (
 )
 from processor.domain.facts import Fact
 from processor.engine.rows import ledger_key
-
-Headers = Sequence[tuple[str, bytes]]
 
 
 class Record(Protocol):

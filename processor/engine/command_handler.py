@@ -17,6 +17,7 @@ from processor.contract.events import (
     EventKind,
 )
 from processor.contract.flow import Flow, FlowStatus
+from processor.contract.headers import Headers, RecordPlace, forwarded_from
 from processor.contract.outcomes import FORGOTTEN, Code, Verdict
 from processor.domain import messages
 from processor.domain.decide import Decision, decide
@@ -35,7 +36,6 @@ from processor.engine.batch import (
     snapshot_of,
 )
 from processor.engine.codec import (
-    Headers,
     Readable,
     Unreadable,
     encode,
@@ -186,17 +186,16 @@ class CommandHandler:
         right = partition_of(key, place.partitions)
         if right == place.partition:
             return True
-        if any(name == dead_letters.FORWARDED_FROM for name, _ in record.headers):
+        if forwarded_from(record.headers) is not None:
             self._quarantine(_spoiled(item, Code.INVALID_KEY))
             return False
         source = (record.topic, record.offset)
         if source in self._unforwardable:
             self._quarantine(_spoiled(item, Code.INTERNAL_ERROR))
             return False
-        origin = f"{record.topic}/{record.partition}/{record.offset}".encode()
-        copy = Outgoing(
-            record.key, record.value, [*record.headers, (dead_letters.FORWARDED_FROM, origin)]
-        )
+        origin = str(RecordPlace(record.topic, record.partition, record.offset))
+        header = (dead_letters.FORWARDED_FROM, origin.encode())
+        copy = Outgoing(record.key, record.value, [*record.headers, header])
         self.batch.forwards.append(Forward(record.topic, right, copy, source))
         self._answer(
             item, Verdict.FORWARDED, message=messages.FORWARDED, details={"partition": right}

@@ -9,18 +9,17 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from processor.contract import dead_letters
-from processor.contract.values import parse_timestamp
-from processor.engine.codec import Headers, Record
+from processor.contract.headers import (
+    DeadLetterFacts,
+    Headers,
+    RecordPlace,
+    redriven_from,
+    split_dead_letter,
+    without_journey,
+)
+from processor.engine.codec import Record
 from processor.engine.partitioner import partition_of
 from processor.ops.diagnose import Diagnosis, diagnose
-
-ADDED: Final = (
-    *(dead_letters.CODE, dead_letters.MESSAGE, dead_letters.SOURCE_TOPIC),
-    *(dead_letters.SOURCE_PARTITION, dead_letters.SOURCE_OFFSET, dead_letters.SOURCE_TIMESTAMP),
-    *(dead_letters.TRUNCATED, dead_letters.DIGEST),
-)
-OF_A_JOURNEY: Final = (dead_letters.FORWARDED_FROM, dead_letters.REDRIVEN_FROM)
-"""Headers of an earlier way of the record, which its new one does not share."""
 
 
 class Spot(NamedTuple):
@@ -34,34 +33,36 @@ class Spot(NamedTuple):
 
 
 class DeadLetterRecord(NamedTuple):
-    """`headers` are the original ones; `at_ms` is when the dead letter was written, `source_ms`
-    when the record was. What is not told is empty, 0 or None: anybody may have written it."""
+    """`headers` are the original ones, `facts` what was added to them; `at_ms` is when the dead
+    letter was written."""
 
     spot: Spot
     at_ms: int
     key: bytes | None
     value: bytes | None
     headers: Headers
-    code: str
-    message: str
-    source_topic: str
-    source_partition: int
-    source_offset: int
-    source_ms: int
-    truncated_bytes: int | None
+    facts: DeadLetterFacts
+
+    @property
+    def source_topic(self) -> str | None:
+        """The full name of the topic that its record lay on; None if it does not say so."""
+        return None if self.facts.source is None else self.facts.source.topic
 
     @property
     def sendable(self) -> str | None:
         """Why it cannot go back as it is, or None."""
-        if not self.source_topic:
+        if self.facts.source is None:
             return "it does not say where it came from"
-        if self.truncated_bytes is not None:
-            return f"only the first part of its {self.truncated_bytes:,} bytes was kept"
+        if self.facts.truncated is not None:
+            return f"only the first part of its {self.facts.truncated:,} bytes was kept"
         return None
 
     @property
     def diagnosis(self) -> Diagnosis:
         return diagnose(self.key, self.value)
+
+
+NO_FACTS: Final = DeadLetterFacts("", "", None, None, None)
 
 
 class RedriveRecord(NamedTuple):
@@ -74,61 +75,32 @@ class RedriveRecord(NamedTuple):
     headers: Headers
 
 
-def letter_of(record: Record) -> DeadLetterRecord:
-    """The letter in a record of the dead letters' topic."""
-    original, added = _split(record.headers)
-    number = {
-        name: int(added[name])
-        for name in (
-            dead_letters.SOURCE_PARTITION,
-            dead_letters.SOURCE_OFFSET,
-            dead_letters.TRUNCATED,
-        )
-        if added.get(name, "").isdecimal()
-    }
-    try:
-        source_ms = parse_timestamp(added.get(dead_letters.SOURCE_TIMESTAMP, ""))
-    except ValueError:
-        source_ms = 0
+def dead_letter_of(record: Record) -> DeadLetterRecord:
+    """Read a record of the dead letters' topic, whoever wrote it."""
+    headers, facts = split_dead_letter(record.headers)
     return DeadLetterRecord(
         Spot(record.partition, record.offset),
         record.timestamp,
         record.key,
         record.value,
-        original,
-        added.get(dead_letters.CODE, ""),
-        added.get(dead_letters.MESSAGE, ""),
-        added.get(dead_letters.SOURCE_TOPIC, ""),
-        number.get(dead_letters.SOURCE_PARTITION, 0),
-        number.get(dead_letters.SOURCE_OFFSET, 0),
-        source_ms,
-        number.get(dead_letters.TRUNCATED),
+        headers,
+        facts or NO_FACTS,
     )
-
-
-def _split(headers: Headers) -> tuple[Headers, dict[str, str]]:
-    """The original headers, and the added ones: the last six, or eight, in the order in which they
-    are added. A record may have brought the same names itself."""
-    names = tuple(name for name, _ in headers)
-    for added in (ADDED, ADDED[:6]):
-        if names[-len(added) :] == added:
-            end = len(headers) - len(added)
-            told = {n: (v or b"").decode("utf-8", "replace") for n, v in headers[end:]}
-            return list(headers[:end]), told
-    return list(headers), {}
 
 
 def outbound(
     letter: DeadLetterRecord, name: str, *, key: bytes | None = None, value: bytes | None = None
 ) -> RedriveRecord:
-    """What goes back for a letter of the topic `name`, with `key` and `value` if they were
-    edited."""
-    headers = [(n, v) for n, v in letter.headers if n not in OF_A_JOURNEY]
-    headers.append((dead_letters.REDRIVEN_FROM, f"{name}/{letter.spot}".encode()))
+    """Make the record that goes back for a dead letter of the topic `name`, with `key` and `value`
+    if they were edited. The dead letter must say where it came from."""
+    source = letter.facts.source
+    assert source is not None, "what does not say where it came from stays"
+    origin = str(RecordPlace(name, *letter.spot))
+    headers = [*without_journey(letter.headers), (dead_letters.REDRIVEN_FROM, origin.encode())]
     key = letter.key if key is None else key
     return RedriveRecord(
-        letter.source_topic,
-        letter.source_partition if key is None else None,
+        source.topic,
+        source.partition if key is None else None,
         key,
         letter.value if value is None else value,
         headers,
@@ -142,15 +114,10 @@ def partition_for(record: RedriveRecord, partitions: int) -> int:
     return partition_of(record.key or b"", partitions)
 
 
-def redriven_from(record: Record, name: str) -> Spot | None:
-    """The letter of the topic `name` that a record was sent back for."""
-    for header, value in record.headers:
-        if header == dead_letters.REDRIVEN_FROM:
-            topic, _, rest = (value or b"").decode("utf-8", "replace").partition("/")
-            partition, _, offset = rest.partition("/")
-            if topic == name and partition.isdecimal() and offset.isdecimal():
-                return Spot(int(partition), int(offset))
-    return None
+def redriven_spot(record: Record, name: str) -> Spot | None:
+    """The dead letter of the topic `name` that a record was redriven for."""
+    place = redriven_from(record.headers)
+    return Spot(place.partition, place.offset) if place and place.topic == name else None
 
 
 class Wanted(NamedTuple):
@@ -165,7 +132,7 @@ class Wanted(NamedTuple):
     def takes(self, letter: DeadLetterRecord) -> bool:
         return (
             (not self.spots or letter.spot in self.spots)
-            and self.code in (None, letter.code)
+            and self.code in (None, letter.facts.code)
             and (self.since_ms is None or letter.at_ms >= self.since_ms)
             and (self.until_ms is None or letter.at_ms < self.until_ms)
             and self.key in (None, letter.key)

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from processor.contract.commands import Wake
+from processor.contract.headers import Headers
 from processor.domain.waits import AT_ONCE_MS, due_ms
 from processor.engine.batch import Outgoing
-from processor.engine.codec import Headers, encode
+from processor.engine.codec import encode
 from processor.engine.ports import Table
 from processor.engine.rows import Deadline, FlowRow
 

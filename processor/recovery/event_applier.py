@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from hashlib import blake2b
 
-from processor.contract.events import CHAIN_HEADER, CHAIN_START
+from processor.contract.events import CHAIN_START
 from processor.contract.flow import Flow
+from processor.contract.headers import chain_of
 from processor.engine.codec import Record, flow_doc
 from processor.engine.rows import Changes, FlowRow, StepRow
 from processor.errors import HistoryLost
@@ -70,7 +71,7 @@ def check_chain(fold: EventApplier, record: Record) -> None:
     before = fold.row((record.key or b"").decode())
     chain = before.chain if before else CHAIN_START
     follows = blake2b(chain + (record.value or b""), digest_size=16).digest()
-    if dict(record.headers).get(CHAIN_HEADER) != follows:
+    if chain_of(record.headers) != follows:
         raise HistoryLost(
             "its chain does not follow from the flow's event before: one was edited, or is missing"
         )

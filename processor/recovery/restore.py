@@ -18,7 +18,8 @@ from typing import Final
 import orjson
 import structlog
 
-from processor.contract.events import CHAIN_HEADER, EventKind
+from processor.contract.events import EventKind
+from processor.contract.headers import chain_of
 from processor.contract.topics import STATE
 from processor.domain.evolve import evolve, observed_step
 from processor.engine.batch import PartitionConfig, first_event_id
@@ -171,7 +172,7 @@ class Restore:
         if events[-1]["id"] != stored.position.next_event_id - 1:
             return False
         newest = {
-            event["flow_id"]: (event["id"], dict(record.headers).get(CHAIN_HEADER), event["kind"])
+            event["flow_id"]: (event["id"], chain_of(record.headers), event["kind"])
             for event, record in zip(events, records, strict=True)
         }
         rows = await self._table.flows(sorted(newest))
@@ -274,7 +275,7 @@ class Restore:
         if flow is None:
             fold.remove(fact.flow_id)
         else:
-            fold.put(flow, event["id"], dict(record.headers)[CHAIN_HEADER])
+            fold.put(flow, event["id"], chain_of(record.headers))
         return position._replace(next_event_id=event["id"] + 1)
 
     async def _rows(self, records: Sequence[Record]) -> dict[str, FlowRow]:

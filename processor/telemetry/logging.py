@@ -4,13 +4,15 @@ import logging
 import sys
 from collections.abc import MutableMapping
 from enum import Enum
+from io import StringIO
 from typing import Any, TextIO
 
 import structlog
 from pydantic import SecretStr
-from structlog.typing import Processor
+from structlog.typing import ExcInfo, Processor
 
 from processor.settings import Settings
+from processor.telemetry.terminal import visible, visible_json
 
 HIDDEN = "**********"
 _SECRET_WORDS = ("password", "secret", "token", "passphrase")
@@ -39,18 +41,19 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
     ]
     last: list[Processor] = (
         [
+            visible_values,
             structlog.dev.ConsoleRenderer(
                 colors=stream.isatty(),
                 timestamp_key="at",
-                # The default shows local variables: payloads, and what connects us.
-                exception_formatter=structlog.dev.plain_traceback,
-            )
+                exception_formatter=_traceback,
+            ),
         ]
         if human
         else [
             structlog.processors.format_exc_info,
             structlog.processors.EventRenamer("message"),
             structlog.processors.JSONRenderer(ensure_ascii=False, default=str),
+            *([_visible_line] if stream.isatty() else []),
         ]
     )
     structlog.configure(
@@ -96,6 +99,27 @@ class _Unless(logging.Filter):
 
     def __hash__(self) -> int:
         return hash(self._beginning)
+
+
+def visible_values(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Write out in every text what a terminal would obey; other values are shown by `repr`."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = visible(value)
+    return event
+
+
+def _visible_line(_logger: object, _method: str, line: Any) -> Any:
+    return visible_json(line)
+
+
+def _traceback(stream: TextIO, error: ExcInfo) -> None:
+    # The renderer's own shows local variables: payloads, and what connects us.
+    shown = StringIO()
+    structlog.dev.plain_traceback(shown, error)
+    stream.write(visible(shown.getvalue(), keep="\n\t"))
 
 
 def hide_secrets(

@@ -4,46 +4,37 @@ from typing import Any, Final
 
 import orjson
 
-from processor.contract import dead_letters
+from processor.contract.headers import DeadLetterFacts, RecordPlace, split_dead_letter
 from processor.contract.values import instant
 from processor.views.database import DeadLetterRow
 
 VALUE_SHOWN: Final = 2048
 KEY_SHOWN: Final = 256
+NOWHERE: Final = RecordPlace("", 0, 0)
+NO_FACTS: Final = DeadLetterFacts("unknown", "", None, None, None)
 
 
 def letter_of(message: Any) -> DeadLetterRow:
     """The row of a record of `deadletters`, whatever stands in it."""
-    headers = {
-        name: bytes(value or b"").decode("utf-8", "replace")
-        for name, value in dict(message.headers or ()).items()
-    }
+    _, facts = split_dead_letter(message.headers or ())
+    facts = facts or NO_FACTS
+    source = facts.source or NOWHERE
     value: bytes = message.value or b""
     at_ms: int = message.timestamp
-    code = headers.get(dead_letters.CODE, "unknown")
-    size = headers.get(dead_letters.TRUNCATED, "")
     doc = {
         "partition": message.partition,
         "offset": message.offset,
         "at": instant(at_ms),
-        "code": code,
-        "message": headers.get(dead_letters.MESSAGE, ""),
-        "source": {
-            "topic": headers.get(dead_letters.SOURCE_TOPIC, ""),
-            "partition": _number(headers.get(dead_letters.SOURCE_PARTITION)),
-            "offset": _number(headers.get(dead_letters.SOURCE_OFFSET)),
-        },
-        "source_at": headers.get(dead_letters.SOURCE_TIMESTAMP),
+        "code": facts.code,
+        "message": facts.message,
+        "source": source._asdict(),
+        "source_at": None if facts.source_ms is None else instant(facts.source_ms),
         "key": None if message.key is None else _text(message.key[:KEY_SHOWN]),
         "value": _text(value[:VALUE_SHOWN]),
-        "size": int(size) if size.isdecimal() else len(value),
+        "size": len(value) if facts.truncated is None else facts.truncated,
     }
-    return DeadLetterRow(message.partition, message.offset, at_ms, code, orjson.dumps(doc))
+    return DeadLetterRow(message.partition, message.offset, at_ms, facts.code, orjson.dumps(doc))
 
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text is not None and text.isdecimal() else 0

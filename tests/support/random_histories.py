@@ -17,6 +17,7 @@ from processor.engine.partitioner import partition_of
 from processor.ops.replay.check import replay
 from processor.ops.replay.copies import Copies
 from processor.ops.replay.differences import Findings
+from processor.ops.replay.file_reader import reading
 from processor.ops.replay.file_writer import writing
 from processor.ops.replay.live import LivePartition
 from processor.ops.replay.recorded import Head, Rules
@@ -212,6 +213,18 @@ async def check(
             with open_store(**bounds) as store:
                 live = LivePartition(log, rules, partition, since_ms=since_ms)
                 await replay(live, rules, partition, store, findings, copies)
+    copies.compare(findings)
+    return findings
+
+
+async def check_file(path: Path) -> Findings:
+    """A replay of a history in a file."""
+    findings, copies = Findings(), Copies()
+    with reading(path) as history:
+        rules = history.head().rules
+        for part in history.partitions(rules, lambda _: True):
+            with open_store() as store:
+                await replay(part, rules, part.number, store, findings, copies)
     copies.compare(findings)
     return findings
 

@@ -47,6 +47,13 @@ MOVES: dict[str, tuple[set[str], str | None]] = {
 # Values
 
 
+def is_copy(headers: Any) -> bool:
+    """Whether a record says, where the processor would, of which record it is a copy."""
+    name, value = headers[-1] if headers else ("", None)
+    place = rb"(?s).+/(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,18})"
+    return name == "taskflow-forwarded-from" and re.fullmatch(place, value or b"") is not None
+
+
 def is_text(value: Any, longest: int = 256) -> bool:
     return isinstance(value, str) and 1 <= len(value) <= longest
 
@@ -359,7 +366,7 @@ class Contract:
             return "invalid_key"
         right = self.right(key)
         if right != self.partition:
-            if any(name == "taskflow-forwarded-from" for name, _ in record.headers):
+            if is_copy(record.headers):
                 return "invalid_key"
             answer.forwarded_to = right
         return None

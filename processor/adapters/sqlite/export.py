@@ -10,7 +10,7 @@ from typing import Any, Final
 import orjson
 
 from processor.adapters.sqlite.errors import told
-from processor.contract.events import CHAIN_HEADER
+from processor.contract.headers import chain_of
 from processor.contract.state import CURSOR_PREFIX
 from processor.engine.codec import Record
 from processor.engine.ports import OffsetRange
@@ -83,7 +83,7 @@ class Export:
         rows = []
         for record in records:
             event = orjson.loads(record.value or b"")
-            chain = dict(record.headers).get(CHAIN_HEADER, b"").hex()
+            chain = chain_of(record.headers).hex()
             doc = (record.value or b"").decode()
             about = (event[name] for name in names)
             rows.append((*about, record.partition, record.offset, chain, doc))

@@ -1,14 +1,16 @@
 """What the program writes: tables for people on a terminal, JSON lines for a pipe."""
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from processor.telemetry.terminal import visible, visible_json
 
 STATUS_STYLES: Mapping[str, str] = {
     "created": "cyan",
@@ -29,11 +31,6 @@ VERDICT_STYLES: Mapping[str, str] = {
 
 Row = Sequence[str | Text]
 
-_CONTROL = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
-)
-"""Also what reorders the text around it: a goal must not look like another column."""
-
 
 def for_people(json: bool = False) -> bool:
     """Whether a person reads standard output, and did not ask for JSON."""
@@ -50,26 +47,54 @@ class ReaderHasGone(BaseException):
 
 
 def write_line(line: bytes, *, flush: bool = False) -> None:
-    """Write one line as it is."""
+    """Write one line: as it is in a pipe; on a terminal with what the terminal would obey written
+    out, within JSON by its escapes."""
+    if sys.stdout.isatty():
+        line = visible_json(line.decode("utf-8", "backslashreplace")).encode()
     sys.stdout.buffer.write(line + b"\n")
     if flush:
         sys.stdout.buffer.flush()
 
 
 def write_json(value: Any, *, flush: bool = False) -> None:
-    """One compact JSON line, UTF-8, nothing escaped that need not be."""
+    """One compact JSON line, UTF-8, nothing escaped that need not be; see write_line."""
     write_line(orjson.dumps(value), flush=flush)
 
 
 def say(sentence: str) -> None:
     """A sentence for the person who started the program: standard error."""
+    if sys.stderr.isatty():
+        sentence = visible(sentence, keep="\n\t")
     sys.stderr.write(f"{sentence}\n")
     sys.stderr.flush()
 
 
 def console() -> Console:
-    """Standard output as rich sees it now; a pipe gets plain text, in long lines."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    """Standard output as rich sees it now; a pipe gets plain text, in long lines. What a terminal
+    would obey is written out, wherever it stands in what is printed."""
+    made = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    made.push_render_hook(_WrittenOut())
+    return made
+
+
+class _WrittenOut(RenderHook):
+    """Shows the control characters of what is printed. Those that rich itself adds, for styles and
+    the cursor, come later or are marked as such."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Visible(one) for one in renderables]
+
+
+class _Visible:
+    def __init__(self, inner: ConsoleRenderable) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._inner, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(visible(segment.text, keep="\n"), segment.style)
 
 
 def table(title: str | None, columns: Sequence[str], rows: Sequence[Row]) -> Table:
@@ -99,18 +124,13 @@ def print_rows(out: Console, columns: Sequence[str], rows: Sequence[Row]) -> Non
 def plain(text: str) -> Text:
     """One line of text that is no markup; what a terminal would obey is shown instead: a
     producer's text must not move its cursor."""
-    return Text(_CONTROL.sub(_written_out, text))
+    return Text(visible(text))
 
 
 def short(text: str, width: int = 60) -> str:
     """One line of at most `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def _written_out(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def _paragraph(text: str) -> Text:

@@ -89,13 +89,13 @@ def list_(
     if not for_people(json):
         for letter in letters:
             faults = [fault._asdict() for fault in letter.diagnosis.faults]
-            write_json(row_of(letter, sent) | {"message": letter.message, "faults": faults})
+            write_json(row_of(letter, sent) | {"message": letter.facts.message, "faults": faults})
         return
     rows = [
         (
             str(letter.spot),
             instant(letter.at_ms)[:19].replace("T", " "),
-            Text(letter.code, style="red"),
+            Text(letter.facts.code, style="red"),
             source_of(letter),
             sent.get(letter.spot, "") if redriven else "",
             reason_of(letter),
@@ -125,7 +125,7 @@ def show(place: str = PLACE, save: Path | None = SAVE, json: bool = JSON) -> Non
         write_json(
             row_of(letter, sent)
             | {
-                "message": letter.message,
+                "message": letter.facts.message,
                 "faults": faults,
                 "key": as_text(letter.key),
                 "value": as_text(letter.value),
@@ -139,10 +139,11 @@ def show(place: str = PLACE, save: Path | None = SAVE, json: bool = JSON) -> Non
         ("letter", f"{letter.spot}, written {instant(letter.at_ms)}"),
         (
             "from",
-            source_of(letter) + (f", {instant(letter.source_ms)}" if letter.source_ms else ""),
+            source_of(letter)
+            + (f", {instant(letter.facts.source_ms)}" if letter.facts.source_ms else ""),
         ),
-        ("code", letter.code),
-        ("why", letter.message),
+        ("code", letter.facts.code),
+        ("why", letter.facts.message),
         ("key", _shown(letter.key)),
         *((f"header {name}", _shown(value)) for name, value in letter.headers),
         ("sent back to", sent.get(letter.spot, "nowhere yet")),

@@ -15,7 +15,7 @@ from processor.client.reader import count_partitions
 from processor.contract.outcomes import Code
 from processor.contract.topics import Topics
 from processor.contract.values import instant
-from processor.ops.deadletters import DeadLetterRecord, Spot, Wanted, letter_of, redriven_from
+from processor.ops.deadletters import DeadLetterRecord, Spot, Wanted, dead_letter_of, redriven_spot
 from processor.ops.diagnose import Diagnosis
 from processor.settings import Settings
 
@@ -85,7 +85,7 @@ async def find_letters(
     records = read(settings, names.dead_letters, start=start, partitions=partitions)
     async with aclosing(records):
         async for record in records:
-            if wanted.takes(letter := letter_of(record)):
+            if wanted.takes(letter := dead_letter_of(record)):
                 letters.append(letter)
     sent: dict[Spot, str] = {}
     if letters and look_for_sent:
@@ -96,7 +96,7 @@ async def find_letters(
                 async with aclosing(read(settings, topic, start=since)) as records:
                     async for record in records:
                         bar.count(1)
-                        spot = redriven_from(record, names.dead_letters)
+                        spot = redriven_spot(record, names.dead_letters)
                         if spot is not None:
                             sent[spot] = f"{topic}/{record.partition}/{record.offset}"
     return letters, sent
@@ -107,7 +107,7 @@ def row_of(letter: DeadLetterRecord, sent: Mapping[Spot, str]) -> dict[str, Any]
     return {
         "letter": str(letter.spot),
         "at": instant(letter.at_ms),
-        "code": letter.code,
+        "code": letter.facts.code,
         "from": source_of(letter),
         "redriven_to": sent.get(letter.spot),
     }
@@ -115,9 +115,7 @@ def row_of(letter: DeadLetterRecord, sent: Mapping[Spot, str]) -> dict[str, Any]
 
 def source_of(letter: DeadLetterRecord) -> str:
     """Where its record lay."""
-    if not letter.source_topic:
-        return "nowhere told"
-    return f"{letter.source_topic}/{letter.source_partition}/{letter.source_offset}"
+    return "(it does not say)" if letter.facts.source is None else str(letter.facts.source)
 
 
 def faults_text(found: Diagnosis) -> str:
@@ -128,9 +126,9 @@ def faults_text(found: Diagnosis) -> str:
 def reason_of(letter: DeadLetterRecord) -> str:
     """Why it is a dead letter. Where that is fields, its record says so and no more: they are found
     again."""
-    if letter.code != Code.INVALID_COMMAND:
-        return letter.message
-    return faults_text(letter.diagnosis) or letter.message
+    if letter.facts.code != Code.INVALID_COMMAND:
+        return letter.facts.message
+    return faults_text(letter.diagnosis) or letter.facts.message
 
 
 def fault_text(at: int | None, problem: str, path: str | None) -> str:

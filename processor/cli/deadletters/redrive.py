@@ -160,7 +160,7 @@ def _preview(
             {
                 "letter": str(letter.spot),
                 "at": instant(letter.at_ms),
-                "code": letter.code,
+                "code": letter.facts.code,
                 "to": letter.source_topic,
                 "today": _expired(letter) if found.code is None else today,
                 "stays": why,

@@ -16,6 +16,7 @@ from processor.cli.common.output import status_text
 from processor.cli.tail import as_text
 from processor.contract.topics import Topics
 from processor.errors import TaskflowError
+from processor.ops.deadletters import dead_letter_of
 from processor.runtime import end_tasks
 from processor.settings import Settings
 
@@ -130,9 +131,9 @@ async def _count_outcomes(settings: Settings, told: Observer) -> None:
 async def dead_letters(settings: Settings) -> AsyncIterator[dict[str, Any]]:
     topic = Topics(settings.topic_prefix).dead_letters
     async for record in read(settings, topic):
-        headers = {name: as_text(value) for name, value in record.headers}
+        letter = dead_letter_of(record)
         yield {
             "value": as_text(record.value),
-            "code": headers["taskflow-code"],
-            "message": headers["taskflow-message"],
+            "code": letter.facts.code,
+            "message": letter.facts.message,
         }

@@ -2,7 +2,7 @@
 among M partitions."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -10,12 +10,18 @@ import orjson
 
 from processor.contract import dead_letters
 from processor.contract.events import CHAIN_HEADER, CHAIN_START
+from processor.contract.headers import (
+    Header,
+    Headers,
+    chain_of,
+    split_dead_letter,
+    without_forwarding,
+)
 from processor.contract.outcomes import Verdict
 from processor.contract.state import CURSOR_PREFIX
 from processor.contract.topics import Topics
 from processor.contract.values import parse_timestamp
 from processor.engine.batch import Outgoing, cursor_record, first_event_id
-from processor.engine.codec import Headers
 from processor.engine.partitioner import partition_of
 from processor.engine.rows import Position
 from processor.ops.repartition.steps import Step
@@ -80,7 +86,7 @@ class Rewriter:
         return self.command(step.source)
 
     def command(self, record: LogRecord) -> CopiedRecord:
-        headers = _without(record.headers, dead_letters.FORWARDED_FROM)
+        headers = without_forwarding(record.headers)
         return CopiedRecord(
             self._renamed(record.topic),
             Outgoing(record.key, record.value, headers),
@@ -143,24 +149,19 @@ class Rewriter:
             dead_letters.SOURCE_PARTITION: source["partition"],
             dead_letters.SOURCE_OFFSET: source["offset"],
         }
-        headers: list[tuple[str, bytes]] = []
-        left = dict(places)
-        # From the end: a record may have brought the same names itself.
-        for name, value in reversed(list(letter.headers)):
-            if name in left:
-                headers.append((name, str(left.pop(name)).encode()))
-            else:
-                headers.append((name, value))
-        kept = _without(headers[::-1], dead_letters.FORWARDED_FROM)
-        record = Outgoing(letter.key, letter.value, kept)
+        originals, _ = split_dead_letter(letter.headers)
+        added = [
+            (name, str(places[name]).encode() if name in places else value)
+            for name, value in letter.headers[len(originals) :]
+        ]
+        record = Outgoing(letter.key, letter.value, [*without_forwarding(originals), *added])
         return CopiedRecord(self._new.dead_letters, record, letter.timestamp)
 
     def take_back(self, number: int, record: LogRecord) -> None:
         """An event that was copied before, when this goes on where it was left."""
         event = orjson.loads(record.value or b"")
-        headers = dict(record.headers)
-        old_id = int(headers[MOVED_FROM].rpartition(b"/")[2])
-        self._happened(number, event, headers[CHAIN_HEADER], old_id)
+        old_id = int((dict(record.headers)[MOVED_FROM] or b"").rpartition(b"/")[2])
+        self._happened(number, event, chain_of(record.headers), old_id)
 
     def snapshot(self, record: LogRecord) -> tuple[int, CopiedRecord] | None:
         """What a record of the old `state` becomes, and on which partition; None if nothing: a
@@ -192,11 +193,11 @@ class Rewriter:
         return f"{self._new.prefix}.{topic.rpartition('.')[2]}"
 
 
-def progress_of(headers: Sequence[tuple[str, bytes]]) -> dict[str, int] | None:
+def progress_of(headers: Headers) -> dict[str, int] | None:
     """How far the old side is copied, as a cursor says."""
     found = dict(headers).get(PROGRESS)
     return None if found is None else dict(orjson.loads(found))
 
 
-def _without(headers: Headers, *names: str) -> list[tuple[str, bytes]]:
+def _without(headers: Headers, *names: str) -> list[Header]:
     return [(name, value) for name, value in headers if name not in names]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from processor.contract import dead_letters
+from processor.contract.headers import split_dead_letter
 from processor.contract.outcomes import Verdict
 from processor.contract.topics import Topics
 from processor.contract.values import parse_timestamp
@@ -139,13 +139,13 @@ class OldPartition:
         """Retention may have taken it: dead letters are kept for less long than outcomes."""
         letters = self._stream(self._topics.dead_letters)
         while (head := await letters.head()) is not None:
-            told = dict(head.headers)
-            topic = told.get(dead_letters.SOURCE_TOPIC, b"").decode("utf-8", "replace")
-            offset = int(told.get(dead_letters.SOURCE_OFFSET, b"-1"))
-            if (topic, offset) == (place["topic"], place["offset"]):
-                return await letters.take()
-            if offset > self._passed.get(topic, -1):
-                break  # a later one's
+            _, facts = split_dead_letter(head.headers)
+            about = None if facts is None else facts.source
+            if about is not None:
+                if (about.topic, about.offset) == (place["topic"], place["offset"]):
+                    return await letters.take()
+                if about.offset > self._passed.get(about.topic, -1):
+                    break  # a later one's
             await letters.take()  # of what stays behind
         if self._extents[self._topics.dead_letters].start == 0:
             raise self._apart(f"{place} has no dead letter")

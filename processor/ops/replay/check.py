@@ -11,8 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from processor.contract.dead_letters import FORWARDED_FROM
-from processor.contract.events import CHAIN_HEADER
+from processor.contract.headers import chain_of, forwarded_from
 from processor.contract.outcomes import Code, Verdict
 from processor.contract.values import instant
 from processor.engine.batch import Decoded, Outgoing, WriteSet
@@ -189,7 +188,7 @@ class Check:
         for event in one.events:
             fact = orjson.loads(event.value or b"")
             try:
-                self._store.fold(fact, dict(event.headers).get(CHAIN_HEADER, b""))
+                self._store.fold(fact, chain_of(event.headers))
             except Exception as error:
                 problem: Field = {
                     "path": "$",
@@ -303,9 +302,8 @@ class Check:
     def _hear(self, records: Sequence[Record], items: Sequence[Decoded]) -> None:
         commands = self._commands
         for record, item in zip(records, items, strict=True):
-            for name, value in record.headers:
-                if name == FORWARDED_FROM:
-                    self._copies.found_one(record, value)
+            if record.headers and (origin := forwarded_from(record.headers)) is not None:
+                self._copies.found_one(record, origin)
             if record.topic != commands:
                 self._wakes.hear(record, item)
 

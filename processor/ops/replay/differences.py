@@ -8,6 +8,7 @@ from typing import Any, Final
 import orjson
 
 from processor.contract.events import CHAIN_HEADER
+from processor.contract.headers import Header
 from processor.engine.batch import Outgoing
 from processor.ops.json_path import ABSENT, Change, changes
 
@@ -127,7 +128,7 @@ def fields_of(recorded: Outgoing, now: Outgoing, *, chain: bool = True) -> list[
     return [_cut(change.as_json("recorded", "now")) for change in found[:FIELDS_MAX]]
 
 
-def _header(one: tuple[str, bytes] | None) -> Any:
+def _header(one: Header | None) -> Any:
     return ABSENT if one is None else _shown(one[1])
 
 
@@ -136,8 +137,10 @@ def _shown(raw: bytes | None) -> Any:
     if raw is None:
         return None
     try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        parsed = orjson.loads(raw)
+        orjson.dumps(parsed)  # what is nested too deep can be read, and not be written
+        return parsed
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         pass
     try:
         return raw.decode()

@@ -15,11 +15,11 @@ import orjson
 import processor
 from processor.contract.events import CHAIN_HEADER, CHAIN_START
 from processor.contract.flow import FlowStatus
+from processor.contract.headers import Headers
 from processor.contract.outcomes import Code
 from processor.contract.topics import Topics
 from processor.contract.values import SCHEMA_VERSION
 from processor.engine.batch import Outgoing, new_outgoing
-from processor.engine.codec import Headers
 from processor.engine.rows import LedgerEntry
 from processor.ops.replay.file_writer import trace_of
 from processor.ops.replay.recorded import (
@@ -256,11 +256,7 @@ def _fill(
 
 
 def _headers(doc: Sequence[Any]) -> Headers:
-    # A client may write a header without a value.
-    return [
-        (name, value.encode() if type(value) is str else _bytes(value))  # type: ignore[misc]
-        for name, value in doc
-    ]
+    return [(name, value.encode() if type(value) is str else _bytes(value)) for name, value in doc]
 
 
 def _bytes(doc: Any) -> bytes | None:

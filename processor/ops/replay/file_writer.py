@@ -20,10 +20,10 @@ from typing import IO, Any, Final
 import orjson
 
 from processor.contract.events import CHAIN_HEADER, CHAIN_START, TRACEPARENT_HEADER
+from processor.contract.headers import Header, Headers
 from processor.contract.topics import CONTROL
 from processor.contract.values import SCHEMA_VERSION
 from processor.engine.batch import Outgoing
-from processor.engine.codec import Headers
 from processor.engine.rows import LedgerEntry
 from processor.ops.replay.recorded import (
     FORMAT,
@@ -165,7 +165,7 @@ def _columns(some: Sequence[Decided]) -> dict[str, Any]:
     return doc
 
 
-def _usual(some: Sequence[Decided]) -> Iterator[tuple[bytes | None, list[tuple[str, bytes]]]]:
+def _usual(some: Sequence[Decided]) -> Iterator[tuple[bytes | None, list[Header]]]:
     """Key and headers of what is written, as they usually are."""
     for one in some:
         yield one.record.key, [*trace_of(one.record.headers)]

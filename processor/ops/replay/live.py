@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from processor.contract.dead_letters import SOURCE_OFFSET, SOURCE_TOPIC
-from processor.contract.events import CHAIN_HEADER
+from processor.contract.headers import RecordPlace, chain_of, split_dead_letter
 from processor.contract.state import CURSOR_PREFIX
 from processor.engine.batch import Outgoing, first_event_id, new_outgoing
+from processor.engine.codec import Readable, decode
 from processor.ops.repartition.rewriting import MOVED_FROM
 from processor.ops.replay.recorded import (
     Beginning,
@@ -199,7 +199,7 @@ class LivePartition:
             if until_id is not None and event["id"] >= until_id:
                 break
             try:
-                store.fold(event, dict(record.headers)[CHAIN_HEADER])
+                store.fold(event, chain_of(record.headers))
             except Exception as error:
                 raise HistoryUnusable(
                     f"The event at offset {record.offset} of {topic} partition "
@@ -257,21 +257,20 @@ class LivePartition:
         """None where retention took it."""
         stream = self._streams[self._topics.dead_letters]
         while (letter := await stream.head()) is not None:
-            headers = dict(letter.headers)
-            topic = headers.get(SOURCE_TOPIC, b"").decode()
-            offset = int(headers.get(SOURCE_OFFSET, b"-1"))
-            if (topic, offset) == (source.topic, source.offset):
+            _, facts = split_dead_letter(letter.headers)
+            about = None if facts is None else facts.source
+            if about == (source.topic, source.partition, source.offset):
                 await stream.take()
                 return _kept(letter)
-            if letter.timestamp >= source.timestamp and not self._is_before(topic, offset):
+            if letter.timestamp >= source.timestamp and not self._is_before(about):
                 return None
             await stream.take()
         return None
 
-    def _is_before(self, topic: str, offset: int) -> bool:
-        """Whether that record was read already: its letter is of before the history begins."""
-        stream = self._streams.get(topic)
-        return stream is None or offset < stream.passed
+    def _is_before(self, about: RecordPlace | None) -> bool:
+        """Whether that record was read already: its dead letter is of before the history begins."""
+        stream = None if about is None else self._streams.get(about.topic)
+        return about is None or stream is None or about.offset < stream.passed
 
     def _broken(self, record: LogRecord, why: str) -> HistoryUnusable:
         return HistoryUnusable(
@@ -302,10 +301,7 @@ def _caused(record: LogRecord, outcome: Mapping[str, Any] | None = None) -> Sequ
 
 def _woken(record: LogRecord) -> str | None:
     """The flow that a wake of the processor's own is for."""
-    try:
-        command = orjson.loads(record.value or b"")
-    except orjson.JSONDecodeError:
+    item = decode(record)
+    if not isinstance(item, Readable) or item.command.kind != "wake":
         return None
-    if not isinstance(command, dict) or command.get("kind") != "wake":
-        return None
-    return command.get("flow_id") if command.get("issued_by") == ACTOR else None
+    return item.command.flow_id if item.command.issued_by == ACTOR else None

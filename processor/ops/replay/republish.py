@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
+from processor.contract.headers import Headers
 from processor.ops.replay.selection import Mark, Selection, Sieve
 from processor.ops.verify.ports import LogRecord
 from processor.ops.verify.record_stream import RecordStream
@@ -28,7 +29,7 @@ class RepublishedRecord(NamedTuple):
     partition: int
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    headers: Headers
     at_ms: int
 
 

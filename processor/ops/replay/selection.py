@@ -1,12 +1,12 @@
 """Which events of the audit are replayed, and what marks them as replayed."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 import orjson
 
+from processor.contract.headers import Headers, place_of
 from processor.ops.verify.ports import LogRecord
 
 REPLAY_HEADER: Final = "taskflow-replay"
@@ -25,14 +25,13 @@ class Mark(NamedTuple):
         return REPLAY_HEADER, f"{self.run}/{self.topic}/{self.partition}/{self.offset}".encode()
 
 
-def mark_of(headers: Sequence[tuple[str, bytes | None]]) -> Mark | None:
+def mark_of(headers: Headers) -> Mark | None:
     """The mark of a record; None if it has none, or one that is not ours."""
-    value = dict(headers).get(REPLAY_HEADER)
-    try:
-        run, topic, partition, offset = (value or b"").decode().rsplit("/", 3)
-        return Mark(run, topic, int(partition), int(offset))
-    except ValueError:
+    if not headers or headers[-1][0] != REPLAY_HEADER:
         return None
+    place = place_of(headers[-1][1])
+    run, slash, topic = ("", "", "") if place is None else place.topic.rpartition("/")
+    return Mark(run, topic, place.partition, place.offset) if place and slash else None
 
 
 def run_id(*chosen: Any) -> str:

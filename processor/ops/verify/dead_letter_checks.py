@@ -5,16 +5,13 @@ from hashlib import blake2b
 from typing import Final
 
 from processor.contract import dead_letters
+from processor.contract.headers import ADDED, split_dead_letter
 from processor.contract.values import COMMAND_MAX_BYTES, instant
 from processor.ops.verify.contract import Doc
 from processor.ops.verify.ports import LogRecord
 from processor.ops.verify.record_stream import RecordStream
 from processor.ops.verify.report import Report
 
-ADDED: Final = (
-    *(dead_letters.CODE, dead_letters.MESSAGE, dead_letters.SOURCE_TOPIC),
-    *(dead_letters.SOURCE_PARTITION, dead_letters.SOURCE_OFFSET, dead_letters.SOURCE_TIMESTAMP),
-)
 KEPT_BYTES: Final = 2 * 1024 * 1024
 """Of a record with more than this in key and headers, a dead letter repeats less."""
 
@@ -101,9 +98,8 @@ class DeadLetterChecks:
 
 
 def _about(letter: LogRecord) -> tuple[str, int] | None:
-    """Topic and offset of the record that a letter is of."""
-    told = dict(letter.headers)
-    topic, offset = told.get(dead_letters.SOURCE_TOPIC), told.get(dead_letters.SOURCE_OFFSET)
-    if not topic or not offset or not offset.isdigit():
+    """Topic and offset of the record that a dead letter is of."""
+    _, facts = split_dead_letter(letter.headers)
+    if facts is None or facts.source is None:
         return None
-    return topic.decode("utf-8", "replace"), int(offset)
+    return facts.source.topic, facts.source.offset

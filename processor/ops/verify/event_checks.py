@@ -149,22 +149,22 @@ class EventChecks:
 
     def _chain(self, record: LogRecord, before: Entry | None, add: "Add") -> bytes:
         """The event's chain value as its header has it, so that one break is told once."""
-        told = [value for name, value in record.headers if name == CHAIN_HEADER]
-        if len(told) != 1 or len(told[0] or b"") != 16:
-            add("I7", "chain_missing", f"{len(told)} chain headers of 16 bytes, not one.")
+        values = [value or b"" for name, value in record.headers if name == CHAIN_HEADER]
+        if len(values) != 1 or len(values[0]) != 16:
+            add("I7", "chain_missing", f"{len(values)} chain headers of 16 bytes, not one.")
             return CHAIN_START
         if before is None and not self.whole:
-            return told[0]  # what came before is taken as given
+            return values[0]  # what came before is taken as given
         self._report.checked["I7"] += 1
         start = before.chain if before is not None and before.doc is not None else CHAIN_START
-        if told[0] != hash16(start + (record.value or b"")):
+        if values[0] != hash16(start + (record.value or b"")):
             add(
                 "I7",
                 "chain_broken",
                 "Its chain does not follow from the event before and its own "
                 "bytes: something was edited, dropped or moved.",
             )
-        return told[0]
+        return values[0]
 
     def _held_against(
         self, event: Doc, command: Doc, source: LogRecord, before: Entry | None, add: "Add"

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from processor.contract.headers import forwarded_from
 from processor.contract.topics import Topics
 from processor.ops.verify.contract import Doc
 from processor.ops.verify.dead_letter_checks import DeadLetterChecks
 from processor.ops.verify.event_checks import EventChecks
-from processor.ops.verify.outcome_checks import OutcomeChecks, copied, forwarded_from
+from processor.ops.verify.outcome_checks import OutcomeChecks, copied
 from processor.ops.verify.ports import LogRange, LogRecord
 from processor.ops.verify.record_stream import RecordStream
 from processor.ops.verify.report import Report
@@ -200,8 +201,8 @@ class HistoryReader:
         self._report.checked["I10"] += 1
         if source.topic == self._parts.topics.control:
             self._parts.transactions.passed(record)
-        if (origin := forwarded_from(record)) is not None and self._parts.only is None:
-            self._parts.scratch.put_copy(origin, copied(record))
+        if (origin := forwarded_from(record.headers)) is not None and self._parts.only is None:
+            self._parts.scratch.put_copy(str(origin), copied(record))
         return record
 
     async def _late(self, source: SourceTopic, record: LogRecord) -> None:

@@ -4,8 +4,8 @@ I12."""
 from collections.abc import Sequence
 from typing import Any, Final
 
-from processor.contract.dead_letters import FORWARDED_FROM
 from processor.contract.events import TRACEPARENT_HEADER, TRACEPARENT_MAX_BYTES
+from processor.contract.headers import without_forwarding
 from processor.contract.topics import Topics
 from processor.contract.values import instant, parse_timestamp
 from processor.ops.verify.contract import (
@@ -360,15 +360,10 @@ class _Adder:
 
 
 def copied(record: LogRecord) -> bytes:
-    """What a forwarded record and its copy have in common: key, value and headers but one."""
-    headers = [[n, _hex(v)] for n, v in record.headers if n != FORWARDED_FROM]
+    """Digest what a forwarded record and its copy share: key, value, and the headers before the
+    one that makes it a copy."""
+    headers = [[n, _hex(v)] for n, v in without_forwarding(record.headers)]
     return hash16(canonical([_hex(record.key), _hex(record.value), headers]))
-
-
-def forwarded_from(record: LogRecord) -> str | None:
-    """Of which record it is a copy, or says that it is."""
-    told = [value for name, value in record.headers if name == FORWARDED_FROM]
-    return _utf8(told[-1] or b"") if told else None
 
 
 def _answer(outcome: Doc, verdict: Any) -> bytes:
@@ -382,11 +377,11 @@ def _at_ms(outcome: Doc) -> int:
         return 0
 
 
-def _traces(record: LogRecord) -> list[bytes]:
+def _traces(record: LogRecord) -> list[bytes | None]:
     return [value for name, value in record.headers if name == TRACEPARENT_HEADER]
 
 
-def _carried(source: LogRecord) -> list[bytes]:
+def _carried(source: LogRecord) -> list[bytes | None]:
     """What of a command's goes on to what it causes."""
     return [v for v in _traces(source)[-1:] if len(v or b"") <= TRACEPARENT_MAX_BYTES]
 

@@ -4,6 +4,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
+from processor.contract.headers import Headers
+
 
 class LogRecord(Protocol):
     """A committed record; `topic` is the full name, `timestamp` the append time in ms."""
@@ -14,7 +16,7 @@ class LogRecord(Protocol):
     timestamp: int
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    headers: Headers
 
 
 class LogRange(NamedTuple):

@@ -349,11 +349,12 @@ class ScratchStore:
         self._db.execute("INSERT INTO forwarded VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", one)
 
     def forwards_beside_copies(self) -> Iterator[tuple[Forwarded, bool | None]]:
-        """Each forwarded record, and whether its copy is the same; None if there is none."""
+        """Each forwarded record, and whether one of its copies is the same; None if there is none.
+        Any sender may write a record that says it is one."""
         self._db.execute("CREATE INDEX IF NOT EXISTS copy_origin ON copy (origin)")
         for row in self._db.execute(
             "SELECT f.origin, f.digest, f.home, f.at_ms, f.partition, f.offset, f.flow_id, "
-            "min(c.digest = f.digest) FROM forwarded f "
+            "max(c.digest = f.digest) FROM forwarded f "
             "LEFT JOIN copy c ON c.origin = f.origin GROUP BY f.n"
         ):
             yield Forwarded(*row[:-1]), None if row[-1] is None else bool(row[-1])

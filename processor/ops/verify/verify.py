@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from processor.contract.headers import forwarded_from
 from processor.contract.topics import Topics
 from processor.contract.values import EVENTS_PER_PARTITION, instant
 from processor.ops.verify.contract import Doc, home_of, parsed
 from processor.ops.verify.event_checks import EventChecks
 from processor.ops.verify.history_reader import HistoryReader, Parts, SourceTopic
-from processor.ops.verify.outcome_checks import OutcomeChecks, copied, forwarded_from
+from processor.ops.verify.outcome_checks import OutcomeChecks, copied
 from processor.ops.verify.ports import Log, LogRange, LogRecord, Logs, TableProblem, Tables
 from processor.ops.verify.record_stream import RecordStream
 from processor.ops.verify.report import Report
@@ -436,8 +437,8 @@ async def _forwards(
             stable = (await log.extent(topic)).stable
             async for records in log.read(topic, ranges[topic, home].end, stable):
                 for record in records:
-                    if (origin := forwarded_from(record)) is not None:
-                        scratch.put_copy(origin, copied(record))
+                    if (origin := forwarded_from(record.headers)) is not None:
+                        scratch.put_copy(str(origin), copied(record))
     for one, same in scratch.forwards_beside_copies():
         report.checked["I9"] += 1
         topic = one.origin.split("/")[0]

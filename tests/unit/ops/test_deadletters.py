@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from processor.contract.dead_letters import CODE, FORWARDED_FROM, REDRIVEN_FROM
+from processor.contract.headers import DeadLetterFacts, RecordPlace
 from processor.contract.outcomes import Code
 from processor.contract.values import COMMAND_MAX_BYTES
 from processor.engine.dead_letter import dead_letter
@@ -16,10 +17,10 @@ from processor.ops.deadletters import (
     DeadLetterRecord,
     Spot,
     Wanted,
-    letter_of,
+    dead_letter_of,
     outbound,
     partition_for,
-    redriven_from,
+    redriven_spot,
 )
 from tests.unit.adapters.sqlite.tables import NOON_MS, uuid
 
@@ -34,15 +35,17 @@ def record(**fields: Any) -> Any:
 def buried(source: Any, **where: Any) -> DeadLetterRecord:
     made = dead_letter(source, Code.MALFORMED, "it is not JSON")
     place = {"topic": "t.deadletters", "partition": 3, "offset": 5, **where}
-    return letter_of(record(key=made.key, value=made.value, headers=list(made.headers), **place))
+    return dead_letter_of(
+        record(key=made.key, value=made.value, headers=list(made.headers), **place)
+    )
 
 
 def test_a_letter_says_what_it_is_of():
     letter = buried(record())
 
-    assert (letter.code, letter.message) == ("malformed", "it is not JSON")
-    assert (letter.source_topic, letter.source_partition) == ("t.commands", 3)
-    assert (letter.source_offset, letter.source_ms) == (9, NOON_MS)
+    source = RecordPlace("t.commands", 3, 9)
+    facts = DeadLetterFacts("malformed", "it is not JSON", source, NOON_MS, None)
+    assert letter.facts == facts
     assert letter.sendable is None
 
 
@@ -53,8 +56,8 @@ def test_what_goes_back_is_the_record_as_it_was_and_names_the_letter():
 
     assert (sent.topic, sent.key, sent.value) == ("t.commands", KEY, b"{")
     assert sent.headers == [*source.headers, (REDRIVEN_FROM, b"t.deadletters/3/5")]
-    assert redriven_from(record(headers=sent.headers), "t.deadletters") == Spot(3, 5)
-    assert redriven_from(record(headers=sent.headers), "u.deadletters") is None
+    assert redriven_spot(record(headers=sent.headers), "t.deadletters") == Spot(3, 5)
+    assert redriven_spot(record(headers=sent.headers), "u.deadletters") is None
 
 
 names = st.sampled_from([CODE, "taskflow-message", "traceparent", "x", "taskflow-digest"])
@@ -68,14 +71,14 @@ def test_burying_and_sending_back_is_the_identity(headers: Any, large: bool):
     letter = buried(source)
 
     if large:
-        assert letter.truncated_bytes == COMMAND_MAX_BYTES + 1
+        assert letter.facts.truncated == COMMAND_MAX_BYTES + 1
         assert letter.sendable is not None
     assert outbound(letter, "d").headers[:-1] == headers
     assert letter.value == value[:COMMAND_MAX_BYTES]
 
 
 def test_a_second_journey_names_the_second_letter_only():
-    travelled = [(FORWARDED_FROM, b"t.commands/1/2"), (REDRIVEN_FROM, b"t.deadletters/0/0")]
+    travelled = [(REDRIVEN_FROM, b"t.deadletters/0/0"), (FORWARDED_FROM, b"t.commands/1/2")]
 
     sent = outbound(buried(record(headers=travelled), offset=6), "t.deadletters")
 
@@ -109,8 +112,8 @@ def test_letters_are_chosen(wanted: Wanted, takes: bool):
 
 
 def test_a_record_that_nobody_buried_is_shown_too():
-    letter = letter_of(record(headers=[("x", b"1")]))
+    letter = dead_letter_of(record(headers=[("x", b"1")]))
 
-    assert (letter.code, letter.source_topic, letter.source_ms) == ("", "", 0)
+    assert letter.facts == DeadLetterFacts("", "", None, None, None)
     assert letter.headers == [("x", b"1")]
     assert letter.sendable == "it does not say where it came from"

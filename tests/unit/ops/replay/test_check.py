@@ -19,31 +19,17 @@ from processor.domain.decide import Decision, decide, rejected
 from processor.engine.batch import Forward
 from processor.engine.rows import Changes
 from processor.ops.replay import differences
-from processor.ops.replay.check import replay
-from processor.ops.replay.copies import Copies
 from processor.ops.replay.differences import Findings
-from processor.ops.replay.file_reader import reading
 from processor.ops.replay.file_writer import writing
 from processor.ops.replay.recorded import HistoryUnusable, Rules
 from processor.ops.replay.store import Store, open_store
 from tests.support.builders import HOUR_MS, MORNING, document, manual
-from tests.support.random_histories import check, export, random_history, rules_of
+from tests.support.random_histories import check, check_file, export, random_history, rules_of
 from tests.support.recorded_deployment import Recorded
 
 COUNT = 4_000
 PARTITIONS = 2
 Place = tuple[str, int, int]
-
-
-async def check_file(path: Path) -> Findings:
-    findings, copies = Findings(), Copies()
-    with reading(path) as history:
-        rules = history.head().rules
-        for part in history.partitions(rules, lambda _: True):
-            with open_store() as store:
-                await replay(part, rules, part.number, store, findings, copies)
-    copies.compare(findings)
-    return findings
 
 
 @pytest.fixture(scope="module")
