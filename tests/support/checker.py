@@ -328,14 +328,12 @@ class _Partition:
         copies = [
             copy
             for copy in self.world.records[source.topic][right]
-            if copy.headers[-1:] == [("taskflow-forwarded-from", origin)]
+            if tuple(copy.headers[-1:]) == (("taskflow-forwarded-from", origin),)
         ]
         self.need(bool(copies), f"I9 {where}: there is no copy on partition {right}")
         # Any sender may say that its record is one.
-        same = any(
-            (copy.key, copy.value, copy.headers[:-1]) == (source.key, source.value, source.headers)
-            for copy in copies
-        )
+        said = (source.key, source.value, tuple(source.headers))
+        same = any((c.key, c.value, tuple(c.headers[:-1])) == said for c in copies)
         self.need(same, f"{where}: the copy differs")
 
     def _resends(
