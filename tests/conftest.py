@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from processor.embedded.broker import EmbeddedBroker, embedded_broker
+from tests.support import machine
 
 # The same examples on every machine and no deadline: a failure is a bug, not a slow neighbour.
 hypothesis.settings.register_profile("taskflow", derandomize=True, deadline=None)
@@ -27,6 +28,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=200,
         help="as any sender may write them, drawn for every reader of records",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the deadlines of all tests grow with the slowness of the machine.
+
+    It is measured before anything else of this run takes time from it; processes of pytest-xdist
+    are told.
+    """
+    os.environ[machine.VARIABLE] = f"{machine.slowness():.2f}"
+    config.option.timeout = machine.patience(
+        float(config.getoption("timeout") or config.getini("timeout"))
+    )
+
+
+def pytest_report_header() -> str:
+    return f"deadlines are those of a quiet machine, times {machine.slowness():.2f}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        if marker is not None:
+            item.add_marker(pytest.mark.timeout(machine.patience(marker.args[0])), append=False)
 
 
 @pytest.fixture

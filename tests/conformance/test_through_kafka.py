@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaProducer
 
 from processor.settings import Settings
 from tests.support.checker import assert_clean
+from tests.support.machine import patience
 from tests.support.observed_deployment import World, observing
 from tests.support.worker import running_worker
 
@@ -109,7 +110,7 @@ async def test_every_case_that_knows_no_clock(broker, prefix, tmp_path):
                 value = json.dumps(sent["value"], ensure_ascii=False).encode()
                 sending.append(await producer.send(f"{prefix}.{sent['topic']}", value, key))
             await asyncio.gather(*sending)
-            world = await observer.settled([tmp_path], timeout_s=20)
+            world = await observer.settled([tmp_path], timeout_s=patience(20))
 
     assert_clean(world)
     assert len(cases) >= 50

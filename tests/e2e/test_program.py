@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from processor.embedded.broker import EmbeddedBroker, free_port
+from tests.support.machine import patience
 
 Environment = dict[str, str]
 
@@ -43,7 +44,7 @@ def env(broker: EmbeddedBroker, prefix: str, tmp_path: Path) -> Environment:
 
 
 def taskflow(
-    env: Environment, *arguments: str, stdin: str = "", timeout_s: float = 60
+    env: Environment, *arguments: str, stdin: str = "", timeout_s: float = patience(60)
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "processor", *arguments],
@@ -105,7 +106,7 @@ def worker(env: Environment) -> Iterator[subprocess.Popen[str]]:
     with running(env, "worker") as process:
         yield process
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=30)
+        _, told = process.communicate(timeout=patience(30))
         assert process.returncode == 0, told
         assert "Traceback" not in told
 
@@ -168,7 +169,7 @@ def test_an_absent_broker_is_code_3_and_one_sentence(tmp_path: Path, prefix: str
         assert done.returncode == 3, arguments
         (sentence,) = done.stderr.splitlines()
         assert sentence.startswith("No Kafka broker answers at 127.0.0.1:1 (connection refused)")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < patience(20)
 
 
 def test_a_bad_setting_is_code_2_and_one_sentence(env: Environment):
@@ -381,7 +382,7 @@ async def test_what_is_no_command_becomes_a_dead_letter(
         assert following.stdout is not None
         letter = json.loads(following.stdout.readline())
         following.send_signal(signal.SIGINT)
-        _, told = following.communicate(timeout=20)
+        _, told = following.communicate(timeout=patience(20))
 
     assert letter["value"] == {"base64": "/3s="}
     assert letter["key"] == "somebody"
@@ -397,7 +398,7 @@ def test_a_reader_that_has_had_enough_is_no_error(env: Environment, worker: subp
         assert reading.stdout is not None
         reading.stdout.readline()
         reading.stdout.close()
-        assert reading.wait(timeout=30) == 0
+        assert reading.wait(timeout=patience(30)) == 0
         assert reading.stderr is not None
         assert reading.stderr.read() == ""
 
@@ -420,7 +421,7 @@ def test_up_is_everything_until_ctrl_c_and_keeps_its_data(prefix: str, tmp_path:
             children = psutil.Process(up.pid).children(recursive=True)
             assert children
             up.send_signal(signal.SIGINT)
-            assert up.wait(timeout=60) == 0
+            assert up.wait(timeout=patience(60)) == 0
             assert not [child for child in children if child.is_running()]
 
 
@@ -437,7 +438,7 @@ def test_a_broker_of_ones_own(prefix: str, tmp_path: Path):
         assert taken.returncode == 1
         assert taken.stderr.splitlines()[-1].startswith(f"{tmp_path / 'broker'} is in use")
         broker.send_signal(signal.SIGTERM)
-        assert broker.wait(timeout=60) == 0
+        assert broker.wait(timeout=patience(60)) == 0
 
 
 def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path):
@@ -458,7 +459,7 @@ def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path):
         assert word in told
     assert "52 flows" in told.partition("What the views have seen")[2]
     assert len(seen) >= 4  # supervisor, JVM, worker, views
-    psutil.wait_procs(seen, timeout=10)
+    psutil.wait_procs(seen, timeout=patience(10))
     assert not [process for process in seen if process.is_running()]
     assert not list(tmp_path.iterdir())
 
@@ -471,7 +472,7 @@ def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path):
             pass
         children = psutil.Process(demo.pid).children(recursive=True)
         demo.send_signal(signal.SIGINT)
-        _, complaints = demo.communicate(timeout=60)
+        _, complaints = demo.communicate(timeout=patience(60))
 
     assert (demo.returncode, complaints) == (130, "")
     assert len(children) == 4
@@ -496,13 +497,13 @@ def test_a_demo_that_is_kept_answers_until_ctrl_c_and_leaves_nothing(tmp_path: P
             told += line
         url = told.partition("Look at ")[2].split()[0]
         assert url == f"http://{env['TASKFLOW_VIEWS_HTTP']}"
-        with urlopen(url, timeout=10) as page:
+        with urlopen(url, timeout=patience(10)) as page:
             assert b"<title>taskflow</title>" in page.read()
-        with urlopen(f"{url}/v1/flows?limit=100", timeout=10) as answer:
+        with urlopen(f"{url}/v1/flows?limit=100", timeout=patience(10)) as answer:
             assert len(json.load(answer)["items"]) == 52
         children = psutil.Process(demo.pid).children(recursive=True)
         os.killpg(demo.pid, signal.SIGINT)
-        told, complaints = demo.communicate(timeout=60)
+        told, complaints = demo.communicate(timeout=patience(60))
 
     assert (demo.returncode, complaints) == (0, "")
     assert "Nothing is left running" in told
@@ -526,7 +527,7 @@ def test_a_demo_that_is_kept_ends_with_what_it_shows(tmp_path: Path):
             child for child in psutil.Process(demo.pid).children() if "views" in child.cmdline()
         )
         views.kill()
-        _, complaints = demo.communicate(timeout=60)
+        _, complaints = demo.communicate(timeout=patience(60))
 
     assert demo.returncode == 1
     assert complaints.startswith("The view worker ended with code -9")

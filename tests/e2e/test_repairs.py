@@ -21,6 +21,7 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.cli_runner import Shell, worker_beside
 from tests.support.load import Load
+from tests.support.machine import patience
 
 PARTITIONS = 2
 
@@ -352,6 +353,6 @@ def resend(settings: Settings, command: dict[str, Any]) -> dict[str, Any]:
 
 
 def until_decided(taskflow: Shell) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     while any("offsets undecided" in line["what"] for line in taskflow("doctor", code=None)):
         assert time.monotonic() < deadline

@@ -18,13 +18,14 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.ops.replay.selection import Mark, mark_of
 from processor.settings import Settings
+from tests.support.machine import patience
 from tests.support.processes import environment
 from tests.support.random_histories import random_history
 from tests.support.recorded_deployment import Recorded
 
 PARTITIONS = 2
 HISTORY = random_history(2_000, seed=9, partitions=PARTITIONS)
-TIMEOUT_S = 90
+TIMEOUT_S = patience(90)
 
 
 class Deployment:

@@ -7,10 +7,11 @@ import sys
 import termios
 from pathlib import Path
 
+from tests.support.machine import patience
 from tests.support.stub_views import command, showing, story
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 30
+TIMEOUT_S = patience(30)
 
 
 class Terminal:

@@ -13,11 +13,12 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import environment, workers
 
 PARTITIONS = 2
-VERIFY_TIMEOUT_S = 90
+VERIFY_TIMEOUT_S = patience(90)
 
 
 async def verify(env: dict[str, str], *options: str) -> tuple[int, Any, str]:
@@ -69,7 +70,7 @@ async def test_a_deployment_is_clean_live_and_at_rest_until_a_payload_is_flipped
             assert report["covered"]["mode"] == "live"
             assert report["counts"]["outcomes"] > 500
             assert len(report["covered"]["tables"]) == PARTITIONS
-        await observer.settled([worker.state_dir], timeout_s=30)
+        await observer.settled([worker.state_dir], timeout_s=patience(30))
 
         code, report, err = await verify(env, "--at-rest")
         assert (code, report["violations"]) == (0, []), err

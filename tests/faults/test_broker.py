@@ -16,6 +16,7 @@ from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
 
@@ -37,11 +38,11 @@ async def test_workers_come_back_by_themselves(prefix, tmp_path):
                     await end()
                     await asyncio.sleep(1)
                     await broker.start()
-                    async with asyncio.timeout(30):
+                    async with asyncio.timeout(patience(30)):
                         while len(load.acknowledged) < acknowledged + 400:  # noqa: ASYNC110
                             await asyncio.sleep(0.05)
             async with observing(broker.bootstrap, prefix, PARTITIONS) as observer:
-                world = await observer.settled([w.state_dir for w in pair], timeout_s=40)
+                world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(40))
             assert [worker.running for worker in pair] == [True, True]
             assert [await worker.end() for worker in pair] == [0, 0]
 
@@ -67,7 +68,7 @@ async def test_a_verification_waits_for_the_broker_and_finds_the_same(prefix, tm
             await worker.until_ready()
             async with under_load(broker.bootstrap, prefix, seed=7) as load:
                 await load.send(3_000)
-            await observer.settled([worker.state_dir], timeout_s=30)
+            await observer.settled([worker.state_dir], timeout_s=patience(30))
             assert await worker.end() == 0
 
         scope = Scope(

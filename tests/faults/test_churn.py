@@ -7,6 +7,7 @@ from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
 
@@ -31,7 +32,7 @@ async def test_a_worker_that_joins_and_leaves_every_two_seconds(broker, prefix, 
                 await asyncio.sleep(1)
                 assert await comes.end() == 0
                 await asyncio.sleep(1)
-        world = await observer.settled([stays.state_dir, comes.state_dir], timeout_s=30)
+        world = await observer.settled([stays.state_dir, comes.state_dir], timeout_s=patience(30))
         assert await stays.end() == 0
 
     assert observer.answered >= load.acknowledged

@@ -10,6 +10,7 @@ from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess, workers
 
@@ -22,7 +23,7 @@ KILLED_AT = (
 )
 RAISED_AT = "K0:raise@9,K1:raise@12,K2:raise@15,K3:raise@18,K4:raise@21,K6:raise@24,K7:raise@27"
 RAISED_AT += ",K8:raise@30,K9:raise@33,K10:raise@2,K8:full@40,K4:delay=3s@45,K6:delay=50ms@50"
-PATIENCE_S = 30.0
+PATIENCE_S = patience(30.0)
 
 
 async def topics(bootstrap: str, prefix: str) -> None:

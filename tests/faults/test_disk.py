@@ -10,11 +10,12 @@ from processor.settings import Settings
 from processor.testing.chaos.worker_process import flip
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess, workers
 
 PARTITIONS = 2
-PATIENCE_S = 45.0
+PATIENCE_S = patience(45.0)
 FILLED = '"the table was filled from the state topic"'
 THROWN_AWAY = '"table thrown away; it will be filled from Kafka"'
 

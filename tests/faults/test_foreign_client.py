@@ -11,6 +11,7 @@ from confluent_kafka import Producer
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
 from tests.support.checker import assert_clean, partition_of
+from tests.support.machine import patience
 from tests.support.observed_deployment import headers_of, observing
 from tests.support.processes import workers
 
@@ -66,7 +67,7 @@ async def test_all_of_a_foreign_clients_commands_end_in_order(broker, prefix, tm
     ):
         await asyncio.gather(*(worker.start() for worker in pair))
         await asyncio.to_thread(produce, broker.bootstrap, topic, sent)
-        world = await observer.settled([w.state_dir for w in pair], timeout_s=30)
+        world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(30))
         assert [await worker.end() for worker in pair] == [0, 0]
 
     assert_clean(world)
@@ -102,7 +103,7 @@ async def test_a_copy_that_lies_wrong_again_is_quarantined(broker, prefix, tmp_p
         await producer.send_and_wait(
             f"{prefix}.commands", value, key, partition=wrong, headers=forged
         )
-        world = await observer.settled([worker.state_dir], timeout_s=30)
+        world = await observer.settled([worker.state_dir], timeout_s=patience(30))
         assert await worker.end() == 0
 
     assert_clean(world)

@@ -8,6 +8,7 @@ from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands, owners, until_in_transaction
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import owner_of, workers
 
@@ -38,7 +39,7 @@ async def test_twenty_kills_cost_nothing_but_time(broker, prefix, tmp_path):
                     victim = owner_of(partition, pair)
                 await victim.kill()
                 await victim.start()
-        world = await observer.settled([w.state_dir for w in pair], timeout_s=30)
+        world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(30))
         codes = [await worker.end() for worker in pair]
 
     assert codes == [0, 0]

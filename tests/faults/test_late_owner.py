@@ -7,6 +7,7 @@ from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands, owners, until_in_transaction
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import SESSION_TIMEOUT_S, owner_of, until_owned, workers
 
@@ -37,7 +38,7 @@ async def test_the_late_owner_writes_nothing_and_rejoins(broker, prefix, tmp_pat
             # `other` goes, and the one that was late decides everything alone.
             assert await other.end() == 0
             await load.send(50)
-        world = await observer.settled([w.state_dir for w in pair], timeout_s=30)
+        world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(30))
         assert late.running
         assert await late.end() == 0
 

@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
 from tests.support.checker import assert_clean, partition_of
+from tests.support.machine import patience
 from tests.support.malformed_batches import bomb, with_other_bytes
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
@@ -23,7 +24,7 @@ from tests.support.processes import workers
 PARTITIONS = 2
 KIB = 1024
 LIMIT = 512 * KIB
-ANSWER_S = 1.0
+ANSWER_S = patience(1.0)
 MEMORY_MAX_BYTES = 512 * KIB * KIB
 BOMB_MIB = 1024
 BOMB_MEMORY_MAX_BYTES = 200 * KIB * KIB
@@ -231,11 +232,13 @@ async def test_one_outcome_and_one_dead_letter_each(broker, prefix, tmp_path):
             assert good.partition == 0
             began = time.monotonic()
             while (topic, 0, good.offset) not in observer.answered:
-                assert time.monotonic() < began + 20, f"{sent.name} holds up the partition"
+                assert time.monotonic() < began + patience(20), (
+                    f"{sent.name} holds up the partition"
+                )
                 await observer.catch_up()
                 await asyncio.sleep(0.005)
             seconds.append(time.monotonic() - began)
-        world = await observer.settled([worker.state_dir], timeout_s=20)
+        world = await observer.settled([worker.state_dir], timeout_s=patience(20))
         memory_bytes = peak_memory_bytes(worker.process.pid)
         assert await worker.end() == 0
 
@@ -332,7 +335,7 @@ async def read(broker, topic, count):
         auto_offset_reset="earliest",
         isolation_level="read_committed",
     )
-    async with consumer, asyncio.timeout(20):
+    async with consumer, asyncio.timeout(patience(20)):
         consumer.assign([partition])
         while len(records) < count:
             batches = await consumer.getmany(partition, timeout_ms=500)

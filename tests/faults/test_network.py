@@ -8,11 +8,12 @@ from processor.testing.chaos.proxy import KINDS, Fate, foul, proxied
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
 
 PARTITIONS = 2
-PATIENCE_S = 45.0
+PATIENCE_S = patience(45.0)
 COMMITS_MEET = (Fate.CUT, Fate.REFUSE, Fate.HOLD, Fate.SWALLOW, Fate.LATE, Fate.SILENCE)
 OTHERS = ("Produce", "AddPartitionsToTxn", "InitProducerId", "Fetch", "OffsetCommit", "Heartbeat")
 

@@ -14,11 +14,12 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess
 
 PARTITIONS = 4
-PATIENCE_S = 30.0
+PATIENCE_S = patience(30.0)
 
 
 class Family(WorkerProcess):

@@ -12,12 +12,13 @@ from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
 from tests.support.quotas import limit
 
 BYTES_PER_S = 60_000
-PATIENCE_S = 60.0
+PATIENCE_S = patience(60.0)
 MEMORY_MAX_KIB = 300 * 1024
 METRIC = r'^taskflow_commit_seconds_(count|bucket{le="1.0"}) (\S+)$'
 

@@ -9,6 +9,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
+from tests.support.machine import patience
 from tests.support.processes import WorkerProcess, workers
 
 REFUSED, WRONG_USE, UNREACHABLE = 1, 2, 3
@@ -17,7 +18,7 @@ REFUSED, WRONG_USE, UNREACHABLE = 1, 2, 3
 async def refused(worker: WorkerProcess) -> tuple[int, str]:
     """Exit code of a worker that does not start, and its one sentence."""
     await worker.start()
-    code = await asyncio.wait_for(worker.process.wait(), 30)
+    code = await asyncio.wait_for(worker.process.wait(), patience(30))
     told = [line for line in worker.told().splitlines() if not line.startswith("{")]
     assert "Traceback" not in worker.told()
     assert len(told) == 1, told
@@ -145,6 +146,6 @@ async def test_a_signal_while_it_waits_for_a_broker_ends_it_at_once(prefix, tmp_
             knocking, _ = await asyncio.to_thread(silent.accept)
             with knocking:
                 worker.process.send_signal(number)
-                code = await asyncio.wait_for(worker.process.wait(), 5)
+                code = await asyncio.wait_for(worker.process.wait(), patience(5))
             assert code == 0
             assert "Traceback" not in worker.told()

@@ -9,6 +9,7 @@ from processor.partition.standby import LOOK_EVERY_S
 from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
+from tests.support.machine import patience
 from tests.support.observed_deployment import newest_cursor, observing
 from tests.support.processes import WorkerProcess, workers
 
@@ -52,12 +53,12 @@ async def test_who_follows_takes_over_with_a_warm_table(broker, prefix, tmp_path
             followed = other.told().count(FOLLOWS)
             await victim.start()
             await other.until_told(FOLLOWS, times=followed + PARTITIONS // 2)
-        world = await observer.settled([w.state_dir for w in pair], timeout_s=30)
-        deadline = time.monotonic() + 30
+        world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(30))
+        deadline = time.monotonic() + patience(30)
         while not all_level(world):
             assert time.monotonic() < deadline, [t.path for t in world.tables]
             await asyncio.sleep(0.1)
-            world = await observer.settled([w.state_dir for w in pair], timeout_s=30)
+            world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(30))
         codes = [await worker.end() for worker in pair]
 
     assert codes == [0, 0]

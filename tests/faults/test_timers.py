@@ -17,17 +17,18 @@ from processor.settings import Settings
 from tests.support.builders import FLOW_ID, OWNER, document
 from tests.support.checker import assert_clean, instant, millis
 from tests.support.log_files import foreign_hands, until_in_transaction
+from tests.support.machine import patience
 from tests.support.observed_deployment import Observer, World, observing
 from tests.support.processes import owner_of, workers
 
 PARTITIONS = 2
 HERD = 4_000
-HELD = "K4:delay=150ms@*"
+HELD = f"K4:delay={patience(150):.0f}ms@*"
 """Each transaction stays open for a moment: else the herd is through before anyone has looked."""
 TAKEN_OVER = '"the partition is taken over"'
 HOUR_S = 3_600.0
-PATIENCE_S = 20.0
-LATE_MAX_MS = 15_000
+PATIENCE_S = patience(20.0)
+LATE_MAX_MS = int(patience(15_000))
 """More than a loaded machine needs, and a fraction of an hour."""
 
 
@@ -96,7 +97,7 @@ async def test_a_herd_of_timers_while_their_owners_are_killed(broker, prefix, tm
         await asyncio.gather(*(worker.start() for worker in pair))
         await asyncio.gather(*(worker.until_ready() for worker in pair))
         # All in one second, and only once all of them wait.
-        due_ms = int(time.time() * 1000) + 6_000
+        due_ms = int(time.time() * 1000 + patience(6_000))
         herd = [
             one
             for number in range(HERD)
@@ -154,7 +155,7 @@ async def test_workers_an_hour_ahead_and_an_hour_behind(broker, prefix, tmp_path
         due: dict[str, int] = {}
         commands = []
         for number in range(200):
-            due[flow_id(number)] = at_ms = now_ms + 2_000 + 20 * number
+            due[flow_id(number)] = at_ms = now_ms + int(patience(2_000)) + 20 * number
             wait = {"kind": "timer", "at": instant(at_ms)}
             if number % 2:
                 wait = {"kind": "manual", "timeout_at": instant(at_ms)}
@@ -175,7 +176,7 @@ async def test_workers_an_hour_ahead_and_an_hour_behind(broker, prefix, tmp_path
             one
             for number in range(300, 340)
             for one in waiting(
-                number, {"kind": "timer", "at": instant(int(time.time() * 1000) + 4_000)}
+                number, {"kind": "timer", "at": instant(int(time.time() * 1000 + patience(4_000)))}
             )
         ]
         await send(sending, prefix, late)

@@ -7,6 +7,7 @@ from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands, owners
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
 
@@ -30,7 +31,7 @@ async def test_they_take_turns_and_nothing_is_decided_twice(broker, prefix, tmp_
             for worker in pair:
                 await worker.until_told(TAKEN_OVER, times=3 * PARTITIONS)
             await wrong.kill()
-        world = await observer.settled([right.state_dir], timeout_s=30)
+        world = await observer.settled([right.state_dir], timeout_s=patience(30))
         assert await right.end() == 0
 
     assert observer.answered >= load.acknowledged

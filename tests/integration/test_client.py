@@ -35,6 +35,7 @@ from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from processor.engine.codec import command_digest
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings
+from tests.support.machine import patience
 
 PARTITIONS = 3
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -175,11 +176,11 @@ async def write(
     producer = AIOKafkaProducer(
         bootstrap_servers=settings.bootstrap_servers,
         transactional_id=transactional_id or f"{topic}-{uuid4()}",
-        request_timeout_ms=5_000,
+        request_timeout_ms=int(patience(5_000)),
     )
     back_off_metadata(producer.client)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patience(10)):
             await producer.start()
             await producer.begin_transaction()
             sent = [
@@ -301,7 +302,7 @@ async def test_a_quarantined_command_without_ids_is_known_by_its_source(settings
 async def test_without_an_answer_the_command_may_be_sent_again(settings: Settings):
     async with FlowClient(settings) as client:
         with pytest.raises(OutcomeTimeout, match="may still be applied") as caught:
-            await client.send(create(), timeout_s=2)
+            await client.send(create(), timeout_s=patience(2))
         assert caught.value.retriable
         assert caught.value.receipt is not None
         async with processor(settings, Dedupe()):
@@ -403,7 +404,7 @@ async def test_a_broker_that_goes_and_comes_back_in_mid_flight_loses_no_answer(
 
         async def keep_sending() -> None:
             while True:
-                sent.append(asyncio.create_task(client.send(create(), timeout_s=170)))
+                sent.append(asyncio.create_task(client.send(create(), timeout_s=patience(170))))
                 await asyncio.sleep(0.01)
 
         sending = asyncio.create_task(keep_sending())
@@ -425,12 +426,12 @@ async def test_a_client_whose_broker_is_gone_can_be_closed(
     try:
         async with FlowClient(own_settings) as client:
             with pytest.raises(OutcomeTimeout) as answered:
-                await client.send(create(), timeout_s=1)
+                await client.send(create(), timeout_s=patience(1))
             await own_broker.kill()
             with pytest.raises(OutcomeTimeout, match="may still be applied") as unheard:
                 await client.send(create(), timeout_s=1)
             began = time.monotonic()
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < patience(20)
         assert asyncio.all_tasks() == before
         assert answered.value.receipt is not None
         assert unheard.value.receipt is None
@@ -524,7 +525,7 @@ async def test_following_goes_on_with_what_is_written_later(settings: Settings):
     await write_audit(settings, event(1))
     async with AuditStream(settings, start="end") as stream:
         await write_audit(settings, event(2), event(3))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patience(30)):
             assert [(await anext(stream)).id, (await anext(stream)).id] == [2, 3]
 
 
@@ -615,5 +616,5 @@ async def test_following_outlives_a_broker_restart(broker: EmbeddedBroker, setti
         assert (await anext(stream)).id == 1
         await broker.restart()
         await write_audit(settings, event(2))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patience(60)):
             assert (await anext(stream)).id == 2

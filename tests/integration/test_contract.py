@@ -13,6 +13,7 @@ from confluent_kafka import Producer
 from processor.settings import Settings
 from tests.support.builders import DAY_MS, HOUR_MS
 from tests.support.checker import assert_clean, partition_of
+from tests.support.machine import patience
 from tests.support.observed_deployment import Seen, World, observing
 from tests.support.partition import Appended
 from tests.support.reference_assertions import Reader, Wrote
@@ -119,7 +120,7 @@ async def test_what_a_foreign_client_sends_is_answered_as_the_contract_says(
             some = [sender.go_on(rng.getrandbits(32)) for _ in range(RECORDS)]
             for start in range(0, RECORDS, 5):
                 await asyncio.to_thread(foreigner.send, some[start : start + 5])
-        world = await observer.settled([tmp_path], timeout_s=30)
+        world = await observer.settled([tmp_path], timeout_s=patience(30))
 
     assert_clean(world)
     verdicts: Counter[str] = Counter()

@@ -18,12 +18,13 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from processor.embedded import directory
 from processor.embedded.broker import EmbeddedBroker, broker_answers, embedded_broker
 from processor.embedded.errors import BadOption, BrokerDidNotStart, DataDirInUse, PortTaken
+from tests.support.machine import patience
 
 # What somebody's program does: start a broker, say which, and live until told otherwise.
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from processor.broker import embedded_broker
+from processor.embedded.broker import embedded_broker
 
 async def main():
     data_dir = Path(sys.argv[1]) if len(sys.argv) > 1 else None
@@ -53,7 +54,7 @@ async def first_value(bootstrap: str, topic: str) -> bytes | None:
     async with AIOKafkaConsumer(bootstrap_servers=bootstrap) as consumer:
         consumer.assign([TopicPartition(topic, 0)])
         await consumer.seek_to_beginning()
-        record = await asyncio.wait_for(consumer.getone(), 20)
+        record = await asyncio.wait_for(consumer.getone(), patience(20))
         return record.value
 
 
@@ -176,7 +177,7 @@ def test_a_parent_killed_at_once_takes_the_jvm_and_the_temporary_directory_along
 
         parent.kill()
 
-        psutil.wait_procs([jvm, supervisor], timeout=10)
+        psutil.wait_procs([jvm, supervisor], timeout=patience(10))
         assert not jvm.is_running()
         assert not supervisor.is_running()
         assert not data_dir.exists()
@@ -190,7 +191,7 @@ def test_a_supervisor_killed_at_once_takes_the_jvm_along(tmp_path: Path):
 
         supervisor.kill()
 
-        jvm.wait(timeout=10)
+        jvm.wait(timeout=patience(10))
 
 
 async def test_after_a_killed_parent_the_directory_can_be_used_at_once(tmp_path: Path):
@@ -210,7 +211,7 @@ def test_ctrl_c_ends_the_parent_and_the_parent_ends_the_jvm():
     with somebody_with_a_broker() as (parent, jvm, data_dir):
         parent.send_signal(signal.SIGINT)
 
-        assert parent.wait(timeout=30) != 0
+        assert parent.wait(timeout=patience(30)) != 0
         assert not jvm.is_running()
         assert not data_dir.exists()
 

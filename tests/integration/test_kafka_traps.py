@@ -33,13 +33,14 @@ from processor.engine.rows import Position
 from processor.errors import InstanceIdTaken, OwnershipLost, SourceFailed
 from processor.settings import Settings
 from processor.worker.composition import run_worker
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.proxy import END_TXN, Fate, Proxy, proxied
 from tests.support.worker import running_worker
 from tests.unit.commands import create, update
 
 NOWHERE = Position(0, 0, 1)
-PATIENCE_S = 60.0
+PATIENCE_S = patience(60.0)
 
 
 @pytest.fixture
@@ -64,7 +65,9 @@ async def proxy(
         await producers_stopped(5.0)
 
 
-def new_writer(settings: Settings, *, commit_timeout_s: float = 10.0) -> KafkaTransactionalProducer:
+def new_writer(
+    settings: Settings, *, commit_timeout_s: float = patience(10.0)
+) -> KafkaTransactionalProducer:
     return KafkaTransactionalProducer(
         connection_options(settings, "owner-0"),
         Topics(settings.topic_prefix),
@@ -348,7 +351,7 @@ async def plant(settings: Settings, offset: int) -> None:
 async def test_the_groups_offsets_decide_nothing(
     broker: EmbeddedBroker, settings: Settings, planted: int
 ) -> None:
-    settings = settings.model_copy(update={"session_timeout_ms": 6000})
+    settings = settings.model_copy(update={"session_timeout_ms": int(patience(6_000))})
     before = [create(n) for n in range(6)]
     after = [update(n, revision=0) for n in range(6)]
     await produce(settings, "commands", before)
@@ -447,7 +450,9 @@ async def test_a_restarted_static_worker_is_back_without_waiting_for_its_session
 async def test_of_two_live_workers_with_one_instance_id_one_stops_and_the_other_decides(
     broker: EmbeddedBroker, settings: Settings, tmp_path: Path
 ) -> None:
-    settings = settings.model_copy(update={"session_timeout_ms": 6_000, "instance_id": "twin"})
+    settings = settings.model_copy(
+        update={"session_timeout_ms": int(patience(6_000)), "instance_id": "twin"}
+    )
     first = settings.model_copy(update={"state_dir": tmp_path / "first"})
     second = settings.model_copy(update={"state_dir": tmp_path / "second"})
     stop = asyncio.Event()
@@ -471,14 +476,16 @@ async def test_of_two_live_workers_with_one_instance_id_one_stops_and_the_other_
 async def test_a_worker_that_comes_later_with_a_name_in_use_is_the_one_that_stops(
     broker: EmbeddedBroker, settings: Settings, tmp_path: Path
 ) -> None:
-    settings = settings.model_copy(update={"session_timeout_ms": 2_000, "instance_id": "twin"})
+    settings = settings.model_copy(
+        update={"session_timeout_ms": int(patience(2_000)), "instance_id": "twin"}
+    )
     second = settings.model_copy(update={"state_dir": tmp_path / "second"})
     async with (
         observing(broker.bootstrap, settings.topic_prefix, 1) as observer,
         running_worker(settings),
     ):
         # It holds the name for longer than a session.
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(patience(2.5))
         async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(InstanceIdTaken):
                 await run_worker(second, stop=asyncio.Event())

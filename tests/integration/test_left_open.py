@@ -16,11 +16,12 @@ from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from processor.settings import Settings
 from tests.support.checker import assert_clean
 from tests.support.log_files import foreign_hands
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.worker import running_worker
 from tests.unit.commands import create
 
-PATIENCE_S = 30.0
+PATIENCE_S = patience(30.0)
 
 
 @pytest.fixture

@@ -28,11 +28,12 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.worker import composition as bootstrap
 from tests.support.load import under_load
+from tests.support.machine import patience
 from tests.support.processes import environment
 from tests.support.worker import running_worker
 from tests.unit.commands import create, life
 
-PATIENCE_S = 30.0
+PATIENCE_S = patience(30.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Cluster:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        out, err = await asyncio.wait_for(process.communicate(), 60)
+        out, err = await asyncio.wait_for(process.communicate(), patience(60))
         return process.returncode or 0, out.decode(), err.decode()
 
     @asynccontextmanager

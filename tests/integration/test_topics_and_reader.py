@@ -20,6 +20,7 @@ from processor.adapters.kafka.topic_reader import BEGINNING, END, Start, read
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import BadSetting, Settings
+from tests.support.machine import patience
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ async def test_reading_ends_behind_aborted_records_and_markers(settings: Setting
         await (producer.commit_transaction() if kept else producer.abort_transaction())
     await producer.stop()
 
-    read_values = await asyncio.wait_for(values(settings, audit), 20)
+    read_values = await asyncio.wait_for(values(settings, audit), patience(20))
 
     assert sorted(read_values) == sorted(b"%d" % number for number in range(30))
     assert await values(settings, audit, END) == []
@@ -113,12 +114,12 @@ async def test_following_hears_what_is_written_after_it_began(settings: Settings
     ready = asyncio.Event()
     records = read(settings, control, start=END, follow=True, ready=ready.set)
     first = asyncio.ensure_future(anext(records))
-    await asyncio.wait_for(ready.wait(), 20)
+    await asyncio.wait_for(ready.wait(), patience(20))
 
     async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
         await producer.send_and_wait(control, b"now", partition=2)
 
-    assert (await asyncio.wait_for(first, 20)).value == b"now"
+    assert (await asyncio.wait_for(first, patience(20))).value == b"now"
     await records.aclose()
 
 
@@ -133,7 +134,7 @@ async def test_an_absent_broker_is_a_sentence_within_the_patience():
         BrokerUnreachable, match=r"^No Kafka broker answers at 127\.0\.0\.1:1 \(connection refused"
     ):
         await ensure_reachable(Settings(bootstrap_servers="127.0.0.1:1"), patience_s=1)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < patience(10)
 
 
 async def test_one_address_that_answers_is_enough(settings: Settings):

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright
 
+from tests.support.machine import patience
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
     "--no-sandbox",
@@ -63,7 +65,7 @@ async def tab(
     context = await browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, **options
     )
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(1000 * patience(15))
     seen = Seen(await context.new_page())
 
     def hear(message: ConsoleMessage) -> None:

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from tests.support.machine import patience
+
 _BLOCK = r"^<!-- {mark}: ([\w. -]+) -->\n+```{language}\n(.*?)^```$"
-TIMEOUT_S = 150
+TIMEOUT_S = patience(150)
 
 
 def examples(text: str, *, mark: str = "runs", language: str = "python") -> dict[str, str]:
@@ -72,6 +74,6 @@ async def spoken(
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
             with suppress(TimeoutError):
-                rest = await asyncio.wait_for(process.communicate(), 10)
+                rest = await asyncio.wait_for(process.communicate(), patience(10))
                 print(f"--- {command}\n{chr(10).join(lines)}\n{rest[1].decode()[-3000:]}")
     return lines

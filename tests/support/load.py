@@ -12,6 +12,8 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from tests.support.machine import patience
+
 OWNERS = ("agent:kate:session:1", "agent:joe:session:2")
 RUBBISH = (b"\xff\xfe", b"", b"[]", b'{"kind":"dance"}', b'{"n":NaN}')
 
@@ -124,7 +126,7 @@ async def under_load(
     try:
         yield load
         stop.set()
-        await asyncio.wait_for(going, 60)
+        await asyncio.wait_for(going, patience(60))
     finally:
         for task in (going, *bursts):
             task.cancel()

@@ -14,10 +14,11 @@ from processor.engine.batch import Outgoing
 from processor.engine.codec import Headers
 from tests.support.builders import NOON
 from tests.support.checker import assert_clean
+from tests.support.machine import patience
 from tests.support.observed_deployment import SOURCES, TOPICS, Seen, TableSeen, World
 from tests.support.partition import Appended
 
-PATIENCE_S = 20.0
+PATIENCE_S = patience(20.0)
 """How long a test waits for what must happen; only a failing one waits that long."""
 
 

@@ -23,6 +23,7 @@ from processor.domain.transitions import OWNER, allowed
 from processor.views import models
 from processor.views.static_files import page_routes
 from tests.support.builders import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
+from tests.support.machine import patience
 from tests.support.recorded_deployment import Recorded
 
 
@@ -50,7 +51,7 @@ class ShownViews:
 
     async def until_heard_by(self, count: int) -> None:
         """Wait until so many streams are open."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patience(30)):
             while len(self._streams) != count:
                 # A connection that was closed shows once something is written to it.
                 for queue in self._streams:

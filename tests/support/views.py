@@ -9,10 +9,11 @@ from typing import Any
 from aiohttp import ClientError, ClientSession
 
 from processor.settings import Settings
+from tests.support.machine import patience
 from tests.support.processes import WorkerProcess
 
 PARTITIONS = 2
-PATIENCE_S = 60
+PATIENCE_S = patience(60)
 """For what takes a second or two where nothing else runs."""
 
 

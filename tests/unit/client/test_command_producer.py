@@ -8,6 +8,7 @@ import pytest
 from processor.client import command_producer as module
 from processor.client.command_producer import LINGER_MS, CommandProducer
 from processor.settings import Settings
+from tests.support.machine import patience
 
 
 class Client:
@@ -48,7 +49,7 @@ async def test_a_producer_that_never_says_anything_is_replaced_and_the_record_wr
     monkeypatch.setattr(producer, "_current", current)
     handed_over: list[None] = []
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         written = await producer.send(
             "t", b"k", b"v", [], handed_over=lambda: handed_over.append(None)
         )

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from processor.testing.chaos.proxy import END_TXN, KINDS, Fate, Proxy, foul, proxied
+from tests.support.machine import patience
 
 PRODUCE = KINDS["Produce"]
 
@@ -46,7 +47,7 @@ class Client:
         body = struct.pack(">hhi", api_key, 0, self._correlation_id)
         self._writer.write(struct.pack(">i", len(body)) + body)
 
-    async def answer(self, *, within_s: float = 5.0) -> bytes:
+    async def answer(self, *, within_s: float = patience(5.0)) -> bytes:
         """Raises IncompleteReadError when the connection breaks, TimeoutError in silence."""
         async with asyncio.timeout(within_s):
             (size,) = struct.unpack(">i", await self._reader.readexactly(4))

@@ -17,6 +17,7 @@ from processor.views.aggregates import MinuteCounts, Totals, bucket
 from processor.views.database import FLOW_COLUMNS, flow_of
 from processor.views.projection import ProjectionFailed, project, read
 from processor.views.read_model import RESEEKS_MAX
+from tests.support.machine import patience
 from tests.support.random_histories import random_history
 from tests.support.read_model_harness import docs_of, expected, messages, opened_view
 from tests.support.recorded_deployment import Recorded, edit
@@ -235,7 +236,7 @@ async def test_an_event_that_cannot_follow_stops_its_partition_alone(tmp_path):
     at = some.index(next(one for one in some if (one.partition, one.offset) == (0, 1)))
     some[at] = impossible
     async with opened_view(tmp_path, recorded.partitions) as view:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patience(5)):
             await view.project(some)
         assert list(view.broken) == [0]
         assert "is not there" in view.broken[0]
@@ -265,7 +266,7 @@ async def test_a_batch_whose_caller_went_away_is_there_once(tmp_path, monkeypatc
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(20)):
             await view.project(some)
         assert not view.broken
     await assert_once(tmp_path, recorded, [(60, 60, False)])

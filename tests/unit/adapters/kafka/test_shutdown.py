@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import ProducerClosed
 
 from processor.adapters.kafka.internals import fail_unsent
+from tests.support.machine import patience
 
 TP = TopicPartition("anywhere", 0)
 
@@ -33,7 +34,7 @@ async def test_what_is_unsent_fails_for_who_waits_and_for_nobody_else(send: Any)
     fail_unsent(producer)
 
     with pytest.raises(ProducerClosed):
-        await asyncio.wait_for(sent, 5)
+        await asyncio.wait_for(sent, patience(5))
     await producer.stop()
     del producer, sent
     gc.collect()

@@ -12,6 +12,7 @@ from processor.adapters.sqlite import integrity_check as checking
 from processor.contract.flow import FlowStatus
 from processor.contract.values import instant
 from processor.engine.rows import Changes
+from tests.support.machine import patience
 from tests.unit.adapters.sqlite.tables import (
     NOON_MS,
     at,
@@ -52,7 +53,7 @@ async def is_found_out(state_dir: Path) -> None:
     async with opened(state_dir) as table:
         assert await table.stored() == at(1)
         with pytest.raises(TableCorrupt, match="its check says"):
-            await asyncio.wait_for(use(table), 30)
+            await asyncio.wait_for(use(table), patience(30))
         for call in (
             table.stored(),
             table.clear(),
@@ -89,7 +90,7 @@ async def test_a_time_that_became_another_is_found_while_the_table_is_used(tmp_p
 
 
 async def checked(table: FlowTable, verdicts: "asyncio.Queue[str]") -> None:
-    assert await asyncio.wait_for(verdicts.get(), 30) == checking.SOUND
+    assert await asyncio.wait_for(verdicts.get(), patience(30)) == checking.SOUND
     assert await table.untouched()
 
 
@@ -128,7 +129,7 @@ async def test_a_table_closes_without_waiting_for_its_check(
 
     monkeypatch.setattr(checking, "_verdict", told)
     monkeypatch.setattr(checking, "CHECK", ENDLESS)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience(30)):
         async with opened(tmp_path) as table:
             await began.wait()
             assert await table.stored() == at(1)
