@@ -4,8 +4,13 @@ from typing import Any
 
 import pytest
 
+from processor.engine.batch import WriteSet
+from processor.engine.codec import decode
+from processor.engine.rows import Position
+from processor.recovery.restore import LATE_MAX_MS
 from tests.support.builders import HOUR_MS, MINUTE_MS
 from tests.support.memory_kafka import TxnState
+from tests.support.partition import Appended
 from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, start, update
 
@@ -163,3 +168,40 @@ async def test_a_dry_run_and_a_strangers_command_burn_no_id(stage: Stage) -> Non
 
     assert verdicts(stage)[2:] == [("accepted", None)] * 2
     stage.assert_clean()
+
+
+OLD_MS, NEW_MS = 1_000 * HOUR_MS, 1_005 * HOUR_MS
+
+
+@pytest.mark.parametrize("old", ["commands", "control"])
+@pytest.mark.parametrize(
+    ("lag", "pending", "forgets"),
+    [
+        (0, False, True),
+        (0, True, False),
+        (1, False, False),
+        (1, True, False),
+        (None, False, False),
+    ],
+    ids=["at its end", "a record is pending", "it lags", "it lags and pends", "nothing is known"],
+)
+def test_outcomes_are_forgotten_by_the_newest_record_of_a_topic_only_where_nothing_is_left(
+    stage: Stage, old: str, lag: int | None, pending: bool, forgets: bool
+) -> None:
+    """The topic `old` was last heard of five hours before the other one."""
+    topics = stage.place.topics
+    of_old, other = (
+        (topics.commands, topics.control)
+        if old == "commands"
+        else (topics.control, topics.commands)
+    )
+    owner = stage.owner()
+    owner._seen_ms = {of_old: OLD_MS, other: NEW_MS}
+    stage.source.lags = lambda _: (lag, 0) if old == "commands" else (0, lag)  # type: ignore
+    if pending:
+        record = Appended(of_old, 0, 0, OLD_MS, b"k", b"{}")
+        owner._pending = [decode(record)]
+
+    before_ms = owner._forget_before_ms(WriteSet(Position(0, 0, 1)))
+
+    assert before_ms == (NEW_MS if forgets else OLD_MS) - HOUR_MS - LATE_MAX_MS

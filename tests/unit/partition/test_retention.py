@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from processor.contract.flow import FlowStatus
+from processor.contract.values import instant
 from processor.domain import decide
-from processor.partition.retention import ACTOR, LOOK_EVERY_S
+from processor.partition.retention import ACTOR, LOOK_EVERY_S, has_ended
 from tests.support.builders import DAY_MS, document
 from tests.support.scripted_ports import Point, Stage
+from tests.unit.adapters.sqlite.tables import NOON_MS, flow_row
 from tests.unit.commands import create, flow_id, life, prune, start
 from tests.unit.partition.test_processor_timers import crash_at, goes_on, settles
 
@@ -184,3 +187,9 @@ async def test_a_crash_in_between_tells_nobody_twice(stage: Stage, point: Point,
     assert sorted(prunes(stage)) == sorted(map(flow_id, range(COUNT)))
     assert present(stage) == {"cursor/0", flow_id(99)}
     stage.assert_clean()
+
+
+@pytest.mark.parametrize(("before_ms", "ended"), [(NOON_MS, False), (NOON_MS + 1, True)])
+def test_a_flow_that_ended_at_the_very_time_is_kept(before_ms: int, ended: bool) -> None:
+    row = flow_row(1, status=FlowStatus.FINISHED, updated_at=instant(NOON_MS))
+    assert has_ended(row, before_ms) is ended

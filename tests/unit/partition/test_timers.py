@@ -190,6 +190,15 @@ def test_a_wake_that_came_too_early_says_so_and_is_sent_when_it_is_due() -> None
     assert some.next_ms() == NOON_MS
 
 
+@pytest.mark.parametrize(("woken_ms", "too_early"), [(NOON_MS - 1, True), (NOON_MS, False)])
+def test_a_wake_at_the_very_end_of_its_wait_is_not_too_early(
+    woken_ms: int, too_early: bool
+) -> None:
+    some = loaded(Waits((1, NOON_MS)))
+    send(some, some.take(NOON_MS))
+    assert refused(some, waiting(1, NOON_MS), woken_ms).too_early is too_early
+
+
 def test_a_table_that_names_too_early_a_time_says_nothing_of_the_clock() -> None:
     some = loaded(Waits((1, NOON_MS - 500)))
     send(some, some.take(NOON_MS))

@@ -16,10 +16,12 @@ from processor.adapters.sqlite import FlowTable, open_table
 from processor.adapters.sqlite.dump import dump
 from processor.cli.rebuild.tables import all_rows
 from processor.cli.rebuild.topics import snapshots
-from processor.engine.batch import Outgoing
+from processor.engine.batch import Outgoing, first_event_id
+from processor.engine.ports import OffsetRange
+from processor.engine.rows import Checkpoint, Position
 from processor.errors import CursorMissing, HistoryLost
 from processor.recovery import repair
-from processor.recovery.checkpoint import settled
+from processor.recovery.checkpoint import settled, stand
 from processor.recovery.consistent_cut import MovedOn, still
 from processor.recovery.rebuild import catch_up, first_difference, rebuild
 from processor.recovery.repair import Skip, plan_restoration, plan_skip, restore, skip
@@ -536,3 +538,76 @@ async def test_a_foreign_transaction_is_no_part_of_what_is_looked_at(stage: Stag
         *(stage.place.topics.state, stage.place.topics.outcomes, stage.place.topics.audit)
     }
     assert difference(stage.path, await rebuilt(stage, "made", from_audit=False)) is None
+
+
+# What a table and the topics say of each other
+
+
+@asynccontextmanager
+async def restoring(stage: Stage, path: Path) -> AsyncIterator[tuple[Restore, FlowTable]]:
+    async with table_at(stage, path) as table:
+        yield Restore(stage.place, table, history(stage)), table
+
+
+async def test_a_table_that_is_rolled_forward_stands_behind_the_last_outcome_of_each_topic(
+    stage: Stage,
+) -> None:
+    """No cursor corrects it: a standby has none."""
+    stage.kafka.send(create(1))
+    await stage.works()
+    behind = stage.state_dir.with_name("behind")
+    shutil.copytree(stage.state_dir, behind)
+    stage.kafka.send(start(1), update(1))
+    stage.kafka.send(update(1), update(1), topic="control")
+    await stage.works()
+
+    async with restoring(stage, behind / stage.path.name) as (warm, table):
+        stored = await table.stored()
+        assert stored is not None
+        topics = stage.place.topics
+        extents = await history(stage).visible([topics.audit, topics.outcomes])
+        stored = await warm.advance(stored, extents)
+
+    assert (stored.position.commands, stored.position.control) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("start", "next_event_id", "known"),
+    [
+        (0, first_event_id(0), True),
+        (0, first_event_id(0) + 1, False),
+        (7, first_event_id(0), True),
+        (7, first_event_id(0) + 5, True),
+    ],
+    ids=["nothing happened", "events are missing", "all expired, by chance the first", "expired"],
+)
+async def test_a_table_without_events_before_it_is_of_these_topics_unless_some_are_missing(
+    stage: Stage, start: int, next_event_id: int, known: bool
+) -> None:
+    checkpoint = Checkpoint(Position(0, 0, next_event_id), start, 0, 0)
+    async with restoring(stage, stage.path) as (warm, _):
+        found = await warm._knows_events_before(OffsetRange(start, start), checkpoint)
+    assert found is known
+
+
+@pytest.mark.parametrize("audit", [True, False], ids=["audit", "no audit"])
+@pytest.mark.parametrize("outcomes", [True, False], ids=["outcomes", "no outcomes"])
+async def test_a_cursor_may_be_missing_only_where_nothing_was_ever_decided(
+    stage: Stage, audit: bool, outcomes: bool
+) -> None:
+    stage.kafka.send(create(1))
+    await stage.works()
+    topics = stage.place.topics
+    for topic, kept in ((topics.audit, audit), (topics.outcomes, outcomes)):
+        if not kept:
+            lose(stage, topic)
+    lose(stage, topics.state)
+    log_reader = history(stage)
+    extents = await log_reader.visible([topics.audit, topics.outcomes])
+
+    if audit or outcomes:
+        with pytest.raises(CursorMissing, match="holds no cursor although commands were decided"):
+            await stand(stage.place, log_reader, extents, None)
+    else:
+        found = await stand(stage.place, log_reader, extents, None)
+        assert found == (Position(0, 0, first_event_id(0)), None)
