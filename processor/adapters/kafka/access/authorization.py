@@ -1,0 +1,231 @@
+"""Asking the brokers which of our rights are missing. It changes nothing there."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    NoError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+    for_code,
+)
+from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.transaction import EndTxnRequest
+from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
+
+from processor.adapters.kafka.topic_admin import open_admin
+from processor.contract.rights import Operation, ResourceKind, Right
+from processor.settings import Settings
+
+_UNKNOWN: Final = -(2**31)
+"""What a broker gives where it does not report operations."""
+_NO_PRODUCER: Final = 2**63 - 1
+"""A producer id that no broker has given out."""
+_INCLUDED_IN: Final = {
+    Operation.DESCRIBE: (Operation.READ, Operation.WRITE),
+}
+
+
+class RightsProbe:
+    """Asks over one connection, as often as is wanted."""
+
+    def __init__(self, admin: AIOKafkaAdminClient) -> None:
+        self._admin = admin
+
+    async def missing(self, wanted: Iterable[Right]) -> list[Right]:
+        """Those of `wanted` that we do not have. What a broker does not report counts as there:
+        the rights on a topic that does not exist, or any before Kafka 2.3.
+
+        Raises KafkaError, OSError, TimeoutError.
+        """
+        wanted = list(wanted)
+        topics = await self._topics(sorted(_names(wanted, ResourceKind.TOPIC)))
+        unseen = {name for name, operations in topics.items() if operations == 0}
+        configs = [
+            right.resource.name
+            for right in wanted
+            if right.operation is Operation.DESCRIBE_CONFIGS and right.resource.name in unseen
+        ]
+        topics |= await self._configs(configs)
+        groups = {name: await self._group(name) for name in _names(wanted, ResourceKind.GROUP)}
+        ids = {
+            name: await self._transactional_id(name)
+            for name in _names(wanted, ResourceKind.TRANSACTIONAL_ID)
+        }
+        allowed = {
+            ResourceKind.TOPIC: topics,
+            ResourceKind.GROUP: groups,
+            ResourceKind.TRANSACTIONAL_ID: ids,
+        }
+        return [
+            right
+            for right in wanted
+            if not _is_in(right.operation, allowed[right.resource.kind][right.resource.name])
+        ]
+
+    async def _topics(self, names: Sequence[str]) -> dict[str, int]:
+        """By name: to a broker that lists all topics, one that we may not see is not there."""
+        if not names:
+            return {}
+        try:
+            response = await self._ask(_MetadataRequest(names))
+        except NotImplementedError:  # a broker before Kafka 2.3
+            return dict.fromkeys(names, _UNKNOWN)
+        return dict.fromkeys(names, _UNKNOWN) | {
+            name: 0 if for_code(code) is TopicAuthorizationFailedError else operations
+            for code, name, _internal, _partitions, operations in response.topics
+        }
+
+    async def _configs(self, names: Sequence[str]) -> dict[str, int]:
+        """Of topics that metadata hides from us, whether their settings may be seen."""
+        if not names:
+            return {}
+        found: dict[str, int] = {}
+        for response in await self._admin.describe_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+        ):
+            for code, _message, _kind, name, _entries in response.resources:
+                denied = for_code(code) is TopicAuthorizationFailedError
+                found[name] = 0 if denied else 1 << Operation.DESCRIBE_CONFIGS.code
+        return found
+
+    async def _group(self, group: str) -> int:
+        try:
+            coordinator = await self._admin.find_coordinator(group)
+            response = await self._admin._client.send(coordinator, _DescribeGroupRequest(group))
+        except GroupAuthorizationFailedError:
+            return 0
+        except (NotImplementedError, GroupCoordinatorNotAvailableError):
+            return _UNKNOWN  # the first group of a cluster waits for the topic of all groups
+        ((code, *_, operations),) = response.groups
+        error = for_code(code)
+        if error is GroupAuthorizationFailedError:
+            return 0
+        return int(operations) if error is NoError else _UNKNOWN
+
+    async def _transactional_id(self, beginning: str) -> int:
+        """Whether Write is allowed on the first of the ids: asked for the end of a transaction of a
+        producer that cannot be, a broker says so before it looks for one."""
+        response = await self._ask(EndTxnRequest(f"{beginning}0", _NO_PRODUCER, -1, False))
+        if for_code(response.error_code) is TransactionalIdAuthorizationFailed:
+            return 0
+        return 1 << Operation.WRITE.code
+
+    async def _ask(self, request: Any) -> Any:
+        # Private, but the client has no public way to send what it does not know itself.
+        return await self._admin._send_request(request)
+
+
+@asynccontextmanager
+async def rights_probe(settings: Settings) -> AsyncIterator[RightsProbe]:
+    """Raises BrokerUnreachable, also out of the block."""
+    async with open_admin(settings) as admin:
+        yield RightsProbe(admin)
+
+
+async def missing_rights(settings: Settings, wanted: Iterable[Right]) -> list[Right]:
+    """As `RightsProbe.missing`. Raises BrokerUnreachable."""
+    async with rights_probe(settings) as probe:
+        return await probe.missing(wanted)
+
+
+def _names(wanted: Iterable[Right], kind: ResourceKind) -> set[str]:
+    return {right.resource.name for right in wanted if right.resource.kind is kind}
+
+
+def _is_in(operation: Operation, operations: int) -> bool:
+    if operations == _UNKNOWN:
+        return True
+    enough = (operation, *_INCLUDED_IN.get(operation, ()))
+    return any(operations & 1 << one.code for one in enough)
+
+
+class _MetadataResponse(Response):  # type: ignore[misc]
+    """Version 8, which reports what one may do; aiokafka 0.14 speaks up to 5."""
+
+    API_KEY = 3
+    API_VERSION = 8
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            Array(
+                ("node_id", Int32),
+                ("host", String("utf-8")),
+                ("port", Int32),
+                ("rack", String("utf-8")),
+            ),
+        ),
+        ("cluster_id", String("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            Array(
+                ("error_code", Int16),
+                ("topic", String("utf-8")),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    Array(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", Array(Int32)),
+                        ("isr", Array(Int32)),
+                        ("offline_replicas", Array(Int32)),
+                    ),
+                ),
+                ("operations", Int32),
+            ),
+        ),
+        ("cluster_operations", Int32),
+    )
+
+
+class _MetadataRequestStruct(RequestStruct):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 8
+    RESPONSE_TYPE = _MetadataResponse
+    SCHEMA = Schema(
+        ("topics", Array(String("utf-8"))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+    )
+
+
+class _MetadataRequest(Request[_MetadataRequestStruct]):  # type: ignore[misc]
+    """Of topics by name; a broker makes none of them."""
+
+    API_KEY = 3
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = list(names)
+
+    def build(self, request_struct_class: type[_MetadataRequestStruct]) -> _MetadataRequestStruct:
+        return request_struct_class(self._names, False, False, True)
+
+
+class _DescribeGroupRequestStruct(DescribeGroupsRequest_v3):  # type: ignore[misc]
+    """aiokafka 0.14 reads the answer to version 3 as one to version 2, without the rights."""
+
+    RESPONSE_TYPE = DescribeGroupsResponse_v3
+
+
+class _DescribeGroupRequest(Request[_DescribeGroupRequestStruct]):  # type: ignore[misc]
+    API_KEY = 15
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def build(
+        self, request_struct_class: type[_DescribeGroupRequestStruct]
+    ) -> _DescribeGroupRequestStruct:
+        return request_struct_class([self._group], True)
