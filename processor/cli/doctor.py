@@ -24,6 +24,7 @@ from processor.cli.common.output import console, for_people, table, write_json
 from processor.cli.common.runner import run, settings_and_logs
 from processor.cli.flow.lookup import list_waiting
 from processor.client import FlowClient, OutcomeTimeout
+from processor.contract.rights import Operation
 from processor.contract.topics import Topics
 from processor.contract.values import parse_timestamp
 from processor.domain.waits import due_ms
@@ -122,7 +123,7 @@ async def _of_the_broker(
         settings.group_id,
         judge.Allowed(rights.topics, rights.group, rights.transactional_id),
     )
-    counts = await partition_counts(settings)
+    counts = await partition_counts(settings, [name for name, _ in names], Operation.DESCRIBE)
     numbers = {counts.get(name) for name, _ in names}
     count = numbers.pop() if len(numbers) == 1 else None
     if count is None:

@@ -44,6 +44,7 @@ class ResourceKind(StrEnum):
     TOPIC = "topic"
     GROUP = "group"
     TRANSACTIONAL_ID = "transactional id"
+    CLUSTER = "cluster"
 
 
 class Resource(NamedTuple):
@@ -95,44 +96,46 @@ ROLES: Final[Mapping[Role, str]] = MappingProxyType(
 """What a principal of each role does."""
 
 
+def on_topic(operation: Operation, topic: str, purpose: str = "") -> Right:
+    """A right on a topic, by its full name."""
+    return Right(operation, Resource(ResourceKind.TOPIC, topic), purpose)
+
+
+def on_group(operation: Operation, group: str, purpose: str = "") -> Right:
+    """A right on a consumer group."""
+    return Right(operation, Resource(ResourceKind.GROUP, group), purpose)
+
+
 def rights(role: Role, topics: Topics, group_id: str) -> tuple[Right, ...]:
     """What `role` needs, and nothing else; `group_id` is the workers' group."""
     return _TABLE[role](topics, group_id)
 
 
-def _topic(operation: Operation, name: str, purpose: str) -> Right:
-    return Right(operation, Resource(ResourceKind.TOPIC, name), purpose)
-
-
 def _each(operation: Operation, names: Iterable[str], purpose: str) -> list[Right]:
-    return [_topic(operation, name, purpose) for name in names]
-
-
-def _group(operation: Operation, group_id: str, purpose: str) -> Right:
-    return Right(operation, Resource(ResourceKind.GROUP, group_id), purpose)
+    return [on_topic(operation, name, purpose) for name in names]
 
 
 def _producer(topics: Topics, _group_id: str) -> tuple[Right, ...]:
     return (
-        _topic(Operation.WRITE, topics.commands, "send commands"),
-        _topic(Operation.READ, topics.outcomes, "await their outcomes"),
+        on_topic(Operation.WRITE, topics.commands, "send commands"),
+        on_topic(Operation.READ, topics.outcomes, "await their outcomes"),
     )
 
 
 def _consumer(topics: Topics, _group_id: str) -> tuple[Right, ...]:
-    return (_topic(Operation.READ, topics.audit, "read the FlowEvents; it needs no group"),)
+    return (on_topic(Operation.READ, topics.audit, "read the FlowEvents; it needs no group"),)
 
 
 def _operator(topics: Topics, group_id: str) -> tuple[Right, ...]:
     names = [name for name, _ in topics]
     return (
-        _topic(Operation.WRITE, topics.control, "commands with an operator's authority"),
-        _topic(
+        on_topic(Operation.WRITE, topics.control, "commands with an operator's authority"),
+        on_topic(
             Operation.WRITE, topics.commands, "`deadletters redrive` sends back what came there"
         ),
         *_each(Operation.READ, names, "`flow`, `verify`, `replay`, `doctor` and the streams"),
         *_each(Operation.DESCRIBE_CONFIGS, names, "`doctor`, `topics check`"),
-        _group(Operation.DESCRIBE, group_id, "`doctor` counts the workers"),
+        on_group(Operation.DESCRIBE, group_id, "`doctor` counts the workers"),
     )
 
 
@@ -145,8 +148,8 @@ def _views(topics: Topics, group_id: str) -> tuple[Right, ...]:
             "the ends of the topics, and whether they are there",
         ),
         *_each(Operation.DESCRIBE_CONFIGS, [name for name, _ in topics], "the check at the start"),
-        _group(Operation.READ, f"{group_id}.views", "share the partitions among view workers"),
-        _group(Operation.DESCRIBE, group_id, "/v1/partitions says which worker has which"),
+        on_group(Operation.READ, f"{group_id}.views", "share the partitions among view workers"),
+        on_group(Operation.DESCRIBE, group_id, "/v1/partitions says which worker has which"),
     )
 
 
@@ -158,9 +161,9 @@ def _worker(topics: Topics, group_id: str) -> tuple[Right, ...]:
         *_each(Operation.WRITE, sources, "wakes, and records from the wrong partition"),
         *_each(Operation.READ, results, "bring a table up to date"),
         *_each(Operation.WRITE, results, "what a command causes"),
-        _topic(Operation.WRITE, topics.dead_letters, "what cannot be read as a command"),
+        on_topic(Operation.WRITE, topics.dead_letters, "what cannot be read as a command"),
         *_each(Operation.DESCRIBE_CONFIGS, [name for name, _ in topics], "the check at the start"),
-        _group(Operation.READ, group_id, "share the partitions among workers"),
+        on_group(Operation.READ, group_id, "share the partitions among workers"),
         Right(
             Operation.WRITE,
             Resource(ResourceKind.TRANSACTIONAL_ID, f"{topics.prefix}-", prefixed=True),

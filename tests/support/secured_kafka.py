@@ -23,8 +23,8 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 from cryptography.hazmat.primitives import serialization
-from processor.contract.rights import Operation, ResourceKind, Right
 
+from processor.contract.rights import Operation, ResourceKind, Right
 from processor.embedded.broker import EmbeddedBroker, embedded_broker, free_port
 from processor.settings import Settings
 

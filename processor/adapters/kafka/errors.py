@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from aiokafka.errors import (
@@ -24,6 +24,17 @@ from aiokafka.errors import (
     UnsupportedSaslMechanismError,
 )
 
+from processor.adapters.kafka.access.oauth import TokenUnavailable
+from processor.adapters.kafka.access.principal import principal
+from processor.contract.rights import (
+    Operation,
+    Resource,
+    ResourceKind,
+    Right,
+    Role,
+    on_group,
+    on_topic,
+)
 from processor.errors import TaskflowError
 from processor.settings import Settings
 
@@ -55,6 +66,25 @@ class AccessDenied(BrokerUnreachable):
     retriable = False
 
 
+class NotAuthorized(AccessDenied):
+    """An ACL is missing; `missing` are the rights that it must give. Nothing was lost: whoever asks
+    again once it is there goes on."""
+
+    def __init__(self, settings: Settings, missing: Sequence[Right], role: Role | None = None):
+        self.missing = tuple(missing)
+        asked = "ROLE" if role is None else role
+        super().__init__(
+            f"{principal(settings)} lacks {_listed(map(str, missing))}, says Kafka at "
+            f"{settings.bootstrap_servers}; `taskflow topics acls --role {asked}` prints the ACLs."
+        )
+
+
+def _listed(words: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 class HistoryStalled(TaskflowError):
     """Reading a topic back has come no further for too long; another consumer may."""
 
@@ -65,10 +95,16 @@ class TopicsWrong(TaskflowError):
     """The topics are not what they must be, so nothing was processed."""
 
 
-def explain(error: BaseException, settings: Settings, where: str | None = None) -> TaskflowError:
-    """The sentence for an error of Kafka's or of the network; it holds no secret."""
+def explain(
+    error: BaseException,
+    settings: Settings,
+    where: str | None = None,
+    *,
+    needs: Right | None = None,
+) -> TaskflowError:
+    """The sentence for an error of Kafka's or of the network; it holds no secret. `needs`: the
+    right without which Kafka refuses what was asked; a read, if None."""
     where = settings.bootstrap_servers if where is None else where
-    user = f" as {settings.sasl_username!r}" if settings.uses_sasl else ""
     # A ConnectionError around a TLS or a name error hides what matters.
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLError):
@@ -76,32 +112,72 @@ def explain(error: BaseException, settings: Settings, where: str | None = None) 
                 f"The TLS handshake with {where} failed ({_tls(cause)}); see "
                 "TASKFLOW_SECURITY_PROTOCOL and TASKFLOW_SSL_CAFILE."
             )
+        if isinstance(cause, TokenUnavailable):
+            return AccessDenied(f"{cause.args[0]}; without one Kafka at {where} lets nobody in.")
         if isinstance(cause, _NO_ENTRY):
-            return AccessDenied(
-                f"Kafka at {where} does not let us in{user} with {settings.sasl_mechanism} "
-                f"({type(cause).__name__}); see TASKFLOW_SASL_USERNAME, TASKFLOW_SASL_PASSWORD "
-                "and TASKFLOW_SASL_MECHANISM."
-            )
+            return AccessDenied(_no_entry(cause, settings, where))
         if isinstance(cause, _FORBIDDEN):
-            about = f" {cause.args[0]}" if cause.args and isinstance(cause.args[0], str) else ""
-            return AccessDenied(
-                f"Kafka at {where} does not allow this{user} ({type(cause).__name__}{about}); "
-                "an ACL is missing."
-            )
+            return NotAuthorized(settings, _refused(cause, needs))
     return BrokerUnreachable(
         f"No Kafka broker answers at {where} ({_reason(error, settings)}); start one, with "
         "`taskflow broker` for instance, or name another in TASKFLOW_BOOTSTRAP_SERVERS."
     )
 
 
+def _no_entry(error: KafkaError, settings: Settings, where: str) -> str:
+    if settings.uses_oauth:
+        return (
+            f"Kafka at {where} does not take our OAuth token ({_status(error)}); see "
+            "TASKFLOW_SASL_OAUTH_TOKEN_FILE and TASKFLOW_SASL_OAUTH_TOKEN_COMMAND."
+        )
+    user = f" as {settings.sasl_username!r}" if settings.uses_sasl else ""
+    return (
+        f"Kafka at {where} does not let us in{user} with {settings.sasl_mechanism} "
+        f"({type(error).__name__}); see TASKFLOW_SASL_USERNAME, TASKFLOW_SASL_PASSWORD "
+        "and TASKFLOW_SASL_MECHANISM."
+    )
+
+
+def _status(error: KafkaError) -> str:
+    """The broker's word for a token, such as `invalid_token`."""
+    said = error.args[0] if error.args else None
+    return said if isinstance(said, str) and said.isidentifier() else type(error).__name__
+
+
+def _refused(error: KafkaError, needs: Right | None) -> list[Right]:
+    """The rights that are missing by an error of Kafka's, which names resources at most."""
+    said = error.args[0] if error.args else ()
+    names = sorted({said} if isinstance(said, str) else map(str, said))
+    if isinstance(error, TopicAuthorizationFailedError):
+        operation = Operation.READ if needs is None else needs.operation
+        found = [on_topic(operation, name) for name in names if _is_name(name)]
+    elif isinstance(error, GroupAuthorizationFailedError):
+        operation = Operation.READ if needs is None else needs.operation
+        found = [on_group(operation, name) for name in names if _is_name(name)]
+    elif isinstance(error, TransactionalIdAuthorizationFailed):
+        ids = (Resource(ResourceKind.TRANSACTIONAL_ID, name) for name in names if _is_name(name))
+        found = [Right(Operation.WRITE, one, "") for one in ids]
+    else:
+        found = []
+    if found:
+        return found
+    return [needs or Right(Operation.CREATE, Resource(ResourceKind.CLUSTER, "kafka-cluster"), "")]
+
+
+def _is_name(text: str) -> bool:
+    """Whether it may name a resource: aiokafka also gives sentences."""
+    return bool(text) and " " not in text
+
+
 @contextmanager
-def explained(settings: Settings) -> Iterator[None]:
-    """Turn what Kafka and the network raise into BrokerUnreachable or AccessDenied."""
+def explained(settings: Settings, needs: Right | None = None) -> Iterator[None]:
+    """Turn what Kafka and the network raise into BrokerUnreachable or AccessDenied. `needs`: as of
+    `explain`."""
     try:
         yield
     except (KafkaError, OSError, TimeoutError) as error:
         if isinstance(error, KafkaError | ssl.SSLError) or _is_of_the_network(error):
-            raise explain(error, settings) from error
+            raise explain(error, settings, needs=needs) from error
         raise
 
 

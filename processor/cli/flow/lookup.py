@@ -273,7 +273,7 @@ async def _snapshots(
 
 
 async def _count(settings: Settings, topic: str) -> int:
-    count = (await partition_counts(settings)).get(topic)
+    count = (await partition_counts(settings, [topic])).get(topic)
     if count is None:
         raise TopicsWrong(f"{topic} does not exist; `taskflow topics create` makes the topics.")
     return count

@@ -59,7 +59,8 @@ class Migration:
     async def plan(self) -> MigrationPlan:
         """Raises Refused, BrokerUnreachable, TopicsWrong."""
         new = self._new.topics
-        counts = await partition_counts(self._settings)
+        everything = [name for topics in (self._topics, new) for name, _ in topics]
+        counts = await partition_counts(self._settings, everything)
         missing = [name for name, _ in self._topics if name not in counts]
         if missing:
             raise Refused(f"{', '.join(missing)} does not exist.")

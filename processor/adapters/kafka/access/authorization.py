@@ -15,21 +15,18 @@ from aiokafka.errors import (
     for_code,
 )
 from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
-from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.api import Request
 from aiokafka.protocol.transaction import EndTxnRequest
-from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
+from processor.adapters.kafka.access.topic_lookup import UNREPORTED, allows, look_up
+from processor.adapters.kafka.errors import NotAuthorized
 from processor.adapters.kafka.topic_admin import open_admin
-from processor.contract.rights import Operation, ResourceKind, Right
+from processor.contract.rights import Operation, ResourceKind, Right, Role, rights
+from processor.contract.topics import Topics
 from processor.settings import Settings
 
-_UNKNOWN: Final = -(2**31)
-"""What a broker gives where it does not report operations."""
 _NO_PRODUCER: Final = 2**63 - 1
 """A producer id that no broker has given out."""
-_INCLUDED_IN: Final = {
-    Operation.DESCRIBE: (Operation.READ, Operation.WRITE),
-}
 
 
 class RightsProbe:
@@ -45,7 +42,8 @@ class RightsProbe:
         Raises KafkaError, OSError, TimeoutError.
         """
         wanted = list(wanted)
-        topics = await self._topics(sorted(_names(wanted, ResourceKind.TOPIC)))
+        seen = await look_up(self._admin, _names(wanted, ResourceKind.TOPIC))
+        topics = {name: one.operations for name, one in seen.items()}
         unseen = {name for name, operations in topics.items() if operations == 0}
         configs = [
             right.resource.name
@@ -66,21 +64,8 @@ class RightsProbe:
         return [
             right
             for right in wanted
-            if not _is_in(right.operation, allowed[right.resource.kind][right.resource.name])
+            if not allows(allowed[right.resource.kind][right.resource.name], right.operation)
         ]
-
-    async def _topics(self, names: Sequence[str]) -> dict[str, int]:
-        """By name: to a broker that lists all topics, one that we may not see is not there."""
-        if not names:
-            return {}
-        try:
-            response = await self._ask(_MetadataRequest(names))
-        except NotImplementedError:  # a broker before Kafka 2.3
-            return dict.fromkeys(names, _UNKNOWN)
-        return dict.fromkeys(names, _UNKNOWN) | {
-            name: 0 if for_code(code) is TopicAuthorizationFailedError else operations
-            for code, name, _internal, _partitions, operations in response.topics
-        }
 
     async def _configs(self, names: Sequence[str]) -> dict[str, int]:
         """Of topics that metadata hides from us, whether their settings may be seen."""
@@ -102,12 +87,12 @@ class RightsProbe:
         except GroupAuthorizationFailedError:
             return 0
         except (NotImplementedError, GroupCoordinatorNotAvailableError):
-            return _UNKNOWN  # the first group of a cluster waits for the topic of all groups
+            return UNREPORTED  # the first group of a cluster waits for the topic of all groups
         ((code, *_, operations),) = response.groups
         error = for_code(code)
         if error is GroupAuthorizationFailedError:
             return 0
-        return int(operations) if error is NoError else _UNKNOWN
+        return int(operations) if error is NoError else UNREPORTED
 
     async def _transactional_id(self, beginning: str) -> int:
         """Whether Write is allowed on the first of the ids: asked for the end of a transaction of a
@@ -135,82 +120,15 @@ async def missing_rights(settings: Settings, wanted: Iterable[Right]) -> list[Ri
         return await probe.missing(wanted)
 
 
+async def ensure_rights(settings: Settings, role: Role) -> None:
+    """Raise NotAuthorized unless we have all rights of `role`, or BrokerUnreachable."""
+    wanted = rights(role, Topics(settings.topic_prefix), settings.group_id)
+    if missing := await missing_rights(settings, wanted):
+        raise NotAuthorized(settings, missing, role)
+
+
 def _names(wanted: Iterable[Right], kind: ResourceKind) -> set[str]:
     return {right.resource.name for right in wanted if right.resource.kind is kind}
-
-
-def _is_in(operation: Operation, operations: int) -> bool:
-    if operations == _UNKNOWN:
-        return True
-    enough = (operation, *_INCLUDED_IN.get(operation, ()))
-    return any(operations & 1 << one.code for one in enough)
-
-
-class _MetadataResponse(Response):  # type: ignore[misc]
-    """Version 8, which reports what one may do; aiokafka 0.14 speaks up to 5."""
-
-    API_KEY = 3
-    API_VERSION = 8
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "brokers",
-            Array(
-                ("node_id", Int32),
-                ("host", String("utf-8")),
-                ("port", Int32),
-                ("rack", String("utf-8")),
-            ),
-        ),
-        ("cluster_id", String("utf-8")),
-        ("controller_id", Int32),
-        (
-            "topics",
-            Array(
-                ("error_code", Int16),
-                ("topic", String("utf-8")),
-                ("is_internal", Boolean),
-                (
-                    "partitions",
-                    Array(
-                        ("error_code", Int16),
-                        ("partition", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", Array(Int32)),
-                        ("isr", Array(Int32)),
-                        ("offline_replicas", Array(Int32)),
-                    ),
-                ),
-                ("operations", Int32),
-            ),
-        ),
-        ("cluster_operations", Int32),
-    )
-
-
-class _MetadataRequestStruct(RequestStruct):  # type: ignore[misc]
-    API_KEY = 3
-    API_VERSION = 8
-    RESPONSE_TYPE = _MetadataResponse
-    SCHEMA = Schema(
-        ("topics", Array(String("utf-8"))),
-        ("allow_auto_topic_creation", Boolean),
-        ("include_cluster_authorized_operations", Boolean),
-        ("include_topic_authorized_operations", Boolean),
-    )
-
-
-class _MetadataRequest(Request[_MetadataRequestStruct]):  # type: ignore[misc]
-    """Of topics by name; a broker makes none of them."""
-
-    API_KEY = 3
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = list(names)
-
-    def build(self, request_struct_class: type[_MetadataRequestStruct]) -> _MetadataRequestStruct:
-        return request_struct_class(self._names, False, False, True)
 
 
 class _DescribeGroupRequestStruct(DescribeGroupsRequest_v3):  # type: ignore[misc]
