@@ -17,7 +17,7 @@ from processor.adapters.kafka.internals import client_of
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.adapters.kafka.topic_admin import partition_counts
-from processor.contract.rights import Operation
+from processor.contract.rights import Operation, on_topic
 from processor.settings import Settings
 
 _STOP_TIMEOUT_S: Final = 2.0
@@ -79,7 +79,7 @@ class CommittedReader:
         Raises BrokerUnreachable.
         """
         tps = [TopicPartition(self._topic, p) for p in sorted(partitions)]
-        with explained(self._settings):
+        with explained(self._settings, on_topic(Operation.READ, self._topic)):
             consumer = self._new_consumer()
             try:
                 await consumer.start()

@@ -4,9 +4,11 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+from aiokafka import TopicPartition
 from aiokafka.errors import (
     AuthenticationFailedError,
     AuthenticationMethodNotSupported,
@@ -25,7 +27,7 @@ from aiokafka.errors import (
 )
 
 from processor.adapters.kafka.access.oauth import TokenUnavailable
-from processor.adapters.kafka.access.principal import principal
+from processor.adapters.kafka.access.principal import principal, principal_of
 from processor.contract.rights import (
     Operation,
     Resource,
@@ -70,13 +72,22 @@ class NotAuthorized(AccessDenied):
     """An ACL is missing; `missing` are the rights that it must give. Nothing was lost: whoever asks
     again once it is there goes on."""
 
-    def __init__(self, settings: Settings, missing: Sequence[Right], role: Role | None = None):
+    def __init__(
+        self, who: str, where: str, missing: Sequence[Right], role: Role | None = None
+    ) -> None:
+        """`who`: our principal; `where`: the brokers; `role`: what needs the rights."""
         self.missing = tuple(missing)
-        asked = "ROLE" if role is None else role
-        super().__init__(
-            f"{principal(settings)} lacks {_listed(map(str, missing))}, says Kafka at "
-            f"{settings.bootstrap_servers}; `taskflow topics acls --role {asked}` prints the ACLs."
-        )
+        acls = "`taskflow topics acls` prints the ACLs that each role needs"
+        if role is not None:
+            acls = f"`taskflow topics acls --role {role}` prints the ACLs that it needs"
+        super().__init__(f"{who} lacks {_listed(map(str, missing))} at Kafka {where}; {acls}.")
+
+    @classmethod
+    def by(
+        cls, settings: Settings, missing: Sequence[Right], role: Role | None = None
+    ) -> "NotAuthorized":
+        """Of who we are by our settings."""
+        return cls(principal(settings), settings.bootstrap_servers, missing, role)
 
 
 def _listed(words: Iterable[str]) -> str:
@@ -117,7 +128,7 @@ def explain(
         if isinstance(cause, _NO_ENTRY):
             return AccessDenied(_no_entry(cause, settings, where))
         if isinstance(cause, _FORBIDDEN):
-            return NotAuthorized(settings, _refused(cause, needs))
+            return NotAuthorized.by(settings, _refused(cause, needs))
     return BrokerUnreachable(
         f"No Kafka broker answers at {where} ({_reason(error, settings)}); start one, with "
         "`taskflow broker` for instance, or name another in TASKFLOW_BOOTSTRAP_SERVERS."
@@ -147,6 +158,8 @@ def _status(error: KafkaError) -> str:
 def _refused(error: KafkaError, needs: Right | None) -> list[Right]:
     """The rights that are missing by an error of Kafka's, which names resources at most."""
     said = error.args[0] if error.args else ()
+    if isinstance(said, TopicPartition):
+        said = said.topic
     names = sorted({said} if isinstance(said, str) else map(str, said))
     if isinstance(error, TopicAuthorizationFailedError):
         operation = Operation.READ if needs is None else needs.operation
@@ -167,6 +180,18 @@ def _refused(error: KafkaError, needs: Right | None) -> list[Right]:
 def _is_name(text: str) -> bool:
     """Whether it may name a resource: aiokafka also gives sentences."""
     return bool(text) and " " not in text
+
+
+@contextmanager
+def authorized(connection: Mapping[str, Any], needs: Right) -> Iterator[None]:
+    """Turn what Kafka raises where an ACL is missing into NotAuthorized, and nothing else.
+    `connection`: the options of the client; `needs`: as of `explain`."""
+    try:
+        yield
+    except _FORBIDDEN as error:
+        missing = _refused(error, needs)
+        where = connection["bootstrap_servers"]
+        raise NotAuthorized(principal_of(connection), where, missing) from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from aiokafka.errors import (
 from processor.adapters.kafka.access.topic_lookup import allows, look_up
 from processor.adapters.kafka.client_config import connection_options, ensure_reachable
 from processor.adapters.kafka.errors import NotAuthorized, TopicsWrong, explain, explained
-from processor.contract.rights import Operation, Role, on_topic
+from processor.contract.rights import Operation, Right, Role, on_topic
 from processor.contract.topics import MESSAGE_MAX_BYTES, Topics, TopicSpec
 from processor.settings import Settings
 
@@ -58,10 +58,13 @@ class Mismatch:
 
 
 @asynccontextmanager
-async def open_admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    """An admin client that is connected. Raises BrokerUnreachable, also out of the block."""
+async def open_admin(
+    settings: Settings, needs: Right | None = None
+) -> AsyncIterator[AIOKafkaAdminClient]:
+    """An admin client that is connected; `needs`: the right without which Kafka refuses what is
+    asked by it. Raises BrokerUnreachable, also out of the block."""
     await ensure_reachable(settings)
-    with explained(settings):
+    with explained(settings, needs):
         admin = AIOKafkaAdminClient(
             **connection_options(settings, "admin"), request_timeout_ms=REQUEST_TIMEOUT_MS
         )
@@ -197,7 +200,7 @@ async def _partitions(
         for name, one in found.items()
         if not allows(one.operations, operation)
     ]:
-        raise NotAuthorized(settings, missing)
+        raise NotAuthorized.by(settings, missing)
     return {name: one.partitions for name, one in found.items() if one.partitions is not None}
 
 
@@ -222,7 +225,7 @@ async def _create(
         if error is NoError:
             made.append(name)
         elif error in (ClusterAuthorizationFailedError, TopicAuthorizationFailedError):
-            raise NotAuthorized(settings, [on_topic(Operation.CREATE, name)], Role.ADMIN)
+            raise NotAuthorized.by(settings, [on_topic(Operation.CREATE, name)], Role.ADMIN)
         elif error is not TopicAlreadyExistsError:
             why = (message[0] if message and message[0] else error.__name__).rstrip(".")
             raise TopicsWrong(f"The broker did not make {name}: {why}.")

@@ -81,11 +81,11 @@ class Migration:
             raise Refused(f"{min(there - filling)} is there already; take another --prefix.")
         (self._old.count,) = numbers
         seen = await self._old.look()
-        rights = await inspection.rights(self._settings)
+        members = await inspection.group_members(self._settings)
         return MigrationPlan(
             *(self._old.count, self._new.count, self._new.topics.prefix, seen.offsets),
             await self._old.undecided(seen),
-            *(rights.members or 0, finished, bool(there)),
+            *(members or 0, finished, bool(there)),
         )
 
     async def _opened_halfway(self, counts: Mapping[str, int]) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -20,7 +20,8 @@ from aiokafka.protocol.transaction import EndTxnRequest
 
 from processor.adapters.kafka.access.topic_lookup import UNREPORTED, allows, look_up
 from processor.adapters.kafka.errors import NotAuthorized
-from processor.adapters.kafka.topic_admin import open_admin
+from processor.adapters.kafka.internals import send_request
+from processor.adapters.kafka.topic_admin import Mismatch, ensure_topics, open_admin
 from processor.contract.rights import Operation, ResourceKind, Right, Role, rights
 from processor.contract.topics import Topics
 from processor.settings import Settings
@@ -83,7 +84,7 @@ class RightsProbe:
     async def _group(self, group: str) -> int:
         try:
             coordinator = await self._admin.find_coordinator(group)
-            response = await self._admin._client.send(coordinator, _DescribeGroupRequest(group))
+            response = await send_request(self._admin, _DescribeGroupRequest(group), coordinator)
         except GroupAuthorizationFailedError:
             return 0
         except (NotImplementedError, GroupCoordinatorNotAvailableError):
@@ -97,14 +98,11 @@ class RightsProbe:
     async def _transactional_id(self, beginning: str) -> int:
         """Whether Write is allowed on the first of the ids: asked for the end of a transaction of a
         producer that cannot be, a broker says so before it looks for one."""
-        response = await self._ask(EndTxnRequest(f"{beginning}0", _NO_PRODUCER, -1, False))
+        request = EndTxnRequest(f"{beginning}0", _NO_PRODUCER, -1, False)
+        response = await send_request(self._admin, request)
         if for_code(response.error_code) is TransactionalIdAuthorizationFailed:
             return 0
         return 1 << Operation.WRITE.code
-
-    async def _ask(self, request: Any) -> Any:
-        # Private, but the client has no public way to send what it does not know itself.
-        return await self._admin._send_request(request)
 
 
 @asynccontextmanager
@@ -120,11 +118,18 @@ async def missing_rights(settings: Settings, wanted: Iterable[Right]) -> list[Ri
         return await probe.missing(wanted)
 
 
+async def ensure_startable(settings: Settings, role: Role) -> list[Mismatch]:
+    """Raise NotAuthorized unless we have all rights of `role`, and TopicsWrong if it must not start
+    on these topics; else what else is amiss with them."""
+    await ensure_rights(settings, role)
+    return await ensure_topics(settings)
+
+
 async def ensure_rights(settings: Settings, role: Role) -> None:
-    """Raise NotAuthorized unless we have all rights of `role`, or BrokerUnreachable."""
+    """Raise NotAuthorized unless we have all rights of `role`. Raises BrokerUnreachable."""
     wanted = rights(role, Topics(settings.topic_prefix), settings.group_id)
     if missing := await missing_rights(settings, wanted):
-        raise NotAuthorized(settings, missing, role)
+        raise NotAuthorized.by(settings, missing, role)
 
 
 def _names(wanted: Iterable[Right], kind: ResourceKind) -> set[str]:

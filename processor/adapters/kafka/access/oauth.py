@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from aiokafka.abc import AbstractTokenProvider
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
+from aiokafka.errors import KafkaConnectionError, SaslAuthenticationFailed
 
 from processor.settings import Settings, read_secret
 
@@ -38,6 +39,28 @@ class TokenUnavailable(KafkaConnectionError):  # type: ignore[misc]
     and holds nothing of a token."""
 
 
+class _StrictAuthenticator(OAuthAuthenticator):  # type: ignore[misc]
+    """Reads the answer to a token, which aiokafka 0.14 does not: a broker refuses one by a JSON
+    object (RFC 7628), and closes the connection with the next request."""
+
+    async def step(self, payload: bytes | None) -> tuple[bytes, bool] | None:
+        if payload:
+            try:
+                status = json.loads(payload)["status"]
+            except (ValueError, TypeError, LookupError):
+                status = "refused"
+            raise SaslAuthenticationFailed(str(status))
+        step: tuple[bytes, bool] | None = await super().step(payload)
+        return step
+
+
+class StrictConnection(AIOKafkaConnection):  # type: ignore[misc]
+    """A connection that tells whether our OAuth token was taken."""
+
+    def authenticator_oauth(self) -> OAuthAuthenticator:
+        return _StrictAuthenticator(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
+
+
 class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
     """The token of TASKFLOW_SASL_OAUTH_TOKEN_FILE or TASKFLOW_SASL_OAUTH_TOKEN_COMMAND.
 
@@ -49,27 +72,34 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         self._file = settings.sasl_oauth_token_file
         self._command = settings.sasl_oauth_token_command
+        self._source = _source(settings)
         self._clock = clock
         self._running = asyncio.Lock()
+
+    @property
+    def subject(self) -> str | None:
+        """The `sub` claim of the last token: the name of Kafka's principal unless a broker takes
+        another claim. None if there is none."""
+        return _subject(self._source)
 
     async def token(self) -> str:
         """Raises TokenUnavailable."""
         if self._command is not None:
             async with self._running:
-                return await self._of_command(self._command.get_secret_value())
+                return await self._of_command()
         assert self._file is not None, "settings name a file or a command"
         try:
             token = _checked(await asyncio.to_thread(read_secret, self._file), "FILE")
         except ValueError as error:
             raise _unavailable("FILE", f"{str(self._file)!r} cannot be used: {error}") from None
-        _last_tokens[str(self._file)] = _Kept(token, 0.0)
+        _last_tokens[self._source] = _Kept(token, 0.0)
         return token
 
-    async def _of_command(self, command: str) -> str:
-        kept = _last_tokens.get(command)
+    async def _of_command(self) -> str:
+        kept = _last_tokens.get(self._source)
         if kept is None or self._clock() >= kept.until_s:
             token = _checked(await self._printed(), "COMMAND")
-            kept = _last_tokens[command] = _Kept(token, self._serves_until_s(token))
+            kept = _last_tokens[self._source] = _Kept(token, self._serves_until_s(token))
         return kept.token
 
     async def _printed(self) -> str:
@@ -115,10 +145,16 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
 
 
 def subject_of(settings: Settings) -> str | None:
-    """The `sub` claim of the last token that these settings gave: the name of Kafka's principal
-    unless a broker takes another claim. None if there is none."""
+    """As `TokenProvider.subject`."""
+    return _subject(_source(settings))
+
+
+def _source(settings: Settings) -> str:
     command = settings.sasl_oauth_token_command
-    source = str(settings.sasl_oauth_token_file) if command is None else command.get_secret_value()
+    return str(settings.sasl_oauth_token_file) if command is None else command.get_secret_value()
+
+
+def _subject(source: str) -> str | None:
     kept = _last_tokens.get(source)
     subject = None if kept is None else claims(kept.token).get("sub")
     return subject if isinstance(subject, str) else None

@@ -1,5 +1,8 @@
 """The name under which Kafka knows us."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from processor.adapters.kafka.access.oauth import subject_of
 from processor.settings import Settings
 
@@ -19,3 +22,12 @@ def principal(settings: Settings) -> str:
     if settings.uses_ssl and settings.ssl_certfile is not None:
         return f"the principal of the certificate {str(settings.ssl_certfile)!r}"
     return "User:ANONYMOUS"
+
+
+def principal_of(connection: Mapping[str, Any]) -> str:
+    """The same by the options of a client of aiokafka, as far as they tell."""
+    provider = connection.get("sasl_oauth_token_provider")
+    user = connection.get("sasl_plain_username") if provider is None else provider.subject
+    if user is not None:
+        return f"User:{user}"
+    return "our principal" if connection["security_protocol"] != "PLAINTEXT" else "User:ANONYMOUS"

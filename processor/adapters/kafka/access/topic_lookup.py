@@ -8,6 +8,7 @@ from aiokafka.errors import TopicAuthorizationFailedError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
+from processor.adapters.kafka.internals import send_request
 from processor.contract.rights import Operation
 
 UNREPORTED: Final = -(2**31)
@@ -37,7 +38,7 @@ async def look_up(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str,
     if not wanted:
         return {}
     try:
-        response = await admin._send_request(_MetadataRequest(wanted))
+        response = await send_request(admin, _MetadataRequest(wanted))
     except NotImplementedError:
         return await _unreported(admin, wanted)
     found = dict.fromkeys(wanted, TopicFound(None, False, UNREPORTED))
