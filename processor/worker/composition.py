@@ -104,7 +104,7 @@ async def run_worker(
             partitions=settings.partitions,
         )
 
-        rights = RightsWatch(settings, Role.WORKER)
+        rights = RightsWatch(settings, Role.WORKER, worker.renew)
 
         async def report() -> dict[str, Any]:
             report = worker.report()

@@ -148,6 +148,12 @@ class Worker:
 
     # Its life
 
+    def renew(self) -> None:
+        """Begin anew what does not run, instead of when its back-off ends: what it waited for is
+        there."""
+        if self._member is not None and not self.ready:
+            self._member.failed.set()
+
     async def run(self, stop: asyncio.Event) -> None:
         """Be a member of the group until `stop` is set; then finish what is in hand and leave.
 

@@ -18,7 +18,7 @@ from processor.adapters.kafka.internals import (
     append,
     close_batch,
     count_commits,
-    transaction_denial,
+    hear_denials,
 )
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
@@ -105,6 +105,8 @@ class KafkaTransactionalProducer:
         self._compression = compression
         self._producer: AIOKafkaProducer | None = None
         self._attempts = 0
+        self._denial: KafkaError | None = None
+        """What the broker denied to this producer's transactions."""
         self.suspect = False
 
     async def start(self) -> None:
@@ -124,9 +126,13 @@ class KafkaTransactionalProducer:
             async with asyncio.timeout(self._commit_timeout_s):
                 await self._producer.start()
         count_commits(self._producer, self._attempted)
+        hear_denials(self._producer, self._denied)
 
     def _attempted(self) -> None:
         self._attempts += 1
+
+    def _denied(self, error: KafkaError) -> None:
+        self._denial = error
 
     def new_pack(self) -> RecordPack:
         producer = self._producer
@@ -184,7 +190,7 @@ class KafkaTransactionalProducer:
             told_s = time.monotonic()
             await producer.commit_transaction()
         except KafkaError as error:
-            raise transaction_denial(producer) or error from error
+            raise self._denial or error from error
         return sent, told_s
 
     def _authorized(self) -> AbstractContextManager[None]:
@@ -210,13 +216,14 @@ class KafkaTransactionalProducer:
         self._attempts = 0
         try:
             async with asyncio.timeout(self._commit_timeout_s):
-                await producer.begin_transaction()
-                for topic in (
-                    *(topics.state, topics.outcomes, topics.audit),
-                    *(topics.dead_letters, topics.control),
-                ):
-                    add_partition(producer, TopicPartition(topic, self._partition))
-                await producer.abort_transaction()
+                with self._authorized():
+                    await producer.begin_transaction()
+                    for topic in (
+                        *(topics.state, topics.outcomes, topics.audit),
+                        *(topics.dead_letters, topics.control),
+                    ):
+                        add_partition(producer, TopicPartition(topic, self._partition))
+                    await producer.abort_transaction()
         except TimeoutError as error:
             raise CommitUncertain(
                 f"an abort was not acknowledged within {self._commit_timeout_s:g} s"

@@ -1,6 +1,7 @@
 """Whether a process that runs still has the rights of its role."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -21,11 +22,15 @@ class RightsWatch:
     """Asks the brokers as long as `run` runs. A right that was taken away shows in the first record
     that needs it, and then as an error that names neither of them: here it shows by itself."""
 
-    def __init__(self, settings: Settings, role: Role) -> None:
+    def __init__(
+        self, settings: Settings, role: Role, restored: Callable[[], None] = lambda: None
+    ) -> None:
+        """`restored` is called when nothing is missing any more."""
         self.denied: str | None = None
         """What is missing, in a sentence; None: nothing, as far as a broker has said."""
         self._settings = settings
         self._role = role
+        self._restored = restored
         self._wanted = rights(role, Topics(settings.topic_prefix), settings.group_id)
 
     async def run(self) -> None:
@@ -48,6 +53,7 @@ class RightsWatch:
         elif self.denied is not None:
             self.denied = None
             log.info("no right is missing any more")
+            self._restored()
 
     def _say(self, sentence: str) -> None:
         if sentence != self.denied:
