@@ -1,4 +1,4 @@
-"""Settings: environment variables `TASKFLOW_…`, read once and never changed."""
+"""Settings: environment variables `TASKFLOW_…`, read once and immutable."""
 
 import difflib
 import os

@@ -1,4 +1,4 @@
-"""`taskflow doctor`: what an operator would look at first, in one go."""
+"""`taskflow doctor`: check broker, topics, rights, lag, transactions, tables and clocks."""
 
 import asyncio
 import importlib.metadata

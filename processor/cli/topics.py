@@ -1,4 +1,4 @@
-"""`taskflow topics`: making the six topics, and looking whether they are right."""
+"""`taskflow topics`: make the topics, compare them with what they must be, print rights."""
 
 from dataclasses import asdict
 from enum import StrEnum

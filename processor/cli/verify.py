@@ -1,4 +1,4 @@
-"""`taskflow verify`: whether all that was promised holds, from the topics and tables themselves."""
+"""`taskflow verify`: check every promise from the topics and tables."""
 
 import asyncio
 import time

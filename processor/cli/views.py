@@ -1,4 +1,4 @@
-"""`taskflow views`: one view worker."""
+"""`taskflow views`: run one view worker."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Puts commands on a topic, through producers that are replaced when they fail."""
+"""Produce commands, through producers that are replaced when they fail."""
 
 import asyncio
 import logging

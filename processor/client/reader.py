@@ -1,4 +1,4 @@
-"""Committed records of one topic, from positions that outlive the consumer."""
+"""Read committed records of one topic from positions that outlive the consumer."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""One sentence for a person about each outcome: no secrets, no payload."""
+"""Word each outcome in one sentence for a person: no secrets, no payload."""
 
 from types import MappingProxyType
 from typing import Any, Final

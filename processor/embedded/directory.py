@@ -1,4 +1,4 @@
-"""The directory of one embedded broker: who holds it, its configuration, its format."""
+"""The directory of an embedded broker: its lock, configuration and format."""
 
 import asyncio
 import base64

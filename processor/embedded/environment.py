@@ -1,4 +1,4 @@
-"""What the embedded broker takes from the environment, and what it keeps from it."""
+"""Read the embedded broker's settings, and build the environment of its JVM."""
 
 import importlib.util
 import os

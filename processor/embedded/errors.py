@@ -1,4 +1,4 @@
-"""What can keep an embedded broker from running."""
+"""Errors of the embedded broker."""
 
 from processor.errors import TaskflowError
 

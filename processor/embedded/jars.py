@@ -1,4 +1,4 @@
-"""The jars on disk: fetched once per user, and checked against the lock before every run."""
+"""Kafka's jars on disk: fetched once per user, checked against the lock before every run."""
 
 import hashlib
 import shutil

@@ -1,4 +1,4 @@
-"""Bytes to commands and back: limits, and checks 1 to 5 of the contract."""
+"""Decode commands by checks 1 to 5 of the contract, and encode what is published."""
 
 import json
 import re

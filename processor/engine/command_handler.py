@@ -1,4 +1,4 @@
-"""A batch of records and what the partition remembers of their flows → everything to write.
+"""Turn a batch of records and the loaded state into a write set.
 
 Pure: the same records on the same memory give the same bytes. One Handler handles one batch.
 """

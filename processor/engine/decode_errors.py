@@ -1,4 +1,4 @@
-"""Sentences for what makes a record no command: the fault, where it is, and what is wanted.
+"""Word what makes a record no command: the fault, where it is, and what is wanted.
 
 None repeats a value; names of fields are the sender's own. All are found in time that does not
 depend on how many faults there are.

@@ -1,4 +1,4 @@
-"""The rights of a role in the forms in which operators give them: kafka-acls.sh, Strimzi."""
+"""Format the rights of a role as kafka-acls.sh lines or a Strimzi KafkaUser."""
 
 import shlex
 from collections.abc import Sequence

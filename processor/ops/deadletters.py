@@ -1,4 +1,4 @@
-"""Dead letters as an operator handles them: what they are of, and how they go back.
+"""Dead letters for an operator: where they came from, and the record that goes back.
 
 A letter that is sent back loses what was added to it, and gets one header that names the letter.
 By that header, which stands on the source topic for as long as the record does, anybody can see

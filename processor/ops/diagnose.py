@@ -1,4 +1,4 @@
-"""Where in the bytes of a record lies what makes it no command."""
+"""Locate the byte offset of a decode error."""
 
 import re
 from collections.abc import Iterator

@@ -1,5 +1,4 @@
-"""What an operator would look at first, judged: each finding is good, a warning or bad, and says
-what to do.
+"""Judge what `taskflow doctor` found: each finding is good, a warning or bad, with what to do.
 
 Facts in, findings out: whoever asks has been to the broker and to the disk already.
 """

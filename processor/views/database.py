@@ -1,4 +1,4 @@
-"""A view's file: what is projected, in SQLite, with the positions that it comes from."""
+"""A view's SQLite file: the projected rows with the positions that they come from."""
 
 import asyncio
 import logging

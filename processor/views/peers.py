@@ -1,4 +1,4 @@
-"""The other view workers: which partitions they have, by Faust's assignment, and what they say."""
+"""Ask the other view workers for the partitions that they have by Faust's assignment."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping

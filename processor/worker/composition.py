@@ -1,4 +1,4 @@
-"""The one place where the parts are put together."""
+"""The composition root: put a worker's parts together."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""One worker as several processes: each a member of the group, all under one parent.
+"""Run one worker as several processes, each a member of the group, under one parent.
 
 Python decides in one core; the partitions are shared out by the group, as among workers. The
 parent holds the state directory, answers over HTTP for all, and starts again what ends; each

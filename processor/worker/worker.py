@@ -1,4 +1,4 @@
-"""One processor: a member of the consumer group, with an owner for each partition it is given."""
+"""A group member: run a partition processor for each assigned partition."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Writing records that keep the time they had, in transactions of the partition's owner-to-be."""
+"""Write records that keep their timestamps, in transactions of the partition's future owner."""
 
 import asyncio
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""From settings to what aiokafka's clients take, and a first knock at the door."""
+"""Build the options of aiokafka's clients from the settings; check that a broker answers."""
 
 import hashlib
 import socket

@@ -1,4 +1,4 @@
-"""What `taskflow doctor` asks a broker for: versions, rights, open transactions. Only asks."""
+"""Ask a broker for what `taskflow doctor` reports: versions, rights, open transactions."""
 
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple

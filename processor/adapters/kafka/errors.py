@@ -1,4 +1,4 @@
-"""What Kafka can keep us from, each in one sentence."""
+"""Errors of Kafka that the processor explains, each in one sentence."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The group's consumer: which partitions are ours, and what is new on them."""
+"""The worker's group consumer: its assigned partitions and their new records."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping

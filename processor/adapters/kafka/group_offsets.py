@@ -1,4 +1,4 @@
-"""A consumer group's offsets from outside: looking at them, and setting them while it is empty."""
+"""Describe a consumer group, and set its offsets while it is empty."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple

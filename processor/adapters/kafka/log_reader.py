@@ -1,4 +1,4 @@
-"""Reading a partition's topics back, to an end that is really the end."""
+"""Read a partition's topics back, up to a known end."""
 
 import asyncio
 import time

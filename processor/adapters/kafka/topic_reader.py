@@ -1,4 +1,4 @@
-"""Reading a topic from outside: committed records of all its partitions, to an exact end."""
+"""Read committed records of all partitions of a topic, from outside a group."""
 
 import heapq
 import time

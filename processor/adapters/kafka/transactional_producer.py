@@ -1,4 +1,4 @@
-"""One transaction per batch, on aiokafka's transactional producer."""
+"""Write one transaction per batch, on aiokafka's transactional producer."""
 
 import asyncio
 import time

@@ -1,5 +1,6 @@
-"""All rows of a table that nobody writes, in the order of their keys: to compare two tables, or to
-write `state` anew from one."""
+"""Dump all rows of a table at rest in the order of their keys, to compare tables or to write
+`state`.
+"""
 
 import sqlite3
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Whether a file is whole: at once while it is small, beside its use when it is large."""
+"""Check a table file: before use while it is small, beside its use when it is large."""
 
 import asyncio
 import sqlite3

@@ -1,4 +1,4 @@
-"""A look at the tables from outside, also while a worker writes them: nothing is changed by it."""
+"""Query tables from outside, also while a worker writes them. Read-only."""
 
 import re
 import sqlite3

@@ -1,4 +1,4 @@
-"""What the program writes: tables for people on a terminal, JSON lines for a pipe."""
+"""Print tables on a terminal and JSON lines into a pipe."""
 
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`taskflow deadletters`: the stream, and looking at letters, editing them, sending them back."""
+"""`taskflow deadletters`: list, show, edit and redrive dead letters."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`taskflow flow`: looking at flows, and an operator's cancel and resume."""
+"""`taskflow flow`: look at flows, and cancel or resume them as an operator."""
 
 import getpass
 import os

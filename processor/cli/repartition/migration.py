@@ -1,4 +1,4 @@
-"""A repartition from end to end: what there is to do, copying, comparing, opening."""
+"""Run a repartition from end to end: plan, copy, compare, open."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

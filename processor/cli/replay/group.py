@@ -1,4 +1,4 @@
-"""`taskflow replay group`: a consumer group set back, or forward, by time."""
+"""`taskflow replay group`: set a consumer group's offsets by time."""
 
 import typer
 

@@ -1,5 +1,4 @@
-"""What a replay to a topic is asked for, and what is left of it: by the topics, and by how far the
-run was before."""
+"""Plan a replay to a topic: what was asked for, and what a former run left."""
 
 import time
 from collections.abc import AsyncIterator, Mapping

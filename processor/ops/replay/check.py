@@ -1,4 +1,4 @@
-"""Recorded commands through the code at hand, each from where the record says that things stood.
+"""Decide each recorded command again, from the recorded state, and compare.
 
 What the code decides in another way is noted, and then what is recorded is taken for what
 happened: so each command is judged by itself, and a rule that was changed shows in the commands

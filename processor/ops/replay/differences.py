@@ -1,4 +1,4 @@
-"""What a replay found: how much was compared, and the first differences of each sort."""
+"""Collect what a replay found: how much was compared, and the first differences of each kind."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field

@@ -1,1 +1,1 @@
-"""Who we are to the brokers, and what they allow us."""
+"""Authenticate to the brokers, and find out what they allow."""

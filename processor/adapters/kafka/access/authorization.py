@@ -1,4 +1,4 @@
-"""Asking the brokers which of our rights are missing. It changes nothing there."""
+"""Ask the brokers which rights are missing. Changes nothing there."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager

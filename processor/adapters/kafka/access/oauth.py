@@ -1,4 +1,4 @@
-"""OAuth tokens for SASL OAUTHBEARER: from a file, or from a command that prints one."""
+"""Provide OAuth tokens for SASL OAUTHBEARER, from a file or a command that prints one."""
 
 import asyncio
 import base64

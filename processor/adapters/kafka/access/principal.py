@@ -1,4 +1,4 @@
-"""The name under which Kafka knows us."""
+"""Name the principal under which Kafka knows this process."""
 
 from collections.abc import Mapping
 from typing import Any

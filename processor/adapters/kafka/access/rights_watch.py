@@ -1,4 +1,4 @@
-"""Whether a process that runs still has the rights of its role."""
+"""Watch whether a running process still has the rights of its role."""
 
 import asyncio
 from collections.abc import Callable

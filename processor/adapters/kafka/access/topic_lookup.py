@@ -1,4 +1,4 @@
-"""Topics by name: their partitions, and what we may do with them."""
+"""Look topics up by name: their partitions, and the operations that are allowed on them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
