@@ -375,6 +375,8 @@ def load_settings(
             (warn or _to_stderr)(_unknown(name))
     given = {name: environ[name] for name in VARIABLES if environ.get(name)}
     given |= _secrets_of_files(environ)
+    if garbled := [name for name in VARIABLES if not _is_utf8(name, environ.get(name, ""))]:
+        raise BadSetting("\n".join(f"{name} is not UTF-8." for name in garbled))
     source = EnvSettingsSource(Settings, env_ignore_empty=True)
     source.env_vars = {name.lower(): value for name, value in given.items()}
     try:
@@ -425,6 +427,21 @@ def read_secret(path: Path) -> str:
     if not text:
         raise ValueError("empty")
     return text
+
+
+def _is_utf8(name: str, value: str) -> bool:
+    """Whether a value can be sent and printed; a path may be any bytes."""
+    if _names_a_path(VARIABLES[name].annotation):
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _names_a_path(annotation: Any) -> bool:
+    return annotation is Path or any(map(_names_a_path, get_args(annotation)))
 
 
 def _contradiction(text: str) -> PydanticCustomError:

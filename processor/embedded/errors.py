@@ -21,6 +21,11 @@ class JarMismatch(EmbeddedBrokerError):
     """A jar is not the one that was locked; nothing of it was or will be run."""
 
 
+class DirectoryUnusable(EmbeddedBrokerError):
+    """A directory that the embedded broker needs cannot be made or written; no broker was
+    started."""
+
+
 class DataDirInUse(EmbeddedBrokerError):
     """Another embedded broker lives in the directory; it was left alone."""
 

@@ -246,7 +246,7 @@ async def open_database(folder: Path) -> AsyncIterator[Database]:
             await _prepare(writer)
             for _ in range(READERS):
                 reader = await aiosqlite.connect(
-                    f"file:{path}?mode=ro", uri=True, isolation_level=None
+                    f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None
                 )
                 connections.append(reader)
                 await reader.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB // 4}")

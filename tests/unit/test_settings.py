@@ -286,3 +286,14 @@ def test_what_is_no_command_is_not_shown(command: str):
         "TASKFLOW_SASL_OAUTH_TOKEN_COMMAND must be a command and its arguments, quoted as for a "
         "shell."
     )
+
+
+def test_a_value_that_is_not_utf_8_is_refused_and_a_path_is_any_bytes():
+    with pytest.raises(BadSetting) as refused:
+        load_settings({"TASKFLOW_SASL_PASSWORD": "\udcff", "TASKFLOW_GROUP_ID": "g\udcff"})
+    assert set(str(refused.value).splitlines()) == {
+        "TASKFLOW_SASL_PASSWORD is not UTF-8.",
+        "TASKFLOW_GROUP_ID is not UTF-8.",
+    }
+    settings = load_settings({"TASKFLOW_STATE_DIR": "a\udcff", "TASKFLOW_SSL_CAFILE": "b\udcff"})
+    assert (str(settings.state_dir), str(settings.ssl_cafile)) == ("a\udcff", "b\udcff")

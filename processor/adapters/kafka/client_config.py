@@ -1,6 +1,7 @@
 """Build the options of aiokafka's clients from the settings; check that a broker answers."""
 
 import hashlib
+import os
 import socket
 import ssl
 import time
@@ -35,7 +36,7 @@ def client_id(settings: Settings, role: str) -> str:
     """
     if settings.instance_id is not None:
         return f"{settings.topic_prefix}-{role}-{settings.instance_id}"
-    home = hashlib.blake2b(str(settings.state_dir.absolute()).encode(), digest_size=4)
+    home = hashlib.blake2b(os.fsencode(settings.state_dir.absolute()), digest_size=4)
     return f"{settings.topic_prefix}-{role}-{socket.gethostname()}-{home.hexdigest()}"
 
 

@@ -35,7 +35,7 @@ def served(tmp_path: Path) -> Served:
             bootstrap_servers="127.0.0.1:1",
             **options,
         )
-        async with view_of(tmp_path / "views", recorded) as view:
+        async with view_of(tmp_path / "views ?#%41", recorded) as view:
             peers = Peers("http://here", dict)
             group, commands = WorkerGroup(settings), CommandEndpoint(settings)
             api = Api(settings, view, peers, group=group, commands=commands)
