@@ -1,4 +1,4 @@
-"""Decide commands, keep flows, publish what happened."""
+"""The processor: decides commands, keeps flows, publishes what happened."""
 
 
 def __getattr__(name: str) -> str:

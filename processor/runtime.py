@@ -1,4 +1,4 @@
-"""Tune the interpreter, and wait for work in a way that loses no cancellation.
+"""Tune the interpreter, keep files private, and wait in a way that loses no cancellation.
 
 `asyncio.wait_for` is not used anywhere: until Python 3.12 it swallows a cancellation that arrives
 as the awaited future completes, and the task goes on. A deadline is `asyncio.timeout`; a task is
@@ -8,9 +8,13 @@ ended by `end_tasks`.
 import asyncio
 import ctypes
 import gc
+import os
+import stat
 import sys
 from collections.abc import Awaitable
 from contextlib import suppress
+from errno import ENOTDIR
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -41,6 +45,30 @@ def tune_interpreter() -> None:
     with suppress(AttributeError, OSError):  # not the C library of GNU
         for parameter, size_bytes in KEPT_MEMORY:
             ctypes.CDLL(None).mallopt(parameter, size_bytes)
+
+
+def private_directory(path: Path) -> None:
+    """Make a directory that only this user can enter (0700), and those above it that are missing.
+
+    One that is there and is this user's is closed to others, unless it is meant for more than us:
+    a directory for temporary files, the home or the working directory. Raises OSError.
+    """
+    for missing in reversed([path, *path.parents]):
+        with suppress(FileExistsError):
+            missing.mkdir(mode=0o700)
+    found = path.stat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), str(path))
+    shared = found.st_mode & stat.S_ISVTX or path.resolve() in _shared_places()
+    if found.st_uid == os.geteuid() and found.st_mode & 0o077 and not shared:
+        path.chmod(0o700)
+
+
+def _shared_places() -> set[Path]:
+    places = {Path("/"), Path.cwd().resolve()}
+    with suppress(RuntimeError):  # a user without a home
+        places.add(Path.home().resolve())
+    return places
 
 
 async def end_tasks(*tasks: "asyncio.Future[Any]", again_s: float = CANCEL_AGAIN_S) -> None:

@@ -1,1 +1,1 @@
-"""Implement the engine's ports on Kafka and SQLite."""
+"""What talks to the outside: Kafka, and the local table."""

@@ -1,6 +1,4 @@
-"""Run the program `taskflow`: its commands and exit codes; known errors are sentences, not
-tracebacks.
-"""
+"""The program `taskflow`: its commands, its exit codes, and no tracebacks for what is known."""
 
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`taskflow top`: show the views live in the terminal."""
+"""`taskflow top`: the views, live in the terminal."""
 
 import asyncio
 import os
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import typer
+from pydantic import SecretStr
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
@@ -89,21 +90,21 @@ def top(
 
     Example: `taskflow top --views http://views-1:8901`
 
-    Settings: TASKFLOW_VIEWS_HTTP.
+    Settings: TASKFLOW_VIEWS_HTTP, TASKFLOW_VIEWS_READ_TOKEN.
     """
     settings = settings_and_logs(quiet=True)
-    url = views_url(settings, views)
+    url, token = views_url(settings, views), settings.views_read_token
     if not for_people(json):
-        write_json(run(lambda: _snapshot(url)).document)
+        write_json(run(lambda: _snapshot(url, token)).document)
     elif once or not somebody_to_ask():
         out = console()
-        out.print(screen(run(lambda: _snapshot(url)), out.width, out.height, _now_ms()))
+        out.print(screen(run(lambda: _snapshot(url, token)), out.width, out.height, _now_ms()))
     else:
-        run(lambda: _live(url))
+        run(lambda: _live(url, token))
 
 
-async def _snapshot(url: str) -> Shown:
-    async with asking(url) as views:
+async def _snapshot(url: str, token: SecretStr | None = None) -> Shown:
+    async with asking(url, token) as views:
         shown = Shown(url)
         await refresh(views, shown, _now_ms())
         if shown.trouble is not None:
@@ -111,16 +112,16 @@ async def _snapshot(url: str) -> Shown:
         return shown
 
 
-async def _live(url: str) -> None:
+async def _live(url: str, token: SecretStr | None) -> None:
     """Until somebody types q. Raises Refused if nobody answers in the beginning."""
-    shown = await _snapshot(url)
+    shown = await _snapshot(url, token)
     out = console()
     typed: asyncio.Queue[str] = asyncio.Queue()
     with (
         _keys(typed.put_nowait),
         Live(console=out, screen=True, auto_refresh=False, transient=True) as live,
     ):
-        async with asking(url) as views:
+        async with asking(url, token) as views:
             while True:
                 live.update(screen(shown, out.width, out.height, _now_ms()), refresh=True)
                 try:

@@ -1,4 +1,4 @@
-"""`taskflow worker`: run one processor."""
+"""`taskflow worker`: one processor."""
 
 import asyncio
 

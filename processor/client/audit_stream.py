@@ -1,4 +1,4 @@
-"""AuditStream: the FlowEvents in order, without a gap or a repeat."""
+"""AuditStream: the FlowEvents, in order, none missed and none twice."""
 
 from collections import deque
 from collections.abc import AsyncIterator, Mapping

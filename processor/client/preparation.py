@@ -1,4 +1,4 @@
-"""Complete a caller's command: ids, expiry, and the checks that the processor makes."""
+"""From what a caller says to the command that is sent: ids, expiry, and the processor's checks."""
 
 import math
 from collections.abc import Mapping

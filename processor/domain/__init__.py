@@ -1,1 +1,1 @@
-"""The state machine: pure, without clock, I/O, await or logging."""
+"""What is allowed and what follows from it: pure, without clock, I/O, await or logging."""

@@ -1,4 +1,4 @@
-"""Decide a command: checks 8 to 17 of the contract in their order, then the facts that follow."""
+"""Checks 8 to 17 of the contract, in its order, and the facts that follow when all pass."""
 
 import uuid
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Fold a fact into a flow or step. Checks nothing: what was decided is applied."""
+"""From what is and what happened to what is next. Evolving believes what it is told."""
 
 from collections.abc import Iterable
 from typing import Any, Final, assert_never

@@ -1,4 +1,4 @@
-"""Compute when a wait ends by itself."""
+"""When a wait ends by itself."""
 
 from typing import Any, Final
 

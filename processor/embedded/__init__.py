@@ -1,1 +1,1 @@
-"""The embedded broker's parts; `processor.embedded.broker` starts it."""
+"""The parts of the embedded broker; `processor.embedded.broker` is its door."""

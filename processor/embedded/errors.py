@@ -1,4 +1,4 @@
-"""Errors of the embedded broker."""
+"""What can keep an embedded broker from running."""
 
 from processor.errors import TaskflowError
 
@@ -19,11 +19,6 @@ class JarUnavailable(EmbeddedBrokerError):
 
 class JarMismatch(EmbeddedBrokerError):
     """A jar is not the one that was locked; nothing of it was or will be run."""
-
-
-class DirectoryUnusable(EmbeddedBrokerError):
-    """A directory that the embedded broker needs cannot be made or written; no broker was
-    started."""
 
 
 class DataDirInUse(EmbeddedBrokerError):

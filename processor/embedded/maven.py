@@ -1,4 +1,4 @@
-"""Resolve Apache Kafka's jars by their Maven coordinates, through jgo.
+"""Apache Kafka's jars by their Maven coordinates, through jgo's resolver.
 
 jgo's `PythonResolver` reads POMs itself: neither Maven nor a system Java takes part.
 """

@@ -1,4 +1,4 @@
-"""Run a JVM as a child process that does not outlive this one."""
+"""A JVM as a child process that never outlives us."""
 
 import asyncio
 import os

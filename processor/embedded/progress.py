@@ -1,4 +1,4 @@
-"""Report the progress of the first run in lines."""
+"""How far the first run is, told in lines."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Make a dead letter: the original record with the reason in headers."""
+"""Dead letters: the record as it was, with the reason beside it."""
 
 from hashlib import blake2b
 from typing import Final

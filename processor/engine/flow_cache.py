@@ -1,4 +1,4 @@
-"""Cache a partition's least recently used flows within a bound of bytes."""
+"""The flows that a partition keeps in memory: the ones used last, within a bound."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""The rows of a table: flows, steps, ledger entries, checkpoints."""
+"""What a partition remembers: its flows, its positions, and what it has answered."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,4 +1,5 @@
-"""Decide one partition of `commands` and `control`: the only writer of its flows."""
+"""The owner of one partition number of `commands` and `control`: the one hand that changes its
+flows."""
 
 import asyncio
 import heapq

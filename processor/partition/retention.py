@@ -1,4 +1,5 @@
-"""Prune flows that ended long ago, some at a time, by commands on `control`; the audit stays."""
+"""Flows that ended long ago are removed by a `prune` on `control`, some at a time; their audit
+stays."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final

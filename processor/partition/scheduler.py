@@ -1,4 +1,5 @@
-"""Schedule the commands that a partition processor sends to itself, such as `wake` and `prune`.
+"""Commands that a partition owner sends to itself: `wake` for a wait that is over, `prune` for a
+flow that ended long ago.
 
 They go to `control` in the transaction of a batch, so that a late owner cannot send any, and are
 decided when they come back, like everybody's.

@@ -1,4 +1,4 @@
-"""Apply events to rows, and collect the changes of the table."""
+"""Events folded into rows, and what that changes in the table."""
 
 from collections.abc import Mapping
 from hashlib import blake2b

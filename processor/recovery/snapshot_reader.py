@@ -1,4 +1,4 @@
-"""Read records of `state` and `outcomes` as rows, to restore a table from."""
+"""Records of `state` and `outcomes` as rows, to fill a table with."""
 
 import re
 from collections.abc import Mapping, Sequence

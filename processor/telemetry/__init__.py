@@ -1,1 +1,1 @@
-"""Metrics, traces, logs, and the health server."""
+"""Metrics, traces, logs, and the server of health checks."""

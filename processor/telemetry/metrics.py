@@ -1,4 +1,4 @@
-"""The worker's metrics for Prometheus."""
+"""What can be seen of a worker from outside, in Prometheus' terms."""
 
 from collections.abc import Callable
 from contextlib import suppress

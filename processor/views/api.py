@@ -1,5 +1,6 @@
-"""Handle the API's routes: combine this worker's rows with its peers' into one response."""
+"""The routes' handlers: what this worker has, what its peers add, and one answer of both."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, Final, TypeVar
@@ -10,24 +11,32 @@ from aiohttp import web
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings
+from processor.telemetry.http.problem import ProblemError
 from processor.views import models, queries
 from processor.views import scatter_gather as answers
+from processor.views.access.readers import Readers, exchange_of
+from processor.views.aggregates import added_minutes, added_totals
 from processor.views.command_endpoint import CommandEndpoint
 from processor.views.consumer_group import WorkerGroup
 from processor.views.models import ReadQuery
-from processor.views.pagination import BadCursor, keyset, read_vector
+from processor.views.pagination import keyset, read_vector
 from processor.views.peers import PeerFailed, Peers
-from processor.views.problem_details import ProblemError
+from processor.views.positions import Positions
+from processor.views.problem_details import ViewProblemError
 from processor.views.projection import at_ms
 from processor.views.queries import BadQuery
 from processor.views.read_model import ReadModel
 from processor.views.routes import ROUTES, Route
 from processor.views.server_sent_events import EventStreams
 
+_LATEST: Final = 2**63
+
 Json = dict[str, Any]
 Q = TypeVar("Q", bound=ReadQuery)
 _INTERNAL: Final = "/internal/statistics"
 """Statistics before they are added up, which the workers ask each other for."""
+WAITING_MAX: Final = 128
+"""Requests that wait for events at the same time; one more is answered `not_yet` at once."""
 
 
 class Api:
@@ -41,13 +50,19 @@ class Api:
         *,
         group: WorkerGroup,
         commands: CommandEndpoint,
+        readers: Readers,
     ) -> None:
+        self.readers = readers
+        self._positions = Positions(settings.partitions)
+        self._waiting = 0
         self._all = range(settings.partitions)
         self._view = view
         self._peers = peers
         self._group = group
         self._commands = commands
-        self._streams = EventStreams(view, peers, settings.partitions)
+        self._streams = EventStreams(
+            view, peers, settings.partitions, streams_max=settings.views_streams
+        )
 
     def routes(self) -> list[web.RouteDef]:
         """Every route of ROUTES, and what the workers ask each other for."""
@@ -70,6 +85,9 @@ class Api:
             except ProblemError as problem:
                 status = str(problem.status)
                 raise
+            except asyncio.CancelledError:
+                status = "left"
+                raise
             finally:
                 took_s = time.perf_counter() - began
                 self._view.metrics.requests.labels(name, status).observe(took_s)
@@ -80,6 +98,8 @@ class Api:
         self, route: Route, handler: Callable[..., Awaitable[Any]]
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def parsed(request: web.Request) -> web.StreamResponse:
+            if route.body is None:  # commands have a token of their own
+                self.readers.check(request)
             given = dict(request.query)
             if len(given) < len(request.query):
                 raise BadQuery("", "a parameter is given twice")
@@ -107,6 +127,7 @@ class Api:
 
         `wanted`: the partitions that matter, all if None. Raises Problem.
         """
+        self._positions.check_after(query.after)
         wanted = self._all if wanted is None else wanted
         ours = self._view.owned & set(wanted)
         others = {
@@ -127,22 +148,33 @@ class Api:
                 parameters[url]["after"] = ",".join(map(str, theirs_after))
         own_after = [e for p in ours for e in after.get(p, ())]
         wait_s = query.wait / 1000
-        if own_after and not await self._view.includes(own_after, wait_s):
+        if own_after and not await self._includes(own_after, wait_s):
             raise _not_yet()
         path = path or request.path
         views = [self._shown(p) for p in sorted(ours)]
         lag_ms = self._lag_ms(ours)
         mine = await local(ours)
         parts, seen = [mine], [(views, lag_ms)]
-        for found in await self._peers.ask_all(path, parameters, wait_s) if parameters else ():
+        asked = await self._peers.ask_all(path, parameters, wait_s) if parameters else ()
+        for theirs, found in zip(others.values(), asked, strict=False):
             if isinstance(found, PeerFailed):
                 _raise_if_final(found)
                 continue
             parts.append(found)
-            shown = [v for v in found["view"]["partitions"] if v["partition"] not in ours]
+            shown = [v for v in found["view"]["partitions"] if v["partition"] in theirs]
             seen.append((shown, found["view"]["lag_ms"]))
         all_of = wanted if query.scope == "all" else ours
         return parts, answers.view_of(seen, all_of)
+
+    async def _includes(self, event_ids: list[int], wait_s: float) -> bool:
+        """Whether the events are projected within `wait_s`, or now where too many wait."""
+        self._waiting += 1
+        try:
+            return await self._view.includes(
+                event_ids, wait_s if self._waiting <= WAITING_MAX else 0
+            )
+        finally:
+            self._waiting -= 1
 
     def _shown(self, partition: int) -> Json:
         return {
@@ -170,7 +202,9 @@ class Api:
 
         parts, view = await self._ask(request, query, here, wanted=[partition])
         if not view["complete"]:
-            raise ProblemError("unavailable", f"No view worker answers for partition {partition}.")
+            raise ViewProblemError(
+                "unavailable", f"No view worker answers for partition {partition}."
+            )
         found = next((part for part in parts if part), None)
         if found is None:
             raise ProblemError("not_found", "There is no such flow.")
@@ -179,6 +213,8 @@ class Api:
     # Answering
 
     async def _flows(self, request: web.Request, query: models.FlowsQuery) -> Json:
+        self._positions.check_flows(query.cursor, query.sort)
+
         async def local(partitions: Collection[int]) -> Json:
             return {"rows": await queries.flows(self._view.database, query, partitions)}
 
@@ -205,6 +241,9 @@ class Api:
         return await self._of_one(request, query, local)
 
     async def _history(self, request: web.Request, query: models.HistoryQuery) -> Json:
+        partition = partition_of(request.match_info["flow_id"].encode(), len(self._all))
+        self._positions.check_history(query.cursor, query.order, partition)
+
         async def local(_: Collection[int]) -> Json | None:
             found = await queries.history(self._view.database, request.match_info["flow_id"], query)
             return None if found is None else {"items": found[0], "next_cursor": found[1]}
@@ -212,18 +251,15 @@ class Api:
         return await self._of_one(request, query, local)
 
     async def _events(self, request: web.Request, query: models.EventsQuery) -> Json:
-        asked: dict[int, int] | None = None
-        if query.cursor is not None:
-            try:
-                asked = read_vector(query.cursor)
-            except BadCursor:
-                raise BadQuery("cursor", "it is no `next_cursor` of this question") from None
+        asked = self._positions.of_events(query.cursor)
 
         async def local(partitions: Collection[int]) -> Json:
             tops = {
-                partition: self._view.position(partition).event_id + 1
-                if asked is None
-                else asked[partition]
+                # A worker that was further may have written the cursor.
+                partition: min(
+                    self._view.position(partition).event_id + 1,
+                    (asked or {}).get(partition, _LATEST),
+                )
                 for partition in partitions
                 if asked is None or asked.get(partition)
             }
@@ -269,15 +305,23 @@ class Api:
         }
 
     async def _raw_statistics(self, request: web.Request) -> web.Response:
+        if exchange_of(request) is None:
+            raise ProblemError("forbidden", "Only view workers ask each other for this.")
         query = models.StatisticsQuery.model_validate(dict(request.query))
 
         async def local(partitions: Collection[int]) -> Json:
             return self._counted(partitions, query.minutes)
 
         (counted,), view = await self._ask(request, query, local)
-        return _json({**counted, "view": view}, 200)
+        minutes = {
+            start: [added_minutes(some).as_json()] for start, some in counted["minutes"].items()
+        }
+        totals = [added_totals(counted["totals"]).as_json()]
+        return _json({"minutes": minutes, "totals": totals, "view": view}, 200)
 
     async def _deadletters(self, request: web.Request, query: models.DeadLettersQuery) -> Json:
+        self._positions.check_dead_letters(query.cursor)
+
         async def local(partitions: Collection[int]) -> Json:
             return {"rows": await queries.letters(self._view.database, query, partitions)}
 
@@ -347,8 +391,8 @@ def _by_partition(event_ids: Collection[int]) -> dict[int, list[int]]:
     return found
 
 
-def _not_yet() -> ProblemError:
-    return ProblemError("not_yet", "Ask again, or with a longer `wait`; or leave `after` out.")
+def _not_yet() -> ViewProblemError:
+    return ViewProblemError("not_yet", "Ask again, or with a longer `wait`; or leave `after` out.")
 
 
 def _raise_if_final(failed: PeerFailed) -> None:
@@ -357,7 +401,7 @@ def _raise_if_final(failed: PeerFailed) -> None:
     if problem is not None and problem.get("code") in (
         *("bad_request", "not_yet", "not_found", "revision_unknown", "too_expensive"),
     ):
-        raise ProblemError(problem["code"], problem["detail"], errors=problem.get("errors", ()))
+        raise ViewProblemError(problem["code"], problem["detail"], errors=problem.get("errors", ()))
 
 
 def _json(answer: Any, status: int) -> web.Response:

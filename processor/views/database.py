@@ -1,4 +1,4 @@
-"""A view's SQLite file: the projected rows with the positions that they come from."""
+"""A view's file: what is projected, in SQLite, with the positions that it comes from."""
 
 import asyncio
 import logging
@@ -15,6 +15,7 @@ import orjson
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
 from processor.errors import TaskflowError
+from processor.runtime import private_directory
 from processor.views.projection import ProjectionChanges, Viewed, wait_ends_ms
 
 FORMAT: Final = 2
@@ -22,6 +23,8 @@ NAME: Final = "views.sqlite"
 READERS: Final = 3
 QUERY_MAX_S: Final = 2.0
 """A query that takes longer is given up, so that none can starve the others."""
+QUEUE_MAX_S: Final = 4.0
+"""For how long a query waits for a connection."""
 LETTERS_KEPT: Final = 1000
 """Dead letters of one partition; the topic has them all."""
 _PAGE_CACHE_KIB: Final = 64 * 1024
@@ -40,6 +43,12 @@ class ViewUnusable(TaskflowError):
 
 class TooExpensive(TaskflowError):
     """A query took longer than it may; a narrower one will do."""
+
+    retriable = True
+
+
+class Overloaded(TaskflowError):
+    """So many queries are waiting that this one was given up."""
 
     retriable = True
 
@@ -182,8 +191,14 @@ class Database:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator["ViewReader"]:
-        """Several queries that see one state of the file, in QUERY_MAX_S all together."""
-        connection = await self._free.get()
+        """Several queries that see one state of the file, in QUERY_MAX_S all together.
+
+        Raises Overloaded."""
+        try:
+            async with asyncio.timeout(QUEUE_MAX_S):
+                connection = await self._free.get()
+        except TimeoutError:
+            raise Overloaded("Too many questions are being answered; ask again.") from None
         deadline = time.monotonic() + QUERY_MAX_S
         try:
             await connection.set_progress_handler(
@@ -233,7 +248,7 @@ async def open_database(folder: Path) -> AsyncIterator[Database]:
     """
     path = folder / NAME
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  once, at the start
+        private_directory(folder)
         if await _format_of(path) not in (None, FORMAT):
             _log.warning("%s has another format and is projected anew", path)
             remove(folder)
@@ -246,7 +261,7 @@ async def open_database(folder: Path) -> AsyncIterator[Database]:
             await _prepare(writer)
             for _ in range(READERS):
                 reader = await aiosqlite.connect(
-                    f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None
+                    f"file:{path}?mode=ro", uri=True, isolation_level=None
                 )
                 connections.append(reader)
                 await reader.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB // 4}")

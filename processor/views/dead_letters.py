@@ -1,4 +1,4 @@
-"""Format dead letters for the views. Pure."""
+"""Dead letters as the views show them. Pure."""
 
 from typing import Any, Final
 

@@ -1,4 +1,4 @@
-"""A view worker's metrics for Prometheus."""
+"""What can be seen of a view worker from outside, in Prometheus' terms."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Requests and responses of the views: the models behind the OpenAPI document."""
+"""What the views are asked and what they answer: the models behind the OpenAPI document."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,6 +8,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -25,6 +26,7 @@ from processor.contract.values import (
     Timestamp,
     Uuid,
 )
+from processor.settings import parse_duration
 
 LIMIT_MAX = 200
 """Items of one page."""
@@ -37,6 +39,23 @@ AFTER_MAX = 64
 def _split(value: object) -> object:
     """`a,b` in a query is a list."""
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+def _as_ms(value: object) -> object:
+    """A duration such as `5s`; a number alone is milliseconds."""
+    if not isinstance(value, str) or value.isdecimal():
+        return value
+    return parse_duration(value)
+
+
+_DURATION: dict[str, Any] = {"type": "string", "pattern": "^[0-9]{1,12}(ms|s|m|h|d)?$"}
+Wait = Annotated[
+    int,
+    BeforeValidator(_as_ms),
+    Field(ge=0, le=WAIT_MAX_MS),
+    WithJsonSchema({**_DURATION, "examples": ["250ms", "5s"]}),
+]
+"""Up to 30 seconds."""
 
 
 class ResponseModel(BaseModel):
@@ -64,14 +83,15 @@ class ReadQuery(Query):
     ] = []
     """Read your writes: the answer includes these events (`event_ids` of an outcome, separated by
     commas), or is 503 `not_yet` when `wait` is over."""
-    wait: Annotated[int, Field(ge=0, le=WAIT_MAX_MS)] = 2_000
-    """For how long to wait for `after`, in milliseconds."""
+    wait: Annotated[Wait, Field(json_schema_extra={"default": "2s"})] = 2_000
+    """For how long to wait for `after`: a duration of at most 30s, such as `250ms` or `5s`; a
+    number alone is milliseconds."""
     scope: Literal["all", "local"] = "all"
     """`local`: only what this worker has, which is what the workers ask each other."""
 
 
 class PageQuery(ReadQuery):
-    cursor: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = None
+    cursor: Annotated[str, StringConstraints(min_length=1, max_length=8192)] | None = None
     """`next_cursor` of the page before."""
     limit: Annotated[int, Field(ge=1, le=LIMIT_MAX)] = 50
 
@@ -138,8 +158,9 @@ class DeadLettersQuery(PageQuery):
 
 
 class CommandQuery(Query):
-    wait: Annotated[int, Field(ge=0, le=WAIT_MAX_MS)] = 0
-    """For how long to await the outcome, in milliseconds; 0 only publishes."""
+    wait: Annotated[Wait, Field(json_schema_extra={"default": "0s"})] = 0
+    """For how long to await the outcome: a duration of at most 30s, such as `5s`; a number alone is
+    milliseconds. Without it the command is only published."""
 
 
 # What stands beside every answer
@@ -182,6 +203,8 @@ class FlowSummary(ResponseModel):
     requester_origin: Text
     current_step: Text
     wait_json: Json
+    """What the flow waits for. All readers see it: `correlation_id` is the authority to resume the
+    flow from outside (`resume_external`), and `prompt` is what its owner asks."""
     wait_ends_at: Instant | None
     """When the wait ends by itself."""
     status: FlowStatus
@@ -204,6 +227,7 @@ class FlowPage(ResponseModel):
 
 class FlowAnswer(ResponseModel):
     flow: Flow
+    """Whole, with `state_json` and `wait_json`: all readers see its prompt and correlation id."""
     steps: list[FlowStep]
     """The oldest first, at most 1000 and 4 MiB."""
     steps_total: Annotated[int, Field(ge=0)]
@@ -337,7 +361,11 @@ class Partitions(ResponseModel):
 
 
 class Published(ResponseModel):
-    """Where Kafka has put a command, and its outcome if that was awaited and came in time."""
+    """Where Kafka has put a command, and its outcome if that was awaited.
+
+    With 202 nothing is decided yet: Kafka has acknowledged the command, `outcome` is null, and it
+    may still be rejected. Its outcome comes on the topic `outcomes`, under this `command_id`.
+    """
 
     command_id: Uuid
     flow_id: Uuid
@@ -385,15 +413,22 @@ class Problem(ResponseModel):
         "bad_request",
         "unauthorized",
         "forbidden",
+        "misdirected",
         "not_found",
         "revision_unknown",
         "method_not_allowed",
+        "request_timeout",
         "too_large",
+        "uri_too_long",
+        "headers_too_large",
+        "unsupported_media_type",
+        "expectation_failed",
         "invalid_command",
         "not_sent",
         "no_outcome",
         "not_yet",
         "too_expensive",
+        "busy",
         "unavailable",
         "internal_error",
     ]

@@ -1,4 +1,4 @@
-"""Generate openapi.json from routes and models: `python -m processor.views.openapi`.
+"""`python -m processor.views.openapi`: writes openapi.json anew from routes and models.
 
 With `--check` it writes nothing, and exits 1 if the file is stale.
 """
@@ -33,6 +33,16 @@ _LAST_EVENT_ID: Final[dict[str, Any]] = {
     "schema": {"type": "string"},
 }
 
+_DESCRIPTION: Final = (
+    "Only committed events are ever shown. Every answer says in `view` how far it is behind. What "
+    "is not 2xx is `application/problem+json` (RFC 9457). "
+    "Readers see flows whole: goals, states, the `prompt` of a wait, and its `correlation_id`, "
+    "which is all that a `resume_external` needs. Where not everybody who reaches the address may "
+    "know them, set TASKFLOW_VIEWS_READ_TOKEN. "
+    "Requests must name a host that the worker answers for (localhost, the address that it listens "
+    "at, TASKFLOW_HTTP_HOSTS), and pages of other sites may send none."
+)
+
 
 def openapi_document() -> dict[str, Any]:
     """OpenAPI 3.1 of the views' HTTP API."""
@@ -49,14 +59,24 @@ def openapi_document() -> dict[str, Any]:
             "title": "taskflow views",
             "version": "1",
             "summary": "Flows, their history and statistics, as far as the audit is projected",
-            "description": "Only committed events are ever shown. Every answer says in `view` how "
-            "far it is behind. What is not 2xx is `application/problem+json`.",
+            "description": _DESCRIPTION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
         "components": {
             "schemas": made["$defs"],
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "read": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "TASKFLOW_VIEWS_READ_TOKEN, where it is set.",
+                },
+                "write": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "TASKFLOW_VIEWS_TOKEN; without it no commands are taken.",
+                },
+            },
         },
     }
     _one_line(document)
@@ -78,23 +98,31 @@ def _operation(route: Route) -> dict[str, Any]:
         "summary": route.summary,
         "parameters": parameters,
         "responses": {
-            **{str(s): _answer(s, m.__name__, route.media_type) for s, m in route.answers.items()},
-            **{str(s): _answer(s, "Problem", "application/problem+json") for s in route.problems},
+            **{
+                str(status): _answer(route, status, model.__name__, route.media_type)
+                for status, model in route.answers.items()
+            },
+            **{
+                str(status): _answer(route, status, "Problem", "application/problem+json")
+                for status in sorted(route.problems)
+            },
         },
+        "security": [{"read": []}, {}] if route.body is None else [{"write": []}],
     }
+    if route.description:
+        operation["description"] = route.description
     if route.body is not None:
         schema = {"$ref": _REF.format(model=route.body.__name__)}
         operation["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": schema}},
         }
-        operation["security"] = [{"token": []}]
     return operation
 
 
-def _answer(status: int, model: str, media_type: str) -> dict[str, Any]:
+def _answer(route: Route, status: int, model: str, media_type: str) -> dict[str, Any]:
     return {
-        "description": HTTPStatus(status).phrase,
+        "description": route.notes.get(status, HTTPStatus(status).phrase),
         "content": {media_type: {"schema": {"$ref": _REF.format(model=model)}}},
     }
 

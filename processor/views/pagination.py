@@ -1,13 +1,15 @@
-"""Opaque cursors and positions for clients, checked when they come back."""
+"""Cursors and positions as clients hold them: opaque, and checked when they come back."""
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
 
 NUMBER_LIMIT: Final = 2**63
+_PARTITION: Final = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
 class BadCursor(ValueError):
@@ -49,8 +51,7 @@ def read_vector(text: str) -> dict[int, int]:
     """Raises BadCursor."""
     value = _unpack(text)
     if isinstance(value, dict) and all(
-        key.isascii() and key.isdecimal() and len(key) < 6 and _is_number(at)
-        for key, at in value.items()
+        _PARTITION.fullmatch(key) and _is_number(at) for key, at in value.items()
     ):
         return {int(key): at for key, at in value.items()}
     raise BadCursor

@@ -1,6 +1,14 @@
-"""Ask the other view workers for the partitions that they have by Faust's assignment."""
+"""The other view workers: which partitions they have, by Faust's assignment, and what they say.
+
+A member of the group may name any address, so an address is asked by a question that only a worker
+with the same secret can answer (access/peer_key.py), and nothing that it sends is read before it
+has proved that. Redirects are not followed; sizes and times are bounded.
+"""
 
 import asyncio
+import logging
+import re
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -9,9 +17,27 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from processor.views.access.peer_key import (
+    ANSWER,
+    QUESTION,
+    Exchange,
+    ForgedError,
+    PeerKey,
+    address_of,
+)
+
 ANSWER_MAX_S: Final = 5.0
-ANSWER_MAX_BYTES: Final = 64 * 1024 * 1024
+ANSWER_MAX_BYTES: Final = 24 * 1024 * 1024
 LINE_MAX_BYTES: Final = 4 * 1024 * 1024
+SILENT_MAX_S: Final = 30.0
+"""Between two lines of a stream, which has one at least every 10 s."""
+AVOIDED_S: Final = 5.0
+"""For how long an address is not asked after it took too long, or proved nothing: a question must
+not wait each time for an address at which no worker of ours is."""
+_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:_-]{1,255}")
+_PLAIN: Final = {"Accept-Encoding": "identity"}
+
+_log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
@@ -25,38 +51,84 @@ class PeerFailed(Exception):
 
 
 class Peers:
-    """`shared_out()`: address → partitions, of all workers as the group has shared them out."""
+    """`shared_out()`: address → partitions, of all workers as the group has shared them out.
+    Without `key` no worker is asked, and none is believed."""
 
-    def __init__(self, own: str, shared_out: Callable[[], Mapping[str, set[int]]]) -> None:
+    def __init__(
+        self, own: str, shared_out: Callable[[], Mapping[str, set[int]]], key: PeerKey | None
+    ) -> None:
         self.own = own
+        self.key = key
         self._shared_out = shared_out
         self._session: aiohttp.ClientSession | None = None
+        self._avoided_until_s: dict[str, float] = {}
 
     def others(self) -> dict[str, set[int]]:
-        """Address → partitions, without us and those who have none."""
+        """Address → partitions, without us and those who have none, or no address."""
+        own = address_of(self.own)
         return {
-            url: partitions
+            address: partitions
             for url, partitions in self._shared_out().items()
-            if partitions and url.rstrip("/") != self.own.rstrip("/")
+            if partitions and _ADDRESS.fullmatch(url.rstrip("/"))
+            if (address := _spelled(url)) is not None and address != own
         }
 
     async def ask(self, url: str, path: str, parameters: Mapping[str, str], wait_s: float) -> Json:
         """What the worker at `url` answers. Raises PeerFailed."""
+        if self._is_avoided(url):
+            raise PeerFailed
         try:
-            async with self._client().get(
-                URL(url).with_path(path),
-                params=parameters,
-                timeout=aiohttp.ClientTimeout(total=ANSWER_MAX_S + wait_s),
-            ) as response:
-                body = await response.content.read(ANSWER_MAX_BYTES)
-                while not response.content.at_eof() and len(body) < ANSWER_MAX_BYTES:
-                    body += await response.content.read(ANSWER_MAX_BYTES - len(body))
-                answer = orjson.loads(body)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            status, body = await self._signed_answer(url, path, parameters, wait_s)
+            answer = orjson.loads(body)
+        except (ForgedError, TimeoutError) as error:
+            self._avoid(url, error)
             raise PeerFailed from error
-        if response.status != 200 or not isinstance(answer, dict):
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise PeerFailed from error
+        if status != 200 or not isinstance(answer, dict):
             raise PeerFailed(answer if isinstance(answer, dict) else None)
         return answer
+
+    async def _signed_answer(
+        self, url: str, path: str, parameters: Mapping[str, str], wait_s: float
+    ) -> tuple[int, bytes]:
+        """Status and body, made for this question by a worker that knows the secret."""
+        asked, exchange, headers = self._question(url, path, parameters)
+        async with self._client().get(
+            asked,
+            headers=headers,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=ANSWER_MAX_S + wait_s),
+        ) as response:
+            digest = exchange.expect(response.headers.get(ANSWER, ""), response.status)
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > ANSWER_MAX_BYTES:
+                    raise ForgedError("the answer is too large")
+        exchange.check(digest, bytes(body))
+        return response.status, bytes(body)
+
+    def _question(
+        self, url: str, path: str, parameters: Mapping[str, str]
+    ) -> tuple[URL, Exchange, dict[str, str]]:
+        if self.key is None:
+            raise PeerFailed
+        asked = URL(url).with_path(path).with_query(parameters)
+        exchange, header = self.key.ask(url, asked.raw_path_qs)
+        return asked, exchange, {**_PLAIN, QUESTION: header}
+
+    def _is_avoided(self, url: str) -> bool:
+        return time.monotonic() < self._avoided_until_s.get(url, 0.0)
+
+    def _avoid(self, url: str, error: Exception) -> None:
+        self._avoided_until_s[url] = time.monotonic() + AVOIDED_S
+        if isinstance(error, ForgedError):
+            _log.warning(
+                "the view worker at %s does not prove that it knows the peer secret; its answers "
+                "are left out. Give all view workers the same TASKFLOW_VIEWS_PEER_SECRET.",
+                url,
+            )
 
     async def ask_all(
         self, path: str, parameters: Mapping[str, Mapping[str, str]], wait_s: float
@@ -65,7 +137,7 @@ class Peers:
 
         async def one(url: str, each: Mapping[str, str]) -> Json | PeerFailed:
             try:
-                return await self.ask(url, path, each, wait_s)
+                return await self.ask(url, path, each, wait_s if "after" in each else 0.0)
             except PeerFailed as failed:
                 return failed
 
@@ -76,17 +148,27 @@ class Peers:
         self, url: str, path: str, parameters: Mapping[str, str]
     ) -> AsyncIterator[AsyncIterator[tuple[str, str, bytes]]]:
         """Its server-sent events: name, id, data. Raises PeerFailed."""
+        if self._is_avoided(url):
+            raise PeerFailed
         try:
+            asked, exchange, headers = self._question(url, path, parameters)
             async with self._client().get(
-                URL(url).with_path(path),
-                params=parameters,
-                timeout=aiohttp.ClientTimeout(total=None, connect=ANSWER_MAX_S, sock_read=60),
+                asked,
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=ANSWER_MAX_S, sock_read=SILENT_MAX_S
+                ),
                 read_bufsize=LINE_MAX_BYTES,
             ) as response:
+                exchange.expect(response.headers.get(ANSWER, ""), response.status)
                 if response.status != 200:
                     raise PeerFailed
-                yield _events(response)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                yield _events(response, exchange)
+        except ForgedError as error:
+            self._avoid(url, error)
+            raise PeerFailed from error
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise PeerFailed from error
 
     async def close(self) -> None:
@@ -95,12 +177,22 @@ class Peers:
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession()
+            self._session = aiohttp.ClientSession(
+                # As many as are asked for: streams have a limit of their own.
+                connector=aiohttp.TCPConnector(limit=0),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+            )
         return self._session
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, str, bytes]]:
-    name, event_id, data = "message", "", b""
+async def _events(
+    response: aiohttp.ClientResponse, exchange: Exchange
+) -> AsyncIterator[tuple[str, str, bytes]]:
+    """Raises ForgedError for an event that the worker did not sign as the next one."""
+    number = 0
+    name, event_id, data, code = "message", "", b"", ""
     async for line in response.content:
         field, _, value = line.rstrip(b"\r\n").partition(b": ")
         if field == b"event":
@@ -109,6 +201,17 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, 
             event_id = value.decode()
         elif field == b"data":
             data = value
+        elif field == b"code":
+            code = value.decode()
         elif not field and data:
+            exchange.check_event(code, number, name, event_id, data)
+            number += 1
             yield name, event_id, data
-            name, event_id, data = "message", "", b""
+            name, event_id, data, code = "message", "", b"", ""
+
+
+def _spelled(url: str) -> str | None:
+    try:
+        return address_of(url)
+    except ValueError:
+        return None

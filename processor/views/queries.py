@@ -1,4 +1,4 @@
-"""Query this worker's database for given partitions."""
+"""What this worker's database answers, for the partitions that are asked for."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -274,10 +274,10 @@ def fact_of(event: Mapping[str, Any]) -> Fact:
     )
 
 
-def _within(sized: Iterable[tuple[int, Any]]) -> list[Any]:
-    """As many as fit into PAGE_BYTES; the first one always does."""
+def _within(sized: Iterable[tuple[int, Any]], limit_bytes: int = PAGE_BYTES) -> list[Any]:
+    """As many as fit into `limit_bytes`; the first one always does."""
     taken: list[Any] = []
-    left = PAGE_BYTES
+    left = limit_bytes
     for size, value in sized:
         left -= size
         if taken and left < 0:
@@ -369,6 +369,7 @@ async def events_after(
     flow_id: str | None,
     owner: str | None,
     limit: int,
+    limit_bytes: int = PAGE_BYTES,
 ) -> tuple[list[tuple[int, str, bytes]], int]:
     """Events of a partition behind id `after`, oldest first: id, owner, document; and the id up to
     which all that were asked for are among them. Raises TooExpensive."""
@@ -387,7 +388,7 @@ async def events_after(
             f"WHERE event.id > ? AND event.id <= ?{filters} ORDER BY event.id LIMIT ?",
             (*parameters, limit + 1),
         )
-        ids = _within((size, event_id) for event_id, size in sized[:limit])
+        ids = _within(((size, event_id) for event_id, size in sized[:limit]), limit_bytes)
         rows = await reader.rows(
             "SELECT event.id, owner, doc FROM event CROSS JOIN flow ON flow.n = event.flow "
             f"WHERE event.id IN ({marks(ids)}) ORDER BY event.id",

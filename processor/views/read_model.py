@@ -1,4 +1,4 @@
-"""The read model of one worker: apply batches, advance positions, notify waiting requests."""
+"""The view of one worker: batches in, positions forward, and those who wait for them."""
 
 import asyncio
 import logging

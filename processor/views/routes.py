@@ -1,6 +1,7 @@
-"""The routes of the HTTP API: parameters, responses and refusals."""
+"""Every route of the HTTP API: what it takes, what it gives, and how it may refuse."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from pydantic import BaseModel
@@ -10,7 +11,10 @@ from processor.views import models
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation. `status` → what it answers then; problems are said by their status alone."""
+    """One operation. `status` → what it answers then; problems are said by their status alone.
+
+    `description`: what the summary does not say. `notes`: status → what it means here.
+    """
 
     name: str
     method: Literal["GET", "POST"]
@@ -21,10 +25,13 @@ class Route:
     problems: tuple[int, ...]
     body: type[BaseModel] | None = None
     media_type: str = "application/json"
+    description: str = ""
+    notes: Mapping[int, str] = field(default_factory=dict)
 
 
-_READ: Final = (400, 503)
-_ONE: Final = (400, 404, 503)
+_ANY: Final = (400, 403, 408, 414, 421, 431, 503)
+_READ: Final = (*_ANY, 401)
+_ONE: Final = (*_READ, 404)
 
 ROUTES: Final = (
     Route("flows", "GET", "/v1/flows", "Flows by owner, status, controller, wait, age, goal",
@@ -47,9 +54,18 @@ ROUTES: Final = (
     Route("partitions", "GET", "/v1/partitions", "Who decides and who projects what; how far",
           models.ReadQuery, {200: models.Partitions}, _READ),
     Route("command", "POST", "/v1/commands",
-          "Publish a command, and await its outcome if asked to; needs the token",
+          "Publish a command, and await its outcome if asked to; needs the write token",
           models.CommandQuery, {200: models.Published, 202: models.Published},
-          (400, 401, 403, 413, 502, 504), body=models.CommandBody),
+          (*_ANY, 401, 413, 415, 502, 504), body=models.CommandBody,
+          description="Without `wait` the command is published and nothing more: 202 says that "
+          "Kafka has acknowledged it, and not that it is accepted. With `wait` the response is its "
+          "outcome, 200 for every verdict. `command_id` is made up where it is missing; send one "
+          "of your own, and the same body again after 502 or 504, or after no response: within "
+          "the dedupe window it is applied once, and the copy is answered `duplicate`.",
+          notes={200: "The outcome, whatever its verdict: accepted, rejected, duplicate, "
+                 "quarantined.",
+                 202: "Published and acknowledged, not decided yet: `outcome` is null. The command "
+                 "may still be rejected; its outcome comes on the topic `outcomes`.",
+                 502: "Not acknowledged by Kafka. It may be published all the same.",
+                 504: "Published, and no outcome within `wait`. It may still be applied."}),
 )  # fmt: skip
-"""A command whose outcome was awaited is answered 200, whatever the verdict; one that was only
-published 202."""

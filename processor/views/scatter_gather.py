@@ -1,4 +1,4 @@
-"""Combine the peers' responses, each for its partitions, into one. Pure."""
+"""From what the workers say each for their partitions to one answer. Pure."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Serve the API, the page, health and metrics of a view worker."""
+"""What a view worker serves: the API, the page, its health and its metrics."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,42 +7,57 @@ from typing import Final
 from aiohttp import web
 
 from processor.contract.values import COMMAND_MAX_BYTES
-from processor.settings import Address
-from processor.telemetry.health_server import Report, Scraped, health_routes, listening
+from processor.settings import Address, Settings
+from processor.telemetry.health_server import Report, Scraped, health_routes
+from processor.telemetry.http.hosts import HostPolicy
+from processor.telemetry.http.limits import Limits
+from processor.telemetry.http.server import listening
 from processor.views import openapi
 from processor.views.api import Api
-from processor.views.problem_details import say_problems
+from processor.views.problem_details import problem_of
 from processor.views.static_files import page_routes
 
-# What the page asks for is in page.py.
-HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+CONNECTIONS_BESIDE_STREAMS: Final = 384
+"""As many for requests that wait for events (128), for queries, and for clients that idle."""
 
 
-async def _protect(_: web.Request, response: web.StreamResponse) -> None:
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
+def limits_of(settings: Settings) -> Limits:
+    """What clients of a view worker may take."""
+    return Limits(
+        connections=settings.views_streams + CONNECTIONS_BESIDE_STREAMS,
+        body_bytes=COMMAND_MAX_BYTES,
+    )
 
 
 @asynccontextmanager
 async def serve(
-    address: Address, api: Api, *, report: Report, metrics: Scraped
+    address: Address,
+    api: Api,
+    *,
+    limits: Limits,
+    hosts: HostPolicy,
+    report: Report,
+    metrics: Scraped,
 ) -> AsyncIterator[Address]:
-    """Serve until the block ends; the address that is really listened on. Raises AddressInUse."""
+    """Serve until the block ends; the address that is really listened on. Raises AddressInUse.
+
+    Probes and scrapers need no read token; without it, `/ready` tells them no more than that.
+    """
     document = openapi.text().encode()
 
     async def describe(_: web.Request) -> web.Response:
         return web.Response(body=document, content_type="application/json")
 
-    app = web.Application(client_max_size=COMMAND_MAX_BYTES, middlewares=[say_problems])
-    app.on_response_prepare.append(_protect)
+    app = web.Application(middlewares=[api.readers.middleware])
     app.add_routes(api.routes())
-    app.add_routes(health_routes(report, metrics))
+    app.add_routes(health_routes(report, metrics, all_told=api.readers.may_read))
     app.add_routes([web.get("/openapi.json", describe), *page_routes()])
-    async with listening(app, address, "TASKFLOW_VIEWS_HTTP to another address") as where:
+    async with listening(
+        app,
+        address,
+        "TASKFLOW_VIEWS_HTTP to another address",
+        limits=limits,
+        hosts=hosts,
+        problem_of=problem_of,
+    ) as where:
         yield where

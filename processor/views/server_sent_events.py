@@ -1,6 +1,7 @@
-"""Stream events to clients (server-sent events), of all partitions or of one flow."""
+"""Server-sent events: what happens, from any position on, of all partitions or of one flow."""
 
 import asyncio
+from collections import deque
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, Final
@@ -11,15 +12,20 @@ from aiohttp import web
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.engine.partitioner import partition_of
 from processor.runtime import end_tasks
-from processor.views.database import TooExpensive
+from processor.telemetry.http.problem import ProblemError
+from processor.views.access.peer_key import ANSWER, Exchange
+from processor.views.access.readers import exchange_of
+from processor.views.database import Overloaded, TooExpensive
 from processor.views.models import StreamQuery
 from processor.views.pagination import BadCursor, read_vector, vector
 from processor.views.peers import PeerFailed, Peers
-from processor.views.queries import BadQuery, events_after
+from processor.views.positions import Positions
+from processor.views.queries import events_after
 from processor.views.read_model import ReadModel
 
 CHUNK: Final = 200
-QUEUED_MAX: Final = 400
+CHUNK_BYTES: Final = 128 * 1024
+"""Of the events that are read at once, and of those that wait for the client."""
 HEARTBEAT_S: Final = 10.0
 PAUSE_S: Final = 0.05
 """Between two looks at the database, so that a stream costs the same however fast events come."""
@@ -30,17 +36,94 @@ Item = tuple[int, str | None, Any]
 then says how far that is, by partition, since events that nobody asked for were passed over."""
 
 
-class EventStreams:
-    """All streams of this worker."""
+class StreamQueue:
+    """Items of `limit_bytes` together, or a single larger one."""
 
-    def __init__(self, view: ReadModel, peers: Peers, partitions: int) -> None:
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._items: deque[tuple[Item, int]] = deque()
+        self._bytes = 0
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    async def put(self, item: Item, size_bytes: int) -> None:
+        """Waits for room."""
+        while self._items and self._bytes + size_bytes > self._limit_bytes:
+            self._room.clear()
+            await self._room.wait()
+        self._items.append((item, size_bytes))
+        self._bytes += size_bytes
+        self._filled.set()
+
+    async def filled(self) -> None:
+        """Return once there is an item."""
+        while not self._items:
+            self._filled.clear()
+            await self._filled.wait()
+
+    def take(self) -> Item:
+        item, size_bytes = self._items.popleft()
+        self._bytes -= size_bytes
+        self._room.set()
+        return item
+
+
+class EventWriter:
+    """Writes events to a client; for another view worker, each with a code."""
+
+    def __init__(self, response: web.StreamResponse, exchange: Exchange | None) -> None:
+        self._response = response
+        self._exchange = exchange
+        self._number = 0
+
+    async def write(self, name: str, event_id: str, data: bytes) -> None:
+        lines = b"event: %b\nid: %b\ndata: %b\n" % (name.encode(), event_id.encode(), data)
+        if self._exchange is not None:
+            code = self._exchange.event_code(self._number, name, event_id, data)
+            lines += b"code: %b\n" % code.encode()
+        self._number += 1
+        await self._response.write(lines + b"\n")
+
+    async def comment(self, text: bytes) -> None:
+        await self._response.write(b": %b\n\n" % text)
+
+
+class EventStreams:
+    """All streams of this worker, at most `streams_max` beside those of other workers."""
+
+    def __init__(self, view: ReadModel, peers: Peers, partitions: int, *, streams_max: int) -> None:
         self._view = view
         self._peers = peers
         self._partitions = partitions
+        self._positions = Positions(partitions)
+        self._streams_max = streams_max
+        self._open = 0
 
     async def serve(self, request: web.Request, query: StreamQuery) -> web.StreamResponse:
-        """Until the client goes. Raises BadQuery."""
-        after = self._start(request, query)
+        """Until the client leaves. Raises BadQuery, and ProblemError if too many are open."""
+        last = request.headers.get("Last-Event-ID") or query.last_event_id
+        after = self._positions.of_stream(last)
+        exchange = exchange_of(request)
+        # Another worker opens one for each of its own.
+        counted = exchange is None
+        if counted and self._open >= self._streams_max:
+            raise ProblemError("busy", f"All {self._streams_max} streams are taken.")
+        self._open += counted
+        try:
+            return await self._serve(request, query, after, exchange)
+        finally:
+            self._open -= counted
+
+    async def _serve(
+        self,
+        request: web.Request,
+        query: StreamQuery,
+        after: dict[int, int],
+        exchange: Exchange | None,
+    ) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -48,31 +131,24 @@ class EventStreams:
                 "X-Accel-Buffering": "no",
             }
         )
+        if exchange is not None:
+            response.headers[ANSWER] = exchange.sign(200, b"")
         await response.prepare(request)
+        writer = EventWriter(response, exchange)
         ready = False
         # That a client has gone shows when it is written to.
-        with self._view.metrics.streams.track_inprogress(), suppress(ConnectionResetError):
+        with self._view.metrics.streams.track_inprogress(), suppress(ConnectionError):
             await response.write(b"retry: 1000\n: hello\n\n")
             while True:
-                ready = await self._serve_share(response, query, after, ready)
+                ready = await self._serve_share(writer, query, after, ready)
         return response
 
-    def _start(self, request: web.Request, query: StreamQuery) -> dict[int, int]:
-        """Where to go on, of the partitions for which somebody says so."""
-        last = request.headers.get("Last-Event-ID") or query.last_event_id
-        if last is None:
-            return {}
-        try:
-            return read_vector(last)
-        except BadCursor:
-            raise BadQuery("last_event_id", "it is no id of an event of ours") from None
-
     async def _serve_share(
-        self, response: web.StreamResponse, query: StreamQuery, after: dict[int, int], ready: bool
+        self, writer: EventWriter, query: StreamQuery, after: dict[int, int], ready: bool
     ) -> bool:
         """Until the partitions are shared out anew: who was sent nothing more has lost nothing,
         since `after` says how far each is. Whether `ready` was sent."""
-        queue: asyncio.Queue[Item] = asyncio.Queue(QUEUED_MAX)
+        queue = StreamQueue(CHUNK_BYTES)
         wanted = (
             set(range(self._partitions))
             if query.flow is None
@@ -92,7 +168,7 @@ class EventStreams:
                 item = await _next(queue, again)
                 if item is None:
                     if not again.done():
-                        await response.write(b": still here\n\n")
+                        await writer.comment(b"still here")
                     continue
                 event_id, owner, doc = item
                 if event_id:
@@ -101,21 +177,21 @@ class EventStreams:
                         continue
                     after[partition] = event_id
                     data = orjson.dumps({"event": doc, "owner": owner})
-                    await response.write(_event("event", after, data))
+                    await writer.write("event", vector(after), data)
                     continue
                 for partition, at in doc.items():
                     after[partition] = max(after.get(partition, 0), at)
                 waited -= 1
                 if waited == 0 and not ready:
                     ready = True
-                    await response.write(_event("ready", after, b"{}"))
+                    await writer.write("ready", vector(after), b"{}")
         finally:
             await end_tasks(*sources, again)
         return ready
 
     async def _local(
         self,
-        queue: "asyncio.Queue[Item]",
+        queue: StreamQueue,
         query: StreamQuery,
         after: dict[int, int],
         wanted: Collection[int],
@@ -142,15 +218,16 @@ class EventStreams:
                             flow_id=query.flow,
                             owner=query.owner,
                             limit=CHUNK,
+                            limit_bytes=CHUNK_BYTES,
                         )
-                    except TooExpensive:
+                    except (TooExpensive, Overloaded):
                         await asyncio.sleep(RETRY_S)
                         continue
                     for event_id, owner, doc in rows:
-                        await queue.put((event_id, owner, orjson.Fragment(doc)))
+                        await queue.put((event_id, owner, orjson.Fragment(doc)), len(doc))
             if not told and all(looked[p] >= goal[p] for p in ours):
                 told = True
-                await queue.put((0, None, dict(looked)))
+                await queue.put((0, None, dict(looked)), 0)
             await asyncio.sleep(PAUSE_S)
             if all(view.position(p).event_id <= looked[p] for p in ours):
                 await view.changed.wait()
@@ -159,7 +236,7 @@ class EventStreams:
         self,
         url: str,
         theirs: Collection[int],
-        queue: "asyncio.Queue[Item]",
+        queue: StreamQueue,
         query: StreamQuery,
         after: dict[int, int],
     ) -> None:
@@ -178,31 +255,27 @@ class EventStreams:
                         if name == "event":
                             value = orjson.loads(data)
                             event = value["event"]
-                            await queue.put((event["id"], value["owner"], event))
+                            item = (event["id"], value["owner"], event)
+                            await queue.put(item, len(data))
                         elif name == "ready" and not told:
                             told = True
-                            await queue.put((0, None, _of(theirs, read_vector(event_id))))
+                            await queue.put((0, None, _of(theirs, read_vector(event_id))), 0)
             except (PeerFailed, BadCursor, ValueError, KeyError):
                 pass
             await asyncio.sleep(RETRY_S)
 
 
-async def _next(queue: "asyncio.Queue[Item]", again: "asyncio.Future[None]") -> Item | None:
+async def _next(queue: StreamQueue, again: "asyncio.Future[None]") -> Item | None:
     """None: nothing came for HEARTBEAT_S, or `again` is done."""
-    if not queue.empty():
-        return queue.get_nowait()
-    getting = asyncio.ensure_future(queue.get())
-    try:
-        both: set[asyncio.Future[Any]] = {getting, again}
-        await asyncio.wait(both, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
-        return getting.result() if getting.done() else None
-    finally:
-        await end_tasks(getting)
+    if not queue:
+        filled = asyncio.ensure_future(queue.filled())
+        try:
+            both: set[asyncio.Future[Any]] = {filled, again}
+            await asyncio.wait(both, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end_tasks(filled)
+    return queue.take() if queue else None
 
 
 def _of(partitions: Collection[int], positions: dict[int, int]) -> dict[int, int]:
     return {partition: at for partition, at in positions.items() if partition in partitions}
-
-
-def _event(name: str, after: dict[int, int], data: bytes) -> bytes:
-    return b"event: %b\nid: %b\ndata: %b\n\n" % (name.encode(), vector(after).encode(), data)

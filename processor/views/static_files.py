@@ -1,10 +1,12 @@
-"""Serve the page at `/` and its files; nothing else may be loaded or run."""
+"""The page at `/`: files that are served as they are, and nothing else may be loaded or run."""
 
 import hashlib
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+
+from processor.telemetry.http.problem import ProblemError
 
 HOME: Final = Path(__file__).parent / "static"
 TYPES: Final = {
@@ -46,7 +48,7 @@ def page_routes() -> list[web.RouteDef]:
     def answer(request: web.Request, name: str) -> web.Response:
         body = files.get(name)
         if body is None:
-            return web.Response(status=404, text="There is no such file.\n", headers=HEADERS)
+            return ProblemError("not_found", "There is no such file.", headers=HEADERS).response()
         tag = f'"{tags[name]}"'
         headers = {**HEADERS, "ETag": tag}
         if request.headers.get("If-None-Match") == tag:

@@ -58,9 +58,11 @@ async def tab(
     *,
     size: tuple[int, int] = DESKTOP,
     scheme: Literal["light", "dark"] = "light",
+    refusals: bool = False,
     **options: Any,
 ) -> AsyncIterator[Seen]:
-    """A tab that has not been anywhere; what the page complains of fails the test."""
+    """A tab that has not been anywhere; what the page complains of fails the test, save for
+    requests that need a token, with `refusals`."""
     width, height = size
     context = await browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, **options
@@ -69,6 +71,8 @@ async def tab(
     seen = Seen(await context.new_page())
 
     def hear(message: ConsoleMessage) -> None:
+        if refusals and "status of 401" in message.text:
+            return
         if message.type in ("error", "warning"):
             seen.complaints.append(message.text)
 

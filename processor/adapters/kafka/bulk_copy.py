@@ -1,4 +1,4 @@
-"""Write records that keep their timestamps, in transactions of the partition's future owner."""
+"""Writing records that keep the time they had, in transactions of the partition's owner-to-be."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -17,7 +17,6 @@ from processor.adapters.kafka.transactional_producer import (
     CommitUncertain,
     KafkaTransactionalProducer,
 )
-from processor.contract.rights import Operation
 from processor.contract.topics import Topics
 from processor.engine.batch import Outgoing
 from processor.settings import Settings
@@ -96,7 +95,7 @@ async def make_for_filling(settings: Settings, topics: Topics, partitions: int) 
 
 async def time_types(settings: Settings, topics: Topics) -> dict[str, str]:
     """By topic that is there: whose time its records have. Raises AccessDenied."""
-    counts = await partition_counts(settings, [name for name, _ in topics], Operation.DESCRIBE)
+    counts = await partition_counts(settings)
     configs = await topic_configs(settings, [name for name, _ in topics if name in counts])
     return {name: found.get(TIME_TYPE, "") for name, found in configs.items()}
 

@@ -1,4 +1,4 @@
-"""Prove group membership for many partitions by one commit."""
+"""Proof of membership for many partitions at once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping

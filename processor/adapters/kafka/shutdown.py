@@ -1,4 +1,4 @@
-"""Stop aiokafka's clients under a deadline, however they fail.
+"""Stopping aiokafka's clients, which may hang, or fail in ways that nobody asked for.
 
 Without a broker a producer waits for what is unsent, without a limit; a consumer in the middle of
 a retry raises CancelledError out of `stop()` and leaves its client running (aiokafka 0.14).

@@ -1,4 +1,4 @@
-"""Open a partition's table file, and discard one that is not valid."""
+"""Opening a partition's file, and throwing away one that is not what it must be."""
 
 import asyncio
 import shutil
@@ -14,6 +14,7 @@ import structlog
 from processor.adapters.sqlite import integrity_check as checking
 from processor.adapters.sqlite.errors import TableFailed, is_corruption, told
 from processor.adapters.sqlite.table import FlowTable, data_version
+from processor.runtime import private_directory
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +52,7 @@ async def open_table(
     no longer for a million flows than for one. Raises TableFailed if SQLite cannot use the path.
     """
     about = (prefix, partition, partitions)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_directory(path.parent)
     with told(path):
         connection = await _connect(path)
         try:

@@ -1,4 +1,4 @@
-"""Check a table file: before use while it is small, beside its use when it is large."""
+"""Whether a file is whole: at once while it is small, beside its use when it is large."""
 
 import asyncio
 import sqlite3
@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import structlog
 
@@ -57,7 +58,7 @@ async def _check(table: FlowTable) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     # A second one, so that batches go on; to SQLite, a reader is no other hand.
-    uri = f"{path.resolve().as_uri()}?mode=ro"
+    uri = f"file:{quote(str(path.resolve()))}?mode=ro"
     return sqlite3.connect(uri, uri=True, check_same_thread=False)
 
 

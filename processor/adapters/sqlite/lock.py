@@ -1,4 +1,4 @@
-"""Locks: one worker per state directory, and one process per table."""
+"""One worker per state directory, and one process of it per table."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -10,6 +10,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from processor.adapters.sqlite.errors import StateDirInUse, StateDirUnusable
+from processor.runtime import private_directory
 
 TABLE_LOCK_POLL_S: Final = 0.01
 
@@ -25,7 +26,7 @@ def state_dir_lock(state_dir: Path) -> Iterator[None]:
     holder = state_dir / "worker.pid"
     lock = FileLock(state_dir / "worker.lock", timeout=0)
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
+        private_directory(state_dir)
         lock.acquire()
         holder.write_text(f"{getpid()}\n")
     except Timeout:
@@ -59,7 +60,7 @@ async def table_lock(path: Path) -> AsyncIterator[None]:
     to another while the first may still be at its last write. Waits for as long as that takes.
     """
     lock = FileLock(path.with_suffix(".lock"), timeout=0)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_directory(path.parent)
     while True:
         try:
             lock.acquire()

@@ -1,4 +1,4 @@
-"""Convert rows to SQLite's values and back, with checks."""
+"""Rows as SQLite holds them, and back, checked."""
 
 from collections.abc import Iterator
 from typing import Any, Final

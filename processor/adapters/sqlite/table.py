@@ -1,4 +1,4 @@
-"""The table of one partition: flows, steps, ledger and checkpoint."""
+"""The flows, steps, answers and positions of one partition, in SQLite."""
 
 import asyncio
 import sqlite3

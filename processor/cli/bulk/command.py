@@ -1,4 +1,4 @@
-"""`taskflow bulk`: one order for many flows, each at the revision that was shown."""
+"""`taskflow bulk`: one order for many flows, none of which is changed behind one's back."""
 
 import typer
 

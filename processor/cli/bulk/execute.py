@@ -1,4 +1,4 @@
-"""Carry out an order for many flows: send a command for each, and sum up the outcomes."""
+"""One order for many flows: a command for each, many at once, and what came of each."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Run a worker and a view worker as child processes of `up` and `demo`."""
+"""Processes beside what `up` and `demo` run, a worker and a view worker, that end with us."""
 
 import asyncio
 import importlib.util
@@ -12,7 +12,7 @@ from typing import Final
 
 import aiohttp
 
-from processor.cli.common.views_client import views_url
+from processor.cli.common.views_client import read_headers, views_url
 from processor.settings import PREFIX, Settings
 
 READY_TIMEOUT_S: Final = 60.0
@@ -60,7 +60,8 @@ class ViewsChild(ChildProcess):
     async def _answers(self, session: aiohttp.ClientSession) -> bool:
         timeout = aiohttp.ClientTimeout(total=_KNOCK_S)
         try:
-            async with session.get(f"{self.url}/ready", timeout=timeout) as answer:
+            headers = read_headers(self.settings.views_read_token)
+            async with session.get(f"{self.url}/ready", timeout=timeout, headers=headers) as answer:
                 report = await answer.json()
                 # Another one may sit at this address, and ours is about to find out.
                 ours = report["brokers"] == self.settings.bootstrap_servers

@@ -1,4 +1,4 @@
-"""Ask for confirmation before a command changes something."""
+"""Before a command changes something: what it would do was shown, and a person is asked."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -1,4 +1,4 @@
-"""Options that several commands take: durations, times, flow ids."""
+"""What several commands take: durations, times, flow ids."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""Show a progress bar on standard error."""
+"""A bar on standard error for what takes long: how far, how fast, how much longer."""
 
 import sys
 from collections.abc import Iterator

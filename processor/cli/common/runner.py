@@ -1,4 +1,4 @@
-"""Run a command: its settings, its event loop, its end by a signal."""
+"""Running a command: its settings, its event loop, its end by a signal."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Ask the views over HTTP."""
+"""What the views know, asked over HTTP."""
 
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import orjson
 from aiohttp import ClientError, ClientSession, ClientTimeout
+from pydantic import SecretStr
 
 from processor.cli.common.runner import WrongUse
 from processor.errors import TaskflowError
@@ -38,6 +39,10 @@ class ViewsClient:
         status, body = await self._ask(f"v1/{path}", asked)
         if status == 404 and body.get("code") == "not_found":
             return {}
+        if status == 401:
+            raise NoViews(
+                f"The views at {self.url} want their read token: set TASKFLOW_VIEWS_READ_TOKEN."
+            )
         if status != 200:
             raise NoViews(f"The views at {self.url} answered {status}: {_detail(body)}")
         return body
@@ -50,19 +55,27 @@ class ViewsClient:
 
     async def _ask(self, path: str, query: Mapping[str, str]) -> tuple[int, Document]:
         try:
-            async with self._session.get(f"{self.url}/{path}", params=query) as answer:
+            # Neither a proxy nor a redirect has a say in where flows are read from.
+            async with self._session.get(
+                f"{self.url}/{path}", params=query, allow_redirects=False
+            ) as answer:
                 return answer.status, dict(orjson.loads(await answer.read()))
         except (ClientError, TimeoutError, OSError, ValueError, TypeError) as error:
             raise NoViews(f"No views answer at {self.url} ({_why(error)}).") from None
 
 
 @asynccontextmanager
-async def asking(url: str) -> AsyncIterator[ViewsClient]:
-    """Views at `url`; nobody is asked yet."""
+async def asking(url: str, token: SecretStr | None = None) -> AsyncIterator[ViewsClient]:
+    """Views at `url`, with their read token if they want one; nothing is asked yet."""
     timeout = ClientTimeout(total=TIMEOUT_S, connect=KNOCK_S)
-    # Neither a proxy nor a redirect has a say in where flows are read from.
-    async with ClientSession(timeout=timeout, trust_env=False) as session:
+    headers = read_headers(token)
+    async with ClientSession(timeout=timeout, trust_env=False, headers=headers) as session:
         yield ViewsClient(session, url)
+
+
+def read_headers(token: SecretStr | None) -> dict[str, str]:
+    """What a request to views carries that want this read token."""
+    return {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
 
 
 def views_url(settings: Settings, given: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Find dead letters, and format them."""
+"""Finding dead letters, and how each is told of."""
 
 import re
 from collections.abc import Mapping, Sequence

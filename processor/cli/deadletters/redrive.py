@@ -1,4 +1,4 @@
-"""`taskflow deadletters redrive`: send dead letters back to their source topics."""
+"""`taskflow deadletters redrive`: sending dead letters back to where they came from."""
 
 import time
 from collections.abc import Sequence

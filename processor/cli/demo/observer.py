@@ -1,4 +1,4 @@
-"""Follow outcomes, FlowEvents and dead letters for the demo."""
+"""What the demo hears: outcomes, FlowEvents and dead letters, as they stand on their topics."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Scenarios of the demo: what each kind of producer does, and the outcomes it gets."""
+"""The demo's stories: what each kind of producer does with its flows, and what it is told."""
 
 import time
 from collections import Counter

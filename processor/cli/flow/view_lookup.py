@@ -1,4 +1,4 @@
-"""Find flows by asking the views.
+"""Flows as the views know them, for a person who looks: at once, however many there are.
 
 A pipe is answered from tables and topics instead: exactly, and with all that there is of a flow.
 """
@@ -75,7 +75,7 @@ async def _asked(
 ) -> T | None:
     """What `work` gets from views of our topics that are up to date; None where there are none."""
     try:
-        async with asking(views_url(settings)) as views:
+        async with asking(views_url(settings), settings.views_read_token) as views:
             if not await views.are_of(settings):
                 return None
             found = await work(views)

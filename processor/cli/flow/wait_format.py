@@ -1,4 +1,4 @@
-"""Format what a flow waits for, and for how much longer."""
+"""What a flow waits for, and for how much longer, in words."""
 
 from processor.contract.flow import Flow
 from processor.domain.waits import AT_ONCE_MS, due_ms

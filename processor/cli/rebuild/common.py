@@ -1,4 +1,4 @@
-"""Tables, producers and progress for `taskflow rebuild`."""
+"""What both sorts of `taskflow rebuild` need: tables and producers, and how far it is."""
 
 import sys
 import time

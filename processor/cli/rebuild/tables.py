@@ -1,4 +1,4 @@
-"""`taskflow rebuild` of tables: make them anew, or compare them."""
+"""`taskflow rebuild`: tables made anew, or compared with ones that were."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -29,6 +29,7 @@ from processor.errors import TableDistrusted
 from processor.recovery.consistent_cut import ConsistentCut, standing_of, still
 from processor.recovery.rebuild import Rows, catch_up, first_difference
 from processor.recovery.rebuild import rebuild as make_anew
+from processor.runtime import private_directory
 from processor.settings import Settings
 
 
@@ -167,7 +168,7 @@ def _scratch(state_dir: Path) -> Iterator[Path]:
     taken away by the next."""
     scratch = state_dir / "rebuild"
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    private_directory(scratch)
     try:
         yield scratch
     finally:

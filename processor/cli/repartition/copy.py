@@ -1,4 +1,4 @@
-"""Copy to the new side of a repartition, in transactions that record the progress."""
+"""Filling the new side of a repartition, in transactions that say how far they come."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""One side of a repartition: what its topics hold at a moment, and reading them."""
+"""The two sides of a repartition: what the old one holds at a moment, and reading both."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager

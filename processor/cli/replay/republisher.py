@@ -1,4 +1,4 @@
-"""Write events to another topic in transactions, together with the progress."""
+"""Writes events to another topic in transactions, and with them how far it is."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

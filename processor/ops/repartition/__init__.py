@@ -1,1 +1,1 @@
-"""Rewrite N partitions as M: read the old side in the order of decision, write the new one."""
+"""From N partitions to M: the old side read in the order of decision, the new one written anew."""

@@ -1,4 +1,5 @@
-"""Rewrite records for the new side, with the ids, chains and places that they have there."""
+"""The new side: the same flows, history and answers, with the ids, chains and places they have
+among M partitions."""
 
 from collections import deque
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""Run recorded commands through this code, and compare what it decides."""
+"""Recorded commands through the code at hand, and what it decides in another way."""

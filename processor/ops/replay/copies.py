@@ -1,4 +1,4 @@
-"""Compare the copies of forwarded commands with the recorded ones."""
+"""Copies of forwarded commands: those that the code at hand makes, beside those recorded."""
 
 from hashlib import blake2b
 from typing import Final, NamedTuple

@@ -1,4 +1,4 @@
-"""Read a history from a file; file_writer.py describes the format."""
+"""Reading a history from a file; file_writer.py says how it looks."""
 
 import gzip
 import zlib

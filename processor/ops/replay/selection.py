@@ -1,4 +1,4 @@
-"""Select the events that are replayed, and mark them."""
+"""Which events of the audit are replayed, and what marks them as replayed."""
 
 from dataclasses import dataclass
 from hashlib import blake2b

@@ -1,4 +1,4 @@
-"""Compare the wakes that this code sends with the recorded ones."""
+"""Wakes that the code at hand sends to itself, beside those that are recorded."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -1,4 +1,4 @@
-"""Stream a topic's partition record by record, with a look-ahead."""
+"""A topic of one partition, a record at a time, with a look ahead."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,5 @@
-"""Verify partition by partition: what is read, up to where, and in which order.
+"""A verification, partition by partition, since flows never cross partitions: what each reads, up
+to where, and in which order.
 
 The newest cursor on `state` is the cut: what it covers must be there on every topic, and what comes
 behind it is under way.

@@ -1,4 +1,4 @@
-"""The faults of a chaos run: how each is caused and healed."""
+"""What may go wrong, and how each of it is done and undone."""
 
 import asyncio
 import random

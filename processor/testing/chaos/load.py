@@ -1,4 +1,4 @@
-"""Send valid and invalid commands of every kind, and note which ones the broker acknowledged."""
+"""Commands of every kind all the time, right and wrong ones, and a note of what the broker took."""
 
 import asyncio
 import json

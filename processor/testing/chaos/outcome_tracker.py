@@ -1,4 +1,4 @@
-"""Follow `outcomes`, and tell which acknowledged commands have theirs."""
+"""Which commands have their outcome, told by following `outcomes`."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Run workers as processes: start, kill, stop and starve them."""
+"""Workers as processes of ours: started, killed, stopped and starved as the world does it."""
 
 import asyncio
 import os

@@ -6,7 +6,6 @@ Agents read `audit` and `deadletters` in batches; what they make of them is in v
 that outlives a run is in one SQLite file under TASKFLOW_STATE_DIR/views.
 """
 
-import asyncio
 import logging
 import socket
 from collections.abc import Iterator
@@ -18,13 +17,15 @@ from faust.app.base import BootStrategy
 from faust.types import TP
 from yarl import URL
 
-from processor.adapters.kafka.access.rights_watch import RightsWatch
 from processor.adapters.kafka.record_decoder import read_any_record
 from processor.adapters.sqlite.lock import state_dir_lock
 from processor.contract import Topics
-from processor.contract.rights import Role
-from processor.runtime import tune_interpreter
+from processor.runtime import private_directory, tune_interpreter
 from processor.settings import Address, Settings, load_settings
+from processor.telemetry.http.hosts import HostPolicy, is_loopback
+from processor.views.access.peer_key import PeerKey, address_of
+from processor.views.access.peer_secret import peer_secret
+from processor.views.access.readers import Readers
 from processor.views.api import Api
 from processor.views.command_endpoint import CommandEndpoint
 from processor.views.consumer_group import WorkerGroup
@@ -35,7 +36,7 @@ from processor.views.faust.transport import CommittedConsumer, CommittedTranspor
 from processor.views.metrics import ViewMetrics
 from processor.views.peers import Peers
 from processor.views.read_model import ReadModel, ReadModelState
-from processor.views.server import serve
+from processor.views.server import limits_of, serve
 
 BATCH_CHUNKS: Final = 4
 BATCH_WITHIN_S: Final = 0.02
@@ -67,7 +68,6 @@ class ViewsApp(faust.App):
         self.rebuild = rebuild
         self.topics_ = Topics(settings.topic_prefix)
         self.metrics_ = ViewMetrics()
-        self._rights = RightsWatch(settings, Role.VIEWS)
         self._open: AsyncExitStack | None = None
         self._view: ReadModel | None = None
         super().__init__(
@@ -107,7 +107,8 @@ class ViewsApp(faust.App):
 
     async def on_first_start(self) -> None:
         read_any_record()
-        self.conf.datadir.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(self.settings_.state_dir)
+        private_directory(self.conf.datadir.parent)
         await super().on_first_start()
 
     async def on_start(self) -> None:
@@ -131,19 +132,36 @@ class ViewsApp(faust.App):
                 reseek=self._read_again,
             )
             await view.load()
-            peers = Peers("", self._shared_out)
+            limits, hosts = limits_of(settings), HostPolicy(settings.http_hosts)
+            secret = peer_secret(settings)
+            peers = Peers("", self._shared_out, None if secret is None else PeerKey(secret))
             stack.push_async_callback(peers.close)
-            group, commands = WorkerGroup(settings), CommandEndpoint(settings)
+            group, commands = WorkerGroup(settings), CommandEndpoint(settings, limits)
             stack.push_async_callback(group.close)
             stack.push_async_callback(commands.close)
-            api = Api(settings, view, peers, group=group, commands=commands)
+            readers = Readers(settings.views_read_token, peers)
+            api = Api(settings, view, peers, group=group, commands=commands, readers=readers)
             address = await stack.enter_async_context(
-                serve(settings.views_http, api, report=self._report, metrics=self._scraped)
+                serve(
+                    settings.views_http,
+                    api,
+                    limits=limits,
+                    hosts=hosts,
+                    report=self._report,
+                    metrics=self._scraped,
+                )
             )
-            stack.push_async_callback(ended, asyncio.create_task(self._rights.run()))
-            peers.own = settings.views_advertise or f"http://{_reachable(address)}"
+            peers.own = address_of(settings.views_advertise or f"http://{_reachable(address)}")
+            hosts.allow(URL(peers.own).authority)
             self.conf.canonical_url = URL(peers.own)
             _log.info("views answer at %s", peers.own)
+            if settings.views_read_token is None and not is_loopback(address.host):
+                _log.warning(
+                    "whoever reaches %s can read all flows, with their prompts, and with the "
+                    "correlation ids by which anyone may resume them; TASKFLOW_VIEWS_READ_TOKEN "
+                    "keeps others out",
+                    address,
+                )
             self._open = stack.pop_all()
 
     async def on_stop(self) -> None:
@@ -191,8 +209,7 @@ class ViewsApp(faust.App):
             for partition in sorted(view.owned)
         }
         return {
-            "ready": view.ready() and self._rights.denied is None,
-            "denied": self._rights.denied,
+            "ready": view.ready(),
             "assigned": view.assigned,
             "failing": view.failing,
             "brokers": self.settings_.bootstrap_servers,
@@ -201,11 +218,6 @@ class ViewsApp(faust.App):
             "peers": sorted(self._shared_out()),
             "partitions": partitions,
         }
-
-
-async def ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
 
 
 def _reachable(address: Address) -> Address:

@@ -1,4 +1,4 @@
-"""Expose Faust's sensors as metrics.
+"""What Faust tells of itself, as metrics.
 
 Faust's own Monitor keeps times of every event, which costs more than projecting one; this one
 hears of what is rare.

@@ -1,6 +1,9 @@
 // The HTTP API: see openapi.json.
 
-const RETRY_MS = 3000;
+import { readToken, showTokenForm } from "./token.js";
+
+const RETRY_MS = 1000;
+const REFUSED_RETRY_MS = 3000;
 
 export class Problem extends Error {
   constructor(status, body) {
@@ -17,6 +20,20 @@ export function onView(heard) {
   hearing.add(heard);
 }
 
+/** The response to a request, sent with the read token once the views want one. */
+async function request(url, headers, signal) {
+  for (;;) {
+    const token = readToken();
+    const sent = token === null ? headers : { ...headers, Authorization: `Bearer ${token}` };
+    const answer = await fetch(url, { signal, headers: sent, cache: "no-store" });
+    if (answer.status !== 401) return answer;
+    await answer.body?.cancel();
+    // Another request may have got a newer one meanwhile.
+    if (readToken() === token) await showTokenForm(token !== null);
+    signal?.throwIfAborted();
+  }
+}
+
 /** What is at `path`. Raises Problem; an aborted request raises AbortError. */
 export async function get(path, query = {}, signal = undefined) {
   const wanted = new URLSearchParams();
@@ -24,7 +41,7 @@ export async function get(path, query = {}, signal = undefined) {
   const text = wanted.toString();
   let answer;
   try {
-    answer = await fetch(`v1/${path}${text ? `?${text}` : ""}`, { signal, headers: { Accept: "application/json" } });
+    answer = await request(`v1/${path}${text ? `?${text}` : ""}`, { Accept: "application/json" }, signal);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     for (const heard of hearing) heard(null);
@@ -54,42 +71,94 @@ export async function keep(work, every_ms, signal) {
         unlessGone(error);
       }
     }
-    await new Promise((done) => {
-      const timer = setTimeout(done, every_ms);
-      signal.addEventListener("abort", () => { clearTimeout(timer); done(); }, { once: true });
-    });
+    await pause(every_ms, signal);
   }
 }
 
 /**
- * Events as they happen. The browser goes on behind the last one by itself after a break. Nobody
- * listens while the page is hidden: a browser has few connections for a host, and tabs share them.
- * `states.open` is called each time that events come again.
+ * Events as they happen. After a break they go on behind the last one. They are read by fetch, since
+ * an EventSource cannot send the token. Nothing is read while the page is hidden: a browser has few
+ * connections for a host, and tabs share them. `states.open` is called each time that events come
+ * again.
  */
 export function stream(query, heard, signal, states = {}) {
-  let source = null;
-  const open = () => {
-    if (document.hidden || signal.aborted) return;
-    source = new EventSource(`v1/stream?${new URLSearchParams(query)}`);
-    source.addEventListener("open", () => states.open?.());
-    source.addEventListener("event", (message) => heard(JSON.parse(message.data)));
-    source.addEventListener("lost", () => {
-      // Where we were is gone; from now on, then.
-      source.close();
+  let reading = null;
+  let last = null;
+  const read = async (ended) => {
+    while (!ended.aborted) {
+      let pause_ms = RETRY_MS;
+      try {
+        const headers = { Accept: "text/event-stream", ...(last === null ? {} : { "Last-Event-ID": last }) };
+        const answer = await request(`v1/stream?${new URLSearchParams(query)}`, headers, ended);
+        if (answer.ok) {
+          states.open?.();
+          for await (const { event, id, data } of events(answer.body)) {
+            if (id !== null) last = id;
+            if (event === "event") take(heard, JSON.parse(data));
+          }
+        } else {
+          await answer.body?.cancel();
+          pause_ms = REFUSED_RETRY_MS;
+          // Where we were is gone; from now on, then.
+          if (answer.status === 400) last = null;
+        }
+      } catch (error) {
+        if (ended.aborted) return;
+        if (!(error instanceof TypeError)) throw error; // the network's
+      }
       states.broken?.();
-      setTimeout(open, RETRY_MS);
-    });
-    source.addEventListener("error", () => {
-      states.broken?.();
-      if (source?.readyState === EventSource.CLOSED) setTimeout(open, RETRY_MS);
-    });
+      await pause(pause_ms, ended);
+    }
   };
   const seen = () => {
-    source?.close();
-    source = null;
-    open();
+    reading?.abort();
+    reading = null;
+    if (document.hidden || signal.aborted) return;
+    reading = new AbortController();
+    read(reading.signal).catch(reportError);
   };
   document.addEventListener("visibilitychange", seen, { signal });
-  signal.addEventListener("abort", () => source?.close(), { once: true });
-  open();
+  signal.addEventListener("abort", () => reading?.abort(), { once: true });
+  seen();
+}
+
+/** A mistake of the page must not look like one of the network. */
+function take(heard, event) {
+  try {
+    heard(event);
+  } catch (error) {
+    reportError(error);
+  }
+}
+
+/** Server-sent events of a response's body. */
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let made = { event: "message", id: null, data: null };
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        const at = line.indexOf(": ");
+        const field = line.slice(0, Math.max(at, 0));
+        if (Object.hasOwn(made, field)) made[field] = line.slice(at + 2);
+        if (line !== "") continue;
+        if (made.data !== null) yield made;
+        made = { event: "message", id: null, data: null };
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+function pause(for_ms, signal) {
+  return new Promise((done) => {
+    const timer = setTimeout(done, for_ms);
+    signal.addEventListener("abort", () => { clearTimeout(timer); done(); }, { once: true });
+  });
 }

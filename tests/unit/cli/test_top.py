@@ -1,8 +1,11 @@
 """`taskflow top` shows what the views know, however small the terminal and hostile the text."""
 
 import time
+from pathlib import Path
 
 import pytest
+from aiohttp import web
+from pydantic import SecretStr
 from rich.console import Console
 
 from processor.cli.common.output import plain
@@ -10,7 +13,9 @@ from processor.cli.common.runner import Refused, WrongUse
 from processor.cli.common.views_client import NoViews, asking, views_url
 from processor.cli.top import QUESTIONS, Shown, _snapshot, bars, refresh, screen
 from processor.settings import Address, Settings
-from tests.support.stub_views import ShownViews, command, showing, story
+from tests.support.recorded_deployment import Recorded
+from tests.support.served_views import serving
+from tests.support.stub_views import ShownViews, command, create, showing, story
 
 
 def now_ms() -> int:
@@ -93,6 +98,36 @@ async def test_somebody_else_at_the_address_is_no_view(views: ShownViews):
         with pytest.raises(NoViews, match="no answer of theirs"):
             await asked.get("../static/app.js")
         assert await asked.get("flows/6f1f3a52-0000-4000-8000-000000000001") == {}
+
+
+async def test_views_that_want_a_token_are_asked_with_it(tmp_path: Path):
+    token = SecretStr("a read token of the views")
+    recorded = Recorded()
+    recorded.send(("commands", create(1, "settle invoice")))
+    async with serving(tmp_path, recorded, views_read_token=token) as here:
+        async with asking(here.url, token) as asked:
+            assert len((await asked.get("flows"))["items"]) == 1
+        for wrong in (None, SecretStr("another token than that")):
+            with pytest.raises(Refused, match="TASKFLOW_VIEWS_READ_TOKEN") as refused:
+                await _snapshot(here.url, wrong)
+            assert "another token" not in str(refused.value)
+
+
+async def test_a_redirect_is_no_answer_of_the_views():
+    async def away(_: web.Request) -> web.Response:
+        raise web.HTTPFound("http://127.0.0.1:1/")
+
+    app = web.Application()
+    app.add_routes([web.get("/{path:.*}", away)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with asking(f"http://127.0.0.1:{runner.addresses[0][1]}") as asked:
+            with pytest.raises(NoViews, match="no answer of theirs"):
+                await asked.get("flows")
+    finally:
+        await runner.cleanup()
 
 
 def test_where_views_are():

@@ -89,13 +89,6 @@ def open_streams(view):
     return view.metrics.registry.get_sample_value("taskflow_view_streams")
 
 
-async def test_an_events_cursor_of_partitions_that_are_not_there_leads_to_none(served):
-    # The vector {"7": 5}.
-    async with served(small()) as (client, _), client.get("/v1/events?cursor=eyI3Ijo1fQ") as answer:
-        told = await answer.json()
-        assert (answer.status, told["items"], told["next_cursor"]) == (200, [], None)
-
-
 async def test_what_is_not_there_is_told(served):
     async with served(small()) as (client, _):
         for path, code in (

@@ -1,1 +1,0 @@
-"""Authenticate to the brokers, and find out what they allow."""

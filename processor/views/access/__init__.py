@@ -1,0 +1,1 @@
+"""Who may ask a view worker: readers with a token, and the other view workers."""

@@ -1,0 +1,51 @@
+"""What the README shows runs: each python block under `<!-- runs: name -->`, in their order."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from processor.embedded.broker import EmbeddedBroker
+from processor.settings import Settings
+from tests.support.examples import examples, shown
+from tests.support.worker import running_worker
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+
+
+def test_only_marked_blocks_are_taken():
+    text = (
+        "```python\nno()\n```\n"
+        "<!-- runs: one -->\n```python\nyes()\n```\n"
+        "<!-- runs: two -->\n\n```python\na = 1\n\nb = 2\n```\n"
+    )
+    assert examples(text) == {"one": "yes()\n", "two": "a = 1\n\nb = 2\n"}
+
+
+def test_a_mark_without_a_block_is_a_mistake():
+    with pytest.raises(AssertionError, match="right before"):
+        examples("<!-- runs: one -->\ntext\n```python\nyes()\n```\n")
+
+
+async def test_what_the_readme_shows_runs(broker: EmbeddedBroker, prefix: str, tmp_path: Path):
+    settings = Settings(
+        bootstrap_servers=broker.bootstrap,
+        topic_prefix=prefix,
+        partitions=2,
+        state_dir=tmp_path / "state",
+        http=None,
+    )
+    environ = {
+        **{name: text for name, text in os.environ.items() if not name.startswith("TASKFLOW_")},
+        "TASKFLOW_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "TASKFLOW_TOPIC_PREFIX": settings.topic_prefix,
+        "PYTHONPATH": str(ROOT),
+    }
+    blocks = examples(README.read_text())
+    assert blocks, "the README shows no example that runs"
+    async with running_worker(settings):
+        for name, code in blocks.items():
+            command = (sys.executable, "-W", "error", "-c", code)
+            assert await shown(command, cwd=tmp_path, environ=environ), f"{name} shows nothing"

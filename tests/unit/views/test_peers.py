@@ -1,0 +1,436 @@
+"""View workers ask each other, and believe nobody else at the addresses that the group names."""
+
+import asyncio
+import gzip
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession, web
+
+from processor.settings import Settings
+from processor.views import peers as peers_module
+from processor.views.access.peer_key import ANSWER, QUESTION, ForgedError, PeerKey
+from processor.views.access.peer_secret import peer_secret
+from tests.support.recorded_deployment import Recorded
+from tests.support.served_views import SECRET, ServedView, serving
+from tests.support.stub_views import create
+
+PARTITIONS = 4
+OURS, THEIRS = {0, 1}, {2, 3}
+
+
+def some(count: int = 24) -> Recorded:
+    recorded = Recorded(PARTITIONS)
+    for number in range(count):
+        recorded.send(("commands", create(number, f"goal {number}")))
+    return recorded
+
+
+@asynccontextmanager
+async def pair(
+    folder: Path, *, theirs_at: str | None = None, their_secret: str | None = SECRET, **options
+) -> AsyncIterator[tuple[ServedView, ServedView]]:
+    """Two workers that share the partitions; the second is found at `theirs_at`, or where it is."""
+    recorded, group = some(), {}
+    async with (
+        serving(folder / "a", recorded, shared_out=lambda: group, **options) as ours,
+        serving(
+            folder / "b", recorded, shared_out=lambda: group, secret=their_secret, **options
+        ) as theirs,
+    ):
+        ours.view.assign(OURS)
+        theirs.view.assign(THEIRS)
+        theirs.peers.own = theirs_at or theirs.peers.own
+        group |= {ours.peers.own: OURS, theirs.peers.own: THEIRS}
+        yield ours, theirs
+
+
+@asynccontextmanager
+async def stranger(
+    answer: Callable[[web.Request], Awaitable[web.StreamResponse]],
+) -> AsyncIterator[tuple[str, list[web.Request]]]:
+    """A server that somebody has put at an address of the group; what it is asked."""
+    asked: list[web.Request] = []
+
+    async def noted(request: web.Request) -> web.StreamResponse:
+        asked.append(request)
+        return await answer(request)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", noted)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", asked
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def beside_a_stranger(
+    folder: Path, answer: Callable[[web.Request], Awaitable[web.StreamResponse]], **options
+) -> AsyncIterator[tuple[ServedView, list[web.Request]]]:
+    """A worker with half of the partitions; the group says that a stranger has the others."""
+    async with stranger(answer) as (address, asked):
+        group = {address: THEIRS}
+        async with serving(folder, some(), shared_out=lambda: group, **options) as here:
+            here.view.assign(OURS)
+            yield here, asked
+
+
+async def get(here: ServedView, path: str, **headers: str):
+    async with here.client.get(path, headers=headers) as response:
+        return response.status, await response.json()
+
+
+PATHS = ("/v1/flows", "/v1/events", "/v1/statistics", "/v1/deadletters")
+
+
+async def test_workers_with_the_same_secret_answer_for_all_partitions(tmp_path):
+    token = "a read token of the views"
+    async with pair(tmp_path, views_read_token=token) as both:
+        for here in both:
+            for path in PATHS:
+                status, told = await get(here, path, Authorization=f"Bearer {token}")
+                assert status == 200, told
+                assert (told["view"]["complete"], len(told["view"]["partitions"])) == (True, 4)
+            _, flows = await get(here, "/v1/flows", Authorization=f"Bearer {token}")
+            assert {item["partition"] for item in flows["items"]} == {0, 1, 2, 3}
+            assert len(flows["items"]) == 24
+            _, told = await get(here, "/v1/statistics", Authorization=f"Bearer {token}")
+            assert told["flows_total"] == 24
+            for item in flows["items"]:
+                path = f"/v1/flows/{item['id']}"
+                status, told = await get(here, path, Authorization=f"Bearer {token}")
+                assert (status, told["flow"]["goal"]) == (200, item["goal"])
+                status, problem = await get(
+                    here, f"{path}?revision=99", Authorization=f"Bearer {token}"
+                )
+                assert (status, problem["code"]) == (404, "revision_unknown")
+
+
+async def read_stream(here: ServedView, wanted: int, **query: str) -> list[int]:
+    """The ids of the first events of a stream from the beginning."""
+    found: list[int] = []
+    async with (
+        asyncio.timeout(20),
+        here.client.get("/v1/stream", params={"since": "beginning", **query}) as response,
+    ):
+        async for line in response.content:
+            if line.startswith(b'data: {"event"'):
+                found.append(json.loads(line[6:])["event"]["id"])
+                if len(found) == wanted:
+                    break
+    return found
+
+
+async def test_a_stream_has_the_events_of_all_workers(tmp_path):
+    async with pair(tmp_path) as both:
+        for here in both:
+            found = await read_stream(here, 48)
+            assert len(set(found)) == 48
+            assert {event_id >> 40 for event_id in found} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("their_secret", ["another secret than ours", None])
+async def test_workers_with_different_secrets_leave_each_other_out(tmp_path, their_secret):
+    async with pair(tmp_path, their_secret=their_secret) as both:
+        for here, own, other in ((both[0], OURS, THEIRS), (both[1], THEIRS, OURS)):
+            for path in PATHS:
+                status, told = await get(here, path)
+                assert status == 200
+                assert (told["view"]["complete"], set(told["view"]["missing"])) == (False, other)
+            _, flows = await get(here, "/v1/flows")
+            assert {item["partition"] for item in flows["items"]} == own
+
+
+async def forged(request: web.Request) -> web.Response:
+    """What a worker with the secret would say, were it one."""
+    view = {
+        "complete": True, "missing": [], "behind": 0, "lag_ms": 0,
+        "partitions": [{"partition": p, "event_id": p << 40, "behind": 0} for p in range(4)],
+    }  # fmt: skip
+    document = {
+        "items": [{"id": "forged", "goal": "forged", "at": "2026-01-01T00:00:00.000Z"}],
+        "next_cursor": None, "view": view, "flow": {"goal": "forged"}, "minutes": {},
+        "totals": [{"flows": {"running": 10**6}, "kinds": {}, "cancel_requested": 0}],
+    }  # fmt: skip
+    return web.json_response(document, headers={ANSWER: f"{'0' * 64} {'0' * 64}"})
+
+
+async def test_what_a_stranger_forges_is_in_no_answer(tmp_path, caplog):
+    async with beside_a_stranger(tmp_path, forged) as (here, asked):
+        for path in PATHS:
+            status, told = await get(here, path)
+            assert (status, told["view"]["missing"]) == (200, [2, 3])
+            assert "forged" not in json.dumps(told)
+        _, told = await get(here, "/v1/statistics")
+        assert told["flows_total"] < 24
+        assert asked, "it was asked"
+        for request in asked:
+            assert SECRET not in str(request.headers) + request.path_qs
+    assert "TASKFLOW_VIEWS_PEER_SECRET" in caplog.text
+
+
+async def test_a_refusal_of_a_stranger_is_none_of_ours(tmp_path):
+    async def refuses(_: web.Request) -> web.Response:
+        body = {"code": "bad_request", "detail": "forged", "errors": []}
+        return web.json_response(body, status=400)
+
+    async with beside_a_stranger(tmp_path, refuses) as (here, _):
+        status, told = await get(here, "/v1/flows")
+        assert (status, told["view"]["missing"]) == (200, [2, 3])
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(tmp_path, status):
+    async def never(_: web.Request) -> web.Response:
+        raise AssertionError("nobody is asked there")
+
+    async with stranger(never) as (elsewhere, followed):
+
+        async def away(_: web.Request) -> web.Response:
+            return web.Response(status=status, headers={"Location": f"{elsewhere}/secret"})
+
+        async with beside_a_stranger(tmp_path, away) as (here, asked):
+            for path in (*PATHS, "/v1/stream?since=beginning"):
+                if path.startswith("/v1/stream"):
+                    await read_stream(here, 2)
+                else:
+                    await get(here, path)
+            assert asked
+            assert followed == []
+
+
+async def test_a_bomb_is_not_unpacked_and_not_even_read(tmp_path):
+    sent = []
+
+    async def bomb(request: web.Request) -> web.StreamResponse:
+        packed = gzip.compress(bytes(64 * 1024 * 1024))
+        response = web.StreamResponse(headers={"Content-Encoding": "gzip", ANSWER: "x x"})
+        await response.prepare(request)
+        for start in range(0, len(packed), 4096):
+            await response.write(packed[start : start + 4096])
+            sent.append(4096)
+            await asyncio.sleep(0)
+        return response
+
+    async with beside_a_stranger(tmp_path, bomb) as (here, _):
+        began_s = time.monotonic()
+        for _ in range(4):
+            status, told = await get(here, "/v1/flows")
+            assert (status, told["view"]["missing"]) == (200, [2, 3])
+        assert time.monotonic() - began_s < 3
+        assert here.peers._session is not None
+        await asyncio.sleep(0.1)
+
+
+async def test_a_stranger_that_does_not_answer_is_waited_for_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers_module, "ANSWER_MAX_S", 0.3)
+
+    async def silent(_: web.Request) -> web.Response:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async with beside_a_stranger(tmp_path, silent) as (here, asked):
+        began_s = time.monotonic()
+        for _ in range(10):
+            status, told = await get(here, "/v1/flows")
+            assert (status, told["view"]["missing"]) == (200, [2, 3])
+        assert time.monotonic() - began_s < 2
+        assert len(asked) == 1
+
+
+async def test_a_body_that_never_ends_is_read_for_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers_module, "ANSWER_MAX_S", 0.5)
+    monkeypatch.setattr(peers_module, "ANSWER_MAX_BYTES", 100_000)
+    key = PeerKey(SECRET)
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        """Signed by somebody who knows the secret, for argument's sake."""
+        address = f"http://{request.host}"
+        exchange = key.admit(request.headers[QUESTION], address, request.raw_path)
+        response = web.StreamResponse(headers={ANSWER: exchange.sign(200, b"")})
+        await response.prepare(request)
+        while True:
+            await response.write(bytes(10_000))
+            await asyncio.sleep(0)
+
+    async with beside_a_stranger(tmp_path, endless) as (here, _):
+        status, told = await get(here, "/v1/flows")
+        assert (status, told["view"]["missing"]) == (200, [2, 3])
+
+
+def relay(to: Callable[[], str], alter: Callable[[bytes], bytes] = lambda body: body):
+    """Asks on what it is asked, and answers what it hears, altered."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        headers = {QUESTION: request.headers[QUESTION]}
+        async with (
+            ClientSession() as session,
+            session.get(f"{to()}{request.path_qs}", headers=headers) as heard,
+        ):
+            kept = {name: heard.headers[name] for name in (ANSWER,) if name in heard.headers}
+            if "event-stream" in heard.headers.get("Content-Type", ""):
+                response = web.StreamResponse(headers=kept)
+                await response.prepare(request)
+                async for line in heard.content:
+                    await response.write(alter(line))
+                return response
+            return web.Response(body=alter(await heard.read()), status=heard.status, headers=kept)
+
+    return answer
+
+
+async def test_a_question_for_one_address_is_not_answered_at_another(tmp_path):
+    # A stranger in the group, who asks the honest worker on.
+    async with (
+        serving(tmp_path / "b", some()) as honest,
+        beside_a_stranger(tmp_path / "a", relay(lambda: honest.url)) as (here, asked),
+    ):
+        status, told = await get(here, "/v1/flows")
+        assert (status, told["view"]["missing"]) == (200, [2, 3])
+        async with honest.client.get(
+            asked[0].path_qs, headers={QUESTION: asked[0].headers[QUESTION]}
+        ) as response:
+            assert response.status == 401
+
+
+async def test_an_answer_that_was_altered_on_its_way_is_left_out(tmp_path):
+    where: list[str] = []
+    altered = [False]
+
+    def alter(body: bytes) -> bytes:
+        return body.replace(b"goal", b"gaol") if altered[0] else body
+
+    async with (
+        stranger(relay(lambda: where[0], alter)) as (proxy, _),
+        pair(tmp_path, theirs_at=proxy) as (ours, theirs),
+    ):
+        where.append(theirs.url)
+        _, told = await get(ours, "/v1/flows")
+        assert told["view"]["complete"], "a proxy in between is no harm"
+        altered[0] = True
+        _, told = await get(ours, "/v1/flows")
+        assert told["view"]["missing"] == [2, 3]
+        assert "gaol" not in json.dumps(told)
+
+
+async def test_an_event_of_a_stream_that_was_altered_is_left_out(tmp_path):
+    where: list[str] = []
+
+    def alter(line: bytes) -> bytes:
+        return line.replace(b"goal 1", b"gaol 1")
+
+    async with (
+        stranger(relay(lambda: where[0], alter)) as (proxy, _),
+        pair(tmp_path, theirs_at=proxy) as (ours, theirs),
+    ):
+        where.append(theirs.url)
+        seen = b""
+        async with ours.client.get("/v1/stream?since=beginning") as response:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2):
+                    async for line in response.content:
+                        seen += line
+        assert b"goal" in seen
+        assert b"gaol" not in seen
+
+
+async def test_only_workers_are_asked_for_raw_statistics(tmp_path):
+    async with pair(tmp_path) as (ours, _):
+        status, told = await get(ours, "/internal/statistics")
+        assert (status, told["code"]) == (403, "forbidden")
+        for header in ("", "x", "0" * 32, f"{'0' * 32} {'0' * 64}", "ü ü"):
+            status, told = await get(ours, "/internal/statistics", **{QUESTION: header})
+            assert (status, told["code"]) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "x", "http://", "http://[::", "ftp://127.0.0.1", "javascript:alert(1)", "file:///etc/passwd",
+     "http://u:p@127.0.0.1:1", "http://127.0.0.1:1/path", "http://127.0.0.1:1?x=1", "http://a b",
+     "http://127.0.0.1:99999", "http://" + "x" * 3000, "http://é.example"],
+)  # fmt: skip
+async def test_what_is_no_address_is_not_asked(tmp_path, address):
+    group = {address: THEIRS}
+    async with serving(tmp_path, some(), shared_out=lambda: group) as here:
+        here.view.assign(OURS)
+        status, told = await get(here, "/v1/flows")
+        assert (status, told["view"]["missing"]) == (200, [2, 3])
+
+
+async def test_a_stranger_at_our_own_address_takes_nothing_from_us(tmp_path):
+    group: dict[str, set[int]] = {}
+    async with serving(tmp_path, some(), shared_out=lambda: group) as here:
+        here.view.assign(OURS)
+        group[here.peers.own.upper().replace("HTTP", "http")] = {0, 1, 2, 3}
+        status, told = await get(here, "/v1/flows")
+        assert (status, told["view"]["missing"]) == (200, [2, 3])
+
+
+# The key and the secret
+
+
+def test_each_part_of_an_exchange_is_bound_to_the_others():
+    key = PeerKey(SECRET)
+    asking, header = key.ask("http://b:1", "/v1/flows?x=1")
+    answering = key.admit(header, "http://b:1", "/v1/flows?x=1")
+    for address, path in (("http://c:1", "/v1/flows?x=1"), ("http://b:1", "/v1/flows?x=2")):
+        with pytest.raises(ForgedError):
+            key.admit(header, address, path)
+    with pytest.raises(ForgedError):
+        PeerKey("another secret").admit(header, "http://b:1", "/v1/flows?x=1")
+    signed = answering.sign(200, b"body")
+    digest = asking.expect(signed, 200)
+    asking.check(digest, b"body")
+    with pytest.raises(ForgedError):
+        asking.check(digest, b"bodY")
+    with pytest.raises(ForgedError):
+        asking.expect(signed, 400)
+    other, _ = key.ask("http://b:1", "/v1/flows?x=1")
+    with pytest.raises(ForgedError):
+        other.expect(signed, 200)
+    code = answering.event_code(0, "event", "id", b"data")
+    asking.check_event(code, 0, "event", "id", b"data")
+    for changed in ((1, "event", "id", b"data"), (0, "ready", "id", b"data"),
+                    (0, "event", "di", b"data"), (0, "event", "id", b"dato")):  # fmt: skip
+        with pytest.raises(ForgedError):
+            asking.check_event(code, *changed)
+
+
+def test_workers_of_one_user_share_a_secret_that_only_he_can_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    settings = Settings()
+    secret = peer_secret(settings)
+    assert secret is not None
+    assert len(secret) == 64
+    assert peer_secret(settings) == secret
+    (path,) = (tmp_path / "state" / "taskflow").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert peer_secret(Settings(views_peer_secret="one that was given")) == "one that was given"
+
+
+def test_a_secret_that_others_can_read_is_none(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert peer_secret(Settings()) is not None
+    path = tmp_path / "taskflow" / "views-peer-secret"
+    path.chmod(0o644)
+    assert peer_secret(Settings()) is None
+    assert "TASKFLOW_VIEWS_PEER_SECRET" in caplog.text
+    path.chmod(0o600)
+    path.write_text("short")
+    assert peer_secret(Settings()) is None
+
+
+def test_without_a_place_for_a_secret_there_is_none(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    assert peer_secret(Settings()) is None
+    assert "TASKFLOW_VIEWS_PEER_SECRET" in caplog.text
