@@ -66,7 +66,8 @@ plots: $(STAMP) ## Draws the figures that are kept in tests/benchmarks/results
 	$(BIN)/python -m tests.benchmarks.plots
 
 # Shorter: make soak KILLS=20 VIEW_KILLS=3 MINUTES=1
-soak: $(STAMP) ## Kills workers and broker 500 times, views 20 times, then breaks all for 20 minutes
+soak: $(STAMP) ## Kills all 500 times, breaks all for 20 minutes, runs what is too long for make test
+	$(BIN)/pytest -m soak --numprocesses $(PROCESSES) --dist worksteal
 	$(BIN)/taskflow torture --kills $(KILLS) --seed $(SEED)
 	$(BIN)/pytest tests/faults/test_views.py -k kills --kills $(VIEW_KILLS) --timeout 1800
 	$(BIN)/taskflow torture --minutes $(MINUTES) --seed $(SEED)

@@ -195,8 +195,7 @@ def flow_doc(flow: Flow) -> bytes:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with sorted keys, compact, UTF-8; floats as Python and the contract's checker write
-    them."""
+    """JSON with sorted keys, compact, UTF-8; floats as Python's `json` writes them."""
     text = orjson.dumps(value, option=_SORTED)
     if not (b"e-" in text or b"0.0000" in text) or _MAYBE_TINY.search(text) is None:
         return text

@@ -13,9 +13,9 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from processor.settings import Settings
-from tests.support.checker import assert_clean
+from tests.support.deployment import Deployment
 from tests.support.machine import patience
-from tests.support.observed_deployment import World, observing
+from tests.support.observed_deployment import observing
 from tests.support.worker import running_worker
 
 PARTITIONS = 4
@@ -53,13 +53,13 @@ def without_times(value: Any) -> Any:
     return json.loads(INSTANT.sub('"a time"', json.dumps(value)))
 
 
-def told_of(case: Any, world: World) -> list[Any]:
+def told_of(case: Any, world: Deployment) -> list[Any]:
     """What the topics tell of a case's commands, as the case expects it."""
     flow_id = case["commands"][0]["value"]["flow_id"]
     outcomes = [
-        o for r in world.all("outcomes") if (o := json.loads(r.value))["flow_id"] == flow_id
+        o for r in world.all_of("outcomes") if (o := json.loads(r.value))["flow_id"] == flow_id
     ]
-    events = [e for r in world.all("audit") if (e := json.loads(r.value))["flow_id"] == flow_id]
+    events = [e for r in world.all_of("audit") if (e := json.loads(r.value))["flow_id"] == flow_id]
     told = []
     for outcome, expected in zip(outcomes, case["expect"], strict=True):
         answer = {name: outcome.get(name) for name in expected if name != "events"}
@@ -72,14 +72,14 @@ def told_of(case: Any, world: World) -> list[Any]:
     return told
 
 
-def rows_of(case: Any, world: World) -> tuple[Any, list[Any]]:
+def rows_of(case: Any, world: Deployment) -> tuple[Any, list[Any]]:
     flow_id = case["commands"][0]["value"]["flow_id"]
-    docs = [table.flows[flow_id][0] for table in world.tables if flow_id in table.flows]
+    docs = [row.doc for table in world.tables for row in table.flows if row.flow_id == flow_id]
     steps = [
-        json.loads(doc)
+        json.loads(row.doc)
         for table in world.tables
-        for at, doc in sorted(table.steps.items())
-        if at[0] == flow_id
+        for row in sorted(table.steps)
+        if row.flow_id == flow_id
     ]
     return (json.loads(docs[0]) if docs else None), steps
 
@@ -112,7 +112,7 @@ async def test_every_case_that_knows_no_clock(broker, prefix, tmp_path):
             await asyncio.gather(*sending)
             world = await observer.settled([tmp_path], timeout_s=patience(20))
 
-    assert_clean(world)
+    world.assert_clean()
     assert len(cases) >= 50
     for case in cases:
         assert without_times(told_of(case, world)) == without_times(case["expect"]), case["name"]

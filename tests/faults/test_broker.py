@@ -13,7 +13,6 @@ from processor.ops.verify.report import Report
 from processor.ops.verify.verify import Scope
 from processor.ops.verify.verify import verify as verified
 from processor.settings import Settings
-from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
 from tests.support.machine import patience
@@ -47,7 +46,7 @@ async def test_workers_come_back_by_themselves(prefix, tmp_path):
             assert [await worker.end() for worker in pair] == [0, 0]
 
         assert observer.answered >= load.acknowledged
-        assert_clean(world)
+        world.assert_clean()
         assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
 
 

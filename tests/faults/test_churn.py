@@ -4,7 +4,6 @@ import asyncio
 
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
-from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
 from tests.support.machine import patience
@@ -36,5 +35,5 @@ async def test_a_worker_that_joins_and_leaves_every_two_seconds(broker, prefix, 
         assert await stays.end() == 0
 
     assert observer.answered >= load.acknowledged
-    assert_clean(world)
+    world.assert_clean()
     assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []

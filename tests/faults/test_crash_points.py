@@ -7,7 +7,6 @@ from pathlib import Path
 
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
-from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
 from tests.support.machine import patience
@@ -67,7 +66,7 @@ async def test_a_worker_killed_at_each_point_loses_nothing(broker, prefix, tmp_p
 
     assert reached(worker) == [faults.partition("@")[0] for faults in KILLED_AT]
     assert observer.answered >= load.acknowledged
-    assert_clean(world)
+    world.assert_clean()
     assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
 
 
@@ -90,5 +89,5 @@ async def test_errors_and_delays_at_each_point_are_outlived(broker, prefix, tmp_
     assert "CommitUncertain" in worker.told()  # the delay was longer than a commit may take
     assert "TASKFLOW_FAULTS is set" in worker.told()
     assert observer.answered >= load.acknowledged
-    assert_clean(world)
+    world.assert_clean()
     assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []

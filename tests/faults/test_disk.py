@@ -8,7 +8,6 @@ from contextlib import closing
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
 from processor.testing.chaos.worker_process import flip
-from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
@@ -78,4 +77,4 @@ async def test_a_table_survives_its_disk(broker, prefix, tmp_path):
         world = await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
         assert await worker.end() == 0
 
-    assert_clean(world)
+    world.assert_clean()

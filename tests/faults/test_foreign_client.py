@@ -9,10 +9,10 @@ from aiokafka import AIOKafkaProducer
 from confluent_kafka import Producer
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.ops.verify.contract import home_of
 from processor.settings import Settings
-from tests.support.checker import assert_clean, partition_of
 from tests.support.machine import patience
-from tests.support.observed_deployment import headers_of, observing
+from tests.support.observed_deployment import observing
 from tests.support.processes import workers
 
 PARTITIONS = 4
@@ -70,14 +70,14 @@ async def test_all_of_a_foreign_clients_commands_end_in_order(broker, prefix, tm
         world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(30))
         assert [await worker.end() for worker in pair] == [0, 0]
 
-    assert_clean(world)
-    verdicts = [json.loads(record.value)["verdict"] for record in world.all("outcomes")]
+    world.assert_clean()
+    verdicts = [json.loads(record.value)["verdict"] for record in world.all_of("outcomes")]
     assert verdicts.count("accepted") == len(sent)
     forwarded = verdicts.count("forwarded")
     assert forwarded > len(sent) / 2
     assert len(verdicts) == len(sent) + forwarded
     told = {}
-    for record in world.all("outcomes"):
+    for record in world.all_of("outcomes"):
         outcome = json.loads(record.value)
         if outcome["verdict"] == "accepted":
             told.setdefault(outcome["flow_id"], []).append(outcome["command_id"])
@@ -91,7 +91,7 @@ async def test_a_copy_that_lies_wrong_again_is_quarantined(broker, prefix, tmp_p
     )
     command = next(commands())
     key = command["flow_id"].encode()
-    wrong = (partition_of(key, PARTITIONS) + 1) % PARTITIONS
+    wrong = (home_of(key, PARTITIONS) + 1) % PARTITIONS
     forged = [("taskflow-forwarded-from", f"{prefix}.commands/9/9".encode())]
     async with (
         workers(1, tmp_path, broker.bootstrap, prefix) as (worker,),
@@ -106,9 +106,10 @@ async def test_a_copy_that_lies_wrong_again_is_quarantined(broker, prefix, tmp_p
         world = await observer.settled([worker.state_dir], timeout_s=patience(30))
         assert await worker.end() == 0
 
-    assert_clean(world)
-    (outcome,) = (json.loads(record.value) for record in world.all("outcomes"))
+    world.assert_clean()
+    (outcome,) = (json.loads(record.value) for record in world.all_of("outcomes"))
     assert (outcome["verdict"], outcome["code"]) == ("quarantined", "invalid_key")
-    (letter,) = world.records["deadletters"][wrong]
+    (letter,) = world.of("deadletters", wrong)
     assert (letter.key, letter.value) == (key, value)
-    assert headers_of(letter, "taskflow-forwarded-from") == [forged[0][1]]
+    copies = [value for name, value in letter.headers if name == "taskflow-forwarded-from"]
+    assert copies == [forged[0][1]]

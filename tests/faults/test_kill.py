@@ -5,7 +5,6 @@ import random
 
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
-from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands, owners, until_in_transaction
 from tests.support.machine import patience
@@ -45,7 +44,7 @@ async def test_twenty_kills_cost_nothing_but_time(broker, prefix, tmp_path):
     assert codes == [0, 0]
     assert observer.answered >= load.acknowledged
     assert len(load.acknowledged) > 10_000
-    assert_clean(world)
+    world.assert_clean()
     assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
     written_by, interrupted = owners(broker.data_dir, prefix, PARTITIONS)
     assert written_by > KILLS

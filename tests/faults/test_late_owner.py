@@ -4,7 +4,6 @@ import asyncio
 
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
-from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands, owners, until_in_transaction
 from tests.support.machine import patience
@@ -43,7 +42,7 @@ async def test_the_late_owner_writes_nothing_and_rejoins(broker, prefix, tmp_pat
         assert await late.end() == 0
 
     assert observer.answered >= load.acknowledged
-    assert_clean(world)
+    world.assert_clean()
     assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
     written_by, interrupted = owners(broker.data_dir, prefix, PARTITIONS)
     print(f"{written_by} owners, {interrupted} of their transactions ended by another")

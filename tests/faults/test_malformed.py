@@ -14,8 +14,8 @@ from uuid import UUID
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.ops.verify.contract import home_of
 from processor.settings import Settings
-from tests.support.checker import assert_clean, partition_of
 from tests.support.machine import patience
 from tests.support.malformed_batches import bomb, with_other_bytes
 from tests.support.observed_deployment import observing
@@ -36,7 +36,7 @@ def flow_on_0() -> str:
     """A new flow id that belongs to partition 0."""
     while True:
         flow_id = str(UUID(int=_random.getrandbits(128), version=4))
-        if partition_of(flow_id.encode(), PARTITIONS) == 0:
+        if home_of(flow_id.encode(), PARTITIONS) == 0:
             return flow_id
 
 
@@ -243,7 +243,7 @@ async def test_one_outcome_and_one_dead_letter_each(broker, prefix, tmp_path):
         assert await worker.end() == 0
 
     codes = {}
-    for record in world.all("outcomes"):
+    for record in world.all_of("outcomes"):
         outcome = json.loads(record.value or b"")
         codes[outcome["source"]["offset"]] = (outcome["verdict"], outcome["code"])
     wrong = {
@@ -252,8 +252,8 @@ async def test_one_outcome_and_one_dead_letter_each(broker, prefix, tmp_path):
         if codes[offset] != (("quarantined" if sent.code else "accepted"), sent.code)
     }
     assert wrong == {}
-    assert_clean(world)
-    assert len(world.records["deadletters"][0]) == sum(1 for s in places.values() if s.code)
+    world.assert_clean()
+    assert len(world.of("deadletters", 0)) == sum(1 for s in places.values() if s.code)
     assert statistics.median(seconds) < ANSWER_S
     assert memory_bytes < MEMORY_MAX_BYTES
 

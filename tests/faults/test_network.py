@@ -5,7 +5,6 @@ import asyncio
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
 from processor.testing.chaos.proxy import KINDS, Fate, foul, proxied
-from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
 from tests.support.machine import patience
@@ -50,7 +49,7 @@ async def test_whatever_becomes_of_a_request_nothing_is_lost(broker, prefix, tmp
 
     print(dict(proxy.befallen))
     assert observer.answered >= load.acknowledged
-    assert_clean(world)
+    world.assert_clean()
     assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
 
 

@@ -12,7 +12,6 @@ import psutil
 
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
-from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
@@ -101,7 +100,7 @@ async def test_a_killed_process_is_started_again_and_a_killed_parent_takes_all_a
 
     assert observer.answered >= load.acknowledged
     assert len(load.acknowledged) > 500
-    assert_clean(world)
+    world.assert_clean()
     assert "thrown away" not in worker.told()
 
 

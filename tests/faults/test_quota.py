@@ -9,7 +9,6 @@ import aiohttp
 from processor.adapters.kafka.client_config import client_id
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
-from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
 from tests.support.machine import patience
@@ -62,7 +61,7 @@ async def test_a_worker_under_a_quota_waits_for_the_broker_and_loses_nothing(
         assert await worker.end() == 0
 
     assert observer.answered >= load.acknowledged
-    assert_clean(world)
+    world.assert_clean()
     assert foreign_hands(broker.data_dir, prefix, 1) == []
     assert memory_kib < MEMORY_MAX_KIB
 

@@ -7,10 +7,9 @@ import time
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.partition.standby import LOOK_EVERY_S
 from processor.settings import Settings
-from tests.support.checker import assert_clean
 from tests.support.load import under_load
 from tests.support.machine import patience
-from tests.support.observed_deployment import newest_cursor, observing
+from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess, workers
 
 PARTITIONS = 4
@@ -56,15 +55,15 @@ async def test_who_follows_takes_over_with_a_warm_table(broker, prefix, tmp_path
         world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(30))
         deadline = time.monotonic() + patience(30)
         while not all_level(world):
-            assert time.monotonic() < deadline, [t.path for t in world.tables]
+            assert time.monotonic() < deadline, [table.position for table in world.tables]
             await asyncio.sleep(0.1)
             world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(30))
         codes = [await worker.end() for worker in pair]
 
     assert codes == [0, 0]
     assert observer.answered >= load.acknowledged
-    # The checker folds the audit and compares every table with it: the owners' and the others'.
-    assert_clean(world)
+    # Every table is compared with the fold of the audit: the owners' and the others'.
+    world.assert_clean()
 
 
 async def until_decided(observer, load) -> None:
@@ -77,7 +76,7 @@ async def until_decided(observer, load) -> None:
 
 def all_level(world) -> bool:
     tables = [
-        table.next_event_id == newest_cursor(world, table.partition)["next_event_id"]
+        table.position.next_event_id == world.newest_cursor(table.partition)["next_event_id"]
         for table in world.tables
     ]
     return len(tables) == 2 * PARTITIONS and all(tables)

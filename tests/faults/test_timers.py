@@ -13,12 +13,13 @@ from uuid import UUID, uuid5
 from aiokafka import AIOKafkaProducer
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.contract.values import instant, parse_timestamp
 from processor.settings import Settings
 from tests.support.builders import FLOW_ID, OWNER, document
-from tests.support.checker import assert_clean, instant, millis
+from tests.support.deployment import Deployment
 from tests.support.log_files import foreign_hands, until_in_transaction
 from tests.support.machine import patience
-from tests.support.observed_deployment import Observer, World, observing
+from tests.support.observed_deployment import Observer, observing
 from tests.support.processes import owner_of, workers
 
 PARTITIONS = 2
@@ -63,13 +64,13 @@ async def send(producer: AIOKafkaProducer, prefix: str, commands: Iterable[dict[
     await asyncio.gather(*futures)
 
 
-def ends(world: World) -> list[dict[str, Any]]:
+def ends(world: Deployment) -> list[dict[str, Any]]:
     """The events that ended a wait."""
-    events = (json.loads(record.value or b"") for record in world.all("audit"))
+    events = (json.loads(record.value or b"") for record in world.all_of("audit"))
     return [event for event in events if event["kind"] in ("resumed", "cancelled")]
 
 
-async def until_ended(observer: Observer, count: int) -> World:
+async def until_ended(observer: Observer, count: int) -> Deployment:
     """Wait until at least `count` waits have ended."""
     deadline = time.monotonic() + PATIENCE_S
     while len(ends(world := await observer.catch_up())) < count:
@@ -77,9 +78,9 @@ async def until_ended(observer: Observer, count: int) -> World:
     return world
 
 
-def wakes(world: World) -> Counter[str]:
+def wakes(world: Deployment) -> Counter[str]:
     """How many wakes of the processor's own there are, by flow."""
-    commands = (json.loads(record.value or b"") for record in world.all("control"))
+    commands = (json.loads(record.value or b"") for record in world.all_of("control"))
     return Counter(one["flow_id"] for one in commands if one["issued_by"] == "taskflow:timer")
 
 
@@ -130,9 +131,9 @@ async def test_a_herd_of_timers_while_their_owners_are_killed(broker, prefix, tm
     assert Counter(event["flow_id"] for event in resumed) == Counter(map(flow_id, range(HERD)))
     assert {event["payload_json"]["by"] for event in resumed} == {"timer"}
     due = {flow_id(number): due_ms + number % 1000 for number in range(HERD)}
-    assert all(millis(event["at"]) >= due[event["flow_id"]] for event in resumed)
+    assert all(parse_timestamp(event["at"]) >= due[event["flow_id"]] for event in resumed)
     assert set(wakes(world).values()) == {1}, "a second wake was sent"
-    assert_clean(world, punctual_ms=0)
+    world.assert_clean(punctual_ms=0)
     assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
 
 
@@ -183,12 +184,13 @@ async def test_workers_an_hour_ahead_and_an_hour_behind(broker, prefix, tmp_path
         await until_ended(observer, len(due) + len(asked) + 40)
         world = await observer.settled([ahead.state_dir, behind.state_dir], timeout_s=PATIENCE_S)
         assert await behind.end() == 0
-        told = [json.loads(worker.told().splitlines()[0])["at"] for worker in (ahead, behind)]
+        started = [json.loads(worker.told().splitlines()[0])["at"] for worker in (ahead, behind)]
 
-    assert millis(told[0]) > now_ms + 1_800_000 > now_ms - 1_800_000 > millis(told[1])
+    fast, slow = map(parse_timestamp, started)
+    assert fast > now_ms + 1_800_000 > now_ms - 1_800_000 > slow
     events = ends(world)
     assert Counter(event["kind"] for event in events) == {"resumed": 240, "cancelled": 2}
-    lags = [millis(e["at"]) - due[e["flow_id"]] for e in events if e["flow_id"] in due]
+    lags = [parse_timestamp(e["at"]) - due[e["flow_id"]] for e in events if e["flow_id"] in due]
     assert 0 <= min(lags) <= max(lags) < LATE_MAX_MS
     assert {event["flow_id"] for event in events}.isdisjoint(map(flow_id, range(200, 218)))
-    assert_clean(world, punctual_ms=LATE_MAX_MS)
+    world.assert_clean(punctual_ms=LATE_MAX_MS)

@@ -10,11 +10,12 @@ from typing import Any
 
 from confluent_kafka import Producer
 
+from processor.ops.verify.contract import home_of
 from processor.settings import Settings
 from tests.support.builders import DAY_MS, HOUR_MS
-from tests.support.checker import assert_clean, partition_of
+from tests.support.deployment import Deployment
 from tests.support.machine import patience
-from tests.support.observed_deployment import Seen, World, observing
+from tests.support.observed_deployment import observing
 from tests.support.partition import Appended
 from tests.support.reference_assertions import Reader, Wrote
 from tests.support.reference_model import Contract, sorted_compact
@@ -28,7 +29,7 @@ PARTITIONERS = ("consistent_random", "murmur2_random")
 
 
 def contract(partition: int) -> Contract:
-    return Contract(partition, lambda key: partition_of(key, PARTITIONS), HOUR_MS, 30 * DAY_MS)
+    return Contract(partition, lambda key: home_of(key, PARTITIONS), HOUR_MS, 30 * DAY_MS)
 
 
 class Foreigner:
@@ -62,34 +63,23 @@ class Foreigner:
             producer.commit_transaction()
 
 
-def wrote(records: list[Seen]) -> list[Wrote]:
+def wrote(records: list[Appended]) -> list[Wrote]:
     return [Wrote(record.key, record.value, record.headers) for record in records]
 
 
-def decided(world: World, partition: int) -> list[Appended]:
+def decided(world: Deployment, partition: int) -> list[Appended]:
     """The records of a partition, in the order in which they were decided."""
     found = {
-        (f"{world.prefix}.{topic}", record.offset): record
+        (record.topic, record.offset): record
         for topic in ("commands", "control")
-        for record in world.records[topic][partition]
+        for record in world.of(topic, partition)
     }
-    sources = [json.loads(r.value or b"")["source"] for r in world.records["outcomes"][partition]]
-    return [
-        Appended(
-            source["topic"],
-            partition,
-            source["offset"],
-            (record := found[source["topic"], source["offset"]]).timestamp,
-            record.key,
-            record.value,
-            record.headers,  # type: ignore[arg-type]
-        )
-        for source in sources
-    ]
+    sources = [json.loads(r.value or b"")["source"] for r in world.of("outcomes", partition)]
+    return [found[source["topic"], source["offset"]] for source in sources]
 
 
-def present(world: World, partition: int) -> dict[str, Any]:
-    state = {(r.key or b"").decode(): r.value for r in world.records["state"][partition]}
+def present(world: Deployment, partition: int) -> dict[str, Any]:
+    state = {(r.key or b"").decode(): r.value for r in world.of("state", partition)}
     return {
         key: json.loads(value)
         for key, value in state.items()
@@ -115,22 +105,22 @@ async def test_what_a_foreign_client_sends_is_answered_as_the_contract_says(
         foreigner = await asyncio.to_thread(Foreigner, broker.bootstrap, prefix)
         for _ in range(ROUNDS):
             world = await observer.catch_up()
-            now_ms = max((r.timestamp for r in world.all("outcomes")), default=sender.at_ms)
+            now_ms = max((r.timestamp for r in world.all_of("outcomes")), default=sender.at_ms)
             sender.at_ms = max(sender.at_ms, now_ms)
             some = [sender.go_on(rng.getrandbits(32)) for _ in range(RECORDS)]
             for start in range(0, RECORDS, 5):
                 await asyncio.to_thread(foreigner.send, some[start : start + 5])
         world = await observer.settled([tmp_path], timeout_s=patience(30))
 
-    assert_clean(world)
+    world.assert_clean()
     verdicts: Counter[str] = Counter()
     for partition in range(PARTITIONS):
         reader = Reader(contract(partition))
         answers = reader.read(
             decided(world, partition),
-            outcomes=wrote(world.records["outcomes"][partition]),
-            audit=wrote(world.records["audit"][partition]),
-            dead_letters=wrote(world.records["deadletters"][partition]),
+            outcomes=wrote(world.of("outcomes", partition)),
+            audit=wrote(world.of("audit", partition)),
+            dead_letters=wrote(world.of("deadletters", partition)),
         )
         verdicts.update(answer.outcome["verdict"] for answer in answers)
         assert sorted_compact(present(world, partition)) == sorted_compact(reader.present())

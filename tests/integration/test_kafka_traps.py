@@ -363,7 +363,7 @@ async def test_the_groups_offsets_decide_nothing(
         async with running_worker(settings):
             world = await observer.settled([settings.state_dir], timeout_s=PATIENCE_S)
 
-    outcomes = [orjson.loads(record.value or b"") for record in world.all("outcomes")]
+    outcomes = [orjson.loads(record.value or b"") for record in world.all_of("outcomes")]
     assert [one["source"]["offset"] for one in outcomes] == list(range(12))
     assert {one["verdict"] for one in outcomes} == {"accepted"}
 

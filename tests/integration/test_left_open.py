@@ -14,7 +14,6 @@ from processor.adapters.kafka.topic_reader import read
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from processor.settings import Settings
-from tests.support.checker import assert_clean
 from tests.support.log_files import foreign_hands
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
@@ -91,5 +90,5 @@ async def test_the_next_owner_ends_it(
     assert len(await answered(settings)) == 2
     async with observing(settings.bootstrap_servers, prefix, 1) as observer:
         world = await observer.settled([settings.state_dir], timeout_s=PATIENCE_S)
-    assert_clean(world)
+    world.assert_clean()
     assert foreign_hands(trusting.data_dir, prefix, 1) == []

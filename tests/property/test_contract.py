@@ -11,7 +11,7 @@ from processor.contract import Topics
 from processor.domain.decide import Limits
 from processor.engine.batch import PartitionConfig, WriteSet, first_event_id
 from processor.engine.rows import Position
-from tests.support.checker import partition_of
+from processor.ops.verify.contract import home_of
 from tests.support.partition import Appended, Partition
 from tests.support.reference_assertions import Reader
 from tests.support.reference_model import Answer, Contract, sorted_compact
@@ -27,7 +27,7 @@ PLACE = PartitionConfig(
 
 
 def contract() -> Contract:
-    return Contract(PARTITION, lambda key: partition_of(key, PARTITIONS), WINDOW_MS, HORIZON_MS)
+    return Contract(PARTITION, lambda key: home_of(key, PARTITIONS), WINDOW_MS, HORIZON_MS)
 
 
 def batches_of(seeds: list[int]) -> list[list[Appended]]:

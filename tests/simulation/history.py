@@ -34,12 +34,11 @@ from tests.simulation.ports import (
     Unanswered,
     open_table,
 )
-from tests.simulation.table import ModelFile, seen
+from tests.simulation.table import ModelFile, table_of
 from tests.simulation.traffic import Traffic
 from tests.support.builders import DAY_MS, HOUR_MS, MINUTE_MS
-from tests.support.checker import violations
+from tests.support.deployment import Table
 from tests.support.memory_kafka import Transaction, TxnState
-from tests.support.observed_deployment import TableSeen, newest_cursor
 
 TOPICS: Final = Topics()
 DECIDED_WITHIN_S: Final = 180.0
@@ -456,12 +455,12 @@ class Simulation:
     def _expire(self) -> int:
         kafka, gone = self.kafka, 0
         for number in range(self.partitions):
-            cursor = newest_cursor(kafka.world(dedupe_window_ms=0), number)
+            cursor = self._cursor(number)
             if cursor is None:
                 continue
             at_ms = kafka.now_ms - COMMANDS_LIVE_MS
-            gone += kafka.expire_before((TOPICS.commands, number), at_ms, cursor["commands"])
-            gone += kafka.expire_before((TOPICS.control, number), at_ms, cursor["control"])
+            gone += kafka.expire_before((TOPICS.commands, number), at_ms, cursor[0])
+            gone += kafka.expire_before((TOPICS.control, number), at_ms, cursor[1])
             at_ms = kafka.now_ms - OUTCOMES_LIVE_MS
             end = kafka.log(TOPICS.outcomes, number).end
             gone += kafka.expire_before((TOPICS.outcomes, number), at_ms, end)
@@ -568,25 +567,21 @@ class Simulation:
         return None
 
     def _bill(self) -> list[str]:
-        """What does not hold, by the independent checker and by what only we can see."""
-        found = []
-        tables = [
-            TableSeen(
-                f"{host.name}/{number}",
-                number,
-                *stored.position,
-                filled=stored.audit >= 0,
-                **seen(file.content),
-            )
-            for host in self.hosts
-            for number, file in sorted(host.disk.items())
-            if (stored := file.content.stored) is not None
-        ]
-        world = self.kafka.world(dedupe_window_ms=self.dedupe_window_ms, tables=tables)
-        found += violations(world, punctual_ms=PUNCTUAL_MS)
+        """What does not hold, by `taskflow verify` and by what only we can see."""
+        left = self.kafka.deployment(self.dedupe_window_ms, self.tables())
+        found = left.violations(punctual_ms=PUNCTUAL_MS)
         for number in range(self.partitions):
             found += self.kafka.mixed(number)
         return found
+
+    def tables(self) -> list[Table]:
+        """The tables on the disks of all hosts."""
+        return [
+            table_of(f"{host.name}/{number}", number, self.partitions, file.content)
+            for host in self.hosts
+            for number, file in sorted(host.disk.items())
+            if file.content.stored is not None
+        ]
 
     async def _end_all(self) -> None:
         """Nobody outlives the history."""

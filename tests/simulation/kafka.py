@@ -176,7 +176,7 @@ class SimKafka(MemoryKafka):
         gone, log.start = start - log.start, start
         return gone
 
-    # What a checker asks
+    # Looking at it
 
     def undecided(self, partition: int) -> int:
         """How many visible commands have no outcome yet."""

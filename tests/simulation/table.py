@@ -6,7 +6,7 @@ tests/simulation/test_table_contract.py holds both to the same scenarios.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt
 from processor.adapters.sqlite.write_batch import FORGET_EXTRA, FORGET_FACTOR
@@ -24,6 +24,8 @@ from processor.engine.rows import (
     Snapshot,
     StepRow,
 )
+from processor.ops.verify.ports import TableFlow, TablePosition, TableStep
+from tests.support.deployment import Table
 
 
 class Kept(NamedTuple):
@@ -250,12 +252,18 @@ def _step_row(doc: bytes) -> StepRow:
     return StepRow(FlowStep.model_validate_json(doc), doc)
 
 
-def seen(content: Content) -> dict[str, Any]:
-    """What a checker of the file would see, as `observed_deployment.TableSeen` has it."""
-    return {
-        "flows": {
-            flow_id: (row.doc.decode(), row.last_event_id, row.chain)
-            for flow_id, row in content.flows.items()
-        },
-        "steps": {at: doc.decode() for at, doc in content.steps.items()},
-    }
+def table_of(path: str, partition: int, partitions: int, content: Content) -> Table:
+    """What a reader of the file would find."""
+    stored = content.stored
+    assert stored is not None
+    flows = []
+    for flow_id, row in content.flows.items():
+        flow = Flow.model_validate_json(row.doc)
+        told = (flow.revision, flow.status.value, flow.owner_session_key, flow.updated_at)
+        flows.append(TableFlow(flow_id, row.doc.decode(), row.last_event_id, row.chain, *told))
+    return Table(
+        partition,
+        TablePosition(path, partitions, *stored.position, filled=stored.audit >= 0),
+        flows,
+        [TableStep(*at, doc.decode()) for at, doc in content.steps.items()],
+    )

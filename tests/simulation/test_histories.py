@@ -13,10 +13,15 @@ HISTORIES: Final = int(os.environ.get("TASKFLOW_TEST_HISTORIES", "10000"))
 FIRST_SEED: Final = int(os.environ.get("TASKFLOW_TEST_SEED", "0"))
 PARTS: Final = 10
 """Each a test of its own, for as many processes as there are."""
+SOON: Final = 3
+"""The parts that every run of the tests takes; the others are left to `make soak`."""
 SEEDS: Final = range(FIRST_SEED, FIRST_SEED + HISTORIES)
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(
+    "part",
+    [pytest.param(n, marks=[] if n < SOON else [pytest.mark.soak]) for n in range(PARTS)],
+)
 def test_whatever_breaks_nothing_is_lost(part: int) -> None:
     ran = run(SEEDS[part::PARTS])
 

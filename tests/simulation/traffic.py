@@ -8,9 +8,9 @@ import orjson
 
 from processor.contract.topics import Topics
 from processor.contract.values import instant
+from processor.ops.verify.contract import home_of
 from tests.simulation.faults import Fault
 from tests.support.builders import DAY_MS
-from tests.support.checker import partition_of
 
 OWNERS: Final = ("agent:kate", "agent:joe")
 RUBBISH: Final = (
@@ -59,7 +59,7 @@ class Traffic:
         self._partitions = partitions
         self._flows = [self._id() for _ in range(rng.randint(1, 6))]
         self._home = {
-            flow: partition_of(flow.encode(), partitions) if partitions > 1 else 0
+            flow: home_of(flow.encode(), partitions) if partitions > 1 else 0
             for flow in self._flows
         }
         self._guess: dict[str, str | None] = {}

@@ -13,9 +13,8 @@ from processor.contract.topics import Topics
 from processor.engine.batch import Outgoing
 from processor.engine.codec import Headers
 from tests.support.builders import NOON
-from tests.support.checker import assert_clean
+from tests.support.deployment import SOURCES, TOPICS, Deployment, Table
 from tests.support.machine import patience
-from tests.support.observed_deployment import SOURCES, TOPICS, Seen, TableSeen, World
 from tests.support.partition import Appended
 
 PATIENCE_S = patience(20.0)
@@ -54,7 +53,8 @@ class Entry:
 
 @dataclass(slots=True)
 class Log:
-    """A topic's partition. The entries before `start` are gone for readers, not for checkers."""
+    """A topic's partition. The entries before `start` are gone for readers, not for
+    `deployment`."""
 
     start: int = 0
     entries: list[Entry] = field(default_factory=list)
@@ -258,27 +258,19 @@ class MemoryKafka:
         commands = sum(len(self.read(t)) for t in (self.topics.commands, self.topics.control))
         return len(self.outcomes) >= commands
 
-    def world(self, *, dedupe_window_ms: int, tables: Sequence[TableSeen] = ()) -> World:
-        """What the independent checker looks at: all that was ever committed."""
-        world = World.empty(self.topics.prefix, self.partitions)
-        world.dedupe_window_ms = dedupe_window_ms
-        world.tables = list(tables)
+    def deployment(self, window_ms: int, tables: Sequence[Table] = ()) -> Deployment:
+        """All that was ever committed, whatever retention and compaction have taken since."""
+        seen = Deployment(self.partitions, window_ms, self.topics, tables=[*tables])
         for name in TOPICS:
             for partition in range(self.partitions):
                 log = self.log(f"{self.topics.prefix}.{name}", partition)
                 if name in SOURCES:
-                    world.ends[name, partition] = (log.stable_end, log.end)
+                    seen.ends[name, partition] = (log.stable_end, log.end)
                 for entry in log.entries:
                     txn = entry.transaction
                     if entry.record and (txn is None or txn.state is TxnState.COMMITTED):
-                        r = entry.record
-                        world.put(
-                            Seen(name, partition, r.offset, r.timestamp, r.key, r.value, r.headers)
-                        )
-        return world
-
-    def assert_clean(self, *, dedupe_window_ms: int, tables: Sequence[TableSeen] = ()) -> None:
-        assert_clean(self.world(dedupe_window_ms=dedupe_window_ms, tables=tables))
+                        seen.of(name, partition).append(entry.record)
+        return seen
 
 
 class Fenced(Exception):

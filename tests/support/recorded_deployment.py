@@ -1,60 +1,40 @@
-"""What a deployment leaves on its topics and in its tables, in lists that a test may edit, and a
-verification of it."""
+"""A deployment whose records and tables stand in lists that a test may edit."""
 
 import copy
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID, uuid5
 
 from processor.contract.topics import Topics
 from processor.engine.batch import PartitionConfig, WriteSet, first_event_id
 from processor.engine.partitioner import partition_of
 from processor.engine.rows import Position
-from processor.ops.verify.ports import LogRange, TableFlow, TablePosition, TableProblem, TableStep
+from processor.ops.verify.ports import TableFlow, TablePosition, TableStep
 from processor.ops.verify.report import Report
-from processor.ops.verify.verify import Scope, Watcher, verify
 from processor.partition.timers import wake_record
-from tests.support.builders import HOUR_MS, MORNING
+from tests.support.builders import MORNING
+from tests.support.deployment import Deployment, Table
 from tests.support.partition import Appended, Partition
 
 TOPICS = Topics()
 Body = dict[str, Any] | bytes | None
-CHUNK = 3
-"""Records that a log gives at a time: few, so that what spans two of them is met."""
 
 
 @dataclass(slots=True)
-class Table:
-    """A table, as a list of rows."""
+class Recorded(Deployment):
+    """Decides what is sent to it, as the owners of its partitions would."""
 
-    position: TablePosition
-    flows: list[TableFlow]
-    steps: list[TableStep]
+    chunk: ClassVar[int] = 3
+    """Few, so that what spans two chunks of a log is met."""
 
-
-@dataclass(slots=True)
-class Recorded:
-    """Topics by (name without prefix, partition). `starts` are first offsets that retention has
-    left, `ends` (stable, high) where they are not behind the last record."""
-
-    partitions: int = 1
-    window_ms: int = HOUR_MS
-    records: dict[tuple[str, int], list[Appended]] = field(default_factory=dict)
-    starts: dict[tuple[str, int], int] = field(default_factory=dict)
-    ends: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
-    tables: dict[int, Table | TableProblem] = field(default_factory=dict)
     now: int = MORNING
     wakes: int = 0
     """How many flows were woken because they were asked to cancel."""
     _next: dict[tuple[str, int], int] = field(default_factory=dict)
     _owners: dict[int, Partition] = field(default_factory=dict)
-
-    def of(self, name: str, partition: int = 0) -> list[Appended]:
-        return self.records.setdefault((name, partition), [])
 
     def send(
         self,
@@ -131,10 +111,10 @@ class Recorded:
 
     def keep_tables(self) -> None:
         """Tables as their owners have them now."""
-        for partition, owner in self._owners.items():
-            at = owner.position
-            self.tables[partition] = Table(
-                TablePosition(f"table-{partition}", self.partitions, *at, filled=True),
+        self.tables = [
+            Table(
+                partition,
+                TablePosition(f"table-{partition}", self.partitions, *owner.position, filled=True),
                 [
                     TableFlow(
                         *(flow_id, row.doc.decode(), row.last_event_id, row.chain),
@@ -145,6 +125,8 @@ class Recorded:
                 ],
                 [TableStep(*key, row.doc.decode()) for key, row in owner.steps.items()],
             )
+            for partition, owner in sorted(self._owners.items())
+        ]
 
     def copy(self) -> "Recorded":
         # What was decided is not edited: only lists are.
@@ -157,62 +139,8 @@ class Recorded:
         )
 
     def end(self, name: str, partition: int) -> int:
-        last = [record.offset for record in self.of(name, partition)]
-        return max([self._next.get((name, partition), 0), *(offset + 1 for offset in last)])
-
-    async def verify(self, watcher: Watcher | None = None, **scope: Any) -> Report:
-        """By default of a deployment at rest."""
-        chosen = {"at_rest": True, "grace_s": 0.0, **scope}
-        return await verify(
-            Scope(TOPICS, self.partitions, self.window_ms, **chosen),
-            self.logs,
-            [_Tables(self.tables)],
-            watcher=watcher,
-        )
-
-    @asynccontextmanager
-    async def logs(self, partition: int) -> AsyncIterator["_Log"]:
-        yield _Log(self, partition)
-
-
-@dataclass(frozen=True, slots=True)
-class _Log:
-    all: Recorded
-    partition: int
-
-    def _at(self, topic: str) -> tuple[str, int]:
-        return topic.removeprefix(f"{TOPICS.prefix}."), self.partition
-
-    async def extent(self, topic: str) -> LogRange:
-        at = self._at(topic)
-        end = self.all.end(*at)
-        return LogRange(self.all.starts.get(at, 0), *self.all.ends.get(at, (end, end)))
-
-    async def offset_at(self, topic: str, at_ms: int) -> int | None:
-        some = self.all.of(*self._at(topic))
-        return next((record.offset for record in some if record.timestamp >= at_ms), None)
-
-    async def read(
-        self, topic: str, start: int, end: int
-    ) -> AsyncGenerator[Sequence[Appended], None]:
-        wanted = [r for r in self.all.of(*self._at(topic)) if start <= r.offset < end]
-        for first in range(0, len(wanted), CHUNK):
-            yield wanted[first : first + CHUNK]
-
-
-@dataclass(frozen=True, slots=True)
-class _Tables:
-    all: dict[int, Table | TableProblem]
-
-    def image(
-        self, partition: int, take: Callable[[TablePosition, Any, Any], None]
-    ) -> TableProblem | None:
-        table = self.all.get(partition)
-        if isinstance(table, TableProblem):
-            return table
-        if table is not None:
-            take(table.position, iter(table.flows), iter(table.steps))
-        return None
+        """The offset behind the last record, and behind the marker of its transaction."""
+        return max(self._next.get((name, partition), 0), Deployment.end(self, name, partition))
 
 
 def kinds(report: Report) -> set[tuple[str, str]]:

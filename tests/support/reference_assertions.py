@@ -4,10 +4,17 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tests.support.checker import EVENT_FIELDS, OUTCOME_FIELDS
 from tests.support.reference_model import Answer, Contract, Doc, compact, digest, sorted_compact
 
 Headers = Sequence[tuple[str, bytes | None]]
+OUTCOME_FIELDS = [
+    "command_id", "flow_id", "kind", "verdict", "code", "message", "revision", "status",
+    "event_ids", "allowed", "details", "dry_run", "command_digest", "source", "at",
+]  # fmt: skip
+EVENT_FIELDS = [
+    "id", "flow_id", "kind", "payload_json", "at", "revision", "status", "command_id", "actor",
+    "source", "schema_version",
+]  # fmt: skip
 
 
 class Wrote(NamedTuple):

@@ -18,8 +18,8 @@ from processor.engine.rows import Changes, Checkpoint, FlowRow, Position, Restor
 from processor.errors import OwnershipLost
 from processor.partition.processor import PartitionPhase, PartitionProcessor
 from processor.telemetry.metrics import Metrics
+from tests.support.deployment import read_tables
 from tests.support.memory_kafka import PATIENCE_S, MemoryKafka
-from tests.support.observed_deployment import read_tables
 from tests.support.partition import PLACE, Appended
 
 CHUNK = 3
@@ -501,7 +501,7 @@ class Stage:
         self.state_dir = self.state_dir.with_name(self.state_dir.name + "-empty")
 
     def assert_clean(self) -> None:
-        """All that the contract promises, topics and table, by the independent checker."""
+        """All that the contract promises, of topics and table, as `taskflow verify` tells it."""
         tables = read_tables([self.state_dir], self.place.topics.prefix)
         assert tables, "there is a table"
-        self.kafka.assert_clean(dedupe_window_ms=self.place.dedupe_window_ms, tables=tables)
+        self.kafka.deployment(self.place.dedupe_window_ms, tables).assert_clean()

@@ -8,8 +8,8 @@ from random import Random
 from typing import Any
 from uuid import UUID, uuid5
 
+from processor.ops.verify.contract import home_of
 from tests.support.builders import FLOW_ID, MORNING, OWNER, STRANGER
-from tests.support.checker import partition_of
 from tests.support.partition import Appended
 from tests.support.reference_model import (
     CONTROL_ONLY,
@@ -25,8 +25,8 @@ from tests.support.reference_model import (
 PARTITION, PARTITIONS = 1, 3
 WINDOW_MS, HORIZON_MS = 3_000, 20_000
 _FLOW_IDS = [str(uuid5(UUID(FLOW_ID), f"flow {n}")) for n in range(40)]
-AT_HOME = [one for one in _FLOW_IDS if partition_of(one.encode(), PARTITIONS) == PARTITION][:3]
-ASTRAY = [one for one in _FLOW_IDS if partition_of(one.encode(), PARTITIONS) != PARTITION][:1]
+AT_HOME = [one for one in _FLOW_IDS if home_of(one.encode(), PARTITIONS) == PARTITION][:3]
+ASTRAY = [one for one in _FLOW_IDS if home_of(one.encode(), PARTITIONS) != PARTITION][:1]
 ANY_JSON = {"state_json", "patch", "state_patch", "final_state", "payload", "result_json"}
 OFTEN = {"set_waiting": 8, "resume_external": 6, "wake": 6, "start_running": 6, "request_cancel": 1}
 """What leads further; a flow that is asked to cancel goes nowhere any more."""

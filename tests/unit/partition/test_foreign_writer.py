@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from processor.recovery.checkpoint import TAIL
-from tests.support.observed_deployment import read_tables
+from tests.support.deployment import read_tables
 from tests.support.scripted_ports import Point, Stage
 from tests.unit.commands import create, flow_id, start, update
 
@@ -162,4 +162,4 @@ async def test_a_row_deleted_while_the_worker_was_away_is_not_noticed(stage: Sta
 
     assert stage.kafka.outcomes[-1]["code"] == "not_found"
     (table,) = read_tables([stage.state_dir], stage.place.topics.prefix)
-    assert flow_id(1) not in table.flows
+    assert flow_id(1) not in table.flow_ids

@@ -8,8 +8,8 @@ import structlog
 from processor.engine.rows import Position
 from processor.recovery.restore import TABLE_MAX_AGE_MS
 from tests.support.builders import DAY_MS, FLOW_ID, HOUR_MS, TIMER, document, timer
+from tests.support.deployment import read_tables
 from tests.support.memory_kafka import Transaction, TxnState
-from tests.support.observed_deployment import read_tables
 from tests.support.scripted_ports import Point, Stage
 from tests.unit.commands import create, flow_id, life, prune, update
 
@@ -50,8 +50,8 @@ async def test_a_table_is_rolled_forward_by_what_was_decided_elsewhere(stage: St
     assert stage.script.passed[Point.READ] > read
     stage.assert_clean()
     (table,) = read_tables([stage.state_dir], stage.place.topics.prefix)
-    assert flow_id(1) not in table.flows
-    assert {flow_id(2), flow_id(3), flow_id(4)} <= table.flows.keys()
+    assert flow_id(1) not in table.flow_ids
+    assert {flow_id(2), flow_id(3), flow_id(4)} <= table.flow_ids
 
 
 async def test_a_table_that_is_up_to_date_reads_no_state(stage: Stage) -> None:
@@ -118,7 +118,7 @@ async def test_a_table_that_was_away_for_half_of_delete_retention_is_filled_anew
 
     assert sum(state_reads) == 1 + filled  # the newest cursor is always looked for
     (table,) = read_tables([stale], stage.place.topics.prefix)
-    assert table.flows.keys() == {flow_id(2)}
+    assert table.flow_ids == {flow_id(2)}
     stage.assert_clean()
 
 

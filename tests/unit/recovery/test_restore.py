@@ -26,8 +26,8 @@ from processor.recovery.consistent_cut import MovedOn, still
 from processor.recovery.rebuild import catch_up, first_difference, rebuild
 from processor.recovery.repair import Skip, plan_restoration, plan_skip, restore, skip
 from processor.recovery.restore import Restore
+from tests.support.deployment import read_tables
 from tests.support.memory_kafka import TxnState
-from tests.support.observed_deployment import read_tables
 from tests.support.scripted_ports import Point, ScriptedHistory, Stage
 from tests.unit.commands import create, finish, flow_id, life, observe, prune, start, update
 
@@ -232,8 +232,8 @@ async def test_the_table_of_another_cluster_that_meets_by_chance_is_filled_anew(
     await stage.works()
 
     (table,) = read_tables([elsewhere], stage.place.topics.prefix)
-    assert flow_id(2) not in table.flows
-    assert {flow_id(4), flow_id(5)} <= table.flows.keys()
+    assert flow_id(2) not in table.flow_ids
+    assert {flow_id(4), flow_id(5)} <= table.flow_ids
     stage.assert_clean()
 
 
@@ -404,7 +404,7 @@ async def test_a_state_topic_that_was_put_back_gets_its_tombstones(stage: Stage)
     await stage.works()
 
     (table,) = read_tables([stage.state_dir], stage.place.topics.prefix)
-    assert table.flows.keys() == {flow_id(2)}
+    assert table.flow_ids == {flow_id(2)}
     assert difference(stage.path, await rebuilt(stage, "made", from_audit=True)) is None
 
 

@@ -15,8 +15,9 @@ from processor.ops.replay import republish as module
 from processor.ops.replay.republish import ReplayRange, RepublishedRecord, republish
 from processor.ops.replay.selection import Selection, mark_of, run_id
 from processor.ops.verify.record_stream import RecordStream
+from tests.support.deployment import MemoryLog
 from tests.support.random_histories import random_history
-from tests.support.recorded_deployment import Recorded, _Log
+from tests.support.recorded_deployment import Recorded
 
 PARTITIONS = 2
 HISTORY = random_history(600, seed=3, partitions=PARTITIONS)
@@ -61,7 +62,9 @@ async def replay(
     selection = selection or Selection()
 
     def open_stream(partition: int, start: int, end: int) -> RecordStream:
-        return RecordStream(_Log(history, partition), "taskflow.audit", start, end, lambda _: None)
+        return RecordStream(
+            MemoryLog(history, partition), "taskflow.audit", start, end, lambda _: None
+        )
 
     ranges = {}
     for partition in range(history.partitions):

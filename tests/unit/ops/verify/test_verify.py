@@ -442,7 +442,7 @@ DEFECTS = {
     "a table ahead": (table_at(next_event_id=99), "I6", "table_ahead"),
     "a table of other topics": (table_at(partitions=2), "I12", "table_of_other_topics"),
     "a table damaged": (
-        lambda history: history.tables.update({0: TableProblem("it is damaged", True)}),
+        lambda history: setattr(history.tables[0], "problem", TableProblem("it is damaged", True)),
         *("I5", "table_damaged"),
     ),
     "a transaction left open": (

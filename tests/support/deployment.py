@@ -1,0 +1,209 @@
+"""What a deployment leaves on its topics and in its tables, as far as it was seen, and a
+verification of it by `processor.ops.verify`."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from processor.adapters.sqlite import TableCorrupt, TableFailed
+from processor.adapters.sqlite import readonly_queries as queries
+from processor.contract.topics import Topics
+from processor.ops.verify.ports import (
+    LogRange,
+    TableFlow,
+    TablePosition,
+    TableProblem,
+    TableStep,
+    TakeTable,
+)
+from processor.ops.verify.report import Report
+from processor.ops.verify.verify import Scope, Watcher, verify
+from tests.support.builders import DAY_MS, HOUR_MS
+from tests.support.partition import Appended
+
+SOURCES = ("commands", "control")
+TOPICS = (*SOURCES, "outcomes", "audit", "state", "deadletters")
+NEVER_LATE_MS = 1_000_000 * DAY_MS
+IN_MEMORY = next((home for home in [Path("/dev/shm")] if home.is_dir()), None)
+"""For the scratch files of thousands of verifications; None: where temporary files go."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Table:
+    """A table of one partition, as lists of rows; or what kept it from being read."""
+
+    partition: int
+    position: TablePosition
+    flows: list[TableFlow] = field(default_factory=list)
+    steps: list[TableStep] = field(default_factory=list)
+    problem: TableProblem | None = None
+
+    @property
+    def flow_ids(self) -> set[str]:
+        return {row.flow_id for row in self.flows}
+
+    def is_at(self, cursor: dict[str, Any]) -> bool:
+        """Whether it has all that a cursor covers."""
+        at = self.position
+        named = {"commands": at.commands, "control": at.control, "next_event_id": at.next_event_id}
+        return all(cursor[name] == offset for name, offset in named.items())
+
+
+@dataclass(slots=True)
+class Deployment:
+    """Topics by (name without prefix, partition). `starts` are first offsets that retention has
+    left, `ends` (stable, high) where they are not behind the last record."""
+
+    partitions: int = 1
+    window_ms: int = HOUR_MS
+    topics: Topics = field(default_factory=Topics)
+    records: dict[tuple[str, int], list[Appended]] = field(default_factory=dict)
+    starts: dict[tuple[str, int], int] = field(default_factory=dict)
+    ends: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+
+    chunk: ClassVar[int] = 1_000
+    """Records that a log gives at a time."""
+
+    def of(self, name: str, partition: int = 0) -> list[Appended]:
+        return self.records.setdefault((name, partition), [])
+
+    def all_of(self, name: str) -> Iterator[Appended]:
+        return (record for number in range(self.partitions) for record in self.of(name, number))
+
+    def end(self, name: str, partition: int) -> int:
+        """The offset behind the last record."""
+        return max((record.offset + 1 for record in self.of(name, partition)), default=0)
+
+    def newest_cursor(self, partition: int) -> dict[str, Any] | None:
+        key = f"cursor/{partition}".encode()
+        for record in reversed(self.of("state", partition)):
+            if record.key == key:
+                cursor: dict[str, Any] = json.loads(record.value or b"")
+                return cursor
+        return None
+
+    async def verify(self, watcher: Watcher | None = None, **scope: Any) -> Report:
+        """By default of a deployment at rest, whose ends are not waited for."""
+        chosen = {"at_rest": True, "grace_s": -1.0, **scope}
+        return await verify(
+            Scope(self.topics, self.partitions, self.window_ms, **chosen),
+            self.logs,
+            self._tables_by_directory(),
+            watcher=watcher,
+            scratch_dir=IN_MEMORY,
+        )
+
+    def violations(self, *, punctual_ms: int | None = None) -> list[str]:
+        """What does not hold at rest. `punctual_ms`: how late the wakes may be; None: ever so late,
+        for a deployment whose workers have been away."""
+        late_ms = NEVER_LATE_MS if punctual_ms is None else punctual_ms
+        report = without_a_loop(self.verify(punctual_ms=late_ms))
+        found = [f"{violation} ({report.found[at]})" for at, violation in report.first.items()]
+        for partition in range(self.partitions):
+            cursor = self.newest_cursor(partition)
+            tables = [table for table in self.tables if table.partition == partition]
+            if cursor is not None and tables and not any(one.is_at(cursor) for one in tables):
+                found.append(f"no table of partition {partition} is where the topics are: {cursor}")
+        return found
+
+    def assert_clean(self, *, punctual_ms: int | None = None) -> None:
+        found = self.violations(punctual_ms=punctual_ms)
+        assert not found, f"{len(found)} kinds of violations:\n" + "\n".join(found)
+
+    @asynccontextmanager
+    async def logs(self, partition: int) -> AsyncIterator["MemoryLog"]:
+        yield MemoryLog(self, partition)
+
+    def _tables_by_directory(self) -> list["_Tables"]:
+        nth: Counter[int] = Counter()
+        some: list[_Tables] = []
+        for table in self.tables:
+            if nth[table.partition] == len(some):
+                some.append(_Tables({}))
+            some[nth[table.partition]].all[table.partition] = table
+            nth[table.partition] += 1
+        return some
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLog:
+    """The topics of one partition, as verify reads them."""
+
+    all: Deployment
+    partition: int
+
+    def _at(self, topic: str) -> tuple[str, int]:
+        return topic.removeprefix(f"{self.all.topics.prefix}."), self.partition
+
+    async def extent(self, topic: str) -> LogRange:
+        at = self._at(topic)
+        end = self.all.end(*at)
+        return LogRange(self.all.starts.get(at, 0), *self.all.ends.get(at, (end, end)))
+
+    async def offset_at(self, topic: str, at_ms: int) -> int | None:
+        some = self.all.of(*self._at(topic))
+        return next((record.offset for record in some if record.timestamp >= at_ms), None)
+
+    async def read(
+        self, topic: str, start: int, end: int
+    ) -> AsyncGenerator[Sequence[Appended], None]:
+        wanted = [r for r in self.all.of(*self._at(topic)) if start <= r.offset < end]
+        for first in range(0, len(wanted), self.all.chunk):
+            yield wanted[first : first + self.all.chunk]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    all: dict[int, Table]
+
+    def image(self, partition: int, take: TakeTable) -> TableProblem | None:
+        table = self.all.get(partition)
+        if table is not None and table.problem is None:
+            take(table.position, iter(table.flows), iter(table.steps))
+        return None if table is None else table.problem
+
+
+def read_tables(state_dirs: Iterable[Path], prefix: str) -> list[Table]:
+    """All tables of `prefix`, also while workers write them; those that are just being made, or
+    thrown away, are left out."""
+    found: list[Table] = []
+
+    def take(partition: int, path: Path, whole: queries.Whole) -> None:
+        table = Table(
+            partition,
+            TablePosition(str(path), whole.partitions, *whole.position, whole.filled),
+            [TableFlow(*row) for row in whole.flows],
+            [TableStep(*row) for row in whole.steps],
+        )
+        read.append(table)
+
+    for state_dir in state_dirs:
+        for partition, path in queries.tables(state_dir, prefix).items():
+            read: list[Table] = []
+            try:
+                queries.whole(path, lambda whole, at=(partition, path): take(*at, whole))  # type: ignore[misc]
+            except TableFailed:
+                continue
+            except TableCorrupt as error:
+                nowhere = TablePosition(str(path), 0, -1, -1, -1, filled=False)
+                read = [Table(partition, nowhere, problem=TableProblem(str(error), damaged=True))]
+            found += read[-1:]
+    return found
+
+
+def without_a_loop(work: Coroutine[Any, Any, T]) -> T:
+    """The result of work that never waits, from wherever it is asked for."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    work.close()
+    raise AssertionError("it waited")
