@@ -11,6 +11,7 @@ PROCESSES := 3
 KILLS := 500
 VIEW_KILLS := 20
 MINUTES := 20
+FOREIGN_RECORDS := 200000
 SEED := 7
 
 # Tried by running it: a shim on the path may answer that it has no such version, and some
@@ -65,12 +66,14 @@ plots: $(STAMP) ## Draws the figures that are kept in tests/benchmarks/results
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/benchmarks/plots/requirements.txt
 	$(BIN)/python -m tests.benchmarks.plots
 
-# Shorter: make soak KILLS=20 VIEW_KILLS=3 MINUTES=1
+# Shorter: make soak KILLS=20 VIEW_KILLS=3 MINUTES=1 FOREIGN_RECORDS=2000
+# `make test` feeds 200 records of any bytes to every reader of records, this 200,000.
 soak: $(STAMP) ## Kills all 500 times, breaks all for 20 minutes, runs what is too long for make test
 	$(BIN)/pytest -m soak --numprocesses $(PROCESSES) --dist worksteal
 	$(BIN)/taskflow torture --kills $(KILLS) --seed $(SEED)
 	$(BIN)/pytest tests/faults/test_views.py -k kills --kills $(VIEW_KILLS) --timeout 1800
 	$(BIN)/taskflow torture --minutes $(MINUTES) --seed $(SEED)
+	$(BIN)/pytest tests/property/test_foreign_input.py --foreign-records $(FOREIGN_RECORDS) --timeout 7200
 
 schemas: $(STAMP) ## Writes schemas/json and asyncapi.yaml anew from the models
 	$(BIN)/python -m processor.contract.publication.generate

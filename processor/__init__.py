@@ -1,4 +1,4 @@
-"""The processor: decides commands, keeps flows, publishes what happened."""
+"""Decide commands, keep flows, publish what happened."""
 
 
 def __getattr__(name: str) -> str:

@@ -1,8 +1,9 @@
-"""Settings: environment variables `TASKFLOW_…`, read once and never changed."""
+"""Settings: environment variables `TASKFLOW_…`, read once and immutable."""
 
 import difflib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +31,10 @@ OFF: Final = "off"
 
 _UNIT_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SECOND_MS, _MINUTE_MS, _HOUR_MS, _DAY_MS = list(_UNIT_MS.values())[1:]
+FILE: Final = "_FILE"
+"""A secret may also stand in a file, which the variable of this ending names."""
+SECRET_MAX_BYTES: Final = 64 * 1024
+
 _NAME_MAX: Final = 249  # Kafka's limit of a topic name
 _PREFIX_MAX: Final = _NAME_MAX - max(len(spec.name) for spec in SPECS) - 1
 
@@ -130,6 +135,12 @@ _DurationMs = Annotated[int, BeforeValidator(_as_duration)]
 _Path = Annotated[Path, AfterValidator(_expanded)]
 
 
+def _command(secret: SecretStr) -> SecretStr:
+    if not shlex.split(secret.get_secret_value()):
+        raise ValueError("no command")
+    return secret
+
+
 def _name(max_length: int) -> Any:
     return Field(pattern=r"^[A-Za-z0-9._-]+$", min_length=1, max_length=max_length)
 
@@ -205,15 +216,23 @@ class Settings(BaseSettings):
     ] = "PLAINTEXT"
     """How the brokers are spoken to."""
     sasl_mechanism: Annotated[
-        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"],
         BeforeValidator(_upper),
-        Expected("PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
+        Expected("PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"),
     ] = "SCRAM-SHA-512"
     """How we prove who we are, with a SASL_ protocol."""
     sasl_username: Annotated[str | None, Expected("a name")] = None
-    """For SASL."""
+    """For SASL with a password."""
     sasl_password: SecretStr | None = None
-    """For SASL."""
+    """For SASL with a password."""
+    sasl_oauth_token_file: _Path | None = None
+    """For OAUTHBEARER: the file that holds the token; read for each connection."""
+    sasl_oauth_token_command: Annotated[
+        SecretStr | None,
+        AfterValidator(_command),
+        Expected("a command and its arguments, quoted as for a shell"),
+    ] = None
+    """For OAUTHBEARER: the command that prints a token; run again before that expires."""
     ssl_cafile: _Path | None = None
     """Authorities to trust (PEM) instead of the system's."""
     ssl_certfile: _Path | None = None
@@ -337,7 +356,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _what_belongs_together(self) -> Self:
-        if self.uses_sasl and (self.sasl_username is None or self.sasl_password is None):
+        if self.uses_oauth:
+            self._one_source_of_tokens()
+        elif self.uses_sasl and (self.sasl_username is None or self.sasl_password is None):
             missing = "sasl_username" if self.sasl_username is None else "sasl_password"
             raise _contradiction(
                 f"{variable(missing)} is missing, but {variable('security_protocol')} "
@@ -349,9 +370,23 @@ class Settings(BaseSettings):
             )
         return self
 
+    def _one_source_of_tokens(self) -> None:
+        file, command = variable("sasl_oauth_token_file"), variable("sasl_oauth_token_command")
+        if self.sasl_oauth_token_file is None and self.sasl_oauth_token_command is None:
+            raise _contradiction(
+                f"{file} is missing, and {command} as well, but {variable('sasl_mechanism')} is "
+                "OAUTHBEARER"
+            )
+        if self.sasl_oauth_token_file is not None and self.sasl_oauth_token_command is not None:
+            raise _contradiction(f"{file} and {command} are both given; keep one of them")
+
     @property
     def uses_sasl(self) -> bool:
         return self.security_protocol.startswith("SASL_")
+
+    @property
+    def uses_oauth(self) -> bool:
+        return self.uses_sasl and self.sasl_mechanism == "OAUTHBEARER"
 
     @property
     def uses_ssl(self) -> bool:
@@ -363,15 +398,20 @@ def load_settings(
 ) -> Settings:
     """The settings in `environ` (os.environ if None); an empty value counts as absent.
 
+    A secret may stand in a file instead, which the variable with the ending `_FILE` names.
     `warn` hears one sentence (standard error, if None) for each unknown `TASKFLOW_` name, which
     is ignored: Kubernetes injects such names. Raises BadSetting.
     """
     environ = os.environ if environ is None else environ
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in VARIABLES:
+        if name.startswith(PREFIX) and name not in VARIABLES and name not in SECRET_FILES:
             (warn or _to_stderr)(_unknown(name))
+    given = {name: environ[name] for name in VARIABLES if environ.get(name)}
+    given |= _secrets_of_files(environ)
+    if garbled := [name for name in VARIABLES if not _is_utf8(name, environ.get(name, ""))]:
+        raise BadSetting("\n".join(f"{name} is not UTF-8." for name in garbled))
     source = EnvSettingsSource(Settings, env_ignore_empty=True)
-    source.env_vars = {name.lower(): environ[name] for name in VARIABLES if environ.get(name)}
+    source.env_vars = {name.lower(): value for name, value in given.items()}
     try:
         return Settings(**source())
     except ValidationError as error:
@@ -381,6 +421,60 @@ def load_settings(
             if problem["type"] != "default_factory_not_called"  # only since another one is bad
         ]
         raise BadSetting("\n".join(dict.fromkeys(sentences))) from None
+
+
+def _secrets_of_files(environ: Mapping[str, str]) -> dict[str, str]:
+    """Read the secrets whose files `environ` names, by variable. Raises BadSetting."""
+    found: dict[str, str] = {}
+    sentences: list[str] = []
+    for file_variable, name in SECRET_FILES.items():
+        path = environ.get(file_variable)
+        if not path:
+            continue
+        if environ.get(name):
+            sentences.append(f"{name} and {file_variable} are both given; keep one of them.")
+            continue
+        try:
+            found[name] = read_secret(Path(path).expanduser())
+        except ValueError as error:
+            sentences.append(f"{file_variable} is {path!r}, which cannot be used: {error}.")
+    if sentences:
+        raise BadSetting("\n".join(sentences)) from None
+    return found
+
+
+def read_secret(path: Path) -> str:
+    """What a file holds, without the line end that editors leave. Raises ValueError, whose words
+    hold nothing of the content."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(SECRET_MAX_BYTES + 1)
+        text = content.decode()
+    except OSError as error:
+        raise ValueError((error.strerror or "unreadable").lower()) from None
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    if len(content) > SECRET_MAX_BYTES:
+        raise ValueError(f"over {SECRET_MAX_BYTES // 1024} KiB")
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise ValueError("empty")
+    return text
+
+
+def _is_utf8(name: str, value: str) -> bool:
+    """Whether a value can be sent and printed; a path may be any bytes."""
+    if _names_a_path(VARIABLES[name].annotation):
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _names_a_path(annotation: Any) -> bool:
+    return annotation is Path or any(map(_names_a_path, get_args(annotation)))
 
 
 def _contradiction(text: str) -> PydanticCustomError:
@@ -393,13 +487,14 @@ def _sentence(problem: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     name = str(problem["loc"][0])
     field = VARIABLES[name]
     words = next((note.words for note in field.metadata if isinstance(note, Expected)), "a text")
-    if SecretStr in get_args(field.annotation):
-        return f"{name} must be {words}."
+    if _is_secret(field):
+        where = f"{name}{FILE}" if environ.get(f"{name}{FILE}") else name
+        return f"{where} must be {words}." if where == name else f"{where} must hold {words}."
     return f"{name} is {environ.get(name, '')!r}, but must be {words}."
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0)[0]
+    near = difflib.get_close_matches(name, [*VARIABLES, *SECRET_FILES], n=1, cutoff=0)[0]
     return f"{name} is no setting of taskflow and is ignored; the nearest one is {near}."
 
 
@@ -407,7 +502,16 @@ def _to_stderr(sentence: str) -> None:
     sys.stderr.write(f"warning: {sentence}\n")
 
 
+def _is_secret(field: FieldInfo) -> bool:
+    return SecretStr in (field.annotation, *get_args(field.annotation))
+
+
 VARIABLES: Final[Mapping[str, FieldInfo]] = {
     variable(field): info for field, info in Settings.model_fields.items()
 }
 """Every variable that is read."""
+
+SECRET_FILES: Final[Mapping[str, str]] = {
+    f"{name}{FILE}": name for name, info in VARIABLES.items() if _is_secret(info)
+}
+"""By the variable that names a file: the secret setting that stands in it."""

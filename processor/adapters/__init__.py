@@ -1,1 +1,1 @@
-"""What talks to the outside: Kafka, and the local table."""
+"""Implement the engine's ports on Kafka and SQLite."""

@@ -1,1 +1,1 @@
-"""The program `taskflow`: one module per noun. `processor.cli.main` is its door."""
+"""The program `taskflow`, a folder for each family of commands; `cli.main` runs it."""

@@ -1,4 +1,4 @@
-"""`taskflow broker`: only the embedded broker."""
+"""`taskflow broker`: run only the embedded broker."""
 
 import asyncio
 

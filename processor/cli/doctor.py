@@ -1,4 +1,4 @@
-"""`taskflow doctor`: what an operator would look at first, in one go."""
+"""`taskflow doctor`: check broker, topics, rights, lag, transactions, tables and clocks."""
 
 import asyncio
 import importlib.metadata
@@ -7,15 +7,17 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 from uuid import uuid4
 
 import typer
 from rich.text import Text
 
 from processor.adapters.kafka import cluster_inspection as inspection
+from processor.adapters.kafka.access.authorization import missing_rights
+from processor.adapters.kafka.access.principal import principal
 from processor.adapters.kafka.client_config import connection_options, ensure_reachable
-from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable
+from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, NotAuthorized
 from processor.adapters.kafka.log_reader import KafkaLogReader
 from processor.adapters.kafka.topic_admin import check_topics, partition_counts
 from processor.adapters.kafka.topic_reader import end_offsets
@@ -24,6 +26,7 @@ from processor.cli.common.output import console, for_people, table, write_json
 from processor.cli.common.runner import run, settings_and_logs
 from processor.cli.flow.lookup import list_waiting
 from processor.client import FlowClient, OutcomeTimeout
+from processor.contract.rights import Operation, Role, rights
 from processor.contract.topics import Topics
 from processor.contract.values import parse_timestamp
 from processor.domain.waits import due_ms
@@ -47,6 +50,9 @@ def doctor(
     probe: bool = typer.Option(
         False, "--probe", help="Also send one dry run, to see clock and answer time."
     ),
+    role: Annotated[
+        Role, typer.Option("--role", help="Whose rights to look at: what this principal does.")
+    ] = Role.WORKER,
     json: bool = typer.Option(False, "--json", help="JSON lines also on a terminal."),
 ) -> None:
     """Look at broker, topics, rights, lag, transactions, tables, clocks.
@@ -54,6 +60,9 @@ def doctor(
     One line for each finding: good, a warning or bad, and what to do. It changes nothing. With
     --probe it sends one `update_state` as a dry run for a flow that does not exist: it leaves
     nothing but its outcome, and shows how far this machine's clock is off the broker's.
+
+    What may not be looked at is bad, too: the finding names the right that is missing. An operator
+    has those of `--role operator`.
 
     Exit code 1 if something is bad, 3 if no broker answers (the rest is looked at all the same).
 
@@ -63,7 +72,7 @@ def doctor(
     its tables checked.
     """
     settings = settings_and_logs(quiet=True)
-    findings, unreachable = run(lambda: _examine(settings, probe))
+    findings, unreachable = run(lambda: _examine(settings, probe, role))
     if for_people(json):
         rows = [
             (Text(found.level.value, style=STYLES[found.level]), found.check, _told(found))
@@ -79,7 +88,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-async def _examine(settings: Settings, probe: bool) -> tuple[list[Finding], bool]:
+async def _examine(settings: Settings, probe: bool, role: Role) -> tuple[list[Finding], bool]:
     """All findings, and whether there was no broker to ask."""
     findings: list[Finding] = []
     reachable = True
@@ -98,60 +107,86 @@ async def _examine(settings: Settings, probe: bool) -> tuple[list[Finding], bool
     ends: dict[int, int] | None = None
     count: int | None = None
     if reachable:
-        found, count, ends = await _of_the_broker(settings, probe)
+        found, count, ends = await _of_the_broker(settings, probe, role)
         findings += found
     findings += await _tables(settings, count, ends)
     return findings, not reachable
 
 
 async def _of_the_broker(
-    settings: Settings, probe: bool
+    settings: Settings, probe: bool, role: Role
 ) -> tuple[list[Finding], int | None, dict[int, int] | None]:
     """Findings, the topics' partitions, and where the audit topic ends."""
     names = Topics(settings.topic_prefix)
-    mismatches = await check_topics(settings)
-    findings = list(
-        judge.topics(
+    wanted = rights(role, names, settings.group_id)
+    missing = await missing_rights(settings, wanted)
+    findings = list(judge.authorizations(principal(settings), role, missing))
+    mismatches = await _allowed("topics", check_topics(settings), findings)
+    if mismatches is not None:
+        findings += judge.topics(
             [judge.Mismatched(str(one), one.fatal, one.what == "topic") for one in mismatches],
             len(list(names)),
         )
-    )
-    rights = await inspection.rights(settings)
-    findings += judge.authorisations(
-        names,
-        settings.group_id,
-        judge.Allowed(rights.topics, rights.group, rights.transactional_id),
-    )
-    counts = await partition_counts(settings)
+    described = partition_counts(settings, [name for name, _ in names], Operation.DESCRIBE)
+    counts = await _allowed("partitions", described, findings) or {}
     numbers = {counts.get(name) for name, _ in names}
     count = numbers.pop() if len(numbers) == 1 else None
     if count is None:
         return findings, None, None
-    standing = await _side_by_side(range(count), lambda number: _standing(settings, number))
+    members = await _allowed("workers", inspection.group_members(settings), findings)
+    looking = _side_by_side(range(count), lambda number: _standing(settings, number))
+    standing = await _allowed("lag", looking, findings)
     now_ms = _now_ms()
-    findings += judge.lag([undecided for undecided, _ in standing], rights.members, now_ms)
+    if standing is not None:
+        findings += judge.lag([undecided for undecided, _ in standing], members, now_ms)
     everywhere = [(name, number) for name, _ in names for number in range(count)]
-    still_open = await inspection.hanging(settings, everywhere)
-    findings += judge.transactions([judge.Open(*one) for one in still_open], now_ms)
-    waiting = await list_waiting(settings, owner=None, limit=1)
+    still_open = await _allowed("transactions", inspection.hanging(settings, everywhere), findings)
+    if still_open is not None:
+        findings += judge.transactions([judge.Open(*one) for one in still_open], now_ms)
+    findings += await _waits(settings)
+    newest = max((at for _, at in standing or () if at is not None), default=None)
+    probed = None
+    if probe:
+        probed = await _probed(settings, findings)
+    findings += judge.clock(newest, _now_ms(), probed)
+    ends = end_offsets(settings, names.audit, range(count))
+    return findings, count, await _allowed("tables", ends, findings)
+
+
+async def _allowed(check: str, work: Awaitable[T], findings: list[Finding]) -> T | None:
+    """What `work` finds; None, and a finding, if a right is missing for it."""
+    try:
+        return await work
+    except NotAuthorized as error:
+        findings.append(judge.denied(check, str(error)))
+        return None
+
+
+async def _waits(settings: Settings) -> list[Finding]:
+    findings: list[Finding] = []
+    waiting = await _allowed("waits", list_waiting(settings, owner=None, limit=1), findings)
+    if waiting is None:
+        return findings
     for flow in waiting:
         findings += judge.waits(flow.id, due_ms(flow), _now_ms())
     if not waiting:
         findings += judge.waits(None, None, _now_ms())
-    newest = max((at for _, at in standing if at is not None), default=None)
-    probed = None
-    if probe:
-        try:
-            probed = await _probe(settings)
-        except OutcomeTimeout as error:
-            findings.append(
-                Finding("probe", Level.BAD, str(error), "Is a worker running? See lag and /ready.")
-            )
-        else:
-            took = f"a dry run was answered in {probed[1] - probed[0]} ms"
-            findings.append(Finding("probe", Level.GOOD, took))
-    findings += judge.clock(newest, _now_ms(), probed)
-    return findings, count, await end_offsets(settings, names.audit, range(count))
+    return findings
+
+
+async def _probed(settings: Settings, findings: list[Finding]) -> tuple[int, int, int] | None:
+    """As `_probe`; None, and a finding, if it was not answered."""
+    try:
+        probed = await _allowed("probe", _probe(settings), findings)
+    except OutcomeTimeout as error:
+        findings.append(
+            Finding("probe", Level.BAD, str(error), "Is a worker running? See lag and /ready.")
+        )
+        return None
+    if probed is not None:
+        took = f"a dry run was answered in {probed[1] - probed[0]} ms"
+        findings.append(Finding("probe", Level.GOOD, took))
+    return probed
 
 
 async def _standing(settings: Settings, number: int) -> tuple[Undecided, int | None]:
@@ -166,6 +201,8 @@ async def _standing(settings: Settings, number: int) -> tuple[Undecided, int | N
         state = await _stable(history, names.state)
         try:
             cursor = await newest_cursor(place, history, {names.state: state})
+        except NotAuthorized:
+            raise
         except TaskflowError:
             cursor = None
         offsets, first_ms, newest_ms = 0, None, None

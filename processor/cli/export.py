@@ -1,4 +1,4 @@
-"""`taskflow export`: flows, steps and events in one file, as they were at one cut."""
+"""`taskflow export`: flows, steps and events in one file, as of one consistent cut."""
 
 import sys
 import time

@@ -1,4 +1,6 @@
-"""The program `taskflow`: its commands, its exit codes, and no tracebacks for what is known."""
+"""Run the program `taskflow`: its commands and exit codes; known errors are sentences, not
+tracebacks.
+"""
 
 import sys
 from collections.abc import Mapping, Sequence

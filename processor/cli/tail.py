@@ -120,7 +120,7 @@ async def _read(
 
     partitions = None
     if key is not None and one_partition:
-        count = (await partition_counts(settings)).get(topic)
+        count = (await partition_counts(settings, [topic])).get(topic)
         partitions = None if count is None else [partition_of(key, count)]
     records = read(settings, topic, start=start, follow=follow, partitions=partitions)
     try:

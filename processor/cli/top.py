@@ -1,4 +1,4 @@
-"""`taskflow top`: the views, live in the terminal."""
+"""`taskflow top`: show the views live in the terminal."""
 
 import asyncio
 import os

@@ -1,12 +1,23 @@
-"""`taskflow topics`: making the six topics, and looking whether they are right."""
+"""`taskflow topics`: make the topics, compare them with what they must be, print rights."""
 
 from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated
 
 import typer
 
 from processor.cli.common.output import console, for_people, say, table, write_json
-from processor.cli.common.runner import run, settings_and_logs
-from processor.contract.topics import SPECS
+from processor.cli.common.runner import WrongUse, run, settings_and_logs
+from processor.contract.rights import ROLES, Role, rights
+from processor.contract.topics import SPECS, Topics
+
+
+class AclFormat(StrEnum):
+    """How `topics acls` prints."""
+
+    KAFKA_ACLS = "kafka-acls"
+    STRIMZI = "strimzi"
+
 
 app = typer.Typer(
     help="Make the topics, or compare them with what they must be.", no_args_is_help=True
@@ -67,3 +78,43 @@ def check(
         )
         raise typer.Exit(1)
     say(f"All six topics of {settings.topic_prefix!r} are as they must be.")
+
+
+@app.command("acls")
+def acls(
+    role: Annotated[
+        Role,
+        typer.Option("--role", help="; ".join(f"{name}: {does}" for name, does in ROLES.items())),
+    ],
+    principal: Annotated[
+        str | None,
+        typer.Option(
+            "--principal", help="Whom to allow it, such as User:alice. [default: User:ROLE]"
+        ),
+    ] = None,
+    form: Annotated[
+        AclFormat,
+        typer.Option("--format", help="Lines for kafka-acls.sh, or a Strimzi KafkaUser in YAML."),
+    ] = AclFormat.KAFKA_ACLS,
+) -> None:
+    """Print the ACLs that a role needs, and no others. It asks no broker.
+
+    Read and Write include Describe. What `repartition`, `replay to` and `replay group` need beside,
+    processor/docs/security.md says.
+
+    Example: `taskflow topics acls --role worker --principal User:worker | sh`
+
+    Settings: TASKFLOW_TOPIC_PREFIX, TASKFLOW_GROUP_ID, TASKFLOW_BOOTSTRAP_SERVERS.
+    """
+    from processor.ops.acls import kafka_acls, strimzi_user
+
+    settings = settings_and_logs(quiet=True)
+    whom = f"User:{role}" if principal is None else principal
+    kind, colon, name = whom.partition(":")
+    if not (kind and colon and name):
+        raise WrongUse(f"--principal is {whom!r}, but must be like User:alice.")
+    needed = rights(role, Topics(settings.topic_prefix), settings.group_id)
+    if form is AclFormat.STRIMZI:
+        typer.echo(strimzi_user(needed, whom))
+    else:
+        typer.echo("\n".join(kafka_acls(needed, whom, settings.bootstrap_servers)))

@@ -1,4 +1,4 @@
-"""`taskflow torture`: load, random faults and a verdict. A user's acceptance test."""
+"""`taskflow torture`: load, random faults and a verdict; a user's acceptance test."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""`taskflow up`: everything on this machine, until Ctrl-C."""
+"""`taskflow up`: run broker, worker and views on this machine until Ctrl-C."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""`taskflow views`: one view worker."""
+"""`taskflow views`: run one view worker."""
 
 import asyncio
 import logging
@@ -46,16 +46,14 @@ def views(
 
 
 async def _serve(settings: Settings, stop: asyncio.Event, *, rebuild: bool) -> None:
-    from processor.adapters.kafka.errors import TopicsWrong
-    from processor.adapters.kafka.topic_admin import check_topics
+    from processor.adapters.kafka.access.authorization import ensure_startable
+    from processor.contract.rights import Role
 
     try:
         from processor.views.faust.app import app
     except ModuleNotFoundError as missing:
         raise ExtraMissing(f"The views need {missing.name} of", "views") from None
-    wrong = [mismatch for mismatch in await check_topics(settings) if mismatch.fatal]
-    if wrong:
-        raise TopicsWrong("; ".join(map(str, wrong)))
+    await ensure_startable(settings, Role.VIEWS)
     app.rebuild = rebuild
     app.loop = asyncio.get_running_loop()
     await app.start()

@@ -1,4 +1,4 @@
-"""`taskflow worker`: one processor."""
+"""`taskflow worker`: run one processor."""
 
 import asyncio
 

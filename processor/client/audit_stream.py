@@ -1,4 +1,4 @@
-"""AuditStream: the FlowEvents, in order, none missed and none twice."""
+"""AuditStream: the FlowEvents in order, without a gap or a repeat."""
 
 from collections import deque
 from collections.abc import AsyncIterator, Mapping

@@ -1,4 +1,4 @@
-"""Puts commands on a topic, through producers that are replaced when they fail."""
+"""Produce commands, through producers that are replaced when they fail."""
 
 import asyncio
 import logging
@@ -24,11 +24,13 @@ from processor.adapters.kafka.client_config import (
     connection_options,
     ensure_reachable,
 )
-from processor.adapters.kafka.errors import explained
+from processor.adapters.kafka.errors import NotAuthorized, explain, explained
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.client.errors import CommandNotSent
 from processor.contract.headers import Headers
+from processor.contract.rights import Operation, on_topic
+from processor.contract.topics import Topics
 from processor.settings import Settings
 
 CLOSE_TIMEOUT_S: Final = 5.0
@@ -61,6 +63,8 @@ class CommandProducer:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._needs = on_topic(Operation.WRITE, Topics(settings.topic_prefix).commands)
+        """Without Write on any topic at all, a broker gives out no producer id."""
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
         self._stopping: set[asyncio.Task[None]] = set()
@@ -69,7 +73,7 @@ class CommandProducer:
     async def start(self) -> None:
         """Raises BrokerUnreachable."""
         await ensure_reachable(self._settings)
-        with explained(self._settings):
+        with explained(self._settings, self._needs):
             await self._current()
 
     async def send(
@@ -105,12 +109,16 @@ class CommandProducer:
                 if producer is not None:
                     self._replace(producer)
                 if _is_refusal(error):
-                    raise CommandNotSent(
-                        f"Kafka refused the command for {topic}: {error!r}."
-                    ) from (error)
+                    raise CommandNotSent(self._refused(topic, error)) from error
                 _log.warning("sending to %s: %r; trying again", topic, error)
             await asyncio.sleep(RETRY_PAUSE_S)
         raise ProducerClosed
+
+    def _refused(self, topic: str, error: KafkaError) -> str:
+        needs = on_topic(Operation.WRITE, topic)
+        told = explain(error, self._settings, needs=needs)
+        why = str(told) if isinstance(told, NotAuthorized) else f"{error!r}."
+        return f"Kafka refused the command for {topic}: {why}"
 
     async def close(self) -> None:
         """Stop within CLOSE_TIMEOUT_S or a little more; what is not acknowledged is dropped."""

@@ -19,6 +19,7 @@ from processor.client.preparation import Prepared, prepare
 from processor.client.reader import CommittedReader, PositionLost, count_partitions
 from processor.contract import Command, Outcome, Source, Topics
 from processor.contract.events import TRACEPARENT_HEADER
+from processor.contract.rights import Operation
 from processor.errors import TaskflowError
 from processor.runtime import end_tasks
 from processor.settings import Settings, load_settings
@@ -223,7 +224,7 @@ class FlowClient:
         if topic not in self._found:
             async with self._finding:
                 if topic not in self._found:
-                    self._found |= await count_partitions(self._settings, [topic])
+                    self._found |= await count_partitions(self._settings, [topic], Operation.WRITE)
 
     async def _follow_outcomes(self) -> None:
         """From the end as it is before the first command is sent."""

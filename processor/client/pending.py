@@ -1,4 +1,4 @@
-"""Which outcome answers which call of `send`. No clock, no I/O."""
+"""Match outcomes to pending calls of `send`. No clock, no I/O."""
 
 from asyncio import Future, get_running_loop
 from collections import deque

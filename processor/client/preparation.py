@@ -1,4 +1,4 @@
-"""From what a caller says to the command that is sent: ids, expiry, and the processor's checks."""
+"""Complete a caller's command: ids, expiry, and the checks that the processor makes."""
 
 import math
 from collections.abc import Mapping

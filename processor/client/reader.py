@@ -1,4 +1,4 @@
-"""Committed records of one topic, from positions that outlive the consumer."""
+"""Read committed records of one topic from positions that outlive the consumer."""
 
 import asyncio
 import logging
@@ -17,6 +17,7 @@ from processor.adapters.kafka.internals import client_of
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.adapters.kafka.topic_admin import partition_counts
+from processor.contract.rights import Operation, on_topic
 from processor.settings import Settings
 
 _STOP_TIMEOUT_S: Final = 2.0
@@ -42,15 +43,18 @@ class PositionLost(Exception):
         super().__init__(positions)
 
 
-async def count_partitions(settings: Settings, topics: Iterable[str]) -> dict[str, int]:
-    """How many partitions each of `topics` has. Raises BrokerUnreachable, TopicsWrong."""
-    counts = await partition_counts(settings)
-    if missing := [topic for topic in topics if topic not in counts]:
+async def count_partitions(
+    settings: Settings, topics: Iterable[str], operation: Operation = Operation.READ
+) -> dict[str, int]:
+    """How many partitions each of `topics` has, to do `operation` with. Raises BrokerUnreachable,
+    NotAuthorized, TopicsWrong."""
+    wanted = list(topics)
+    counts = await partition_counts(settings, wanted, operation)
+    if missing := [topic for topic in wanted if topic not in counts]:
         raise TopicsWrong(
-            f"{', '.join(missing)} does not exist, or we may not see it; "
-            "`taskflow topics create` makes the topics."
+            f"{', '.join(missing)} does not exist; `taskflow topics create` makes the topics."
         )
-    return {topic: counts[topic] for topic in topics}
+    return counts
 
 
 class CommittedReader:
@@ -75,7 +79,7 @@ class CommittedReader:
         Raises BrokerUnreachable.
         """
         tps = [TopicPartition(self._topic, p) for p in sorted(partitions)]
-        with explained(self._settings):
+        with explained(self._settings, on_topic(Operation.READ, self._topic)):
             consumer = self._new_consumer()
             try:
                 await consumer.start()

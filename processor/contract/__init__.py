@@ -1,4 +1,4 @@
-"""The published language of taskflow: what producers, consumers and operators import.
+"""The published models: commands, outcomes, events, flows, state and topics.
 
 README.md beside this file is the contract in full. Nothing here needs more than pydantic.
 """

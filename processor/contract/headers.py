@@ -1,4 +1,4 @@
-"""The headers that the processor adds to records, told from a sender's by where they stand.
+"""Tell the headers that the processor adds from a sender's, by where they stand.
 
 A sender may write any header, ours included, with any bytes or none, and as often as it likes.
 Copies and dead letters repeat all of them, and what the processor adds stands behind them. So only

@@ -34,6 +34,8 @@ _RFC3339 = re.compile(
     re.ASCII,
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NO_TIME: Final = "not an RFC 3339 time with an offset"
+OUTSIDE_THE_YEARS: Final = "outside the years 1..9999 in UTC"
 
 
 def parse_timestamp(text: str) -> int:
@@ -44,7 +46,7 @@ def parse_timestamp(text: str) -> int:
     """
     match = _RFC3339.fullmatch(text)
     if match is None:
-        raise ValueError("not an RFC 3339 time with an offset")
+        raise ValueError(NO_TIME)
     date, minute, second, fraction, offset = match.groups()
     leap = second == "60"
     try:
@@ -55,8 +57,11 @@ def parse_timestamp(text: str) -> int:
             if (whole.hour, whole.minute) != (23, 59):
                 raise ValueError("leap seconds are the last of a UTC day")
             whole += timedelta(seconds=1)
-    except (ValueError, OverflowError):
-        raise ValueError("not an RFC 3339 time with an offset") from None
+    except OverflowError:
+        raise ValueError(OUTSIDE_THE_YEARS) from None
+    except ValueError:
+        outside = date.startswith("0000")
+        raise ValueError(OUTSIDE_THE_YEARS if outside else NO_TIME) from None
     delta = whole - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1000 + int((fraction or "0")[:3].ljust(3, "0"))
 

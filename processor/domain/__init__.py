@@ -1,1 +1,1 @@
-"""What is allowed and what follows from it: pure, without clock, I/O, await or logging."""
+"""The state machine: pure, without clock, I/O, await or logging."""

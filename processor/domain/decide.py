@@ -1,4 +1,4 @@
-"""Checks 8 to 17 of the contract, in its order, and the facts that follow when all pass."""
+"""Decide a command: checks 8 to 17 of the contract in their order, then the facts that follow."""
 
 import uuid
 from collections.abc import Callable, Mapping

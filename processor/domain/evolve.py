@@ -1,4 +1,4 @@
-"""From what is and what happened to what is next. Evolving believes what it is told."""
+"""Fold a fact into a flow or step. Checks nothing: what was decided is applied."""
 
 from collections.abc import Iterable
 from typing import Any, Final, assert_never

@@ -1,4 +1,4 @@
-"""A fact that happened to a flow, before it has its place on the audit topic."""
+"""Facts: what happened to a flow, before it has its place on the audit topic."""
 
 from collections.abc import Callable
 from functools import partial

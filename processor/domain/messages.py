@@ -1,4 +1,4 @@
-"""One sentence for a person about each outcome: no secrets, no payload."""
+"""Word each outcome in one sentence for a person: no secrets, no payload."""
 
 from types import MappingProxyType
 from typing import Any, Final
@@ -32,7 +32,7 @@ _REFUSED: Final = MappingProxyType(
         Code.TOO_LARGE: "The value is over 512 KiB or the key over 64 bytes.",
         Code.MALFORMED: "The value is not one JSON object within the limits: {problem}.",
         Code.UNSUPPORTED_VERSION: "Only schema_version 1 is understood.",
-        Code.INVALID_COMMAND: "The object is not a valid command; see details.errors.",
+        Code.INVALID_COMMAND: "The object is not a valid command: {problem}.",
         Code.INVALID_KEY: "The record key must be the flow_id, on the partition it hashes to.",
         Code.IDEMPOTENCY_CONFLICT: "This command_id was already used for another command.",
         Code.FORBIDDEN: "This kind is only taken from the control topic.",

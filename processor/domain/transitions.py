@@ -1,4 +1,4 @@
-"""The state machine: one table of legal moves, and which kind of command asks for which."""
+"""The table of legal moves, and which kind of command asks for which."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

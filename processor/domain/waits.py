@@ -1,4 +1,4 @@
-"""When a wait ends by itself."""
+"""Compute when a wait ends by itself."""
 
 from typing import Any, Final
 

@@ -1,1 +1,1 @@
-"""The parts of the embedded broker; `processor.embedded.broker` is its door."""
+"""The embedded broker's parts; `processor.embedded.broker` starts it."""

@@ -1,4 +1,4 @@
-"""The embedded broker: a real single-node Apache Kafka for the demo, development and tests.
+"""Run a real single-node Apache Kafka for the demo, development and tests.
 
 The JVM comes in a wheel and the jars by their Maven coordinates, so pip is all that a machine
 needs. How and why: processor/embedded/README.md.

@@ -1,4 +1,4 @@
-"""The directory of one embedded broker: who holds it, its configuration, its format."""
+"""The directory of an embedded broker: its lock, configuration and format."""
 
 import asyncio
 import base64
@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from processor.embedded.environment import java_environment
+from processor.embedded.environment import java_environment, usable
 from processor.embedded.errors import BrokerDidNotStart, DataDirInUse
 from processor.runtime import private_directory
 
@@ -134,13 +134,15 @@ class Directory:
 async def open_directory(path: Path | None) -> AsyncIterator[Directory]:
     """Hold `path`, made if missing, or a temporary directory that is removed at the end.
 
-    Raises DataDirInUse if another broker holds it for longer than LOCK_PATIENCE_S.
+    Raises DirectoryUnusable, and DataDirInUse if another broker holds it for longer than
+    LOCK_PATIENCE_S.
     """
     temporary = path is None
-    home = _made(path)
-    # flock belongs to the open file, so the JVM that inherits it holds it as long as it lives,
-    # whatever becomes of us.
-    lock_fd = os.open(home / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    with usable(path or Path(tempfile.gettempdir()), "TASKFLOW_STATE_DIR" if path else "TMPDIR"):
+        home = _made(path)
+        # flock belongs to the open file, so the JVM that inherits it holds it as long as it lives,
+        # whatever becomes of us.
+        lock_fd = os.open(home / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         await _take(lock_fd, home)
         yield Directory(home, lock_fd, temporary)

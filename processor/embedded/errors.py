@@ -1,4 +1,4 @@
-"""What can keep an embedded broker from running."""
+"""Errors of the embedded broker."""
 
 from processor.errors import TaskflowError
 
@@ -19,6 +19,11 @@ class JarUnavailable(EmbeddedBrokerError):
 
 class JarMismatch(EmbeddedBrokerError):
     """A jar is not the one that was locked; nothing of it was or will be run."""
+
+
+class DirectoryUnusable(EmbeddedBrokerError):
+    """A directory that the embedded broker needs cannot be made or written; no broker was
+    started."""
 
 
 class DataDirInUse(EmbeddedBrokerError):

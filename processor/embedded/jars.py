@@ -1,4 +1,4 @@
-"""The jars on disk: fetched once per user, and checked against the lock before every run."""
+"""Kafka's jars on disk: fetched once per user, checked against the lock before every run."""
 
 import hashlib
 import shutil
@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from processor.embedded import maven
+from processor.embedded.environment import usable
 from processor.embedded.errors import JarMismatch, JarUnavailable
 from processor.embedded.progress import Meter, Progress
 
@@ -66,13 +67,14 @@ def ensure_jars(
     """Paths of all locked jars, fetched where missing, every one checked.
 
     Blocks; several processes may call it at once, and one of them fetches. Raises JarMismatch,
-    JarUnavailable, ExtraMissing.
+    JarUnavailable, DirectoryUnusable, ExtraMissing.
     """
     jars = locked_jars() if jars is None else jars
     home = cache_dir / f"kafka-{maven.KAFKA_VERSION}"
-    home.mkdir(parents=True, exist_ok=True)
-    if any(not (home / jar.filename).exists() for jar in jars):
-        _fetch_missing(home, jars, progress, fetch)
+    with usable(cache_dir, "TASKFLOW_CACHE_DIR"):
+        home.mkdir(parents=True, exist_ok=True)
+        if any(not (home / jar.filename).exists() for jar in jars):
+            _fetch_missing(home, jars, progress, fetch)
     paths = [home / jar.filename for jar in jars]
     for jar, path in zip(jars, paths, strict=True):
         _check(jar, path, f"Delete {path} to have it fetched anew.")

@@ -1,4 +1,4 @@
-"""Apache Kafka's jars by their Maven coordinates, through jgo's resolver.
+"""Resolve Apache Kafka's jars by their Maven coordinates, through jgo.
 
 jgo's `PythonResolver` reads POMs itself: neither Maven nor a system Java takes part.
 """

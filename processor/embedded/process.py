@@ -1,4 +1,4 @@
-"""A JVM as a child process that never outlives us."""
+"""Run a JVM as a child process that does not outlive this one."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""How far the first run is, told in lines."""
+"""Report the progress of the first run in lines."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Starts the JVM and sees to it that it does not outlive whoever asked for it.
+"""Start the JVM, and end it when the process that asked for it ends.
 
 Run as a script, by path and without site-packages: `supervisor.py PARENT_PID REMOVE JAVA...`.
 It prints the JVM's pid, then obeys single bytes on stdin: `T` terminates, `K` kills. The end of

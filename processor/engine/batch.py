@@ -1,4 +1,4 @@
-"""A batch: what is read for it, what must be remembered for it, and what it writes."""
+"""A batch: what it needs loaded, its configuration, and the write set that it makes."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,9 +1,9 @@
-"""Bytes to commands and back: limits, and checks 1 to 5 of the contract."""
+"""Decode commands by checks 1 to 5 of the contract, and encode what is published."""
 
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Protocol
@@ -19,7 +19,6 @@ from processor.contract.outcomes import Code, Verdict
 from processor.contract.values import (
     COMMAND_MAX_BYTES,
     DEPTH_MAX,
-    ERRORS_MAX,
     KEY_MAX_BYTES,
     NUMBER_MAX,
     SCHEMA_VERSION,
@@ -27,6 +26,14 @@ from processor.contract.values import (
     instant,
 )
 from processor.domain.facts import Fact
+from processor.engine.decode_errors import (
+    OUT_OF_RANGE,
+    TOO_DEEP,
+    bounded,
+    describe_json_error,
+    problems,
+    sentence,
+)
 from processor.engine.rows import ledger_key
 
 
@@ -248,15 +255,22 @@ def decode(record: Record) -> Readable | Unreadable:
     if value is not None and b"null" in value:  # there is no other way to write one
         mapping = without_nulls(mapping)
     try:
-        command = _validated(mapping)
+        command = _validated(bounded(mapping))
     except ValidationError as error:
-        return _unreadable(record, mapping, Code.INVALID_COMMAND, errors=problems(error))
+        return _invalid(record, mapping, problems(error))
     if key != command.flow_id.encode():
         return _unreadable(record, mapping, Code.INVALID_KEY)
     # Only a float may be written in two ways.
     text = canonical(mapping) if holds_float else orjson.dumps(mapping, option=_SORTED)
     digest = blake2b(text, digest_size=16).digest()
     return _readable((record, command, digest, ledger_key(command.flow_id, command.command_id)))
+
+
+def _invalid(
+    record: Record, mapping: Mapping[str, Any], errors: list[dict[str, str]]
+) -> Unreadable:
+    item = _unreadable(record, mapping, Code.INVALID_COMMAND, errors=errors)
+    return replace(item, problem=sentence(errors))
 
 
 def _unreadable(
@@ -292,20 +306,10 @@ def _parse(value: bytes | None) -> tuple[dict[str, Any], bool]:
     try:
         parsed = orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        raise _Malformed(_why(value, error)) from None
+        raise _Malformed(describe_json_error(value, error)) from None
     if not isinstance(parsed, dict):
         raise _Malformed("it is not an object")
     return parsed, _check(parsed.values(), DEPTH_MAX - 1)
-
-
-def _why(value: bytes, error: orjson.JSONDecodeError) -> str:
-    if value.startswith(b"\xef\xbb\xbf"):
-        return "it starts with a byte order mark"
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return "it is not UTF-8"
-    return f"it is not JSON at line {error.lineno}, column {error.colno}"
 
 
 def _check(values: Iterable[Any], depth_left: int) -> bool:
@@ -322,29 +326,12 @@ def _check(values: Iterable[Any], depth_left: int) -> bool:
             continue
         if kind is dict or kind is list:
             if not depth_left:
-                raise _Malformed(f"it is nested deeper than {DEPTH_MAX}")
+                raise _Malformed(TOO_DEEP)
             if _check(value.values() if kind is dict else value, depth_left - 1):
                 holds_float = True
         elif kind is int or kind is float:
             if not -NUMBER_MAX <= value <= NUMBER_MAX:
-                raise _Malformed("a number is out of range")
+                raise _Malformed(OUT_OF_RANGE)
             if kind is float:
                 holds_float = True
     return holds_float
-
-
-def problems(error: ValidationError) -> list[dict[str, str]]:
-    """`details.errors` of an `invalid_command` outcome: fields and problems, without values."""
-    found = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
-        location = [str(part) for part in item["loc"]]
-        if location and location[0] in MODELS:
-            location = location[1:]
-        if len(location) > 1 and location[0] == "wait":
-            location = ["wait", *location[2:]]  # between them stands the wait's kind
-        problem = item["msg"]
-        if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            location = [*location, "kind"]
-            problem = "Field required" if item["type"] == "union_tag_not_found" else "Unknown kind"
-        found.append({"field": ".".join(location)[:256], "problem": problem})
-    return found[:ERRORS_MAX]

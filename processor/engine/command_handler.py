@@ -1,4 +1,4 @@
-"""A batch of records and what the partition remembers of their flows → everything to write.
+"""Turn a batch of records and the loaded state into a write set.
 
 Pure: the same records on the same memory give the same bytes. One Handler handles one batch.
 """
@@ -377,7 +377,7 @@ class CommandHandler:
         if headers:
             batch.traced.append((item, value))
         self._verdict = verdict
-        self._size_bytes += len(value)
+        self._size_bytes += len(value) + len(key or b"")
         batch.tally[kind, verdict._value_, "" if code is None else code._value_] += 1
 
     def _quarantine(self, item: Unreadable) -> None:
@@ -385,7 +385,7 @@ class CommandHandler:
         letter = dead_letter(item.record, item.code, message)
         self._answer(item, Verdict.QUARANTINED, item.code, message=message, details=item.details)
         self.batch.dead_letters.append(letter)
-        self._size_bytes += len(letter.value or b"") + sum(len(v or b"") for _, v in letter.headers)
+        self._size_bytes += _size_bytes(letter)
 
     def settle(self) -> Iterator[None]:
         """What the batch leaves, some at a time: each key of `state` and each row once, at its last
@@ -443,6 +443,12 @@ class CommandHandler:
             self._next_number += 1
             self.batch.created += 1
         return new_flow_row((flow, flow_doc(flow), entry.last_event_id, entry.chain, number))
+
+
+def _size_bytes(record: Outgoing) -> int:
+    """What a record of any bytes takes: a sender may put all of it into its key or its headers."""
+    headers = sum(len(name) + len(value or b"") for name, value in record.headers)
+    return len(record.key or b"") + len(record.value or b"") + headers
 
 
 def _cancels_from_wait(flow: Flow | None) -> bool:

@@ -1,4 +1,4 @@
-"""Dead letters: the record as it was, with the reason beside it."""
+"""Make a dead letter: the original record with the reason in headers."""
 
 from hashlib import blake2b
 from typing import Final

@@ -1,4 +1,4 @@
-"""The flows that a partition keeps in memory: the ones used last, within a bound."""
+"""Cache a partition's least recently used flows within a bound of bytes."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping

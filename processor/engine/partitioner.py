@@ -1,4 +1,4 @@
-"""Where a flow's records lie: Kafka's default hash of the key."""
+"""Compute a flow's partition: Kafka's default hash of the key."""
 
 from functools import lru_cache
 

@@ -1,4 +1,4 @@
-"""What a partition owner needs of the outside: Kafka and the table, as it sees them.
+"""The ports of a partition processor: Kafka and the table as it sees them.
 
 The adapters give it the real ones, tests scripted ones.
 """

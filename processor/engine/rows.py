@@ -1,4 +1,4 @@
-"""What a partition remembers: its flows, its positions, and what it has answered."""
+"""The rows of a table: flows, steps, ledger entries, checkpoints."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,1 +1,1 @@
-"""Tools for those who run taskflow. Nothing here takes part in deciding a command."""
+"""Tools for operators. Nothing here takes part in deciding a command."""

@@ -1,4 +1,4 @@
-"""Which flows an order is for, and a digest of what was shown.
+"""Select the flows of a bulk order, and compute the digest of what was shown.
 
 An order names each flow at the revision at which it was seen, so that none is changed behind the
 back of whoever looked.

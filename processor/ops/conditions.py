@@ -1,4 +1,4 @@
-"""A condition on a flow: one comparison of a place in it with a value.
+"""Parse a condition on a flow: one comparison of a field with a value.
 
     condition = PATH OPERATOR VALUE | PATH | "!" PATH
     OPERATOR  = "=" | "!=" | "<" | "<=" | ">" | ">=" | "~"

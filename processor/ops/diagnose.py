@@ -1,4 +1,4 @@
-"""Where in the bytes of a record lies what makes it no command."""
+"""Locate the byte offset of a decode error."""
 
 import re
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import orjson
 from processor.contract.outcomes import Code
 from processor.contract.values import COMMAND_MAX_BYTES, DEPTH_MAX, NUMBER_MAX
 from processor.engine.codec import Draft, Unreadable, decode
+from processor.engine.decode_errors import json_fault
 from processor.ops.json_path import Path, parse, written
 
 _BOM: Final = b"\xef\xbb\xbf"
@@ -35,8 +36,9 @@ class Diagnosis(NamedTuple):
     faults: list[DecodeFault]
 
 
-def diagnose(key: bytes | None, value: bytes | None) -> Diagnosis:
-    """By the processor's own checks 1 to 5."""
+def diagnose(key: bytes | None, value: bytes | None, *, locate: bool = True) -> Diagnosis:
+    """Diagnose a record by the processor's own checks 1 to 5. Without `locate`, where in a value
+    that is JSON the faults are is not looked for: it takes a second for the largest."""
     read = decode(Draft(key, value))
     if not isinstance(read, Unreadable):
         return Diagnosis(None, [])
@@ -49,19 +51,20 @@ def diagnose(key: bytes | None, value: bytes | None) -> Diagnosis:
             else:
                 faults.append(DecodeFault(None, f"the key has {len(key or b''):,} bytes"))
         case Code.MALFORMED:
-            faults.append(_malformed(value or b"", read.problem))
+            faults.append(_malformed(value or b"", read.problem, locate))
         case Code.UNSUPPORTED_VERSION:
-            faults += _fields(value or b"", [("schema_version", "only version 1 is known")])
+            told = [("schema_version", "only version 1 is known")]
+            faults += _fields(value or b"", told, locate)
         case Code.INVALID_COMMAND:
             told = [(one["field"], one["problem"]) for one in read.details.get("errors", ())]
-            faults += _fields(value or b"", told)
+            faults += _fields(value or b"", told, locate)
         case Code.INVALID_KEY:
             shown = "missing" if key is None else repr(key[:64].decode("utf-8", "replace"))
-            faults += _fields(value or b"", [("flow_id", f"the record's key is {shown}")])
+            faults += _fields(value or b"", [("flow_id", f"the record's key is {shown}")], locate)
     return Diagnosis(read.code, faults)
 
 
-def _malformed(value: bytes, problem: str) -> DecodeFault:
+def _malformed(value: bytes, problem: str, locate: bool) -> DecodeFault:
     if not value:
         return DecodeFault(None, "there is no value")
     if value.startswith(_BOM):
@@ -75,10 +78,11 @@ def _malformed(value: bytes, problem: str) -> DecodeFault:
     try:
         parsed = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        return DecodeFault(len(text[: error.pos].encode()), f"not JSON: {error.msg}")
+        what = json_fault(error) or f"not JSON: {error.msg}"
+        return DecodeFault(len(text[: error.pos].encode()), what)
     if not isinstance(parsed, dict):
         return DecodeFault(0, "not a JSON object")
-    for place in places(text):
+    for place in places(text) if locate else ():
         if len(place.path) > DEPTH_MAX - 1 and text[place.at] in "{[":
             return DecodeFault(place.at_bytes(text), f"nested deeper than {DEPTH_MAX}")
         if text[place.at] in "-0123456789" and _too_large(text, place.at):
@@ -93,14 +97,19 @@ def _too_large(text: str, at: int) -> bool:
     return found is not None and not -NUMBER_MAX <= orjson.loads(found[0]) <= NUMBER_MAX
 
 
-def _fields(value: bytes, told: list[tuple[str, str]]) -> Iterator[DecodeFault]:
+def _fields(value: bytes, told: list[tuple[str, str]], locate: bool) -> Iterator[DecodeFault]:
     """Where the fields stand; what is missing stands nowhere. Of a repeated name, the last."""
     text = value.decode()
-    found = {written(place.path): place for place in places(text)}
-    for field, problem in told:
-        path = written(parse(field)) if _is_path(field) else written((field,))
+    paths = [parse(field) if _is_path(field) else (field,) for field, _ in told]
+    wanted, deepest = set(paths), max(map(len, paths), default=0)
+    found = {
+        place.path: place
+        for place in (places(text) if locate else ())
+        if len(place.path) <= deepest and place.path in wanted
+    }
+    for path, (_, problem) in zip(paths, told, strict=True):
         place = found.get(path)
-        yield DecodeFault(None if place is None else place.at_bytes(text), problem, path)
+        yield DecodeFault(None if place is None else place.at_bytes(text), problem, written(path))
 
 
 def _is_path(field: str) -> bool:

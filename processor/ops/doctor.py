@@ -1,5 +1,4 @@
-"""What an operator would look at first, judged: each finding is good, a warning or bad, and says
-what to do.
+"""Judge what `taskflow doctor` found: each finding is good, a warning or bad, with what to do.
 
 Facts in, findings out: whoever asks has been to the broker and to the disk already.
 """
@@ -8,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from processor.contract.topics import Topics
+from processor.contract.rights import Right, Role
 from processor.contract.values import instant
 
 PYTHON_MIN: Final = (3, 11)
@@ -24,10 +23,6 @@ CLOCK_OFF_MS: Final = 2_000
 CLOCK_BAD_MS: Final = 5 * 60_000
 DISK_LOW_BYTES: Final = 2 * 1024**3
 DISK_BAD_BYTES: Final = 256 * 1024**2
-
-READ, WRITE, DESCRIBE_CONFIGS = 3, 4, 10
-"""Kafka's codes of operations that an ACL allows; a set of them is a bit field."""
-_NAMES: Final = {READ: "Read", WRITE: "Write", DESCRIBE_CONFIGS: "DescribeConfigs"}
 
 
 class Level(StrEnum):
@@ -60,15 +55,6 @@ class Mismatched(NamedTuple):
     sentence: str
     fatal: bool
     missing: bool
-
-
-class Allowed(NamedTuple):
-    """What the broker lets us do: bit fields of operations by topic, and for the group; None
-    where it did not say. `transactional_id` is why the partitions' ids may not be used, or None."""
-
-    topics: Mapping[str, int | None]
-    group: int | None
-    transactional_id: str | None = None
 
 
 class Undecided(NamedTuple):
@@ -161,44 +147,20 @@ def codecs(decoded: Mapping[str, str | None], used: str) -> Iterator[Finding]:
         )
 
 
-def authorisations(names: Topics, group: str, allowed: Allowed) -> Iterator[Finding]:
-    needed = {
-        names.commands: (READ, WRITE, DESCRIBE_CONFIGS),
-        names.control: (READ, WRITE, DESCRIBE_CONFIGS),
-        names.outcomes: (READ, WRITE, DESCRIBE_CONFIGS),
-        names.audit: (READ, WRITE, DESCRIBE_CONFIGS),
-        names.state: (READ, WRITE, DESCRIBE_CONFIGS),
-        names.dead_letters: (WRITE, DESCRIBE_CONFIGS),
-    }
-    fine = True
-    for topic, operations in needed.items():
-        if topic not in allowed.topics:
-            continue  # that it is missing was said already
-        field = allowed.topics[topic]
-        lacking = [_NAMES[one] for one in operations if field is not None and not field & 1 << one]
-        if lacking:
-            fine = False
-            yield Finding(
-                *("authorisation", Level.BAD, f"{topic}: no {', '.join(lacking)}"),
-                f"Allow {', '.join(lacking)} on topic {topic} to the workers' principal.",
-            )
-    if allowed.group is not None and not allowed.group & 1 << READ:
-        fine = False
+def authorizations(principal: str, role: Role, missing: Sequence[Right]) -> Iterator[Finding]:
+    """`missing`: what `principal` lacks of the rights of `role`."""
+    if not missing:
+        yield Finding("authorization", Level.GOOD, f"{principal} may do what a {role} needs")
+    for right in missing:
         yield Finding(
-            *("authorisation", Level.BAD, f"group {group}: no Read"),
-            f"Allow Read on group {group} to the workers' principal.",
+            *("authorization", Level.BAD, f"{principal} lacks {right}"),
+            f"`taskflow topics acls --role {role}` prints the ACLs that it needs.",
         )
-    if allowed.transactional_id is not None:
-        fine = False
-        yield Finding(
-            *("authorisation", Level.BAD, allowed.transactional_id),
-            f"Allow Write on the transactional ids {names.prefix}-0, {names.prefix}-1 … to it.",
-        )
-    if fine:
-        told = "a worker may read and write what it needs"
-        if None in (*allowed.topics.values(), allowed.group):
-            told = "nothing is refused, as far as the broker tells"
-        yield Finding("authorisation", Level.GOOD, told)
+
+
+def denied(check: str, sentence: str) -> Finding:
+    """What could not be looked at, for want of a right."""
+    return Finding(check, Level.BAD, sentence, "Allow it, or run this as who may.")
 
 
 def lag(undecided: Sequence[Undecided], members: int | None, now_ms: int) -> Iterator[Finding]:

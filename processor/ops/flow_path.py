@@ -1,4 +1,4 @@
-"""A place in a flow as an operator writes it: `state.price`, or in full `$.state_json.price`.
+"""Parse a path into a flow: `state.price`, or in full `$.state_json.price`.
 
 Both spellings are read everywhere; `json_path.written` prints the full one.
 """

@@ -1,4 +1,4 @@
-"""A flow's whole story, folded from its events: how it was at any time, and what changed what."""
+"""Fold a flow's events into its timeline: its state at any time, and what changed what."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

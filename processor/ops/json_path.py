@@ -1,4 +1,4 @@
-"""Places in a JSON value, and what differs between two values, place by place.
+"""Singular JSON paths (RFC 9535), and the differences between two values.
 
 A path is what RFC 9535 (JSONPath) calls a singular query: it names one place and no set of them.
 """

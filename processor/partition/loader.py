@@ -1,4 +1,4 @@
-"""What must be known of the flows of a batch, from memory and from the table."""
+"""Load the flows of a batch from the cache and the table."""
 
 import itertools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a batch sends and what it changes in the table, packed while it is decided.
+"""Pack a batch's records and table changes while it is decided.
 
 What is packed as soon as it is made is still in the CPU's caches, and a record leaves its memory to
 the next one: a batch of 1,000 makes some three megabytes of them.

@@ -1,5 +1,4 @@
-"""The owner of one partition number of `commands` and `control`: the one hand that changes its
-flows."""
+"""Decide one partition of `commands` and `control`: the only writer of its flows."""
 
 import asyncio
 import heapq

@@ -1,5 +1,4 @@
-"""Flows that ended long ago are removed by a `prune` on `control`, some at a time; their audit
-stays."""
+"""Prune flows that ended long ago, some at a time, by commands on `control`; the audit stays."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final

@@ -1,5 +1,4 @@
-"""Commands that a partition owner sends to itself: `wake` for a wait that is over, `prune` for a
-flow that ended long ago.
+"""Schedule the commands that a partition processor sends to itself, such as `wake` and `prune`.
 
 They go to `control` in the transaction of a batch, so that a late owner cannot send any, and are
 decided when they come back, like everybody's.

@@ -1,5 +1,5 @@
-"""Keeping the table of a partition near to its topics while another worker owns it, so that taking
-it over needs no restore.
+"""Keep a table of a partition that another worker decides close to its topics, so that a take-over
+needs no restore.
 
 A follower reads what is committed and writes its own table, and nothing else: it fences nobody,
 joins no group, and decides nothing. Whether the partition ever comes to its worker is the group's

@@ -1,5 +1,4 @@
-"""Waits that end by themselves: which flows of a partition are to be woken, when, and how many at
-a time.
+"""Time-driven commands: what is due in a partition, when, and how many at a time.
 
 The table knows when each wait ends; here are the near ones only, so that a million waits cost no
 memory. What is due is woken by a command on `control`, like any other change; until that is

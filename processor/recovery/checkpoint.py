@@ -1,4 +1,4 @@
-"""Where the topics say that a partition stands, and what they no longer hold."""
+"""Find out where the topics say that a partition is, and what they no longer hold."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple

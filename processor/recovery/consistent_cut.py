@@ -1,5 +1,4 @@
-"""A partition's topics as they were at the end of one transaction, also while a worker elsewhere
-goes on writing."""
+"""Read a partition's topics as of the end of one transaction, while an owner goes on writing."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final

@@ -1,4 +1,4 @@
-"""Events folded into rows, and what that changes in the table."""
+"""Apply events to rows, and collect the changes of the table."""
 
 from collections.abc import Mapping
 from hashlib import blake2b

@@ -1,4 +1,4 @@
-"""What an earlier owner left open and the fence did not end.
+"""End a hanging transaction of an earlier owner that fencing did not end.
 
 A coordinator may take a transaction for ended of which it wrote no marker. Kafka 4.3 does so for
 the partitions that have no leader at that moment (KAFKA-20734), as when a broker stops or comes

@@ -1,4 +1,4 @@
-"""A table made anew beside the live one, and held against it.
+"""Build a table anew beside the live one, and compare the two.
 
 A table that is made while a worker elsewhere goes on writing is behind, which the next takeover
 mends.

@@ -1,4 +1,4 @@
-"""What an operator asks for when a topic is not what it should be.
+"""Repair a partition whose topics lost something, as an operator asks.
 
 `skip` and `restore` write to `state`, under the partition's transactional id: whoever owns it
 meanwhile is fenced, and takes it over from what was written.

@@ -1,4 +1,4 @@
-"""Bringing a partition's table to where its topics are.
+"""Bring a partition's table to where its topics are: catch up, or restore from `state`.
 
 How far the partition is decided says the newest cursor on `state`, which every transaction writes.
 A table that was here before is rolled forward to there: flows and steps by folding `audit`, answers

@@ -1,4 +1,4 @@
-"""Records of `state` and `outcomes` as rows, to fill a table with."""
+"""Read records of `state` and `outcomes` as rows, to restore a table from."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,1 +1,1 @@
-"""Metrics, traces, logs, and the server of health checks."""
+"""Metrics, traces, logs, and the health server."""

@@ -1,4 +1,4 @@
-"""What a process tells over HTTP: is it alive, is it ready, and its metrics."""
+"""Serve liveness, readiness and metrics over HTTP."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""Logs: standard error, for people on a terminal and as JSON lines anywhere else."""
+"""Log to standard error: for people on a terminal, as JSON lines anywhere else."""
 
 import logging
 import sys

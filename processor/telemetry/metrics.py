@@ -1,4 +1,4 @@
-"""What can be seen of a worker from outside, in Prometheus' terms."""
+"""The worker's metrics for Prometheus."""
 
 from collections.abc import Callable
 from contextlib import suppress

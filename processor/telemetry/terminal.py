@@ -1,4 +1,4 @@
-"""Text that a terminal shows and does not obey.
+"""Escape control and bidirectional characters, so that a terminal shows text and does not obey it.
 
 Whoever sends commands chooses goals, keys and headers. On a terminal their control characters
 would move the cursor or set the title, and their formatting characters reorder or hide what stands

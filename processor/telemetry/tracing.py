@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry: one command from its producer through its decision to its commit.
+"""Trace a command with OpenTelemetry, from its producer through its decision to its commit.
 
 The context travels in the `traceparent` header, which everything that a command causes carries on.
 Only commands that were sampled where they come from get spans here, so that nothing is spent on

@@ -1,1 +1,1 @@
-"""The read side: a Faust application that makes the audit stream queryable. See README.md."""
+"""The read side: a Faust application that makes the audit queryable. See README.md."""

@@ -1,4 +1,4 @@
-"""What is counted: totals of all time, and what happened within each minute. Pure.
+"""Count events: totals of all time, and what happened within each minute. Pure.
 
 All of it adds up, over minutes as over partitions, so that workers can answer for each other.
 """

@@ -1,4 +1,4 @@
-"""The routes' handlers: what this worker has, what its peers add, and one answer of both."""
+"""Handle the API's routes: combine this worker's rows with its peers' into one response."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Commands by HTTP, for producers without a Kafka client."""
+"""Publish commands that come by HTTP, for producers without a Kafka client."""
 
 import asyncio
 import re

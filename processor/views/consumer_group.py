@@ -1,4 +1,4 @@
-"""The workers' consumer group as Kafka sees it: who decides which partition, and how far."""
+"""Describe the workers' consumer group: which worker decides which partition, and how far."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""A view's file: what is projected, in SQLite, with the positions that it comes from."""
+"""A view's SQLite file: the projected rows with the positions that they come from."""
 
 import asyncio
 import logging
@@ -261,7 +261,7 @@ async def open_database(folder: Path) -> AsyncIterator[Database]:
             await _prepare(writer)
             for _ in range(READERS):
                 reader = await aiosqlite.connect(
-                    f"file:{path}?mode=ro", uri=True, isolation_level=None
+                    f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None
                 )
                 connections.append(reader)
                 await reader.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB // 4}")

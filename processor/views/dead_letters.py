@@ -1,4 +1,4 @@
-"""Dead letters as the views show them. Pure."""
+"""Format dead letters for the views. Pure."""
 
 from typing import Any, Final
 

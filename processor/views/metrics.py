@@ -1,4 +1,4 @@
-"""What can be seen of a view worker from outside, in Prometheus' terms."""
+"""A view worker's metrics for Prometheus."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What the views are asked and what they answer: the models behind the OpenAPI document."""
+"""Requests and responses of the views: the models behind the OpenAPI document."""
 
 from typing import Annotated, Any, Literal
 

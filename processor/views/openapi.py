@@ -1,4 +1,4 @@
-"""`python -m processor.views.openapi`: writes openapi.json anew from routes and models.
+"""Generate openapi.json from routes and models: `python -m processor.views.openapi`.
 
 With `--check` it writes nothing, and exits 1 if the file is stale.
 """

@@ -1,4 +1,4 @@
-"""Cursors and positions as clients hold them: opaque, and checked when they come back."""
+"""Opaque cursors and positions for clients, checked when they come back."""
 
 import base64
 import binascii

@@ -1,4 +1,4 @@
-"""The other view workers: which partitions they have, by Faust's assignment, and what they say.
+"""Ask the other view workers for the partitions that they have by Faust's assignment.
 
 A member of the group may name any address, so an address is asked by a question that only a worker
 with the same secret can answer (access/peer_key.py), and nothing that it sends is read before it

@@ -1,4 +1,4 @@
-"""Refusals and failures as RFC 9457 has them."""
+"""Problem details (RFC 9457) for refusals and failures."""
 
 import logging
 from collections.abc import Mapping

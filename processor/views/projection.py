@@ -1,4 +1,4 @@
-"""From events to rows: what a batch of the audit changes in a view. Pure."""
+"""Project events into rows: what a batch of the audit changes in a view. Pure."""
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field

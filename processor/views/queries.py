@@ -1,4 +1,4 @@
-"""What this worker's database answers, for the partitions that are asked for."""
+"""Query this worker's database for given partitions."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence

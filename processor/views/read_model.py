@@ -1,4 +1,4 @@
-"""The view of one worker: batches in, positions forward, and those who wait for them."""
+"""The read model of one worker: apply batches, advance positions, notify waiting requests."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Every route of the HTTP API: what it takes, what it gives, and how it may refuse."""
+"""The routes of the HTTP API: parameters, responses and refusals."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

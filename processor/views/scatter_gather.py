@@ -1,4 +1,4 @@
-"""From what the workers say each for their partitions to one answer. Pure."""
+"""Combine the peers' responses, each for its partitions, into one. Pure."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any

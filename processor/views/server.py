@@ -1,4 +1,4 @@
-"""What a view worker serves: the API, the page, its health and its metrics."""
+"""Serve the API, the page, health and metrics of a view worker."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""Server-sent events: what happens, from any position on, of all partitions or of one flow."""
+"""Stream events to clients (server-sent events), of all partitions or of one flow."""
 
 import asyncio
 from collections import deque

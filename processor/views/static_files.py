@@ -1,4 +1,4 @@
-"""The page at `/`: files that are served as they are, and nothing else may be loaded or run."""
+"""Serve the page at `/` and its files; nothing else may be loaded or run."""
 
 import hashlib
 from pathlib import Path

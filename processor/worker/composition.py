@@ -1,4 +1,4 @@
-"""The one place where the parts are put together."""
+"""The composition root: put a worker's parts together."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from processor.adapters.kafka.access.authorization import ensure_startable
+from processor.adapters.kafka.access.rights_watch import RightsWatch
 from processor.adapters.kafka.client_config import client_id, compression_type, connection_options
 from processor.adapters.kafka.errors import BrokerUnreachable
 from processor.adapters.kafka.forwarder import PlainForwarder
 from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
 from processor.adapters.kafka.log_reader import KafkaLogReader, LogReaders
 from processor.adapters.kafka.record_decoder import read_any_record
-from processor.adapters.kafka.topic_admin import ensure_layout, ensure_topics, layout_changed
+from processor.adapters.kafka.topic_admin import (
+    ensure_layout,
+    layout_changed,
+)
 from processor.adapters.kafka.transactional_producer import (
     KafkaTransactionalProducer,
     producers_stopped,
@@ -25,6 +30,7 @@ from processor.adapters.sqlite import (
     table_lock,
     table_path,
 )
+from processor.contract.rights import Role
 from processor.contract.topics import Topics
 from processor.domain.decide import Limits
 from processor.engine.batch import PartitionConfig
@@ -66,7 +72,7 @@ async def run_worker(
     with ExitStack() as held:
         if lock:
             held.enter_context(state_dir_lock(settings.state_dir))
-        mismatches = await unless_stopped(ensure_topics(settings), stop)
+        mismatches = await unless_stopped(ensure_startable(settings, Role.WORKER), stop)
         if mismatches is None:
             return
         for mismatch in mismatches:
@@ -98,8 +104,12 @@ async def run_worker(
             partitions=settings.partitions,
         )
 
+        rights = RightsWatch(settings, Role.WORKER, worker.renew)
+
         async def report() -> dict[str, Any]:
-            return worker.report()
+            report = worker.report()
+            report["ready"] = report["ready"] and rights.denied is None
+            return {**report, "denied": rights.denied}
 
         async def scraped() -> bytes:
             return metrics.text()
@@ -116,12 +126,13 @@ async def run_worker(
             )
             announcing = asyncio.create_task(_announce(worker, ready))
             watching = asyncio.create_task(_watch_layout(settings, stop))
+            asking = asyncio.create_task(rights.run())
             try:
                 await worker.run(stop)
                 if watching.done():
                     watching.result()
             finally:
-                await end_tasks(announcing, watching)
+                await end_tasks(announcing, watching, asking)
                 await readers.close()
                 await forwarder.stop()
                 await producers_stopped(PRODUCERS_STOP_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""One worker as several processes: each a member of the group, all under one parent.
+"""Run one worker as several processes, each a member of the group, under one parent.
 
 Python decides in one core; the partitions are shared out by the group, as among workers. The
 parent holds the state directory, answers over HTTP for all, and starts again what ends; each
@@ -22,8 +22,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from processor.adapters.kafka.topic_admin import ensure_topics
+from processor.adapters.kafka.access.authorization import ensure_startable
 from processor.adapters.sqlite import state_dir_lock
+from processor.contract.rights import Role
 from processor.errors import TaskflowError
 from processor.runtime import end_tasks, unless_stopped
 from processor.settings import OFF, Settings, variable
@@ -74,6 +75,7 @@ def merged_report(reports: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]
     return {
         "ready": all_say("ready"),
         "joined": all_say("joined"),
+        "denied": next((report["denied"] for report in answered if report["denied"]), None),
         "partitions": dict(sorted(partitions.items(), key=lambda item: int(item[0]))),
     }
 
@@ -209,7 +211,7 @@ async def run_processes(settings: Settings, count: int, *, stop: asyncio.Event) 
     """
     with state_dir_lock(settings.state_dir):
         # By the parent, so that a wrong layout is said once.
-        if await unless_stopped(ensure_topics(settings), stop) is None:
+        if await unless_stopped(ensure_startable(settings, Role.WORKER), stop) is None:
             return
         children = [
             Child(number, environment_of(number, count, settings, os.environ))

@@ -1,4 +1,4 @@
-"""One processor: a member of the consumer group, with an owner for each partition it is given."""
+"""A group member: run a partition processor for each assigned partition."""
 
 import asyncio
 import time
@@ -147,6 +147,12 @@ class Worker:
             await asyncio.sleep(0.02)
 
     # Its life
+
+    def renew(self) -> None:
+        """Begin anew what does not run, instead of when its back-off ends: what it waited for is
+        there."""
+        if self._member is not None and not self.ready:
+            self._member.failed.set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Be a member of the group until `stop` is set; then finish what is in hand and leave.

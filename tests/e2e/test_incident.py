@@ -1,4 +1,4 @@
-"""The incident that processor/ops/README.md tells, command by command, against a real broker."""
+"""The incident that processor/docs/runbook.md tells, command by command, against a real broker."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.cli_runner import Shell, worker_beside
 
-README = Path(__file__).parents[2] / "processor" / "ops" / "README.md"
+README = Path(__file__).parents[2] / "processor" / "docs" / "runbook.md"
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ANY = "…"
 FLOWS = [f"6f1f3a52-0000-4000-8000-{n:012}" for n in range(21)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.topic_admin import partition_counts
+from processor.adapters.kafka.topic_admin import open_admin
 from processor.settings import Settings
 from processor.testing.chaos import faults as menu
 from processor.testing.chaos import run as trial
@@ -67,5 +67,6 @@ async def test_a_foreign_record_on_a_given_clusters_audit_is_a_violation(
     assert result.kept is not None
     assert (Path(result.kept) / "w0.log").stat().st_size > 0
     # What it made at the cluster is gone.
-    left = await partition_counts(Settings(bootstrap_servers=broker.bootstrap))
+    async with open_admin(Settings(bootstrap_servers=broker.bootstrap)) as admin:
+        left = await admin.list_topics()
     assert not [topic for topic in left if topic.startswith(result.prefix)]

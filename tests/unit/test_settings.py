@@ -6,6 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from processor.settings import (
+    SECRET_FILES,
+    SECRET_MAX_BYTES,
     VARIABLES,
     Address,
     BadSetting,
@@ -196,3 +198,102 @@ def test_names_that_kubernetes_injects_do_not_stop_it(capsys: pytest.CaptureFixt
 def test_the_variables_carry_no_units():
     assert "TASKFLOW_DEDUPE_WINDOW" in VARIABLES
     assert not [name for name in VARIABLES if name.endswith("_MS")]
+
+
+def test_each_secret_may_stand_in_a_file():
+    secrets = {name for name, info in VARIABLES.items() if "SecretStr" in str(info.annotation)}
+
+    assert set(SECRET_FILES.values()) == secrets
+    assert {"TASKFLOW_SASL_PASSWORD_FILE", "TASKFLOW_SSL_PASSWORD_FILE"} < SECRET_FILES.keys()
+    assert not SECRET_FILES.keys() & VARIABLES.keys()
+
+
+@pytest.mark.parametrize("line_end", ["", "\n", "\r\n"])
+def test_a_secret_of_a_file_is_its_content_without_the_line_end(tmp_path: Path, line_end: str):
+    path = tmp_path / "password"
+    path.write_bytes(f" hunter2\n {line_end}".encode())
+
+    settings = load_settings({"TASKFLOW_SASL_PASSWORD_FILE": str(path)}, warn=pytest.fail)
+
+    assert settings.sasl_password is not None
+    assert settings.sasl_password.get_secret_value() == " hunter2\n "
+
+
+def test_a_secret_is_given_once(tmp_path: Path):
+    path = tmp_path / "password"
+    path.write_text("hunter2")
+
+    sentence = refused(TASKFLOW_SASL_PASSWORD="hunter3", TASKFLOW_SASL_PASSWORD_FILE=str(path))
+
+    assert sentence == (
+        "TASKFLOW_SASL_PASSWORD and TASKFLOW_SASL_PASSWORD_FILE are both given; keep one of them."
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "no such file or directory"),
+        (b"", "empty"),
+        (b"\n", "empty"),
+        (b"hunter2\xff", "not UTF-8"),
+        (b"hunter2" * SECRET_MAX_BYTES, "over 64 KiB"),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_a_sentence_without_its_content(
+    tmp_path: Path, content: bytes | None, why: str
+):
+    path = tmp_path / "password"
+    if content is not None:
+        path.write_bytes(content)
+
+    sentence = refused(TASKFLOW_SASL_PASSWORD_FILE=str(path))
+
+    assert sentence == (
+        f"TASKFLOW_SASL_PASSWORD_FILE is {str(path)!r}, which cannot be used: {why}."
+    )
+
+
+def test_a_directory_is_no_secret(tmp_path: Path):
+    assert "is a directory" in refused(TASKFLOW_SSL_PASSWORD_FILE=str(tmp_path))
+
+
+def test_a_bad_secret_of_a_file_is_said_of_the_file(tmp_path: Path):
+    path = tmp_path / "token"
+    path.write_text("hunter2")
+
+    sentence = refused(TASKFLOW_VIEWS_TOKEN_FILE=str(path))
+
+    assert sentence == "TASKFLOW_VIEWS_TOKEN_FILE must hold at least 16 characters."
+
+
+def test_oauthbearer_needs_one_source_of_tokens():
+    oauth = {"TASKFLOW_SECURITY_PROTOCOL": "SASL_SSL", "TASKFLOW_SASL_MECHANISM": "oauthbearer"}
+    file = {"TASKFLOW_SASL_OAUTH_TOKEN_FILE": "/run/token"}
+    command = {"TASKFLOW_SASL_OAUTH_TOKEN_COMMAND": "fetch-token --client 'the worker'"}
+
+    assert load_settings(oauth | file).sasl_oauth_token_file == Path("/run/token")
+    assert "fetch-token" not in repr(load_settings(oauth | command))
+    assert "TASKFLOW_SASL_OAUTH_TOKEN_FILE is missing" in refused(**oauth)
+    assert "both given" in refused(**oauth, **file, **command)
+
+
+@pytest.mark.parametrize("command", [" ", "fetch 'hunter2"])
+def test_what_is_no_command_is_not_shown(command: str):
+    sentence = refused(TASKFLOW_SASL_OAUTH_TOKEN_COMMAND=command)
+
+    assert sentence == (
+        "TASKFLOW_SASL_OAUTH_TOKEN_COMMAND must be a command and its arguments, quoted as for a "
+        "shell."
+    )
+
+
+def test_a_value_that_is_not_utf_8_is_refused_and_a_path_is_any_bytes():
+    with pytest.raises(BadSetting) as refused:
+        load_settings({"TASKFLOW_SASL_PASSWORD": "\udcff", "TASKFLOW_GROUP_ID": "g\udcff"})
+    assert set(str(refused.value).splitlines()) == {
+        "TASKFLOW_SASL_PASSWORD is not UTF-8.",
+        "TASKFLOW_GROUP_ID is not UTF-8.",
+    }
+    settings = load_settings({"TASKFLOW_STATE_DIR": "a\udcff", "TASKFLOW_SSL_CAFILE": "b\udcff"})
+    assert (str(settings.state_dir), str(settings.ssl_cafile)) == ("a\udcff", "b\udcff")

@@ -1,4 +1,4 @@
-"""Compressed record batches, unpacked no further than memory may be spent on them.
+"""Decompress record batches up to a bound of memory.
 
 aiokafka unpacks a batch whole. Of zeros, zstd makes 32,000 times less, so that one record batch of
 1 MiB would need 32 GiB, again each time that it is fetched: nobody would ever get past it. The

@@ -1,4 +1,4 @@
-"""Writing records that keep the time they had, in transactions of the partition's owner-to-be."""
+"""Write records that keep their timestamps, in transactions of the partition's future owner."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from processor.adapters.kafka.transactional_producer import (
     CommitUncertain,
     KafkaTransactionalProducer,
 )
+from processor.contract.rights import Operation
 from processor.contract.topics import Topics
 from processor.engine.batch import Outgoing
 from processor.settings import Settings
@@ -95,7 +96,7 @@ async def make_for_filling(settings: Settings, topics: Topics, partitions: int) 
 
 async def time_types(settings: Settings, topics: Topics) -> dict[str, str]:
     """By topic that is there: whose time its records have. Raises AccessDenied."""
-    counts = await partition_counts(settings)
+    counts = await partition_counts(settings, [name for name, _ in topics], Operation.DESCRIBE)
     configs = await topic_configs(settings, [name for name, _ in topics if name in counts])
     return {name: found.get(TIME_TYPE, "") for name, found in configs.items()}
 

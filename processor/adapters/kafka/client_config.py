@@ -1,15 +1,17 @@
-"""From settings to what aiokafka's clients take, and a first knock at the door."""
+"""Build the options of aiokafka's clients from the settings; check that a broker answers."""
 
 import hashlib
+import os
 import socket
 import ssl
 import time
 from typing import Any
 
-from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.conn import collect_hosts
 from aiokafka.errors import KafkaError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential
 
+from processor.adapters.kafka.access.oauth import StrictConnection, TokenProvider
 from processor.adapters.kafka.errors import BrokerUnreachable, explain
 from processor.settings import BadSetting, Settings
 
@@ -34,7 +36,7 @@ def client_id(settings: Settings, role: str) -> str:
     """
     if settings.instance_id is not None:
         return f"{settings.topic_prefix}-{role}-{settings.instance_id}"
-    home = hashlib.blake2b(str(settings.state_dir.absolute()).encode(), digest_size=4)
+    home = hashlib.blake2b(os.fsencode(settings.state_dir.absolute()), digest_size=4)
     return f"{settings.topic_prefix}-{role}-{socket.gethostname()}-{home.hexdigest()}"
 
 
@@ -51,8 +53,11 @@ def connection_options(settings: Settings, role: str = "client") -> dict[str, An
     if settings.uses_ssl:
         options["ssl_context"] = _ssl_context(settings)
     if settings.uses_sasl:
-        assert settings.sasl_password is not None
         options["sasl_mechanism"] = settings.sasl_mechanism
+    if settings.uses_oauth:
+        options["sasl_oauth_token_provider"] = TokenProvider(settings)
+    elif settings.uses_sasl:
+        assert settings.sasl_password is not None
         options["sasl_plain_username"] = settings.sasl_username
         options["sasl_plain_password"] = _Hidden(settings.sasl_password.get_secret_value())
     return options
@@ -91,9 +96,10 @@ async def _knock(
     first: Exception | None = None
     for host, port, _ in collect_hosts(addresses, randomize=False):
         try:
-            connection = await create_conn(
+            connection = StrictConnection(
                 host, port, request_timeout_ms=int(within_s * 1000), **options
             )
+            await connection.connect()
         except (KafkaError, OSError, TimeoutError) as error:
             first = explain(error, settings, f"{host}:{port}") if first is None else first
         else:

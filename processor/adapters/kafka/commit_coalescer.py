@@ -1,4 +1,4 @@
-"""Proof of membership for many partitions at once."""
+"""Prove group membership for many partitions by one commit."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping

@@ -1,12 +1,14 @@
-"""What Kafka can keep us from, each in one sentence."""
+"""Errors of Kafka that the processor explains, each in one sentence."""
 
 import errno
 import os
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+from aiokafka import TopicPartition
 from aiokafka.errors import (
     AuthenticationFailedError,
     AuthenticationMethodNotSupported,
@@ -24,6 +26,17 @@ from aiokafka.errors import (
     UnsupportedSaslMechanismError,
 )
 
+from processor.adapters.kafka.access.oauth import TokenUnavailable
+from processor.adapters.kafka.access.principal import principal, principal_of
+from processor.contract.rights import (
+    Operation,
+    Resource,
+    ResourceKind,
+    Right,
+    Role,
+    on_group,
+    on_topic,
+)
 from processor.errors import TaskflowError
 from processor.settings import Settings
 
@@ -55,6 +68,34 @@ class AccessDenied(BrokerUnreachable):
     retriable = False
 
 
+class NotAuthorized(AccessDenied):
+    """An ACL is missing; `missing` are the rights that it must give. Nothing was lost: whoever asks
+    again once it is there goes on."""
+
+    def __init__(
+        self, who: str, where: str, missing: Sequence[Right], role: Role | None = None
+    ) -> None:
+        """`who`: our principal; `where`: the brokers; `role`: what needs the rights."""
+        self.missing = tuple(missing)
+        acls = "`taskflow topics acls` prints the ACLs that each role needs"
+        if role is not None:
+            acls = f"`taskflow topics acls --role {role}` prints the ACLs that it needs"
+        super().__init__(f"{who} lacks {_listed(map(str, missing))} at Kafka {where}; {acls}.")
+
+    @classmethod
+    def by(
+        cls, settings: Settings, missing: Sequence[Right], role: Role | None = None
+    ) -> "NotAuthorized":
+        """Of who we are by our settings."""
+        return cls(principal(settings), settings.bootstrap_servers, missing, role)
+
+
+def _listed(words: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 class HistoryStalled(TaskflowError):
     """Reading a topic back has come no further for too long; another consumer may."""
 
@@ -65,10 +106,16 @@ class TopicsWrong(TaskflowError):
     """The topics are not what they must be, so nothing was processed."""
 
 
-def explain(error: BaseException, settings: Settings, where: str | None = None) -> TaskflowError:
-    """The sentence for an error of Kafka's or of the network; it holds no secret."""
+def explain(
+    error: BaseException,
+    settings: Settings,
+    where: str | None = None,
+    *,
+    needs: Right | None = None,
+) -> TaskflowError:
+    """The sentence for an error of Kafka's or of the network; it holds no secret. `needs`: the
+    right without which Kafka refuses what was asked; a read, if None."""
     where = settings.bootstrap_servers if where is None else where
-    user = f" as {settings.sasl_username!r}" if settings.uses_sasl else ""
     # A ConnectionError around a TLS or a name error hides what matters.
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLError):
@@ -76,32 +123,86 @@ def explain(error: BaseException, settings: Settings, where: str | None = None) 
                 f"The TLS handshake with {where} failed ({_tls(cause)}); see "
                 "TASKFLOW_SECURITY_PROTOCOL and TASKFLOW_SSL_CAFILE."
             )
+        if isinstance(cause, TokenUnavailable):
+            return AccessDenied(f"{cause.args[0]}; without one Kafka at {where} lets nobody in.")
         if isinstance(cause, _NO_ENTRY):
-            return AccessDenied(
-                f"Kafka at {where} does not let us in{user} with {settings.sasl_mechanism} "
-                f"({type(cause).__name__}); see TASKFLOW_SASL_USERNAME, TASKFLOW_SASL_PASSWORD "
-                "and TASKFLOW_SASL_MECHANISM."
-            )
+            return AccessDenied(_no_entry(cause, settings, where))
         if isinstance(cause, _FORBIDDEN):
-            about = f" {cause.args[0]}" if cause.args and isinstance(cause.args[0], str) else ""
-            return AccessDenied(
-                f"Kafka at {where} does not allow this{user} ({type(cause).__name__}{about}); "
-                "an ACL is missing."
-            )
+            return NotAuthorized.by(settings, _refused(cause, needs))
     return BrokerUnreachable(
         f"No Kafka broker answers at {where} ({_reason(error, settings)}); start one, with "
         "`taskflow broker` for instance, or name another in TASKFLOW_BOOTSTRAP_SERVERS."
     )
 
 
+def _no_entry(error: KafkaError, settings: Settings, where: str) -> str:
+    if settings.uses_oauth:
+        return (
+            f"Kafka at {where} does not take our OAuth token ({_status(error)}); see "
+            "TASKFLOW_SASL_OAUTH_TOKEN_FILE and TASKFLOW_SASL_OAUTH_TOKEN_COMMAND."
+        )
+    user = f" as {settings.sasl_username!r}" if settings.uses_sasl else ""
+    return (
+        f"Kafka at {where} does not let us in{user} with {settings.sasl_mechanism} "
+        f"({type(error).__name__}); see TASKFLOW_SASL_USERNAME, TASKFLOW_SASL_PASSWORD "
+        "and TASKFLOW_SASL_MECHANISM."
+    )
+
+
+def _status(error: KafkaError) -> str:
+    """The broker's word for a token, such as `invalid_token`."""
+    said = error.args[0] if error.args else None
+    return said if isinstance(said, str) and said.isidentifier() else type(error).__name__
+
+
+def _refused(error: KafkaError, needs: Right | None) -> list[Right]:
+    """The rights that are missing by an error of Kafka's, which names resources at most."""
+    said = error.args[0] if error.args else ()
+    if isinstance(said, TopicPartition):
+        said = said.topic
+    names = sorted({said} if isinstance(said, str) else map(str, said))
+    if isinstance(error, TopicAuthorizationFailedError):
+        operation = Operation.READ if needs is None else needs.operation
+        found = [on_topic(operation, name) for name in names if _is_name(name)]
+    elif isinstance(error, GroupAuthorizationFailedError):
+        operation = Operation.READ if needs is None else needs.operation
+        found = [on_group(operation, name) for name in names if _is_name(name)]
+    elif isinstance(error, TransactionalIdAuthorizationFailed):
+        ids = (Resource(ResourceKind.TRANSACTIONAL_ID, name) for name in names if _is_name(name))
+        found = [Right(Operation.WRITE, one, "") for one in ids]
+    else:
+        found = []
+    if found:
+        return found
+    return [needs or Right(Operation.CREATE, Resource(ResourceKind.CLUSTER, "kafka-cluster"), "")]
+
+
+def _is_name(text: str) -> bool:
+    """Whether it may name a resource: aiokafka also gives sentences."""
+    return bool(text) and " " not in text
+
+
 @contextmanager
-def explained(settings: Settings) -> Iterator[None]:
-    """Turn what Kafka and the network raise into BrokerUnreachable or AccessDenied."""
+def authorized(connection: Mapping[str, Any], needs: Right) -> Iterator[None]:
+    """Turn what Kafka raises where an ACL is missing into NotAuthorized, and nothing else.
+    `connection`: the options of the client; `needs`: as of `explain`."""
+    try:
+        yield
+    except _FORBIDDEN as error:
+        missing = _refused(error, needs)
+        where = connection["bootstrap_servers"]
+        raise NotAuthorized(principal_of(connection), where, missing) from error
+
+
+@contextmanager
+def explained(settings: Settings, needs: Right | None = None) -> Iterator[None]:
+    """Turn what Kafka and the network raise into BrokerUnreachable or AccessDenied. `needs`: as of
+    `explain`."""
     try:
         yield
     except (KafkaError, OSError, TimeoutError) as error:
         if isinstance(error, KafkaError | ssl.SSLError) or _is_of_the_network(error):
-            raise explain(error, settings) from error
+            raise explain(error, settings, needs=needs) from error
         raise
 
 

@@ -1,4 +1,4 @@
-"""Re-sending records that lie on the wrong partition, by a plain idempotent producer.
+"""Send records from the wrong partition to the right one, by a plain idempotent producer.
 
 Outside of any transaction: a forwarder that died in one would stall another partition's
 commands until the transaction timed out.

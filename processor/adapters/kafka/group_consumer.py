@@ -1,8 +1,8 @@
-"""The group's consumer: which partitions are ours, and what is new on them."""
+"""The worker's group consumer: its assigned partitions and their new records."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from math import ceil
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from aiokafka.errors import (
 )
 
 from processor.adapters.kafka.commit_coalescer import CommitCoalescer
+from processor.adapters.kafka.errors import authorized
 from processor.adapters.kafka.internals import (
     client_of,
     coordination_error,
@@ -30,6 +31,7 @@ from processor.adapters.kafka.internals import (
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.adapters.kafka.static_membership import StaticMembership
+from processor.contract.rights import Operation, on_group
 from processor.contract.topics import Topics
 from processor.engine.ports import Fetched
 from processor.engine.rows import Position
@@ -77,6 +79,8 @@ class KafkaGroupConsumer:
         self.generation = 0
         self.failed = asyncio.Event()
         self.refused: TaskflowError | None = None
+        self._connection = connection
+        self._group_id = group_id
         self._topics = topics
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
@@ -131,6 +135,9 @@ class KafkaGroupConsumer:
             await end_tasks(self._telling)
             await self._tell(timeout_s=timeout_s / 2)
         await stop_consumer(self._consumer, timeout_s=timeout_s)
+
+    def _authorized(self) -> AbstractContextManager[None]:
+        return authorized(self._connection, on_group(Operation.READ, self._group_id))
 
     def _pair(self, partition: int) -> tuple[TopicPartition, TopicPartition]:
         return (
@@ -202,7 +209,8 @@ class KafkaGroupConsumer:
         commands, control = self._pair(partition)
         offsets = {commands: position.commands, control: position.control}
         try:
-            await self._proofs.prove(offsets)
+            with self._authorized():
+                await self._proofs.prove(offsets)
         except (
             CommitFailedError,
             IllegalGenerationError,
@@ -256,9 +264,10 @@ class KafkaGroupConsumer:
         commands, control = self._pair(partition)
         await self._check()
         try:
-            fetched = await self._consumer.getmany(
-                commands, control, timeout_ms=ceil(timeout_s * 1000), max_records=max_records
-            )
+            with self._authorized():
+                fetched = await self._consumer.getmany(
+                    commands, control, timeout_ms=ceil(timeout_s * 1000), max_records=max_records
+                )
         except ConsumerStoppedError as error:
             self.failed.set()
             raise SourceFailed("the consumer is stopped") from error

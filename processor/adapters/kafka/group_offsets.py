@@ -1,4 +1,4 @@
-"""A consumer group's offsets from outside: looking at them, and setting them while it is empty."""
+"""Describe a consumer group, and set its offsets while it is empty."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -21,6 +21,7 @@ from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.errors import explained
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.adapters.kafka.topic_admin import open_admin
+from processor.contract.rights import Operation, on_group
 from processor.errors import TaskflowError
 from processor.settings import Settings
 
@@ -64,7 +65,7 @@ class GroupDescription(NamedTuple):
 
 async def describe_group(settings: Settings, group: str) -> GroupDescription:
     """Raises BrokerUnreachable, AccessDenied."""
-    async with open_admin(settings) as admin:
+    async with open_admin(settings, on_group(Operation.DESCRIBE, group)) as admin:
         return await _patiently()(_described, admin, group)
 
 
@@ -80,7 +81,7 @@ async def _described(admin: AIOKafkaAdminClient, group: str) -> GroupDescription
 
 async def committed_offsets(settings: Settings, group: str, topic: str) -> dict[int, int]:
     """By partition, as far as the group has any. Raises BrokerUnreachable, AccessDenied."""
-    async with open_admin(settings) as admin:
+    async with open_admin(settings, on_group(Operation.DESCRIBE, group)) as admin:
         found: Mapping[Any, Any] = await _patiently()(admin.list_consumer_group_offsets, group)
     return {tp.partition: at.offset for tp, at in found.items() if tp.topic == topic}
 
@@ -89,7 +90,7 @@ async def set_offsets(
     settings: Settings, group: str, topic: str, offsets: Mapping[int, int]
 ) -> None:
     """Raises GroupOccupied if the group has members by now, BrokerUnreachable, AccessDenied."""
-    with explained(settings):
+    with explained(settings, on_group(Operation.READ, group)):
         consumer = AIOKafkaConsumer(
             **connection_options(settings, "groups"), group_id=group, enable_auto_commit=False
         )

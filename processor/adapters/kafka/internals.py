@@ -18,6 +18,8 @@ of github.com/aio-libs/aiokafka where one was found (November 2026).
 - count_commits: a lost connection repeats EndTxn silently (test_kafka_traps).
 - append, close_batch: the public wrapper takes as long again as the record itself
   (test_transactional_producer).
+- hear_denials: records are sent although their partition was denied to the transaction, and are
+  refused for another reason (test_rights).
 - add_partition: a transaction without a record cannot name its partitions (test_left_open).
 - fail_unsent, cancel_sender: `stop()` waits without limit for a broker that is away
   (test_shutdown; 1101, 512).
@@ -224,8 +226,26 @@ def cancel_sender(producer: AIOKafkaProducer) -> None:
         sender.cancel()
 
 
-async def send_request(admin: AIOKafkaAdminClient, request: Any) -> Any:
-    return await admin._send_request(request)
+def hear_denials(producer: AIOKafkaProducer, denied: Callable[[KafkaError], None]) -> None:
+    """Call `denied` when the broker does not let a transaction have a partition.
+
+    aiokafka notes it for the commit, and goes on to send records, which are refused for the
+    transaction's state; what it noted is then overwritten.
+    """
+    transactions = producer._txn_manager
+    step = transactions.error_transaction
+
+    def noting(error: KafkaError) -> None:
+        if transactions.is_in_transaction():
+            denied(error)
+            step(error)
+            transactions._transaction_waiter.exception()  # retrieved, so that asyncio is silent
+
+    transactions.error_transaction = noting
+
+
+async def send_request(admin: AIOKafkaAdminClient, request: Any, node_id: int | None = None) -> Any:
+    return await admin._send_request(request, node_id)
 
 
 def spoken_versions(request: type[Request[Any]]) -> list[int]:

@@ -1,21 +1,23 @@
-"""Reading a partition's topics back, to an end that is really the end."""
+"""Read a partition's topics back, up to a known end."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from processor.adapters.kafka.errors import HistoryStalled
+from processor.adapters.kafka.errors import HistoryStalled, authorized
 from processor.adapters.kafka.internals import client_of, remember_topics
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
+from processor.contract.rights import Operation, on_group
 from processor.engine.codec import Record
 from processor.engine.ports import OffsetRange, Stuck
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 CHUNK_MAX_RECORDS: Final = 2_000
 FETCH_MAX_BYTES: Final = 4 * 1024 * 1024
@@ -70,6 +72,12 @@ class LogReaders:
             self._consumers[isolation_level] = consumer
         return consumer
 
+    async def asked(self, work: Awaitable[T]) -> T:
+        """What `work` gives, which asks the brokers by one of the consumers. Raises NotAuthorized
+        if they deny it."""
+        with authorized(self._connection, on_group(Operation.READ, "")):
+            return await work
+
     async def close(self) -> None:
         consumers, self._consumers = list(self._consumers.values()), {}
         for consumer in consumers:
@@ -109,12 +117,12 @@ class KafkaLogReader:
         uncommitted, committed = await asyncio.gather(
             self._readers.consumer("read_uncommitted"), self._readers.consumer("read_committed")
         )
-        starts = await uncommitted.beginning_offsets(tps)
-        ends = await uncommitted.end_offsets(tps)
+        starts = await self._readers.asked(uncommitted.beginning_offsets(tps))
+        ends = await self._readers.asked(uncommitted.end_offsets(tps))
         began = reported = time.monotonic()
         stuck_s = STUCK_S
         while True:
-            stable = await committed.end_offsets(tps)
+            stable = await self._readers.asked(committed.end_offsets(tps))
             hidden = [tp for tp in tps if stable[tp] < ends[tp]]
             if not hidden:
                 self._tell(None)
@@ -143,27 +151,34 @@ class KafkaLogReader:
         """The extents of `topics` as far as they can be read now."""
         tps = [TopicPartition(topic, self._partition) for topic in topics]
         consumer = await self._readers.consumer("read_committed")
-        starts, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+        starts, ends = (
+            await self._readers.asked(consumer.beginning_offsets(tps)),
+            await self._readers.asked(consumer.end_offsets(tps)),
+        )
         return {tp.topic: OffsetRange(starts[tp], ends[tp]) for tp in tps}
 
     async def extent(self, topic: str) -> OffsetRange:
         """What the topic holds now, open transactions included."""
         tp = TopicPartition(topic, self._partition)
         consumer = await self._readers.consumer("read_uncommitted")
-        starts, ends = await consumer.beginning_offsets([tp]), await consumer.end_offsets([tp])
+        starts, ends = (
+            await self._readers.asked(consumer.beginning_offsets([tp])),
+            await self._readers.asked(consumer.end_offsets([tp])),
+        )
         return OffsetRange(starts[tp], ends[tp])
 
     async def stable_end(self, topic: str) -> int:
         """Where the first open transaction begins, or the end: what can be read now."""
         tp = TopicPartition(topic, self._partition)
-        ends = await (await self._readers.consumer("read_committed")).end_offsets([tp])
+        ends = await self._readers.asked(
+            (await self._readers.consumer("read_committed")).end_offsets([tp])
+        )
         return int(ends[tp])
 
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
         tp = TopicPartition(topic, self._partition)
-        found = (
-            await (await self._readers.consumer("read_committed")).offsets_for_times({tp: at_ms})
-        )[tp]
+        consumer = await self._readers.consumer("read_committed")
+        found = (await self._readers.asked(consumer.offsets_for_times({tp: at_ms})))[tp]
         return None if found is None else int(found.offset)
 
     async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
@@ -181,7 +196,9 @@ class KafkaLogReader:
         consumer.seek(tp, start)
         reached, reached_at = start, time.monotonic()
         while True:
-            fetched = await consumer.getmany(tp, timeout_ms=POLL_MS, max_records=CHUNK_MAX_RECORDS)
+            fetched = await self._readers.asked(
+                consumer.getmany(tp, timeout_ms=POLL_MS, max_records=CHUNK_MAX_RECORDS)
+            )
             position = await consumer.position(tp)
             if position >= end:
                 # aiokafka's next fetch, which begins with our next await, would be held by the

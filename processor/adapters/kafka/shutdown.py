@@ -1,4 +1,4 @@
-"""Stopping aiokafka's clients, which may hang, or fail in ways that nobody asked for.
+"""Stop aiokafka's clients under a deadline, however they fail.
 
 Without a broker a producer waits for what is unsent, without a limit; a consumer in the middle of
 a retry raises CancelledError out of `stop()` and leaves its client running (aiokafka 0.14).

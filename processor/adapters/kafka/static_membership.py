@@ -1,4 +1,4 @@
-"""Whether a static member of a group is alone with its name.
+"""Detect that another live member has this worker's instance id.
 
 A second live member with the same instance id takes the first one's place, is thrown out when the
 first comes back, and so on, without an error (aiokafka 0.14 knows none for it). What can be seen:

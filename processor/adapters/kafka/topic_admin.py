@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,10 @@ from aiokafka.errors import (
     for_code,
 )
 
+from processor.adapters.kafka.access.topic_lookup import allows, look_up
 from processor.adapters.kafka.client_config import connection_options, ensure_reachable
-from processor.adapters.kafka.errors import TopicsWrong, explain, explained
+from processor.adapters.kafka.errors import NotAuthorized, TopicsWrong, explain, explained
+from processor.contract.rights import Operation, Right, Role, on_topic
 from processor.contract.topics import MESSAGE_MAX_BYTES, Topics, TopicSpec
 from processor.settings import Settings
 
@@ -56,10 +58,13 @@ class Mismatch:
 
 
 @asynccontextmanager
-async def open_admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    """An admin client that is connected. Raises BrokerUnreachable, also out of the block."""
+async def open_admin(
+    settings: Settings, needs: Right | None = None
+) -> AsyncIterator[AIOKafkaAdminClient]:
+    """An admin client that is connected; `needs`: the right without which Kafka refuses what is
+    asked by it. Raises BrokerUnreachable, also out of the block."""
     await ensure_reachable(settings)
-    with explained(settings):
+    with explained(settings, needs):
         admin = AIOKafkaAdminClient(
             **connection_options(settings, "admin"), request_timeout_ms=REQUEST_TIMEOUT_MS
         )
@@ -78,11 +83,11 @@ async def create_topics(settings: Settings) -> list[str]:
     """
     names = dict(Topics(settings.topic_prefix))
     async with open_admin(settings) as admin:
-        existing = await _partitions(admin)
+        existing = await _partitions(admin, settings, names, Operation.DESCRIBE)
         missing = {name: spec for name, spec in names.items() if name not in existing}
         made = await _create(admin, missing, settings) if missing else []
         deadline = time.monotonic() + APPEAR_TIMEOUT_S
-        while not names.keys() <= (await _partitions(admin, with_leaders=True)).keys():
+        while not all(one.led for one in (await look_up(admin, names)).values()):
             if time.monotonic() > deadline:
                 raise TopicsWrong(
                     f"The topics of {settings.topic_prefix} are made, but within "
@@ -99,7 +104,7 @@ async def check_topics(settings: Settings) -> list[Mismatch]:
     """
     names = dict(Topics(settings.topic_prefix))
     async with open_admin(settings) as admin:
-        partitions = await _partitions(admin)
+        partitions = await _partitions(admin, settings, names, Operation.DESCRIBE)
         there = [name for name in names if name in partitions]
         configs = await _configs(admin, there, settings)
     found: list[Mismatch] = []
@@ -134,8 +139,9 @@ async def ensure_layout(settings: Settings) -> None:
 
     Topics that are not there say nothing: while a broker starts, some are not seen.
     """
-    counts = await partition_counts(settings)
-    for name, _ in Topics(settings.topic_prefix):
+    names = [name for name, _ in Topics(settings.topic_prefix)]
+    counts = await partition_counts(settings, names, Operation.DESCRIBE)
+    for name in names:
         if (found := counts.get(name, settings.partitions)) != settings.partitions:
             raise layout_changed(name, found, settings)
 
@@ -150,10 +156,13 @@ def layout_changed(topic: str, found: int, settings: Settings) -> TopicsWrong:
     )
 
 
-async def partition_counts(settings: Settings) -> dict[str, int]:
-    """All topics that we may see, with the number of their partitions. Makes none."""
+async def partition_counts(
+    settings: Settings, topics: Iterable[str], operation: Operation = Operation.READ
+) -> dict[str, int]:
+    """Those of `topics` (full names) that are there, with the number of their partitions. Makes
+    none. `operation`: what is to be done with them. Raises BrokerUnreachable, NotAuthorized."""
     async with open_admin(settings) as admin:
-        return await _partitions(admin)
+        return await _partitions(admin, settings, topics, operation)
 
 
 async def topic_configs(settings: Settings, topics: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -182,15 +191,17 @@ def _span(value: str) -> float:
     return float("inf") if value == "-1" else float(value or 0)
 
 
-async def _partitions(admin: AIOKafkaAdminClient, *, with_leaders: bool = False) -> dict[str, int]:
-    # All topics, not ours by name: asked for by name, a broker may make what is missing.
-    topics = await admin.describe_topics()
-    return {
-        topic["topic"]: len(topic["partitions"])
-        for topic in topics
-        if topic["error_code"] == 0
-        and not (with_leaders and any(part["leader"] < 0 for part in topic["partitions"]))
-    }
+async def _partitions(
+    admin: AIOKafkaAdminClient, settings: Settings, topics: Iterable[str], operation: Operation
+) -> dict[str, int]:
+    found = await look_up(admin, topics)
+    if missing := [
+        on_topic(operation, name)
+        for name, one in found.items()
+        if not allows(one.operations, operation)
+    ]:
+        raise NotAuthorized.by(settings, missing)
+    return {name: one.partitions for name, one in found.items() if one.partitions is not None}
 
 
 async def _create(
@@ -214,7 +225,7 @@ async def _create(
         if error is NoError:
             made.append(name)
         elif error in (ClusterAuthorizationFailedError, TopicAuthorizationFailedError):
-            raise explain(error(name), settings)
+            raise NotAuthorized.by(settings, [on_topic(Operation.CREATE, name)], Role.ADMIN)
         elif error is not TopicAlreadyExistsError:
             why = (message[0] if message and message[0] else error.__name__).rstrip(".")
             raise TopicsWrong(f"The broker did not make {name}: {why}.")
@@ -233,7 +244,8 @@ async def _configs(
     for response in responses:
         for code, _message, _type, topic, entries in _resources(response):
             if for_code(code) is not NoError:
-                raise explain(for_code(code)(topic), settings)
+                needs = on_topic(Operation.DESCRIBE_CONFIGS, topic)
+                raise explain(for_code(code)(topic), settings, needs=needs)
             configs[topic] = {entry[0]: entry[1] or "" for entry in entries}
     return configs
 

@@ -1,4 +1,4 @@
-"""Reading a topic from outside: committed records of all its partitions, to an exact end."""
+"""Read committed records of all partitions of a topic, from outside a group."""
 
 import heapq
 import time
@@ -48,7 +48,7 @@ async def read(
     Raises BrokerUnreachable (also when the broker falls silent before the end), and TopicsWrong
     if there is no such topic.
     """
-    count = (await partition_counts(settings)).get(topic)
+    count = (await partition_counts(settings, [topic])).get(topic)
     if count is None:
         raise TopicsWrong(f"{topic} does not exist; `taskflow topics create` makes the topics.")
     assigned = [

@@ -1,18 +1,28 @@
-"""One transaction per batch, on aiokafka's transactional producer."""
+"""Write one transaction per batch, on aiokafka's transactional producer."""
 
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 
-from processor.adapters.kafka.internals import add_partition, append, close_batch, count_commits
+from processor.adapters.kafka.errors import authorized
+from processor.adapters.kafka.internals import (
+    add_partition,
+    append,
+    close_batch,
+    count_commits,
+    hear_denials,
+)
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
+from processor.contract.rights import Operation, Resource, ResourceKind, Right
 from processor.contract.topics import DEAD_LETTER_MAX_BYTES, MESSAGE_MAX_BYTES, Topics
 from processor.engine.batch import Outgoing
 from processor.engine.ports import Written
@@ -95,6 +105,8 @@ class KafkaTransactionalProducer:
         self._compression = compression
         self._producer: AIOKafkaProducer | None = None
         self._attempts = 0
+        self._denial: KafkaError | None = None
+        """What the broker denied to this producer's transactions."""
         self.suspect = False
 
     async def start(self) -> None:
@@ -110,12 +122,17 @@ class KafkaTransactionalProducer:
             max_request_size=4 * DEAD_LETTER_MAX_BYTES,
         )
         back_off_metadata(self._producer.client)
-        async with asyncio.timeout(self._commit_timeout_s):
-            await self._producer.start()
+        with self._authorized():
+            async with asyncio.timeout(self._commit_timeout_s):
+                await self._producer.start()
         count_commits(self._producer, self._attempted)
+        hear_denials(self._producer, self._denied)
 
     def _attempted(self) -> None:
         self._attempts += 1
+
+    def _denied(self, error: KafkaError) -> None:
+        self._denial = error
 
     def new_pack(self) -> RecordPack:
         producer = self._producer
@@ -142,16 +159,8 @@ class KafkaTransactionalProducer:
         self._attempts = 0
         try:
             async with asyncio.timeout(self._commit_timeout_s):
-                await producer.begin_transaction()
-                # All futures are awaited: a commit succeeds although a batch of it has failed.
-                sent = await asyncio.gather(
-                    *(
-                        self._send(producer, topic, self._packed(some))
-                        for topic, some in records.items()
-                    )
-                )
-                told_s = time.monotonic()
-                await producer.commit_transaction()
+                with self._authorized():
+                    sent, told_s = await self._in_transaction(producer, records)
         except TimeoutError as error:
             raise CommitUncertain(
                 f"a transaction was not acknowledged within {self._commit_timeout_s:g} s"
@@ -162,6 +171,32 @@ class KafkaTransactionalProducer:
             max(last.timestamp for last in sent),
             time.monotonic() - told_s,
         )
+
+    async def _in_transaction(
+        self,
+        producer: AIOKafkaProducer,
+        records: Mapping[str, RecordPack | Sequence[Outgoing]],
+    ) -> tuple[list[RecordMetadata], float]:
+        """What the broker says of the last record of each topic, and when it had said so."""
+        await producer.begin_transaction()
+        try:
+            # All futures are awaited: a commit succeeds although a batch of it has failed.
+            sent = await asyncio.gather(
+                *(
+                    self._send(producer, topic, self._packed(some))
+                    for topic, some in records.items()
+                )
+            )
+            told_s = time.monotonic()
+            await producer.commit_transaction()
+        except KafkaError as error:
+            raise self._denial or error from error
+        return sent, told_s
+
+    def _authorized(self) -> AbstractContextManager[None]:
+        transactional_id = f"{self._topics.prefix}-{self._partition}"
+        resource = Resource(ResourceKind.TRANSACTIONAL_ID, transactional_id)
+        return authorized(self._connection, Right(Operation.WRITE, resource, ""))
 
     async def _send(
         self, producer: AIOKafkaProducer, topic: str, pack: RecordPack
@@ -181,13 +216,14 @@ class KafkaTransactionalProducer:
         self._attempts = 0
         try:
             async with asyncio.timeout(self._commit_timeout_s):
-                await producer.begin_transaction()
-                for topic in (
-                    *(topics.state, topics.outcomes, topics.audit),
-                    *(topics.dead_letters, topics.control),
-                ):
-                    add_partition(producer, TopicPartition(topic, self._partition))
-                await producer.abort_transaction()
+                with self._authorized():
+                    await producer.begin_transaction()
+                    for topic in (
+                        *(topics.state, topics.outcomes, topics.audit),
+                        *(topics.dead_letters, topics.control),
+                    ):
+                        add_partition(producer, TopicPartition(topic, self._partition))
+                    await producer.abort_transaction()
         except TimeoutError as error:
             raise CommitUncertain(
                 f"an abort was not acknowledged within {self._commit_timeout_s:g} s"

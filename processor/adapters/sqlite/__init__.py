@@ -1,4 +1,4 @@
-"""The local table: what a partition remembers, as a fold of Kafka in one SQLite file.
+"""The local table: one SQLite file per partition, a fold of its topics.
 
 `files.open_table` opens it, `table.FlowTable` is it, `queries` looks on, `lock` keeps a second
 worker out. README.md says what was decided and measured.

@@ -1,5 +1,5 @@
-"""Filling an empty table with everything at once: rows in the order in which they come, without an
-index, and the indexes when all are there. It is thrown away if it does not come to its end.
+"""Load an empty table in bulk: rows first, indexes when all are there. An unfinished load is
+discarded.
 
 An index on random keys costs as much as the rows themselves while these come in, and a tenth of it
 when it is sorted in the end. So of a key that comes twice both rows are kept until then; the newer

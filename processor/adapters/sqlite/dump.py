@@ -1,12 +1,12 @@
-"""All rows of a table that nobody writes, in the order of their keys: to compare two tables, or to
-write `state` anew from one."""
+"""Dump all rows of a table at rest in the order of their keys, to compare tables or to write
+`state`.
+"""
 
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 from processor.adapters.sqlite.errors import told
 
@@ -72,6 +72,6 @@ class Dump:
 def dump(path: Path) -> Iterator[Dump]:
     """The table at `path`, which must be closed. Raises TableFailed, TableCorrupt."""
     with told(path):
-        db = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1", uri=True)
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
     with closing(db):
         yield Dump(db, path)

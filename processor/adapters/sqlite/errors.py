@@ -1,4 +1,4 @@
-"""What can go wrong with the local table. It is a cache of Kafka: nothing here loses a flow."""
+"""Errors of the local table. The table is a cache of Kafka, so none of them loses a flow."""
 
 import sqlite3
 from collections.abc import Iterator

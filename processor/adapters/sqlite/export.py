@@ -1,4 +1,4 @@
-"""The file that `taskflow export` writes: flows, steps and events in one SQLite."""
+"""Write the file of `taskflow export`: flows, steps and events in one SQLite database."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping

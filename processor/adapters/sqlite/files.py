@@ -1,4 +1,4 @@
-"""Opening a partition's file, and throwing away one that is not what it must be."""
+"""Open a partition's table file, and discard one that is not valid."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""Whether a file is whole: at once while it is small, beside its use when it is large."""
+"""Check a table file: before use while it is small, beside its use when it is large."""
 
 import asyncio
 import sqlite3
@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 import structlog
 
@@ -58,7 +57,7 @@ async def _check(table: FlowTable) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     # A second one, so that batches go on; to SQLite, a reader is no other hand.
-    uri = f"file:{quote(str(path.resolve()))}?mode=ro"
+    uri = f"{path.resolve().as_uri()}?mode=ro"
     return sqlite3.connect(uri, uri=True, check_same_thread=False)
 
 

@@ -1,4 +1,4 @@
-"""One worker per state directory, and one process of it per table."""
+"""Locks: one worker per state directory, and one process per table."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""A look at the tables from outside, also while a worker writes them: nothing is changed by it."""
+"""Query tables from outside, also while a worker writes them. Read-only."""
 
 import re
 import sqlite3
@@ -9,7 +9,6 @@ from heapq import merge
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
-from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -296,7 +295,7 @@ def _look(path: Path, query: Callable[[Path, sqlite3.Connection], T]) -> T:
 
 def _open(path: Path, how: str) -> sqlite3.Connection:
     db = sqlite3.connect(
-        f"file:{quote(str(path.resolve()))}?mode=ro{how}",
+        f"{path.resolve().as_uri()}?mode=ro{how}",
         uri=True,
         isolation_level=None,
         timeout=BUSY_TIMEOUT_S,

@@ -1,4 +1,4 @@
-"""Rows as SQLite holds them, and back, checked."""
+"""Convert rows to SQLite's values and back, with checks."""
 
 from collections.abc import Iterator
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""SQL for many rows at once, in a few sizes.
+"""SQL statements for many rows at once, in a few sizes.
 
 sqlite3 gives the GIL away at each step of a statement and has to wait for it again: up to 5 ms
 each while the event loop is busy. So one statement takes many rows, and a query answers with a

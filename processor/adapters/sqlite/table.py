@@ -1,4 +1,4 @@
-"""The flows, steps, answers and positions of one partition, in SQLite."""
+"""The table of one partition: flows, steps, ledger and checkpoint."""
 
 import asyncio
 import sqlite3

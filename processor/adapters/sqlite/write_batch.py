@@ -1,4 +1,4 @@
-"""A batch's changes as parameters of statements, made while its rows are in the CPU's caches."""
+"""Collect a batch's changes as statement parameters while its rows are in the CPU's caches."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain

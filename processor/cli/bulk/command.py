@@ -1,4 +1,4 @@
-"""`taskflow bulk`: one order for many flows, none of which is changed behind one's back."""
+"""`taskflow bulk`: one order for many flows, each at the revision that was shown."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""One order for many flows: a command for each, many at once, and what came of each."""
+"""Carry out an order for many flows: send a command for each, and sum up the outcomes."""
 
 import asyncio
 from collections import Counter

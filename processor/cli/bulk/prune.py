@@ -1,4 +1,4 @@
-"""`taskflow prune`: removing by hand what ended long ago, as the processor does by itself."""
+"""`taskflow prune`: remove by hand what ended long ago, as the processor does by itself."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,4 +1,4 @@
-"""Processes beside what `up` and `demo` run, a worker and a view worker, that end with us."""
+"""Run a worker and a view worker as child processes of `up` and `demo`."""
 
 import asyncio
 import importlib.util

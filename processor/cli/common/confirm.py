@@ -1,4 +1,4 @@
-"""Before a command changes something: what it would do was shown, and a person is asked."""
+"""Ask for confirmation before a command changes something."""
 
 from dataclasses import dataclass
 from typing import Final

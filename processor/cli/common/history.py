@@ -1,4 +1,4 @@
-"""A partition's topics, opened for a command that reads them back."""
+"""Open a partition's topics for a command that reads them back."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

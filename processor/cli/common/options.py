@@ -1,4 +1,4 @@
-"""What several commands take: durations, times, flow ids."""
+"""Options that several commands take: durations, times, flow ids."""
 
 import re
 import time

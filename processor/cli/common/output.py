@@ -1,5 +1,6 @@
-"""What the program writes: tables for people on a terminal, JSON lines for a pipe."""
+"""Print tables on a terminal and JSON lines into a pipe."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,7 +59,11 @@ def write_line(line: bytes, *, flush: bool = False) -> None:
 
 def write_json(value: Any, *, flush: bool = False) -> None:
     """One compact JSON line, UTF-8, nothing escaped that need not be; see write_line."""
-    write_line(orjson.dumps(value), flush=flush)
+    try:
+        line = orjson.dumps(value)
+    except orjson.JSONEncodeError:  # a file's name may be any bytes
+        line = orjson.dumps(_in_utf8(value))
+    write_line(line, flush=flush)
 
 
 def say(sentence: str) -> None:
@@ -131,6 +136,15 @@ def short(text: str, width: int = 60) -> str:
     """One line of at most `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _in_utf8(value: Any) -> Any:
+    """A JSON value with texts that are not UTF-8 written out."""
+    if isinstance(value, str):
+        return os.fsencode(value).decode("utf-8", "backslashreplace")
+    if isinstance(value, dict):
+        return {_in_utf8(name): _in_utf8(held) for name, held in value.items()}
+    return [*map(_in_utf8, value)] if isinstance(value, list | tuple) else value
 
 
 def _paragraph(text: str) -> Text:

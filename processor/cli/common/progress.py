@@ -1,4 +1,4 @@
-"""A bar on standard error for what takes long: how far, how fast, how much longer."""
+"""Show a progress bar on standard error."""
 
 import sys
 from collections.abc import Iterator

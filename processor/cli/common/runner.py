@@ -1,4 +1,4 @@
-"""Running a command: its settings, its event loop, its end by a signal."""
+"""Run a command: its settings, its event loop, its end by a signal."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What the views know, asked over HTTP."""
+"""Ask the views over HTTP."""
 
 import os
 from collections.abc import AsyncIterator, Mapping

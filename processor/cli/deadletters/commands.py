@@ -1,4 +1,4 @@
-"""`taskflow deadletters`: the stream, and looking at letters, editing them, sending them back."""
+"""`taskflow deadletters`: list, show, edit and redrive dead letters."""
 
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def show(place: str = PLACE, save: Path | None = SAVE, json: bool = JSON) -> Non
     letter, sent = run(lambda: find_letter(settings, spot_of(place)))
     if save is not None:
         write_file(save, letter.value or b"")
-    found = letter.diagnosis
+    found = diagnose(letter.key, letter.value)
     at = next((fault.at for fault in found.faults if fault.at is not None), None)
     if not for_people(json):
         shown = hex_dump(letter.value or b"", around=at or 0)

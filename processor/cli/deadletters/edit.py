@@ -1,4 +1,4 @@
-"""What is written instead of a dead letter: from a file, or from an editor."""
+"""Take the replacement of a dead letter's value from a file or an editor."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""Finding dead letters, and how each is told of."""
+"""Find dead letters, and format them."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`taskflow deadletters redrive`: sending dead letters back to where they came from."""
+"""`taskflow deadletters redrive`: send dead letters back to their source topics."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`taskflow demo`: the main job in one command, from a broker of its own to a flow's history."""
+"""`taskflow demo`: the main job in one command, from its own broker to a flow's history."""
 
 import asyncio
 import time

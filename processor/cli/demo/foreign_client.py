@@ -1,4 +1,4 @@
-"""A story of the demo's that meets others: two clients that are not ours, and an operator."""
+"""A scenario of the demo with two foreign clients and an operator."""
 
 import os
 import zlib

@@ -1,4 +1,4 @@
-"""What the demo hears: outcomes, FlowEvents and dead letters, as they stand on their topics."""
+"""Follow outcomes, FlowEvents and dead letters for the demo."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The demo's stories: what each kind of producer does with its flows, and what it is told."""
+"""Scenarios of the demo: what each kind of producer does, and the outcomes it gets."""
 
 import time
 from collections import Counter

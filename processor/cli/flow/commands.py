@@ -1,4 +1,4 @@
-"""`taskflow flow`: looking at flows, and an operator's cancel and resume."""
+"""`taskflow flow`: look at flows, and cancel or resume them as an operator."""
 
 import getpass
 import os
@@ -42,7 +42,7 @@ app = typer.Typer(
 OWNER = typer.Option(None, "--owner", help="Only flows of this session key.")
 STATUS = typer.Option(None, "--status", help="Only flows in this status.")
 WAITING = typer.Option(False, "--waiting", help="Only waiting flows, with what they wait for.")
-LIMIT = typer.Option(50, "--limit", min=1, help="At most so many.")
+LIMIT = typer.Option(50, "--limit", min=1, max=1_000_000, help="At most so many.")
 REVISION = typer.Option(None, "--revision", min=0, help="As it was at this revision.")
 AT = typer.Option(
     None, "--at", help="As it was at this time: 2026-11-22T21:02:08Z, or 10m for ten minutes ago."

@@ -1,4 +1,4 @@
-"""Where the program finds flows: in the tables of this machine, else on the `state` topic.
+"""Find flows in the tables of this machine, else on the topic `state`.
 
 A worker's table is looked at where it is level with the audit topic: then it says what `state`
 says, and nothing need be fetched. Only without a broker is it believed as it is.
@@ -273,7 +273,7 @@ async def _snapshots(
 
 
 async def _count(settings: Settings, topic: str) -> int:
-    count = (await partition_counts(settings)).get(topic)
+    count = (await partition_counts(settings, [topic])).get(topic)
     if count is None:
         raise TopicsWrong(f"{topic} does not exist; `taskflow topics create` makes the topics.")
     return count

@@ -1,4 +1,4 @@
-"""Flows as the views know them, for a person who looks: at once, however many there are.
+"""Find flows by asking the views.
 
 A pipe is answered from tables and topics instead: exactly, and with all that there is of a flow.
 """

@@ -1,4 +1,4 @@
-"""What a flow waits for, and for how much longer, in words."""
+"""Format what a flow waits for, and for how much longer."""
 
 from processor.contract.flow import Flow
 from processor.domain.waits import AT_ONCE_MS, due_ms

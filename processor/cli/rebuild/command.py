@@ -1,4 +1,4 @@
-"""`taskflow rebuild`: tables made anew or compared; what lets a partition go on after a loss."""
+"""`taskflow rebuild`: make tables anew or compare them; repair what a partition stopped for."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""What both sorts of `taskflow rebuild` need: tables and producers, and how far it is."""
+"""Tables, producers and progress for `taskflow rebuild`."""
 
 import sys
 import time

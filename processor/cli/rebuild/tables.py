@@ -1,4 +1,4 @@
-"""`taskflow rebuild`: tables made anew, or compared with ones that were."""
+"""`taskflow rebuild` of tables: make them anew, or compare them."""
 
 import shutil
 from collections.abc import Iterator, Sequence

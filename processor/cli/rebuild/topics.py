@@ -1,4 +1,4 @@
-"""`taskflow rebuild --skip-lost` and `--restore-state`: what a partition stopped for."""
+"""`taskflow rebuild --skip-lost` and `--restore-state`: repair what a partition stopped for."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence

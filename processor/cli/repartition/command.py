@@ -1,4 +1,4 @@
-"""`taskflow repartition`: the same flows and history under another prefix, on M partitions."""
+"""`taskflow repartition`: copy flows and history to another prefix with M partitions."""
 
 from collections.abc import Mapping
 from typing import Any

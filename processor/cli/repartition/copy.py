@@ -1,4 +1,4 @@
-"""Filling the new side of a repartition, in transactions that say how far they come."""
+"""Copy to the new side of a repartition, in transactions that record the progress."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A repartition from end to end: what there is to do, copying, comparing, opening."""
+"""Run a repartition from end to end: plan, copy, compare, open."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,7 +59,8 @@ class Migration:
     async def plan(self) -> MigrationPlan:
         """Raises Refused, BrokerUnreachable, TopicsWrong."""
         new = self._new.topics
-        counts = await partition_counts(self._settings)
+        everything = [name for topics in (self._topics, new) for name, _ in topics]
+        counts = await partition_counts(self._settings, everything)
         missing = [name for name, _ in self._topics if name not in counts]
         if missing:
             raise Refused(f"{', '.join(missing)} does not exist.")
@@ -80,11 +81,11 @@ class Migration:
             raise Refused(f"{min(there - filling)} is there already; take another --prefix.")
         (self._old.count,) = numbers
         seen = await self._old.look()
-        rights = await inspection.rights(self._settings)
+        members = await inspection.group_members(self._settings)
         return MigrationPlan(
             *(self._old.count, self._new.count, self._new.topics.prefix, seen.offsets),
             await self._old.undecided(seen),
-            *(rights.members or 0, finished, bool(there)),
+            *(members or 0, finished, bool(there)),
         )
 
     async def _opened_halfway(self, counts: Mapping[str, int]) -> bool:

@@ -1,4 +1,4 @@
-"""The two sides of a repartition: what the old one holds at a moment, and reading both."""
+"""One side of a repartition: what its topics hold at a moment, and reading them."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager

@@ -1,4 +1,4 @@
-"""`taskflow replay`: recorded commands through this code, recorded events to other consumers."""
+"""`taskflow replay check` and `export`: recorded commands through this code."""
 
 import time
 from collections.abc import Sequence

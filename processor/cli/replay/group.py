@@ -1,4 +1,4 @@
-"""`taskflow replay group`: a consumer group set back, or forward, by time."""
+"""`taskflow replay group`: set a consumer group's offsets by time."""
 
 import typer
 
@@ -74,9 +74,9 @@ async def _offsets(
     settings: Settings, group_id: str, topic: str, at_ms: int | None
 ) -> tuple[dict[int, int], dict[int, int]]:
     """As they are, and as they would be. Raises GroupOccupied, Refused."""
-    count = (await partition_counts(settings)).get(topic)
+    count = (await partition_counts(settings, [topic])).get(topic)
     if count is None:
-        raise Refused(f"{topic} does not exist, or we may not see it.")
+        raise Refused(f"{topic} does not exist.")
     found = await describe_group(settings, group_id)
     if found.members:
         many = "a live member" if len(found.members) == 1 else f"{len(found.members)} live members"

@@ -1,4 +1,4 @@
-"""The work of `taskflow replay check` and `export`, in this process or shared out among some."""
+"""Share the partitions of `taskflow replay check` and `export` out among processes."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

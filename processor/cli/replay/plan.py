@@ -1,5 +1,4 @@
-"""What a replay to a topic is asked for, and what is left of it: by the topics, and by how far the
-run was before."""
+"""Plan a replay to a topic: what was asked for, and what a former run left."""
 
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -14,6 +13,7 @@ from processor.cli.common.progress import Bar, progress_bar
 from processor.cli.common.runner import Refused, WrongUse
 from processor.cli.verify import KafkaLog, retention_told
 from processor.client.reader import count_partitions
+from processor.contract.rights import Operation
 from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.ops.replay.republish import OpenStream, ReplayRange
@@ -58,10 +58,10 @@ def group_of(settings: Settings, run: str) -> str:
 async def look(settings: Settings, order: ReplayOrder, *, count: bool) -> ReplayPlan:
     """What is left to be written. Raises Refused, TopicsWrong, WrongUse."""
     audit = Topics(settings.topic_prefix).audit
-    counts = await partition_counts(settings)
+    counts = await partition_counts(settings, [order.topic], Operation.WRITE)
     if order.topic not in counts:
         raise Refused(
-            f"{order.topic} does not exist, or we may not see it; make it, with "
+            f"{order.topic} does not exist; make it, with "
             f"{TIMESTAMPS}=CreateTime and retention.ms=-1."
         )
     counts = await count_partitions(settings, [audit, order.topic])

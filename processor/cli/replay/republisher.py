@@ -1,4 +1,4 @@
-"""Writes events to another topic in transactions, and with them how far it is."""
+"""Write events to another topic in transactions, together with the progress."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`taskflow replay to`: a range of the audit once more, to a topic of a consumer's own."""
+"""`taskflow replay to`: publish a range of the audit again, to another topic."""
 
 import re
 import time

@@ -1,1 +1,1 @@
-"""From N partitions to M: the old side read in the order of decision, the new one written anew."""
+"""Rewrite N partitions as M: read the old side in the order of decision, write the new one."""

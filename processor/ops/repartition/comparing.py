@@ -1,4 +1,4 @@
-"""Both sides of a repartition beside each other: the same flows, steps, histories and answers."""
+"""Compare both sides of a repartition: flows, steps, histories and outcomes."""
 
 from collections.abc import Iterator
 from hashlib import blake2b

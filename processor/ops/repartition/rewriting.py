@@ -1,5 +1,4 @@
-"""The new side: the same flows, history and answers, with the ids, chains and places they have
-among M partitions."""
+"""Rewrite records for the new side, with the ids, chains and places that they have there."""
 
 from collections import deque
 from collections.abc import Mapping

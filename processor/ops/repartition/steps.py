@@ -1,4 +1,4 @@
-"""The old side: each decided record of one partition with all that it caused, in order."""
+"""Read the old side: each decided record of one partition with all that it caused, in order."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NamedTuple

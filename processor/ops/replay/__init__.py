@@ -1,1 +1,1 @@
-"""Recorded commands through the code at hand, and what it decides in another way."""
+"""Run recorded commands through this code, and compare what it decides."""

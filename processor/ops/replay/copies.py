@@ -1,4 +1,4 @@
-"""Copies of forwarded commands: those that the code at hand makes, beside those recorded."""
+"""Compare the copies of forwarded commands with the recorded ones."""
 
 from hashlib import blake2b
 from typing import Final, NamedTuple

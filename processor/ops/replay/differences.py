@@ -1,4 +1,4 @@
-"""What a replay found: how much was compared, and the first differences of each sort."""
+"""Collect what a replay found: how much was compared, and the first differences of each kind."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import orjson
 
+from processor.contract.dead_letters import MESSAGE
 from processor.contract.events import CHAIN_HEADER
-from processor.contract.headers import Header
+from processor.contract.headers import Header, split_dead_letter
 from processor.engine.batch import Outgoing
 from processor.ops.json_path import ABSENT, Change, changes
 
@@ -126,6 +127,25 @@ def fields_of(recorded: Outgoing, now: Outgoing, *, chain: bool = True) -> list[
         if one != other and (chain or CHAIN_HEADER not in {h[0] for h in (one, other) if h}):
             found.append(Change(f"(header {(one or other)[0]})", _header(one), _header(other)))
     return [_cut(change.as_json("recorded", "now")) for change in found[:FIELDS_MAX]]
+
+
+def reworded(recorded: Outgoing, now: Outgoing) -> bool:
+    """Whether two outcomes of a record that was no command, or its two dead letters, differ only
+    in the sentences that say why: these are for people, and become better."""
+    return alike(_without_reasons(recorded), _without_reasons(now))
+
+
+def _without_reasons(record: Outgoing) -> Outgoing:
+    originals, facts = split_dead_letter(record.headers)
+    if facts is not None:
+        added = [(n, v) for n, v in record.headers[len(originals) :] if n != MESSAGE]
+        return record._replace(headers=[*originals, *added])
+    outcome = orjson.loads(record.value or b"")
+    details = outcome["details"]
+    if "errors" in details:
+        details["errors"] = [error["field"] for error in details["errors"]]
+    outcome["message"] = ""
+    return record._replace(value=orjson.dumps(outcome))
 
 
 def _header(one: Header | None) -> Any:

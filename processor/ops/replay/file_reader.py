@@ -1,4 +1,4 @@
-"""Reading a history from a file; file_writer.py says how it looks."""
+"""Read a history from a file; file_writer.py describes the format."""
 
 import gzip
 import zlib

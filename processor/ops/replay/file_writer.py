@@ -1,4 +1,4 @@
-"""A history in a file: lines, compressed by gzip, that say by themselves what they are.
+"""Write a history to a file: gzip-compressed, self-describing lines and columns.
 
 The first line names the format, the version that wrote it and the rules. Then come the partitions,
 one after the other: a line for where its history begins, with flows and answers as they were then

@@ -1,4 +1,4 @@
-"""A history as it stands on the topics of one partition number.
+"""Read the history of one partition number from its topics.
 
 The order is that of the outcomes, and in step with them are read the commands that they answer,
 the events that they name, and the dead letters. An outcome's offset follows right upon the one

@@ -1,4 +1,4 @@
-"""A history: what was decided in which order, and the rules by which it was."""
+"""A history: what was decided in which order, and by which rules."""
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Events of a range once more, in their order, to another topic.
+"""Publish a range of events again, in their order, to another topic.
 
 Each transaction writes some of them and, with them, how far each source partition is done: a run
 that is killed leaves all of a transaction or nothing, and the next one goes on behind it.

@@ -1,4 +1,4 @@
-"""Which events of the audit are replayed, and what marks them as replayed."""
+"""Select the events that are replayed, and mark them."""
 
 from dataclasses import dataclass
 from hashlib import blake2b

@@ -1,4 +1,4 @@
-"""What `state` says in the end, beside what became of the same events in the code at hand."""
+"""Compare `state` with what the replayed events lead to."""
 
 from collections.abc import Sequence
 from typing import Final

@@ -1,4 +1,4 @@
-"""What a replayed partition remembers: its flows with their steps, and its answers.
+"""Store a replayed partition's flows, steps and ledger: in memory, and beyond that in a file.
 
 The ones used last are in memory; beyond a bound the others go to a temporary file.
 """

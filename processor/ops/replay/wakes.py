@@ -1,4 +1,4 @@
-"""Wakes that the code at hand sends to itself, beside those that are recorded."""
+"""Compare the wakes that this code sends with the recorded ones."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -1,4 +1,4 @@
-"""Dead letters beside the quarantined outcomes: I9, one for each, in the same order."""
+"""Check dead letters against the quarantined outcomes: I9."""
 
 from collections.abc import Mapping
 from hashlib import blake2b

@@ -1,4 +1,4 @@
-"""The fold of a partition's audit, and what must hold of each event: I3, I4, I7, I9, I12, I13."""
+"""Fold a partition's audit and check each event: I3, I4, I7, I9, I12, I13."""
 
 from collections.abc import Callable
 from typing import Any, Final

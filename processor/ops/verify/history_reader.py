@@ -1,5 +1,5 @@
-"""One pass over what a partition has decided: outcomes in their order, and in step with them the
-commands that they answer, the events that they name, and the dead letters.
+"""Read what a partition has decided in one pass: outcomes in their order, each with its command,
+events and dead letter.
 
 Memory holds a look ahead of each topic; all else is in the scratch file.
 """

@@ -1,5 +1,4 @@
-"""What must hold of each outcome, by itself and beside its command and its events: I1 to I4, I9,
-I12."""
+"""Check each outcome, by itself and against its command and events: I1 to I4, I9, I12."""
 
 from collections.abc import Sequence
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""What a verification needs of the outside: topics that can be read, and images of tables."""
+"""The ports of a verification: readable topics, and images of tables."""
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager

@@ -1,4 +1,4 @@
-"""A topic of one partition, a record at a time, with a look ahead."""
+"""Stream a topic's partition record by record, with a look-ahead."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What a verification found: how much it looked at, and the first of each kind of violation."""
+"""The report of a verification: how much it checked, and the first violation of each kind."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,5 +1,5 @@
-"""The working state of a verification, in a temporary SQLite file: memory stays the same for ten
-flows and for a hundred million, and what a flow costs is disk.
+"""Keep a verification's working state in a temporary SQLite file: memory stays bounded for any
+number of flows.
 """
 
 import sqlite3

@@ -1,5 +1,6 @@
-"""I5: `state` and a table against the fold of audit; and what state's own records must be: I6, I8,
-I12."""
+"""Check `state` and tables against the fold of the audit (I5), and the records of `state`
+themselves (I6, I8, I12).
+"""
 
 from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeVar

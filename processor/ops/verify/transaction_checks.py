@@ -1,4 +1,4 @@
-"""What a transaction writes to `state` beside its events, and the wakes that it owes: I5, I9, I13.
+"""Check what each transaction writes to `state`, and the wakes that it owes: I5, I9, I13.
 
 Read in step with the fold: when all events up to a cursor are folded, the records between it and
 the cursor before must be what those events leave.

@@ -1,5 +1,4 @@
-"""A verification, partition by partition, since flows never cross partitions: what each reads, up
-to where, and in which order.
+"""Verify partition by partition: what is read, up to where, and in which order.
 
 The newest cursor on `state` is the cut: what it covers must be there on every topic, and what comes
 behind it is under way.

@@ -1,1 +1,1 @@
-"""Load, random faults and a verdict: what proves on a user's own machine that nothing is lost."""
+"""Load, random faults and a verdict, on a user's own machine."""

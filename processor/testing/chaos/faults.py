@@ -1,4 +1,4 @@
-"""What may go wrong, and how each of it is done and undone."""
+"""The faults of a chaos run: how each is caused and healed."""
 
 import asyncio
 import random

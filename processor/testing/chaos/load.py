@@ -1,4 +1,4 @@
-"""Commands of every kind all the time, right and wrong ones, and a note of what the broker took."""
+"""Send valid and invalid commands of every kind, and note which ones the broker acknowledged."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Which commands have their outcome, told by following `outcomes`."""
+"""Follow `outcomes`, and tell which acknowledged commands have theirs."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""A TCP proxy before a broker that does to single requests what networks do to them."""
+"""A TCP proxy in front of a broker that delays, cuts and drops single requests."""
 
 import asyncio
 import random

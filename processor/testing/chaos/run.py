@@ -1,4 +1,4 @@
-"""A trial: load, one fault after the other, each only once the last has healed, and a verdict."""
+"""Run load and one fault after the other, each once the last has healed, and give a verdict."""
 
 import asyncio
 import json

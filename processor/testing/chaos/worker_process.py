@@ -1,4 +1,4 @@
-"""Workers as processes of ours: started, killed, stopped and starved as the world does it."""
+"""Run workers as processes: start, kill, stop and starve them."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Crash points: a worker that breaks where it is told to. For tests only; TASKFLOW_FAULTS."""
+"""Failpoints: break a worker at a named point. For tests only; TASKFLOW_FAULTS."""
 
 from processor.testing.failpoints.points import Failpoints, parse_faults
 from processor.testing.failpoints.wrappers import FailpointWrappers

@@ -1,4 +1,4 @@
-"""The named points of a worker's life, and what is to happen at them."""
+"""The named failpoints of a worker, and the actions at them."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Crash points put around the parts of a partition owner, which know nothing of them."""
+"""Wrap the parts of a partition processor with failpoints; the parts know nothing of them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence

@@ -6,6 +6,7 @@ Agents read `audit` and `deadletters` in batches; what they make of them is in v
 that outlives a run is in one SQLite file under TASKFLOW_STATE_DIR/views.
 """
 
+import asyncio
 import logging
 import socket
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ from faust.app.base import BootStrategy
 from faust.types import TP
 from yarl import URL
 
+from processor.adapters.kafka.access.rights_watch import RightsWatch
 from processor.adapters.kafka.record_decoder import read_any_record
 from processor.adapters.sqlite.lock import state_dir_lock
 from processor.contract import Topics
+from processor.contract.rights import Role
 from processor.runtime import private_directory, tune_interpreter
 from processor.settings import Address, Settings, load_settings
 from processor.telemetry.http.hosts import HostPolicy, is_loopback
@@ -68,6 +71,7 @@ class ViewsApp(faust.App):
         self.rebuild = rebuild
         self.topics_ = Topics(settings.topic_prefix)
         self.metrics_ = ViewMetrics()
+        self._rights = RightsWatch(settings, Role.VIEWS)
         self._open: AsyncExitStack | None = None
         self._view: ReadModel | None = None
         super().__init__(
@@ -151,6 +155,7 @@ class ViewsApp(faust.App):
                     metrics=self._scraped,
                 )
             )
+            stack.push_async_callback(ended, asyncio.create_task(self._rights.run()))
             peers.own = address_of(settings.views_advertise or f"http://{_reachable(address)}")
             hosts.allow(URL(peers.own).authority)
             self.conf.canonical_url = URL(peers.own)
@@ -209,7 +214,8 @@ class ViewsApp(faust.App):
             for partition in sorted(view.owned)
         }
         return {
-            "ready": view.ready(),
+            "ready": view.ready() and self._rights.denied is None,
+            "denied": self._rights.denied,
             "assigned": view.assigned,
             "failing": view.failing,
             "brokers": self.settings_.bootstrap_servers,
@@ -218,6 +224,11 @@ class ViewsApp(faust.App):
             "peers": sorted(self._shared_out()),
             "partitions": partitions,
         }
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _reachable(address: Address) -> Address:

@@ -1,4 +1,4 @@
-"""What Faust tells of itself, as metrics.
+"""Expose Faust's sensors as metrics.
 
 Faust's own Monitor keeps times of every event, which costs more than projecting one; this one
 hears of what is rare.

@@ -1,4 +1,4 @@
-"""Faust's tables, over our database instead of changelog topics.
+"""Keep Faust's tables in the view's database instead of changelog topics.
 
 A changelog is written beside the rows and not with them, so that a crash between the two counts an
 event twice or never. What these tables hold is written in the transaction of the rows and of the

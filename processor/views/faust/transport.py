@@ -1,4 +1,4 @@
-"""Faust's Kafka transport, made to read what is committed, from where our own rows say, in chunks.
+"""Make Faust's transport read committed records, from the view's own positions, in chunks.
 
 Faust's consumers read uncommitted records unless the application writes exactly-once, and begin
 where the group's offsets say. A view must never show what was aborted, and its position stands in

@@ -11,7 +11,7 @@ from tests.support.partition import Appended
 from tests.unit.adapters.sqlite.tables import flow_row
 
 KEY = FLOW_ID.encode()
-NO_TIME = "Value error, not an RFC 3339 time with an offset"
+NO_TIME = "not an RFC 3339 time with an offset"
 
 
 def read(value, key=KEY):

@@ -35,7 +35,10 @@ def test_a_command_has_no_fault():
         ('{"é":"'.encode() + b'\xff"}', 7, "byte 0xff"),
         ('{"é":1,}'.encode(), 7, "trailing comma"),
         (b'{"n":NaN}', 5, "not JSON"),
-        (b'{"s":"\\ud800"}', 6, "surrogate"),
+        (b'{"s":"\\ud800"}', 6, "a lone surrogate"),
+        (b'{"n":1e400}', 5, "out of range"),
+        (b'{"n":' + b"9" * 5_000 + b"}", 5, "out of range"),
+        (b"[" * 200_000 + b"]" * 200_000, 1025, "nested deeper"),
         (b"[1]", 0, "not a JSON object"),
         (b'{"a":[1,{"b":90071992547409930}]}', 13, "beyond"),
         (b'{"a":' + b"[" * 64 + b"]" * 64 + b"}", 5 + 63, "nested deeper"),
@@ -68,6 +71,16 @@ def test_the_key_the_version_and_the_size():
     assert version[diagnose(KEY, version).faults[0].at :] == b"2}"
     large = b'{"a":"' + b"x" * COMMAND_MAX_BYTES + b'"}'
     assert diagnose(KEY, large).faults[0].at == COMMAND_MAX_BYTES
+
+
+def test_without_a_search_the_fields_are_named_all_the_same():
+    value = orjson.dumps(document("start_running") | {"a": [0] * 9, "issued_by": 7})
+
+    found, quick = diagnose(KEY, value), diagnose(KEY, value, locate=False)
+
+    assert quick.code is found.code
+    assert [fault._replace(at=None) for fault in found.faults] == quick.faults
+    assert all(fault.at is not None for fault in found.faults)
 
 
 @given(JSON, st.sampled_from([None, 1]))

@@ -5,14 +5,11 @@ from collections.abc import Iterable
 import pytest
 
 from processor.adapters.kafka.cluster_inspection import decodable
+from processor.contract.rights import Role, rights
 from processor.contract.topics import Topics
 from processor.ops import doctor
 from processor.ops.doctor import (
     AIOKAFKA,
-    DESCRIBE_CONFIGS,
-    READ,
-    WRITE,
-    Allowed,
     Finding,
     Level,
     Mismatched,
@@ -23,9 +20,6 @@ from processor.ops.doctor import (
     worst,
 )
 from tests.unit.adapters.sqlite.tables import NOON_MS
-
-ALL = 1 << READ | 1 << WRITE | 1 << DESCRIBE_CONFIGS
-NAMES = Topics("t")
 
 
 def levels(findings: Iterable[Finding]) -> list[Level]:
@@ -60,15 +54,15 @@ def test_each_compression_is_really_decoded():
     assert levels(doctor.codecs({"lz4": "no library", "gzip": None}, "gzip")) == ["bad"]
 
 
-def test_what_a_worker_may_not_do_is_named():
-    topics = {name: ALL for name, _ in NAMES}
-    assert levels(doctor.authorisations(NAMES, "g", Allowed(topics, ALL))) == ["good"]
+def test_each_right_that_is_missing_is_named():
+    missing = rights(Role.WORKER, Topics("t"), "g")[:2]
 
-    (found,) = doctor.authorisations(NAMES, "g", Allowed({**topics, "t.audit": 1 << READ}, ALL))
-    assert (found.level, found.what) == (Level.BAD, "t.audit: no Write, DescribeConfigs")
-    assert levels(doctor.authorisations(NAMES, "g", Allowed(topics, 0, "no"))) == ["bad", "bad"]
-    letters = {**topics, "t.deadletters": ALL & ~(1 << READ)}
-    assert levels(doctor.authorisations(NAMES, "g", Allowed(letters, ALL))) == ["good"]
+    (good,) = doctor.authorizations("User:w", Role.WORKER, [])
+    assert (good.level, good.what) == (Level.GOOD, "User:w may do what a worker needs")
+    found = list(doctor.authorizations("User:w", Role.WORKER, missing))
+    assert levels(found) == ["bad", "bad"]
+    assert found[0].what == "User:w lacks Read on topic t.commands"
+    assert "taskflow topics acls --role worker" in found[0].do
 
 
 @pytest.mark.parametrize(

@@ -141,10 +141,10 @@ def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, Any]):
 
 
 def test_the_runbook_has_the_pages_that_are_named():
-    runbook = (ROOT / "processor" / "ops" / "README.md").read_text("utf-8")
+    runbook = (ROOT / "processor" / "docs" / "runbook.md").read_text("utf-8")
     headings = re.findall(r"^#+ (.*)$", runbook, re.MULTILINE)
     pages = {heading.lower().replace(" ", "-") for heading in headings}
-    named = re.findall(r"\(\.\./ops/README\.md#([\w-]+)\)", README)
+    named = re.findall(r"\(\.\./docs/runbook\.md#([\w-]+)\)", README)
     assert named
     assert set(named) <= pages
 

@@ -9,8 +9,9 @@ from processor.telemetry.metrics import Metrics
 from processor.worker.supervisor import environment_of, merged_metrics, merged_report
 
 
-def report(*partitions: int, ready: bool = True) -> dict[str, object]:
-    return {"ready": ready, "joined": True, "partitions": {str(n): {"lag": n} for n in partitions}}
+def report(*partitions: int, ready: bool = True, denied: str | None = None) -> dict[str, object]:
+    about = {str(n): {"lag": n} for n in partitions}
+    return {"ready": ready, "joined": True, "denied": denied, "partitions": about}
 
 
 def test_each_process_has_its_share_of_the_cache_a_port_and_a_name():
@@ -41,6 +42,12 @@ def test_they_are_ready_when_all_are_and_each_partition_stands_once():
 @pytest.mark.parametrize("other", [None, report(1, ready=False)])
 def test_they_are_not_ready_while_one_is_not(other: dict[str, object] | None):
     assert merged_report([report(0), other])["ready"] is False
+
+
+def test_what_one_is_denied_is_said_of_all():
+    denied = "User:w lacks Read on topic t.audit."
+    assert merged_report([report(0), report(1, denied=denied), None])["denied"] == denied
+    assert merged_report([report(0), report(1)])["denied"] is None
 
 
 def test_metrics_keep_their_process():

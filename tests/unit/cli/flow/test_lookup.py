@@ -36,7 +36,7 @@ class Topics:
         if self.away is not None:
             raise self.away
 
-    async def counts(self, settings: Settings) -> dict[str, int]:
+    async def counts(self, _: Settings, __: Sequence[str]) -> dict[str, int]:
         await self.reachable()
         return {f"taskflow.{name}": PARTITIONS for name in ("audit", "state")}
 

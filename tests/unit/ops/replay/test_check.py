@@ -18,6 +18,7 @@ from processor.domain import evolve as evolve_module
 from processor.domain.decide import Decision, decide, rejected
 from processor.engine.batch import Forward
 from processor.engine.rows import Changes
+from processor.ops.replay import check as check_module
 from processor.ops.replay import differences
 from processor.ops.replay.differences import Findings
 from processor.ops.replay.file_writer import writing
@@ -211,6 +212,24 @@ async def test_a_sentence_that_was_changed_touches_outcomes_only(
             "now": "Sent on.",
         }
     ]
+
+
+async def test_other_words_for_what_is_no_command_are_no_difference(
+    history: Recorded, monkeypatch: pytest.MonkeyPatch
+):
+    refused = handler_module.messages.refused
+    reasons = {Code.MALFORMED, Code.INVALID_COMMAND, Code.UNSUPPORTED_VERSION}
+    monkeypatch.setattr(
+        handler_module.messages,
+        "refused",
+        lambda code, details: "No." if code in reasons else refused(code, details),
+    )
+
+    findings = await check(history)
+
+    assert findings.ok, told(findings)
+    letters = findings.records["dead_letters"]
+    assert findings.not_compared == {check_module.REWORDED: 2 * letters}
 
 
 async def test_a_shorter_window_shows_in_the_resends_that_it_no_longer_knows(history: Recorded):

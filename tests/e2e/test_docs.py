@@ -1,4 +1,4 @@
-"""What the README shows runs: each python block under `<!-- runs: name -->`, in their order."""
+"""What the documentation shows runs: each python block under `<!-- runs: name -->`."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from tests.support.examples import examples, shown
 from tests.support.worker import running_worker
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "processor" / "docs").glob("*.md"))]
 
 
 def test_only_marked_blocks_are_taken():
@@ -29,7 +29,7 @@ def test_a_mark_without_a_block_is_a_mistake():
         examples("<!-- runs: one -->\ntext\n```python\nyes()\n```\n")
 
 
-async def test_what_the_readme_shows_runs(broker: EmbeddedBroker, prefix: str, tmp_path: Path):
+async def test_what_is_shown_runs(broker: EmbeddedBroker, prefix: str, tmp_path: Path):
     settings = Settings(
         bootstrap_servers=broker.bootstrap,
         topic_prefix=prefix,
@@ -43,8 +43,8 @@ async def test_what_the_readme_shows_runs(broker: EmbeddedBroker, prefix: str, t
         "TASKFLOW_TOPIC_PREFIX": settings.topic_prefix,
         "PYTHONPATH": str(ROOT),
     }
-    blocks = examples(README.read_text())
-    assert blocks, "the README shows no example that runs"
+    blocks = {name: code for page in PAGES for name, code in examples(page.read_text()).items()}
+    assert blocks, "no page shows an example that runs"
     async with running_worker(settings):
         for name, code in blocks.items():
             command = (sys.executable, "-W", "error", "-c", code)

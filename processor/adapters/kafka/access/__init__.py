@@ -1,0 +1,1 @@
+"""Authenticate to the brokers, and find out what they allow."""

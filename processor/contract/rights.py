@@ -1,0 +1,192 @@
+"""The rights that each role needs on the broker: one table.
+
+`taskflow topics acls` prints it, `taskflow doctor`, a worker's start and its `/ready` check it, and
+processor/docs/security.md shows it.
+"""
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from processor.contract.topics import Topics
+
+
+class Operation(StrEnum):
+    """What an ACL allows, in Kafka's words."""
+
+    READ = "Read"
+    WRITE = "Write"
+    CREATE = "Create"
+    DESCRIBE = "Describe"
+    DESCRIBE_CONFIGS = "DescribeConfigs"
+
+    @property
+    def code(self) -> int:
+        """Its bit in what a broker reports as authorized operations."""
+        return _CODES[self]
+
+
+_CODES: Final[Mapping[Operation, int]] = MappingProxyType(
+    {
+        Operation.READ: 3,
+        Operation.WRITE: 4,
+        Operation.CREATE: 5,
+        Operation.DESCRIBE: 8,
+        Operation.DESCRIBE_CONFIGS: 10,
+    }
+)
+
+
+class ResourceKind(StrEnum):
+    """What an ACL stands on."""
+
+    TOPIC = "topic"
+    GROUP = "group"
+    TRANSACTIONAL_ID = "transactional id"
+    CLUSTER = "cluster"
+
+
+class Resource(NamedTuple):
+    """A resource of Kafka's; `prefixed`: all of its kind whose names begin with `name`."""
+
+    kind: ResourceKind
+    name: str
+    prefixed: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}{'*' if self.prefixed else ''}"
+
+
+class Right(NamedTuple):
+    """One operation on one resource, and what it is for. Read and Write include Describe."""
+
+    operation: Operation
+    resource: Resource
+    purpose: str
+
+    def __str__(self) -> str:
+        return f"{self.operation} on {self.resource}"
+
+
+class Role(StrEnum):
+    """What a principal does with the topics."""
+
+    PRODUCER = "producer"
+    CONSUMER = "consumer"
+    OPERATOR = "operator"
+    VIEWS = "views"
+    WORKER = "worker"
+    ADMIN = "admin"
+
+
+ROLES: Final[Mapping[Role, str]] = MappingProxyType(
+    {
+        Role.PRODUCER: "sends commands of flow owners, and awaits their outcomes",
+        Role.CONSUMER: "reads the FlowEvents",
+        Role.OPERATOR: (
+            "uses the program: `flow`, `send --control`, `audit`, `outcomes`, `deadletters`, "
+            "`verify`, `replay`, `bulk`, `prune`, `export`, `doctor`, `topics check`"
+        ),
+        Role.VIEWS: "runs `taskflow views`, without a write token",
+        Role.WORKER: "runs `taskflow worker`, also with `--processes` or TASKFLOW_STANDBY",
+        Role.ADMIN: "runs `taskflow topics create`",
+    }
+)
+"""What a principal of each role does."""
+
+
+def on_topic(operation: Operation, topic: str, purpose: str = "") -> Right:
+    """A right on a topic, by its full name."""
+    return Right(operation, Resource(ResourceKind.TOPIC, topic), purpose)
+
+
+def on_group(operation: Operation, group: str, purpose: str = "") -> Right:
+    """A right on a consumer group."""
+    return Right(operation, Resource(ResourceKind.GROUP, group), purpose)
+
+
+def rights(role: Role, topics: Topics, group_id: str) -> tuple[Right, ...]:
+    """What `role` needs, and nothing else; `group_id` is the workers' group."""
+    return _TABLE[role](topics, group_id)
+
+
+def _each(operation: Operation, names: Iterable[str], purpose: str) -> list[Right]:
+    return [on_topic(operation, name, purpose) for name in names]
+
+
+def _producer(topics: Topics, _group_id: str) -> tuple[Right, ...]:
+    return (
+        on_topic(Operation.WRITE, topics.commands, "send commands"),
+        on_topic(Operation.READ, topics.outcomes, "await their outcomes"),
+    )
+
+
+def _consumer(topics: Topics, _group_id: str) -> tuple[Right, ...]:
+    return (on_topic(Operation.READ, topics.audit, "read the FlowEvents; it needs no group"),)
+
+
+def _operator(topics: Topics, group_id: str) -> tuple[Right, ...]:
+    names = [name for name, _ in topics]
+    return (
+        on_topic(Operation.WRITE, topics.control, "commands with an operator's authority"),
+        on_topic(
+            Operation.WRITE, topics.commands, "`deadletters redrive` sends back what came there"
+        ),
+        *_each(Operation.READ, names, "`flow`, `verify`, `replay`, `doctor` and the streams"),
+        *_each(Operation.DESCRIBE_CONFIGS, names, "`doctor`, `topics check`"),
+        on_group(Operation.DESCRIBE, group_id, "`doctor` counts the workers"),
+    )
+
+
+def _views(topics: Topics, group_id: str) -> tuple[Right, ...]:
+    return (
+        *_each(Operation.READ, (topics.audit, topics.dead_letters), "what the views show"),
+        *_each(
+            Operation.DESCRIBE,
+            (topics.commands, topics.control, topics.outcomes, topics.state),
+            "the ends of the topics, and whether they are there",
+        ),
+        *_each(Operation.DESCRIBE_CONFIGS, [name for name, _ in topics], "the check at the start"),
+        on_group(Operation.READ, f"{group_id}.views", "share the partitions among view workers"),
+        on_group(Operation.DESCRIBE, group_id, "/v1/partitions says which worker has which"),
+    )
+
+
+def _worker(topics: Topics, group_id: str) -> tuple[Right, ...]:
+    sources = (topics.commands, topics.control)
+    results = (topics.outcomes, topics.audit, topics.state)
+    return (
+        *_each(Operation.READ, sources, "the commands"),
+        *_each(Operation.WRITE, sources, "wakes, and records from the wrong partition"),
+        *_each(Operation.READ, results, "bring a table up to date"),
+        *_each(Operation.WRITE, results, "what a command causes"),
+        on_topic(Operation.WRITE, topics.dead_letters, "what cannot be read as a command"),
+        *_each(Operation.DESCRIBE_CONFIGS, [name for name, _ in topics], "the check at the start"),
+        on_group(Operation.READ, group_id, "share the partitions among workers"),
+        Right(
+            Operation.WRITE,
+            Resource(ResourceKind.TRANSACTIONAL_ID, f"{topics.prefix}-", prefixed=True),
+            "one transactional id for each partition",
+        ),
+    )
+
+
+def _admin(topics: Topics, _group_id: str) -> tuple[Right, ...]:
+    names = [name for name, _ in topics]
+    return (
+        *_each(Operation.CREATE, names, "make them"),
+        *_each(Operation.DESCRIBE, names, "see whether they are there"),
+    )
+
+
+_TABLE: Final = MappingProxyType(
+    {
+        Role.PRODUCER: _producer,
+        Role.CONSUMER: _consumer,
+        Role.OPERATOR: _operator,
+        Role.VIEWS: _views,
+        Role.WORKER: _worker,
+        Role.ADMIN: _admin,
+    }
+)

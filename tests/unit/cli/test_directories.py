@@ -1,0 +1,62 @@
+"""Directories that cannot be used: what a command says, whose names they are."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from processor.cli.main import REFUSED, UNREACHABLE, WRONG_USE
+from tests.support.forked_program import ForkedProgram, forked_program
+
+NOT_UTF8 = os.fsdecode(b"\xff")
+
+
+@pytest.fixture(scope="module")
+def taskflow() -> Iterator[ForkedProgram]:
+    with forked_program({"TASKFLOW_BOOTSTRAP_SERVERS": "127.0.0.1:1"}) as program:
+        yield program
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize("command", ["broker", "up"])
+@pytest.mark.parametrize("variable", ["STATE_DIR", "CACHE_DIR"])
+@pytest.mark.parametrize("name", ["file/inner", NOT_UTF8])
+def test_the_embedded_broker_names_a_directory_that_it_cannot_use(
+    command: str, variable: str, name: str, taskflow: ForkedProgram, file: Path
+):
+    place = {"STATE_DIR": str(file.parent / "state")} | {variable: str(file.parent / name)}
+
+    done = taskflow(command, **place)
+
+    assert done.code == REFUSED
+    assert "Traceback" not in done.err
+    assert f"name another directory in TASKFLOW_{variable}." in done.err
+    assert ("not UTF-8" if name == NOT_UTF8 else "not a directory") in done.err
+
+
+def test_a_worker_names_a_directory_that_it_cannot_use(taskflow: ForkedProgram, file: Path):
+    done = taskflow("worker", STATE_DIR=str(file))
+    assert (done.code, "name another in TASKFLOW_STATE_DIR" in done.err) == (REFUSED, True)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system knows no such names")
+@pytest.mark.parametrize(
+    "line", ["flow list", "topics check", "verify", "doctor", "export x.db", "rebuild --check"]
+)
+def test_a_state_directory_may_have_any_name(line: str, taskflow: ForkedProgram, tmp_path: Path):
+    done = taskflow(*line.split(), STATE_DIR=str(tmp_path / NOT_UTF8))
+    assert "Traceback" not in done.err
+    assert done.code == (0 if line.startswith("rebuild") else UNREACHABLE)
+
+
+@pytest.mark.parametrize("arguments", [["flow", "show", NOT_UTF8], [NOT_UTF8], ["send", NOT_UTF8]])
+def test_an_argument_that_is_not_utf_8_is_refused(arguments: list[str], taskflow: ForkedProgram):
+    assert taskflow(*arguments) == (WRONG_USE, "", "The argument '\\udcff' is not UTF-8.\n")
