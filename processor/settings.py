@@ -188,9 +188,13 @@ class Settings(BaseSettings):
     ] = "127.0.0.1:9092"
     """Where the brokers are."""
     topic_prefix: Annotated[str, _name(_PREFIX_MAX), _name_words(_PREFIX_MAX)] = "taskflow"
-    """The six topics are `{prefix}.{name}`."""
+    """The seven topics are `{prefix}.{name}`."""
     partitions: Annotated[int, Field(ge=1, le=10_000), Expected("a whole number of 1 to 10000")] = 4
     """Of each topic; it can never change afterwards."""
+    steps_partitions: Annotated[
+        int, Field(ge=1, le=10_000), Expected("a whole number of 1 to 10000")
+    ] = Field(default_factory=lambda data: data.get("partitions", 4))
+    """Of the topic `steps` alone, at least as many as the others have; it may grow."""
     replication_factor: Annotated[
         int, Field(ge=1, le=32), Expected("a whole number of 1 to 32")
     ] = 1
@@ -320,6 +324,10 @@ class Settings(BaseSettings):
         Expected(f"{_DURATION_WORDS}, at least 1ms, or off"),
     ] = 30 * _DAY_MS
     """For how long a flow that has ended is kept."""
+    flow_steps_max: Annotated[
+        int, Field(ge=1, le=1_000_000), Expected("a whole number of 1 to 1000000")
+    ] = 10_000
+    """How many steps a flow may have, managed and observed together."""
 
     # Tuning
     batch_max_records: Annotated[
@@ -363,6 +371,11 @@ class Settings(BaseSettings):
             raise _contradiction(
                 f"{variable(missing)} is missing, but {variable('security_protocol')} "
                 f"is {self.security_protocol}"
+            )
+        if self.steps_partitions < self.partitions:
+            raise _contradiction(
+                f"{variable('steps_partitions')} is {self.steps_partitions}, but must be at least "
+                f"{variable('partitions')}, {self.partitions}"
             )
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise _contradiction(

@@ -26,26 +26,29 @@ app = typer.Typer(
 
 @app.command("create")
 def create() -> None:
-    """Make those of the six topics that are missing. What is there stays as it is.
+    """Make those of the seven topics that are missing. What is there stays as it is.
 
     Prints the names of the topics that it made.
 
     Example: `TASKFLOW_PARTITIONS=12 TASKFLOW_REPLICATION_FACTOR=3 taskflow topics create`
 
     Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_PARTITIONS,
-    TASKFLOW_REPLICATION_FACTOR, TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
+    TASKFLOW_STEPS_PARTITIONS, TASKFLOW_REPLICATION_FACTOR, TASKFLOW_SECURITY_PROTOCOL,
+    `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
     """
     from processor.adapters.kafka.topic_admin import create_topics
 
     settings = settings_and_logs(quiet=True)
     made = run(lambda: create_topics(settings))
+    steps = Topics(settings.topic_prefix).steps
     for name in made:
         if for_people():
             console().print(f"made {name}", markup=False)
         else:
-            write_json({"topic": name, "partitions": settings.partitions})
+            count = settings.steps_partitions if name == steps else settings.partitions
+            write_json({"topic": name, "partitions": count})
     if not made:
-        say("All six topics are there already.")
+        say("All seven topics are there already.")
 
 
 @app.command("check")
@@ -77,7 +80,7 @@ def check(
             f"{topics} of {len(SPECS)} topics of {settings.topic_prefix!r} are not as they must be."
         )
         raise typer.Exit(1)
-    say(f"All six topics of {settings.topic_prefix!r} are as they must be.")
+    say(f"All seven topics of {settings.topic_prefix!r} are as they must be.")
 
 
 @app.command("acls")

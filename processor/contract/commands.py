@@ -8,9 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from processor.contract.flow import StepStatus, Wait
+from processor.contract.flow import Wait
+from processor.contract.steps import StepStatus
 from processor.contract.values import (
+    Attempt,
+    DelayMs,
     Json,
+    LeaseMs,
     LongText,
     Message,
     Revision,
@@ -34,7 +38,16 @@ class CommandKind(StrEnum):
     CANCEL = "cancel"
     UPDATE_STATE = "update_state"
     RECORD_STEP_OBSERVATION = "record_step_observation"
+    SCHEDULE_STEP = "schedule_step"
+    START_STEP = "start_step"
+    EXTEND_STEP = "extend_step"
+    COMPLETE_STEP = "complete_step"
+    FAIL_STEP = "fail_step"
+    RELEASE_STEP = "release_step"
+    CANCEL_STEP = "cancel_step"
+    RETRY_STEP = "retry_step"
     WAKE = "wake"
+    WAKE_STEP = "wake_step"
     PRUNE = "prune"
 
 
@@ -176,10 +189,104 @@ class RecordStepObservation(CommandBase):
     """Absent: the old one is cleared. At most 64 KiB as written."""
 
 
+class ScheduleStep(CommandBase):
+    """Creates a managed step: pending, and offered unless `not_before` lies ahead."""
+
+    kind: Literal["schedule_step"] = "schedule_step"
+    run_id: Text
+    """Names the step within its flow; taken once, by a managed or an observed step."""
+    task: Text
+    """What is to be done: executors know it by this name."""
+    input_json: Json = None
+    """At most 64 KiB as written."""
+    not_before: Timestamp | None = None
+    """The step is offered then; it must not lie past the horizon."""
+    timeout_at: Timestamp | None = None
+    """The step fails then, whatever it is doing. It must lie after the append time, and not past
+    the horizon."""
+    max_attempts: Annotated[int, Field(ge=1, le=100)] | None = 3
+    lease_ms: LeaseMs | None = 300_000
+    """For how long an executor holds the step without extending its lease."""
+    backoff_ms: DelayMs | None = 1_000
+    """Delay after the first attempt that failed; it doubles with each one."""
+
+
+class NamedStep(CommandBase):
+    """The fields of every command about a managed step that is there."""
+
+    run_id: Text
+
+
+class HeldStep(NamedStep):
+    """The fields of every command of a step's holder."""
+
+    attempt: Attempt
+    """Must be the step's: the one that the accepted `start_step` returned."""
+
+
+class StartStep(NamedStep):
+    """pending → running: the sender holds the step until its lease ends. Anyone may send it."""
+
+    kind: Literal["start_step"] = "start_step"
+
+
+class ExtendStep(HeldStep):
+    """Renews the lease from the append time on."""
+
+    kind: Literal["extend_step"] = "extend_step"
+    progress_json: Json = None
+    """At most 4 KiB as written; absent: the last one stays."""
+
+
+class CompleteStep(HeldStep):
+    """running → succeeded; also pending → succeeded, while nobody has started it since."""
+
+    kind: Literal["complete_step"] = "complete_step"
+    result_json: Json = None
+    """At most 64 KiB as written."""
+
+
+class FailStep(HeldStep):
+    """running → pending, to be tried again, or failed."""
+
+    kind: Literal["fail_step"] = "fail_step"
+    reason: LongText
+    retry: bool | None = True
+    """False: another attempt is of no use."""
+    retry_after_ms: DelayMs | None = None
+    """Instead of the backoff."""
+
+
+class ReleaseStep(HeldStep):
+    """running → pending: given back unharmed. No attempt is lost, and it is offered at once."""
+
+    kind: Literal["release_step"] = "release_step"
+
+
+class CancelStep(NamedStep):
+    """pending or running → cancelled."""
+
+    kind: Literal["cancel_step"] = "cancel_step"
+
+
+class RetryStep(NamedStep):
+    """pending, failed or cancelled → pending: offered at once, with more attempts."""
+
+    kind: Literal["retry_step"] = "retry_step"
+    attempts: Annotated[int, Field(ge=1, le=100)] | None = 1
+    """How many the step has at least from here on."""
+
+
 class Wake(CommandBase):
     """Control only. Ends a wait whose time has come, or cancels a flow that was asked to."""
 
     kind: Literal["wake"] = "wake"
+
+
+class WakeStep(NamedStep):
+    """Control only. Does what is due of a managed step: a lease that ended, a timeout, an offer."""
+
+    kind: Literal["wake_step"] = "wake_step"
 
 
 class Prune(CommandBase):
@@ -201,9 +308,30 @@ Command = (
     | Cancel
     | UpdateState
     | RecordStepObservation
+    | ScheduleStep
+    | StartStep
+    | ExtendStep
+    | CompleteStep
+    | FailStep
+    | ReleaseStep
+    | CancelStep
+    | RetryStep
     | Wake
+    | WakeStep
     | Prune
 )
+StepCommand = (
+    ScheduleStep
+    | StartStep
+    | ExtendStep
+    | CompleteStep
+    | FailStep
+    | ReleaseStep
+    | CancelStep
+    | RetryStep
+    | WakeStep
+)
+"""The commands about managed steps."""
 AnyCommand = Annotated[Command, Field(discriminator="kind")]
 
 COMMANDS: TypeAdapter[Command] = TypeAdapter(AnyCommand)
@@ -212,5 +340,5 @@ COMMANDS: TypeAdapter[Command] = TypeAdapter(AnyCommand)
 MODELS: dict[str, type[CommandBase]] = {
     str(model.model_fields["kind"].default): model for model in Command.__args__
 }
-CONTROL_ONLY = frozenset({CommandKind.WAKE, CommandKind.PRUNE})
+CONTROL_ONLY = frozenset({CommandKind.WAKE, CommandKind.WAKE_STEP, CommandKind.PRUNE})
 """Kinds that are refused (`forbidden`) on the commands topic."""

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from processor.contract.flow import FlowStatus, FlowStep
+from processor.contract.flow import FlowStatus
+from processor.contract.steps import Execution, ManagedStep, ObservedStep, StepStatus
 from processor.contract.values import (
     EventId,
     Instant,
@@ -39,6 +40,15 @@ class EventKind(StrEnum):
     CANCELLED = "cancelled"
     STATE_UPDATED = "state_updated"
     STEP_OBSERVED = "step_observed"
+    STEP_SCHEDULED = "step_scheduled"
+    STEP_STARTED = "step_started"
+    STEP_EXTENDED = "step_extended"
+    STEP_RELEASED = "step_released"
+    STEP_RETRIED = "step_retried"
+    STEP_DISPATCHED = "step_dispatched"
+    STEP_SUCCEEDED = "step_succeeded"
+    STEP_FAILED = "step_failed"
+    STEP_CANCELLED = "step_cancelled"
     PRUNED = "pruned"
 
 
@@ -62,7 +72,7 @@ class WaitingPayload(Message):
 class ResumedPayload(Message):
     """What ended the wait, and what it brought: null where nothing."""
 
-    by: Literal["command", "external_event", "timer", "timeout"]
+    by: Literal["command", "external_event", "timer", "timeout", "steps"]
     state_patch: Json
 
 
@@ -82,7 +92,103 @@ class StateUpdatedPayload(Message):
 
 
 class StepObservedPayload(Message):
-    step: FlowStep
+    step: ObservedStep
+
+
+class StepScheduledPayload(Message):
+    step: ManagedStep
+
+
+class StepChanges(Message):
+    """What the event set on the step, at its new value."""
+
+    updated_at: Instant
+    execution: Execution
+
+
+class StepStartedChanges(Message):
+    status: Literal[StepStatus.RUNNING]
+    child_session_key: Text
+    updated_at: Instant
+    execution: Execution
+
+
+class StepReleasedChanges(Message):
+    status: Literal[StepStatus.PENDING]
+    child_session_key: None
+    updated_at: Instant
+    execution: Execution
+
+
+class StepRetriedChanges(Message):
+    status: Literal[StepStatus.PENDING]
+    child_session_key: Text | None
+    """The holder stays after a lease that ran out: a late result counts."""
+    result_json: None
+    updated_at: Instant
+    execution: Execution
+
+
+class StepSucceededChanges(Message):
+    status: Literal[StepStatus.SUCCEEDED]
+    result_json: Json
+    updated_at: Instant
+    execution: Execution
+
+
+class StepFailedChanges(Message):
+    status: Literal[StepStatus.FAILED]
+    result_json: Json
+    """`{"failure": {"reason", "at"}}`"""
+    updated_at: Instant
+    execution: Execution
+
+
+class StepCancelledChanges(Message):
+    status: Literal[StepStatus.CANCELLED]
+    updated_at: Instant
+    execution: Execution
+
+
+class StepChangedPayload(Message):
+    """Of `step_extended` and `step_dispatched`."""
+
+    run_id: Text
+    changes: StepChanges
+
+
+class StepStartedPayload(Message):
+    run_id: Text
+    changes: StepStartedChanges
+
+
+class StepReleasedPayload(Message):
+    run_id: Text
+    changes: StepReleasedChanges
+
+
+class StepRetriedPayload(Message):
+    run_id: Text
+    changes: StepRetriedChanges
+    reason: LongText | None
+    """Why the attempt failed; null after a `retry_step`."""
+
+
+class StepSucceededPayload(Message):
+    run_id: Text
+    changes: StepSucceededChanges
+
+
+class StepFailedPayload(Message):
+    run_id: Text
+    changes: StepFailedChanges
+    reason: LongText
+
+
+class StepCancelledPayload(Message):
+    run_id: Text
+    changes: StepCancelledChanges
+    by: Literal["command", "flow"]
 
 
 class EventBase(Message):
@@ -155,6 +261,51 @@ class StepObserved(EventBase):
     payload_json: StepObservedPayload
 
 
+class StepScheduled(EventBase):
+    kind: Literal["step_scheduled"]
+    payload_json: StepScheduledPayload
+
+
+class StepStarted(EventBase):
+    kind: Literal["step_started"]
+    payload_json: StepStartedPayload
+
+
+class StepExtended(EventBase):
+    kind: Literal["step_extended"]
+    payload_json: StepChangedPayload
+
+
+class StepReleased(EventBase):
+    kind: Literal["step_released"]
+    payload_json: StepReleasedPayload
+
+
+class StepRetried(EventBase):
+    kind: Literal["step_retried"]
+    payload_json: StepRetriedPayload
+
+
+class StepDispatched(EventBase):
+    kind: Literal["step_dispatched"]
+    payload_json: StepChangedPayload
+
+
+class StepSucceeded(EventBase):
+    kind: Literal["step_succeeded"]
+    payload_json: StepSucceededPayload
+
+
+class StepFailed(EventBase):
+    kind: Literal["step_failed"]
+    payload_json: StepFailedPayload
+
+
+class StepCancelled(EventBase):
+    kind: Literal["step_cancelled"]
+    payload_json: StepCancelledPayload
+
+
 class Pruned(EventBase):
     kind: Literal["pruned"]
     payload_json: Nothing
@@ -171,6 +322,15 @@ FlowEvent = (
     | Cancelled
     | StateUpdated
     | StepObserved
+    | StepScheduled
+    | StepStarted
+    | StepExtended
+    | StepReleased
+    | StepRetried
+    | StepDispatched
+    | StepSucceeded
+    | StepFailed
+    | StepCancelled
     | Pruned
 )
 AnyEvent = Annotated[FlowEvent, Field(discriminator="kind")]

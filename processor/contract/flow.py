@@ -1,9 +1,10 @@
-"""Flows, their waits and their steps."""
+"""Flows and their waits."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from processor.contract.values import (
     Instant,
@@ -27,12 +28,19 @@ class FlowStatus(StrEnum):
     FAILED = "failed"
 
 
-class StepStatus(StrEnum):
-    PENDING = "pending"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
+Prompt = Annotated[
+    Json,
+    Field(
+        description="What is needed to end the wait: a question, a form, a link. At most 16 KiB as "
+        "written."
+    ),
+]
+
+
+def _different(run_ids: list[str]) -> list[str]:
+    if len(set(run_ids)) < len(run_ids):
+        raise ValueError("a run id occurs twice")
+    return run_ids
 
 
 class TimerWait(Message):
@@ -43,12 +51,13 @@ class TimerWait(Message):
 
 
 class ExternalEventWait(Message):
-    """Until somebody delivers the event, or until `timeout_at`."""
+    """Until the event is delivered, or until `timeout_at`."""
 
     kind: Literal["external_event"]
     topic: WaitText
     correlation_id: WaitText
     timeout_at: Timestamp | None = None
+    prompt: Prompt = None
 
 
 class ManualWait(Message):
@@ -56,9 +65,50 @@ class ManualWait(Message):
 
     kind: Literal["manual"]
     timeout_at: Timestamp | None = None
+    prompt: Prompt = None
 
 
-Wait = Annotated[TimerWait | ExternalEventWait | ManualWait, Field(discriminator="kind")]
+class StepsWait(Message):
+    """A join: until managed steps of the flow have ended, or until `timeout_at`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"mode": {"const": "any"}}, "required": ["mode"]},
+            "then": {"required": ["run_ids"], "properties": {"run_ids": {"type": "array"}}},
+        }
+    )
+
+    kind: Literal["steps"]
+    run_ids: (
+        Annotated[
+            list[Text],
+            Field(min_length=1, max_length=100, json_schema_extra={"uniqueItems": True}),
+            AfterValidator(_different),
+        ]
+        | None
+    ) = None
+    """Absent: all managed steps that the flow has when it is looked at."""
+    mode: Literal["all", "all_or_failure", "any"] | None = None
+    """`all`, also if absent: until all have ended. `all_or_failure`: that, or until one has failed
+    or was cancelled. `any`, only with `run_ids`: until one has ended."""
+    timeout_at: Timestamp | None = None
+
+    @model_validator(mode="after")
+    def _any_of_a_list(self) -> Self:
+        if self.mode == "any" and self.run_ids is None:
+            raise ValueError("mode any needs run_ids")
+        return self
+
+
+Wait = Annotated[
+    TimerWait | ExternalEventWait | ManualWait | StepsWait, Field(discriminator="kind")
+]
+WAITS: Mapping[str, type[Message]] = {
+    "timer": TimerWait,
+    "external_event": ExternalEventWait,
+    "manual": ManualWait,
+    "steps": StepsWait,
+}
 
 
 class Flow(Message):
@@ -103,18 +153,3 @@ _new = object.__new__
 _set_dict, _set_fields_set, _set_extra, _set_private = (
     BaseModel.__dict__[slot].__set__ for slot in BaseModel.__slots__
 )
-
-
-class FlowStep(Message):
-    """One observed piece of work of a flow; `id` is UUIDv5(`flow_id`, `run_id`)."""
-
-    id: Uuid
-    flow_id: Uuid
-    runtime: Literal["managed", "mirrored"]
-    child_session_key: Text | None
-    run_id: Text
-    task: Text
-    status: StepStatus
-    result_json: Json
-    created_at: Instant
-    updated_at: Instant

@@ -36,10 +36,14 @@ class Code(StrEnum):
     ALREADY_TERMINAL = "already_terminal"
     CANCEL_PENDING = "cancel_pending"
     ILLEGAL_TRANSITION = "illegal_transition"
+    STEP_EXISTS = "step_exists"
+    STEP_NOT_FOUND = "step_not_found"
     WAIT_MISMATCH = "wait_mismatch"
     NOT_DUE = "not_due"
+    NOT_HOLDER = "not_holder"
     INVALID_DATA = "invalid_data"
     STATE_TOO_LARGE = "state_too_large"
+    TOO_MANY_STEPS = "too_many_steps"
     INTERNAL_ERROR = "internal_error"
 
 

@@ -6,9 +6,10 @@ Cursor. A null value says that the flow was pruned.
 
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
-from processor.contract.flow import Flow, FlowStep
+from processor.contract.flow import Flow
+from processor.contract.steps import AnyStep
 from processor.contract.values import DIGEST_PATTERN, EventId, Message, Offset
 
 CURSOR_PREFIX = "cursor/"
@@ -23,17 +24,19 @@ class FlowSnapshot(Message):
 
 
 class StepSnapshot(Message):
-    step: FlowStep
+    step: AnyStep
 
 
 class Cursor(Message):
     """How far a partition has been decided; written in every transaction.
 
     `commands` and `control` are the next offsets to read, `next_event_id` the full id of the
-    next FlowEvent.
+    next FlowEvent. `offered`: up to that event id all work items are written; 0 before the first
+    event.
     """
 
     commands: Offset
     control: Offset
     next_event_id: EventId
+    offered: Annotated[int, Field(ge=0)]
     schema_version: Literal[1] = 1

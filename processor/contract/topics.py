@@ -1,4 +1,4 @@
-"""The six topics: names, who writes them, and what the broker must hold them to."""
+"""The seven topics: names, who writes them, and what the broker must hold them to."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,7 +67,14 @@ DEAD_LETTERS: Final = _spec(
     retention_ms=30 * _DAY_MS,
     max_message_bytes=DEAD_LETTER_MAX_BYTES,
 )
-SPECS: Final = (COMMANDS, CONTROL, OUTCOMES, AUDIT, STATE, DEAD_LETTERS)
+STEPS: Final = _spec(
+    "steps",
+    "work items: managed steps that may be started now",
+    cleanup_policy="delete",
+    retention_ms=30 * _DAY_MS,
+)
+SPECS: Final = (COMMANDS, CONTROL, OUTCOMES, AUDIT, STATE, DEAD_LETTERS, STEPS)
+"""All have the same number of partitions, but `steps`, which may have more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,10 @@ class Topics:
     @property
     def dead_letters(self) -> str:
         return f"{self.prefix}.{DEAD_LETTERS.name}"
+
+    @property
+    def steps(self) -> str:
+        return f"{self.prefix}.{STEPS.name}"
 
     def __iter__(self) -> Iterator[tuple[str, TopicSpec]]:
         return ((f"{self.prefix}.{spec.name}", spec) for spec in SPECS)

@@ -18,6 +18,14 @@ NUMBER_MAX: Final = 2**53 - 1
 """The largest magnitude that every JSON implementation keeps exactly."""
 STATE_MAX_BYTES: Final = 256 * 1024
 RESULT_MAX_BYTES: Final = 64 * 1024
+INPUT_MAX_BYTES: Final = 64 * 1024
+PROGRESS_MAX_BYTES: Final = 4 * 1024
+PROMPT_MAX_BYTES: Final = 16 * 1024
+LIVE_STEPS_MAX: Final = 1000
+"""Pending or running managed steps of one flow."""
+LIVE_INPUTS_MAX_BYTES: Final = 4 * 1024 * 1024
+"""What `input_json` of those takes together, as written."""
+DAY_MS: Final = 86_400_000
 ERRORS_MAX: Final = 20
 """How many problems an `invalid_command` outcome lists."""
 EVENTS_PER_PARTITION: Final = 2**40
@@ -89,6 +97,9 @@ WaitText = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Digest = Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
 Revision = Annotated[int, Field(ge=0, le=NUMBER_MAX)]
 Offset = Annotated[int, Field(ge=0)]
+Attempt = Annotated[int, Field(ge=0, le=NUMBER_MAX)]
+LeaseMs = Annotated[int, Field(ge=1_000, le=DAY_MS)]
+DelayMs = Annotated[int, Field(ge=0, le=DAY_MS)]
 EventId = Annotated[int, Field(ge=1)]
 
 Instant = Annotated[

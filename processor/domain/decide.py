@@ -1,13 +1,8 @@
 """Decide a command: checks 8 to 17 of the contract in their order, then the facts that follow."""
 
-import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, assert_never
-
-import orjson
+from typing import Any, Final, assert_never
 
 from processor.contract.commands import (
     CONTROL_ONLY,
@@ -16,14 +11,42 @@ from processor.contract.commands import (
     CreateManaged,
     CreateMirrored,
     RecordStepObservation,
+    SetWaiting,
 )
 from processor.contract.events import EventKind
-from processor.contract.flow import Flow, FlowStatus, FlowStep
+from processor.contract.flow import Flow, FlowStatus
 from processor.contract.outcomes import Code
-from processor.contract.values import RESULT_MAX_BYTES, STATE_MAX_BYTES, instant, parse_timestamp
+from processor.contract.values import (
+    PROMPT_MAX_BYTES,
+    RESULT_MAX_BYTES,
+    STATE_MAX_BYTES,
+    instant,
+    parse_timestamp,
+)
 from processor.domain import evolve
+from processor.domain.decide_steps import (
+    cancelled_with_flow,
+    decide_step,
+    resumed_by_steps,
+    step_exists,
+    step_id,
+    too_many_steps,
+)
+from processor.domain.decision import (
+    ACCEPTED_AS_IS,
+    DEFAULT_LIMITS,
+    Decision,
+    Limits,
+    happened,
+    oversize,
+    rejected,
+    size_bytes,
+    time_problem,
+)
 from processor.domain.evolve import STATE_UPDATED
-from processor.domain.facts import Fact, new_fact
+from processor.domain.facts import Fact
+from processor.domain.joins import join_holds
+from processor.domain.steps import NO_STEPS, FlowSteps
 from processor.domain.transitions import (
     GONE,
     OPEN_TO_ALL,
@@ -34,48 +57,9 @@ from processor.domain.transitions import (
     refusal,
 )
 
-DAY_MS: Final = 86_400_000
 KINDS_BY_NAME: Final[Mapping[str, CommandKind]] = MappingProxyType(
     {str(kind): kind for kind in CommandKind}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a deployment may set. Times in milliseconds of the broker's clock."""
-
-    timer_max_horizon_ms: int = 30 * DAY_MS
-
-
-DEFAULT_LIMITS: Final = Limits()
-
-
-NO_DETAILS: Final[dict[str, Any]] = {}
-"""Never changed; a proxy would cost as much again."""
-
-
-class Decision(NamedTuple):
-    """Accepted with its facts, in order, or refused with a code and its details."""
-
-    facts: tuple[Fact, ...] = ()
-    code: Code | None = None
-    details: dict[str, Any] = NO_DETAILS
-
-    @property
-    def accepted(self) -> bool:
-        return self.code is None
-
-
-# As rows.new_flow_row.
-_accepted: Final[Callable[[tuple[tuple[Fact, ...], None, dict[str, Any]]], Decision]] = partial(
-    tuple.__new__, Decision
-)
-ACCEPTED_AS_IS: Final = Decision()
-"""Accepted, and nothing happened."""
-
-
-def rejected(code: Code, **details: Any) -> Decision:
-    return Decision(code=code, details=details)
 
 
 def decide(
@@ -84,13 +68,13 @@ def decide(
     at_ms: int,
     *,
     authority: Authority = Authority.OWNER,
-    step: FlowStep | None = None,
+    steps: FlowSteps = NO_STEPS,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Decision:
-    """What `command`, appended by the broker at `at_ms`, does to `flow` (None: unknown).
+    """Decide what `command`, appended by the broker at `at_ms`, does to `flow` (None: unknown).
 
-    `step` is the step that a `record_step_observation` names, if the flow has it. A dry run is
-    decided like any other: what to do with the facts is the caller's.
+    `steps` are the flow's steps, as far as the command needs them. A dry run is decided like any
+    other: what to do with the facts is the caller's.
     """
     kind = KINDS_BY_NAME[command.kind]
     if authority is OWNER and kind in CONTROL_ONLY:
@@ -115,7 +99,7 @@ def decide(
             return rejected(code)
         to = GONE if kind is CommandKind.PRUNE else destination(kind, flow.status, False)
         return rejected(code, **{"from": str(flow.status), "to": to and str(to)})
-    return _follow(command, flow, at_ms, step, limits)
+    return _follow(command, flow, at_ms, authority, steps, limits)
 
 
 def _decide_create(
@@ -138,7 +122,7 @@ def _decide_create(
         "current_step": command.current_step or "init",
         "state_json": state,
     }
-    if (too_large := _oversize(state, STATE_MAX_BYTES, "state_json")) is not None:
+    if (too_large := oversize(state, STATE_MAX_BYTES, "state_json")) is not None:
         return too_large
     created = Fact(EventKind.CREATED, command.flow_id, at, 0, FlowStatus.CREATED, payload)
     if command.kind == "create_managed":
@@ -148,9 +132,14 @@ def _decide_create(
 
 
 def _follow(
-    command: Command, flow: Flow, at_ms: int, step: FlowStep | None, limits: Limits
+    command: Command,
+    flow: Flow,
+    at_ms: int,
+    authority: Authority,
+    steps: FlowSteps,
+    limits: Limits,
 ) -> Decision:
-    """Checks 16 and 17, which each kind has of its own, and what happens if they pass."""
+    """Check what each kind checks of its own: 16 and 17, of steps 15 too. Then what happens."""
     at = instant(at_ms)
 
     match command.kind:
@@ -165,15 +154,9 @@ def _follow(
                 {"patch": patch, "next_step": command.next_step},
             )
         case "start_running":
-            return _happened(flow, at, EventKind.STARTED, FlowStatus.RUNNING, {})
+            return happened(flow, at, EventKind.STARTED, FlowStatus.RUNNING, {})
         case "set_waiting":
-            written = command.wait.model_dump(exclude_none=True)
-            field_name = "at" if command.wait.kind == "timer" else "timeout_at"
-            if (until := written.get(field_name)) is not None:
-                problem = _time_problem(parse_timestamp(until), at_ms, limits)
-                if problem is not None:
-                    return rejected(Code.INVALID_DATA, field=f"wait.{field_name}", problem=problem)
-            return _happened(flow, at, EventKind.WAITING, FlowStatus.WAITING, {"wait": written})
+            return _wait(command, flow, at_ms, steps, limits)
         case "resume":
             return _to_state(
                 flow,
@@ -201,7 +184,7 @@ def _follow(
                 {"by": "external_event", "state_patch": patch},
             )
         case "finish":
-            return _to_state(
+            finished = _to_state(
                 flow,
                 at,
                 evolve.merge_if_any(flow.state_json, command.final_state),
@@ -209,18 +192,20 @@ def _follow(
                 FlowStatus.FINISHED,
                 {"final_state": command.final_state},
             )
+            return _with_steps(finished, steps)
         case "fail":
             reason = {"reason": command.reason}
-            return _happened(flow, at, EventKind.FAILED, FlowStatus.FAILED, reason)
+            failed = happened(flow, at, EventKind.FAILED, FlowStatus.FAILED, reason)
+            return _with_steps(failed, steps)
         case "request_cancel":
             if flow.cancel_requested or flow.status in TERMINAL:
                 return ACCEPTED_AS_IS
-            return _happened(flow, at, EventKind.CANCEL_REQUESTED, None, {})
+            return happened(flow, at, EventKind.CANCEL_REQUESTED, None, {})
         case "cancel":
-            return _happened(flow, at, EventKind.CANCELLED, FlowStatus.CANCELLED, {})
+            return _cancelled(flow, at, steps)
         case "wake":
             if flow.cancel_requested:
-                return _happened(flow, at, EventKind.CANCELLED, FlowStatus.CANCELLED, {})
+                return _cancelled(flow, at, steps)
             wait_json = flow.wait_json
             is_timer = wait_json["kind"] == "timer"
             due = wait_json.get("at" if is_timer else "timeout_at")
@@ -229,25 +214,29 @@ def _follow(
             if at_ms < parse_timestamp(due):
                 return rejected(Code.NOT_DUE, due=due)
             by = "timer" if is_timer else "timeout"
-            return _happened(
+            return happened(
                 flow, at, EventKind.RESUMED, FlowStatus.RUNNING, {"by": by, "state_patch": None}
             )
         case "record_step_observation":
-            return _observe(command, flow, at, step)
+            return _observe(command, flow, at, steps, limits)
+        case (
+            "schedule_step"
+            | "start_step"
+            | "extend_step"
+            | "complete_step"
+            | "fail_step"
+            | "release_step"
+            | "cancel_step"
+            | "retry_step"
+            | "wake_step"
+        ):
+            return decide_step(command, flow, steps, at_ms, authority=authority, limits=limits)
         case "prune":
             return Decision((Fact(EventKind.PRUNED, flow.id, at, flow.revision, flow.status, {}),))
         case "create_managed" | "create_mirrored":
             raise AssertionError("creates are decided before there is a flow")
         case _:
             assert_never(command)
-
-
-def _happened(
-    flow: Flow, at: str, kind: EventKind, to: FlowStatus | None, payload: dict[str, Any]
-) -> Decision:
-    """`to` None: the status stays."""
-    fact = new_fact((kind, flow.id, at, flow.revision + 1, to or flow.status, payload))
-    return _accepted(((fact,), None, NO_DETAILS))
 
 
 def _to_state(
@@ -261,20 +250,65 @@ def _to_state(
     """As `_happened`, if the new `state` is small enough."""
     # What stays as it is was small enough when it was written (a failure may exceed).
     if state is not flow.state_json:
-        too_large = _oversize(state, STATE_MAX_BYTES, "state_json")
+        too_large = oversize(state, STATE_MAX_BYTES, "state_json")
         if too_large is not None:
             return too_large
-    return _happened(flow, at, kind, to, payload)
+    return happened(flow, at, kind, to, payload)
+
+
+def _wait(
+    command: SetWaiting, flow: Flow, at_ms: int, steps: FlowSteps, limits: Limits
+) -> Decision:
+    at, wait = instant(at_ms), command.wait
+    written = wait.model_dump(exclude_none=True)
+    field_name = "at" if wait.kind == "timer" else "timeout_at"
+    if (until := written.get(field_name)) is not None:
+        problem = time_problem(parse_timestamp(until), at_ms, limits)
+        if problem is not None:
+            return rejected(Code.INVALID_DATA, field=f"wait.{field_name}", problem=problem)
+    if (prompt := written.get("prompt")) is not None and (
+        size := size_bytes(prompt)
+    ) > PROMPT_MAX_BYTES:
+        problem = f"takes {size} bytes of at most {PROMPT_MAX_BYTES}"
+        return rejected(Code.INVALID_DATA, field="wait.prompt", problem=problem)
+    waiting = happened(flow, at, EventKind.WAITING, FlowStatus.WAITING, {"wait": written})
+    if wait.kind != "steps":
+        return waiting
+    if not set(wait.run_ids or ()) <= steps.listed.keys():
+        problem = "names a step that is not a managed one of the flow"
+        return rejected(Code.INVALID_DATA, field="wait.run_ids", problem=problem)
+    if not join_holds(written, steps.totals, steps.listed):
+        return waiting
+    (fact,) = waiting.facts
+    return Decision((fact, resumed_by_steps(flow.id, at, fact.revision + 1)))
+
+
+def _cancelled(flow: Flow, at: str, steps: FlowSteps) -> Decision:
+    decision = happened(flow, at, EventKind.CANCELLED, FlowStatus.CANCELLED, {})
+    return _with_steps(decision, steps)
+
+
+def _with_steps(end: Decision, steps: FlowSteps) -> Decision:
+    """The end of a flow, followed by that of its live steps."""
+    if not steps.live or end.code is not None:
+        return end
+    (fact,) = end.facts
+    return Decision((fact, *(cancelled_with_flow(step, fact) for step in steps.live)))
 
 
 def _observe(
-    command: RecordStepObservation, flow: Flow, at: str, step: FlowStep | None
+    command: RecordStepObservation, flow: Flow, at: str, steps: FlowSteps, limits: Limits
 ) -> Decision:
-    if (too_large := _oversize(command.result_json, RESULT_MAX_BYTES, "result_json")) is not None:
+    step = steps.named
+    if step is not None and step.runtime == "managed":
+        return step_exists(step)
+    if (too_large := oversize(command.result_json, RESULT_MAX_BYTES, "result_json")) is not None:
         return too_large
+    if step is None and (too_many := too_many_steps(steps.totals, limits)) is not None:
+        return too_many
     child = command.child_session_key
     written = {
-        "id": step.id if step else str(uuid.uuid5(uuid.UUID(flow.id), command.run_id)),
+        "id": step.id if step else step_id(flow.id, command.run_id),
         "flow_id": flow.id,
         "runtime": "mirrored",
         "child_session_key": step.child_session_key if child is None and step else child,
@@ -287,21 +321,3 @@ def _observe(
     }
     fact = Fact(EventKind.STEP_OBSERVED, flow.id, at, flow.revision, flow.status, {"step": written})
     return Decision((fact,))
-
-
-def _time_problem(until_ms: int, at_ms: int, limits: Limits) -> str | None:
-    if until_ms <= at_ms:
-        return "must lie after the time at which the broker appended the command"
-    if until_ms > at_ms + limits.timer_max_horizon_ms:
-        return "lies further ahead than this deployment allows"
-    return None
-
-
-def _oversize(value: Any, limit_bytes: int, field_name: str) -> Decision | None:
-    """Check 17 for a size: as the value would be written."""
-    size = len(orjson.dumps(value))
-    if size <= limit_bytes:
-        return None
-    return rejected(
-        Code.STATE_TOO_LARGE, field=field_name, size_bytes=size, limit_bytes=limit_bytes
-    )

@@ -1,10 +1,11 @@
 """Fold a fact into a flow or step. Checks nothing: what was decided is applied."""
 
 from collections.abc import Iterable
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 from processor.contract.events import EventKind
-from processor.contract.flow import Flow, FlowStep
+from processor.contract.flow import Flow
+from processor.contract.steps import Execution, ManagedStep, ObservedStep, Step, StepStatus
 from processor.domain.facts import Fact
 
 # Python 3.11 runs a function whenever an enum is asked for a member: half of what evolving cost.
@@ -18,7 +19,11 @@ CANCEL_REQUESTED: Final = EventKind.CANCEL_REQUESTED
 CANCELLED: Final = EventKind.CANCELLED
 STATE_UPDATED: Final = EventKind.STATE_UPDATED
 STEP_OBSERVED: Final = EventKind.STEP_OBSERVED
+STEP_SCHEDULED: Final = EventKind.STEP_SCHEDULED
 PRUNED: Final = EventKind.PRUNED
+
+STEP_KINDS: Final = frozenset(kind for kind in EventKind if kind.startswith("step_"))
+"""What happens to a step of a flow; the flow stays as it is."""
 
 
 def merge(state: Any, patch: Any) -> Any:
@@ -76,12 +81,10 @@ def evolve(flow: Flow | None, fact: Fact) -> Flow | None:
         changes["cancel_requested"] = True
     elif kind is CANCELLED:
         changes["wait_json"] = None
-    elif kind is STEP_OBSERVED:
-        return flow
     elif kind is PRUNED:
         return None
     else:
-        assert_never(kind)
+        return flow  # what happens to a step
     return flow.changed(changes)
 
 
@@ -92,6 +95,25 @@ def fold(flow: Flow | None, facts: Iterable[Fact]) -> Flow | None:
     return flow
 
 
-def observed_step(fact: Fact) -> FlowStep:
+def evolve_step(step: Step | None, fact: Fact) -> Step:
+    """The step after `fact`, of one of STEP_KINDS; `step` is what it was before, if it was there.
+
+    Raises ValueError if there is no managed step for the fact to change.
+    """
+    kind, payload = fact.kind, fact.payload
+    if kind is STEP_OBSERVED:
+        return ObservedStep.model_validate(payload["step"], strict=False)
+    if kind is STEP_SCHEDULED:
+        return ManagedStep.model_validate(payload["step"], strict=False)
+    if step is None or step.runtime != "managed":
+        raise ValueError(f"{kind} of a step that was never scheduled: {fact.flow_id}")
+    changes = payload["changes"]
+    changed = {**changes, "execution": Execution.model_validate(changes["execution"], strict=False)}
+    if "status" in changes:
+        changed["status"] = StepStatus(changes["status"])
+    return step.model_copy(update=changed)
+
+
+def observed_step(fact: Fact) -> Step:
     """The step that a `step_observed` fact leaves behind."""
-    return FlowStep.model_validate(fact.payload["step"], strict=False)
+    return evolve_step(None, fact)

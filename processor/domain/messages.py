@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from processor.contract.commands import CommandKind
 from processor.contract.outcomes import Code
+from processor.domain.transitions import STEP_COMMANDS
 
 ACCEPTED: Final = MappingProxyType(
     {
@@ -20,7 +21,16 @@ ACCEPTED: Final = MappingProxyType(
         CommandKind.CANCEL: "The flow is cancelled.",
         CommandKind.UPDATE_STATE: "The state was updated.",
         CommandKind.RECORD_STEP_OBSERVATION: "The step was recorded.",
+        CommandKind.SCHEDULE_STEP: "The step was scheduled.",
+        CommandKind.START_STEP: "The step was started.",
+        CommandKind.EXTEND_STEP: "The lease of the step is in force.",
+        CommandKind.COMPLETE_STEP: "The step has succeeded.",
+        CommandKind.FAIL_STEP: "The failure of the step was recorded.",
+        CommandKind.RELEASE_STEP: "The step was released and is offered again.",
+        CommandKind.CANCEL_STEP: "The step is cancelled.",
+        CommandKind.RETRY_STEP: "The step is offered again.",
         CommandKind.WAKE: "The wait has ended.",
+        CommandKind.WAKE_STEP: "What was due of the step was done.",
         CommandKind.PRUNE: "The flow was removed; its audit stays.",
     }
 )
@@ -44,15 +54,37 @@ _REFUSED: Final = MappingProxyType(
         Code.ALREADY_TERMINAL: "The flow has ended and takes no more changes.",
         Code.CANCEL_PENDING: "Cancellation was requested; only a cancel goes on from here.",
         Code.ILLEGAL_TRANSITION: "A flow that is {from} does not take this command.",
+        Code.STEP_EXISTS: "The flow has a step with this run_id already.",
+        Code.STEP_NOT_FOUND: "The flow has no managed step with this run_id.",
         Code.WAIT_MISMATCH: "The flow waits for something else.",
         Code.NOT_DUE: "The wait is not over yet.",
+        Code.NOT_HOLDER: "The sender does not hold the step in this attempt.",
         Code.INVALID_DATA: "The time {problem}.",
         Code.STATE_TOO_LARGE: "{field} would take {size_bytes} bytes of at most {limit_bytes}.",
+        Code.TOO_MANY_STEPS: "The flow has as many steps as it may have, {limit}.",
         Code.INTERNAL_ERROR: "The record could not be handled; the processor's log says why.",
     }
 )
 
 
+_REFUSED_OF_STEPS: Final = MappingProxyType(
+    {
+        Code.ILLEGAL_TRANSITION: "A step that is {from} does not take this command.",
+        Code.NOT_DUE: "The step is not due yet.",
+    }
+)
+"""Where a command about a managed step gets another sentence."""
+_REFUSED_OF_FIELDS: Final = MappingProxyType(
+    {
+        "wait.prompt": "The prompt {problem}.",
+        "wait.run_ids": "The join {problem}.",
+        "live_steps": "The flow has as many steps that have not ended as it may have, {limit}.",
+        "live_inputs": "The inputs of the flow's live steps would take {size_bytes} bytes of at "
+        "most {limit_bytes}.",
+    }
+)
+"""Where a field gets another sentence."""
+_STEP_COMMANDS: Final = frozenset(map(str, STEP_COMMANDS))
 _ACCEPTED_BY_NAME: Final = {str(kind): text for kind, text in ACCEPTED.items()}
 
 
@@ -61,6 +93,9 @@ def accepted(kind: str) -> str:
     return _ACCEPTED_BY_NAME[kind]
 
 
-def refused(code: Code, details: dict[str, Any]) -> str:
-    """The sentence for a refusal; `details` are those of the outcome."""
-    return _REFUSED[code].format_map(details)
+def refused(code: Code, details: dict[str, Any], kind: str | None = None) -> str:
+    """The sentence for a refusal of a command of `kind`; `details` are those of the outcome."""
+    sentence = _REFUSED_OF_FIELDS.get(details.get("field", "")) or _REFUSED[code]
+    if kind in _STEP_COMMANDS:
+        sentence = _REFUSED_OF_STEPS.get(code, sentence)
+    return sentence.format_map(details)

@@ -7,13 +7,15 @@ from functools import cache
 from types import MappingProxyType
 from typing import Final
 
-from processor.contract.commands import CONTROL_ONLY, CommandKind
+from processor.contract.commands import CONTROL_ONLY, CommandKind, StepCommand
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.outcomes import Code
+from processor.contract.steps import StepStatus
 
 # By name, here and elsewhere: Python 3.11 runs a function whenever an enum is asked for a member.
 CREATED, RUNNING, WAITING = FlowStatus.CREATED, FlowStatus.RUNNING, FlowStatus.WAITING
 CANCELLED, FINISHED, FAILED = FlowStatus.CANCELLED, FlowStatus.FINISHED, FlowStatus.FAILED
+PENDING: Final = StepStatus.PENDING
 
 MOVES: Final[Mapping[FlowStatus, frozenset[FlowStatus]]] = MappingProxyType(
     {
@@ -36,6 +38,13 @@ class Authority(StrEnum):
 
 
 OWNER, OPERATOR = Authority.OWNER, Authority.OPERATOR
+
+
+STEP_COMMANDS: Final = frozenset(
+    CommandKind(model.model_fields["kind"].default) for model in StepCommand.__args__
+)
+"""Kinds about managed steps. What they find there decides whether they are taken, so that no
+outcome lists them in `allowed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,7 @@ KINDS: Final[Mapping[CommandKind, Move]] = MappingProxyType(
         CommandKind.WAKE: _from(WAITING, to=RUNNING),
         CommandKind.PRUNE: _from(*TERMINAL, to=None),
     }
+    | {kind: _from(*LIVE, to=None) for kind in STEP_COMMANDS}
 )
 """Creates are not here: they start from no flow at all."""
 
@@ -73,8 +83,53 @@ ANY_TIME: Final = frozenset(
     {CommandKind.PRUNE, CommandKind.REQUEST_CANCEL, CommandKind.RECORD_STEP_OBSERVATION}
 )
 """Kinds that neither a terminal status nor a pending cancel refuses."""
-OPEN_TO_ALL: Final = frozenset({CommandKind.RESUME_EXTERNAL, CommandKind.RECORD_STEP_OBSERVATION})
+DURING_CANCEL: Final = ANY_TIME | {
+    CommandKind.EXTEND_STEP,
+    CommandKind.COMPLETE_STEP,
+    CommandKind.FAIL_STEP,
+    CommandKind.CANCEL_STEP,
+    CommandKind.WAKE_STEP,
+}
+"""Kinds that a pending cancel does not refuse."""
+OPEN_TO_ALL: Final = frozenset(
+    {
+        CommandKind.RESUME_EXTERNAL,
+        CommandKind.RECORD_STEP_OBSERVATION,
+        CommandKind.START_STEP,
+        CommandKind.EXTEND_STEP,
+        CommandKind.COMPLETE_STEP,
+        CommandKind.FAIL_STEP,
+        CommandKind.RELEASE_STEP,
+    }
+)
 """Kinds that need no ownership."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepMove:
+    """From which statuses a kind leads a step where; `to` None: that depends on the step."""
+
+    origins: frozenset[StepStatus]
+    to: StepStatus | None
+
+
+def _step_from(*origins: StepStatus, to: StepStatus | None) -> StepMove:
+    return StepMove(frozenset(origins), to)
+
+
+STEP_MOVES: Final[Mapping[str, StepMove]] = MappingProxyType(
+    {
+        "start_step": _step_from(PENDING, to=StepStatus.RUNNING),
+        "extend_step": _step_from(StepStatus.RUNNING, to=None),
+        "complete_step": _step_from(StepStatus.RUNNING, PENDING, to=StepStatus.SUCCEEDED),
+        "fail_step": _step_from(StepStatus.RUNNING, to=None),
+        "release_step": _step_from(StepStatus.RUNNING, to=PENDING),
+        "cancel_step": _step_from(PENDING, StepStatus.RUNNING, to=StepStatus.CANCELLED),
+        "retry_step": _step_from(PENDING, StepStatus.FAILED, StepStatus.CANCELLED, to=PENDING),
+        "wake_step": _step_from(PENDING, StepStatus.RUNNING, to=None),
+    }
+)
+"""By a command's kind. `schedule_step` is not here: it starts from no step at all."""
 
 
 def destination(kind: CommandKind, status: FlowStatus, cancel_requested: bool) -> FlowStatus | None:
@@ -91,7 +146,11 @@ def refusal(kind: CommandKind, status: FlowStatus, cancel_requested: bool) -> Co
     if kind not in ANY_TIME:
         if status in TERMINAL:
             return Code.ALREADY_TERMINAL
-        if cancel_requested and destination(kind, status, cancel_requested) is not CANCELLED:
+        if (
+            cancel_requested
+            and kind not in DURING_CANCEL
+            and destination(kind, status, cancel_requested) is not CANCELLED
+        ):
             return Code.CANCEL_PENDING
     return None if status in KINDS[kind].origins else Code.ILLEGAL_TRANSITION
 
@@ -101,7 +160,8 @@ def allowed_from(
     status: FlowStatus, cancel_requested: bool, authority: Authority
 ) -> tuple[str, ...]:
     """As `allowed`, by what it depends on."""
-    open_kinds = KINDS.keys() - (CONTROL_ONLY if authority is Authority.OWNER else frozenset())
+    forbidden = CONTROL_ONLY if authority is Authority.OWNER else frozenset()
+    open_kinds = KINDS.keys() - STEP_COMMANDS - forbidden
     return tuple(sorted(str(k) for k in open_kinds if refusal(k, status, cancel_requested) is None))
 
 

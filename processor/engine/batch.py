@@ -1,7 +1,7 @@
 """A batch: what it needs loaded, its configuration, and the write set that it makes."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
@@ -9,9 +9,10 @@ from typing import Final, NamedTuple, TypeVar
 from processor.contract.headers import Headers
 from processor.contract.outcomes import Verdict
 from processor.contract.state import CURSOR_PREFIX
+from processor.contract.steps import TASK_HEADER, ManagedStep
 from processor.contract.topics import Topics
 from processor.contract.values import EVENTS_PER_PARTITION, SCHEMA_VERSION
-from processor.domain.decide import Limits
+from processor.domain.decision import Limits
 from processor.engine.codec import Readable, Record, Unreadable, encode
 from processor.engine.rows import Changes, FlowRow, LedgerEntry, Position, StepRow
 
@@ -44,6 +45,13 @@ new_outgoing: Final[Callable[[tuple[bytes | None, bytes | None, Headers]], Outgo
 )
 
 
+class WorkRecord(NamedTuple):
+    """A work item to write to `steps` once its event is committed."""
+
+    event_id: int
+    record: Outgoing
+
+
 class Forward(NamedTuple):
     """A record to send again, to the partition that its key belongs to."""
 
@@ -73,12 +81,15 @@ class PartitionConfig:
 class LoadedState:
     """What must be known of a batch's flows, before it is handled.
 
-    `flows` holds every flow id of the batch, None where there is no such flow; `run_ids` every
-    step of the flows that the batch would prune.
+    `flows` holds every flow id of the batch, None where there is no such flow; `steps` those steps
+    that commands name or joins list, as far as there are such; `live` all managed steps that have
+    not ended of each flow that has some and may be ended; `run_ids` every step of the flows that
+    the batch would prune.
     """
 
     flows: dict[str, FlowRow | None] = field(default_factory=dict)
     steps: dict[tuple[str, str], StepRow] = field(default_factory=dict)
+    live: dict[str, list[StepRow]] = field(default_factory=dict)
     run_ids: dict[str, list[str]] = field(default_factory=dict)
     ledger: dict[bytes, LedgerEntry] = field(default_factory=dict)
 
@@ -101,6 +112,8 @@ class WriteSet:
     wakes: list[tuple[str, Headers]] = field(default_factory=list)
     """Ids of waiting flows that the batch asked to cancel, each to be woken in its transaction,
     with the headers that the request leaves behind."""
+    work: list[WorkRecord] = field(default_factory=list)
+    """In the order of their events."""
     changes: Changes = field(default_factory=Changes)
     created: int = 0
     """How many flows are new to the table."""
@@ -108,6 +121,10 @@ class WriteSet:
     """The flows that were touched, as they are now."""
     waits: list[tuple[FlowRow | None, FlowRow | None]] = field(default_factory=list)
     """The flows that waited before the batch or wait after it, as they were and are; None: not."""
+    steps: dict[tuple[str, str], tuple[StepRow | None, StepRow | None]] = field(
+        default_factory=dict
+    )
+    """The steps that were touched, by flow and run id, as they were and are; None: not there."""
     answered: list[tuple[Decoded, Verdict]] = field(default_factory=list)
     """The records of `control`, with what became of them."""
     traced: list[tuple[Decoded, bytes]] = field(default_factory=list)
@@ -127,13 +144,18 @@ class Needs(NamedTuple):
     """What `LoadedState` must hold for some records; flows in the order in which they are met."""
 
     flows: dict[str, None]
-    steps: list[tuple[str, str]]
+    steps: dict[tuple[str, str], None]
+    ending: set[str]
+    """Flows that may be ended: their live steps are needed, if they have some."""
     pruned: set[str]
     ledger: list[bytes]
 
 
+_MAY_END: Final = frozenset({"finish", "fail", "cancel", "wake"})
+
+
 def needs(items: Iterable[Decoded]) -> Needs:
-    needed = Needs({}, [], set(), [])
+    needed = Needs({}, {}, set(), set(), [])
     flows, ledger = needed.flows, needed.ledger
     for item in items:
         if isinstance(item, Readable):
@@ -141,18 +163,69 @@ def needs(items: Iterable[Decoded]) -> Needs:
             flow_id = command.flow_id
             flows[flow_id] = None
             ledger.append(item.ledger_key)
-            # By its kind: pydantic's isinstance is a Python function.
-            if command.kind == "record_step_observation":
-                needed.steps.append((flow_id, command.run_id))
-            elif command.kind == "prune":
+            if (run_id := command.__dict__.get("run_id")) is not None:
+                needed.steps[flow_id, run_id] = None
+                continue
+            kind = command.kind
+            if kind in _MAY_END:
+                needed.ending.add(flow_id)
+            elif kind == "prune":
                 needed.pruned.add(flow_id)
+            elif command.kind == "set_waiting" and command.wait.kind == "steps":
+                for run_id in command.wait.run_ids or ():
+                    needed.steps[flow_id, run_id] = None
     return needed
 
 
-def cursor_record(partition: int, position: Position) -> Outgoing:
-    """The `state` record that says how far the partition is decided."""
-    cursor = {**position._asdict(), "schema_version": SCHEMA_VERSION}
+def cursor_record(
+    partition: int, position: Position, oldest_unwritten: int | None = None
+) -> Outgoing:
+    """The `state` record that says how far the partition is decided.
+
+    `oldest_unwritten` is the id of the first event whose work item may not be written yet.
+    """
+    next_unwritten = position.next_event_id if oldest_unwritten is None else oldest_unwritten
+    offered = 0 if next_unwritten == first_event_id(partition) else next_unwritten - 1
+    cursor = {**position._asdict(), "offered": offered, "schema_version": SCHEMA_VERSION}
     return Outgoing(f"{CURSOR_PREFIX}{partition}".encode(), encode(cursor), ())
+
+
+def step_needs(
+    needed: Needs, flows: Mapping[str, FlowRow | None]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """What is needed of steps once the `flows` are known: those named by commands or listed by a
+    join, by flow and run id; and the flows whose live steps are needed, all of them."""
+    steps = needed.steps.copy()
+    for flow_id, _ in needed.steps:
+        row = flows.get(flow_id)
+        wait = row and row.flow.wait_json
+        if wait and wait["kind"] == "steps":
+            steps |= {(flow_id, run_id): None for run_id in wait.get("run_ids", ())}
+    live = [
+        flow_id
+        for flow_id in needed.flows
+        if flow_id in needed.ending and (row := flows.get(flow_id)) and row.totals.live
+    ]
+    return list(steps), live
+
+
+def work_record(event_id: int, step: ManagedStep, headers: Headers) -> WorkRecord:
+    """The work item of the offering that made `step` what it is; `headers` are its command's."""
+    execution = step.execution
+    item = {
+        "flow_id": step.flow_id,
+        "run_id": step.run_id,
+        "task": step.task,
+        "attempt": execution.attempt + 1,
+        "max_attempts": execution.max_attempts,
+        "input_json": step.input_json,
+        "lease_ms": execution.lease_ms,
+        "event_id": event_id,
+        "at": step.updated_at,
+    }
+    key = f"{step.flow_id}/{step.run_id}".encode()
+    record = Outgoing(key, encode(item), [(TASK_HEADER, step.task.encode()), *headers])
+    return WorkRecord(event_id, record)
 
 
 def first_event_id(partition: int) -> int:
@@ -162,6 +235,6 @@ def first_event_id(partition: int) -> int:
 
 def snapshot_of(row: FlowRow) -> bytes:
     """A flow's value on `state`; its `doc` goes in as it is."""
-    _, doc, last_event_id, chain, _ = row
+    _, doc, last_event_id, chain, _, _ = row
     rest = f',"last_event_id":{last_event_id},"chain":"{chain.hex()}"}}'
     return b'{"flow":' + doc + rest.encode()

@@ -9,13 +9,14 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from processor.contract.commands import COMMANDS, MODELS, Command
 from processor.contract.events import EventKind
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import WAITS, Flow, FlowStatus
 from processor.contract.headers import Headers
 from processor.contract.outcomes import Code, Verdict
+from processor.contract.steps import Step
 from processor.contract.values import (
     COMMAND_MAX_BYTES,
     DEPTH_MAX,
@@ -106,7 +107,10 @@ _OPTIONAL: Final = {
     kind: frozenset(name for name, info in model.model_fields.items() if not info.is_required())
     for kind, model in MODELS.items()
 }
-_WAITS_WITH_TIMEOUT: Final = ("external_event", "manual")
+_OPTIONAL_OF_WAITS: Final = {
+    kind: frozenset(name for name, info in model.model_fields.items() if not info.is_required())
+    for kind, model in WAITS.items()
+}
 
 
 def encode(value: Any) -> bytes:
@@ -201,6 +205,15 @@ def flow_doc(flow: Flow) -> bytes:
     return bytes(memoryview(orjson.dumps(flow.__dict__ | {"status": flow.status._value_})))
 
 
+def step_doc(step: Step) -> bytes:
+    """A step as it is written, on `state` and in the table."""
+    return orjson.dumps(step.__dict__, default=_fields)
+
+
+def _fields(model: BaseModel) -> dict[str, Any]:
+    return model.__dict__
+
+
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys, compact, UTF-8; floats as Python's `json` writes them."""
     text = orjson.dumps(value, option=_SORTED)
@@ -224,17 +237,20 @@ def command_digest(mapping: Mapping[str, Any]) -> str:
 def without_nulls(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same command without nulls in optional fields; unknown fields stay to be refused."""
     if None in mapping.values():
-        kind = mapping.get("kind")
-        optional = _OPTIONAL.get(kind, frozenset()) if isinstance(kind, str) else frozenset()
-        mapping = {k: v for k, v in mapping.items() if v is not None or k not in optional}
+        mapping = _without_optional_nulls(mapping, _OPTIONAL)
     wait = mapping.get("wait")
-    if (
-        isinstance(wait, dict)
-        and wait.get("timeout_at", wait) is None
-        and wait.get("kind") in _WAITS_WITH_TIMEOUT
-    ):
-        mapping = {**mapping, "wait": {k: v for k, v in wait.items() if k != "timeout_at"}}
+    if isinstance(wait, dict) and None in wait.values():
+        mapping = {**mapping, "wait": _without_optional_nulls(wait, _OPTIONAL_OF_WAITS)}
     return mapping
+
+
+def _without_optional_nulls(
+    mapping: Mapping[str, Any], optional: Mapping[str, frozenset[str]]
+) -> Mapping[str, Any]:
+    """`optional` are the fields that may be left out, by the mapping's kind."""
+    kind = mapping.get("kind")
+    names = optional.get(kind, frozenset()) if isinstance(kind, str) else frozenset()
+    return {k: v for k, v in mapping.items() if v is not None or k not in names}
 
 
 def decode(record: Record) -> Readable | Unreadable:

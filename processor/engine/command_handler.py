@@ -9,19 +9,29 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from processor.contract import dead_letters
+from processor.contract.commands import MODELS, Command
 from processor.contract.events import (
     CHAIN_HEADER,
     CHAIN_START,
     TRACEPARENT_HEADER,
     TRACEPARENT_MAX_BYTES,
-    EventKind,
 )
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.headers import Headers, RecordPlace, forwarded_from
 from processor.contract.outcomes import FORGOTTEN, Code, Verdict
+from processor.contract.steps import ManagedStep, StepStatus
 from processor.domain import messages
-from processor.domain.decide import Decision, decide
-from processor.domain.evolve import evolve, observed_step
+from processor.domain.decide import decide
+from processor.domain.decision import Decision
+from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
+from processor.domain.steps import (
+    NO_STEPS,
+    NO_TOTALS,
+    FlowSteps,
+    is_live,
+    offers_work,
+    run_id_of,
+)
 from processor.domain.transitions import OPERATOR, OWNER, WAITING, Authority, allowed_from
 from processor.engine.batch import (
     Decoded,
@@ -29,11 +39,13 @@ from processor.engine.batch import (
     LoadedState,
     Outgoing,
     PartitionConfig,
+    WorkRecord,
     WriteSet,
     cursor_record,
     new_outgoing,
     sliced,
     snapshot_of,
+    work_record,
 )
 from processor.engine.codec import (
     Readable,
@@ -43,6 +55,7 @@ from processor.engine.codec import (
     flow_doc,
     outcome_doc,
     source_doc,
+    step_doc,
 )
 from processor.engine.dead_letter import OUTCOME_KEY_MAX_BYTES, dead_letter
 from processor.engine.partitioner import partition_of
@@ -58,13 +71,16 @@ from processor.engine.rows import (
 NOTHING: Final[Mapping[str, Any]] = {}
 # Python 3.11 runs a function whenever an enum is asked for a member.
 ACCEPTED, REJECTED = Verdict.ACCEPTED, Verdict.REJECTED
-STEP_OBSERVED = EventKind.STEP_OBSERVED
+_NEED_STEPS: Final = frozenset({"finish", "fail", "cancel", "wake", "set_waiting"}) | {
+    kind for kind, model in MODELS.items() if "run_id" in model.model_fields
+}
+"""Kinds of command for which something must be known of the flow's steps."""
 
 
 class _Entry:
     """A flow while its batch is handled. `base` is the row in the table, which a prune ends."""
 
-    __slots__ = ("base", "chain", "flow", "headers", "last_event_id")
+    __slots__ = ("base", "chain", "flow", "headers", "last_event_id", "run_ids", "totals")
 
     def __init__(self, base: FlowRow | None) -> None:
         self.base = base
@@ -72,6 +88,9 @@ class _Entry:
         self.chain = base.chain if base else CHAIN_START
         self.last_event_id = base.last_event_id if base else 0
         self.headers: Headers = ()
+        self.totals = base.totals if base else NO_TOTALS
+        self.run_ids: dict[str, None] = {}
+        """The steps that the batch has touched."""
 
     @property
     def to_be_woken(self) -> bool:
@@ -109,6 +128,8 @@ class CommandHandler:
         self._entries: dict[str, _Entry] = {}
         self._touched: dict[str, _Entry] = {}
         self._steps: dict[tuple[str, str], StepRow | None] = {}
+        self._steps_before: dict[tuple[str, str], StepRow | None] = {}
+        self._live: dict[str, dict[str, StepRow]] = {}
         self._step_headers: dict[tuple[str, str], Headers] = {}
         self._ledger: dict[bytes, LedgerEntry] = {}
         self._asked: dict[str, Headers] = {}
@@ -148,9 +169,9 @@ class CommandHandler:
             batch.handled += 1
         return self._size_bytes <= self._place.output_max_bytes
 
-    def finish(self) -> WriteSet:
+    def finish(self, oldest_unwritten: int | None = None) -> WriteSet:
         """What was decided, settled; nothing can be added after that."""
-        for _ in self.settle():
+        for _ in self.settle(oldest_unwritten):
             pass
         return self.batch
 
@@ -165,16 +186,13 @@ class CommandHandler:
         if first is not None and record.timestamp - first.at_ms <= self._place.dedupe_window_ms:
             self._answer_resend(item, first, entry.flow, authority)
             return
-        step = None
-        if command.kind == "record_step_observation":
-            row = self._step((command.flow_id, command.run_id))
-            step = row.step if row else None
+        needs_steps = command.kind in _NEED_STEPS
         decision = decide(
             command,
             entry.flow,
             record.timestamp,
             authority=authority,
-            step=step,
+            steps=self._flow_steps(command, entry) if needs_steps else NO_STEPS,
             limits=self._place.limits,
         )
         self._apply(item, entry, authority, decision)
@@ -242,20 +260,29 @@ class CommandHandler:
         chain, event_id = entry.chain, self._next_event_id
         headers = _traceparent(record.headers) if record.headers else ()
         source = source_doc(record)
-        step: StepRow | None = None
+        steps: dict[tuple[str, str], StepRow] = {}
+        work: list[WorkRecord] = []
+        totals = entry.totals
         size_bytes = 0
         dry_run = bool(command.dry_run)
         for fact in facts:
             flow = evolve(flow, fact)
             if dry_run:
                 continue
+            if fact.kind in STEP_KINDS:
+                at = fact.flow_id, run_id_of(fact)
+                old = self._step(at)
+                was = old.step if old else None
+                step = evolve_step(was, fact)
+                totals = totals.after(was, step)
+                steps[at] = StepRow(step, step_doc(step))
+                if offers_work(step, fact):
+                    work.append(work_record(event_id, step, headers))
             value = event_doc(event_id, fact, command, source)
             chain = blake2b(chain + value, digest_size=16).digest()
             size_bytes += len(value)
             written.append(new_outgoing((record.key, value, [(CHAIN_HEADER, chain), *headers])))
             event_id += 1
-            if fact.kind is STEP_OBSERVED:
-                step = StepRow(observed_step(fact), encode(fact.payload["step"]))
         first_event_id = self._next_event_id
         count = len(written)
         stands = before if dry_run else flow
@@ -295,11 +322,13 @@ class CommandHandler:
         self.batch.audit.extend(written)
         self._size_bytes += size_bytes
         self._next_event_id = event_id
-        if step is not None:
-            at = (step.step.flow_id, step.step.run_id)
-            self._steps[at] = step
-            self._step_headers[at] = headers
-            self._size_bytes += len(step.doc)
+        for at, row in steps.items():
+            self._put_step(entry, at, row, headers)
+            self._size_bytes += len(row.doc)
+        if work:
+            self.batch.work.extend(work)
+            self._size_bytes += sum(len(item.record.value or b"") for item in work)
+        entry.totals = totals
         entry.flow, entry.chain, entry.last_event_id = flow, chain, event_id - 1
         entry.headers = headers
         self._touched[command.flow_id] = entry
@@ -314,12 +343,11 @@ class CommandHandler:
             self.batch.changes.deleted.append(entry.base)
             self.batch.waits.append((entry.base, None))
         entry.base, entry.chain, entry.last_event_id = None, CHAIN_START, 0
+        entry.totals = NO_TOTALS
         # A dict, for its order: the same records give the same bytes.
-        known = {(flow_id, run_id): None for run_id in self._memory.run_ids.get(flow_id, ())}
-        known |= {at: None for at in self._steps if at[0] == flow_id}
-        for at in known:
-            self._steps[at] = None
-            self._step_headers[at] = headers
+        run_ids = dict.fromkeys(self._memory.run_ids.get(flow_id, ())) | entry.run_ids
+        for run_id in run_ids:
+            self._put_step(entry, (flow_id, run_id), None, headers)
 
     def _entry(self, flow_id: str) -> _Entry:
         entry = self._entries.get(flow_id)
@@ -328,7 +356,67 @@ class CommandHandler:
         return entry
 
     def _step(self, at: tuple[str, str]) -> StepRow | None:
-        return self._steps[at] if at in self._steps else self._memory.steps.get(at)
+        return self._steps[at] if at in self._steps else self._known_step(at)
+
+    def _known_step(self, at: tuple[str, str]) -> StepRow | None:
+        """The step as it was before the batch, as far as it is known."""
+        row = self._memory.steps.get(at)
+        if row is None and at[0] in self._memory.live:
+            row = self._live_before(at[0]).get(at[1])
+        return row
+
+    def _live_before(self, flow_id: str) -> dict[str, StepRow]:
+        """The flow's live steps before the batch, by run id."""
+        rows = self._live.get(flow_id)
+        if rows is None:
+            rows = {row.step.run_id: row for row in self._memory.live.get(flow_id, ())}
+            self._live[flow_id] = rows
+        return rows
+
+    def _put_step(
+        self, entry: _Entry, at: tuple[str, str], row: StepRow | None, headers: Headers
+    ) -> None:
+        if at not in self._steps:
+            self._steps_before[at] = self._known_step(at)
+        self._steps[at] = row
+        self._step_headers[at] = headers
+        entry.run_ids[at[1]] = None
+
+    def _flow_steps(self, command: Command, entry: _Entry) -> FlowSteps:
+        """What `command` needs to know of its flow's steps."""
+        flow, totals, flow_id = entry.flow, entry.totals, command.flow_id
+        if flow is None:
+            return NO_STEPS
+        run_id: str | None = command.__dict__.get("run_id")
+        if run_id is None:
+            if command.kind == "set_waiting":
+                wait = command.wait
+                run_ids = wait.run_ids if wait.kind == "steps" else None
+                return FlowSteps(totals, None, self._listed(flow_id, run_ids))
+            if not totals.live:
+                return NO_STEPS
+            return FlowSteps(totals, live=self._live_now(flow_id, entry))
+        row = self._step((flow_id, run_id))
+        wait_json = flow.wait_json
+        joined = wait_json.get("run_ids") if wait_json and wait_json["kind"] == "steps" else None
+        return FlowSteps(totals, row and row.step, self._listed(flow_id, joined))
+
+    def _listed(self, flow_id: str, run_ids: Sequence[str] | None) -> dict[str, StepStatus]:
+        """The status of each managed step that a join lists."""
+        rows = ((run_id, self._step((flow_id, run_id))) for run_id in run_ids or ())
+        return {
+            run_id: row.step.status for run_id, row in rows if row and row.step.runtime == "managed"
+        }
+
+    def _live_now(self, flow_id: str, entry: _Entry) -> list[ManagedStep]:
+        """All live steps of the flow, in order of their run ids' UTF-8 bytes (which is that of
+        their code points)."""
+        run_ids = sorted(self._live_before(flow_id).keys() | entry.run_ids.keys())
+        rows = (self._step((flow_id, run_id)) for run_id in run_ids)
+        live = [row.step for row in rows if row and is_live(row.step)]
+        if len(live) != entry.totals.live:
+            raise LookupError(f"{len(live)} of {entry.totals.live} live steps were loaded")
+        return live
 
     def _answer(
         self,
@@ -387,9 +475,13 @@ class CommandHandler:
         self.batch.dead_letters.append(letter)
         self._size_bytes += _size_bytes(letter)
 
-    def settle(self) -> Iterator[None]:
+    def settle(self, oldest_unwritten: int | None = None) -> Iterator[None]:
         """What the batch leaves, some at a time: each key of `state` and each row once, at its last
-        value. Nothing can be added after that."""
+        value. Nothing can be added after that.
+
+        `oldest_unwritten` is the id of the first event of an earlier batch whose work item may not
+        be written yet.
+        """
         batch = self.batch
         for some in sliced(list(self._touched.items())):
             for flow_id, entry in some:
@@ -398,7 +490,7 @@ class CommandHandler:
                 snapshot = None if row is None else snapshot_of(row)
                 batch.state.append(new_outgoing((flow_id.encode(), snapshot, entry.headers)))
             yield
-        self._settle_rest()
+        self._settle_rest(oldest_unwritten)
 
     def _settle_flow(self, entry: _Entry) -> FlowRow | None:
         batch, base, flow = self.batch, entry.base, entry.flow
@@ -413,9 +505,10 @@ class CommandHandler:
             batch.waits.append((base, row))
         return row
 
-    def _settle_rest(self) -> None:
+    def _settle_rest(self, oldest_unwritten: int | None) -> None:
         batch, changes = self.batch, self.batch.changes
         for at, step in self._steps.items():
+            batch.steps[at] = self._steps_before[at], step
             if step is not None:
                 changes.steps.append(step)
             batch.state.append(
@@ -433,7 +526,9 @@ class CommandHandler:
         batch.position = Position(
             self._next[topics.commands], self._next[topics.control], self._next_event_id
         )
-        batch.state.append(cursor_record(self._place.partition, batch.position))
+        if oldest_unwritten is None and batch.work:
+            oldest_unwritten = batch.work[0].event_id
+        batch.state.append(cursor_record(self._place.partition, batch.position, oldest_unwritten))
 
     def _row(self, flow: Flow, entry: _Entry) -> FlowRow:
         if entry.base is not None:
@@ -442,7 +537,9 @@ class CommandHandler:
             number = self._next_number
             self._next_number += 1
             self.batch.created += 1
-        return new_flow_row((flow, flow_doc(flow), entry.last_event_id, entry.chain, number))
+        return new_flow_row(
+            (flow, flow_doc(flow), entry.last_event_id, entry.chain, number, entry.totals)
+        )
 
 
 def _size_bytes(record: Outgoing) -> int:
@@ -473,7 +570,7 @@ def _spoiled(item: Decoded, code: Code) -> Unreadable:
 
 def _message(kind: str, code: Code | None, details: dict[str, Any], *, dry_run: bool) -> str:
     if code is not None:
-        return messages.refused(code, details)
+        return messages.refused(code, details, kind)
     return messages.DRY_RUN_ACCEPTED if dry_run else messages.accepted(kind)
 
 

@@ -6,15 +6,18 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-from processor.contract.flow import Flow, FlowStatus, FlowStep
+from processor.contract.flow import Flow, FlowStatus
 from processor.contract.outcomes import Code, Verdict
+from processor.contract.steps import Step
+from processor.domain.steps import NO_TOTALS, StepTotals
 
 
 class FlowRow(NamedTuple):
     """A flow with what its next event builds on.
 
     `doc` is the flow as JSON, as it stands on `state` and in the table; `chain` the 16 bytes of
-    its newest event; `number` its row number in the table, given by the partition at creation.
+    its newest event; `number` its row number in the table, given by the partition at creation;
+    `totals` counts its steps.
     """
 
     flow: Flow
@@ -22,19 +25,20 @@ class FlowRow(NamedTuple):
     last_event_id: int
     chain: bytes
     number: int
+    totals: StepTotals = NO_TOTALS
 
 
 # `FlowRow(*fields)`; its own constructor is a Python function that takes twice the time. So are
 # those of the other tuples of which each command makes one.
-new_flow_row: Final[Callable[[tuple[Flow, bytes, int, bytes, int]], FlowRow]] = partial(
+new_flow_row: Final[Callable[[tuple[Flow, bytes, int, bytes, int, StepTotals]], FlowRow]] = partial(
     tuple.__new__, FlowRow
 )
 
 
 class StepRow(NamedTuple):
-    """An observed step with `doc`, the step as JSON."""
+    """A step with `doc`, the step as JSON."""
 
-    step: FlowStep
+    step: Step
     doc: bytes
 
 

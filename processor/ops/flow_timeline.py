@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from processor.contract.events import EventKind
 from processor.contract.flow import Flow
+from processor.contract.steps import Step
 from processor.contract.values import parse_timestamp
-from processor.domain.evolve import evolve
-from processor.engine.codec import fact_of, flow_doc
+from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
+from processor.domain.steps import run_id_of
+from processor.engine.codec import fact_of, flow_doc, step_doc
 from processor.ops.json_path import ABSENT, Change, Path, changes, same, value_at, written
 
 Doc = dict[str, Any]
@@ -113,15 +114,17 @@ def lives(events: Iterable[tuple[Doc, bytes | None]]) -> list[Life]:
     found: list[Life] = []
     moments: list[Moment] = []
     flow: Flow | None = None
+    known: dict[str, Step] = {}
     steps: Steps = {}
     for event, chain in events:
         fact = fact_of(event)
         flow = evolve(flow, fact)
-        if fact.kind is EventKind.STEP_OBSERVED:
-            step = fact.payload["step"]
-            steps = {**steps, step["run_id"]: step}
+        if fact.kind in STEP_KINDS:
+            run_id = run_id_of(fact)
+            step = known[run_id] = evolve_step(known.get(run_id), fact)
+            steps = {**steps, run_id: orjson.loads(step_doc(step))}
         if flow is None:
-            steps = {}
+            known, steps = {}, {}
         moments.append(Moment(event, chain, flow, steps))
         if flow is None:
             found.append(Life(moments))
@@ -150,7 +153,7 @@ def difference(before: Moment, after: Moment) -> list[Change]:
 
 class Explanation(NamedTuple):
     """What an event tells by itself. `left` is the stay that it ended, `ended` what ended a wait:
-    `command`, `external_event`, `timer`, `timeout`, `cancel` or `failure`; else None."""
+    `command`, `external_event`, `timer`, `timeout`, `steps`, `cancel` or `failure`; else None."""
 
     event: Doc
     left: StatusPeriod | None

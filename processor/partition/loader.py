@@ -38,7 +38,7 @@ async def recall(
     memory = LoadedState(flows={flow_id: flows.get(flow_id) for flow_id in needed.flows})
     memory.ledger = await table.recall(needed.ledger)
     if needed.steps:
-        memory.steps = await table.steps(needed.steps)
+        memory.steps = await table.steps(list(needed.steps))
     if needed.pruned:
         memory.run_ids = await table.run_ids(sorted(needed.pruned))
     return items, memory

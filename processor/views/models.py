@@ -13,8 +13,9 @@ from pydantic import (
 )
 
 from processor.contract.events import AnyEvent, EventKind
-from processor.contract.flow import Flow, FlowStatus, FlowStep
+from processor.contract.flow import Flow, FlowStatus
 from processor.contract.outcomes import Code, Outcome
+from processor.contract.steps import AnyStep
 from processor.contract.values import (
     EventId,
     Instant,
@@ -228,7 +229,7 @@ class FlowPage(ResponseModel):
 class FlowAnswer(ResponseModel):
     flow: Flow
     """Whole, with `state_json` and `wait_json`: all readers see its prompt and correlation id."""
-    steps: list[FlowStep]
+    steps: list[AnyStep]
     """The oldest first, at most 1000 and 4 MiB."""
     steps_total: Annotated[int, Field(ge=0)]
     allowed: list[str]

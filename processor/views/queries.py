@@ -7,7 +7,8 @@ from typing import Any, Final
 import orjson
 
 from processor.contract.events import EventKind
-from processor.contract.flow import Flow, FlowStatus, FlowStep
+from processor.contract.flow import Flow, FlowStatus
+from processor.contract.steps import Step
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
 from processor.domain.evolve import PRUNED, STEP_OBSERVED, evolve, observed_step
 from processor.domain.facts import Fact
@@ -238,7 +239,7 @@ async def _steps(reader: ViewReader, number: int) -> tuple[list[Any], int]:
 async def _as_it_was(reader: ViewReader, number: int, partition: int, revision: int) -> Json:
     """Folds the flow's events up to the last one at `revision`."""
     found: Flow | None = None
-    steps: dict[str, FlowStep] = {}
+    steps: dict[str, Step] = {}
     count, last = 0, 0
     while True:
         rows = await reader.rows(

@@ -31,8 +31,8 @@ from processor.adapters.sqlite import (
     table_path,
 )
 from processor.contract.rights import Role
-from processor.contract.topics import Topics
-from processor.domain.decide import Limits
+from processor.contract.topics import STEPS, Topics
+from processor.domain.decision import Limits
 from processor.engine.batch import PartitionConfig
 from processor.partition.processor import PartitionProcessor
 from processor.partition.standby import StandbyReplica
@@ -201,7 +201,7 @@ def _place(settings: Settings, partition: int) -> PartitionConfig:
         settings.partitions,
         Topics(settings.topic_prefix),
         settings.dedupe_window_ms,
-        Limits(timer_max_horizon_ms=settings.timer_max_horizon_ms),
+        Limits(settings.timer_max_horizon_ms, settings.flow_steps_max),
         settings.retain_terminal_ms,
     )
 
@@ -229,7 +229,7 @@ def _opens(
 
 def _standby_readers(settings: Settings) -> LogReaders:
     """Of all followers together; nothing is opened before one of them asks."""
-    topics = [name for name, _ in Topics(settings.topic_prefix)]
+    topics = [name for name, spec in Topics(settings.topic_prefix) if spec is not STEPS]
     return LogReaders(connection_options(settings, "standby"), topics=topics)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from processor.contract import CommandKind
 from tests.support.partition import Partition, Sent
 
 CASES = [
@@ -24,12 +25,19 @@ def commands_of(case):
 
 
 def check(case, partition, answers):
-    for (outcome, events), expected in zip(answers, case["expect"], strict=True):
-        told = {name: outcome.get(name) for name in expected if name != "events"}
+    for (outcome, events, work), expected in zip(answers, case["expect"], strict=True):
+        told = {name: outcome.get(name) for name in expected if name not in ("events", "work")}
         told["events"] = [
             {name: value for name, value in event.items() if name not in ("id", "source")}
             for event in events
         ]
+        if work:
+            ids = outcome["event_ids"]
+            told["work"] = [
+                {name: value for name, value in item.items() if name != "event_id"}
+                | {"event": ids.index(item["event_id"])}
+                for item in work
+            ]
         assert told == expected
         if outcome["verdict"] != "duplicate":
             assert outcome["event_ids"] == [event["id"] for event in events]
@@ -53,4 +61,4 @@ def test_all_commands_in_one_batch(case):
 
 def test_every_kind_of_command_occurs_in_a_case():
     kinds = {sent["value"]["kind"] for case in CASES for sent in case["commands"]}
-    assert len(kinds) == 14
+    assert kinds == set(CommandKind)

@@ -18,7 +18,8 @@ from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.partition import Appended
 from tests.support.reference_assertions import Reader, Wrote
-from tests.support.reference_model import Contract, sorted_compact
+from tests.support.reference_model import Contract
+from tests.support.reference_values import sorted_compact
 from tests.support.traffic import Life
 from tests.support.worker import running_worker
 

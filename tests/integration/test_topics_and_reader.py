@@ -1,4 +1,4 @@
-"""The six topics on a real broker, and reading one of them to its exact end."""
+"""The seven topics on a real broker, and reading one of them to its exact end."""
 
 import asyncio
 import time

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processor.contract import Topics
-from processor.domain.decide import Limits
+from processor.domain.decision import Limits
 from processor.engine.batch import PartitionConfig, WriteSet, first_event_id
 from processor.engine.rows import Position
 from processor.ops.verify.contract import home_of
 from tests.support.partition import Appended, Partition
 from tests.support.reference_assertions import Reader
-from tests.support.reference_model import Answer, Contract, sorted_compact
+from tests.support.reference_model import Answer, Contract
+from tests.support.reference_values import sorted_compact
 from tests.support.traffic import HORIZON_MS, PARTITION, PARTITIONS, WINDOW_MS, Life
 
 PLACE = PartitionConfig(
@@ -54,6 +55,7 @@ class Batches:
             records, outcomes=batch.outcomes, audit=batch.audit, dead_letters=batch.dead_letters
         )
         read_copies(records, answers, batch)
+        read_work(answers, batch)
         for record in records:
             self.position[record.topic] = record.offset + 1
         self._read_state(answers, batch)
@@ -63,6 +65,13 @@ class Batches:
         flows = {i: known.flow for i, known in self.reader.contract.flows.items()}
         return {i for i, f in flows.items() if f["status"] == "waiting" and f["cancel_requested"]}
 
+    def _offered(self, answers: list[Answer], batch: WriteSet) -> int:
+        """Up to which event all items are written when those of this batch are not."""
+        first, last = PARTITION * 2**40, PARTITION * 2**40 + self.reader.contract.events
+        unwritten = [item["event_id"] for answer in answers for item in answer.work]
+        before = min(unwritten) - 1 if unwritten else last
+        return 0 if before == first else before
+
     def _read_state(self, answers: list[Answer], batch: WriteSet) -> None:
         written = {(key or b"").decode(): value for key, value, _ in batch.state}
         assert len(written) == len(batch.state), "each key once"
@@ -71,15 +80,26 @@ class Batches:
         assert touched <= written.keys()
         assert {key.partition("/")[0] for key in written} <= touched | {"cursor"}
         self.state |= written
+        events = self.reader.contract.events
         cursor: dict[str, Any] = {
             "commands": self.position["t.commands"],
             "control": self.position["t.control"],
-            "next_event_id": PARTITION * 2**40 + self.reader.contract.events + 1,
+            "next_event_id": PARTITION * 2**40 + events + 1,
+            "offered": self._offered(answers, batch),
             "schema_version": 1,
         }
         expected = self.reader.present() | {f"cursor/{PARTITION}": cursor}
         present = {key: json.loads(value) for key, value in self.state.items() if value is not None}
         assert sorted_compact(present) == sorted_compact(expected)
+
+
+def read_work(answers: list[Answer], batch: WriteSet) -> None:
+    expected = [item for answer in answers for item in answer.work]
+    assert [item.event_id for item in batch.work] == [item["event_id"] for item in expected]
+    for (_, record), item in zip(batch.work, expected, strict=True):
+        assert record.key == f"{item['flow_id']}/{item['run_id']}".encode()
+        assert sorted_compact(json.loads(record.value or b"")) == sorted_compact(item)
+        assert record.headers[0] == ("taskflow-task", item["task"].encode())
 
 
 def read_copies(records: list[Appended], answers: list[Answer], batch: WriteSet) -> None:

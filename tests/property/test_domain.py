@@ -3,21 +3,25 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import orjson
 from hypothesis import given
 
-from processor.contract import CONTROL_ONLY, Code, Command, EventKind, Flow, FlowStatus, FlowStep
+from processor.contract import CONTROL_ONLY, Code, Command, EventKind, Flow, FlowStatus, Step
 from processor.domain import messages
-from processor.domain.decide import Decision, decide
-from processor.domain.evolve import evolve, fold, observed_step
-from processor.domain.facts import Fact
-from processor.domain.transitions import CREATES, TERMINAL, Authority, allowed
+from processor.domain.decide import decide
+from processor.domain.decision import Decision
+from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
+from processor.domain.steps import NO_TOTALS, run_id_of
+from processor.domain.transitions import CREATES, STEP_COMMANDS, TERMINAL, Authority, allowed
+from processor.engine.codec import encode, fact_of
+from tests.support.flow_history import FlowHistory
 from tests.support.strategies import Sent, lives, sent_commands
 
-Steps = dict[str, FlowStep]
+Steps = dict[str, Step]
 
 
 class Moment(NamedTuple):
-    """One decision in the life of a flow."""
+    """One decision in the life of a flow, with its steps before and after."""
 
     before: Flow | None
     command: Command
@@ -25,41 +29,44 @@ class Moment(NamedTuple):
     at_ms: int
     decision: Decision
     after: Flow | None
+    steps_before: Steps
+    steps: Steps
 
 
-def life_of(history: list[Sent], steps: Steps | None = None) -> Iterator[Moment]:
-    """Decide `history` one by one, as a partition does; `steps` is kept beside the flow."""
-    flow: Flow | None = None
-    steps = {} if steps is None else steps
+def life_of(history: list[Sent]) -> Iterator[Moment]:
+    """Decide `history` one by one, as a partition does."""
+    life = FlowHistory()
     for command, at_ms, authority in history:
-        step = steps.get(getattr(command, "run_id", ""))
-        decision = decide(command, flow, at_ms, authority=authority, step=step)
-        after = fold(flow, decision.facts)
-        remember(steps, decision.facts)
-        yield Moment(flow, command, authority, at_ms, decision, after)
-        flow = after
-
-
-def remember(steps: Steps, facts: tuple[Fact, ...]) -> None:
-    for fact in facts:
-        if fact.kind is EventKind.STEP_OBSERVED:
-            step = observed_step(fact)
-            steps[step.run_id] = step
-        elif fact.kind is EventKind.PRUNED:
-            steps.clear()
+        before, steps_before = life.flow, dict(life.steps)
+        decision = life.send(command, at=at_ms, authority=authority)
+        steps = dict(life.steps)
+        yield Moment(before, command, authority, at_ms, decision, life.flow, steps_before, steps)
 
 
 @given(lives())
-def test_folding_the_facts_gives_the_flow_and_the_steps_that_were_decided(history):
-    decided_steps: Steps = {}
-    moments = list(life_of(history, decided_steps))
-    folded: Flow | None = None
-    folded_steps: Steps = {}
+def test_folding_the_events_gives_the_flow_and_the_steps_that_were_decided(history):
+    moments = list(life_of(history))
+    folded = FlowHistory()
     for fact in [fact for moment in moments for fact in moment.decision.facts]:
-        folded = evolve(folded, fact)
-        remember(folded_steps, (fact,))
-    assert folded == (moments[-1].after if moments else None)
-    assert folded_steps == decided_steps
+        event = orjson.loads(encode({**fact._asdict(), "payload_json": fact.payload}))
+        folded.fold([fact_of(event)])
+    assert folded.flow == (moments[-1].after if moments else None)
+    assert folded.steps == (moments[-1].steps if moments else {})
+
+
+@given(lives())
+def test_what_is_counted_of_the_steps_is_what_there_is(history):
+    totals = NO_TOTALS
+    for moment in life_of(history):
+        known = dict(moment.steps_before)
+        for fact in moment.decision.facts:
+            if fact.kind in STEP_KINDS:
+                was = known.get(run_id_of(fact))
+                now = evolve_step(was, fact)
+                totals, known[now.run_id] = totals.after(was, now), now
+            elif fact.kind is EventKind.PRUNED:
+                totals = NO_TOTALS
+        assert totals == FlowHistory(moment.after, moment.steps).totals
 
 
 @given(lives())
@@ -68,32 +75,33 @@ def test_a_refusal_says_why_and_has_no_facts(history):
         decision = moment.decision
         if not decision.accepted:
             assert decision.facts == ()
-            assert messages.refused(decision.code, decision.details).endswith(".")
+            kind = moment.command.kind
+            assert messages.refused(decision.code, decision.details, kind).endswith(".")
             assert moment.after is moment.before
 
 
 @given(lives())
 def test_nothing_leads_past_a_terminal_status(history):
-    for before, *_, after in life_of(history):
+    for before, *_, after, _, _ in life_of(history):
         if before is not None and before.status in TERMINAL:
             assert after is None or after == before
 
 
 @given(lives())
 def test_the_revision_grows_by_one_with_each_change_and_by_nothing_else(history):
-    for before, command, *_, decision, after in life_of(history):
+    for before, command, *_, decision, after, _, _ in life_of(history):
         if before is None:
             if after is not None:
                 assert after.revision == (1 if command.kind == "create_mirrored" else 0)
         elif after is not None:
-            changed = after != before
-            assert after.revision == before.revision + changed
-            assert changed == any(f.kind is not EventKind.STEP_OBSERVED for f in decision.facts)
+            changes = sum(f.kind not in STEP_KINDS for f in decision.facts)
+            assert after.revision == before.revision + changes
+            assert (after != before) == (changes > 0)
 
 
 @given(lives())
 def test_each_fact_carries_the_revision_and_status_that_follow_from_it(history):
-    for before, *_, decision, _ in life_of(history):
+    for before, *_, decision, _, _, _ in life_of(history):
         flow = before
         for fact in decision.facts:
             after = evolve(flow, fact)
@@ -104,21 +112,21 @@ def test_each_fact_carries_the_revision_and_status_that_follow_from_it(history):
 
 @given(lives())
 def test_a_flow_waits_for_something_exactly_while_it_is_waiting(history):
-    for *_, after in life_of(history):
+    for *_, after, _, _ in life_of(history):
         if after is not None:
             assert (after.wait_json is not None) == (after.status is FlowStatus.WAITING)
 
 
 @given(lives())
 def test_a_request_to_cancel_is_never_forgotten(history):
-    for before, *_, after in life_of(history):
+    for before, *_, after, _, _ in life_of(history):
         if before is not None and after is not None and before.cancel_requested:
             assert after.cancel_requested
 
 
 @given(lives())
 def test_times_are_append_times_and_creation_is_never_rewritten(history):
-    for before, *_, after in life_of(history):
+    for before, *_, after, _, _ in life_of(history):
         if before is not None and after is not None:
             assert after.created_at == before.created_at
             assert (after.updated_at == before.updated_at) or after.revision > before.revision
@@ -132,7 +140,7 @@ def test_what_is_allowed_is_never_refused_for_the_status_and_vice_versa(history,
     command, at_ms, authority = sent
     # Nothing before check 13 is to decide.
     command = command.model_copy(update={"expected_revision": None, "expires_at": None})
-    if flow is None or command.kind in CREATES:
+    if flow is None or command.kind in CREATES | STEP_COMMANDS:
         return
     if authority is Authority.OWNER:
         if command.kind in CONTROL_ONLY:

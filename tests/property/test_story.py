@@ -29,7 +29,7 @@ def recorded(history: Any) -> list[Doc]:
         )
         for command, at_ms, authority in sorted(history, key=lambda one: one[1])
     ]
-    return [event for _, events in partition.send(*sent) for event in events]
+    return [event for _, events, _ in partition.send(*sent) for event in events]
 
 
 def brute_force(events: list[Doc]) -> list[Doc | None]:
@@ -49,8 +49,10 @@ def brute_force(events: list[Doc]) -> list[Doc | None]:
                 states.append(None)
                 doc = None
                 continue
-            case "step_observed":
+            case "step_observed" | "step_scheduled":
                 doc["steps"][payload["step"]["run_id"]] = payload["step"]
+            case kind if kind.startswith("step_"):
+                doc["steps"][payload["run_id"]] |= payload["changes"]
             case "waiting":
                 doc["wait_json"] = payload["wait"]
             case "resumed":
@@ -68,7 +70,7 @@ def brute_force(events: list[Doc]) -> list[Doc | None]:
                 doc["cancel_requested"] = True
             case "cancelled":
                 doc["wait_json"] = None
-        if event["kind"] != "step_observed":
+        if not event["kind"].startswith("step_"):
             doc["updated_at"] = event["at"]
         doc["revision"], doc["status"] = event["revision"], event["status"]
         states.append(doc)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt
 from processor.adapters.sqlite.write_batch import FORGET_EXTRA, FORGET_FACTOR
-from processor.contract.flow import Flow, FlowStep
+from processor.contract.flow import Flow
+from processor.contract.steps import STEPS
 from processor.contract.values import parse_timestamp
 from processor.domain.transitions import TERMINAL
 from processor.domain.waits import due_ms
@@ -249,7 +250,7 @@ def _flow_row(kept: Kept) -> FlowRow:
 
 
 def _step_row(doc: bytes) -> StepRow:
-    return StepRow(FlowStep.model_validate_json(doc), doc)
+    return StepRow(STEPS.validate_json(doc), doc)
 
 
 def table_of(path: str, partition: int, partitions: int, content: Content) -> Table:

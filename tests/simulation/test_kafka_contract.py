@@ -32,7 +32,7 @@ PATIENCE_S: Final = 60.0
 
 
 class Cluster(Protocol):
-    """A Kafka with the six topics, of one partition each."""
+    """A Kafka with the seven topics, of one partition each."""
 
     topics: Topics
 

@@ -9,11 +9,14 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from processor.contract.commands import COMMANDS, CONTROL_ONLY, Command
-from processor.contract.flow import Flow, FlowStep
+from processor.contract.flow import Flow
 from processor.contract.outcomes import Code
+from processor.contract.steps import Step
 from processor.contract.values import instant
-from processor.domain.decide import Decision, decide
-from processor.domain.evolve import fold, observed_step
+from processor.domain.decide import decide
+from processor.domain.decision import Decision
+from processor.domain.evolve import evolve_step, fold
+from processor.domain.steps import NO_STEPS, FlowSteps
 from processor.domain.transitions import Authority
 
 FLOW_ID = "2fce7035-2e57-5ac8-98cf-336ebef3eea6"
@@ -21,6 +24,7 @@ OWNER = "agent:kate:session:abc"
 STRANGER = "agent:eve:session:zzz"
 OPERATOR = "operator:ana"
 TIMER = "taskflow:timer"
+EXECUTOR = "executor:1f0c"
 
 SECOND_MS, MINUTE_MS, HOUR_MS, DAY_MS = 1_000, 60_000, 3_600_000, 86_400_000
 MORNING = 1_780_000_000_000
@@ -100,6 +104,49 @@ def observe(
     return command("record_step_observation", run_id=run_id, task=task, status=status, **fields)
 
 
+def schedule_step(run_id: str = "r1", task: str = "classify", **fields: Any) -> Command:
+    return command("schedule_step", run_id=run_id, task=task, **fields)
+
+
+def start_step(run_id: str = "r1", **fields: Any) -> Command:
+    return command("start_step", run_id=run_id, **{"issued_by": EXECUTOR, **fields})
+
+
+def held(kind: str, run_id: str = "r1", attempt: int = 1, **fields: Any) -> Command:
+    """A command of a step's holder."""
+    return command(kind, run_id=run_id, attempt=attempt, **{"issued_by": EXECUTOR, **fields})
+
+
+def extend_step(run_id: str = "r1", attempt: int = 1, **fields: Any) -> Command:
+    return held("extend_step", run_id, attempt, **fields)
+
+
+def complete_step(run_id: str = "r1", attempt: int = 1, **fields: Any) -> Command:
+    return held("complete_step", run_id, attempt, **fields)
+
+
+def fail_step(
+    run_id: str = "r1", attempt: int = 1, reason: str = "downstream 503", **fields: Any
+) -> Command:
+    return held("fail_step", run_id, attempt, reason=reason, **fields)
+
+
+def release_step(run_id: str = "r1", attempt: int = 1, **fields: Any) -> Command:
+    return held("release_step", run_id, attempt, **fields)
+
+
+def cancel_step(run_id: str = "r1", **fields: Any) -> Command:
+    return command("cancel_step", run_id=run_id, **fields)
+
+
+def retry_step(run_id: str = "r1", **fields: Any) -> Command:
+    return command("retry_step", run_id=run_id, **fields)
+
+
+def wake_step(run_id: str = "r1", **fields: Any) -> Command:
+    return command("wake_step", run_id=run_id, **{"issued_by": TIMER, **fields})
+
+
 def wake(**fields: Any) -> Command:
     return command("wake", **{"issued_by": TIMER, **fields})
 
@@ -126,6 +173,12 @@ def manual(timeout_at_ms: int | None = None) -> dict[str, Any]:
     return wait if timeout_at_ms is None else {**wait, "timeout_at": instant(timeout_at_ms)}
 
 
+def steps(*run_ids: str, **fields: Any) -> dict[str, Any]:
+    """A join of the steps `run_ids`, or of all."""
+    listed = {"run_ids": list(run_ids)} if run_ids else {}
+    return {"kind": "steps", **listed, **fields}
+
+
 def authority_for(command: Command) -> Authority:
     """The topic on which a command is at home."""
     return Authority.OPERATOR if command.kind in CONTROL_ONLY else Authority.OWNER
@@ -137,10 +190,10 @@ def accepted(
     *,
     at: int = NOON,
     authority: Authority | None = None,
-    step: FlowStep | None = None,
+    steps: FlowSteps = NO_STEPS,
 ) -> Flow | None:
     """The flow after `command`, which must not be refused."""
-    decision = decided(command, flow, at=at, authority=authority, step=step)
+    decision = decided(command, flow, at=at, authority=authority, steps=steps)
     assert decision.accepted, f"{command.kind}: {decision}"
     return fold(flow, decision.facts)
 
@@ -151,10 +204,10 @@ def decided(
     *,
     at: int = NOON,
     authority: Authority | None = None,
-    step: FlowStep | None = None,
+    steps: FlowSteps = NO_STEPS,
 ) -> Decision:
     """What is decided about `command`, by default on the topic where it is at home."""
-    return decide(command, flow, at, authority=authority or authority_for(command), step=step)
+    return decide(command, flow, at, authority=authority or authority_for(command), steps=steps)
 
 
 def refusal_of(command: Command, flow: Flow | None, **how: Any) -> Code | None:
@@ -171,7 +224,7 @@ def given(*commands: Command, at: int = MORNING) -> Flow:
     return flow
 
 
-def given_step(command: Command, flow: Flow, *, at: int = MORNING) -> FlowStep:
+def given_step(command: Command, flow: Flow, *, at: int = MORNING) -> Step:
     """The step that an observation leaves behind."""
     (fact,) = decided(command, flow, at=at).facts
-    return observed_step(fact)
+    return evolve_step(None, fact)

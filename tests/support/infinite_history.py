@@ -162,6 +162,7 @@ class Endless:
                 yield record(number, self.flow_id(number), self.snapshot(number), number)
             cursor = {"commands": 2 * self.flows, "control": 0, "schema_version": 1}
             cursor["next_event_id"] = 3 * self.flows + 1
+            cursor["offered"] = 3 * self.flows
             yield record(self.flows, "cursor/0", cursor, self.flows)
         offset = 0
         for number in range(2 * self.flows):

@@ -17,7 +17,7 @@ from tests.support.partition import Appended
 
 
 class Observer:
-    """Follows the six topics; made by `observing`."""
+    """Follows the seven topics; made by `observing`."""
 
     def __init__(self, consumer: AIOKafkaConsumer, world: Deployment, bootstrap: str) -> None:
         self._consumer = consumer

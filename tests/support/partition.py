@@ -3,10 +3,18 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from processor.contract import EVENTS, FlowStep, Outcome, Topics
-from processor.engine.batch import LoadedState, PartitionConfig, WriteSet, first_event_id, needs
+from processor.contract import EVENTS, STEPS, Outcome, Topics, WorkItem
+from processor.domain.steps import is_live
+from processor.engine.batch import (
+    LoadedState,
+    PartitionConfig,
+    WriteSet,
+    first_event_id,
+    needs,
+    step_needs,
+)
 from processor.engine.codec import decode
 from processor.engine.command_handler import CommandHandler
 from processor.engine.rows import FlowRow, LedgerEntry, Position, StepRow
@@ -38,6 +46,14 @@ class Sent:
     command: dict[str, Any]
 
 
+class Answer(NamedTuple):
+    """The outcome of a command, the FlowEvents that it caused, and the work items."""
+
+    outcome: Any
+    events: list[Any]
+    work: list[Any]
+
+
 @dataclass(slots=True)
 class Partition:
     """Keeps between batches what a partition's table keeps."""
@@ -48,8 +64,8 @@ class Partition:
     steps: dict[tuple[str, str], StepRow] = field(default_factory=dict)
     ledger: dict[bytes, LedgerEntry] = field(default_factory=dict)
 
-    def send(self, *batch: Sent) -> list[tuple[Any, list[Any]]]:
-        """The outcome of each command and the FlowEvents that it caused, as JSON."""
+    def send(self, *batch: Sent) -> list[Answer]:
+        """What each command caused, as JSON."""
         offsets = {"commands": self.position.commands, "control": self.position.control}
         records = []
         for sent in batch:
@@ -68,18 +84,29 @@ class Partition:
         assert written.faults == []
         outcomes = [json.loads(record.value or b"") for record in written.outcomes]
         events = [json.loads(record.value or b"") for record in written.audit]
-        return [
-            (outcome, [event for event in events if event["source"] == outcome["source"]])
-            for outcome in outcomes
-        ]
+        work = [json.loads(item.record.value or b"") for item in written.work]
+        answers = []
+        for outcome in outcomes:
+            caused = [event for event in events if event["source"] == outcome["source"]]
+            ids = {event["id"] for event in caused}
+            offered = [item for item in work if item["event_id"] in ids]
+            answers.append(Answer(outcome, caused, offered))
+        return answers
 
     def handle(self, records: Sequence[Appended]) -> WriteSet:
         """One batch of records; what it writes can be read by the published models."""
         items = [decode(record) for record in records]
         wanted = needs(items)
+        steps, live = step_needs(wanted, self.flows)
         memory = LoadedState(
             flows={flow_id: self.flows.get(flow_id) for flow_id in wanted.flows},
-            steps={at: self.steps[at] for at in wanted.steps if at in self.steps},
+            steps={at: self.steps[at] for at in steps if at in self.steps},
+            live={
+                flow_id: [
+                    row for at, row in self.steps.items() if at[0] == flow_id and is_live(row.step)
+                ]
+                for flow_id in live
+            },
             run_ids={
                 flow_id: [run_id for owner, run_id in self.steps if owner == flow_id]
                 for flow_id in wanted.pruned
@@ -92,6 +119,8 @@ class Partition:
             Outcome.model_validate_json(outcome.value or b"")
         for event in batch.audit:
             EVENTS.validate_json(event.value or b"")
+        for item in batch.work:
+            WorkItem.model_validate_json(item.record.value or b"")
         self._keep(batch)
         return batch
 
@@ -109,8 +138,8 @@ class Partition:
             if value is None:
                 self.steps.pop((flow_id, run_id), None)
             else:
-                doc = json.dumps(json.loads(value)["step"]).encode()
-                self.steps[flow_id, run_id] = StepRow(FlowStep.model_validate_json(doc), doc)
+                doc = value.removeprefix(b'{"step":').removesuffix(b"}")
+                self.steps[flow_id, run_id] = StepRow(STEPS.validate_json(doc), doc)
         self.ledger.update((answer.key, answer) for answer in batch.changes.remembered)
 
     def flow(self, flow_id: str) -> Any:

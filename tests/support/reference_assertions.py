@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tests.support.reference_model import Answer, Contract, Doc, compact, digest, sorted_compact
+from tests.support.reference_model import Answer, Contract
+from tests.support.reference_values import Doc, compact, digest, sorted_compact
 
 Headers = Sequence[tuple[str, bytes | None]]
 OUTCOME_FIELDS = [

@@ -6,24 +6,40 @@ the contract leaves the words free (sentences, some details), the answer says no
 """
 
 import json
-import re
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import Any
 
-Doc = dict[str, Any]
+from tests.support import reference_steps
+from tests.support.reference_steps import Events
+from tests.support.reference_values import (
+    KIB,
+    REQUIRED,
+    Doc,
+    Refused,
+    anything,
+    compact,
+    digest,
+    fits,
+    is_copy,
+    is_integer,
+    is_text,
+    is_time,
+    is_uuid,
+    merged,
+    milliseconds,
+    parsed,
+    sorted_compact,
+    without_absent,
+    written,
+    wrong_in,
+)
 
-KIB = 1024
-LARGEST = 2**53 - 1
-REQUIRED = object()
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TERMINAL = {"cancelled", "finished", "failed"}
 LIVE = {"created", "running", "waiting"}
-TO_ALL = {"resume_external", "record_step_observation"}
-CONTROL_ONLY = {"wake", "prune"}
+TO_ALL = {"resume_external", "record_step_observation"} | reference_steps.TO_ALL
+CONTROL_ONLY = {"wake", "wake_step", "prune"}
 THOSE_THREE = {"prune", "request_cancel", "record_step_observation"}
 CREATES = {"create_managed", "create_mirrored"}
 NOT_REMEMBERED = {"forbidden", "not_owner", "idempotency_conflict"}
@@ -44,78 +60,6 @@ MOVES: dict[str, tuple[set[str], str | None]] = {
 }
 
 
-# Values
-
-
-def is_copy(headers: Any) -> bool:
-    """Whether a record says, where the processor would, of which record it is a copy."""
-    name, value = headers[-1] if headers else ("", None)
-    place = rb"(?s).+/(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,18})"
-    return name == "taskflow-forwarded-from" and re.fullmatch(place, value or b"") is not None
-
-
-def is_text(value: Any, longest: int = 256) -> bool:
-    return isinstance(value, str) and 1 <= len(value) <= longest
-
-
-def is_uuid(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    return re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value) is not None
-
-
-def is_integer(value: Any) -> bool:
-    return type(value) is int
-
-
-def is_time(value: Any) -> bool:
-    return isinstance(value, str) and milliseconds(value) is not None
-
-
-def milliseconds(text: str) -> int | None:
-    """Since 1970, cut; None if it is no RFC 3339 time."""
-    found = re.fullmatch(
-        r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", text, re.ASCII
-    )
-    if found is None:
-        return None
-    *numbers, fraction, offset = found.groups()
-    shift = 0
-    if offset not in "Zz":
-        hours, minutes = int(offset[1:3]), int(offset[4:6])
-        if hours > 23 or minutes > 59:
-            return None
-        shift = (hours * 60 + minutes) * (-1 if offset[0] == "-" else 1)
-    try:
-        moment = datetime(*map(int, numbers), tzinfo=UTC) - timedelta(minutes=shift)  # type: ignore[misc, arg-type]
-    except (ValueError, OverflowError):
-        return None
-    return (moment - EPOCH) // timedelta(milliseconds=1) + int(((fraction or ".") + "000")[1:4])
-
-
-def written(at_ms: int) -> str:
-    moment = EPOCH + timedelta(milliseconds=at_ms)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def compact(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def sorted_compact(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
-
-
-def digest(*parts: bytes) -> bytes:
-    """BLAKE2b-128 of `parts`, one after the other."""
-    return blake2b(b"".join(parts), digest_size=16).digest()
-
-
-def merged(state: Any, patch: Any) -> Any:
-    both_objects = isinstance(state, dict) and isinstance(patch, dict)
-    return {**state, **patch} if both_objects else patch
-
-
 # Fields: name → (what it must be, its default); REQUIRED has none.
 
 COMMON = {
@@ -128,11 +72,6 @@ COMMON = {
     "dry_run": (lambda v: isinstance(v, bool), False),
     "schema_version": (lambda v: is_integer(v) and v == 1, 1),
 }
-
-
-def anything(_: Any) -> bool:
-    return True
-
 
 CREATE = {
     "controller_id": (is_text, REQUIRED),
@@ -173,6 +112,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "wake": {},
     "prune": {},
+    **reference_steps.FIELDS,
 }
 WAITS: dict[str, dict[str, Any]] = {
     "timer": {"at": (is_time, REQUIRED)},
@@ -180,23 +120,11 @@ WAITS: dict[str, dict[str, Any]] = {
         "topic": (lambda v: is_text(v, 512), REQUIRED),
         "correlation_id": (lambda v: is_text(v, 512), REQUIRED),
         "timeout_at": (is_time, None),
+        "prompt": (anything, None),
     },
-    "manual": {"timeout_at": (is_time, None)},
+    "manual": {"timeout_at": (is_time, None), "prompt": (anything, None)},
+    "steps": reference_steps.JOIN,
 }
-
-
-def wrong_in(value: Doc, fields: dict[str, Any]) -> Iterator[str]:
-    for name in value:
-        if name not in fields:
-            yield name
-    for name, (fits, default) in fields.items():
-        if name not in value:
-            if default is REQUIRED:
-                yield name
-        elif value[name] is None and default is not REQUIRED:
-            pass
-        elif not fits(value[name]):
-            yield name
 
 
 def wrong_in_wait(wait: Any) -> Iterator[str]:
@@ -207,8 +135,10 @@ def wrong_in_wait(wait: Any) -> Iterator[str]:
     if not isinstance(kind, str) or kind not in WAITS:
         yield "wait.kind"
         return
-    for name in wrong_in(wait, {"kind": (anything, REQUIRED), **WAITS[kind]}):
-        yield f"wait.{name}"
+    wrong = [f"wait.{n}" for n in wrong_in(wait, {"kind": (anything, REQUIRED), **WAITS[kind]})]
+    yield from wrong
+    if not wrong and wait.get("mode") == "any" and wait.get("run_ids") is None:
+        yield "wait"
 
 
 def wrong_in_command(value: Doc) -> set[str]:
@@ -222,15 +152,6 @@ def wrong_in_command(value: Doc) -> set[str]:
     return wrong
 
 
-def without_absent(value: Doc, fields: dict[str, Any]) -> Doc:
-    """Null in an optional field equals absent."""
-    return {
-        name: one
-        for name, one in value.items()
-        if one is not None or name not in fields or fields[name][1] is REQUIRED
-    }
-
-
 def equal_form(value: Doc) -> Doc:
     kind = value.get("kind")
     known = isinstance(kind, str) and kind in OWN
@@ -241,41 +162,7 @@ def equal_form(value: Doc) -> Doc:
     return plain
 
 
-def parsed(value: bytes | None) -> Doc | None:
-    """Check 2; None: malformed."""
-
-    def no_constant(name: str) -> Any:
-        raise ValueError(name)
-
-    if not value or value.startswith(b"\xef\xbb\xbf"):
-        return None
-    try:
-        found = json.loads(value.decode("utf-8"), parse_constant=no_constant)
-        found_is_good = isinstance(found, dict) and all(fits_in(found, 1))
-    except (ValueError, RecursionError):
-        return None
-    return found if found_is_good else None
-
-
-def fits_in(value: Any, depth: int) -> Iterator[bool]:
-    if isinstance(value, dict | list):
-        yield depth <= 64
-        inside = [*value, *value.values()] if isinstance(value, dict) else value
-        for one in inside:
-            yield from fits_in(one, depth + 1)
-    elif isinstance(value, str):
-        yield not any("\ud800" <= char <= "\udfff" for char in value)
-    elif isinstance(value, int | float):
-        yield -LARGEST <= value <= LARGEST
-
-
 # Deciding
-
-
-@dataclass(frozen=True, slots=True)
-class Refused(Exception):  # a verdict, and no error
-    code: str
-    details: Doc | None = None
 
 
 @dataclass(slots=True)
@@ -304,6 +191,7 @@ class Answer:
     outcome: Doc
     events: list[Doc] = field(default_factory=list)
     original: Doc | None = None
+    work: list[Doc] = field(default_factory=list)
     forwarded_to: int | None = None
     wrong_fields: set[str] | None = None
 
@@ -316,6 +204,7 @@ class Contract:
     right: Callable[[bytes], int]
     window_ms: int
     horizon_ms: int
+    steps_max: int = 10_000
     flows: dict[str, Known] = field(default_factory=dict)
     ledger: dict[tuple[str, str], First] = field(default_factory=dict)
     events: int = 0
@@ -413,6 +302,9 @@ class Contract:
             if would_be is None:
                 outcome |= {"revision": None, "status": None}
             stands = before if dry else would_be
+            if would_be is not None:
+                steps = reference_steps.steps_after(known.steps if known else {}, events)
+                outcome["details"] = reference_steps.details_of(command, would_be, steps)
             outcome |= {
                 "verdict": "accepted",
                 "allowed": stands and allowed(stands, from_owner),
@@ -462,12 +354,13 @@ class Contract:
         if known is None:
             known = self.flows[command["flow_id"]] = Known(flow, {}, 0)
         known.flow, known.last_event_id = flow, event["id"]
-        if kind == "step_observed":
-            known.steps[command["run_id"]] = payload["step"]
+        known.steps = reference_steps.steps_after(known.steps, [(kind, payload)])
+        if kind.startswith("step_") and kind != "step_observed":
+            run_id = payload["step"]["run_id"] if "step" in payload else payload["run_id"]
+            item = reference_steps.work_of(event, known.steps[run_id])
+            answer.work += [] if item is None else [item]
 
-    def _decide(
-        self, command: Doc, known: Known | None, at_ms: int, from_owner: bool
-    ) -> list[tuple[str, Doc]]:
+    def _decide(self, command: Doc, known: Known | None, at_ms: int, from_owner: bool) -> Events:
         """Checks 8 to 17: the events of an accepted command, or Refused."""
         kind, at = command["kind"], written(at_ms)
         flow = known.flow if known else None
@@ -491,9 +384,36 @@ class Contract:
             if code == "illegal_transition":
                 details = {"from": flow["status"], "to": MOVES[kind][1]}
             raise Refused(code, details)
-        return self._follow(command, known, at_ms, at)
+        if kind in reference_steps.FIELDS:
+            events = reference_steps.Deciding(
+                *(command, flow, known.steps, at_ms),
+                from_owner=from_owner,
+                horizon_ms=self.horizon_ms,
+                steps_max=self.steps_max,
+            ).events()
+        else:
+            events = self._follow(command, known, at_ms, at)
+        return events + self._consequences(flow, known.steps, events, at)
 
-    def _create(self, command: Doc, flow: Doc | None, from_owner: bool) -> list[tuple[str, Doc]]:
+    def _consequences(self, flow: Doc, steps: dict[str, Doc], events: Events, at: str) -> Events:
+        """What steps add to a command's events: their end with the flow, the end of a join."""
+        now: Doc | None = flow
+        for kind, payload in events:
+            now = after(now, kind, payload, flow["id"], at)
+        if now is None:
+            return []
+        if now["status"] in TERMINAL and flow["status"] in LIVE:
+            return reference_steps.ended_with_flow(steps, at)
+        if now["status"] != "waiting" or now["cancel_requested"]:
+            return []
+        ends = {"waiting", "step_succeeded", "step_failed", "step_cancelled"}
+        wait, steps = now["wait_json"], reference_steps.steps_after(steps, events)
+        if wait["kind"] != "steps" or ends.isdisjoint(kind for kind, _ in events):
+            return []
+        over = reference_steps.join_is_over(wait, steps)
+        return [("resumed", {"by": "steps", "state_patch": None})] if over else []
+
+    def _create(self, command: Doc, flow: Doc | None, from_owner: bool) -> Events:
         owner = command.get("owner_session_key", command["issued_by"])
         if flow is not None:
             raise Refused("already_exists")
@@ -510,12 +430,12 @@ class Contract:
             "current_step": command.get("current_step", "init"),
             "state_json": fits(command.get("state_json", {}), 256),
         }
-        events: list[tuple[str, Doc]] = [("created", payload)]
+        events: Events = [("created", payload)]
         if command["kind"] == "create_mirrored":
             events.append(("started", {}))
         return events
 
-    def _follow(self, command: Doc, known: Known, at_ms: int, at: str) -> list[tuple[str, Doc]]:
+    def _follow(self, command: Doc, known: Known, at_ms: int, at: str) -> Events:
         kind, flow = command["kind"], known.flow
         state, wait = flow["state_json"], flow["wait_json"]
         if kind == "start_running":
@@ -528,6 +448,10 @@ class Contract:
                     if not at_ms < until_ms <= at_ms + self.horizon_ms:
                         raise Refused("invalid_data")
                     new[name] = written(until_ms)
+            if len(compact(new.get("prompt"))) > 16 * KIB:
+                raise Refused("invalid_data")
+            if new["kind"] == "steps":
+                reference_steps.check_join(new, known.steps)
             return [("waiting", {"wait": new})]
         if kind == "resume":
             patch = command.get("state_patch")
@@ -576,6 +500,11 @@ class Contract:
     def _step(self, command: Doc, known: Known, at: str) -> Doc:
         run_id = command["run_id"]
         old = known.steps.get(run_id, {})
+        if old.get("runtime") == "managed":
+            raise Refused("step_exists", reference_steps.taken(old))
+        result = fits(command.get("result_json"), 64)
+        if not old and len(known.steps) >= self.steps_max:
+            raise Refused("too_many_steps")
         return {
             "id": str(uuid.uuid5(uuid.UUID(command["flow_id"]), run_id)),
             "flow_id": command["flow_id"],
@@ -584,16 +513,10 @@ class Contract:
             "run_id": run_id,
             "task": command["task"],
             "status": command["status"],
-            "result_json": fits(command.get("result_json"), 64),
+            "result_json": result,
             "created_at": old.get("created_at", at),
             "updated_at": at,
         }
-
-
-def fits(value: Any, kib: int) -> Any:
-    if len(compact(value)) > kib * KIB:
-        raise Refused("state_too_large")
-    return value
 
 
 def stopped_by_status(kind: str, flow: Doc) -> str | None:
@@ -603,8 +526,11 @@ def stopped_by_status(kind: str, flow: Doc) -> str | None:
         if status in TERMINAL:
             return "already_terminal"
         leads_there = kind == "cancel" or (kind == "wake" and status == "waiting")
+        leads_there = leads_there or kind in reference_steps.DURING_CANCEL
         if flow["cancel_requested"] and not leads_there:
             return "cancel_pending"
+    if kind in reference_steps.FIELDS:
+        return None  # the rest is the step's
     return None if status in MOVES[kind][0] else "illegal_transition"
 
 
@@ -623,7 +549,7 @@ def after(flow: Doc | None, kind: str, payload: Doc, flow_id: str, at: str) -> D
     if kind == "pruned":
         return None
     assert flow is not None
-    if kind == "step_observed":
+    if kind.startswith("step_"):
         return flow
     flow = {**flow, "revision": flow["revision"] + 1, "updated_at": at}
     patch = payload.get("state_patch", payload.get("final_state"))

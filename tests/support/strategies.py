@@ -10,15 +10,13 @@ from processor.contract import (
     CONTROL_ONLY,
     Command,
     CommandKind,
-    Flow,
     StepStatus,
     instant,
 )
 from processor.contract.values import NUMBER_MAX
-from processor.domain.decide import decide
-from processor.domain.evolve import fold
-from processor.domain.transitions import CREATES, Authority, allowed
+from processor.domain.transitions import CREATES, LIVE, STEP_COMMANDS, Authority, allowed
 from tests.support.builders import DAY_MS, MORNING, OWNER, STRANGER, document
+from tests.support.flow_history import FlowHistory
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 JSON = st.recursive(
@@ -34,6 +32,7 @@ JSON = st.recursive(
 PATCHES = st.dictionaries(st.sampled_from("abc"), JSON, max_size=2) | JSON
 TOO_LARGE = st.just("x" * 256 * 1024)
 NAMES = st.sampled_from(["r", "s"])
+ATTEMPTS = st.sampled_from([1, 1, 1, 2, 0])
 # Most commands are well meant, or no flow would get anywhere. (Drawn numbers favour the ends.)
 SELDOM = st.integers(0, 20).map(lambda n: n == 13)
 LATER_MS = st.sampled_from([-1, 0, 1, 2_000, 10_000, 30 * DAY_MS, 31 * DAY_MS])
@@ -48,7 +47,21 @@ def _wait(at_ms: int) -> st.SearchStrategy[dict[str, Any]]:
             {"kind": st.just("external_event"), "topic": NAMES, "correlation_id": NAMES},
             optional=maybe,
         ),
-        st.fixed_dictionaries({"kind": st.just("manual")}, optional=maybe),
+        st.fixed_dictionaries(
+            {"kind": st.just("manual")}, optional={**maybe, "prompt": JSON | TOO_LARGE}
+        ),
+        st.fixed_dictionaries(
+            {"kind": st.just("steps")},
+            optional={**maybe, "mode": st.sampled_from([None, "all", "all_or_failure"])},
+        ),
+        st.fixed_dictionaries(
+            {
+                "kind": st.just("steps"),
+                "run_ids": st.lists(NAMES, min_size=1, max_size=2, unique=True),
+                "mode": st.sampled_from(["all", "all_or_failure", "any"]),
+            },
+            optional=maybe,
+        ),
     )
 
 
@@ -84,6 +97,36 @@ def _own_fields(kind: CommandKind, at_ms: int) -> st.SearchStrategy[dict[str, An
                 "status": st.sampled_from([str(status) for status in StepStatus]),
             }
             optional = {"child_session_key": st.none() | NAMES, "result_json": JSON | TOO_LARGE}
+        case CommandKind.SCHEDULE_STEP:
+            required = {"run_id": NAMES, "task": NAMES}
+            time = LATER_MS.map(lambda later_ms: instant(at_ms + later_ms))
+            optional = {
+                "input_json": JSON | TOO_LARGE,
+                "not_before": st.none() | time,
+                "timeout_at": st.none() | time,
+                "max_attempts": st.integers(1, 2),
+                "lease_ms": st.sampled_from([1_000, 5_000]),
+                "backoff_ms": st.sampled_from([0, 1, 1_000]),
+            }
+        case CommandKind.EXTEND_STEP:
+            required = {"run_id": NAMES, "attempt": ATTEMPTS}
+            optional = {"progress_json": JSON}
+        case CommandKind.COMPLETE_STEP:
+            required = {"run_id": NAMES, "attempt": ATTEMPTS}
+            optional = {"result_json": JSON | TOO_LARGE}
+        case CommandKind.FAIL_STEP:
+            required = {"run_id": NAMES, "attempt": ATTEMPTS, "reason": NAMES}
+            optional = {
+                "retry": st.sampled_from([None, True, False]),
+                "retry_after_ms": st.sampled_from([None, 0, 3_000]),
+            }
+        case CommandKind.RELEASE_STEP:
+            required = {"run_id": NAMES, "attempt": ATTEMPTS}
+        case CommandKind.RETRY_STEP:
+            required = {"run_id": NAMES}
+            optional = {"attempts": st.sampled_from([None, 1, 2])}
+        case CommandKind.START_STEP | CommandKind.CANCEL_STEP | CommandKind.WAKE_STEP:
+            required = {"run_id": NAMES}
     return st.fixed_dictionaries(required, optional=optional)
 
 
@@ -110,16 +153,23 @@ def sent_commands(draw: st.DrawFn, kinds: Iterable[str] = tuple(CommandKind)) ->
 
 
 @st.composite
-def lives(draw: st.DrawFn) -> list[Sent]:
+def lives(draw: st.DrawFn, *, managed: bool = True) -> list[Sent]:
     """What is sent to one flow, in the order in which it is read: now and then anything, else
-    what the flow takes as it stands."""
+    what the flow takes as it stands. `managed`: with managed steps."""
+    kinds = frozenset(CommandKind) - (frozenset() if managed else STEP_COMMANDS)
     history: list[Sent] = []
-    flow: Flow | None = None
-    for _ in range(draw(st.integers(0, 15))):
-        fitting = CREATES if flow is None else allowed(flow, Authority.OPERATOR)
+    life = FlowHistory()
+    for _ in range(draw(st.integers(0, 20))):
+        fitting: Iterable[str] = CREATES
+        if life.flow is not None:
+            fitting = allowed(life.flow, Authority.OPERATOR)
+            if managed and life.flow.status in LIVE and draw(st.booleans()):
+                fitting = STEP_COMMANDS
         anything = draw(st.sampled_from([False, False, True]))
-        sent = draw(sent_commands() if anything else sent_commands(fitting))
+        sent = draw(sent_commands(kinds if anything else fitting))
         command, at_ms, authority = sent
+        if not managed and command.kind == "set_waiting" and command.wait.kind == "steps":
+            continue
         history.append(sent)
-        flow = fold(flow, decide(command, flow, at_ms, authority=authority).facts)
+        life.send(command, at=at_ms, authority=authority)
     return history

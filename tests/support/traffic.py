@@ -11,24 +11,23 @@ from uuid import UUID, uuid5
 from processor.ops.verify.contract import home_of
 from tests.support.builders import FLOW_ID, MORNING, OWNER, STRANGER
 from tests.support.partition import Appended
-from tests.support.reference_model import (
-    CONTROL_ONLY,
-    MOVES,
-    OWN,
-    REQUIRED,
-    Contract,
-    compact,
-    milliseconds,
-    written,
-)
+from tests.support.reference_model import CONTROL_ONLY, LIVE, MOVES, OWN, Contract, Known
+from tests.support.reference_steps import MOVES as STEP_MOVES
+from tests.support.reference_values import REQUIRED, compact, milliseconds, written
 
 PARTITION, PARTITIONS = 1, 3
 WINDOW_MS, HORIZON_MS = 3_000, 20_000
 _FLOW_IDS = [str(uuid5(UUID(FLOW_ID), f"flow {n}")) for n in range(40)]
 AT_HOME = [one for one in _FLOW_IDS if home_of(one.encode(), PARTITIONS) == PARTITION][:3]
 ASTRAY = [one for one in _FLOW_IDS if home_of(one.encode(), PARTITIONS) != PARTITION][:1]
-ANY_JSON = {"state_json", "patch", "state_patch", "final_state", "payload", "result_json"}
-OFTEN = {"set_waiting": 8, "resume_external": 6, "wake": 6, "start_running": 6, "request_cancel": 1}
+ANY_JSON = {
+    "state_json", "patch", "state_patch", "final_state", "payload", "result_json", "input_json",
+    "progress_json",
+}  # fmt: skip
+OFTEN = {
+    "set_waiting": 8, "resume_external": 6, "wake": 6, "start_running": 6, "request_cancel": 1,
+    "schedule_step": 8, "start_step": 8, "wake_step": 6,
+}  # fmt: skip
 """What leads further; a flow that is asked to cancel goes nowhere any more."""
 FORWARDED = ("taskflow-forwarded-from", b"t.commands/0/7")
 HUGE = "ü" * (128 * 1024)
@@ -43,6 +42,15 @@ BIG_VALUES: list[Any] = [
 ]  # fmt: skip
 TEXTS = ["a", "b", "a", "b", "\U0001f600" * 256]
 BAD_TEXTS: list[Any] = ["", "\U0001f600" * 257, None, 7, ["a"], "x" * 4097]
+NUMBERS: dict[str, list[Any]] = {
+    "attempt": [0, 1, 1, 2],
+    "max_attempts": [1, 2, 2, None],
+    "lease_ms": [1_000, 1_500, None],
+    "backoff_ms": [0, 1, 1_500, None],
+    "retry_after_ms": [0, 0, 1, 2_000, None],
+    "attempts": [1, 2, None],
+}
+BAD_NUMBERS: list[Any] = [-1, 101, 999, 86_400_001, 1.0, "1", True]
 SHIFTS_MS = [0, 1, 1_500, 1_500, WINDOW_MS, WINDOW_MS, HORIZON_MS, HORIZON_MS + 1]
 STRANGE_TIMES = [
     "2026-06-01t00:00:00.9999z", "1999-12-31T24:00:00Z", "2026-06-01 00:00:00Z",
@@ -81,7 +89,7 @@ class Sender(Random):
         else:
             command = self.resend(life) if self.seldom() else self.command(life, at_ms)
             key = str(command.get("flow_id")).encode()
-            if command.get("kind") in CONTROL_ONLY and not self.seldom():
+            if str(command.get("kind")) in CONTROL_ONLY and not self.seldom():
                 topic = "t.control"
             if self.seldom():
                 self.spoil(command)
@@ -112,6 +120,8 @@ class Sender(Random):
         else:
             status = known.flow["status"]
             kinds = [kind for kind, (origins, _) in MOVES.items() if status in origins]
+            if status in LIVE and self.coin():
+                kinds = ["schedule_step", *(kind for kind in STEP_MOVES if fitting(kind, known))]
         (kind,) = self.choices(kinds, [OFTEN.get(kind, 2) for kind in kinds])
         command = {
             "kind": kind,
@@ -120,6 +130,8 @@ class Sender(Random):
             "issued_by": STRANGER if self.seldom() else OWNER,
         }
         command |= self.own_fields(kind, at_ms)
+        if kind in STEP_MOVES and known and not self.seldom():
+            self.aim(command, known)
         if kind == "resume_external" and known and known.flow["wait_json"] and not self.seldom():
             wait = known.flow["wait_json"]
             command |= {name: wait.get(name, "a") for name in ("topic", "correlation_id")}
@@ -133,6 +145,18 @@ class Sender(Random):
         life.sent.append(command)
         return command
 
+    def aim(self, command: dict[str, Any], known: Known) -> None:
+        """Name a step that takes the command, and its attempt and holder."""
+        steps = fitting(command["kind"], known)
+        if not steps:
+            return
+        step = self.choice(steps)
+        command["run_id"] = step["run_id"]
+        if "attempt" in command:
+            command["attempt"] = step["execution"]["attempt"]
+            if not self.seldom():
+                command["issued_by"] = step["child_session_key"] or OWNER
+
     def own_fields(self, kind: str, at_ms: int) -> dict[str, Any]:
         fields: dict[str, Any] = {}
         for name, (_, default) in OWN.get(kind, {}).items():
@@ -142,6 +166,12 @@ class Sender(Random):
                 fields[name] = self.wait(at_ms)
             elif name == "status":
                 fields[name] = self.choice(["pending", "succeeded", "failed"])
+            elif name in NUMBERS:
+                fields[name] = self.choice(BAD_NUMBERS if self.seldom() else NUMBERS[name])
+            elif name in ("not_before", "timeout_at"):
+                fields[name] = self.choice([None, self.time(at_ms), self.time(at_ms)])
+            elif name == "retry":
+                fields[name] = self.choice([True, False, None])
             elif name == "owner_session_key":
                 fields[name] = self.choice([OWNER, None, STRANGER])
             elif name in ANY_JSON:
@@ -153,8 +183,15 @@ class Sender(Random):
         return fields
 
     def wait(self, at_ms: int) -> Any:
-        kind = self.choice(["timer", "external_event", "manual", "timer", "other", None])
+        kind = self.choice(["timer", "external_event", "manual", "steps", "steps", "other", None])
         wait: dict[str, Any] = {"kind": kind}
+        if kind == "steps":
+            if self.coin():
+                wait["run_ids"] = self.choice([["a"], ["b", "a"], ["a", "b"], None, [], ["a", "a"]])
+            if self.coin():
+                wait["mode"] = self.choice(["all", "all_or_failure", "any", "none", None])
+        elif self.seldom():
+            wait["prompt"] = self.choice([None, 1, {"a": None}, "x" * 16382, "x" * 16383])
         if kind == "timer":
             wait["at"] = self.time(at_ms)
         elif self.coin():
@@ -196,6 +233,13 @@ class Sender(Random):
             case _:
                 name = self.choice([one for one in ("command_id", "flow_id") if one in command])
                 command[name] = str(command[name]).upper()
+
+
+def fitting(kind: str, known: Known) -> list[dict[str, Any]]:
+    """The managed steps that take a command of this kind."""
+    origins = STEP_MOVES[kind][0]
+    managed = (step for step in known.steps.values() if step["runtime"] == "managed")
+    return [step for step in managed if step["status"] in origins]
 
 
 class Life:

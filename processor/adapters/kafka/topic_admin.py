@@ -1,4 +1,4 @@
-"""The six topics: making them, and comparing what is there with what must be."""
+"""The seven topics: making them, and comparing what is there with what must be."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ from processor.adapters.kafka.access.topic_lookup import allows, look_up
 from processor.adapters.kafka.client_config import connection_options, ensure_reachable
 from processor.adapters.kafka.errors import NotAuthorized, TopicsWrong, explain, explained
 from processor.contract.rights import Operation, Right, Role, on_topic
-from processor.contract.topics import MESSAGE_MAX_BYTES, Topics, TopicSpec
+from processor.contract.topics import MESSAGE_MAX_BYTES, STEPS, Topics, TopicSpec
 from processor.settings import Settings
 
 REQUEST_TIMEOUT_MS = 10_000
@@ -76,7 +76,7 @@ async def open_admin(
 
 
 async def create_topics(settings: Settings) -> list[str]:
-    """Make those of the six topics that are missing; the full names of those that were made.
+    """Make those of the seven topics that are missing; the full names of those that were made.
 
     What exists is left as it is. Returns when every partition has a leader.
     Raises BrokerUnreachable, and TopicsWrong if the broker refuses.
@@ -112,10 +112,13 @@ async def check_topics(settings: Settings) -> list[Mismatch]:
         if name not in partitions:
             found.append(Mismatch(name, "topic", "there", "missing"))
             continue
-        if partitions[name] != settings.partitions:
-            found.append(
-                Mismatch(name, "partitions", str(settings.partitions), str(partitions[name]))
-            )
+        count = partitions[name]
+        if spec is STEPS:
+            if count < settings.steps_partitions:
+                expected = f"at least {settings.steps_partitions}"
+                found.append(Mismatch(name, "partitions", expected, str(count)))
+        elif count != settings.partitions:
+            found.append(Mismatch(name, "partitions", str(settings.partitions), str(count)))
         found.extend(_compare(name, spec, configs[name]))
     return found
 
@@ -139,7 +142,7 @@ async def ensure_layout(settings: Settings) -> None:
 
     Topics that are not there say nothing: while a broker starts, some are not seen.
     """
-    names = [name for name, _ in Topics(settings.topic_prefix)]
+    names = [name for name, spec in Topics(settings.topic_prefix) if spec is not STEPS]
     counts = await partition_counts(settings, names, Operation.DESCRIBE)
     for name in names:
         if (found := counts.get(name, settings.partitions)) != settings.partitions:
@@ -211,7 +214,9 @@ async def _create(
         [
             NewTopic(
                 name,
-                num_partitions=settings.partitions,
+                num_partitions=(
+                    settings.steps_partitions if spec is STEPS else settings.partitions
+                ),
                 replication_factor=settings.replication_factor,
                 topic_configs=dict(spec.config),
             )

@@ -15,13 +15,13 @@ from pydantic import ValidationError
 from processor.adapters.sqlite.errors import TableCorrupt, TableFailed, told
 from processor.adapters.sqlite.files import FORMAT
 from processor.adapters.sqlite.integrity_check import CHECK, SOUND
-from processor.contract.flow import Flow, FlowStatus, FlowStep
-from processor.contract.values import Message, instant
+from processor.contract.flow import Flow, FlowStatus
+from processor.contract.steps import STEPS, Step
+from processor.contract.values import instant
 from processor.domain.waits import due_ms
 from processor.errors import TableDistrusted
 
 T = TypeVar("T")
-M = TypeVar("M", bound=Message)
 
 BUSY_TIMEOUT_S: Final = 0.25
 ATTEMPTS: Final = 3
@@ -36,7 +36,7 @@ class FlowView(NamedTuple):
     flow: Flow
     last_event_id: int
     chain: bytes
-    steps: list[FlowStep]
+    steps: list[Step]
 
 
 class Ended(NamedTuple):
@@ -130,7 +130,7 @@ def list_flows(
             """,
             (owner, None if status is None else status.value, limit),
         )
-        return [_read(path, Flow, doc) for (doc,) in rows]
+        return [_read(path, Flow.model_validate_json, doc) for (doc,) in rows]
 
     flows = [flow for path in paths for flow in _look(path, newest)]
     flows.sort(key=lambda flow: flow.id)
@@ -152,7 +152,7 @@ def list_waiting(paths: Iterable[Path], *, owner: str | None = None, limit: int)
         docs: list[str] = []
         for sql in (SOONEST, OPEN):
             docs += [doc for (doc,) in db.execute(sql, (owner, limit - len(docs)))]
-        return [_read(path, Flow, doc) for doc in docs]
+        return [_read(path, Flow.model_validate_json, doc) for doc in docs]
 
     def end(flow: Flow) -> tuple[bool, int, str]:
         at_ms = due_ms(flow)
@@ -265,9 +265,9 @@ def find_flow(paths: Iterable[Path], flow_id: str) -> FlowView | None:
             return None
         doc, last_event_id, chain = row
         docs = db.execute("SELECT doc FROM step WHERE flow_id = ?", (flow_id,)).fetchall()
-        steps = [_read(path, FlowStep, doc) for (doc,) in docs]
+        steps = [_read(path, STEPS.validate_json, doc) for (doc,) in docs]
         steps.sort(key=lambda step: (step.created_at, step.run_id))
-        return FlowView(_read(path, Flow, doc), last_event_id, chain, steps)
+        return FlowView(_read(path, Flow.model_validate_json, doc), last_event_id, chain, steps)
 
     views = (_look(path, view) for path in paths)
     return next((found for found in views if found is not None), None)
@@ -310,8 +310,8 @@ def _open(path: Path, how: str) -> sqlite3.Connection:
     return db
 
 
-def _read(path: Path, model: type[M], doc: str) -> M:
+def _read(path: Path, validate: Callable[[str], T], doc: str) -> T:
     try:
-        return model.model_validate_json(doc)
+        return validate(doc)
     except ValidationError as error:
         raise TableCorrupt(f"{path} holds a document that was never written") from error

@@ -8,8 +8,9 @@ import orjson
 from pydantic import ValidationError
 
 from processor.adapters.sqlite.errors import TableCorrupt
-from processor.contract.flow import Flow, FlowStatus, FlowStep
+from processor.contract.flow import Flow, FlowStatus
 from processor.contract.outcomes import Code
+from processor.contract.steps import STEPS
 from processor.contract.values import parse_timestamp
 from processor.domain.transitions import WAITING
 from processor.domain.waits import due_ms
@@ -42,13 +43,13 @@ def flow_crc(number: int, flow_id: str, last_event_id: int, chain: bytes, doc: b
 
 def flow_key(row: FlowRow) -> tuple[Any, ...]:
     """What a change of this row must find."""
-    flow, _, last_event_id, _, number = row
+    flow, _, last_event_id, _, number, _ = row
     return number, flow.id, flow.revision, last_event_id
 
 
 def flow_values(row: FlowRow) -> tuple[Any, ...]:
     """What an update sets."""
-    flow, doc, last_event_id, chain, number = row
+    flow, doc, last_event_id, chain, number, _ = row
     return (
         flow.revision,
         last_event_id,
@@ -65,8 +66,8 @@ def flow_values(row: FlowRow) -> tuple[Any, ...]:
 def update_values(was: FlowRow, row: FlowRow) -> tuple[Any, ...]:
     """`flow_key` of one and `flow_values` of the other. Each update takes this way, so a model's
     `__dict__` is asked: its values cost half of what attributes do."""
-    old, _, old_event_id, _, number = was
-    flow, doc, last_event_id, chain, _ = row
+    old, _, old_event_id, _, number, _ = was
+    flow, doc, last_event_id, chain, _, _ = row
     before, now = old.__dict__, flow.__dict__
     flow_id, status = now["id"], now["status"]
     return (
@@ -145,7 +146,7 @@ def step_row(fields: list[bytes]) -> StepRow:
     """A row of statements.STEPS. Raises TableCorrupt if it is not what was written."""
     try:
         crc, doc = fields
-        row = StepRow(FlowStep.model_validate_json(doc), doc)
+        row = StepRow(STEPS.validate_json(doc), doc)
     except (ValueError, ValidationError) as error:
         raise TableCorrupt("a step's row is not what was written") from error
     if crc32(doc) != int(crc):

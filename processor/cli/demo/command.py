@@ -86,7 +86,7 @@ async def _demo(chosen: Settings, left_up: asyncio.Event | None) -> None:
             views_http=Address("127.0.0.1", free_port()) if left_up is None else chosen.views_http,
         )
         await create_topics(settings)
-        out.print(f"   Kafka answers at {broker.bootstrap}; the six topics are made.")
+        out.print(f"   Kafka answers at {broker.bootstrap}; the seven topics are made.")
         out.print("[bold]2.[/] Starting a worker as a process of its own ...")
         async with worker_beside(environment_of(settings), directory / "worker.log") as worker:
             await _unless_ended("worker", worker, _play_and_show(settings, out, directory, left_up))

@@ -7,6 +7,7 @@ from processor.contract.dead_letters import FORWARDED_FROM, REDRIVEN_FROM
 from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
 from processor.contract.publication import examples
 from processor.contract.state import CURSOR_PREFIX
+from processor.contract.steps import TASK_HEADER
 from processor.contract.topics import Topics, TopicSpec
 from processor.contract.values import UUID_PATTERN
 
@@ -41,6 +42,7 @@ _SENT_AGAIN: Final = {
         "topic/partition/offset of the dead letter.",
     },
 }
+_TASK: Final = {TASK_HEADER: {"type": "string", "description": "The step's task, in UTF-8."}}
 _CHAIN: Final = {
     CHAIN_HEADER: {
         "type": "string",
@@ -125,6 +127,14 @@ _MESSAGES: Final[Mapping[str, dict[str, Any]]] = {
         _STEP_KEY,
         _headers(_TRACEPARENT),
         examples.STEP_SNAPSHOT,
+        examples.MANAGED_STEP_SNAPSHOT,
+    ),
+    "work-item": _message(
+        "work-item",
+        "A managed step that may be started now",
+        _STEP_KEY,
+        _headers(_TASK, _TRACEPARENT),
+        examples.WORK_ITEM,
     ),
     "cursor": _message(
         "cursor",
@@ -142,6 +152,7 @@ _CARRIES: Final = {
     "audit": ("flow-event",),
     "state": ("flow-snapshot", "step-snapshot", "cursor"),
     "deadletters": ("dead-letter",),
+    "steps": ("work-item",),
 }
 _OPERATIONS: Final = {
     "sendCommand": ("send", "commands", "A flow's owner asks for a change."),
@@ -149,6 +160,7 @@ _OPERATIONS: Final = {
     "receiveOutcome": ("receive", "outcomes", "The answer to each record, exactly one."),
     "followAudit": ("receive", "audit", "Everything that ever happened, in order by partition."),
     "followState": ("receive", "state", "The present of every flow and step."),
+    "receiveWork": ("receive", "steps", "An executor finds the steps that it may start."),
     "receiveDeadLetter": ("receive", "deadletters", "What could not be read."),
 }
 
@@ -163,7 +175,9 @@ def asyncapi_document() -> dict[str, Any]:
             "description": "Durable task flows on Kafka, seen from an application that uses them: "
             "it sends commands and receives outcomes, events and snapshots. Names have the "
             "default prefix. The record key is the flow id, and its partition Kafka's default "
-            "(murmur2) hash of it. Consumers read with isolation.level=read_committed.",
+            "(murmur2) hash of it; work items alone go by a key of their own, over the "
+            "partitions of their topic, which may be more. Consumers read with "
+            "isolation.level=read_committed.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",

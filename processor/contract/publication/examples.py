@@ -91,10 +91,47 @@ STEP: Final[dict[str, Any]] = {
     "updated_at": _AT,
 }
 STEP_SNAPSHOT: Final[dict[str, Any]] = {"step": STEP}
+MANAGED_STEP: Final[dict[str, Any]] = {
+    "id": "c9e80317-0f42-5127-9db7-67f8172a0ed5",
+    "flow_id": FLOW_ID,
+    "runtime": "managed",
+    "child_session_key": None,
+    "run_id": "run-2",
+    "task": "summarise",
+    "status": "pending",
+    "result_json": None,
+    "created_at": _AT,
+    "updated_at": _AT,
+    "input_json": {"messages": 10},
+    "execution": {
+        "attempt": 0,
+        "max_attempts": 3,
+        "lease_ms": 300_000,
+        "backoff_ms": 1_000,
+        "offers": 1,
+        "due_at": "2026-11-22T21:07:08.123Z",
+        "timeout_at": None,
+        "progress": None,
+        "last_failure": None,
+    },
+}
+MANAGED_STEP_SNAPSHOT: Final[dict[str, Any]] = {"step": MANAGED_STEP}
+WORK_ITEM: Final[dict[str, Any]] = {
+    "flow_id": FLOW_ID,
+    "run_id": "run-2",
+    "task": "summarise",
+    "attempt": 1,
+    "max_attempts": 3,
+    "input_json": {"messages": 10},
+    "lease_ms": 300_000,
+    "event_id": _EVENT_ID + 1,
+    "at": _AT,
+}
 CURSOR: Final[dict[str, Any]] = {
     "commands": 18,
     "control": 0,
     "next_event_id": _EVENT_ID + 1,
+    "offered": _EVENT_ID,
     "schema_version": 1,
 }
 DEAD_LETTER_HEADERS: Final[dict[str, Any]] = {
@@ -121,5 +158,22 @@ MORE_COMMANDS: Final[list[dict[str, Any]]] = [
         "issued_by": _OWNER,
         "patch": {"processed": 5},
         "next_step": "summarise",
+    },
+    {
+        "kind": "schedule_step",
+        "command_id": "0d1c8f62-6a8c-5a35-8d7b-5c3f0f2b8f50",
+        "flow_id": FLOW_ID,
+        "issued_by": _OWNER,
+        "run_id": "run-2",
+        "task": "summarise",
+        "input_json": {"messages": 10},
+    },
+    {
+        "kind": "start_step",
+        "command_id": "7b0b0d9e-3f0d-5d3c-9a55-1d5a4c2f2c11",
+        "flow_id": FLOW_ID,
+        "issued_by": "executor:1f0c",
+        "expires_at": "2026-11-22T22:02:08Z",
+        "run_id": "run-2",
     },
 ]

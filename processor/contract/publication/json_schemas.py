@@ -8,9 +8,10 @@ from pydantic import BaseModel, TypeAdapter
 from processor.contract.commands import COMMANDS
 from processor.contract.dead_letters import DeadLetterHeaders
 from processor.contract.events import EVENTS
-from processor.contract.flow import Flow, FlowStep, Wait
+from processor.contract.flow import Flow, Wait
 from processor.contract.outcomes import Outcome
 from processor.contract.state import Cursor, FlowSnapshot, StepSnapshot
+from processor.contract.steps import STEPS, WorkItem
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
@@ -32,9 +33,10 @@ _PUBLISHED: Final[Mapping[str, tuple[type[BaseModel] | TypeAdapter[Any], str, st
         "its row and steps.",
     ),
     "flow": (Flow, "Flow", None),
-    "flow-step": (FlowStep, "Step", None),
+    "flow-step": (STEPS, "Step", "A piece of work of a flow: managed by taskflow, or observed."),
     "flow-snapshot": (FlowSnapshot, "FlowSnapshot", None),
     "step-snapshot": (StepSnapshot, "StepSnapshot", "A step as it stands."),
+    "work-item": (WorkItem, "WorkItem", None),
     "cursor": (Cursor, "Cursor", None),
     "dead-letter-headers": (DeadLetterHeaders, "DeadLetterHeaders", None),
 }

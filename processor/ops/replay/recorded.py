@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Final, NamedTuple, Protocol, Self
 
 from processor.contract.topics import Topics
-from processor.domain.decide import Limits
+from processor.domain.decision import Limits
 from processor.engine.batch import Outgoing, PartitionConfig
 from processor.engine.codec import Record
 from processor.errors import TaskflowError

@@ -14,11 +14,13 @@ from typing import Any, Final
 
 import orjson
 
-from processor.contract.events import CHAIN_START, EventKind
-from processor.contract.flow import Flow, FlowStep
-from processor.domain.evolve import evolve, observed_step
-from processor.engine.batch import Decoded, LoadedState, needs, snapshot_of
-from processor.engine.codec import encode, fact_of, flow_doc
+from processor.contract.events import CHAIN_START
+from processor.contract.flow import Flow
+from processor.contract.steps import STEPS, Step
+from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
+from processor.domain.steps import NO_TOTALS, StepTotals, is_live, run_id_of
+from processor.engine.batch import Decoded, LoadedState, needs, snapshot_of, step_needs
+from processor.engine.codec import encode, fact_of, flow_doc, step_doc
 from processor.engine.flow_cache import weight_bytes
 from processor.engine.rows import Changes, FlowRow, LedgerEntry, StepRow, new_flow_row
 from processor.ops.verify.scratch_store import ScratchFailed
@@ -120,10 +122,15 @@ class Store:
                 flows[flow_id] = known.row
             else:
                 flows[flow_id] = self.flow(flow_id) if self._spilled_flows else None
-        for flow_id, run_id in needed.steps:
+        steps, live = step_needs(needed, flows)
+        for flow_id, run_id in steps:
             known = self.known_flow(flow_id)
             if known is not None and run_id in known.steps:
                 memory.steps[flow_id, run_id] = known.steps[run_id]
+        for flow_id in live:
+            known = self.known_flow(flow_id)
+            rows = [] if known is None else known.steps.values()
+            memory.live[flow_id] = [row for row in rows if is_live(row.step)]
         for flow_id in needed.pruned:
             known = self.known_flow(flow_id)
             memory.run_ids[flow_id] = [] if known is None else [*known.steps]
@@ -203,6 +210,7 @@ class Store:
         self._put(row.flow.id, known)
         for step in steps:
             self._put_step(known, step)
+        known.row = row._replace(totals=_totals(known.steps))
         self._spill()
 
     def drop(self, flow_id: str) -> None:
@@ -222,14 +230,21 @@ class Store:
         if flow is None:
             self.drop(fact.flow_id)
             return
-        row = new_flow_row((flow, flow_doc(flow), event["id"], chain, 1))
+        totals = known.row.totals if known else NO_TOTALS
+        step: Step | None = None
+        if fact.kind in STEP_KINDS and known is not None:
+            row = known.steps.get(run_id_of(fact))
+            was = row.step if row else None
+            step = evolve_step(was, fact)
+            totals = totals.after(was, step)
+        row_now = new_flow_row((flow, flow_doc(flow), event["id"], chain, 1, totals))
         if known is None:
-            known = Known(row, {})
+            known = Known(row_now, {})
             self._put(fact.flow_id, known)
         else:
-            known.row = row
-        if fact.kind is EventKind.STEP_OBSERVED:
-            self._put_step(known, StepRow(observed_step(fact), encode(fact.payload["step"])))
+            known.row = row_now
+        if step is not None:
+            self._put_step(known, StepRow(step, step_doc(step)))
         self._spill()
 
     def chain(self, flow_id: str) -> bytes:
@@ -302,12 +317,21 @@ def read_known(doc: dict[str, Any]) -> Known:
     """Raises ValidationError, KeyError."""
     flow = Flow.model_validate(doc["flow"], strict=False)
     chain = bytes.fromhex(doc["chain"])
-    known = Known(new_flow_row((flow, flow_doc(flow), doc["last_event_id"], chain, 1)), {})
+    row = new_flow_row((flow, flow_doc(flow), doc["last_event_id"], chain, 1, NO_TOTALS))
+    known = Known(row, {})
     for one in doc["steps"]:
-        step = StepRow(FlowStep.model_validate(one, strict=False), encode(one))
+        step = StepRow(STEPS.validate_python(one, strict=False), encode(one))
         known.steps[step.step.run_id] = step
         known.weight += len(step.doc)
+    known.row = row._replace(totals=_totals(known.steps))
     return known
+
+
+def _totals(steps: Steps) -> StepTotals:
+    totals = NO_TOTALS
+    for row in steps.values():
+        totals = totals.after(None, row.step)
+    return totals
 
 
 def _written(known: Known) -> bytes:

@@ -162,12 +162,17 @@ FLOW_FIELDS: Final = (
     "created_at",
     "updated_at",
 )
-CURSOR_FIELDS: Final = ("commands", "control", "next_event_id")
+CURSOR_FIELDS: Final = ("commands", "control", "next_event_id", "offered")
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _OPTIONAL: Final = {
     kind: frozenset(name for name, info in model.model_fields.items() if not info.is_required())
     for kind, model in MODELS.items()
+}
+_OPTIONAL_OF_WAITS: Final = {
+    "external_event": frozenset({"timeout_at", "prompt"}),
+    "manual": frozenset({"timeout_at", "prompt"}),
+    "steps": frozenset({"run_ids", "mode", "timeout_at"}),
 }
 # Below 1e-4 there is more than one way to write a float, and the digest's is Python's.
 _TINY: Final = re.compile(rb"[:,\[]-?(?:[0-9.]+e-|0\.0000)")
@@ -212,8 +217,12 @@ def without_nulls(command: Doc) -> Doc:
     optional = _OPTIONAL.get(kind, frozenset()) if isinstance(kind, str) else frozenset()
     kept = {k: v for k, v in command.items() if v is not None or k not in optional}
     wait = kept.get("wait")
-    if isinstance(wait, dict) and wait.get("kind") in ("external_event", "manual"):
-        kept["wait"] = {k: v for k, v in wait.items() if v is not None or k != "timeout_at"}
+    if isinstance(wait, dict):
+        kind = wait.get("kind")
+        optional = (
+            _OPTIONAL_OF_WAITS.get(kind, frozenset()) if isinstance(kind, str) else frozenset()
+        )
+        kept["wait"] = {k: v for k, v in wait.items() if v is not None or k not in optional}
     return kept
 
 

@@ -133,6 +133,7 @@ class StateReader:
             or any(type(value) is not int for value in cursor.values())
             or cursor["schema_version"] != SCHEMA_VERSION
             or cursor["next_event_id"] // EVENTS_PER_PARTITION != self._partition
+            or not 0 <= cursor["offered"] < cursor["next_event_id"]
         ):
             self._add(record, "I6", "not_a_cursor", "The record is no cursor of this partition.")
             return None

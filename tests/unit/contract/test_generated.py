@@ -14,14 +14,15 @@ from processor.contract import (
     COMMANDS,
     EVENTS,
     SPECS,
+    STEPS,
     Cursor,
     DeadLetterHeaders,
     Flow,
     FlowSnapshot,
-    FlowStep,
     Outcome,
     StepSnapshot,
     Topics,
+    WorkItem,
     parse_timestamp,
 )
 from processor.contract.commands import MODELS
@@ -46,9 +47,10 @@ EXAMPLES = {
     "outcome": [examples.OUTCOME],
     "flow-event": [examples.EVENT],
     "flow": [examples.FLOW],
-    "flow-step": [examples.STEP],
+    "flow-step": [examples.STEP, examples.MANAGED_STEP],
     "flow-snapshot": [examples.FLOW_SNAPSHOT],
-    "step-snapshot": [examples.STEP_SNAPSHOT],
+    "step-snapshot": [examples.STEP_SNAPSHOT, examples.MANAGED_STEP_SNAPSHOT],
+    "work-item": [examples.WORK_ITEM],
     "cursor": [examples.CURSOR],
     "dead-letter-headers": [examples.DEAD_LETTER_HEADERS],
 }
@@ -57,9 +59,10 @@ READERS = {
     "outcome": Outcome.model_validate_json,
     "flow-event": EVENTS.validate_json,
     "flow": Flow.model_validate_json,
-    "flow-step": FlowStep.model_validate_json,
+    "flow-step": STEPS.validate_json,
     "flow-snapshot": FlowSnapshot.model_validate_json,
     "step-snapshot": StepSnapshot.model_validate_json,
+    "work-item": WorkItem.model_validate_json,
     "cursor": Cursor.model_validate_json,
     "dead-letter-headers": DeadLetterHeaders.model_validate_json,
 }
@@ -208,7 +211,7 @@ def test_the_examples_are_what_the_processor_writes():
         Position(examples.OUTCOME["source"]["offset"], 0, first_event_id(number)),
     )
     at_ms = parse_timestamp(examples.OUTCOME["at"])
-    ((outcome, events),) = partition.send(Sent("commands", at_ms, examples.COMMAND))
+    ((outcome, events, _),) = partition.send(Sent("commands", at_ms, examples.COMMAND))
     assert outcome == examples.OUTCOME
     assert events == [examples.EVENT]
     assert partition.flow(examples.FLOW_ID) == examples.FLOW
@@ -269,7 +272,7 @@ def test_it_has_the_parts_that_asyncapi_3_requires():
         assert all(m["$ref"].startswith(f"{channel}/messages/") for m in operation["messages"])
 
 
-def test_its_channels_are_the_six_topics_with_their_settings():
+def test_its_channels_are_the_seven_topics_with_their_settings():
     assert list(DOCUMENT["channels"]) == [spec.name for spec in SPECS]
     for topic, spec in Topics():
         channel = DOCUMENT["channels"][spec.name]
@@ -283,7 +286,7 @@ def test_its_channels_are_the_six_topics_with_their_settings():
         assert written == dict(spec.config)
 
 
-def test_producers_send_to_two_topics_and_consumers_receive_from_four():
+def test_producers_send_to_two_topics_and_consumers_receive_from_five():
     actions = {
         operation["channel"]["$ref"].removeprefix("#/channels/"): operation["action"]
         for operation in DOCUMENT["operations"].values()
@@ -295,6 +298,7 @@ def test_producers_send_to_two_topics_and_consumers_receive_from_four():
         "audit": "receive",
         "state": "receive",
         "deadletters": "receive",
+        "steps": "receive",
     }
 
 

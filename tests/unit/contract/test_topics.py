@@ -1,4 +1,4 @@
-"""The six topics, and what the broker must hold them to."""
+"""The seven topics, and what the broker must hold them to."""
 
 import pytest
 
@@ -16,6 +16,7 @@ def test_names_are_made_of_the_prefix():
         "acme.audit",
         "acme.state",
         "acme.deadletters",
+        "acme.steps",
     ]
     assert topics.dead_letters == "acme.deadletters"
     assert Topics().audit == "taskflow.audit"
@@ -24,7 +25,7 @@ def test_names_are_made_of_the_prefix():
 def test_each_name_is_found_by_its_own_property():
     topics = Topics("acme")
     named = [topics.commands, topics.control, topics.outcomes, topics.audit, topics.state]
-    assert [*named, topics.dead_letters] == [name for name, _ in topics]
+    assert [*named, topics.dead_letters, topics.steps] == [name for name, _ in topics]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -41,6 +42,7 @@ def test_the_broker_stamps_every_record(spec):
         ("audit", "delete", -1),
         ("state", "compact", None),
         ("deadletters", "delete", 30 * DAY_MS),
+        ("steps", "delete", 30 * DAY_MS),
     ],
 )
 def test_records_are_kept_as_long_as_promised(name, policy, retention_ms):

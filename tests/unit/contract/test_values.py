@@ -170,7 +170,9 @@ def test_published_messages_are_read_from_their_json():
         '"source":{"topic":"taskflow.commands","partition":0,"offset":0},"schema_version":1}'
     )
     assert EVENTS.validate_json(event).kind == "started"
-    cursor = '{"commands":3,"control":0,"next_event_id":1099511627777,"schema_version":1}'
+    cursor = (
+        '{"commands":3,"control":0,"next_event_id":1099511627777,"offered":0,"schema_version":1}'
+    )
     assert Cursor.model_validate_json(cursor).next_event_id == 2**40 + 1
 
 

@@ -36,9 +36,12 @@ RUNGS = [
     ("12 revision_mismatch", {Code.REVISION_MISMATCH}),
     ("13 already_terminal", {Code.ALREADY_TERMINAL}),
     ("14 cancel_pending", {Code.CANCEL_PENDING}),
-    ("15 illegal_transition", {Code.ILLEGAL_TRANSITION}),
-    ("16 the wait", {Code.WAIT_MISMATCH, Code.NOT_DUE}),
-    ("17 the data", {Code.INVALID_DATA, Code.STATE_TOO_LARGE}),
+    (
+        "15 illegal_transition",
+        {Code.ILLEGAL_TRANSITION, Code.STEP_EXISTS, Code.STEP_NOT_FOUND},
+    ),
+    ("16 the wait, the lease", {Code.WAIT_MISMATCH, Code.NOT_DUE, Code.NOT_HOLDER}),
+    ("17 the data", {Code.INVALID_DATA, Code.STATE_TOO_LARGE, Code.TOO_MANY_STEPS}),
 ]
 
 RUNNING = [create(), start()]

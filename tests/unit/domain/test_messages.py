@@ -4,8 +4,9 @@ import string
 
 import pytest
 
-from processor.contract import Code, CommandKind
+from processor.contract import Code, CommandKind, instant
 from processor.domain import messages
+from processor.domain.decision import Limits
 from processor.domain.transitions import Authority
 from tests.support.builders import (
     NOON,
@@ -13,19 +14,26 @@ from tests.support.builders import (
     cancel,
     create,
     decided,
+    extend_step,
     external_event,
     given,
+    manual,
     observe,
     prune,
     request_cancel,
     resume,
     resume_external,
+    schedule_step,
     set_waiting,
     start,
+    start_step,
+    steps,
     timer,
     update,
     wake,
+    wake_step,
 )
+from tests.support.flow_history import FlowHistory
 
 SECRET = "hunter2"
 RUNNING = given(create(), start())
@@ -93,6 +101,61 @@ def test_a_refusal_is_said_in_one_sentence_without_the_payload(decision, sentenc
     assert SECRET not in str(decision.details)
 
 
+PENDING = FlowHistory().given(create(), start(), schedule_step())
+LATER = FlowHistory().given(create(), start(), schedule_step(not_before=instant(NOON + 1)))
+STARTED = FlowHistory().given(create(), start(), schedule_step(), start_step())
+FULL = FlowHistory(limits=Limits(flow_steps_max=1)).given(create(), start(), observe())
+CROWDED = FlowHistory().given(create(), start(), *(schedule_step(str(n)) for n in range(1000)))
+HEAVY = FlowHistory().given(
+    create(), start(), *(schedule_step(str(n), input_json="x" * 65534) for n in range(64))
+)
+REFUSED_STEPS = [
+    (PENDING, schedule_step(), "The flow has a step with this run_id already."),
+    (PENDING, observe("r1"), "The flow has a step with this run_id already."),
+    (PENDING, start_step("r2"), "The flow has no managed step with this run_id."),
+    (PENDING, extend_step(), "A step that is pending does not take this command."),
+    (LATER, wake_step(), "The step is not due yet."),
+    (STARTED, extend_step(attempt=2), "The sender does not hold the step in this attempt."),
+    (FULL, observe("run-2"), "The flow has as many steps as it may have, 1."),
+    (FULL, schedule_step(), "The flow has as many steps as it may have, 1."),
+    (
+        CROWDED,
+        schedule_step(),
+        "The flow has as many steps that have not ended as it may have, 1000.",
+    ),
+    (
+        HEAVY,
+        schedule_step(),
+        "The inputs of the flow's live steps would take 4194308 bytes of at most 4194304.",
+    ),
+    (
+        PENDING,
+        schedule_step("r2", not_before=instant(NOON + 10**11)),
+        "The time lies further ahead than this deployment allows.",
+    ),
+    (
+        PENDING,
+        set_waiting({**manual(), "prompt": "x" * 16383}),
+        "The prompt takes 16385 bytes of at most 16384.",
+    ),
+    (
+        PENDING,
+        set_waiting(steps("r2")),
+        "The join names a step that is not a managed one of the flow.",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("history", "command", "sentence"),
+    REFUSED_STEPS,
+    ids=[f"{number} {command.kind}" for number, (_, command, _) in enumerate(REFUSED_STEPS)],
+)
+def test_so_is_a_refusal_that_is_about_steps(history, command, sentence):
+    code, details = history.decide(command)[1:]
+    assert messages.refused(code, details, command.kind) == sentence
+
+
 def test_every_code_of_the_domain_is_among_them():
     decided_by_domain = set(Code) - {
         Code.TOO_LARGE,
@@ -103,12 +166,13 @@ def test_every_code_of_the_domain_is_among_them():
         Code.IDEMPOTENCY_CONFLICT,
         Code.INTERNAL_ERROR,
     }
-    assert {decision.code for decision, _ in REFUSED} == decided_by_domain
+    of_steps = {history.decide(command).code for history, command, _ in REFUSED_STEPS}
+    assert {decision.code for decision, _ in REFUSED} | of_steps == decided_by_domain
 
 
 @pytest.mark.parametrize("code", list(Code))
 def test_every_code_has_a_sentence(code):
-    names = ("problem", "from", "field", "size_bytes", "limit_bytes")
+    names = ("problem", "from", "field", "size_bytes", "limit_bytes", "limit")
     sentence = messages.refused(code, dict.fromkeys(names, "x"))
     assert sentence[0] in string.ascii_uppercase + "x"
     assert sentence.endswith(".")

@@ -6,9 +6,11 @@ from processor.contract import CONTROL_ONLY, CommandKind, FlowStatus
 from processor.domain.transitions import (
     ANY_TIME,
     CREATES,
+    DURING_CANCEL,
     KINDS,
     LIVE,
     MOVES,
+    STEP_COMMANDS,
     TERMINAL,
     Authority,
     allowed,
@@ -69,8 +71,14 @@ def test_a_terminal_flow_refuses_whatever_would_change_it(kind, status):
 
 @pytest.mark.parametrize("status", sorted(LIVE))
 def test_with_a_cancel_pending_only_what_cancels_goes_on(status):
-    passing = {k for k in KINDS.keys() - ANY_TIME if refusal(k, status, True) is None}
+    passing = {k for k in KINDS.keys() - DURING_CANCEL if refusal(k, status, True) is None}
     assert passing == ({"cancel", "wake"} if status == "waiting" else {"cancel"})
+
+
+@pytest.mark.parametrize("status", sorted(LIVE))
+def test_with_a_cancel_pending_what_runs_may_end_and_nothing_begins(status):
+    passing = {k for k in STEP_COMMANDS if refusal(k, status, True) is None}
+    assert passing == {"extend_step", "complete_step", "fail_step", "cancel_step", "wake_step"}
 
 
 @pytest.mark.parametrize("status", sorted(LIVE))

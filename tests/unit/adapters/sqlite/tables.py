@@ -8,8 +8,9 @@ from uuid import UUID, uuid5
 import orjson
 
 from processor.adapters.sqlite import FlowTable, open_table, table_path
-from processor.contract.flow import Flow, FlowStatus, FlowStep, StepStatus
+from processor.contract.flow import Flow, FlowStatus
 from processor.contract.outcomes import Code
+from processor.contract.steps import ObservedStep, StepStatus
 from processor.contract.values import instant
 from processor.domain.waits import due_ms
 from processor.engine.rows import Checkpoint, FlowRow, LedgerEntry, Position, Snapshot, StepRow
@@ -64,7 +65,7 @@ def later(row: FlowRow, **values: Any) -> FlowRow:
 
 
 def step_row(flow_number: int, run_id: str, *, at_ms: int = NOON_MS) -> StepRow:
-    step = FlowStep(
+    step = ObservedStep(
         id=str(uuid5(UUID(uuid(flow_number)), run_id)),
         flow_id=uuid(flow_number),
         runtime="mirrored",

@@ -51,7 +51,7 @@ def past(monkeypatch: pytest.MonkeyPatch) -> Past:
     told = Past([], {})
     for hour, (name, command) in enumerate(commands):
         at_ms = MORNING + hour * HOUR_MS
-        ((outcome, events),) = partition.send(Sent(name, at_ms, command))
+        ((outcome, events, _),) = partition.send(Sent(name, at_ms, command))
         assert outcome["verdict"] == "accepted", outcome
         for event in events:
             place = ("taskflow.audit", 0, len(told.records), at_ms, FLOW_ID.encode())

@@ -222,7 +222,7 @@ async def test_other_words_for_what_is_no_command_are_no_difference(
     monkeypatch.setattr(
         handler_module.messages,
         "refused",
-        lambda code, details: "No." if code in reasons else refused(code, details),
+        lambda code, *given: "No." if code in reasons else refused(code, *given),
     )
 
     findings = await check(history)

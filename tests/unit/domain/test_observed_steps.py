@@ -4,7 +4,7 @@ from uuid import UUID, uuid5
 
 import pytest
 
-from processor.contract import Code, FlowStep, StepStatus, instant
+from processor.contract import Code, ObservedStep, StepStatus, instant
 from processor.domain.decide import rejected
 from tests.support.builders import (
     FLOW_ID,
@@ -20,13 +20,14 @@ from tests.support.builders import (
     request_cancel,
     start,
 )
+from tests.support.flow_history import FlowHistory
 
 RUNNING = given(create(), start())
 
 
 def test_a_first_observation_makes_a_mirrored_step():
     step = given_step(observe("run-1", "classify", "succeeded", result_json={"n": 10}), RUNNING)
-    assert step == FlowStep(
+    assert step == ObservedStep(
         id=str(uuid5(UUID(FLOW_ID), "run-1")),
         flow_id=FLOW_ID,
         runtime="mirrored",
@@ -46,8 +47,7 @@ def test_a_step_may_be_seen_in_any_status(status):
 
 
 def next_observation(first, second):
-    step = given_step(first, RUNNING)
-    (fact,) = decided(second, RUNNING, step=step).facts
+    (fact,) = FlowHistory(RUNNING).given(first).decide(second).facts
     return fact.payload["step"]
 
 

@@ -1,0 +1,115 @@
+"""What decide must know of a flow's steps, and how they are counted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeGuard
+
+import orjson
+
+from processor.contract.events import EventKind
+from processor.contract.steps import LIVE, Execution, ManagedStep, Step, StepStatus
+from processor.contract.values import parse_timestamp
+from processor.domain.facts import Fact
+
+_PENDING: Final = StepStatus.PENDING
+UNSUCCESSFUL: Final = frozenset({StepStatus.FAILED, StepStatus.CANCELLED})
+_OFFERING: Final = frozenset(
+    {
+        EventKind.STEP_SCHEDULED,
+        EventKind.STEP_RELEASED,
+        EventKind.STEP_RETRIED,
+        EventKind.STEP_DISPATCHED,
+    }
+)
+
+
+class StepTotals(NamedTuple):
+    """A flow's steps, counted: what bounds and joins depend on."""
+
+    steps: int = 0
+    """All of them, managed and observed."""
+    live: int = 0
+    """Managed ones that are pending or running."""
+    live_bytes: int = 0
+    """What `input_json` of those takes as written (null: 4)."""
+    unsuccessful: int = 0
+    """Managed ones that have failed or were cancelled."""
+
+    def after(self, before: Step | None, after: Step) -> "StepTotals":
+        """The totals once a step that was `before` (None: not there) is `after`."""
+        live_before, bytes_before, unsuccessful_before = _counted(before)
+        live, size, unsuccessful = _counted(after)
+        return StepTotals(
+            self.steps + (before is None),
+            self.live + live - live_before,
+            self.live_bytes + size - bytes_before,
+            self.unsuccessful + unsuccessful - unsuccessful_before,
+        )
+
+
+NO_TOTALS: Final = StepTotals()
+
+
+class FlowSteps(NamedTuple):
+    """A flow's steps, as far as one command needs them.
+
+    `named` is the step that the command names, if the flow has it; `listed` the managed steps, by
+    run id, that are listed by the join for which the flow waits or would wait; `live` all managed
+    steps that have not ended, in order of their run ids' UTF-8 bytes, for a command that may end
+    the flow.
+    """
+
+    totals: StepTotals = NO_TOTALS
+    named: Step | None = None
+    listed: Mapping[str, StepStatus] = {}
+    live: Sequence[ManagedStep] = ()
+
+
+NO_STEPS: Final = FlowSteps()
+
+
+def _counted(step: Step | None) -> tuple[int, int, int]:
+    if step is None or step.runtime != "managed":
+        return 0, 0, 0
+    if step.status in LIVE:
+        return 1, input_bytes(step), 0
+    return 0, 0, int(step.status in UNSUCCESSFUL)
+
+
+def input_bytes(step: ManagedStep) -> int:
+    """What `input_json` takes, as written."""
+    return len(orjson.dumps(step.input_json))
+
+
+def is_live(step: Step) -> TypeGuard[ManagedStep]:
+    """Whether `step` is managed and has not ended."""
+    return step.runtime == "managed" and step.status in LIVE
+
+
+def execution_doc(execution: Execution) -> dict[str, Any]:
+    """`execution` as JSON, in a fact's payload."""
+    failure = execution.last_failure
+    return execution.__dict__ | {"last_failure": None if failure is None else {**failure.__dict__}}
+
+
+def offers_work(after: Step, fact: Fact) -> TypeGuard[ManagedStep]:
+    """Whether `fact`, which made a step `after`, offered it: a work item must be written."""
+    return (
+        fact.kind in _OFFERING
+        and after.runtime == "managed"
+        and after.status is _PENDING
+        and after.execution.offers > 0
+    )
+
+
+def step_due_ms(step: Step) -> int | None:
+    """When the processor looks at `step`, in ms of the broker's clock; None: never."""
+    if step.runtime != "managed" or step.execution.due_at is None:
+        return None
+    return parse_timestamp(step.execution.due_at)
+
+
+def run_id_of(fact: Fact) -> str:
+    """The run id of the step that a step's `fact` is about."""
+    payload = fact.payload
+    run_id: str = payload["run_id"] if "run_id" in payload else payload["step"]["run_id"]
+    return run_id
