@@ -1,16 +1,20 @@
-"""For programs that use taskflow: send commands, await outcomes, follow the audit."""
+"""For programs that use taskflow: send commands, do steps, follow the audit."""
 
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
 from processor.client.audit_stream import AuditRecord, AuditStream
 from processor.client.errors import (
     AuditGap,
     CommandNotSent,
+    CommandRefused,
     InvalidCommand,
     OutcomeTimeout,
     UnreadableEvent,
 )
 from processor.client.flow_client import FlowClient, Receipt
+from processor.client.flow_handle import FlowHandle, flow_id_for
 from processor.client.reader import Start
+from processor.client.step import GiveUp, RetryAfter, Step
+from processor.client.step_worker import StepWorker
 
 __all__ = [
     "AccessDenied",
@@ -19,11 +23,18 @@ __all__ = [
     "AuditStream",
     "BrokerUnreachable",
     "CommandNotSent",
+    "CommandRefused",
     "FlowClient",
+    "FlowHandle",
+    "GiveUp",
     "InvalidCommand",
     "OutcomeTimeout",
     "Receipt",
+    "RetryAfter",
     "Start",
+    "Step",
+    "StepWorker",
     "TopicsWrong",
     "UnreadableEvent",
+    "flow_id_for",
 ]

@@ -1,9 +1,9 @@
-"""What a client may have to say instead of an answer. A refusal is no error: see Outcome."""
+"""Errors of the client. `FlowClient.send` returns a refusal as an Outcome; FlowHandle raises it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from processor.contract import Command
+from processor.contract import Command, Outcome
 from processor.errors import TaskflowError
 
 if TYPE_CHECKING:
@@ -49,6 +49,19 @@ class OutcomeTimeout(TaskflowError):
             f"{reason}; command {command.command_id} may still be applied. "
             "Sending the same one again is safe."
         )
+
+
+class CommandRefused(TaskflowError):
+    """The processor refused a command of a FlowHandle; nothing was changed.
+
+    `outcome` is the whole answer, `code` why, and `allowed` the kinds that would be taken now.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.code = outcome.code
+        self.allowed = outcome.allowed
+        super().__init__(f"{outcome.kind} was refused ({outcome.code}): {outcome.message}")
 
 
 class AuditGap(TaskflowError):

@@ -1,12 +1,16 @@
 """FlowClient: send a command and await its outcome."""
 
 import asyncio
+import getpass
 import logging
+import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
+from uuid import uuid4
 
 from aiokafka import ConsumerRecord
 from aiokafka.errors import ProducerClosed
@@ -14,6 +18,7 @@ from pydantic import ValidationError
 
 from processor.client.command_producer import CommandProducer
 from processor.client.errors import CommandNotSent, OutcomeTimeout
+from processor.client.flow_handle import FlowHandle
 from processor.client.pending import NoLongerRead, Pending, Registry
 from processor.client.preparation import Prepared, prepare
 from processor.client.reader import CommittedReader, PositionLost, count_partitions
@@ -36,6 +41,15 @@ CLOSED: Final = "The client was closed"
 _log = logging.getLogger(__name__)
 
 
+def default_session() -> str:
+    """Return login and host as a session key; a container may know no name."""
+    try:
+        login = getpass.getuser()
+    except (OSError, KeyError):
+        login = f"uid-{os.getuid()}"
+    return f"{login}@{socket.gethostname()}"[:256]
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """Where Kafka has put a command. `offset` is None in the rare case that it did not say:
@@ -54,9 +68,13 @@ class Receipt:
 class FlowClient:
     """Sends commands and awaits their outcomes; an async context manager.
 
-    `settings`: from the environment if None. Many calls may be under way at once, up to
-    `in_flight_max`; more wait for their turn. Calls do not keep an order among themselves:
-    await one before the next where order matters.
+    `create` makes a flow and returns a FlowHandle, `flow` one of a flow that is there; `send` and
+    `publish` take any command.
+
+    `settings`: from the environment if None. `session`: the session key that the commands of
+    `create` and of handles are issued by, and that owns the flows; by default this login and host.
+    Many calls may be under way at once, up to `in_flight_max`; more wait for their turn. Calls do
+    not keep an order among themselves: await one before the next where order matters.
 
     A command without `expires_at` gets one half the dedupe window from now (unless `expire` is
     false), so that it can never be applied twice, however late a copy arrives. Half, because the
@@ -74,11 +92,13 @@ class FlowClient:
         self,
         settings: Settings | None = None,
         *,
+        session: str | None = None,
         expire: bool = True,
         in_flight_max: int = IN_FLIGHT_MAX,
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
-        self._settings = settings = settings or load_settings()
+        self.settings = self._settings = settings = settings or load_settings()
+        self.session = session or default_session()
         self._topics = Topics(settings.topic_prefix)
         self._expires_after_ms = settings.dedupe_window_ms // 2 if expire else None
         self._producer = CommandProducer(settings)
@@ -112,6 +132,50 @@ class FlowClient:
         if self._following is not None:
             await end_tasks(self._following)
         await self._producer.close()
+
+    async def create(
+        self,
+        goal: str,
+        *,
+        flow_id: str | None = None,
+        state: Any = None,
+        step: str | None = None,
+        controller: str | None = None,
+        origin: str | None = None,
+        running: bool = False,
+        timeout_s: float = TIMEOUT_S,
+    ) -> FlowHandle:
+        """Create a flow that this session owns, and return its handle.
+
+        - `goal`: what it is for, for people; up to 4,096 characters.
+        - `flow_id`: a UUID, or `flow_id_for("order-17")` for a business key; random if None.
+        - `controller`: the component that drives the flow, such as "triage-agent". By default the
+          session.
+        - `origin`: where the request came from, such as "web" or "mail:inbox". By default "api".
+        - `running`: the work runs elsewhere already: `create_mirrored`.
+
+        Raises CommandRefused, with code `already_exists` for a flow id that is taken, and what
+        `send` raises.
+        """
+        command = {
+            "kind": "create_mirrored" if running else "create_managed",
+            "flow_id": flow_id or str(uuid4()),
+            "issued_by": self.session,
+            "controller_id": controller or self.session,
+            "goal": goal,
+            "requester_origin": origin or "api",
+        }
+        if state is not None:
+            command["state_json"] = state
+        if step is not None:
+            command["current_step"] = step
+        handle = self.flow(command["flow_id"])
+        handle.seen(await self.send(command, timeout_s=timeout_s))
+        return handle
+
+    def flow(self, flow_id: str) -> FlowHandle:
+        """Return a handle of a flow that is there; it knows neither revision nor status yet."""
+        return FlowHandle(self, flow_id)
 
     def prepare(self, command: Command | Mapping[str, Any]) -> Command:
         """`command` with its `command_id` and `expires_at` filled in, to be sent as often as it

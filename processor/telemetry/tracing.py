@@ -68,6 +68,21 @@ class ProducerTraces:
                 headers.append((TRACEPARENT_HEADER, text.encode()))
             yield span
 
+    @contextmanager
+    def working(
+        self, task: str, attempt: Mapping[str, Any], traceparent: str | None
+    ) -> Iterator[None]:
+        """A span around one attempt at a step; `attempt` has its names by attribute."""
+        from opentelemetry.trace import SpanKind
+
+        with self._tracer.start_as_current_span(
+            f"step {task}",
+            context=None if traceparent is None else _context(traceparent.encode()),
+            kind=SpanKind.CONSUMER,
+            attributes={f"taskflow.{name}": value for name, value in attempt.items()},
+        ):
+            yield
+
     @staticmethod
     def written(span: "Span", partition: int, offset: int | None) -> None:
         span.set_attribute("messaging.destination.partition.id", str(partition))

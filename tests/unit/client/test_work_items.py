@@ -1,0 +1,39 @@
+"""An offset is committed once every item before it is answered."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from processor.client.work_items import OffsetTracker
+
+
+def test_nothing_is_committed_before_the_first_item():
+    assert OffsetTracker().committable is None
+
+
+def test_an_item_that_is_not_answered_holds_the_offset():
+    tracker = OffsetTracker()
+    for offset in (5, 6, 9):
+        tracker.received(offset)
+    tracker.answered(6)
+    assert tracker.committable == 5
+    tracker.answered(5)
+    assert tracker.committable == 9
+    tracker.answered(9)
+    assert tracker.committable == 10
+
+
+@given(st.lists(st.integers(0, 50), unique=True).map(sorted), st.randoms())
+def test_the_offset_never_moves_back_and_leaves_no_item_behind(offsets, rng):
+    tracker = OffsetTracker()
+    for offset in offsets:
+        tracker.received(offset)
+    left = list(offsets)
+    last = tracker.committable
+    rng.shuffle(left)
+    while left:
+        tracker.answered(left.pop())
+        assert tracker.committable is not None
+        assert last is not None
+        assert tracker.committable >= last
+        assert tracker.committable == (min(left) if left else offsets[-1] + 1)
+        last = tracker.committable
