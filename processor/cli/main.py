@@ -25,10 +25,12 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
     "Use": {
         "send": ("send", "Send commands, one JSON object a line."),
         "flow": ("flow.commands", "Look at flows, and cancel or resume them as an operator."),
+        "step": ("step.commands", "Schedule, look at, retry, cancel and do managed steps."),
         "audit": ("tail", "Print the FlowEvents, what happened to flows, as JSON lines."),
         "outcomes": ("tail", "Print the outcomes, one for each command, as JSON lines."),
     },
     "Look": {
+        "steps": ("tail", "Print the work items, steps that are offered, as JSON lines."),
         "top": ("top", "Show what is going on, live: rates, partitions, flows and events."),
         "doctor": ("doctor", "Look at broker, topics, rights, lag, transactions, tables, clocks."),
         "export": ("export", "Write flows, steps and all events into one SQLite file."),

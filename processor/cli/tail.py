@@ -1,4 +1,4 @@
-"""`taskflow audit`, `outcomes`, `deadletters`: a topic as JSON lines."""
+"""`taskflow audit`, `outcomes`, `deadletters`, `steps`: a topic as JSON lines."""
 
 import base64
 from collections.abc import Callable
@@ -84,6 +84,24 @@ def deadletters(
     _print(settings, topic, _dead_letter, follow, from_beginning, since, flow)
 
 
+def steps(
+    follow: bool = FOLLOW,
+    from_beginning: bool = FROM_BEGINNING,
+    since: str | None = SINCE,
+    flow: str | None = FLOW,
+) -> None:
+    """Print the work items, steps that are offered to executors, as JSON lines.
+
+    An item may come twice, and its step may have been started since: `taskflow step list` shows
+    how steps stand. Options and settings are those of `taskflow audit`.
+
+    Example: `taskflow steps --follow`
+    """
+    settings = settings_and_logs(quiet=True)
+    topic = Topics(settings.topic_prefix).steps
+    _print(settings, topic, _value, follow, from_beginning, since, flow)
+
+
 def _print(
     settings: Settings,
     topic: str,
@@ -125,7 +143,7 @@ async def _read(
     records = read(settings, topic, start=start, follow=follow, partitions=partitions)
     try:
         async for record in records:
-            if key is None or record.key == key:
+            if key is None or (record.key or b"").partition(b"/")[0] == key:
                 printer(record, follow)
             if reader_has_gone():
                 raise ReaderHasGone

@@ -207,6 +207,20 @@ def documents(paths: Iterable[Path]) -> Iterator[str]:
             after = found[-1][0]
 
 
+def step_documents(paths: Iterable[Path]) -> Iterator[str]:
+    """Every step, as JSON; read as `documents` reads flows."""
+    for path in paths:
+        after = 0
+
+        def some(_: Path, db: sqlite3.Connection, after: int = 0) -> list[tuple[int, str]]:
+            sql = "SELECT rowid, doc FROM step WHERE rowid > ? ORDER BY rowid LIMIT ?"
+            return db.execute(sql, (after, ENDED_AT_ONCE)).fetchall()
+
+        while found := _look(path, partial(some, after=after)):
+            yield from (doc for _, doc in found)
+            after = found[-1][0]
+
+
 def whole(path: Path, take: Callable[[Whole], None]) -> None:
     """Give `take` all of the table in one read transaction; again from the start, if a worker began
     to write meanwhile. Raises TableFailed or TableCorrupt.

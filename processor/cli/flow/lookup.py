@@ -56,14 +56,14 @@ async def list_flows(
 
     Raises BrokerUnreachable if there is no table either, TopicsWrong, TableFailed, TableCorrupt.
     """
-    where = await _where(settings)
-    flows = queries.list_flows(where.tables.values(), owner=owner, status=status, limit=limit)
+    places = await where(settings)
+    flows = queries.list_flows(places.tables.values(), owner=owner, status=status, limit=limit)
 
     def wanted(flow: Document) -> Document | None:
         is_wanted = owner in (None, flow["owner_session_key"]) and status in (None, flow["status"])
         return flow if is_wanted else None
 
-    flows += map(_flow, await _on_topic(settings, where.topic, wanted))
+    flows += map(_flow, await _on_topic(settings, places.topic, wanted))
     flows.sort(key=lambda flow: flow.id)
     flows.sort(key=lambda flow: flow.updated_at, reverse=True)
     return flows[:limit]
@@ -74,8 +74,8 @@ async def list_waiting(settings: Settings, *, owner: str | None, limit: int) -> 
 
     Raises as `list_flows` does.
     """
-    where = await _where(settings)
-    flows = queries.list_waiting(where.tables.values(), owner=owner, limit=limit)
+    places = await where(settings)
+    flows = queries.list_waiting(places.tables.values(), owner=owner, limit=limit)
 
     def wanted(flow: Document) -> Document | None:
         is_wanted = flow["status"] == FlowStatus.WAITING
@@ -85,7 +85,7 @@ async def list_waiting(settings: Settings, *, owner: str | None, limit: int) -> 
         due = due_ms(flow)
         return (True, 0, "") if due is None else (False, due, flow.id)
 
-    flows += map(_flow, await _on_topic(settings, where.topic, wanted))
+    flows += map(_flow, await _on_topic(settings, places.topic, wanted))
     return sorted(flows, key=soonest)[:limit]
 
 
@@ -94,8 +94,8 @@ async def list_ended(settings: Settings, *, owner: str | None, before_ms: int) -
 
     Holds about 250 bytes of each. Raises as `list_flows` does.
     """
-    where = await _where(settings)
-    found = [*queries.ended(where.tables.values(), before_ms=before_ms, owner=owner)]
+    places = await where(settings)
+    found = [*queries.ended(places.tables.values(), before_ms=before_ms, owner=owner)]
     before = instant(before_ms)
 
     def wanted(flow: Document) -> Ended | None:
@@ -108,7 +108,7 @@ async def list_ended(settings: Settings, *, owner: str | None, before_ms: int) -
             return None
         return Ended(flow["id"], flow["updated_at"], FlowStatus(flow["status"]), flow["revision"])
 
-    found += await _on_topic(settings, where.topic, wanted)
+    found += await _on_topic(settings, places.topic, wanted)
     found.sort(key=lambda flow: (flow.updated_at, flow.flow_id))
     return found
 
@@ -116,25 +116,25 @@ async def list_ended(settings: Settings, *, owner: str | None, before_ms: int) -
 async def select_flows(settings: Settings, wanted: Callable[[Document], T | None]) -> list[T]:
     """What `wanted` makes of each flow there is; what it answers None to is left out, and not kept
     in memory. Raises as `list_flows` does."""
-    where = await _where(settings)
+    places = await where(settings)
     found = [
         made
-        for doc in queries.documents(where.tables.values())
+        for doc in queries.documents(places.tables.values())
         if (made := wanted(orjson.loads(doc))) is not None
     ]
-    return found + await _on_topic(settings, where.topic, wanted)
+    return found + await _on_topic(settings, places.topic, wanted)
 
 
 async def find_flow(settings: Settings, flow_id: str) -> Found | None:
     """None if there is no such flow. Raises as `list_flows` does."""
-    where = await _where(settings, flow_id)
-    if where.tables:
-        return _in_table(where.tables.values(), flow_id)
-    snapshots = await _snapshots_of(settings, where.topic, flow_id)
-    entry = snapshots.get(flow_id)
+    places = await where(settings, flow_id)
+    if places.tables:
+        return _in_table(places.tables.values(), flow_id)
+    found = await _snapshots_of(settings, places.topic, flow_id)
+    entry = found.get(flow_id)
     if entry is None:
         return None
-    steps = [value["step"] for key, value in snapshots.items() if key.startswith(f"{flow_id}/")]
+    steps = [value["step"] for key, value in found.items() if key.startswith(f"{flow_id}/")]
     steps.sort(key=lambda step: (step["created_at"], step["run_id"]))
     return Found(entry["flow"], entry["last_event_id"], entry["chain"], steps)
 
@@ -167,15 +167,18 @@ async def events_of(settings: Settings, flow_id: str) -> AsyncGenerator[Consumer
 
 
 @dataclass(frozen=True, slots=True)
-class _Where:
+class Places:
     """The tables to look at, and the partitions of `state` to read: together all that is asked."""
 
     tables: dict[int, Path]
     topic: list[int]
 
 
-async def _where(settings: Settings, flow_id: str | None = None) -> _Where:
-    """All partitions, or with `flow_id` that flow's."""
+async def where(settings: Settings, flow_id: str | None = None) -> Places:
+    """Where to look for all flows, or for one.
+
+    Raises BrokerUnreachable if there is no table either, and TopicsWrong.
+    """
     audit = Topics(settings.topic_prefix).audit
     paths = queries.tables(settings.state_dir, settings.topic_prefix)
     # Before the ends are asked for: a table that belongs to other topics may be past them.
@@ -205,14 +208,14 @@ async def _where(settings: Settings, flow_id: str | None = None) -> _Where:
             f"{error} Shown are the tables in {settings.state_dir}, as new as their worker left "
             f"them{f'; {missing} of {count} partitions have none there' if missing else ''}."
         )
-        return _Where(here, [])
+        return Places(here, [])
     # Behind the last record stands the marker of its transaction, which no table sees.
     current = {
         partition: paths[partition]
         for partition, end in behind.items()
         if partition in known and known[partition] in {(count, end), (count, end - 1)}
     }
-    return _Where(current, [partition for partition in behind if partition not in current])
+    return Places(current, [partition for partition in behind if partition not in current])
 
 
 def _in_table(paths: Iterable[Path], flow_id: str) -> Found | None:
@@ -233,8 +236,8 @@ async def _on_topic(
     """What `wanted` makes of each flow in `partitions` of `state`; what it answers None to is
     left out, and not kept in memory either."""
     newest: dict[str, T] = {}
-    async with aclosing(_snapshots(settings, partitions)) as snapshots:
-        async for key, value in snapshots:
+    async with aclosing(snapshots(settings, partitions)) as records:
+        async for key, value in records:
             if "/" in key:
                 continue
             made = None if value is None else wanted(orjson.loads(value)["flow"])
@@ -250,14 +253,14 @@ async def _snapshots_of(
 ) -> dict[str, Document]:
     """The newest values of the flow and its steps in `partitions` of `state`."""
     newest: dict[str, bytes | None] = {}
-    async with aclosing(_snapshots(settings, partitions)) as snapshots:
-        async for key, value in snapshots:
+    async with aclosing(snapshots(settings, partitions)) as records:
+        async for key, value in records:
             if key.startswith(flow_id):
                 newest[key] = value
     return {key: orjson.loads(value) for key, value in newest.items() if value is not None}
 
 
-async def _snapshots(
+async def snapshots(
     settings: Settings, partitions: Sequence[int]
 ) -> AsyncGenerator[tuple[str, bytes | None]]:
     """Keys and values of flows and steps in `partitions` of `state`, older ones too; None is a
