@@ -124,7 +124,7 @@ async def _of_the_broker(
     mismatches = await _allowed("topics", check_topics(settings), findings)
     if mismatches is not None:
         findings += judge.topics(
-            [judge.Mismatched(str(one), one.fatal, one.what == "topic") for one in mismatches],
+            [judge.Mismatched(str(one), one.fatal, one.cure) for one in mismatches],
             len(list(names)),
         )
     described = partition_counts(settings, [name for name, _ in names], Operation.DESCRIBE)

@@ -69,11 +69,11 @@ def check(
     mismatches = run(lambda: check_topics(settings))
     if for_people(json):
         if mismatches:
-            rows = [(m.topic, m.what, m.found, m.expected) for m in mismatches]
-            console().print(table(None, ("topic", "what", "is", "must be"), rows))
+            rows = [(m.topic, m.what, m.found, m.expected, m.cure) for m in mismatches]
+            console().print(table(None, ("topic", "what", "is", "must be", "what to do"), rows))
     else:
         for mismatch in mismatches:
-            write_json(asdict(mismatch))
+            write_json(asdict(mismatch) | {"cure": mismatch.cure})
     if mismatches:
         topics = len({mismatch.topic for mismatch in mismatches})
         say(

@@ -26,6 +26,7 @@ from processor.adapters.kafka.client_config import (
 )
 from processor.adapters.kafka.errors import NotAuthorized, explain, explained
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
+from processor.adapters.kafka.record_writer import write_record
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.client.errors import CommandNotSent
 from processor.contract.headers import Headers
@@ -96,8 +97,8 @@ class CommandProducer:
             producer = None
             try:
                 producer = await self._current()
-                written = await producer.send(
-                    topic, value, key=key, partition=partition, headers=list(headers)
+                written = await write_record(
+                    producer, topic, key, value, headers, partition=partition
                 )
                 handed_over()
                 try:

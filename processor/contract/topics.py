@@ -13,6 +13,10 @@ than a command may be."""
 DEAD_LETTER_MAX_BYTES: Final = 4 * 1024 * 1024
 """A dead letter holds the original key and headers beside up to 512 KiB of value."""
 
+UNCOMPRESSED: Final = "uncompressed"
+"""Has the broker unpack each batch that a producer sends, and hold it to the size that the topic
+takes. Otherwise 120 KB on the wire may hold 150,000 records, each with an outcome of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
@@ -34,12 +38,14 @@ COMMANDS: Final = _spec(
     "commands of flow owners, keyed by flow id",
     cleanup_policy="delete",
     retention_ms=30 * _DAY_MS,
+    compression_type=UNCOMPRESSED,
 )
 CONTROL: Final = _spec(
     "control",
     "the same commands with an operator's authority; guarded by the broker's ACLs",
     cleanup_policy="delete",
     retention_ms=30 * _DAY_MS,
+    compression_type=UNCOMPRESSED,
 )
 OUTCOMES: Final = _spec(
     "outcomes",

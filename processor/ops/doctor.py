@@ -50,11 +50,12 @@ class Versions(NamedTuple):
 
 
 class Mismatched(NamedTuple):
-    """One way in which a topic is not what it must be; `fatal`: no worker starts on it."""
+    """One way in which a topic is not what it must be; `fatal`: no worker starts on it. `cure`:
+    what to do about it."""
 
     sentence: str
     fatal: bool
-    missing: bool
+    cure: str
 
 
 class Undecided(NamedTuple):
@@ -127,10 +128,8 @@ def topics(mismatches: Sequence[Mismatched], count: int) -> Iterator[Finding]:
     if not mismatches:
         yield Finding("topics", Level.GOOD, f"all {count} topics are as they must be")
     for one in mismatches:
-        cure = "`taskflow topics create` makes what is missing."
-        if not one.missing:
-            cure = "`taskflow topics check` lists what differs; change the topic's setting."
-        yield Finding("topics", Level.BAD if one.fatal else Level.WARNING, one.sentence, cure)
+        level = Level.BAD if one.fatal else Level.WARNING
+        yield Finding("topics", level, one.sentence, one.cure)
 
 
 def codecs(decoded: Mapping[str, str | None], used: str) -> Iterator[Finding]:

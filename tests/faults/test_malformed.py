@@ -20,6 +20,7 @@ from tests.support.machine import patience
 from tests.support.malformed_batches import bomb, with_other_bytes
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
+from tests.support.topics import set_compression
 
 PARTITIONS = 2
 KIB = 1024
@@ -204,9 +205,11 @@ def peak_memory_bytes(pid: int) -> int:
 
 
 async def test_one_outcome_and_one_dead_letter_each(broker, prefix, tmp_path):
-    await create_topics(
-        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    settings = Settings(
+        bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS
     )
+    await create_topics(settings)
+    await set_compression(settings, "producer")
     topic = f"{prefix}.commands"
     seconds: list[float] = []
     places: dict[int, Sent] = {}
@@ -299,9 +302,11 @@ async def test_a_header_name_that_is_not_utf8_stops_nobody(broker, prefix, tmp_p
 
 async def test_a_bomb_is_defused_and_the_partition_goes_on(broker, prefix, tmp_path):
     """aiokafka would unpack all of it: twice its size in memory, each time that it is fetched."""
-    await create_topics(
-        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    settings = Settings(
+        bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS
     )
+    await create_topics(settings)
+    await set_compression(settings, "producer")
     topic, flow_ids = f"{prefix}.commands", [flow_on_0() for _ in range(3)]
     around = [(one.encode(), json.dumps(create(one)).encode()) for one in flow_ids]
     async with (

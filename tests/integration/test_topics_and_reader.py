@@ -6,6 +6,7 @@ import time
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import MessageSizeTooLargeError
 
 from processor.adapters.kafka.client_config import client_id, connection_options, ensure_reachable
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
@@ -15,12 +16,15 @@ from processor.adapters.kafka.topic_admin import (
     create_topics,
     ensure_topics,
     partition_counts,
+    topic_configs,
 )
 from processor.adapters.kafka.topic_reader import BEGINNING, END, Start, read
-from processor.contract.topics import Topics
+from processor.client.command_producer import CommandProducer
+from processor.contract.topics import SPECS, Topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import BadSetting, Settings
 from tests.support.machine import patience
+from tests.support.topics import set_compression
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ async def test_the_topics_are_made_once_and_are_as_they_must_be(settings: Settin
 async def test_looking_for_topics_makes_none(settings: Settings):
     mismatches = await check_topics(settings)
 
-    assert [mismatch.what for mismatch in mismatches] == ["topic"] * 6
+    assert [mismatch.what for mismatch in mismatches] == ["topic"] * len(SPECS)
     with pytest.raises(TopicsWrong, match="taskflow topics create"):
         await ensure_topics(settings)
     assert not await partition_counts(settings, [name for name, _ in Topics(settings.topic_prefix)])
@@ -63,7 +67,7 @@ async def test_every_difference_is_named(settings: Settings):
 
     mismatches = await check_topics(settings)
 
-    assert len(made) == 5
+    assert len(made) == len(SPECS) - 1
     assert {mismatch.topic for mismatch in mismatches} == {audit}
     assert {mismatch.what: mismatch.found for mismatch in mismatches} == {
         "partitions": "2",
@@ -75,6 +79,106 @@ async def test_every_difference_is_named(settings: Settings):
     assert Mismatch(audit, "retention.ms", "-1 (without end)", "1000") in mismatches
     with pytest.raises(TopicsWrong, match=r"partitions is 2, must be 3.*taskflow topics check"):
         await ensure_topics(settings)
+
+
+async def test_topics_of_before_take_compressed_batches_and_are_told_how_not_to(
+    settings: Settings,
+):
+    names = Topics(settings.topic_prefix)
+    await create_topics(settings)
+    assert await compression(settings) == {"commands": "uncompressed", "control": "uncompressed"}
+    await set_compression(settings, "producer")
+
+    mismatches = await ensure_topics(settings)  # a worker starts all the same
+
+    assert mismatches == await check_topics(settings)
+    found = [(one.topic, one.what, one.expected, one.found, one.fatal) for one in mismatches]
+    assert found == [
+        (names.commands, "compression.type", "uncompressed", "producer", False),
+        (names.control, "compression.type", "uncompressed", "producer", False),
+    ]
+    assert f"--entity-name {names.commands} --add-config compression.type=uncompressed`" in (
+        mismatches[0].cure
+    )
+    await set_compression(settings, "uncompressed")
+    assert await check_topics(settings) == []
+
+
+SOURCES = ("commands", "control")
+
+
+async def compression(settings: Settings) -> dict[str, str]:
+    topics = {name: f"{settings.topic_prefix}.{name}" for name in SOURCES}
+    configs = await topic_configs(settings, [*topics.values()])
+    return {name: configs[topic]["compression.type"] for name, topic in topics.items()}
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+@pytest.mark.parametrize(
+    ("count", "value"), [(150_000, None), (4, b"x" * 400_000)], ids=["records", "bytes"]
+)
+async def test_the_broker_refuses_a_compressed_batch_that_holds_more_than_a_topic_takes(
+    settings: Settings, codec: str, count: int, value: bytes | None
+):
+    await create_topics(settings)
+    topic = Topics(settings.topic_prefix).commands
+    bombs = AIOKafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers,
+        compression_type=codec,
+        max_batch_size=64 * 1024 * 1024,
+        max_request_size=64 * 1024 * 1024,
+    )
+    await bombs.start()
+    try:
+        batch = bombs.create_batch()
+        for _ in range(count):
+            assert batch.append(timestamp=None, key=None, value=value) is not None
+        with pytest.raises(MessageSizeTooLargeError):
+            await (await bombs.send_batch(batch, topic, partition=0))
+        # What fits is taken, compressed or not.
+        await bombs.send_and_wait(topic, b"x" * 600_000, b"k", partition=0)
+    finally:
+        await bombs.stop()
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
+async def test_our_client_sends_in_each_compression(settings: Settings, codec: str):
+    settings = settings.model_copy(update={"compression": codec})
+    await create_topics(settings)
+    topic = Topics(settings.topic_prefix).commands
+    producer = CommandProducer(settings)
+    await producer.start()
+    try:
+        values = [b"%d" % n * 1_000 for n in range(500)]
+        await asyncio.gather(
+            *(
+                producer.send(topic, b"k", value, (), partition=0, handed_over=lambda: None)
+                for value in values
+            )
+        )
+    finally:
+        await producer.close()
+
+    read_back = [record.value async for record in read(settings, topic)]
+    assert sorted(read_back) == sorted(values)
+
+
+async def test_a_record_without_key_and_value_can_be_sent_back(settings: Settings):
+    await create_topics(settings)
+    topic = Topics(settings.topic_prefix).commands
+    producer = CommandProducer(settings)
+    await producer.start()
+    try:
+        headers = [("mine", None)]
+        written = await producer.send(
+            topic, None, None, headers, partition=2, handed_over=lambda: None
+        )
+    finally:
+        await producer.close()
+
+    (record,) = [record async for record in read(settings, topic)]
+    assert (record.partition, record.offset) == (written.partition, written.offset) == (2, 0)
+    assert (record.key, record.value, list(record.headers)) == (None, None, headers)
 
 
 async def test_a_refusal_of_the_broker_is_a_sentence(settings: Settings):

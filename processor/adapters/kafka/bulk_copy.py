@@ -11,20 +11,30 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
 from aiokafka.structs import TopicPartition
 
+from processor.adapters.kafka.bounded_decompression import UNPACKED_MAX_BYTES
 from processor.adapters.kafka.errors import TopicsWrong
+from processor.adapters.kafka.record_writer import write_record
 from processor.adapters.kafka.topic_admin import open_admin, partition_counts, topic_configs
 from processor.adapters.kafka.transactional_producer import (
     CommitUncertain,
     KafkaTransactionalProducer,
 )
 from processor.contract.rights import Operation
-from processor.contract.topics import Topics
+from processor.contract.topics import DEAD_LETTER_MAX_BYTES, Topics
 from processor.engine.batch import Outgoing
 from processor.settings import Settings
 
 TIME_TYPE: Final = "message.timestamp.type"
 FILLING: Final = "CreateTime"
 """While topics are filled, records keep the time they bring; no worker starts on such topics."""
+COPIED_MAX_BYTES: Final = UNPACKED_MAX_BYTES + DEAD_LETTER_MAX_BYTES
+"""The largest record that can have been read: the old topics may have taken compressed ones."""
+WHILE_FILLED: Final = {
+    TIME_TYPE: FILLING,
+    "compression.type": "producer",
+    "max.message.bytes": str(COPIED_MAX_BYTES),
+}
+"""Settings of topics that are being filled, beside their own."""
 
 Timed = tuple[str, Outgoing, int]
 """Topic, record, and the time it keeps in ms; below 0: now."""
@@ -32,6 +42,8 @@ Timed = tuple[str, Outgoing, int]
 
 class BulkCopy(KafkaTransactionalProducer):
     """The producer of one partition number; a worker that starts there later fences it."""
+
+    request_max_bytes = COPIED_MAX_BYTES
 
     async def copy(
         self, first: Sequence[Timed], then: Callable[[Sequence[int]], Sequence[Timed]]
@@ -61,13 +73,14 @@ class BulkCopy(KafkaTransactionalProducer):
 
     async def _put(self, producer: AIOKafkaProducer, records: Sequence[Timed]) -> list[int]:
         sent = [
-            await producer.send(
+            await write_record(
+                producer,
                 topic,
-                record.value,
                 record.key,
-                self._partition,
+                record.value,
+                record.headers,
+                partition=self._partition,
                 timestamp_ms=None if at_ms < 0 else at_ms,
-                headers=list(record.headers),
             )
             for topic, record, at_ms in records
         ]
@@ -83,7 +96,7 @@ async def make_for_filling(settings: Settings, topics: Topics, partitions: int) 
                     name,
                     num_partitions=partitions,
                     replication_factor=settings.replication_factor,
-                    topic_configs={**spec.config, TIME_TYPE: FILLING},
+                    topic_configs={**spec.config, **WHILE_FILLED},
                 )
                 for name, spec in topics
             ]

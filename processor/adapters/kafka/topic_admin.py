@@ -32,6 +32,11 @@ _AT_LEAST = frozenset(
     {"retention.ms", "retention.bytes", "delete.retention.ms", "max.message.bytes"}
 )
 """Here -1 means without end. Segment sizes and ratios are tuning, an operator's to choose."""
+_ADVISED = frozenset({"compression.type"})
+"""Must be equal, but a worker starts without: topics of before may have another."""
+
+
+_AT_LEAST_WORDS, _WITHOUT_END_WORDS = "at least ", " (without end)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +56,29 @@ class Mismatch:
         """Whether a worker must not start on it; a short retention is for people to judge."""
         return self.what in _EQUAL | {"topic", "partitions", "max.message.bytes"}
 
+    @property
+    def cure(self) -> str:
+        """What an operator can do."""
+        if self.what == "topic":
+            return "`taskflow topics create` makes it."
+        if self.what == "partitions":
+            return (
+                "Set TASKFLOW_PARTITIONS to their number, or `taskflow repartition` copies all to "
+                "topics with another."
+            )
+        value = self.expected.removeprefix(_AT_LEAST_WORDS).removesuffix(_WITHOUT_END_WORDS)
+        return (
+            "`kafka-configs.sh --bootstrap-server BROKER --alter --entity-type topics "
+            f"--entity-name {self.topic} --add-config {self.what}={value}` sets it."
+        )
+
     def __str__(self) -> str:
         if self.what == "topic":
             return f"{self.topic} does not exist"
-        return f"{self.topic}: {self.what} is {self.found}, must be {self.expected}"
+        sentence = f"{self.topic}: {self.what} is {self.found}, must be {self.expected}"
+        if self.what in _ADVISED:
+            sentence += "; a small compressed batch can hold 100,000 records and more"
+        return sentence
 
 
 @asynccontextmanager
@@ -179,7 +203,7 @@ def _compare(topic: str, spec: TopicSpec, found: Mapping[str, str]) -> list[Mism
     mismatches = []
     for name, expected in wanted.items():
         value = found.get(name, "")
-        if name in _EQUAL and value != expected:
+        if name in _EQUAL | _ADVISED and value != expected:
             mismatches.append(Mismatch(topic, name, expected, value))
         elif name in _AT_LEAST and _span(value) < _span(expected):
             mismatches.append(Mismatch(topic, name, _at_least(expected), value))
@@ -187,7 +211,9 @@ def _compare(topic: str, spec: TopicSpec, found: Mapping[str, str]) -> list[Mism
 
 
 def _at_least(expected: str) -> str:
-    return "-1 (without end)" if expected == "-1" else f"at least {expected}"
+    if expected == "-1":
+        return f"-1{_WITHOUT_END_WORDS}"
+    return f"{_AT_LEAST_WORDS}{expected}"
 
 
 def _span(value: str) -> float:

@@ -89,6 +89,8 @@ class KafkaTransactionalProducer:
     The transactional id holds no group name: two groups on one prefix must fence each other.
     """
 
+    request_max_bytes = 4 * DEAD_LETTER_MAX_BYTES
+
     def __init__(
         self,
         connection: Mapping[str, Any],
@@ -119,7 +121,7 @@ class KafkaTransactionalProducer:
             retry_backoff_ms=RETRY_BACKOFF_MS,
             compression_type=self._compression,
             max_batch_size=BATCH_MAX_BYTES,
-            max_request_size=4 * DEAD_LETTER_MAX_BYTES,
+            max_request_size=self.request_max_bytes,
         )
         back_off_metadata(self._producer.client)
         with self._authorized():

@@ -43,9 +43,10 @@ def test_versions(python, aiokafka, apis, expected):
 
 
 def test_a_topic_that_only_differs_is_a_warning():
-    seen = [Mismatched("t.audit does not exist", True, True), Mismatched("short", False, False)]
+    seen = [Mismatched("t.audit does not exist", True, "Make it."), Mismatched("short", False, "-")]
 
     assert levels(doctor.topics(seen, 6)) == ["bad", "warning"]
+    assert [finding.do for finding in doctor.topics(seen, 6)] == ["Make it.", "-"]
     assert levels(doctor.topics([], 6)) == ["good"]
 
 
