@@ -5,7 +5,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +20,7 @@ from processor.views.projection import ProjectionChanges, Viewed, wait_ends_ms
 
 FORMAT: Final = 2
 NAME: Final = "views.sqlite"
-READERS: Final = 3
+READERS: Final = 4
 QUERY_MAX_S: Final = 2.0
 """A query that takes longer is given up, so that none can starve the others."""
 QUEUE_MAX_S: Final = 4.0
@@ -91,12 +91,12 @@ def remove(folder: Path) -> None:
 class Database:
     """One connection that writes, and some that read. Made by `open_database`."""
 
-    def __init__(self, writer: aiosqlite.Connection, readers: list[aiosqlite.Connection]) -> None:
+    def __init__(self, writer: aiosqlite.Connection, readers: Sequence["ViewReader"]) -> None:
         self._writer = writer
         self._readers = readers
-        self._free: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue()
-        for reader in readers:
-            self._free.put_nowait(reader)
+        # Streams have one of their own: they read much, and nobody waits for their next event.
+        self._for_streams = _pool(readers[:1])
+        self._for_questions = _pool(readers[1:])
 
     async def positions(self) -> dict[tuple[str, int], ViewPosition]:
         rows = await self._writer.execute_fetchall(
@@ -185,59 +185,94 @@ class Database:
             raise
 
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The rows, all from one state of the file. Raises TooExpensive."""
-        async with self.reading() as reader:
+        """The rows, all from one state of the file. Raises TooExpensive, Overloaded."""
+        async with _taken(self._for_questions) as reader:
             return await reader.rows(sql, parameters)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator["ViewReader"]:
-        """Several queries that see one state of the file, in QUERY_MAX_S all together.
-
-        Raises Overloaded."""
-        try:
-            async with asyncio.timeout(QUEUE_MAX_S):
-                connection = await self._free.get()
-        except TimeoutError:
-            raise Overloaded("Too many questions are being answered; ask again.") from None
-        deadline = time.monotonic() + QUERY_MAX_S
-        try:
-            await connection.set_progress_handler(
-                lambda: time.monotonic() > deadline, _PROGRESS_STEPS
-            )
-            await connection.execute("BEGIN")
-            yield ViewReader(connection)
-        finally:
-            await asyncio.shield(_ended(connection, self._free))
+    async def reading(self, *, stream: bool = False) -> AsyncIterator["ViewReader"]:
+        """Several queries that see one state of the file, in QUERY_MAX_S all together; `stream`:
+        for one, and not for a question. Raises TooExpensive, Overloaded."""
+        async with _taken(self._for_streams if stream else self._for_questions) as reader:
+            await reader.connection.execute("BEGIN")
+            try:
+                yield reader
+            except asyncio.CancelledError:
+                raise  # rolled back behind whatever the connection is still at
+            except BaseException:
+                await reader.connection.rollback()
+                raise
+            await reader.connection.rollback()
 
     async def close(self) -> None:
-        for connection in (*self._readers, self._writer):
-            await connection.close()
+        for reader in self._readers:
+            await reader.connection.close()
+        await self._writer.close()
 
 
 class ViewReader:
-    """One state of the file."""
+    """A connection that reads; a query that passes `deadline_s` (monotonic) is given up."""
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
-        self._connection = connection
+        self.connection = connection
+        self.deadline_s = 0.0
+
+    async def prepare(self) -> None:
+        """Called once, before the first query."""
+        await self.connection.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB // 4}")
+        await self.connection.execute("PRAGMA mmap_size = 268435456")
+        await self.connection.set_progress_handler(
+            lambda: time.monotonic() > self.deadline_s, _PROGRESS_STEPS
+        )
 
     async def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Raises TooExpensive."""
         try:
-            return list(await self._connection.execute_fetchall(sql, parameters))  # type: ignore[arg-type]
+            return list(await self.connection.execute_fetchall(sql, parameters))  # type: ignore[arg-type]
         except sqlite3.OperationalError as error:
             if "interrupted" in str(error):
                 raise TooExpensive(f"The query took longer than {QUERY_MAX_S:g} s.") from None
             raise
 
 
-async def _ended(
-    connection: aiosqlite.Connection, free: "asyncio.Queue[aiosqlite.Connection]"
-) -> None:
+async def _rolled_back(reader: ViewReader) -> None:
+    with suppress(sqlite3.Error, ValueError):  # ValueError: closed meanwhile
+        await reader.connection.rollback()
+
+
+_ReaderPool = asyncio.Queue[ViewReader]
+
+
+def _pool(readers: Sequence[ViewReader]) -> _ReaderPool:
+    pool: _ReaderPool = asyncio.Queue()
+    for reader in readers:
+        pool.put_nowait(reader)
+    return pool
+
+
+@asynccontextmanager
+async def _taken(pool: _ReaderPool) -> AsyncIterator[ViewReader]:
+    """A reader for one question. Raises Overloaded if none is free in time."""
     try:
-        await connection.set_progress_handler(None, 0)  # type: ignore[arg-type]
-        await connection.rollback()
-    finally:
-        free.put_nowait(connection)
+        async with asyncio.timeout(QUEUE_MAX_S):
+            reader = await pool.get()
+    except TimeoutError:
+        raise Overloaded("Too many questions are being answered; ask again.") from None
+    reader.deadline_s = time.monotonic() + QUERY_MAX_S
+    try:
+        yield reader
+    except asyncio.CancelledError:
+        # Its thread may still be at a query, which ends now, since nobody waits for it.
+        reader.deadline_s = 0.0
+        asyncio.ensure_future(_rolled_back(reader)).add_done_callback(
+            lambda _: pool.put_nowait(reader)
+        )
+        raise
+    except BaseException:
+        pool.put_nowait(reader)
+        raise
+    else:
+        pool.put_nowait(reader)
 
 
 @asynccontextmanager
@@ -255,23 +290,26 @@ async def open_database(folder: Path) -> AsyncIterator[Database]:
         writer = await aiosqlite.connect(path, isolation_level=None, cached_statements=256)
     except (OSError, sqlite3.Error) as error:
         raise ViewUnusable(f"The view {path} cannot be used: {error}.") from error
-    connections = [writer]
+    readers: list[ViewReader] = []
     try:
         try:
             await _prepare(writer)
             for _ in range(READERS):
-                reader = await aiosqlite.connect(
-                    f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None
+                readers.append(
+                    ViewReader(
+                        await aiosqlite.connect(
+                            f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None
+                        )
+                    )
                 )
-                connections.append(reader)
-                await reader.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB // 4}")
-                await reader.execute("PRAGMA mmap_size = 268435456")
+                await readers[-1].prepare()
         except sqlite3.Error as error:
             raise ViewUnusable(f"The view {path} cannot be used: {error}.") from error
-        yield Database(writer, connections[1:])
+        yield Database(writer, readers)
     finally:
-        for connection in connections:
-            await connection.close()
+        for reader in readers:
+            await reader.connection.close()
+        await writer.close()
 
 
 async def _format_of(path: Path) -> int | None:

@@ -383,7 +383,7 @@ async def events_after(
     if owner is not None:
         filters += " AND flow.owner = ?"
         parameters.append(owner)
-    async with database.reading() as reader:
+    async with database.reading(stream=True) as reader:
         sized = await reader.rows(
             "SELECT event.id, length(doc) FROM event CROSS JOIN flow ON flow.n = event.flow "
             f"WHERE event.id > ? AND event.id <= ?{filters} ORDER BY event.id LIMIT ?",

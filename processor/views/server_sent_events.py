@@ -24,7 +24,7 @@ from processor.views.queries import events_after
 from processor.views.read_model import ReadModel
 
 CHUNK: Final = 200
-CHUNK_BYTES: Final = 128 * 1024
+CHUNK_BYTES: Final = 64 * 1024
 """Of the events that are read at once, and of those that wait for the client."""
 HEARTBEAT_S: Final = 10.0
 PAUSE_S: Final = 0.05

@@ -196,6 +196,8 @@ class Connection(web.RequestHandler):
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
+            if isinstance(resp, web.Response):
+                resp.body = None  # aiohttp keeps the response until the connection's next request
             self._pool.rests(self)
             if self._unreadable:
                 await self._linger()
