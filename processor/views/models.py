@@ -31,8 +31,10 @@ from processor.settings import parse_duration
 
 LIMIT_MAX = 200
 """Items of one page."""
-PAGE_BYTES = 4 * 1024 * 1024
-"""Of one page's items; at least one is always given."""
+EVENTS_BYTES = 1024 * 1024
+"""Of one page of events; at least one is always given."""
+STEPS_BYTES = 4 * 1024 * 1024
+"""Of the steps of one flow, which have no second page."""
 WAIT_MAX_MS = 30_000
 AFTER_MAX = 64
 
@@ -244,6 +246,7 @@ class FlowAnswer(ResponseModel):
 
 class EventPage(ResponseModel):
     items: list[AnyEvent]
+    """Up to `limit`, and up to 1 MiB; at least one where there is one."""
     next_cursor: str | None
     view: View
 

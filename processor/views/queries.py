@@ -15,7 +15,8 @@ from processor.domain.facts import Fact
 from processor.domain.transitions import OWNER, allowed_from
 from processor.views.database import FLOW_COLUMNS, Database, ViewReader, flow_of, marks
 from processor.views.models import (
-    PAGE_BYTES,
+    EVENTS_BYTES,
+    STEPS_BYTES,
     DeadLettersQuery,
     EventsQuery,
     FlowsQuery,
@@ -275,7 +276,7 @@ def fact_of(event: Mapping[str, Any]) -> Fact:
     )
 
 
-def _within(sized: Iterable[tuple[int, Any]], limit_bytes: int = PAGE_BYTES) -> list[Any]:
+def _within(sized: Iterable[tuple[int, Any]], limit_bytes: int = STEPS_BYTES) -> list[Any]:
     """As many as fit into `limit_bytes`; the first one always does."""
     taken: list[Any] = []
     left = limit_bytes
@@ -310,7 +311,7 @@ async def history(
         )
         if not rows and not await reader.rows("SELECT 1 FROM flow WHERE id = ?", (flow_id,)):
             return None
-        ids = _within((size, event_id) for event_id, size in rows[: query.limit])
+        ids = _within(((size, event_id) for event_id, size in rows[: query.limit]), EVENTS_BYTES)
         items = await _docs(reader, ids)
     return items, keyset(kind, ids[-1]) if len(ids) < len(rows) else None
 
@@ -353,7 +354,7 @@ async def events(
             low = rows[-1][0] if len(rows) == query.limit else low
             floors[partition] = 0 if low == first else low
         found.sort(reverse=True)
-        taken = _within((size, key) for key, size in found[: query.limit])
+        taken = _within(((size, key) for key, size in found[: query.limit]), EVENTS_BYTES)
         for _, cut_id in (key for key, _ in found[len(taken) :]):
             partition = cut_id // EVENTS_PER_PARTITION
             floors[partition] = max(floors[partition], cut_id + 1)
@@ -370,7 +371,7 @@ async def events_after(
     flow_id: str | None,
     owner: str | None,
     limit: int,
-    limit_bytes: int = PAGE_BYTES,
+    limit_bytes: int,
 ) -> tuple[list[tuple[int, str, bytes]], int]:
     """Events of a partition behind id `after`, oldest first: id, owner, document; and the id up to
     which all that were asked for are among them. Raises TooExpensive."""
