@@ -25,6 +25,7 @@ from processor.adapters.kafka.client_config import (
     ensure_reachable,
 )
 from processor.adapters.kafka.errors import NotAuthorized, explain, explained
+from processor.adapters.kafka.internals import quiet_failures
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.record_writer import write_record
 from processor.adapters.kafka.shutdown import stop_producer
@@ -143,6 +144,7 @@ class CommandProducer:
                     linger_ms=LINGER_MS,
                 )
                 back_off_metadata(producer.client)
+                quiet_failures(producer)
                 try:
                     await producer.start()
                 except BaseException:

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from structlog.typing import ExcInfo, Processor
 
 from processor.settings import Settings
+from processor.telemetry.log_repetition import RepetitionFilter
 from processor.telemetry.terminal import visible, visible_json
 
 HIDDEN = "**********"
@@ -73,6 +74,7 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
+    handler.addFilter(RepetitionFilter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]

@@ -18,6 +18,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from processor.adapters.kafka.client_config import connection_options
+from processor.adapters.kafka.errors import RequestFailed
 from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
 from processor.adapters.kafka.log_reader import KafkaLogReader
 from processor.adapters.kafka.topic_admin import create_topics
@@ -225,7 +226,7 @@ async def test_an_error_without_a_class_fails_the_write(settings: Settings) -> N
     writer = new_writer(settings)
     await writer.start()
 
-    with pytest.raises(aiokafka.errors.UnknownError):
+    with pytest.raises(RequestFailed, match="a transaction of partition 0 failed: UnknownError"):
         await writer.write({topics.state: [Outgoing(None, b"no key", ())]})
 
     writer.discard()

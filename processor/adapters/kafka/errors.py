@@ -96,6 +96,12 @@ def _listed(words: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+class RequestFailed(TaskflowError):
+    """A request to Kafka failed; the partition is taken over again and goes on from the topics."""
+
+    retriable = True
+
+
 class HistoryStalled(TaskflowError):
     """Reading a topic back has come no further for too long; another consumer may."""
 
@@ -180,6 +186,16 @@ def _refused(error: KafkaError, needs: Right | None) -> list[Right]:
 def _is_name(text: str) -> bool:
     """Whether it may name a resource: aiokafka also gives sentences."""
     return bool(text) and " " not in text
+
+
+@contextmanager
+def foreseen(doing: str) -> Iterator[None]:
+    """Turn what aiokafka raises into RequestFailed; `doing`: as in "reading partition 3"."""
+    try:
+        yield
+    except KafkaError as error:
+        said = str(error).removeprefix(f"{type(error).__name__}: ")
+        raise RequestFailed(f"{doing} failed: {type(error).__name__}: {said}") from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
+from processor.adapters.kafka.internals import quiet_failures
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.contract.topics import DEAD_LETTER_MAX_BYTES
@@ -75,6 +76,7 @@ class PlainForwarder:
                     max_request_size=DEAD_LETTER_MAX_BYTES,
                 )
                 back_off_metadata(producer.client)
+                quiet_failures(producer)
                 try:
                     await producer.start()
                 except BaseException:

@@ -20,7 +20,7 @@ from aiokafka.errors import (
 )
 
 from processor.adapters.kafka.commit_coalescer import CommitCoalescer
-from processor.adapters.kafka.errors import authorized
+from processor.adapters.kafka.errors import RequestFailed, authorized
 from processor.adapters.kafka.internals import (
     client_of,
     coordination_error,
@@ -221,6 +221,14 @@ class KafkaGroupConsumer:
             raise OwnershipLost(
                 f"partition {partition} may belong to another by now: {type(error).__name__}"
             ) from error
+        except TimeoutError as error:
+            raise OwnershipLost(
+                f"the group did not confirm in time that partition {partition} is ours"
+            ) from error
+        except KafkaError as error:
+            raise RequestFailed(
+                f"asking the group whether partition {partition} is ours failed: {error!r}"
+            ) from error
 
     def decided(self, partition: int, position: Position) -> None:
         self._decided[partition] = position
@@ -259,8 +267,7 @@ class KafkaGroupConsumer:
             raise OwnershipLost(f"partition {partition} is not assigned any more") from error
 
     async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
-        """Raises SourceFailed if the consumer itself is broken, and lets through what concerns
-        this partition alone."""
+        """Raises SourceFailed if the consumer itself is broken, else RequestFailed."""
         commands, control = self._pair(partition)
         await self._check()
         try:
@@ -273,7 +280,7 @@ class KafkaGroupConsumer:
             raise SourceFailed("the consumer is stopped") from error
         except KafkaError as error:
             await self._heed(error)
-            raise
+            raise RequestFailed(f"fetching from partition {partition} failed: {error!r}") from error
         return Fetched(fetched.get(commands, ()), fetched.get(control, ()))
 
     async def _heed(self, error: KafkaError) -> None:

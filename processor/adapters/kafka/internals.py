@@ -21,11 +21,14 @@ of github.com/aio-libs/aiokafka where one was found (November 2026).
 - hear_denials: records are sent although their partition was denied to the transaction, and are
   refused for another reason (test_rights).
 - add_partition: a transaction without a record cannot name its partitions (test_left_open).
+- quiet_failures: a producer that fails leaves errors that are logged as never retrieved, and a
+  batch that waits for its retry raises KeyError (test_shutdown; 1101).
 - fail_unsent, cancel_sender: `stop()` waits without limit for a broker that is away
   (test_shutdown; 1101, 512).
 - send_request, spoken_versions: the admin client sends only what it knows (test_inspection).
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
@@ -206,18 +209,53 @@ def add_partition(producer: AIOKafkaProducer, partition: TopicPartition) -> None
     producer._txn_manager.maybe_add_partition_to_txn(partition)
 
 
+class _Batches(set[Any]):
+    """Batches under way. One that waits for its retry is not among them, and ends all the same."""
+
+    remove = set.discard
+
+
+def quiet_failures(producer: AIOKafkaProducer) -> None:
+    """Let a failure of `producer` reach those who wait for it, and the log once.
+
+    When it is fenced or closed, aiokafka fails every batch and the transaction. What nobody waits
+    for is then logged by asyncio, and a batch that waits for its retry raises KeyError.
+    """
+    accumulator, transactions = producer._message_accumulator, producer._txn_manager
+    fail_all = accumulator.fail_all
+
+    def fail_quietly(error: BaseException) -> None:
+        unsent = [
+            *accumulator._pending_batches,
+            *(batch for batches in accumulator._batches.values() for batch in batches),
+        ]
+        fail_all(error)
+        for batch in unsent:
+            _retrieve(batch.future)
+            _retrieve(batch._drain_waiter)
+
+    accumulator._pending_batches = _Batches(accumulator._pending_batches)
+    accumulator.fail_all = fail_quietly
+    if transactions is not None:
+        fail = transactions.fatal_error
+
+        def fail_transaction(error: BaseException) -> None:
+            fail(error)
+            _retrieve(transactions._transaction_waiter)
+
+        transactions.fatal_error = fail_transaction
+
+
+def _retrieve(future: "asyncio.Future[Any]") -> None:
+    """Mark the error of `future` as seen. Raised to those who wait it is all the same."""
+    if future.done() and not future.cancelled():
+        future.exception()
+
+
 def fail_unsent(producer: AIOKafkaProducer) -> None:
     """Fail what is unsent with ProducerClosed, as `stop()` would if it did not wait for it."""
-    accumulator = producer._message_accumulator
-    unsent = [
-        *accumulator._pending_batches,
-        *(batch for batches in accumulator._batches.values() for batch in batches),
-    ]
-    accumulator.fail_all(ProducerClosed())
-    for batch in unsent:
-        for future in (batch.future, batch._drain_waiter):
-            if future.done() and not future.cancelled():
-                future.exception()  # retrieved, so that asyncio does not log it
+    quiet_failures(producer)
+    producer._message_accumulator.fail_all(ProducerClosed())
 
 
 def cancel_sender(producer: AIOKafkaProducer) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from processor.adapters.kafka.errors import HistoryStalled, authorized
+from processor.adapters.kafka.errors import HistoryStalled, authorized, foreseen
 from processor.adapters.kafka.internals import client_of, remember_topics
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
@@ -63,9 +63,10 @@ class LogReaders:
             back_off_metadata(client)
             remember_topics(client)
             try:
-                await consumer.start()
-                if self._topics:
-                    await client.set_topics(self._topics)
+                with foreseen("connecting to read the topics back"):
+                    await consumer.start()
+                    if self._topics:
+                        await client.set_topics(self._topics)
             except BaseException:
                 await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
                 raise
@@ -74,8 +75,11 @@ class LogReaders:
 
     async def asked(self, work: Awaitable[T]) -> T:
         """What `work` gives, which asks the brokers by one of the consumers. Raises NotAuthorized
-        if they deny it."""
-        with authorized(self._connection, on_group(Operation.READ, "")):
+        if they deny it, RequestFailed for all else that aiokafka raises."""
+        with (
+            foreseen("reading the topics back"),
+            authorized(self._connection, on_group(Operation.READ, "")),
+        ):
             return await work
 
     async def close(self) -> None:
@@ -199,7 +203,7 @@ class KafkaLogReader:
             fetched = await self._readers.asked(
                 consumer.getmany(tp, timeout_ms=POLL_MS, max_records=CHUNK_MAX_RECORDS)
             )
-            position = await consumer.position(tp)
+            position = await self._readers.asked(consumer.position(tp))
             if position >= end:
                 # aiokafka's next fetch, which begins with our next await, would be held by the
                 # broker until something comes, and whatever we ask meanwhile waits behind it.

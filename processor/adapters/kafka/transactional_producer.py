@@ -2,23 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 
-from processor.adapters.kafka.errors import authorized
+from processor.adapters.kafka.errors import authorized, foreseen
 from processor.adapters.kafka.internals import (
     add_partition,
     append,
     close_batch,
     count_commits,
     hear_denials,
+    quiet_failures,
 )
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
@@ -26,7 +27,7 @@ from processor.contract.rights import Operation, Resource, ResourceKind, Right
 from processor.contract.topics import DEAD_LETTER_MAX_BYTES, MESSAGE_MAX_BYTES, Topics
 from processor.engine.batch import Outgoing
 from processor.engine.ports import Written
-from processor.errors import ProducerSuspect, TaskflowError
+from processor.errors import OwnershipLost, ProducerSuspect, TaskflowError
 from processor.runtime import end_tasks
 
 log = structlog.get_logger()
@@ -124,7 +125,8 @@ class KafkaTransactionalProducer:
             max_request_size=self.request_max_bytes,
         )
         back_off_metadata(self._producer.client)
-        with self._authorized():
+        quiet_failures(self._producer)
+        with self._foreseen("fencing"):
             async with asyncio.timeout(self._commit_timeout_s):
                 await self._producer.start()
         count_commits(self._producer, self._attempted)
@@ -161,7 +163,7 @@ class KafkaTransactionalProducer:
         self._attempts = 0
         try:
             async with asyncio.timeout(self._commit_timeout_s):
-                with self._authorized():
+                with self._foreseen("a transaction"):
                     sent, told_s = await self._in_transaction(producer, records)
         except TimeoutError as error:
             raise CommitUncertain(
@@ -195,10 +197,21 @@ class KafkaTransactionalProducer:
             raise self._denial or error from error
         return sent, told_s
 
-    def _authorized(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _foreseen(self, what: str) -> Iterator[None]:
+        """Turn what aiokafka raises into OwnershipLost, NotAuthorized or RequestFailed."""
         transactional_id = f"{self._topics.prefix}-{self._partition}"
         resource = Resource(ResourceKind.TRANSACTIONAL_ID, transactional_id)
-        return authorized(self._connection, Right(Operation.WRITE, resource, ""))
+        with (
+            foreseen(f"{what} of partition {self._partition}"),
+            authorized(self._connection, Right(Operation.WRITE, resource, "")),
+        ):
+            try:
+                yield
+            except (ProducerFenced, InvalidProducerEpoch) as error:
+                raise OwnershipLost(
+                    f"another worker took partition {self._partition} over and fenced this one"
+                ) from error
 
     async def _send(
         self, producer: AIOKafkaProducer, topic: str, pack: RecordPack
@@ -218,7 +231,7 @@ class KafkaTransactionalProducer:
         self._attempts = 0
         try:
             async with asyncio.timeout(self._commit_timeout_s):
-                with self._authorized():
+                with self._foreseen("an abort"):
                     await producer.begin_transaction()
                     for topic in (
                         *(topics.state, topics.outcomes, topics.audit),

@@ -7,7 +7,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 
-from processor.adapters.kafka.internals import count_commits
+from processor.adapters.kafka.internals import count_commits, quiet_failures
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.adapters.kafka.transactional_producer import (
@@ -68,6 +68,7 @@ class Republisher:
             max_request_size=2 * BATCH_MAX_BYTES,
         )
         back_off_metadata(producer.client)
+        quiet_failures(producer)
         self._producer = producer
         async with asyncio.timeout(COMMIT_TIMEOUT_S):
             await producer.start()
