@@ -72,6 +72,7 @@ soak: $(STAMP) ## Kills all 500 times, breaks all for 20 minutes, runs what is t
 	$(BIN)/pytest -m soak --numprocesses $(PROCESSES) --dist worksteal
 	$(BIN)/taskflow torture --kills $(KILLS) --seed $(SEED)
 	$(BIN)/pytest tests/faults/test_views.py -k kills --kills $(VIEW_KILLS) --timeout 1800
+	$(BIN)/pytest tests/faults/test_embedded_broker_ends.py -k outlives --broker-kills 10 --timeout 1800
 	$(BIN)/taskflow torture --minutes $(MINUTES) --seed $(SEED)
 	$(BIN)/pytest tests/property/test_foreign_input.py --foreign-records $(FOREIGN_RECORDS) --timeout 7200
 

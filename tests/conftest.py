@@ -23,6 +23,9 @@ os.environ["TASKFLOW_BROKER_JIT"] = "quick"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=3, help="of a view worker, in its longest test")
     parser.addoption(
+        "--broker-kills", type=int, default=2, help="of the embedded broker under `taskflow up`"
+    )
+    parser.addoption(
         "--foreign-records",
         type=int,
         default=200,

@@ -1,11 +1,14 @@
 """`taskflow broker`: run only the embedded broker."""
 
 import asyncio
+from contextlib import AsyncExitStack
 
 from processor.cli.common.output import say
 from processor.cli.common.runner import embedded_port, run_until_stopped, settings_and_logs
 from processor.embedded.broker import embedded_broker
 from processor.embedded.environment import need_extra
+from processor.embedded.keeper import kept_running
+from processor.runtime import unless_stopped
 
 
 def broker() -> None:
@@ -13,7 +16,7 @@ def broker() -> None:
 
     It runs until Ctrl-C, listens on 127.0.0.1 at the port of TASKFLOW_BOOTSTRAP_SERVERS (9092),
     keeps its data in TASKFLOW_STATE_DIR/broker, and needs no installed Java: the first run fetches
-    what it takes.
+    what it takes. It is started again if its process ends.
 
     Example: `taskflow broker`
 
@@ -26,12 +29,17 @@ def broker() -> None:
 
     async def serve(stop: asyncio.Event) -> None:
         say("starting Apache Kafka ...")
-        async with embedded_broker(
+        broker = embedded_broker(
             data_dir=settings.state_dir / "broker",
             port=port,
             heap=settings.broker_heap,
             cache_dir=settings.cache_dir,
-        ) as running:
+        )
+        async with AsyncExitStack() as stack:
+            running = await unless_stopped(stack.enter_async_context(broker), stop)
+            if running is None:
+                return
+            await stack.enter_async_context(kept_running(running, stop, say))
             say(f"Apache Kafka answers at {running.bootstrap}; its data is in {running.data_dir}.")
             say("Next: `taskflow topics create`, then `taskflow worker`. Ctrl-C ends it.")
             await stop.wait()

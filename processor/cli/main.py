@@ -158,11 +158,12 @@ def _code_of(error: BaseException) -> int:
 def exit_code(error: TaskflowError) -> int:
     """The exit code for what could not be done."""
     from processor.cli.common.runner import WrongUse
-    from processor.embedded.errors import BadOption
+    from processor.embedded.errors import BadOption, BrokerKeepsEnding
     from processor.settings import BadSetting
 
     if isinstance(error, WrongUse | BadSetting | BadOption | ExtraMissing):
         return WRONG_USE
     from processor.adapters.kafka.errors import BrokerUnreachable
 
-    return UNREACHABLE if isinstance(error, BrokerUnreachable) else REFUSED
+    unreachable = isinstance(error, BrokerUnreachable | BrokerKeepsEnding)
+    return UNREACHABLE if unreachable else REFUSED

@@ -1,40 +1,63 @@
 """`taskflow up`: run broker, worker and views on this machine until Ctrl-C."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import typer
+
 from processor.cli.common.child_processes import ViewsChild, views_beside, views_installed
-from processor.cli.common.output import say
-from processor.cli.common.runner import embedded_port, run_until_stopped, settings_and_logs
+from processor.cli.common.output import say, somebody_to_ask
+from processor.cli.common.runner import (
+    WrongUse,
+    embedded_port,
+    run_until_stopped,
+    settings_and_logs,
+)
 from processor.embedded.broker import broker_answers, embedded_broker
 from processor.embedded.environment import need_extra
+from processor.embedded.keeper import kept_running
 from processor.errors import install_line
-from processor.runtime import end_tasks
+from processor.runtime import end_tasks, unless_stopped
 from processor.settings import Settings
 
 
-def up() -> None:
+def up(
+    use_broker: bool = typer.Option(
+        False,
+        "--use-broker",
+        help="Use the broker at TASKFLOW_BOOTSTRAP_SERVERS instead of an embedded one.",
+    ),
+) -> None:
     """Run an embedded broker, a worker and the views until Ctrl-C. The data is kept.
 
-    If a broker already answers at TASKFLOW_BOOTSTRAP_SERVERS, that one is used. Data lives in
-    TASKFLOW_STATE_DIR, the broker's in its folder `broker`.
+    A broker that already answers at TASKFLOW_BOOTSTRAP_SERVERS is used only with `--use-broker`,
+    or if you say so when asked. Data lives in TASKFLOW_STATE_DIR, the broker's in its folder
+    `broker`. The embedded broker is started again if its process ends.
 
     Example: `taskflow up`
 
     Settings: all.
     """
     settings = settings_and_logs()
-    run_until_stopped(lambda stop: _serve(settings, stop))
+    run_until_stopped(lambda stop: _serve(settings, stop, use_broker=use_broker))
 
 
-async def _serve(settings: Settings, stop: asyncio.Event) -> None:
+async def _serve(settings: Settings, stop: asyncio.Event, *, use_broker: bool) -> None:
     from processor.adapters.kafka.topic_admin import create_topics
     from processor.worker.composition import run_worker
 
     async with AsyncExitStack() as stack:
-        address = await stack.enter_async_context(_some_broker(settings))
-        await create_topics(settings)
+        holders = _hold_addresses(settings)
+        try:
+            broker = _some_broker(settings, stop, use_broker=use_broker)
+            address = await unless_stopped(stack.enter_async_context(broker), stop)
+            if address is None or await unless_stopped(create_topics(settings), stop) is None:
+                return
+        finally:
+            for holder in holders:
+                holder.close()
         views: ViewsChild | None = None
         if views_installed():
             views = await stack.enter_async_context(views_beside(settings))
@@ -47,26 +70,76 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> None:
             await end_tasks(greeting)
 
 
+def _hold_addresses(settings: Settings) -> list[socket.socket]:
+    """Take the addresses of the worker and the views before Kafka takes its time to start.
+
+    Raises AddressInUse.
+    """
+    from processor.telemetry.health_server import OTHERWISE, VIEWS_OTHERWISE
+    from processor.telemetry.http.held_address import held
+
+    wanted = [(settings.http, OTHERWISE)]
+    if views_installed():
+        wanted.append((settings.views_http, VIEWS_OTHERWISE))
+    holders: list[socket.socket] = []
+    try:
+        for address, otherwise in wanted:
+            if address is not None:
+                holders.append(held(address, otherwise))
+    except BaseException:
+        for holder in holders:
+            holder.close()
+        raise
+    return holders
+
+
 @asynccontextmanager
-async def _some_broker(settings: Settings) -> AsyncIterator[str]:
-    from processor.adapters.kafka.client_config import connection_options
+async def _some_broker(
+    settings: Settings, stop: asyncio.Event, *, use_broker: bool
+) -> AsyncIterator[str]:
+    """Raises BrokerUnreachable, WrongUse, BadSetting, and what ends an embedded broker."""
+    from processor.adapters.kafka.client_config import connection_options, ensure_reachable
 
     options = connection_options(settings)
     addresses = options.pop("bootstrap_servers")
-    if await broker_answers(addresses, **options):
-        say(f"using the broker at {addresses}")
-        yield addresses
+    if use_broker:
+        await ensure_reachable(settings)
+    elif await broker_answers(addresses, **options):
+        await asyncio.to_thread(_ask_to_use, settings)
+    else:
+        port = embedded_port(settings)
+        need_extra()
+        say("starting Apache Kafka ...")
+        async with (
+            embedded_broker(
+                data_dir=settings.state_dir / "broker",
+                port=port,
+                heap=settings.broker_heap,
+                cache_dir=settings.cache_dir,
+            ) as running,
+            kept_running(running, stop, say),
+        ):
+            yield running.bootstrap
         return
-    port = embedded_port(settings)
-    need_extra()
-    say("starting Apache Kafka ...")
-    async with embedded_broker(
-        data_dir=settings.state_dir / "broker",
-        port=port,
-        heap=settings.broker_heap,
-        cache_dir=settings.cache_dir,
-    ) as running:
-        yield running.bootstrap
+    say(f"using the broker at {addresses}")
+    yield addresses
+
+
+def _ask_to_use(settings: Settings) -> None:
+    """Raises WrongUse unless a person agrees to use the broker that is there."""
+    there = (
+        f"A Kafka broker already answers at {settings.bootstrap_servers}. It may be another "
+        f"cluster's, behind a forwarded port: `taskflow up` makes the topics "
+        f"{settings.topic_prefix}.* there and takes their partitions"
+    )
+    choice = (
+        "Take `--use-broker` to use it, or set TASKFLOW_BOOTSTRAP_SERVERS to another port, such "
+        "as 127.0.0.1:9192, for an embedded one."
+    )
+    if not somebody_to_ask():
+        raise WrongUse(f"{there}. {choice}")
+    if not typer.confirm(f"{there}. Use it?", err=True):
+        raise WrongUse(f"The broker at {settings.bootstrap_servers} is not used. {choice}")
 
 
 async def _greet(

@@ -77,6 +77,15 @@ class EmbeddedBroker:
     def running(self) -> bool:
         return self._process is not None and not self._process.ended
 
+    @property
+    def how_it_ended(self) -> str:
+        """What became of a process that ended by itself, as in `was killed by SIGKILL`."""
+        return "is stopped" if self._process is None else self._process.how_it_ended
+
+    def last_words(self) -> str:
+        """The last lines of this run's log."""
+        return "" if self._process is None else self._process.last_words()
+
     async def stop(self) -> None:
         """Shut Kafka down in good order, or kill it after STOP_TIMEOUT_S. Idempotent."""
         if self._process is not None and not await self._process.end(
@@ -117,13 +126,12 @@ class EmbeddedBroker:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not await broker_answers(self.bootstrap):
             if process.ended or time.monotonic() > deadline:
-                what = (
-                    "ended" if process.ended else f"did not answer within {START_TIMEOUT_S:.0f} s"
-                )
+                what = f"did not answer within {START_TIMEOUT_S:.0f} s"
+                if process.ended:
+                    what = f"{process.how_it_ended} before it answered"
                 await self.kill()
                 raise BrokerDidNotStart(
-                    f"The embedded broker {what}; the last lines of {self.log}:\n"
-                    f"{process.last_words()}"
+                    f"Apache Kafka {what}; the last lines of {self.log}:\n{process.last_words()}"
                 )
             await asyncio.sleep(0.05)
 

@@ -34,5 +34,9 @@ class PortTaken(EmbeddedBrokerError):
     """Somebody else listens on the port; no broker was started."""
 
 
+class BrokerKeepsEnding(EmbeddedBrokerError):
+    """The JVM ended again and again; the message carries the last lines of its log."""
+
+
 class BrokerDidNotStart(EmbeddedBrokerError):
     """The JVM ended or stayed silent; the message carries the last lines of its log."""

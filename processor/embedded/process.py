@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ from processor.embedded.environment import java_environment
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 POLL_S = 0.02
 TAIL_LINES = 15
+SIGNALLED = 128
+"""The supervisor's exit code is this and N if signal N ended the JVM."""
 
 Order = Literal[b"T", b"K"]
 TERMINATE: Order = b"T"
@@ -62,6 +65,19 @@ class JavaProcess:
     @property
     def ended(self) -> bool:
         return self._supervisor.poll() is not None
+
+    @property
+    def how_it_ended(self) -> str:
+        """What became of the JVM, as in `was killed by SIGKILL`."""
+        code = self._supervisor.poll()
+        if code is None:
+            return "is running"
+        if code < 0:
+            return "ended with its supervisor"
+        if code > SIGNALLED:
+            with suppress(ValueError):
+                return f"was killed by {signal.Signals(code - SIGNALLED).name}"
+        return f"ended with exit code {code}"
 
     async def end(self, order: Order, *, within_s: float) -> bool:
         """Give the order and await the end; False if it did not come in time."""

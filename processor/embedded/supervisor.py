@@ -85,7 +85,8 @@ def main(parent_pid: int, remove: str, java: list[str]) -> int:
         _, status = os.waitpid(jvm_pid, 0)
         if not parent_lives and remove:
             shutil.rmtree(remove, ignore_errors=True)
-    return max(os.waitstatus_to_exitcode(status), 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":

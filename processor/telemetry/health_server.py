@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+OTHERWISE: Final = "TASKFLOW_HTTP to another address, or to off"
+VIEWS_OTHERWISE: Final = "TASKFLOW_VIEWS_HTTP to another address"
 CONNECTIONS_MAX: Final = 64
 """Of a worker's health server: probes, scrapers, and a person."""
 
@@ -42,7 +44,7 @@ async def serve(
     async with listening(
         app,
         address,
-        "TASKFLOW_HTTP to another address, or to off",
+        OTHERWISE,
         limits=Limits(connections=CONNECTIONS_MAX),
         hosts=HostPolicy(hosts),
     ) as where:

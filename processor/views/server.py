@@ -8,7 +8,7 @@ from aiohttp import web
 
 from processor.contract.values import COMMAND_MAX_BYTES
 from processor.settings import Address, Settings
-from processor.telemetry.health_server import Report, Scraped, health_routes
+from processor.telemetry.health_server import VIEWS_OTHERWISE, Report, Scraped, health_routes
 from processor.telemetry.http.hosts import HostPolicy
 from processor.telemetry.http.limits import Limits
 from processor.telemetry.http.server import listening
@@ -55,7 +55,7 @@ async def serve(
     async with listening(
         app,
         address,
-        "TASKFLOW_VIEWS_HTTP to another address",
+        VIEWS_OTHERWISE,
         limits=limits,
         hosts=hosts,
         problem_of=problem_of,

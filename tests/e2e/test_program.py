@@ -532,3 +532,40 @@ def test_a_demo_that_is_kept_ends_with_what_it_shows(tmp_path: Path):
     assert demo.returncode == 1
     assert complaints.startswith("The view worker ended with code -9")
     assert not list(tmp_path.iterdir())
+
+
+def test_up_asks_before_it_uses_a_broker_that_is_there(env: Environment):
+    refused = taskflow(env, "up")
+    assert refused.returncode == 2
+    assert f"A Kafka broker already answers at {env['TASKFLOW_BOOTSTRAP_SERVERS']}" in (
+        refused.stderr
+    )
+    assert "`--use-broker`" in refused.stderr
+    assert len(lines(taskflow(env, "topics", "check"))) == 6, "no topic was made"
+
+    with running(env, "up", "--use-broker") as up:
+        assert up.stderr is not None
+        while "taskflow is up" not in (line := up.stderr.readline()):
+            assert line, "it ended"
+        up.send_signal(signal.SIGTERM)
+        assert up.wait(timeout=patience(30)) == 0
+
+
+def test_up_with_a_broker_that_is_not_there_starts_none(prefix: str, tmp_path: Path):
+    env = environment(f"127.0.0.1:{free_port()}", prefix, tmp_path / "state")
+    refused = taskflow(env, "up", "--use-broker")
+    assert refused.returncode == 3
+    assert "No Kafka broker answers" in refused.stderr
+
+
+@pytest.mark.parametrize("setting", ["TASKFLOW_HTTP", "TASKFLOW_VIEWS_HTTP"])
+def test_up_takes_its_ports_before_it_starts_kafka(prefix: str, tmp_path: Path, setting: str):
+    env = environment(f"127.0.0.1:{free_port()}", prefix, tmp_path / "state")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        refused = taskflow({**env, setting: address}, "up")
+
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"Cannot listen on {address} (")
+    assert f"set {setting} to another address" in refused.stderr
+    assert not (tmp_path / "state").exists(), "no Kafka was started"

@@ -151,7 +151,10 @@ async def test_a_broker_that_cannot_start_says_the_last_lines_of_its_log(tmp_pat
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "meta.properties").write_text("version=1\nnode.id=7\ncluster.id=x\n")
 
-    with pytest.raises(BrokerDidNotStart, match=r"(?s)ended; the last lines of .*broker\.log.*7"):
+    with pytest.raises(
+        BrokerDidNotStart,
+        match=r"(?s)ended with exit code 1 before it answered; the last lines of .*broker\.log.*7",
+    ):
         async with embedded_broker(data_dir=tmp_path):
             pytest.fail("it runs on a foreign directory")
 

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from processor.adapters.kafka.errors import BrokerUnreachable
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.cli.common.child_processes import (
     ChildProcess,
@@ -21,7 +22,7 @@ from processor.cli.common.child_processes import (
     views_installed,
     worker_beside,
 )
-from processor.cli.common.output import console, table, verdict_text
+from processor.cli.common.output import console, say, table, verdict_text
 from processor.cli.common.runner import Interrupted, run, settings_and_logs
 from processor.cli.common.views_client import asking
 from processor.cli.demo.foreign_client import foreigners, misplaced_by_crc32
@@ -38,8 +39,9 @@ from processor.cli.flow.lookup import history
 from processor.client import FlowClient
 from processor.embedded.broker import embedded_broker, free_port
 from processor.embedded.environment import need_extra
+from processor.embedded.keeper import GIVE_UP_AT, kept_running
 from processor.errors import TaskflowError, install_line
-from processor.runtime import end_tasks
+from processor.runtime import end_tasks, unless_stopped
 from processor.settings import Address, Settings
 
 
@@ -76,7 +78,11 @@ async def _demo(chosen: Settings, left_up: asyncio.Event | None) -> None:
     not left up."""
     out = console()
     out.print("[bold]1.[/] Starting Apache Kafka, a real one, for this demo only ...")
-    async with embedded_broker(heap=chosen.broker_heap, cache_dir=chosen.cache_dir) as broker:
+    broker_ended = asyncio.Event()
+    async with (
+        embedded_broker(heap=chosen.broker_heap, cache_dir=chosen.cache_dir) as broker,
+        kept_running(broker, broker_ended, say, give_up_at=1 if left_up is None else GIVE_UP_AT),
+    ):
         # In the broker's own directory, which goes with it, also when we are killed.
         directory = broker.data_dir / "demo"
         settings = Settings(
@@ -89,7 +95,8 @@ async def _demo(chosen: Settings, left_up: asyncio.Event | None) -> None:
         out.print(f"   Kafka answers at {broker.bootstrap}; the seven topics are made.")
         out.print("[bold]2.[/] Starting a worker as a process of its own ...")
         async with worker_beside(environment_of(settings), directory / "worker.log") as worker:
-            await _unless_ended("worker", worker, _play_and_show(settings, out, directory, left_up))
+            shows = _play_and_show(settings, out, directory, left_up)
+            await unless_stopped(_unless_ended("worker", worker, shows), broker_ended)
 
 
 async def _play_and_show(
@@ -228,8 +235,8 @@ async def _unless_ended(what: str, beside: ChildProcess, work: Any) -> None:
             )
         working.result()
     except TaskflowError as error:
-        if not isinstance(error, DemoFailed):
-            raise DemoFailed(f"{error} The {what}'s last words:\n{beside.last_words()}") from error
-        raise
+        if isinstance(error, DemoFailed | BrokerUnreachable):
+            raise
+        raise DemoFailed(f"{error} The {what}'s last words:\n{beside.last_words()}") from error
     finally:
         await end_tasks(working, ending)

@@ -1,0 +1,138 @@
+"""The embedded broker's process dies under the commands that run it."""
+
+import asyncio
+import contextlib
+import signal
+import time
+
+import psutil
+import pytest
+from tests.support.checker import assert_clean
+
+from processor.embedded.broker import free_port
+from tests.support.load import under_load
+from tests.support.log_files import foreign_hands
+from tests.support.machine import patience
+from tests.support.observed_deployment import observing
+from tests.support.processes import WorkerProcess
+
+PARTITIONS = 2
+ENDED = "was killed by SIGKILL"
+AGAIN = "Apache Kafka answers again at"
+
+
+class Command(WorkerProcess):
+    """A command of the program that runs an embedded broker."""
+
+    def __init__(self, command: str, home, prefix: str) -> None:
+        self.bootstrap = f"127.0.0.1:{free_port()}"
+        super().__init__(
+            command,
+            home,
+            self.bootstrap,
+            prefix,
+            PARTITIONS=str(PARTITIONS),
+            VIEWS_HTTP=f"127.0.0.1:{free_port()}",
+        )
+
+    def _arguments(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    async def kill_kafka(self) -> float:
+        """SIGKILL the JVM as soon as there is one; when that was, by `time.monotonic`."""
+        deadline = time.monotonic() + patience(60)
+        while self.running and time.monotonic() < deadline:
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if child.name() == "java" and "kafka.Kafka" in child.cmdline():
+                        child.kill()
+                        return time.monotonic()
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"there is no JVM to kill:\n{self.told()[-4000:]}")
+
+
+@pytest.fixture
+def broker_kills(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--broker-kills"))
+
+
+async def test_up_outlives_its_broker_and_answers_every_command_once(
+    prefix, tmp_path, broker_kills
+):
+    up = Command("up", tmp_path, prefix)
+    await up.start()
+    try:
+        await up.until_told("taskflow is up", timeout_s=patience(90))
+        async with observing(up.bootstrap, prefix, PARTITIONS) as observer:
+            async with under_load(up.bootstrap, prefix, seed=14, per_s=100) as load:
+                for kill in range(1, broker_kills + 1):
+                    acknowledged = len(load.acknowledged)
+                    await up.kill_kafka()
+                    await up.until_told(ENDED, times=kill, timeout_s=patience(1))
+                    await up.until_told(AGAIN, times=kill, timeout_s=patience(60))
+                    async with asyncio.timeout(patience(60)):
+                        while len(load.acknowledged) < acknowledged + 100:  # noqa: ASYNC110
+                            await asyncio.sleep(0.05)
+            world = await observer.settled([up.state_dir], timeout_s=patience(60))
+        assert await up.end(timeout_s=patience(10)) == 0
+    finally:
+        if up.running:
+            await up.kill()
+
+    assert observer.answered >= load.acknowledged
+    assert_clean(world)
+    assert foreign_hands(up.state_dir / "broker", prefix, PARTITIONS) == []
+    told = up.told()
+    for word in ("Traceback", "CancelledError", "never retrieved"):
+        assert word not in told, told[told.index(word) - 300 : told.index(word) + 2000]
+    assert len(told.splitlines()) < 60 + 40 * broker_kills, told
+
+
+async def test_a_broker_that_keeps_ending_ends_the_command(prefix, tmp_path):
+    command = Command("broker", tmp_path, prefix)
+    await command.start()
+    try:
+        await command.until_told("its data is in", timeout_s=patience(60))
+        for kill in (1, 2):
+            killed_at = await command.kill_kafka()
+            await command.until_told(ENDED, times=kill, timeout_s=patience(1))
+            assert time.monotonic() - killed_at < patience(1)
+        await command.kill_kafka()
+        async with asyncio.timeout(patience(20)):
+            code = await command.process.wait()
+    finally:
+        if command.running:
+            await command.kill()
+
+    assert code == 3
+    last = command.told()
+    assert "and is not started again. It ended 3 times within 60 s." in last
+    assert "Traceback" not in last
+
+
+async def test_a_demo_whose_broker_dies_says_so_and_ends(prefix, tmp_path):
+    demo = Command("demo", tmp_path, prefix)
+    await demo.start()
+    try:
+        await demo.until_told("created", times=3, timeout_s=patience(60))
+        await demo.kill_kafka()
+        async with asyncio.timeout(patience(20)):
+            code = await demo.process.wait()
+    finally:
+        if demo.running:
+            await demo.kill()
+
+    told = demo.told()
+    assert f"{ENDED} and is not started again." in told
+    assert "Traceback" not in told
+    assert code == 3
+
+
+async def test_a_broker_that_is_told_to_end_while_it_starts_ends(prefix, tmp_path):
+    command = Command("broker", tmp_path, prefix)
+    await command.start()
+    await command.until_told("starting Apache Kafka", timeout_s=patience(30))
+    command.process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(patience(10)):
+        assert await command.process.wait() == 0
+    assert "Traceback" not in command.told()
