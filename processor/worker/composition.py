@@ -10,15 +10,14 @@ import structlog
 from processor.adapters.kafka.access.authorization import ensure_startable
 from processor.adapters.kafka.access.rights_watch import RightsWatch
 from processor.adapters.kafka.client_config import client_id, compression_type, connection_options
-from processor.adapters.kafka.errors import BrokerUnreachable
 from processor.adapters.kafka.forwarder import PlainForwarder
 from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
 from processor.adapters.kafka.log_reader import KafkaLogReader, LogReaders
 from processor.adapters.kafka.record_decoder import read_any_record
 from processor.adapters.kafka.topic_admin import (
-    ensure_layout,
     layout_changed,
 )
+from processor.adapters.kafka.topics_watch import TopicsWatch
 from processor.adapters.kafka.transactional_producer import (
     KafkaTransactionalProducer,
     producers_stopped,
@@ -49,8 +48,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PRODUCERS_STOP_TIMEOUT_S = 0.5
-LAYOUT_EVERY_S = 60.0
-"""How often the number of partitions is looked at while a worker runs."""
 
 
 async def run_worker(
@@ -106,10 +103,12 @@ async def run_worker(
 
         rights = RightsWatch(settings, Role.WORKER, worker.renew)
 
+        topics = TopicsWatch(settings, worker.renew)
+
         async def report() -> dict[str, Any]:
             report = worker.report()
-            report["ready"] = report["ready"] and rights.denied is None
-            return {**report, "denied": rights.denied}
+            report["ready"] = report["ready"] and rights.denied is None and topics.missing is None
+            return {**report, "denied": rights.denied, "missing": topics.missing}
 
         async def scraped() -> bytes:
             return metrics.text()
@@ -125,7 +124,7 @@ async def run_worker(
                 http=str(address) if address else "off",
             )
             announcing = asyncio.create_task(_announce(worker, ready))
-            watching = asyncio.create_task(_watch_layout(settings, stop))
+            watching = asyncio.create_task(_watch(topics, stop))
             asking = asyncio.create_task(rights.run())
             try:
                 await worker.run(stop)
@@ -146,17 +145,12 @@ async def _announce(worker: Worker, ready: asyncio.Event | None) -> None:
         ready.set()
 
 
-async def _watch_layout(settings: Settings, stop: asyncio.Event) -> None:
+async def _watch(topics: TopicsWatch, stop: asyncio.Event) -> None:
     """Set `stop` and raise TopicsWrong once the topics have another number of partitions."""
-    while True:
-        await asyncio.sleep(LAYOUT_EVERY_S)
-        try:
-            await ensure_layout(settings)
-        except BrokerUnreachable:
-            continue
-        except BaseException:
-            stop.set()
-            raise
+    try:
+        await topics.run()
+    finally:
+        stop.set()
 
 
 def _fault_kit(settings: Settings) -> "FailpointWrappers | None":

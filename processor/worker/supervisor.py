@@ -71,11 +71,15 @@ def merged_report(reports: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]
     def all_say(word: str) -> bool:
         return len(answered) == len(reports) and all(report[word] for report in answered)
 
+    def said(word: str) -> Any:
+        return next((report[word] for report in answered if report[word]), None)
+
     partitions = {n: about for report in answered for n, about in report["partitions"].items()}
     return {
         "ready": all_say("ready"),
         "joined": all_say("joined"),
-        "denied": next((report["denied"] for report in answered if report["denied"]), None),
+        "denied": said("denied"),
+        "missing": said("missing"),
         "partitions": dict(sorted(partitions.items(), key=lambda item: int(item[0]))),
     }
 

@@ -151,7 +151,7 @@ class Worker:
     def renew(self) -> None:
         """Begin anew what does not run, instead of when its back-off ends: what it waited for is
         there."""
-        if self._member is not None and not self.ready:
+        if self._member is not None and not (self.ready and self._owned):
             self._member.failed.set()
 
     async def run(self, stop: asyncio.Event) -> None:

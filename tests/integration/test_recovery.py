@@ -267,10 +267,7 @@ async def test_group_offsets_that_lie(cluster: Cluster) -> None:
     assert offsets == [0, 1, 2, 3]
 
 
-async def test_a_worker_ends_when_partitions_are_added(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bootstrap, "LAYOUT_EVERY_S", 0.2)
+async def test_a_worker_ends_when_partitions_are_added(cluster: Cluster) -> None:
     await create_topics(cluster.settings)
     stop, ready = asyncio.Event(), asyncio.Event()
     worker = asyncio.create_task(bootstrap.run_worker(cluster.settings, stop=stop, ready=ready))

@@ -194,7 +194,7 @@ class KafkaGroupConsumer:
         numbers = {tp.partition for tp in tps}
         self._assigned = frozenset(n for n in numbers if tps.issuperset(self._pair(n)))
         if self._assigned != numbers:
-            log.error("commands and control have different partition counts", partitions=numbers)
+            log.error("of some partitions only one topic is there", partitions=sorted(numbers))
         self._changed.set()
         self._on_assigned(self._assigned)
 

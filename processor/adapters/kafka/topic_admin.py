@@ -161,18 +161,6 @@ async def ensure_topics(settings: Settings) -> list[Mismatch]:
     return mismatches
 
 
-async def ensure_layout(settings: Settings) -> None:
-    """Raise TopicsWrong if a topic has another number of partitions than it had.
-
-    Topics that are not there say nothing: while a broker starts, some are not seen.
-    """
-    names = [name for name, spec in Topics(settings.topic_prefix) if spec is not STEPS]
-    counts = await partition_counts(settings, names, Operation.DESCRIBE)
-    for name in names:
-        if (found := counts.get(name, settings.partitions)) != settings.partitions:
-            raise layout_changed(name, found, settings)
-
-
 def layout_changed(topic: str, found: int, settings: Settings) -> TopicsWrong:
     """What is wrong once a topic has `found` partitions, or more than that number."""
     return TopicsWrong(
@@ -190,6 +178,13 @@ async def partition_counts(
     none. `operation`: what is to be done with them. Raises BrokerUnreachable, NotAuthorized."""
     async with open_admin(settings) as admin:
         return await _partitions(admin, settings, topics, operation)
+
+
+async def counted_partitions(
+    admin: AIOKafkaAdminClient, settings: Settings, topics: Iterable[str]
+) -> dict[str, int]:
+    """As `partition_counts`, by a client that is connected."""
+    return await _partitions(admin, settings, topics, Operation.DESCRIBE)
 
 
 async def topic_configs(settings: Settings, topics: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -9,9 +9,10 @@ from processor.telemetry.metrics import Metrics
 from processor.worker.supervisor import environment_of, merged_metrics, merged_report
 
 
-def report(*partitions: int, ready: bool = True, denied: str | None = None) -> dict[str, object]:
+def report(*partitions: int, ready: bool = True, **said: str) -> dict[str, object]:
     about = {str(n): {"lag": n} for n in partitions}
-    return {"ready": ready, "joined": True, "denied": denied, "partitions": about}
+    nothing = {"denied": None, "missing": None}
+    return {"ready": ready, "joined": True, **nothing, **said, "partitions": about}
 
 
 def test_each_process_has_its_share_of_the_cache_a_port_and_a_name():
@@ -44,10 +45,11 @@ def test_they_are_not_ready_while_one_is_not(other: dict[str, object] | None):
     assert merged_report([report(0), other])["ready"] is False
 
 
-def test_what_one_is_denied_is_said_of_all():
-    denied = "User:w lacks Read on topic t.audit."
-    assert merged_report([report(0), report(1, denied=denied), None])["denied"] == denied
-    assert merged_report([report(0), report(1)])["denied"] is None
+@pytest.mark.parametrize("word", ["denied", "missing"])
+def test_what_one_lacks_is_said_of_all(word: str):
+    said = "User:w lacks Read on topic t.audit."
+    assert merged_report([report(0), report(1, **{word: said}), None])[word] == said
+    assert merged_report([report(0), report(1)])[word] is None
 
 
 def test_metrics_keep_their_process():

@@ -1,0 +1,103 @@
+"""Topics that go away under a worker that runs."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from processor.embedded.broker import free_port
+from processor.settings import Settings
+from tests.integration.test_recovery import Cluster, cluster, unused_tcp_port
+from tests.support.machine import patience
+from tests.support.worker import running_worker
+from tests.unit.commands import create
+
+__all__ = ["cluster", "unused_tcp_port"]
+
+
+async def report(cluster: Cluster) -> tuple[int, dict[str, Any]]:
+    """What `/ready` answers."""
+    async with ClientSession() as client, client.get(f"http://{cluster.settings.http}/ready") as no:
+        return no.status, await no.json()
+
+
+async def until_reported(cluster: Cluster, holds: Any, *, within_s: float) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    try:
+        async with asyncio.timeout(within_s):
+            while True:
+                _, told = await report(cluster)
+                if holds(told):
+                    return told
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"not reported within {within_s} s: {told}") from None
+
+
+async def deleted(cluster: Cluster, topic: str) -> None:
+    async with cluster.admin() as admin:
+        await admin.delete_topics([topic])
+    told = await until_reported(cluster, lambda told: told["missing"], within_s=patience(10))
+    assert not told["ready"]
+    assert topic in told["missing"]
+    assert "`taskflow topics create` makes what is missing" in told["missing"]
+    status, _ = await report(cluster)
+    assert status == 503
+
+
+@pytest.mark.parametrize("topic", ["commands", "control", "outcomes"])
+async def test_a_topic_that_comes_back_is_worked_on_without_a_restart(
+    cluster: Cluster, topic: str
+) -> None:
+    async with running_worker(cluster.settings):
+        await deleted(cluster, getattr(cluster.topics, topic))
+        code, _, err = await cluster.taskflow("topics", "create")
+        assert code == 0, err
+
+        await until_reported(cluster, lambda told: told["ready"], within_s=patience(10))
+        await cluster.send(*(create(number) for number in range(16)))
+        await cluster.decided(16)
+        status, _ = await report(cluster)
+        assert status == 200
+
+
+async def test_a_topic_that_was_made_anew_is_named_with_its_repair(cluster: Cluster) -> None:
+    async with running_worker(cluster.settings):
+        await cluster.send(create(1), create(2))
+        await cluster.decided(2)
+        await deleted(cluster, cluster.topics.commands)
+        await cluster.taskflow("topics", "create")
+
+        def lost(told: dict[str, Any]) -> bool:
+            return "made anew" in str(told["partitions"].get("0", {}).get("error"))
+
+        told = await until_reported(cluster, lost, within_s=patience(10))
+        assert not told["ready"]
+        error = told["partitions"]["0"]["error"]
+        assert cluster.topics.commands in error
+        assert "`taskflow rebuild --skip-lost --partition 0`" in error
+
+        await cluster.send(create(3))
+        code, _, err = await cluster.taskflow("rebuild", "--skip-lost", "--partition", "0", "--yes")
+        assert code == 0, err
+        await until_reported(cluster, lambda told: told["ready"], within_s=patience(10))
+        await cluster.decided(3)
+
+
+async def test_a_worker_without_partitions_is_ready(cluster: Cluster, tmp_path: Path) -> None:
+    """Of two workers on one partition one has nothing to do."""
+    http = f"127.0.0.1:{free_port()}"
+    settings = Settings(
+        bootstrap_servers=cluster.settings.bootstrap_servers,
+        topic_prefix=cluster.settings.topic_prefix,
+        partitions=1,
+        state_dir=tmp_path / "spare",
+        http=http,
+    )
+    spare = Cluster(settings, cluster.topics)
+    async with running_worker(cluster.settings), running_worker(spare.settings):
+        reports = [await report(one) for one in (cluster, spare)]
+    assert sorted(list(told["partitions"]) for _, told in reports) == [[], ["0"]]
+    assert [status for status, _ in reports] == [200, 200]
