@@ -9,6 +9,7 @@ from aiohttp import web
 
 from processor.client import FlowClient
 from processor.contract.events import TRACEPARENT_HEADER
+from processor.runtime import end_tasks
 from processor.settings import Settings
 from processor.telemetry.http.limits import Limits
 from processor.telemetry.http.problem import ProblemError
@@ -44,10 +45,7 @@ class CommandEndpoint:
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        for task in self._publishing:
-            task.cancel()
-        if self._publishing:
-            await asyncio.wait(self._publishing)
+        await end_tasks(*self._publishing)
         if self._client is not None:
             await self._client.__aexit__(None, None, None)
 

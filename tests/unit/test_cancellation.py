@@ -426,6 +426,7 @@ CANCELS = {
     PROCESSOR / "adapters" / "kafka" / "internals.py",
     PROCESSOR / "adapters" / "kafka" / "shutdown.py",  # clients that may never end
     PROCESSOR / "cli" / "common" / "runner.py",  # at a signal
+    PROCESSOR / "telemetry" / "http" / "internals.py",  # timers
 }
 
 

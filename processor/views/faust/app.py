@@ -23,7 +23,7 @@ from processor.adapters.kafka.record_decoder import read_any_record
 from processor.adapters.sqlite.lock import state_dir_lock
 from processor.contract import Topics
 from processor.contract.rights import Role
-from processor.runtime import private_directory, tune_interpreter
+from processor.runtime import end_tasks, private_directory, tune_interpreter
 from processor.settings import Address, Settings, load_settings
 from processor.telemetry.http.hosts import HostPolicy, is_loopback
 from processor.views.access.peer_key import PeerKey, address_of
@@ -155,7 +155,7 @@ class ViewsApp(faust.App):
                     metrics=self._scraped,
                 )
             )
-            stack.push_async_callback(ended, asyncio.create_task(self._rights.run()))
+            stack.push_async_callback(end_tasks, asyncio.create_task(self._rights.run()))
             peers.own = address_of(settings.views_advertise or f"http://{_reachable(address)}")
             hosts.allow(URL(peers.own).authority)
             self.conf.canonical_url = URL(peers.own)
@@ -224,11 +224,6 @@ class ViewsApp(faust.App):
             "peers": sorted(self._shared_out()),
             "partitions": partitions,
         }
-
-
-async def ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
 
 
 def _reachable(address: Address) -> Address:
