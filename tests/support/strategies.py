@@ -153,23 +153,20 @@ def sent_commands(draw: st.DrawFn, kinds: Iterable[str] = tuple(CommandKind)) ->
 
 
 @st.composite
-def lives(draw: st.DrawFn, *, managed: bool = True) -> list[Sent]:
+def lives(draw: st.DrawFn) -> list[Sent]:
     """What is sent to one flow, in the order in which it is read: now and then anything, else
-    what the flow takes as it stands. `managed`: with managed steps."""
-    kinds = frozenset(CommandKind) - (frozenset() if managed else STEP_COMMANDS)
+    what the flow takes as it stands."""
     history: list[Sent] = []
     life = FlowHistory()
     for _ in range(draw(st.integers(0, 20))):
         fitting: Iterable[str] = CREATES
         if life.flow is not None:
             fitting = allowed(life.flow, Authority.OPERATOR)
-            if managed and life.flow.status in LIVE and draw(st.booleans()):
+            if life.flow.status in LIVE and draw(st.booleans()):
                 fitting = STEP_COMMANDS
         anything = draw(st.sampled_from([False, False, True]))
-        sent = draw(sent_commands(kinds if anything else fitting))
+        sent = draw(sent_commands() if anything else sent_commands(fitting))
         command, at_ms, authority = sent
-        if not managed and command.kind == "set_waiting" and command.wait.kind == "steps":
-            continue
         history.append(sent)
         life.send(command, at=at_ms, authority=authority)
     return history

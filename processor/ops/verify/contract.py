@@ -34,7 +34,14 @@ MOVES: Final[Mapping[str, tuple[frozenset[str], str | None]]] = {
     "cancelled": (LIVE, "cancelled"),
     "state_updated": (LIVE, None),
 }
-EVENT_KINDS: Final = {*MOVES, "created", "step_observed", "pruned"}
+STEP_EVENTS: Final = frozenset(
+    [
+        *("step_observed", "step_scheduled", "step_started", "step_extended", "step_released"),
+        *("step_retried", "step_dispatched", "step_succeeded", "step_failed", "step_cancelled"),
+    ]
+)
+"""What happens to a step leaves its flow as it is."""
+EVENT_KINDS: Final = {*MOVES, *STEP_EVENTS, "created", "pruned"}
 CAUSES: Final[Mapping[str, Sequence[Sequence[str]]]] = {
     # command: the events of an accepted one, in alternatives
     "create_managed": [["created"]],
@@ -49,11 +56,25 @@ CAUSES: Final[Mapping[str, Sequence[Sequence[str]]]] = {
     "cancel": [["cancelled"]],
     "update_state": [["state_updated"]],
     "record_step_observation": [["step_observed"]],
+    "schedule_step": [["step_scheduled"]],
+    "start_step": [["step_started"]],
+    "extend_step": [["step_extended"], []],
+    "complete_step": [["step_succeeded"]],
+    "fail_step": [["step_retried"], ["step_failed"]],
+    "release_step": [["step_released"]],
+    "cancel_step": [["step_cancelled"]],
+    "retry_step": [["step_retried"]],
     "wake": [["resumed"], ["cancelled"]],
+    "wake_step": [["step_failed"], ["step_retried"], ["step_cancelled"], ["step_dispatched"]],
     "prune": [["pruned"]],
 }
-CONTROL_ONLY: Final = frozenset({"wake", "prune"})
-OPEN_TO_ALL: Final = frozenset({"resume_external", "record_step_observation"})
+CONTROL_ONLY: Final = frozenset({"wake", "wake_step", "prune"})
+OPEN_TO_ALL: Final = frozenset(
+    [
+        *("resume_external", "record_step_observation", "start_step", "extend_step"),
+        *("complete_step", "fail_step", "release_step"),
+    ]
+)
 ALWAYS: Final = frozenset({"request_cancel", "record_step_observation"})
 FITTING: Final[Mapping[str, frozenset[str]]] = {
     # status: the kinds that it takes, beside those that are always taken
@@ -88,10 +109,14 @@ CODES: Final[Mapping[str, frozenset[str | None]]] = {
             "already_terminal",
             "cancel_pending",
             "illegal_transition",
+            "step_exists",
+            "step_not_found",
             "wait_mismatch",
             "not_due",
+            "not_holder",
             "invalid_data",
             "state_too_large",
+            "too_many_steps",
         ]
     ),
     "duplicate": frozenset(
@@ -104,10 +129,14 @@ CODES: Final[Mapping[str, frozenset[str | None]]] = {
             "already_terminal",
             "cancel_pending",
             "illegal_transition",
+            "step_exists",
+            "step_not_found",
             "wait_mismatch",
             "not_due",
+            "not_holder",
             "invalid_data",
             "state_too_large",
+            "too_many_steps",
         ]
     ),
 }
@@ -274,6 +303,19 @@ def due_ms(wait: Any) -> int | None:
     return None if text is None else parse_timestamp(text)
 
 
+def own_events(kinds: Sequence[str]) -> list[str]:
+    """The kinds of a command's events without those that steps add: the end of steps with their
+    flow, the end of a join by its last step."""
+    first = kinds[0] if kinds else ""
+    if first in ("finished", "failed", "cancelled"):
+        rest = [kind for kind in kinds[1:] if kind != "step_cancelled"]
+        return [first, *rest]
+    joins = ("waiting", "step_succeeded", "step_failed", "step_cancelled")
+    if first in joins and list(kinds[1:]) == ["resumed"]:
+        return [first]
+    return list(kinds)
+
+
 def payload_of(command: Doc, event_kind: str, wait: Any) -> Doc:
     """What an event of this kind must hold if `command` caused it; `wait` is what the flow waited
     for before."""
@@ -295,6 +337,8 @@ def payload_of(command: Doc, event_kind: str, wait: Any) -> Doc:
         case "resumed" if command.get("kind") == "resume_external":
             brought = {"resume_event": command["payload"]} if "payload" in command else None
             return {"by": "external_event", "state_patch": brought}
+        case "resumed" if command.get("kind") != "wake":
+            return {"by": "steps", "state_patch": None}
         case "resumed":
             timer = isinstance(wait, dict) and wait.get("kind") == "timer"
             return {"by": "timer" if timer else "timeout", "state_patch": None}

@@ -10,6 +10,7 @@ from processor.ops.verify.contract import (
     EVENT_KINDS,
     MOVES,
     STATUSES,
+    STEP_EVENTS,
     TERMINAL,
     Doc,
     canonical,
@@ -26,6 +27,7 @@ from processor.ops.verify.contract import (
 from processor.ops.verify.ports import LogRecord
 from processor.ops.verify.report import Report
 from processor.ops.verify.scratch_store import Entry, ScratchStore
+from processor.ops.verify.steps.checks import StepChecks
 
 STEP_FIELDS: Final = frozenset(
     [
@@ -66,6 +68,7 @@ class EventChecks:
         self._partitions = partitions
         self._only = only
         self.whole = whole
+        self.steps = StepChecks(scratch, report)
         self.next_id: int | None = partition * EVENTS_PER_PARTITION + 1 if whole else None
         """The id that must come next; None if it is not known."""
 
@@ -126,7 +129,7 @@ class EventChecks:
             assert before is not None
             assert before.doc is not None
             doc, whole = before.doc, before.whole
-            if kind not in ("step_observed", "pruned"):
+            if kind not in STEP_EVENTS and kind != "pruned":
                 doc = self._moved(event, doc, add)
         self._report.checked["I3"] += 1
         told, stands = (event["revision"], event["status"]), (doc.get("revision"), doc["status"])
@@ -134,6 +137,9 @@ class EventChecks:
             add("I3", "event_revision", f"It says revision {told}, its fold {stands}.")
         if kind == "step_observed":
             self._step(event, command, known and whole, add)
+        elif kind in STEP_EVENTS:
+            at_ms = None if source is None else source.timestamp
+            self.steps.apply(event, command, doc, at_ms, whole=known and whole, add=add)
         if kind == "pruned":
             if doc["status"] not in TERMINAL:
                 add("I4", "illegal_move", f"Pruned while {doc['status']}.")
@@ -180,7 +186,7 @@ class EventChecks:
                 add(
                     "I9", f"event_{name}", f"{name} is {event[name]!r}, its command's {expected!r}."
                 )
-        if event["kind"] == "step_observed":
+        if event["kind"] in STEP_EVENTS:
             return
         doc = before.doc if before is not None else None
         if event["kind"] == "resumed" and command.get("kind") == "wake":
@@ -191,7 +197,10 @@ class EventChecks:
             if due is None or source.timestamp < due:
                 until = "without a time" if due is None else f"until {instant(due)}"
                 add("I13", "woken_early", f"It waited {until} and was woken at {event['at']}.")
-        expected = payload_of(command, event["kind"], (doc or {}).get("wait_json"))
+        wait = (doc or {}).get("wait_json")
+        if event["payload_json"].get("by") == "steps" and isinstance(wait, dict):
+            self.steps.resumed(event["flow_id"], wait, add)
+        expected = payload_of(command, event["kind"], wait)
         if not same(event["payload_json"], expected):
             add("I9", "event_payload", "Its payload is not what its command asked for.")
 
@@ -296,7 +305,7 @@ def _created(flow_id: str, payload: Doc, at: str) -> Doc:
 def _learn(doc: Doc, kind: str, payload: Doc, at: str) -> None:
     """Put into `doc` what an event says beside revision and status."""
     patch: Any = None
-    if kind not in ("step_observed", "pruned"):
+    if kind not in STEP_EVENTS and kind != "pruned":
         doc["updated_at"] = at
     if kind == "waiting":
         doc["wait_json"] = payload.get("wait")

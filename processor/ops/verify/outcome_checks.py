@@ -8,6 +8,7 @@ from processor.contract.headers import without_forwarding
 from processor.contract.topics import Topics
 from processor.contract.values import instant, parse_timestamp
 from processor.ops.verify.contract import (
+    ALWAYS,
     CAUSES,
     CODES,
     CONTROL_ONLY,
@@ -23,6 +24,7 @@ from processor.ops.verify.contract import (
     digest,
     hash16,
     home_of,
+    own_events,
     parsed,
     uuid_or_none,
     without_nulls,
@@ -31,7 +33,12 @@ from processor.ops.verify.event_checks import EventChecks
 from processor.ops.verify.ports import LogRecord
 from processor.ops.verify.report import Report
 from processor.ops.verify.scratch_store import Entry, Forwarded, ScratchStore, SeenOutcome
+from processor.ops.verify.steps.rules import COMMANDS as STEP_COMMANDS
 
+STEP_CODES: Final = frozenset(
+    {"step_exists", "step_not_found", "illegal_transition", "not_holder", "not_due"}
+)
+"""Refusals that a step's past must bear out."""
 KEY_KEPT_BYTES: Final = 512 * 1024
 _REPEATED: Final = ("code", "message", "revision", "status", "event_ids", "details")
 """What a duplicate takes over from the first outcome."""
@@ -182,10 +189,12 @@ class OutcomeChecks:
                 )
         if verdict == "accepted" and not outcome["dry_run"] and command is not None:
             kinds = [event["kind"] for _, event in caused]
-            if kinds not in CAUSES.get(command.get("kind", ""), []):
+            if own_events(kinds) not in CAUSES.get(command.get("kind", ""), []):
                 add("I4", "other_events", f"{command.get('kind')} caused {kinds}.")
         entry = self._fold.flow(flow_id)
         doc = entry.doc if entry is not None else None
+        if doc is not None and caused:
+            self._fold.steps.ended(flow_id, doc, [event for _, event in caused], add)
         if doc is None and not self.level and entry is None:
             return
         now = (doc.get("revision"), doc.get("status")) if doc else (None, None)
@@ -296,8 +305,11 @@ class OutcomeChecks:
         owner = doc.get("owner_session_key", command.get("issued_by"))
         if owned and kind not in OPEN_TO_ALL and command.get("issued_by") != owner:
             add("I4", "not_the_owner", f"Issued by {command.get('issued_by')!r}, not by the owner.")
-        if kind not in FITTING[doc["status"]] | {"request_cancel", "record_step_observation"}:
+        of_steps = STEP_COMMANDS if doc["status"] in LIVE else frozenset()
+        if kind not in FITTING[doc["status"]] | ALWAYS | of_steps:
             add("I4", "illegal_move", f"{kind} of a flow that was {doc['status']}.")
+        if kind in STEP_COMMANDS:
+            self._fold.steps.accepted(command, outcome, doc, source.timestamp, owned=owned, add=add)
         wait = doc.get("wait_json")
         if kind == "resume_external" and isinstance(wait, dict):
             for name in ("topic", "correlation_id"):
@@ -319,6 +331,12 @@ class OutcomeChecks:
         """Whether a refusal may be right, as far as the flow's past tells."""
         kind, doc = command.get("kind", ""), before.doc if before is not None else None
         known = self.level or before is not None
+        about_step = kind in STEP_COMMANDS or code == "step_exists"
+        if about_step and code in STEP_CODES and doc is not None and before is not None:
+            owned = source.topic == self._topics.commands
+            return self._fold.steps.founded(
+                code, command, source.timestamp, owned=owned, whole=before.whole
+            )
         match code:
             case "forbidden":
                 return source.topic == self._topics.commands and kind in CONTROL_ONLY

@@ -21,6 +21,8 @@ INVARIANTS: Final[Mapping[str, str]] = MappingProxyType(
         "I11": "no transaction stays open",
         "I12": "all records of a flow are on its partition",
         "I13": "every wait ends at its time, and not before",
+        "I14": "managed steps move as the contract says, one holder at a time",
+        "I16": "steps end with their flow, and joins with their steps",
     }
 )
 

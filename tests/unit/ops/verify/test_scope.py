@@ -11,7 +11,7 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from processor.domain.transitions import STEP_COMMANDS, Authority
+from processor.domain.transitions import Authority
 from processor.engine.partitioner import partition_of
 from processor.ops.verify.verify import BEFORE_SINCE_MS, Watcher
 from tests.support.builders import FLOW_ID, HOUR_MS, document
@@ -26,19 +26,9 @@ CASES = [
     .read_text("utf-8")
     .splitlines()
 ]
-OF_STEPS = {str(kind) for kind in STEP_COMMANDS}
-TAUGHT = [
-    case
-    for case in CASES
-    if not any(
-        sent["value"]["kind"] in OF_STEPS or sent["value"].get("wait", {}).get("kind") == "steps"
-        for sent in case["commands"]
-    )
-]
-"""What verify has rules for."""
 
 
-@pytest.mark.parametrize("case", TAUGHT, ids=[case["name"] for case in TAUGHT])
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 async def test_every_case_of_the_contract_is_clean(case):
     history = Recorded()
     for sent in case["commands"]:
@@ -52,7 +42,7 @@ async def test_every_case_of_the_contract_is_clean(case):
 
 
 @settings(max_examples=60)
-@drawn(st.lists(lives(managed=False), min_size=1, max_size=3), st.randoms(use_true_random=False))
+@drawn(st.lists(lives(), min_size=1, max_size=3), st.randoms(use_true_random=False))
 async def test_whatever_is_sent_to_flows_is_clean(some, random):
     """Lives of flows, shuffled into each other, sent in batches, now and then twice."""
     sources = {Authority.OWNER: "commands", Authority.OPERATOR: "control"}

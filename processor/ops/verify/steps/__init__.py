@@ -1,0 +1,1 @@
+"""What verify knows of managed steps."""
