@@ -13,6 +13,7 @@ VIEW_KILLS := 20
 MINUTES := 20
 FOREIGN_RECORDS := 200000
 SEED := 7
+COVERAGE :=
 
 # Tried by running it: a shim on the path may answer that it has no such version, and some
 # distributions ship a python3 that cannot make an environment.
@@ -47,7 +48,8 @@ demo: $(STAMP) ## Runs the main job from start to end, with a broker of its own
 # two cores busy. Each has a broker of its own. Tests are dealt out one by one: a file may take a
 # second, or a minute.
 test: lint ## Checks style and types, and runs every test (PROCESSES=1: one after the other)
-	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(if $(COVERAGE),--cov --cov-report=)
+	@$(if $(COVERAGE),echo "the tests of this process reach $$($(BIN)/coverage report --format=total) % of the lines",:)
 
 lint: $(STAMP) ## Checks style and types
 	$(BIN)/ruff check

@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -18,6 +19,9 @@ hypothesis.settings.load_profile("taskflow")
 
 # Dozens of brokers start here, and none lives long enough to earn back what optimizing costs it.
 os.environ["TASKFLOW_BROKER_JIT"] = "quick"
+
+
+SIMULATION = Path(__file__).parent / "simulation"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,6 +59,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         marker = item.get_closest_marker("timeout")
         if marker is not None:
             item.add_marker(pytest.mark.timeout(machine.patience(marker.args[0])), append=False)
+        if SIMULATION in item.path.parents:
+            # It runs the same lines millions of times, which all have tests of their own.
+            item.add_marker(pytest.mark.no_cover)
 
 
 @pytest.fixture
