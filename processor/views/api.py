@@ -12,7 +12,7 @@ from processor.contract.values import EVENTS_PER_PARTITION
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings
 from processor.telemetry.http.problem import ProblemError
-from processor.views import models, queries
+from processor.views import models, queries, step_queries
 from processor.views import scatter_gather as answers
 from processor.views.access.readers import Readers, exchange_of
 from processor.views.aggregates import added_minutes, added_totals
@@ -214,22 +214,52 @@ class Api:
 
     async def _flows(self, request: web.Request, query: models.FlowsQuery) -> Json:
         self._positions.check_flows(query.cursor, query.sort)
+        ascending = query.sort == "wait"
+        return await self._page(
+            request,
+            query,
+            lambda partitions: queries.flows(self._view.database, query, partitions),
+            lambda item: queries.flow_key(item, query.sort),
+            kind=query.sort,
+            ascending=ascending,
+        )
+
+    async def _steps(self, request: web.Request, query: models.StepsQuery) -> Json:
+        self._positions.check_flows(query.cursor, step_queries.ORDER)
+        return await self._page(
+            request,
+            query,
+            lambda partitions: step_queries.steps(self._view.database, query, partitions),
+            step_queries.step_key,
+            kind=step_queries.ORDER,
+            ascending=False,
+        )
+
+    async def _page(
+        self,
+        request: web.Request,
+        query: models.PageQuery,
+        ours: Callable[[Collection[int]], Awaitable[list[tuple[tuple[int, int], Json]]]],
+        key_of: Callable[[Json], tuple[int, int]],
+        *,
+        kind: str,
+        ascending: bool,
+    ) -> Json:
+        """A page of items that every worker has in the same order."""
 
         async def local(partitions: Collection[int]) -> Json:
-            return {"rows": await queries.flows(self._view.database, query, partitions)}
+            return {"rows": await ours(partitions)}
 
         parts, view = await self._ask(request, query, local)
         rows = [
-            part["rows"]
-            if "rows" in part
-            else [(queries.flow_key(item, query.sort), item) for item in part["items"]]
+            part["rows"] if "rows" in part else [(key_of(item), item) for item in part["items"]]
             for part in parts
         ]
         more = any(part.get("next_cursor") for part in parts)
-        items, cursor = answers.page(rows, query.limit, query.sort, ascending=query.sort == "wait")
+        items, cursor = answers.page(rows, query.limit, kind, ascending=ascending)
         if cursor is None and more:
             # A peer gives a page of its own, and says by a cursor that it has more.
-            cursor = keyset(query.sort, *max_key(rows, ascending=query.sort == "wait"))
+            cursor = keyset(kind, *max_key(rows, ascending=ascending))
         return {"items": items, "next_cursor": cursor, "view": view}
 
     async def _flow(self, request: web.Request, query: models.FlowQuery) -> Json:

@@ -16,9 +16,9 @@ from processor.contract.flow import Flow, FlowStatus
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
 from processor.errors import TaskflowError
 from processor.runtime import private_directory
-from processor.views.projection import ProjectionChanges, Viewed, wait_ends_ms
+from processor.views.projection import ProjectionChanges, Viewed, ViewedStep, wait_ends_ms
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 NAME: Final = "views.sqlite"
 READERS: Final = 4
 QUERY_MAX_S: Final = 2.0
@@ -126,6 +126,21 @@ class Database:
                 found[flow.id] = Viewed(number, flow, since_ms, events, last_event_id)
         return found
 
+    async def steps(self, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], ViewedStep]:
+        """Those of `keys` (the flow's number, run id) that are there."""
+        wanted = [part for key in keys for part in key]
+        found: dict[tuple[int, str], ViewedStep] = {}
+        for start in range(0, len(wanted), _VARIABLES):
+            some = wanted[start : start + _VARIABLES]
+            rows = await self._writer.execute_fetchall(
+                "SELECT n, flow, run_id, doc FROM step WHERE (flow, run_id) IN "
+                f"(VALUES {', '.join(['(?, ?)'] * (len(some) // 2))})",
+                some,
+            )
+            for number, flow, run_id, doc in rows:
+                found[flow, run_id] = ViewedStep(number, flow, orjson.loads(doc))
+        return found
+
     async def write(self, batch: ProjectionBatch) -> None:
         """All of it, or nothing. Who is cancelled meanwhile leaves when it is over, so that no two
         writes meet."""
@@ -152,8 +167,7 @@ class Database:
             if old:
                 await writer.executemany(_UPDATE_FLOW, [(*row[:_MUTABLE], row[-1]) for row in old])
             if changes.steps:
-                steps = [(n, run, doc.decode()) for (n, run), doc in changes.steps.items()]
-                await writer.executemany("INSERT OR REPLACE INTO step VALUES (?, ?, ?)", steps)
+                await writer.executemany(_PUT_STEP, [_step_row(s) for s in changes.steps.values()])
             if changes.pruned:
                 numbers = [(number,) for number in changes.pruned]
                 await writer.executemany("DELETE FROM step WHERE flow = ?", numbers)
@@ -346,6 +360,12 @@ _INSERT_FLOW: Final = (
     f"INSERT INTO flow (n, {', '.join((*_CHANGING, *_FIXED))}) "
     f"VALUES ({', '.join('?' * (1 + len(_CHANGING) + len(_FIXED)))})"
 )
+_PUT_STEP: Final = (
+    "INSERT INTO step (n, flow, run_id, task, status, holder, updated_ms, doc) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (flow, run_id) DO UPDATE SET "
+    "task = excluded.task, status = excluded.status, holder = excluded.holder, "
+    "updated_ms = excluded.updated_ms, doc = excluded.doc"
+)
 _UPDATE_FLOW: Final = f"UPDATE flow SET {', '.join(f'{c} = ?' for c in _CHANGING)} WHERE n = ?"
 _DROP_LETTERS: Final = (
     'DELETE FROM letter WHERE partition = ? AND "offset" <= (SELECT "offset" FROM letter '
@@ -410,6 +430,20 @@ def _flow_row(viewed: Viewed) -> tuple[Any, ...]:
         flow.requester_origin,
         flow.goal,
         viewed.number,
+    )
+
+
+def _step_row(viewed: ViewedStep) -> tuple[Any, ...]:
+    step = viewed.step
+    return (
+        viewed.number,
+        viewed.flow,
+        step["run_id"],
+        step["task"],
+        step["status"],
+        step["child_session_key"],
+        parse_timestamp(step["updated_at"]),
+        orjson.dumps(step).decode(),
     )
 
 

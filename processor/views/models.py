@@ -15,7 +15,7 @@ from pydantic import (
 from processor.contract.events import AnyEvent, EventKind
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.outcomes import Code, Outcome
-from processor.contract.steps import AnyStep
+from processor.contract.steps import AnyStep, Execution, StepStatus
 from processor.contract.values import (
     EventId,
     Instant,
@@ -123,6 +123,20 @@ class FlowsQuery(PageQuery):
     """`updated` and `created`: newest first; `wait`: only what waits with an end, soonest first."""
 
 
+class StepsQuery(PageQuery):
+    """Managed steps of all flows, the newest change first."""
+
+    flow: Uuid | None = None
+    task: Text | None = None
+    status: Annotated[list[StepStatus], BeforeValidator(_split), Field(max_length=5)] = []
+    """One or more, separated by commas."""
+    holder: Text | None = None
+    """The executor that started it last, exactly."""
+    updated_after: Timestamp | None = None
+    updated_before: Timestamp | None = None
+    """How old: nothing has changed since then."""
+
+
 class FlowQuery(ReadQuery):
     revision: Revision | None = None
     """The flow and its steps as they stood when it had this revision."""
@@ -223,6 +237,29 @@ class FlowSummary(ResponseModel):
 
 class FlowPage(ResponseModel):
     items: list[FlowSummary]
+    next_cursor: str | None
+    """null: there is no more."""
+    view: View
+
+
+class StepSummary(ResponseModel):
+    """A managed step without its input and result."""
+
+    id: Uuid
+    flow_id: Uuid
+    runtime: Literal["managed"]
+    child_session_key: Text | None
+    run_id: Text
+    task: Text
+    status: StepStatus
+    created_at: Instant
+    updated_at: Instant
+    execution: Execution
+    first_event_id: EventId
+
+
+class StepPage(ResponseModel):
+    items: list[StepSummary]
     next_cursor: str | None
     """null: there is no more."""
     view: View

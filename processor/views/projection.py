@@ -10,7 +10,7 @@ import orjson
 from processor.contract.events import EventKind
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.values import EVENTS_PER_PARTITION, parse_timestamp
-from processor.domain.evolve import CREATED, PRUNED, STEP_OBSERVED, evolve
+from processor.domain.evolve import CREATED, PRUNED, STEP_KINDS, evolve
 from processor.domain.facts import Fact, new_fact
 from processor.errors import TaskflowError
 from processor.views.aggregates import MinuteCounts, Totals
@@ -59,6 +59,19 @@ class Viewed:
     """As it was last written."""
 
 
+class ViewedStep(NamedTuple):
+    """A step as the view has it. `number` is the id of the event that made it, `flow` the number of
+    its flow, `step` its JSON."""
+
+    number: int
+    flow: int
+    step: dict[str, Any]
+
+
+Steps = MutableMapping[tuple[int, str], ViewedStep]
+"""By the flow's number and the run id."""
+
+
 @dataclass(slots=True)
 class ProjectionChanges:
     """What a batch does to the view, in rows."""
@@ -69,7 +82,7 @@ class ProjectionChanges:
     """The numbers of those that were not there before it; pruned ones too."""
     pruned: dict[int, Viewed] = field(default_factory=dict)
     """As they were when they went."""
-    steps: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    steps: dict[tuple[int, str], ViewedStep] = field(default_factory=dict)
     events: list[tuple[int, int, int, int, str, bytes]] = field(default_factory=list)
     minutes: dict[tuple[int, int], MinuteCounts] = field(default_factory=dict)
     """(partition, the minute's beginning in ms) → what is to be added."""
@@ -87,16 +100,27 @@ def read(doc: bytes) -> AuditEvent:
     return AuditEvent(doc, event)
 
 
-def project(batch: list[AuditEvent], known: MutableMapping[str, Viewed]) -> ProjectionChanges:
-    """What `batch`, in the order of the audit, does to the flows in `known` (by their ids, all
-    that the batch touches and the view has). `known` is brought up to date.
+def changed_steps(batch: list[AuditEvent], known: Mapping[str, Viewed]) -> set[tuple[int, str]]:
+    """The managed steps that `batch` changes and the view has to know before."""
+    return {
+        (known[event["flow_id"]].number, event["payload_json"]["run_id"])
+        for _, event in batch
+        if event["flow_id"] in known and "changes" in event["payload_json"]
+    }
 
-    Raises CannotFollow; `known` is then to be forgotten.
+
+def project(
+    batch: list[AuditEvent], known: MutableMapping[str, Viewed], steps: Steps
+) -> ProjectionChanges:
+    """What `batch`, in the order of the audit, does to the flows in `known` (by their ids, all
+    that the batch touches and the view has) and to `steps` (all of `changed_steps`).
+
+    Both are brought up to date. Raises CannotFollow; both are then to be forgotten.
     """
     changes = ProjectionChanges()
     for one in batch:
         try:
-            _project(one, known, changes)
+            _project(one, known, steps, changes)
         except (LookupError, TypeError, ValueError) as error:
             raise CannotFollow(
                 f"Event {one.event['id']} does not follow what the view has: {error!r}.",
@@ -106,7 +130,10 @@ def project(batch: list[AuditEvent], known: MutableMapping[str, Viewed]) -> Proj
 
 
 def _project(
-    one: AuditEvent, known: MutableMapping[str, Viewed], changes: ProjectionChanges
+    one: AuditEvent,
+    known: MutableMapping[str, Viewed],
+    steps: Steps,
+    changes: ProjectionChanges,
 ) -> None:
     event = one.event
     event_id: int = event["id"]
@@ -153,9 +180,10 @@ def _project(
         changes.pruned[number] = viewed
     else:
         changes.flows[number] = viewed
-        if fact.kind is STEP_OBSERVED:
-            step = fact.payload["step"]
-            changes.steps[number, step["run_id"]] = orjson.dumps(step)
+        if fact.kind in STEP_KINDS:
+            step = _step_after(steps, event_id, number, fact.payload)
+            key = number, step.step["run_id"]
+            steps[key] = changes.steps[key] = step
     minute.events += 1
     totals.happened(event["kind"])
     changes.events.append((event_id, number, now_ms, fact.revision, event["kind"], one.doc))
@@ -174,6 +202,15 @@ def _evolve(viewed: Viewed, fact: Fact, now_ms: int, minute: MinuteCounts, total
         minute.moves(before.status, after.status, now_ms - viewed.since_ms)
         viewed.since_ms = now_ms
     totals.asks(_asked(after) - _asked(before))
+
+
+def _step_after(steps: Steps, event_id: int, flow: int, payload: Mapping[str, Any]) -> ViewedStep:
+    if "changes" in payload:
+        before = steps[flow, payload["run_id"]]
+        return before._replace(step={**before.step, **payload["changes"]})
+    step = payload["step"]
+    before_it = steps.get((flow, step["run_id"]))
+    return ViewedStep(event_id if before_it is None else before_it.number, flow, step)
 
 
 def _asked(flow: Flow) -> int:

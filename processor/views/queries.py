@@ -10,7 +10,7 @@ from processor.contract.events import EventKind
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.steps import Step
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
-from processor.domain.evolve import PRUNED, STEP_OBSERVED, evolve, observed_step
+from processor.domain.evolve import PRUNED, STEP_KINDS, evolve, evolve_step
 from processor.domain.facts import Fact
 from processor.domain.transitions import OWNER, allowed_from
 from processor.views.database import FLOW_COLUMNS, Database, ViewReader, flow_of, marks
@@ -251,16 +251,16 @@ async def _as_it_was(reader: ViewReader, number: int, partition: int, revision: 
         for last, doc in rows:  # noqa: B007  the last one counts
             fact = fact_of(orjson.loads(doc))
             found = evolve(found, fact)
-            if fact.kind is STEP_OBSERVED:
-                step = observed_step(fact)
-                steps[step.run_id] = step
+            if fact.kind in STEP_KINDS:
+                run_id = fact.payload.get("run_id") or fact.payload["step"]["run_id"]
+                steps[run_id] = evolve_step(steps.get(run_id), fact)
         count += len(rows)
         if len(rows) < FOLDED_AT_ONCE:
             break
     if found is None or found.revision != revision:
         raise RevisionUnknown("The flow never had this revision.")
     ordered = sorted(steps.values(), key=lambda step: (step.created_at, step.run_id))[:STEPS_MAX]
-    docs = [orjson.dumps(step.__dict__) for step in ordered]
+    docs = [step.model_dump_json().encode() for step in ordered]
     shown = [orjson.Fragment(doc) for doc in _within([(len(doc), doc) for doc in docs])]
     return _answer(found, shown, len(steps), partition, count, last)
 

@@ -21,6 +21,8 @@ from processor.views.projection import (
     ProjectionChanges,
     ProjectionFailed,
     Viewed,
+    ViewedStep,
+    changed_steps,
     project,
     read,
 )
@@ -275,8 +277,9 @@ class ReadModel:
                     return
                 try:
                     known = await self._known(batch)
+                    steps = await self._known_steps(batch, known)
                     self._ahead = True
-                    changes = self._change(batch, known)
+                    changes = self._change(batch, known, steps)
                     await self._write(changes, (), positions)
                 except CannotFollow as failed:
                     # Against what memory says, perhaps, but not against what the file says.
@@ -377,12 +380,19 @@ class ReadModel:
             known |= await self.database.flows(missing)
         return known
 
+    async def _known_steps(
+        self, batch: list[AuditEvent], known: dict[str, Viewed]
+    ) -> dict[tuple[int, str], ViewedStep]:
+        wanted = changed_steps(batch, known)
+        return await self.database.steps(wanted) if wanted else {}
+
     def _change(
         self,
         batch: list[AuditEvent],
         known: dict[str, Viewed],
+        steps: dict[tuple[int, str], ViewedStep],
     ) -> ProjectionChanges:
-        changes = project(batch, known)
+        changes = project(batch, known, steps)
         for (partition, start_ms), minute in changes.minutes.items():
             start_s = start_ms / 1000
             if (before := self.minutes.at(partition, start_s)) is not None:

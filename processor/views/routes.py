@@ -38,6 +38,8 @@ ROUTES: Final = (
           models.FlowsQuery, {200: models.FlowPage}, _READ),
     Route("flow", "GET", "/v1/flows/{flow_id}", "One flow with its steps, now or at a revision",
           models.FlowQuery, {200: models.FlowAnswer}, _ONE),
+    Route("steps", "GET", "/v1/steps", "Managed steps by task, status, holder, flow, age",
+          models.StepsQuery, {200: models.StepPage}, _READ),
     Route("history", "GET", "/v1/flows/{flow_id}/history",
           "A flow's events; those of a pruned flow, too",
           models.HistoryQuery, {200: models.EventPage}, _ONE),

@@ -56,12 +56,22 @@ CREATE VIRTUAL TABLE goal USING fts5 (
     words, content='', detail=none, tokenize='unicode61 remove_diacritics 2', columnsize=0
 );
 
+-- `n` is the id of the event that made the step, and so says its partition.
 CREATE TABLE step (
-    flow   INTEGER NOT NULL,
-    run_id TEXT    NOT NULL,
-    doc    TEXT    NOT NULL,
-    PRIMARY KEY (flow, run_id)
-) WITHOUT ROWID;
+    n          INTEGER PRIMARY KEY,
+    flow       INTEGER NOT NULL,
+    run_id     TEXT    NOT NULL,
+    task       TEXT    NOT NULL,
+    status     TEXT    NOT NULL,
+    holder     TEXT,
+    updated_ms INTEGER NOT NULL,
+    doc        TEXT    NOT NULL,
+    UNIQUE (flow, run_id)
+);
+CREATE INDEX step_updated ON step (updated_ms);
+CREATE INDEX step_task ON step (task, updated_ms, n, status);
+CREATE INDEX step_status ON step (status, updated_ms, n, task);
+CREATE INDEX step_holder ON step (holder, updated_ms) WHERE holder IS NOT NULL;
 
 -- `doc` is the record's value, byte for byte.
 CREATE TABLE event (

@@ -11,8 +11,9 @@ from typing import Any
 
 from processor.contract.events import EventKind
 from processor.contract.flow import Flow
+from processor.contract.steps import STEPS
 from processor.contract.values import parse_timestamp
-from processor.domain.evolve import evolve, observed_step
+from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.facts import Fact
 from processor.views.database import open_database
 from processor.views.faust import app
@@ -125,9 +126,11 @@ def expected(docs: Iterable[bytes]) -> Expected:
         life = found.lives.setdefault(number, [])
         if not life or life[-1][1] != flow.status.value:
             life.append((parse_timestamp(fact.at), flow.status.value))
-        if fact.kind is EventKind.STEP_OBSERVED:
-            step = observed_step(fact).model_dump(mode="json")
-            found.steps[number, step["run_id"]] = step
+        if fact.kind in STEP_KINDS:
+            run_id = fact.payload.get("run_id") or fact.payload["step"]["run_id"]
+            doc = found.steps.get((number, run_id))
+            before = None if doc is None else STEPS.validate_json(json.dumps(doc))
+            found.steps[number, run_id] = evolve_step(before, fact).model_dump(mode="json")
     return found
 
 

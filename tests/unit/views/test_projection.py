@@ -51,8 +51,7 @@ def projected(recorded, sizes):
     """All of it, in batches: what is known after it, and the changes put together."""
     known, steps, minutes, totals, events = {}, {}, {}, {}, []
     for batch in batches(docs_of(messages(recorded)), sizes):
-        changes = project([read(doc) for doc in batch], known)
-        steps |= changes.steps
+        changes = project([read(doc) for doc in batch], known, steps)
         steps = {at: doc for at, doc in steps.items() if at[0] not in changes.pruned}
         for at, minute in changes.minutes.items():
             minutes.setdefault(at, MinuteCounts()).add(minute)
@@ -89,7 +88,7 @@ def assert_folded(recorded, sizes):
     docs = docs_of(messages(recorded))
     found = expected(docs)
     assert {viewed.number: viewed.flow for viewed in known.values()} == found.flows
-    assert {at: orjson.loads(doc) for at, doc in steps.items()} == found.steps
+    assert {at: step.step for at, step in steps.items()} == found.steps
     assert [event[-1] for event in events] == docs
     for viewed in known.values():
         own = [at for at, e in found.events.items() if e["flow_id"] == viewed.flow.id]
@@ -118,7 +117,7 @@ def test_a_life_projects_to_what_its_events_fold_to(life, sizes):
 async def rows_of(view):
     read_rows = view.database.read
     flows = await read_rows(f"SELECT n, {FLOW_COLUMNS} FROM flow WHERE pruned = 0")
-    steps = await read_rows("SELECT * FROM step")
+    steps = await read_rows("SELECT flow, run_id, doc FROM step")
     events = await read_rows("SELECT doc FROM event ORDER BY id")
     return (
         {number: flow_of(row) for number, *row in flows},
@@ -187,13 +186,13 @@ def test_an_event_of_a_flow_that_is_not_there_is_told():
     docs = docs_of(messages(random_history(50)))
     first = next(doc for doc in docs if b'"created"' not in doc)
     with pytest.raises(ProjectionFailed, match="is not there"):
-        project([read(first)], {})
+        project([read(first)], {}, {})
 
 
 def test_a_flow_is_not_created_twice():
     created = read(docs_of(messages(random_history(10)))[0])
     with pytest.raises(ProjectionFailed, match="though it is there"):
-        project([created, created], {})
+        project([created, created], {}, {})
 
 
 async def test_a_gap_is_read_again_and_one_that_stays_stops_its_partition_alone(tmp_path):
