@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
@@ -140,9 +140,9 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if not self._pool.admit(self):
             self._force_close = True
-            assert isinstance(transport, asyncio.Transport)
-            transport.write(ProblemError("busy", "All connections are taken.").closing_bytes())
-            transport.close()
+            refusing = cast(asyncio.Transport, transport)
+            refusing.write(ProblemError("busy", "All connections are taken.").closing_bytes())
+            refusing.close()
             return
         super().connection_made(transport)
         self._await_head()

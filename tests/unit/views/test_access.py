@@ -6,7 +6,9 @@ import pytest
 
 from processor.views import api, models
 from tests.support.random_histories import random_history
+from tests.support.raw_http import connected, get
 from tests.support.recorded_deployment import Recorded
+from tests.support.served_views import serving
 from tests.support.stub_views import create, flow_id
 
 TOKEN = "a read token of the views"
@@ -151,3 +153,20 @@ async def test_a_stream_keeps_little_for_a_client_that_does_not_read(served, mon
                     break
         assert count == sum(len(recorded.of("audit", p)) for p in range(recorded.partitions))
         response.close()
+
+
+async def test_a_client_that_leaves_with_unread_events_is_no_error(tmp_path, caplog):
+    async with serving(tmp_path, random_history(400)) as here:
+        for path in (
+            "/v1/stream?since=beginning",
+            "/v1/events?limit=200",
+            "/v1/flows?after=1&wait=9s",
+        ):
+            for _ in range(5):
+                async with connected(here.address) as connection:
+                    await connection.send(get(path))
+                    await connection.reader.readexactly(100)
+                    connection.writer.transport.abort()
+        async with here.client.get("/v1/flows") as response:
+            assert response.status == 200
+    assert caplog.messages == []

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import resource
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from unittest.mock import Mock
@@ -422,3 +423,47 @@ async def test_requests_that_are_sent_at_once_are_answered_in_order():
         for n in range(40):
             assert (await connection.response()).body == bytes([48 + n]) * 900
         assert (await connection.response()).status == 404
+
+
+HEALTH = """
+import asyncio, sys, uvloop
+from processor.settings import Address
+from processor.telemetry.health_server import serve
+
+async def main():
+    async def report():
+        return {"ready": True}
+
+    async def metrics():
+        return b""
+
+    async with serve(Address("127.0.0.1", 0), report=report, metrics=metrics) as where:
+        print(where.port, flush=True)
+        await asyncio.Event().wait()
+
+uvloop.run(main())
+"""
+
+
+async def test_a_worker_with_256_descriptors_is_asked_among_idle_connections():
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HEALTH),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)),
+    )
+    assert process.stdout is not None
+    try:
+        where = ("127.0.0.1", int(await process.stdout.readline()))
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(400):
+                idle = await stack.enter_async_context(connected(where))
+                if number % 2:
+                    await idle.send(b"GET /ready HTTP/1.1\r\nHost: local")
+            for _ in range(20):
+                async with asyncio.timeout(5):
+                    assert (await ask(where, get("/ready"))).status == 200
+    finally:
+        process.terminate()
+        _, log = await process.communicate()
+    assert b"Traceback" not in log
