@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
-from processor.contract.topics import SPECS
+from processor.contract.topics import SPECS, Topics
 from processor.errors import TaskflowError
 
 PREFIX: Final = "TASKFLOW_"
@@ -39,7 +39,7 @@ _NAME_MAX: Final = 249  # Kafka's limit of a topic name
 _PREFIX_MAX: Final = _NAME_MAX - max(len(spec.name) for spec in SPECS) - 1
 
 FAULT: Final = (
-    r"(?P<point>K[0-9]|K1[01])"
+    r"(?P<point>K[0-9]|K1[0-3])"
     r":(?P<action>kill|stop|(?<!K5:)raise|(?<=K8:)full|delay=(?P<delay>[0-9]{1,12}(?:ms|[smhd])))"
     r"(?:@(?P<nth>[1-9][0-9]{0,8}|\*))?"
 )
@@ -392,6 +392,11 @@ class Settings(BaseSettings):
             )
         if self.sasl_oauth_token_file is not None and self.sasl_oauth_token_command is not None:
             raise _contradiction(f"{file} and {command} are both given; keep one of them")
+
+    def partitions_of(self, topic: str) -> int:
+        """How many partitions the topic of this full name is to have."""
+        steps = Topics(self.topic_prefix).steps
+        return self.steps_partitions if topic == steps else self.partitions
 
     @property
     def uses_sasl(self) -> bool:

@@ -129,7 +129,7 @@ async def _of_the_broker(
         )
     described = partition_counts(settings, [name for name, _ in names], Operation.DESCRIBE)
     counts = await _allowed("partitions", described, findings) or {}
-    numbers = {counts.get(name) for name, _ in names}
+    numbers = {counts.get(name) for name in names.by_flow}
     count = numbers.pop() if len(numbers) == 1 else None
     if count is None:
         return findings, None, None
@@ -139,7 +139,7 @@ async def _of_the_broker(
     now_ms = _now_ms()
     if standing is not None:
         findings += judge.lag([undecided for undecided, _ in standing], members, now_ms)
-    everywhere = [(name, number) for name, _ in names for number in range(count)]
+    everywhere = [(name, number) for name in names.by_flow for number in range(count)]
     still_open = await _allowed("transactions", inspection.hanging(settings, everywhere), findings)
     if still_open is not None:
         findings += judge.transactions([judge.Open(*one) for one in still_open], now_ms)
@@ -208,7 +208,7 @@ async def _standing(settings: Settings, number: int) -> tuple[Undecided, int | N
         offsets, first_ms, newest_ms = 0, None, None
         for topic in (names.commands, names.control):
             extent = await _stable(history, topic)
-            decided = getattr(cursor, topic.rpartition(".")[2]) if cursor else extent.start
+            decided = getattr(cursor.position, topic.rpartition(".")[2]) if cursor else extent.start
             decided = max(decided, extent.start)
             offsets += max(extent.end - decided, 0)
             last = await last_record(history, topic, extent)

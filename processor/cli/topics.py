@@ -26,9 +26,10 @@ app = typer.Typer(
 
 @app.command("create")
 def create() -> None:
-    """Make those of the seven topics that are missing. What is there stays as it is.
+    """Make those of the seven topics that are missing, and add the partitions that `steps` lacks.
+    What is there stays as it is otherwise.
 
-    Prints the names of the topics that it made.
+    Prints the names of the topics that it made or that grew.
 
     Example: `TASKFLOW_PARTITIONS=12 TASKFLOW_REPLICATION_FACTOR=3 taskflow topics create`
 
@@ -40,13 +41,11 @@ def create() -> None:
 
     settings = settings_and_logs(quiet=True)
     made = run(lambda: create_topics(settings))
-    steps = Topics(settings.topic_prefix).steps
     for name in made:
         if for_people():
             console().print(f"made {name}", markup=False)
         else:
-            count = settings.steps_partitions if name == steps else settings.partitions
-            write_json({"topic": name, "partitions": count})
+            write_json({"topic": name, "partitions": settings.partitions_of(name)})
     if not made:
         say("All seven topics are there already.")
 

@@ -18,6 +18,7 @@ class Operation(StrEnum):
     READ = "Read"
     WRITE = "Write"
     CREATE = "Create"
+    ALTER = "Alter"
     DESCRIBE = "Describe"
     DESCRIBE_CONFIGS = "DescribeConfigs"
 
@@ -32,6 +33,7 @@ _CODES: Final[Mapping[Operation, int]] = MappingProxyType(
         Operation.READ: 3,
         Operation.WRITE: 4,
         Operation.CREATE: 5,
+        Operation.ALTER: 7,
         Operation.DESCRIBE: 8,
         Operation.DESCRIBE_CONFIGS: 10,
     }
@@ -73,6 +75,7 @@ class Role(StrEnum):
     """What a principal does with the topics."""
 
     PRODUCER = "producer"
+    EXECUTOR = "executor"
     CONSUMER = "consumer"
     OPERATOR = "operator"
     VIEWS = "views"
@@ -83,6 +86,7 @@ class Role(StrEnum):
 ROLES: Final[Mapping[Role, str]] = MappingProxyType(
     {
         Role.PRODUCER: "sends commands of flow owners, and awaits their outcomes",
+        Role.EXECUTOR: "does managed steps: `taskflow step run`, StepWorker",
         Role.CONSUMER: "reads the FlowEvents",
         Role.OPERATOR: (
             "uses the program: `flow`, `send --control`, `audit`, `outcomes`, `deadletters`, "
@@ -122,6 +126,19 @@ def _producer(topics: Topics, _group_id: str) -> tuple[Right, ...]:
     )
 
 
+def _executor(topics: Topics, group_id: str) -> tuple[Right, ...]:
+    return (
+        on_topic(Operation.READ, topics.steps, "learn which steps may be started"),
+        Right(
+            Operation.READ,
+            Resource(ResourceKind.GROUP, f"{group_id}.steps.", prefixed=True),
+            "share the work items among the executors of a task",
+        ),
+        on_topic(Operation.WRITE, topics.commands, "start, extend and complete steps"),
+        on_topic(Operation.READ, topics.outcomes, "await their outcomes"),
+    )
+
+
 def _consumer(topics: Topics, _group_id: str) -> tuple[Right, ...]:
     return (on_topic(Operation.READ, topics.audit, "read the FlowEvents; it needs no group"),)
 
@@ -144,7 +161,7 @@ def _views(topics: Topics, group_id: str) -> tuple[Right, ...]:
         *_each(Operation.READ, (topics.audit, topics.dead_letters), "what the views show"),
         *_each(
             Operation.DESCRIBE,
-            (topics.commands, topics.control, topics.outcomes, topics.state),
+            (topics.commands, topics.control, topics.outcomes, topics.state, topics.steps),
             "the ends of the topics, and whether they are there",
         ),
         *_each(Operation.DESCRIBE_CONFIGS, [name for name, _ in topics], "the check at the start"),
@@ -162,6 +179,7 @@ def _worker(topics: Topics, group_id: str) -> tuple[Right, ...]:
         *_each(Operation.READ, results, "bring a table up to date"),
         *_each(Operation.WRITE, results, "what a command causes"),
         on_topic(Operation.WRITE, topics.dead_letters, "what cannot be read as a command"),
+        on_topic(Operation.WRITE, topics.steps, "work items of managed steps"),
         *_each(Operation.DESCRIBE_CONFIGS, [name for name, _ in topics], "the check at the start"),
         on_group(Operation.READ, group_id, "share the partitions among workers"),
         Right(
@@ -177,12 +195,14 @@ def _admin(topics: Topics, _group_id: str) -> tuple[Right, ...]:
     return (
         *_each(Operation.CREATE, names, "make them"),
         *_each(Operation.DESCRIBE, names, "see whether they are there"),
+        on_topic(Operation.ALTER, topics.steps, "add partitions to it"),
     )
 
 
 _TABLE: Final = MappingProxyType(
     {
         Role.PRODUCER: _producer,
+        Role.EXECUTOR: _executor,
         Role.CONSUMER: _consumer,
         Role.OPERATOR: _operator,
         Role.VIEWS: _views,

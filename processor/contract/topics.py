@@ -117,5 +117,10 @@ class Topics:
     def steps(self) -> str:
         return f"{self.prefix}.{STEPS.name}"
 
+    @property
+    def by_flow(self) -> list[str]:
+        """Those on which a flow's records have the flow's own partition number: all but `steps`."""
+        return [name for name, spec in self if spec is not STEPS]
+
     def __iter__(self) -> Iterator[tuple[str, TopicSpec]]:
         return ((f"{self.prefix}.{spec.name}", spec) for spec in SPECS)

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
+from processor.contract.events import EventKind
 from processor.contract.headers import Headers
 from processor.contract.outcomes import Verdict
 from processor.contract.state import CURSOR_PREFIX
-from processor.contract.steps import TASK_HEADER, ManagedStep
+from processor.contract.steps import TASK_HEADER, ManagedStep, Step
 from processor.contract.topics import Topics
 from processor.contract.values import EVENTS_PER_PARTITION, SCHEMA_VERSION
 from processor.domain.decision import Limits
@@ -50,6 +51,16 @@ class WorkRecord(NamedTuple):
 
     event_id: int
     record: Outgoing
+
+
+class StepEvent(NamedTuple):
+    """An event of a managed step: what the step was before it (None: not there) and is after it,
+    and its `reason`, if it has one."""
+
+    kind: EventKind
+    was: Step | None
+    step: ManagedStep
+    reason: str | None
 
 
 class Forward(NamedTuple):
@@ -112,6 +123,8 @@ class WriteSet:
     wakes: list[tuple[str, Headers]] = field(default_factory=list)
     """Ids of waiting flows that the batch asked to cancel, each to be woken in its transaction,
     with the headers that the request leaves behind."""
+    first_unwritten: int = 0
+    """The event from which on work items may not be written, as the batch's cursor says."""
     work: list[WorkRecord] = field(default_factory=list)
     """In the order of their events."""
     changes: Changes = field(default_factory=Changes)
@@ -125,6 +138,8 @@ class WriteSet:
         default_factory=dict
     )
     """The steps that were touched, by flow and run id, as they were and are; None: not there."""
+    step_events: list[StepEvent] = field(default_factory=list)
+    """Of managed steps."""
     answered: list[tuple[Decoded, Verdict]] = field(default_factory=list)
     """The records of `control`, with what became of them."""
     traced: list[tuple[Decoded, bytes]] = field(default_factory=list)
@@ -194,13 +209,19 @@ def step_needs(
     needed: Needs, flows: Mapping[str, FlowRow | None]
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """What is needed of steps once the `flows` are known: those named by commands or listed by a
-    join, by flow and run id; and the flows whose live steps are needed, all of them."""
-    steps = needed.steps.copy()
-    for flow_id, _ in needed.steps:
-        row = flows.get(flow_id)
-        wait = row and row.flow.wait_json
-        if wait and wait["kind"] == "steps":
-            steps |= {(flow_id, run_id): None for run_id in wait.get("run_ids", ())}
+    join, by flow and run id, in the order of the commands; and the flows whose live steps are
+    needed, all of them."""
+    steps: dict[tuple[str, str], None] = {}
+    seen: set[str] = set()
+    for at in needed.steps:
+        flow_id = at[0]
+        if flow_id not in seen:
+            seen.add(flow_id)
+            row = flows.get(flow_id)
+            wait = row and row.flow.wait_json
+            if wait and wait["kind"] == "steps":
+                steps.update(((flow_id, run_id), None) for run_id in wait.get("run_ids", ()))
+        steps[at] = None
     live = [
         flow_id
         for flow_id in needed.flows

@@ -12,7 +12,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from processor.contract.commands import COMMANDS, MODELS, Command
-from processor.contract.events import EventKind
+from processor.contract.events import TRACEPARENT_HEADER, TRACEPARENT_MAX_BYTES, EventKind
 from processor.contract.flow import WAITS, Flow, FlowStatus
 from processor.contract.headers import Headers
 from processor.contract.outcomes import Code, Verdict
@@ -212,6 +212,12 @@ def step_doc(step: Step) -> bytes:
 
 def _fields(model: BaseModel) -> dict[str, Any]:
     return model.__dict__
+
+
+def traceparent(headers: Headers) -> Headers:
+    """The last one, unless it is too long to go on."""
+    last = [h for h in headers if h[0] == TRACEPARENT_HEADER][-1:]
+    return [h for h in last if len(h[1] or b"") <= TRACEPARENT_MAX_BYTES]
 
 
 def canonical(value: Any) -> bytes:

@@ -10,12 +10,7 @@ from typing import Any, Final
 
 from processor.contract import dead_letters
 from processor.contract.commands import MODELS, Command
-from processor.contract.events import (
-    CHAIN_HEADER,
-    CHAIN_START,
-    TRACEPARENT_HEADER,
-    TRACEPARENT_MAX_BYTES,
-)
+from processor.contract.events import CHAIN_HEADER, CHAIN_START
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.headers import Headers, RecordPlace, forwarded_from
 from processor.contract.outcomes import FORGOTTEN, Code, Verdict
@@ -39,6 +34,7 @@ from processor.engine.batch import (
     LoadedState,
     Outgoing,
     PartitionConfig,
+    StepEvent,
     WorkRecord,
     WriteSet,
     cursor_record,
@@ -56,6 +52,7 @@ from processor.engine.codec import (
     outcome_doc,
     source_doc,
     step_doc,
+    traceparent,
 )
 from processor.engine.dead_letter import OUTCOME_KEY_MAX_BYTES, dead_letter
 from processor.engine.partitioner import partition_of
@@ -258,10 +255,11 @@ class CommandHandler:
         before = flow = entry.flow
         written: list[Outgoing] = []
         chain, event_id = entry.chain, self._next_event_id
-        headers = _traceparent(record.headers) if record.headers else ()
+        headers = traceparent(record.headers) if record.headers else ()
         source = source_doc(record)
         steps: dict[tuple[str, str], StepRow] = {}
         work: list[WorkRecord] = []
+        happened: list[StepEvent] = []
         totals = entry.totals
         size_bytes = 0
         dry_run = bool(command.dry_run)
@@ -278,6 +276,8 @@ class CommandHandler:
                 steps[at] = StepRow(step, step_doc(step))
                 if offers_work(step, fact):
                     work.append(work_record(event_id, step, headers))
+                if step.runtime == "managed":
+                    happened.append(StepEvent(fact.kind, was, step, fact.payload.get("reason")))
             value = event_doc(event_id, fact, command, source)
             chain = blake2b(chain + value, digest_size=16).digest()
             size_bytes += len(value)
@@ -325,6 +325,7 @@ class CommandHandler:
         for at, row in steps.items():
             self._put_step(entry, at, row, headers)
             self._size_bytes += len(row.doc)
+        self.batch.step_events.extend(happened)
         if work:
             self.batch.work.extend(work)
             self._size_bytes += sum(len(item.record.value or b"") for item in work)
@@ -459,7 +460,7 @@ class CommandHandler:
                 key = item.flow_id.encode()
             else:
                 key = record.key and record.key[:OUTCOME_KEY_MAX_BYTES]
-        headers = _traceparent(record.headers) if record.headers else ()
+        headers = traceparent(record.headers) if record.headers else ()
         batch = self.batch
         batch.outcomes.append(new_outgoing((key, value, headers)))
         if headers:
@@ -490,6 +491,10 @@ class CommandHandler:
                 snapshot = None if row is None else snapshot_of(row)
                 batch.state.append(new_outgoing((flow_id.encode(), snapshot, entry.headers)))
             yield
+        for steps in sliced(list(self._steps.items())):
+            for at, step in steps:
+                self._settle_step(at, step)
+            yield
         self._settle_rest(oldest_unwritten)
 
     def _settle_flow(self, entry: _Entry) -> FlowRow | None:
@@ -505,19 +510,17 @@ class CommandHandler:
             batch.waits.append((base, row))
         return row
 
+    def _settle_step(self, at: tuple[str, str], step: StepRow | None) -> None:
+        batch = self.batch
+        batch.steps[at] = self._steps_before[at], step
+        if step is not None:
+            batch.changes.steps.append(step)
+        key = f"{at[0]}/{at[1]}".encode()
+        value = step and b'{"step":%b}' % step.doc
+        batch.state.append(new_outgoing((key, value, self._step_headers[at])))
+
     def _settle_rest(self, oldest_unwritten: int | None) -> None:
         batch, changes = self.batch, self.batch.changes
-        for at, step in self._steps.items():
-            batch.steps[at] = self._steps_before[at], step
-            if step is not None:
-                changes.steps.append(step)
-            batch.state.append(
-                Outgoing(
-                    f"{at[0]}/{at[1]}".encode(),
-                    step and b'{"step":%b}' % step.doc,
-                    self._step_headers[at],
-                )
-            )
         changes.remembered.extend(self._ledger.values())
         for flow_id, headers in self._asked.items():
             if self._touched[flow_id].to_be_woken:
@@ -526,8 +529,9 @@ class CommandHandler:
         batch.position = Position(
             self._next[topics.commands], self._next[topics.control], self._next_event_id
         )
-        if oldest_unwritten is None and batch.work:
-            oldest_unwritten = batch.work[0].event_id
+        if oldest_unwritten is None:
+            oldest_unwritten = batch.work[0].event_id if batch.work else self._next_event_id
+        batch.first_unwritten = oldest_unwritten
         batch.state.append(cursor_record(self._place.partition, batch.position, oldest_unwritten))
 
     def _row(self, flow: Flow, entry: _Entry) -> FlowRow:
@@ -584,9 +588,3 @@ def _allowed(flow: Flow | None, authority: Authority) -> str:
 @cache
 def _allowed_doc(status: FlowStatus, cancel_requested: bool, authority: Authority) -> str:
     return encode(allowed_from(status, cancel_requested, authority)).decode()
-
-
-def _traceparent(headers: Headers) -> Headers:
-    """The last one, unless it is too long to go on."""
-    last = [h for h in headers if h[0] == TRACEPARENT_HEADER][-1:]
-    return [h for h in last if len(h[1] or b"") <= TRACEPARENT_MAX_BYTES]

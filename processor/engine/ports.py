@@ -6,6 +6,7 @@ The adapters give it the real ones, tests scripted ones.
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from processor.contract.steps import StepStatus
 from processor.engine.batch import Forward, Outgoing
 from processor.engine.codec import Record
 from processor.engine.rows import (
@@ -16,6 +17,7 @@ from processor.engine.rows import (
     LedgerEntry,
     Position,
     RestoreChunk,
+    StepDue,
     StepRow,
 )
 
@@ -49,6 +51,9 @@ class GroupConsumer(Protocol):
 
     async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
         """What came since the last fetch, or nothing after `timeout_s`."""
+
+    async def commands_end(self, partition: int) -> int:
+        """Where `commands` ends now, open transactions included: its high watermark."""
 
     def ahead(self, partition: int) -> Position | None:
         """Where the consumer stands, past transaction markers too (`next_event_id` is 0);
@@ -149,6 +154,14 @@ class Forwarder(Protocol):
         """Send all, acknowledged; the sources (topic, offset) of those too large to be sent."""
 
 
+class WorkItemProducer(Protocol):
+    """Writes work items to the topic `steps`, outside of any transaction."""
+
+    async def write(self, records: Sequence[Outgoing]) -> None:
+        """Write all, acknowledged, each to the partition of its own key, in order there. Raises if
+        any may be missing."""
+
+
 class ChangePack(Protocol):
     """The changes of one `write`, ready to be written."""
 
@@ -167,6 +180,19 @@ class Table(Protocol):
     async def flows(self, ids: Sequence[str]) -> dict[str, FlowRow]: ...
     async def steps(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StepRow]: ...
     async def run_ids(self, flow_ids: Sequence[str]) -> dict[str, list[str]]: ...
+    async def live_steps(self, flow_ids: Sequence[str]) -> dict[str, list[StepRow]]:
+        """The managed steps of each flow that have not ended; flows without any are left out."""
+
+    async def steps_due(
+        self, status: StepStatus, after: StepDue | None, until_ms: int, limit: int
+    ) -> list[StepDue]:
+        """Up to `limit` managed steps of this status, pending or running, that are to be looked at
+        by `until_ms`, the earliest first, from behind `after` on. To be believed only once the step
+        itself was looked at."""
+
+    async def count_live(self) -> tuple[int, int]:
+        """How many managed steps are pending, and how many are running; looks at each."""
+
     async def recall(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]: ...
     async def due(self, after: Deadline | None, until_ms: int, limit: int) -> list[Deadline]:
         """Up to `limit` waits that end by themselves at or before `until_ms`, the earliest first,

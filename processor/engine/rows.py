@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.outcomes import Code, Verdict
-from processor.contract.steps import Step
+from processor.contract.steps import Step, StepStatus
 from processor.domain.steps import NO_TOTALS, StepTotals
 
 
@@ -55,6 +55,21 @@ class Snapshot(NamedTuple):
 new_snapshot: Final[Callable[[tuple[str, int, bytes, int | None, bytes]], Snapshot]] = partial(
     tuple.__new__, Snapshot
 )
+
+
+class StepSnapshot(NamedTuple):
+    """A step as `state` has it, no model made of it.
+
+    `status` is None of an observed one, `due_ms` of all but managed ones that have not ended;
+    `input_bytes` is what the input of such a one takes as written, else 0.
+    """
+
+    flow_id: str
+    run_id: str
+    status: StepStatus | None
+    due_ms: int | None
+    input_bytes: int
+    doc: bytes
 
 
 class LedgerEntry(NamedTuple):
@@ -127,6 +142,15 @@ class Deadline(NamedTuple):
     flow_id: str
 
 
+class StepDue(NamedTuple):
+    """A managed step to be looked at because of a time: the end of its lease, when it may be
+    started, or when it is offered again. Ordered as `Deadline` is."""
+
+    at_ms: int
+    flow_id: str
+    run_id: str
+
+
 class Checkpoint(NamedTuple):
     """How far a table is written.
 
@@ -147,8 +171,7 @@ class RestoreChunk:
 
     flows: list[Snapshot] = field(default_factory=list)
     flows_gone: list[str] = field(default_factory=list)
-    steps: list[tuple[str, str, bytes]] = field(default_factory=list)
-    """Flow id, run id, document."""
+    steps: list[StepSnapshot] = field(default_factory=list)
     steps_gone: list[tuple[str, str]] = field(default_factory=list)
     remembered: list[LedgerEntry] = field(default_factory=list)
 

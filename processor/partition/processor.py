@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import structlog
 
+from processor.contract.steps import StepStatus
 from processor.engine.batch import (
     AT_ONCE,
     Decoded,
@@ -29,8 +30,10 @@ from processor.engine.ports import (
     Forwarder,
     GroupConsumer,
     LogReader,
+    OffsetRange,
     Table,
     TransactionalProducer,
+    WorkItemProducer,
     Written,
 )
 from processor.engine.rows import Checkpoint, Position
@@ -38,8 +41,11 @@ from processor.errors import ProducerSuspect, TableDistrusted, TaskflowError
 from processor.partition.loader import recall
 from processor.partition.packs import TransactionPacks
 from processor.partition.scheduler import DueTask, Scheduler
+from processor.partition.step_timers import Commands
+from processor.partition.work_outbox import WorkOutbox
 from processor.recovery.hanging_transaction import end_left_open
 from processor.recovery.restore import LATE_MAX_MS, Restore
+from processor.recovery.unwritten_items import unwritten_items
 from processor.runtime import sleep_unless
 from processor.telemetry.metrics import Metrics
 from processor.telemetry.tracing import WorkerTraces
@@ -59,6 +65,12 @@ SHARE_MIN: Final = 100
 LARGE_BYTES: Final = 16 * 2**10
 """What a record is taken for while none has been seen."""
 BETWEEN_S: Final = 0.003
+ROOM_WAIT_S: Final = 0.5
+"""How long to wait for room for work items before the partition says so."""
+ITEMS_TIMEOUT_S: Final = 0.5
+"""How long what leaves the partition waits for its work items; the next owner writes the rest."""
+OFFERED_EVERY_S: Final = 1.0
+"""How old a cursor may be whose `offered` lags, while nothing else is decided."""
 
 
 class PartitionPhase(StrEnum):
@@ -66,6 +78,7 @@ class PartitionPhase(StrEnum):
     FENCING = "fencing the last owner"
     RECOVERING = "bringing the table up to date"
     RUNNING = "running"
+    BLOCKED = "waiting until work items can be written"
     FAILED = "failed, trying again"
     RELEASED = "released"
 
@@ -83,6 +96,7 @@ class PartitionProcessor:
         *,
         source: GroupConsumer,
         forwarder: Forwarder,
+        work_items: WorkItemProducer,
         open_table: Callable[[], AbstractAsyncContextManager[Table]],
         new_writer: Callable[[], TransactionalProducer],
         new_history: Callable[[], LogReader],
@@ -132,7 +146,19 @@ class PartitionProcessor:
         self._seen_ms = {place.topics.commands: 0, place.topics.control: 0}
         self._cursor_written_at = monotonic()
         self._errands = Scheduler(
-            place.partition, retain_ms=place.retain_terminal_ms, metrics=metrics, new_id=new_id
+            place.partition,
+            commands_topic=place.topics.commands,
+            retain_ms=place.retain_terminal_ms,
+            metrics=metrics,
+            new_id=new_id,
+        )
+        self._outbox = WorkOutbox(place.partition, place.topics.steps, work_items, metrics=metrics)
+        self._first_unwritten = 0
+        """What the newest cursor says of work items: those of this event may not be written."""
+        self._commands = Commands(
+            decided=lambda: self._done(place.topics.commands),
+            in_hand=lambda: self._has_in_hand(place.topics.commands),
+            end=lambda: source.commands_end(place.partition),
         )
 
     # Its life
@@ -142,8 +168,9 @@ class PartitionProcessor:
         self._released.set()
 
     async def idle(self) -> None:
-        """Wait until no batch is in hand."""
+        """Wait until no batch is in hand, and a moment for its work items."""
         await self._idle.wait()
+        await self._outbox.drained(ITEMS_TIMEOUT_S)
 
     async def run(self) -> None:
         """Own the partition until released or cancelled."""
@@ -162,6 +189,7 @@ class PartitionProcessor:
             self.cache.clear()
             self.phase = PartitionPhase.RELEASED
             self._idle.set()
+            await self._outbox.stop()
             self._metrics.unwatch(self.place.partition)
 
     @property
@@ -178,6 +206,12 @@ class PartitionProcessor:
             cached=lambda: len(self.cache),
             in_hand=lambda: len(self._pending),
             in_hand_bytes=lambda: sum(map(_size_bytes, self._pending)),
+        )
+        self._metrics.watch_steps(
+            self.place.partition,
+            pending=lambda: self._errands.live_steps(StepStatus.PENDING),
+            running=lambda: self._errands.live_steps(StepStatus.RUNNING),
+            items_waiting=lambda: len(self._outbox),
         )
 
     @contextmanager
@@ -223,13 +257,15 @@ class PartitionProcessor:
         2. Fence: from here on, nothing that an earlier owner still sends is committed.
         3. Bring the table to the true end of the topics. A crash in between leaves a table that
            is behind, which the next takeover brings up to date.
-        4. Fetch from the position that the topics name; the group's offsets are for lag tools.
+        4. Write again the work items that the last owner may not have written.
+        5. Fetch from the position that the topics name; the group's offsets are for lag tools.
         """
         started = self._monotonic()
         place, source = self.place, self._source
         self.phase = PartitionPhase.WAITING
         self._pending = []
         self.cache.clear()
+        await self._outbox.stop()
         await source.assigned(place.partition)
         stored = await table.stored()
         await source.confirm(place.partition, _claim(stored))
@@ -246,6 +282,8 @@ class PartitionProcessor:
                 trust_table=self._trust_table, stuck=partial(end_left_open, place, history, writer)
             )
             control = await history.extent(place.topics.control)
+            self._first_unwritten = recovery.first_unwritten
+            await self._write_items_again(history, table)
         finally:
             self.waits = None
             await history.close()
@@ -267,6 +305,25 @@ class PartitionProcessor:
             **self._stored.position._asdict(),
         )
 
+    async def _write_items_again(self, history: LogReader, table: Table) -> None:
+        """Put into the outbox what the last owner may not have written; as much as there is room
+        for, until the rest is too."""
+        if self._first_unwritten >= self._stored.position.next_event_id:
+            return
+        audit = self.place.topics.audit
+        extent = OffsetRange((await history.extent(audit)).start, self._stored.audit)
+        count = 0
+        async for items in unwritten_items(
+            history, table, audit, extent, first_event=self._first_unwritten
+        ):
+            while not await self._outbox.room(ROOM_WAIT_S):
+                self.waits = self._outbox.waits_for
+            self.waits = None
+            self._outbox.put(items)
+            count += len(items)
+        if count:
+            self._log.info("work items are written again", items=count)
+
     async def _attach(self) -> None:
         """Fetch from our position on: after a takeover, and whenever the group was rebalanced
         and left the partition with us, which keeps producer and memory."""
@@ -279,6 +336,8 @@ class PartitionProcessor:
     async def _step(self, table: Table) -> None:
         if self._source.generation != self._generation:
             await self._attach()
+        if not await self._has_room():
+            return
         if not self._pending:
             await self._gather_some()
             wait_s = self._errands.wait_s(self._monotonic())
@@ -296,23 +355,59 @@ class PartitionProcessor:
             return
         self._idle.clear()
         try:
-            due = await self._errands.due(table, self._control_done, self._monotonic())
+            due = await self._errands.due(
+                table,
+                lambda: self._done(self.place.topics.control),
+                self._commands,
+                self._monotonic(),
+            )
             if self._pending or due:
                 await self._decide(table, self._writer_in_use(), due)
-            elif self._errands.asks_the_time(self._monotonic()):
+            elif self._errands.asks_the_time(self._monotonic()) or self._offered_lags():
                 await self._write_cursor(table, self._stored.position)
             else:
                 await self._keep_cursor_up(table)
         finally:
             self._idle.set()
 
-    def _control_done(self) -> int:
-        """Up to where `control` is decided, markers included."""
-        decided = self._stored.position.control
-        if any(item.record.topic == self.place.topics.control for item in self._pending):
-            return decided
+    async def _has_room(self) -> bool:
+        """Whether the work items of another batch may be waited for; waits for that a moment."""
+        if not self._outbox.has_room:
+            with self._waiting("broker"):
+                has_room = await self._outbox.room(ROOM_WAIT_S)
+            if not has_room:
+                self.waits = self._outbox.waits_for
+                # Not stuck: another consumer would not help. Nor ready.
+                self.phase = PartitionPhase.BLOCKED
+                return False
+        if self.phase is PartitionPhase.BLOCKED:
+            self.phase, self.waits = PartitionPhase.RUNNING, None
+            self._progressed()
+        return True
+
+    def _next_unwritten(self) -> int:
+        """The event of the oldest work item that is not acknowledged, or the next event."""
+        return self._outbox.oldest_event_id or self._stored.position.next_event_id
+
+    def _offered_lags(self) -> bool:
+        """Whether more work items are written than the newest cursor says, for some time."""
+        return (
+            self._next_unwritten() > self._first_unwritten
+            and self._monotonic() - self._cursor_written_at >= OFFERED_EVERY_S
+        )
+
+    def _done(self, topic: str) -> int:
+        """Up to where `topic`, a source, is decided, markers included."""
         ahead = self._source.ahead(self.place.partition)
-        return decided if ahead is None else max(decided, ahead.control)
+        commands = topic == self.place.topics.commands
+        position = self._stored.position
+        decided = position.commands if commands else position.control
+        if ahead is None or self._has_in_hand(topic):
+            return decided
+        return max(decided, ahead.commands if commands else ahead.control)
+
+    def _has_in_hand(self, topic: str) -> bool:
+        return any(item.record.topic == topic for item in self._pending)
 
     def _writer_in_use(self) -> TransactionalProducer:
         assert self._writer is not None, "a partition is taken over before it decides"
@@ -390,7 +485,7 @@ class PartitionProcessor:
                 decided_ns=decided_ns,
                 committed_ns=time.time_ns(),
             )
-        self._errands.written(batch, sent, written, memory.flows, self._monotonic())
+        self._errands.written(batch, sent, written, memory, self._monotonic())
         self._pending = self._pending[batch.handled :]
         self._handled = batch.handled
         if batch.handled:
@@ -400,6 +495,7 @@ class PartitionProcessor:
         self._metrics.events.inc(outbound.count(self.place.topics.audit))
         for labels, count in batch.tally.items():
             self._metrics.commands.labels(*labels).inc(count)
+        self._metrics.steps.observe(batch.step_events)
         self._failures = 0
         self.error = None
 
@@ -426,7 +522,7 @@ class PartitionProcessor:
             await asyncio.sleep(0)
             if not has_room:
                 break
-        for _ in handler.settle():
+        for _ in handler.settle(self._outbox.oldest_event_id):
             outbound.take(batch)
             await asyncio.sleep(0)
         outbound.take(batch)
@@ -447,6 +543,8 @@ class PartitionProcessor:
         topics = self.place.topics
         with self._metrics.commit_seconds.time(), self._waiting("broker"):
             written = await writer.write(outbound.packs)
+        self._outbox.put(batch.work)
+        self._first_unwritten = batch.first_unwritten
         self._source.decided(self.place.partition, batch.position)
         outbound.changes.forget_before_ms = self._forget_before_ms(batch)
         after = Checkpoint(
@@ -505,8 +603,11 @@ class PartitionProcessor:
         """A transaction with nothing but the cursor; it tells the broker's clock, too."""
         writer = self._writer_in_use()
         outbound = TransactionPacks(self.place.topics, writer, table)
-        outbound.put(self.place.topics.state, [cursor_record(self.place.partition, position)])
-        written = await self._commit(table, writer, WriteSet(position), outbound)
+        first_unwritten = self._outbox.oldest_event_id or position.next_event_id
+        cursor = cursor_record(self.place.partition, position, first_unwritten)
+        outbound.put(self.place.topics.state, [cursor])
+        batch = WriteSet(position, first_unwritten=first_unwritten)
+        written = await self._commit(table, writer, batch, outbound)
         self._errands.heard(written.at_ms, self._monotonic() - written.age_s)
 
     def _progressed(self) -> None:

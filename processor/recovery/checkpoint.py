@@ -19,11 +19,21 @@ TAIL: Final = 64
 Extents = Mapping[str, OffsetRange]
 
 
+class Cursor(NamedTuple):
+    """How far a partition is, as its newest transaction says: decided, and with its work items, of
+    which those of the event `first_unwritten` and of later ones may not be written."""
+
+    position: Position
+    first_unwritten: int
+
+
 class PartitionCheckpoint(NamedTuple):
-    """Where a partition's topics stand: how far it is decided, and its newest answer."""
+    """Where a partition's topics stand: how far it is decided, its newest outcome, and the event
+    from which on work items may not be written."""
 
     position: Position
     last_outcome: Record | None
+    first_unwritten: int
 
 
 def repair(how: str, partition: int) -> str:
@@ -59,7 +69,7 @@ async def whole(place: PartitionConfig, history: LogReader) -> bool:
 
 
 async def stand(
-    place: PartitionConfig, history: LogReader, extents: Extents, cursor: Position | None
+    place: PartitionConfig, history: LogReader, extents: Extents, cursor: Cursor | None
 ) -> PartitionCheckpoint:
     """Where the topics say that the partition stands, checked against each other.
 
@@ -74,12 +84,12 @@ async def stand(
                 f"{topics.state} partition {place.partition} holds no cursor although commands "
                 f"were decided: the topic was truncated or made anew. {_restores(place)}"
             )
-        cursor = await _beginning(place, history)
+        cursor = Cursor(await _beginning(place, history), first_event_id(place.partition))
     follows = first_event_id(place.partition)
     if last_event is not None:
         follows = orjson.loads(last_event.value or b"")["id"] + 1
-    check_cursor(place, cursor, follows)
-    return PartitionCheckpoint(cursor, last_outcome)
+    check_cursor(place, cursor.position, follows)
+    return PartitionCheckpoint(cursor.position, last_outcome, cursor.first_unwritten)
 
 
 def _restores(place: PartitionConfig) -> str:
@@ -106,7 +116,7 @@ def check_cursor(place: PartitionConfig, cursor: Position, follows: int) -> None
 
 async def newest_cursor(
     place: PartitionConfig, history: LogReader, extents: Extents
-) -> Position | None:
+) -> Cursor | None:
     """How far the partition is decided, as the newest transaction says. Raises WrittenByNewer."""
     key, state = f"{CURSOR_PREFIX}{place.partition}".encode(), place.topics.state
     record = await last_record(
@@ -116,7 +126,10 @@ async def newest_cursor(
         return None
     cursor = orjson.loads(record.value or b"")
     check_version(cursor, record)
-    return Position(cursor["commands"], cursor["control"], cursor["next_event_id"])
+    position = Position(cursor["commands"], cursor["control"], cursor["next_event_id"])
+    # Before there were managed steps, a cursor did not say it.
+    offered = cursor.get("offered", position.next_event_id - 1)
+    return Cursor(position, max(offered + 1, first_event_id(place.partition)))
 
 
 async def _beginning(place: PartitionConfig, history: LogReader) -> Position:

@@ -91,12 +91,14 @@ async def still(
             f"Partition {place.partition} was decided for the first time just now; look again."
         )
 
+    position = cursor.position
+
     def later_event(record: Record) -> bool:
-        return bool(orjson.loads(record.value or b"")["id"] >= cursor.next_event_id)
+        return bool(orjson.loads(record.value or b"")["id"] >= position.next_event_id)
 
     def later_answer(record: Record) -> bool:
         source = orjson.loads(record.value or b"")["source"]
-        decided = cursor.commands if source["topic"] == topics.commands else cursor.control
+        decided = position.commands if source["topic"] == topics.commands else position.control
         return bool(source["offset"] >= decided)
 
     cut = {

@@ -2,20 +2,42 @@
 
 from collections.abc import Mapping
 from hashlib import blake2b
+from typing import Any
 
 from processor.contract.events import CHAIN_START
 from processor.contract.flow import Flow
 from processor.contract.headers import chain_of
+from processor.contract.steps import Step
+from processor.domain.evolve import STEP_KINDS
+from processor.domain.steps import NO_TOTALS
 from processor.engine.codec import Record, flow_doc
 from processor.engine.rows import Changes, FlowRow, StepRow
 from processor.errors import HistoryLost
 
 
+def step_of(event: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Flow id and run id of the step that `event` is about; None if it is about none, or is not
+    what was ever written."""
+    if event.get("kind") not in STEP_KINDS:
+        return None
+    payload = event["payload_json"]
+    run_id = payload.get("run_id") or payload.get("step", {}).get("run_id")
+    return None if run_id is None else (event["flow_id"], run_id)
+
+
 class EventApplier:
     """Rows while records are applied to them, and what that changes in the table."""
 
-    def __init__(self, rows: Mapping[str, FlowRow], next_number: int) -> None:
+    def __init__(
+        self,
+        rows: Mapping[str, FlowRow],
+        steps: Mapping[tuple[str, str], StepRow],
+        next_number: int,
+    ) -> None:
+        """`rows` and `steps`: what the table has of the flows and steps that the records are
+        about."""
         self._base = dict(rows)
+        self._base_steps = dict(steps)
         self._now: dict[str, FlowRow | None] = {}
         self._deleted: list[FlowRow] = []
         self._steps: dict[tuple[str, str], StepRow | None] = {}
@@ -28,14 +50,26 @@ class EventApplier:
         row = self.row(flow_id)
         return row.flow if row else None
 
-    def put(self, flow: Flow, last_event_id: int, chain: bytes) -> None:
+    def step(self, at: tuple[str, str]) -> Step | None:
+        row = self._steps[at] if at in self._steps else self._base_steps.get(at)
+        return row.step if row else None
+
+    def put(
+        self, flow: Flow, last_event_id: int, chain: bytes, step: StepRow | None = None
+    ) -> None:
+        """Take in what an event made of a flow, and of the `step` that it is about."""
         row = self._now.get(flow.id) or self._base.get(flow.id)
         if row is not None:
             number = row.number
         else:
             number = self.next_number
             self.next_number += 1
-        self._now[flow.id] = FlowRow(flow, flow_doc(flow), last_event_id, chain, number)
+        totals = row.totals if row else NO_TOTALS
+        if step is not None:
+            at = (flow.id, step.step.run_id)
+            totals = totals.after(self.step(at), step.step)
+            self._steps[at] = step
+        self._now[flow.id] = FlowRow(flow, flow_doc(flow), last_event_id, chain, number, totals)
 
     def remove(self, flow_id: str) -> None:
         base = self._base.pop(flow_id, None)
@@ -44,9 +78,8 @@ class EventApplier:
         self._now[flow_id] = None
         for at in [at for at in self._steps if at[0] == flow_id]:
             self._steps[at] = None
-
-    def put_step(self, row: StepRow) -> None:
-        self._steps[row.step.flow_id, row.step.run_id] = row
+        for at in [at for at in self._base_steps if at[0] == flow_id]:
+            del self._base_steps[at]
 
     def changes(self) -> Changes:
         changes = Changes(deleted=self._deleted)

@@ -28,7 +28,7 @@ async def rebuild(
 
 async def catch_up(place: PartitionConfig, table: Table, view: ConsistentCut) -> str | None:
     """Roll `table` forward to where `view` ends; why it cannot be, if so. Raises as `rebuild`."""
-    position, _ = await standing_of(place, view)
+    position = (await standing_of(place, view)).position
     return await Restore(place, table, view).roll_forward(view.extents, position)
 
 

@@ -40,18 +40,20 @@ WRITE_PAUSE_S: Final = 0.2
 
 
 class Skip(NamedTuple):
-    """What a partition lost, and where it would go on."""
+    """What a partition lost, and where it would go on. Work items from the event
+    `first_unwritten` on may not be written."""
 
     lost: list[Loss]
     was: Position
     to: Position
+    first_unwritten: int
 
 
 async def plan_skip(place: PartitionConfig, history: LogReader) -> Skip | None:
     """None if nothing is lost. Raises CursorMissing, HistoryLost or WrittenByNewer if something
     else has to be repaired first."""
     view = await still(place, history)
-    was, _ = await standing_of(place, view)
+    was, _, first_unwritten = await standing_of(place, view)
     lost = await losses(place, view, view.extents, was)
     if not lost:
         return None
@@ -59,7 +61,7 @@ async def plan_skip(place: PartitionConfig, history: LogReader) -> Skip | None:
     for one in lost:
         field = "commands" if one.topic == place.topics.commands else "control"
         to = to._replace(**{field: await _goes_on(place, view, one)})
-    return Skip(lost, was, to)
+    return Skip(lost, was, to, first_unwritten)
 
 
 async def _goes_on(place: PartitionConfig, view: ConsistentCut, loss: Loss) -> int:
@@ -103,7 +105,7 @@ async def skip(
 
     pen = _Pen(place, new_writer, still_to_do)
     try:
-        await pen.write([cursor_record(place.partition, agreed.to)])
+        await pen.write([cursor_record(place.partition, agreed.to, agreed.first_unwritten)])
     finally:
         pen.drop()
 
@@ -182,7 +184,8 @@ async def plan_restoration(
         follows,
     )
     await Restore(place, table, view).fold(
-        view.extents, PartitionCheckpoint(position, last_outcome)
+        view.extents,
+        PartitionCheckpoint(position, last_outcome, first_event_id(place.partition)),
     )
     tombstones = await _left_over(table, view, topics.state)
     return Restoration(view.extents, position, await table.count_flows(), tombstones)
@@ -253,7 +256,10 @@ async def restore(
         for some in _portions(chain(gone, snapshots)):
             await pen.write(some)
             heard(len(some))
-        await pen.write([cursor_record(place.partition, plan.position)])
+        # Which work items were written stood there, too: the next owner writes those of all steps
+        # that are still offered.
+        first = first_event_id(place.partition)
+        await pen.write([cursor_record(place.partition, plan.position, first)])
     finally:
         pen.drop()
 

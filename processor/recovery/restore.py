@@ -11,9 +11,9 @@ ends in the command that repairs.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -21,14 +21,13 @@ import structlog
 from processor.contract.events import EventKind
 from processor.contract.headers import chain_of
 from processor.contract.topics import STATE
-from processor.domain.evolve import evolve, observed_step
+from processor.domain.evolve import evolve, evolve_step
 from processor.engine.batch import PartitionConfig, first_event_id
-from processor.engine.codec import Record, encode, fact_of
+from processor.engine.codec import Record, fact_of, step_doc
 from processor.engine.ports import LogReader, OffsetRange, Stuck, Table
 from processor.engine.rows import (
     Changes,
     Checkpoint,
-    FlowRow,
     LedgerEntry,
     Position,
     RestoreChunk,
@@ -47,7 +46,7 @@ from processor.recovery.checkpoint import (
     settled,
     stand,
 )
-from processor.recovery.event_applier import EventApplier, check_chain
+from processor.recovery.event_applier import EventApplier, check_chain, step_of
 from processor.recovery.snapshot_reader import (
     answer_of,
     newest_of_each,
@@ -57,6 +56,9 @@ from processor.recovery.snapshot_reader import (
 
 log = structlog.get_logger()
 
+Event = tuple[Record, Mapping[str, Any]]
+"""A record of `audit`, and the FlowEvent in it."""
+
 TABLE_MAX_AGE_MS: Final = int(STATE.config["delete.retention.ms"]) // 2
 """A table that was away for longer is filled anew: reading the present is shorter by then."""
 LATE_MAX_MS: Final = 16 * 60_000
@@ -65,6 +67,8 @@ was open until then, Kafka's `transaction.max.timeout.ms`, and one for a clock t
 UNFINISHED: Final = (-1, -1)
 """Offsets of a table whose filling has not come to its end: they meet no topic, so that the next
 recovery begins again."""
+STEPS_AT_ONCE: Final = 250
+"""Events of steps folded at a time: a step may take 140 KiB, and its document twice that."""
 AT_ONCE: Final = 100
 """Events folded without giving way to the event loop: some milliseconds."""
 
@@ -77,12 +81,14 @@ class RestoreMethod(StrEnum):
 
 
 class Restore:
-    """One recovery of one partition's table. `how` it went, and how many `records` of `audit` and
-    `outcomes` were missing from the table, is told afterwards."""
+    """One recovery of one partition's table. `how` it went, how many `records` of `audit` and
+    `outcomes` were missing from the table, and the event from which on work items may not be
+    written, `first_unwritten`, are known afterwards."""
 
     def __init__(self, place: PartitionConfig, table: Table, history: LogReader) -> None:
         self.how = RestoreMethod.WARM
         self.records = 0
+        self.first_unwritten = first_event_id(place.partition)
         self._place = place
         self._topics = place.topics
         self._table = table
@@ -99,20 +105,25 @@ class Restore:
         place, history = self._place, self._history
         extents = await settled(place, history, stuck)
         cursor = await newest_cursor(place, history, extents)
-        if cursor is not None and (lost := await losses(place, history, extents, cursor)):
+        self.first_unwritten = (
+            first_event_id(place.partition) if cursor is None else cursor.first_unwritten
+        )
+        if cursor is not None and (lost := await losses(place, history, extents, cursor.position)):
             raise HistoryLost(
                 f"{'; '.join(one.sentence for one in lost)}. {self._repair('--skip-lost')} shows "
                 "what is lost and, if you accept it, lets the partition go on behind it."
             )
         stored = await self._table.stored() if trust_table else None
-        if stored is not None and (why := await self.contradiction(stored, extents, cursor)):
+        if stored is not None and (
+            why := await self.contradiction(stored, extents, cursor and cursor.position)
+        ):
             self._log.warning("the table is filled anew", reason=why)
             stored = None
         if stored is None or cursor is None:
             self.how = RestoreMethod.FILLED
             return await self.fill(extents, await stand(place, history, extents, cursor))
         await self._look_for_lost_state(extents[self._topics.state])
-        return await self._roll_forward(stored, extents, cursor)
+        return await self._roll_forward(stored, extents, cursor.position)
 
     async def roll_forward(self, extents: Extents, cursor: Position) -> str | None:
         """Bring the table to the ends of `extents`, where the cursor says that the partition is;
@@ -234,24 +245,25 @@ class Restore:
         audit, outcomes = self._topics.audit, self._topics.outcomes
         number = await self._table.next_number()
         async for records in self._history.read(audit, stored.audit, extents[audit].end):
-            fold = EventApplier(await self._rows(records), number)
-            position = stored.position
-            for n, record in enumerate(records):
-                if n % AT_ONCE == 0:
-                    await asyncio.sleep(0)
-                try:
-                    position = self._fold_event(fold, record, position)
-                except WrittenByNewer:
-                    raise
-                except Exception as error:
-                    raise TableDistrusted(
-                        f"the table cannot be rolled forward by the event at offset "
-                        f"{record.offset} of {audit} ({error}); it is filled anew"
-                    ) from error
-            number = fold.next_number
-            after = stored._replace(position=position, audit=records[-1].offset + 1)
-            await self._table.write(fold.changes(), before=stored, after=after)
-            stored = after
+            for events in self._portions(records):
+                fold = await self._applier(events, number)
+                position = stored.position
+                for n, (record, event) in enumerate(events):
+                    if n % AT_ONCE == 0:
+                        await asyncio.sleep(0)
+                    try:
+                        position = self._fold_event(fold, record, event, position)
+                    except WrittenByNewer:
+                        raise
+                    except Exception as error:
+                        raise TableDistrusted(
+                            f"the table cannot be rolled forward by the event at offset "
+                            f"{record.offset} of {audit} ({error}); it is filled anew"
+                        ) from error
+                number = fold.next_number
+                after = stored._replace(position=position, audit=record.offset + 1)
+                await self._table.write(fold.changes(), before=stored, after=after)
+                stored = after
             self.records += len(records)
         async for records in self._history.read(outcomes, stored.outcomes, extents[outcomes].end):
             stored = await self._remember(
@@ -260,8 +272,23 @@ class Restore:
             self.records += len(records)
         return stored
 
-    def _fold_event(self, fold: EventApplier, record: Record, position: Position) -> Position:
-        event = orjson.loads(record.value or b"")
+    def _portions(self, records: Sequence[Record]) -> Iterator[list[Event]]:
+        """`records` with their events, in portions whose steps memory holds."""
+        some: list[Event] = []
+        steps = 0
+        for record in records:
+            event = orjson.loads(record.value or b"")
+            some.append((record, event))
+            steps += step_of(event) is not None
+            if steps >= STEPS_AT_ONCE:
+                yield some
+                some, steps = [], 0
+        if some:
+            yield some
+
+    def _fold_event(
+        self, fold: EventApplier, record: Record, event: Mapping[str, Any], position: Position
+    ) -> Position:
         check_version(event, record)
         if event["id"] != position.next_event_id:
             raise HistoryLost(
@@ -270,18 +297,24 @@ class Restore:
             )
         fact = fact_of(event)
         flow = evolve(fold.flow(fact.flow_id), fact)
-        if fact.kind is EventKind.STEP_OBSERVED:
-            fold.put_step(StepRow(observed_step(fact), encode(fact.payload["step"])))
         if flow is None:
             fold.remove(fact.flow_id)
         else:
-            fold.put(flow, event["id"], chain_of(record.headers))
+            step: StepRow | None = None
+            if (at := step_of(event)) is not None:
+                after = evolve_step(fold.step(at), fact)
+                step = StepRow(after, step_doc(after))
+            fold.put(flow, event["id"], chain_of(record.headers), step)
         return position._replace(next_event_id=event["id"] + 1)
 
-    async def _rows(self, records: Sequence[Record]) -> dict[str, FlowRow]:
-        """The table's rows of the flows that `records` are about, by the record keys."""
-        ids = {(record.key or b"").decode().partition("/")[0] for record in records}
-        return await self._table.flows(sorted(ids))
+    async def _applier(self, events: Sequence[Event], next_number: int) -> EventApplier:
+        """One that knows what the table has of the flows, by the record keys, and of the steps that
+        `events` are about."""
+        ids = {(record.key or b"").decode().partition("/")[0] for record, _ in events}
+        rows = await self._table.flows(sorted(ids))
+        keys = {at for _, event in events if (at := step_of(event)) is not None}
+        steps = await self._table.steps(sorted(keys)) if keys else {}
+        return EventApplier(rows, steps, next_number)
 
     async def _remember(
         self,
@@ -392,21 +425,22 @@ class Restore:
         position = Position(0, 0, first_event_id(self._place.partition))
         await self._table.clear()
         async for records in self._history.read(audit, *extents[audit]):
-            fold = EventApplier(await self._rows(records), number)
-            for record in records:
-                try:
-                    check_chain(fold, record)
-                    position = self._fold_event(fold, record, position)
-                except WrittenByNewer:
-                    raise
-                except Exception as error:
-                    raise HistoryLost(
-                        f"the event at offset {record.offset} of {audit} partition "
-                        f"{self._place.partition} cannot be folded ({error}). "
-                        f"{self._repair('--from state')} needs only the present."
-                    ) from error
-            number = fold.next_number
-            stored = await self._go_on_filling(fold.changes(), stored)
+            for events in self._portions(records):
+                fold = await self._applier(events, number)
+                for record, event in events:
+                    try:
+                        check_chain(fold, record)
+                        position = self._fold_event(fold, record, event, position)
+                    except WrittenByNewer:
+                        raise
+                    except Exception as error:
+                        raise HistoryLost(
+                            f"the event at offset {record.offset} of {audit} partition "
+                            f"{self._place.partition} cannot be folded ({error}). "
+                            f"{self._repair('--from state')} needs only the present."
+                        ) from error
+                number = fold.next_number
+                stored = await self._go_on_filling(fold.changes(), stored)
         return await self._fill_up(extents, standing, stored)
 
     async def _go_on_filling(self, changes: Changes, before: Checkpoint | None) -> Checkpoint:
@@ -430,7 +464,7 @@ class Restore:
 
     async def _ledger_start(self, standing: PartitionCheckpoint) -> int | None:
         """The offset on `outcomes` from which answers may still be asked for; None: none are."""
-        position, last_outcome = standing
+        position, last_outcome, _ = standing
         if last_outcome is None:
             return None
         # An outcome is appended after its command was, so none is passed over.

@@ -9,10 +9,18 @@ import orjson
 from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import FORGOTTEN, Code, Verdict
 from processor.contract.state import CURSOR_PREFIX
+from processor.contract.steps import StepStatus
 from processor.contract.values import parse_timestamp
 from processor.domain.waits import due_ms_of
 from processor.engine.codec import Record, encode
-from processor.engine.rows import LedgerEntry, RestoreChunk, Snapshot, ledger_key, new_snapshot
+from processor.engine.rows import (
+    LedgerEntry,
+    RestoreChunk,
+    Snapshot,
+    StepSnapshot,
+    ledger_key,
+    new_snapshot,
+)
 
 CURSOR_KEY: Final = CURSOR_PREFIX.encode()
 SNAPSHOT_HEAD: Final = b'{"flow":{'
@@ -36,7 +44,7 @@ def take_snapshots(records: Sequence[Record], filling: RestoreChunk) -> None:
             if value is None:
                 filling.steps_gone.append((flow_id, run_id))
             else:
-                filling.steps.append((flow_id, run_id, encode(orjson.loads(value)["step"])))
+                filling.steps.append(_step_snapshot(flow_id, run_id, orjson.loads(value)["step"]))
         elif value is None:
             filling.flows_gone.append(flow_id)
         else:
@@ -62,6 +70,17 @@ def _snapshot(flow_id: str, value: bytes) -> Snapshot:
     if WAITING in doc and (flow := orjson.loads(doc))["status"] == FlowStatus.WAITING:
         due_ms = due_ms_of(flow["wait_json"], cancel_requested=flow["cancel_requested"])
     return new_snapshot((flow_id, last_event_id, bytes.fromhex(chain), due_ms, doc))
+
+
+def _step_snapshot(flow_id: str, run_id: str, step: Mapping[str, Any]) -> StepSnapshot:
+    doc = encode(step)
+    if step["runtime"] != "managed":
+        return StepSnapshot(flow_id, run_id, None, None, 0, doc)
+    status, due_at = StepStatus(step["status"]), step["execution"]["due_at"]
+    if due_at is None:
+        return StepSnapshot(flow_id, run_id, status, None, 0, doc)
+    input_bytes = len(encode(step["input_json"]))
+    return StepSnapshot(flow_id, run_id, status, parse_timestamp(due_at), input_bytes, doc)
 
 
 def take_answers(records: Sequence[Record], filling: RestoreChunk) -> None:

@@ -5,6 +5,8 @@ from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from processor.telemetry.step_metrics import StepMetrics
+
 LATENCY_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
@@ -62,17 +64,18 @@ class Metrics(Exposed):
         )
         self.timers_fired = Counter(
             "taskflow_timers_fired",
-            "Waits that ended by a wake of the processor's own",
+            "Wakes of the processor's own, of flows and of steps, that were accepted",
             registry=registry,
         )
         self.timer_retries = Counter(
             "taskflow_timer_retries",
-            "Wakes that were refused while the flow went on waiting; each is sent again",
+            "Wakes that were refused while flow or step went on waiting; each is sent again",
             registry=registry,
         )
         self.timer_lag_seconds = Histogram(
             "taskflow_timer_lag_seconds",
-            "From the end of a wait to its committed event, by the broker's clock",
+            "From the end of a wait or the time of a step to its committed event, by the broker's "
+            "clock",
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
@@ -132,13 +135,44 @@ class Metrics(Exposed):
         )
         self._armed = Gauge(
             "taskflow_timers_armed",
-            "Waits that end by themselves",
+            "Waits that end by themselves, and managed steps that have not ended",
             ("partition",),
             registry=registry,
         )
         self._due = Gauge(
             "taskflow_timers_due",
-            "Waits that are over and have not ended yet, as far as they are in memory",
+            "Waits that are over and steps whose time has come, without an event yet, as far as "
+            "they are in memory",
+            ("partition",),
+            registry=registry,
+        )
+        self.steps = StepMetrics(registry)
+        self._steps_pending = Gauge(
+            "taskflow_steps_pending",
+            "Managed steps that wait for an executor, or for the time when they may be started",
+            ("partition",),
+            registry=registry,
+        )
+        self._steps_running = Gauge(
+            "taskflow_steps_running",
+            "Managed steps that an executor holds",
+            ("partition",),
+            registry=registry,
+        )
+        self.work_items = Counter(
+            "taskflow_work_items",
+            "Work items written to the topic steps, and acknowledged",
+            registry=registry,
+        )
+        self.work_item_failures = Counter(
+            "taskflow_work_item_failures",
+            "Attempts to write work items that failed; they are tried again",
+            ("partition",),
+            registry=registry,
+        )
+        self._work_items_waiting = Gauge(
+            "taskflow_work_items_waiting",
+            "Work items that are committed and not acknowledged on the topic steps yet",
             ("partition",),
             registry=registry,
         )
@@ -200,10 +234,25 @@ class Metrics(Exposed):
         self._armed.labels(label).set_function(armed)
         self._due.labels(label).set_function(due)
 
+    def watch_steps(
+        self,
+        partition: int,
+        *,
+        pending: Callable[[], float],
+        running: Callable[[], float],
+        items_waiting: Callable[[], float],
+    ) -> None:
+        """Read these of a partition whenever somebody asks."""
+        label = str(partition)
+        self._steps_pending.labels(label).set_function(pending)
+        self._steps_running.labels(label).set_function(running)
+        self._work_items_waiting.labels(label).set_function(items_waiting)
+
     def unwatch(self, partition: int) -> None:
         for gauge in (
             *(self._lag, self._table_bytes, self._cached, self._in_hand, self._in_hand_bytes),
             *(self._armed, self._due),
+            *(self._steps_pending, self._steps_running, self._work_items_waiting),
         ):
             with suppress(KeyError):
                 gauge.remove(str(partition))

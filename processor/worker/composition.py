@@ -22,6 +22,7 @@ from processor.adapters.kafka.transactional_producer import (
     KafkaTransactionalProducer,
     producers_stopped,
 )
+from processor.adapters.kafka.work_item_producer import KafkaWorkItemProducer
 from processor.adapters.sqlite import (
     FlowTable,
     open_table,
@@ -83,6 +84,12 @@ async def run_worker(
         forwarder = PlainForwarder(
             connection_options(settings, "forwarder"), timeout_s=settings.commit_timeout_ms / 1000
         )
+        work_items = KafkaWorkItemProducer(
+            connection_options(settings, "work-items"),
+            Topics(settings.topic_prefix).steps,
+            compression=compression_type(settings),
+            timeout_s=settings.commit_timeout_ms / 1000,
+        )
         readers = _standby_readers(settings)
         turn = asyncio.Lock()
 
@@ -92,7 +99,7 @@ async def run_worker(
         worker = Worker(
             lambda assigned, revoked: _member(settings, kit, assigned, revoked),
             lambda partition, member: _owner(
-                settings, kit, partition, member, forwarder, metrics, traces
+                settings, kit, partition, member, forwarder, work_items, metrics, traces
             ),
             metrics=metrics,
             flow_cache_bytes=settings.flow_cache_bytes,
@@ -134,6 +141,7 @@ async def run_worker(
                 await end_tasks(announcing, watching, asking)
                 await readers.close()
                 await forwarder.stop()
+                await work_items.stop()
                 await producers_stopped(PRODUCERS_STOP_TIMEOUT_S)
     log.info("worker stopped")
 
@@ -250,6 +258,7 @@ def _owner(
     partition: int,
     member: Member,
     forwarder: PlainForwarder,
+    work_items: KafkaWorkItemProducer,
     metrics: Metrics,
     traces: WorkerTraces | None,
 ) -> PartitionProcessor:
@@ -282,6 +291,7 @@ def _owner(
         _place(settings, partition),
         source=member if kit is None else kit.source(member),
         forwarder=forwarder,
+        work_items=work_items if kit is None else kit.work_items(work_items),
         open_table=opened if kit is None else kit.table(opened),
         new_writer=new_writer if kit is None else kit.writer(new_writer),
         new_history=new_history if kit is None else kit.history(new_history),

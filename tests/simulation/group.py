@@ -259,6 +259,10 @@ class SimMember:
             taken.append(some)
         return Fetched(*taken)
 
+    async def commands_end(self, partition: int) -> int:
+        await self._life.reach(Op.FETCH)
+        return self._kafka.log(self._kafka.topics.commands, partition).end
+
     def ahead(self, partition: int) -> Position | None:
         commands, control = (self._next.get((topic, partition)) for topic in self._topics())
         return None if commands is None or control is None else Position(commands, control, 0)

@@ -30,6 +30,7 @@ from tests.simulation.loop import VirtualLoop
 from tests.simulation.ports import (
     SimForwarder,
     SimHistory,
+    SimWorkItems,
     SimWriter,
     Unanswered,
     open_table,
@@ -307,6 +308,7 @@ class Simulation:
             self._place(number),
             source=member,
             forwarder=SimForwarder(kafka, life),
+            work_items=SimWorkItems(kafka, life),
             open_table=lambda: parts.table(disk, number, life),
             new_writer=lambda: parts.writer(kafka, life, number),
             new_history=lambda: parts.history(kafka, life, number, self.chunk),

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 from processor.adapters.sqlite.errors import TableFailed
 from processor.engine.batch import Forward, Outgoing
 from processor.engine.codec import Record
+from processor.engine.partitioner import partition_of
 from processor.engine.ports import OffsetRange, Stuck, Written
 from processor.engine.rows import Changes, Checkpoint, FlowRow, RestoreChunk
 from processor.errors import TaskflowError
@@ -258,6 +259,24 @@ class SimForwarder:
                 raise Unanswered("no answer to a forward")
         await self._life.at(Op.FORWARDED)
         return frozenset()
+
+
+class SimWorkItems:
+    """Puts work items onto their partitions."""
+
+    def __init__(self, kafka: SimKafka, life: Life) -> None:
+        self._kafka = kafka
+        self._life = life
+
+    async def write(self, records: Sequence[Outgoing]) -> None:
+        for key, value, headers in records:
+            fault = await self._life.reach(Op.FORWARD)
+            if fault is Fault.FORWARD_FAILS:
+                raise Unanswered("a work item was not written")
+            number = partition_of(key or b"", self._kafka.partitions)
+            self._kafka.append(self._kafka.topics.steps, number, key, value, headers)
+            if fault is Fault.FORWARD_UNANSWERED:
+                raise Unanswered("no answer to a work item")
 
 
 class SimTable(ModelTable):

@@ -3,6 +3,7 @@
 tests/simulation/test_table_contract.py holds both to the same scenarios.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -11,8 +12,9 @@ from typing import NamedTuple
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt
 from processor.adapters.sqlite.write_batch import FORGET_EXTRA, FORGET_FACTOR
 from processor.contract.flow import Flow
-from processor.contract.steps import STEPS
+from processor.contract.steps import STEPS, StepStatus
 from processor.contract.values import parse_timestamp
+from processor.domain.steps import NO_TOTALS, StepTotals, is_live, step_due_ms
 from processor.domain.transitions import TERMINAL
 from processor.domain.waits import due_ms
 from processor.engine.rows import (
@@ -23,6 +25,7 @@ from processor.engine.rows import (
     LedgerEntry,
     RestoreChunk,
     Snapshot,
+    StepDue,
     StepRow,
 )
 from processor.ops.verify.ports import TableFlow, TablePosition, TableStep
@@ -40,6 +43,7 @@ class Kept(NamedTuple):
     doc: bytes
     due_ms: int | None
     ended_ms: int | None
+    totals: StepTotals
 
     @property
     def key(self) -> tuple[int, str, int, int]:
@@ -105,6 +109,31 @@ class ModelTable:
             if flow_id in found:
                 found[flow_id].append(run_id)
         return found
+
+    async def live_steps(self, flow_ids: Sequence[str]) -> dict[str, list[StepRow]]:
+        found: dict[str, list[StepRow]] = {}
+        for at, doc in self._content.steps.items():
+            row = _step_row(doc)
+            if at[0] in flow_ids and is_live(row.step):
+                found.setdefault(at[0], []).append(row)
+        return found
+
+    async def steps_due(
+        self, status: StepStatus, after: StepDue | None, until_ms: int, limit: int
+    ) -> list[StepDue]:
+        due = sorted(
+            StepDue(at_ms, *at)
+            for at, doc in self._content.steps.items()
+            if (step := _step_row(doc).step).status is status
+            and (at_ms := step_due_ms(step)) is not None
+        )
+        behind = [one for one in due if after is None or one > after]
+        return [one for one in behind if one.at_ms <= until_ms][:limit]
+
+    async def count_live(self) -> tuple[int, int]:
+        live = [row.step for row in map(_step_row, self._content.steps.values())]
+        counts = Counter(step.status for step in live if is_live(step))
+        return counts[StepStatus.PENDING], counts[StepStatus.RUNNING]
 
     async def recall(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]:
         ledger = self._content.ledger
@@ -192,15 +221,22 @@ class ModelTable:
             flows[one.flow_id] = _filled(one, next(self._numbers))
         for at in filling.steps_gone:
             steps.pop(at, None)
-        for flow_id, run_id, doc in filling.steps:
-            steps[flow_id, run_id] = doc
+        for step in filling.steps:
+            steps[step.flow_id, step.run_id] = step.doc
         for answer in filling.remembered:
             ledger.pop(answer.key, None)
             ledger[answer.key] = answer
         self._file.content = Content(old.stored, flows, steps, ledger)
 
     async def end_filling(self, after: Checkpoint) -> None:
-        self._file.content = replace(self._content, stored=after)
+        totals: dict[str, StepTotals] = {}
+        for at, doc in self._content.steps.items():
+            totals[at[0]] = totals.get(at[0], NO_TOTALS).after(None, _step_row(doc).step)
+        flows = {
+            flow_id: row._replace(totals=totals.get(flow_id, NO_TOTALS))
+            for flow_id, row in self._content.flows.items()
+        }
+        self._file.content = replace(self._content, stored=after, flows=flows)
 
     def distrust(self, damage: str) -> None:
         self._damage = damage
@@ -236,6 +272,7 @@ def _kept(row: FlowRow, number: int) -> Kept:
         row.doc,
         due_ms(flow),
         parse_timestamp(flow.updated_at) if flow.status in TERMINAL else None,
+        row.totals,
     )
 
 
@@ -246,7 +283,7 @@ def _filled(one: Snapshot, number: int) -> Kept:
 
 def _flow_row(kept: Kept) -> FlowRow:
     flow = Flow.model_validate_json(kept.doc)
-    return FlowRow(flow, kept.doc, kept.last_event_id, kept.chain, kept.number)
+    return FlowRow(flow, kept.doc, kept.last_event_id, kept.chain, kept.number, kept.totals)
 
 
 def _step_row(doc: bytes) -> StepRow:

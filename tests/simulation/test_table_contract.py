@@ -11,9 +11,19 @@ import pytest
 
 from processor.adapters.sqlite.errors import TableConflict
 from processor.contract.flow import FlowStatus
+from processor.contract.steps import StepStatus
 from processor.contract.values import instant
 from processor.engine.ports import Table
-from processor.engine.rows import Changes, Checkpoint, Deadline, FlowRow, Position, RestoreChunk
+from processor.engine.rows import (
+    Changes,
+    Checkpoint,
+    Deadline,
+    FlowRow,
+    Position,
+    RestoreChunk,
+    StepDue,
+    StepRow,
+)
 from tests.simulation.ports import Calm, open_table
 from tests.simulation.table import ModelFile
 from tests.unit.adapters.sqlite.tables import (
@@ -22,14 +32,17 @@ from tests.unit.adapters.sqlite.tables import (
     at,
     flow_row,
     later,
+    managed_row,
     opened,
     snapshot,
     step_row,
+    step_snapshot,
     uuid,
 )
 
 Open = Callable[[], AbstractAsyncContextManager[Any]]
 
+FAR_MS: Final = NOON_MS + 10_000
 STATUSES: Final = (FlowStatus.RUNNING, FlowStatus.WAITING, FlowStatus.FINISHED)
 UNFINISHED: Final = Checkpoint(Position(0, 0, 1), -1, -1, 0)
 WAITS: Final = (
@@ -78,6 +91,14 @@ async def everything(table: Table) -> tuple[Any, ...]:
         await table.due(None, NOON_MS + 100, 100),
         await table.due(Deadline(NOON_MS + 5, uuid(3)), NOON_MS + 9, 2),
         await table.armed(),
+        {
+            flow_id: sorted(rows, key=lambda row: row.step.run_id)
+            for flow_id, rows in (await table.live_steps(ids)).items()
+        },
+        await table.count_live(),
+        await table.steps_due(StepStatus.PENDING, None, NOON_MS + 50, 100),
+        await table.steps_due(StepStatus.PENDING, StepDue(NOON_MS + 9, uuid(3), "r"), FAR_MS, 2),
+        await table.steps_due(StepStatus.RUNNING, None, FAR_MS, 100),
         await table.ended(None, NOON_MS + 100, 100),
         await table.ended(Deadline(NOON_MS, uuid(2)), NOON_MS + 3, 1),
         await table.untouched(),
@@ -257,10 +278,18 @@ def filling(rng: Random) -> RestoreChunk:
         if rng.random() < 0.3:
             part.steps_gone.append((uuid(number), "r"))
         else:
-            doc = step_row(number, "r", at_ms=NOON_MS + rng.randrange(9)).doc
-            part.steps.append((uuid(number), "r", doc))
+            part.steps.append(step_snapshot(any_step(rng, number, "r")))
     part.remembered = [answer(n, at_ms=rng.randrange(99)) for n in rng.sample(range(10), 3)]
     return part
+
+
+def any_step(rng: Random, flow: int, run: str) -> StepRow:
+    at_ms = NOON_MS + rng.randrange(9)
+    if rng.random() < 0.3:
+        return step_row(flow, run, at_ms=at_ms)
+    status, text = rng.choice(list(StepStatus)), "x" * rng.randrange(5)
+    due_ms = NOON_MS + rng.randrange(99)
+    return managed_row(flow, run, status, due_ms=due_ms, at_ms=at_ms, input_json=text)
 
 
 def drawn(rng: Random, holds: tuple[Any, ...]) -> Changes:
@@ -293,7 +322,7 @@ def drawn(rng: Random, holds: tuple[Any, ...]) -> Changes:
         if rng.random() < 0.3:
             changes.deleted_steps.append((uuid(flow), run))
         else:
-            changes.steps.append(step_row(flow, run, at_ms=NOON_MS + rng.randrange(9)))
+            changes.steps.append(any_step(rng, flow, run))
     for key in rng.sample(range(10), rng.randrange(3)):
         changes.remembered.append(answer(key, at_ms=rng.randrange(100)))
     if rng.random() < 0.3:

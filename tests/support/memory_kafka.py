@@ -152,6 +152,11 @@ class MemoryKafka:
             for one in commands
         ]
 
+    def append_command(self, body: dict[str, Any], transaction: Transaction) -> None:
+        """A command in a transaction of its producer's, on partition 0."""
+        key, value = body["flow_id"].encode(), orjson.dumps(body)
+        self.append(self.topics.commands, 0, key, value, (), transaction)
+
     def begin(self) -> Transaction:
         """A transaction of somebody else's."""
         return Transaction()

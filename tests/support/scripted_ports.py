@@ -10,9 +10,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.engine.batch import Forward, Outgoing, PartitionConfig
-from processor.engine.codec import Record
+from processor.engine.codec import Headers, Record
+from processor.engine.partitioner import partition_of
 from processor.engine.ports import Fetched, OffsetRange, Stuck, Written
 from processor.engine.rows import Changes, Checkpoint, FlowRow, Position, RestoreChunk
 from processor.errors import OwnershipLost
@@ -44,6 +47,8 @@ class Point(StrEnum):
     COMMITTED = "after the commit took effect"
     WRITE = "writing the table"
     WRITTEN = "after the table was written"
+    ITEMS = "writing work items"
+    ITEMS_WRITTEN = "after work items were written"
 
 
 Action = BaseException | Callable[[], Awaitable[None] | None]
@@ -87,6 +92,8 @@ class ScriptedSource:
         self.attached: list[Position] = []
         self.mute: set[str] = set()
         """Topics whose broker does not answer."""
+        self.ends_asked = 0
+        """How often the end of `commands` was asked for."""
         self._kafka = kafka
         self._script = script
         self._assigned: set[int] = set()
@@ -212,6 +219,10 @@ class ScriptedSource:
     def decided(self, partition: int, position: Position) -> None:
         for topic, offset in zip(self._topics(), position, strict=False):
             self._kafka.group_offsets[topic, partition] = offset
+
+    async def commands_end(self, partition: int) -> int:
+        self.ends_asked += 1
+        return self._kafka.log(self._kafka.topics.commands, partition).end
 
     def ahead(self, partition: int) -> Position | None:
         at = [self._next.get((topic, partition)) for topic in self._topics()]
@@ -348,6 +359,24 @@ class ScriptedForwarder:
         return frozenset(self.too_large & {one.source for one in forwards})
 
 
+class ScriptedWorkItems:
+    """Appends work items to `steps`, each on the partition of its key."""
+
+    def __init__(self, kafka: MemoryKafka, script: Script, partitions: int) -> None:
+        self.partitions = partitions
+        self.calls = 0
+        self._kafka = kafka
+        self._script = script
+
+    async def write(self, records: Sequence[Outgoing]) -> None:
+        await self._script.reach(Point.ITEMS)
+        self.calls += 1
+        for key, value, headers in records:
+            number = partition_of(key or b"", self.partitions)
+            self._kafka.append(self._kafka.topics.steps, number, key, value, headers)
+        await self._script.reach(Point.ITEMS_WRITTEN)
+
+
 class ScriptedTable:
     """The real table, with the script's word before and after each write."""
 
@@ -391,6 +420,7 @@ class Stage:
         self.source = ScriptedSource(self.kafka, self.script)
         self.source.assign(place.partition)
         self.forwarder = ScriptedForwarder(self.kafka, self.script)
+        self.work_items = ScriptedWorkItems(self.kafka, self.script, place.partitions)
         self.writers: list[ScriptedWriter] = []
         self.suspects: set[int] = set()
         """Numbers (0, 1, …) of the writers whose first commit is sent twice."""
@@ -406,6 +436,10 @@ class Stage:
         self.monotonic_s += ms / 1000
         self.source.return_nothing()
 
+    def send_with_headers(self, body: dict[str, Any], headers: Headers) -> None:
+        topic, key = self.place.topics.commands, body["flow_id"].encode()
+        self.kafka.append(topic, 0, key, orjson.dumps(body), headers)
+
     @property
     def path(self) -> Path:
         return table_path(self.state_dir, self.place.topics.prefix, self.place.partition)
@@ -416,6 +450,7 @@ class Stage:
             self.place,
             source=self.source,
             forwarder=self.forwarder,
+            work_items=self.work_items,
             open_table=lambda: self._open(self.state_dir, owner),
             new_writer=self._new_writer,
             new_history=self._new_history,
@@ -470,6 +505,26 @@ class Stage:
     async def quiet(self) -> None:
         """Wait until the owner has decided all that there is, and asks for more."""
         await self.kafka.until(lambda: self.source.idle)
+
+    async def looks_again(self) -> None:
+        """The owner's fetch comes back empty, as it does twice a second, and it begins another."""
+        await self.quiet()
+        fetches = self.script.passed[Point.FETCH]
+        self.source.return_nothing()
+        await self.kafka.until(lambda: self.script.passed[Point.FETCH] > fetches)
+
+    async def settles(self) -> None:
+        """Wait until the owner looks again and finds nothing to do."""
+        done = -1
+        while done != len(self.kafka.journal):
+            done = len(self.kafka.journal)
+            await self.looks_again()
+            await self.quiet()
+
+    async def goes_on(self, ms: int) -> None:
+        """Time passes, and the owner does what there is to do."""
+        self.later(ms)
+        await self.settles()
 
     async def works(self, **how: Any) -> None:
         """An owner comes, decides all that there is, and goes."""

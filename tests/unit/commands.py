@@ -41,3 +41,14 @@ def prune(number: int, **fields: Any) -> dict[str, Any]:
 def life(number: int) -> list[dict[str, Any]]:
     """A flow from its creation to its end, with a step; revision 2 in the end."""
     return [create(number), start(number), observe(number), finish(number)]
+
+
+def schedule(number: int, run_id: str = "r", **fields: Any) -> dict[str, Any]:
+    about = {"run_id": run_id, "task": "classify"}
+    return document("schedule_step", flow_id=flow_id(number), **{**about, **fields})
+
+
+def step(kind: str, number: int, run_id: str = "r", **fields: Any) -> dict[str, Any]:
+    """A command of an executor about a step."""
+    about = {"run_id": run_id, "issued_by": "executor:1"}
+    return document(kind, flow_id=flow_id(number), **{**about, **fields})

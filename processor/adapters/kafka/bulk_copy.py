@@ -20,7 +20,7 @@ from processor.adapters.kafka.transactional_producer import (
     KafkaTransactionalProducer,
 )
 from processor.contract.rights import Operation
-from processor.contract.topics import DEAD_LETTER_MAX_BYTES, Topics
+from processor.contract.topics import DEAD_LETTER_MAX_BYTES, STEPS, Topics
 from processor.engine.batch import Outgoing
 from processor.settings import Settings
 
@@ -88,13 +88,15 @@ class BulkCopy(KafkaTransactionalProducer):
 
 
 async def make_for_filling(settings: Settings, topics: Topics, partitions: int) -> None:
-    """Make the topics, to be filled; those that are there stay. Raises TopicsWrong if refused."""
+    """Make the topics, to be filled; those that are there stay. `steps` gets no fewer partitions
+    than the others. Raises TopicsWrong if refused."""
+    steps = max(partitions, settings.steps_partitions)
     async with open_admin(settings) as admin:
         response = await admin.create_topics(
             [
                 NewTopic(
                     name,
-                    num_partitions=partitions,
+                    num_partitions=steps if spec is STEPS else partitions,
                     replication_factor=settings.replication_factor,
                     topic_configs={**spec.config, **WHILE_FILLED},
                 )

@@ -28,6 +28,7 @@ from processor.adapters.kafka.internals import (
     position_and_end,
     raise_coordination_error,
 )
+from processor.adapters.kafka.log_reader import LogReaders
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.adapters.kafka.static_membership import StaticMembership
@@ -56,6 +57,7 @@ session's 3 s, two workers took all partitions from each other every 4 s for as 
 watched. A member that is dead does not make the group wait: its session ends it. Below aiokafka's
 request timeout of 40 s: a JoinGroup waits for the others that long.
 """
+ENDS_TIMEOUT_S: Final = 5.0
 
 
 class KafkaGroupConsumer:
@@ -116,6 +118,8 @@ class KafkaGroupConsumer:
             partition_assignment_strategy=(RangePartitionAssignor,),
         )
         back_off_metadata(client_of(self._consumer))
+        self._ends = LogReaders(connection, topics=[topics.commands])
+        self._asking_ends = asyncio.Lock()
         self._proofs = CommitCoalescer(self._consumer.commit)
 
     async def start(self) -> None:
@@ -135,6 +139,7 @@ class KafkaGroupConsumer:
             await end_tasks(self._telling)
             await self._tell(timeout_s=timeout_s / 2)
         await stop_consumer(self._consumer, timeout_s=timeout_s)
+        await self._ends.close()
 
     def _authorized(self) -> AbstractContextManager[None]:
         return authorized(self._connection, on_group(Operation.READ, self._group_id))
@@ -282,6 +287,15 @@ class KafkaGroupConsumer:
             await self._heed(error)
             raise RequestFailed(f"fetching from partition {partition} failed: {error!r}") from error
         return Fetched(fetched.get(commands, ()), fetched.get(control, ()))
+
+    async def commands_end(self, partition: int) -> int:
+        """Asked for by a consumer of its own: the group's sees what is committed, and what an open
+        transaction hides was appended too. Raises what Kafka raises, or TimeoutError."""
+        tp = TopicPartition(self._topics.commands, partition)
+        async with asyncio.timeout(ENDS_TIMEOUT_S):
+            async with self._asking_ends:
+                consumer = await self._ends.consumer("read_uncommitted")
+            return int((await consumer.end_offsets([tp]))[tp])
 
     async def _heed(self, error: KafkaError) -> None:
         """aiokafka's coordination ends for good with an error that has no class of its own; one

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
@@ -100,9 +100,10 @@ async def open_admin(
 
 
 async def create_topics(settings: Settings) -> list[str]:
-    """Make those of the seven topics that are missing; the full names of those that were made.
+    """Make those of the seven topics that are missing, and add the partitions that `steps` lacks;
+    the full names of those that were made or grew.
 
-    What exists is left as it is. Returns when every partition has a leader.
+    What exists is left as it is otherwise. Returns when every partition has a leader.
     Raises BrokerUnreachable, and TopicsWrong if the broker refuses.
     """
     names = dict(Topics(settings.topic_prefix))
@@ -110,8 +111,13 @@ async def create_topics(settings: Settings) -> list[str]:
         existing = await _partitions(admin, settings, names, Operation.DESCRIBE)
         missing = {name: spec for name, spec in names.items() if name not in existing}
         made = await _create(admin, missing, settings) if missing else []
+        steps = Topics(settings.topic_prefix).steps
+        if existing.get(steps, settings.steps_partitions) < settings.steps_partitions:
+            more = NewPartitions(total_count=settings.steps_partitions)
+            await admin.create_partitions({steps: more})
+            made.append(steps)
         deadline = time.monotonic() + APPEAR_TIMEOUT_S
-        while not all(one.led for one in (await look_up(admin, names)).values()):
+        while not await _all_there(admin, settings):
             if time.monotonic() > deadline:
                 raise TopicsWrong(
                     f"The topics of {settings.topic_prefix} are made, but within "
@@ -119,6 +125,14 @@ async def create_topics(settings: Settings) -> list[str]:
                 )
             await asyncio.sleep(0.05)
     return made
+
+
+async def _all_there(admin: AIOKafkaAdminClient, settings: Settings) -> bool:
+    """Whether each topic has its partitions, and each partition a leader."""
+    topics = Topics(settings.topic_prefix)
+    seen = await look_up(admin, [name for name, _ in topics])
+    steps = seen[topics.steps].partitions or 0
+    return all(one.led for one in seen.values()) and steps >= settings.steps_partitions
 
 
 async def check_topics(settings: Settings) -> list[Mismatch]:
@@ -235,9 +249,7 @@ async def _create(
         [
             NewTopic(
                 name,
-                num_partitions=(
-                    settings.steps_partitions if spec is STEPS else settings.partitions
-                ),
+                num_partitions=settings.partitions_of(name),
                 replication_factor=settings.replication_factor,
                 topic_configs=dict(spec.config),
             )

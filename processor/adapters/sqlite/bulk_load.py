@@ -8,7 +8,7 @@ has the higher row number.
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from itertools import chain, starmap
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,7 +46,18 @@ FLOWS_GONE: Final = f"""
     SELECT column1, column2, 0, '', 0, NULL, '', {GONE_REVISION}, '', '', '' FROM (VALUES :rows)
 """
 NUL: Final = b"\\u0000"
-STEPS: Final = "INSERT INTO step (flow_id, run_id, crc, doc) VALUES :rows"
+STEPS: Final = """
+    INSERT INTO step (flow_id, run_id, status, due_ms, input_bytes, crc, doc) VALUES :rows
+"""
+TOTALS: Final = """
+    UPDATE flow SET steps = totals_doc(n, s.steps, s.live, s.bytes, s.unsuccessful)
+    FROM (
+        SELECT flow_id, count(*) AS steps, count(due_ms) AS live, sum(input_bytes) AS bytes,
+            count(*) FILTER (WHERE status = 4 OR status = 5) AS unsuccessful
+        FROM step GROUP BY flow_id
+    ) AS s
+    WHERE flow.id = s.flow_id
+"""
 ANSWERS: Final = """
     INSERT INTO ledger
         (key, at_ms, digest, revision, status, first_event_id, event_count, refusal)
@@ -83,8 +94,8 @@ def put(db: sqlite3.Connection, next_number: int, filling: RestoreChunk) -> int:
     _insert(db, FLOWS_GONE, 2, gone)
     _insert(db, FLOWS, 7, flows)
     db.executemany("UPDATE flow SET owner = ? WHERE n = ?", _cut_short(filling, next_number))
-    _insert(db, STEPS, 4, [(*at, 0, "") for at in filling.steps_gone])
-    _insert(db, STEPS, 4, list(starmap(records.document_values, filling.steps)))
+    _insert(db, STEPS, 7, [(*at, None, None, 0, 0, "") for at in filling.steps_gone])
+    _insert(db, STEPS, 7, list(map(records.step_snapshot_values, filling.steps)))
     _insert(db, ANSWERS, 8, list(map(records.answer_values, filling.remembered)))
     db.commit()
     return next_number + len(flows)
@@ -102,6 +113,8 @@ def finish(db: sqlite3.Connection, after: Checkpoint) -> None:
             db.execute(statement)
     db.execute(f"DELETE FROM flow WHERE revision = {GONE_REVISION}")
     db.execute("DELETE FROM step WHERE doc = ''")
+    db.create_function("totals_doc", 5, records.totals_doc, deterministic=True)
+    db.execute(TOTALS)
     for statement in INDEXES[len(KEYS) :]:
         db.execute(statement)
     ((synchronous,),) = db.execute("PRAGMA synchronous").fetchall()

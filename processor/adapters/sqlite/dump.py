@@ -12,18 +12,23 @@ from processor.adapters.sqlite.errors import told
 
 FLOW_COLUMNS: Final = (
     *("doc", "revision", "last_event_id", "chain"),
-    *("status", "owner", "updated_at", "due_ms"),
+    *("status", "owner", "updated_at", "due_ms", "steps"),
 )
-STEP_COLUMNS: Final = ("doc",)
+STEP_COLUMNS: Final = ("doc", "status", "due_ms", "input_bytes")
 ANSWER_COLUMNS: Final = (
     *("at_ms", "digest", "revision", "status"),
     *("first_event_id", "event_count", "refusal"),
 )
 _FLOWS: Final = """
-    SELECT id, doc, revision, last_event_id, lower(hex(chain)), status, owner, updated_at, due_ms
+    SELECT id, doc, revision, last_event_id, lower(hex(chain)), status, owner, updated_at, due_ms,
+           rtrim(steps, '0123456789')
     FROM flow ORDER BY id
 """
-_STEPS: Final = "SELECT flow_id || '/' || run_id, doc FROM step ORDER BY flow_id, run_id"
+"""Of `steps` without the CRC at its end, which covers the row's number."""
+_STEPS: Final = """
+    SELECT flow_id || '/' || run_id, doc, status, due_ms, input_bytes
+    FROM step ORDER BY flow_id, run_id
+"""
 # An answer without events may name the one that would have come next, or none.
 _ANSWERS: Final = """
     SELECT lower(hex(key)), at_ms, lower(hex(digest)), revision, status,

@@ -18,7 +18,7 @@ from processor.runtime import private_directory
 
 log = structlog.get_logger(__name__)
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 SCHEMA: Final = "\n".join(
     Path(__file__).with_name(name).read_text() for name in ("schema.sql", "indexes.sql")
 )

@@ -11,3 +11,10 @@ CREATE INDEX flow_due ON flow (due_ms, id) WHERE due_ms IS NOT NULL;
 CREATE INDEX flow_open ON flow (due_ms) WHERE status = 'waiting' AND due_ms IS NULL;
 CREATE INDEX flow_ended ON flow (updated_at, id, status)
     WHERE status = 'finished' OR status = 'failed' OR status = 'cancelled';
+
+-- Steps to be looked at, by time: the leases in an index of their own, since they wait for what was
+-- sent before they ran out, and nothing else may wait behind them. `step_live` has what ends with
+-- its flow. Observed and ended steps are in none of the three.
+CREATE INDEX step_pending ON step (due_ms, flow_id, run_id) WHERE status = 1;
+CREATE INDEX step_running ON step (due_ms, flow_id, run_id) WHERE status = 2;
+CREATE INDEX step_live ON step (flow_id, run_id) WHERE due_ms IS NOT NULL;

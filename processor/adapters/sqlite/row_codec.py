@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from processor.adapters.sqlite.errors import TableCorrupt
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.outcomes import Code
-from processor.contract.steps import STEPS
+from processor.contract.steps import STEPS, StepStatus
 from processor.contract.values import parse_timestamp
+from processor.domain.steps import NO_TOTALS, StepTotals, input_bytes, step_due_ms
 from processor.domain.transitions import WAITING
 from processor.domain.waits import due_ms
 from processor.engine.rows import (
@@ -21,7 +22,9 @@ from processor.engine.rows import (
     LedgerEntry,
     Position,
     Snapshot,
+    StepDue,
     StepRow,
+    StepSnapshot,
 )
 
 # Stored: a new status takes a new number.
@@ -33,6 +36,14 @@ _STATUS_NUMBERS: Final = {
     FlowStatus.FINISHED: 5,
     FlowStatus.FAILED: 6,
 }
+STEP_STATUSES: Final = {
+    StepStatus.PENDING: 1,
+    StepStatus.RUNNING: 2,
+    StepStatus.SUCCEEDED: 3,
+    StepStatus.FAILED: 4,
+    StepStatus.CANCELLED: 5,
+}
+"""Of managed steps; indexes.sql and statements.py name 1 and 2, bulk_load 4 and 5."""
 _STATUSES: Final = {b"%d" % number: status for status, number in _STATUS_NUMBERS.items()}
 
 
@@ -49,7 +60,7 @@ def flow_key(row: FlowRow) -> tuple[Any, ...]:
 
 def flow_values(row: FlowRow) -> tuple[Any, ...]:
     """What an update sets."""
-    flow, doc, last_event_id, chain, number, _ = row
+    flow, doc, last_event_id, chain, number, totals = row
     return (
         flow.revision,
         last_event_id,
@@ -59,15 +70,35 @@ def flow_values(row: FlowRow) -> tuple[Any, ...]:
         flow.updated_at,
         flow_crc(number, flow.id, last_event_id, chain, doc),
         due_ms(flow),
+        totals_text(number, totals),
         doc.decode(),
     )
+
+
+def totals_text(number: int, totals: StepTotals) -> str | None:
+    """The `steps` of the flow with this row number: the totals, and their CRC."""
+    return totals_doc(number, *totals) if totals.steps else None
+
+
+def totals_doc(number: int, steps: int, live: int, live_bytes: int, unsuccessful: int) -> str:
+    text = f"{steps} {live} {live_bytes} {unsuccessful}"
+    return f"{text} {crc32(f'{number} {text}'.encode())}"
+
+
+def _totals(number: int, text: bytes) -> StepTotals:
+    if not text:
+        return NO_TOTALS
+    totals = StepTotals(*map(int, text.split()[:-1]))
+    if totals_doc(number, *totals).encode() != text:
+        raise ValueError("the totals are not what was written")
+    return totals
 
 
 def update_values(was: FlowRow, row: FlowRow) -> tuple[Any, ...]:
     """`flow_key` of one and `flow_values` of the other. Each update takes this way, so a model's
     `__dict__` is asked: its values cost half of what attributes do."""
     old, _, old_event_id, _, number, _ = was
-    flow, doc, last_event_id, chain, _, _ = row
+    flow, doc, last_event_id, chain, _, totals = row
     before, now = old.__dict__, flow.__dict__
     flow_id, status = now["id"], now["status"]
     return (
@@ -83,6 +114,7 @@ def update_values(was: FlowRow, row: FlowRow) -> tuple[Any, ...]:
         now["updated_at"],
         flow_crc(number, flow_id, last_event_id, chain, doc),
         due_ms(flow) if status is WAITING else None,
+        None if totals is NO_TOTALS else totals_text(number, totals),
         doc.decode(),
     )
 
@@ -98,13 +130,14 @@ def snapshot_values(number: int, snapshot: Snapshot) -> tuple[Any, ...]:
 def flow_row(fields: list[bytes]) -> FlowRow:
     """A row of statements.FLOWS. Raises TableCorrupt if it is not what was written."""
     try:
-        number, flow_id, revision, last_event_id, chain, crc, doc = fields
+        number, flow_id, revision, last_event_id, chain, crc, steps, doc = fields
         row = FlowRow(
             flow=Flow.model_validate_json(doc),
             doc=doc,
             last_event_id=int(last_event_id),
             chain=bytes.fromhex(chain.decode()),
             number=int(number),
+            totals=_totals(int(number), steps),
         )
     except (ValueError, ValidationError) as error:
         raise TableCorrupt("a flow's row is not what was written") from error
@@ -133,13 +166,37 @@ def ended(fields: list[bytes]) -> Deadline:
         raise TableCorrupt("the time of a last change is not what was written") from error
 
 
+def step_due(fields: list[bytes]) -> StepDue:
+    """A row of statements.STEPS_DUE."""
+    try:
+        at_ms, flow_id, run = fields
+        return StepDue(int(at_ms), flow_id.decode(), bytes.fromhex(run.decode()).decode())
+    except ValueError as error:
+        raise TableCorrupt("the time of a step is not what was written") from error
+
+
 def step_values(row: StepRow) -> tuple[Any, ...]:
-    return document_values(row.step.flow_id, row.step.run_id, row.doc)
-
-
-def document_values(flow_id: str, run_id: str, doc: bytes) -> tuple[Any, ...]:
     """A step's columns."""
-    return flow_id, run_id, crc32(doc), doc.decode()
+    step, doc = row
+    if step.runtime != "managed":
+        return step.flow_id, step.run_id, None, None, 0, crc32(doc), doc.decode()
+    due = step_due_ms(step)
+    return (
+        step.flow_id,
+        step.run_id,
+        STEP_STATUSES[step.status],
+        due,
+        0 if due is None else input_bytes(step),
+        crc32(doc),
+        doc.decode(),
+    )
+
+
+def step_snapshot_values(snapshot: StepSnapshot) -> tuple[Any, ...]:
+    """The same of a step as `state` has it."""
+    flow_id, run_id, status, due_ms, size_bytes, doc = snapshot
+    number = None if status is None else STEP_STATUSES[status]
+    return flow_id, run_id, number, due_ms, size_bytes, crc32(doc), doc.decode()
 
 
 def step_row(fields: list[bytes]) -> StepRow:
@@ -170,7 +227,9 @@ def answer_values(row: LedgerEntry) -> tuple[Any, ...]:
         None if status is None else _STATUS_NUMBERS[status],
         first_event_id,
         event_count,
-        None if code is None else orjson.dumps([code._value_, details]).decode(),
+        None
+        if code is None and not details
+        else orjson.dumps([code and code._value_, details]).decode(),
     )
 
 

@@ -23,6 +23,8 @@ CREATE TABLE stored (
 -- covers none of them: they only say which flows to look at, and whoever wakes or prunes one looks
 -- at its `doc` before. A wait's time that was damaged into a later one is found by the check of the
 -- file, which compares each row with its indexes.
+-- `steps` counts the flow's steps (domain.steps.StepTotals) and has a CRC of its own, for they decide
+-- bounds and joins; NULL of a flow without steps.
 -- `doc` comes last, so that a scan does not read the pages that a long one overflows to.
 CREATE TABLE flow (
     n             INTEGER PRIMARY KEY,
@@ -35,19 +37,28 @@ CREATE TABLE flow (
     updated_at    TEXT    NOT NULL,
     crc           INTEGER NOT NULL,
     due_ms        INTEGER,
+    steps         TEXT,
     doc           TEXT    NOT NULL
 );
 
+-- `status` is a number of records.STEP_STATUSES, NULL of an observed step. `due_ms` is when the
+-- processor looks at a managed step that has not ended, NULL of any other: so it says which are live.
+-- `input_bytes` is what the input of a live one takes, 0 of any other. The CRC covers none of them:
+-- they name steps to look at, and sums for a table that is filled anew.
 CREATE TABLE step (
-    n       INTEGER PRIMARY KEY,
-    flow_id TEXT    NOT NULL,
-    run_id  TEXT    NOT NULL,
-    crc     INTEGER NOT NULL,
-    doc     TEXT    NOT NULL
+    n           INTEGER PRIMARY KEY,
+    flow_id     TEXT    NOT NULL,
+    run_id      TEXT    NOT NULL,
+    status      INTEGER,
+    due_ms      INTEGER,
+    input_bytes INTEGER NOT NULL,
+    crc         INTEGER NOT NULL,
+    doc         TEXT    NOT NULL
 );
 
 -- `n` grows with each answer, so that the oldest are found without an index on time.
--- `refusal` is [code, details] as JSON; NULL for an accepted command.
+-- `refusal` is [code, details] as JSON, without a code that of an accepted command that has details;
+-- NULL of one that has none.
 CREATE TABLE ledger (
     n              INTEGER PRIMARY KEY,
     key            BLOB    NOT NULL,

@@ -72,7 +72,10 @@ def _joined(*columns: str) -> str:
 
 
 FLOWS = Rows(
-    _joined("n", "id", "revision", "last_event_id", "hex(chain)", "crc", "doc")
+    _joined(
+        *("n", "id", "revision", "last_event_id", "hex(chain)", "crc"),
+        *("coalesce(steps, '')", "doc"),
+    )
     + " FROM flow WHERE id IN (VALUES :rows)",
     1,
 )
@@ -85,6 +88,12 @@ STEPS = Rows(
     ON step.flow_id = wanted.column1 AND step.run_id = wanted.column2
     """,
     2,
+)
+# A padded key does not make rows come twice, as it would in a join.
+LIVE_STEPS = Rows(
+    _joined("crc", "doc")
+    + " FROM step INDEXED BY step_live WHERE due_ms IS NOT NULL AND flow_id IN (VALUES :rows)",
+    1,
 )
 RUN_IDS = Rows(
     _joined("flow_id", "hex(run_id)") + " FROM step WHERE flow_id IN (VALUES :rows)",
@@ -131,6 +140,25 @@ ENDED: Final = (
     )
     """
 )
+FIRST_STEP: Final = (-(2**63), "", "")
+PENDING, RUNNING = 1, 2
+STEPS_DUE: Final = {
+    status: (
+        _joined("due_ms", "flow_id", "hex(run_id)")
+        + f"""
+        FROM (
+            SELECT due_ms, flow_id, run_id FROM step INDEXED BY {index}
+            WHERE status = {status} AND (due_ms, flow_id, run_id) > (?, ?, ?) AND due_ms <= ?
+            ORDER BY due_ms, flow_id, run_id LIMIT ?
+        )
+        """
+    )
+    for status, index in ((PENDING, "step_pending"), (RUNNING, "step_running"))
+}
+COUNT_LIVE: Final = f"""
+    SELECT (SELECT count(*) FROM step INDEXED BY step_pending WHERE status = {PENDING}),
+           (SELECT count(*) FROM step INDEXED BY step_running WHERE status = {RUNNING})
+"""
 NEXT_NUMBER: Final = "SELECT coalesce(max(n), 0) + 1 FROM flow"
 
 DELETE_FLOWS = Rows(
@@ -158,28 +186,30 @@ UPDATE_FLOWS = Rows(
     UPDATE flow SET
         revision = v.column5, last_event_id = v.column6, chain = v.column7, status = v.column8,
         owner = v.column9, updated_at = v.column10, crc = v.column11, due_ms = v.column12,
-        doc = v.column13
+        steps = v.column13, doc = v.column14
     FROM (VALUES :rows) AS v
     WHERE flow.n = v.column1 AND flow.id = v.column2
     AND flow.revision = v.column3 AND flow.last_event_id = v.column4
     """,
-    13,
+    14,
 )
 INSERT_FLOWS = Rows(
     """
     INSERT INTO flow
-        (n, id, revision, last_event_id, chain, status, owner, updated_at, crc, due_ms, doc)
+        (n, id, revision, last_event_id, chain, status, owner, updated_at, crc, due_ms, steps, doc)
     SELECT * FROM (VALUES :rows) WHERE column1 IS NOT NULL
     """,
-    11,
+    12,
 )
 UPSERT_STEPS = Rows(
     """
-    INSERT INTO step (flow_id, run_id, crc, doc)
+    INSERT INTO step (flow_id, run_id, status, due_ms, input_bytes, crc, doc)
     SELECT * FROM (VALUES :rows) WHERE column1 IS NOT NULL
-    ON CONFLICT (flow_id, run_id) DO UPDATE SET crc = excluded.crc, doc = excluded.doc
+    ON CONFLICT (flow_id, run_id) DO UPDATE SET
+        status = excluded.status, due_ms = excluded.due_ms, input_bytes = excluded.input_bytes,
+        crc = excluded.crc, doc = excluded.doc
     """,
-    4,
+    7,
 )
 # REPLACE gives a new `n`: the newest answer is the last to be forgotten.
 REMEMBER = Rows(

@@ -15,6 +15,7 @@ from processor.adapters.sqlite import statements
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt, told
 from processor.adapters.sqlite.internals import run_in_thread
 from processor.adapters.sqlite.write_batch import ChangePack, Deed
+from processor.contract.steps import StepStatus
 from processor.contract.values import instant
 from processor.engine.rows import (
     Changes,
@@ -23,11 +24,13 @@ from processor.engine.rows import (
     FlowRow,
     LedgerEntry,
     RestoreChunk,
+    StepDue,
     StepRow,
 )
 
 A = TypeVar("A")
 T = TypeVar("T")
+Timed = TypeVar("Timed", Deadline, StepDue)
 
 
 class FlowTable:
@@ -85,6 +88,17 @@ class FlowTable:
             run_ids.sort()
         return found
 
+    async def live_steps(self, flow_ids: Sequence[str]) -> dict[str, list[StepRow]]:
+        """The managed steps of each flow that have not ended; flows without any are left out.
+
+        Which these are no CRC covers: what the flow's totals say must be held against it.
+        """
+        keys = [(flow_id,) for flow_id in flow_ids]
+        found: dict[str, list[StepRow]] = {}
+        for row in await self._read(statements.LIVE_STEPS, keys, records.step_row):
+            found.setdefault(row.step.flow_id, []).append(row)
+        return found
+
     async def recall(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]:
         """The answers remembered under `keys`; whether they are too old is for the caller."""
         rows = await self._read(statements.ANSWERS, [(key,) for key in keys], records.answer)
@@ -98,6 +112,24 @@ class FlowTable:
         """
         keys = (*(after or statements.FIRST_DUE), until_ms, limit)
         return await self._by_time(statements.DUE, keys, records.due)
+
+    async def steps_due(
+        self, status: StepStatus, after: StepDue | None, until_ms: int, limit: int
+    ) -> list[StepDue]:
+        """Up to `limit` managed steps of this status, pending or running, that are to be looked at
+        by `until_ms`, the earliest first, from behind `after` on (None: from the first).
+
+        To be believed only once the step itself was looked at: no CRC covers its time.
+        """
+        sql = statements.STEPS_DUE[records.STEP_STATUSES[status]]
+        keys = (*(after or statements.FIRST_STEP), until_ms, limit)
+        return await self._by_time(sql, keys, records.step_due)
+
+    async def count_live(self) -> tuple[int, int]:
+        """How many managed steps are pending, and how many are running. Looks at each, in their
+        indexes: 80 ms for a million."""
+        row = await self._row(statements.COUNT_LIVE)
+        return (int(row[0]), int(row[1])) if row else (0, 0)
 
     async def armed(self) -> int:
         """How many waits end by themselves. Looks at each, in the index: 80 ms for a million."""
@@ -322,8 +354,8 @@ class FlowTable:
         return next((tuple(row) for row in rows), None)
 
     async def _by_time(
-        self, sql: str, keys: statements.Row, parse: Callable[[list[bytes]], Deadline]
-    ) -> list[Deadline]:
+        self, sql: str, keys: statements.Row, parse: Callable[[list[bytes]], Timed]
+    ) -> list[Timed]:
         async with self._turn():
             ((count, joined),) = await self._connection.execute_fetchall(sql, keys)
             # SQLite joins what it was given in order, but promises no order.

@@ -147,7 +147,7 @@ async def _make_one(
 async def _difference(
     place: PartitionConfig, view: ConsistentCut, live: Path, built: Path
 ) -> str | None:
-    _, last_outcome = await standing_of(place, view)
+    last_outcome = (await standing_of(place, view)).last_outcome
     # Older answers are kept for a while longer, by each table for as long as it happened to.
     since_ms = last_outcome.timestamp - place.dedupe_window_ms if last_outcome else 0
     with dump(live) as here, dump(built) as there:

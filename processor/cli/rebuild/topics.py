@@ -132,5 +132,5 @@ def snapshots(rows: Dump) -> Iterator[Outgoing]:
     for flow_id, (doc, _, last_event_id, chain, *_) in rows.flows():
         value = f'{{"flow":{doc},"last_event_id":{last_event_id},"chain":"{chain}"}}'
         yield Outgoing(flow_id.encode(), value.encode(), ())
-    for key, (doc,) in rows.steps():
+    for key, (doc, *_) in rows.steps():
         yield Outgoing(key.encode(), f'{{"step":{doc}}}'.encode(), ())

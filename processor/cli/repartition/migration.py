@@ -64,12 +64,12 @@ class Migration:
         missing = [name for name, _ in self._topics if name not in counts]
         if missing:
             raise Refused(f"{', '.join(missing)} does not exist.")
-        numbers = {counts[name] for name, _ in self._topics}
+        numbers = {counts[name] for name in self._topics.by_flow}
         if len(numbers) > 1:
             raise Refused("The old topics differ in their partitions; `taskflow topics check`.")
         types = await copier.time_types(self._settings, new)
         there = {name for name, _ in new} & types.keys()
-        wrong = [name for name in there if counts[name] != self._new.count]
+        wrong = [name for name in there & {*new.by_flow} if counts[name] != self._new.count]
         if wrong:
             raise Refused(
                 f"{wrong[0]} is there with {counts[wrong[0]]} partitions, not {self._new.count}: "

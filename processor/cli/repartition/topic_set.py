@@ -77,7 +77,7 @@ class TopicSet:
         for q in range(self.count):
             async with self.history(q) as history:
                 extents[q] = {}
-                for name, _ in self.topics:
+                for name in self.topics.by_flow:
                     whole = await history.extent(name)
                     stable = await history.stable_end(name)
                     extents[q][name] = LogRange(whole.start, stable, whole.end)
@@ -85,7 +85,7 @@ class TopicSet:
                 state = extents[q][self.topics.state]
                 at = {self.topics.state: Whole(state.start, state.stable)}
                 cursor = await newest_cursor(place, history, at)
-                cursors[q] = cursor or Position(0, 0, 0)
+                cursors[q] = cursor.position if cursor else Position(0, 0, 0)
         return Seen(extents, cursors)
 
     async def undecided(self, seen: Seen) -> int:

@@ -183,7 +183,9 @@ class Rewriter:
         return home, CopiedRecord(self._new.state, made, record.timestamp)
 
     def cursor(self, number: int, position: Position, progress: Mapping[str, int]) -> CopiedRecord:
-        key, value, _ = cursor_record(number, position)
+        # On the new `steps` there are no work items yet: the first owner writes those of all steps
+        # that are offered.
+        key, value, _ = cursor_record(number, position, first_event_id(number))
         headers = [(PROGRESS, orjson.dumps(progress))]
         # No time of its own: it is no older than anything that it stands for.
         return CopiedRecord(self._new.state, Outgoing(key, value, headers), -1)

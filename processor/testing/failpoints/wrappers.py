@@ -11,6 +11,7 @@ from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
 from processor.adapters.kafka.transactional_producer import KafkaTransactionalProducer, RecordPack
 from processor.adapters.sqlite import files, statements
 from processor.adapters.sqlite.table import FlowTable
+from processor.engine.batch import Outgoing
 from processor.engine.codec import Record
 from processor.engine.ports import (
     Fetched,
@@ -19,6 +20,7 @@ from processor.engine.ports import (
     OffsetRange,
     Stuck,
     TransactionalProducer,
+    WorkItemProducer,
     Written,
 )
 from processor.engine.rows import Changes, Checkpoint, Position
@@ -73,6 +75,10 @@ class FailpointWrappers:
     ) -> Callable[[], TransactionalProducer]:
         """K1 to K7 but K5."""
         return lambda: _Writer(new(), self._points)
+
+    def work_items(self, producer: WorkItemProducer) -> WorkItemProducer:
+        """K12 and K13."""
+        return _WorkItems(producer, self._points)
 
     def history(self, new: Callable[[], LogReader]) -> Callable[[], LogReader]:
         """K10."""
@@ -136,6 +142,9 @@ class _Source:
         if any(fetched):
             await self._points.reach("K0")
         return fetched
+
+    async def commands_end(self, partition: int) -> int:
+        return await self._inner.commands_end(partition)
 
     def ahead(self, partition: int) -> Position | None:
         return self._inner.ahead(partition)
@@ -233,6 +242,17 @@ class _Writer:
 
         producer.commit_transaction = commits
         producer.client.send = sends
+
+
+class _WorkItems:
+    def __init__(self, inner: WorkItemProducer, points: Failpoints) -> None:
+        self._inner = inner
+        self._points = points
+
+    async def write(self, records: Sequence[Outgoing]) -> None:
+        await self._points.reach("K12")
+        await self._inner.write(records)
+        await self._points.reach("K13")
 
 
 class _History:

@@ -49,6 +49,8 @@ FAULTS: dict[str, tuple[Point, Callable[[Stage], Action]]] = {
 
 
 COMMITTED = Point.COMMITTED
+NOT_REACHED = {Point.FORWARD, Point.FORWARDED, Point.ITEMS, Point.ITEMS_WRITTEN}
+"""Those that records of other partitions, and steps, have; test_forwards and test_work_items."""
 ONCE_PER_TAKEOVER = {Point.OPEN_TABLE, Point.CONFIRM, Point.FENCE, Point.SETTLE}
 
 
@@ -98,7 +100,7 @@ async def test_an_error_while_a_table_is_rolled_forward_loses_nothing(
 
 @pytest.mark.parametrize("disk", ["its disk", "an empty disk"])
 @pytest.mark.parametrize("nth", [1, 2, 3])
-@pytest.mark.parametrize("point", sorted(set(Point) - {Point.FORWARD, Point.FORWARDED}))
+@pytest.mark.parametrize("point", sorted(set(Point) - NOT_REACHED))
 async def test_after_a_crash_the_next_owner_goes_on(
     stage: Stage, point: Point, nth: int, disk: str
 ) -> None:

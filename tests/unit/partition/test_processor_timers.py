@@ -72,32 +72,9 @@ def figure(owner: PartitionProcessor, name: str, **labels: str) -> float | None:
     return owner._metrics.registry.get_sample_value(name, labels or None)
 
 
-async def looks_again(stage: Stage) -> None:
-    """The owner's fetch comes back empty, as it does twice a second, and it begins another."""
-    await stage.quiet()
-    fetches = stage.script.passed[Point.FETCH]
-    stage.source.return_nothing()
-    await stage.kafka.until(lambda: stage.script.passed[Point.FETCH] > fetches)
-
-
 async def looks_without_end(stage: Stage) -> None:
     while True:
-        await looks_again(stage)
-
-
-async def settles(stage: Stage) -> None:
-    """Until the owner looks again and finds nothing to do."""
-    done = -1
-    while done != len(stage.kafka.journal):
-        done = len(stage.kafka.journal)
-        await looks_again(stage)
-        await stage.quiet()
-
-
-async def goes_on(stage: Stage, ms: int) -> None:
-    """Time passes, and the owner does what there is to do."""
-    stage.later(ms)
-    await settles(stage)
+        await stage.looks_again()
 
 
 # A wait, and what ends it
@@ -119,11 +96,11 @@ async def test_it_ends_when_its_time_has_come_and_not_before(
     async with stage.running() as owner:
         await stage.quiet()
         assert figure(owner, "taskflow_timers_armed", partition="0") == 1
-        await goes_on(stage, 4_999)
+        await stage.goes_on(4_999)
         assert wakes(stage) == []
-        await goes_on(stage, 1)
+        await stage.goes_on(1)
         assert ends(stage) == [("resumed", by)]
-        await goes_on(stage, HOUR_MS)
+        await stage.goes_on(HOUR_MS)
         assert figure(owner, "taskflow_timers_armed", partition="0") == 0
         assert figure(owner, "taskflow_timers_due", partition="0") == 0
         assert figure(owner, "taskflow_timers_fired_total") == 1
@@ -148,7 +125,7 @@ async def test_an_external_event_in_time_leaves_nothing_to_wake(stage: Stage) ->
         await stage.quiet()
         stage.kafka.send(event)
         await stage.quiet()
-        await goes_on(stage, 5_000)
+        await stage.goes_on(5_000)
 
     assert wakes(stage) == []
     assert ends(stage) == [("resumed", "external_event")]
@@ -160,9 +137,9 @@ async def test_a_wait_that_is_an_hour_off_is_ended_too(stage: Stage) -> None:
 
     async with stage.running():
         await stage.quiet()
-        await goes_on(stage, HOUR_MS)
+        await stage.goes_on(HOUR_MS)
         assert ends(stage, 1) == [("resumed", "timer")]
-        await goes_on(stage, HOUR_MS)
+        await stage.goes_on(HOUR_MS)
 
     assert ends(stage, 2) == [("resumed", "timer")]
     assert len(wakes(stage)) == 2
@@ -177,7 +154,7 @@ async def test_an_operator_who_wakes_first_leaves_nothing_to_wake(stage: Stage) 
         stage.kafka.later(5_000)  # by the broker's clock alone
         stage.kafka.send(wake(1, issued_by="operator:ana"), topic="control")
         await stage.quiet()
-        await goes_on(stage, 5_000)
+        await stage.goes_on(5_000)
         assert figure(owner, "taskflow_timers_fired_total") == 0
 
     assert wakes(stage) == []
@@ -197,8 +174,8 @@ async def test_an_operator_in_between_makes_our_wake_too_late_and_nothing_more(
             stage.kafka.send(wake(1, issued_by="operator:ana"), topic="control")
 
         stage.script.at(Point.BEGIN, operator)
-        await goes_on(stage, 5_000)
-        await goes_on(stage, HOUR_MS)
+        await stage.goes_on(5_000)
+        await stage.goes_on(HOUR_MS)
         assert figure(owner, "taskflow_timers_fired_total") == 0
         assert figure(owner, "taskflow_timer_retries_total") == 0
         assert figure(owner, "taskflow_timers_due", partition="0") == 0
@@ -242,7 +219,7 @@ async def test_a_request_to_cancel_writes_its_wake_in_its_own_transaction(
             topics.commands, 0, flow_id(1).encode(), orjson.dumps(asked), (trace, ("x", b"y"))
         )
         await stage.quiet()
-        await goes_on(stage, HOUR_MS)
+        await stage.goes_on(HOUR_MS)
         assert figure(owner, "taskflow_timers_armed", partition="0") == 0
         assert figure(owner, "taskflow_timer_lag_seconds_count") == 0
 
@@ -274,7 +251,7 @@ async def test_a_flow_taken_over_while_it_is_to_be_cancelled_is_woken(
         stage.lose_disk()
 
     async with stage.running():
-        await settles(stage)
+        await stage.settles()
 
     assert ends(stage) == [("cancelled", None)]
     assert len(wakes(stage)) == 1
@@ -302,8 +279,8 @@ async def test_a_wait_is_touched_in_the_batch_in_which_it_is_due(
     async with stage.running():
         await stage.quiet()
         stage.kafka.send(*meanwhile)
-        await goes_on(stage, 5_000)
-        await goes_on(stage, HOUR_MS)
+        await stage.goes_on(5_000)
+        await stage.goes_on(HOUR_MS)
 
     assert len(wakes(stage)) == sent
     assert ends(stage) == then
@@ -316,10 +293,10 @@ async def test_a_wait_is_set_to_later_in_the_batch_in_which_it_is_due(stage: Sta
     async with stage.running():
         await stage.quiet()
         stage.kafka.send(resume(1), set_waiting(1, timer(NOON + 9_000)))
-        await goes_on(stage, 5_000)
+        await stage.goes_on(5_000)
         assert wakes(stage) == []
-        await goes_on(stage, 4_000)
-        await goes_on(stage, HOUR_MS)
+        await stage.goes_on(4_000)
+        await stage.goes_on(HOUR_MS)
 
     assert ends(stage) == [("resumed", "command"), ("resumed", "timer")]
     stage.assert_clean()
@@ -337,12 +314,12 @@ async def test_a_wait_is_set_to_later_while_its_wake_is_under_way(
             Point.BEGIN,
             lambda: stage.kafka.send(resume(1), set_waiting(1, timer(NOON + later_ms))) and None,
         )
-        await goes_on(stage, 5_000)
+        await stage.goes_on(5_000)
         assert codes(stage) == ["not_due"]
-        await goes_on(stage, later_ms - 5_001)
+        await stage.goes_on(later_ms - 5_001)
         assert len(wakes(stage)) == 1
-        await goes_on(stage, 1)
-        await goes_on(stage, HOUR_MS)
+        await stage.goes_on(1)
+        await stage.goes_on(HOUR_MS)
 
     assert ends(stage) == [("resumed", "command"), ("resumed", "timer")]
     assert len(wakes(stage)) == 2
@@ -360,14 +337,14 @@ async def test_a_clock_that_stepped_back_makes_a_wake_early_and_it_is_sent_again
     async with stage.running() as owner:
         await stage.quiet()
         stage.kafka.later(-HOUR_MS)
-        await goes_on(stage, 5_000)
+        await stage.goes_on(5_000)
         assert codes(stage) == ["not_due"]
-        await goes_on(stage, HOUR_MS - 1)
+        await stage.goes_on(HOUR_MS - 1)
         assert len(wakes(stage)) == 1
         assert ends(stage) == []
-        await goes_on(stage, 1)
+        await stage.goes_on(1)
         assert ends(stage) == [("resumed", "timer")]
-        await goes_on(stage, HOUR_MS)
+        await stage.goes_on(HOUR_MS)
         assert figure(owner, "taskflow_timer_retries_total") == 1
         assert figure(owner, "taskflow_timers_fired_total") == 1
 
@@ -385,9 +362,9 @@ async def test_a_refused_wake_is_sent_again_also_if_the_same_batch_touched_the_f
         await stage.quiet()
         stage.kafka.later(-1_000)
         stage.script.at(Point.BEGIN, lambda: stage.kafka.send(touch) and None)
-        await goes_on(stage, 5_000)
+        await stage.goes_on(5_000)
         assert codes(stage) == ["not_due"]
-        await goes_on(stage, 1_000)
+        await stage.goes_on(1_000)
 
     assert codes(stage) == ["not_due", None]
     assert ends(stage) == [("resumed", "timer")]
@@ -402,10 +379,10 @@ async def test_a_clock_that_was_put_forward_is_heard_of_although_nothing_is_near
     async with stage.running():
         await stage.quiet()
         stage.kafka.later(HOUR_MS)
-        await goes_on(stage, 1)
+        await stage.goes_on(1)
         assert wakes(stage) == []  # nobody has told us yet
-        await goes_on(stage, 600_000)
-        await goes_on(stage, 1)
+        await stage.goes_on(600_000)
+        await stage.goes_on(1)
 
     assert ends(stage) == [("resumed", "timer")]
     stage.assert_clean()
@@ -439,11 +416,11 @@ async def test_a_new_owner_asks_for_the_time_only_where_something_ends_by_itself
 
     async with stage.running():
         await stage.quiet()
-        await goes_on(stage, 1)
+        await stage.goes_on(1)
         assert cursors_alone(stage) == asked
-        await goes_on(stage, 599_000)
+        await stage.goes_on(599_000)
         assert cursors_alone(stage) == asked
-        await goes_on(stage, 2_000)
+        await stage.goes_on(2_000)
         assert cursors_alone(stage) == 2 * asked
 
     stage.assert_clean()
@@ -488,7 +465,7 @@ async def test_a_herd_goes_through_in_portions(stage: Stage, small: None) -> Non
 
         for nth in range(1, 60):
             stage.script.at(Point.COMMITTED, look, nth=nth)
-        await goes_on(stage, 6_000)
+        await stage.goes_on(6_000)
 
     steps = [after - before for before, after in zip([0, *portions], portions, strict=False)]
     assert max(steps) == 3
@@ -570,4 +547,4 @@ async def crash_at(stage: Stage, point: Point, nth: int, disk: str) -> None:
 
 async def all_end(stage: Stage) -> None:
     async with stage.running(**HOW):
-        await settles(stage)
+        await stage.settles()

@@ -15,7 +15,7 @@ from tests.support.builders import DAY_MS, document
 from tests.support.scripted_ports import Point, Stage
 from tests.unit.adapters.sqlite.tables import NOON_MS, flow_row
 from tests.unit.commands import create, flow_id, life, prune, start
-from tests.unit.partition.test_processor_timers import crash_at, goes_on, settles
+from tests.unit.partition.test_processor_timers import crash_at
 
 LOOK_EVERY_MS = int(LOOK_EVERY_S * 1000)
 COUNT = 8
@@ -54,11 +54,11 @@ async def test_they_go_a_day_after_their_end_in_small_steps_and_their_audit_stay
     async with stage.running(batch_max_records=50):
         await stage.quiet()
         events = stage.kafka.events
-        await goes_on(stage, DAY_MS)
+        await stage.goes_on(DAY_MS)
         assert prunes(stage) == []
         for nth in range(1, 20):
             stage.script.at(Point.COMMITTED, lambda: at_once.append(len(prunes(stage))), nth=nth)
-        await goes_on(stage, LOOK_EVERY_MS)
+        await stage.goes_on(LOOK_EVERY_MS)
 
     assert sorted(prunes(stage)) == sorted(map(flow_id, range(COUNT)))
     assert max(b - a for a, b in zip([0, *at_once], at_once, strict=False)) == 3
@@ -73,7 +73,7 @@ async def test_who_keeps_them_for_seconds_does_not_wait_a_minute(stage: Stage) -
     async with stage.running():
         lives(stage)
         await stage.quiet()
-        await goes_on(stage, 10_000)
+        await stage.goes_on(10_000)
 
     assert sorted(prunes(stage)) == sorted(map(flow_id, range(COUNT)))
     stage.assert_clean()
@@ -83,10 +83,10 @@ async def test_the_id_of_one_that_is_gone_may_be_used_again(stage: Stage) -> Non
     lives(stage)
     async with stage.running(batch_max_records=50):
         await stage.quiet()
-        await goes_on(stage, DAY_MS + LOOK_EVERY_MS)
+        await stage.goes_on(DAY_MS + LOOK_EVERY_MS)
         stage.kafka.send(create(1))
         await stage.quiet()
-        await goes_on(stage, LOOK_EVERY_MS)
+        await stage.goes_on(LOOK_EVERY_MS)
 
     assert (stage.kafka.outcomes[-1]["verdict"], stage.kafka.outcomes[-1]["revision"]) == (
         "accepted",
@@ -101,7 +101,7 @@ async def test_off_means_never(stage: Stage) -> None:
     lives(stage)
     async with stage.running():
         await stage.quiet()
-        await goes_on(stage, 1000 * DAY_MS)
+        await stage.goes_on(1000 * DAY_MS)
 
     assert prunes(stage) == []
 
@@ -120,13 +120,13 @@ async def test_one_that_could_not_go_is_told_again_later(
     lives(stage)
     async with stage.running(batch_max_records=50):
         await stage.quiet()
-        await goes_on(stage, DAY_MS + LOOK_EVERY_MS)
+        await stage.goes_on(DAY_MS + LOOK_EVERY_MS)
         assert prunes(stage).count(flow_id(2)) == 1
         assert flow_id(2) in present(stage)
         stubborn.clear()
-        await goes_on(stage, LOOK_EVERY_MS - 1)
+        await stage.goes_on(LOOK_EVERY_MS - 1)
         assert prunes(stage).count(flow_id(2)) == 1
-        await goes_on(stage, 1)
+        await stage.goes_on(1)
 
     assert present(stage) == {"cursor/0", flow_id(99)}
     assert len(prunes(stage)) == COUNT + 1
@@ -147,8 +147,8 @@ async def test_an_index_alone_removes_nobody(stage: Stage, damage: str) -> None:
         db.execute(damage)
 
     async with stage.running():
-        await settles(stage)
-        await goes_on(stage, LOOK_EVERY_MS)
+        await stage.settles()
+        await stage.goes_on(LOOK_EVERY_MS)
 
     assert prunes(stage) == []
 
@@ -163,8 +163,8 @@ async def test_one_that_begins_a_new_life_in_the_very_batch_is_left_alone(stage:
         stage.kafka.send(create(1), document("cancel", flow_id=flow_id(1)))
         stage.monotonic_s += DAY_MS / 1000 + LOOK_EVERY_S
         stage.kafka.now_ms += LOOK_EVERY_MS
-        await settles(stage)
-        await goes_on(stage, LOOK_EVERY_MS)
+        await stage.settles()
+        await stage.goes_on(LOOK_EVERY_MS)
 
     assert prunes(stage) == []
     assert flow_id(1) in present(stage)
@@ -181,8 +181,8 @@ async def test_a_crash_in_between_tells_nobody_twice(stage: Stage, point: Point,
     await crash_at(stage, point, 1 + nth, "kept")
 
     async with stage.running(batch_max_records=50):
-        await settles(stage)
-        await goes_on(stage, LOOK_EVERY_MS)
+        await stage.settles()
+        await stage.goes_on(LOOK_EVERY_MS)
 
     assert sorted(prunes(stage)) == sorted(map(flow_id, range(COUNT)))
     assert present(stage) == {"cursor/0", flow_id(99)}

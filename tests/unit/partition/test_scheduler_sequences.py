@@ -15,9 +15,11 @@ from uuid import UUID
 import pytest
 
 from processor.contract.values import parse_timestamp
+from processor.engine.batch import LoadedState
 from processor.engine.ports import Written
 from processor.engine.rows import Deadline, FlowRow
 from processor.partition.scheduler import Scheduler
+from processor.partition.step_timers import Commands
 from processor.telemetry.metrics import Metrics
 from tests.support.builders import NOON, document, timer
 from tests.support.partition import Appended, Partition
@@ -86,6 +88,9 @@ class Table:
     async def armed(self) -> int:
         return len(self.waits())
 
+    async def count_live(self) -> tuple[int, int]:
+        return 0, 0
+
     async def due(self, after: Deadline | None, until_ms: int, limit: int) -> list[Deadline]:
         return [one for one in self.waits() if (after or ()) < one and one.at_ms <= until_ms][
             :limit
@@ -107,10 +112,12 @@ class Sequence:
         self.broker_ms = NOON
         self.stepped_back = False
         self.at_s = 1_000.0
+        self.commands = Commands(decided=lambda: 0, in_hand=lambda: False, end=self.commands_end)
         numbers = count(1)
         self.metrics = Metrics()
         self.errands = Scheduler(
             0,
+            commands_topic="taskflow.commands",
             retain_ms=RETAIN_MS,
             metrics=self.metrics,
             new_id=lambda: str(UUID(int=next(numbers))),
@@ -188,6 +195,9 @@ class Sequence:
             if body["kind"] == kind and body["issued_by"].startswith("taskflow:")
         ]
 
+    async def commands_end(self) -> int:
+        raise AssertionError("no lease is due")
+
     def control_done(self) -> int:
         left = (r.offset for r in self.undecided if r.topic == "taskflow.control")
         return next(left, self.ends["control"])
@@ -198,12 +208,12 @@ class Sequence:
         for topic in self.ends:
             if some := [r for r in records if r.topic == f"taskflow.{topic}"]:
                 errands.heard(some[-1].timestamp, self.at_s)
-        due = at_once(errands.due(self.table, self.control_done, self.at_s))
+        due = at_once(errands.due(self.table, self.control_done, self.commands, self.at_s))
         if not records and not due:
             if errands.asks_the_time(self.at_s):
                 errands.heard(self.broker_ms, self.at_s)
             return False
-        before = dict(self.partition.flows)
+        before = LoadedState(flows=dict(self.partition.flows))
         batch = self.partition.handle(records)
         assert batch.handled == len(records)
         sent = errands.send(batch, due)

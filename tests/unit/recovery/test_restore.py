@@ -29,9 +29,23 @@ from processor.recovery.restore import Restore
 from tests.support.deployment import read_tables
 from tests.support.memory_kafka import TxnState
 from tests.support.scripted_ports import Point, ScriptedHistory, Stage
-from tests.unit.commands import create, finish, flow_id, life, observe, prune, start, update
+from tests.unit.commands import (
+    create,
+    finish,
+    flow_id,
+    life,
+    observe,
+    prune,
+    schedule,
+    start,
+    step,
+    update,
+)
 
-TRAFFIC = 120
+TRAFFIC = 160
+HELD = ("extend_step", "complete_step", "fail_step", "release_step")
+STEPS = ("schedule_step", "schedule_step", "start_step", "start_step", *HELD, "retry_step")
+OWNED = {"issued_by": create(0)["issued_by"]}
 
 
 def traffic(seed: int) -> list[tuple[str, dict[str, Any]]]:
@@ -40,11 +54,27 @@ def traffic(seed: int) -> list[tuple[str, dict[str, Any]]]:
     made: list[tuple[str, dict[str, Any]]] = []
     for _ in range(TRAFFIC):
         number = chance.randrange(12)
-        kind = chance.choice(["create", "start", "update", "observe", "finish", "prune", "again"])
+        kind = chance.choice(
+            ["create", "create", "start", "update", "observe", "finish", "prune", "again", *STEPS]
+        )
         if kind == "again" and made:
             made.append(chance.choice(made))
         elif kind == "prune":
             made.append(("control", prune(number)))
+        elif kind in STEPS:
+            run_id = f"run/{chance.randrange(5)}"
+            fields = {"attempt": chance.choice([1, 1, 2])} if kind in HELD else {}
+            if kind == "fail_step":
+                fields |= {"reason": "503", "retry": chance.random() < 0.7, "retry_after_ms": 0}
+            issued_by = {} if kind in ("schedule_step", "retry_step") else {"issued_by": "x:1"}
+            made.append(
+                (
+                    "commands",
+                    schedule(number, run_id, input_json={"n": number})
+                    if kind == "schedule_step"
+                    else {**step(kind, number, run_id, **fields), **(issued_by or OWNED)},
+                )
+            )
         else:
             commands = {
                 "start": start(number),
@@ -150,7 +180,11 @@ async def test_both_ways_to_make_a_table_anew_agree_with_the_live_one(
         ("UPDATE flow SET chain = zeroblob(16) WHERE n = 2", "flow {}: chain is 0000"),
         ("DELETE FROM flow WHERE n = 2", "flow {} is in the rebuilt table only"),
         ("DELETE FROM step WHERE n = 2", "step {}/run-1 is in the rebuilt table only"),
-        ("INSERT INTO step SELECT 9, flow_id, 'x', crc, doc FROM step WHERE n = 2", "live table"),
+        (
+            "INSERT INTO step SELECT 9, flow_id, 'x', status, due_ms, 0, crc, doc FROM step "
+            "WHERE n = 2",
+            "live table",
+        ),
         ("UPDATE ledger SET event_count = 7", "answer"),
     ],
 )

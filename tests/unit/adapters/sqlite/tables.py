@@ -10,10 +10,18 @@ import orjson
 from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.outcomes import Code
-from processor.contract.steps import ObservedStep, StepStatus
-from processor.contract.values import instant
+from processor.contract.steps import Execution, ManagedStep, ObservedStep, StepStatus
+from processor.contract.values import instant, parse_timestamp
 from processor.domain.waits import due_ms
-from processor.engine.rows import Checkpoint, FlowRow, LedgerEntry, Position, Snapshot, StepRow
+from processor.engine.rows import (
+    Checkpoint,
+    FlowRow,
+    LedgerEntry,
+    Position,
+    Snapshot,
+    StepRow,
+    StepSnapshot,
+)
 
 NOON_MS = 1_795_348_800_000
 
@@ -78,6 +86,59 @@ def step_row(flow_number: int, run_id: str, *, at_ms: int = NOON_MS) -> StepRow:
         updated_at=instant(at_ms),
     )
     return StepRow(step, orjson.dumps(step.model_dump(mode="json")))
+
+
+def managed_row(
+    flow_number: int,
+    run_id: str,
+    status: StepStatus = StepStatus.PENDING,
+    *,
+    due_ms: int | None = None,
+    at_ms: int = NOON_MS,
+    input_json: Any = None,
+) -> StepRow:
+    """A managed step; `due_ms` is a minute later than `at_ms` unless given, if it is live."""
+    live = status in (StepStatus.PENDING, StepStatus.RUNNING)
+    due_ms = (at_ms + 60_000 if due_ms is None else due_ms) if live else None
+    step = ManagedStep(
+        id=str(uuid5(UUID(uuid(flow_number)), run_id)),
+        flow_id=uuid(flow_number),
+        runtime="managed",
+        child_session_key=None,
+        run_id=run_id,
+        task="task",
+        status=status,
+        result_json=None,
+        created_at=instant(at_ms),
+        updated_at=instant(at_ms),
+        input_json=input_json,
+        execution=Execution(
+            attempt=0,
+            max_attempts=3,
+            lease_ms=60_000,
+            backoff_ms=0,
+            offers=1,
+            due_at=None if due_ms is None else instant(due_ms),
+            timeout_at=None,
+            progress=None,
+            last_failure=None,
+        ),
+    )
+    return StepRow(step, orjson.dumps(step.model_dump(mode="json")))
+
+
+def step_snapshot(row: StepRow) -> StepSnapshot:
+    """The step as `state` has it."""
+    step = row.step
+    if step.runtime != "managed":
+        return StepSnapshot(step.flow_id, step.run_id, None, None, 0, row.doc)
+    due_at = step.execution.due_at
+    return StepSnapshot(
+        *(step.flow_id, step.run_id, step.status),
+        None if due_at is None else parse_timestamp(due_at),
+        0 if due_at is None else len(orjson.dumps(step.input_json)),
+        row.doc,
+    )
 
 
 def answer(

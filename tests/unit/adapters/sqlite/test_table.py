@@ -65,7 +65,11 @@ async def refused(table: FlowTable, changes: Changes, *, position: int = 1) -> N
 async def test_what_is_written_comes_back(table: FlowTable) -> None:
     flows = [flow_row(n, revision=n % 3) for n in range(1, 700)]
     steps = [step_row(1, "run"), step_row(1, "r\x1e\x1f\x00ü"), step_row(2, "run")]
-    answers = [answer(1), answer(2, code=Code.REVISION_MISMATCH, expected=1, actual=2)]
+    answers = [
+        answer(1),
+        answer(2, code=Code.REVISION_MISMATCH, expected=1, actual=2),
+        answer(3, attempt=1, due_at="2026-05-28T20:31:43.000Z"),
+    ]
 
     await table.write(
         Changes(inserted=flows, steps=steps, remembered=answers), before=None, after=at(1)

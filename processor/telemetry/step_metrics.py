@@ -1,0 +1,103 @@
+"""What can be seen of managed steps from outside."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from processor.contract.events import EventKind
+from processor.contract.steps import ManagedStep, StepStatus
+from processor.contract.values import parse_timestamp
+from processor.engine.batch import StepEvent
+
+SECONDS_BUCKETS: Final = (
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
+    14_400.0, 86_400.0,
+)  # fmt: skip
+TASKS_MAX: Final = 50
+"""Tasks that have a label of their own, the first ones that are seen; the others share one."""
+OTHERS: Final = "other tasks"
+LEASE_EXPIRED: Final = "lease expired"
+REOFFER_MAX_MS: Final = 86_400_000
+
+
+class StepMetrics:
+    """Counters and histograms by task."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._tasks: set[str] = set()
+        self._events = Counter(
+            "taskflow_step_events",
+            "Events of managed steps, by task and event; `reoffered` is a step that nobody had "
+            "started since it was offered before",
+            ("task", "event"),
+            registry=registry,
+        )
+        self._leases_expired = Counter(
+            "taskflow_step_leases_expired",
+            "Leases that ran out: their executor was gone, or too slow",
+            ("task",),
+            registry=registry,
+        )
+        self._used_up = Counter(
+            "taskflow_step_attempts_used_up",
+            "Steps that failed with their last attempt",
+            ("task",),
+            registry=registry,
+        )
+        self._start_seconds = Histogram(
+            "taskflow_step_start_seconds",
+            "From the first offer of an attempt to its start, by the broker's clock",
+            ("task",),
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self._end_seconds = Histogram(
+            "taskflow_step_end_seconds",
+            "From the scheduling of a step to its end, by the broker's clock",
+            ("task",),
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+
+    def observe(self, events: Iterable[StepEvent]) -> None:
+        """Take in events that are committed."""
+        for kind, was, step, reason in events:
+            task = self._label(step.task)
+            name = kind.removeprefix("step_")
+            if kind is EventKind.STEP_DISPATCHED and step.execution.offers > 1:
+                name = "reoffered"
+            self._events.labels(task, name).inc()
+            if reason == LEASE_EXPIRED:
+                self._leases_expired.labels(task).inc()
+            if kind is EventKind.STEP_STARTED and was is not None and was.runtime == "managed":
+                self._start_seconds.labels(task).observe(_waited_ms(was, step) / 1000)
+            elif step.execution.due_at is None:
+                lived_ms = parse_timestamp(step.updated_at) - parse_timestamp(step.created_at)
+                self._end_seconds.labels(task).observe(max(0, lived_ms) / 1000)
+                execution = step.execution
+                if (
+                    step.status is StepStatus.FAILED
+                    and reason != "timeout"
+                    and execution.attempt >= execution.max_attempts
+                ):
+                    self._used_up.labels(task).inc()
+
+    def _label(self, task: str) -> str:
+        if task in self._tasks:
+            return task
+        if len(self._tasks) >= TASKS_MAX:
+            return OTHERS
+        self._tasks.add(task)
+        return task
+
+
+def _waited_ms(was: ManagedStep, step: ManagedStep) -> int:
+    """How long a started step had been offered: since the last offer, and the times between the
+    offers before it."""
+    execution = was.execution
+    between_ms: int = sum(
+        min(execution.lease_ms * 2**n, REOFFER_MAX_MS) for n in range(min(execution.offers - 1, 40))
+    )
+    since_ms = parse_timestamp(step.updated_at) - parse_timestamp(was.updated_at)
+    return max(0, since_ms + between_ms)
