@@ -205,6 +205,7 @@ async def partition_after_an_error() -> Waits:
         PartitionConfig(0, 1, Topics(), 1),
         source=None,  # type: ignore[arg-type]
         forwarder=None,  # type: ignore[arg-type]
+        work_items=None,  # type: ignore[arg-type]
         open_table=fails,
         new_writer=fails,
         new_history=fails,

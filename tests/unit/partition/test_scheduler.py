@@ -17,11 +17,13 @@ from tests.unit.adapters.sqlite.tables import NOON_MS, flow_row, uuid
 def test_a_flow_that_the_batch_changed_is_woken_while_its_wait_is_over(
     ends_ms: int, woken: bool
 ) -> None:
-    scheduler = Scheduler(0, retain_ms=None, metrics=Metrics(), new_id=lambda: "id")
+    scheduler = Scheduler(
+        0, commands_topic="commands", retain_ms=None, metrics=Metrics(), new_id=lambda: "id"
+    )
     batch = WriteSet(Position(0, 0, 1))
     wait = {"kind": "timer", "at": instant(ends_ms)}
     batch.flows[uuid(1)] = flow_row(1, status=FlowStatus.WAITING, wait_json=wait)
 
-    sent = scheduler.send(batch, DueTask({uuid(1): NOON_MS}, []))
+    sent = scheduler.send(batch, DueTask({uuid(1): NOON_MS}, [], {}))
 
     assert (uuid(1) in sent.wakeups) is woken

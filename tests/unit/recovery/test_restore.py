@@ -644,4 +644,4 @@ async def test_a_cursor_may_be_missing_only_where_nothing_was_ever_decided(
             await stand(stage.place, log_reader, extents, None)
     else:
         found = await stand(stage.place, log_reader, extents, None)
-        assert found == (Position(0, 0, first_event_id(0)), None)
+        assert found[:2] == (Position(0, 0, first_event_id(0)), None)
