@@ -23,7 +23,7 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "views": ("views", "Serve the audit as a page, an HTTP API and live streams."),
     },
     "Use": {
-        "send": ("send", "Send commands, one JSON object a line."),
+        "send": ("send.command", "Send commands, one JSON object a line."),
         "flow": ("flow.commands", "Look at flows, and cancel or resume them as an operator."),
         "step": ("step.commands", "Schedule, look at, retry, cancel and do managed steps."),
         "audit": ("tail", "Print the FlowEvents, what happened to flows, as JSON lines."),
@@ -38,7 +38,7 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
     "Repair": {
         "deadletters": ("deadletters.commands", "Look at dead letters, and send them back."),
         "bulk": ("bulk.command", "Cancel, fail, resume or prune many flows, as an operator."),
-        "prune": ("bulk.prune", "Remove flows that have ended, with their steps."),
+        "prune": ("bulk.prune_command", "Remove flows that have ended, with their steps."),
         "rebuild": ("rebuild.command", "Make tables anew, or repair what a partition stopped for."),
         "repartition": ("repartition.command", "Copy everything to another number of partitions."),
     },

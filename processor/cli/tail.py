@@ -1,19 +1,23 @@
 """`taskflow audit`, `outcomes`, `deadletters`, `steps`: a topic as JSON lines."""
 
+from __future__ import annotations
+
 import base64
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from aiokafka import ConsumerRecord
 
 from processor.cli.common.options import flow_id_of, since_ms
 from processor.cli.common.output import ReaderHasGone, write_json, write_line
 from processor.cli.common.runner import WrongUse, run, settings_and_logs
 from processor.cli.common.standard_streams import reader_has_gone
 from processor.contract.topics import Topics
-from processor.contract.values import instant
-from processor.settings import Settings
+
+if TYPE_CHECKING:
+    from aiokafka import ConsumerRecord
+
+    from processor.settings import Settings
 
 FOLLOW = typer.Option(False, "--follow", "-f", help="Go on with what comes; alone: from now on.")
 FROM_BEGINNING = typer.Option(
@@ -24,7 +28,7 @@ SINCE = typer.Option(
 )
 FLOW = typer.Option(None, "--flow", help="Only the records of this flow.")
 
-Printer = Callable[[ConsumerRecord, bool], None]
+Printer = Callable[["ConsumerRecord", bool], None]
 
 
 def audit(
@@ -90,7 +94,7 @@ def steps(
     since: str | None = SINCE,
     flow: str | None = FLOW,
 ) -> None:
-    """Print the work items, steps that are offered to executors, as JSON lines.
+    """Print the work items, steps that are offered, as JSON lines.
 
     An item may come twice, and its step may have been started since: `taskflow step list` shows
     how steps stand. Options and settings are those of `taskflow audit`.
@@ -162,6 +166,8 @@ def _dead_letter(record: ConsumerRecord, flush: bool) -> None:
 
 def as_json(record: ConsumerRecord) -> dict[str, Any]:
     """A record of any bytes as JSON; headers in their order, since names may come twice."""
+    from processor.contract.values import instant
+
     return {
         "partition": record.partition,
         "offset": record.offset,

@@ -1,7 +1,10 @@
 """`taskflow views`: run one view worker."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,7 +15,9 @@ from processor.cli.common.runner import (
 )
 from processor.errors import ExtraMissing
 from processor.runtime import unless_stopped
-from processor.settings import Settings
+
+if TYPE_CHECKING:
+    from processor.settings import Settings
 
 
 def views(

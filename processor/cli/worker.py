@@ -1,8 +1,10 @@
 """`taskflow worker`: run one processor."""
 
-import asyncio
+from __future__ import annotations
 
-import structlog
+import asyncio
+from typing import TYPE_CHECKING
+
 import typer
 
 from processor.cli.common.runner import (
@@ -11,8 +13,9 @@ from processor.cli.common.runner import (
     settings_and_logs,
     stop_with_parent,
 )
-from processor.engine.codec import encode
-from processor.settings import Address, Settings
+
+if TYPE_CHECKING:
+    from processor.settings import Address, Settings
 
 
 def worker(
@@ -59,6 +62,8 @@ def worker(
         await run_processes(settings, processes, stop=stop)
 
     if process is not None:
+        import structlog
+
         structlog.contextvars.bind_contextvars(process=process)
         run_until_stopped(lambda stop: _serve_as_one_of_many(settings, stop))
     else:
@@ -67,6 +72,7 @@ def worker(
 
 async def _serve_as_one_of_many(settings: Settings, stop: asyncio.Event) -> None:
     """As a plain worker, but the state directory is the parent's, who hears where we answer."""
+    from processor.engine.codec import encode
     from processor.worker.composition import run_worker
 
     def tell(address: Address | None) -> None:

@@ -1,10 +1,20 @@
-"""`taskflow bulk`: one order for many flows, each at the revision that was shown."""
+"""`taskflow bulk`: one order for many flows, each at the revision that was shown.
+
+What the command needs is imported when it runs.
+"""
+
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from processor.cli.bulk.execute import SHOWN, BulkExecution, carry_out, flows, sum_up
 from processor.cli.common.confirm import DRY_RUN, YES, Confirmation
-from processor.cli.common.options import JSON_LINES, OUTCOME_TIMEOUT, ago_ms, duration_ms
+from processor.cli.common.options import (
+    JSON_LINES,
+    OUTCOME_TIMEOUT,
+    StatusName,
+    ago_ms,
+    duration_ms,
+)
 from processor.cli.common.output import (
     console,
     for_people,
@@ -14,14 +24,13 @@ from processor.cli.common.output import (
     write_json,
 )
 from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
-from processor.cli.flow.commands import login
-from processor.cli.flow.lookup import select_flows
-from processor.contract.flow import FlowStatus
-from processor.contract.outcomes import Code
-from processor.contract.values import instant
-from processor.ops.bulk import BulkAction, BulkTarget, Filter, digest, order
-from processor.ops.conditions import Condition, parse_condition
 
+if TYPE_CHECKING:
+    from processor.ops.bulk import BulkTarget, Filter
+    from processor.ops.conditions import Condition
+
+ActionName = Literal["cancel", "fail", "resume", "prune"]
+"""A BulkAction by its value: the help needs no models."""
 ACTION = typer.Argument(..., help="What is to be done to each.")
 OWNER = typer.Option(None, "--owner", help="Only flows of this session key.")
 STATUS = typer.Option(None, "--status", help="Only flows in this status.")
@@ -31,9 +40,9 @@ WHERE = typer.Option([], "--where", help="A condition; may be given again, all m
 
 
 def bulk(
-    action: BulkAction = ACTION,
+    action: ActionName = ACTION,
     owner: str | None = OWNER,
-    status: FlowStatus | None = STATUS,
+    status: StatusName | None = STATUS,
     older_than: str | None = OLDER,
     where: list[str] = WHERE,
     everything: bool = typer.Option(False, "--all", help="Without any of these: every flow."),
@@ -70,15 +79,25 @@ def bulk(
     """
     if not (owner or status or older_than or where or everything):
         raise WrongUse("Say which flows: --owner, --status, --older-than, --where, or --all.")
-    if (reason is None) is (action is BulkAction.FAIL):
+    if (reason is None) is (action == "fail"):
         raise WrongUse("--reason belongs to fail, which needs one.")
+    from processor.cli.bulk.execute import BulkExecution, carry_out, flows, sum_up
+    from processor.cli.flow.execute import login
+    from processor.cli.flow.lookup import select_flows
+    from processor.contract.flow import FlowStatus
+    from processor.contract.outcomes import Code
+    from processor.contract.values import instant
+    from processor.ops.bulk import BulkAction, Filter, digest, order
+
     ask = Confirmation(dry_run, yes or wanted_digest is not None, NOBODY)
     timeout_s = duration_ms(timeout, "--timeout") / 1000
     before = None if older_than is None else instant(ago_ms(older_than, "--older-than"))
-    meant = Filter(action, owner, status, before, [_condition(text) for text in where])
+    chosen = BulkAction(action)
+    in_status = None if status is None else FlowStatus(status)
+    meant = Filter(chosen, owner, in_status, before, [_condition(text) for text in where])
     settings = settings_and_logs(quiet=True)
     targets = sorted(run(lambda: select_flows(settings, meant.target)))
-    found = digest(action, reason, targets)
+    found = digest(chosen, reason, targets)
     for condition in meant.where:
         say(f"where {condition}")
     if ask.shows:
@@ -93,8 +112,8 @@ def bulk(
         return
     if not ask.before(f"{action.capitalize()} {flows(len(targets))}?", "Nothing was done."):
         return
-    gone = frozenset({Code.NOT_FOUND}) if action is BulkAction.PRUNE else frozenset[Code]()
-    doing = BulkExecution(targets, order(action, f"operator:{login()}", reason), done=gone)
+    gone = frozenset({Code.NOT_FOUND}) if chosen is BulkAction.PRUNE else frozenset[Code]()
+    doing = BulkExecution(targets, order(chosen, f"operator:{login()}", reason), done=gone)
     try:
         run(lambda: carry_out(settings, doing, timeout_s, f"{action} {flows(len(targets))}"))
     finally:
@@ -103,14 +122,18 @@ def bulk(
         raise typer.Exit(1)
 
 
-def _condition(text: str) -> Condition:
+def _condition(text: str) -> "Condition":
+    from processor.ops.conditions import parse_condition
+
     try:
         return parse_condition(text)
     except ValueError as error:
         raise WrongUse(f"--where {text!r}: {error}.") from None
 
 
-def _preview(meant: Filter, targets: list[BulkTarget], found: str, json: bool) -> None:
+def _preview(meant: "Filter", targets: "list[BulkTarget]", found: str, json: bool) -> None:
+    from processor.cli.bulk.execute import SHOWN, flows
+
     action = meant.action
     if not for_people(json):
         for target in targets:

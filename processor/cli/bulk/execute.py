@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from processor.cli.common.output import console, for_people, say, table, verdict_text, write_json
 from processor.cli.common.progress import Bar, progress_bar
-from processor.cli.send import IN_FLIGHT, accepted
+from processor.cli.send.pipeline import IN_FLIGHT, accepted
 from processor.client import CommandNotSent, FlowClient, OutcomeTimeout
 from processor.contract.outcomes import Code, Outcome
 from processor.ops.bulk import BulkTarget, Order

@@ -1,13 +1,9 @@
-"""`taskflow prune`: remove by hand what ended long ago, as the processor does by itself."""
+"""Prune flows that ended long ago: one command for each, and a preview."""
 
 from collections.abc import Iterable, Sequence
 
-import typer
-
 from processor.adapters.sqlite.readonly_queries import Ended
-from processor.cli.bulk.execute import SHOWN, BulkExecution, carry_out, flows, sum_up
-from processor.cli.common.confirm import DRY_RUN, YES, Confirmation
-from processor.cli.common.options import JSON_LINES, OUTCOME_TIMEOUT, ago_ms, duration_ms
+from processor.cli.bulk.execute import SHOWN, BulkExecution, flows
 from processor.cli.common.output import (
     console,
     for_people,
@@ -16,60 +12,8 @@ from processor.cli.common.output import (
     status_text,
     write_json,
 )
-from processor.cli.common.runner import run, settings_and_logs
-from processor.cli.flow.commands import login
-from processor.cli.flow.lookup import list_ended
 from processor.contract.outcomes import Code
 from processor.ops.bulk import BulkAction, BulkTarget, order
-
-
-def prune(
-    older_than: str = typer.Option(
-        ..., "--older-than", help="Flows whose last change is longer ago: 30d, 12h; 0s means all."
-    ),
-    owner: str | None = typer.Option(None, "--owner", help="Only flows of this session key."),
-    dry_run: bool = DRY_RUN,
-    yes: bool = YES,
-    timeout: str = OUTCOME_TIMEOUT,
-    json: bool = JSON_LINES,
-) -> None:
-    """Remove flows that have ended, with their steps. Their history stays on the audit topic.
-
-    A worker does so by itself after TASKFLOW_RETAIN_TERMINAL; this command does it earlier, or
-    where that setting is off. The age of a flow's last change is by this machine's clock.
-
-    Flows are found as by `flow list`. Each gets a `prune` on the control topic, as
-    `operator:{login}` and at the revision at which it was seen, which needs a running worker: a
-    flow that was pruned and created anew since is left as it is, and listed. Prints the number of
-    flows for each verdict and code. A flow that is gone already (`not_found`) is done; exit code 1
-    after any other refusal. It asks before; in a pipe it takes --yes. If it is interrupted, running
-    it again goes on with the flows that are left.
-
-    Example: `taskflow prune --older-than 30d --dry-run`
-
-    Settings: as for `flow list`.
-    """
-    before_ms = ago_ms(older_than, "--older-than")
-    timeout_s = duration_ms(timeout, "--timeout") / 1000
-    ask = Confirmation(dry_run, yes)
-    settings = settings_and_logs(quiet=True)
-    ended = run(lambda: list_ended(settings, owner=owner, before_ms=before_ms))
-    if ask.shows:
-        _list(ended, json)
-    if dry_run:
-        say(f"{flows(len(ended))} would be pruned.")
-        return
-    if not ended:
-        say("There is nothing to prune.")
-        return
-    ask.before(f"Prune {flows(len(ended))}? This cannot be undone.", "Nothing was pruned.")
-    doing = pruning(ended, by=f"operator:{login()}")
-    try:
-        run(lambda: carry_out(settings, doing, timeout_s, "pruning"))
-    finally:
-        sum_up(doing, json)
-    if not doing.done:
-        raise typer.Exit(1)
 
 
 def pruning(ended: Iterable[Ended], *, by: str) -> BulkExecution:
@@ -78,7 +22,7 @@ def pruning(ended: Iterable[Ended], *, by: str) -> BulkExecution:
     return BulkExecution(targets, order(BulkAction.PRUNE, by), done=frozenset({Code.NOT_FOUND}))
 
 
-def _list(ended: Sequence[Ended], json: bool) -> None:
+def preview(ended: Sequence[Ended], json: bool) -> None:
     if not for_people(json):
         for flow in ended:
             write_json(

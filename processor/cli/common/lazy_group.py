@@ -43,7 +43,7 @@ class LazyGroup(TyperGroup):
     def get_params(self, ctx: Any) -> list[Any]:
         """The group's own options, `--help` included."""
         options = super().get_params(ctx)
-        _name_values(options)
+        _prepare(options)
         return list(options)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
@@ -64,15 +64,18 @@ def load(name: str, entry: Entry) -> Any:
         command = typer.main.get_group(app)
         command.name = name
     for one in (command, *getattr(command, "commands", {}).values()):
-        _name_values(one.get_params(typer.Context(one, help_option_names=HELP_OPTIONS)))
+        _prepare(one.get_params(typer.Context(one, help_option_names=HELP_OPTIONS)))
     return command
 
 
-def _name_values(parameters: Iterable[Any]) -> None:
+def _prepare(parameters: Iterable[Any]) -> None:
     """Show in help what a value is, and nothing for a flag, where Typer shows the Python type."""
     for parameter in parameters:
         if parameter.param_type_name == "option":
             parameter.metavar = _metavar(parameter)
+            if parameter.is_flag and parameter.default is None:
+                # Typer's own flags: None would be converted, by pydantic, in each call.
+                parameter.default = False
         elif not parameter.type_descriptor.is_choice:
             parameter.display_type_rich = _no_type
 

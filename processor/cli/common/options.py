@@ -3,13 +3,14 @@
 import re
 import time
 from contextlib import suppress
-from typing import Final
+from typing import Final, Literal
 
 import typer
 
 from processor.cli.common.runner import WrongUse
-from processor.contract.values import UUID_PATTERN, parse_timestamp
-from processor.settings import parse_duration
+
+StatusName = Literal["created", "running", "waiting", "cancelled", "finished", "failed"]
+"""A FlowStatus by its value: the help of a command needs no models."""
 
 OUTCOME_TIMEOUT: Final = typer.Option("30s", "--timeout", help="How long to await each outcome.")
 JSON: Final = typer.Option(False, "--json", help="JSON also on a terminal.")
@@ -19,6 +20,8 @@ FLOW_ID: Final = typer.Argument(..., help="The flow's id.")
 
 def duration_ms(text: str, option: str) -> int:
     """Raises WrongUse."""
+    from processor.settings import parse_duration
+
     try:
         return parse_duration(text)
     except ValueError as error:
@@ -32,6 +35,9 @@ def ago_ms(text: str, option: str) -> int:
 
 def since_ms(text: str, option: str = "--since") -> int:
     """Milliseconds since 1970 of an RFC 3339 time, or of a duration ago. Raises WrongUse."""
+    from processor.contract.values import parse_timestamp
+    from processor.settings import parse_duration
+
     with suppress(ValueError):
         return max(parse_timestamp(text), 0)
     with suppress(ValueError):
@@ -44,6 +50,8 @@ def since_ms(text: str, option: str = "--since") -> int:
 
 def flow_id_of(text: str) -> str:
     """A flow id as it is written: 36 characters, lower case. Raises WrongUse."""
+    from processor.contract.values import UUID_PATTERN
+
     if re.fullmatch(UUID_PATTERN.rstrip("$"), text.lower()) is None:
         raise WrongUse(f"{text!r} is no flow id: a UUID has 36 characters.")
     return text.lower()

@@ -1,5 +1,7 @@
 """Run a command: its settings, its event loop, its end by a signal."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import os
@@ -8,14 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from processor.adapters.kafka.record_decoder import read_any_record
 from processor.cli.common.output import say
 from processor.errors import TaskflowError
 from processor.runtime import end_tasks
-from processor.settings import Address, BadSetting, Settings, load_settings
-from processor.telemetry.logging import configure_logs
+
+if TYPE_CHECKING:
+    from processor.settings import Settings
 
 T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -43,6 +45,10 @@ def settings_and_logs(*, quiet: bool = False) -> Settings:
     `quiet`: for a command that ends by itself, where aiokafka's retries are nobody's concern and
     what fails is said in a sentence.
     """
+    from processor.adapters.kafka.record_decoder import read_any_record
+    from processor.settings import load_settings
+    from processor.telemetry.logging import configure_logs
+
     settings = load_settings(warn=lambda sentence: say(f"warning: {sentence}"))
     configure_logs(settings)
     read_any_record()
@@ -128,6 +134,8 @@ def embedded_port(settings: Settings) -> int:
 
     Raises BadSetting if they look elsewhere than on this machine, or want more than it speaks.
     """
+    from processor.settings import Address, BadSetting
+
     host, _, port = settings.bootstrap_servers.rpartition(":")
     if host not in ("127.0.0.1", "localhost"):
         raise BadSetting(

@@ -1,18 +1,23 @@
 """Ask the views over HTTP."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import orjson
-from aiohttp import ClientError, ClientSession, ClientTimeout
-from pydantic import SecretStr
 
 from processor.cli.common.runner import WrongUse
 from processor.errors import TaskflowError
-from processor.settings import Address, Settings
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+    from pydantic import SecretStr
+
+    from processor.settings import Address, Settings
 
 TIMEOUT_S: Final = 5.0
 KNOCK_S: Final = 1.0
@@ -54,6 +59,8 @@ class ViewsClient:
         return (body.get("brokers"), body.get("prefix")) == ours
 
     async def _ask(self, path: str, query: Mapping[str, str]) -> tuple[int, Document]:
+        from aiohttp import ClientError
+
         try:
             # Neither a proxy nor a redirect has a say in where flows are read from.
             async with self._session.get(
@@ -67,6 +74,8 @@ class ViewsClient:
 @asynccontextmanager
 async def asking(url: str, token: SecretStr | None = None) -> AsyncIterator[ViewsClient]:
     """Views at `url`, with their read token if they want one; nothing is asked yet."""
+    from aiohttp import ClientSession, ClientTimeout
+
     timeout = ClientTimeout(total=TIMEOUT_S, connect=KNOCK_S)
     headers = read_headers(token)
     async with ClientSession(timeout=timeout, trust_env=False, headers=headers) as session:
@@ -96,11 +105,15 @@ def views_url(settings: Settings, given: str | None = None) -> str:
 
 def _reachable(address: Address) -> Address:
     """Who listens everywhere is found here."""
+    from processor.settings import Address
+
     anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
     return Address(anywhere.get(address.host, address.host), address.port)
 
 
 def _why(error: BaseException) -> str:
+    from aiohttp import ClientError
+
     if isinstance(error, TimeoutError):
         return "it took too long"
     if isinstance(error, ValueError | TypeError) and not isinstance(error, OSError | ClientError):

@@ -1,12 +1,17 @@
-"""`taskflow deadletters`: list, show, edit and redrive dead letters."""
+"""`taskflow deadletters`: list, show, edit and redrive dead letters.
+
+What a command needs is imported when it runs.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.text import Text
 
 from processor.cli import tail as streams
-from processor.cli.common.options import JSON
+from processor.cli.common.confirm import DRY_RUN, YES, Confirmation
+from processor.cli.common.options import JSON, duration_ms
 from processor.cli.common.output import (
     console,
     for_people,
@@ -18,28 +23,19 @@ from processor.cli.common.output import (
     write_json,
 )
 from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
-from processor.cli.deadletters import redrive
-from processor.cli.deadletters.edit import VALUE, in_editor, key_for, read_file, write_file
-from processor.cli.deadletters.lookup import (
-    CODE,
-    PLACE,
-    SINCE,
-    UNTIL,
-    fault_text,
-    find_letter,
-    find_letters,
-    reason_of,
-    row_of,
-    source_of,
-    spot_of,
-    wanted_of,
-)
 from processor.cli.tail import FLOW, FOLLOW, FROM_BEGINNING, as_text
-from processor.contract.values import instant
-from processor.ops.diagnose import diagnose, hex_dump
+
+if TYPE_CHECKING:
+    from processor.ops.deadletters import DeadLetterRecord
 
 app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 
+PLACE = typer.Argument(..., help="A letter: its partition/offset on the topic, such as 2/17.")
+CODE = typer.Option(None, "--code", help="Only letters with this code, such as malformed.")
+SINCE = typer.Option(None, "--since", help="Only letters written since: a time, or 10m ago.")
+UNTIL = typer.Option(None, "--until", help="Only letters written before: a time, or 10m ago.")
+PLACES = typer.Argument(None, help="Letters: partition/offset, such as 2/17.")
+VALUE = typer.Option(None, "--value", help="A file with the value to take instead.")
 OUTPUT = typer.Option(None, "--output", "-o", help="Where the value goes.")
 SAVE = typer.Option(None, "--save", help="A file that the value is written to.")
 
@@ -83,6 +79,15 @@ def list_(
 
     Example: `taskflow deadletters list --code malformed --since 1d`
     """
+    from processor.cli.deadletters.lookup import (
+        find_letters,
+        reason_of,
+        row_of,
+        source_of,
+        wanted_of,
+    )
+    from processor.contract.values import instant
+
     settings = settings_and_logs(quiet=True)
     wanted = wanted_of((), code, since, until, flow)
     letters, sent = run(lambda: find_letters(settings, wanted, look_for_sent=redriven))
@@ -113,6 +118,17 @@ def show(place: str = PLACE, save: Path | None = SAVE, json: bool = JSON) -> Non
 
     Example: `taskflow deadletters show 2/17`
     """
+    from processor.cli.deadletters.edit import write_file
+    from processor.cli.deadletters.lookup import (
+        fault_text,
+        find_letter,
+        row_of,
+        source_of,
+        spot_of,
+    )
+    from processor.contract.values import instant
+    from processor.ops.diagnose import diagnose, hex_dump
+
     settings = settings_and_logs(quiet=True)
     letter, sent = run(lambda: find_letter(settings, spot_of(place)))
     if save is not None:
@@ -176,6 +192,10 @@ def edit(
     """
     if value is None and not somebody_to_ask():
         raise WrongUse("There is no terminal for an editor: name a file by --value.")
+    from processor.cli.deadletters.edit import in_editor, key_for, read_file, write_file
+    from processor.cli.deadletters.lookup import fault_text, find_letter, spot_of
+    from processor.ops.diagnose import diagnose
+
     settings = settings_and_logs(quiet=True)
     letter, _ = run(lambda: find_letter(settings, spot_of(place)))
     edited = read_file(value) if value is not None else in_editor(letter.value or b"")
@@ -190,7 +210,94 @@ def edit(
     say(f"`taskflow deadletters redrive {letter.spot} --value {target}{again}` sends it back.")
 
 
-app.command("redrive")(redrive.redrive)
+@app.command("redrive")
+def redrive(
+    places: list[str] | None = PLACES,
+    code: str | None = CODE,
+    since: str | None = SINCE,
+    until: str | None = UNTIL,
+    everything: bool = typer.Option(False, "--all", help="All letters there are."),
+    value: Path | None = VALUE,
+    key: str | None = typer.Option(None, "--key", help="With --value: the key to send it with."),
+    again: bool = typer.Option(False, "--again", help="Also those that were sent back before."),
+    unreadable: bool = typer.Option(
+        False, "--unreadable", help="Also those that would only become dead letters again."
+    ),
+    dry_run: bool = DRY_RUN,
+    yes: bool = YES,
+    timeout: str = typer.Option("30s", "--timeout", help="How long to await the outcomes."),
+    json: bool = JSON,
+) -> None:
+    """Send dead letters back to where they came from, and await their outcomes.
+
+    Key, value and headers are those of the original record; the headers that the dead letter added
+    are removed, and `taskflow-redriven-from` names the letter instead. By that header a letter that
+    was sent back before is known: it is listed and not sent again, except with --again; the
+    processor then answers a command that it has decided with `duplicate`, within its window.
+
+    A letter that the processor would still refuse to read is listed with the reason and not sent:
+    correct it with `taskflow deadletters edit` and --value, or pass --unreadable.
+
+    A record goes to the partition of its key, and one without a key to where it was. With --value
+    one letter goes back with that value, and the `flow_id` in it as its key, except with --key. It
+    asks before; in a pipe it takes --yes. Exit code 1 if anything was not sent, not answered in
+    time, or not accepted; a letter that was sent back before counts as sent.
+
+    Example: `taskflow deadletters redrive --code malformed --since 1h --dry-run`
+
+    Settings: as for `taskflow send`.
+    """
+    from processor.cli.deadletters.edit import key_for, read_file
+    from processor.cli.deadletters.lookup import find_letters, no_letter, spot_of, wanted_of
+    from processor.cli.deadletters.redrive import Plan, letters_text, preview, send_back, why_not
+
+    spots = [spot_of(place) for place in places or ()]
+    if not (spots or code or since or until or everything):
+        raise WrongUse("Say which letters: by place, --code, --since, --until, or --all.")
+    if (value is not None or key is not None) and len(spots) != 1:
+        raise WrongUse("--value and --key are for one letter, named by its place.")
+    if key is not None and value is None:
+        raise WrongUse("--key goes with --value: the value to send under it.")
+    ask = Confirmation(dry_run, yes)
+    settings = settings_and_logs(quiet=True)
+    timeout_s = duration_ms(timeout, "--timeout") / 1000
+    wanted = wanted_of(spots, code, since, until, None)
+    letters, sent = run(lambda: find_letters(settings, wanted, look_for_sent=True))
+    if missing := sorted(set(spots) - {letter.spot for letter in letters}):
+        raise no_letter(settings, missing[0])
+    edited = None if value is None else read_file(value)
+    plan = Plan(key_for(letters[0], edited, key) if edited else None, edited)
+    going: list[tuple[DeadLetterRecord, str | None]] = []
+    staying: list[tuple[DeadLetterRecord, str | None]] = []
+    refused = 0
+    for letter in letters:
+        before = None if again else sent.get(letter.spot)
+        why = why_not(letter, plan, unreadable=unreadable)
+        if before is not None:
+            staying.append((letter, f"was sent back before, to {before}"))
+        elif why is not None:
+            refused += 1
+            staying.append((letter, why))
+        else:
+            going.append((letter, None))
+    if ask.shows:
+        preview(going, staying, plan, json)
+    elif staying:
+        stay = "stays" if len(staying) == 1 else "stay"
+        say(f"{letters_text(len(staying))} {stay}: {staying[0][0].spot} {staying[0][1]}.")
+    if dry_run:
+        stay = letters_text(len(staying))
+        say(f"{letters_text(len(going))} would be sent back, {stay} would stay.")
+        return
+    done = refused == 0
+    if not going:
+        say("Nothing is to be sent.")
+    else:
+        ask.before(f"Send {letters_text(len(going))} back?", "Nothing was sent.")
+        chosen = [letter for letter, _ in going]
+        done &= run(lambda: send_back(settings, chosen, plan, timeout_s, json))
+    if not done:
+        raise typer.Exit(1)
 
 
 def _shown(raw: bytes | None) -> str:

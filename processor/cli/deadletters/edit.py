@@ -8,13 +8,10 @@ import tempfile
 from pathlib import Path
 
 import orjson
-import typer
 
 from processor.cli.common.options import flow_id_of
 from processor.cli.common.runner import Refused, WrongUse
 from processor.ops.deadletters import DeadLetterRecord
-
-VALUE = typer.Option(None, "--value", help="A file with the value to take instead.")
 
 
 def key_for(letter: DeadLetterRecord, value: bytes, told: str | None) -> bytes | None:

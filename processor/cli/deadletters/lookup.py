@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
-import typer
-
 from processor.adapters.kafka.topic_reader import BEGINNING, Start, read
 from processor.cli.common.options import flow_id_of, since_ms
 from processor.cli.common.progress import progress_bar
@@ -20,10 +18,6 @@ from processor.ops.diagnose import Diagnosis
 from processor.settings import Settings
 
 _SPOT: Final = re.compile(r"([0-9]{1,9})/([0-9]{1,18})")
-PLACE = typer.Argument(..., help="A letter: its partition/offset on the topic, such as 2/17.")
-CODE = typer.Option(None, "--code", help="Only letters with this code, such as malformed.")
-SINCE = typer.Option(None, "--since", help="Only letters written since: a time, or 10m ago.")
-UNTIL = typer.Option(None, "--until", help="Only letters written before: a time, or 10m ago.")
 
 
 def wanted_of(

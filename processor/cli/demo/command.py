@@ -34,7 +34,7 @@ from processor.cli.demo.scenarios import (
     first_story,
     waits_that_end,
 )
-from processor.cli.flow.commands import print_history
+from processor.cli.flow.execute import print_history
 from processor.cli.flow.lookup import history
 from processor.client import FlowClient
 from processor.embedded.broker import embedded_broker, free_port

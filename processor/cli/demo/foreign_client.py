@@ -11,7 +11,7 @@ from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.errors import explained
 from processor.cli.demo.observer import Observer
 from processor.cli.demo.scenarios import Scenario
-from processor.cli.flow.commands import login
+from processor.cli.flow.execute import login
 from processor.contract.topics import Topics
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings

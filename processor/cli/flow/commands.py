@@ -1,39 +1,12 @@
-"""`taskflow flow`: look at flows, and cancel or resume them as an operator."""
+"""`taskflow flow`: look at flows, and cancel or resume them as an operator.
 
-import getpass
-import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-from uuid import uuid4
+What a command does is imported when it runs.
+"""
 
-import orjson
 import typer
-from rich.console import Console
-from rich.text import Text
 
-from processor.cli.common.options import FLOW_ID, JSON, duration_ms, flow_id_of, since_ms
-from processor.cli.common.output import (
-    console,
-    for_people,
-    plain,
-    print_rows,
-    say,
-    short,
-    status_text,
-    table,
-    write_json,
-    write_line,
-)
-from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
-from processor.cli.flow import history as travel
-from processor.cli.flow.lookup import Found, find_flow, list_flows, list_waiting
-from processor.cli.flow.view_lookup import shown_flow, shown_flows
-from processor.cli.flow.wait_format import awaited, time_left, until
-from processor.cli.send import accepted, send_as_operator
-from processor.contract.flow import Flow, FlowStatus
-from processor.contract.outcomes import Outcome, Verdict
-from processor.settings import Settings
+from processor.cli.common.options import FLOW_ID, JSON, StatusName
+from processor.cli.common.runner import WrongUse
 
 app = typer.Typer(
     help="Look at flows, and cancel or resume them as an operator.", no_args_is_help=True
@@ -48,12 +21,18 @@ AT = typer.Option(
     None, "--at", help="As it was at this time: 2026-11-22T21:02:08Z, or 10m for ten minutes ago."
 )
 TIMEOUT = typer.Option("30s", "--timeout", help="How long to await the outcome.")
+LIFE = typer.Option(
+    None, "--life", min=1, help="Of an id that was pruned and created again: which life; the last."
+)
+FROM = typer.Argument(..., min=0, help="A revision.")
+TO = typer.Argument(..., min=0, help="Another one.")
+PATH = typer.Argument(..., help="A place in the flow, such as state.items[0].")
 
 
 @app.command("list")
 def list_(
     owner: str | None = OWNER,
-    status: FlowStatus | None = STATUS,
+    status: StatusName | None = STATUS,
     waiting: bool = WAITING,
     limit: int = LIMIT,
     json: bool = JSON,
@@ -74,31 +53,11 @@ def list_(
     Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_STATE_DIR,
     TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
     """
-    if waiting and status not in (None, FlowStatus.WAITING):
+    if waiting and status not in (None, "waiting"):
         raise WrongUse(f"--waiting and --status {status} leave nothing to show; take one.")
-    settings = settings_and_logs(quiet=True)
-    people = for_people(json)
+    from processor.cli.flow.execute import list_all
 
-    async def listed() -> list[Flow]:
-        known = people and await shown_flows(
-            settings, owner=owner, status=status, waiting=waiting, limit=limit
-        )
-        if isinstance(known, list):
-            return known
-        if waiting:
-            return await list_waiting(settings, owner=owner, limit=limit)
-        return await list_flows(settings, owner=owner, status=status, limit=limit)
-
-    flows = run(listed)
-    if not people:
-        for flow in flows:
-            write_line(flow.model_dump_json().encode())
-    elif not flows:
-        say("There is no such flow." if owner or status or waiting else "There are no flows yet.")
-    elif waiting:
-        print_waits(console(), flows, _now_ms())
-    else:
-        _print_flows(console(), flows)
+    list_all(owner, status, waiting=waiting, limit=limit, json=json)
 
 
 @app.command("show")
@@ -106,7 +65,7 @@ def show(
     flow_id: str = FLOW_ID,
     revision: int | None = REVISION,
     at: str | None = AT,
-    life: int | None = travel.LIFE,
+    life: int | None = LIFE,
     json: bool = JSON,
 ) -> None:
     """Show one flow with its state, its wait and its steps. Exit code 1 if there is none.
@@ -122,42 +81,75 @@ def show(
         raise WrongUse("--revision and --at both say when; take one.")
     if life is not None and revision is None:
         raise WrongUse("--life says of which life the --revision is.")
-    settings = settings_and_logs(quiet=True)
-    wanted = flow_id_of(flow_id)
+    from processor.cli.flow import execute
+
     if revision is not None or at is not None:
-        then, moment = travel.found_then(settings, wanted, revision=revision, at=at, life=life)
-        if for_people(json):
-            print_flow(console(), then, moment.at_ms if at is None else since_ms(at, "--at"))
-            say(f"As of {moment.event['kind']}, event {moment.event['id']}, {moment.event['at']}.")
-        else:
-            write_json({**_found_doc(then), "as_of": travel.as_of(moment)})
-        return
-
-    async def looked_up() -> Found | None:
-        known = await shown_flow(settings, wanted) if for_people(json) else None
-        return known or await find_flow(settings, wanted)
-
-    found = run(looked_up)
-    if found is None:
-        raise _unknown(settings, wanted)
-    if not for_people(json):
-        write_json(_found_doc(found))
-        return
-    print_flow(console(), found, _now_ms())
+        execute.show_then(flow_id, revision=revision, at=at, life=life, json=json)
+    else:
+        execute.show_now(flow_id, json=json)
 
 
-def _found_doc(found: Found) -> dict[str, object]:
-    return {
-        "flow": found.flow,
-        "steps": found.steps,
-        "last_event_id": found.last_event_id,
-        "chain": found.chain,
-    }
+@app.command("history")
+def history(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
+    """Show what happened to one flow: who did what, why, and how long it was in each state.
+
+    From the audit topic, and from the outcomes as far as they are kept: these name the command
+    of each event and its answer. On a terminal the views at TASKFLOW_VIEWS_HTTP are asked for the
+    events first, if they are up to date.
+
+    A pipe gets the FlowEvents as JSON lines, with `explained` added: command, topic, message, the
+    status that it `left` and after how long, and what ended a wait (command, external_event,
+    timer, timeout, cancel, failure). A pruned flow still has its history. Exit code 1 if nothing
+    ever happened to it.
+
+    Example: `taskflow flow history 6f1f3a52-0000-4000-8000-000000000001`
+
+    Settings: as for `flow list`.
+    """
+    from processor.cli.flow.history import show_history
+
+    show_history(flow_id, json=json)
 
 
-app.command("history")(travel.history)
-app.command("diff")(travel.diff)
-app.command("blame")(travel.blame)
+@app.command("diff")
+def diff(
+    flow_id: str = FLOW_ID,
+    before: int = FROM,
+    after: int = TO,
+    life: int | None = LIFE,
+    json: bool = JSON,
+) -> None:
+    """Show what differs in a flow between two revisions: fields, places in its state, steps.
+
+    Steps are under `$.steps`, by run id, as they were when the next revision came. A pipe gets a
+    JSON line for each place: path, before, after, without the side where nothing stood.
+
+    Example: `taskflow flow diff 6f1f3a52-0000-4000-8000-000000000001 3 7`
+
+    Settings: as for `flow list`.
+    """
+    from processor.cli.flow.history import show_difference
+
+    show_difference(flow_id, before, after, life=life, json=json)
+
+
+@app.command("blame")
+def blame(
+    flow_id: str = FLOW_ID, path: str = PATH, life: int | None = LIFE, json: bool = JSON
+) -> None:
+    """Name the event, the command and the actor that changed a place of a flow last.
+
+    The place is a path of names and indices, in the spelling of `taskflow bulk` or in full:
+    `status`, `state.items[0]`, `$.state_json.items[0]`, `$.steps['run 1'].status`. What lies within
+    counts: `state` changed when any part of it did. Exit code 1 if nothing ever stood there.
+
+    Example: `taskflow flow blame 6f1f3a52-0000-4000-8000-000000000001 state.price`
+
+    Settings: as for `flow list`.
+    """
+    from processor.cli.flow.history import show_blame
+
+    show_blame(flow_id, path, life=life, json=json)
 
 
 @app.command("cancel")
@@ -170,7 +162,9 @@ def cancel(flow_id: str = FLOW_ID, timeout: str = TIMEOUT, json: bool = JSON) ->
 
     Settings: as for `flow list`.
     """
-    _as_operator("cancel", flow_id, timeout, json)
+    from processor.cli.flow.execute import send_one
+
+    send_one("cancel", flow_id, timeout, json)
 
 
 @app.command("resume")
@@ -183,133 +177,6 @@ def resume(flow_id: str = FLOW_ID, timeout: str = TIMEOUT, json: bool = JSON) ->
 
     Settings: as for `flow list`.
     """
-    _as_operator("resume", flow_id, timeout, json)
+    from processor.cli.flow.execute import send_one
 
-
-def print_waits(out: Console, flows: Sequence[Flow], now_ms: int) -> None:
-    """Waiting flows, one a row, for people."""
-    rows = [
-        (
-            flow.id,
-            short(awaited(flow)),
-            until(flow),
-            time_left(flow, now_ms),
-            flow.owner_session_key,
-            flow.current_step,
-            short(flow.goal),
-        )
-        for flow in flows
-    ]
-    print_rows(out, ("id", "waits for", "until", "left", "owner", "step", "goal"), rows)
-
-
-def print_flow(out: Console, found: Found, now_ms: int) -> None:
-    """A flow and its steps, with all their fields, for people."""
-    flow = Flow.model_validate_json(orjson.dumps(found.flow))
-    rows: list[tuple[str, str | Text]] = []
-    for name, value in found.flow.items():
-        rows.append((name, _cell(name, value)))
-        if name == "wait_json" and value is not None:
-            rows.append(("(time left)", time_left(flow, now_ms)))
-    rows.append(("last_event_id", str(found.last_event_id)))
-    if found.chain:
-        rows.append(("chain", found.chain))
-    out.print(table(None, ("field", "value"), rows))
-    if found.steps:
-        out.print(Text("\nsteps, in the order of their creation", style="bold"))
-    for step in found.steps:
-        for line in _step_lines(step):
-            out.print(line, overflow="fold")
-
-
-def _step_lines(step: Mapping[str, Any]) -> Iterator[Text]:
-    """All fields of a step; in a table the result would find no room."""
-    first = plain(f"{step['run_id']}  ").append_text(status_text(step["status"]))
-    yield first.append_text(plain(f"  {step['task']}  {step['runtime']}"))
-    if step["child_session_key"] is not None:
-        yield plain(f"  by {step['child_session_key']}")
-    yield plain(f"  created {step['created_at']}  updated {step['updated_at']}  id {step['id']}")
-    if step["result_json"] is not None:
-        yield plain(f"  result {orjson.dumps(step['result_json']).decode()}")
-
-
-def print_history(out: Console, events: Sequence[bytes]) -> None:
-    """FlowEvents, one a row, for people."""
-    rows = []
-    for raw in events:
-        event = orjson.loads(raw)
-        payload = event["payload_json"]
-        rows.append(
-            (
-                event["at"][:23].replace("T", " "),
-                Text(event["kind"], style="bold"),
-                status_text(event["status"]),
-                str(event["revision"]),
-                event["actor"],
-                short(orjson.dumps(payload).decode()) if payload else "",
-            )
-        )
-    columns = ("at", "event", "status", "rev", "by", "payload")
-    print_rows(out, columns, rows)
-
-
-def login() -> str:
-    """Who sits at this terminal; a container may know no name."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return f"uid-{os.getuid()}"
-
-
-def _print_flows(out: Console, flows: Sequence[Flow]) -> None:
-    rows = [
-        (
-            flow.id,
-            status_text(flow.status + (" (cancel requested)" if flow.cancel_requested else "")),
-            str(flow.revision),
-            flow.updated_at[:19].replace("T", " "),
-            flow.owner_session_key,
-            flow.current_step,
-            short(flow.goal),
-        )
-        for flow in flows
-    ]
-    print_rows(out, ("id", "status", "rev", "updated", "owner", "step", "goal"), rows)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _as_operator(kind: str, flow_id: str, timeout: str, json: bool) -> None:
-    settings = settings_and_logs(quiet=True)
-    timeout_s = duration_ms(timeout, "--timeout") / 1000
-    command = {
-        "kind": kind,
-        "command_id": str(uuid4()),
-        "flow_id": flow_id_of(flow_id),
-        "issued_by": f"operator:{login()}",
-    }
-    outcome = run(lambda: send_as_operator(settings, command, timeout_s))
-    if for_people(json):
-        console().print(_sentence(outcome), markup=False)
-    else:
-        write_line(outcome.model_dump_json().encode())
-    if not accepted(outcome):
-        raise typer.Exit(1)
-
-
-def _sentence(outcome: Outcome) -> str:
-    if outcome.verdict is Verdict.ACCEPTED:
-        return f"accepted: {outcome.flow_id} is {outcome.status}, revision {outcome.revision}"
-    return f"{outcome.verdict} ({outcome.code}): {outcome.message}"
-
-
-def _unknown(settings: Settings, flow_id: str) -> Refused:
-    return Refused(f"There is no flow {flow_id} under {settings.topic_prefix!r}.")
-
-
-def _cell(name: str, value: object) -> str | Text:
-    if name == "status":
-        return status_text(str(value))
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+    send_one("resume", flow_id, timeout, json)

@@ -1,5 +1,4 @@
-"""`taskflow flow history`, `diff`, `blame`, and how a flow was: from its events, and the outcomes
-that say why."""
+"""Show the history of a flow from its events, and from the outcomes that say why."""
 
 import time
 from collections import Counter
@@ -7,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
-import typer
 from aiokafka import ConsumerRecord
 from rich.console import Console
 from rich.text import Text
@@ -15,7 +13,7 @@ from rich.text import Text
 from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.errors import explained
 from processor.adapters.kafka.log_reader import KafkaLogReader
-from processor.cli.common.options import FLOW_ID, JSON, flow_id_of, since_ms
+from processor.cli.common.options import flow_id_of, since_ms
 from processor.cli.common.output import (
     console,
     for_people,
@@ -44,13 +42,6 @@ BEFORE_MS: Final = 1_000
 """How much earlier than an event its outcome may be appended, at first; and how much at most: as
 long as a transaction lasts."""
 AROUND_MS: Final = 15_000
-
-LIFE = typer.Option(
-    None, "--life", min=1, help="Of an id that was pruned and created again: which life; the last."
-)
-FROM = typer.Argument(..., min=0, help="A revision.")
-TO = typer.Argument(..., min=0, help="Another one.")
-PATH = typer.Argument(..., help="A place in the flow, such as state.items[0].")
 
 Doc = dict[str, Any]
 
@@ -82,22 +73,8 @@ class FlowPast(NamedTuple):
         return moment
 
 
-def history(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
-    """Show what happened to one flow: who did what, why, and how long it was in each state.
-
-    From the audit topic, and from the outcomes as far as they are kept: these name the command
-    of each event and its answer. On a terminal the views at TASKFLOW_VIEWS_HTTP are asked for the
-    events first, if they are up to date.
-
-    A pipe gets the FlowEvents as JSON lines, with `explained` added: command, topic, message, the
-    status that it `left` and after how long, and what ended a wait (command, external_event,
-    timer, timeout, cancel, failure). A pruned flow still has its history. Exit code 1 if nothing
-    ever happened to it.
-
-    Example: `taskflow flow history 6f1f3a52-0000-4000-8000-000000000001`
-
-    Settings: as for `flow list`.
-    """
+def show_history(flow_id: str, *, json: bool) -> None:
+    """Print what happened to a flow, from its events and the outcomes that are kept."""
     settings = settings_and_logs(quiet=True)
     people = for_people(json)
     past = (people and _seen(settings, flow_id)) or _past(settings, flow_id)
@@ -113,22 +90,8 @@ def history(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
         print_story(console(), life, why, time.time_ns() // 1_000_000)
 
 
-def diff(
-    flow_id: str = FLOW_ID,
-    before: int = FROM,
-    after: int = TO,
-    life: int | None = LIFE,
-    json: bool = JSON,
-) -> None:
-    """Show what differs in a flow between two revisions: fields, places in its state, steps.
-
-    Steps are under `$.steps`, by run id, as they were when the next revision came. A pipe gets a
-    JSON line for each place: path, before, after, without the side where nothing stood.
-
-    Example: `taskflow flow diff 6f1f3a52-0000-4000-8000-000000000001 3 7`
-
-    Settings: as for `flow list`.
-    """
+def show_difference(flow_id: str, before: int, after: int, *, life: int | None, json: bool) -> None:
+    """Print what differs in a flow between two revisions."""
     settings = settings_and_logs(quiet=True)
     past = _past(settings, flow_id)
     of = past.life(life)
@@ -146,19 +109,8 @@ def diff(
         print_rows(console(), ("path", f"revision {before}", f"revision {after}"), rows)
 
 
-def blame(
-    flow_id: str = FLOW_ID, path: str = PATH, life: int | None = LIFE, json: bool = JSON
-) -> None:
-    """Name the event, the command and the actor that changed a place of a flow last.
-
-    The place is a path of names and indices, in the spelling of `taskflow bulk` or in full:
-    `status`, `state.items[0]`, `$.state_json.items[0]`, `$.steps['run 1'].status`. What lies within
-    counts: `state` changed when any part of it did. Exit code 1 if nothing ever stood there.
-
-    Example: `taskflow flow blame 6f1f3a52-0000-4000-8000-000000000001 state.price`
-
-    Settings: as for `flow list`.
-    """
+def show_blame(flow_id: str, path: str, *, life: int | None, json: bool) -> None:
+    """Print which event changed a place of a flow last. Raises Refused if nothing stood there."""
     settings = settings_and_logs(quiet=True)
     place = _path(path)
     past = _past(settings, flow_id)

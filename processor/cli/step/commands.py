@@ -32,8 +32,8 @@ from processor.cli.common.output import (
     write_line,
 )
 from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
-from processor.cli.flow.commands import login
-from processor.cli.send import accepted, send_as_operator
+from processor.cli.flow.execute import login
+from processor.cli.send.pipeline import accepted, send_as_operator
 from processor.cli.step.lookup import find_step, list_steps, step_filter
 from processor.contract.outcomes import Outcome, Verdict
 from processor.contract.steps import StepStatus

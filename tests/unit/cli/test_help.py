@@ -8,12 +8,16 @@ import subprocess
 import sys
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import processor
+from processor.cli.bulk.command import ActionName
+from processor.cli.common.options import StatusName
 from processor.cli.main import COMMANDS, DONE, WRONG_USE, main
+from processor.contract.flow import FlowStatus
+from processor.ops.bulk import BulkAction
 from tests.support.program_tree import Words, all_commands
 
 TREE = all_commands()
@@ -82,6 +86,23 @@ def test_the_help_of_all_imports_no_command_and_nothing_that_commands_need():
     }
     heavy = {"pydantic", "aiokafka", "aiohttp", "structlog", "asyncio", "sqlite3", "orjson"}
     assert not heavy & found
+
+
+LIGHT = (
+    *("flow list", "flow show", "flow history", "flow cancel", "audit", "outcomes", "send"),
+    *("deadletters", "bulk", "prune", "topics create", "worker", "views"),
+)
+
+
+@pytest.mark.parametrize("command", LIGHT)
+def test_the_help_of_a_command_imports_nothing_that_only_running_it_needs(command: str):
+    found = modules(*command.split(), "--help")
+    assert not {"pydantic", "aiokafka", "aiohttp", "structlog", "sqlite3", "faust"} & found
+
+
+def test_choices_that_are_written_out_are_those_of_the_models():
+    assert get_args(StatusName) == tuple(FlowStatus)
+    assert get_args(ActionName) == tuple(BulkAction)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, Top
 from processor.cli.common.options import duration_ms, flow_id_of, since_ms
 from processor.cli.common.runner import Refused, WrongUse, embedded_port
 from processor.cli.main import DONE, REFUSED, UNREACHABLE, WRONG_USE, exit_code, main
-from processor.cli.send import accepted
+from processor.cli.send.pipeline import accepted
 from processor.cli.tail import as_text
 from processor.contract.outcomes import Outcome
 from processor.errors import TaskflowError

@@ -16,8 +16,9 @@ from processor.cli.bulk import prune as program
 from processor.cli.bulk.prune import pruning as order_for
 from processor.cli.common import confirm as consent
 from processor.cli.common import options
+from processor.cli.flow import lookup
 from processor.cli.main import DONE, REFUSED, UNREACHABLE, main
-from processor.cli.send import IN_FLIGHT
+from processor.cli.send.pipeline import IN_FLIGHT
 from processor.client import OutcomeTimeout
 from processor.contract.commands import COMMANDS, Command
 from processor.contract.flow import FlowStatus
@@ -103,7 +104,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked.update(wanted)
         return [ended(n, status) for n, status in enumerate(statuses)]
 
-    monkeypatch.setattr(program, "list_ended", list_ended)
+    monkeypatch.setattr(lookup, "list_ended", list_ended)
     return asked
 
 
@@ -279,7 +280,7 @@ def test_nothing_is_asked_where_there_is_nothing_to_prune(
     async def list_ended(*_: object, **__: object) -> list[Ended]:
         return []
 
-    monkeypatch.setattr(program, "list_ended", list_ended)
+    monkeypatch.setattr(lookup, "list_ended", list_ended)
     given_client()
 
     assert main(["prune", "--older-than", "30d"]) == DONE

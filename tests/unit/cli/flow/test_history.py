@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from processor.cli.flow import commands as flow_program
+from processor.cli.flow import execute as flow_program
 from processor.cli.flow import history as travel
 from processor.cli.main import DONE, REFUSED, WRONG_USE, main
 from processor.contract.values import instant

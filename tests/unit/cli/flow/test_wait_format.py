@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from processor.cli.flow.commands import print_flow, print_waits
+from processor.cli.flow.execute import print_flow, print_waits
 from processor.cli.flow.lookup import Found
 from processor.cli.flow.wait_format import awaited, span, time_left, until
 from processor.contract.flow import Flow, FlowStatus

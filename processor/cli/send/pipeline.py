@@ -4,16 +4,12 @@ import asyncio
 import json
 import os
 import stat
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from processor.cli.common.options import duration_ms
 from processor.cli.common.output import say, write_json
-from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
+from processor.cli.common.runner import Refused, WrongUse
 from processor.client import CommandNotSent, FlowClient, InvalidCommand, OutcomeTimeout, Receipt
 from processor.contract.commands import Command
 from processor.contract.outcomes import Outcome, Verdict
@@ -27,42 +23,7 @@ Answer = Outcome | Receipt
 Send = Callable[[Command], Awaitable[Answer]]
 
 
-def send(
-    file: str = typer.Argument("-", help="A file of JSON lines, or - for standard input."),
-    wait: bool = typer.Option(False, "--wait", help="Await and print each outcome."),
-    control: bool = typer.Option(
-        False, "--control", help="Use the control topic: an operator's authority, no owner check."
-    ),
-    timeout: str = typer.Option("30s", "--timeout", help="For each command, such as 500ms or 2m."),
-) -> None:
-    """Send commands, one JSON object a line. A missing `command_id` is added.
-
-    Lines of one flow are sent one after the other, in their order; flows do not wait for each
-    other. Prints one JSON line for each command, in the order of the input: where Kafka put it,
-    or with --wait its outcome. The first line that is no command ends it (exit code 2); what
-    came before is sent. Exit code 1 if a command was not sent, not answered in time, or with
-    --wait not accepted. Sending a line again is safe if it has a `command_id`.
-
-    Example: `taskflow send --wait commands.jsonl`
-
-    Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_COMPRESSION,
-    TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
-    """
-    settings = settings_and_logs(quiet=True)
-    timeout_s = duration_ms(timeout, "--timeout") / 1000
-    path = None if file == "-" else Path(file)
-    if path is not None and not path.is_file():
-        raise WrongUse(f"{file} is no file; nothing was sent.")
-    if path is None and sys.stdin is None:
-        raise WrongUse("Standard input is closed; nothing was sent.")
-    if path is None and sys.stdin.isatty():
-        say("reading commands from the terminal, one JSON object a line; Ctrl-D ends")
-    failed = run(lambda: _send(settings, path, wait=wait, control=control, timeout_s=timeout_s))
-    if failed:
-        raise typer.Exit(1)
-
-
-async def _send(
+async def send_lines(
     settings: Settings, path: Path | None, *, wait: bool, control: bool, timeout_s: float
 ) -> bool:
     """Whether anything was not sent, not answered or not accepted."""

@@ -1,0 +1,237 @@
+"""List and show flows, and send an operator's command to one."""
+
+import getpass
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from processor.cli.common.options import duration_ms, flow_id_of, since_ms
+from processor.cli.common.output import (
+    console,
+    for_people,
+    plain,
+    print_rows,
+    say,
+    short,
+    status_text,
+    table,
+    write_json,
+    write_line,
+)
+from processor.cli.common.runner import Refused, run, settings_and_logs
+from processor.cli.flow import history as travel
+from processor.cli.flow.lookup import Found, find_flow, list_flows, list_waiting
+from processor.cli.flow.view_lookup import shown_flow, shown_flows
+from processor.cli.flow.wait_format import awaited, time_left, until
+from processor.cli.send.pipeline import accepted, send_as_operator
+from processor.contract.flow import Flow, FlowStatus
+from processor.contract.outcomes import Outcome, Verdict
+from processor.settings import Settings
+
+
+def list_all(
+    owner: str | None, status: str | None, *, waiting: bool, limit: int, json: bool
+) -> None:
+    """Print flows, the newest change first, or `waiting` ones, the soonest end first."""
+    wanted = None if status is None else FlowStatus(status)
+    settings = settings_and_logs(quiet=True)
+    people = for_people(json)
+
+    async def listed() -> list[Flow]:
+        known = people and await shown_flows(
+            settings, owner=owner, status=wanted, waiting=waiting, limit=limit
+        )
+        if isinstance(known, list):
+            return known
+        if waiting:
+            return await list_waiting(settings, owner=owner, limit=limit)
+        return await list_flows(settings, owner=owner, status=wanted, limit=limit)
+
+    flows = run(listed)
+    if not people:
+        for flow in flows:
+            write_line(flow.model_dump_json().encode())
+    elif not flows:
+        say("There is no such flow." if owner or status or waiting else "There are no flows yet.")
+    elif waiting:
+        print_waits(console(), flows, _now_ms())
+    else:
+        _print_flows(console(), flows)
+
+
+def show_then(
+    flow_id: str, *, revision: int | None, at: str | None, life: int | None, json: bool
+) -> None:
+    """Print a flow as it was. Raises Refused."""
+    settings = settings_and_logs(quiet=True)
+    wanted = flow_id_of(flow_id)
+    then, moment = travel.found_then(settings, wanted, revision=revision, at=at, life=life)
+    if for_people(json):
+        print_flow(console(), then, moment.at_ms if at is None else since_ms(at, "--at"))
+        say(f"As of {moment.event['kind']}, event {moment.event['id']}, {moment.event['at']}.")
+    else:
+        write_json({**_found_doc(then), "as_of": travel.as_of(moment)})
+
+
+def show_now(flow_id: str, *, json: bool) -> None:
+    """Print a flow as it is. Raises Refused."""
+    settings = settings_and_logs(quiet=True)
+    wanted = flow_id_of(flow_id)
+
+    async def looked_up() -> Found | None:
+        known = await shown_flow(settings, wanted) if for_people(json) else None
+        return known or await find_flow(settings, wanted)
+
+    found = run(looked_up)
+    if found is None:
+        raise _unknown(settings, wanted)
+    if not for_people(json):
+        write_json(_found_doc(found))
+        return
+    print_flow(console(), found, _now_ms())
+
+
+def _found_doc(found: Found) -> dict[str, object]:
+    return {
+        "flow": found.flow,
+        "steps": found.steps,
+        "last_event_id": found.last_event_id,
+        "chain": found.chain,
+    }
+
+
+def print_waits(out: Console, flows: Sequence[Flow], now_ms: int) -> None:
+    """Waiting flows, one a row, for people."""
+    rows = [
+        (
+            flow.id,
+            short(awaited(flow)),
+            until(flow),
+            time_left(flow, now_ms),
+            flow.owner_session_key,
+            flow.current_step,
+            short(flow.goal),
+        )
+        for flow in flows
+    ]
+    print_rows(out, ("id", "waits for", "until", "left", "owner", "step", "goal"), rows)
+
+
+def print_flow(out: Console, found: Found, now_ms: int) -> None:
+    """A flow and its steps, with all their fields, for people."""
+    flow = Flow.model_validate_json(orjson.dumps(found.flow))
+    rows: list[tuple[str, str | Text]] = []
+    for name, value in found.flow.items():
+        rows.append((name, _cell(name, value)))
+        if name == "wait_json" and value is not None:
+            rows.append(("(time left)", time_left(flow, now_ms)))
+    rows.append(("last_event_id", str(found.last_event_id)))
+    if found.chain:
+        rows.append(("chain", found.chain))
+    out.print(table(None, ("field", "value"), rows))
+    if found.steps:
+        out.print(Text("\nsteps, in the order of their creation", style="bold"))
+    for step in found.steps:
+        for line in _step_lines(step):
+            out.print(line, overflow="fold")
+
+
+def _step_lines(step: Mapping[str, Any]) -> Iterator[Text]:
+    """All fields of a step; in a table the result would find no room."""
+    first = plain(f"{step['run_id']}  ").append_text(status_text(step["status"]))
+    yield first.append_text(plain(f"  {step['task']}  {step['runtime']}"))
+    if step["child_session_key"] is not None:
+        yield plain(f"  by {step['child_session_key']}")
+    yield plain(f"  created {step['created_at']}  updated {step['updated_at']}  id {step['id']}")
+    if step["result_json"] is not None:
+        yield plain(f"  result {orjson.dumps(step['result_json']).decode()}")
+
+
+def print_history(out: Console, events: Sequence[bytes]) -> None:
+    """FlowEvents, one a row, for people."""
+    rows = []
+    for raw in events:
+        event = orjson.loads(raw)
+        payload = event["payload_json"]
+        rows.append(
+            (
+                event["at"][:23].replace("T", " "),
+                Text(event["kind"], style="bold"),
+                status_text(event["status"]),
+                str(event["revision"]),
+                event["actor"],
+                short(orjson.dumps(payload).decode()) if payload else "",
+            )
+        )
+    columns = ("at", "event", "status", "rev", "by", "payload")
+    print_rows(out, columns, rows)
+
+
+def login() -> str:
+    """Who sits at this terminal; a container may know no name."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid-{os.getuid()}"
+
+
+def _print_flows(out: Console, flows: Sequence[Flow]) -> None:
+    rows = [
+        (
+            flow.id,
+            status_text(flow.status + (" (cancel requested)" if flow.cancel_requested else "")),
+            str(flow.revision),
+            flow.updated_at[:19].replace("T", " "),
+            flow.owner_session_key,
+            flow.current_step,
+            short(flow.goal),
+        )
+        for flow in flows
+    ]
+    print_rows(out, ("id", "status", "rev", "updated", "owner", "step", "goal"), rows)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def send_one(kind: str, flow_id: str, timeout: str, json: bool) -> None:
+    """Send a command to `control` as this operator, and print its outcome."""
+    settings = settings_and_logs(quiet=True)
+    timeout_s = duration_ms(timeout, "--timeout") / 1000
+    command = {
+        "kind": kind,
+        "command_id": str(uuid4()),
+        "flow_id": flow_id_of(flow_id),
+        "issued_by": f"operator:{login()}",
+    }
+    outcome = run(lambda: send_as_operator(settings, command, timeout_s))
+    if for_people(json):
+        console().print(_sentence(outcome), markup=False)
+    else:
+        write_line(outcome.model_dump_json().encode())
+    if not accepted(outcome):
+        raise typer.Exit(1)
+
+
+def _sentence(outcome: Outcome) -> str:
+    if outcome.verdict is Verdict.ACCEPTED:
+        return f"accepted: {outcome.flow_id} is {outcome.status}, revision {outcome.revision}"
+    return f"{outcome.verdict} ({outcome.code}): {outcome.message}"
+
+
+def _unknown(settings: Settings, flow_id: str) -> Refused:
+    return Refused(f"There is no flow {flow_id} under {settings.topic_prefix!r}.")
+
+
+def _cell(name: str, value: object) -> str | Text:
+    if name == "status":
+        return status_text(str(value))
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

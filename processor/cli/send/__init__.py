@@ -1,0 +1,1 @@
+"""`taskflow send`: publish commands from JSON lines."""
