@@ -205,9 +205,12 @@ async def _standing(settings: Settings, number: int) -> tuple[Undecided, int | N
             raise
         except TaskflowError:
             cursor = None
-        offsets, first_ms, newest_ms = 0, None, None
+        offsets, hidden, first_ms, newest_ms = 0, 0, None, None
         for topic in (names.commands, names.control):
+            # Before the stable end: what is appended in between is not hidden.
+            end = (await history.extent(topic)).end
             extent = await _stable(history, topic)
+            hidden += max(end - extent.end, 0)
             decided = getattr(cursor.position, topic.rpartition(".")[2]) if cursor else extent.start
             decided = max(decided, extent.start)
             offsets += max(extent.end - decided, 0)
@@ -220,7 +223,7 @@ async def _standing(settings: Settings, number: int) -> tuple[Undecided, int | N
                     at = records[0].timestamp
                     first_ms = at if first_ms is None else min(first_ms, at)
                     break
-        return Undecided(number, offsets, first_ms), newest_ms
+        return Undecided(number, offsets, first_ms, hidden), newest_ms
     finally:
         await history.close()
 

@@ -29,6 +29,24 @@ class Fetched(NamedTuple):
     control: Sequence[Record]
 
 
+class HiddenRecords(NamedTuple):
+    """Offsets of a topic's partition, from `start` to before `end`, behind a transaction that is
+    open: nothing of them can be read until it ends."""
+
+    topic: str
+    partition: int
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return (
+            f"a foreign transaction is open on {self.topic} partition {self.partition} from offset "
+            f"{self.start} on and hides {self.end - self.start} offsets; it ends by its own "
+            "timeout, or by `kafka-transactions.sh --bootstrap-server ... abort --topic "
+            f"{self.topic} --partition {self.partition} --start-offset {self.start}`"
+        )
+
+
 class GroupConsumer(Protocol):
     """The group's consumer, shared by all partitions of a worker."""
 
@@ -62,6 +80,9 @@ class GroupConsumer(Protocol):
     def lags(self, partition: int) -> tuple[int | None, int | None]:
         """How many offsets of commands and of control are not fetched yet, as far as the
         consumer knows; None where it has not heard of the topic's end."""
+
+    def hidden(self, partition: int) -> Sequence[HiddenRecords]:
+        """What of commands and control lies behind an open transaction, as of the last fetch."""
 
 
 class OffsetRange(NamedTuple):

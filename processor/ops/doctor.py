@@ -60,11 +60,13 @@ class Mismatched(NamedTuple):
 
 class Undecided(NamedTuple):
     """What a partition has still to decide: offsets behind its cursor, and the append time (ms) of
-    the first record among them, None if there are only transaction markers."""
+    the first record among them, None if there are only transaction markers. `hidden`: offsets that
+    lie behind an open transaction, which nobody can tell anything of."""
 
     partition: int
     offsets: int
     first_ms: int | None
+    hidden: int = 0
 
 
 class Open(NamedTuple):
@@ -164,12 +166,21 @@ def denied(check: str, sentence: str) -> Finding:
 
 def lag(undecided: Sequence[Undecided], members: int | None, now_ms: int) -> Iterator[Finding]:
     """`members` of the consumer group, None if that is not known."""
+    if hidden := [one for one in undecided if one.hidden]:
+        numbers = ", ".join(str(one.partition) for one in hidden)
+        yield Finding(
+            *("lag", Level.WARNING),
+            f"{sum(one.hidden for one in hidden):,} offsets of commands or control lie behind an "
+            f"open transaction, on partition {numbers}: what they hold cannot be decided",
+            "See `transactions`: a producer's ends in a moment, one that hangs has to be aborted.",
+        )
     late = [one for one in undecided if one.first_ms is not None]
     workers = "" if members is None else f"; {members} worker{'' if members == 1 else 's'}"
     if not late:
         count = sum(one.offsets for one in undecided)
         left = f"; {count} offsets are transaction markers" if count else ""
-        yield Finding("lag", Level.GOOD, f"every command is decided{left}{workers}")
+        visible = "every command that can be read" if hidden else "every command"
+        yield Finding("lag", Level.GOOD, f"{visible} is decided{left}{workers}")
         if members == 0:
             yield Finding(
                 *("workers", Level.WARNING, "no worker is in the group"), "`taskflow worker`"

@@ -38,6 +38,7 @@ from processor.engine.ports import (
 )
 from processor.engine.rows import Checkpoint, Position
 from processor.errors import ProducerSuspect, TableDistrusted, TaskflowError
+from processor.partition.hidden_records import HiddenRecordsWatch
 from processor.partition.loader import recall
 from processor.partition.packs import TransactionPacks
 from processor.partition.scheduler import DueTask, Scheduler
@@ -114,9 +115,10 @@ class PartitionProcessor:
         self.error: str | None = None
         """What went wrong last; None since the partition runs again."""
         self.waits: str | None = None
-        """What a takeover waits for, by what its history says; None: for nothing."""
+        """What a takeover or the next commands wait for, in a sentence; None: for nothing."""
         self.progressed_at = monotonic()
         """When it last did something, by `monotonic`."""
+        self._hidden = HiddenRecordsWatch()
         self._source = source
         self._forwarder = forwarder
         self._open_table = open_table
@@ -194,9 +196,11 @@ class PartitionProcessor:
 
     @property
     def lag(self) -> int:
-        """Offsets of both sources that are not decided yet, as far as is known."""
+        """Offsets of both sources that are not decided yet, as far as is known; those behind an
+        open transaction count."""
         lags = self._source.lags(self.place.partition)
-        return sum(lag or 0 for lag in lags) + len(self._pending)
+        hidden = sum(one.end - one.start for one in self._source.hidden(self.place.partition))
+        return sum(lag or 0 for lag in lags) + hidden + len(self._pending)
 
     def _watch(self, table: Table) -> None:
         self._metrics.watch(
@@ -347,6 +351,8 @@ class PartitionProcessor:
                     max_records=self._fetch_max(),
                     timeout_s=FETCH_WAIT_S if wait_s is None else min(wait_s, FETCH_WAIT_S),
                 )
+            hidden = self._source.hidden(self.place.partition)
+            self.waits = self._hidden.look(hidden, self._monotonic())
             pending = await self._read(fetched)
             if self._source.generation != self._generation:
                 return  # fetched for an assignment that is over

@@ -6,7 +6,7 @@ from contextvars import Context
 from random import Random
 from typing import Any, Final
 
-from processor.engine.ports import Fetched
+from processor.engine.ports import Fetched, HiddenRecords
 from processor.engine.rows import Position
 from processor.errors import OwnershipLost, TaskflowError
 from tests.simulation.faults import Fault, Op
@@ -275,6 +275,9 @@ class SimMember:
             for topic in self._topics()
         )
         return commands, control
+
+    def hidden(self, partition: int) -> list[HiddenRecords]:
+        return []
 
     async def undone(self, partitions: Iterable[int]) -> set[int]:
         return set()

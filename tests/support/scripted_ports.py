@@ -16,7 +16,7 @@ from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.engine.batch import Forward, Outgoing, PartitionConfig
 from processor.engine.codec import Headers, Record
 from processor.engine.partitioner import partition_of
-from processor.engine.ports import Fetched, OffsetRange, Stuck, Written
+from processor.engine.ports import Fetched, HiddenRecords, OffsetRange, Stuck, Written
 from processor.engine.rows import Changes, Checkpoint, FlowRow, Position, RestoreChunk
 from processor.errors import OwnershipLost
 from processor.partition.processor import PartitionPhase, PartitionProcessor
@@ -236,6 +236,14 @@ class ScriptedSource:
             for topic in self._topics()
         )
         return commands, control
+
+    def hidden(self, partition: int) -> list[HiddenRecords]:
+        logs = ((topic, self._kafka.log(topic, partition)) for topic in self._topics())
+        return [
+            HiddenRecords(topic, partition, log.stable_end, log.end)
+            for topic, log in logs
+            if log.stable_end < log.end
+        ]
 
 
 class ScriptedWriter:

@@ -22,10 +22,11 @@ from aiokafka.errors import (
 from processor.adapters.kafka.commit_coalescer import CommitCoalescer
 from processor.adapters.kafka.errors import RequestFailed, authorized
 from processor.adapters.kafka.internals import (
+    Fetch,
     client_of,
     coordination_error,
+    last_fetch,
     member_id,
-    position_and_end,
     raise_coordination_error,
 )
 from processor.adapters.kafka.log_reader import LogReaders
@@ -34,7 +35,7 @@ from processor.adapters.kafka.shutdown import stop_consumer
 from processor.adapters.kafka.static_membership import StaticMembership
 from processor.contract.rights import Operation, on_group
 from processor.contract.topics import Topics
-from processor.engine.ports import Fetched
+from processor.engine.ports import Fetched, HiddenRecords
 from processor.engine.rows import Position
 from processor.errors import OwnershipLost, SourceFailed, TaskflowError
 from processor.runtime import end_tasks
@@ -306,20 +307,26 @@ class KafkaGroupConsumer:
             raise SourceFailed(f"the consumer gave up: {error}") from error
 
     def ahead(self, partition: int) -> Position | None:
-        stands = [self._stand(tp) for tp in self._pair(partition)]
-        if any(position is None for position, _ in stands):
+        commands, control = (self._fetch(tp).position for tp in self._pair(partition))
+        if commands is None or control is None:
             return None
-        (commands, _), (control, _) = stands
-        assert commands is not None
-        assert control is not None
         return Position(commands, control, 0)
 
     def lags(self, partition: int) -> tuple[int | None, int | None]:
         commands, control = (
             None if position is None or end is None else max(0, end - position)
-            for position, end in (self._stand(tp) for tp in self._pair(partition))
+            for position, end, _ in (self._fetch(tp) for tp in self._pair(partition))
         )
         return commands, control
+
+    def hidden(self, partition: int) -> list[HiddenRecords]:
+        fetches = ((tp, self._fetch(tp)) for tp in self._pair(partition))
+        return [
+            HiddenRecords(tp.topic, partition, fetch.stable_end, fetch.end)
+            for tp, fetch in fetches
+            if fetch.stable_end is not None and fetch.end is not None
+            if fetch.stable_end < fetch.end
+        ]
 
     async def undone(self, partitions: Iterable[int]) -> set[int]:
         await self._check()
@@ -333,11 +340,10 @@ class KafkaGroupConsumer:
         if not tps:
             return set()
         ends = await self._consumer.end_offsets(tps)
-        return {tp.partition for tp in tps if (self._stand(tp)[0] or 0) < ends[tp]}
+        return {tp.partition for tp in tps if (self._fetch(tp).position or 0) < ends[tp]}
 
-    def _stand(self, tp: TopicPartition) -> tuple[int | None, int | None]:
-        """Position and last stable offset, as the last fetch told them."""
-        return position_and_end(self._consumer, tp)
+    def _fetch(self, tp: TopicPartition) -> Fetch:
+        return last_fetch(self._consumer, tp)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -14,7 +14,8 @@ of github.com/aio-libs/aiokafka where one was found (November 2026).
 - remember_topics: a client forgets topics that no consumer is assigned (test_log_reader).
 - member_id, coordination_error, raise_coordination_error: the group's verdict reaches only a
   consumer that fetches (test_kafka_traps).
-- position_and_end: position and last stable offset without a request (test_kafka_traps).
+- last_fetch: position, last stable offset and high watermark without a request
+  (test_kafka_traps).
 - count_commits: a lost connection repeats EndTxn silently (test_kafka_traps).
 - append, close_batch: the public wrapper takes as long again as the record itself
   (test_transactional_producer).
@@ -30,7 +31,7 @@ of github.com/aio-libs/aiokafka where one was found (November 2026).
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -159,16 +160,23 @@ def raise_coordination_error(consumer: AIOKafkaConsumer) -> None:
     consumer._coordinator.check_errors()
 
 
-def position_and_end(
-    consumer: AIOKafkaConsumer, partition: TopicPartition
-) -> tuple[int | None, int | None]:
-    """Return position and last stable offset as the last fetch had them; None where unknown."""
+class Fetch(NamedTuple):
+    """A partition as the last fetch had it; None where unknown."""
+
+    position: int | None
+    stable_end: int | None
+    end: int | None
+
+
+def last_fetch(consumer: AIOKafkaConsumer, partition: TopicPartition) -> Fetch:
+    """Return position, last stable offset and high watermark."""
     subscription = consumer._subscription.subscription
     assignment = subscription.assignment if subscription is not None else None
     if assignment is None or partition not in assignment.tps:
-        return None, None
+        return Fetch(None, None, None)
     state = assignment.state_value(partition)
-    return (state.position if state.has_valid_position else None), state.lso
+    position = state.position if state.has_valid_position else None
+    return Fetch(position, state.lso, state.highwater)
 
 
 def count_commits(producer: AIOKafkaProducer, attempted: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.contract.rights import Operation, on_group
 from processor.engine.codec import Record
-from processor.engine.ports import OffsetRange, Stuck
+from processor.engine.ports import HiddenRecords, OffsetRange, Stuck
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -132,12 +132,8 @@ class KafkaLogReader:
                 self._tell(None)
                 return {tp.topic: OffsetRange(starts[tp], ends[tp]) for tp in tps}
             first = hidden[0]
-            self._tell(
-                f"a foreign transaction is open on {first.topic} partition {self._partition} from "
-                f"offset {stable[first]} on and hides the newest records; it ends by its own "
-                "timeout, or by `kafka-transactions.sh --bootstrap-server ... abort --topic "
-                f"{first.topic} --partition {self._partition} --start-offset {stable[first]}`"
-            )
+            records = HiddenRecords(first.topic, self._partition, stable[first], ends[first])
+            self._tell(str(records))
             if time.monotonic() - reported > SETTLE_REPORT_S:
                 reported = time.monotonic()
                 log.warning(

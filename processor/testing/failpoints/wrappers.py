@@ -16,6 +16,7 @@ from processor.engine.codec import Record
 from processor.engine.ports import (
     Fetched,
     GroupConsumer,
+    HiddenRecords,
     LogReader,
     OffsetRange,
     Stuck,
@@ -151,6 +152,9 @@ class _Source:
 
     def lags(self, partition: int) -> tuple[int | None, int | None]:
         return self._inner.lags(partition)
+
+    def hidden(self, partition: int) -> Sequence[HiddenRecords]:
+        return self._inner.hidden(partition)
 
 
 class _Writer:

@@ -83,6 +83,17 @@ def test_lag_is_judged_by_the_oldest_undecided_command(first_ms, members, expect
     assert levels(doctor.lag(undecided, members, NOON_MS)) == expected
 
 
+def test_what_an_open_transaction_hides_is_not_called_decided():
+    undecided = [Undecided(0, 19, None), Undecided(1, 2, None, hidden=6)]
+
+    hidden, visible = doctor.lag(undecided, 1, NOON_MS)
+
+    assert hidden.level is Level.WARNING
+    assert "6 offsets of commands or control lie behind an open transaction" in hidden.what
+    assert "on partition 1" in hidden.what
+    assert visible.what.startswith("every command that can be read is decided")
+
+
 def test_a_batch_under_way_does_not_hang():
     young, old = Open("t.audit", 1, 7, NOON_MS - 100), Open("t.state", 2, 9, NOON_MS - 16_000)
 

@@ -1,11 +1,13 @@
-"""Topics that go away under a worker that runs."""
+"""What a worker that runs cannot read: topics that go away, records that are hidden."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+from aiokafka import AIOKafkaProducer
 
 from processor.embedded.broker import free_port
 from processor.settings import Settings
@@ -101,3 +103,34 @@ async def test_a_worker_without_partitions_is_ready(cluster: Cluster, tmp_path: 
         reports = [await report(one) for one in (cluster, spare)]
     assert sorted(list(told["partitions"]) for _, told in reports) == [[], ["0"]]
     assert [status for status, _ in reports] == [200, 200]
+
+
+async def test_commands_behind_a_foreign_transaction_are_said(cluster: Cluster) -> None:
+    """Of five acknowledged commands nothing can be read until it ends."""
+    foreign = AIOKafkaProducer(
+        bootstrap_servers=cluster.settings.bootstrap_servers, transactional_id="somebody else"
+    )
+    async with running_worker(cluster.settings):
+        await foreign.start()
+        await foreign.begin_transaction()
+        await foreign.send_and_wait(cluster.topics.commands, b"{}", b"k")
+        await cluster.send(*(create(number) for number in range(5)))
+
+        told = await until_reported(
+            cluster, lambda told: told["partitions"]["0"]["waits"], within_s=patience(15)
+        )
+        assert told["partitions"]["0"]["lag"] == 6
+        assert (
+            f"open on {cluster.topics.commands} partition 0 from offset 0 on"
+            in (told["partitions"]["0"]["waits"])
+        )
+        url = f"http://{cluster.settings.http}/metrics"
+        async with ClientSession() as client, client.get(url) as answer:
+            assert 'taskflow_lag_records{partition="0"} 6.0' in await answer.text()
+        _, out, _ = await cluster.taskflow("doctor")
+        lag = [row for row in map(json.loads, out.splitlines()) if row["check"] == "lag"]
+        assert "6 offsets of commands or control lie behind an open transaction" in lag[0]["what"]
+
+        await foreign.abort_transaction()
+        await cluster.decided(5)
+    await foreign.stop()
