@@ -15,6 +15,7 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.audit import assert_equal, audit_of, complete
 from tests.support.processes import workers
+from tests.support.raw_http import ask, get
 from tests.support.views import PARTITIONS, PATIENCE_S, ViewProcess, views
 
 TOKEN = "a token of thirty-two characters."
@@ -220,3 +221,25 @@ async def test_commands_by_http_are_decided_and_answered_and_only_with_the_token
         statistics = await closed.until(complete, "/v1/statistics")
         assert statistics["flows_total"] == 1, "what was refused at the door was never published"
         assert TOKEN not in view.told()
+
+
+async def test_a_worker_answers_for_the_hosts_that_it_is_told(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    where = ("127.0.0.1", unused_tcp_port)
+    chosen = {"HTTP": f"127.0.0.1:{unused_tcp_port}", "HTTP_HOSTS": "worker-1, *.svc"}
+    await create_topics(
+        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    )
+    async with workers(
+        1, tmp_path, broker.bootstrap, prefix, PARTITIONS=str(PARTITIONS), **chosen
+    ) as (worker,):
+        await worker.start()
+        await worker.until_ready()
+        for host, status in (
+            *(("localhost", 200), ("worker-1:8900", 200), ("worker.prod.svc", 200)),
+            *(("worker-2", 421), ("evil.example", 421)),
+        ):
+            for path in ("/live", "/ready", "/metrics"):
+                response = await ask(where, get(path, host=host))
+                assert response.status == status

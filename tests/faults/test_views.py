@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
+from aiohttp import web
 from aiokafka import AIOKafkaProducer
 
 from processor.embedded.broker import EmbeddedBroker
@@ -98,3 +99,51 @@ async def test_two_share_the_partitions_and_one_takes_over_the_others(
         await audit.write(audit.decide(80))
         await pair[1].until(lambda ready: len(ready["partitions"]) == PARTITIONS, "/ready")
         await assert_equal(pair[1], audit)
+
+
+async def test_a_member_of_the_group_that_is_no_worker_of_ours_is_not_believed(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path, unused_tcp_port_factory: Callable[[], int]
+) -> None:
+    """It has joined the group with an address of its own, where it answers what it likes."""
+    asked: list[web.Request] = []
+
+    async def forge(request: web.Request) -> web.Response:
+        asked.append(request)
+        document = {"items": [{"id": "forged"}], "view": {"partitions": [], "lag_ms": 0}}
+        if len(asked) % 2:
+            raise web.HTTPFound(f"{honest.url}/v1/flows")
+        return web.json_response(document)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", forge)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    port = unused_tcp_port_factory()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    async with (
+        audit_of(broker.bootstrap, prefix) as audit,
+        views(2, tmp_path, broker.bootstrap, prefix, unused_tcp_port_factory) as (honest, foreign),
+    ):
+        foreign.choose(VIEWS_ADVERTISE=f"http://127.0.0.1:{port}")
+        await audit.write(audit.decide(80))
+        await asyncio.gather(honest.start(), foreign.start())
+        for view in (honest, foreign):
+            await view.until(lambda ready: len(ready["partitions"]) == 1, "/ready")
+        (ours,) = (await honest.until(lambda _: True, "/ready"))["partitions"]
+        for path in ("/v1/flows", "/v1/events", "/v1/statistics"):
+            answer = await honest.until(lambda a: a["view"]["behind"] is None, path)
+            assert answer["view"]["missing"] == [1 - int(ours)]
+            assert "forged" not in json.dumps(answer)
+        assert asked
+        secret = Path.home() / ".local/state/taskflow/views-peer-secret"
+        for request in asked:
+            assert secret.read_text() not in str(request.headers)
+        assert "TASKFLOW_VIEWS_PEER_SECRET" in honest.told()
+        async with honest.session.get(
+            f"{honest.url}/ready", headers={"Host": "evil.example"}
+        ) as no:
+            assert no.status == 421
+        await foreign.kill()
+        await honest.until(lambda ready: len(ready["partitions"]) == PARTITIONS, "/ready")
+        await assert_equal(honest, audit)
+    await runner.cleanup()
