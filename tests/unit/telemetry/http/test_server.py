@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import logging
+import random
 import resource
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from unittest.mock import Mock
@@ -467,3 +469,68 @@ async def test_a_worker_with_256_descriptors_is_asked_among_idle_connections():
         process.terminate()
         _, log = await process.communicate()
     assert b"Traceback" not in log
+
+
+TOKENS = [
+    *("GET", "HEAD", "POST", "PUT", "PATCH", "TRACE", "OPTIONS", "CONNECT", "PRI", "M-SEARCH", ""),
+    *(
+        " ",
+        "/",
+        "*",
+        "/live",
+        "/ready?x",
+        "//",
+        "/%",
+        "/%00",
+        "/%ff",
+        "/../..",
+        "http://localhost/",
+    ),
+    *("http://[", "localhost:80", "/\udce9", "?", "#", "/live#x", " HTTP/1.1", " HTTP/1.0"),
+    *(" HTTP/2.0", " HTTP/0.9", "\r\n", "\n", "\r", "\r\n\r\n", "Host: localhost", "Host:", ":"),
+    *("Host: evil.example", "Upgrade: websocket", "Connection: Upgrade", "Connection: close"),
+    *("Content-Length: 0", "Content-Length: 3", "Content-Length: -1", "Content-Length: 9e9"),
+    *("Transfer-Encoding: chunked", "Transfer-Encoding: gzip, chunked", "0\r\n\r\n", "5\r\nabc"),
+    *("Expect: 100-continue", "Content-Encoding: br", "Origin: null", "Sec-Fetch-Site: x"),
+    *("Authorization: Bearer \udcff", "Range: bytes=0-", "Cookie: " + "x" * 500, "\x00", "é"),
+    *("X" * 9000, "Accept: " + "text/html," * 50, "Sec-WebSocket-Key1: x", "PROXY TCP4 1 2 3 4"),
+]
+
+
+def random_request(chance: random.Random) -> bytes:
+    """Nearly a request, or a few, or none."""
+    if chance.random() < 0.5:
+        lines = [chance.choice(TOKENS[:11]) + " " + chance.choice(TOKENS[11:24]) + " HTTP/1.1"]
+        lines += [chance.choice(["Host: localhost", "Host: localhost", *TOKENS])]
+        lines += chance.choices(TOKENS, k=chance.randrange(4))
+        text = "\r\n".join(lines) + "\r\n\r\n"
+    else:
+        text = "".join(chance.choices(TOKENS, k=chance.randrange(1, 12)))
+    return text.encode("utf-8", "surrogateescape")
+
+
+async def test_whatever_is_sent_is_answered_in_order_or_not_at_all_and_is_no_error(caplog):
+    caplog.set_level(logging.WARNING)
+    chance = random.Random(14)
+    statuses: Counter[int] = Counter()
+    times = {"head_s": 0.05, "idle_s": 0.1, "body_s": 0.05, "linger_s": 0.05}
+    async with server(**times) as where:
+        for _ in range(400):
+            request = random_request(chance)
+            async with connected(where) as connection:
+                await connection.send(request)
+                async with asyncio.timeout(10):
+                    answer = await connection.reader.read(65536)
+            if answer.startswith(b"HTTP/1.1 100"):
+                answer = answer.partition(b"\r\n\r\n")[2]
+            if not answer:
+                continue  # it was not whole
+            head, _, body = answer.partition(b"\r\n\r\n")
+            status = int(head.split()[1])
+            statuses[status] += 1
+            if status >= 400 and body:
+                assert b"application/problem+json" in head, (request, answer)
+        assert (await ask(where, get("/big"))).status == 200
+    assert {400, 404, 405, 408} <= statuses.keys()
+    assert 500 not in statuses
+    assert caplog.messages == []
