@@ -22,7 +22,6 @@ from processor.settings import Settings
 
 COMMIT_EVERY_S: Final = 1.0
 COMMIT_TIMEOUT_S: Final = 5.0
-SESSION_TIMEOUT_MS: Final = 10_000
 STOP_TIMEOUT_S: Final = 5.0
 RESTART_PAUSE_MIN_S: Final = 0.2
 RESTART_PAUSE_MAX_S: Final = 10.0
@@ -159,11 +158,11 @@ class WorkItemReader:
             isolation_level="read_uncommitted",
             auto_offset_reset="earliest",
             enable_auto_commit=False,
-            session_timeout_ms=SESSION_TIMEOUT_MS,
-            heartbeat_interval_ms=SESSION_TIMEOUT_MS // 5,
+            session_timeout_ms=self._settings.session_timeout_ms,
+            heartbeat_interval_ms=self._settings.session_timeout_ms // 5,
             # Long steps fill our hands for hours; heartbeats and leases say who is alive.
             max_poll_interval_ms=86_400_000,
-            rebalance_timeout_ms=SESSION_TIMEOUT_MS,
+            rebalance_timeout_ms=self._settings.session_timeout_ms,
         )
         back_off_metadata(client_of(consumer))
         try:

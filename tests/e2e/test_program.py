@@ -457,7 +457,7 @@ def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path):
         assert word in told
     for word in ("taskflow:timer", '{"by":"timer"', '{"by":"timeout"', '{"by":"external_event"'):
         assert word in told
-    assert "52 flows" in told.partition("What the views have seen")[2]
+    assert "53 flows" in told.partition("What the views have seen")[2]
     assert len(seen) >= 4  # supervisor, JVM, worker, views
     psutil.wait_procs(seen, timeout=patience(10))
     assert not [process for process in seen if process.is_running()]

@@ -4,7 +4,7 @@ import asyncio
 import importlib.util
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from processor.settings import PREFIX, Settings
 READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 15.0
 LAST_WORDS: Final = 5
+WITH_PARENT: Final = "--with-parent"
 _ASKED_EVERY_S: Final = 0.2
 _KNOCK_S: Final = 2.0
 
@@ -91,7 +92,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 @asynccontextmanager
 async def worker_beside(environment: Mapping[str, str], log: Path) -> AsyncIterator[ChildProcess]:
     """`taskflow worker` with this environment."""
-    async with _started("worker", environment, log) as process:
+    async with _started(("worker", WITH_PARENT), environment, log) as process:
         yield ChildProcess(process, log)
 
 
@@ -101,13 +102,23 @@ async def views_beside(
 ) -> AsyncIterator[ViewsChild]:
     """`taskflow views` with this environment (ours, if None); what it says goes to our standard
     error if not to `log`."""
-    async with _started("views", environment, log) as process:
+    async with _started(("views", WITH_PARENT), environment, log) as process:
         yield ViewsChild(process, log, settings)
 
 
 @asynccontextmanager
+async def executor_beside(
+    task: str, program: Sequence[str], environment: Mapping[str, str], log: Path
+) -> AsyncIterator[ChildProcess]:
+    """`taskflow step run` of `program` with this environment."""
+    command = ("step", "run", "--task", task, WITH_PARENT, "--", *program)
+    async with _started(command, environment, log) as process:
+        yield ChildProcess(process, log)
+
+
+@asynccontextmanager
 async def _started(
-    command: str, environment: Mapping[str, str] | None, log: Path | None
+    command: Sequence[str], environment: Mapping[str, str] | None, log: Path | None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A command of the program as a child that ends with us, however we end: it watches its input.
 
@@ -119,7 +130,7 @@ async def _started(
             log.parent.mkdir(parents=True, exist_ok=True)
             sink = stack.enter_context(log.open("wb"))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "processor", command, "--with-parent"),
+            *(sys.executable, "-m", "processor", *command),
             env=dict(os.environ if environment is None else environment),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,

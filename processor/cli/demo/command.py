@@ -26,6 +26,7 @@ from processor.cli.common.output import console, say, table, verdict_text
 from processor.cli.common.runner import Interrupted, run, settings_and_logs
 from processor.cli.common.views_client import asking
 from processor.cli.demo.foreign_client import foreigners, misplaced_by_crc32
+from processor.cli.demo.managed_steps import killed_executor
 from processor.cli.demo.observer import EVENT_TIMEOUT_S, DemoFailed, Observer, dead_letters, hearing
 from processor.cli.demo.scenarios import (
     NotAsExpected,
@@ -54,7 +55,8 @@ def demo(
     process of its own, sends it over 200 commands about 50 flows, some of them wrong on
     purpose, and shows what comes of them. One flow only waits: until a time, for an event that
     comes too late, for one that comes, and until it is cancelled. The views, another process,
-    show what is left of it. The first run on a machine fetches Kafka.
+    show what is left of it. A flow hands out three steps to executors, one of which is killed. The
+    first run on a machine fetches Kafka.
 
     Example: `taskflow demo --keep`
 
@@ -105,6 +107,7 @@ async def _play_and_show(
     """The stories, and what the views make of them; they start meanwhile."""
     if not views_installed():
         await _play(settings, out)
+        await _hand_out_work(settings, out, directory)
         out.print(f"The views show it live: {install_line('views')}", markup=False)
         if left_up is not None:
             await _leave_up(settings, out, left_up)
@@ -112,14 +115,21 @@ async def _play_and_show(
     environment, log = environment_of(settings), directory / "views.log"
     async with views_beside(settings, environment, log) as views:
         await _unless_ended("view worker", views, _play(settings, out))
+        await _unless_ended("view worker", views, _hand_out_work(settings, out, directory))
         if not await views.ready():
             raise DemoFailed(f"The views did not start:\n{views.last_words()}")
-        out.print(f"[bold]8.[/] What the views have seen: {await _seen(settings, views)}.")
+        out.print(f"[bold]9.[/] What the views have seen: {await _seen(settings, views)}.")
         if left_up is None:
             out.print("   To look at it: `taskflow demo --keep`.")
             return
         out.print(f"   Look at {views.url} (every flow, live).")
         await _unless_ended("view worker", views, _leave_up(settings, out, left_up))
+
+
+async def _hand_out_work(settings: Settings, out: Console, directory: Path) -> None:
+    out.print("[bold]8.[/] Handing out three steps to executors, and killing one amid its step:")
+    flow_id = await killed_executor(settings, directory, environment_of(settings))
+    print_history(out, [event async for event in history(settings, flow_id)])
 
 
 async def _leave_up(settings: Settings, out: Console, left_up: asyncio.Event) -> None:

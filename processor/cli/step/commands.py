@@ -1,5 +1,6 @@
 """`taskflow step`: schedule, look at, retry, cancel and do managed steps."""
 
+import asyncio
 import shutil
 import sys
 import time
@@ -31,13 +32,14 @@ from processor.cli.common.output import (
     write_json,
     write_line,
 )
-from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
+from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs, stop_with_parent
 from processor.cli.flow.execute import login
 from processor.cli.send.pipeline import accepted, send_as_operator
 from processor.cli.step.lookup import find_step, list_steps, step_filter
 from processor.contract.outcomes import Outcome, Verdict
 from processor.contract.steps import StepStatus
 from processor.contract.values import instant, parse_timestamp
+from processor.runtime import unless_stopped
 
 app = typer.Typer(
     help="Schedule, look at, retry, cancel and do managed steps.", no_args_is_help=True
@@ -220,6 +222,9 @@ def run_(
     drain: str = typer.Option(
         "30s", "--drain", help="How long running steps may take after SIGTERM or Ctrl-C."
     ),
+    with_parent: bool = typer.Option(
+        False, "--with-parent", hidden=True, help="Stop when standard input ends."
+    ),
 ) -> None:
     """Do the steps of a task with any program, until SIGTERM or Ctrl-C.
 
@@ -262,9 +267,12 @@ def run_(
             )
         except ValueError as error:
             raise WrongUse(f"{error}.") from None
+        stop = asyncio.Event()
+        if with_parent:
+            stop_with_parent(stop)
         async with worker:
             say(f"doing steps of {', '.join(task)} as {worker.issued_by}; Ctrl-C ends")
-            await worker.run()
+            await unless_stopped(worker.run(), stop)
 
     run(work)
 

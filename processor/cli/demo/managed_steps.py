@@ -1,0 +1,45 @@
+"""Managed steps in the demo: two executors do a flow's steps, and one of them is killed."""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from processor.cli.common.child_processes import executor_beside
+from processor.client import FlowClient
+from processor.settings import Settings
+
+TASK: Final = "resize"
+STEPS: Final = 3
+LEASE: Final = timedelta(seconds=1)
+SESSION: Final = "2s"
+"""Executors of the demo are missed sooner than the usual 10 s."""
+TIMEOUT_S: Final = 60.0
+PROGRAM: Final = (sys.executable, "-c", "import time; time.sleep(0.5); print(input())")
+
+
+async def killed_executor(
+    settings: Settings, directory: Path, environment: Mapping[str, str]
+) -> str:
+    """Run a flow with STEPS steps, kill the first executor amid one, and return the flow's id."""
+    environment = {**environment, "TASKFLOW_SESSION_TIMEOUT": SESSION}
+    async with (
+        asyncio.timeout(TIMEOUT_S),
+        executor_beside(TASK, PROGRAM, environment, directory / "executor-1.log") as first,
+        FlowClient(settings, session="session:pictures") as client,
+    ):
+        flow = await client.create("Resize three pictures", controller="pictures", origin="upload")
+        await flow.start()
+        for number in range(STEPS):
+            await flow.schedule(f"picture-{number}", TASK, {"picture": number}, lease=LEASE)
+        await flow.join()
+        async for event in flow.events(follow=True):
+            if event.kind == "step_started":
+                first.process.kill()
+                break
+        async with executor_beside(TASK, PROGRAM, environment, directory / "executor-2.log"):
+            await flow.until("running")
+            await flow.finish()
+        return flow.id
