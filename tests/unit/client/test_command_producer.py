@@ -73,6 +73,7 @@ async def test_a_producer_is_idempotent_and_lingers(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(module, "AIOKafkaProducer", Started)
     monkeypatch.setattr(module, "back_off_metadata", lambda client: None)
+    monkeypatch.setattr(module, "quiet_failures", lambda producer: None)
     producer = CommandProducer(Settings())
 
     await producer.send("t", b"k", b"v", [], handed_over=lambda: None)
