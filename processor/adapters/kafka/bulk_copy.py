@@ -31,7 +31,6 @@ COPIED_MAX_BYTES: Final = UNPACKED_MAX_BYTES + DEAD_LETTER_MAX_BYTES
 """The largest record that can have been read: the old topics may have taken compressed ones."""
 WHILE_FILLED: Final = {
     TIME_TYPE: FILLING,
-    "compression.type": "producer",
     "max.message.bytes": str(COPIED_MAX_BYTES),
 }
 """Settings of topics that are being filled, beside their own."""

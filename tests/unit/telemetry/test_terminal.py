@@ -3,11 +3,7 @@
 import io
 import json
 import logging
-import os
-import pty
-import re
 import sys
-import tty
 from collections.abc import Callable
 
 import pytest
@@ -17,9 +13,10 @@ from processor.cli.common import output
 from processor.settings import Settings
 from processor.telemetry.logging import configure_logs
 from processor.telemetry.terminal import OBEYED, visible, visible_json
+from tests.support.terminal import on_a_terminal, without_styles
 
 HOSTILE = (
-    "\x1b[2J\x07\x00\x08\r\x7f\x85\x9b31m\u061c\u200e\u200f\u202a\u202e\u2028\u2066\u2069"
+    "\x1b]0;title\x07\x00\x08\r\x7f\x85\x9b31m\u061c\u200e\u200f\u202a\u202e\u2028\u2066\u2069"
     "\u200b\ufeff\U000e0041"
 )
 HARMLESS = "ü \U0001f469\u200d\U0001f680 می\u200cخواهم"
@@ -40,35 +37,6 @@ def test_json_with_escapes_is_the_same_json():
     assert json.loads(shown) == value
     assert not OBEYED.search(shown)
     assert HARMLESS in shown
-
-
-def on_a_terminal(monkeypatch: pytest.MonkeyPatch, write: Callable[[], None]) -> str:
-    """What `write` writes to a real terminal, by standard output and by standard error."""
-    leader, follower = pty.openpty()
-    tty.setraw(follower)  # bytes come out as they were written
-    try:
-        with (
-            os.fdopen(os.dup(follower), "w", encoding="utf-8") as out,
-            os.fdopen(os.dup(follower), "w", encoding="utf-8") as err,
-            monkeypatch.context() as patched,
-        ):
-            patched.setenv("TERM", "xterm-256color")
-            patched.setattr(sys, "stdout", out)
-            patched.setattr(sys, "stderr", err)
-            write()
-        os.write(follower, b"END")
-        read = b""
-        while not read.endswith(b"END"):
-            read += os.read(leader, 65536)
-        return read.removesuffix(b"END").decode()
-    finally:
-        os.close(follower)
-        os.close(leader)
-
-
-def without_styles(text: str) -> str:
-    """Without the escape sequences that set colours, and the line ends."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\n", "")
 
 
 @pytest.mark.parametrize(
