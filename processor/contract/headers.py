@@ -20,6 +20,10 @@ OFFSET_MAX: Final = 2**63 - 1
 PARTITION_MAX: Final = 2**31 - 1
 SIZE_MAX: Final = 2**31 - 1
 """Of a record, in bytes."""
+MOVED_FROM: Final = "taskflow-moved-from"
+"""On an event that a repartition copied: the prefix it came from and the id it had, prefix/id."""
+PROGRESS: Final = "taskflow-repartition"
+"""On a cursor, while topics are being filled: how far the old side is copied, as JSON."""
 ADDED: Final = (
     *(dead_letters.CODE, dead_letters.MESSAGE, dead_letters.SOURCE_TOPIC),
     *(dead_letters.SOURCE_PARTITION, dead_letters.SOURCE_OFFSET, dead_letters.SOURCE_TIMESTAMP),

@@ -10,7 +10,7 @@ import orjson
 
 from processor.contract import dead_letters
 from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
-from processor.ops.repartition.rewriting import MOVED_FROM, PROGRESS
+from processor.contract.headers import MOVED_FROM, PROGRESS
 from processor.ops.replay.selection import REPLAY_HEADER
 from tests.support.builders import FLOW_ID, MORNING, OWNER, TIMER
 from tests.support.recorded_deployment import Recorded

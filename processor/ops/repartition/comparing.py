@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import orjson
 
+from processor.contract.headers import MOVED_FROM
 from processor.contract.outcomes import Verdict
 from processor.contract.state import CURSOR_PREFIX
 from processor.contract.values import parse_timestamp
 from processor.engine.codec import canonical
 from processor.engine.partitioner import partition_of
-from processor.ops.repartition.rewriting import MOVED_FROM
 from processor.ops.verify.ports import LogRecord
 
 _MOVED = ("id", "source")

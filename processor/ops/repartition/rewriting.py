@@ -10,6 +10,8 @@ import orjson
 from processor.contract import dead_letters
 from processor.contract.events import CHAIN_HEADER, CHAIN_START
 from processor.contract.headers import (
+    MOVED_FROM,
+    PROGRESS,
     Header,
     Headers,
     chain_of,
@@ -26,10 +28,6 @@ from processor.engine.rows import Position
 from processor.ops.repartition.steps import Step
 from processor.ops.verify.ports import LogRecord
 
-MOVED_FROM: Final = "taskflow-moved-from"
-"""On a copied event: the prefix it came from and the id it had there, prefix/id."""
-PROGRESS: Final = "taskflow-repartition"
-"""On a cursor, while topics are being filled: how far the old side is copied, as JSON."""
 LATE_MAX_MS: Final = 16 * 60_000
 
 

@@ -10,11 +10,10 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from processor.contract.headers import RecordPlace, chain_of, split_dead_letter
+from processor.contract.headers import MOVED_FROM, RecordPlace, chain_of, split_dead_letter
 from processor.contract.state import CURSOR_PREFIX
 from processor.engine.batch import Outgoing, first_event_id, new_outgoing
 from processor.engine.codec import Readable, decode
-from processor.ops.repartition.rewriting import MOVED_FROM
 from processor.ops.replay.recorded import (
     Beginning,
     Decided,
