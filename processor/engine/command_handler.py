@@ -18,7 +18,7 @@ from processor.contract.steps import ManagedStep, StepStatus
 from processor.domain import messages
 from processor.domain.decide import decide
 from processor.domain.decision import Decision
-from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
+from processor.domain.evolve import evolve, evolve_step
 from processor.domain.steps import (
     NO_STEPS,
     NO_TOTALS,
@@ -264,10 +264,10 @@ class CommandHandler:
         size_bytes = 0
         dry_run = bool(command.dry_run)
         for fact in facts:
-            flow = evolve(flow, fact)
+            unchanged, flow = flow, evolve(flow, fact)
             if dry_run:
                 continue
-            if fact.kind in STEP_KINDS:
+            if flow is unchanged:  # only what happens to a step leaves it as it is
                 at = fact.flow_id, run_id_of(fact)
                 old = self._step(at)
                 was = old.step if old else None

@@ -6,12 +6,11 @@ from typing import NamedTuple
 import orjson
 from hypothesis import given
 
-from processor.contract import CONTROL_ONLY, Code, Command, EventKind, Flow, FlowStatus, Step
+from processor.contract import CONTROL_ONLY, Code, Command, Flow, FlowStatus, Step
 from processor.domain import messages
 from processor.domain.decide import decide
 from processor.domain.decision import Decision
-from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
-from processor.domain.steps import NO_TOTALS, run_id_of
+from processor.domain.evolve import STEP_KINDS, evolve
 from processor.domain.transitions import CREATES, STEP_COMMANDS, TERMINAL, Authority, allowed
 from processor.engine.codec import encode, fact_of
 from tests.support.flow_history import FlowHistory
@@ -52,21 +51,6 @@ def test_folding_the_events_gives_the_flow_and_the_steps_that_were_decided(histo
         folded.fold([fact_of(event)])
     assert folded.flow == (moments[-1].after if moments else None)
     assert folded.steps == (moments[-1].steps if moments else {})
-
-
-@given(lives())
-def test_what_is_counted_of_the_steps_is_what_there_is(history):
-    totals = NO_TOTALS
-    for moment in life_of(history):
-        known = dict(moment.steps_before)
-        for fact in moment.decision.facts:
-            if fact.kind in STEP_KINDS:
-                was = known.get(run_id_of(fact))
-                now = evolve_step(was, fact)
-                totals, known[now.run_id] = totals.after(was, now), now
-            elif fact.kind is EventKind.PRUNED:
-                totals = NO_TOTALS
-        assert totals == FlowHistory(moment.after, moment.steps).totals
 
 
 @given(lives())
