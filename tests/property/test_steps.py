@@ -13,7 +13,7 @@ from processor.domain.transitions import OWNER, TERMINAL
 from tests.property.test_domain import life_of
 from tests.support.flow_history import FlowHistory
 from tests.support.reference_steps import join_is_over
-from tests.support.strategies import lives
+from tests.support.strategies import lives, step_lives
 
 ENDS = {EventKind.STEP_SUCCEEDED, EventKind.STEP_FAILED, EventKind.STEP_CANCELLED}
 
@@ -33,7 +33,7 @@ def managed(steps: dict[str, Step]) -> list[ManagedStep]:
     return [step for step in steps.values() if isinstance(step, ManagedStep)]
 
 
-@given(lives())
+@given(lives() | step_lives())
 def test_what_is_counted_of_the_steps_is_what_there_is(history):
     totals = NO_TOTALS
     for moment in life_of(history):
@@ -44,7 +44,7 @@ def test_what_is_counted_of_the_steps_is_what_there_is(history):
         assert totals == FlowHistory(moment.after, moment.steps).totals
 
 
-@given(lives())
+@given(lives() | step_lives())
 def test_only_the_holder_of_an_attempt_records_what_came_of_it(history):
     for moment in life_of(history):
         command = moment.command
@@ -56,7 +56,7 @@ def test_only_the_holder_of_an_attempt_records_what_came_of_it(history):
             assert command.attempt == was.execution.attempt
 
 
-@given(lives())
+@given(lives() | step_lives())
 def test_a_step_that_has_ended_is_only_tried_again_by_command(history):
     for moment in life_of(history):
         for fact, was, _ in changes_of(moment):
@@ -64,7 +64,7 @@ def test_a_step_that_has_ended_is_only_tried_again_by_command(history):
                 assert (fact.kind, moment.command.kind) == (EventKind.STEP_RETRIED, "retry_step")
 
 
-@given(lives())
+@given(lives() | step_lives())
 def test_an_attempt_begins_with_a_start_and_with_nothing_else(history):
     for moment in life_of(history):
         for fact, was, now in changes_of(moment):
@@ -75,7 +75,7 @@ def test_an_attempt_begins_with_a_start_and_with_nothing_else(history):
                 assert not begun or was.status == "pending"
 
 
-@given(lives())
+@given(lives() | step_lives())
 def test_a_live_step_is_looked_at_by_its_timeout_and_an_ended_one_never(history):
     for moment in life_of(history):
         for step in managed(moment.steps):
@@ -88,7 +88,7 @@ def test_a_live_step_is_looked_at_by_its_timeout_and_an_ended_one_never(history)
                 assert step.child_session_key is not None
 
 
-@given(lives())
+@given(lives() | step_lives())
 def test_no_step_outlives_its_flow_and_none_ends_with_it_out_of_order(history):
     for moment in life_of(history):
         if moment.after is not None and moment.after.status in TERMINAL:
@@ -97,7 +97,7 @@ def test_no_step_outlives_its_flow_and_none_ends_with_it_out_of_order(history):
         assert ended == sorted(ended, key=str.encode)
 
 
-@given(lives())
+@given(lives() | step_lives())
 def test_a_join_waits_exactly_until_it_holds(history):
     for moment in life_of(history):
         facts, flow = moment.decision.facts, moment.after
@@ -111,7 +111,7 @@ def test_a_join_waits_exactly_until_it_holds(history):
             assert wait["kind"] != "steps" or not join_is_over(wait, steps)
 
 
-@given(lives())
+@given(lives() | step_lives())
 def test_a_step_moves_neither_revision_nor_time_of_its_flow(history):
     for moment in life_of(history):
         facts = moment.decision.facts

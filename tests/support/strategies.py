@@ -10,11 +10,20 @@ from processor.contract import (
     CONTROL_ONLY,
     Command,
     CommandKind,
+    FlowStatus,
+    ManagedStep,
     StepStatus,
     instant,
 )
 from processor.contract.values import NUMBER_MAX
-from processor.domain.transitions import CREATES, LIVE, STEP_COMMANDS, Authority, allowed
+from processor.domain.transitions import (
+    CREATES,
+    LIVE,
+    STEP_COMMANDS,
+    STEP_MOVES,
+    Authority,
+    allowed,
+)
 from tests.support.builders import DAY_MS, MORNING, OWNER, STRANGER, document
 from tests.support.flow_history import FlowHistory
 
@@ -33,6 +42,7 @@ PATCHES = st.dictionaries(st.sampled_from("abc"), JSON, max_size=2) | JSON
 TOO_LARGE = st.just("x" * 256 * 1024)
 NAMES = st.sampled_from(["r", "s"])
 ATTEMPTS = st.sampled_from([1, 1, 1, 2, 0])
+JOIN_MODES = ["all", "all_or_failure"]
 # Most commands are well meant, or no flow would get anywhere. (Drawn numbers favour the ends.)
 SELDOM = st.integers(0, 20).map(lambda n: n == 13)
 LATER_MS = st.sampled_from([-1, 0, 1, 2_000, 10_000, 30 * DAY_MS, 31 * DAY_MS])
@@ -169,4 +179,47 @@ def lives(draw: st.DrawFn) -> list[Sent]:
         command, at_ms, authority = sent
         history.append(sent)
         life.send(command, at=at_ms, authority=authority)
+    return history
+
+
+@st.composite
+def step_lives(draw: st.DrawFn) -> list[Sent]:
+    """What is sent to a running flow with managed steps: mostly what its steps take as they stand,
+    from their holders; times go on."""
+    life, at_ms = FlowHistory(), MORNING
+    history: list[Sent] = []
+
+    def send(kind: str, authority: Authority, **fields: Any) -> None:
+        command = COMMANDS.validate_python(document(kind, **fields))
+        history.append((command, at_ms, authority))
+        life.send(command, at=at_ms, authority=authority)
+
+    about = {"controller_id": "c", "goal": "g", "requester_origin": "r"}
+    send("create_mirrored", Authority.OWNER, **about)
+    for _ in range(draw(st.integers(2, 16))):
+        at_ms += draw(st.sampled_from([0, 1_000, 1_000, 5_000]))
+        managed = [step for step in life.steps.values() if isinstance(step, ManagedStep)]
+        taken = {k: [s for s in managed if s.status in m.origins] for k, m in STEP_MOVES.items()}
+        steps_take = [kind for kind, steps in sorted(taken.items()) if steps]
+        likely = [kind for kind in ("start_step", "complete_step") if kind in steps_take]
+        kinds = ["schedule_step", *likely * 3, *steps_take]
+        turn = draw(st.integers(0, 9))
+        if life.flow is None:
+            break
+        if turn == 9:
+            kinds = [*allowed(life.flow, Authority.OPERATOR)]
+        elif turn > 6 and life.flow.status is FlowStatus.RUNNING:
+            kinds = ["set_waiting"]
+        kind = draw(st.sampled_from(kinds))
+        fields = draw(_own_fields(CommandKind(kind), at_ms))
+        if taken.get(kind):
+            step = draw(st.sampled_from(taken[kind]))
+            fields["run_id"] = step.run_id
+            if "attempt" in fields and not draw(SELDOM):
+                fields["attempt"] = step.execution.attempt
+                fields["issued_by"] = step.child_session_key or OWNER
+        if kind == "set_waiting" and draw(st.booleans()):
+            fields["wait"] = {"kind": "steps", "mode": draw(st.sampled_from(JOIN_MODES))}
+        control = kind in CONTROL_ONLY or draw(SELDOM)
+        send(kind, Authority.OPERATOR if control else Authority.OWNER, **fields)
     return history
