@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 
+import orjson
 import pytest
 
 from processor.contract.headers import MOVED_FROM
@@ -103,6 +104,8 @@ def test_progress_stands_on_the_cursor():
 
     assert progress_of(copy.record.headers) == {"outcomes/0": 5}
     assert progress_of([]) is None
+    # The first owner of the new side writes the work items of all steps that are offered.
+    assert orjson.loads(copy.record.value or b"")["offered"] == 0
 
 
 async def test_steps_of_different_partitions_come_by_time():
