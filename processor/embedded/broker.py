@@ -153,7 +153,7 @@ async def embedded_broker(
     a user's first run. `heap`: the JVM's largest, such as `512m`. `cache_dir`: for the jars.
     `properties`: of Kafka's server.properties, over our own. `heap` and `cache_dir` come from
     TASKFLOW_BROKER_HEAP and TASKFLOW_CACHE_DIR if None; TASKFLOW_BROKER_JIT says how much the JVM
-    compiles.
+    compiles, TASKFLOW_BROKER_AOT from which AOT cache it starts.
 
     It ends with the block, and with this process however that ends. Raises EmbeddedBrokerError.
     """
@@ -166,6 +166,7 @@ async def embedded_broker(
         command = [
             str(java),
             *_jvm_options(directory.path, heap),
+            *environment.aot_options(),
             *jit,
             "-cp",
             ":".join(map(str, jars)),

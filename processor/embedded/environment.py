@@ -13,6 +13,7 @@ from processor.errors import ExtraMissing
 CACHE_VARIABLE = "TASKFLOW_CACHE_DIR"
 HEAP_VARIABLE = "TASKFLOW_BROKER_HEAP"
 JIT_VARIABLE = "TASKFLOW_BROKER_JIT"
+AOT_VARIABLE = "TASKFLOW_BROKER_AOT"
 DEFAULT_HEAP = "512m"
 
 # Set for some other Java program, they would change or end ours.
@@ -54,6 +55,15 @@ def jit_options() -> list[str]:
                 f"{JIT_VARIABLE} is {value!r}, neither full nor quick; "
                 "the embedded broker was not started."
             )
+
+
+def aot_options() -> list[str]:
+    """By TASKFLOW_BROKER_AOT: a file that the JVM starts sooner from. One that is not there, or was
+    made for other jars or by another JVM, is left aside."""
+    cache = os.environ.get(AOT_VARIABLE)
+    if not cache or not Path(cache).is_file():
+        return []
+    return [f"-XX:AOTCache={Path(cache).absolute()}", "-Xlog:aot*=off", "-Xlog:cds*=off"]
 
 
 def java_environment() -> dict[str, str]:

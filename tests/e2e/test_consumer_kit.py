@@ -2,7 +2,6 @@
 was aborted."""
 
 import asyncio
-import os
 import shutil
 import sqlite3
 import sys
@@ -24,6 +23,7 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.embedded.jars import ensure_jars
 from processor.settings import Settings
 from tests.support.examples import examples, shown, spoken
+from tests.support.processes import inherited
 from tests.support.worker import running_worker
 
 FLOWS = [str(UUID(int=n)) for n in range(1, 6)]
@@ -41,9 +41,8 @@ class Audit:
 
     @property
     def environ(self) -> dict[str, str]:
-        kept = {n: text for n, text in os.environ.items() if not n.startswith("TASKFLOW_")}
         return {
-            **kept,
+            **inherited(),
             "TASKFLOW_BOOTSTRAP_SERVERS": self.settings.bootstrap_servers,
             "TASKFLOW_TOPIC_PREFIX": self.settings.topic_prefix,
             "PYTHONPATH": str(ROOT),

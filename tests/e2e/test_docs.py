@@ -1,6 +1,5 @@
 """What the documentation shows runs: each python block under `<!-- runs: name -->`."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.examples import examples, shown
+from tests.support.processes import inherited
 from tests.support.worker import running_worker
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ async def test_what_is_shown_runs(broker: EmbeddedBroker, prefix: str, tmp_path:
         http=None,
     )
     environ = {
-        **{name: text for name, text in os.environ.items() if not name.startswith("TASKFLOW_")},
+        **inherited(),
         "TASKFLOW_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
         "TASKFLOW_TOPIC_PREFIX": settings.topic_prefix,
         "PYTHONPATH": str(ROOT),

@@ -21,20 +21,19 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from processor.embedded.broker import EmbeddedBroker, free_port
 from tests.support.machine import patience
+from tests.support.processes import inherited
 
 Environment = dict[str, str]
 
 
 def environment(bootstrap: str, prefix: str, state_dir: Path) -> Environment:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLOW_")}
     return {
-        **kept,
+        **inherited(),
         "TASKFLOW_BOOTSTRAP_SERVERS": bootstrap,
         "TASKFLOW_TOPIC_PREFIX": prefix,
         "TASKFLOW_STATE_DIR": str(state_dir),
         "TASKFLOW_PARTITIONS": "2",
         "TASKFLOW_HTTP": "off",
-        "TASKFLOW_BROKER_JIT": "quick",
     }
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from aiokafka import AIOKafkaProducer
 
 from processor.adapters.kafka.topic_admin import open_admin
@@ -18,6 +19,7 @@ from tests.support.machine import patience
 WITHIN_S = patience(170.0)
 
 
+@pytest.mark.soak
 async def test_a_short_trial_holds_and_tells_what_it_did(tmp_path):
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "processor", "torture", "--minutes", "0.1", "--seed", "3"),

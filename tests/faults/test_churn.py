@@ -11,7 +11,7 @@ from tests.support.observed_deployment import observing
 from tests.support.processes import workers
 
 PARTITIONS = 4
-TURNS = 4
+TURNS = 2
 
 
 async def test_a_worker_that_joins_and_leaves_every_two_seconds(broker, prefix, tmp_path):

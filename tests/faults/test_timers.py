@@ -23,7 +23,7 @@ from tests.support.observed_deployment import Observer, observing
 from tests.support.processes import owner_of, workers
 
 PARTITIONS = 2
-HERD = 4_000
+HERD = 2_000
 HELD = f"K4:delay={patience(150):.0f}ms@*"
 """Each transaction stays open for a moment: else the herd is through before anyone has looked."""
 TAKEN_OVER = '"the partition is taken over"'

@@ -22,6 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from tests.support.processes import inherited
+
 STREAMS = ("closed", "full", "broken")
 DEADLINE_S = 60
 
@@ -67,11 +69,10 @@ class ForkedProgram:
 def forked_program(environment: Mapping[str, str]) -> Iterator[ForkedProgram]:
     """The process that forks, until the block ends."""
     root = Path(__file__).parents[2]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLOW_")}
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.forked_program"],
         cwd=root,
-        env={**kept, "PYTHONPATH": str(root)},
+        env={**inherited(), "PYTHONPATH": str(root)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -19,7 +19,6 @@ SESSION_TIMEOUT_S = patience(2.0)
 
 def environment(bootstrap: str, prefix: str, state_dir: Path, **settings: str) -> dict[str, str]:
     """What a worker sees; `settings` without the `TASKFLOW_`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLOW_")}
     chosen = {
         "BOOTSTRAP_SERVERS": bootstrap,
         "TOPIC_PREFIX": prefix,
@@ -27,10 +26,18 @@ def environment(bootstrap: str, prefix: str, state_dir: Path, **settings: str) -
         "HTTP": "off",
         "SESSION_TIMEOUT": f"{SESSION_TIMEOUT_S * 1000:.0f}ms",
         "LOG_FORMAT": "json",
-        "BROKER_JIT": "quick",
         **settings,
     }
-    return {**kept, **{f"TASKFLOW_{name}": value for name, value in chosen.items()}}
+    return {**inherited(), **{f"TASKFLOW_{name}": value for name, value in chosen.items()}}
+
+
+def inherited() -> dict[str, str]:
+    """Our environment without settings, but for what makes embedded brokers start soon."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("TASKFLOW_") or name.startswith("TASKFLOW_BROKER_")
+    }
 
 
 class WorkerProcess:
