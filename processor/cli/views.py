@@ -32,7 +32,8 @@ def views(
 
     Start as many as there are partitions; they share these out, and each of them answers for
     all. Each needs a state directory and an address TASKFLOW_VIEWS_HTTP of its own; on several
-    machines also TASKFLOW_VIEWS_ADVERTISE, where the others find it.
+    machines also TASKFLOW_VIEWS_ADVERTISE, where the others find it, and the same
+    TASKFLOW_VIEWS_PEER_SECRET as all others. TASKFLOW_VIEWS_READ_TOKEN keeps other readers out.
 
     Example: `TASKFLOW_VIEWS_HTTP=127.0.0.1:8901 taskflow views`
 
