@@ -25,7 +25,7 @@ from processor.contract.outcomes import Code, Verdict
 from processor.contract.steps import StepFailure
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.errors import TaskflowError
-from processor.runtime import unless_stopped
+from processor.runtime import end_tasks, unless_stopped
 from processor.settings import Settings, load_settings
 from processor.telemetry.tracing import producer_traces
 
@@ -186,7 +186,7 @@ class StepWorker:
             while len(self._attempts) >= self._concurrency and not stopping.done():
                 await asyncio.wait({stopping, *self._attempts}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopping.cancel()
+            await end_tasks(stopping)
 
     def _ended(self, attempt: asyncio.Task[None]) -> None:
         self._attempts.discard(attempt)
@@ -306,9 +306,8 @@ class StepWorker:
                 else:
                     await self._release(received, attempt)
             finally:
-                for task in (keeping, handling, losing, abandoning):
-                    task.cancel()
-                await asyncio.wait({keeping, losing, abandoning})
+                handling.cancel()
+                await end_tasks(keeping, losing, abandoning)
 
     async def _record(
         self, received: ReceivedItem, attempt: int, handling: "asyncio.Task[Any]", step: Step

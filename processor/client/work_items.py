@@ -18,6 +18,7 @@ from processor.adapters.kafka.shutdown import stop_consumer
 from processor.contract import Topics
 from processor.contract.events import TRACEPARENT_HEADER
 from processor.contract.steps import TASK_HEADER, WorkItem
+from processor.runtime import end_tasks
 from processor.settings import Settings
 
 COMMIT_EVERY_S: Final = 1.0
@@ -123,8 +124,7 @@ class WorkItemReader:
         """Commit what was answered, and leave the group."""
         consumer, self._consumer = self._consumer, None
         if self._committing is not None:
-            self._committing.cancel()
-            await asyncio.wait([self._committing])
+            await end_tasks(self._committing)
             self._committing = None
         if consumer is not None:
             await self._commit(consumer)

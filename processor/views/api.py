@@ -391,7 +391,13 @@ class Api:
             }
             for partition in over
         ]
-        return {"items": items, "group_state": standing.state, "view": view}
+        return {
+            "items": items,
+            "group_state": standing.state,
+            "unassigned": standing.unassigned(over),
+            "undecided": standing.undecided(over),
+            "view": view,
+        }
 
     async def _stream(self, request: web.Request, query: models.StreamQuery) -> web.StreamResponse:
         return await self._streams.serve(request, query)

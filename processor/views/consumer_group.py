@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -31,6 +31,24 @@ class GroupState:
     committed: Mapping[TopicPartition, int] = field(default_factory=dict)
     ends: Mapping[TopicPartition, int] = field(default_factory=dict)
     topics: Topics = field(default_factory=Topics)
+
+    def unassigned(self, partitions: Iterable[int]) -> list[int] | None:
+        """Those of `partitions` that no worker decides; None if Kafka does not say."""
+        if self.state is None:
+            return None
+        return [partition for partition in partitions if partition not in self.workers]
+
+    def undecided(self, partitions: Iterable[int]) -> int | None:
+        """Offsets of commands and control of `partitions` that are not decided yet; None if that
+        is not known. Where nothing was ever decided, all of them wait."""
+        tps = [
+            TopicPartition(topic, partition)
+            for topic in (self.topics.commands, self.topics.control)
+            for partition in partitions
+        ]
+        if any(tp not in self.ends for tp in tps):
+            return None
+        return sum(max(self.ends[tp] - self.committed.get(tp, 0), 0) for tp in tps)
 
     def of(self, partition: int) -> Json:
         return {

@@ -395,6 +395,10 @@ class Partitions(ResponseModel):
     items: list[Partition]
     group_state: str | None
     """Of the workers' consumer group, such as `Stable`, as Kafka says it."""
+    unassigned: list[int] | None
+    """Partitions that no worker decides, so that their commands wait; null: Kafka does not say."""
+    undecided: Annotated[int, Field(ge=0)] | None
+    """Offsets of commands and control that no worker has decided yet, in all; null: not known."""
     view: View
 
 

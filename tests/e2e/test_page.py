@@ -35,7 +35,7 @@ async def test_why_a_flow_is_stuck_is_three_clicks_away_and_it_changes_live(
         await page.goto(address)  # list
         await expect(page.locator("tbody tr")).to_have_count(50)
         await expect(page.locator("a.count[data-status=failed] .figure")).to_have_text("1")
-        await expect(page.locator("#fresh")).to_have_text("up to date")
+        await expect(page.locator("#fresh")).to_have_text("no worker for partition 1")
 
         await page.get_by_role("link", name="Wait is over").click()
         await expect(page.locator("tbody tr")).to_have_count(1)
@@ -218,6 +218,16 @@ async def test_views_that_go_away_are_missed_in_words(browser: Browser, told: Sh
     async with tab(browser) as seen:
         async with showing(told) as address:
             await seen.page.goto(address)
-            await expect(seen.page.locator("#fresh")).to_have_text("up to date")
+            await expect(seen.page.locator("#fresh")).to_have_text("no worker for partition 1")
         await expect(seen.page.locator("#fresh")).to_have_text("no answer")
         seen.complaints = [told for told in seen.complaints if "ERR_CONNECTION_REFUSED" not in told]
+
+
+async def test_a_partition_without_a_worker_is_not_up_to_date(browser: Browser, told: ShownViews):
+    told.orphaned = 1
+    async with showing(told) as address, tab(browser) as seen:
+        await seen.page.goto(address)
+        await expect(seen.page.locator("#fresh")).to_have_text("no worker for partition 1")
+        assert await seen.page.locator("#fresh").get_attribute("data-state") == "bad"
+        told.orphaned = None
+        await expect(seen.page.locator("#fresh")).to_have_text("up to date", timeout=15_000)

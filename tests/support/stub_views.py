@@ -242,7 +242,15 @@ class ShownViews:
                     "audit_end": len(self.recorded.of("audit", p)),
                 }
             )
-        return _json(models.Partitions, items=items, group_state="Stable", view=self._view())
+        waiting = [item["commands"]["behind"] for item in items]
+        return _json(
+            models.Partitions,
+            items=items,
+            group_state="Stable",
+            unassigned=[item["partition"] for item in items if item["worker"] is None],
+            undecided=sum(waiting),
+            view=self._view(),
+        )
 
     def _query(self, request: web.Request, model: type[Any]) -> Any:
         self.asked.append(str(request.rel_url))

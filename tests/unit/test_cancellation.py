@@ -427,6 +427,7 @@ CANCELS = {
     PROCESSOR / "adapters" / "kafka" / "internals.py",
     PROCESSOR / "adapters" / "kafka" / "shutdown.py",  # clients that may never end
     PROCESSOR / "cli" / "common" / "runner.py",  # at a signal
+    PROCESSOR / "client" / "step_worker.py",  # handlers of others, which may never end
     PROCESSOR / "telemetry" / "http" / "internals.py",  # timers
 }
 

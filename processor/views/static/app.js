@@ -8,6 +8,7 @@ import { showFlows } from "./flows.js";
 import { showDeadLetters, showPartitions, showStatistics } from "./others.js";
 
 const COUNTS_EVERY_MS = 2000;
+const WORKERS_EVERY_MS = 5000;
 const STATUSES = ["created", "running", "waiting", "finished", "failed", "cancelled"];
 const main = document.getElementById("main");
 const counts = document.getElementById("counts");
@@ -44,6 +45,9 @@ function route(first) {
   }
 }
 
+// Partitions that no worker decides; a page that shows all that happened is not up to date then.
+let unassigned = [];
+
 onView((view) => {
   const fresh = document.getElementById("fresh");
   const text = document.getElementById("fresh-text");
@@ -55,6 +59,9 @@ onView((view) => {
     const late = view.lag_ms ?? 0;
     state = late > 5000 ? "bad" : "good";
     words = late > 1000 ? `${span(late)} behind` : "up to date";
+  }
+  if (state === "good" && unassigned.length) {
+    [state, words] = ["bad", `no worker for partition ${unassigned.join(", ")}`];
   }
   fresh.dataset.state = state;
   if (text.textContent !== words) text.textContent = words;
@@ -75,6 +82,11 @@ counts.append(
   count("ended", "ended/s"),
   count("ratio", "failed, of ended"),
 );
+
+async function askForWorkers(signal) {
+  const found = await get("partitions", {}, signal);
+  unassigned = found.unassigned ?? [];
+}
 
 async function showCounts(signal) {
   const found = await get("statistics", { minutes: 60 }, signal);
@@ -100,4 +112,5 @@ addEventListener("keydown", (event) => {
   }
 });
 route(true);
+keep(askForWorkers, WORKERS_EVERY_MS, new AbortController().signal);
 keep(showCounts, COUNTS_EVERY_MS, new AbortController().signal);
