@@ -51,6 +51,8 @@ async def _fill(settings: Settings) -> None:
             mine = {"flow_id": flow_id, "issued_by": "me"}
             await client.send({"kind": "create_mirrored", **mine, **about})
         await client.send({"kind": "update_state", "flow_id": FLOW, "issued_by": "me", "patch": {}})
+        step = {"kind": "schedule_step", "run_id": "bill", "task": "bill"}
+        await client.send({**step, "flow_id": WAITING, "issued_by": "me"})
         wait = {"kind": "manual"}
         mine = {"flow_id": WAITING, "issued_by": "me"}
         await client.send({"kind": "set_waiting", **mine, "wait": wait})
@@ -112,6 +114,9 @@ PRINTS = [
     ("flow resume {flow}", REFUSED, True),
     ("send --wait {directory}/commands.jsonl", DONE, True),
     ("send {directory}/commands.jsonl", DONE, True),
+    ("step list --task bill", DONE, True),
+    ("step show {waiting} bill", DONE, True),
+    ("steps", DONE, True),
     ("bulk cancel --all --dry-run", DONE, True),
     ("prune --older-than 0s --dry-run", DONE, True),
     ("doctor --probe", DONE, True),
@@ -167,6 +172,15 @@ MISSING = [
     ("flow diff {flow} 0 99", REFUSED, "has revisions 0 to"),
     ("flow blame {flow} state.nothing", REFUSED, "Nothing ever stood at $.state_json.nothing"),
     ("flow blame {flow} price", WRONG_USE, "no field 'price'"),
+    ("step show {flow} nothing", REFUSED, ""),
+    ("step show {nobodys} bill", REFUSED, ""),
+    ("step retry {flow} nothing", REFUSED, ""),
+    ("step cancel {nobodys} bill", REFUSED, ""),
+    ("step schedule {flow} x --task t --timeout-at 999999999999d", WRONG_USE, "the year 9999"),
+    ("step schedule {flow} x --task t --lease 999999999999d", WRONG_USE, "was not sent"),
+    ("step list --limit 1" + "0" * 30, WRONG_USE, "less than or equal to 1000000"),
+    ("step show me bill", WRONG_USE, "'me'"),
+    ("steps --flow {nobodys}", DONE, ""),
     ("flow list --owner nobody", DONE, ""),
     ("flow list --limit 1" + "0" * 30, WRONG_USE, "less than or equal to 1000000"),
     ("bulk cancel --where state.label!==x --dry-run", WRONG_USE, "write !="),

@@ -1,11 +1,14 @@
-"""`taskflow step`: schedule, look at, retry, cancel and do managed steps."""
+"""`taskflow step`: schedule, look at, retry, cancel and do managed steps.
+
+What a command needs is imported when it runs.
+"""
 
 import asyncio
 import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 import orjson
@@ -33,18 +36,17 @@ from processor.cli.common.output import (
     write_line,
 )
 from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs, stop_with_parent
-from processor.cli.flow.execute import login
-from processor.cli.send.pipeline import accepted, send_as_operator
-from processor.cli.step.lookup import find_step, list_steps, step_filter
-from processor.contract.outcomes import Outcome, Verdict
-from processor.contract.steps import StepStatus
-from processor.contract.values import instant, parse_timestamp
 from processor.runtime import unless_stopped
+
+if TYPE_CHECKING:
+    from processor.contract.outcomes import Outcome
 
 app = typer.Typer(
     help="Schedule, look at, retry, cancel and do managed steps.", no_args_is_help=True
 )
 
+StepStatusName = Literal["pending", "running", "succeeded", "failed", "cancelled"]
+"""A StepStatus by its value: the help needs no models."""
 RUN_ID = typer.Argument(..., help="The step's run id.")
 TASK = typer.Option(None, "--task", help="Only steps of this task.")
 STATUS = typer.Option(None, "--status", help="Only steps in this status.")
@@ -98,12 +100,12 @@ def schedule(
 def list_(
     flow: str | None = typer.Option(None, "--flow", help="Only steps of this flow."),
     task: str | None = TASK,
-    status: StepStatus | None = STATUS,
+    status: StepStatusName | None = STATUS,
     holder: str | None = HOLDER,
     older_than: str | None = typer.Option(
         None, "--older-than", help="Only steps that have not changed for this long, such as 10m."
     ),
-    limit: int = typer.Option(50, "--limit", min=1, help="At most so many."),
+    limit: int = typer.Option(50, "--limit", min=1, max=1_000_000, help="At most so many."),
     json: bool = JSON,
 ) -> None:
     """List managed steps, the newest change first. A pipe gets one JSON line for each step.
@@ -115,12 +117,16 @@ def list_(
 
     Settings: as for `taskflow flow list`.
     """
+    from processor.cli.step.lookup import list_steps, step_filter
+    from processor.contract.steps import StepStatus
+    from processor.contract.values import instant
+
     settings = settings_and_logs(quiet=True)
     before = None if older_than is None else instant(ago_ms(older_than, "--older-than"))
     matches = step_filter(
         flow_id=None if flow is None else flow_id_of(flow),
         task=task,
-        status=status,
+        status=None if status is None else StepStatus(status),
         holder=holder,
         changed_before=before,
         managed=True,
@@ -158,6 +164,8 @@ def show(flow_id: str = FLOW_ID, run_id: str = RUN_ID, json: bool = JSON) -> Non
 
     Settings: as for `taskflow flow list`.
     """
+    from processor.cli.step.lookup import find_step
+
     settings = settings_and_logs(quiet=True)
     wanted = flow_id_of(flow_id)
     step = run(lambda: find_step(settings, wanted, run_id))
@@ -280,6 +288,9 @@ def run_(
 def _as_operator(
     kind: str, flow_id: str, run_id: str, timeout: str, json: bool, **fields: Any
 ) -> None:
+    from processor.cli.flow.execute import login
+    from processor.cli.send.pipeline import accepted, send_as_operator
+
     settings = settings_and_logs(quiet=True)
     timeout_s = duration_ms(timeout, "--timeout") / 1000
     command = {
@@ -299,7 +310,9 @@ def _as_operator(
         raise typer.Exit(1)
 
 
-def _sentence(outcome: Outcome, run_id: str) -> str:
+def _sentence(outcome: "Outcome", run_id: str) -> str:
+    from processor.contract.outcomes import Verdict
+
     if outcome.verdict is Verdict.ACCEPTED:
         return f"accepted: step {run_id} of {outcome.flow_id}"
     return f"{outcome.verdict} ({outcome.code}): {outcome.message}"
@@ -310,6 +323,8 @@ def _json(text: str) -> Any:
     if text.startswith("@"):
         try:
             name = text[1:]
+            if name == "-" and sys.stdin is None:
+                raise WrongUse("--input is @-, but standard input is closed.")
             text = sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise WrongUse(f"--input {text}: {error}.") from None
@@ -321,10 +336,16 @@ def _json(text: str) -> Any:
 
 def _time(text: str, option: str) -> str:
     """A time, or a duration from now. Raises WrongUse."""
+    from processor.contract.values import instant, parse_timestamp
+
     try:
         return instant(parse_timestamp(text))
     except ValueError:
-        return instant(time.time_ns() // 1_000_000 + duration_ms(text, option))
+        ahead_ms = duration_ms(text, option)
+    try:
+        return instant(time.time_ns() // 1_000_000 + ahead_ms)
+    except OverflowError:
+        raise WrongUse(f"{option} is {text!r}, which ends after the year 9999.") from None
 
 
 def _due(due_at: str | None) -> str:

@@ -16,7 +16,9 @@ import processor
 from processor.cli.bulk.command import ActionName
 from processor.cli.common.options import StatusName
 from processor.cli.main import COMMANDS, DONE, WRONG_USE, main
+from processor.cli.step.commands import StepStatusName
 from processor.contract.flow import FlowStatus
+from processor.contract.steps import StepStatus
 from processor.ops.bulk import BulkAction
 from tests.support.program_tree import Words, all_commands
 
@@ -90,7 +92,17 @@ def test_the_help_of_all_imports_no_command_and_nothing_that_commands_need():
 
 LIGHT = (
     *("flow list", "flow show", "flow history", "flow cancel", "audit", "outcomes", "send"),
-    *("deadletters", "bulk", "prune", "topics create", "worker", "views"),
+    *(
+        "step list",
+        "step show",
+        "steps",
+        "deadletters",
+        "bulk",
+        "prune",
+        "topics create",
+        "worker",
+        "views",
+    ),
 )
 
 
@@ -103,6 +115,7 @@ def test_the_help_of_a_command_imports_nothing_that_only_running_it_needs(comman
 def test_choices_that_are_written_out_are_those_of_the_models():
     assert get_args(StatusName) == tuple(FlowStatus)
     assert get_args(ActionName) == tuple(BulkAction)
+    assert get_args(StepStatusName) == tuple(StepStatus)
 
 
 @pytest.fixture

@@ -65,5 +65,10 @@ def test_a_closed_standard_input_is_said(taskflow: ForkedProgram):
         "",
         "Standard input is closed; nothing was sent.\n",
     )
+    flow_id = "6f1f3a52-0000-4000-8000-000000000001"
+    done = taskflow(
+        "step", "schedule", flow_id, "r", "--task", "t", "--input", "@-", stdin="closed"
+    )
+    assert (done.code, "standard input is closed" in done.err) == (WRONG_USE, True)
     done = taskflow("prune", "--older-than", "30d", stdin="closed")
     assert (done.code, "--yes" in done.err) == (WRONG_USE, True)
