@@ -24,7 +24,8 @@ from processor.partition.timers import Timers
 from processor.settings import Settings
 from tests.conformance.test_through_kafka import CASES as ALL
 from tests.conformance.test_through_kafka import PARTITIONS, rows_of, told_of, wakes_by_itself
-from tests.support.observed_deployment import World, observing
+from tests.support.deployment import Deployment
+from tests.support.observed_deployment import observing
 from tests.support.worker import running_worker
 
 CASES = [case for case in ALL if not wakes_by_itself(case)]
@@ -60,11 +61,11 @@ async def keep_given_times(settings: Settings) -> None:
         )
 
 
-def expected_items(case: Any, world: World) -> list[Any]:
+def expected_items(case: Any, world: Deployment) -> list[Any]:
     """The work items of a case, with the ids of the events that offered them."""
     flow_id = case["commands"][0]["value"]["flow_id"]
     outcomes = [
-        o for r in world.all("outcomes") if (o := json.loads(r.value))["flow_id"] == flow_id
+        o for r in world.all_of("outcomes") if (o := json.loads(r.value))["flow_id"] == flow_id
     ]
     expected = []
     for outcome, said in zip(outcomes, case["expect"], strict=True):

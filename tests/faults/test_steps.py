@@ -15,8 +15,9 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.adapters.kafka.topic_reader import read
 from processor.contract.values import parse_timestamp
 from processor.settings import Settings
+from tests.support.deployment import Deployment
 from tests.support.machine import patience
-from tests.support.observed_deployment import World, observing
+from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess, workers
 from tests.unit.commands import create, finish, schedule, start, step
 
@@ -43,11 +44,11 @@ async def items(settings: Settings) -> list[Any]:
     return [json.loads(record.value or b"") async for record in read(settings, topic)]
 
 
-def events(world: World) -> list[Any]:
-    return [json.loads(record.value or b"") for record in world.all("audit")]
+def events(world: Deployment) -> list[Any]:
+    return [json.loads(record.value or b"") for record in world.all_of("audit")]
 
 
-def offerings(world: World) -> dict[str, list[int]]:
+def offerings(world: Deployment) -> dict[str, list[int]]:
     """The events that offered a step, by run id."""
     found = defaultdict(list)
     for event in events(world):
@@ -82,6 +83,7 @@ async def test_items_that_a_killed_worker_left_are_written_by_the_next(broker, p
         world = await observer.settled([worker.state_dir], timeout_s=patience(PATIENCE_S))
         assert await worker.end() == 0
 
+    world.assert_clean()
     offered = offerings(world)
     written = defaultdict(set)
     for item in await items(settings):
@@ -118,24 +120,25 @@ async def test_a_flow_with_a_thousand_pending_steps_ends_in_one_transaction(
         grown_mib = resident_mib(worker) - before_mib
         assert await worker.end() == 0
 
+    world.assert_clean()
     ended = events(world)[-1_001:]
     assert [event["kind"] for event in ended] == ["finished"] + ["step_cancelled"] * 1_000
     assert [event["payload_json"]["run_id"] for event in ended[1:]] == sorted(runs)
     (source,) = {json.dumps(event["source"]) for event in ended}
     (outcome,) = [
         (record, one)
-        for record in world.all("outcomes")
+        for record in world.all_of("outcomes")
         if json.dumps((one := json.loads(record.value or b""))["source"]) == source
     ]
     took_ms = outcome[0].timestamp - parse_timestamp(outcome[1]["at"])
     assert took_ms < patience(2) * 1_000
     assert grown_mib < 150
     (table,) = [table for table in world.tables if table.steps]
-    assert {json.loads(doc)["status"] for doc in table.steps.values()} == {"cancelled"}
+    assert {json.loads(row.doc)["status"] for row in table.steps} == {"cancelled"}
     # One transaction: between the first record and the last there is no other's, nor a marker.
     offsets = [
         r.offset
-        for r in world.all("audit")
+        for r in world.all_of("audit")
         if json.loads(r.value or b"")["id"] in {event["id"] for event in ended}
     ]
     assert offsets == list(range(offsets[0], offsets[0] + 1_001))
@@ -170,6 +173,7 @@ async def test_a_backlog_ends_nobodys_lease(broker, prefix, tmp_path):
         world = await observer.settled([worker.state_dir], timeout_s=patience(PATIENCE_S))
         assert await worker.end() == 0
 
+    world.assert_clean()
     by_run: dict[str, list[Any]] = defaultdict(list)
     for event in events(world):
         if event["kind"].startswith("step_"):
