@@ -20,6 +20,7 @@ from processor.client.command_producer import CommandProducer
 from processor.client.errors import CommandNotSent
 from processor.client.reader import CommittedReader, count_partitions
 from processor.contract.outcomes import Verdict
+from processor.contract.rights import Operation
 from processor.contract.topics import Topics
 from processor.contract.values import instant, parse_timestamp
 from processor.ops.deadletters import DeadLetterRecord, outbound, partition_for
@@ -93,7 +94,9 @@ async def send_back(
 ) -> bool:
     """Whether each was sent, answered and accepted."""
     names = Topics(settings.topic_prefix)
-    counts = await count_partitions(settings, [names.commands, names.control, names.outcomes])
+    sources = {names.commands, names.control} & {letter.source_topic for letter in letters}
+    counts = await count_partitions(settings, [names.outcomes])
+    counts |= await count_partitions(settings, sources, Operation.WRITE)
     outcomes = CommittedReader(settings, names.outcomes)
     await outcomes.open(range(counts[names.outcomes]), "end")
     producer = CommandProducer(settings)

@@ -64,7 +64,8 @@ async def look(settings: Settings, order: ReplayOrder, *, count: bool) -> Replay
             f"{order.topic} does not exist; make it, with "
             f"{TIMESTAMPS}=CreateTime and retention.ms=-1."
         )
-    counts = await count_partitions(settings, [audit, order.topic])
+    counts = await count_partitions(settings, [audit])
+    counts |= await count_partitions(settings, [order.topic], Operation.WRITE)
     if missing := sorted(set(order.bounds or ()) - set(range(counts[audit]))):
         raise WrongUse(f"There is no partition {missing[0]} of {audit} among {counts[audit]}.")
     configs = (await topic_configs(settings, [order.topic]))[order.topic]

@@ -18,6 +18,7 @@ from processor.cli.replay.plan import ReplayOrder, ReplayPlan, group_of, look, s
 from processor.cli.replay.republisher import Republisher
 from processor.client.reader import count_partitions
 from processor.contract.events import EventKind
+from processor.contract.rights import Operation
 from processor.contract.topics import Topics
 from processor.ops.replay.republish import republish
 from processor.ops.replay.selection import Selection, run_id
@@ -135,7 +136,8 @@ async def _replay(
     settings: Settings, order: ReplayOrder, rate: float | None, bar: Bar
 ) -> tuple[int, ReplayPlan]:
     audit = Topics(settings.topic_prefix).audit
-    counts = await count_partitions(settings, [audit, order.topic])
+    counts = await count_partitions(settings, [audit])
+    counts |= await count_partitions(settings, [order.topic], Operation.WRITE)
     republisher = Republisher(
         connection_options(settings, "replay"),
         source=audit,

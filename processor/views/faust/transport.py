@@ -8,21 +8,31 @@ Faust makes two tasks, an event and a queue's entry of each message. A message o
 of records, so that this is paid once for hundreds of them.
 """
 
+import asyncio
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Final, cast
 
 import aiokafka
 from aiokafka import ConsumerRecord
+from aiokafka.errors import (
+    CommitFailedError,
+    GroupAuthorizationFailedError,
+    TopicAuthorizationFailedError,
+)
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from processor.adapters.kafka.client_config import connection_options
+from processor.adapters.kafka.internals import coordination_error, raise_coordination_error
 from processor.settings import Settings
 
 FETCH_MAX_WAIT_MS: Final = 250
 TURN_S: Final = 0.05
 """For how long a fetch waits. Faust leaves out partitions of which enough is buffered, and waits
 for the others: a full second, in which those that have records run dry."""
+DENIED_PAUSE_S: Final = 0.5
 POLL_MAX_RECORDS: Final = 2000
 CHUNK_MAX_RECORDS: Final = 500
 CHUNK_MAX_BYTES: Final = 1024 * 1024
@@ -69,11 +79,38 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         )
 
     async def _fetch_records(self, *arguments: Any, **options: Any) -> Any:
-        records = await super()._fetch_records(*arguments, **options)
+        """Nothing where an ACL is missing, which `/ready` says: Faust would end the process."""
+        consumer = self._ensure_consumer()
+        if isinstance(coordination_error(consumer), GroupAuthorizationFailedError):
+            with suppress(GroupAuthorizationFailedError):
+                raise_coordination_error(consumer)
+        try:
+            records = await super()._fetch_records(*arguments, **options)
+        except TopicAuthorizationFailedError:
+            await asyncio.sleep(DENIED_PAUSE_S)
+            return {}
         for tp, batch in records.items():
             if batch:
                 self.fetched[tp] = batch[-1].offset + 1
         return records
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit for lag tools. Where an ACL is missing a later one makes it good."""
+        assigned = self.assignment()
+        mine = {tp: offset for tp, offset in offsets.items() if tp in assigned}
+        try:
+            await self._ensure_consumer().commit(
+                {aiokafka.TopicPartition(*tp): offset for tp, offset in mine.items()}
+            )
+        except (GroupAuthorizationFailedError, TopicAuthorizationFailedError):
+            return False
+        except Exception as error:
+            if not (isinstance(error, CommitFailedError) and "already rebalanced" in str(error)):
+                self.log.exception("Committing offsets failed: %r", error)
+                await self.crash(error)
+            return False
+        self.tp_last_committed_at.update(dict.fromkeys(mine, time.monotonic()))
+        return True
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         sought: Mapping[TP, int] = await self.call_thread(self._seek_to_own)
