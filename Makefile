@@ -21,7 +21,7 @@ COVERAGE :=
 CANDIDATES := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help setup demo test lint format bench plots soak schemas lock clean
+.PHONY: help setup demo test lint format bench plots soak schemas lock sbom clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,7 @@ soak: $(STAMP) ## Kills all 500 times, breaks all for 20 minutes, runs what is t
 	$(BIN)/pytest tests/faults/test_views.py -k kills --kills $(VIEW_KILLS) --timeout 1800
 	$(BIN)/pytest tests/faults/test_embedded_broker_ends.py -k outlives --broker-kills 10 --timeout 1800
 	$(BIN)/taskflow torture --minutes $(MINUTES) --seed $(SEED)
+	$(BIN)/pytest tests/integration/test_rights.py --all-rights --timeout 1800
 	$(BIN)/pytest tests/property/test_foreign_input.py --foreign-records $(FOREIGN_RECORDS) --timeout 7200
 
 schemas: $(STAMP) ## Writes schemas/json and asyncapi.yaml anew from the models
@@ -93,6 +94,9 @@ lock: $(STAMP) ## Resolves requirements.lock anew (make lock UPGRADE=--upgrade f
 	@$(VENV)/uv/bin/uv pip compile pyproject.toml $(UPGRADE) --quiet --universal --python-version 3.11 \
 	  --all-extras --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" --output-file requirements.lock
+
+sbom: $(STAMP) ## Writes build/sbom.cdx.json, a bill of materials in CycloneDX
+	$(BIN)/python .ci/sbom.py build/sbom.cdx.json
 
 clean: ## Removes what make and the tests have made here
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

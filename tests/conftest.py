@@ -33,6 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--broker-kills", type=int, default=2, help="of the embedded broker under `taskflow up`"
     )
     parser.addoption(
+        "--all-rights", action="store_true", help="of every role, taken away in turn; 2 minutes"
+    )
+    parser.addoption(
         "--foreign-records",
         type=int,
         default=200,

@@ -2,7 +2,7 @@
 
     python -m tests.support.rights_matrix
 
-runs all of it and writes the table into processor/docs/security.md.
+runs all of it and writes both tables into processor/docs/security.md.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from processor.adapters.kafka.access.authorization import ensure_startable
 from processor.adapters.kafka.errors import NotAuthorized
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.client import AuditStream, CommandNotSent, FlowClient, OutcomeTimeout
-from processor.contract.rights import Operation, ResourceKind, Right, Role, rights
+from processor.contract.rights import ROLES, Operation, ResourceKind, Right, Role, rights
 from processor.contract.topics import Topics
 from processor.embedded.broker import free_port
 from processor.settings import Settings
@@ -46,7 +46,6 @@ AT_ONCE: Final = 4
 """Workers that run beside each other."""
 START, RUNNING = "start", "running"
 DOC: Final = Path(__file__).parents[2] / "processor" / "docs" / "security.md"
-BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 
 Chosen = Callable[[Role, Right, str], bool]
 
@@ -76,10 +75,31 @@ def as_table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def documented_rows() -> list[str]:
-    """The lines of the table in the documentation."""
-    table = DOC.read_text("utf-8").partition(BEGIN)[2].partition(END)[0]
-    return [line for line in table.splitlines() if line.startswith("|")][2:]
+def rights_table() -> str:
+    """The table of rights, as the documentation has it."""
+    lines = ["| role | needs | on | to |", "| --- | --- | --- | --- |"]
+    for role in Role:
+        lines.append(f"| **{role}** | | | {ROLES[role]} |")
+        lines += [
+            f"| {role} | {right.operation} | {right.resource} | {right.purpose} |"
+            for right in rights(role, Topics(), "taskflow")
+        ]
+    return "\n".join(lines)
+
+
+def documented(name: str) -> str:
+    """What stands between the two comments of that name in the documentation."""
+    _, _, rest = DOC.read_text("utf-8").partition(f"<!-- {name}: begin -->\n")
+    found, end, _ = rest.partition(f"\n<!-- {name}: end -->")
+    assert end, f"{DOC} has no table of that name: {name}"
+    return found
+
+
+def document(name: str, text: str) -> None:
+    """Put `text` there."""
+    before, begin, rest = DOC.read_text("utf-8").partition(f"<!-- {name}: begin -->\n")
+    _, end, after = rest.partition(f"<!-- {name}: end -->")
+    DOC.write_text(f"{before}{begin}{text}\n{end}{after}", "utf-8")
 
 
 # The roles
@@ -371,9 +391,8 @@ async def _write() -> None:
         home = Path(folder)
         async with secured_kafka(home) as kafka:
             rows = await matrix(kafka, program, home, everything)
-    before, _, rest = DOC.read_text("utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    DOC.write_text(f"{before}{BEGIN}\n{as_table(rows)}\n{END}{after}", "utf-8")
+    document("rights", rights_table())
+    document("matrix", as_table(rows))
 
 
 if __name__ == "__main__":
