@@ -94,6 +94,10 @@ def acls(
             "--principal", help="Whom to allow it, such as User:alice. [default: User:ROLE]"
         ),
     ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option("--group", help="The group of executors other than those of `step run`."),
+    ] = None,
     form: Annotated[
         AclFormat,
         typer.Option("--format", help="Lines for kafka-acls.sh, or a Strimzi KafkaUser in YAML."),
@@ -115,7 +119,8 @@ def acls(
     kind, colon, name = whom.partition(":")
     if not (kind and colon and name):
         raise WrongUse(f"--principal is {whom!r}, but must be like User:alice.")
-    needed = rights(role, Topics(settings.topic_prefix), settings.group_id)
+    names = Topics(settings.topic_prefix)
+    needed = rights(role, names, settings.group_id, executors=group)
     if form is AclFormat.STRIMZI:
         typer.echo(strimzi_user(needed, whom))
     else:

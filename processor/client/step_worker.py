@@ -14,7 +14,8 @@ from uuid import uuid4
 import orjson
 from aiokafka.errors import ProducerClosed
 
-from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable
+from processor.adapters.kafka.access.authorization import missing_rights
+from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, NotAuthorized
 from processor.adapters.kafka.topic_reader import Start, read
 from processor.client.errors import CommandNotSent, InvalidCommand, OutcomeTimeout
 from processor.client.flow_client import FlowClient
@@ -22,6 +23,7 @@ from processor.client.step import GiveUp, Lease, RetryAfter, Step
 from processor.client.work_items import ReceivedItem, WorkItemReader
 from processor.contract import Command, Outcome, Topics, instant, parse_timestamp
 from processor.contract.outcomes import Code, Verdict
+from processor.contract.rights import Role, rights
 from processor.contract.steps import StepFailure
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.errors import TaskflowError
@@ -106,6 +108,7 @@ class StepWorker:
             )
         self.issued_by = f"{group}:{socket.gethostname()}:{uuid4().hex[:12]}"[-256:]
         """The holder of the steps that this worker starts: unique for each start of a process."""
+        self._group = group
         self._handlers = dict(handlers)
         self._concurrency = concurrency
         self._drain_timeout_s = drain_timeout_s
@@ -119,6 +122,14 @@ class StepWorker:
         self._broker_ms = 0
 
     async def __aenter__(self) -> Self:
+        wanted = rights(
+            Role.EXECUTOR,
+            Topics(self._settings.topic_prefix),
+            self._settings.group_id,
+            executors=self._group,
+        )
+        if missing := await missing_rights(self._settings, wanted):
+            raise NotAuthorized.by(self._settings, missing, Role.EXECUTOR)
         await self._client.__aenter__()
         return self
 

@@ -110,8 +110,14 @@ def on_group(operation: Operation, group: str, purpose: str = "") -> Right:
     return Right(operation, Resource(ResourceKind.GROUP, group), purpose)
 
 
-def rights(role: Role, topics: Topics, group_id: str) -> tuple[Right, ...]:
-    """What `role` needs, and nothing else; `group_id` is the workers' group."""
+def rights(
+    role: Role, topics: Topics, group_id: str, *, executors: str | None = None
+) -> tuple[Right, ...]:
+    """What `role` needs, and nothing else. `group_id` is the workers' group; `executors` the one
+    that executors share, those of `taskflow step run` if None."""
+    if role is Role.EXECUTOR and executors is not None:
+        group = Resource(ResourceKind.GROUP, executors)
+        return _executor(topics, group)
     return _TABLE[role](topics, group_id)
 
 
@@ -126,17 +132,19 @@ def _producer(topics: Topics, _group_id: str) -> tuple[Right, ...]:
     )
 
 
-def _executor(topics: Topics, group_id: str) -> tuple[Right, ...]:
+def _executor(topics: Topics, group: Resource) -> tuple[Right, ...]:
     return (
         on_topic(Operation.READ, topics.steps, "learn which steps may be started"),
-        Right(
-            Operation.READ,
-            Resource(ResourceKind.GROUP, f"{group_id}.steps.", prefixed=True),
-            "share the work items among the executors of a task",
-        ),
         on_topic(Operation.WRITE, topics.commands, "start, extend and complete steps"),
         on_topic(Operation.READ, topics.outcomes, "await their outcomes"),
+        on_topic(Operation.READ, topics.audit, "what the attempt before left"),
+        Right(Operation.READ, group, "share the work items among the executors of a task"),
     )
+
+
+def _program_executor(topics: Topics, group_id: str) -> tuple[Right, ...]:
+    """Of `taskflow step run`, which has a group for each task."""
+    return _executor(topics, Resource(ResourceKind.GROUP, f"{group_id}.steps.", prefixed=True))
 
 
 def _consumer(topics: Topics, _group_id: str) -> tuple[Right, ...]:
@@ -202,7 +210,7 @@ def _admin(topics: Topics, _group_id: str) -> tuple[Right, ...]:
 _TABLE: Final = MappingProxyType(
     {
         Role.PRODUCER: _producer,
-        Role.EXECUTOR: _executor,
+        Role.EXECUTOR: _program_executor,
         Role.CONSUMER: _consumer,
         Role.OPERATOR: _operator,
         Role.VIEWS: _views,

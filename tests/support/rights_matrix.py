@@ -19,7 +19,14 @@ from aiohttp import ClientSession
 from processor.adapters.kafka.access.authorization import ensure_startable
 from processor.adapters.kafka.errors import NotAuthorized
 from processor.adapters.kafka.topic_admin import create_topics
-from processor.client import AuditStream, CommandNotSent, FlowClient, OutcomeTimeout
+from processor.client import (
+    AuditStream,
+    CommandNotSent,
+    FlowClient,
+    OutcomeTimeout,
+    Step,
+    StepWorker,
+)
 from processor.contract.rights import ROLES, Operation, ResourceKind, Right, Role, rights
 from processor.contract.topics import Topics
 from processor.embedded.broker import free_port
@@ -58,7 +65,7 @@ def one_of_each(role: Role, right: Right, phase: str) -> bool:
     """Enough to meet each way in which Kafka refuses: what runs in seconds."""
     topic = right.resource.name.rpartition(".")[2]
     if phase == START:
-        return role in (Role.WORKER, Role.PRODUCER, Role.CONSUMER) or topic == "audit"
+        return role not in (Role.VIEWS, Role.ADMIN) or topic == "audit"
     match role:
         case Role.WORKER:
             written = right.operation is Operation.WRITE and topic not in ("commands", "control")
@@ -164,9 +171,9 @@ async def _denied_while_running(place: Deployment, right: Right, settings: Setti
         while not body["ready"]:
             await asyncio.sleep(0.05)
             body = await answer()
+        await assert_answered_once(place, 6)
         stop.set()
         await worker
-    await assert_answered_once(place, 6)
     return denied
 
 
@@ -199,6 +206,36 @@ async def producer_rows(place: Deployment, chosen: Chosen) -> list[Row]:
                 sentence = await said(client.send(three), OutcomeTimeout, NotAuthorized)
             rows.append(place.row(await_, "`send`", sentence))
             assert (await client.send(three)).verdict in ("accepted", "duplicate")
+    return rows
+
+
+async def executor_rows(place: Deployment, chosen: Chosen) -> list[Row]:
+    async def work(items: int) -> None:
+        """Until so many steps are done."""
+        done = 0
+
+        async def handler(_: Step) -> None:
+            nonlocal done
+            done += 1
+            if done == items:
+                worker.stop()
+
+        async with StepWorker(
+            {"wash": handler}, group="executors", settings=place.settings()
+        ) as worker:
+            await worker.run()
+
+    rows = []
+    async with FlowClient(place.administrator()) as client:
+        for right in place.rights:
+            if chosen(Role.EXECUTOR, right, START):
+                async with place.without(right):
+                    sentence = await said(work(1), NotAuthorized)
+                rows.append(place.row(right, "`StepWorker`, entered", sentence))
+        flow = await client.create("wash", running=True)
+        for run_id in ("one", "two"):
+            await flow.schedule(run_id, "wash", None)
+        await work(2)
     return rows
 
 
@@ -246,7 +283,7 @@ def _operator_command(right: Right, flow_id: str, fixed: Path) -> tuple[str, ...
             return ("deadletters", "redrive", "0/0", "--value", str(fixed), "--again", "--yes")
         case Operation.READ, "commands" | "control":
             return ("verify",)
-        case Operation.READ, "audit" | "outcomes":
+        case Operation.READ, "audit" | "outcomes" | "steps":
             return (topic,)
         case Operation.READ, "state":
             return ("flow", "list")
@@ -375,6 +412,7 @@ async def matrix(
     numbers = {role: range(len(rights(role, Topics(), ""))) for role in Role}
     works = [
         with_worker(Role.PRODUCER, lambda place: producer_rows(place, chosen)),
+        with_worker(Role.EXECUTOR, lambda place: executor_rows(place, chosen)),
         with_worker(Role.CONSUMER, lambda place: consumer_rows(place, chosen)),
         with_worker(Role.OPERATOR, lambda place: operator_rows(place, program, home, chosen)),
         with_worker(Role.VIEWS, lambda place: views_rows(place, home, chosen)),
