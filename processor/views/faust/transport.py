@@ -86,7 +86,7 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
                 raise_coordination_error(consumer)
         try:
             records = await super()._fetch_records(*arguments, **options)
-        except TopicAuthorizationFailedError:
+        except (GroupAuthorizationFailedError, TopicAuthorizationFailedError):
             await asyncio.sleep(DENIED_PAUSE_S)
             return {}
         for tp, batch in records.items():
