@@ -105,8 +105,8 @@ def acls(
 ) -> None:
     """Print the ACLs that a role needs, and no others. It asks no broker.
 
-    Read and Write include Describe. What `repartition`, `replay to` and `replay group` need beside,
-    processor/docs/security.md says.
+    Read, Write and Alter include Describe. processor/docs/security.md says what `repartition`,
+    `replay to` and `replay group` need beside.
 
     Example: `taskflow topics acls --role worker --principal User:worker | sh`
 

@@ -218,7 +218,8 @@ async def producer_rows(place: Deployment, chosen: Chosen) -> list[Row]:
 
 async def executor_rows(place: Deployment, chosen: Chosen) -> list[Row]:
     async def enter() -> None:
-        async with StepWorker({"wash": _nothing}, group="executors", settings=place.settings()):
+        group = f"{place.prefix}.steps.wash"
+        async with StepWorker({"wash": _nothing}, group=group, settings=place.settings()):
             pass
 
     rows = []
@@ -381,9 +382,14 @@ async def admin_rows(kafka: SecuredKafka, number: int, chosen: Chosen) -> list[R
     right = place.rights[number]
     if not chosen(Role.ADMIN, right, START):
         return []
+    partitions = 1
+    if right.operation is Operation.ALTER:
+        await create_topics(place.settings())
+        partitions = 2
+    settings = place.settings(steps_partitions=partitions)
     async with place.without(right):
-        sentence = await said(create_topics(place.settings()), NotAuthorized)
-    await create_topics(place.settings())
+        sentence = await said(create_topics(settings), NotAuthorized)
+    await create_topics(settings)
     return [place.row(right, "`topics create`", sentence)]
 
 

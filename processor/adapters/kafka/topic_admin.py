@@ -107,14 +107,17 @@ async def create_topics(settings: Settings) -> list[str]:
     Raises BrokerUnreachable, and TopicsWrong if the broker refuses.
     """
     names = dict(Topics(settings.topic_prefix))
+    steps = Topics(settings.topic_prefix).steps
     async with open_admin(settings) as admin:
-        existing = await _partitions(admin, settings, names, Operation.DESCRIBE)
+        others = [name for name in names if name != steps]
+        existing = await _partitions(admin, settings, others, Operation.DESCRIBE)
+        existing |= await _partitions(admin, settings, [steps], Operation.ALTER)
         missing = {name: spec for name, spec in names.items() if name not in existing}
         made = await _create(admin, missing, settings) if missing else []
-        steps = Topics(settings.topic_prefix).steps
         if existing.get(steps, settings.steps_partitions) < settings.steps_partitions:
             more = NewPartitions(total_count=settings.steps_partitions)
-            await admin.create_partitions({steps: more})
+            with explained(settings, on_topic(Operation.ALTER, steps)):
+                await admin.create_partitions({steps: more})
             made.append(steps)
         deadline = time.monotonic() + APPEAR_TIMEOUT_S
         while not await _all_there(admin, settings):

@@ -53,7 +53,7 @@ def test_no_right_stands_twice_and_each_says_what_it_is_for(needed: tuple[Right,
 
 def test_describe_is_not_asked_for_where_it_is_included(needed: tuple[Right, ...]):
     for _, operations in by_resource(needed):
-        if {Operation.READ, Operation.WRITE} & set(operations):
+        if {Operation.READ, Operation.WRITE, Operation.ALTER} & set(operations):
             assert Operation.DESCRIBE not in operations
 
 

@@ -13,7 +13,7 @@ from processor.contract.rights import Operation
 
 UNREPORTED: Final = -(2**31)
 """What a broker gives where it does not report operations."""
-_INCLUDED_IN: Final = {Operation.DESCRIBE: (Operation.READ, Operation.WRITE)}
+_INCLUDED_IN: Final = {Operation.DESCRIBE: (Operation.READ, Operation.WRITE, Operation.ALTER)}
 
 
 class TopicFound(NamedTuple):
