@@ -95,12 +95,13 @@ async def _knock(
 ) -> None:
     first: Exception | None = None
     for host, port, _ in collect_hosts(addresses, randomize=False):
+        connection = StrictConnection(
+            host, port, request_timeout_ms=int(within_s * 1000), **options
+        )
         try:
-            connection = StrictConnection(
-                host, port, request_timeout_ms=int(within_s * 1000), **options
-            )
             await connection.connect()
         except (KafkaError, OSError, TimeoutError) as error:
+            connection.close()  # where there was no token, it is still open
             first = explain(error, settings, f"{host}:{port}") if first is None else first
         else:
             await connection.close()
