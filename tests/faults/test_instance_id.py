@@ -1,0 +1,36 @@
+"""Two workers under one instance id."""
+
+import asyncio
+
+from processor.adapters.kafka.topic_admin import create_topics
+from processor.settings import Settings
+from tests.support.load import under_load
+from tests.support.machine import patience
+from tests.support.processes import workers
+
+PARTITIONS = 2
+
+
+async def test_the_one_that_came_later_ends_with_a_sentence_and_the_first_goes_on(
+    broker, prefix, tmp_path
+):
+    await create_topics(
+        Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    )
+    async with workers(
+        2, tmp_path, broker.bootstrap, prefix, INSTANCE_ID="same", PARTITIONS=str(PARTITIONS)
+    ) as (first, later):
+        await first.start()
+        await first.until_ready()
+        async with under_load(broker.bootstrap, prefix, seed=3, per_s=100):
+            await asyncio.sleep(1)
+            await later.start()
+            async with asyncio.timeout(patience(40)):
+                assert await later.process.wait() == 1
+        assert first.running
+        assert await first.end() == 0
+
+    assert "this one stops. Each worker needs an id of its own." in later.told()
+    for told in (first.told(), later.told()):
+        for word in ("Traceback", "never retrieved"):
+            assert word not in told, told[max(0, told.index(word) - 300) :][:2000]

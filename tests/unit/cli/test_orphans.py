@@ -1,0 +1,37 @@
+"""A process whose parent is gone."""
+
+import signal
+import subprocess
+import sys
+
+from tests.support.machine import patience
+
+HANGS = """
+import asyncio
+from processor.cli.common import runner
+
+runner.ORPHAN_MAX_S = 0.2
+
+async def serve():
+    stop = asyncio.Event()
+    runner.stop_with_parent(stop)
+    print("started", flush=True)
+    await stop.wait()
+    print("told to stop", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(serve())
+"""
+
+
+def test_an_orphan_that_does_not_end_is_killed() -> None:
+    """Its parent would have done it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as orphan:
+        assert orphan.stdin is not None
+        assert orphan.stdout is not None
+        assert orphan.stdout.readline() == "started\n"
+        orphan.stdin.close()
+        assert orphan.stdout.readline() == "told to stop\n"
+        assert orphan.wait(timeout=patience(10)) == -signal.SIGKILL
