@@ -6,7 +6,7 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.settings import Settings
 from tests.support.load import under_load
 from tests.support.machine import patience
-from tests.support.processes import workers
+from tests.support.processes import SESSION_TIMEOUT_S, workers
 
 PARTITIONS = 2
 
@@ -23,7 +23,8 @@ async def test_the_one_that_came_later_ends_with_a_sentence_and_the_first_goes_o
         await first.start()
         await first.until_ready()
         async with under_load(broker.bootstrap, prefix, seed=3, per_s=100):
-            await asyncio.sleep(1)
+            # Who has held the name for a session takes it back.
+            await asyncio.sleep(1.5 * SESSION_TIMEOUT_S)
             await later.start()
             async with asyncio.timeout(patience(40)):
                 assert await later.process.wait() == 1
