@@ -37,6 +37,7 @@ from tests.support.moved_deployment import differences, moved
 from tests.support.partition import Appended
 from tests.support.random_histories import check, check_file, export
 from tests.support.recorded_deployment import Recorded, told
+from tests.support.reference_model import is_copy
 
 RECORDS_MIN, RECORDS_MAX = 20, 40
 """Of one example."""
@@ -86,6 +87,17 @@ def _engine_answers_each(made: Recorded, partition: int) -> None:
             if outcome["source"]["topic"].endswith(name)
         ]
         assert offsets == [record.offset for record in made.of(name, partition)]
+    sources = {
+        (f"taskflow.{name}", record.offset): record
+        for name in ("commands", "control")
+        for record in made.of(name, partition)
+    }
+    for outcome in outcomes:
+        source = sources[outcome["source"]["topic"], outcome["source"]["offset"]]
+        if outcome["code"] == Code.INVALID_KEY and source.key == outcome["flow_id"].encode():
+            assert is_copy(source.headers), "only a copy is not forwarded"
+        if outcome["verdict"] == "forwarded":
+            assert not is_copy(source.headers)
     quarantined = [one["source"] for one in outcomes if one["verdict"] == "quarantined"]
     letters = [split_dead_letter(one.headers) for one in made.of("deadletters", partition)]
     assert [facts and facts.source and facts.source._asdict() for _, facts in letters] == [
@@ -112,7 +124,7 @@ def _traces(made: Recorded, partition: int) -> None:
 
 def _views(made: Recorded, partition: int) -> None:
     """What comes from the audit; and of dead letters, whoever wrote them, one row each."""
-    project([read(record.value) for record in made.of("audit", partition)], {})
+    project([read(record.value) for record in made.of("audit", partition)], {}, {})
     for name in ("deadletters", "commands", "control"):
         for record in made.of(name, partition):
             row = letter_of(record)

@@ -57,6 +57,7 @@ RAW = (
 KINDS = (
     *("create_managed", "create_mirrored", "start_running", "set_waiting", "wake"),
     *("update_state", "record_step_observation", "request_cancel", "cancel", "prune"),
+    *("schedule_step", "start_step", "fail_step"),
 )
 
 
@@ -77,6 +78,11 @@ class ForeignSender(Random):
                 yield name, self._header_value()
         for _ in range(self.choice((0, 0, 0, 1, 2))):
             yield self.choice(OWN_NAMES), self._header_value()
+
+        if self.random() < 0.15:  # that it is a copy of a record that there may be
+            topic = self.choice(TOPICS[:2])
+            origin = f"{topic}/{self.randrange(2)}/{self.randrange(12)}"
+            yield dead_letters.FORWARDED_FROM, origin.encode()
 
     def _name(self) -> str:
         return self.choice((*OWN_NAMES, "", "mine", "\x9b", "ü" * 3))
@@ -127,6 +133,12 @@ def _own_fields(kind: str) -> dict[str, Any]:
             return {"patch": {"\x1b[2J": "\x85"}}
         case "record_step_observation":
             return {"run_id": "\u061c", "task": "t", "status": "running"}
+        case "schedule_step":
+            return {"run_id": "\u202e", "task": "\x9b", "input_json": {"\x1b": None}}
+        case "start_step":
+            return {"run_id": "\u202e"}
+        case "fail_step":
+            return {"run_id": "\u202e", "attempt": 1, "reason": "\x85"}
     return {}
 
 
