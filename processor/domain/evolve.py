@@ -112,8 +112,3 @@ def evolve_step(step: Step | None, fact: Fact) -> Step:
     if "status" in changes:
         changed["status"] = StepStatus(changes["status"])
     return step.model_copy(update=changed)
-
-
-def observed_step(fact: Fact) -> Step:
-    """The step that a `step_observed` fact leaves behind."""
-    return evolve_step(None, fact)

@@ -12,14 +12,23 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
+from processor.adapters.kafka.topic_reader import read
+from processor.domain.steps import step_due_ms
+from processor.domain.transitions import STEP_COMMANDS
+from processor.domain.waits import due_ms
 from processor.settings import Settings
+from tests.support.builders import DAY_MS, MORNING
 from tests.support.deployment import Deployment
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
+from tests.support.partition import Partition, Sent
 from tests.support.worker import running_worker
 
 PARTITIONS = 4
-TIMES = ("expires_at", "at", "timeout_at")
+PACE_MS = 10
+"""Between two commands of a case, where the published times have a second and more."""
+SOON_MS = 120_000
+"""What is due later is not met while the cases run."""
 INSTANT = re.compile(r'"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"')
 CASES = [
     json.loads(line)
@@ -29,24 +38,35 @@ CASES = [
 ]
 
 
-def names_a_time(value: Any) -> bool:
-    """Whether what must come of it depends on when it is sent."""
-    inside = {**value, **(value.get("wait") or {})}
-    return any(inside.get(name) is not None for name in TIMES)
-
-
-def wakes_by_itself(case: Any) -> bool:
-    """A flow that waits and is asked to cancel gets its wake from the worker."""
-    return any(
-        sent["value"]["kind"] == "request_cancel" and expected["status"] == "waiting"
-        for sent, expected in zip(case["commands"], case["expect"], strict=True)
-    )
-
-
 def is_timeless(case: Any) -> bool:
-    return not wakes_by_itself(case) and not any(
-        names_a_time(sent["value"]) for sent in case["commands"]
-    )
+    """Whether a case comes out the same in another year and at another pace, and nothing is due by
+    itself meanwhile."""
+    partition, now_ms = Partition(), MORNING + 3650 * DAY_MS
+    for sent, expected in zip(case["commands"], case["expect"], strict=True):
+        now_ms += PACE_MS
+        ((outcome, events, _),) = partition.send(Sent(sent["topic"], now_ms, sent["value"]))
+        if without_times(told(outcome, events, expected)) != without_times(expected_of(expected)):
+            return False
+        waits = [due_ms(row.flow) for row in partition.flows.values()]
+        leases = [step_due_ms(row.step) for row in partition.steps.values()]
+        if any(due is not None and due < now_ms + SOON_MS for due in [*waits, *leases]):
+            return False
+    flow_id = case["commands"][0]["value"]["flow_id"]
+    return without_times(partition.flow(flow_id)) == without_times(case["flow"])
+
+
+def told(outcome: Any, events: list[Any], expected: Any) -> Any:
+    """What is told of one command, as far as a case expects it; work items lie elsewhere."""
+    answer = {name: outcome.get(name) for name in expected_of(expected)}
+    answer["events"] = [
+        {name: value for name, value in event.items() if name not in ("id", "source")}
+        for event in events
+    ]
+    return answer
+
+
+def expected_of(expected: Any) -> Any:
+    return {name: value for name, value in expected.items() if name != "work"}
 
 
 def without_times(value: Any) -> Any:
@@ -60,16 +80,38 @@ def told_of(case: Any, world: Deployment) -> list[Any]:
         o for r in world.all_of("outcomes") if (o := json.loads(r.value))["flow_id"] == flow_id
     ]
     events = [e for r in world.all_of("audit") if (e := json.loads(r.value))["flow_id"] == flow_id]
-    told = []
-    for outcome, expected in zip(outcomes, case["expect"], strict=True):
-        answer = {name: outcome.get(name) for name in expected if name != "events"}
-        answer["events"] = [
-            {name: value for name, value in event.items() if name not in ("id", "source")}
-            for event in events
-            if event["source"] == outcome["source"]
-        ]
-        told.append(answer)
-    return told
+    return [
+        told(outcome, [e for e in events if e["source"] == outcome["source"]], expected)
+        for outcome, expected in zip(outcomes, case["expect"], strict=True)
+    ]
+
+
+def work_of(case: Any, world: Deployment) -> list[Any]:
+    """The work items that a case expects, with the ids that their events have got."""
+    flow_id = case["commands"][0]["value"]["flow_id"]
+    outcomes = [
+        o for r in world.all_of("outcomes") if (o := json.loads(r.value))["flow_id"] == flow_id
+    ]
+    return [
+        {name: value for name, value in item.items() if name != "event"}
+        | {"event_id": outcome["event_ids"][item["event"]]}
+        for outcome, expected in zip(outcomes, case["expect"], strict=True)
+        for item in expected.get("work", ())
+    ]
+
+
+async def work_items(settings: Settings, event_ids: set[int]) -> dict[int, Any]:
+    """What lies on `steps`, by event, once there is an item of each of `event_ids`."""
+    found: dict[int, Any] = {}
+    async with asyncio.timeout(patience(20)):
+        async for record in read(settings, f"{settings.topic_prefix}.steps", follow=True):
+            item = json.loads(record.value)
+            assert record.key == f"{item['flow_id']}/{item['run_id']}".encode()
+            assert dict(record.headers)["taskflow-task"] == item["task"].encode()
+            found[item["event_id"]] = item
+            if event_ids <= found.keys():
+                break
+    return found
 
 
 def rows_of(case: Any, world: Deployment) -> tuple[Any, list[Any]]:
@@ -111,11 +153,19 @@ async def test_every_case_that_knows_no_clock(broker, prefix, tmp_path):
                 sending.append(await producer.send(f"{prefix}.{sent['topic']}", value, key))
             await asyncio.gather(*sending)
             world = await observer.settled([tmp_path], timeout_s=patience(20))
+        work = [item for case in cases for item in work_of(case, world)]
+        items = await work_items(settings, {item["event_id"] for item in work})
 
     world.assert_clean()
-    assert len(cases) >= 50
+    assert len(cases) >= 80
+    assert {sent["value"]["kind"] for case in cases for sent in case["commands"]} >= STEP_COMMANDS
+    assert len(work) >= 40
+    assert items.keys() == {item["event_id"] for item in work}
+    for item in work:
+        assert without_times(items[item["event_id"]]) == without_times(item)
     for case in cases:
-        assert without_times(told_of(case, world)) == without_times(case["expect"]), case["name"]
+        expected = [expected_of(one) for one in case["expect"]]
+        assert without_times(told_of(case, world)) == without_times(expected), case["name"]
         flow, steps = rows_of(case, world)
         assert without_times(flow) == without_times(case["flow"]), case["name"]
         expected = sorted(case["steps"], key=lambda step: step["run_id"])
