@@ -25,6 +25,7 @@ from processor.settings import Settings
 from tests.conformance.test_through_kafka import CASES as ALL
 from tests.conformance.test_through_kafka import PARTITIONS, rows_of, told_of, wakes_by_itself
 from tests.support.deployment import Deployment
+from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.worker import running_worker
 
@@ -108,7 +109,7 @@ async def test_every_case_at_its_times(broker, prefix, tmp_path, silent):
                 topic = f"{prefix}.{sent['topic']}"
                 sending.append(await producer.send(topic, value, key, timestamp_ms=sent["at_ms"]))
             await asyncio.gather(*sending)
-            world = await observer.settled([tmp_path], timeout_s=60)
+            world = await observer.settled([tmp_path], timeout_s=patience(60))
     items = defaultdict(list)
     async for record in read(settings, f"{prefix}.steps"):
         item = json.loads(record.value)

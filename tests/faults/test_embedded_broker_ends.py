@@ -7,7 +7,6 @@ import time
 
 import psutil
 import pytest
-from tests.support.checker import assert_clean
 
 from processor.embedded.broker import free_port
 from tests.support.load import under_load
@@ -80,7 +79,7 @@ async def test_up_outlives_its_broker_and_answers_every_command_once(
             await up.kill()
 
     assert observer.answered >= load.acknowledged
-    assert_clean(world)
+    world.assert_clean()
     assert foreign_hands(up.state_dir / "broker", prefix, PARTITIONS) == []
     told = up.told()
     for word in ("Traceback", "CancelledError", "never retrieved"):

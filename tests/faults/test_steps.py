@@ -156,7 +156,11 @@ async def test_a_backlog_ends_nobodys_lease(broker, prefix, tmp_path):
         await worker.start()
         await worker.until_ready()
         await send(producer, prefix, create(1), start(1))
-        await send(producer, prefix, *(schedule(1, f"r{n}", lease_ms=2_000) for n in range(20)))
+        await send(
+            producer,
+            prefix,
+            *(schedule(1, f"r{n}", lease_ms=int(patience(2_000))) for n in range(20)),
+        )
         await observer.settled([worker.state_dir], timeout_s=patience(PATIENCE_S))
         await send(producer, prefix, *(step("start_step", 1, f"r{n}") for n in range(20)))
         started = time.monotonic()
@@ -168,7 +172,7 @@ async def test_a_backlog_ends_nobodys_lease(broker, prefix, tmp_path):
             producer, prefix, *(step("complete_step", 1, f"r{n}", attempt=1) for n in range(20))
         )
         sent_s = time.monotonic() - started
-        await asyncio.sleep(max(0.0, 2.5 - sent_s))
+        await asyncio.sleep(max(0.0, patience(2.5) - sent_s))
         worker.resume()
         world = await observer.settled([worker.state_dir], timeout_s=patience(PATIENCE_S))
         assert await worker.end() == 0

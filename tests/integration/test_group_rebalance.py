@@ -8,11 +8,12 @@ from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.contract.topics import Topics
 from processor.settings import Settings
+from tests.support.machine import patience
 
 SESSION_TIMEOUT_MS = 1_000
 REVOKING_S = 1.7
 """Longer than the session, as on an overloaded machine."""
-PATIENCE_S = 30.0
+PATIENCE_S = patience(30.0)
 
 
 async def test_members_that_revoke_for_longer_than_the_session_come_to_share(broker, prefix):

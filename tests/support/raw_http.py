@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-PATIENCE_S = 20.0
+from tests.support.machine import patience
+
+PATIENCE_S = patience(20.0)
 
 
 @dataclass(frozen=True)

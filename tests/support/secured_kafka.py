@@ -27,9 +27,10 @@ from cryptography.hazmat.primitives import serialization
 from processor.contract.rights import Operation, ResourceKind, Right
 from processor.embedded.broker import EmbeddedBroker, embedded_broker, free_port
 from processor.settings import Settings
+from tests.support.machine import patience
 
 HOST: Final = "127.0.0.1"
-_TIMEOUT_S: Final = 20.0
+_TIMEOUT_S: Final = patience(20.0)
 _LOGIN: Final = "org.apache.kafka.common.security"
 _KINDS: Final = {
     ResourceKind.TOPIC: ResourceType.TOPIC,
