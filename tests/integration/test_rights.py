@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 
 from processor.contract.rights import Role, rights
 from processor.contract.topics import Topics
+from processor.embedded.broker import free_port
 from tests.support.forked_program import ForkedProgram, forked_program
+from tests.support.processes import workers
+from tests.support.rights_deployment import deployment
 from tests.support.rights_matrix import (
     as_table,
     documented,
@@ -58,3 +62,29 @@ async def test_without_a_right_it_says_which_and_loses_nothing(
     else:
         assert len(found) > 40
         assert [line for line in table if line in set(found)] == found
+
+
+async def test_a_password_of_a_file_stands_nowhere(secured: SecuredKafka, tmp_path: Path):
+    """Neither in argv and environment, nor in what a worker says, however much that is."""
+    place = await deployment(secured, Role.WORKER)
+    file = tmp_path / "password"
+    file.write_text(place.user.password + "\n")
+    address = f"127.0.0.1:{free_port()}"
+    chosen = {n.removeprefix("TASKFLOW_"): value for n, value in place.environment().items()}
+    del chosen["SASL_PASSWORD"]
+    async with workers(1, tmp_path, secured.scram, place.prefix) as (worker,), ClientSession() as s:
+        worker.choose(**chosen, SASL_PASSWORD_FILE=str(file), HTTP=address, LOG_LEVEL="debug")
+        await worker.start()
+        await worker.until_ready()
+        shown = [worker.told(), *_of_process(worker.process.pid)]
+        for path in ("/ready", "/metrics"):
+            async with s.get(f"http://{address}{path}") as answer:
+                shown.append(await answer.text())
+        assert await worker.end() == 0
+    assert '"ready":true' in shown[-2]
+    assert not [one for one in [*shown, worker.told()] if place.user.password in one]
+
+
+def _of_process(pid: int) -> list[str]:
+    """Its arguments and its environment, as others of this machine may see them."""
+    return [Path(f"/proc/{pid}/{name}").read_text() for name in ("cmdline", "environ")]
