@@ -5,6 +5,7 @@ each with all hashes that it may have. The same locks give the same bytes.
 """
 
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -116,11 +117,10 @@ def _of_jars() -> Iterator[Component]:
 
 
 def main(file: Path) -> None:
-    from importlib.metadata import version
-
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = (ROOT / "requirements.lock").read_text("utf-8")
-    file.write_text(sbom(version(NAME), lock), "utf-8")
+    file.write_text(sbom(version, lock), "utf-8")
 
 
 if __name__ == "__main__":
