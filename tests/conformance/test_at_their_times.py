@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from processor.adapters.kafka.topic_admin import open_admin
 from processor.adapters.kafka.topic_reader import read
 from processor.contract.topics import Topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.partition import processor
 from processor.partition.step_timers import StepTimers
 from processor.partition.timers import Timers
@@ -80,7 +82,9 @@ def without(item: Any, name: str) -> Any:
     return {key: value for key, value in item.items() if key != name}
 
 
-async def test_every_case_at_its_times(broker, prefix, tmp_path, silent):
+async def test_every_case_at_its_times(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path, silent: None
+) -> None:
     settings = Settings(
         bootstrap_servers=broker.bootstrap,
         topic_prefix=prefix,

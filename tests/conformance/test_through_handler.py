@@ -5,6 +5,7 @@ The cases name neither event ids nor offsets; everything else is compared.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,11 +21,11 @@ CASES = [
 each_case = pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 
 
-def commands_of(case):
+def commands_of(case: Any) -> Any:
     return [Sent(sent["topic"], sent["at_ms"], sent["value"]) for sent in case["commands"]]
 
 
-def check(case, partition, answers):
+def check(case: Any, partition: Any, answers: Any) -> None:
     for (outcome, events, work), expected in zip(answers, case["expect"], strict=True):
         told = {name: outcome.get(name) for name in expected if name not in ("events", "work")}
         told["events"] = [
@@ -47,18 +48,18 @@ def check(case, partition, answers):
 
 
 @each_case
-def test_one_command_after_the_other(case):
+def test_one_command_after_the_other(case: Any) -> None:
     partition = Partition()
     answers = [answer for sent in commands_of(case) for answer in partition.send(sent)]
     check(case, partition, answers)
 
 
 @each_case
-def test_all_commands_in_one_batch(case):
+def test_all_commands_in_one_batch(case: Any) -> None:
     partition = Partition()
     check(case, partition, partition.send(*commands_of(case)))
 
 
-def test_every_kind_of_command_occurs_in_a_case():
+def test_every_kind_of_command_occurs_in_a_case() -> None:
     kinds = {sent["value"]["kind"] for case in CASES for sent in case["commands"]}
     assert kinds == set(CommandKind)

@@ -16,6 +16,7 @@ from processor.adapters.kafka.topic_reader import read
 from processor.domain.steps import step_due_ms
 from processor.domain.transitions import STEP_COMMANDS
 from processor.domain.waits import due_ms
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.builders import DAY_MS, MORNING
 from tests.support.deployment import Deployment
@@ -126,7 +127,9 @@ def rows_of(case: Any, world: Deployment) -> tuple[Any, list[Any]]:
     return (json.loads(docs[0]) if docs else None), steps
 
 
-async def test_every_case_that_knows_no_clock(broker, prefix, tmp_path):
+async def test_every_case_that_knows_no_clock(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     cases = [case for case in CASES if is_timeless(case)]
     settings = Settings(
         bootstrap_servers=broker.bootstrap,

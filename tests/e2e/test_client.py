@@ -49,7 +49,7 @@ def start(flow_id: str) -> StartRunning:
     return StartRunning(command_id=str(uuid4()), flow_id=flow_id, issued_by=ME)
 
 
-async def test_a_flow_from_its_creation_to_its_end(settings: Settings):
+async def test_a_flow_from_its_creation_to_its_end(settings: Settings) -> None:
     flow_id = str(uuid4())
     async with running_worker(settings), FlowClient(settings) as client:
         created = await client.send(create(flow_id))
@@ -70,7 +70,7 @@ async def test_a_flow_from_its_creation_to_its_end(settings: Settings):
     assert (events[-1].status, events[-1].revision) == (finished.status, finished.revision)
 
 
-async def test_many_flows_at_once(settings: Settings):
+async def test_many_flows_at_once(settings: Settings) -> None:
     flow_ids = [str(uuid4()) for _ in range(1_000)]
     async with running_worker(settings), FlowClient(settings) as client:
         answers = await asyncio.gather(*(client.send(create(flow_id)) for flow_id in flow_ids))
@@ -81,7 +81,9 @@ async def test_many_flows_at_once(settings: Settings):
     assert sorted(seen) == sorted(flow_ids)
 
 
-async def test_the_same_command_again_is_a_duplicate_and_nothing_happens(settings: Settings):
+async def test_the_same_command_again_is_a_duplicate_and_nothing_happens(
+    settings: Settings,
+) -> None:
     async with running_worker(settings), FlowClient(settings) as client:
         command = client.prepare(create(str(uuid4())))
         answers = await asyncio.gather(*(client.send(command) for _ in range(3)))
@@ -92,13 +94,13 @@ async def test_the_same_command_again_is_a_duplicate_and_nothing_happens(setting
     assert len({tuple(a.event_ids) for a in answers}) == 1
 
 
-async def test_an_expired_command_is_refused(settings: Settings):
+async def test_an_expired_command_is_refused(settings: Settings) -> None:
     async with running_worker(settings), FlowClient(settings) as client:
         answer = await client.send(create(str(uuid4()), expires_at="2020-01-01T00:00:00Z"))
     assert (answer.verdict, answer.code) == ("rejected", "expired")
 
 
-async def test_a_dry_run_changes_nothing(settings: Settings):
+async def test_a_dry_run_changes_nothing(settings: Settings) -> None:
     flow_id = str(uuid4())
     async with running_worker(settings), FlowClient(settings) as client:
         tried = await client.send(create(flow_id, dry_run=True))
@@ -107,7 +109,9 @@ async def test_a_dry_run_changes_nothing(settings: Settings):
     assert missing.code == "not_found"
 
 
-async def test_a_command_on_the_wrong_partition_is_answered_all_the_same(settings: Settings):
+async def test_a_command_on_the_wrong_partition_is_answered_all_the_same(
+    settings: Settings,
+) -> None:
     """The client itself never puts one there; another's copy of the same command may lie there."""
     flow_id = str(uuid4())
     ready = prepare(create(flow_id), now_ms=0, expires_after_ms=None)
@@ -120,7 +124,7 @@ async def test_a_command_on_the_wrong_partition_is_answered_all_the_same(setting
     assert "accepted" in (answer.verdict, answer.original)
 
 
-async def test_the_audit_shows_chain_and_trace(settings: Settings):
+async def test_the_audit_shows_chain_and_trace(settings: Settings) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     async with running_worker(settings), FlowClient(settings) as client:
         await client.send(create(str(uuid4())), traceparent=trace)

@@ -104,7 +104,7 @@ async def audit(broker: EmbeddedBroker, prefix: str, tmp_path: Path) -> AsyncIte
     yield Audit(settings, sorted(lines), tmp_path)
 
 
-async def test_audit_stream_with_a_stored_position(audit: Audit):
+async def test_audit_stream_with_a_stored_position(audit: Audit) -> None:
     (code,) = examples(KIT).values()
     command = (sys.executable, "-W", "error", "-c", code)
 
@@ -120,7 +120,7 @@ async def test_audit_stream_with_a_stored_position(audit: Audit):
         await shown(command, cwd=audit.home, environ=audit.environ)
 
 
-async def test_a_plain_faust_agent(audit: Audit):
+async def test_a_plain_faust_agent(audit: Audit) -> None:
     pytest.importorskip("faust", reason="Faust is not installed")
     (code,) = examples(KIT, mark="runs until it speaks").values()
     program = audit.home / "consumer.py"
@@ -131,7 +131,7 @@ async def test_a_plain_faust_agent(audit: Audit):
 
 
 @pytest.mark.skipif(shutil.which("javac") is None, reason="there is no JDK to compile it with")
-async def test_java(audit: Audit):
+async def test_java(audit: Audit) -> None:
     ((name, code),) = examples(KIT, mark="runs where javac is", language="java").items()
     (audit.home / name).write_text(code)
     jars = ensure_jars(environment.cache_dir(), lambda _: None)
@@ -142,7 +142,7 @@ async def test_java(audit: Audit):
 
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="there is no Go to compile it with")
-async def test_go(audit: Audit):
+async def test_go(audit: Audit) -> None:
     ((name, code),) = examples(KIT, mark="compiles where go is", language="go").items()
     (audit.home / name).write_text(code)
     modules = (

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "processor" / "docs").glob("*.md"))]
 
 
-def test_only_marked_blocks_are_taken():
+def test_only_marked_blocks_are_taken() -> None:
     text = (
         "```python\nno()\n```\n"
         "<!-- runs: one -->\n```python\nyes()\n```\n"
@@ -24,12 +24,12 @@ def test_only_marked_blocks_are_taken():
     assert examples(text) == {"one": "yes()\n", "two": "a = 1\n\nb = 2\n"}
 
 
-def test_a_mark_without_a_block_is_a_mistake():
+def test_a_mark_without_a_block_is_a_mistake() -> None:
     with pytest.raises(AssertionError, match="right before"):
         examples("<!-- runs: one -->\ntext\n```python\nyes()\n```\n")
 
 
-async def test_what_is_shown_runs(broker: EmbeddedBroker, prefix: str, tmp_path: Path):
+async def test_what_is_shown_runs(broker: EmbeddedBroker, prefix: str, tmp_path: Path) -> None:
     settings = Settings(
         bootstrap_servers=broker.bootstrap,
         topic_prefix=prefix,

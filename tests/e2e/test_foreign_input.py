@@ -117,7 +117,7 @@ def test_every_command_reads_what_any_sender_writes(
     taskflow: Shell,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     flow_id = a_flow(0)
     some = records(settings.topic_prefix, flow_id)
     asyncio.run(create_topics(settings))

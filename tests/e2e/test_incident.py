@@ -55,7 +55,7 @@ def fits(shown: list[str], lines: list[str]) -> bool:
     return re.fullmatch(pattern, "".join(f"{line}\n" for line in lines)) is not None
 
 
-def test_lines_are_held_against_what_is_shown():
+def test_lines_are_held_against_what_is_shown() -> None:
     assert fits(['{"a":"…"}'], ['{"a":"b"}'])
     assert not fits(['{"a":"…"}'], ['{"b":"b"}'])
     assert not fits(['{"a":1}'], ['{"a":1}', '{"a":1}'])
@@ -69,7 +69,7 @@ def test_an_incident_from_alarm_to_repair(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-):
+) -> None:
     settings = Settings(
         bootstrap_servers=broker.bootstrap,
         topic_prefix=prefix,

@@ -28,7 +28,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 async def test_why_a_flow_is_stuck_is_three_clicks_away_and_it_changes_live(
     browser: Browser, tmp_path: Path
-):
+) -> None:
     views = story()
     async with showing(views) as address, tab(browser) as seen:
         page = seen.page
@@ -64,7 +64,7 @@ async def test_why_a_flow_is_stuck_is_three_clicks_away_and_it_changes_live(
         await expect(page.locator("tbody tr")).to_have_count(24)
 
 
-async def test_pages_of_a_long_list_do_not_move_under_the_reader(browser: Browser):
+async def test_pages_of_a_long_list_do_not_move_under_the_reader(browser: Browser) -> None:
     views = story()
     async with showing(views) as address, tab(browser) as seen:
         page = seen.page
@@ -110,7 +110,7 @@ async def test_every_page_fits_and_can_be_read(
     scheme: Literal["light", "dark"],
     size: tuple[int, int],
     tmp_path: Path,
-):
+) -> None:
     pages = {
         "flows": ("/flows", "tbody tr"),
         "flow": (f"/flows/{flow_id(7)}", ".events > li"),
@@ -134,7 +134,9 @@ async def test_every_page_fits_and_can_be_read(
 LENGTHS = "all => all.map(one => one.textContent.length)"
 
 
-async def test_what_somebody_wrote_is_harmless(browser: Browser, told: ShownViews, tmp_path: Path):
+async def test_what_somebody_wrote_is_harmless(
+    browser: Browser, told: ShownViews, tmp_path: Path
+) -> None:
     async with showing(told) as address, tab(browser) as seen:
         page = seen.page
         for path in ("/flows?q=img", f"/flows/{flow_id(8)}", "/audit", "/deadletters"):
@@ -163,7 +165,7 @@ async def test_what_somebody_wrote_is_harmless(browser: Browser, told: ShownView
         assert max(sizes) >= 250_000
 
 
-async def test_nobody_listens_behind_a_hidden_page(browser: Browser):
+async def test_nobody_listens_behind_a_hidden_page(browser: Browser) -> None:
     views = story()
     async with showing(views) as address, tab(browser) as seen:
         page = seen.page
@@ -183,7 +185,7 @@ async def test_nobody_listens_behind_a_hidden_page(browser: Browser):
         await expect(page.locator("tbody")).to_contain_text(flow_id(902))
 
 
-async def test_the_keyboard_is_enough(browser: Browser):
+async def test_the_keyboard_is_enough(browser: Browser) -> None:
     views = story()
     async with showing(views) as address, tab(browser, reduced_motion="reduce") as seen:
         page = seen.page
@@ -214,7 +216,7 @@ async def test_the_keyboard_is_enough(browser: Browser):
         await expect(page.get_by_role("heading", level=1)).to_have_count(1)
 
 
-async def test_views_that_go_away_are_missed_in_words(browser: Browser, told: ShownViews):
+async def test_views_that_go_away_are_missed_in_words(browser: Browser, told: ShownViews) -> None:
     async with tab(browser) as seen:
         async with showing(told) as address:
             await seen.page.goto(address)
@@ -223,7 +225,9 @@ async def test_views_that_go_away_are_missed_in_words(browser: Browser, told: Sh
         seen.complaints = [told for told in seen.complaints if "ERR_CONNECTION_REFUSED" not in told]
 
 
-async def test_a_partition_without_a_worker_is_not_up_to_date(browser: Browser, told: ShownViews):
+async def test_a_partition_without_a_worker_is_not_up_to_date(
+    browser: Browser, told: ShownViews
+) -> None:
     told.orphaned = 1
     async with showing(told) as address, tab(browser) as seen:
         await seen.page.goto(address)

@@ -36,7 +36,7 @@ def create(goal: str) -> dict[str, str]:
 @needs_chromium
 async def test_a_flow_is_found_opened_and_watched_while_it_changes(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path, unused_tcp_port: int
-):
+) -> None:
     settings = Settings(
         bootstrap_servers=broker.bootstrap,
         topic_prefix=prefix,

@@ -14,7 +14,7 @@ TOKEN = "a-read-token-of-the-views"
 
 
 @needs_chromium
-async def test_the_page_asks_for_the_token_once_and_keeps_it_for_the_tab(tmp_path: Path):
+async def test_the_page_asks_for_the_token_once_and_keeps_it_for_the_tab(tmp_path: Path) -> None:
     recorded = Recorded()
     recorded.send(("commands", create(1, "settle invoice 4711")))
     async with (

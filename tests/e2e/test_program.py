@@ -110,7 +110,7 @@ def worker(env: Environment) -> Iterator[subprocess.Popen[str]]:
         assert "Traceback" not in told
 
 
-def test_topics_are_made_and_checked(env: Environment, prefix: str):
+def test_topics_are_made_and_checked(env: Environment, prefix: str) -> None:
     missing = taskflow(env, "topics", "check")
     assert missing.returncode == 1
     assert len(lines(missing)) == 6
@@ -130,7 +130,7 @@ def test_topics_are_made_and_checked(env: Environment, prefix: str):
 
 async def test_a_worker_refuses_a_wrong_layout_in_a_sentence(
     env: Environment, broker: EmbeddedBroker, prefix: str
-):
+) -> None:
     absent = taskflow(env, "worker")
     assert absent.returncode == 1
     assert "taskflow topics create" in absent.stderr
@@ -148,7 +148,7 @@ async def test_a_worker_refuses_a_wrong_layout_in_a_sentence(
     assert f"{prefix}.audit: partitions is 5, must be 2" in sentence
 
 
-def test_an_absent_broker_is_code_3_and_one_sentence(tmp_path: Path, prefix: str):
+def test_an_absent_broker_is_code_3_and_one_sentence(tmp_path: Path, prefix: str) -> None:
     stdin = jsonl(create(str(uuid4())))
     began = time.monotonic()
 
@@ -171,7 +171,7 @@ def test_an_absent_broker_is_code_3_and_one_sentence(tmp_path: Path, prefix: str
     assert time.monotonic() - began < patience(20)
 
 
-def test_a_bad_setting_is_code_2_and_one_sentence(env: Environment):
+def test_a_bad_setting_is_code_2_and_one_sentence(env: Environment) -> None:
     done = taskflow({**env, "TASKFLOW_DEDUPE_WINDOW": "soon"}, "worker")
 
     assert done.returncode == 2
@@ -179,7 +179,7 @@ def test_a_bad_setting_is_code_2_and_one_sentence(env: Environment):
     assert done.stderr.count("\n") == 1
 
 
-def test_no_secret_is_told_when_the_broker_does_not_let_us_in(env: Environment):
+def test_no_secret_is_told_when_the_broker_does_not_let_us_in(env: Environment) -> None:
     done = taskflow(
         {
             **env,
@@ -195,7 +195,9 @@ def test_no_secret_is_told_when_the_broker_does_not_let_us_in(env: Environment):
     assert "hunter2" not in done.stderr + done.stdout
 
 
-def test_commands_are_sent_answered_and_shown(env: Environment, worker: subprocess.Popen[str]):
+def test_commands_are_sent_answered_and_shown(
+    env: Environment, worker: subprocess.Popen[str]
+) -> None:
     flow, other = str(uuid4()), str(uuid4())
 
     sent = taskflow(
@@ -284,7 +286,7 @@ def test_commands_are_sent_answered_and_shown(env: Environment, worker: subproce
 
 def test_what_has_ended_is_pruned_by_hand_and_its_history_stays(
     env: Environment, worker: subprocess.Popen[str]
-):
+) -> None:
     mine, yours, waiting = (str(uuid4()) for _ in range(3))
 
     def commands(flow: str, by: str, last: dict[str, object]) -> Iterator[dict[str, object]]:
@@ -325,7 +327,7 @@ def test_what_has_ended_is_pruned_by_hand_and_its_history_stays(
     assert str(history[-1]["actor"]).startswith("operator:")
 
 
-def test_an_unknown_flow_is_code_1_and_a_sentence(env: Environment):
+def test_an_unknown_flow_is_code_1_and_a_sentence(env: Environment) -> None:
     taskflow(env, "topics", "create")
     for noun in ("show", "history"):
         done = taskflow(env, "flow", noun, str(uuid4()))
@@ -333,7 +335,9 @@ def test_an_unknown_flow_is_code_1_and_a_sentence(env: Environment):
         assert done.stderr.startswith("There is no flow ")
 
 
-def test_without_wait_the_places_are_printed_and_no_worker_is_needed(env: Environment, prefix: str):
+def test_without_wait_the_places_are_printed_and_no_worker_is_needed(
+    env: Environment, prefix: str
+) -> None:
     taskflow(env, "topics", "create")
     command = create(str(uuid4()), command_id=str(uuid4()))
 
@@ -344,7 +348,7 @@ def test_without_wait_the_places_are_printed_and_no_worker_is_needed(env: Enviro
     assert (place["topic"], place["offset"]) == (f"{prefix}.commands", 0)
 
 
-def test_a_line_that_is_no_command_ends_it_behind_what_came_before(env: Environment):
+def test_a_line_that_is_no_command_ends_it_behind_what_came_before(env: Environment) -> None:
     taskflow(env, "topics", "create")
     good = jsonl(create(str(uuid4())))
 
@@ -356,7 +360,7 @@ def test_a_line_that_is_no_command_ends_it_behind_what_came_before(env: Environm
         assert "Nothing after it was sent; before it: 1." in done.stderr
 
 
-def test_without_a_worker_the_wait_ends(env: Environment, tmp_path: Path):
+def test_without_a_worker_the_wait_ends(env: Environment, tmp_path: Path) -> None:
     taskflow(env, "topics", "create")
     file = tmp_path / "commands.jsonl"
     file.write_text(jsonl(create(str(uuid4()))))
@@ -369,7 +373,7 @@ def test_without_a_worker_the_wait_ends(env: Environment, tmp_path: Path):
 
 async def test_what_is_no_command_becomes_a_dead_letter(
     env: Environment, worker: subprocess.Popen[str], broker: EmbeddedBroker, prefix: str
-):
+) -> None:
     async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap) as producer:
         await producer.send_and_wait(f"{prefix}.commands", b"\xff{", key=b"somebody", partition=0)
     flow = str(uuid4())
@@ -389,7 +393,9 @@ async def test_what_is_no_command_becomes_a_dead_letter(
     assert (following.returncode, told) == (130, "")
 
 
-def test_a_reader_that_has_had_enough_is_no_error(env: Environment, worker: subprocess.Popen[str]):
+def test_a_reader_that_has_had_enough_is_no_error(
+    env: Environment, worker: subprocess.Popen[str]
+) -> None:
     commands = [create(str(uuid4()), goal="x" * 4000) for _ in range(60)]
     assert taskflow(env, "send", "--wait", stdin=jsonl(*commands)).returncode == 0
 
@@ -402,7 +408,7 @@ def test_a_reader_that_has_had_enough_is_no_error(env: Environment, worker: subp
         assert reading.stderr.read() == ""
 
 
-def test_up_is_everything_until_ctrl_c_and_keeps_its_data(prefix: str, tmp_path: Path):
+def test_up_is_everything_until_ctrl_c_and_keeps_its_data(prefix: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     env = environment(f"127.0.0.1:{port}", prefix, tmp_path / "state")
@@ -424,7 +430,7 @@ def test_up_is_everything_until_ctrl_c_and_keeps_its_data(prefix: str, tmp_path:
             assert not [child for child in children if child.is_running()]
 
 
-def test_a_broker_of_ones_own(prefix: str, tmp_path: Path):
+def test_a_broker_of_ones_own(prefix: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     env = environment(f"127.0.0.1:{port}", prefix, tmp_path)
@@ -440,7 +446,7 @@ def test_a_broker_of_ones_own(prefix: str, tmp_path: Path):
         assert broker.wait(timeout=patience(60)) == 0
 
 
-def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path):
+def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path) -> None:
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     with running(env, "demo") as demo:
         seen: set[psutil.Process] = set()
@@ -463,7 +469,7 @@ def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path):
+def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
     env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     with running(env, "demo") as demo:
         assert demo.stdout is not None
@@ -479,7 +485,7 @@ def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_demo_that_is_kept_answers_until_ctrl_c_and_leaves_nothing(tmp_path: Path):
+def test_a_demo_that_is_kept_answers_until_ctrl_c_and_leaves_nothing(tmp_path: Path) -> None:
     """In a process group of its own, which is what Ctrl-C reaches."""
     env = {
         **os.environ,
@@ -511,7 +517,7 @@ def test_a_demo_that_is_kept_answers_until_ctrl_c_and_leaves_nothing(tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-def test_a_demo_that_is_kept_ends_with_what_it_shows(tmp_path: Path):
+def test_a_demo_that_is_kept_ends_with_what_it_shows(tmp_path: Path) -> None:
     env = {
         **os.environ,
         "TMPDIR": str(tmp_path),
@@ -533,7 +539,7 @@ def test_a_demo_that_is_kept_ends_with_what_it_shows(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_up_asks_before_it_uses_a_broker_that_is_there(env: Environment):
+def test_up_asks_before_it_uses_a_broker_that_is_there(env: Environment) -> None:
     refused = taskflow(env, "up")
     assert refused.returncode == 2
     assert f"A Kafka broker already answers at {env['TASKFLOW_BOOTSTRAP_SERVERS']}" in (
@@ -550,7 +556,7 @@ def test_up_asks_before_it_uses_a_broker_that_is_there(env: Environment):
         assert up.wait(timeout=patience(30)) == 0
 
 
-def test_up_with_a_broker_that_is_not_there_starts_none(prefix: str, tmp_path: Path):
+def test_up_with_a_broker_that_is_not_there_starts_none(prefix: str, tmp_path: Path) -> None:
     env = environment(f"127.0.0.1:{free_port()}", prefix, tmp_path / "state")
     refused = taskflow(env, "up", "--use-broker")
     assert refused.returncode == 3
@@ -558,7 +564,9 @@ def test_up_with_a_broker_that_is_not_there_starts_none(prefix: str, tmp_path: P
 
 
 @pytest.mark.parametrize("setting", ["TASKFLOW_HTTP", "TASKFLOW_VIEWS_HTTP"])
-def test_up_takes_its_ports_before_it_starts_kafka(prefix: str, tmp_path: Path, setting: str):
+def test_up_takes_its_ports_before_it_starts_kafka(
+    prefix: str, tmp_path: Path, setting: str
+) -> None:
     env = environment(f"127.0.0.1:{free_port()}", prefix, tmp_path / "state")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -133,7 +133,7 @@ PRINTS = [
 @pytest.mark.parametrize(("line", "code", "prints"), PRINTS, ids=lambda value: str(value))
 def test_what_prints_ends_as_it_should_whatever_standard_output_is(
     line: str, code: int, prints: bool, deployment: Deployment
-):
+) -> None:
     """A reader that has gone changes nothing but what is read. Output that is lost is an error."""
     words = line.split()
     captured = deployment.run(*words)
@@ -220,14 +220,16 @@ MISSING = [
 @pytest.mark.parametrize(
     ("line", "code", "said"), MISSING, ids=lambda value: str(value)[:60].replace(" ", "_")
 )
-def test_what_does_not_exist_is_said(line: str, code: int, said: str, deployment: Deployment):
+def test_what_does_not_exist_is_said(
+    line: str, code: int, said: str, deployment: Deployment
+) -> None:
     done = deployment.run(*line.split())
     assert done.code == code, done
     assert " ".join(said.split()) in " ".join(done.err.split())
     assert "Traceback" not in done.err + done.out
 
 
-def test_a_state_directory_may_have_any_name(deployment: Deployment):
+def test_a_state_directory_may_have_any_name(deployment: Deployment) -> None:
     """The worker has its tables in one that is not UTF-8, and they are found there."""
     found = [json.loads(line) for line in deployment.run("doctor").out.splitlines()]
     tables = [line for line in found if line["check"] == "tables"]
@@ -236,7 +238,7 @@ def test_a_state_directory_may_have_any_name(deployment: Deployment):
     assert deployment.run("flow", "list").err == ""
 
 
-def test_a_dead_letter_of_an_invalid_command_names_its_errors(deployment: Deployment):
+def test_a_dead_letter_of_an_invalid_command_names_its_errors(deployment: Deployment) -> None:
     (listed,) = map(json.loads, deployment.run("deadletters", "list").out.splitlines())
     assert {fault["path"] for fault in listed["faults"]} >= {"$.flow_id", "$.issued_by"}
     (shown,) = map(json.loads, deployment.run("deadletters", "show", "{letter}").out.splitlines())

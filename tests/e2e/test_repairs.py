@@ -84,7 +84,7 @@ def finish(flow_id: str) -> dict[str, Any]:
 
 def test_what_is_wrong_is_seen_and_a_dead_letter_goes_back(
     settings: Settings, taskflow: Shell, tmp_path: Path
-):
+) -> None:
     found = taskflow("doctor", code=1)
     assert {line["level"] for line in found if line["check"] == "topics"} == {"bad"}
 
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_seen_and_a_dead_letter_goes_back(
 
 def test_no_flow_is_changed_behind_the_back_of_who_looked(
     settings: Settings, taskflow: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+) -> None:
     flows = [str(uuid4()) for _ in range(40)]
     moved = set(flows[::5])
 
@@ -243,7 +243,7 @@ def audit_of(settings: Settings, prefix: str, taskflow: Shell) -> dict[str, list
 
 def test_four_partitions_become_seven_and_nothing_is_lost(
     settings: Settings, taskflow: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+) -> None:
     old = settings.model_copy(update={"partitions": 4, "state_dir": tmp_path / "old"})
     new = settings.model_copy(
         update={

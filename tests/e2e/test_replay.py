@@ -161,7 +161,7 @@ def marks(records: Iterable[Any]) -> dict[int, list[int]]:
 
 async def test_killed_in_the_middle_and_started_again_no_event_is_missing_and_none_is_doubled(
     deployment: Deployment,
-):
+) -> None:
     target = await deployment.topic("target", PARTITIONS)
     total = sum(map(len, deployment.offsets.values()))
 
@@ -206,7 +206,7 @@ async def test_killed_in_the_middle_and_started_again_no_event_is_missing_and_no
 
 async def test_a_run_whose_offsets_kafka_forgot_goes_on_by_the_marks_on_its_target(
     deployment: Deployment,
-):
+) -> None:
     target = await deployment.topic("smaller", 1)
     done = {partition: offsets[:100] for partition, offsets in deployment.offsets.items()}
     await deployment.publish(
@@ -226,7 +226,7 @@ async def test_a_run_whose_offsets_kafka_forgot_goes_on_by_the_marks_on_its_targ
 
 async def test_a_topic_that_would_replace_times_or_go_by_them_is_refused(
     deployment: Deployment,
-):
+) -> None:
     stamped = await deployment.topic("own", 1, **{"message.timestamp.type": "LogAppendTime"})
 
     refused = await deployment.replay("to", stamped, "--yes")
@@ -246,7 +246,7 @@ async def test_a_topic_that_would_replace_times_or_go_by_them_is_refused(
     assert (group[0], group[2]) == (1, "nowhere does not exist.\n")
 
 
-async def test_a_group_is_set_back_by_time_unless_somebody_is_in_it(deployment: Deployment):
+async def test_a_group_is_set_back_by_time_unless_somebody_is_in_it(deployment: Deployment) -> None:
     group = f"{deployment.prefix}-billing"
     consumer = AIOKafkaConsumer(
         deployment.audit,

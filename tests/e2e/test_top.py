@@ -49,7 +49,7 @@ class Terminal:
         os.close(self.theirs)
 
 
-async def test_it_is_live_and_hears_keys():
+async def test_it_is_live_and_hears_keys() -> None:
     views = story()
     async with showing(views) as url:
         terminal = Terminal()
@@ -86,7 +86,7 @@ async def test_it_is_live_and_hears_keys():
             terminal.close()
 
 
-async def test_a_pipe_gets_one_json_line_and_nobody_is_exit_code_1():
+async def test_a_pipe_gets_one_json_line_and_nobody_is_exit_code_1() -> None:
     async def said(url: str) -> tuple[int | None, bytes, bytes]:
         program = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "processor", "top", "--views", url),

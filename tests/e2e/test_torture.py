@@ -5,11 +5,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from processor.adapters.kafka.topic_admin import open_admin
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.testing.chaos import faults as menu
 from processor.testing.chaos import run as trial
@@ -20,7 +22,7 @@ WITHIN_S = patience(170.0)
 
 
 @pytest.mark.soak
-async def test_a_short_trial_holds_and_tells_what_it_did(tmp_path):
+async def test_a_short_trial_holds_and_tells_what_it_did(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "processor", "torture", "--minutes", "0.1", "--seed", "3"),
         env={**os.environ, "TMPDIR": str(tmp_path)},
@@ -39,13 +41,14 @@ async def test_a_short_trial_holds_and_tells_what_it_did(tmp_path):
     assert [verified["ok"] for verified in report["verified"]] == [True, True]
     assert all(verified["checked"]["I10"] > 100 for verified in report["verified"])
     assert "healed in" in told.decode()
-    assert list(tmp_path.iterdir()) == []
+    left = list(tmp_path.iterdir())  # noqa: ASYNC240
+    assert left == []
 
 
 async def test_a_foreign_record_on_a_given_clusters_audit_is_a_violation(
-    broker, monkeypatch, tmp_path
-):
-    async def spoil(stage, dice):
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def spoil(stage: Any, dice: Any) -> str:
         settings = stage.settings
         async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
             topic = f"{settings.topic_prefix}.audit"

@@ -51,7 +51,7 @@ def flip(table: Path) -> str:
 
 async def test_a_deployment_is_clean_live_and_at_rest_until_a_payload_is_flipped(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path
-):
+) -> None:
     settings = Settings(
         bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS
     )
@@ -99,7 +99,7 @@ async def test_a_deployment_is_clean_live_and_at_rest_until_a_payload_is_flipped
 
 async def test_what_cannot_be_verified_has_its_exit_code(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path
-):
+) -> None:
     missing = await verify(environment(broker.bootstrap, prefix, tmp_path))
     absent = await verify(environment("127.0.0.1:1", prefix, tmp_path))
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.cli import verify as program
@@ -22,7 +23,7 @@ from tests.support.processes import workers
 PARTITIONS = 4
 
 
-async def test_workers_come_back_by_themselves(prefix, tmp_path):
+async def test_workers_come_back_by_themselves(prefix: str, tmp_path: Path) -> None:
     async with embedded_broker(data_dir=tmp_path / "broker") as broker:
         await create_topics(
             Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
@@ -50,7 +51,9 @@ async def test_workers_come_back_by_themselves(prefix, tmp_path):
         assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
 
 
-async def test_a_verification_waits_for_the_broker_and_finds_the_same(prefix, tmp_path):
+async def test_a_verification_waits_for_the_broker_and_finds_the_same(
+    prefix: str, tmp_path: Path
+) -> None:
     async with embedded_broker(data_dir=tmp_path / "broker") as broker:
         settings = Settings(
             bootstrap_servers=broker.bootstrap,

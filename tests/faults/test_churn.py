@@ -1,8 +1,10 @@
 """Workers that come and go while commands go on coming."""
 
 import asyncio
+from pathlib import Path
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
@@ -14,7 +16,9 @@ PARTITIONS = 4
 TURNS = 2
 
 
-async def test_a_worker_that_joins_and_leaves_every_two_seconds(broker, prefix, tmp_path):
+async def test_a_worker_that_joins_and_leaves_every_two_seconds(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
@@ -42,7 +43,9 @@ def lose_tables(state_dir: Path) -> None:
         path.unlink()
 
 
-async def test_a_worker_killed_at_each_point_loses_nothing(broker, prefix, tmp_path):
+async def test_a_worker_killed_at_each_point_loses_nothing(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await topics(broker.bootstrap, prefix)
     async with (
         workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS=f"{PARTITIONS}") as (worker,),
@@ -70,7 +73,9 @@ async def test_a_worker_killed_at_each_point_loses_nothing(broker, prefix, tmp_p
     assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
 
 
-async def test_errors_and_delays_at_each_point_are_outlived(broker, prefix, tmp_path):
+async def test_errors_and_delays_at_each_point_are_outlived(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await topics(broker.bootstrap, prefix)
     async with (
         workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS=f"{PARTITIONS}") as (worker,),

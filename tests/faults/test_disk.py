@@ -4,8 +4,11 @@ import resource
 import shutil
 import sqlite3
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.testing.chaos.worker_process import flip
 from tests.support.load import under_load
@@ -19,11 +22,13 @@ FILLED = '"the table was filled from the state topic"'
 THROWN_AWAY = '"table thrown away; it will be filled from Kafka"'
 
 
-def largest(worker: WorkerProcess):
+def largest(worker: WorkerProcess) -> Any:
     return max(worker.state_dir.glob("*.db"), key=lambda path: path.stat().st_size)
 
 
-async def test_a_table_survives_its_disk(broker, prefix, tmp_path):
+async def test_a_table_survives_its_disk(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )

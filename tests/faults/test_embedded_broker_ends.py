@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,7 +25,7 @@ AGAIN = "Apache Kafka answers again at"
 class Command(WorkerProcess):
     """A command of the program that runs an embedded broker."""
 
-    def __init__(self, command: str, home, prefix: str) -> None:
+    def __init__(self, command: str, home: Any, prefix: str) -> None:
         self.bootstrap = f"127.0.0.1:{free_port()}"
         super().__init__(
             command,
@@ -56,8 +58,8 @@ def broker_kills(request: pytest.FixtureRequest) -> int:
 
 
 async def test_up_outlives_its_broker_and_answers_every_command_once(
-    prefix, tmp_path, broker_kills
-):
+    prefix: str, tmp_path: Path, broker_kills: int
+) -> None:
     up = Command("up", tmp_path, prefix)
     await up.start()
     try:
@@ -87,7 +89,7 @@ async def test_up_outlives_its_broker_and_answers_every_command_once(
     assert len(told.splitlines()) < 60 + 40 * broker_kills, told
 
 
-async def test_a_broker_that_keeps_ending_ends_the_command(prefix, tmp_path):
+async def test_a_broker_that_keeps_ending_ends_the_command(prefix: str, tmp_path: Path) -> None:
     command = Command("broker", tmp_path, prefix)
     await command.start()
     try:
@@ -109,7 +111,7 @@ async def test_a_broker_that_keeps_ending_ends_the_command(prefix, tmp_path):
     assert "Traceback" not in last
 
 
-async def test_a_demo_whose_broker_dies_says_so_and_ends(prefix, tmp_path):
+async def test_a_demo_whose_broker_dies_says_so_and_ends(prefix: str, tmp_path: Path) -> None:
     demo = Command("demo", tmp_path, prefix)
     await demo.start()
     try:
@@ -127,7 +129,9 @@ async def test_a_demo_whose_broker_dies_says_so_and_ends(prefix, tmp_path):
     assert code == 3
 
 
-async def test_a_broker_that_is_told_to_end_while_it_starts_ends(prefix, tmp_path):
+async def test_a_broker_that_is_told_to_end_while_it_starts_ends(
+    prefix: str, tmp_path: Path
+) -> None:
     command = Command("broker", tmp_path, prefix)
     await command.start()
     await command.until_told("starting Apache Kafka", timeout_s=patience(30))

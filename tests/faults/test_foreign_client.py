@@ -3,12 +3,16 @@
 import asyncio
 import json
 import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from aiokafka import AIOKafkaProducer
 from confluent_kafka import Producer
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.ops.verify.contract import home_of
 from processor.settings import Settings
 from tests.support.machine import patience
@@ -20,7 +24,7 @@ FLOWS = 40
 UPDATES = 8
 
 
-def commands():
+def commands() -> Iterator[Any]:
     """All flows' commands, round by round: a create, a start, updates, an end."""
     rng = random.Random(3)
     flows = [str(UUID(int=rng.getrandbits(128), version=4)) for _ in range(FLOWS)]
@@ -39,7 +43,7 @@ def commands():
             yield {"command_id": command_id, "flow_id": flow_id, "issued_by": "me", **body}
 
 
-def produce(bootstrap, topic, sent):
+def produce(bootstrap: Any, topic: Any, sent: Any) -> None:
     """With librdkafka's own partitioner, `consistent_random`: CRC32 of the key."""
     producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True})
     refused = []
@@ -56,7 +60,9 @@ def produce(bootstrap, topic, sent):
     assert refused == []
 
 
-async def test_all_of_a_foreign_clients_commands_end_in_order(broker, prefix, tmp_path):
+async def test_all_of_a_foreign_clients_commands_end_in_order(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )
@@ -85,7 +91,9 @@ async def test_all_of_a_foreign_clients_commands_end_in_order(broker, prefix, tm
         assert command_ids == [c["command_id"] for c in sent if c["flow_id"] == flow_id]
 
 
-async def test_a_copy_that_lies_wrong_again_is_quarantined(broker, prefix, tmp_path):
+async def test_a_copy_that_lies_wrong_again_is_quarantined(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )

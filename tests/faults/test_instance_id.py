@@ -1,8 +1,10 @@
 """Two workers under one instance id."""
 
 import asyncio
+from pathlib import Path
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
 from tests.support.machine import patience
@@ -12,8 +14,8 @@ PARTITIONS = 2
 
 
 async def test_the_one_that_came_later_ends_with_a_sentence_and_the_first_goes_on(
-    broker, prefix, tmp_path
-):
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )

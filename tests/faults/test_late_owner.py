@@ -1,8 +1,10 @@
 """An owner that sleeps past its session, and wakes up when its partitions are another's."""
 
 import asyncio
+from pathlib import Path
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands, owners, until_in_transaction
@@ -13,7 +15,9 @@ from tests.support.processes import SESSION_TIMEOUT_S, owner_of, until_owned, wo
 PARTITIONS = 4
 
 
-async def test_the_late_owner_writes_nothing_and_rejoins(broker, prefix, tmp_path):
+async def test_the_late_owner_writes_nothing_and_rejoins(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )

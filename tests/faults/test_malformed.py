@@ -14,6 +14,7 @@ from uuid import UUID
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.ops.verify.contract import home_of
 from processor.settings import Settings
 from tests.support.machine import patience
@@ -204,7 +205,9 @@ def peak_memory_bytes(pid: int) -> int:
     return int(line.split()[1]) * KIB
 
 
-async def test_one_outcome_and_one_dead_letter_each(broker, prefix, tmp_path):
+async def test_one_outcome_and_one_dead_letter_each(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     settings = Settings(
         bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS
     )
@@ -261,7 +264,9 @@ async def test_one_outcome_and_one_dead_letter_each(broker, prefix, tmp_path):
     assert memory_bytes < MEMORY_MAX_BYTES
 
 
-async def test_a_header_name_that_is_not_utf8_stops_nobody(broker, prefix, tmp_path):
+async def test_a_header_name_that_is_not_utf8_stops_nobody(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     """aiokafka itself would never get past such a record, whatever its value is worth."""
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
@@ -300,7 +305,9 @@ async def test_a_header_name_that_is_not_utf8_stops_nobody(broker, prefix, tmp_p
     assert letter.headers[:3] == (("a", b"\xff"), (r"\xff\xfeADER", None), ("b", b""))
 
 
-async def test_a_bomb_is_defused_and_the_partition_goes_on(broker, prefix, tmp_path):
+async def test_a_bomb_is_defused_and_the_partition_goes_on(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     """aiokafka would unpack all of it: twice its size in memory, each time that it is fetched."""
     settings = Settings(
         bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS
@@ -332,7 +339,7 @@ async def test_a_bomb_is_defused_and_the_partition_goes_on(broker, prefix, tmp_p
     assert memory_bytes < BOMB_MEMORY_MAX_BYTES
 
 
-async def read(broker, topic, count):
+async def read(broker: EmbeddedBroker, topic: Any, count: Any) -> Any:
     """The first `count` records of partition 0."""
     partition, records = TopicPartition(topic, 0), []
     consumer = AIOKafkaConsumer(

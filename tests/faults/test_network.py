@@ -1,8 +1,11 @@
 """Requests between workers and broker that are refused, cut off, late, lost or never answered."""
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.testing.chaos.proxy import KINDS, Fate, foul, proxied
 from tests.support.load import under_load
@@ -17,7 +20,9 @@ COMMITS_MEET = (Fate.CUT, Fate.REFUSE, Fate.HOLD, Fate.SWALLOW, Fate.LATE, Fate.
 OTHERS = ("Produce", "AddPartitionsToTxn", "InitProducerId", "Fetch", "OffsetCommit", "Heartbeat")
 
 
-async def test_whatever_becomes_of_a_request_nothing_is_lost(broker, prefix, tmp_path):
+async def test_whatever_becomes_of_a_request_nothing_is_lost(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )
@@ -53,13 +58,13 @@ async def test_whatever_becomes_of_a_request_nothing_is_lost(broker, prefix, tmp
     assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
 
 
-async def until(so):
+async def until(so: Any) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not so():  # noqa: ASYNC110 (a counter of the proxy's)
             await asyncio.sleep(0.02)
 
 
-async def until_answered(observer, count):
+async def until_answered(observer: Any, count: Any) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while len(observer.answered) < count:
             await observer.catch_up()

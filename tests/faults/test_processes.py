@@ -6,11 +6,13 @@ import os
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import aiohttp
 import psutil
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
 from tests.support.machine import patience
@@ -63,8 +65,8 @@ async def gone(processes: list[psutil.Process]) -> None:
 
 
 async def test_a_killed_process_is_started_again_and_a_killed_parent_takes_all_along(
-    broker, prefix, tmp_path
-):
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )
@@ -104,7 +106,9 @@ async def test_a_killed_process_is_started_again_and_a_killed_parent_takes_all_a
     assert "thrown away" not in worker.told()
 
 
-async def test_a_process_that_is_refused_ends_the_worker(broker, prefix, tmp_path):
+async def test_a_process_that_is_refused_ends_the_worker(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     worker = Family("family", tmp_path, broker.bootstrap, prefix)
     await worker.start()
     code = await asyncio.wait_for(worker.process.wait(), PATIENCE_S)

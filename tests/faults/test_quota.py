@@ -8,6 +8,7 @@ import aiohttp
 
 from processor.adapters.kafka.client_config import client_id
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
@@ -23,8 +24,8 @@ METRIC = r'^taskflow_commit_seconds_(count|bucket{le="1.0"}) (\S+)$'
 
 
 async def test_a_worker_under_a_quota_waits_for_the_broker_and_loses_nothing(
-    broker, prefix, tmp_path, unused_tcp_port
-):
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path, unused_tcp_port: int
+) -> None:
     settings = Settings(
         bootstrap_servers=broker.bootstrap,
         topic_prefix=prefix,

@@ -3,11 +3,14 @@
 import asyncio
 import signal
 import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.machine import patience
 from tests.support.processes import WorkerProcess, workers
@@ -27,11 +30,13 @@ async def refused(worker: WorkerProcess) -> tuple[int, str]:
 
 
 @pytest.fixture
-def settings(broker, prefix):
+def settings(broker: EmbeddedBroker, prefix: str) -> Any:
     return Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=2)
 
 
-async def test_a_second_worker_on_one_state_directory(broker, settings, prefix, tmp_path):
+async def test_a_second_worker_on_one_state_directory(
+    broker: EmbeddedBroker, settings: Any, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(settings)
     async with workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS="2") as (first,):
         await first.start()
@@ -51,7 +56,7 @@ async def test_a_second_worker_on_one_state_directory(broker, settings, prefix, 
         assert await second.end() == 0
 
 
-async def test_no_broker_and_one_that_never_answers(prefix, tmp_path):
+async def test_no_broker_and_one_that_never_answers(prefix: str, tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as free,
         socket.create_server(("127.0.0.1", 0)) as silent,
@@ -66,14 +71,16 @@ async def test_no_broker_and_one_that_never_answers(prefix, tmp_path):
             assert address in sentence
 
 
-async def test_no_topics(broker, prefix, tmp_path):
+async def test_no_topics(broker: EmbeddedBroker, prefix: str, tmp_path: Path) -> None:
     code, sentence = await refused(WorkerProcess("w", tmp_path, broker.bootstrap, prefix))
     assert code == REFUSED
     assert f"{prefix}.commands does not exist" in sentence
 
 
 @pytest.mark.parametrize("layout", ["partitions of one topic", "partitions of all", "clock"])
-async def test_another_layout(broker, settings, prefix, tmp_path, layout):
+async def test_another_layout(
+    broker: EmbeddedBroker, settings: Any, prefix: str, tmp_path: Path, layout: str
+) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
     await admin.start()
     try:
@@ -107,7 +114,7 @@ async def test_another_layout(broker, settings, prefix, tmp_path, layout):
         ("SECURITY_PROTOCOL", "TLS"),
     ],
 )
-async def test_a_bad_setting(tmp_path, name, value):
+async def test_a_bad_setting(tmp_path: Path, name: str, value: str) -> None:
     worker = WorkerProcess("w", tmp_path, "127.0.0.1:1", "p")
     worker.choose(**{name: value})
     code, sentence = await refused(worker)
@@ -116,7 +123,9 @@ async def test_a_bad_setting(tmp_path, name, value):
     assert repr(value) in sentence
 
 
-async def test_an_address_that_is_taken(broker, settings, prefix, tmp_path):
+async def test_an_address_that_is_taken(
+    broker: EmbeddedBroker, settings: Any, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(settings)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -128,7 +137,9 @@ async def test_an_address_that_is_taken(broker, settings, prefix, tmp_path):
 
 
 @pytest.mark.parametrize("below", ["", "and", "below/it"])
-async def test_a_state_directory_that_cannot_be_made(prefix, tmp_path, below):
+async def test_a_state_directory_that_cannot_be_made(
+    prefix: str, tmp_path: Path, below: str
+) -> None:
     tmp_path.joinpath("file").write_text("")
     worker = WorkerProcess("w", tmp_path, "127.0.0.1:1", prefix)
     worker.choose(STATE_DIR=str(tmp_path / "file" / below))
@@ -138,7 +149,9 @@ async def test_a_state_directory_that_cannot_be_made(prefix, tmp_path, below):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_while_it_waits_for_a_broker_ends_it_at_once(prefix, tmp_path, number):
+async def test_a_signal_while_it_waits_for_a_broker_ends_it_at_once(
+    prefix: str, tmp_path: Path, number: Any
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         async with workers(1, tmp_path, address, prefix) as (worker,):

@@ -3,8 +3,11 @@
 import asyncio
 import json
 import time
+from pathlib import Path
+from typing import Any
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.partition.standby import LOOK_EVERY_S
 from processor.settings import Settings
 from tests.support.load import under_load
@@ -22,7 +25,9 @@ def told(worker: WorkerProcess) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
-async def test_who_follows_takes_over_with_a_warm_table(broker, prefix, tmp_path):
+async def test_who_follows_takes_over_with_a_warm_table(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )
@@ -66,7 +71,7 @@ async def test_who_follows_takes_over_with_a_warm_table(broker, prefix, tmp_path
     world.assert_clean()
 
 
-async def until_decided(observer, load) -> None:
+async def until_decided(observer: Any, load: Any) -> None:
     """All that is acknowledged has an outcome, and the followers have looked since."""
     wanted = set(load.acknowledged)
     while not observer.answered >= wanted:
@@ -74,7 +79,7 @@ async def until_decided(observer, load) -> None:
     await asyncio.sleep(LOOK_EVERY_S)
 
 
-def all_level(world) -> bool:
+def all_level(world: Any) -> bool:
     tables = [
         table.position.next_event_id == world.newest_cursor(table.partition)["next_event_id"]
         for table in world.tables

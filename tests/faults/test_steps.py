@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaProducer
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.adapters.kafka.topic_reader import read
 from processor.contract.values import parse_timestamp
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.deployment import Deployment
 from tests.support.machine import patience
@@ -60,7 +61,9 @@ def offerings(world: Deployment) -> dict[str, list[int]]:
     return found
 
 
-async def test_items_that_a_killed_worker_left_are_written_by_the_next(broker, prefix, tmp_path):
+async def test_items_that_a_killed_worker_left_are_written_by_the_next(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     settings = settings_of(broker.bootstrap, prefix)
     await create_topics(settings)
     async with (
@@ -99,8 +102,8 @@ def resident_mib(worker: WorkerProcess) -> float:
 
 
 async def test_a_flow_with_a_thousand_pending_steps_ends_in_one_transaction(
-    broker, prefix, tmp_path
-):
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     settings = settings_of(broker.bootstrap, prefix)
     await create_topics(settings)
     runs = [f"r{n}" for n in range(1_000)]
@@ -144,7 +147,9 @@ async def test_a_flow_with_a_thousand_pending_steps_ends_in_one_transaction(
     assert offsets == list(range(offsets[0], offsets[0] + 1_001))
 
 
-async def test_a_backlog_ends_nobodys_lease(broker, prefix, tmp_path):
+async def test_a_backlog_ends_nobodys_lease(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     """The executor answers within its lease; the worker comes to it long after that is over."""
     settings = settings_of(broker.bootstrap, prefix)
     await create_topics(settings)

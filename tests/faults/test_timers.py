@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -14,6 +15,7 @@ from aiokafka import AIOKafkaProducer
 
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.contract.values import instant, parse_timestamp
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.builders import FLOW_ID, OWNER, document
 from tests.support.deployment import Deployment
@@ -84,7 +86,9 @@ def wakes(world: Deployment) -> Counter[str]:
     return Counter(one["flow_id"] for one in commands if one["issued_by"] == "taskflow:timer")
 
 
-async def test_a_herd_of_timers_while_their_owners_are_killed(broker, prefix, tmp_path):
+async def test_a_herd_of_timers_while_their_owners_are_killed(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )
@@ -137,7 +141,9 @@ async def test_a_herd_of_timers_while_their_owners_are_killed(broker, prefix, tm
     assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
 
 
-async def test_workers_an_hour_ahead_and_an_hour_behind(broker, prefix, tmp_path):
+async def test_workers_an_hour_ahead_and_an_hour_behind(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )

@@ -1,8 +1,10 @@
 """Two groups on one prefix, by mistake: each is given all partitions, and they take turns."""
 
 import asyncio
+from pathlib import Path
 
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
 from tests.support.log_files import foreign_hands, owners
@@ -14,7 +16,9 @@ PARTITIONS = 2
 TAKEN_OVER = '"the partition is taken over"'
 
 
-async def test_they_take_turns_and_nothing_is_decided_twice(broker, prefix, tmp_path):
+async def test_they_take_turns_and_nothing_is_decided_twice(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )

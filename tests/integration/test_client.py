@@ -208,7 +208,7 @@ def create(**fields: Any) -> dict[str, Any]:
 # --- FlowClient ---------------------------------------------------------------------------
 
 
-async def test_a_command_is_answered(settings: Settings):
+async def test_a_command_is_answered(settings: Settings) -> None:
     flow_id = str(uuid4())
     async with processor(settings), FlowClient(settings) as client:
         answer = await client.send(create(flow_id=flow_id))
@@ -218,7 +218,7 @@ async def test_a_command_is_answered(settings: Settings):
     assert answer.source.partition == partition_of(flow_id.encode(), PARTITIONS)
 
 
-async def test_nothing_is_left_running(settings: Settings):
+async def test_nothing_is_left_running(settings: Settings) -> None:
     before = asyncio.all_tasks()
     async with FlowClient(settings) as client, AuditStream(settings) as stream:
         with pytest.raises(OutcomeTimeout):
@@ -228,7 +228,9 @@ async def test_nothing_is_left_running(settings: Settings):
     assert asyncio.all_tasks() == before
 
 
-async def test_a_thousand_commands_at_once_are_each_answered_by_their_own(settings: Settings):
+async def test_a_thousand_commands_at_once_are_each_answered_by_their_own(
+    settings: Settings,
+) -> None:
     async with processor(settings), FlowClient(settings) as client:
         commands = [client.prepare(create()) for _ in range(1_000)]
         answers = await asyncio.gather(*map(client.send, commands))
@@ -237,13 +239,13 @@ async def test_a_thousand_commands_at_once_are_each_answered_by_their_own(settin
     assert len(client._pending) == 0
 
 
-async def test_more_than_may_be_in_flight_wait_for_their_turn(settings: Settings):
+async def test_more_than_may_be_in_flight_wait_for_their_turn(settings: Settings) -> None:
     async with processor(settings), FlowClient(settings, in_flight_max=7) as client:
         answers = await asyncio.gather(*(client.send(create()) for _ in range(50)))
     assert len({a.command_id for a in answers}) == 50
 
 
-async def test_control_has_a_topic_of_its_own(settings: Settings):
+async def test_control_has_a_topic_of_its_own(settings: Settings) -> None:
     async with processor(settings), FlowClient(settings) as client:
         answer = await client.send(
             {"kind": "prune", "flow_id": str(uuid4()), "issued_by": "operator:o"}, control=True
@@ -251,7 +253,7 @@ async def test_control_has_a_topic_of_its_own(settings: Settings):
     assert answer.source.topic == Topics(settings.topic_prefix).control
 
 
-async def test_a_forwarded_command_is_answered_by_its_copy(settings: Settings):
+async def test_a_forwarded_command_is_answered_by_its_copy(settings: Settings) -> None:
     def forward(record: ConsumerRecord) -> list[Answer]:
         elsewhere = (record.partition + 1) % PARTITIONS
         nothing_yet = {"verdict": "forwarded", "revision": None, "status": None, "allowed": None}
@@ -268,7 +270,7 @@ async def test_a_forwarded_command_is_answered_by_its_copy(settings: Settings):
 
 async def test_one_command_sent_twice_at_once_is_accepted_once_and_duplicate_once(
     settings: Settings,
-):
+) -> None:
     async with processor(settings, Dedupe()), FlowClient(settings) as client:
         command = client.prepare(create())
         answers = await asyncio.gather(client.send(command), client.send(command))
@@ -277,7 +279,7 @@ async def test_one_command_sent_twice_at_once_is_accepted_once_and_duplicate_onc
     assert later.verdict == "duplicate"
 
 
-async def test_two_clients_with_the_same_command_are_both_answered(settings: Settings):
+async def test_two_clients_with_the_same_command_are_both_answered(settings: Settings) -> None:
     async with (
         processor(settings, Dedupe()),
         FlowClient(settings) as one,
@@ -288,7 +290,7 @@ async def test_two_clients_with_the_same_command_are_both_answered(settings: Set
     assert sorted(a.verdict for a in answers) == ["accepted", "duplicate"]
 
 
-async def test_a_quarantined_command_without_ids_is_known_by_its_source(settings: Settings):
+async def test_a_quarantined_command_without_ids_is_known_by_its_source(settings: Settings) -> None:
     def quarantine(record: ConsumerRecord) -> list[Answer]:
         lost = outcome(record, verdict="quarantined", code="internal_error", command_id=None)
         return [Answer(record.partition, lost)]
@@ -299,7 +301,7 @@ async def test_a_quarantined_command_without_ids_is_known_by_its_source(settings
     assert answer.code == "internal_error"
 
 
-async def test_without_an_answer_the_command_may_be_sent_again(settings: Settings):
+async def test_without_an_answer_the_command_may_be_sent_again(settings: Settings) -> None:
     async with FlowClient(settings) as client:
         with pytest.raises(OutcomeTimeout, match="may still be applied") as caught:
             await client.send(create(), timeout_s=patience(2))
@@ -310,7 +312,9 @@ async def test_without_an_answer_the_command_may_be_sent_again(settings: Setting
     assert answer.command_id == caught.value.command.command_id
 
 
-async def test_publishing_answers_where_the_command_lies_and_reads_no_outcomes(settings: Settings):
+async def test_publishing_answers_where_the_command_lies_and_reads_no_outcomes(
+    settings: Settings,
+) -> None:
     reader = CommittedReader(settings, Topics(settings.topic_prefix).commands)
     await reader.open(range(PARTITIONS), "end")
     async with FlowClient(settings) as client:
@@ -331,7 +335,7 @@ async def test_publishing_answers_where_the_command_lies_and_reads_no_outcomes(s
     assert dict(record.headers) == {TRACEPARENT_HEADER: TRACE.encode()}
 
 
-async def test_what_the_processor_could_not_read_is_not_sent(settings: Settings):
+async def test_what_the_processor_could_not_read_is_not_sent(settings: Settings) -> None:
     async with FlowClient(settings) as client:
         with pytest.raises(InvalidCommand, match="goal"):
             await client.send(create(goal=""))
@@ -348,7 +352,7 @@ class Silence:
         return []
 
 
-async def test_aborted_outcomes_are_not_seen(settings: Settings):
+async def test_aborted_outcomes_are_not_seen(settings: Settings) -> None:
     async with processor(settings, silence := Silence()), FlowClient(settings) as client:
         sending = asyncio.create_task(client.send(create()))
         record = await silence.heard
@@ -361,7 +365,7 @@ async def test_aborted_outcomes_are_not_seen(settings: Settings):
         assert (await sending).verdict == "accepted"
 
 
-async def test_without_topics_nothing_is_sent(broker: EmbeddedBroker, prefix: str):
+async def test_without_topics_nothing_is_sent(broker: EmbeddedBroker, prefix: str) -> None:
     settings = Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix)
     async with FlowClient(settings) as client:
         with pytest.raises(TopicsWrong, match="topics create"):
@@ -370,7 +374,7 @@ async def test_without_topics_nothing_is_sent(broker: EmbeddedBroker, prefix: st
             await client.publish(create())
 
 
-async def test_without_a_broker_both_say_so():
+async def test_without_a_broker_both_say_so() -> None:
     nobody = Settings(bootstrap_servers="127.0.0.1:1")
     before = asyncio.all_tasks()
 
@@ -382,7 +386,7 @@ async def test_without_a_broker_both_say_so():
     assert asyncio.all_tasks() == before
 
 
-async def test_a_closed_client_tells_those_who_wait(settings: Settings):
+async def test_a_closed_client_tells_those_who_wait(settings: Settings) -> None:
     async with processor(settings, silence := Silence()):
         async with FlowClient(settings) as client:
             waiting = asyncio.create_task(client.send(create()))
@@ -397,7 +401,7 @@ async def test_a_closed_client_tells_those_who_wait(settings: Settings):
 @pytest.mark.parametrize("gently", [True, False], ids=["restarted", "killed"])
 async def test_a_broker_that_goes_and_comes_back_in_mid_flight_loses_no_answer(
     own_broker: EmbeddedBroker, own_settings: Settings, gently: bool
-):
+) -> None:
     async with processor(own_settings, Dedupe()), FlowClient(own_settings) as client:
         assert (await client.send(create())).verdict == "accepted"
         sent: list[asyncio.Task[Outcome]] = []
@@ -421,7 +425,7 @@ async def test_a_broker_that_goes_and_comes_back_in_mid_flight_loses_no_answer(
 
 async def test_a_client_whose_broker_is_gone_can_be_closed(
     own_broker: EmbeddedBroker, own_settings: Settings
-):
+) -> None:
     before = asyncio.all_tasks()
     try:
         async with FlowClient(own_settings) as client:
@@ -479,7 +483,7 @@ async def numbers(stream: AuditStream) -> list[tuple[int, int]]:
     return [divmod(found.id, EVENTS_PER_PARTITION) async for found in stream]
 
 
-async def test_the_audit_is_read_from_the_beginning_to_its_end(settings: Settings):
+async def test_the_audit_is_read_from_the_beginning_to_its_end(settings: Settings) -> None:
     await write_audit(settings, *(event(n, p) for n in range(1, 51) for p in range(PARTITIONS)))
     async with AuditStream(settings, follow=False) as stream:
         found = await numbers(stream)
@@ -487,13 +491,13 @@ async def test_the_audit_is_read_from_the_beginning_to_its_end(settings: Setting
     assert stream.position == dict.fromkeys(range(PARTITIONS), 51)  # 50 events and a marker
 
 
-async def test_an_empty_audit_ends_at_once(settings: Settings):
+async def test_an_empty_audit_ends_at_once(settings: Settings) -> None:
     async with AuditStream(settings, follow=False) as stream:
         assert await numbers(stream) == []
     assert stream.position == dict.fromkeys(range(PARTITIONS), 0)
 
 
-async def test_a_stored_position_goes_on_behind_the_event_in_hand(settings: Settings):
+async def test_a_stored_position_goes_on_behind_the_event_in_hand(settings: Settings) -> None:
     await write_audit(settings, *(event(n) for n in range(1, 11)))
     async with AuditStream(settings, follow=False) as stream:
         async for found in stream:
@@ -504,7 +508,7 @@ async def test_a_stored_position_goes_on_behind_the_event_in_hand(settings: Sett
         assert await numbers(stream) == [(0, n) for n in range(5, 11)]
 
 
-async def test_the_audit_is_read_since_a_time(settings: Settings):
+async def test_the_audit_is_read_since_a_time(settings: Settings) -> None:
     await write_audit(settings, event(1), event(2))
     await asyncio.sleep(0.05)
     since = datetime.now(UTC)
@@ -516,12 +520,12 @@ async def test_the_audit_is_read_since_a_time(settings: Settings):
         assert await numbers(stream) == [(0, 3), (0, 4)]
 
 
-def test_a_time_without_a_zone_is_no_time():
+def test_a_time_without_a_zone_is_no_time() -> None:
     with pytest.raises(ValueError, match="time zone"):
         AuditStream(Settings(), start=datetime(2026, 11, 22))
 
 
-async def test_following_goes_on_with_what_is_written_later(settings: Settings):
+async def test_following_goes_on_with_what_is_written_later(settings: Settings) -> None:
     await write_audit(settings, event(1))
     async with AuditStream(settings, start="end") as stream:
         await write_audit(settings, event(2), event(3))
@@ -529,7 +533,7 @@ async def test_following_goes_on_with_what_is_written_later(settings: Settings):
             assert [(await anext(stream)).id, (await anext(stream)).id] == [2, 3]
 
 
-async def test_what_is_written_after_the_opening_is_not_in_a_replay(settings: Settings):
+async def test_what_is_written_after_the_opening_is_not_in_a_replay(settings: Settings) -> None:
     await write_audit(settings, event(1))
     async with AuditStream(settings, follow=False) as stream:
         await write_audit(settings, event(2))
@@ -538,7 +542,7 @@ async def test_what_is_written_after_the_opening_is_not_in_a_replay(settings: Se
         assert await numbers(stream) == []
 
 
-async def test_aborted_events_are_not_seen_and_leave_no_gap(settings: Settings):
+async def test_aborted_events_are_not_seen_and_leave_no_gap(settings: Settings) -> None:
     await write_audit(settings, event(1))
     await write_audit(settings, event(2), event(3), abort=True)
     await write_audit(settings, event(2))
@@ -549,7 +553,7 @@ async def test_aborted_events_are_not_seen_and_leave_no_gap(settings: Settings):
 
 
 @pytest.mark.parametrize("flow_id", [None, "8f14e45f-ceea-467f-9575-0cb0a9b1c8a1"])
-async def test_a_missing_event_stops_the_stream(settings: Settings, flow_id: str | None):
+async def test_a_missing_event_stops_the_stream(settings: Settings, flow_id: str | None) -> None:
     partition = partition_of(flow_id.encode(), PARTITIONS) if flow_id else 1
     await write_audit(
         settings,
@@ -566,28 +570,28 @@ async def test_a_missing_event_stops_the_stream(settings: Settings, flow_id: str
             await anext(stream)
 
 
-async def test_a_repeated_event_stops_the_stream(settings: Settings):
+async def test_a_repeated_event_stops_the_stream(settings: Settings) -> None:
     await write_audit(settings, event(1), event(2), event(2))
     async with AuditStream(settings, follow=False) as stream:
         with pytest.raises(AuditGap):
             await numbers(stream)
 
 
-async def test_a_position_that_the_topic_never_had_is_a_gap(settings: Settings):
+async def test_a_position_that_the_topic_never_had_is_a_gap(settings: Settings) -> None:
     await write_audit(settings, event(1))
     with pytest.raises(AuditGap, match="ends before"):
         async with AuditStream(settings, start={0: 1000}):
             pass
 
 
-async def test_a_record_that_is_no_event_stops_the_stream(settings: Settings):
+async def test_a_record_that_is_no_event_stops_the_stream(settings: Settings) -> None:
     await write_audit(settings, event(1), (0, "x", b"{}"))
     async with AuditStream(settings, follow=False) as stream:
         with pytest.raises(UnreadableEvent, match="offset 1"):
             await numbers(stream)
 
 
-async def test_one_flow_alone(settings: Settings):
+async def test_one_flow_alone(settings: Settings) -> None:
     flow_id = str(uuid4())
     partition = partition_of(flow_id.encode(), PARTITIONS)
     await write_audit(
@@ -600,7 +604,7 @@ async def test_one_flow_alone(settings: Settings):
         assert stream.position == {partition: 7}
 
 
-async def test_a_record_shows_its_chain_and_its_trace(settings: Settings):
+async def test_a_record_shows_its_chain_and_its_trace(settings: Settings) -> None:
     headers = [(CHAIN_HEADER, bytes(range(16))), (TRACEPARENT_HEADER, TRACE.encode())]
     await write_audit(settings, e := event(1, 2), headers=headers)
     async with AuditStream(settings, follow=False) as stream:
@@ -610,7 +614,9 @@ async def test_a_record_shows_its_chain_and_its_trace(settings: Settings):
     assert (record.chain, record.traceparent) == (bytes(range(16)), TRACE)
 
 
-async def test_following_outlives_a_broker_restart(broker: EmbeddedBroker, settings: Settings):
+async def test_following_outlives_a_broker_restart(
+    broker: EmbeddedBroker, settings: Settings
+) -> None:
     await write_audit(settings, event(1))
     async with AuditStream(settings) as stream:
         assert (await anext(stream)).id == 1

@@ -6,10 +6,12 @@ import itertools
 import json
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Producer
 
+from processor.embedded.broker import EmbeddedBroker
 from processor.ops.verify.contract import home_of
 from processor.settings import Settings
 from tests.support.builders import DAY_MS, HOUR_MS
@@ -89,8 +91,8 @@ def present(world: Deployment, partition: int) -> dict[str, Any]:
 
 
 async def test_what_a_foreign_client_sends_is_answered_as_the_contract_says(
-    broker, prefix, tmp_path
-):
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
     settings = Settings(
         bootstrap_servers=broker.bootstrap,
         topic_prefix=prefix,

@@ -81,7 +81,7 @@ def somebody_with_a_broker(
         parent.communicate()
 
 
-async def test_it_answers_on_the_loopback_interface_only(broker: EmbeddedBroker):
+async def test_it_answers_on_the_loopback_interface_only(broker: EmbeddedBroker) -> None:
     assert await broker_answers(broker.bootstrap)
 
     listening = {
@@ -92,7 +92,9 @@ async def test_it_answers_on_the_loopback_interface_only(broker: EmbeddedBroker)
     assert listening == {"127.0.0.1"}
 
 
-async def test_what_was_written_outlives_a_restart_and_a_kill(broker: EmbeddedBroker, prefix: str):
+async def test_what_was_written_outlives_a_restart_and_a_kill(
+    broker: EmbeddedBroker, prefix: str
+) -> None:
     topic, bootstrap, first_pid = f"{prefix}.kept", broker.bootstrap, broker.pid
     await create_topic(bootstrap, topic)
     await send(bootstrap, topic, b"here to stay")
@@ -109,7 +111,7 @@ async def test_what_was_written_outlives_a_restart_and_a_kill(broker: EmbeddedBr
     assert broker.pid != first_pid
 
 
-async def test_without_a_directory_it_leaves_nothing():
+async def test_without_a_directory_it_leaves_nothing() -> None:
     async with embedded_broker() as broker:
         pid, data_dir, bootstrap = broker.pid, broker.data_dir, broker.bootstrap
         assert data_dir.is_dir()
@@ -119,7 +121,9 @@ async def test_without_a_directory_it_leaves_nothing():
     assert not await broker_answers(bootstrap)
 
 
-async def test_a_named_directory_keeps_its_data_and_its_cluster(tmp_path: Path, prefix: str):
+async def test_a_named_directory_keeps_its_data_and_its_cluster(
+    tmp_path: Path, prefix: str
+) -> None:
     async with embedded_broker(data_dir=tmp_path / "kafka") as broker:
         await create_topic(broker.bootstrap, prefix)
         await send(broker.bootstrap, prefix, b"yesterday")
@@ -130,7 +134,7 @@ async def test_a_named_directory_keeps_its_data_and_its_cluster(tmp_path: Path, 
 
 async def test_a_directory_in_use_is_refused_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(directory, "LOCK_PATIENCE_S", 0.2)
     async with directory.open_directory(tmp_path):
         with pytest.raises(DataDirInUse, match=f"embedded broker of process {os.getpid()}") as no:
@@ -139,7 +143,7 @@ async def test_a_directory_in_use_is_refused_in_one_sentence(
     assert "\n" not in str(no.value)
 
 
-async def test_a_taken_port_is_refused_in_one_sentence(tmp_path: Path):
+async def test_a_taken_port_is_refused_in_one_sentence(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as somebody_else:
         port = somebody_else.getsockname()[1]
         with pytest.raises(PortTaken, match=f"Port {port} of 127.0.0.1 is taken"):
@@ -147,7 +151,7 @@ async def test_a_taken_port_is_refused_in_one_sentence(tmp_path: Path):
                 pytest.fail("a port for two")
 
 
-async def test_a_broker_that_cannot_start_says_the_last_lines_of_its_log(tmp_path: Path):
+async def test_a_broker_that_cannot_start_says_the_last_lines_of_its_log(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "meta.properties").write_text("version=1\nnode.id=7\ncluster.id=x\n")
 
@@ -159,21 +163,21 @@ async def test_a_broker_that_cannot_start_says_the_last_lines_of_its_log(tmp_pat
             pytest.fail("it runs on a foreign directory")
 
 
-async def test_a_heap_that_is_no_size_is_refused(monkeypatch: pytest.MonkeyPatch):
+async def test_a_heap_that_is_no_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKFLOW_BROKER_HEAP", "plenty")
     with pytest.raises(BadOption, match="TASKFLOW_BROKER_HEAP is 'plenty'"):
         async with embedded_broker():
             pytest.fail("it runs on words")
 
 
-async def test_a_compiler_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch):
+async def test_a_compiler_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKFLOW_BROKER_JIT", "warp")
     with pytest.raises(BadOption, match="TASKFLOW_BROKER_JIT is 'warp'"):
         async with embedded_broker():
             pytest.fail("it runs on words")
 
 
-def test_a_parent_killed_at_once_takes_the_jvm_and_the_temporary_directory_along():
+def test_a_parent_killed_at_once_takes_the_jvm_and_the_temporary_directory_along() -> None:
     with somebody_with_a_broker() as (parent, jvm, data_dir):
         supervisor = jvm.parent()
         assert supervisor is not None
@@ -187,7 +191,7 @@ def test_a_parent_killed_at_once_takes_the_jvm_and_the_temporary_directory_along
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that way")
-def test_a_supervisor_killed_at_once_takes_the_jvm_along(tmp_path: Path):
+def test_a_supervisor_killed_at_once_takes_the_jvm_along(tmp_path: Path) -> None:
     with somebody_with_a_broker(str(tmp_path)) as (_, jvm, _data_dir):
         supervisor = jvm.parent()
         assert supervisor is not None
@@ -197,20 +201,20 @@ def test_a_supervisor_killed_at_once_takes_the_jvm_along(tmp_path: Path):
         jvm.wait(timeout=patience(10))
 
 
-async def test_after_a_killed_parent_the_directory_can_be_used_at_once(tmp_path: Path):
+async def test_after_a_killed_parent_the_directory_can_be_used_at_once(tmp_path: Path) -> None:
     with somebody_with_a_broker(str(tmp_path)) as (parent, jvm, _):
         parent.kill()
         async with embedded_broker(data_dir=tmp_path) as broker:
             assert broker.pid != jvm.pid
 
 
-async def test_ctrl_c_in_the_terminal_does_not_reach_the_jvm(broker: EmbeddedBroker):
+async def test_ctrl_c_in_the_terminal_does_not_reach_the_jvm(broker: EmbeddedBroker) -> None:
     # The terminal signals the foreground process group; the JVM is not even in the session.
     assert os.getsid(broker.pid) != os.getsid(0)
     assert os.getpgid(broker.pid) != os.getpgid(0)
 
 
-def test_ctrl_c_ends_the_parent_and_the_parent_ends_the_jvm():
+def test_ctrl_c_ends_the_parent_and_the_parent_ends_the_jvm() -> None:
     with somebody_with_a_broker() as (parent, jvm, data_dir):
         parent.send_signal(signal.SIGINT)
 
@@ -219,7 +223,7 @@ def test_ctrl_c_ends_the_parent_and_the_parent_ends_the_jvm():
         assert not data_dir.exists()
 
 
-async def test_whoever_listens_but_is_no_kafka_does_not_answer():
+async def test_whoever_listens_but_is_no_kafka_does_not_answer() -> None:
     async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 

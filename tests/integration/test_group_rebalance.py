@@ -7,6 +7,7 @@ from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.contract.topics import Topics
+from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.machine import patience
 
@@ -16,7 +17,9 @@ REVOKING_S = 1.7
 PATIENCE_S = patience(30.0)
 
 
-async def test_members_that_revoke_for_longer_than_the_session_come_to_share(broker, prefix):
+async def test_members_that_revoke_for_longer_than_the_session_come_to_share(
+    broker: EmbeddedBroker, prefix: str
+) -> None:
     settings = Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=4)
     await create_topics(settings)
     held: dict[str, frozenset[int]] = {}

@@ -13,7 +13,7 @@ from processor.settings import Settings
 
 async def test_members_versions_and_an_open_transaction(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path
-):
+) -> None:
     settings = Settings(
         bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=2, state_dir=tmp_path
     )

@@ -38,7 +38,7 @@ def oauth(secured: SecuredKafka, prefix: str, file: Path, **chosen: Any) -> Sett
 @pytest.mark.timeout(120)
 async def test_a_worker_outlives_its_tokens(
     secured: SecuredKafka, prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     """A broker ends each connection with the token that it was opened with."""
     administrator = secured.administrator(topic_prefix=prefix, partitions=1)
     await create_topics(administrator)
@@ -85,7 +85,7 @@ async def test_a_worker_outlives_its_tokens(
 )
 async def test_a_token_that_is_not_taken_is_one_sentence_at_once(
     secured: SecuredKafka, prefix: str, tmp_path: Path, content: str | None, why: str
-):
+) -> None:
     file = tmp_path / "token"
     if content is not None:
         file.write_text(token("worker", -60) if content == "expired" else content)

@@ -35,11 +35,11 @@ def program() -> Iterator[ForkedProgram]:
         yield program
 
 
-def test_the_documentation_has_the_table_of_rights():
+def test_the_documentation_has_the_table_of_rights() -> None:
     assert documented("rights") == rights_table()
 
 
-def test_the_documented_matrix_has_every_right_of_every_role():
+def test_the_documented_matrix_has_every_right_of_every_role() -> None:
     rows = [line.split(" | ") for line in documented("matrix").splitlines()[2:]]
     found = {(role.strip("| "), without) for role, without, *_ in rows}
     assert found == {
@@ -50,7 +50,7 @@ def test_the_documented_matrix_has_every_right_of_every_role():
 @pytest.mark.timeout(300)
 async def test_without_a_right_it_says_which_and_loses_nothing(
     secured: SecuredKafka, program: ForkedProgram, tmp_path: Path, request: Any
-):
+) -> None:
     every = request.config.getoption("--all-rights")
 
     rows = await matrix(secured, program, tmp_path, everything if every else one_of_each)

@@ -36,7 +36,7 @@ async def values(settings: Settings, topic: str, start: Start = BEGINNING) -> li
     return [record.value async for record in read(settings, topic, start=start)]
 
 
-async def test_the_topics_are_made_once_and_are_as_they_must_be(settings: Settings):
+async def test_the_topics_are_made_once_and_are_as_they_must_be(settings: Settings) -> None:
     names = [name for name, _ in Topics(settings.topic_prefix)]
 
     assert await create_topics(settings) == names
@@ -47,7 +47,7 @@ async def test_the_topics_are_made_once_and_are_as_they_must_be(settings: Settin
     assert {counts[name] for name in names} == {3}
 
 
-async def test_looking_for_topics_makes_none(settings: Settings):
+async def test_looking_for_topics_makes_none(settings: Settings) -> None:
     mismatches = await check_topics(settings)
 
     assert [mismatch.what for mismatch in mismatches] == ["topic"] * len(SPECS)
@@ -56,7 +56,7 @@ async def test_looking_for_topics_makes_none(settings: Settings):
     assert not await partition_counts(settings, [name for name, _ in Topics(settings.topic_prefix)])
 
 
-async def test_every_difference_is_named(settings: Settings):
+async def test_every_difference_is_named(settings: Settings) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
     await admin.start()
     audit = Topics(settings.topic_prefix).audit
@@ -83,7 +83,7 @@ async def test_every_difference_is_named(settings: Settings):
 
 async def test_topics_of_before_take_compressed_batches_and_are_told_how_not_to(
     settings: Settings,
-):
+) -> None:
     names = Topics(settings.topic_prefix)
     await create_topics(settings)
     assert await compression(settings) == {"commands": "uncompressed", "control": "uncompressed"}
@@ -119,7 +119,7 @@ async def compression(settings: Settings) -> dict[str, str]:
 )
 async def test_the_broker_refuses_a_compressed_batch_that_holds_more_than_a_topic_takes(
     settings: Settings, codec: str, count: int, value: bytes | None
-):
+) -> None:
     await create_topics(settings)
     topic = Topics(settings.topic_prefix).commands
     bombs = AIOKafkaProducer(
@@ -142,7 +142,7 @@ async def test_the_broker_refuses_a_compressed_batch_that_holds_more_than_a_topi
 
 
 @pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
-async def test_our_client_sends_in_each_compression(settings: Settings, codec: str):
+async def test_our_client_sends_in_each_compression(settings: Settings, codec: str) -> None:
     settings = settings.model_copy(update={"compression": codec})
     await create_topics(settings)
     topic = Topics(settings.topic_prefix).commands
@@ -163,7 +163,7 @@ async def test_our_client_sends_in_each_compression(settings: Settings, codec: s
     assert sorted(read_back) == sorted(values)
 
 
-async def test_a_record_without_key_and_value_can_be_sent_back(settings: Settings):
+async def test_a_record_without_key_and_value_can_be_sent_back(settings: Settings) -> None:
     await create_topics(settings)
     topic = Topics(settings.topic_prefix).commands
     producer = CommandProducer(settings)
@@ -181,13 +181,13 @@ async def test_a_record_without_key_and_value_can_be_sent_back(settings: Setting
     assert (record.key, record.value, list(record.headers)) == (None, None, headers)
 
 
-async def test_a_refusal_of_the_broker_is_a_sentence(settings: Settings):
+async def test_a_refusal_of_the_broker_is_a_sentence(settings: Settings) -> None:
     greedy = settings.model_copy(update={"replication_factor": 3})
     with pytest.raises(TopicsWrong, match=r"did not make .*commands: Unable to replicate"):
         await create_topics(greedy)
 
 
-async def test_reading_ends_behind_aborted_records_and_markers(settings: Settings):
+async def test_reading_ends_behind_aborted_records_and_markers(settings: Settings) -> None:
     await create_topics(settings)
     audit = Topics(settings.topic_prefix).audit
     producer = AIOKafkaProducer(
@@ -212,7 +212,7 @@ async def test_reading_ends_behind_aborted_records_and_markers(settings: Setting
     assert only == [b"%d" % number for number in range(1, 30, 3)]
 
 
-async def test_following_hears_what_is_written_after_it_began(settings: Settings):
+async def test_following_hears_what_is_written_after_it_began(settings: Settings) -> None:
     await create_topics(settings)
     control = Topics(settings.topic_prefix).control
     ready = asyncio.Event()
@@ -227,12 +227,12 @@ async def test_following_hears_what_is_written_after_it_began(settings: Settings
     await records.aclose()
 
 
-async def test_a_topic_that_is_not_there_is_a_sentence(settings: Settings):
+async def test_a_topic_that_is_not_there_is_a_sentence(settings: Settings) -> None:
     with pytest.raises(TopicsWrong, match="does not exist"):
         await values(settings, f"{settings.topic_prefix}.audit")
 
 
-async def test_an_absent_broker_is_a_sentence_within_the_patience():
+async def test_an_absent_broker_is_a_sentence_within_the_patience() -> None:
     began = time.monotonic()
     with pytest.raises(
         BrokerUnreachable, match=r"^No Kafka broker answers at 127\.0\.0\.1:1 \(connection refused"
@@ -241,14 +241,14 @@ async def test_an_absent_broker_is_a_sentence_within_the_patience():
     assert time.monotonic() - began < patience(10)
 
 
-async def test_one_address_that_answers_is_enough(settings: Settings):
+async def test_one_address_that_answers_is_enough(settings: Settings) -> None:
     two = f"127.0.0.1:1,{settings.bootstrap_servers}"
     await ensure_reachable(settings.model_copy(update={"bootstrap_servers": two}), patience_s=1)
 
 
 async def test_a_broker_that_does_not_let_us_in_is_a_sentence_without_the_secret(
     settings: Settings,
-):
+) -> None:
     stranger = Settings(
         bootstrap_servers=settings.bootstrap_servers,
         security_protocol="SASL_PLAINTEXT",
@@ -261,7 +261,7 @@ async def test_a_broker_that_does_not_let_us_in_is_a_sentence_without_the_secret
     assert "hunter2" not in repr(no.value) + repr(connection_options(stranger, "test"))
 
 
-async def test_a_server_that_is_no_tls_server_is_a_sentence():
+async def test_a_server_that_is_no_tls_server_is_a_sentence() -> None:
     async def not_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -275,13 +275,13 @@ async def test_a_server_that_is_no_tls_server_is_a_sentence():
             )
 
 
-def test_a_tls_file_that_cannot_be_used_is_a_sentence():
+def test_a_tls_file_that_cannot_be_used_is_a_sentence() -> None:
     missing = Settings(security_protocol="SSL", ssl_cafile="/nowhere/ca.pem")
     with pytest.raises(BadSetting, match=r"TASKFLOW_SSL_CAFILE is '/nowhere/ca.pem'.*no such file"):
         connection_options(missing, "test")
 
 
-def test_a_client_keeps_its_name_over_a_restart():
+def test_a_client_keeps_its_name_over_a_restart() -> None:
     assert client_id(Settings(), "worker") == client_id(Settings(), "worker")
     assert client_id(Settings(state_dir="elsewhere"), "worker") != client_id(Settings(), "worker")
     assert client_id(Settings(instance_id="w-1"), "worker") == "taskflow-worker-w-1"

@@ -55,7 +55,7 @@ def collector() -> Iterator[tuple[str, list[Span]]]:
 
 async def test_one_trace_from_the_producer_to_the_events(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     settings = Settings(
         bootstrap_servers=broker.bootstrap,
         topic_prefix=prefix,

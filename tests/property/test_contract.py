@@ -120,7 +120,7 @@ def read_copies(records: list[Appended], answers: list[Answer], batch: WriteSet)
 # One number for each record, so that hypothesis looks for the fewest records that show a fault.
 @settings(max_examples=200)
 @given(st.lists(st.integers(0, 2**32), min_size=1, max_size=60))
-def test_what_is_written_is_what_the_contract_says(seeds):
+def test_what_is_written_is_what_the_contract_says(seeds: list[int]) -> None:
     partition = Partition(PLACE, Position(0, 0, first_event_id(PARTITION)))
     batches = Batches()
     for records in batches_of(seeds):

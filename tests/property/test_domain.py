@@ -1,7 +1,7 @@
 """What holds for every flow, whatever is sent to it."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from hypothesis import given
@@ -43,7 +43,9 @@ def life_of(history: list[Sent]) -> Iterator[Moment]:
 
 
 @given(lives())
-def test_folding_the_events_gives_the_flow_and_the_steps_that_were_decided(history):
+def test_folding_the_events_gives_the_flow_and_the_steps_that_were_decided(
+    history: list[Sent],
+) -> None:
     moments = list(life_of(history))
     folded = FlowHistory()
     for fact in [fact for moment in moments for fact in moment.decision.facts]:
@@ -54,7 +56,7 @@ def test_folding_the_events_gives_the_flow_and_the_steps_that_were_decided(histo
 
 
 @given(lives())
-def test_a_refusal_says_why_and_has_no_facts(history):
+def test_a_refusal_says_why_and_has_no_facts(history: list[Sent]) -> None:
     for moment in life_of(history):
         decision = moment.decision
         if not decision.accepted:
@@ -65,14 +67,16 @@ def test_a_refusal_says_why_and_has_no_facts(history):
 
 
 @given(lives())
-def test_nothing_leads_past_a_terminal_status(history):
+def test_nothing_leads_past_a_terminal_status(history: list[Sent]) -> None:
     for before, *_, after, _, _ in life_of(history):
         if before is not None and before.status in TERMINAL:
             assert after is None or after == before
 
 
 @given(lives())
-def test_the_revision_grows_by_one_with_each_change_and_by_nothing_else(history):
+def test_the_revision_grows_by_one_with_each_change_and_by_nothing_else(
+    history: list[Sent],
+) -> None:
     for before, command, *_, decision, after, _, _ in life_of(history):
         if before is None:
             if after is not None:
@@ -84,7 +88,7 @@ def test_the_revision_grows_by_one_with_each_change_and_by_nothing_else(history)
 
 
 @given(lives())
-def test_each_fact_carries_the_revision_and_status_that_follow_from_it(history):
+def test_each_fact_carries_the_revision_and_status_that_follow_from_it(history: list[Sent]) -> None:
     for before, *_, decision, _, _, _ in life_of(history):
         flow = before
         for fact in decision.facts:
@@ -95,21 +99,21 @@ def test_each_fact_carries_the_revision_and_status_that_follow_from_it(history):
 
 
 @given(lives())
-def test_a_flow_waits_for_something_exactly_while_it_is_waiting(history):
+def test_a_flow_waits_for_something_exactly_while_it_is_waiting(history: list[Sent]) -> None:
     for *_, after, _, _ in life_of(history):
         if after is not None:
             assert (after.wait_json is not None) == (after.status is FlowStatus.WAITING)
 
 
 @given(lives())
-def test_a_request_to_cancel_is_never_forgotten(history):
+def test_a_request_to_cancel_is_never_forgotten(history: list[Sent]) -> None:
     for before, *_, after, _, _ in life_of(history):
         if before is not None and after is not None and before.cancel_requested:
             assert after.cancel_requested
 
 
 @given(lives())
-def test_times_are_append_times_and_creation_is_never_rewritten(history):
+def test_times_are_append_times_and_creation_is_never_rewritten(history: list[Sent]) -> None:
     for before, *_, after, _, _ in life_of(history):
         if before is not None and after is not None:
             assert after.created_at == before.created_at
@@ -117,7 +121,9 @@ def test_times_are_append_times_and_creation_is_never_rewritten(history):
 
 
 @given(lives(), sent_commands())
-def test_what_is_allowed_is_never_refused_for_the_status_and_vice_versa(history, sent):
+def test_what_is_allowed_is_never_refused_for_the_status_and_vice_versa(
+    history: list[Sent], sent: Any
+) -> None:
     flow: Flow | None = None
     for moment in life_of(history):
         flow = moment.after
@@ -141,6 +147,6 @@ def test_what_is_allowed_is_never_refused_for_the_status_and_vice_versa(history,
 
 
 @given(lives())
-def test_deciding_is_a_function_of_what_it_is_given(history):
+def test_deciding_is_a_function_of_what_it_is_given(history: list[Sent]) -> None:
     once = [moment.decision for moment in life_of(history)]
     assert once == [moment.decision for moment in life_of(history)]

@@ -53,7 +53,7 @@ def normal(one: Decided) -> tuple[object, ...]:
 )
 async def test_a_history_comes_back_as_it_was(
     transactions: list[list[Decided]], snapshots: list[Snapshot]
-):
+) -> None:
     with TemporaryDirectory() as home:
         path = Path(home) / "history.gz"
         write(path, transactions, snapshots)
@@ -64,7 +64,7 @@ async def test_a_history_comes_back_as_it_was(
     assert waking == ["flow"]
 
 
-async def test_a_transaction_of_several_blocks_is_one(tmp_path: Path):
+async def test_a_transaction_of_several_blocks_is_one(tmp_path: Path) -> None:
     record = Source("flows.commands", 1, 5, 6, b"k", b"{}")
     event = Outgoing(b"k", b"{}", [(CHAIN_HEADER, bytes(16))])
     some = [Decided(record, Outgoing(b"k", b"{}", ()), [event]) for _ in range(BLOCK_MAX + 1)]

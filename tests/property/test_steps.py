@@ -34,7 +34,7 @@ def managed(steps: dict[str, Step]) -> list[ManagedStep]:
 
 
 @given(lives() | step_lives())
-def test_what_is_counted_of_the_steps_is_what_there_is(history):
+def test_what_is_counted_of_the_steps_is_what_there_is(history: Any) -> None:
     totals = NO_TOTALS
     for moment in life_of(history):
         for _, was, now in changes_of(moment):
@@ -45,7 +45,7 @@ def test_what_is_counted_of_the_steps_is_what_there_is(history):
 
 
 @given(lives() | step_lives())
-def test_only_the_holder_of_an_attempt_records_what_came_of_it(history):
+def test_only_the_holder_of_an_attempt_records_what_came_of_it(history: Any) -> None:
     for moment in life_of(history):
         command = moment.command
         if "attempt" not in type(command).model_fields or moment.authority is not OWNER:
@@ -57,7 +57,7 @@ def test_only_the_holder_of_an_attempt_records_what_came_of_it(history):
 
 
 @given(lives() | step_lives())
-def test_a_step_that_has_ended_is_only_tried_again_by_command(history):
+def test_a_step_that_has_ended_is_only_tried_again_by_command(history: Any) -> None:
     for moment in life_of(history):
         for fact, was, _ in changes_of(moment):
             if isinstance(was, ManagedStep) and was.status not in LIVE:
@@ -65,7 +65,7 @@ def test_a_step_that_has_ended_is_only_tried_again_by_command(history):
 
 
 @given(lives() | step_lives())
-def test_an_attempt_begins_with_a_start_and_with_nothing_else(history):
+def test_an_attempt_begins_with_a_start_and_with_nothing_else(history: Any) -> None:
     for moment in life_of(history):
         for fact, was, now in changes_of(moment):
             if isinstance(was, ManagedStep) and isinstance(now, ManagedStep):
@@ -76,7 +76,7 @@ def test_an_attempt_begins_with_a_start_and_with_nothing_else(history):
 
 
 @given(lives() | step_lives())
-def test_a_live_step_is_looked_at_by_its_timeout_and_an_ended_one_never(history):
+def test_a_live_step_is_looked_at_by_its_timeout_and_an_ended_one_never(history: Any) -> None:
     for moment in life_of(history):
         for step in managed(moment.steps):
             execution = step.execution
@@ -89,7 +89,7 @@ def test_a_live_step_is_looked_at_by_its_timeout_and_an_ended_one_never(history)
 
 
 @given(lives() | step_lives())
-def test_no_step_outlives_its_flow_and_none_ends_with_it_out_of_order(history):
+def test_no_step_outlives_its_flow_and_none_ends_with_it_out_of_order(history: Any) -> None:
     for moment in life_of(history):
         if moment.after is not None and moment.after.status in TERMINAL:
             assert not [step for step in managed(moment.steps) if step.status in LIVE]
@@ -98,7 +98,7 @@ def test_no_step_outlives_its_flow_and_none_ends_with_it_out_of_order(history):
 
 
 @given(lives() | step_lives())
-def test_a_join_waits_exactly_until_it_holds(history):
+def test_a_join_waits_exactly_until_it_holds(history: Any) -> None:
     for moment in life_of(history):
         facts, flow = moment.decision.facts, moment.after
         steps = {run_id: step.model_dump(mode="json") for run_id, step in moment.steps.items()}
@@ -112,7 +112,7 @@ def test_a_join_waits_exactly_until_it_holds(history):
 
 
 @given(lives() | step_lives())
-def test_a_step_moves_neither_revision_nor_time_of_its_flow(history):
+def test_a_step_moves_neither_revision_nor_time_of_its_flow(history: Any) -> None:
     for moment in life_of(history):
         facts = moment.decision.facts
         if facts and all(fact.kind in STEP_KINDS for fact in facts):

@@ -109,7 +109,7 @@ def text_at(value: Any, path: str) -> str | None:
 
 @settings(max_examples=40)
 @given(lives())
-def test_at_every_revision_and_every_time_it_is_as_a_brute_force_fold_says(history):
+def test_at_every_revision_and_every_time_it_is_as_a_brute_force_fold_says(history: Any) -> None:
     events = recorded(history)
     states = brute_force(events)
     told = story.lives((event, None) for event in events)
@@ -136,7 +136,7 @@ def test_at_every_revision_and_every_time_it_is_as_a_brute_force_fold_says(histo
 
 @settings(max_examples=40)
 @given(lives())
-def test_blame_names_the_last_event_that_changed_a_place(history):
+def test_blame_names_the_last_event_that_changed_a_place(history: Any) -> None:
     events = recorded(history)
     states = brute_force(events)
     start = 0
@@ -159,7 +159,9 @@ def test_blame_names_the_last_event_that_changed_a_place(history):
 
 @settings(max_examples=40)
 @given(lives(), st.data())
-def test_a_difference_names_the_places_in_which_two_revisions_differ(history, data):
+def test_a_difference_names_the_places_in_which_two_revisions_differ(
+    history: Any, data: Any
+) -> None:
     events = recorded(history)
     for life in story.lives((event, None) for event in events):
         first, last = life.revisions
@@ -182,7 +184,7 @@ def test_a_difference_names_the_places_in_which_two_revisions_differ(history, da
 
 @settings(max_examples=40)
 @given(lives())
-def test_the_stays_cover_a_life_without_a_gap(history):
+def test_the_stays_cover_a_life_without_a_gap(history: Any) -> None:
     events = recorded(history)
     assert {event["flow_id"] for event in events} <= {FLOW_ID}
     for life in story.lives((event, None) for event in events):

@@ -2,6 +2,7 @@
 
 import uuid
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -16,14 +17,14 @@ PLOTTED = [name for name, of in PLOTS.items() if kept(of)]
 DRAWN = KEPT.parent / "plots"
 
 
-def test_the_slowest_tenth_is_found():
+def test_the_slowest_tenth_is_found() -> None:
     steady = [(float(n), 100 * n) for n in range(11)]
     assert slowest_per_s(steady) == 100
     assert slowest_per_s([*steady[:5], *((at_s + 4, have) for at_s, have in steady[5:])]) == 20
 
 
 @pytest.mark.parametrize("points", [[(0.0, 5), (0.2, 105)], [(0.0, 5), (0.1, 95), (0.2, 105)]])
-def test_an_audit_that_was_there_within_two_looks_has_a_rate(points):
+def test_an_audit_that_was_there_within_two_looks_has_a_rate(points: Any) -> None:
     assert slowest_per_s(points) > 0
 
 
@@ -48,7 +49,7 @@ class Clock:
         self.sent.append(self.now_s)
 
 
-def test_commands_are_sent_when_they_are_due():
+def test_commands_are_sent_when_they_are_due() -> None:
     clock = Clock()
     began_s, behind_s = paced.pace(500, 100, clock.send, clock=clock, sleep=clock.sleep)
     assert [at_s - began_s for at_s in clock.sent] == pytest.approx(
@@ -57,7 +58,7 @@ def test_commands_are_sent_when_they_are_due():
     assert max(behind_s) <= paced.TICK_S + 1e-9
 
 
-def test_what_a_stall_holds_up_counts_from_when_it_was_due():
+def test_what_a_stall_holds_up_counts_from_when_it_was_due() -> None:
     """100 ms of nothing at 1,000 a second, each answered 2 ms after it was sent: the hundred that
     were due meanwhile are late by up to those 100 ms, and the load says that it fell behind."""
     clock = Clock(stall_s=0.1, stalled_at=500)
@@ -70,26 +71,26 @@ def test_what_a_stall_holds_up_counts_from_when_it_was_due():
     assert paced.fell_behind(r)
 
 
-def test_what_was_never_answered_is_told():
+def test_what_was_never_answered_is_told() -> None:
     r = paced.result(0.0, 10, 5, [0.0] * 10, [0.0] * 8 + [1.0, 1.0])
     assert (r["commands"], r["unanswered"]) == (5, 3)
     assert "3 were not answered" in paced.row("taskflow", r)
 
 
 @pytest.mark.parametrize(("flow", "turn"), [(0, 0), (3, 1), (paced.FLOWS - 1, 4_711)])
-def test_an_answer_says_which_command_it_answers(flow: int, turn: int):
+def test_an_answer_says_which_command_it_answers(flow: int, turn: int) -> None:
     ours = command(str(uuid.uuid4()), turn, flow)
     for value in (ours, paced.in_reference_words(ours)):
         assert paced.number_of(value) == turn * paced.FLOWS + flow
 
 
-def test_updates_meet_all_flows_before_they_meet_one_again():
+def test_updates_meet_all_flows_before_they_meet_one_again() -> None:
     met = [key for key, _ in many_flows.updates(1_000, 2_000)]
     assert len(set(met[:1_000])) == 1_000
     assert met[:1_000] == met[1_000:]
 
 
-def test_the_flows_that_are_filled_are_those_that_are_updated():
+def test_the_flows_that_are_filled_are_those_that_are_updated() -> None:
     there = dict(many_flows.snapshots(1_000))
     assert there.keys() == {key for key, _ in many_flows.updates(1_000, 1_000)}
     for key, value in there.items():
@@ -97,7 +98,7 @@ def test_the_flows_that_are_filled_are_those_that_are_updated():
     assert {partition_of(key, many_flows.PARTITIONS) for key in there} == {0, 1, 2, 3}
 
 
-def test_figures_are_kept_as_they_are(tmp_path: Path):
+def test_figures_are_kept_as_they_are(tmp_path: Path) -> None:
     run = Run("flows", {"commands": 3}, [{"flows": 1, "rate_per_s": 2.5}])
     run.keep(tmp_path)
     Run("flows-of-others", {}, []).keep(tmp_path)
@@ -105,6 +106,6 @@ def test_figures_are_kept_as_they_are(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", PLOTTED)
-def test_a_plot_shows_what_is_kept(name: str):
+def test_a_plot_shows_what_is_kept(name: str) -> None:
     drawn = (DRAWN / f"{name}.svg").read_text("utf-8")
     assert digest(PLOTS[name]) in drawn, "the figures are newer: make plots"

@@ -31,20 +31,20 @@ def settings_of(service: str) -> Settings:
     )
 
 
-def test_the_services_are_kafka_its_topics_workers_and_views():
+def test_the_services_are_kafka_its_topics_workers_and_views() -> None:
     assert set(SERVICES) == {"kafka", "topics", "worker", "views"}
     assert OURS == ["topics", "views", "worker"]
 
 
 @pytest.mark.parametrize("service", OURS)
-def test_what_a_service_runs_is_a_command_of_the_program(service: str):
+def test_what_a_service_runs_is_a_command_of_the_program(service: str) -> None:
     command = all_commands()[tuple(SERVICES[service]["command"])]
     assert not hasattr(command, "commands"), "it is a group of commands"
     assert 'ENTRYPOINT ["taskflow"]' in SERVICES[service]["build"]["dockerfile_inline"]
 
 
 @pytest.mark.parametrize("service", OURS)
-def test_every_variable_is_a_setting_and_has_a_meaning(service: str):
+def test_every_variable_is_a_setting_and_has_a_meaning(service: str) -> None:
     environment = SERVICES[service]["environment"]
     assert set(environment) <= set(VARIABLES)
     settings = settings_of(service)
@@ -52,18 +52,18 @@ def test_every_variable_is_a_setting_and_has_a_meaning(service: str):
     assert f"INSIDE://{settings.bootstrap_servers}" in listeners
 
 
-def test_all_services_mean_the_same_topics():
+def test_all_services_mean_the_same_topics() -> None:
     topics, worker = settings_of("topics"), settings_of("worker")
     for field in ("topic_prefix", "partitions", "bootstrap_servers", "dedupe_window_ms"):
         assert getattr(topics, field) == getattr(worker, field)
 
 
-def test_kafka_is_the_version_that_everything_else_runs_on():
+def test_kafka_is_the_version_that_everything_else_runs_on() -> None:
     assert SERVICES["kafka"]["image"].partition("@")[0] == f"apache/kafka:{KAFKA_VERSION}"
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_no_container_may_do_more_than_run(service: str):
+def test_no_container_may_do_more_than_run(service: str) -> None:
     told = SERVICES[service]
     assert told["cap_drop"] == ["ALL"]
     assert told["read_only"] is True
@@ -72,7 +72,7 @@ def test_no_container_may_do_more_than_run(service: str):
     assert not {"privileged", "cap_add", "network_mode", "pid", "userns_mode"} & told.keys()
 
 
-def test_what_it_runs_is_named_by_digest():
+def test_what_it_runs_is_named_by_digest() -> None:
     recipe = SERVICES["worker"]["build"]["dockerfile_inline"]
     lines = recipe.splitlines()
     bases = [line.split()[1] for line in lines if line.startswith("FROM ")]
@@ -83,7 +83,7 @@ def test_what_it_runs_is_named_by_digest():
         assert re.fullmatch(r"[a-z/]+:[0-9a-z.-]+@sha256:[0-9a-f]{64}", image), image
 
 
-def test_nothing_is_installed_that_was_not_held_to_its_hash():
+def test_nothing_is_installed_that_was_not_held_to_its_hash() -> None:
     recipe = SERVICES["worker"]["build"]["dockerfile_inline"]
     pips = re.findall(r"pip (download|install|wheel) ([^\n]*)", recipe)
     (first, *others) = pips
@@ -94,7 +94,7 @@ def test_nothing_is_installed_that_was_not_held_to_its_hash():
         assert "--no-index" in arguments.split()
 
 
-def test_from_outside_kafka_answers_where_taskflow_looks_for_it():
+def test_from_outside_kafka_answers_where_taskflow_looks_for_it() -> None:
     environment = SERVICES["kafka"]["environment"]
     address = Settings().bootstrap_servers
     assert f"HOST://{address}" in environment["KAFKA_ADVERTISED_LISTENERS"].split(",")
@@ -103,7 +103,7 @@ def test_from_outside_kafka_answers_where_taskflow_looks_for_it():
     assert f"HOST://:{port}" in environment["KAFKA_LISTENERS"].split(",")
 
 
-def test_each_waits_for_what_it_needs():
+def test_each_waits_for_what_it_needs() -> None:
     assert "healthcheck" in SERVICES["kafka"]
     assert SERVICES["topics"]["depends_on"] == {"kafka": {"condition": "service_healthy"}}
     assert SERVICES["worker"]["depends_on"] == {
@@ -113,7 +113,7 @@ def test_each_waits_for_what_it_needs():
     assert SERVICES["topics"]["restart"] == "no"
 
 
-def test_workers_can_be_many():
+def test_workers_can_be_many() -> None:
     worker = SERVICES["worker"]
     assert "container_name" not in worker
     assert "hostname" not in worker
@@ -126,7 +126,7 @@ def test_workers_can_be_many():
     assert worker["ports"] == [f"127.0.0.1::{settings.http.port}"]
 
 
-def test_views_are_where_a_browser_looks_for_them_and_can_be_many():
+def test_views_are_where_a_browser_looks_for_them_and_can_be_many() -> None:
     views = SERVICES["views"]
     assert "container_name" not in views
     assert views["volumes"] == [str(settings_of("views").state_dir)]
@@ -137,7 +137,7 @@ def test_views_are_where_a_browser_looks_for_them_and_can_be_many():
     assert "[views]" in views["build"]["dockerfile_inline"]
 
 
-def test_views_are_healthy_while_they_catch_up_however_long_that_takes():
+def test_views_are_healthy_while_they_catch_up_however_long_that_takes() -> None:
     """Compose counts each failure after the start period, and `up --wait` then gives up: so it asks
     for what holds from the start, and not /ready, which waits for all that was there before."""
     check = SERVICES["views"]["healthcheck"]
@@ -151,7 +151,7 @@ def test_views_are_healthy_while_they_catch_up_however_long_that_takes():
     assert check["retries"] * interval_ms >= 15_000
 
 
-def test_a_worker_is_asked_whether_it_is_ready_and_given_time_to_stop():
+def test_a_worker_is_asked_whether_it_is_ready_and_given_time_to_stop() -> None:
     worker = SERVICES["worker"]
     settings = settings_of("worker")
     assert settings.http is not None
@@ -163,7 +163,7 @@ def test_a_worker_is_asked_whether_it_is_ready_and_given_time_to_stop():
     assert parse_duration(worker["stop_grace_period"]) >= 10_000
 
 
-def test_what_the_image_takes_in_is_there():
+def test_what_the_image_takes_in_is_there() -> None:
     recipe = SERVICES["worker"]["build"]["dockerfile_inline"]
     assert recipe == SERVICES["topics"]["build"]["dockerfile_inline"]
     assert "$" not in recipe  # Compose would put a variable there

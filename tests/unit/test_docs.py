@@ -26,7 +26,7 @@ def rows(page: str, prefix: str) -> dict[str, list[str]]:
     return {name: cells[1:] for name, cells in zip(names, found, strict=True)}
 
 
-def test_every_setting_stands_there_with_its_default():
+def test_every_setting_stands_there_with_its_default() -> None:
     settings = rows("settings.md", "TASKFLOW_")
     assert list(settings) == list(VARIABLES)
     for name, (default, meaning) in settings.items():
@@ -38,7 +38,7 @@ def test_every_setting_stands_there_with_its_default():
             assert not info.default or info.default_factory is not None, name
 
 
-def test_every_metric_stands_there():
+def test_every_metric_stands_there() -> None:
     def shown(metric: Metric) -> str:
         return f"{metric.name}_total" if metric.type == "counter" else metric.name
 
@@ -66,7 +66,7 @@ PAGES = sorted(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page: Path):
+def test_every_link_leads_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text("utf-8")):
         path, _, anchor = target.partition("#")
         linked = (page.parent / path).resolve() if path else page
@@ -75,11 +75,11 @@ def test_every_link_leads_somewhere(page: Path):
             assert anchor in anchors(linked), target
 
 
-def test_the_readme_fits_on_three_screens():
+def test_the_readme_fits_on_three_screens() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
 
 
-def test_figures_stand_with_the_machine_that_they_were_measured_on():
+def test_figures_stand_with_the_machine_that_they_were_measured_on() -> None:
     figures = (DOCS / "figures.md").read_text("utf-8")
 
     assert "make bench" in figures

@@ -101,24 +101,24 @@ def breaches(folder: str, imports: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_folder_imports_from_the_layers_before_its_own(path: Path):
+def test_a_folder_imports_from_the_layers_before_its_own(path: Path) -> None:
     folder = own_folder(path)
     assert folder is not None
     assert not breaches(folder, known(path))
 
 
-def test_a_planted_breach_is_found():
+def test_a_planted_breach_is_found() -> None:
     assert breaches("domain", {"contract", "engine", "domain"}) == {"engine"}
     assert breaches("views", {"ops", "adapters"}) == {"ops"}
 
 
-def test_only_the_outermost_import_adapters():
+def test_only_the_outermost_import_adapters() -> None:
     for path in OURS:
         if "adapters" in known(path):
             assert own_folder(path) in KNOW_ADAPTERS, path
 
 
-def test_what_verifies_knows_the_contract_alone():
+def test_what_verifies_knows_the_contract_alone() -> None:
     home = "processor.ops.verify."
     for path in files("processor/ops/verify"):
         assert known(path) <= VERIFIERS_KNOW, path
@@ -126,12 +126,12 @@ def test_what_verifies_knows_the_contract_alone():
         assert all(module.startswith(home) for module in ours), path
 
 
-def test_the_domain_has_no_clock_no_io_and_no_logs():
+def test_the_domain_has_no_clock_no_io_and_no_logs() -> None:
     for path in files("processor/domain"):
         assert not {name.split(".")[0] for name in imported(path)} & NOT_IN_THE_DOMAIN, path
 
 
-def test_clients_of_kafka_and_sqlite_stay_in_their_rooms():
+def test_clients_of_kafka_and_sqlite_stay_in_their_rooms() -> None:
     for path in OURS:
         top = {name.split(".")[0] for name in imported(path)}
         if "aiokafka" in top:
@@ -140,13 +140,13 @@ def test_clients_of_kafka_and_sqlite_stay_in_their_rooms():
             assert {path, path.parent} & KNOW_SQLITE, path
 
 
-def test_what_views_make_of_events_and_outcomes_is_pure():
+def test_what_views_make_of_events_and_outcomes_is_pure() -> None:
     for name in ("projection", "aggregates", "scatter_gather", "pagination", "dead_letters"):
         path = ROOT / "processor" / "views" / f"{name}.py"
         assert not {module.split(".")[0] for module in imported(path)} & NOT_IN_PURE_VIEWS, path
 
 
-def test_the_published_language_needs_pydantic_only():
+def test_the_published_language_needs_pydantic_only() -> None:
     for path in files("processor/contract"):
         top = {name.split(".")[0] for name in imported(path)} - sys.stdlib_module_names
         generator = {"yaml"} if path.name == "generate.py" else set()
@@ -154,12 +154,12 @@ def test_the_published_language_needs_pydantic_only():
         assert known(path) <= {"contract"}, path
 
 
-def test_only_what_all_layers_share_stands_in_the_root():
+def test_only_what_all_layers_share_stands_in_the_root() -> None:
     names = {path.stem for path in (ROOT / "processor").glob("*.py")}
     assert names == {"__init__", "__main__", "errors", "runtime", "settings"}
 
 
-def test_every_error_stands_in_the_table_of_errors():
+def test_every_error_stands_in_the_table_of_errors() -> None:
     for module in pkgutil.walk_packages(processor.__path__, "processor."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -190,7 +190,7 @@ TOP = {
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only a checkout knows what belongs to it")
-def test_nothing_lies_about_at_the_top():
+def test_nothing_lies_about_at_the_top() -> None:
     command = ["git", "ls-files", "-z"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     tops = {path.split("/")[0] for path in listed.split("\0") if path}

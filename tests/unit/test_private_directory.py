@@ -1,7 +1,9 @@
 """Directories with flows in them are closed to other users."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,18 +19,20 @@ def mode(path: Path) -> int:
 
 
 @pytest.fixture(autouse=True)
-def loose_umask():
+def loose_umask() -> Iterator[Any]:
     before = os.umask(0o002)
     yield
     os.umask(before)
 
 
-def test_what_is_missing_is_made_for_this_user_alone(tmp_path):
+def test_what_is_missing_is_made_for_this_user_alone(tmp_path: Path) -> None:
     private_directory(tmp_path / "a" / "b" / "c")
     assert {mode(tmp_path / "a"), mode(tmp_path / "a/b"), mode(tmp_path / "a/b/c")} == {0o700}
 
 
-def test_what_is_there_is_closed_unless_it_is_meant_for_others_too(tmp_path, monkeypatch):
+def test_what_is_there_is_closed_unless_it_is_meant_for_others_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, before, after in (("open", 0o755, 0o700), ("sticky", 0o1777, 0o1777)):
         (tmp_path / name).mkdir()
         (tmp_path / name).chmod(before)
@@ -43,14 +47,14 @@ def test_what_is_there_is_closed_unless_it_is_meant_for_others_too(tmp_path, mon
     assert mode(tmp_path / "here") == mode(tmp_path / "home") == 0o755
 
 
-def test_a_file_is_no_directory(tmp_path):
+def test_a_file_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch(0o644)
     with pytest.raises(NotADirectoryError):
         private_directory(tmp_path / "file")
     assert mode(tmp_path / "file") & 0o777 == 0o644
 
 
-async def test_each_state_directory_is_closed(tmp_path):
+async def test_each_state_directory_is_closed(tmp_path: Path) -> None:
     with state_dir_lock(tmp_path / "worker"):
         path = table_path(tmp_path / "worker", "taskflow", 0)
         async with open_table(path, partition=0, prefix="taskflow", partitions=1):

@@ -34,11 +34,11 @@ def document(text: str) -> dict[str, Any]:
     return document
 
 
-def test_it_is_cyclonedx(text: str):
+def test_it_is_cyclonedx(text: str) -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
 
-def test_every_locked_package_is_there_with_all_its_hashes(document: dict[str, Any]):
+def test_every_locked_package_is_there_with_all_its_hashes(document: dict[str, Any]) -> None:
     """Read from the lock in another way than the script does."""
     locked = {
         (name, version): set(re.findall(r"--hash=sha256:([0-9a-f]{64})", rest))
@@ -60,7 +60,7 @@ def test_every_locked_package_is_there_with_all_its_hashes(document: dict[str, A
     assert all(listed.values())
 
 
-def test_every_jar_of_the_embedded_broker_is_there(document: dict[str, Any]):
+def test_every_jar_of_the_embedded_broker_is_there(document: dict[str, Any]) -> None:
     listed = {
         f"{one['group']}:{one['name']}:{one['version']}": [
             hashed["content"] for hashed in one["hashes"]
@@ -71,7 +71,7 @@ def test_every_jar_of_the_embedded_broker_is_there(document: dict[str, Any]):
     assert listed == {jar.coordinate: [jar.sha256] for jar in locked_jars()}
 
 
-def test_it_says_who_needs_what(document: dict[str, Any]):
+def test_it_says_who_needs_what(document: dict[str, Any]) -> None:
     needs = {one["ref"]: one.get("dependsOn", []) for one in document["dependencies"]}
     ours = document["metadata"]["component"]["bom-ref"]
     assert any(ref.startswith("aiokafka==") for ref in needs[ours])

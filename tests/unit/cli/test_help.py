@@ -27,39 +27,39 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_summary_of_a_command_is_where_its_help_begins(name: str):
+def test_the_summary_of_a_command_is_where_its_help_begins(name: str) -> None:
     """The list of commands is made without their modules: it must not say anything else."""
     paragraph = " ".join(cleandoc(TREE[name,].help).split("\n\n")[0].split())
     assert COMMANDS[name].summary == re.split(r"(?<=[.?])(?: |$)", paragraph)[0]
 
 
 @pytest.mark.parametrize("words", TREE, ids=" ".join)
-def test_no_line_of_a_help_is_taken_for_a_list_or_a_heading(words: Words):
+def test_no_line_of_a_help_is_taken_for_a_list_or_a_heading(words: Words) -> None:
     """Help is Markdown; a line that begins with `1.` or `#` would break a sentence apart."""
     for line in cleandoc(TREE[words].help).splitlines():
         assert not re.match(r"\s*(?:[0-9]+[.)]|[-+*#>])(?: |$)", line), line
 
 
 @pytest.mark.parametrize("words", [(), *TREE], ids=" ".join)
-def test_help_shows_no_type_of_python(words: Words, capsys: pytest.CaptureFixture[str]):
+def test_help_shows_no_type_of_python(words: Words, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--help"]) == DONE
     text = capsys.readouterr().out
     assert not re.findall(r"<(?:bool|str|int|float|path|list)|range>", text)
     assert "Usage: taskflow" in text
 
 
-def test_the_commands_stand_in_panels(capsys: pytest.CaptureFixture[str]):
+def test_the_commands_stand_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == DONE
     titles = re.findall(r"^╭─ (\w+) ─", capsys.readouterr().out, re.MULTILINE)
     assert titles == ["Options", "Run", "Use", "Look", "Repair", "Prove"]
 
 
-def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == DONE
     assert capsys.readouterr().out == f"taskflow {processor.__version__}\n"
 
 
-def test_a_command_that_is_near_is_suggested(capsys: pytest.CaptureFixture[str]):
+def test_a_command_that_is_near_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["flwo", "list"]) == WRONG_USE
     assert "Did you mean 'flow'?" in capsys.readouterr().err
 
@@ -78,7 +78,7 @@ def modules(*arguments: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_the_help_of_all_imports_no_command_and_nothing_that_commands_need():
+def test_the_help_of_all_imports_no_command_and_nothing_that_commands_need() -> None:
     found = modules("--help")
 
     ours = {name for name in found if name.startswith("processor")}
@@ -107,12 +107,12 @@ LIGHT = (
 
 
 @pytest.mark.parametrize("command", LIGHT)
-def test_the_help_of_a_command_imports_nothing_that_only_running_it_needs(command: str):
+def test_the_help_of_a_command_imports_nothing_that_only_running_it_needs(command: str) -> None:
     found = modules(*command.split(), "--help")
     assert not {"pydantic", "aiokafka", "aiohttp", "structlog", "sqlite3", "faust"} & found
 
 
-def test_choices_that_are_written_out_are_those_of_the_models():
+def test_choices_that_are_written_out_are_those_of_the_models() -> None:
     assert get_args(StatusName) == tuple(FlowStatus)
     assert get_args(ActionName) == tuple(BulkAction)
     assert get_args(StepStatusName) == tuple(StepStatus)
@@ -158,7 +158,7 @@ COMPLETIONS = [
 
 
 @pytest.mark.parametrize(("line", "wanted"), COMPLETIONS)
-def test_bash_completes(line: str, wanted: list[str], environment: dict[str, str]):
+def test_bash_completes(line: str, wanted: list[str], environment: dict[str, str]) -> None:
     """By the script that the program prints, as bash calls it."""
     script = shell(environment, "taskflow", _TASKFLOW_COMPLETE="source_bash")
     words = line.split(" ")
@@ -171,7 +171,7 @@ def test_bash_completes(line: str, wanted: list[str], environment: dict[str, str
 
 
 @pytest.mark.parametrize(("line", "wanted"), COMPLETIONS[2:5])
-def test_fish_completes(line: str, wanted: list[str], environment: dict[str, str]):
+def test_fish_completes(line: str, wanted: list[str], environment: dict[str, str]) -> None:
     """By what its script calls: the shell itself is not needed."""
     script = shell(environment, "taskflow", _TASKFLOW_COMPLETE="source_fish")
     assert "_TASKFLOW_COMPLETE=complete_fish" in script
@@ -186,7 +186,7 @@ def test_fish_completes(line: str, wanted: list[str], environment: dict[str, str
 
 
 @pytest.mark.parametrize(("line", "wanted"), COMPLETIONS[2:5])
-def test_zsh_completes(line: str, wanted: list[str], environment: dict[str, str]):
+def test_zsh_completes(line: str, wanted: list[str], environment: dict[str, str]) -> None:
     script = shell(environment, "taskflow", _TASKFLOW_COMPLETE="source_zsh")
     assert "_TASKFLOW_COMPLETE=complete_zsh" in script
     found = shell(
@@ -205,7 +205,7 @@ def test_zsh_completes(line: str, wanted: list[str], environment: dict[str, str]
 )
 def test_completion_is_installed_for_the_shell_that_calls(
     name: str, where: str, environment: dict[str, str], tmp_path: Path
-):
+) -> None:
     """A copy of bash by the shell's name stands for it: the name is what is looked at."""
     caller = tmp_path / "bin" / name
     bash: Any = shutil.which("bash")

@@ -24,7 +24,7 @@ FLOW_ID = "6f1f3a52-0000-4000-8000-000000000001"
 
 
 @pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch):
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
@@ -32,7 +32,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_each_command_has_an_example_and_names_its_settings(
     command: str, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     assert main([*command.split(), "--help"]) == DONE
 
     text = capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_the_help_of_each_command_has_an_example_and_names_its_settings(
     assert named - {"TASKFLOW_SASL", "TASKFLOW_SSL"} <= set(VARIABLES)
 
 
-def test_the_help_of_all_says_the_exit_codes(capsys: pytest.CaptureFixture[str]):
+def test_the_help_of_all_says_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == DONE
     text = " ".join(capsys.readouterr().out.split())
     assert "0 done; 1 refused, or a check failed; 2 wrong use; 3 broker unreachable" in text
@@ -73,7 +73,7 @@ def test_the_help_of_all_says_the_exit_codes(capsys: pytest.CaptureFixture[str])
 )
 def test_wrong_use_is_code_2_and_says_what(
     arguments: list[str], about: str, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     assert main(arguments) == WRONG_USE
 
     told = capsys.readouterr()
@@ -83,7 +83,7 @@ def test_wrong_use_is_code_2_and_says_what(
 
 def test_a_bad_setting_is_code_2_and_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setenv("TASKFLOW_PARTITIONS", "many")
 
     assert main(["topics", "check"]) == WRONG_USE
@@ -105,22 +105,22 @@ def test_a_bad_setting_is_code_2_and_one_sentence(
         (WrongUse("x"), WRONG_USE),
     ],
 )
-def test_every_error_has_its_exit_code(error: TaskflowError, code: int):
+def test_every_error_has_its_exit_code(error: TaskflowError, code: int) -> None:
     assert exit_code(error) == code
 
 
-def test_times_are_points_or_durations_ago():
+def test_times_are_points_or_durations_ago() -> None:
     assert since_ms("1970-01-01T00:00:01Z") == 1000
     assert since_ms("100d") < since_ms("1s")
     assert since_ms("999999d") == 0
     assert duration_ms("2s", "--timeout") == 2000
 
 
-def test_a_flow_id_is_written_in_lower_case():
+def test_a_flow_id_is_written_in_lower_case() -> None:
     assert flow_id_of(FLOW_ID.upper()) == FLOW_ID
 
 
-def test_the_embedded_broker_serves_this_machine_in_plaintext_only():
+def test_the_embedded_broker_serves_this_machine_in_plaintext_only() -> None:
     assert embedded_port(Settings(bootstrap_servers="localhost:9999")) == 9999
     with pytest.raises(BadSetting, match=r"listens on 127\.0\.0\.1 only"):
         embedded_port(Settings(bootstrap_servers="kafka:9092"))
@@ -128,7 +128,7 @@ def test_the_embedded_broker_serves_this_machine_in_plaintext_only():
         embedded_port(Settings(security_protocol="SSL"))
 
 
-def test_bytes_are_texts_where_they_can_be():
+def test_bytes_are_texts_where_they_can_be() -> None:
     assert as_text(b"\xc3\xa9") == "é"
     assert as_text(b"\xff") == {"base64": "/w=="}
     assert as_text(None) is None
@@ -146,7 +146,7 @@ def test_bytes_are_texts_where_they_can_be():
 )
 def test_a_command_is_in_force_if_it_was_accepted_now_or_before(
     verdict: str, original: str | None, in_force: bool
-):
+) -> None:
     outcome = Outcome.model_validate_json(
         f"""{{"command_id": null, "flow_id": null, "kind": null, "verdict": "{verdict}",
         "code": null, "message": "", "revision": null, "status": null, "event_ids": [],

@@ -89,7 +89,7 @@ def no_answer(flow_id: str) -> OutcomeTimeout:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch):
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
@@ -125,7 +125,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "for_people", lambda json: not json)
 
 
-async def test_each_flow_is_asked_for_once_by_the_operator_and_not_all_at_once():
+async def test_each_flow_is_asked_for_once_by_the_operator_and_not_all_at_once() -> None:
     client = Client()
     flow_ids = [uuid(n) for n in range(2 * IN_FLIGHT + 1)]
     pruning = order_for(map(ended, range(len(flow_ids))), by="operator:ana")
@@ -139,7 +139,7 @@ async def test_each_flow_is_asked_for_once_by_the_operator_and_not_all_at_once()
     assert (pruning.done, pruning.left) == (True, [])
 
 
-async def test_each_is_pruned_at_the_revision_that_was_seen_and_at_no_other():
+async def test_each_is_pruned_at_the_revision_that_was_seen_and_at_no_other() -> None:
     client = Client({uuid(2): Code.REVISION_MISMATCH})
     pruning = order_for([ended(1), ended(2)], by="me")
 
@@ -151,7 +151,7 @@ async def test_each_is_pruned_at_the_revision_that_was_seen_and_at_no_other():
     assert not pruning.done
 
 
-async def test_a_flow_that_is_gone_already_is_done_and_any_other_refusal_is_not():
+async def test_a_flow_that_is_gone_already_is_done_and_any_other_refusal_is_not() -> None:
     gone = order_for([ended(1), ended(2)], by="me")
     await gone.all(Client({uuid(1): Code.NOT_FOUND}), 1)
     assert gone.answers == {("rejected", "not_found"): 1, ("accepted", None): 1}
@@ -163,7 +163,7 @@ async def test_a_flow_that_is_gone_already_is_done_and_any_other_refusal_is_not(
     assert not live.done
 
 
-async def test_where_nobody_answers_no_more_is_asked_for():
+async def test_where_nobody_answers_no_more_is_asked_for() -> None:
     flow_ids = [uuid(n) for n in range(3 * IN_FLIGHT)]
     client = Client({flow_id: no_answer(flow_id) for flow_id in flow_ids})
     pruning = order_for(map(ended, range(len(flow_ids))), by="me")
@@ -175,14 +175,14 @@ async def test_where_nobody_answers_no_more_is_asked_for():
     assert not pruning.done
 
 
-async def test_what_ends_all_of_it_is_raised():
+async def test_what_ends_all_of_it_is_raised() -> None:
     with pytest.raises(BrokerUnreachable):
         await order_for([ended(1)], by="me").all(Client({uuid(1): BrokerUnreachable("Gone.")}), 1)
 
 
 def test_a_dry_run_lists_and_sends_nothing(
     asked_for: dict[str, Any], given_client: Callable[..., Client], capsys: Any
-):
+) -> None:
     client = given_client()
 
     assert main(["prune", "--older-than", "0s", "--dry-run", "--owner", "me"]) == DONE
@@ -204,7 +204,7 @@ def test_a_dry_run_lists_and_sends_nothing(
 
 def test_the_age_is_counted_back_from_now(
     asked_for: dict[str, Any], given_client: Any, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(options.time, "time_ns", lambda: NOON_MS * 1_000_000)
     for age, before_ms in (("0s", NOON_MS), ("30d", NOON_MS - 30 * 86_400_000), ("999999d", 0)):
         main(["prune", "--older-than", age, "--dry-run"])
@@ -213,7 +213,7 @@ def test_the_age_is_counted_back_from_now(
 
 def test_in_a_pipe_the_answers_are_counted_in_json_lines(
     asked_for: dict[str, Any], given_client: Callable[..., Client], capsys: Any
-):
+) -> None:
     client = given_client({uuid(1): Code.NOT_FOUND})
 
     assert main(["prune", "--older-than", "30d", "--yes"]) == DONE
@@ -242,7 +242,7 @@ def test_what_is_refused_or_not_answered_has_its_exit_code(
     asked_for: dict[str, Any],
     given_client: Callable[..., Client],
     capsys: Any,
-):
+) -> None:
     given_client({uuid(2): answer})
     assert main(["prune", "--older-than", "30d", "--yes"]) == code
     assert sentence in capsys.readouterr().err
@@ -259,7 +259,7 @@ def test_on_a_terminal_it_asks_before(
     given_client: Callable[..., Client],
     capsys: Any,
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     client = given_client()
     monkeypatch.setattr("sys.stdin", io.StringIO(said))
 
@@ -276,7 +276,7 @@ def test_on_a_terminal_it_asks_before(
 @pytest.mark.usefixtures("terminal")
 def test_nothing_is_asked_where_there_is_nothing_to_prune(
     given_client: Callable[..., Client], capsys: Any, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     async def list_ended(*_: object, **__: object) -> list[Ended]:
         return []
 

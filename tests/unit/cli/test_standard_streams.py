@@ -31,20 +31,20 @@ def taskflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedProgram
 
 @pytest.mark.parametrize("stdout", STREAMS)
 @pytest.mark.parametrize("words", [(), *TREE], ids=" ".join)
-def test_help_that_cannot_be_shown(words: Words, stdout: str, taskflow: ForkedProgram):
+def test_help_that_cannot_be_shown(words: Words, stdout: str, taskflow: ForkedProgram) -> None:
     done = taskflow(*words, "--help", stdout=stdout)
     assert (done.code, done.err) == CODES[stdout]
 
 
 @pytest.mark.parametrize("words", [(), *TREE], ids=" ".join)
-def test_help_that_can_be_shown(words: Words, taskflow: ForkedProgram):
+def test_help_that_can_be_shown(words: Words, taskflow: ForkedProgram) -> None:
     done = taskflow(*words, "--help")
     assert (done.code, done.err) == (DONE, "")
     assert "Usage: taskflow" in done.out
 
 
 @pytest.mark.parametrize("stdout", STREAMS)
-def test_the_version_that_cannot_be_shown(stdout: str, taskflow: ForkedProgram):
+def test_the_version_that_cannot_be_shown(stdout: str, taskflow: ForkedProgram) -> None:
     done = taskflow("--version", stdout=stdout)
     assert (done.code, done.err) == CODES[stdout]
 
@@ -52,14 +52,14 @@ def test_the_version_that_cannot_be_shown(stdout: str, taskflow: ForkedProgram):
 @pytest.mark.parametrize("stdout", [None, *STREAMS])
 def test_what_has_nothing_to_print_needs_no_standard_output(
     stdout: str | None, taskflow: ForkedProgram
-):
+) -> None:
     done = taskflow("flow", "show", "me", stdout=stdout)
     assert done.code == WRONG_USE
     done = taskflow("doctor", "--json", stdout="broken")
     assert (done.code, done.err) == (UNREACHABLE, "")
 
 
-def test_a_closed_standard_input_is_said(taskflow: ForkedProgram):
+def test_a_closed_standard_input_is_said(taskflow: ForkedProgram) -> None:
     assert taskflow("send", stdin="closed") == (
         WRONG_USE,
         "",

@@ -35,7 +35,7 @@ def rendered(shown: Shown, width: int = 140, height: int = 50) -> list[str]:
     return captured.get().splitlines()
 
 
-async def test_counts_partitions_flows_and_events_are_shown(views: ShownViews):
+async def test_counts_partitions_flows_and_events_are_shown(views: ShownViews) -> None:
     async with showing(views) as url:
         lines = rendered(await _snapshot(url))
 
@@ -49,7 +49,7 @@ async def test_counts_partitions_flows_and_events_are_shown(views: ShownViews):
 
 
 @pytest.mark.parametrize(("key", "count"), [("a", 81), ("w", 2), ("o", 1), ("c", 0), ("f", 1)])
-async def test_each_question_has_its_flows(views: ShownViews, key: str, count: int):
+async def test_each_question_has_its_flows(views: ShownViews, key: str, count: int) -> None:
     async with showing(views) as url, asking(url) as asked:
         shown = Shown(url, asked=key)
         await refresh(asked, shown, now_ms())
@@ -58,7 +58,7 @@ async def test_each_question_has_its_flows(views: ShownViews, key: str, count: i
 
 
 @pytest.mark.parametrize("size", [(200, 60), (80, 24), (40, 12), (20, 5)])
-async def test_it_fits_into_the_terminal(views: ShownViews, size: tuple[int, int]):
+async def test_it_fits_into_the_terminal(views: ShownViews, size: tuple[int, int]) -> None:
     async with showing(views) as url:
         shown = await _snapshot(url)
     lines = rendered(shown, *size)
@@ -66,7 +66,7 @@ async def test_it_fits_into_the_terminal(views: ShownViews, size: tuple[int, int
     assert max(map(len, lines)) <= size[0]
 
 
-async def test_what_a_terminal_would_obey_is_written_out(views: ShownViews):
+async def test_what_a_terminal_would_obey_is_written_out(views: ShownViews) -> None:
     async with showing(views) as url:
         text = "\n".join(rendered(await _snapshot(url), 400))
     assert not {"\x1b", "\x07", "\u202e"} & set(text)
@@ -74,7 +74,7 @@ async def test_what_a_terminal_would_obey_is_written_out(views: ShownViews):
     assert plain("a\u202eb\x1bc").plain == "a\\u202eb\\x1bc"
 
 
-async def test_views_that_went_away_leave_what_was_there_and_are_missed():
+async def test_views_that_went_away_leave_what_was_there_and_are_missed() -> None:
     views = story()
     async with showing(views) as url:
         shown = await _snapshot(url)
@@ -86,21 +86,21 @@ async def test_views_that_went_away_leave_what_was_there_and_are_missed():
     assert "26 running" in "\n".join(lines)
 
 
-async def test_where_no_views_answer_it_says_what_to_do(unused_tcp_port: int):
+async def test_where_no_views_answer_it_says_what_to_do(unused_tcp_port: int) -> None:
     with pytest.raises(
         Refused, match=r"connection refused.*taskflow views.*--views.*taskflow flow list"
     ):
         await _snapshot(f"http://127.0.0.1:{unused_tcp_port}")
 
 
-async def test_somebody_else_at_the_address_is_no_view(views: ShownViews):
+async def test_somebody_else_at_the_address_is_no_view(views: ShownViews) -> None:
     async with showing(views) as url, asking(url) as asked:
         with pytest.raises(NoViews, match="no answer of theirs"):
             await asked.get("../static/app.js")
         assert await asked.get("flows/6f1f3a52-0000-4000-8000-000000000001") == {}
 
 
-async def test_views_that_want_a_token_are_asked_with_it(tmp_path: Path):
+async def test_views_that_want_a_token_are_asked_with_it(tmp_path: Path) -> None:
     token = SecretStr("a read token of the views")
     recorded = Recorded()
     recorded.send(("commands", create(1, "settle invoice")))
@@ -113,7 +113,7 @@ async def test_views_that_want_a_token_are_asked_with_it(tmp_path: Path):
             assert "another token" not in str(refused.value)
 
 
-async def test_a_redirect_is_no_answer_of_the_views():
+async def test_a_redirect_is_no_answer_of_the_views() -> None:
     async def away(_: web.Request) -> web.Response:
         raise web.HTTPFound("http://127.0.0.1:1/")
 
@@ -130,7 +130,7 @@ async def test_a_redirect_is_no_answer_of_the_views():
         await runner.cleanup()
 
 
-def test_where_views_are():
+def test_where_views_are() -> None:
     anywhere = Settings(views_http=Address("0.0.0.0", 9))
     assert views_url(anywhere) == "http://127.0.0.1:9"
     assert views_url(anywhere, "views-1:8901") == "http://views-1:8901"
@@ -140,6 +140,6 @@ def test_where_views_are():
             views_url(anywhere, wrong)
 
 
-def test_bars():
+def test_bars() -> None:
     assert bars([0, 1, 4, 8]) == " ▁▄█"
     assert bars([]) == ""

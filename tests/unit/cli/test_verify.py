@@ -1,9 +1,11 @@
 """What `taskflow verify` makes of tables on disk, how it shows a report, and how far it is."""
 
 import sqlite3
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiokafka.errors import (
@@ -32,13 +34,13 @@ from tests.unit.ops.verify.test_verify import CLEAN
 class Taken:
     """What an image consists of."""
 
-    def __call__(self, position, flows, steps):
+    def __call__(self, position: Any, flows: Any, steps: Any) -> None:
         self.position: TablePosition = position
         self.flows: list[TableFlow] = [*flows]
         self.steps: list[TableStep] = [*steps]
 
 
-def image(state_dir: Path, partition: int = 0):
+def image(state_dir: Path, partition: int = 0) -> Any:
     taken = Taken()
     return taken, LocalTables(Settings(state_dir=state_dir)).image(partition, taken)
 
@@ -50,7 +52,7 @@ async def written(state_dir: Path) -> Path:
     return table_path(state_dir, "taskflow", 0)
 
 
-async def test_an_image_holds_all_of_a_table(tmp_path: Path):
+async def test_an_image_holds_all_of_a_table(tmp_path: Path) -> None:
     path = await written(tmp_path)
 
     taken, problem = image(tmp_path)
@@ -67,7 +69,7 @@ async def test_an_image_holds_all_of_a_table(tmp_path: Path):
     assert [(step.flow_id, step.run_id) for step in taken.steps] == [(uuid(1), "r")]
 
 
-async def test_bytes_that_are_no_text_any_more_are_seen(tmp_path: Path):
+async def test_bytes_that_are_no_text_any_more_are_seen(tmp_path: Path) -> None:
     path = await written(tmp_path)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE flow SET doc = CAST(X'FF' || doc AS TEXT) WHERE n = 1")
@@ -78,7 +80,7 @@ async def test_bytes_that_are_no_text_any_more_are_seen(tmp_path: Path):
     assert taken.flows[0].doc.startswith("\N{REPLACEMENT CHARACTER}")
 
 
-async def test_a_damaged_table_is_a_problem_and_a_missing_one_is_none(tmp_path: Path):
+async def test_a_damaged_table_is_a_problem_and_a_missing_one_is_none(tmp_path: Path) -> None:
     path = await written(tmp_path)
     path.write_bytes(path.read_bytes()[:4096] + b"\xaa" * 4096 * 3)
 
@@ -91,7 +93,7 @@ async def test_a_damaged_table_is_a_problem_and_a_missing_one_is_none(tmp_path: 
     assert missing is None
 
 
-async def test_a_table_of_another_format_is_no_damage(tmp_path: Path):
+async def test_a_table_of_another_format_is_no_damage(tmp_path: Path) -> None:
     path = await written(tmp_path)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("PRAGMA user_version = 99")
@@ -104,7 +106,7 @@ async def test_a_table_of_another_format_is_no_damage(tmp_path: Path):
 
 async def test_a_person_sees_each_invariant_and_the_first_violation_of_each_kind(
     capsys: pytest.CaptureFixture[str],
-):
+) -> None:
     history = CLEAN.copy()
     _show(console(), await history.verify())
     clean = capsys.readouterr()
@@ -121,7 +123,7 @@ async def test_a_person_sees_each_invariant_and_the_first_violation_of_each_kind
     assert wrong.err.endswith("kinds.\n")
 
 
-def test_retention_that_came_first_is_no_broker_that_is_away():
+def test_retention_that_came_first_is_no_broker_that_is_away() -> None:
     with pytest.raises(Refused, match="Retention took"), retention_told(Settings()):
         raise OffsetOutOfRangeError({})
     with pytest.raises(BrokerUnreachable), retention_told(Settings()):
@@ -132,61 +134,61 @@ class Away:
     """A history whose broker is away for the next `for_calls` calls, also in the middle of a
     read."""
 
-    def __init__(self, for_calls, error=KafkaConnectionError):
+    def __init__(self, for_calls: Any, error: Any = KafkaConnectionError) -> None:
         self.for_calls, self.error = for_calls, error
         self.starts = []
         self.closed = 0
 
-    def _answer(self):
+    def _answer(self) -> None:
         if self.for_calls:
             self.for_calls -= 1
             raise self.error("away")
 
-    async def offset_at(self, topic, at_ms):
+    async def offset_at(self, topic: Any, at_ms: Any) -> int:
         self._answer()
         return 7
 
-    async def read(self, topic, start, end):
+    async def read(self, topic: Any, start: Any, end: Any) -> AsyncIterator[Any]:
         self.starts.append(start)
         for offset in range(start, end):
             if offset % 2:
                 self._answer()
             yield [SimpleNamespace(offset=offset)]
 
-    async def close(self):
+    async def close(self) -> None:
         self.closed += 1
 
 
 @pytest.fixture
-def log(monkeypatch):
+def log(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A log on histories that the test names."""
     monkeypatch.setattr(program, "ASK_AGAIN_S", 0)
 
-    def made(history):
+    def made(history: Any) -> Any:
         monkeypatch.setattr(program, "KafkaLogReader", lambda *_, **__: history)
         return KafkaLog(Settings(), 0)
 
     return made
 
 
-async def all_of(log):
+async def all_of(log: Any) -> Any:
     return [record.offset async for some in log.read("t", 0, 5) for record in some]
 
 
-async def test_a_read_goes_on_behind_what_it_has_given_once_the_broker_is_back(log):
+async def test_a_read_goes_on_behind_what_it_has_given_once_the_broker_is_back(log: Any) -> None:
     history = Away(for_calls=3)
     assert await all_of(log(history)) == [0, 1, 2, 3, 4]
     assert history.starts == [0, 1, 1, 1]
     assert history.closed == 3, "each try has clients of its own: aiokafka's may never come back"
 
 
-async def test_a_question_is_asked_again_until_the_broker_is_back(log):
+async def test_a_question_is_asked_again_until_the_broker_is_back(log: Any) -> None:
     history = Away(for_calls=3)
     assert await log(history).offset_at("t", 0) == 7
     assert history.closed == 3
 
 
-async def test_patience_has_an_end(log, monkeypatch):
+async def test_patience_has_an_end(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "PATIENCE_S", -1)
     with pytest.raises(BrokerUnreachable):
         await log(Away(for_calls=1)).offset_at("t", 0)
@@ -198,22 +200,22 @@ async def test_patience_has_an_end(log, monkeypatch):
     ("error", "told"),
     [(TopicAuthorizationFailedError, AccessDenied), (OffsetOutOfRangeError, OffsetOutOfRangeError)],
 )
-async def test_what_waiting_does_not_mend_is_told_at_once(log, error, told):
+async def test_what_waiting_does_not_mend_is_told_at_once(log: Any, error: Any, told: Any) -> None:
     history = Away(for_calls=1, error=error)
     with pytest.raises(told):
         await all_of(log(history))
     assert history.starts == [0]
 
 
-async def test_the_bar_comes_to_its_end():
+async def test_the_bar_comes_to_its_end() -> None:
     class Bar(Watcher):
         total = done = 0
         at_first = None
 
-        def expect(self, offsets):
+        def expect(self, offsets: Any) -> None:
             self.total += offsets
 
-        def read(self, offsets):
+        def read(self, offsets: Any) -> None:
             self.at_first = self.at_first or self.total
             self.done += offsets
 
@@ -234,6 +236,8 @@ async def test_the_bar_comes_to_its_end():
         (["--grace", "soon"], "--grace is 'soon'"),
     ],
 )
-def test_wrong_use_is_code_2(arguments, about, capsys: pytest.CaptureFixture[str]):
+def test_wrong_use_is_code_2(
+    arguments: Any, about: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["verify", *arguments]) == WRONG_USE
     assert about in capsys.readouterr().err

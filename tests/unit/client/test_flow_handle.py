@@ -96,7 +96,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("call", "expected"), CALLS, ids=lambda value: None)
-async def test_a_method_sends_its_command(call, expected):
+async def test_a_method_sends_its_command(call: Any, expected: Any) -> None:
     client = Client()
     flow = FlowHandle(client, FLOW)
 
@@ -106,19 +106,19 @@ async def test_a_method_sends_its_command(call, expected):
     assert (flow.revision, flow.status) == (4, "running")
 
 
-async def test_a_span_is_counted_from_now():
+async def test_a_span_is_counted_from_now() -> None:
     client = Client()
     await FlowHandle(client, FLOW).wait_until(timedelta(hours=1))
     at_s = parse_timestamp(client.sent[0]["wait"]["at"]) / 1000
     assert abs(at_s - datetime.now(UTC).timestamp() - 3600) < 60
 
 
-async def test_a_time_without_a_zone_is_refused():
+async def test_a_time_without_a_zone_is_refused() -> None:
     with pytest.raises(ValueError, match="time zone"):
         await FlowHandle(Client(), FLOW).wait_until(datetime(2026, 1, 1))
 
 
-async def test_a_refusal_is_raised_with_what_is_allowed():
+async def test_a_refusal_is_raised_with_what_is_allowed() -> None:
     flow = FlowHandle(Client("illegal_transition"), FLOW)
     with pytest.raises(CommandRefused, match="finish was refused") as caught:
         await flow.finish()
@@ -126,5 +126,5 @@ async def test_a_refusal_is_raised_with_what_is_allowed():
     assert flow.revision is None
 
 
-def test_a_business_key_has_one_flow_id():
+def test_a_business_key_has_one_flow_id() -> None:
     assert flow_id_for("order-17") == flow_id_for("order-17") != flow_id_for("order-18")

@@ -48,14 +48,14 @@ def a_call(command_id: str = COMMAND) -> Pending:
     return Pending(KEY, command_id, DIGEST, "t.commands")
 
 
-async def test_the_outcome_of_our_own_record_answers_the_call():
+async def test_the_outcome_of_our_own_record_answers_the_call() -> None:
     call = a_call()
     call.written(at(7))
     call.offer(answer := outcome(at(7)))
     assert call.future.result() == answer
 
 
-async def test_an_outcome_may_come_before_the_place_of_the_record_is_known():
+async def test_an_outcome_may_come_before_the_place_of_the_record_is_known() -> None:
     call = a_call()
     call.offer(answer := outcome(at(7)))
     assert not call.future.done()
@@ -63,7 +63,7 @@ async def test_an_outcome_may_come_before_the_place_of_the_record_is_known():
     assert call.future.result() == answer
 
 
-async def test_of_two_calls_with_one_id_each_hears_of_its_own_record():
+async def test_of_two_calls_with_one_id_each_hears_of_its_own_record() -> None:
     registry, first, second = Registry(), a_call(), a_call()
     with registry.holding(first), registry.holding(second):
         second.written(at(8))
@@ -74,7 +74,7 @@ async def test_of_two_calls_with_one_id_each_hears_of_its_own_record():
     assert second.future.result().verdict == "duplicate"
 
 
-async def test_a_forwarded_record_is_answered_by_the_outcome_of_its_copy():
+async def test_a_forwarded_record_is_answered_by_the_outcome_of_its_copy() -> None:
     call = a_call()
     call.written(at(7))
     call.offer(outcome(at(7), verdict="forwarded", revision=None, status=None))
@@ -83,7 +83,7 @@ async def test_a_forwarded_record_is_answered_by_the_outcome_of_its_copy():
     assert call.future.result() == answer
 
 
-async def test_the_outcome_of_the_copy_may_be_read_first():
+async def test_the_outcome_of_the_copy_may_be_read_first() -> None:
     call = a_call()
     call.written(at(7))
     call.offer(answer := outcome(at(3, partition=2)))
@@ -92,7 +92,7 @@ async def test_the_outcome_of_the_copy_may_be_read_first():
     assert call.future.result() == answer
 
 
-async def test_without_a_place_an_equal_command_on_the_same_topic_answers():
+async def test_without_a_place_an_equal_command_on_the_same_topic_answers() -> None:
     call = a_call()
     call.written(None)
     call.offer(outcome(at(5), command_digest=OTHER_DIGEST, verdict="rejected"))
@@ -102,14 +102,14 @@ async def test_without_a_place_an_equal_command_on_the_same_topic_answers():
     assert call.future.result() == answer
 
 
-async def test_a_record_that_was_written_twice_is_answered_by_either():
+async def test_a_record_that_was_written_twice_is_answered_by_either() -> None:
     call = a_call()
     call.written_twice()
     call.offer(answer := outcome(at(7)))
     assert call.future.result() == answer
 
 
-async def test_an_outcome_without_ids_is_known_by_its_source():
+async def test_an_outcome_without_ids_is_known_by_its_source() -> None:
     registry, call, other = Registry(), a_call(), a_call(command_id=FLOW)
     with registry.holding(call), registry.holding(other):
         call.written(at(7))
@@ -124,7 +124,7 @@ async def test_an_outcome_without_ids_is_known_by_its_source():
     assert not other.future.done()
 
 
-async def test_at_the_deadline_the_answer_to_an_equal_sending_serves():
+async def test_at_the_deadline_the_answer_to_an_equal_sending_serves() -> None:
     call = a_call()
     call.written(at(9))
     call.offer(answer := outcome(at(7)))
@@ -133,21 +133,21 @@ async def test_at_the_deadline_the_answer_to_an_equal_sending_serves():
 
 
 @pytest.mark.parametrize("code", ["forbidden", "not_owner", "idempotency_conflict"])
-async def test_a_refusal_that_does_not_burn_the_id_serves_no_other_sending(code: str):
+async def test_a_refusal_that_does_not_burn_the_id_serves_no_other_sending(code: str) -> None:
     call = a_call()
     call.written(at(9))
     call.offer(outcome(at(7), verdict="rejected", code=code))
     assert call.at_the_deadline() is None
 
 
-async def test_a_flood_of_others_outcomes_is_not_kept():
+async def test_a_flood_of_others_outcomes_is_not_kept() -> None:
     call = a_call()
     for offset in range(1000):
         call.offer(outcome(at(offset), command_digest=OTHER_DIGEST))
     assert len(call._seen) == SEEN_MAX
 
 
-async def test_a_registry_forgets_calls_that_have_ended():
+async def test_a_registry_forgets_calls_that_have_ended() -> None:
     registry, first, second = Registry(), a_call(), a_call()
     with registry.holding(first):
         with registry.holding(second):
@@ -158,7 +158,7 @@ async def test_a_registry_forgets_calls_that_have_ended():
     assert not registry.wants(KEY)
 
 
-async def test_when_outcomes_are_no_longer_read_every_call_hears_why():
+async def test_when_outcomes_are_no_longer_read_every_call_hears_why() -> None:
     registry, call, unheard = Registry(), a_call(), a_call()
     with registry.holding(call), registry.holding(unheard):
         registry.fail("the client was closed")

@@ -30,24 +30,24 @@ def prepared(command: Any, expires_after_ms: int | None = HALF_AN_HOUR_MS) -> Pr
     return prepare(command, now_ms=NOW_MS, expires_after_ms=expires_after_ms)
 
 
-def test_a_command_gets_an_id_and_expires_in_half_a_window():
+def test_a_command_gets_an_id_and_expires_in_half_a_window() -> None:
     command = prepared(CREATE).command
     assert UUID(command.command_id).version == 4
     assert command.expires_at == "2026-11-22T21:32:08.123Z"
 
 
-def test_what_the_caller_says_stays():
+def test_what_the_caller_says_stays() -> None:
     said = {**CREATE, "command_id": str(uuid4()), "expires_at": "2026-11-22T22:00:00+01:00"}
     command = prepared(said).command
     assert command.command_id == said["command_id"]
     assert command.expires_at == "2026-11-22T21:00:00.000Z"
 
 
-def test_a_command_need_not_expire():
+def test_a_command_need_not_expire() -> None:
     assert prepared(CREATE, expires_after_ms=None).command.expires_at is None
 
 
-def test_the_key_is_the_flow_id():
+def test_the_key_is_the_flow_id() -> None:
     assert prepared(CREATE).key == FLOW.encode()
 
 
@@ -65,14 +65,14 @@ def test_the_key_is_the_flow_id():
         },
     ],
 )
-def test_a_prepared_command_sent_again_equals_itself(fields: dict[str, Any]):
+def test_a_prepared_command_sent_again_equals_itself(fields: dict[str, Any]) -> None:
     first = prepared(prepared(fields).command)
     again = prepared(first.command)
     assert again == first
     assert first.digest == command_digest(orjson.loads(first.value))
 
 
-def test_a_model_keeps_its_nulls_and_its_kind():
+def test_a_model_keeps_its_nulls_and_its_kind() -> None:
     patch = UpdateState(command_id=str(uuid4()), flow_id=FLOW, issued_by="s", patch=None)
     assert orjson.loads(prepared(patch).value)["patch"] is None
     wait = SetWaiting(
@@ -84,13 +84,13 @@ def test_a_model_keeps_its_nulls_and_its_kind():
     assert orjson.loads(prepared(wait).value)["kind"] == "set_waiting"
 
 
-def test_values_are_read_as_the_processor_reads_them():
+def test_values_are_read_as_the_processor_reads_them() -> None:
     ready = prepared(CREATE)
     assert COMMANDS.validate_json(ready.value) == ready.command
     assert isinstance(ready.command, CreateManaged)
 
 
-def test_a_refused_command_names_its_fields_and_no_values():
+def test_a_refused_command_names_its_fields_and_no_values() -> None:
     with pytest.raises(InvalidCommand) as caught:
         prepared({**CREATE, "goal": "", "secret": "hunter2"})
     assert {error["field"] for error in caught.value.errors} == {"goal", "secret"}
@@ -117,12 +117,12 @@ def test_a_refused_command_names_its_fields_and_no_values():
         {**CREATE, "schema_version": 2},
     ],
 )
-def test_what_would_be_quarantined_is_not_sent(fields: dict[str, Any]):
+def test_what_would_be_quarantined_is_not_sent(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidCommand):
         prepared(fields)
 
 
-def test_too_deep_is_not_sent():
+def test_too_deep_is_not_sent() -> None:
     deep: Any = 1
     for _ in range(70):
         deep = [deep]

@@ -16,7 +16,9 @@ from processor.settings import Settings
 class Consumer:
     """A consumer of aiokafka's that has nothing to say."""
 
-    def __init__(self, *, fails_with: Exception | None = None, heard_ms: float | None = None):
+    def __init__(
+        self, *, fails_with: Exception | None = None, heard_ms: float | None = None
+    ) -> None:
         self.sought: dict[int, int] = {}
         self.closed = False
         self._fails_with = fails_with
@@ -66,7 +68,7 @@ def a_reader(*consumers: Consumer) -> CommittedReader:
     return reader
 
 
-async def test_a_broken_consumer_is_let_go_of_and_replaced_at_its_position():
+async def test_a_broken_consumer_is_let_go_of_and_replaced_at_its_position() -> None:
     broken, healthy = Consumer(fails_with=KafkaConnectionError()), Consumer()
     reader = a_reader(broken, healthy)
     assert await reader.poll(wait_s=0) == []
@@ -75,7 +77,7 @@ async def test_a_broken_consumer_is_let_go_of_and_replaced_at_its_position():
     assert healthy.sought == {0: 17, 1: 4}
 
 
-async def test_a_silent_consumer_is_replaced(monkeypatch: pytest.MonkeyPatch):
+async def test_a_silent_consumer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STALL_S", 0.0)
     silent, healthy = Consumer(heard_ms=(time.time() - 60) * 1000), Consumer()
     reader = a_reader(silent, healthy)
@@ -85,7 +87,7 @@ async def test_a_silent_consumer_is_replaced(monkeypatch: pytest.MonkeyPatch):
     assert healthy.sought == {0: 17, 1: 4}
 
 
-async def test_a_consumer_that_hears_of_nothing_new_is_kept():
+async def test_a_consumer_that_hears_of_nothing_new_is_kept() -> None:
     quiet = Consumer(heard_ms=time.time() * 1000)
     reader = a_reader(quiet)
     for _ in range(3):
@@ -93,7 +95,7 @@ async def test_a_consumer_that_hears_of_nothing_new_is_kept():
     assert not quiet.closed
 
 
-async def test_a_position_that_is_gone_is_told():
+async def test_a_position_that_is_gone_is_told() -> None:
     lost = OffsetOutOfRangeError({TopicPartition("t.outcomes", 1): 4})
     reader = a_reader(Consumer(fails_with=lost))
     with pytest.raises(PositionLost) as caught:

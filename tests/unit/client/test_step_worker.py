@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -126,7 +126,9 @@ Handler = Callable[[Step], Awaitable[Any]]
 
 
 @asynccontextmanager
-async def working(handler: Handler, broker: Broker, items: Items, **options: Any):
+async def working(
+    handler: Handler, broker: Broker, items: Items, **options: Any
+) -> AsyncIterator[Any]:
     worker = StepWorker({"classify": handler}, group="inbox", settings=Settings(), **options)
     worker._client = broker  # type: ignore[assignment]
     worker._reader = items  # type: ignore[assignment]
@@ -155,7 +157,7 @@ async def once(handler: Handler, broker: Broker, last: str, **options: Any) -> d
     return next(doc for doc in broker.sent if doc["kind"] == last)
 
 
-async def test_a_result_is_recorded_with_the_attempt_that_was_started():
+async def test_a_result_is_recorded_with_the_attempt_that_was_started() -> None:
     broker = Broker()
     broker.attempt = 1
     seen: list[Step] = []
@@ -183,7 +185,7 @@ async def test_a_result_is_recorded_with_the_attempt_that_was_started():
         (RetryAfter(2.5, "busy"), {"reason": "busy", "retry_after_ms": 2500}),
     ],
 )
-async def test_what_a_handler_raises_fails_the_attempt(error, expected):
+async def test_what_a_handler_raises_fails_the_attempt(error: Any, expected: Any) -> None:
     async def fails(step: Step) -> Any:
         raise error
 
@@ -193,7 +195,7 @@ async def test_what_a_handler_raises_fails_the_attempt(error, expected):
     assert ("retry" in done) == ("retry" in expected)
 
 
-async def test_a_result_that_is_no_json_fails_for_good():
+async def test_a_result_that_is_no_json_fails_for_good() -> None:
     async def odd(step: Step) -> Any:
         return object()
 
@@ -202,7 +204,7 @@ async def test_a_result_that_is_no_json_fails_for_good():
     assert "JSON" in done["reason"]
 
 
-async def test_a_result_that_is_too_large_fails_for_good():
+async def test_a_result_that_is_too_large_fails_for_good() -> None:
     broker = Broker()
     broker.refused["complete_step"] = deque(["state_too_large"])
 
@@ -220,7 +222,7 @@ async def test_a_result_that_is_too_large_fails_for_good():
         *("step_not_found", "illegal_transition", "not_due"),
     ],
 )
-async def test_a_step_that_is_not_to_be_started_is_answered_and_left(code):
+async def test_a_step_that_is_not_to_be_started_is_answered_and_left(code: Any) -> None:
     broker, items = Broker(), Items()
     broker.refused["start_step"] = deque([code])
     items.put("first")
@@ -234,7 +236,9 @@ async def test_a_step_that_is_not_to_be_started_is_answered_and_left(code):
     assert items.done == [0, 1]
 
 
-async def test_a_start_without_an_answer_is_sent_again_as_it_was(monkeypatch):
+async def test_a_start_without_an_answer_is_sent_again_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "RETRY_PAUSE_MIN_S", 0)
     broker = Broker()
     timeout = OutcomeTimeout(
@@ -252,7 +256,7 @@ async def test_a_start_without_an_answer_is_sent_again_as_it_was(monkeypatch):
     assert anew["command_id"] != first["command_id"], "an expired one will never be"
 
 
-async def test_a_refused_extension_cancels_the_handler_and_nothing_is_recorded():
+async def test_a_refused_extension_cancels_the_handler_and_nothing_is_recorded() -> None:
     broker, items, ended = Broker(), Items(), asyncio.Event()
     broker.refused["extend_step"] = deque(["not_holder"])
     items.put()
@@ -269,7 +273,7 @@ async def test_a_refused_extension_cancels_the_handler_and_nothing_is_recorded()
     assert broker.kinds == ["start_step", "extend_step"]
 
 
-async def test_a_lease_that_is_over_cancels_the_handler_and_nothing_is_recorded():
+async def test_a_lease_that_is_over_cancels_the_handler_and_nothing_is_recorded() -> None:
     broker, items, ended = Broker(), Items(), asyncio.Event()
     broker.lease_ms = 600
     items.put(lease_ms=1000)
@@ -294,7 +298,7 @@ async def test_a_lease_that_is_over_cancels_the_handler_and_nothing_is_recorded(
     assert broker.kinds == ["start_step"]
 
 
-async def test_the_handler_learns_of_a_cancel_that_is_asked_for():
+async def test_the_handler_learns_of_a_cancel_that_is_asked_for() -> None:
     broker = Broker()
     broker.cancel_requested = True
 
@@ -307,7 +311,7 @@ async def test_the_handler_learns_of_a_cancel_that_is_asked_for():
     assert done["result_json"] is True
 
 
-async def test_what_is_not_done_at_the_end_of_draining_is_released():
+async def test_what_is_not_done_at_the_end_of_draining_is_released() -> None:
     broker, items, begun = Broker(), Items(), asyncio.Event()
     items.put()
 
@@ -321,7 +325,7 @@ async def test_what_is_not_done_at_the_end_of_draining_is_released():
     assert broker.kinds == ["start_step", "release_step"]
 
 
-async def test_what_ends_while_draining_is_recorded():
+async def test_what_ends_while_draining_is_recorded() -> None:
     broker, items, begun = Broker(), Items(), asyncio.Event()
     go_on = asyncio.Event()
     items.put()
@@ -337,7 +341,7 @@ async def test_what_ends_while_draining_is_recorded():
     assert broker.kinds == ["start_step", "complete_step"]
 
 
-async def test_no_more_is_in_hand_than_concurrency_allows():
+async def test_no_more_is_in_hand_than_concurrency_allows() -> None:
     broker, items = Broker(), Items()
     for number in range(6):
         items.put(f"run {number}")
@@ -361,6 +365,6 @@ async def test_no_more_is_in_hand_than_concurrency_allows():
     assert most == 2
 
 
-async def test_the_workers_own_group_is_refused():
+async def test_the_workers_own_group_is_refused() -> None:
     with pytest.raises(ValueError, match="group of the workers"):
         StepWorker({"a": None}, group="taskflow", settings=Settings())  # type: ignore[dict-item]

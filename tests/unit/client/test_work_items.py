@@ -1,16 +1,18 @@
 """An offset is committed once every item before it is answered."""
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from processor.client.work_items import OffsetTracker
 
 
-def test_nothing_is_committed_before_the_first_item():
+def test_nothing_is_committed_before_the_first_item() -> None:
     assert OffsetTracker().committable is None
 
 
-def test_an_item_that_is_not_answered_holds_the_offset():
+def test_an_item_that_is_not_answered_holds_the_offset() -> None:
     tracker = OffsetTracker()
     for offset in (5, 6, 9):
         tracker.received(offset)
@@ -23,7 +25,7 @@ def test_an_item_that_is_not_answered_holds_the_offset():
 
 
 @given(st.lists(st.integers(0, 50), unique=True).map(sorted), st.randoms())
-def test_the_offset_never_moves_back_and_leaves_no_item_behind(offsets, rng):
+def test_the_offset_never_moves_back_and_leaves_no_item_behind(offsets: Any, rng: Any) -> None:
     tracker = OffsetTracker()
     for offset in offsets:
         tracker.received(offset)

@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -68,16 +70,16 @@ READERS = {
 }
 
 
-def schema_of(name):
+def schema_of(name: Any) -> Any:
     return json.loads((SCHEMAS / f"json/{name}.schema.json").read_text("utf-8"))
 
 
-def validator(name):
+def validator(name: Any) -> Any:
     return Draft202012Validator(schema_of(name))
 
 
 @pytest.fixture
-def copy(tmp_path):
+def copy(tmp_path: Path) -> Any:
     """The generated files somewhere else, to be spoiled."""
     home = tmp_path / "schemas"
     shutil.copytree(SCHEMAS / "json", home / "json")
@@ -85,7 +87,7 @@ def copy(tmp_path):
     return home
 
 
-def check(home, capsys):
+def check(home: Any, capsys: pytest.CaptureFixture[str]) -> Any:
     code = generate.main(["--check"], home)
     return code, capsys.readouterr().out.splitlines()
 
@@ -93,11 +95,13 @@ def check(home, capsys):
 # -- the generator --
 
 
-def test_what_is_checked_in_is_what_the_models_say(capsys):
+def test_what_is_checked_in_is_what_the_models_say(capsys: pytest.CaptureFixture[str]) -> None:
     assert check(SCHEMAS, capsys) == (0, [])
 
 
-def test_a_file_that_was_edited_by_hand_is_stale_and_written_anew(copy, capsys):
+def test_a_file_that_was_edited_by_hand_is_stale_and_written_anew(
+    copy: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     flow = copy / "json/flow.schema.json"
     flow.write_text(flow.read_text("utf-8").replace("Flow", "Task"), "utf-8")
     assert check(copy, capsys) == (1, ["stale: schemas/json/flow.schema.json"])
@@ -106,25 +110,29 @@ def test_a_file_that_was_edited_by_hand_is_stale_and_written_anew(copy, capsys):
     assert check(copy, capsys) == (0, [])
 
 
-def test_a_file_that_is_missing_is_stale(copy, capsys):
+def test_a_file_that_is_missing_is_stale(copy: Any, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "asyncapi.yaml").unlink()
     assert check(copy, capsys) == (1, ["stale: schemas/asyncapi.yaml"])
 
 
-def test_a_file_that_nothing_generates_is_stale_and_removed(copy, capsys):
+def test_a_file_that_nothing_generates_is_stale_and_removed(
+    copy: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     (copy / "json/task.schema.json").write_text("{}", "utf-8")
     assert check(copy, capsys) == (1, ["stale: schemas/json/task.schema.json"])
     assert generate.main([], copy) == 0
     assert not (copy / "json/task.schema.json").exists()
 
 
-def test_a_check_writes_nothing(copy, capsys):
+def test_a_check_writes_nothing(copy: Any, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "json/flow.schema.json").write_text("{}", "utf-8")
     generate.main(["--check"], copy)
     assert (copy / "json/flow.schema.json").read_text("utf-8") == "{}"
 
 
-def test_without_pyyaml_it_says_what_to_install(monkeypatch, copy, capsys):
+def test_without_pyyaml_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, copy: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert generate.main(["--check"], copy) == 1
     assert "pip install 'taskflow-kafka[dev]'" in capsys.readouterr().err
@@ -134,7 +142,7 @@ def test_without_pyyaml_it_says_what_to_install(monkeypatch, copy, capsys):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_each_schema_is_one_of_2020_12_and_says_what_it_describes(name):
+def test_each_schema_is_one_of_2020_12_and_says_what_it_describes(name: Any) -> None:
     schema = schema_of(name)
     Draft202012Validator.check_schema(schema)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
@@ -143,29 +151,29 @@ def test_each_schema_is_one_of_2020_12_and_says_what_it_describes(name):
     assert schema["description"].endswith(".")
 
 
-def test_there_is_a_schema_for_each_message_and_no_other():
+def test_there_is_a_schema_for_each_message_and_no_other() -> None:
     names = {path.name.removesuffix(".schema.json") for path in (SCHEMAS / "json").iterdir()}
     assert names == EXAMPLES.keys()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_fit_their_schema_and_their_model(name):
+def test_the_examples_fit_their_schema_and_their_model(name: Any) -> None:
     for example in EXAMPLES[name]:
         validator(name).validate(example)
         READERS[name](json.dumps(example))
 
 
-def test_every_command_of_the_conformance_cases_fits_its_schema():
+def test_every_command_of_the_conformance_cases_fits_its_schema() -> None:
     for command in COMMANDS_SENT:
         validator("command").validate(command)
 
 
-def test_every_event_of_the_conformance_cases_fits_its_schema():
+def test_every_event_of_the_conformance_cases_fits_its_schema() -> None:
     for number, event in enumerate(EVENTS_EXPECTED, start=1):
         validator("flow-event").validate({**event, "id": number, "source": SOURCE})
 
 
-def test_every_flow_and_step_of_the_conformance_cases_fits_its_schema():
+def test_every_flow_and_step_of_the_conformance_cases_fits_its_schema() -> None:
     for case in CASES:
         if case["flow"] is not None:
             validator("flow").validate(case["flow"])
@@ -174,7 +182,7 @@ def test_every_flow_and_step_of_the_conformance_cases_fits_its_schema():
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_null_fits_every_optional_field_of_a_command(kind):
+def test_null_fits_every_optional_field_of_a_command(kind: str) -> None:
     command = next(c for c in COMMANDS_SENT if c["kind"] == kind)
     optional = [n for n, field in MODELS[kind].model_fields.items() if not field.is_required()]
     nulls = dict.fromkeys(name for name in optional if name != "kind")
@@ -195,16 +203,16 @@ def test_null_fits_every_optional_field_of_a_command(kind):
     ],
     ids=str,
 )
-def test_what_the_processor_would_not_read_does_not_fit(fault):
+def test_what_the_processor_would_not_read_does_not_fit(fault: Any) -> None:
     assert not validator("command").is_valid({**examples.COMMAND, **fault})
 
 
-def test_a_command_without_its_kind_does_not_fit():
+def test_a_command_without_its_kind_does_not_fit() -> None:
     kindless = {name: value for name, value in examples.COMMAND.items() if name != "kind"}
     assert not validator("command").is_valid(kindless)
 
 
-def test_the_examples_are_what_the_processor_writes():
+def test_the_examples_are_what_the_processor_writes() -> None:
     number = partition_of(examples.FLOW_ID.encode(), 4)
     partition = Partition(
         PartitionConfig(number, 4, Topics(), dedupe_window_ms=0),
@@ -218,7 +226,7 @@ def test_the_examples_are_what_the_processor_writes():
     assert partition.flows[examples.FLOW_ID].chain.hex() == examples.FLOW_SNAPSHOT["chain"]
 
 
-def test_the_readme_shows_the_same_examples():
+def test_the_readme_shows_the_same_examples() -> None:
     blocks = re.findall(r"```json\n(.*?)```", (SCHEMAS / "README.md").read_text("utf-8"), re.S)
     shown = [json.loads(block) for block in blocks]
     assert shown == [examples.COMMAND, examples.OUTCOME, examples.EVENT]
@@ -229,7 +237,7 @@ def test_the_readme_shows_the_same_examples():
 DOCUMENT = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text("utf-8"))
 
 
-def references(node):
+def references(node: Any) -> Iterator[Any]:
     if isinstance(node, dict):
         for name, value in node.items():
             if name == "$ref":
@@ -241,7 +249,7 @@ def references(node):
             yield from references(value)
 
 
-def resolve(reference, document):
+def resolve(reference: Any, document: Any) -> Any:
     file, _, pointer = reference.partition("#")
     node = json.loads((SCHEMAS / file).read_text("utf-8")) if file else document
     for part in pointer.split("/")[1:]:
@@ -249,7 +257,7 @@ def resolve(reference, document):
     return node
 
 
-def test_every_reference_leads_somewhere():
+def test_every_reference_leads_somewhere() -> None:
     found = list(references(DOCUMENT))
     assert found
     for reference in found:
@@ -257,13 +265,13 @@ def test_every_reference_leads_somewhere():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_every_reference_within_a_schema_leads_somewhere(name):
+def test_every_reference_within_a_schema_leads_somewhere(name: Any) -> None:
     schema = schema_of(name)
     for reference in references(schema):
         assert resolve(reference, schema)
 
 
-def test_it_has_the_parts_that_asyncapi_3_requires():
+def test_it_has_the_parts_that_asyncapi_3_requires() -> None:
     assert DOCUMENT["asyncapi"] == "3.0.0"
     assert {"title", "version"} <= DOCUMENT["info"].keys()
     for operation in DOCUMENT["operations"].values():
@@ -272,7 +280,7 @@ def test_it_has_the_parts_that_asyncapi_3_requires():
         assert all(m["$ref"].startswith(f"{channel}/messages/") for m in operation["messages"])
 
 
-def test_its_channels_are_the_seven_topics_with_their_settings():
+def test_its_channels_are_the_seven_topics_with_their_settings() -> None:
     assert list(DOCUMENT["channels"]) == [spec.name for spec in SPECS]
     for topic, spec in Topics():
         channel = DOCUMENT["channels"][spec.name]
@@ -286,7 +294,7 @@ def test_its_channels_are_the_seven_topics_with_their_settings():
         assert written == dict(spec.config)
 
 
-def test_producers_send_to_two_topics_and_consumers_receive_from_five():
+def test_producers_send_to_two_topics_and_consumers_receive_from_five() -> None:
     actions = {
         operation["channel"]["$ref"].removeprefix("#/channels/"): operation["action"]
         for operation in DOCUMENT["operations"].values()
@@ -302,7 +310,7 @@ def test_producers_send_to_two_topics_and_consumers_receive_from_five():
     }
 
 
-def test_its_examples_fit_the_schemas_that_they_stand_beside():
+def test_its_examples_fit_the_schemas_that_they_stand_beside() -> None:
     for message in DOCUMENT["components"]["messages"].values():
         for example in message["examples"]:
             for part in ("payload", "headers"):

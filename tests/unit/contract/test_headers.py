@@ -58,7 +58,9 @@ MINE = ("mine", None)
         ("²".encode(), None),
     ],
 )
-def test_a_number_is_what_the_processor_can_have_written(raw: bytes | None, number: int | None):
+def test_a_number_is_what_the_processor_can_have_written(
+    raw: bytes | None, number: int | None
+) -> None:
     assert integer(raw) == number
 
 
@@ -76,7 +78,7 @@ def test_a_number_is_what_the_processor_can_have_written(raw: bytes | None, numb
         (None, None),
     ],
 )
-def test_a_place_is_topic_partition_offset(raw: bytes | None, place: RecordPlace | None):
+def test_a_place_is_topic_partition_offset(raw: bytes | None, place: RecordPlace | None) -> None:
     assert place_of(raw) == place
     if place is not None:
         assert str(place).encode() == raw
@@ -94,7 +96,7 @@ def test_a_place_is_topic_partition_offset(raw: bytes | None, place: RecordPlace
         ([], None),
     ],
 )
-def test_a_copy_is_what_ends_with_its_origin(headers: Any, place: RecordPlace | None):
+def test_a_copy_is_what_ends_with_its_origin(headers: Any, place: RecordPlace | None) -> None:
     assert forwarded_from(headers) == place
     assert without_forwarding(headers) == (headers if place is None else headers[:-1])
 
@@ -112,7 +114,7 @@ def test_a_copy_is_what_ends_with_its_origin(headers: Any, place: RecordPlace | 
 )
 def test_a_journey_stands_at_the_end_and_a_senders_headers_stay(
     headers: Any, redriven: bool, journey: int
-):
+) -> None:
     assert (redriven_from(headers) is not None) is redriven
     assert without_journey(headers) == headers[: len(headers) - journey]
 
@@ -143,7 +145,7 @@ FACTS = DeadLetterFacts("malformed", "it is empty", RecordPlace("t.commands", 3,
 )
 def test_what_a_dead_letter_adds_is_told_from_what_its_record_brought(
     original: Any, added: Any, facts: DeadLetterFacts | None
-):
+) -> None:
     assert split_dead_letter([*original, *added]) == (original, facts)
 
 
@@ -155,25 +157,29 @@ def test_what_a_dead_letter_adds_is_told_from_what_its_record_brought(
         *((SOURCE_TOPIC, value) for value in (None, b"")),
     ],
 )
-def test_a_place_that_the_processor_cannot_have_written_is_none(name: str, value: bytes | None):
+def test_a_place_that_the_processor_cannot_have_written_is_none(
+    name: str, value: bytes | None
+) -> None:
     headers = [(one, value if one == name else held) for one, held in ADDED]
 
     assert split_dead_letter(headers) == ([], FACTS._replace(source=None))
 
 
 @pytest.mark.parametrize("value", [None, b"", NINES, b"9" * 20, "٣".encode(), b"-1"])
-def test_a_size_or_a_time_that_the_processor_cannot_have_written_is_none(value: bytes | None):
+def test_a_size_or_a_time_that_the_processor_cannot_have_written_is_none(
+    value: bytes | None,
+) -> None:
     headers = [*ADDED[:5], (SOURCE_TIMESTAMP, value), (TRUNCATED, value), CUT[1]]
 
     assert split_dead_letter(headers) == ([], FACTS._replace(source_ms=None))
 
 
-def test_what_is_no_text_is_shown_as_far_as_it_is():
+def test_what_is_no_text_is_shown_as_far_as_it_is() -> None:
     headers = [(CODE, b"\xff"), (MESSAGE, None), *ADDED[2:]]
 
     assert split_dead_letter(headers) == ([], FACTS._replace(code="\ufffd", message=""))
 
 
-def test_a_record_without_a_chain_has_an_empty_one():
+def test_a_record_without_a_chain_has_an_empty_one() -> None:
     assert chain_of([("taskflow-chain", b"x" * 16)]) == b"x" * 16
     assert chain_of([("taskflow-chain", None)]) == chain_of([]) == b""

@@ -11,7 +11,7 @@ NOT_NEEDED = ("orjson", "aiokafka", "aiosqlite", "aiohttp", "yaml", "jsonschema"
 @pytest.mark.parametrize(
     "module", ["processor.contract", "processor.contract.publication.generate"]
 )
-def test_importing_the_models_needs_pydantic_only(module):
+def test_importing_the_models_needs_pydantic_only(module: str) -> None:
     program = f"import sys, {module}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import pytest
 from processor import contract
 
 
-def test_every_public_name_is_there_and_is_what_its_module_has():
+def test_every_public_name_is_there_and_is_what_its_module_has() -> None:
     assert sorted(contract._HOMES) == sorted(contract.__all__)
     for name, home in contract._HOMES.items():
         assert getattr(contract, name) is getattr(
@@ -15,6 +15,6 @@ def test_every_public_name_is_there_and_is_what_its_module_has():
         )
 
 
-def test_another_name_is_not():
+def test_another_name_is_not() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = contract.nothing  # type: ignore[attr-defined]

@@ -41,28 +41,28 @@ def acls_of(needed: tuple[Right, ...]) -> set[Acl]:
     }
 
 
-def test_each_role_is_described():
+def test_each_role_is_described() -> None:
     assert ROLES.keys() == set(Role)
 
 
-def test_no_right_stands_twice_and_each_says_what_it_is_for(needed: tuple[Right, ...]):
+def test_no_right_stands_twice_and_each_says_what_it_is_for(needed: tuple[Right, ...]) -> None:
     plain = [(right.operation, right.resource) for right in needed]
     assert len(set(plain)) == len(plain)
     assert all(right.purpose for right in needed)
 
 
-def test_describe_is_not_asked_for_where_it_is_included(needed: tuple[Right, ...]):
+def test_describe_is_not_asked_for_where_it_is_included(needed: tuple[Right, ...]) -> None:
     for _, operations in by_resource(needed):
         if {Operation.READ, Operation.WRITE, Operation.ALTER} & set(operations):
             assert Operation.DESCRIBE not in operations
 
 
-def test_a_right_is_said_in_three_words():
+def test_a_right_is_said_in_three_words() -> None:
     right = Right(Operation.WRITE, Resource(ResourceKind.TRANSACTIONAL_ID, "shop-", True), "")
     assert str(right) == "Write on transactional id shop-*"
 
 
-def test_the_lines_for_kafka_acls_are_what_a_shell_takes(needed: tuple[Right, ...]):
+def test_the_lines_for_kafka_acls_are_what_a_shell_takes(needed: tuple[Right, ...]) -> None:
     lines = kafka_acls(needed, "User:CN=worker, O=Shop", "kafka:9093")
 
     found = set()
@@ -84,7 +84,7 @@ def test_the_lines_for_kafka_acls_are_what_a_shell_takes(needed: tuple[Right, ..
     assert len(lines) == len(found)
 
 
-def test_the_yaml_for_strimzi_says_the_same(needed: tuple[Right, ...]):
+def test_the_yaml_for_strimzi_says_the_same(needed: tuple[Right, ...]) -> None:
     user = yaml.safe_load(strimzi_user(needed, "User:shop-worker"))
 
     assert (user["apiVersion"], user["kind"]) == ("kafka.strimzi.io/v1", "KafkaUser")
@@ -102,7 +102,7 @@ def test_the_yaml_for_strimzi_says_the_same(needed: tuple[Right, ...]):
     }
 
 
-def test_who_comes_with_a_certificate_gets_one_from_strimzi():
+def test_who_comes_with_a_certificate_gets_one_from_strimzi() -> None:
     user = yaml.safe_load(strimzi_user(rights(Role.CONSUMER, TOPICS, GROUP), "User:CN=billing"))
 
     assert user["metadata"]["name"] == "billing"

@@ -1,6 +1,7 @@
 """Times: any RFC 3339 with an offset comes in, one form goes out."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ from processor.contract import instant, parse_timestamp
         ("9999-12-31T23:59:59.999Z", "9999-12-31T23:59:59.999Z"),
     ],
 )
-def test_any_rfc_3339_time_with_an_offset_is_taken(text, written):
+def test_any_rfc_3339_time_with_an_offset_is_taken(text: str, written: str) -> None:
     assert instant(parse_timestamp(text)) == written
 
 
@@ -33,11 +34,11 @@ def test_any_rfc_3339_time_with_an_offset_is_taken(text, written):
     ("fraction", "milliseconds"),
     [(".1", 100), (".12", 120), (".1239", 123), (".9999999999", 999), (".0009", 0), ("", 0)],
 )
-def test_what_is_finer_than_a_millisecond_is_cut_off(fraction, milliseconds):
+def test_what_is_finer_than_a_millisecond_is_cut_off(fraction: str, milliseconds: int) -> None:
     assert parse_timestamp(f"1970-01-01T00:00:00{fraction}Z") == milliseconds
 
 
-def test_before_1970_too_it_is_cut_and_not_rounded():
+def test_before_1970_too_it_is_cut_and_not_rounded() -> None:
     assert parse_timestamp("1969-12-31T23:59:59.0009Z") == -1000
 
 
@@ -49,7 +50,7 @@ def test_before_1970_too_it_is_cut_and_not_rounded():
         ("2017-01-01T00:59:60+01:00", "2017-01-01T00:00:00.000Z"),
     ],
 )
-def test_a_leap_second_is_the_second_after_it(text, written):
+def test_a_leap_second_is_the_second_after_it(text: str, written: str) -> None:
     assert instant(parse_timestamp(text)) == written
 
 
@@ -83,7 +84,7 @@ def test_a_leap_second_is_the_second_after_it(text, written):
         " 2026-11-22T21:02:08Z",
     ],
 )
-def test_what_is_no_such_time_is_refused(text):
+def test_what_is_no_such_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not an RFC 3339 time with an offset"):
         parse_timestamp(text)
 
@@ -97,7 +98,7 @@ def test_what_is_no_such_time_is_refused(text):
         "9999-12-31T23:59:60Z",
     ],
 )
-def test_a_time_outside_the_years_1_to_9999_is_refused(text):
+def test_a_time_outside_the_years_1_to_9999_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"outside the years 1\.\.9999 in UTC"):
         parse_timestamp(text)
 
@@ -108,11 +109,11 @@ MILLISECONDS = st.datetimes(timezones=st.just(UTC)).map(
 
 
 @given(MILLISECONDS)
-def test_what_is_written_is_read_back(at_ms):
+def test_what_is_written_is_read_back(at_ms: Any) -> None:
     assert parse_timestamp(instant(at_ms)) == at_ms
     assert len(instant(at_ms)) == 24
 
 
 @given(MILLISECONDS, MILLISECONDS)
-def test_written_times_compare_as_their_texts_do(one, other):
+def test_written_times_compare_as_their_texts_do(one: Any, other: Any) -> None:
     assert (one < other) == (instant(one) < instant(other))

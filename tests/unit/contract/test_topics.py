@@ -1,5 +1,7 @@
 """The seven topics, and what the broker must hold them to."""
 
+from typing import Any
+
 import pytest
 
 from processor.contract import SPECS, Topics
@@ -7,7 +9,7 @@ from processor.contract import SPECS, Topics
 DAY_MS = 86_400_000
 
 
-def test_names_are_made_of_the_prefix():
+def test_names_are_made_of_the_prefix() -> None:
     topics = Topics("acme")
     assert [name for name, _ in topics] == [
         "acme.commands",
@@ -22,14 +24,14 @@ def test_names_are_made_of_the_prefix():
     assert Topics().audit == "taskflow.audit"
 
 
-def test_each_name_is_found_by_its_own_property():
+def test_each_name_is_found_by_its_own_property() -> None:
     topics = Topics("acme")
     named = [topics.commands, topics.control, topics.outcomes, topics.audit, topics.state]
     assert [*named, topics.dead_letters, topics.steps] == [name for name, _ in topics]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_the_broker_stamps_every_record(spec):
+def test_the_broker_stamps_every_record(spec: Any) -> None:
     assert spec.config["message.timestamp.type"] == "LogAppendTime"
 
 
@@ -45,7 +47,7 @@ def test_the_broker_stamps_every_record(spec):
         ("steps", "delete", 30 * DAY_MS),
     ],
 )
-def test_records_are_kept_as_long_as_promised(name, policy, retention_ms):
+def test_records_are_kept_as_long_as_promised(name: str, policy: str, retention_ms: Any) -> None:
     (spec,) = (spec for spec in SPECS if spec.name == name)
     assert spec.config["cleanup.policy"] == policy
     assert spec.config.get("retention.ms") == (retention_ms and str(retention_ms))

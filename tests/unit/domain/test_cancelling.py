@@ -1,5 +1,7 @@
 """`request_cancel` and `cancel`."""
 
+from typing import Any
+
 import pytest
 
 from processor.contract import Code, instant
@@ -27,7 +29,7 @@ ENDED += [given(create(), cancel())]
 
 
 @pytest.mark.parametrize("flow", LIVE, ids=lambda f: f.status)
-def test_a_request_leaves_the_status_and_is_remembered(flow):
+def test_a_request_leaves_the_status_and_is_remembered(flow: Any) -> None:
     after = accepted(request_cancel(), flow)
     assert after == flow.model_copy(
         update={
@@ -39,18 +41,18 @@ def test_a_request_leaves_the_status_and_is_remembered(flow):
 
 
 @pytest.mark.parametrize("flow", LIVE, ids=lambda f: f.status)
-def test_a_second_request_is_accepted_and_nothing_happens(flow):
+def test_a_second_request_is_accepted_and_nothing_happens(flow: Any) -> None:
     assert decided(request_cancel(), accepted(request_cancel(), flow)) == ACCEPTED_AS_IS
 
 
 @pytest.mark.parametrize("flow", ENDED, ids=lambda f: f.status)
-def test_a_request_to_a_flow_that_has_ended_is_accepted_and_nothing_happens(flow):
+def test_a_request_to_a_flow_that_has_ended_is_accepted_and_nothing_happens(flow: Any) -> None:
     assert decided(request_cancel(), flow) == ACCEPTED_AS_IS
 
 
 @pytest.mark.parametrize("flow", LIVE, ids=lambda f: f.status)
 @pytest.mark.parametrize("asked", [False, True], ids=["unasked", "asked"])
-def test_any_live_flow_can_be_cancelled(flow, asked):
+def test_any_live_flow_can_be_cancelled(flow: Any, asked: bool) -> None:
     if asked:
         flow = accepted(request_cancel(), flow)
     after = accepted(cancel(), flow)
@@ -58,7 +60,7 @@ def test_any_live_flow_can_be_cancelled(flow, asked):
 
 
 @pytest.mark.parametrize("flow", ENDED, ids=lambda f: f.status)
-def test_what_has_ended_is_not_cancelled(flow):
+def test_what_has_ended_is_not_cancelled(flow: Any) -> None:
     assert decided(cancel(), flow) == rejected(Code.ALREADY_TERMINAL)
 
 
@@ -75,9 +77,9 @@ def test_what_has_ended_is_not_cancelled(flow):
     ],
     ids=lambda x: getattr(x, "kind", ""),
 )
-def test_with_a_cancel_pending_the_work_does_not_go_on(flow, command):
+def test_with_a_cancel_pending_the_work_does_not_go_on(flow: Any, command: Any) -> None:
     assert decided(command, accepted(request_cancel(), flow)) == rejected(Code.CANCEL_PENDING)
 
 
-def test_with_a_cancel_pending_steps_are_still_observed():
+def test_with_a_cancel_pending_steps_are_still_observed() -> None:
     assert decided(observe(), accepted(request_cancel(), LIVE[1])).accepted

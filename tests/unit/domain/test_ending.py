@@ -1,5 +1,7 @@
 """`finish`, `fail`, and `prune`, which takes what has ended."""
 
+from typing import Any
+
 import pytest
 
 from processor.contract import Code, instant
@@ -24,48 +26,48 @@ RUNNING = given(create(state_json={"n": 1}), start())
 WAITING = given(create(), start(), set_waiting())
 
 
-def test_a_finished_flow_has_its_final_state_merged():
+def test_a_finished_flow_has_its_final_state_merged() -> None:
     flow = accepted(finish(final_state={"summary": "done"}), RUNNING)
     assert (flow.status, flow.state_json) == ("finished", {"n": 1, "summary": "done"})
 
 
-def test_a_finish_without_a_final_state_leaves_the_state():
+def test_a_finish_without_a_final_state_leaves_the_state() -> None:
     (fact,) = decided(finish(), RUNNING).facts
     assert fact.payload == {"final_state": None}
     assert accepted(finish(final_state=None), RUNNING).state_json == {"n": 1}
 
 
 @pytest.mark.parametrize("flow", [given(create()), WAITING], ids=lambda f: f.status)
-def test_only_a_running_flow_finishes(flow):
+def test_only_a_running_flow_finishes(flow: Any) -> None:
     expected = {"from": str(flow.status), "to": "finished"}
     assert decided(finish(), flow) == rejected(Code.ILLEGAL_TRANSITION, **expected)
 
 
 @pytest.mark.parametrize("flow", [RUNNING, WAITING], ids=lambda f: f.status)
-def test_a_failed_flow_says_why_and_when(flow):
+def test_a_failed_flow_says_why_and_when(flow: Any) -> None:
     failed = accepted(fail("downstream 503"), flow)
     assert failed.status == "failed"
     assert failed.state_json["failure"] == {"reason": "downstream 503", "at": instant(NOON)}
 
 
-def test_the_event_of_a_failure_holds_its_reason_only():
+def test_the_event_of_a_failure_holds_its_reason_only() -> None:
     (fact,) = decided(fail("x"), RUNNING).facts
     assert fact.payload == {"reason": "x"}
 
 
-def test_a_state_that_is_no_object_gives_way_to_the_failure():
+def test_a_state_that_is_no_object_gives_way_to_the_failure() -> None:
     flow = given(create(state_json=[1]), start())
     assert accepted(fail("x"), flow).state_json.keys() == {"failure"}
 
 
-def test_a_full_state_does_not_keep_a_flow_from_failing():
+def test_a_full_state_does_not_keep_a_flow_from_failing() -> None:
     largest = {"x": "y" * (256 * 1024 - len('{"x":""}'))}
     full = given(create(state_json=largest), start())
     assert not decided(update({"z": 1}), full).accepted
     assert decided(fail("x"), full).accepted
 
 
-def test_a_flow_that_has_not_started_does_not_fail():
+def test_a_flow_that_has_not_started_does_not_fail() -> None:
     expected = {"from": "created", "to": "failed"}
     assert decided(fail(), given(create())) == rejected(Code.ILLEGAL_TRANSITION, **expected)
 
@@ -75,7 +77,7 @@ def test_a_flow_that_has_not_started_does_not_fail():
     [[start(), finish()], [start(), fail()], [cancel()], [request_cancel(), cancel()]],
     ids=["finished", "failed", "cancelled", "cancelled as asked"],
 )
-def test_what_has_ended_can_be_pruned(past):
+def test_what_has_ended_can_be_pruned(past: Any) -> None:
     flow = given(create(), *past)
     decision = decided(prune(), flow)
     (fact,) = decision.facts
@@ -89,11 +91,11 @@ def test_what_has_ended_can_be_pruned(past):
 
 
 @pytest.mark.parametrize("flow", [given(create()), RUNNING, WAITING], ids=lambda f: f.status)
-def test_what_lives_cannot_be_pruned(flow):
+def test_what_lives_cannot_be_pruned(flow: Any) -> None:
     expected = {"from": str(flow.status), "to": "gone"}
     assert decided(prune(), flow) == rejected(Code.ILLEGAL_TRANSITION, **expected)
 
 
-def test_after_a_prune_the_id_starts_anew():
+def test_after_a_prune_the_id_starts_anew() -> None:
     assert accepted(prune(), given(create(), cancel())) is None
     assert accepted(create(), None).revision == 0

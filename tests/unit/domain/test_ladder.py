@@ -1,5 +1,7 @@
 """The order of the checks: of two that fail, the earlier decides."""
 
+from typing import Any
+
 import pytest
 
 from processor.contract import Code
@@ -126,7 +128,9 @@ def rung_of(code: Code) -> int:
     PAIRS,
     ids=[f"{first} before {second}" for *_, (first, second) in PAIRS],
 )
-def test_of_two_faults_the_one_that_is_checked_first_decides(past, faulty, mended, codes):
+def test_of_two_faults_the_one_that_is_checked_first_decides(
+    past: Any, faulty: Any, mended: Any, codes: Any
+) -> None:
     flow = given(*past) if past else None
     authority, command = faulty
     assert refusal_of(command, flow, at=NOON, authority=authority) == codes[0]
@@ -135,12 +139,12 @@ def test_of_two_faults_the_one_that_is_checked_first_decides(past, faulty, mende
         assert refusal_of(command, flow, at=NOON, authority=authority) == codes[1]
 
 
-def test_every_pair_of_neighbouring_checks_is_walked():
+def test_every_pair_of_neighbouring_checks_is_walked() -> None:
     walked = {(rung_of(first), rung_of(second)) for *_, (first, second) in PAIRS}
     assert walked == {(i, i + 1) for i in range(len(RUNGS) - 1)}
 
 
-def test_a_command_whose_faults_are_mended_one_by_one_falls_one_check_later_each_time():
+def test_a_command_whose_faults_are_mended_one_by_one_falls_one_check_later_each_time() -> None:
     waiting = given(create(), start(), set_waiting(external_event()))
     pending = given(create(), start(), request_cancel())
     ended = given(*ENDED_WHILE_CANCEL_PENDING)
@@ -169,14 +173,14 @@ def test_a_command_whose_faults_are_mended_one_by_one_falls_one_check_later_each
     ]
 
 
-def test_a_wake_that_is_not_due_on_a_running_flow_is_an_illegal_transition():
+def test_a_wake_that_is_not_due_on_a_running_flow_is_an_illegal_transition() -> None:
     assert refusal_of(wake(), given(*RUNNING)) == Code.ILLEGAL_TRANSITION
 
 
-def test_a_time_in_the_past_is_looked_at_after_the_transition():
+def test_a_time_in_the_past_is_looked_at_after_the_transition() -> None:
     assert refusal_of(set_waiting(timer(NOON)), given(create())) == Code.ILLEGAL_TRANSITION
 
 
-def test_a_result_that_is_too_large_is_looked_at_after_the_revision():
+def test_a_result_that_is_too_large_is_looked_at_after_the_revision() -> None:
     too_large = observe(result_json="x" * 64 * 1024, expected_revision=9)
     assert refusal_of(too_large, given(*RUNNING)) == Code.REVISION_MISMATCH

@@ -1,5 +1,7 @@
 """Commands about managed steps: what is checked in which order, and what each leads to."""
 
+from typing import Any
+
 import pytest
 
 from processor.contract import Code, StepStatus, instant
@@ -44,27 +46,27 @@ LONG_AGO = "2020-01-01T00:00:00Z"
 TOO_LARGE = "x" * 64 * 1024
 
 
-def given(*commands, limits=None):
+def given(*commands: Any, limits: Any = None) -> Any:
     history = FlowHistory() if limits is None else FlowHistory(limits=limits)
     return history.given(create(), start(), *commands)
 
 
-def scheduled(**fields):
+def scheduled(**fields: Any) -> Any:
     return given(schedule_step(**fields))
 
 
-def started(**fields):
+def started(**fields: Any) -> Any:
     return given(schedule_step(**fields), start_step())
 
 
-def kinds(decision):
+def kinds(decision: Any) -> Any:
     return [str(fact.kind) for fact in decision.facts]
 
 
 # -- the order of the checks --
 
 
-def test_a_start_whose_faults_are_mended_one_by_one_falls_one_check_later_each_time():
+def test_a_start_whose_faults_are_mended_one_by_one_falls_one_check_later_each_time() -> None:
     later = {"not_before": instant(NOON + 1)}
     ended = scheduled(**later).given(cancel())
     pending = scheduled(**later).given(request_cancel())
@@ -91,7 +93,7 @@ def test_a_start_whose_faults_are_mended_one_by_one_falls_one_check_later_each_t
     ]
 
 
-def test_a_result_whose_faults_are_mended_one_by_one_falls_one_check_later_each_time():
+def test_a_result_whose_faults_are_mended_one_by_one_falls_one_check_later_each_time() -> None:
     ended = started().given(complete_step())
     found = [
         started().decide(complete_step("none", result_json=TOO_LARGE)).code,
@@ -109,7 +111,7 @@ def test_a_result_whose_faults_are_mended_one_by_one_falls_one_check_later_each_
     ]
 
 
-def test_a_schedule_whose_faults_are_mended_one_by_one_falls_one_check_later_each_time():
+def test_a_schedule_whose_faults_are_mended_one_by_one_falls_one_check_later_each_time() -> None:
     one = Limits(flow_steps_max=1)
     past = {"timeout_at": instant(NOON)}
     full = given(schedule_step(), limits=one)
@@ -133,7 +135,7 @@ def test_a_schedule_whose_faults_are_mended_one_by_one_falls_one_check_later_eac
     ]
 
 
-def test_an_observation_looks_at_the_step_then_at_its_size_then_at_the_number():
+def test_an_observation_looks_at_the_step_then_at_its_size_then_at_the_number() -> None:
     full = given(schedule_step(), limits=Limits(flow_steps_max=1))
     found = [
         full.decide(observe("r1", result_json=TOO_LARGE)).code,
@@ -143,12 +145,12 @@ def test_an_observation_looks_at_the_step_then_at_its_size_then_at_the_number():
     assert found == [Code.STEP_EXISTS, Code.STATE_TOO_LARGE, Code.TOO_MANY_STEPS]
 
 
-def test_wake_step_is_forbidden_on_commands():
+def test_wake_step_is_forbidden_on_commands() -> None:
     assert scheduled().decide(wake_step(), authority=OWNER).code == Code.FORBIDDEN
 
 
 @pytest.mark.parametrize("kind", ["start_step", "cancel_step", "retry_step", "wake_step"])
-def test_a_flow_that_has_ended_takes_no_step_command(kind):
+def test_a_flow_that_has_ended_takes_no_step_command(kind: str) -> None:
     ended = scheduled().given(finish())
     command = {
         "start_step": start_step,
@@ -162,7 +164,7 @@ def test_a_flow_that_has_ended_takes_no_step_command(kind):
 @pytest.mark.parametrize(
     "command", [schedule_step("r2"), cancel_step(), retry_step()], ids=lambda c: c.kind
 )
-def test_only_the_owner_or_an_operator_may(command):
+def test_only_the_owner_or_an_operator_may(command: Any) -> None:
     strange = command.model_copy(update={"issued_by": STRANGER})
     assert scheduled().decide(strange).code == Code.NOT_OWNER
     assert scheduled().decide(strange, authority=OPERATOR).accepted
@@ -171,7 +173,7 @@ def test_only_the_owner_or_an_operator_may(command):
 # -- bounds --
 
 
-def test_a_thousand_live_steps_are_the_most_and_one_that_ends_makes_room():
+def test_a_thousand_live_steps_are_the_most_and_one_that_ends_makes_room() -> None:
     history = given(*(schedule_step(f"r{n}") for n in range(1_000)))
     refused = history.decide(schedule_step("more"))
     assert refused.code == Code.TOO_MANY_STEPS
@@ -183,7 +185,7 @@ def test_a_thousand_live_steps_are_the_most_and_one_that_ends_makes_room():
     assert history.decide(retry_step("r8")).accepted
 
 
-def test_four_mib_of_live_inputs_are_the_most_and_null_counts_four_bytes():
+def test_four_mib_of_live_inputs_are_the_most_and_null_counts_four_bytes() -> None:
     full = given(*(schedule_step(f"r{n}", input_json="x" * 65_534) for n in range(64)))
     assert full.totals.live_bytes == LIVE_INPUTS_MAX_BYTES
     assert full.decide(schedule_step("null")).code == Code.STATE_TOO_LARGE
@@ -193,12 +195,12 @@ def test_four_mib_of_live_inputs_are_the_most_and_null_counts_four_bytes():
     assert full.decide(retry_step("r0")).code == Code.STATE_TOO_LARGE
 
 
-def test_an_input_of_64_kib_is_the_largest():
+def test_an_input_of_64_kib_is_the_largest() -> None:
     assert given().decide(schedule_step(input_json="x" * 65_534)).accepted
     assert given().decide(schedule_step(input_json="x" * 65_535)).code == Code.STATE_TOO_LARGE
 
 
-def test_progress_of_4_kib_is_the_largest():
+def test_progress_of_4_kib_is_the_largest() -> None:
     assert started().decide(extend_step(progress_json="x" * 4_094)).accepted
     refused = started().decide(extend_step(progress_json="x" * 4_095))
     assert refused.code == Code.STATE_TOO_LARGE
@@ -207,7 +209,7 @@ def test_progress_of_4_kib_is_the_largest():
 # -- offers, leases, backoff --
 
 
-def test_a_step_that_nobody_starts_is_offered_after_ever_longer_times_up_to_a_day():
+def test_a_step_that_nobody_starts_is_offered_after_ever_longer_times_up_to_a_day() -> None:
     execution = scheduled(lease_ms=MINUTE_MS).managed("r1").execution
     waits = [
         executions.due_ms(executions.offered(execution, NOON, offers=n)) - NOON
@@ -230,7 +232,9 @@ def test_a_step_that_nobody_starts_is_offered_after_ever_longer_times_up_to_a_da
         (9, 0, 0),
     ],
 )
-def test_backoff_doubles_up_to_an_hour_less_up_to_a_quarter(attempt, backoff_ms, whole_ms):
+def test_backoff_doubles_up_to_an_hour_less_up_to_a_quarter(
+    attempt: int, backoff_ms: Any, whole_ms: Any
+) -> None:
     step = scheduled().managed("r1")
     execution = step.execution.changed(attempt=attempt, backoff_ms=backoff_ms)
     for first_byte in (0, 1, 255):
@@ -240,7 +244,7 @@ def test_backoff_doubles_up_to_an_hour_less_up_to_a_quarter(attempt, backoff_ms,
         assert executions.backoff_ms(other) == whole_ms * (1024 - first_byte) // 1024
 
 
-def test_no_due_at_lies_behind_the_timeout():
+def test_no_due_at_lies_behind_the_timeout() -> None:
     timeout_at = instant(MORNING + 2_000)
     history = scheduled(timeout_at=timeout_at, lease_ms=MINUTE_MS, backoff_ms=MINUTE_MS)
     assert history.managed("r1").execution.due_at == timeout_at
@@ -255,7 +259,7 @@ def test_no_due_at_lies_behind_the_timeout():
     assert step_due_ms(history.managed("r1")) is None
 
 
-def test_an_extension_that_would_move_nothing_is_accepted_without_an_event():
+def test_an_extension_that_would_move_nothing_is_accepted_without_an_event() -> None:
     history = started(timeout_at=instant(MORNING + 3_000), lease_ms=MINUTE_MS)
     decision = history.decide(extend_step(), at=MORNING + 2_999)
     assert decision.accepted
@@ -264,7 +268,7 @@ def test_an_extension_that_would_move_nothing_is_accepted_without_an_event():
 
 
 @pytest.mark.parametrize(("left_ms", "events"), [(2_501, 0), (2_500, 1), (-7, 1)])
-def test_an_extension_counts_once_half_of_the_lease_is_over(left_ms, events):
+def test_an_extension_counts_once_half_of_the_lease_is_over(left_ms: int, events: int) -> None:
     history = started(lease_ms=5_000)
     decision = history.decide(extend_step(), at=MORNING + 5_000 - left_ms)
     assert len(decision.facts) == events
@@ -278,7 +282,9 @@ def test_an_extension_counts_once_half_of_the_lease_is_over(left_ms, events):
     [(finish(), "finished"), (fail(), "failed"), (cancel(), "cancelled")],
     ids=["finish", "fail", "cancel"],
 )
-def test_live_steps_end_with_their_flow_in_order_of_their_run_ids_bytes(end, event):
+def test_live_steps_end_with_their_flow_in_order_of_their_run_ids_bytes(
+    end: Any, event: str
+) -> None:
     run_ids = ["\U0001f600", "b", "a", "\uffff", "ended"]
     history = given(*map(schedule_step, run_ids), cancel_step("ended"), observe("seen"))
     decision = history.send(end)
@@ -294,12 +300,12 @@ def test_live_steps_end_with_their_flow_in_order_of_their_run_ids_bytes(end, eve
     assert history.totals.live == 0
 
 
-def test_a_refused_end_ends_no_step():
+def test_a_refused_end_ends_no_step() -> None:
     decision = scheduled().decide(finish(final_state="x" * 256 * 1024))
     assert (decision.code, decision.facts) == (Code.STATE_TOO_LARGE, ())
 
 
-def test_a_wake_that_cancels_takes_the_live_steps_along():
+def test_a_wake_that_cancels_takes_the_live_steps_along() -> None:
     history = scheduled().given(set_waiting(), request_cancel())
     assert kinds(history.send(wake())) == ["cancelled", "step_cancelled"]
 
@@ -313,7 +319,7 @@ def test_a_wake_that_cancels_takes_the_live_steps_along():
     ],
     ids=lambda command: command.kind,
 )
-def test_the_event_that_ends_the_last_step_resumes_the_join(command):
+def test_the_event_that_ends_the_last_step_resumes_the_join(command: Any) -> None:
     history = started().given(set_waiting(steps()))
     decision = history.send(command)
     assert kinds(decision)[1:] == ["resumed"]
@@ -322,25 +328,25 @@ def test_the_event_that_ends_the_last_step_resumes_the_join(command):
     assert history.flow.wait_json is None
 
 
-def test_a_pending_cancel_keeps_a_join_from_being_resumed():
+def test_a_pending_cancel_keeps_a_join_from_being_resumed() -> None:
     history = started().given(set_waiting(steps()), request_cancel())
     assert kinds(history.send(complete_step())) == ["step_succeeded"]
     assert history.flow.status == "waiting"
 
 
-def test_a_join_that_holds_is_resumed_as_it_begins():
+def test_a_join_that_holds_is_resumed_as_it_begins() -> None:
     assert kinds(given().send(set_waiting(steps()))) == ["waiting", "resumed"]
     ended = started().given(complete_step())
     assert kinds(ended.send(set_waiting(steps("r1", mode="any")))) == ["waiting", "resumed"]
 
 
-def test_an_observed_step_neither_ends_nor_holds_up_a_join():
+def test_an_observed_step_neither_ends_nor_holds_up_a_join() -> None:
     history = scheduled().given(observe("seen", status="running"), set_waiting(steps()))
     assert kinds(history.send(observe("seen", status="failed"))) == ["step_observed"]
     assert kinds(history.send(cancel_step())) == ["step_cancelled", "resumed"]
 
 
-def test_a_step_leaves_the_flow_as_it_is():
+def test_a_step_leaves_the_flow_as_it_is() -> None:
     history = given()
     flow = history.flow
     history.given(schedule_step(), start_step(), release_step(), start_step(), at=NOON)
@@ -349,7 +355,7 @@ def test_a_step_leaves_the_flow_as_it_is():
     assert history.decide(update({}, expected_revision=1)).accepted
 
 
-def test_every_step_command_that_names_an_attempt_is_checked_for_its_holder():
+def test_every_step_command_that_names_an_attempt_is_checked_for_its_holder() -> None:
     named = {kind for kind, model in MODELS.items() if "attempt" in model.model_fields}
     assert named == {"extend_step", "complete_step", "fail_step", "release_step"}
     for command in (extend_step, complete_step, fail_step, release_step):

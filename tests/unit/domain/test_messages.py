@@ -1,6 +1,7 @@
 """One sentence for each outcome, with the details that are really given."""
 
 import string
+from typing import Any
 
 import pytest
 
@@ -94,7 +95,9 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("decision", "sentence"), REFUSED, ids=[str(decision.code) for decision, _ in REFUSED]
 )
-def test_a_refusal_is_said_in_one_sentence_without_the_payload(decision, sentence):
+def test_a_refusal_is_said_in_one_sentence_without_the_payload(
+    decision: Any, sentence: Any
+) -> None:
     message = messages.refused(decision.code, decision.details)
     assert message == sentence
     assert SECRET not in message
@@ -151,12 +154,12 @@ REFUSED_STEPS = [
     REFUSED_STEPS,
     ids=[f"{number} {command.kind}" for number, (_, command, _) in enumerate(REFUSED_STEPS)],
 )
-def test_so_is_a_refusal_that_is_about_steps(history, command, sentence):
+def test_so_is_a_refusal_that_is_about_steps(history: Any, command: Any, sentence: Any) -> None:
     code, details = history.decide(command)[1:]
     assert messages.refused(code, details, command.kind) == sentence
 
 
-def test_every_code_of_the_domain_is_among_them():
+def test_every_code_of_the_domain_is_among_them() -> None:
     decided_by_domain = set(Code) - {
         Code.TOO_LARGE,
         Code.MALFORMED,
@@ -171,13 +174,13 @@ def test_every_code_of_the_domain_is_among_them():
 
 
 @pytest.mark.parametrize("code", list(Code))
-def test_every_code_has_a_sentence(code):
+def test_every_code_has_a_sentence(code: Any) -> None:
     names = ("problem", "from", "field", "size_bytes", "limit_bytes", "limit")
     sentence = messages.refused(code, dict.fromkeys(names, "x"))
     assert sentence[0] in string.ascii_uppercase + "x"
     assert sentence.endswith(".")
 
 
-def test_every_kind_that_is_accepted_has_a_sentence():
+def test_every_kind_that_is_accepted_has_a_sentence() -> None:
     assert messages.ACCEPTED.keys() == set(CommandKind)
     assert all(sentence.endswith(".") for sentence in messages.ACCEPTED.values())

@@ -1,5 +1,7 @@
 """The state machine: which status leads where, and that every kind keeps to it."""
 
+from typing import Any
+
 import pytest
 
 from processor.contract import CONTROL_ONLY, CommandKind, FlowStatus
@@ -41,23 +43,25 @@ LEGAL = {
 }
 
 
-def test_the_legal_moves_are_these_nine_and_no_other():
+def test_the_legal_moves_are_these_nine_and_no_other() -> None:
     moves = {(str(origin), str(to)) for origin, tos in MOVES.items() for to in tos}
     assert moves == LEGAL
 
 
-def test_cancelled_finished_and_failed_are_the_terminal_statuses():
+def test_cancelled_finished_and_failed_are_the_terminal_statuses() -> None:
     assert {"cancelled", "finished", "failed"} == TERMINAL
 
 
-def test_every_kind_but_the_creates_has_its_place_in_the_table():
+def test_every_kind_but_the_creates_has_its_place_in_the_table() -> None:
     assert set(CommandKind) == KINDS.keys() | CREATES
 
 
 @pytest.mark.parametrize("cancel_requested", [False, True])
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("status", list(FlowStatus))
-def test_what_is_not_refused_is_a_legal_move_or_stays(kind, status, cancel_requested):
+def test_what_is_not_refused_is_a_legal_move_or_stays(
+    kind: str, status: Any, cancel_requested: bool
+) -> None:
     if refusal(kind, status, cancel_requested) is None:
         to = destination(kind, status, cancel_requested)
         assert to is None or to in MOVES[status]
@@ -65,24 +69,24 @@ def test_what_is_not_refused_is_a_legal_move_or_stays(kind, status, cancel_reque
 
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - ANY_TIME))
 @pytest.mark.parametrize("status", sorted(TERMINAL))
-def test_a_terminal_flow_refuses_whatever_would_change_it(kind, status):
+def test_a_terminal_flow_refuses_whatever_would_change_it(kind: str, status: Any) -> None:
     assert refusal(kind, status, False) == "already_terminal"
 
 
 @pytest.mark.parametrize("status", sorted(LIVE))
-def test_with_a_cancel_pending_only_what_cancels_goes_on(status):
+def test_with_a_cancel_pending_only_what_cancels_goes_on(status: Any) -> None:
     passing = {k for k in KINDS.keys() - DURING_CANCEL if refusal(k, status, True) is None}
     assert passing == ({"cancel", "wake"} if status == "waiting" else {"cancel"})
 
 
 @pytest.mark.parametrize("status", sorted(LIVE))
-def test_with_a_cancel_pending_what_runs_may_end_and_nothing_begins(status):
+def test_with_a_cancel_pending_what_runs_may_end_and_nothing_begins(status: Any) -> None:
     passing = {k for k in STEP_COMMANDS if refusal(k, status, True) is None}
     assert passing == {"extend_step", "complete_step", "fail_step", "cancel_step", "wake_step"}
 
 
 @pytest.mark.parametrize("status", sorted(LIVE))
-def test_a_live_flow_is_not_pruned(status):
+def test_a_live_flow_is_not_pruned(status: Any) -> None:
     assert refusal(CommandKind.PRUNE, status, False) == "illegal_transition"
     assert refusal(CommandKind.PRUNE, status, True) == "illegal_transition"
 
@@ -131,11 +135,11 @@ def test_a_live_flow_is_not_pruned(status):
     ],
     ids=["created", "running", "waiting", "cancel pending", "finished", "failed", "cancelled"],
 )
-def test_an_owner_is_told_what_the_flow_takes_now(past, kinds):
+def test_an_owner_is_told_what_the_flow_takes_now(past: Any, kinds: Any) -> None:
     assert list(allowed(given(create(), *past), Authority.OWNER)) == kinds
 
 
-def test_only_an_operator_is_told_of_control_only_kinds():
+def test_only_an_operator_is_told_of_control_only_kinds() -> None:
     waiting = given(create(), start(), set_waiting())
     ended = given(create(), cancel())
     for flow, kind in ((waiting, "wake"), (ended, "prune")):

@@ -49,7 +49,7 @@ def silent(_line: str) -> None:
     """A Progress that nobody reads."""
 
 
-def test_missing_jars_are_fetched_once_and_then_only_checked(tmp_path: Path):
+def test_missing_jars_are_fetched_once_and_then_only_checked(tmp_path: Path) -> None:
     repository, jars = Repository(), locked("a", "b")
 
     first = ensure_jars(tmp_path, silent, jars=jars, fetch=repository.fetch)
@@ -60,7 +60,7 @@ def test_missing_jars_are_fetched_once_and_then_only_checked(tmp_path: Path):
     assert set(repository.served.values()) == {1}
 
 
-def test_a_planted_jar_is_refused_in_one_sentence(tmp_path: Path):
+def test_a_planted_jar_is_refused_in_one_sentence(tmp_path: Path) -> None:
     repository, jars = Repository(), locked("a", "b")
     planted, _ = ensure_jars(tmp_path, silent, jars=jars, fetch=repository.fetch)
     planted.write_bytes(b"evil")
@@ -72,14 +72,14 @@ def test_a_planted_jar_is_refused_in_one_sentence(tmp_path: Path):
     assert str(planted) in str(refusal.value)
 
 
-def test_a_forged_jar_never_enters_the_cache(tmp_path: Path):
+def test_a_forged_jar_never_enters_the_cache(tmp_path: Path) -> None:
     with pytest.raises(JarMismatch, match="thrown away"):
         ensure_jars(tmp_path, silent, jars=locked("a"), fetch=Repository(forged=True).fetch)
 
     assert not list(tmp_path.rglob("*.jar"))
 
 
-def test_a_hiccup_of_the_repository_is_tried_again(tmp_path: Path):
+def test_a_hiccup_of_the_repository_is_tried_again(tmp_path: Path) -> None:
     repository = Repository(failures=1)
 
     ensure_jars(tmp_path, silent, jars=locked("a"), fetch=repository.fetch)
@@ -87,7 +87,7 @@ def test_a_hiccup_of_the_repository_is_tried_again(tmp_path: Path):
     assert repository.served.total() == 1
 
 
-def test_a_fetch_that_was_given_up_keeps_the_jars_that_came(tmp_path: Path):
+def test_a_fetch_that_was_given_up_keeps_the_jars_that_came(tmp_path: Path) -> None:
     repository, jars = Repository(), locked("a", "b")
 
     def give_up_at_b(coordinate: str, scratch: Path, on_bytes: OnBytes) -> Path:
@@ -102,7 +102,7 @@ def test_a_fetch_that_was_given_up_keeps_the_jars_that_came(tmp_path: Path):
     assert repository.served == {jar.coordinate: 1 for jar in jars}
 
 
-def test_first_runs_at_the_same_time_fetch_each_jar_once(tmp_path: Path):
+def test_first_runs_at_the_same_time_fetch_each_jar_once(tmp_path: Path) -> None:
     repository, jars = Repository(), locked("a", "b", "c")
     together = threading.Barrier(4)
 
@@ -117,7 +117,7 @@ def test_first_runs_at_the_same_time_fetch_each_jar_once(tmp_path: Path):
     assert repository.served == {jar.coordinate: 1 for jar in jars}
 
 
-def test_the_first_run_tells_what_is_fetched_and_how_far_it_is(tmp_path: Path):
+def test_the_first_run_tells_what_is_fetched_and_how_far_it_is(tmp_path: Path) -> None:
     lines: list[str] = []
 
     ensure_jars(tmp_path, lines.append, jars=locked("a", "b"), fetch=Repository().fetch)
@@ -127,7 +127,7 @@ def test_the_first_run_tells_what_is_fetched_and_how_far_it_is(tmp_path: Path):
     assert lines[-1].endswith("done")
 
 
-def test_the_lock_names_kafka_itself_and_reads_back_as_it_was_written():
+def test_the_lock_names_kafka_itself_and_reads_back_as_it_was_written() -> None:
     jars = locked_jars()
 
     assert set(WANTED) <= {jar.coordinate for jar in jars}

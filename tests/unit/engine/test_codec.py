@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -14,51 +15,51 @@ KEY = FLOW_ID.encode()
 NO_TIME = "not an RFC 3339 time with an offset"
 
 
-def read(value, key=KEY):
+def read(value: Any, key: Any = KEY) -> Any:
     raw = value if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False).encode()
     return decode(Appended("t.commands", 0, 0, 0, key, raw))
 
 
-def code_of(value, key=KEY):
+def code_of(value: Any, key: Any = KEY) -> Any:
     item = read(value, key)
     return str(item.code) if isinstance(item, Unreadable) else None
 
 
-def errors_of(value):
+def errors_of(value: Any) -> Any:
     item = read(value)
     assert isinstance(item, Unreadable)
     return {error["field"]: error["problem"] for error in item.details["errors"]}
 
 
-def with_number(text):
+def with_number(text: Any) -> Any:
     """A command whose expected_revision is the number `text`."""
     value = json.dumps(document("cancel", expected_revision="HERE"))
     return value.replace('"HERE"', text).encode()
 
 
 @pytest.mark.parametrize("text", ["0", "-0", "9007199254740991"])
-def test_an_integer_has_neither_fraction_nor_exponent(text):
+def test_an_integer_has_neither_fraction_nor_exponent(text: str) -> None:
     assert code_of(with_number(text)) is None
 
 
 @pytest.mark.parametrize("text", ["1.0", "1e0", "1E5", "-0.0", "true", '"1"', "[]", "-1"])
-def test_what_is_no_integer_is_refused(text):
+def test_what_is_no_integer_is_refused(text: str) -> None:
     assert errors_of(with_number(text)).keys() == {"expected_revision"}
 
 
 @pytest.mark.parametrize(
     "text", ["9007199254740992", "-9007199254740992", "1e16", "1e400", "NaN", "Infinity", "9" * 400]
 )
-def test_a_number_out_of_range_is_malformed_wherever_it_stands(text):
+def test_a_number_out_of_range_is_malformed_wherever_it_stands(text: str) -> None:
     assert code_of(with_number(text)) == "malformed"
 
 
 @pytest.mark.parametrize("version", [2, 0, -1, True, False, "1", 1.0, [1], {}])
-def test_only_version_1_is_read(version):
+def test_only_version_1_is_read(version: Any) -> None:
     assert code_of(document("dance", schema_version=version)) == "unsupported_version"
 
 
-def test_of_a_repeated_name_the_last_counts_everywhere():
+def test_of_a_repeated_name_the_last_counts_everywhere() -> None:
     good = json.dumps(document("update_state", patch="HERE"))[1:]
     before = '{"kind":"dance","flow_id":7,"schema_version":9,"schema_version":null,"patch":1e17,'
     value = before + good.replace('"HERE"', '{"a":{"b":1,"b":2},"a":{"b":3,"b":4}}')
@@ -67,7 +68,7 @@ def test_of_a_repeated_name_the_last_counts_everywhere():
     assert item.command.patch == {"a": {"b": 4}}
 
 
-def test_a_null_in_an_optional_field_is_absent_and_leaves_no_trace():
+def test_a_null_in_an_optional_field_is_absent_and_leaves_no_trace() -> None:
     wait = {"kind": "manual", "timeout_at": None}
     spoken = read(document("set_waiting", wait=wait, dry_run=None, command_id=FLOW_ID))
     silent = read(document("set_waiting", wait={"kind": "manual"}, command_id=FLOW_ID))
@@ -98,11 +99,11 @@ def test_a_null_in_an_optional_field_is_absent_and_leaves_no_trace():
         ("dance", {"patch": 1}, "kind"),
     ],
 )
-def test_the_wrong_field_is_named(kind, fields, wrong):
+def test_the_wrong_field_is_named(kind: str, fields: Any, wrong: str) -> None:
     assert errors_of(document(kind, **fields)).keys() == {wrong}
 
 
-def test_twenty_problems_are_named_and_no_value():
+def test_twenty_problems_are_named_and_no_value() -> None:
     errors = errors_of(document("cancel", issued_by=["secret"], **{f"x{n}": n for n in range(30)}))
     assert len(errors) == 20
     assert "secret" not in json.dumps(errors)
@@ -121,7 +122,7 @@ def test_twenty_problems_are_named_and_no_value():
         "9999-12-31T23:59:59.999Z",
     ],
 )
-def test_a_time_may_be_written_in_any_way_of_rfc_3339(text):
+def test_a_time_may_be_written_in_any_way_of_rfc_3339(text: str) -> None:
     assert code_of(document("cancel", expires_at=text)) is None
 
 
@@ -140,11 +141,11 @@ def test_a_time_may_be_written_in_any_way_of_rfc_3339(text):
         "٢٠٢٦-11-22T21:02:08Z",
     ],
 )
-def test_what_is_no_time_is_refused(text):
+def test_what_is_no_time_is_refused(text: str) -> None:
     assert errors_of(document("cancel", expires_at=text)) == {"expires_at": NO_TIME}
 
 
-def test_texts_are_measured_in_code_points():
+def test_texts_are_measured_in_code_points() -> None:
     assert code_of(document("fail", reason="\U0001f600" * 4096)) is None
     assert errors_of(document("fail", reason="\U0001f600" * 4097)).keys() == {"reason"}
     assert code_of(document("cancel", issued_by="\0" * 256)) is None
@@ -159,11 +160,11 @@ def test_texts_are_measured_in_code_points():
         (b"k" * 65, "too_large"),
     ],
 )
-def test_a_key_is_the_flow_id_and_never_long(key, code):
+def test_a_key_is_the_flow_id_and_never_long(key: bytes | None, code: str) -> None:
     assert code_of(document("cancel"), key) == code
 
 
-def test_the_checks_come_in_the_contract_s_order():
+def test_the_checks_come_in_the_contract_s_order() -> None:
     """Each value has all the faults of those after it."""
     unknown = document("dance", schema_version=2)
     found = [
@@ -177,7 +178,7 @@ def test_the_checks_come_in_the_contract_s_order():
     assert found == expected
 
 
-def test_a_flows_document_takes_no_more_memory_than_its_length():
+def test_a_flows_document_takes_no_more_memory_than_its_length() -> None:
     flow = flow_row(1, state_json={"note": "x" * 5_000}).flow
     tracemalloc.start()
     try:

@@ -47,7 +47,9 @@ def size_bytes(record: Outgoing) -> int:
         {"value": b"x" * (600 * KIB)},
     ],
 )
-def test_a_dead_letter_counts_with_its_key_its_value_and_its_headers(fields: dict[str, Any]):
+def test_a_dead_letter_counts_with_its_key_its_value_and_its_headers(
+    fields: dict[str, Any],
+) -> None:
     whole = quarantined(10**9, fields)
     assert whole.handled == COUNT
     # All are of one length, and so are their outcomes: offsets have one digit.

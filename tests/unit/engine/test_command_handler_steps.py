@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,11 +18,11 @@ ABOUT = {"controller_id": "c", "goal": "g", "requester_origin": "r"}
 TRACE = (("traceparent", b"00-1"), ("mine", b""))
 
 
-def command(kind, **fields):
+def command(kind: str, **fields: Any) -> Any:
     return Sent("control" if kind == "wake_step" else "commands", MORNING, document(kind, **fields))
 
 
-def records(*commands, headers=()):
+def records(*commands: Any, headers: Any = ()) -> Any:
     """What a topic holds of `commands`, from its first offset on."""
     return [
         Appended(
@@ -32,7 +33,7 @@ def records(*commands, headers=()):
     ]
 
 
-def scheduled(count, **fields):
+def scheduled(count: Any, **fields: Any) -> Any:
     partition = Partition()
     partition.send(command("create_mirrored", **ABOUT))
     for start in range(0, count, 100):
@@ -43,7 +44,7 @@ def scheduled(count, **fields):
     return partition
 
 
-def test_a_flow_with_a_thousand_pending_steps_of_4_kib_ends_in_one_batch():
+def test_a_flow_with_a_thousand_pending_steps_of_4_kib_ends_in_one_batch() -> None:
     partition = scheduled(1_000, input_json="x" * 4_094)
 
     body = document("cancel")
@@ -66,7 +67,7 @@ def test_a_flow_with_a_thousand_pending_steps_of_4_kib_ends_in_one_batch():
     assert not batch.work
 
 
-def test_steps_that_were_not_loaded_fail_the_command_and_never_outlive_the_flow():
+def test_steps_that_were_not_loaded_fail_the_command_and_never_outlive_the_flow() -> None:
     partition = scheduled(2)
     items = [decode(record) for record in records(document("cancel"))]
     row = partition.flows[FLOW_ID]
@@ -80,7 +81,7 @@ def test_steps_that_were_not_loaded_fail_the_command_and_never_outlive_the_flow(
     assert not batch.audit
 
 
-def test_a_work_item_carries_the_task_and_the_trace_and_nothing_of_the_sender_s():
+def test_a_work_item_carries_the_task_and_the_trace_and_nothing_of_the_sender_s() -> None:
     partition = Partition()
     bodies = [
         document("create_mirrored", **ABOUT),
@@ -96,7 +97,7 @@ def test_a_work_item_carries_the_task_and_the_trace_and_nothing_of_the_sender_s(
     assert json.loads(item.record.value)["event_id"] == item.event_id == 3
 
 
-def test_a_batch_says_what_its_steps_were_and_are():
+def test_a_batch_says_what_its_steps_were_and_are() -> None:
     partition = scheduled(1)
     start = document("start_step", run_id="r0", issued_by=EXECUTOR)
     new = document("schedule_step", run_id="new", task="t")
@@ -137,8 +138,8 @@ def test_a_batch_says_what_its_steps_were_and_are():
     ],
 )
 def test_the_cursor_says_up_to_which_event_all_work_items_are_written(
-    oldest_unwritten, commands, offered
-):
+    oldest_unwritten: int | None, commands: Any, offered: int
+) -> None:
     items = [decode(record) for record in records(*commands)]
     memory = LoadedState(flows={FLOW_ID: None})
     handler = CommandHandler(PLACE, memory, Position(0, 0, first_event_id(0)), next_number=1)
@@ -149,7 +150,7 @@ def test_the_cursor_says_up_to_which_event_all_work_items_are_written(
     assert json.loads(batch.state[-1].value)["offered"] == offered
 
 
-def test_needed_of_steps_are_those_that_are_named_or_listed_and_live_ones_only_for_an_end():
+def test_needed_of_steps_are_those_that_are_named_or_listed_and_live_ones_only_for_an_end() -> None:
     partition = scheduled(3)
     partition.send(command("set_waiting", wait=steps("r1", "r2")))
     bodies = [
@@ -168,7 +169,7 @@ def test_needed_of_steps_are_those_that_are_named_or_listed_and_live_ones_only_f
     assert step_needs(needed, without.flows) == ([], [])
 
 
-def test_a_step_that_was_pruned_in_the_batch_is_not_there_any_more():
+def test_a_step_that_was_pruned_in_the_batch_is_not_there_any_more() -> None:
     partition = scheduled(1)
     body = {"issued_by": TIMER}
     offsets = partition.position

@@ -53,7 +53,7 @@ def read(value: bytes | dict[str, Any]) -> Unreadable:
         (b"[]", "it is not an object"),
     ],
 )
-def test_what_is_malformed_is_named_with_its_place(value: bytes, said: str):
+def test_what_is_malformed_is_named_with_its_place(value: bytes, said: str) -> None:
     item = read(value)
 
     assert (str(item.code), item.problem) == ("malformed", said)
@@ -79,7 +79,9 @@ def problem_of(field: str, **fields: Any) -> str:
         ("resumeExternal", ["resume_external", "resume"]),
     ],
 )
-def test_an_unknown_kind_is_answered_with_the_kinds_nearest_first(kind: str, nearest: list[str]):
+def test_an_unknown_kind_is_answered_with_the_kinds_nearest_first(
+    kind: str, nearest: list[str]
+) -> None:
     said = problem_of("kind", kind=kind)
 
     listed = said.removeprefix("Unknown kind; the kinds, nearest first: ").split(", ")
@@ -88,7 +90,7 @@ def test_an_unknown_kind_is_answered_with_the_kinds_nearest_first(kind: str, nea
 
 
 @pytest.mark.parametrize("kind", ["", "\x00", "é", "x" * 500_000, 7, ["a"], {}])
-def test_whatever_stands_for_a_kind_all_kinds_are_listed(kind: Any):
+def test_whatever_stands_for_a_kind_all_kinds_are_listed(kind: Any) -> None:
     said = problem_of("kind", kind=kind)
 
     assert said.startswith("Unknown kind; the kinds, nearest first: ")
@@ -96,11 +98,11 @@ def test_whatever_stands_for_a_kind_all_kinds_are_listed(kind: Any):
     assert len(said) < 1_000
 
 
-def test_of_equally_near_names_the_order_is_that_of_the_alphabet():
+def test_of_equally_near_names_the_order_is_that_of_the_alphabet() -> None:
     assert nearest_first("", ["b", "a"]) == nearest_first("zz", ["b", "a"]) == ["a", "b"]
 
 
-def test_the_kinds_of_a_wait_are_listed_too():
+def test_the_kinds_of_a_wait_are_listed_too() -> None:
     value = document("set_waiting", wait={"kind": "time", "at": "2026-01-01T00:00:00Z"})
 
     (error,) = read(value).details["errors"]
@@ -112,7 +114,7 @@ def test_the_kinds_of_a_wait_are_listed_too():
 @pytest.mark.parametrize(
     "given", ["order-17", FLOW_ID.upper(), f"{{{FLOW_ID}}}", FLOW_ID + "\n", ""]
 )
-def test_what_is_no_uuid_is_told_how_to_make_one(given: str):
+def test_what_is_no_uuid_is_told_how_to_make_one(given: str) -> None:
     said = problem_of("flow_id", flow_id=given)
 
     assert "a UUID in lower case" in said
@@ -138,11 +140,11 @@ def test_what_is_no_uuid_is_told_how_to_make_one(given: str):
         ("10000-01-01T00:00:00Z", "not an RFC 3339 time with an offset"),
     ],
 )
-def test_a_time_that_cannot_be_is_told_from_one_that_is_none(text: str, said: str):
+def test_a_time_that_cannot_be_is_told_from_one_that_is_none(text: str, said: str) -> None:
     assert problem_of("expires_at", expires_at=text) == said
 
 
-def test_a_dead_letter_of_an_invalid_command_carries_its_errors():
+def test_a_dead_letter_of_an_invalid_command_carries_its_errors() -> None:
     partition = Partition()
     value = json.dumps({"kind": "create", "x" * 100: 1, "schema_version": 1}).encode()
 
@@ -157,7 +159,7 @@ def test_a_dead_letter_of_an_invalid_command_carries_its_errors():
     assert outcome["message"] == (f"The object is not a valid command: kind: {error['problem']}.")
 
 
-def test_each_error_is_in_the_sentence_with_its_field():
+def test_each_error_is_in_the_sentence_with_its_field() -> None:
     item = read({**document("cancel"), "issued_by": ["secret"], "\x1b" * 300: 1, "reason": "x"})
 
     errors = item.details["errors"]
@@ -171,7 +173,7 @@ def test_each_error_is_in_the_sentence_with_its_field():
 
 
 @pytest.mark.parametrize("inside", ["", "wait"])
-def test_a_hundred_thousand_unknown_fields_cost_no_more_than_twenty(inside: str):
+def test_a_hundred_thousand_unknown_fields_cost_no_more_than_twenty(inside: str) -> None:
     many = ",".join(f'"{n:x}":1' for n in range(58_000))
     few = ",".join(f'"{n:x}":1' for n in range(30))
     form = (

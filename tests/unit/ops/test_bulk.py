@@ -28,7 +28,7 @@ FLOW: dict[str, Any] = {
 }
 
 
-def test_an_order_is_for_the_statuses_that_it_may_lead_from():
+def test_an_order_is_for_the_statuses_that_it_may_lead_from() -> None:
     assert FROM[BulkAction.CANCEL] == frozenset(MOVES)
     assert FROM[BulkAction.FAIL] == {s for s, to in MOVES.items() if FlowStatus.FAILED in to}
     assert FROM[BulkAction.PRUNE] == TERMINAL
@@ -50,11 +50,11 @@ def test_an_order_is_for_the_statuses_that_it_may_lead_from():
         ({"where": [parse_condition("state.n = 7"), parse_condition("!state.ok")]}, False),
     ],
 )
-def test_all_that_is_asked_for_must_hold(narrowed: dict[str, Any], meant: bool):
+def test_all_that_is_asked_for_must_hold(narrowed: dict[str, Any], meant: bool) -> None:
     assert (Filter(BulkAction.CANCEL, **narrowed).target(FLOW) is not None) is meant
 
 
-def test_a_digest_stands_for_action_reason_flows_and_revisions():
+def test_a_digest_stands_for_action_reason_flows_and_revisions() -> None:
     targets = [BulkTarget(uuid(n), "running", "", n) for n in range(3)]
     found = digest(BulkAction.CANCEL, None, targets)
 
@@ -66,7 +66,7 @@ def test_a_digest_stands_for_action_reason_flows_and_revisions():
 
 
 @pytest.mark.parametrize("action", BulkAction)
-def test_each_gets_its_command_at_the_revision_that_was_seen(action: BulkAction):
+def test_each_gets_its_command_at_the_revision_that_was_seen(action: BulkAction) -> None:
     reason = "late" if action is BulkAction.FAIL else None
 
     made = order(action, "operator:ana", reason)(BulkTarget(uuid(1), "running", "", 4))

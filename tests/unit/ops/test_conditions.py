@@ -67,7 +67,7 @@ FLOW: dict[str, Any] = {
         ("state.ok = true", "$.state_json.ok = true"),
     ],
 )
-def test_a_condition_that_holds_and_how_it_is_said_back(text: str, said: str):
+def test_a_condition_that_holds_and_how_it_is_said_back(text: str, said: str) -> None:
     condition = parse_condition(text)
 
     assert condition.holds(FLOW)
@@ -93,7 +93,7 @@ def test_a_condition_that_holds_and_how_it_is_said_back(text: str, said: str):
         "wait.timeout_at < 2030-01-01",
     ],
 )
-def test_a_condition_that_does_not_hold(text: str):
+def test_a_condition_that_does_not_hold(text: str) -> None:
     assert not parse_condition(text).holds(FLOW)
 
 
@@ -148,7 +148,7 @@ def test_a_condition_that_does_not_hold(text: str):
         ("state.x = \udcff", "not UTF-8"),
     ],
 )
-def test_anything_else_is_refused_with_what_is_allowed(text: str, why: str):
+def test_anything_else_is_refused_with_what_is_allowed(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=r".+") as refused:
         parse_condition(text)
     assert why in str(refused.value)
@@ -163,7 +163,9 @@ VALUES = JSON.filter(lambda value: not isinstance(value, float) or value == valu
     VALUES,
     TEXTS,
 )
-def test_what_is_said_back_is_read_again(inner: list[str | int], by: str, value: Any, text: str):
+def test_what_is_said_back_is_read_again(
+    inner: list[str | int], by: str, value: Any, text: str
+) -> None:
     given_value = None if by in ("", "!") else text if by == "~" else value
     condition = Condition(("state_json", *inner), by, given_value)
 

@@ -40,7 +40,7 @@ def buried(source: Any, **where: Any) -> DeadLetterRecord:
     )
 
 
-def test_a_letter_says_what_it_is_of():
+def test_a_letter_says_what_it_is_of() -> None:
     letter = buried(record())
 
     source = RecordPlace("t.commands", 3, 9)
@@ -49,7 +49,7 @@ def test_a_letter_says_what_it_is_of():
     assert letter.sendable is None
 
 
-def test_what_goes_back_is_the_record_as_it_was_and_names_the_letter():
+def test_what_goes_back_is_the_record_as_it_was_and_names_the_letter() -> None:
     source = record(headers=[("traceparent", b"00-x"), (CODE, b"its own")])
 
     sent = outbound(buried(source), "t.deadletters")
@@ -64,7 +64,7 @@ names = st.sampled_from([CODE, "taskflow-message", "traceparent", "x", "taskflow
 
 
 @given(st.lists(st.tuples(names, st.binary(max_size=4)), max_size=6), st.booleans())
-def test_burying_and_sending_back_is_the_identity(headers: Any, large: bool):
+def test_burying_and_sending_back_is_the_identity(headers: Any, large: bool) -> None:
     value = b"x" * (COMMAND_MAX_BYTES + large)
     source = record(headers=headers, value=value)
 
@@ -77,7 +77,7 @@ def test_burying_and_sending_back_is_the_identity(headers: Any, large: bool):
     assert letter.value == value[:COMMAND_MAX_BYTES]
 
 
-def test_a_second_journey_names_the_second_letter_only():
+def test_a_second_journey_names_the_second_letter_only() -> None:
     travelled = [(REDRIVEN_FROM, b"t.deadletters/0/0"), (FORWARDED_FROM, b"t.commands/1/2")]
 
     sent = outbound(buried(record(headers=travelled), offset=6), "t.deadletters")
@@ -85,7 +85,7 @@ def test_a_second_journey_names_the_second_letter_only():
     assert sent.headers == [(REDRIVEN_FROM, b"t.deadletters/3/6")]
 
 
-def test_it_goes_to_the_partition_of_its_key_or_where_it_lay():
+def test_it_goes_to_the_partition_of_its_key_or_where_it_lay() -> None:
     assert partition_for(outbound(buried(record()), "d"), 7) == partition_of(KEY, 7)
     assert partition_for(outbound(buried(record(key=None)), "d"), 7) == 3
     edited = outbound(buried(record(key=None)), "d", key=KEY, value=b"{}")
@@ -107,11 +107,11 @@ def test_it_goes_to_the_partition_of_its_key_or_where_it_lay():
         (Wanted(key=b"other"), False),
     ],
 )
-def test_letters_are_chosen(wanted: Wanted, takes: bool):
+def test_letters_are_chosen(wanted: Wanted, takes: bool) -> None:
     assert wanted.takes(buried(record())) is takes
 
 
-def test_a_record_that_nobody_buried_is_shown_too():
+def test_a_record_that_nobody_buried_is_shown_too() -> None:
     letter = dead_letter_of(record(headers=[("x", b"1")]))
 
     assert letter.facts == DeadLetterFacts("", "", None, None, None)

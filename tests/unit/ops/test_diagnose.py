@@ -23,7 +23,7 @@ JSON = st.recursive(
 )
 
 
-def test_a_command_has_no_fault():
+def test_a_command_has_no_fault() -> None:
     assert diagnose(KEY, GOOD) == (None, [])
 
 
@@ -44,7 +44,7 @@ def test_a_command_has_no_fault():
         (b'{"a":' + b"[" * 64 + b"]" * 64 + b"}", 5 + 63, "nested deeper"),
     ],
 )
-def test_what_is_malformed_is_found_at_its_byte(value: bytes, at: int | None, says: str):
+def test_what_is_malformed_is_found_at_its_byte(value: bytes, at: int | None, says: str) -> None:
     code, (fault,) = diagnose(KEY, value)
 
     assert code is Code.MALFORMED
@@ -52,7 +52,7 @@ def test_what_is_malformed_is_found_at_its_byte(value: bytes, at: int | None, sa
     assert says in fault.problem
 
 
-def test_each_field_that_is_wrong_is_found():
+def test_each_field_that_is_wrong_is_found() -> None:
     command = document("set_waiting") | {"wait": {"kind": "timer", "at": 7}, "ö": 1}
     value = orjson.dumps(command)
 
@@ -64,7 +64,7 @@ def test_each_field_that_is_wrong_is_found():
     assert value[found["$['ö']"] :] == b"1}"
 
 
-def test_the_key_the_version_and_the_size():
+def test_the_key_the_version_and_the_size() -> None:
     assert diagnose(None, GOOD).code is Code.INVALID_KEY
     assert "missing" in diagnose(None, GOOD).faults[0].problem
     version = orjson.dumps(document("start_running") | {"schema_version": 2})
@@ -73,7 +73,7 @@ def test_the_key_the_version_and_the_size():
     assert diagnose(KEY, large).faults[0].at == COMMAND_MAX_BYTES
 
 
-def test_without_a_search_the_fields_are_named_all_the_same():
+def test_without_a_search_the_fields_are_named_all_the_same() -> None:
     value = orjson.dumps(document("start_running") | {"a": [0] * 9, "issued_by": 7})
 
     found, quick = diagnose(KEY, value), diagnose(KEY, value, locate=False)
@@ -84,7 +84,7 @@ def test_without_a_search_the_fields_are_named_all_the_same():
 
 
 @given(JSON, st.sampled_from([None, 1]))
-def test_each_place_of_a_value_begins_where_it_says(value: Any, indent: int | None):
+def test_each_place_of_a_value_begins_where_it_says(value: Any, indent: int | None) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     decoder = json.JSONDecoder(strict=False)
     seen: list[Path] = []
@@ -101,7 +101,7 @@ def count(value: Any) -> int:
     return 1 + sum(map(count, inner))
 
 
-def test_a_dump_shows_the_line_of_the_fault():
+def test_a_dump_shows_the_line_of_the_fault() -> None:
     lines = hex_dump(bytes(range(256)), around=200, lines=4)
 
     assert [line[0] for line in lines] == [" ", " ", ">", " "]

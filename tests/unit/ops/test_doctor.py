@@ -1,6 +1,7 @@
 """What the doctor makes of what was seen."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -38,11 +39,11 @@ def levels(findings: Iterable[Finding]) -> list[Level]:
         ((3, 14, 0), AIOKAFKA, {"EndTxn": ((0, 0), None)}, ["good", "good", "bad"]),
     ],
 )
-def test_versions(python, aiokafka, apis, expected):
+def test_versions(python: Any, aiokafka: Any, apis: Any, expected: Any) -> None:
     assert levels(doctor.versions(Versions(python, aiokafka, apis))) == expected
 
 
-def test_a_topic_that_only_differs_is_a_warning():
+def test_a_topic_that_only_differs_is_a_warning() -> None:
     seen = [Mismatched("t.audit does not exist", True, "Make it."), Mismatched("short", False, "-")]
 
     assert levels(doctor.topics(seen, 6)) == ["bad", "warning"]
@@ -50,12 +51,12 @@ def test_a_topic_that_only_differs_is_a_warning():
     assert levels(doctor.topics([], 6)) == ["good"]
 
 
-def test_each_compression_is_really_decoded():
+def test_each_compression_is_really_decoded() -> None:
     assert decodable() == dict.fromkeys(("gzip", "snappy", "lz4", "zstd"))
     assert levels(doctor.codecs({"lz4": "no library", "gzip": None}, "gzip")) == ["bad"]
 
 
-def test_each_right_that_is_missing_is_named():
+def test_each_right_that_is_missing_is_named() -> None:
     missing = rights(Role.WORKER, Topics("t"), "g")[:2]
 
     (good,) = doctor.authorizations("User:w", Role.WORKER, [])
@@ -77,13 +78,15 @@ def test_each_right_that_is_missing_is_named():
         (NOON_MS - 90_000, 2, ["bad"]),
     ],
 )
-def test_lag_is_judged_by_the_oldest_undecided_command(first_ms, members, expected):
+def test_lag_is_judged_by_the_oldest_undecided_command(
+    first_ms: Any, members: int, expected: Any
+) -> None:
     undecided = [Undecided(0, 3, None), Undecided(1, 2, first_ms)]
 
     assert levels(doctor.lag(undecided, members, NOON_MS)) == expected
 
 
-def test_what_an_open_transaction_hides_is_not_called_decided():
+def test_what_an_open_transaction_hides_is_not_called_decided() -> None:
     undecided = [Undecided(0, 19, None), Undecided(1, 2, None, hidden=6)]
 
     hidden, visible = doctor.lag(undecided, 1, NOON_MS)
@@ -94,7 +97,7 @@ def test_what_an_open_transaction_hides_is_not_called_decided():
     assert visible.what.startswith("every command that can be read is decided")
 
 
-def test_a_batch_under_way_does_not_hang():
+def test_a_batch_under_way_does_not_hang() -> None:
     young, old = Open("t.audit", 1, 7, NOON_MS - 100), Open("t.state", 2, 9, NOON_MS - 16_000)
 
     assert levels(doctor.transactions([young], NOON_MS)) == ["good"]
@@ -112,7 +115,7 @@ def test_a_batch_under_way_does_not_hang():
         (NOON_MS - 61_000, ["bad"]),
     ],
 )
-def test_a_wait_that_is_over_is_overdue_only_after_a_while(due_ms, expected):
+def test_a_wait_that_is_over_is_overdue_only_after_a_while(due_ms: Any, expected: Any) -> None:
     assert levels(doctor.waits("f", due_ms, NOON_MS)) == expected
 
 
@@ -127,14 +130,14 @@ def test_a_wait_that_is_over_is_overdue_only_after_a_while(due_ms, expected):
         (TableSeen("a.db", 0, None, "page 3 is damaged", None), "bad"),
     ],
 )
-def test_tables(table, expected):
+def test_tables(table: Any, expected: str) -> None:
     assert levels(doctor.tables([table], "data", 4, None)) == [expected]
 
 
 @pytest.mark.parametrize(
     ("free", "expected"), [(9 * 1024**3, "good"), (1024**3, "warning"), (1024**2, "bad")]
 )
-def test_a_full_disk(free, expected):
+def test_a_full_disk(free: int, expected: str) -> None:
     assert levels(doctor.tables([], "data", 4, free)) == ["good", expected]
 
 
@@ -150,11 +153,11 @@ def test_a_full_disk(free, expected):
         (None, (NOON_MS, NOON_MS + 20, NOON_MS + 3_600_000), "bad"),
     ],
 )
-def test_the_clock_beside_the_brokers(newest_ms, probed, expected):
+def test_the_clock_beside_the_brokers(newest_ms: Any, probed: Any, expected: str) -> None:
     assert levels(doctor.clock(newest_ms, NOON_MS, probed)) == [expected]
 
 
-def test_the_worst_finding_decides():
+def test_the_worst_finding_decides() -> None:
     assert worst([]) is Level.GOOD
     assert worst([Finding("a", Level.WARNING, ""), Finding("b", Level.GOOD, "")]) is Level.WARNING
     assert worst([Finding("a", Level.BAD, ""), Finding("b", Level.WARNING, "")]) is Level.BAD

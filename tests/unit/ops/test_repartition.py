@@ -21,7 +21,7 @@ WINDOW_MS = 3_600_000
 @pytest.mark.parametrize(("seed", "count", "to"), [(1, 4, 7), (2, 3, 1), (3, 1, 5)])
 async def test_the_new_side_verifies_and_has_the_same_flows_and_history(
     seed: int, count: int, to: int
-):
+) -> None:
     old = random_history(800, seed=seed, partitions=count)
     assert (await old.verify(at_rest=False)).ok
 
@@ -45,7 +45,7 @@ async def test_the_new_side_verifies_and_has_the_same_flows_and_history(
 SOURCES = ("commands", "control")
 
 
-async def test_what_retention_took_stays_behind_and_history_does_not():
+async def test_what_retention_took_stays_behind_and_history_does_not() -> None:
     old = random_history(800, seed=4, partitions=4)
     for q in (0, 2):
         commands = old.of("commands", q)
@@ -66,7 +66,7 @@ async def test_what_retention_took_stays_behind_and_history_does_not():
 
 
 @pytest.mark.parametrize("name", ["audit", "state", "outcomes"])
-async def test_what_is_not_the_same_is_told(name: str):
+async def test_what_is_not_the_same_is_told(name: str) -> None:
     old = random_history(300, seed=5, partitions=2)
     new = await moved(old, 3)
     assert differences(old, new) == []
@@ -85,7 +85,7 @@ async def test_what_is_not_the_same_is_told(name: str):
     assert differences(old, new) != []
 
 
-async def test_a_flow_that_lies_wrong_is_told():
+async def test_a_flow_that_lies_wrong_is_told() -> None:
     old = random_history(300, seed=6, partitions=2)
     new = await moved(old, 3)
     new.records["audit", 0], new.records["audit", 1] = new.of("audit", 1), new.of("audit", 0)
@@ -98,7 +98,7 @@ async def test_a_flow_that_lies_wrong_is_told():
     assert any("lies on partition" in sentence for sentence in differences(old, new))
 
 
-def test_progress_stands_on_the_cursor():
+def test_progress_stands_on_the_cursor() -> None:
     rewriter = Rewriter(TOPICS, TOPICS, 3, WINDOW_MS)
     copy = rewriter.cursor(1, Position(2, 3, 4), {"outcomes/0": 5})
 
@@ -108,7 +108,7 @@ def test_progress_stands_on_the_cursor():
     assert orjson.loads(copy.record.value or b"")["offered"] == 0
 
 
-async def test_steps_of_different_partitions_come_by_time():
+async def test_steps_of_different_partitions_come_by_time() -> None:
     async def stream(q: int, *times: int) -> AsyncIterator[Step]:
         for at in times:
             yield Step(q, at, None, None, None, [], None)

@@ -1,6 +1,7 @@
 """The group goes on: what is kept, what is fetched anew, and what is dropped."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ async def test_records_that_an_assignment_outlives_while_they_are_read_are_dropp
 
     decode = partition.decode
 
-    def rebalanced(record):  # type: ignore[no-untyped-def]
+    def rebalanced(record: Any) -> Any:  # type: ignore[no-untyped-def]
         if stage.source.generation == 1:
             stage.source.rebalance()
         return decode(record)

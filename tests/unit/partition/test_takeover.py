@@ -1,6 +1,7 @@
 """Taking a partition over: from nothing, from a table, from an empty disk, and not at all."""
 
 import shutil
+from typing import Any
 
 import pytest
 import structlog
@@ -109,7 +110,7 @@ async def test_a_table_that_was_away_for_half_of_delete_retention_is_filled_anew
     state_reads = []
 
     class Watched(type(stage._new_history())):  # type: ignore[misc]
-        def read(self, topic: str, start: int, end: int):  # type: ignore[no-untyped-def]
+        def read(self, topic: str, start: int, end: int) -> Any:  # type: ignore[no-untyped-def]
             state_reads.append(topic == stage.place.topics.state and end == log.end)
             return super().read(topic, start, end)
 

@@ -1,6 +1,7 @@
 """One batch, one transaction: what it holds, when it is cut, and which producer writes it."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -165,7 +166,7 @@ async def test_a_record_that_breaks_its_handling_is_set_aside_and_the_rest_goes_
 
     decide = handler.decide
 
-    def breaks(command, *rest, **how):  # type: ignore[no-untyped-def]
+    def breaks(command: Any, *rest: Any, **how: Any) -> Any:  # type: ignore[no-untyped-def]
         if command.kind == "record_step_observation":
             raise ZeroDivisionError
         return decide(command, *rest, **how)

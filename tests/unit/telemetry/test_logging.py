@@ -35,7 +35,7 @@ def logged(settings: Settings, *calls: tuple[str, dict[str, object]]) -> list[st
     return stream.getvalue().splitlines()
 
 
-def test_a_pipe_gets_json_lines():
+def test_a_pipe_gets_json_lines() -> None:
     (line,) = logged(Settings(), ("taken over", {"partition": 3}))
 
     entry = json.loads(line)
@@ -45,7 +45,7 @@ def test_a_pipe_gets_json_lines():
     assert entry["at"].endswith("Z")
 
 
-def test_people_can_ask_for_sentences():
+def test_people_can_ask_for_sentences() -> None:
     (line,) = logged(Settings(log_format="console"), ("taken over", {"partition": 3}))
     assert "taken over" in line
     assert "partition=3" in line
@@ -56,7 +56,7 @@ class Outcome(StrEnum):
     FILLED = "filled anew"
 
 
-def test_an_enum_is_written_as_its_value_wherever_it_stands():
+def test_an_enum_is_written_as_its_value_wherever_it_stands() -> None:
     fields: dict[str, object] = {
         "table": Outcome.FILLED,
         "several": [Outcome.FILLED],
@@ -73,11 +73,11 @@ def test_an_enum_is_written_as_its_value_wherever_it_stands():
     assert (entry["several"], entry["by"]) == (["filled anew"], {"filled anew": ["filled anew"]})
 
 
-def test_the_level_is_respected():
+def test_the_level_is_respected() -> None:
     assert logged(Settings(log_level="warning"), ("taken over", {})) == []
 
 
-def test_no_secret_is_written():
+def test_no_secret_is_written() -> None:
     lines = logged(
         Settings(),
         ("connecting", {"sasl_plain_password": "hunter2", "held": SecretStr("hunter3")}),
@@ -87,7 +87,7 @@ def test_no_secret_is_written():
     assert "me" in lines[1]
 
 
-def test_libraries_are_heard_of_errors_alone():
+def test_libraries_are_heard_of_errors_alone() -> None:
     stream = io.StringIO()
     configure_logs(Settings(), stream)
 
@@ -98,7 +98,7 @@ def test_libraries_are_heard_of_errors_alone():
     assert json.loads(line)["message"] == "lost a broker"
 
 
-def test_an_exception_is_one_line():
+def test_an_exception_is_one_line() -> None:
     stream = io.StringIO()
     configure_logs(Settings(), stream)
     try:
@@ -110,7 +110,7 @@ def test_an_exception_is_one_line():
     assert "ValueError: what" in json.loads(line)["exception"]
 
 
-def test_a_traceback_on_a_terminal_shows_no_values():
+def test_a_traceback_on_a_terminal_shows_no_values() -> None:
     stream = io.StringIO()
     configure_logs(Settings(log_format="console"), stream)
 
@@ -124,7 +124,7 @@ def test_a_traceback_on_a_terminal_shows_no_values():
     assert "a-secret-payload" not in stream.getvalue().replace('payload = "a-secret-payload"', "")
 
 
-def test_a_coordinator_that_is_not_there_yet_is_no_news():
+def test_a_coordinator_that_is_not_there_yet_is_no_news() -> None:
     stream = io.StringIO()
     configure_logs(Settings(), stream)
     configure_logs(Settings(), stream)

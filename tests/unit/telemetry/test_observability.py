@@ -102,7 +102,7 @@ def queries() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("name", "expression"), [*queries()], ids=lambda text: text[:40])
-def test_a_query_asks_for_what_exists(name: str, expression: str):
+def test_a_query_asks_for_what_exists(name: str, expression: str) -> None:
     assert list(problems(expression)) == []
 
 
@@ -119,17 +119,17 @@ def test_a_query_asks_for_what_exists(name: str, expression: str):
         ("histogram_quantile(0.9, rate(taskflow_commit_second_bucket[5m]))", "no metric"),
     ],
 )
-def test_a_query_with_a_mistake_is_found(expression: str, problem: str):
+def test_a_query_with_a_mistake_is_found(expression: str, problem: str) -> None:
     assert problem in " ".join(problems(expression))
 
 
-def test_what_is_no_query_is_found():
+def test_what_is_no_query_is_found() -> None:
     with pytest.raises(ValueError, match="parenthesis"):
         list(problems("sum by (rate("))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, Any]):
+def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
     page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
@@ -140,7 +140,7 @@ def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, Any]):
     assert of_a_label <= set().union(*SERIES.values())
 
 
-def test_the_runbook_has_the_pages_that_are_named():
+def test_the_runbook_has_the_pages_that_are_named() -> None:
     runbook = (ROOT / "processor" / "docs" / "runbook.md").read_text("utf-8")
     headings = re.findall(r"^#+ (.*)$", runbook, re.MULTILINE)
     pages = {heading.lower().replace(" ", "-") for heading in headings}
@@ -149,14 +149,14 @@ def test_the_runbook_has_the_pages_that_are_named():
     assert set(named) <= pages
 
 
-def test_names_are_given_once():
+def test_names_are_given_once() -> None:
     names = [rule["alert"] for rule in RULES]
     ids = [panel["id"] for panel in BOARD["panels"]]
     assert len(set(names)) == len(names)
     assert len(set(ids)) == len(ids)
 
 
-def test_every_metric_is_on_the_dashboard():
+def test_every_metric_is_on_the_dashboard() -> None:
     shown = " ".join(expression for _, expression in queries())
     for collector in COLLECTORS:
         for metric in collector.collect():
@@ -164,7 +164,7 @@ def test_every_metric_is_on_the_dashboard():
                 assert metric.name in shown
 
 
-def test_every_metric_of_the_views_is_explained():
+def test_every_metric_of_the_views_is_explained() -> None:
     rows = re.findall(r"^\| `(taskflow_view_\w+)` \|", README, re.MULTILINE)
     endings = {"counter": "_total"}
     metrics = ViewMetrics().registry.collect()
@@ -199,11 +199,11 @@ PROMISED = {
 }
 
 
-def test_logs_use_the_names_that_are_promised():
+def test_logs_use_the_names_that_are_promised() -> None:
     unknown = {field: where for field, where in TOLD.items() if field not in PROMISED | PYTHONS}
     assert unknown == {}, "processor/observability/README.md has the names: take one, or add one"
 
 
-def test_no_name_is_promised_that_nobody_uses():
+def test_no_name_is_promised_that_nobody_uses() -> None:
     always = {"at", "level", "logger", "message", "exception"}
     assert PROMISED - always == TOLD.keys() - PYTHONS

@@ -22,7 +22,7 @@ HOSTILE = (
 HARMLESS = "ü \U0001f469\u200d\U0001f680 می\u200cخواهم"
 
 
-def test_what_it_would_obey_is_written_out_and_the_rest_stays():
+def test_what_it_would_obey_is_written_out_and_the_rest_stays() -> None:
     assert visible("a\x1b[31m\u202eb") == "a\\x1b[31m\\u202eb"
     assert visible("\U000e0041\ud800") == "\\U000e0041\\ud800"
     assert visible("a\n\tb\r", keep="\n\t") == "a\n\tb\\x0d"
@@ -30,7 +30,7 @@ def test_what_it_would_obey_is_written_out_and_the_rest_stays():
     assert not OBEYED.search(visible(HOSTILE))
 
 
-def test_json_with_escapes_is_the_same_json():
+def test_json_with_escapes_is_the_same_json() -> None:
     value = {"goal": HOSTILE + HARMLESS, HOSTILE: 1}
     shown = visible_json(json.dumps(value, ensure_ascii=False))
 
@@ -61,7 +61,7 @@ def test_json_with_escapes_is_the_same_json():
 )
 def test_a_terminal_gets_nothing_that_it_would_obey(
     write: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     shown = without_styles(on_a_terminal(monkeypatch, write))
 
     assert shown, "something is shown"
@@ -84,7 +84,7 @@ def log(settings: Settings) -> None:
         root.setLevel(level)
 
 
-def test_a_pipe_gets_bytes_as_they_are(monkeypatch: pytest.MonkeyPatch):
+def test_a_pipe_gets_bytes_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
 

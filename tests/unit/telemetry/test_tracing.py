@@ -75,7 +75,7 @@ def by_name(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
 
 def test_a_sampled_command_is_told_from_poll_to_commit(
     provider: TracerProvider, exporter: InMemorySpanExporter
-):
+) -> None:
     decided(provider, PARENT)
 
     spans = by_name(exporter)
@@ -108,7 +108,7 @@ def test_a_sampled_command_is_told_from_poll_to_commit(
 
 def test_what_could_not_be_read_is_an_error(
     provider: TracerProvider, exporter: InMemorySpanExporter
-):
+) -> None:
     decided(provider, PARENT, value=b"{")
 
     process = by_name(exporter)["process taskflow.commands"]
@@ -123,7 +123,7 @@ def test_what_could_not_be_read_is_an_error(
 )  # fmt: skip
 def test_nothing_is_told_of_other_commands(
     provider: TracerProvider, exporter: InMemorySpanExporter, header: bytes | None
-):
+) -> None:
     decided(provider, header)
     assert exporter.get_finished_spans() == ()
 
@@ -138,7 +138,7 @@ def send(provider: TracerProvider, headers: list[tuple[str, bytes]]) -> None:
 
 def test_a_producer_puts_its_span_into_the_header(
     provider: TracerProvider, exporter: InMemorySpanExporter
-):
+) -> None:
     headers: list[tuple[str, bytes]] = []
     send(provider, headers)
 
@@ -155,7 +155,7 @@ def test_a_producer_puts_its_span_into_the_header(
 
 def test_a_header_that_was_given_is_left_as_it_is(
     provider: TracerProvider, exporter: InMemorySpanExporter
-):
+) -> None:
     headers = [(TRACEPARENT_HEADER, PARENT)]
     send(provider, headers)
 
@@ -165,17 +165,17 @@ def test_a_header_that_was_given_is_left_as_it_is(
     assert f"{span.parent.span_id:016x}".encode() in PARENT
 
 
-def test_a_program_without_opentelemetry_pays_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_a_program_without_opentelemetry_pays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "opentelemetry.sdk.trace")
     assert producer_traces() is None
 
 
-def test_a_worker_without_an_endpoint_has_no_traces():
+def test_a_worker_without_an_endpoint_has_no_traces() -> None:
     with worker_traces(group_id="g", instance="i", environ={}) as traces:
         assert traces is None
 
 
-def test_a_worker_without_the_extra_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_without_the_extra_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     exporter = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
     monkeypatch.setitem(sys.modules, exporter, None)
     endpoint = {tracing.ENDPOINTS[0]: "http://127.0.0.1:4318"}

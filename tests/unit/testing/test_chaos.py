@@ -25,22 +25,22 @@ def drawn(seed: int, *, with_broker: bool = True) -> list[str]:
     ]
 
 
-def test_a_seed_draws_the_same_faults_in_the_same_order_and_in_time_all_of_them():
+def test_a_seed_draws_the_same_faults_in_the_same_order_and_in_time_all_of_them() -> None:
     assert drawn(1) == drawn(1)
     assert drawn(1) != drawn(2)
     assert set(drawn(1)) == {act.name for act in MENU}
 
 
-def test_at_a_given_cluster_only_workers_are_broken():
+def test_at_a_given_cluster_only_workers_are_broken() -> None:
     assert set(drawn(1, with_broker=False)) == {a.name for a in MENU if not a.needs_broker}
     assert not [act.name for act in MENU if "broker" in act.name and not act.needs_broker]
 
 
-def test_kills_are_kill_9_of_workers_and_of_the_broker_and_nothing_else():
+def test_kills_are_kill_9_of_workers_and_of_the_broker_and_nothing_else() -> None:
     assert {act.name for act in KILLS} == {"kill a worker", "kill all workers", "kill the broker"}
 
 
-def test_the_load_has_every_kind_every_wait_and_records_of_every_trouble():
+def test_the_load_has_every_kind_every_wait_and_records_of_every_trouble() -> None:
     load = Load(TOPICS, 4, random.Random(3))
     records = [load.next() for _ in range(5_000)]
 
@@ -63,7 +63,7 @@ def test_the_load_has_every_kind_every_wait_and_records_of_every_trouble():
     assert control == {"fail", "wake", "prune"}
 
 
-def test_the_load_is_the_same_for_the_same_seed():
+def test_the_load_is_the_same_for_the_same_seed() -> None:
     def ids(seed: int) -> list[bytes]:
         load = Load(TOPICS, 4, random.Random(seed))
         return [load.next()[1] for _ in range(200)]
@@ -71,7 +71,7 @@ def test_the_load_is_the_same_for_the_same_seed():
     assert ids(1) == ids(1) != ids(2)
 
 
-def test_workers_see_no_settings_but_those_of_the_trial():
+def test_workers_see_no_settings_but_those_of_the_trial() -> None:
     given = {"PATH": "/bin", "TASKFLOW_SASL_PASSWORD": "hunter2", "TASKFLOW_GROUP_ID": "mine"}
 
     own = _environment(ChaosPlan(seed=1, seconds=1), "torture-1", given)
@@ -84,7 +84,7 @@ def test_workers_see_no_settings_but_those_of_the_trial():
     assert there["TASKFLOW_TOPIC_PREFIX"] == "torture-1"
 
 
-def test_a_report_with_a_violation_is_not_ok():
+def test_a_report_with_a_violation_is_not_ok() -> None:
     result = ChaosResult(ChaosPlan(seed=5, seconds=None, kills=2), "torture-5")
     assert result.as_json()["ok"] is True
     result.heal_s += [1.0, 2.0, 9.0]

@@ -21,7 +21,7 @@ from processor.testing.failpoints.points import (
 from tests.unit.adapters.sqlite.tables import at, contents, flow_row, opened
 
 
-def test_a_point_an_action_and_at_which_time():
+def test_a_point_an_action_and_at_which_time() -> None:
     assert parse_faults("K6:kill@3,K8:delay=2s@*,K8:full,K11:stop") == (
         Failpoint("K6", FailpointAction.KILL, 3),
         Failpoint("K8", FailpointAction.DELAY, None, 2.0),
@@ -31,7 +31,7 @@ def test_a_point_an_action_and_at_which_time():
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_every_point_can_be_named(point: str):
+def test_every_point_can_be_named(point: str) -> None:
     assert parse_faults(f"{point}:kill") == (Failpoint(point, FailpointAction.KILL),)
 
 
@@ -39,14 +39,14 @@ def test_every_point_can_be_named(point: str):
     "text",
     ["K14:kill", "K1", "K1:burn", "K1:full", "K5:raise", "K1:kill@0", "K1:delay", "K1,"],
 )
-def test_what_means_nothing_is_a_bad_setting(text: str):
+def test_what_means_nothing_is_a_bad_setting(text: str) -> None:
     with pytest.raises(ValueError, match="no crash point"):
         parse_faults(text)
     with pytest.raises(BadSetting, match="must be crash points such as"):
         load_settings({"TASKFLOW_FAULTS": text})
 
 
-async def test_a_point_breaks_at_its_time_and_at_no_other():
+async def test_a_point_breaks_at_its_time_and_at_no_other() -> None:
     points = Failpoints(parse_faults("K1:raise@2,K3:raise@*"))
 
     await points.reach("K1")
@@ -59,7 +59,7 @@ async def test_a_point_breaks_at_its_time_and_at_no_other():
             await points.reach("K3")
 
 
-def test_unset_nothing_of_it_is_even_imported():
+def test_unset_nothing_of_it_is_even_imported() -> None:
     told = subprocess.run(
         [
             *(sys.executable, "-c"),
@@ -78,7 +78,7 @@ def test_unset_nothing_of_it_is_even_imported():
 
 async def test_a_full_disk_amid_a_write_leaves_nothing_of_it_and_the_next_one_is_whole(
     tmp_path: Path,
-):
+) -> None:
     rows = [flow_row(number, goal="x" * 4000) for number in range(1, 50)]
     async with FailpointWrappers("K8:full@2").table(lambda: opened(tmp_path))() as table:
         await table.write(Changes(inserted=rows[:1]), before=None, after=at(1))
@@ -95,7 +95,7 @@ async def test_a_full_disk_amid_a_write_leaves_nothing_of_it_and_the_next_one_is
 @pytest.mark.parametrize(("point", "written"), [("K8", False), ("K9", True)])
 async def test_an_error_before_and_behind_the_tables_commit(
     tmp_path: Path, point: str, written: bool
-):
+) -> None:
     async with FailpointWrappers(f"{point}:raise").table(lambda: opened(tmp_path))() as table:
         with pytest.raises(Injected):
             await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
@@ -103,7 +103,7 @@ async def test_an_error_before_and_behind_the_tables_commit(
         assert await table.count_flows() == int(written)
 
 
-async def test_a_checkpoint_cut_short_leaves_a_whole_table(tmp_path: Path):
+async def test_a_checkpoint_cut_short_leaves_a_whole_table(tmp_path: Path) -> None:
     """Nothing of ours runs in it, so what it leaves is made: all of the log, some of the pages."""
     rows = [flow_row(number, goal="x" * 2000) for number in range(1, 200)]
     home = tmp_path / "home"

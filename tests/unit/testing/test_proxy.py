@@ -78,7 +78,7 @@ async def connected(proxy: Proxy) -> AsyncIterator[Client]:
 SILENT_S = 0.2
 
 
-async def test_without_a_word_all_goes_through(upstream: Upstream):
+async def test_without_a_word_all_goes_through(upstream: Upstream) -> None:
     async with proxied(f"127.0.0.1:{upstream.port}") as proxy, connected(proxy) as client:
         client.ask(PRODUCE)
         assert await client.answer() == b"fine"
@@ -96,7 +96,7 @@ async def test_without_a_word_all_goes_through(upstream: Upstream):
 )
 async def test_a_request_meets_its_fate_and_others_of_its_kind_do_not(
     upstream: Upstream, fate: Fate, arrives: bool, breaks: bool
-):
+) -> None:
     async with proxied(f"127.0.0.1:{upstream.port}") as proxy:
         proxy.decide_once(END_TXN, fate)
         async with connected(proxy) as client:
@@ -119,7 +119,7 @@ async def test_a_request_meets_its_fate_and_others_of_its_kind_do_not(
         assert proxy.befallen == {("EndTxn", fate.name): 1}
 
 
-async def test_a_late_request_arrives_later_and_what_is_behind_it_too(upstream: Upstream):
+async def test_a_late_request_arrives_later_and_what_is_behind_it_too(upstream: Upstream) -> None:
     async with proxied(f"127.0.0.1:{upstream.port}") as proxy, connected(proxy) as client:
         proxy.decide_once(PRODUCE, Fate.LATE, late_s=SILENT_S)
         client.ask(PRODUCE)
@@ -131,7 +131,7 @@ async def test_a_late_request_arrives_later_and_what_is_behind_it_too(upstream: 
         assert upstream.heard == [PRODUCE, END_TXN]
 
 
-async def test_a_held_request_arrives_when_it_is_released(upstream: Upstream):
+async def test_a_held_request_arrives_when_it_is_released(upstream: Upstream) -> None:
     async with proxied(f"127.0.0.1:{upstream.port}") as proxy, connected(proxy) as client:
         proxy.decide_once(END_TXN, Fate.HOLD)
         client.ask(END_TXN)
@@ -142,7 +142,7 @@ async def test_a_held_request_arrives_when_it_is_released(upstream: Upstream):
         assert upstream.heard == [END_TXN]
 
 
-async def test_frozen_nothing_goes_through_and_thawed_nothing_is_lost(upstream: Upstream):
+async def test_frozen_nothing_goes_through_and_thawed_nothing_is_lost(upstream: Upstream) -> None:
     async with proxied(f"127.0.0.1:{upstream.port}") as proxy, connected(proxy) as client:
         proxy.freeze()
         client.ask(PRODUCE)
@@ -153,7 +153,7 @@ async def test_frozen_nothing_goes_through_and_thawed_nothing_is_lost(upstream: 
         assert await client.answer() == b"fine"
 
 
-async def test_where_an_answer_names_the_broker_it_names_the_proxy(upstream: Upstream):
+async def test_where_an_answer_names_the_broker_it_names_the_proxy(upstream: Upstream) -> None:
     async with proxied(f"127.0.0.1:{upstream.port}") as proxy, connected(proxy) as client:
         upstream.says = b"\x00\x09127.0.0.1" + struct.pack(">i", upstream.port)
         client.ask(KINDS["Metadata"])
@@ -162,14 +162,14 @@ async def test_where_an_answer_names_the_broker_it_names_the_proxy(upstream: Ups
         assert await client.answer() == upstream.says
 
 
-async def test_without_a_broker_the_connection_breaks(upstream: Upstream):
+async def test_without_a_broker_the_connection_breaks(upstream: Upstream) -> None:
     async with proxied("127.0.0.1:1") as proxy, connected(proxy) as client:
         client.ask(PRODUCE)
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await client.answer()
 
 
-def test_foul_weather_is_the_same_for_the_same_seed_and_spares_other_kinds():
+def test_foul_weather_is_the_same_for_the_same_seed_and_spares_other_kinds() -> None:
     one, other, third = (foul(0.5, seed=seed, kinds=("EndTxn",)) for seed in (1, 1, 2))
     drawn = [one(END_TXN) for _ in range(50)]
     assert drawn == [other(END_TXN) for _ in range(50)]

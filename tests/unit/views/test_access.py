@@ -1,6 +1,8 @@
 """Who may read the views: whoever has the token, if there is one."""
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,13 +21,13 @@ READS = (
 )
 
 
-def small():
+def small() -> Any:
     recorded = Recorded()
     recorded.send(("commands", create(1, "triage inbox")))
     return recorded
 
 
-async def test_nothing_is_read_without_the_token(served):
+async def test_nothing_is_read_without_the_token(served: Any) -> None:
     async with served(small(), views_read_token=TOKEN, views_token=WRITE) as (client, _):
         for given in (None, "", "Bearer", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", TOKEN,
                       f"Basic {TOKEN}", f"Bearer {WRITE}", "Bearer ü"):  # fmt: skip
@@ -39,7 +41,7 @@ async def test_nothing_is_read_without_the_token(served):
                     assert TOKEN.encode() not in body
 
 
-async def test_with_the_token_all_is_read(served):
+async def test_with_the_token_all_is_read(served: Any) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with served(small(), views_read_token=TOKEN) as (client, _):
         for path in READS:
@@ -49,14 +51,14 @@ async def test_with_the_token_all_is_read(served):
                 assert response.status == 200, path
 
 
-async def test_a_token_in_the_address_is_none(served):
+async def test_a_token_in_the_address_is_none(served: Any) -> None:
     async with served(small(), views_read_token=TOKEN) as (client, _):
         for name in ("token", "access_token", "authorization"):
             async with client.get("/v1/flows", params={name: TOKEN}) as response:
                 assert response.status == 401
 
 
-async def test_the_page_probes_and_scrapers_need_no_token_and_learn_little(served):
+async def test_the_page_probes_and_scrapers_need_no_token_and_learn_little(served: Any) -> None:
     async with served(small(), views_read_token=TOKEN) as (client, _):
         for path in ("/", "/static/app.js", "/live", "/metrics", "/openapi.json"):
             async with client.get(path) as response:
@@ -68,7 +70,7 @@ async def test_the_page_probes_and_scrapers_need_no_token_and_learn_little(serve
             assert set(await response.json()) > {"ready"}
 
 
-async def test_the_read_token_publishes_nothing(served):
+async def test_the_read_token_publishes_nothing(served: Any) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     for write, status in ((None, 403), (WRITE, 401)):
         async with (
@@ -83,7 +85,7 @@ async def test_the_read_token_publishes_nothing(served):
     ("30s", 200), ("30000", 200), ("31s", 400), ("1m", 400), ("-1", 400), ("5 s", 400),
     ("1.5s", 400), ("s", 400), ("", 400), ("9" * 20 + "s", 400),
 ])  # fmt: skip
-async def test_a_wait_is_a_duration_like_any_other(served, wait, status):
+async def test_a_wait_is_a_duration_like_any_other(served: Any, wait: str, status: int) -> None:
     async with served(small()) as (client, _):
         after = "1" if status == 200 else "9"
         async with client.get("/v1/flows", params={"after": after, "wait": wait}) as response:
@@ -91,12 +93,12 @@ async def test_a_wait_is_a_duration_like_any_other(served, wait, status):
 
 
 async def test_no_more_requests_wait_than_a_limit_and_the_others_hear_it_at_once(
-    served, monkeypatch
-):
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(api, "WAITING_MAX", 3)
     async with served(small()) as (client, _):
 
-        async def status():
+        async def status() -> Any:
             async with client.get("/v1/flows?after=9&wait=30s") as response:
                 return response.status, (await response.json())["code"]
 
@@ -108,7 +110,7 @@ async def test_no_more_requests_wait_than_a_limit_and_the_others_hear_it_at_once
         await asyncio.wait(kept)
 
 
-async def test_no_more_streams_are_open_than_a_limit(served):
+async def test_no_more_streams_are_open_than_a_limit(served: Any) -> None:
     async with served(small(), views_streams=2) as (client, _):
         open_ones = [await client.get("/v1/stream") for _ in range(2)]
         async with client.get("/v1/stream") as response:
@@ -127,13 +129,15 @@ async def test_no_more_streams_are_open_than_a_limit(served):
         open_ones[1].close()
 
 
-async def test_a_stream_keeps_little_for_a_client_that_does_not_read(served, monkeypatch):
+async def test_a_stream_keeps_little_for_a_client_that_does_not_read(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = []
     from processor.views import server_sent_events
 
     put = server_sent_events.StreamQueue.put
 
-    async def noted(self, item, size_bytes):
+    async def noted(self: Any, item: Any, size_bytes: Any) -> None:
         await put(self, item, size_bytes)
         kept.append(self._bytes)
 
@@ -155,7 +159,9 @@ async def test_a_stream_keeps_little_for_a_client_that_does_not_read(served, mon
         response.close()
 
 
-async def test_a_client_that_leaves_with_unread_events_is_no_error(tmp_path, caplog):
+async def test_a_client_that_leaves_with_unread_events_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serving(tmp_path, random_history(400)) as here:
         for path in (
             "/v1/stream?since=beginning",

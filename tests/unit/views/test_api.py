@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -19,13 +20,13 @@ LARGE = {"x": "é" * ((STATE_MAX_BYTES - len('{"x":""}')) // 2)}
 """As large as a state may be."""
 
 
-def small():
+def small() -> Any:
     recorded = Recorded()
     recorded.send(("commands", create(1, "triage inbox")))
     return recorded
 
 
-async def problem(answer, status, code):
+async def problem(answer: Any, status: Any, code: Any) -> Any:
     """The refusal, checked against its model."""
     assert (answer.status, answer.content_type) == (status, "application/problem+json")
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -65,7 +66,7 @@ REFUSED = [
 ]
 
 
-async def test_parameters_that_cannot_be_understood_are_refused_by_name(served):
+async def test_parameters_that_cannot_be_understood_are_refused_by_name(served: Any) -> None:
     async with served(small()) as (client, _):
         for path, field in REFUSED:
             async with client.get(path) as answer:
@@ -73,7 +74,9 @@ async def test_parameters_that_cannot_be_understood_are_refused_by_name(served):
                 assert field in {one["field"] for one in told.errors}, path
 
 
-async def test_whoever_leaves_a_stream_is_no_error(served, monkeypatch, caplog):
+async def test_whoever_leaves_a_stream_is_no_error(
+    served: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(streams, "HEARTBEAT_S", 0.01)
     async with served(small()) as (client, view):
         answer = await client.get("/v1/stream")
@@ -85,11 +88,11 @@ async def test_whoever_leaves_a_stream_is_no_error(served, monkeypatch, caplog):
     assert caplog.messages == []
 
 
-def open_streams(view):
+def open_streams(view: Any) -> Any:
     return view.metrics.registry.get_sample_value("taskflow_view_streams")
 
 
-async def test_what_is_not_there_is_told(served):
+async def test_what_is_not_there_is_told(served: Any) -> None:
     async with served(small()) as (client, _):
         for path, code in (
             ("/v1/flows/nobody", "not_found"),
@@ -104,7 +107,7 @@ async def test_what_is_not_there_is_told(served):
             await problem(answer, 405, "method_not_allowed")
 
 
-async def test_without_a_token_commands_are_switched_off(served):
+async def test_without_a_token_commands_are_switched_off(served: Any) -> None:
     async with served(small()) as (client, _):
         for headers in ({}, {"Authorization": f"Bearer {TOKEN}"}, {"Authorization": "Bearer "}):
             async with client.post("/v1/commands", json={}, headers=headers) as answer:
@@ -116,7 +119,7 @@ async def test_without_a_token_commands_are_switched_off(served):
     "given", [None, "", TOKEN, "Bearer", "Bearer ", f"Basic {TOKEN}", f"Bearer {TOKEN[:-1]}",
               f"Bearer {TOKEN}x", "Bearer ü"],
 )  # fmt: skip
-async def test_a_wrong_token_is_refused(served, given):
+async def test_a_wrong_token_is_refused(served: Any, given: Any) -> None:
     headers = {} if given is None else {"Authorization": given}
     async with (
         served(small(), views_token=TOKEN) as (client, _),
@@ -127,7 +130,9 @@ async def test_a_wrong_token_is_refused(served, given):
         assert TOKEN not in await answer.text()
 
 
-async def test_with_the_token_a_body_that_is_no_command_is_refused_before_kafka(served):
+async def test_with_the_token_a_body_that_is_no_command_is_refused_before_kafka(
+    served: Any,
+) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     async with served(small(), views_token=TOKEN) as (client, _):
         for data, status, code in (
@@ -142,7 +147,7 @@ async def test_with_the_token_a_body_that_is_no_command_is_refused_before_kafka(
             await problem(answer, 400, "bad_request")
 
 
-async def test_hostile_texts_come_back_as_json_and_nothing_else(served):
+async def test_hostile_texts_come_back_as_json_and_nothing_else(served: Any) -> None:
     recorded = Recorded()
     # Nearly as large as a state may be: one character takes six bytes, one three.
     big = "\u202e<b>\x01" * (STATE_MAX_BYTES // 12 - 100)
@@ -177,13 +182,13 @@ async def test_hostile_texts_come_back_as_json_and_nothing_else(served):
             assert letter["value"] == "{<script>alert(9)</script>\ufffd\x00"
 
 
-async def test_a_hostile_parameter_is_not_given_back(served):
+async def test_a_hostile_parameter_is_not_given_back(served: Any) -> None:
     hostile = {"limit": "<script>", "<script>": "1"}
     async with served(small()) as (client, _), client.get("/v1/flows", params=hostile) as answer:
         await problem(answer, 400, "bad_request")
 
 
-async def test_the_largest_state_comes_back_whole(served):
+async def test_the_largest_state_comes_back_whole(served: Any) -> None:
     recorded = Recorded()
     recorded.send(("commands", create(1, "large", state_json=LARGE)))
     async with served(recorded) as (client, _):
@@ -195,8 +200,8 @@ async def test_the_largest_state_comes_back_whole(served):
 
 
 async def test_what_is_not_projected_yet_is_told_and_what_comes_in_time_is_awaited(
-    served, monkeypatch
-):
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorded = small()
     async with served(recorded) as (client, view):
         async with client.get("/v1/flows?after=1,2&wait=0") as answer:
@@ -209,13 +214,13 @@ async def test_what_is_not_projected_yet_is_told_and_what_comes_in_time_is_await
         recorded.send(("commands", command(1, "finish")))
         asked = client.get(f"/v1/flows/{flow_id(1)}?after=3&wait=30000")
 
-        async def answered():
+        async def answered() -> Any:
             async with asked as answer:
                 return answer.status, (await answer.json())["flow"]["status"]
 
         begun, includes = asyncio.Event(), view.includes
 
-        async def noted(*arguments):
+        async def noted(*arguments: Any) -> Any:
             begun.set()
             return await includes(*arguments)
 
@@ -227,7 +232,7 @@ async def test_what_is_not_projected_yet_is_told_and_what_comes_in_time_is_await
         assert await task == (200, "finished")
 
 
-async def test_an_event_of_a_partition_that_nobody_has_cannot_be_awaited(served):
+async def test_an_event_of_a_partition_that_nobody_has_cannot_be_awaited(served: Any) -> None:
     async with served(small()) as (client, view):
         view.assign([])
         async with client.get("/v1/flows?after=1&wait=30000") as answer:
@@ -241,7 +246,7 @@ async def test_an_event_of_a_partition_that_nobody_has_cannot_be_awaited(served)
             )  # fmt: skip
 
 
-async def test_answers_are_what_their_models_say(served):
+async def test_answers_are_what_their_models_say(served: Any) -> None:
     recorded = random_history(150)
     some = docs_of(messages(recorded))
     found = expected(some)
@@ -265,7 +270,7 @@ async def test_answers_are_what_their_models_say(served):
             assert told["flows_total"] == len(found.flows)
 
 
-async def test_a_file_of_the_page_that_did_not_change_is_not_sent_again(served):
+async def test_a_file_of_the_page_that_did_not_change_is_not_sent_again(served: Any) -> None:
     async with served(small()) as (client, _):
         async with client.get("/static/app.js") as answer:
             etag = answer.headers["ETag"]

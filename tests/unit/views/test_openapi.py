@@ -1,15 +1,22 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import jsonschema
+import pytest
 
 from processor.views import openapi
 from processor.views.openapi import openapi_document
 from processor.views.routes import ROUTES
 
 
-def test_the_document_is_what_the_models_say():
+def test_the_document_is_what_the_models_say() -> None:
     assert openapi.HOME.read_text("utf-8") == openapi.text(), "python -m processor.views.openapi"
 
 
-def test_a_stale_document_is_told_and_written_anew(tmp_path, capsys):
+def test_a_stale_document_is_told_and_written_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "openapi.json"
     path.write_text("{}")
     assert openapi.main(["--check"], path) == 1
@@ -19,7 +26,7 @@ def test_a_stale_document_is_told_and_written_anew(tmp_path, capsys):
     assert capsys.readouterr().out == "stale: openapi.json\nwrote: openapi.json\n"
 
 
-def test_every_reference_leads_somewhere_and_every_schema_is_one():
+def test_every_reference_leads_somewhere_and_every_schema_is_one() -> None:
     document = openapi_document()
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
@@ -29,7 +36,7 @@ def test_every_reference_leads_somewhere_and_every_schema_is_one():
             found = found[part]
 
 
-def references(value):
+def references(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
         if isinstance(value.get("$ref"), str):
             yield value["$ref"]
@@ -40,7 +47,7 @@ def references(value):
             yield from references(inner)
 
 
-def test_all_parameters_are_described_with_their_bounds():
+def test_all_parameters_are_described_with_their_bounds() -> None:
     document = openapi_document()
     flows = {p["name"]: p["schema"] for p in document["paths"]["/v1/flows"]["get"]["parameters"]}
     assert flows["limit"] == {"default": 50, "maximum": 200, "minimum": 1, "type": "integer"}

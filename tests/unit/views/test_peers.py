@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
@@ -32,7 +33,7 @@ def some(count: int = 24) -> Recorded:
 
 @asynccontextmanager
 async def pair(
-    folder: Path, *, theirs_at: str | None = None, their_secret: str | None = SECRET, **options
+    folder: Path, *, theirs_at: str | None = None, their_secret: str | None = SECRET, **options: Any
 ) -> AsyncIterator[tuple[ServedView, ServedView]]:
     """Two workers that share the partitions; the second is found at `theirs_at`, or where it is."""
     recorded, group = some(), {}
@@ -73,7 +74,7 @@ async def stranger(
 
 @asynccontextmanager
 async def beside_a_stranger(
-    folder: Path, answer: Callable[[web.Request], Awaitable[web.StreamResponse]], **options
+    folder: Path, answer: Callable[[web.Request], Awaitable[web.StreamResponse]], **options: Any
 ) -> AsyncIterator[tuple[ServedView, list[web.Request]]]:
     """A worker with half of the partitions; the group says that a stranger has the others."""
     async with stranger(answer) as (address, asked):
@@ -83,7 +84,7 @@ async def beside_a_stranger(
             yield here, asked
 
 
-async def get(here: ServedView, path: str, **headers: str):
+async def get(here: ServedView, path: str, **headers: str) -> Any:
     async with here.client.get(path, headers=headers) as response:
         return response.status, await response.json()
 
@@ -91,7 +92,7 @@ async def get(here: ServedView, path: str, **headers: str):
 PATHS = ("/v1/flows", "/v1/events", "/v1/statistics", "/v1/deadletters")
 
 
-async def test_workers_with_the_same_secret_answer_for_all_partitions(tmp_path):
+async def test_workers_with_the_same_secret_answer_for_all_partitions(tmp_path: Path) -> None:
     token = "a read token of the views"
     async with pair(tmp_path, views_read_token=token) as both:
         for here in both:
@@ -129,7 +130,7 @@ async def read_stream(here: ServedView, wanted: int, **query: str) -> list[int]:
     return found
 
 
-async def test_a_stream_has_the_events_of_all_workers(tmp_path):
+async def test_a_stream_has_the_events_of_all_workers(tmp_path: Path) -> None:
     async with pair(tmp_path) as both:
         for here in both:
             found = await read_stream(here, 48)
@@ -138,7 +139,9 @@ async def test_a_stream_has_the_events_of_all_workers(tmp_path):
 
 
 @pytest.mark.parametrize("their_secret", ["another secret than ours", None])
-async def test_workers_with_different_secrets_leave_each_other_out(tmp_path, their_secret):
+async def test_workers_with_different_secrets_leave_each_other_out(
+    tmp_path: Path, their_secret: str | None
+) -> None:
     async with pair(tmp_path, their_secret=their_secret) as both:
         for here, own, other in ((both[0], OURS, THEIRS), (both[1], THEIRS, OURS)):
             for path in PATHS:
@@ -163,7 +166,9 @@ async def forged(request: web.Request) -> web.Response:
     return web.json_response(document, headers={ANSWER: f"{'0' * 64} {'0' * 64}"})
 
 
-async def test_what_a_stranger_forges_is_in_no_answer(tmp_path, caplog):
+async def test_what_a_stranger_forges_is_in_no_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with beside_a_stranger(tmp_path, forged) as (here, asked):
         for path in PATHS:
             status, told = await get(here, path)
@@ -177,7 +182,7 @@ async def test_what_a_stranger_forges_is_in_no_answer(tmp_path, caplog):
     assert "TASKFLOW_VIEWS_PEER_SECRET" in caplog.text
 
 
-async def test_a_refusal_of_a_stranger_is_none_of_ours(tmp_path):
+async def test_a_refusal_of_a_stranger_is_none_of_ours(tmp_path: Path) -> None:
     async def refuses(_: web.Request) -> web.Response:
         body = {"code": "bad_request", "detail": "forged", "errors": []}
         return web.json_response(body, status=400)
@@ -188,7 +193,7 @@ async def test_a_refusal_of_a_stranger_is_none_of_ours(tmp_path):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_not_followed(tmp_path, status):
+async def test_a_redirect_is_not_followed(tmp_path: Path, status: int) -> None:
     async def never(_: web.Request) -> web.Response:
         raise AssertionError("nobody is asked there")
 
@@ -207,7 +212,7 @@ async def test_a_redirect_is_not_followed(tmp_path, status):
             assert followed == []
 
 
-async def test_a_bomb_is_not_unpacked_and_not_even_read(tmp_path):
+async def test_a_bomb_is_not_unpacked_and_not_even_read(tmp_path: Path) -> None:
     sent = []
 
     async def bomb(request: web.Request) -> web.StreamResponse:
@@ -230,7 +235,9 @@ async def test_a_bomb_is_not_unpacked_and_not_even_read(tmp_path):
         await asyncio.sleep(0.1)
 
 
-async def test_a_stranger_that_does_not_answer_is_waited_for_once(tmp_path, monkeypatch):
+async def test_a_stranger_that_does_not_answer_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(peers_module, "ANSWER_MAX_S", 0.3)
 
     async def silent(_: web.Request) -> web.Response:
@@ -246,7 +253,9 @@ async def test_a_stranger_that_does_not_answer_is_waited_for_once(tmp_path, monk
         assert len(asked) == 1
 
 
-async def test_a_body_that_never_ends_is_read_for_a_time(tmp_path, monkeypatch):
+async def test_a_body_that_never_ends_is_read_for_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(peers_module, "ANSWER_MAX_S", 0.5)
     monkeypatch.setattr(peers_module, "ANSWER_MAX_BYTES", 100_000)
     key = PeerKey(SECRET)
@@ -266,7 +275,7 @@ async def test_a_body_that_never_ends_is_read_for_a_time(tmp_path, monkeypatch):
         assert (status, told["view"]["missing"]) == (200, [2, 3])
 
 
-def relay(to: Callable[[], str], alter: Callable[[bytes], bytes] = lambda body: body):
+def relay(to: Callable[[], str], alter: Callable[[bytes], bytes] = lambda body: body) -> Any:
     """Asks on what it is asked, and answers what it hears, altered."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -287,7 +296,7 @@ def relay(to: Callable[[], str], alter: Callable[[bytes], bytes] = lambda body: 
     return answer
 
 
-async def test_a_question_for_one_address_is_not_answered_at_another(tmp_path):
+async def test_a_question_for_one_address_is_not_answered_at_another(tmp_path: Path) -> None:
     # A stranger in the group, who asks the honest worker on.
     async with (
         serving(tmp_path / "b", some()) as honest,
@@ -301,7 +310,7 @@ async def test_a_question_for_one_address_is_not_answered_at_another(tmp_path):
             assert response.status == 401
 
 
-async def test_an_answer_that_was_altered_on_its_way_is_left_out(tmp_path):
+async def test_an_answer_that_was_altered_on_its_way_is_left_out(tmp_path: Path) -> None:
     where: list[str] = []
     altered = [False]
 
@@ -321,7 +330,7 @@ async def test_an_answer_that_was_altered_on_its_way_is_left_out(tmp_path):
         assert "gaol" not in json.dumps(told)
 
 
-async def test_an_event_of_a_stream_that_was_altered_is_left_out(tmp_path):
+async def test_an_event_of_a_stream_that_was_altered_is_left_out(tmp_path: Path) -> None:
     where: list[str] = []
 
     def alter(line: bytes) -> bytes:
@@ -342,7 +351,7 @@ async def test_an_event_of_a_stream_that_was_altered_is_left_out(tmp_path):
         assert b"gaol" not in seen
 
 
-async def test_only_workers_are_asked_for_raw_statistics(tmp_path):
+async def test_only_workers_are_asked_for_raw_statistics(tmp_path: Path) -> None:
     async with pair(tmp_path) as (ours, _):
         status, told = await get(ours, "/internal/statistics")
         assert (status, told["code"]) == (403, "forbidden")
@@ -357,7 +366,7 @@ async def test_only_workers_are_asked_for_raw_statistics(tmp_path):
      "http://u:p@127.0.0.1:1", "http://127.0.0.1:1/path", "http://127.0.0.1:1?x=1", "http://a b",
      "http://127.0.0.1:99999", "http://" + "x" * 3000, "http://é.example"],
 )  # fmt: skip
-async def test_what_is_no_address_is_not_asked(tmp_path, address):
+async def test_what_is_no_address_is_not_asked(tmp_path: Path, address: str) -> None:
     group = {address: THEIRS}
     async with serving(tmp_path, some(), shared_out=lambda: group) as here:
         here.view.assign(OURS)
@@ -365,7 +374,7 @@ async def test_what_is_no_address_is_not_asked(tmp_path, address):
         assert (status, told["view"]["missing"]) == (200, [2, 3])
 
 
-async def test_a_stranger_at_our_own_address_takes_nothing_from_us(tmp_path):
+async def test_a_stranger_at_our_own_address_takes_nothing_from_us(tmp_path: Path) -> None:
     group: dict[str, set[int]] = {}
     async with serving(tmp_path, some(), shared_out=lambda: group) as here:
         here.view.assign(OURS)
@@ -377,7 +386,7 @@ async def test_a_stranger_at_our_own_address_takes_nothing_from_us(tmp_path):
 # The key and the secret
 
 
-def test_each_part_of_an_exchange_is_bound_to_the_others():
+def test_each_part_of_an_exchange_is_bound_to_the_others() -> None:
     key = PeerKey(SECRET)
     asking, header = key.ask("http://b:1", "/v1/flows?x=1")
     answering = key.admit(header, "http://b:1", "/v1/flows?x=1")
@@ -404,7 +413,9 @@ def test_each_part_of_an_exchange_is_bound_to_the_others():
             asking.check_event(code, *changed)
 
 
-def test_workers_of_one_user_share_a_secret_that_only_he_can_read(tmp_path, monkeypatch):
+def test_workers_of_one_user_share_a_secret_that_only_he_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     settings = Settings()
     secret = peer_secret(settings)
@@ -417,7 +428,9 @@ def test_workers_of_one_user_share_a_secret_that_only_he_can_read(tmp_path, monk
     assert peer_secret(Settings(views_peer_secret="one that was given")) == "one that was given"
 
 
-def test_a_secret_that_others_can_read_is_none(tmp_path, monkeypatch, caplog):
+def test_a_secret_that_others_can_read_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert peer_secret(Settings()) is not None
     path = tmp_path / "taskflow" / "views-peer-secret"
@@ -429,7 +442,9 @@ def test_a_secret_that_others_can_read_is_none(tmp_path, monkeypatch, caplog):
     assert peer_secret(Settings()) is None
 
 
-def test_without_a_place_for_a_secret_there_is_none(tmp_path, monkeypatch, caplog):
+def test_without_a_place_for_a_secret_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     assert peer_secret(Settings()) is None

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import random
+from typing import Any
 
 import pytest
 
@@ -18,18 +19,18 @@ ID = EVENTS_PER_PARTITION
 HISTORY = f"/v1/flows/{flow_id(1)}/history"
 
 
-def packed(value) -> str:
+def packed(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
 
 
-def some():
+def some() -> Any:
     recorded = Recorded(PARTITIONS)
     for number in range(1, 9):
         recorded.send(("commands", create(number, f"goal {number}")))
     return recorded
 
 
-async def refused(client, path, field, **headers):
+async def refused(client: Any, path: Any, field: Any, **headers: Any) -> None:
     async with asyncio.timeout(10), client.get(path, headers=headers) as response:
         body = await response.read() if response.status == 400 else b""
         assert response.status == 400, (path, headers, body[:200])
@@ -63,8 +64,10 @@ OUTSIDE = [
 ]
 
 
-async def test_a_stream_begins_in_its_partitions_only(served, monkeypatch):
-    async def never(*_, **__):
+async def test_a_stream_begins_in_its_partitions_only(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a position that is refused is not looked for")
 
     monkeypatch.setattr(server_sent_events, "events_after", never)
@@ -77,7 +80,7 @@ async def test_a_stream_begins_in_its_partitions_only(served, monkeypatch):
             await refused(client, f"/v1/stream?last_event_id={text}", "last_event_id")
 
 
-async def test_a_stream_may_begin_at_the_beginning_and_ahead_of_the_view(served):
+async def test_a_stream_may_begin_at_the_beginning_and_ahead_of_the_view(served: Any) -> None:
     async with served(some()) as (client, view):
         newest = {str(p): view.position(p).event_id for p in range(PARTITIONS)}
         for value in (
@@ -98,7 +101,7 @@ async def test_a_stream_may_begin_at_the_beginning_and_ahead_of_the_view(served)
     ["4398046511105", "99999999999999999999", "0", str(ID), str(2 * ID), str(2**63),
      "1,4398046511105", "9" * 1000, "-1", "1.5", "1e3", "x", ","],
 )  # fmt: skip
-async def test_events_that_cannot_be_are_not_awaited(served, after):
+async def test_events_that_cannot_be_are_not_awaited(served: Any, after: Any) -> None:
     async with served(some()) as (client, _):
         for path in (
             *("/v1/flows", "/v1/events", "/v1/statistics", "/v1/deadletters"),
@@ -111,7 +114,7 @@ async def test_events_that_cannot_be_are_not_awaited(served, after):
                 await refused(client, f"{path}?after={after}&wait=30s", "after")
 
 
-async def test_an_event_that_may_come_is_not_yet_there(served):
+async def test_an_event_that_may_come_is_not_yet_there(served: Any) -> None:
     async with served(some()) as (client, _):
         for after in (ID - 1, ID + 1000, 4 * ID - 1):
             async with client.get(f"/v1/flows?after={after}&wait=0s") as response:
@@ -145,7 +148,9 @@ CURSORS = [
 ]
 
 
-async def test_a_page_goes_on_in_its_partitions_only(served, monkeypatch):
+async def test_a_page_goes_on_in_its_partitions_only(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = Database.reading
     asked = []
     monkeypatch.setattr(Database, "reading", lambda self: asked.append(1) or read(self))
@@ -156,7 +161,7 @@ async def test_a_page_goes_on_in_its_partitions_only(served, monkeypatch):
         assert asked == [], "no query was made for any"
 
 
-async def test_a_page_of_events_that_begins_ahead_of_the_view_is_its_newest(served):
+async def test_a_page_of_events_that_begins_ahead_of_the_view_is_its_newest(served: Any) -> None:
     async with served(some()) as (client, _):
         async with client.get("/v1/events") as response:
             newest = (await response.json())["items"]
@@ -166,7 +171,7 @@ async def test_a_page_of_events_that_begins_ahead_of_the_view_is_its_newest(serv
             assert (told["items"], told["next_cursor"]) == (newest, None)
 
 
-async def test_pages_lead_through_everything_once(served):
+async def test_pages_lead_through_everything_once(served: Any) -> None:
     async with served(some()) as (client, _):
         for path, key in (
             ("/v1/flows?limit=3", "id"),
@@ -188,19 +193,21 @@ async def test_pages_lead_through_everything_once(served):
                 assert len(found) >= 8
 
 
-async def test_no_position_whatever_makes_a_failure_or_many_queries(served, caplog, monkeypatch):
+async def test_no_position_whatever_makes_a_failure_or_many_queries(
+    served: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Random positions of every kind."""
     chance = random.Random(14)
     read, asked = Database.reading, []
     monkeypatch.setattr(Database, "reading", lambda self: asked.append(1) or read(self))
 
-    def number():
+    def number() -> Any:
         return chance.choice(
             [0, 1, 2, ID - 1, ID, ID + 1, 4 * ID - 1, 4 * ID, 2**62, 2**63 - 1, 2**63, 2**64, -1,
              chance.randrange(-(2**65), 2**65)]
         )  # fmt: skip
 
-    def position():
+    def position() -> Any:
         names = ["updated", "created", "wait", "history-asc", "history-desc", "letters"]
         return chance.choice(
             [

@@ -3,8 +3,10 @@
 import asyncio
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import orjson
 import pytest
@@ -27,7 +29,7 @@ HISTORIES = st.integers(0, 2**32).map(lambda seed: random_history(150, seed=seed
 CUTS = st.lists(st.integers(1, 40), max_size=12)
 
 
-def batches(some, sizes):
+def batches(some: Any, sizes: Any) -> Iterator[Any]:
     """In order, of these sizes; the rest is the last one."""
     at = 0
     for size in [*sizes, len(some)]:
@@ -36,7 +38,7 @@ def batches(some, sizes):
         at += size
 
 
-def lived(life):
+def lived(life: Any) -> Any:
     recorded = Recorded()
     at = recorded.now
     for command, _, authority in life:
@@ -47,7 +49,7 @@ def lived(life):
     return recorded
 
 
-def projected(recorded, sizes):
+def projected(recorded: Any, sizes: Any) -> Any:
     """All of it, in batches: what is known after it, and the changes put together."""
     known, steps, minutes, totals, events = {}, {}, {}, {}, []
     for batch in batches(docs_of(messages(recorded)), sizes):
@@ -62,7 +64,7 @@ def projected(recorded, sizes):
     return known, steps, minutes, totals, events
 
 
-def assert_counted(found, minutes, totals):
+def assert_counted(found: Any, minutes: Any, totals: Any) -> None:
     """Minutes (partition, ms) and totals, as JSON, are what happened."""
     wanted = found.minutes()
     assert {(p, ms // 60_000) for p, ms in minutes} == wanted.keys()
@@ -83,7 +85,7 @@ def assert_counted(found, minutes, totals):
         assert doc == found.totals(partition)
 
 
-def assert_folded(recorded, sizes):
+def assert_folded(recorded: Any, sizes: Any) -> None:
     known, steps, minutes, totals, events = projected(recorded, sizes)
     docs = docs_of(messages(recorded))
     found = expected(docs)
@@ -104,17 +106,17 @@ def assert_folded(recorded, sizes):
 
 @settings(max_examples=15)
 @given(HISTORIES, CUTS)
-def test_a_history_projects_to_what_its_events_fold_to(recorded, sizes):
+def test_a_history_projects_to_what_its_events_fold_to(recorded: Any, sizes: Any) -> None:
     assert_folded(recorded, sizes)
 
 
 @settings(max_examples=40)
 @given(lives(), CUTS)
-def test_a_life_projects_to_what_its_events_fold_to(life, sizes):
+def test_a_life_projects_to_what_its_events_fold_to(life: Any, sizes: Any) -> None:
     assert_folded(lived(life), sizes)
 
 
-async def rows_of(view):
+async def rows_of(view: Any) -> Any:
     read_rows = view.database.read
     flows = await read_rows(f"SELECT n, {FLOW_COLUMNS} FROM flow WHERE pruned = 0")
     steps = await read_rows("SELECT flow, run_id, doc FROM step")
@@ -126,7 +128,7 @@ async def rows_of(view):
     )
 
 
-async def assert_once(folder, recorded, deliveries):
+async def assert_once(folder: Any, recorded: Any, deliveries: Any) -> None:
     """After all `deliveries` (slices of the topic, and whether the worker starts anew before),
     and then the whole of it."""
     some = messages(recorded)
@@ -169,7 +171,7 @@ DELIVERIES = st.lists(
 @settings(max_examples=8)
 @example(random_history(150, seed=1), [(0, 30, False), (30, 30, True), (60, 60, False)])
 @given(HISTORIES, DELIVERIES)
-def test_what_is_delivered_again_changes_nothing(recorded, deliveries):
+def test_what_is_delivered_again_changes_nothing(recorded: Any, deliveries: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(assert_once(Path(folder), recorded, deliveries))
 
@@ -177,25 +179,27 @@ def test_what_is_delivered_again_changes_nothing(recorded, deliveries):
 @pytest.mark.parametrize(
     "doc", [b"", b"[]", b"{}", b"\xff", b'{"id":1}', b'{"id":1,"flow_id":"x","kind":"dance"}']
 )
-def test_what_is_no_event_is_told(doc):
+def test_what_is_no_event_is_told(doc: bytes) -> None:
     with pytest.raises(ProjectionFailed):
         read(doc)
 
 
-def test_an_event_of_a_flow_that_is_not_there_is_told():
+def test_an_event_of_a_flow_that_is_not_there_is_told() -> None:
     docs = docs_of(messages(random_history(50)))
     first = next(doc for doc in docs if b'"created"' not in doc)
     with pytest.raises(ProjectionFailed, match="is not there"):
         project([read(first)], {}, {})
 
 
-def test_a_flow_is_not_created_twice():
+def test_a_flow_is_not_created_twice() -> None:
     created = read(docs_of(messages(random_history(10)))[0])
     with pytest.raises(ProjectionFailed, match="though it is there"):
         project([created, created], {}, {})
 
 
-async def test_a_gap_is_read_again_and_one_that_stays_stops_its_partition_alone(tmp_path):
+async def test_a_gap_is_read_again_and_one_that_stays_stops_its_partition_alone(
+    tmp_path: Path,
+) -> None:
     recorded = random_history(60)
     some = messages(recorded)
     holed = [one for one in some if (one.partition, one.offset) != (0, some[1].offset)]
@@ -216,7 +220,7 @@ async def test_a_gap_is_read_again_and_one_that_stays_stops_its_partition_alone(
         assert await view.includes([sum(m.partition == 0 for m in some)], 0)
 
 
-async def test_dead_letters_do_not_hide_a_gap_that_stays(tmp_path):
+async def test_dead_letters_do_not_hide_a_gap_that_stays(tmp_path: Path) -> None:
     recorded = random_history(60)
     holed = messages(recorded)[1:]
     async with opened_view(tmp_path, recorded.partitions) as view:
@@ -227,7 +231,7 @@ async def test_dead_letters_do_not_hide_a_gap_that_stays(tmp_path):
         assert list(view.broken) == [0]
 
 
-async def test_an_event_that_cannot_follow_stops_its_partition_alone(tmp_path):
+async def test_an_event_that_cannot_follow_stops_its_partition_alone(tmp_path: Path) -> None:
     recorded = random_history(60)
     some = messages(recorded)
     # With the right id, but of a flow that nobody has created.
@@ -248,14 +252,16 @@ async def test_an_event_that_cannot_follow_stops_its_partition_alone(tmp_path):
         assert view.totals.at(0, None) is None
 
 
-async def test_a_batch_whose_caller_went_away_is_there_once(tmp_path, monkeypatch):
+async def test_a_batch_whose_caller_went_away_is_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(views, "RETRY_S", 0.0)
     recorded = random_history(60)
     some = messages(recorded)
     async with opened_view(tmp_path, recorded.partitions) as view:
         begun, write = asyncio.Event(), view.database.write
 
-        async def noted(batch):
+        async def noted(batch: Any) -> None:
             begun.set()
             await write(batch)
 

@@ -1,6 +1,7 @@
 """What the view's rows answer: filters, pages, words, and a flow as it was."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,13 +22,13 @@ RECORDED = random_history(300, seed=7)
 FOUND = expected(docs_of(messages(RECORDED)))
 
 
-def ends(flow):
+def ends(flow: Any) -> Any:
     """When its wait ends by itself."""
     wait = flow.wait_json or {}
     return wait.get("at") or wait.get("timeout_at")
 
 
-async def all_of(client, path, limit, **parameters):
+async def all_of(client: Any, path: Any, limit: Any, **parameters: Any) -> Any:
     """The items of all pages, and how many pages those were."""
     items, pages, cursor = [], 0, None
     while True:
@@ -44,13 +45,13 @@ async def all_of(client, path, limit, **parameters):
             return items, pages
 
 
-def keys(flows, sort):
+def keys(flows: Any, sort: Any) -> Any:
     return [(parse_timestamp(one[f"{sort}_at"]), one["first_event_id"]) for one in flows]
 
 
 @pytest.mark.parametrize("limit", [1, 7, 200])
 @pytest.mark.parametrize("sort", ["updated", "created", "wait"])
-async def test_pages_give_each_flow_once_in_order(served, sort, limit):
+async def test_pages_give_each_flow_once_in_order(served: Any, sort: str, limit: int) -> None:
     async with served(RECORDED) as (client, _):
         items, _ = await all_of(client, "/v1/flows", limit, sort=sort)
     wanted = {n for n, flow in FOUND.flows.items() if sort != "wait" or ends(flow)}
@@ -82,7 +83,7 @@ FILTERS = {
 }
 
 
-async def test_a_filter_finds_those_that_it_names(served):
+async def test_a_filter_finds_those_that_it_names(served: Any) -> None:
     async with served(RECORDED) as (client, _):
         for asked, fits in FILTERS.items():
             parameters = dict(part.split("=") for part in asked.split("&"))
@@ -105,7 +106,7 @@ BY_INDEX = {
 }
 
 
-async def test_every_list_comes_in_order_from_its_index_and_sorts_nothing(served):
+async def test_every_list_comes_in_order_from_its_index_and_sorts_nothing(served: Any) -> None:
     async with served(RECORDED) as (_, view):
         for asked, index in BY_INDEX.items():
             parameters = dict(part.split("=") for part in asked.split("&") if part)
@@ -116,7 +117,7 @@ async def test_every_list_comes_in_order_from_its_index_and_sorts_nothing(served
 
 
 @pytest.mark.parametrize("field", ["created", "updated"])
-async def test_flows_are_found_by_their_age(served, field):
+async def test_flows_are_found_by_their_age(served: Any, field: str) -> None:
     times = sorted(getattr(flow, f"{field}_at") for flow in FOUND.flows.values())
     limit = times[len(times) // 2]
     async with served(RECORDED) as (client, _):
@@ -127,7 +128,7 @@ async def test_flows_are_found_by_their_age(served, field):
 
 
 @pytest.mark.parametrize("limit", [3, 200])
-async def test_pages_give_each_event_once_newest_first(served, limit):
+async def test_pages_give_each_event_once_newest_first(served: Any, limit: int) -> None:
     async with served(RECORDED) as (client, _):
         items, _ = await all_of(client, "/v1/events", limit)
         some, _ = await all_of(client, "/v1/events", limit, kind="created,failed", owner=OWNERS[0])
@@ -146,7 +147,7 @@ async def test_pages_give_each_event_once_newest_first(served, limit):
     )
 
 
-async def test_a_history_is_the_events_of_the_flow_either_way(served):
+async def test_a_history_is_the_events_of_the_flow_either_way(served: Any) -> None:
     chosen = [e["flow_id"] for e in FOUND.events.values()]
     longest = max(set(chosen), key=chosen.count)
     own = [e for _, e in sorted(FOUND.events.items()) if e["flow_id"] == longest]
@@ -157,7 +158,7 @@ async def test_a_history_is_the_events_of_the_flow_either_way(served):
         assert (await all_of(client, path, 2, order="desc"))[0] == own[::-1]
 
 
-async def test_a_flow_is_shown_as_it_was_at_each_of_its_revisions(served):
+async def test_a_flow_is_shown_as_it_was_at_each_of_its_revisions(served: Any) -> None:
     asked = 0
     async with served(RECORDED) as (client, _):
         for number, last in [*FOUND.flows.items()][:12]:
@@ -176,7 +177,7 @@ async def test_a_flow_is_shown_as_it_was_at_each_of_its_revisions(served):
     assert asked > 20
 
 
-async def test_steps_are_shown_as_they_were_too(served):
+async def test_steps_are_shown_as_they_were_too(served: Any) -> None:
     recorded = Recorded()
     recorded.send(("commands", create(1, "steps")))
     for status in ("running", "succeeded"):
@@ -196,7 +197,7 @@ async def test_steps_are_shown_as_they_were_too(served):
         assert told["steps"][0]["status"] == "succeeded"
 
 
-async def test_words_of_the_goal_are_found_whatever_their_case_and_accents(served):
+async def test_words_of_the_goal_are_found_whatever_their_case_and_accents(served: Any) -> None:
     recorded = Recorded()
     goals = [
         "Réindex the Ünïcode shard",
@@ -222,7 +223,7 @@ async def test_words_of_the_goal_are_found_whatever_their_case_and_accents(serve
             assert [goals.index(one["goal"]) for one in items] == found, words
 
 
-async def test_flows_whose_wait_ends_are_found_soonest_first(served):
+async def test_flows_whose_wait_ends_are_found_soonest_first(served: Any) -> None:
     recorded = Recorded()
     for n, hours in enumerate((3, 1, 2)):
         recorded.send(("commands", create(n, "wait")))
@@ -237,7 +238,7 @@ async def test_flows_whose_wait_ends_are_found_soonest_first(served):
         assert [one["id"] for one in items] == [flow_id(1)]
 
 
-async def test_pages_of_dead_letters_give_each_once_newest_first(served):
+async def test_pages_of_dead_letters_give_each_once_newest_first(served: Any) -> None:
     letters = messages(RECORDED, "deadletters")
     assert len(letters) > 1
     async with served(RECORDED) as (client, _):
@@ -254,7 +255,7 @@ NUMBERS = st.integers(0, 2**63 - 1)
 
 @settings(max_examples=50)
 @given(st.lists(NUMBERS, max_size=3), st.dictionaries(st.integers(0, 99_999), NUMBERS, max_size=4))
-def test_cursors_come_back_as_they_were(key, positions):
+def test_cursors_come_back_as_they_were(key: Any, positions: Any) -> None:
     assert read_keyset(keyset("x", *key), "x", len(key)) == tuple(key)
     assert read_vector(vector(positions)) == positions
     for other in (("y", len(key)), ("x", len(key) + 1)):
@@ -264,7 +265,7 @@ def test_cursors_come_back_as_they_were(key, positions):
 
 @settings(max_examples=30)
 @given(st.text(max_size=30))
-def test_any_other_text_is_no_cursor(text):
+def test_any_other_text_is_no_cursor(text: Any) -> None:
     for reading in (lambda: read_keyset(text, "updated", 2), lambda: read_vector(text)):
         with pytest.raises(BadCursor):
             reading()

@@ -1,21 +1,24 @@
 """A view is ready once it has what was committed when its partitions came to it, and not before."""
 
+from pathlib import Path
+from typing import Any
+
 from processor.views.read_model import ReadModelState
 from tests.support.random_histories import random_history
 from tests.support.read_model_harness import messages, opened_view
 
 
-def of(recorded, partition):
+def of(recorded: Any, partition: Any) -> Any:
     return [one for one in messages(recorded) if one.partition == partition]
 
 
-def handed(some, end):
+def handed(some: Any, end: Any) -> Any:
     """As Kafka's consumer says it when it has handed over all of `some`."""
     behind = some[-1].offset + 1 if some else 0
     return ReadModelState(behind, end, behind)
 
 
-async def test_before_the_group_or_the_broker_has_spoken_it_is_not_ready(tmp_path):
+async def test_before_the_group_or_the_broker_has_spoken_it_is_not_ready(tmp_path: Path) -> None:
     async with opened_view(tmp_path, 1, owned=False) as view:
         assert not view.ready()
         view.assign([0])
@@ -26,7 +29,7 @@ async def test_before_the_group_or_the_broker_has_spoken_it_is_not_ready(tmp_pat
         assert view.ready(), "an empty audit is all there"
 
 
-async def test_what_comes_after_its_start_does_not_keep_it_from_being_ready(tmp_path):
+async def test_what_comes_after_its_start_does_not_keep_it_from_being_ready(tmp_path: Path) -> None:
     some = of(random_history(60), 0)
     half, end = some[: len(some) // 2], some[-1].offset + 1
     goal = half[-1].offset + 1
@@ -42,7 +45,9 @@ async def test_what_comes_after_its_start_does_not_keep_it_from_being_ready(tmp_
         assert view.ready()
 
 
-async def test_the_marker_of_a_transaction_behind_the_last_event_is_not_waited_for(tmp_path):
+async def test_the_marker_of_a_transaction_behind_the_last_event_is_not_waited_for(
+    tmp_path: Path,
+) -> None:
     some = of(random_history(20), 0)
     end = some[-1].offset + 2
     async with opened_view(tmp_path, 1) as view:
@@ -53,7 +58,9 @@ async def test_the_marker_of_a_transaction_behind_the_last_event_is_not_waited_f
         assert view.ready()
 
 
-async def test_a_partition_that_joins_is_waited_for_and_those_that_were_there_are_not(tmp_path):
+async def test_a_partition_that_joins_is_waited_for_and_those_that_were_there_are_not(
+    tmp_path: Path,
+) -> None:
     recorded = random_history(60)
     first, second = of(recorded, 0), of(recorded, 1)
     ends = [some[-1].offset + 1 for some in (first, second)]
@@ -74,7 +81,7 @@ async def test_a_partition_that_joins_is_waited_for_and_those_that_were_there_ar
         assert not view.caught_up(0), "others may have been written meanwhile"
 
 
-async def test_what_is_broken_or_cannot_be_written_is_not_ready(tmp_path):
+async def test_what_is_broken_or_cannot_be_written_is_not_ready(tmp_path: Path) -> None:
     async with opened_view(tmp_path, 1) as view:
         view.measure({0: ReadModelState(0, 0, 0)})
         view.failing = "OSError: disk full"
@@ -84,7 +91,7 @@ async def test_what_is_broken_or_cannot_be_written_is_not_ready(tmp_path):
         assert not view.ready()
 
 
-async def test_a_load_balancer_hears_it_by_the_status(served):
+async def test_a_load_balancer_hears_it_by_the_status(served: Any) -> None:
     recorded = random_history(20)
     async with served(recorded) as (client, view):
         async with client.get("/ready") as answer:

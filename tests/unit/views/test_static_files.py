@@ -27,7 +27,7 @@ async def served(path: str, **headers: str) -> tuple[int, str, Mapping[str, str]
         await runner.cleanup()
 
 
-async def test_the_page_and_its_files_are_served():
+async def test_the_page_and_its_files_are_served() -> None:
     status, text, headers = await served("/")
     assert (status, text) == (200, PAGE)
     assert headers["Content-Type"] == "text/html; charset=utf-8"
@@ -36,20 +36,20 @@ async def test_the_page_and_its_files_are_served():
     assert (status, headers["Content-Type"]) == (200, "text/javascript; charset=utf-8")
 
 
-async def test_nothing_else_is():
+async def test_nothing_else_is() -> None:
     for path in ("/static/nothing.js", "/static/..%2fpage.py", "/static/%2e%2e/page.py"):
         status, text, _ = await served(path)
         assert status == 404
         assert "aiohttp" not in text
 
 
-async def test_a_file_that_did_not_change_is_not_sent_again():
+async def test_a_file_that_did_not_change_is_not_sent_again() -> None:
     _, _, headers = await served("/static/app.js")
     status, text, _ = await served("/static/app.js", **{"If-None-Match": headers["ETag"]})
     assert (status, text) == (304, "")
 
 
-async def test_only_its_own_files_may_be_loaded_and_nothing_inline_runs():
+async def test_only_its_own_files_may_be_loaded_and_nothing_inline_runs() -> None:
     for path in ("/", "/static/app.js", "/static/nothing.js"):
         _, _, headers = await served(path)
         rules = dict(rule.split(" ", 1) for rule in headers["Content-Security-Policy"].split("; "))
@@ -61,14 +61,14 @@ async def test_only_its_own_files_may_be_loaded_and_nothing_inline_runs():
         assert headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_every_file_is_of_a_known_type_and_names_no_other_place():
+def test_every_file_is_of_a_known_type_and_names_no_other_place() -> None:
     for path in HOME.iterdir():
         assert path.suffix in TYPES, path
         text = path.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?:|//[a-z]+\.[a-z]", text), path
 
 
-def test_no_text_becomes_markup_or_code():
+def test_no_text_becomes_markup_or_code() -> None:
     for path in HOME.glob("*.js"):
         text = path.read_text("utf-8")
         found = re.search(

@@ -1,6 +1,7 @@
 """`GET /v1/steps`: managed steps by task, status, holder, flow and age."""
 
 import json
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -79,7 +80,7 @@ CREATED = {
 }
 
 
-def test_a_changed_step_keeps_its_number_and_takes_the_changes():
+def test_a_changed_step_keeps_its_number_and_takes_the_changes() -> None:
     docs = [
         event(1, 1, "created", CREATED),
         event(1, 2, "step_scheduled", {"step": a_step("a")}),
@@ -119,7 +120,7 @@ def test_a_changed_step_keeps_its_number_and_takes_the_changes():
     ],
     ids=json.dumps,
 )
-async def test_steps_are_found_by_what_is_asked(served_steps, asked, found):
+async def test_steps_are_found_by_what_is_asked(served_steps: Any, asked: Any, found: Any) -> None:
     async with served_steps() as client, client.get("/v1/steps", params=asked) as response:
         body = await response.json()
         assert response.status == 200, body
@@ -127,7 +128,7 @@ async def test_steps_are_found_by_what_is_asked(served_steps, asked, found):
     assert all("input_json" not in item for item in body["items"])
 
 
-async def test_pages_give_each_step_once(served_steps):
+async def test_pages_give_each_step_once(served_steps: Any) -> None:
     async with served_steps() as client:
         seen, cursor = [], None
         while True:
@@ -142,7 +143,7 @@ async def test_pages_give_each_step_once(served_steps):
 
 
 @pytest.fixture
-def served_steps(served):
+def served_steps(served: Any) -> Any:
     """a (pending), b (running), c (of another task); the newest change first: b, a, c."""
     started = {
         "updated_at": instant(MORNING + 5000),
@@ -166,7 +167,7 @@ def served_steps(served):
     ]
 
     @asynccontextmanager
-    async def serving():
+    async def serving() -> AsyncIterator[Any]:
         async with served(Recorded(partitions=1)) as (client, view):
             await view.project(messages)
             yield client

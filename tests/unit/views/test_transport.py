@@ -6,9 +6,11 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import aiokafka
+import pytest
 from faust.transport.consumer import Consumer, ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as driver
 from hypothesis import given
@@ -25,15 +27,15 @@ from processor.views.faust.transport import (
 LOCK = Path(__file__).parents[3] / "requirements.lock"
 
 
-def parameters(function):
+def parameters(function: Any) -> Any:
     return list(inspect.signature(function).parameters)
 
 
-def test_the_faust_that_runs_is_the_locked_one():
+def test_the_faust_that_runs_is_the_locked_one() -> None:
     assert f"faust-streaming=={version('faust-streaming')} " in LOCK.read_text("utf-8")
 
 
-def test_faust_has_what_is_overridden_with_the_same_parameters():
+def test_faust_has_what_is_overridden_with_the_same_parameters() -> None:
     for ours, theirs, name in (
         (CommittedThread, driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
         (CommittedThread, driver.AIOKafkaConsumerThread, "seek_to_committed"),
@@ -47,13 +49,13 @@ def test_faust_has_what_is_overridden_with_the_same_parameters():
         assert own is not base
 
 
-def test_records_are_fetched_by_what_is_counted():
+def test_records_are_fetched_by_what_is_counted() -> None:
     base = driver.AIOKafkaConsumerThread._fetch_records
     assert inspect.iscoroutinefunction(base)
     assert "self._fetch_records," in inspect.getsource(driver.AIOKafkaConsumerThread.getmany)
 
 
-def test_faust_makes_its_consumer_and_seeks_by_the_overridden_methods():
+def test_faust_makes_its_consumer_and_seeks_by_the_overridden_methods() -> None:
     thread = driver.AIOKafkaConsumerThread
     assert "_create_worker_consumer(" in inspect.getsource(thread._create_consumer)
     assert "_create_consumer(" in inspect.getsource(thread.on_start)
@@ -64,14 +66,14 @@ def test_faust_makes_its_consumer_and_seeks_by_the_overridden_methods():
         assert callable(getattr(thread, name))
 
 
-def test_faust_hands_on_what_is_fetched_as_it_is_and_makes_messages_of_it():
+def test_faust_hands_on_what_is_fetched_as_it_is_and_makes_messages_of_it() -> None:
     getmany = inspect.getsource(Consumer.getmany)
     assert "to_message = self._to_message" in getmany
     assert "yield tp, to_message(tp, record)" in getmany
     assert "records = await self._getmany(" in inspect.getsource(Consumer._wait_next_records)
 
 
-def records(*sizes):
+def records(*sizes: Any) -> Any:
     """Of one partition, with values of these sizes; markers have taken each second offset."""
     return [
         SimpleNamespace(
@@ -84,7 +86,9 @@ def records(*sizes):
 
 
 @given(st.lists(st.integers(0, 12), max_size=40), st.integers(1, 6), st.integers(1, 20))
-def test_chunks_are_all_records_in_order_and_none_is_too_large(sizes, many, large):
+def test_chunks_are_all_records_in_order_and_none_is_too_large(
+    sizes: Any, many: Any, large: Any
+) -> None:
     with mock.patch.multiple(transport, CHUNK_MAX_RECORDS=many, CHUNK_MAX_BYTES=large):
         some = records(*sizes)
         chunks = list(chunks_of(some))
@@ -97,10 +101,12 @@ def test_chunks_are_all_records_in_order_and_none_is_too_large(sizes, many, larg
         assert len(chunk) == many or size > large, "it ends no earlier than it must"
 
 
-async def test_a_chunk_is_a_message_that_acknowledges_all_of_it(monkeypatch):
+async def test_a_chunk_is_a_message_that_acknowledges_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tp, some = driver.TP("taskflow.audit", 3), records(1, 2, 3)
 
-    async def fetched(self, active, timeout):
+    async def fetched(self: Any, active: Any, timeout: Any) -> Any:
         assert timeout == transport.TURN_S
         return {tp: some}
 
@@ -113,7 +119,7 @@ async def test_a_chunk_is_a_message_that_acknowledges_all_of_it(monkeypatch):
     assert (message.tp, message.offset, message.generation_id) == (tp, some[-1].offset, 7)
 
 
-async def test_what_an_agent_gets_is_the_chunk_itself():
+async def test_what_an_agent_gets_is_the_chunk_itself() -> None:
     chunk = tuple(records(1, 2))
     for agent in (app.audit, app.deadletters):
         message = SimpleNamespace(key=None, value=chunk, headers={})
@@ -121,7 +127,7 @@ async def test_what_an_agent_gets_is_the_chunk_itself():
         assert event.value is chunk
 
 
-def made_consumer(monkeypatch):
+def made_consumer(monkeypatch: pytest.MonkeyPatch) -> Any:
     made = {}
     monkeypatch.setattr(
         transport.aiokafka, "AIOKafkaConsumer", lambda **options: made.update(options) or made
@@ -133,7 +139,9 @@ def made_consumer(monkeypatch):
     return made
 
 
-def test_the_consumer_reads_only_what_is_committed_and_commits_nothing_by_itself(monkeypatch):
+def test_the_consumer_reads_only_what_is_committed_and_commits_nothing_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # The real one takes all these options; it would have to be connected to be asked for them.
     known = parameters(aiokafka.AIOKafkaConsumer.__init__)
     made = made_consumer(monkeypatch)
@@ -145,19 +153,19 @@ def test_the_consumer_reads_only_what_is_committed_and_commits_nothing_by_itself
     assert made.keys() <= set(known)
 
 
-def test_the_application_makes_this_transport():
+def test_the_application_makes_this_transport() -> None:
     made = app.app._new_transport()
     assert isinstance(made, CommittedTransport)
     assert made.Consumer is CommittedConsumer
 
 
-async def test_after_an_assignment_our_own_positions_are_sought():
+async def test_after_an_assignment_our_own_positions_are_sought() -> None:
     sought, partitions = [], [driver.TP("taskflow.audit", 0), driver.TP("taskflow.audit", 3)]
     consumer = SimpleNamespace(
         assignment=lambda: partitions, seek=lambda tp, offset: sought.append((tp, offset))
     )
 
-    async def call_thread(function):
+    async def call_thread(function: Any) -> Any:
         return await function()
 
     thread = CommittedThread.__new__(CommittedThread)

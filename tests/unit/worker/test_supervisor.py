@@ -15,7 +15,7 @@ def report(*partitions: int, ready: bool = True, **said: str) -> dict[str, objec
     return {"ready": ready, "joined": True, **nothing, **said, "partitions": about}
 
 
-def test_each_process_has_its_share_of_the_cache_a_port_and_a_name():
+def test_each_process_has_its_share_of_the_cache_a_port_and_a_name() -> None:
     settings = Settings(flow_cache_bytes=3 * 2**20, instance_id="w", http=Address("0.0.0.0", 80))
     seen = environment_of(1, 2, settings, {"TASKFLOW_HTTP": "0.0.0.0:80", "HOME": "/root"})
     assert seen == {
@@ -26,7 +26,9 @@ def test_each_process_has_its_share_of_the_cache_a_port_and_a_name():
     }
 
 
-def test_without_http_and_a_name_they_have_neither_and_a_cache_of_what_is_allowed_at_least():
+def test_without_http_and_a_name_they_have_neither_and_a_cache_of_what_is_allowed_at_least() -> (
+    None
+):
     settings = Settings(flow_cache_bytes=2**20, http=None)
     assert environment_of(0, 8, settings, {}) == {
         "TASKFLOW_HTTP": "off",
@@ -34,25 +36,25 @@ def test_without_http_and_a_name_they_have_neither_and_a_cache_of_what_is_allowe
     }
 
 
-def test_they_are_ready_when_all_are_and_each_partition_stands_once():
+def test_they_are_ready_when_all_are_and_each_partition_stands_once() -> None:
     both = merged_report([report(10, 3), report(2)])
     assert both["ready"] is True
     assert list(both["partitions"]) == ["2", "3", "10"]
 
 
 @pytest.mark.parametrize("other", [None, report(1, ready=False)])
-def test_they_are_not_ready_while_one_is_not(other: dict[str, object] | None):
+def test_they_are_not_ready_while_one_is_not(other: dict[str, object] | None) -> None:
     assert merged_report([report(0), other])["ready"] is False
 
 
 @pytest.mark.parametrize("word", ["denied", "missing"])
-def test_what_one_lacks_is_said_of_all(word: str):
+def test_what_one_lacks_is_said_of_all(word: str) -> None:
     said = "User:w lacks Read on topic t.audit."
     assert merged_report([report(0), report(1, **{word: said}), None])[word] == said
     assert merged_report([report(0), report(1)])[word] is None
 
 
-def test_metrics_keep_their_process():
+def test_metrics_keep_their_process() -> None:
     texts = {}
     for number, events in enumerate((3, 4)):
         metrics = Metrics()
@@ -75,7 +77,7 @@ def test_metrics_keep_their_process():
 
 def test_a_standby_wants_a_worker_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     monkeypatch.setenv("TASKFLOW_STANDBY", "true")
     assert main(["worker", "--processes", "2"]) == WRONG_USE
     assert "state directory of its own" in capsys.readouterr().err

@@ -35,7 +35,7 @@ async def refused(given: Settings) -> str:
     return str(no.value.args[0])
 
 
-async def test_a_file_is_read_each_time(tmp_path: Path):
+async def test_a_file_is_read_each_time(tmp_path: Path) -> None:
     file = tmp_path / "token"
     provider = TokenProvider(settings(sasl_oauth_token_file=file))
 
@@ -45,7 +45,7 @@ async def test_a_file_is_read_each_time(tmp_path: Path):
     assert await provider.token() == "two"
 
 
-async def test_the_principal_is_the_subject_of_the_last_token(tmp_path: Path):
+async def test_the_principal_is_the_subject_of_the_last_token(tmp_path: Path) -> None:
     file = tmp_path / "token"
     given = settings(sasl_oauth_token_file=file)
     provider = TokenProvider(given)
@@ -59,7 +59,7 @@ async def test_the_principal_is_the_subject_of_the_last_token(tmp_path: Path):
     assert principal(given) == principal_of(options) == "User:worker-7"
 
 
-async def test_a_command_runs_again_when_its_token_is_nearly_over(tmp_path: Path):
+async def test_a_command_runs_again_when_its_token_is_nearly_over(tmp_path: Path) -> None:
     path = tmp_path / "fetch"
     given = command(path, f"echo '{token('worker', 100)}'")
     now_s = [0.0]
@@ -76,7 +76,7 @@ async def test_a_command_runs_again_when_its_token_is_nearly_over(tmp_path: Path
     assert runs(path) == 2
 
 
-async def test_an_opaque_token_serves_for_a_while(tmp_path: Path):
+async def test_an_opaque_token_serves_for_a_while(tmp_path: Path) -> None:
     path = tmp_path / "fetch"
     given = command(path, "echo opaque-1")
     now_s = [1_000.0]
@@ -89,7 +89,7 @@ async def test_an_opaque_token_serves_for_a_while(tmp_path: Path):
     assert runs(path) == 2
 
 
-async def test_a_command_that_fails_is_a_sentence_without_its_words(tmp_path: Path):
+async def test_a_command_that_fails_is_a_sentence_without_its_words(tmp_path: Path) -> None:
     failing = command(tmp_path / "fails", "echo hunter2 >&2; echo hunter2; exit 7")
     assert await refused(failing) == (
         "TASKFLOW_SASL_OAUTH_TOKEN_COMMAND gives no token: the command ended with exit code 7"
@@ -100,7 +100,9 @@ async def test_a_command_that_fails_is_a_sentence_without_its_words(tmp_path: Pa
     assert "hunter" not in sentence
 
 
-async def test_a_command_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_a_command_that_hangs_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(oauth, "COMMAND_TIMEOUT_S", 0.2)
 
     sentence = await refused(command(tmp_path / "hangs", "exec sleep 60"))
@@ -109,7 +111,7 @@ async def test_a_command_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("content", ["two words", "a\nb", "é", "x\x01auth=y", '{"token": 1}'])
-async def test_what_is_no_token_is_not_sent_and_not_shown(tmp_path: Path, content: str):
+async def test_what_is_no_token_is_not_sent_and_not_shown(tmp_path: Path, content: str) -> None:
     file = tmp_path / "token"
     file.write_text(content)
 
@@ -122,5 +124,5 @@ async def test_what_is_no_token_is_not_sent_and_not_shown(tmp_path: Path, conten
 @pytest.mark.parametrize(
     "text", ["", "a.b", "a.b.c", "a.IiI.c", "a.W10.c", "a." + "W1tb" * 9 + ".c"]
 )
-def test_what_is_no_jwt_says_nothing_of_itself(text: str):
+def test_what_is_no_jwt_says_nothing_of_itself(text: str) -> None:
     assert claims(text) == {}

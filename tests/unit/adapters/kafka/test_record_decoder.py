@@ -1,6 +1,8 @@
 """A header's name that is not UTF-8 is told with escapes, and of a batch that unpacks to too much
 no more is read than memory may be spent on; everything else stays as it is."""
 
+from typing import Any
+
 import cramjam
 import pytest
 from aiokafka.codec import gzip_encode, lz4_encode, zstd_encode
@@ -18,7 +20,7 @@ KIB = 1024
 PACKED = sorted(EXPANDS_AT_MOST)
 
 
-def batch(*records, codec=0):
+def batch(*records: Any, codec: int = 0) -> Any:
     """The bytes of a record batch, where `\\xff` stands for every ø in a header's name."""
     builder = DefaultRecordBatchBuilder(2, codec, 0, -1, -1, 0, 100_000_000)
     for offset, (key, value, headers) in enumerate(records):
@@ -26,7 +28,7 @@ def batch(*records, codec=0):
     return bytes(builder.build()).replace("ø".encode(), b"\xff\xfe")
 
 
-def packed(plain, codec):
+def packed(plain: Any, codec: Any) -> Any:
     """A batch without compression, compressed as it is."""
     pack = {1: gzip_encode, 3: lz4_encode, 4: zstd_encode}[codec]
     header, records = bytearray(plain[:BATCH_HEADER_BYTES]), pack(plain[BATCH_HEADER_BYTES:])
@@ -35,7 +37,7 @@ def packed(plain, codec):
     return bytes(header) + records
 
 
-def read(data, reader=LenientRecords):
+def read(data: Any, reader: Any = LenientRecords) -> Any:
     records, found = reader(data), []
     while records.has_next():
         found.extend(
@@ -53,13 +55,13 @@ ODD = (b"k", b"ok", [("x", b"1"), ("ø", None), ("", b"2")])
 
 
 @pytest.mark.parametrize("codec", range(5))
-def test_what_is_utf8_is_read_as_ever(codec):
+def test_what_is_utf8_is_read_as_ever(codec: int) -> None:
     data = batch(*GOOD, codec=codec) * 2
     assert read(data) == read(data, MemoryRecords)
     assert len(read(data)) == 6
 
 
-def test_what_is_not_is_escaped_and_the_rest_follows():
+def test_what_is_not_is_escaped_and_the_rest_follows() -> None:
     data = batch(GOOD[0], ODD, *GOOD) + batch(*GOOD)
     with pytest.raises(UnicodeDecodeError):
         read(data, MemoryRecords)
@@ -71,7 +73,9 @@ def test_what_is_not_is_escaped_and_the_rest_follows():
     assert found[:1] + found[2:] == read(plain)[:1] + read(plain)[2:]
 
 
-def test_the_fetcher_still_reads_with_the_class_that_is_replaced(monkeypatch):
+def test_the_fetcher_still_reads_with_the_class_that_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(fetcher, "MemoryRecords", fetcher.MemoryRecords)
     read_any_record()
     assert fetcher.MemoryRecords is LenientRecords
@@ -80,23 +84,23 @@ def test_the_fetcher_still_reads_with_the_class_that_is_replaced(monkeypatch):
 
 
 @pytest.fixture
-def room_for_2_mib(monkeypatch):
+def room_for_2_mib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpacking, "UNPACKED_MAX_BYTES", 2 * KIB * KIB)
 
 
-def zeros(count):
+def zeros(count: Any) -> Any:
     return [(b"key %d" % n, bytes(500 * KIB), [("n", b"%d" % n)]) for n in range(count)]
 
 
 @pytest.mark.parametrize("codec", PACKED)
-def test_what_might_be_too_much_and_is_not_is_read_as_ever(codec, room_for_2_mib):
+def test_what_might_be_too_much_and_is_not_is_read_as_ever(codec: Any, room_for_2_mib: Any) -> None:
     data = batch(*zeros(4), codec=codec) + batch(*GOOD)
     assert unpacking.may_exceed(memoryview(data))
     assert read(data) == read(data, MemoryRecords)
 
 
 @pytest.mark.parametrize("codec", PACKED)
-def test_a_header_name_is_escaped_in_such_a_batch_too(codec, room_for_2_mib):
+def test_a_header_name_is_escaped_in_such_a_batch_too(codec: Any, room_for_2_mib: Any) -> None:
     data = packed(batch(*zeros(4), ODD), codec)
     assert unpacking.may_exceed(memoryview(data))
 
@@ -104,7 +108,9 @@ def test_a_header_name_is_escaped_in_such_a_batch_too(codec, room_for_2_mib):
 
 
 @pytest.mark.parametrize("codec", PACKED)
-def test_records_behind_the_limit_are_told_without_key_and_value(codec, room_for_2_mib):
+def test_records_behind_the_limit_are_told_without_key_and_value(
+    codec: Any, room_for_2_mib: Any
+) -> None:
     data = batch(*zeros(9), codec=codec) + batch(*GOOD)
 
     found = read(data)
@@ -117,7 +123,9 @@ def test_records_behind_the_limit_are_told_without_key_and_value(codec, room_for
 
 
 @pytest.mark.parametrize("codec", PACKED)
-def test_a_value_that_goes_on_behind_the_limit_is_cut_there(codec, room_for_2_mib):
+def test_a_value_that_goes_on_behind_the_limit_is_cut_there(
+    codec: Any, room_for_2_mib: Any
+) -> None:
     data = batch(*GOOD, (b"key", bytes(9 * KIB * KIB), []), *GOOD, codec=codec)
 
     found = read(data)
@@ -131,7 +139,9 @@ def test_a_value_that_goes_on_behind_the_limit_is_cut_there(codec, room_for_2_mi
 
 
 @pytest.mark.parametrize("codec", PACKED)
-def test_so_is_one_of_which_not_even_the_length_is_there(codec, monkeypatch):
+def test_so_is_one_of_which_not_even_the_length_is_there(
+    codec: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = batch((b"k", b"v" * 70, []), (b"k", b"v", []))
     size = len(batch((b"k", b"v" * 70, [])))
     for limit in range(size - BATCH_HEADER_BYTES, len(plain) - BATCH_HEADER_BYTES):
@@ -140,7 +150,7 @@ def test_so_is_one_of_which_not_even_the_length_is_there(codec, monkeypatch):
         assert [one[2:4] for one in found] == [(b"k", b"v" * 70), (None, None)], limit
 
 
-def test_nothing_is_read_from_behind_the_end():
+def test_nothing_is_read_from_behind_the_end() -> None:
     buffer = bytearray(200) + bytes(4) + b"\xfe\xff\xff\xff\xff\xff\xff\x7f" * 10
     del buffer[200:]  # which leaves the bytes where they are
 
@@ -149,7 +159,7 @@ def test_nothing_is_read_from_behind_the_end():
 
 
 @pytest.mark.parametrize("codec", PACKED)
-def test_what_is_damaged_is_not_taken_for_too_much(codec, room_for_2_mib):
+def test_what_is_damaged_is_not_taken_for_too_much(codec: Any, room_for_2_mib: Any) -> None:
     data = bytearray(batch(*zeros(9), codec=codec))
     data[BATCH_HEADER_BYTES:] = b"rubbish" * 5_000
     data[8:12] = (len(data) - 12).to_bytes(4, "big")
@@ -157,7 +167,7 @@ def test_what_is_damaged_is_not_taken_for_too_much(codec, room_for_2_mib):
         read(bytes(data))
 
 
-def test_no_codec_makes_less_of_anything_than_is_said():
+def test_no_codec_makes_less_of_anything_than_is_said() -> None:
     for codec, expands in EXPANDS_AT_MOST.items():
         plain = batch((b"k", bytes(16 * KIB * KIB), []))
         assert len(plain) / len(batch((b"k", bytes(16 * KIB * KIB), []), codec=codec)) < expands

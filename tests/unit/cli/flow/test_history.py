@@ -80,7 +80,9 @@ def taskflow(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = DO
     return [orjson.loads(line) for line in out.splitlines()] if code == DONE else [err]
 
 
-def test_history_says_who_what_why_and_how_long(past: Past, capsys: pytest.CaptureFixture[str]):
+def test_history_says_who_what_why_and_how_long(
+    past: Past, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = taskflow(capsys, "history", FLOW_ID)
 
     assert [line["kind"] for line in lines] == [
@@ -115,7 +117,7 @@ def test_history_says_who_what_why_and_how_long(past: Past, capsys: pytest.Captu
 
 def test_history_for_people(
     past: Past, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(travel, "for_people", lambda json: not json)
 
     assert main(["flow", "history", FLOW_ID]) == DONE
@@ -125,7 +127,7 @@ def test_history_for_people(
 
 def test_history_for_people_is_the_same_from_views(
     past: Past, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     async def shown_history(_: Any, flow_id: str) -> list[dict[str, Any]]:
         assert flow_id == FLOW_ID
         return [orjson.loads(record.value or b"") for record in past.records]
@@ -144,7 +146,7 @@ def test_history_for_people_is_the_same_from_views(
 
 def test_a_pipe_is_answered_from_the_topic(
     past: Past, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     async def shown_history(*_: Any) -> None:
         raise AssertionError("views are not asked")
 
@@ -160,7 +162,7 @@ def assert_told_to_people(out: str) -> None:
     assert "finished for" in out
 
 
-def test_a_flow_as_it_was(past: Past, capsys: pytest.CaptureFixture[str]):
+def test_a_flow_as_it_was(past: Past, capsys: pytest.CaptureFixture[str]) -> None:
     (first,) = taskflow(capsys, "show", FLOW_ID, "--revision", "2", "--life", "1")
     (then,) = taskflow(capsys, "show", FLOW_ID, "--at", instant(MORNING + 2 * HOUR_MS + 1))
     (late,) = taskflow(capsys, "show", FLOW_ID, "--at", instant(MORNING + 3 * HOUR_MS))
@@ -196,7 +198,7 @@ def test_what_was_never_so_is_said(
     code: int,
     about: str,
     capsys: pytest.CaptureFixture[str],
-):
+) -> None:
     name, *rest = arguments
 
     (said,) = taskflow(capsys, name, FLOW_ID, *rest, code=code)
@@ -204,7 +206,7 @@ def test_what_was_never_so_is_said(
     assert about in said
 
 
-def test_a_flow_that_never_was_has_no_past(past: Past, capsys: pytest.CaptureFixture[str]):
+def test_a_flow_that_never_was_has_no_past(past: Past, capsys: pytest.CaptureFixture[str]) -> None:
     past.records.clear()
 
     for rest in (["history"], ["diff", "0", "1"], ["blame", "$"], ["show", "--revision", "0"]):
@@ -212,7 +214,9 @@ def test_a_flow_that_never_was_has_no_past(past: Past, capsys: pytest.CaptureFix
         assert said == f"There is no flow {FLOW_ID} under 'taskflow'.\n"
 
 
-def test_a_difference_has_a_line_for_each_place(past: Past, capsys: pytest.CaptureFixture[str]):
+def test_a_difference_has_a_line_for_each_place(
+    past: Past, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = taskflow(capsys, "diff", FLOW_ID, "1", "2", "--life", "1")
 
     changed = {line["path"]: (line.get("before"), line.get("after")) for line in lines}
@@ -223,7 +227,9 @@ def test_a_difference_has_a_line_for_each_place(past: Past, capsys: pytest.Captu
     assert taskflow(capsys, "diff", FLOW_ID, "2", "2") == []
 
 
-def test_blame_names_event_command_and_actor(past: Past, capsys: pytest.CaptureFixture[str]):
+def test_blame_names_event_command_and_actor(
+    past: Past, capsys: pytest.CaptureFixture[str]
+) -> None:
     (price,) = taskflow(capsys, "blame", FLOW_ID, "$.state_json.price", "--life", "1")
     assert taskflow(capsys, "blame", FLOW_ID, "state.price", "--life", "1") == [price]
     (status,) = taskflow(capsys, "blame", FLOW_ID, "status")
@@ -238,7 +244,7 @@ def test_blame_names_event_command_and_actor(past: Past, capsys: pytest.CaptureF
 
 def test_people_see_tables(
     past: Past, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(travel, "for_people", lambda json: not json)
     monkeypatch.setattr(flow_program, "for_people", lambda json: not json)
 

@@ -102,7 +102,7 @@ async def listed(settings: Settings) -> list[str]:
 @pytest.mark.parametrize("end", [TABLE_AUDIT, TABLE_AUDIT + 1])
 async def test_a_table_that_is_level_with_audit_is_read_and_the_topic_is_not(
     settings: Settings, topics: Topics, end: int
-):
+) -> None:
     here, there = flow_on(0), flow_on(1)
     await given_table(settings, 0, here)
     topics.ends = {0: end, 1: 9}
@@ -115,7 +115,7 @@ async def test_a_table_that_is_level_with_audit_is_read_and_the_topic_is_not(
 @pytest.mark.parametrize("end", [TABLE_AUDIT - 1, TABLE_AUDIT + 2])
 async def test_a_table_that_is_not_level_is_not_believed(
     settings: Settings, topics: Topics, end: int
-):
+) -> None:
     old, new = flow_on(0), flow_on(0, start=50)
     await given_table(settings, 0, old)
     topics.ends = {0: end, 1: 0}
@@ -135,7 +135,7 @@ MANUAL = {"kind": "manual"}
 
 async def test_waiting_flows_come_by_their_end_from_tables_and_topic_alike(
     settings: Settings, topics: Topics
-):
+) -> None:
     first = waiting_on(1, 1, MANUAL, cancel_requested=True)
     second = waiting_on(0, 100, timer(1000))
     third = waiting_on(1, 200, {**MANUAL, "timeout_at": instant(NOON_MS + 2000)})
@@ -163,7 +163,7 @@ async def test_waiting_flows_come_by_their_end_from_tables_and_topic_alike(
 
 async def test_ended_flows_come_by_their_last_change_from_tables_and_topic_alike(
     settings: Settings, topics: Topics
-):
+) -> None:
     def ended_on(partition: int, start: int, age: int, **values: Any) -> FlowRow:
         about = {"status": FlowStatus.FINISHED, "updated_at": instant(NOON_MS - age), **values}
         return flow_on(partition, start=start, **about)
@@ -193,19 +193,21 @@ async def test_ended_flows_come_by_their_last_change_from_tables_and_topic_alike
 
 async def test_a_table_of_another_number_of_partitions_is_not_believed(
     settings: Settings, topics: Topics
-):
+) -> None:
     await given_table(settings, 0, flow_on(0), of=3)
     assert await listed(settings) == []
     assert topics.read == [0, 1]
 
 
-async def test_what_is_no_table_is_not_believed(settings: Settings, topics: Topics):
+async def test_what_is_no_table_is_not_believed(settings: Settings, topics: Topics) -> None:
     table_path(settings.state_dir, "taskflow", 0).write_bytes(b"no table")
     assert await listed(settings) == []
     assert topics.read == [0, 1]
 
 
-async def test_a_flow_is_looked_for_in_its_own_partition_only(settings: Settings, topics: Topics):
+async def test_a_flow_is_looked_for_in_its_own_partition_only(
+    settings: Settings, topics: Topics
+) -> None:
     here, there = flow_on(0), flow_on(1)
     await given_table(settings, 0, here)
     topics.state = [(1, there.flow.id, snapshot(there))]
@@ -222,7 +224,7 @@ async def test_a_flow_is_looked_for_in_its_own_partition_only(settings: Settings
 
 async def test_without_a_broker_the_tables_are_shown_and_it_is_said(
     settings: Settings, topics: Topics, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     here, there = flow_on(0), flow_on(1)
     await given_table(settings, 0, here)
     topics.away = BrokerUnreachable("Nobody answers.")
@@ -240,7 +242,7 @@ async def test_without_a_broker_the_tables_are_shown_and_it_is_said(
 
 async def test_without_a_broker_and_without_a_table_there_is_no_answer(
     settings: Settings, topics: Topics
-):
+) -> None:
     topics.away = BrokerUnreachable("Nobody answers.")
     with pytest.raises(BrokerUnreachable):
         await listed(settings)
@@ -248,7 +250,7 @@ async def test_without_a_broker_and_without_a_table_there_is_no_answer(
 
 async def test_a_broker_that_does_not_let_us_in_is_no_absent_one(
     settings: Settings, topics: Topics
-):
+) -> None:
     await given_table(settings, 0, flow_on(0))
     topics.away = AccessDenied("You are not wanted.")
     with pytest.raises(AccessDenied):

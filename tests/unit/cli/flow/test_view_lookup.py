@@ -25,7 +25,9 @@ async def listed(settings: Settings, **wanted: object) -> list[Flow] | None:
     return await shown_flows(settings, **{**usual, **wanted})  # type: ignore[arg-type]
 
 
-async def test_flows_are_listed_over_all_pages(views: ShownViews, capsys: pytest.CaptureFixture):
+async def test_flows_are_listed_over_all_pages(
+    views: ShownViews, capsys: pytest.CaptureFixture
+) -> None:
     async with showing(views) as url:
         flows = await listed(at(url), limit=60)
         running = await listed(at(url), status=FlowStatus.RUNNING, owner=KATE)
@@ -41,7 +43,7 @@ async def test_flows_are_listed_over_all_pages(views: ShownViews, capsys: pytest
     assert f"From the views at {url}" in capsys.readouterr().err
 
 
-async def test_what_waits_without_an_end_comes_last():
+async def test_what_waits_without_an_end_comes_last() -> None:
     views = story()
     views.send(command(24, "set_waiting", wait={"kind": "manual"}))
     async with showing(views) as url:
@@ -53,7 +55,7 @@ async def test_what_waits_without_an_end_comes_last():
     ]  # fmt: skip
 
 
-async def test_a_flow_is_shown_with_its_steps(views: ShownViews):
+async def test_a_flow_is_shown_with_its_steps(views: ShownViews) -> None:
     async with showing(views) as url:
         found = await shown_flow(at(url), flow_id(7))
         unknown = await shown_flow(at(url), "6f1f3a52-0000-4000-8000-00000000ffff")
@@ -65,7 +67,7 @@ async def test_a_flow_is_shown_with_its_steps(views: ShownViews):
 
 async def test_a_history_is_shown_over_all_pages(
     views: ShownViews, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(shown, "PAGE", 2)
     async with showing(views) as url:
         events = await shown_history(at(url), flow_id(7))
@@ -78,7 +80,7 @@ async def test_a_history_is_shown_over_all_pages(
 
 
 @pytest.mark.parametrize("why", ["nobody", "another prefix", "other brokers", "behind"])
-async def test_views_that_cannot_say_are_not_believed(why: str):
+async def test_views_that_cannot_say_are_not_believed(why: str) -> None:
     views = story()
     async with showing(views) as url:
         settings = at(url)

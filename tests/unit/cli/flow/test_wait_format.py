@@ -42,7 +42,7 @@ def shown_to_people(width: int = 200) -> tuple[Console, io.StringIO]:
         (29 * 24 * HOUR_MS + HOUR_MS, "29 d 1 h"),
     ],
 )
-def test_a_duration_is_said_in_its_two_largest_units(duration_ms: int, words: str):
+def test_a_duration_is_said_in_its_two_largest_units(duration_ms: int, words: str) -> None:
     assert span(duration_ms) == words
 
 
@@ -69,17 +69,17 @@ def test_a_duration_is_said_in_its_two_largest_units(duration_ms: int, words: st
 )
 def test_a_wait_is_said_with_its_end_and_the_time_left(
     wait: dict[str, object], cancel: bool, what: str, end: str, left: str
-):
+) -> None:
     flow = waiting(wait, cancel_requested=cancel)
     assert (awaited(flow), until(flow), time_left(flow, NOON_MS)) == (what, end, left)
 
 
-def test_who_does_not_wait_waits_for_nothing():
+def test_who_does_not_wait_waits_for_nothing() -> None:
     flow = flow_row(1).flow
     assert (awaited(flow), until(flow), time_left(flow, NOON_MS)) == ("", "-", "-")
 
 
-def test_waiting_flows_are_one_a_row():
+def test_waiting_flows_are_one_a_row() -> None:
     out, told = shown_to_people()
     event = {"kind": "external_event", "topic": "payments", "correlation_id": "p-7"}
     flows = [waiting(timer(7_500_000), 1), waiting(event, 2)]
@@ -92,7 +92,7 @@ def test_waiting_flows_are_one_a_row():
     assert "event payments / p-7  -                    -             owner" in rows[1]
 
 
-def test_what_a_producer_wrote_moves_no_cursor():
+def test_what_a_producer_wrote_moves_no_cursor() -> None:
     out, told = shown_to_people()
     event = {"kind": "external_event", "topic": "t", "correlation_id": "\x1b[2J\u009b1m"}
 
@@ -108,7 +108,7 @@ def test_what_a_producer_wrote_moves_no_cursor():
 
 
 @pytest.mark.parametrize("width", [60, 200])
-def test_a_flow_is_shown_with_the_time_left_and_its_steps_in_full(width: int):
+def test_a_flow_is_shown_with_the_time_left_and_its_steps_in_full(width: int) -> None:
     out, told = shown_to_people(width)
     steps = [
         step_row(1, name, at_ms=NOON_MS + n).step.model_dump(mode="json")
@@ -133,7 +133,7 @@ def test_a_flow_is_shown_with_the_time_left_and_its_steps_in_full(width: int):
     assert whole.index("classify") < whole.index("file")
 
 
-def test_no_time_is_left_of_no_wait():
+def test_no_time_is_left_of_no_wait() -> None:
     out, told = shown_to_people()
     print_flow(out, Found(flow_row(1).flow.model_dump(mode="json"), 1, "00", []), NOON_MS)
     assert "time left" not in told.getvalue()

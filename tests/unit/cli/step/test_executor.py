@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,12 +38,12 @@ def python(program: str) -> list[str]:
     return [sys.executable, "-c", program]
 
 
-async def test_input_comes_on_stdin_and_what_is_printed_is_the_result():
+async def test_input_comes_on_stdin_and_what_is_printed_is_the_result() -> None:
     program = "import json, sys; print(json.dumps({'got': json.load(sys.stdin)}))"
     assert await run_program(a_step({"mail": "é"}), python(program)) == {"got": {"mail": "é"}}
 
 
-async def test_names_of_the_attempt_are_in_the_environment():
+async def test_names_of_the_attempt_are_in_the_environment() -> None:
     program = "import os; print(os.environ['STEP_KEY'], os.environ['STEP_ATTEMPT'])"
     found = await run_program(a_step(), python(program))
     assert found == "0d9f5f2e-7d2b-4c8b-9a51-1c8a8a3f0d11/one 2"
@@ -51,32 +52,34 @@ async def test_names_of_the_attempt_are_in_the_environment():
 @pytest.mark.parametrize(
     ("printed", "result"), [("", None), ("\\n", None), ("12", 12), ("no json\\n", "no json")]
 )
-async def test_text_that_is_no_json_is_the_result_as_text(printed, result):
+async def test_text_that_is_no_json_is_the_result_as_text(printed: str, result: Any) -> None:
     assert await run_program(a_step(), python(f"print('{printed}', end='')")) == result
 
 
-async def test_an_exit_code_fails_the_attempt_with_the_end_of_stderr(capfd):
+async def test_an_exit_code_fails_the_attempt_with_the_end_of_stderr(capfd: Any) -> None:
     program = "import sys; sys.stderr.write('no such mail\\n'); sys.exit(3)"
     with pytest.raises(CommandFailed, match="exit code 3: no such mail"):
         await run_program(a_step(), python(program))
     assert "no such mail" in capfd.readouterr().err
 
 
-async def test_a_signal_fails_the_attempt():
+async def test_a_signal_fails_the_attempt() -> None:
     with pytest.raises(CommandFailed, match="killed by SIGKILL"):
         await run_program(a_step(), python("import os; os.kill(os.getpid(), 9)"))
 
 
-async def test_a_result_that_is_too_large_gives_up():
+async def test_a_result_that_is_too_large_gives_up() -> None:
     with pytest.raises(GiveUp, match="more than 64 KiB"):
         await run_program(a_step(), python("print('x' * 70_000)"))
 
 
-async def test_a_program_that_reads_no_input_may_end_before_it_is_written():
+async def test_a_program_that_reads_no_input_may_end_before_it_is_written() -> None:
     assert await run_program(a_step("x" * 500_000), python("print(1)")) == 1
 
 
-async def test_a_cancelled_program_ends_with_its_children(monkeypatch, tmp_path):
+async def test_a_cancelled_program_ends_with_its_children(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(executor, "TERMINATE_GRACE_S", 0.2)
     ready = tmp_path / "ready"
     os.mkfifo(ready)

@@ -71,7 +71,7 @@ def told(findings: Findings) -> str:
     return "\n".join(map(str, findings.first[:5]))
 
 
-async def test_an_unchanged_build_decides_everything_as_it_was(history: Recorded):
+async def test_an_unchanged_build_decides_everything_as_it_was(history: Recorded) -> None:
     findings = await check(history)
 
     assert findings.ok, told(findings)
@@ -84,7 +84,9 @@ async def test_an_unchanged_build_decides_everything_as_it_was(history: Recorded
     assert not findings.not_compared
 
 
-async def test_a_file_holds_all_of_it_and_is_the_same_each_time(history: Recorded, tmp_path: Path):
+async def test_a_file_holds_all_of_it_and_is_the_same_each_time(
+    history: Recorded, tmp_path: Path
+) -> None:
     await export(history, tmp_path / "one.gz")
     await export(history, tmp_path / "two.gz")
 
@@ -95,7 +97,7 @@ async def test_a_file_holds_all_of_it_and_is_the_same_each_time(history: Recorde
     assert (tmp_path / "one.gz").read_bytes() == (tmp_path / "two.gz").read_bytes()
 
 
-async def test_what_does_not_fit_into_memory_is_in_a_file(history: Recorded):
+async def test_what_does_not_fit_into_memory_is_in_a_file(history: Recorded) -> None:
     findings = await check(history, flows_bytes=40_000, answers_max=50)
 
     assert findings.ok, told(findings)
@@ -180,7 +182,7 @@ RULES: dict[str, tuple[Planted, Touched]] = {
 @pytest.mark.parametrize("name", RULES)
 async def test_a_rule_that_was_changed_shows_in_the_commands_that_it_touches_and_no_others(
     name: str, history: Recorded, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     plant, is_touched = RULES[name]
     expected = {
         place for place, command, outcome in decided(history) if is_touched(command, outcome)
@@ -196,7 +198,7 @@ async def test_a_rule_that_was_changed_shows_in_the_commands_that_it_touches_and
 
 async def test_a_sentence_that_was_changed_touches_outcomes_only(
     history: Recorded, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(handler_module.messages, "FORWARDED", "Sent on.")
 
     findings = await check(history)
@@ -216,7 +218,7 @@ async def test_a_sentence_that_was_changed_touches_outcomes_only(
 
 async def test_other_words_for_what_is_no_command_are_no_difference(
     history: Recorded, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     refused = handler_module.messages.refused
     reasons = {Code.MALFORMED, Code.INVALID_COMMAND, Code.UNSUPPORTED_VERSION}
     monkeypatch.setattr(
@@ -232,7 +234,9 @@ async def test_other_words_for_what_is_no_command_are_no_difference(
     assert findings.not_compared == {check_module.REWORDED: 2 * letters}
 
 
-async def test_a_shorter_window_shows_in_the_resends_that_it_no_longer_knows(history: Recorded):
+async def test_a_shorter_window_shows_in_the_resends_that_it_no_longer_knows(
+    history: Recorded,
+) -> None:
     rules = rules_of(history)
     shorter = Rules(rules.prefix, rules.partitions, 10_000, rules.timer_max_horizon_ms)
     first: dict[tuple[str, str], int] = {}
@@ -263,7 +267,7 @@ def handler_time(outcome: dict[str, Any]) -> int:
 
 async def test_another_way_of_evolving_shows_in_the_snapshots(
     history: Recorded, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     def deep(state: Any, patch: Any) -> Any:
         merged = evolve_module_merge(state, patch)
         return {**merged, "planted": True} if isinstance(merged, dict) and "a" in merged else merged
@@ -293,7 +297,7 @@ async def test_another_way_of_evolving_shows_in_the_snapshots(
 
 async def test_a_copy_that_is_made_in_another_way_shows(
     history: Recorded, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     def changed(topic: str, partition: int, record: Any, source: Any) -> Forward:
         return Forward(topic, partition, record._replace(value=record.value + b" "), source)
 
@@ -307,7 +311,9 @@ async def test_a_copy_that_is_made_in_another_way_shows(
     assert findings.records["copies"] > 5
 
 
-async def test_another_dead_letter_shows(history: Recorded, monkeypatch: pytest.MonkeyPatch):
+async def test_another_dead_letter_shows(
+    history: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bury = handler_module.dead_letter
     monkeypatch.setattr(
         handler_module, "dead_letter", lambda *given: bury(*given)._replace(value=b"gone")
@@ -321,7 +327,7 @@ async def test_another_dead_letter_shows(history: Recorded, monkeypatch: pytest.
 
 async def test_a_wake_that_is_not_asked_for_any_more_shows(
     history: Recorded, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     unchanged = await check(history)
     monkeypatch.setattr(handler_module._Entry, "to_be_woken", False)
 
@@ -337,7 +343,7 @@ async def test_a_wake_that_is_not_asked_for_any_more_shows(
 
 async def test_a_flow_that_is_cancelled_in_the_same_transaction_needs_no_wake(
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     recorded = Recorded()
     about = {"controller_id": "c", "goal": "g", "requester_origin": "r"}
     recorded.send(("commands", document("create_mirrored", **about)))
@@ -358,7 +364,7 @@ async def test_a_flow_that_is_cancelled_in_the_same_transaction_needs_no_wake(
 
 async def test_an_exception_is_a_difference_of_its_record(
     history: Recorded, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     def fails(command: Any, *args: Any, **more: Any) -> Decision:
         if command.kind == "prune":
             raise ZeroDivisionError("planted")
@@ -382,7 +388,9 @@ async def test_an_exception_is_a_difference_of_its_record(
     )
 
 
-async def test_an_event_that_is_recorded_in_another_way_shows_with_its_fields(history: Recorded):
+async def test_an_event_that_is_recorded_in_another_way_shows_with_its_fields(
+    history: Recorded,
+) -> None:
     edited = history.copy()
     audit = edited.of("audit", 0)
     at = next(n for n, record in enumerate(audit) if b'"state_updated"' in record.value)
@@ -433,7 +441,7 @@ def shortened(history: Recorded, share: float, *names: str) -> Recorded:
 )
 async def test_what_retention_took_is_folded_from_the_audit(
     names: tuple[str, ...], share: float, history: Recorded
-):
+) -> None:
     short = shortened(history, share, *names)
 
     findings = await check(short)
@@ -445,7 +453,9 @@ async def test_what_retention_took_is_folded_from_the_audit(
         assert findings.commands.total() < COUNT
 
 
-async def test_a_rule_shows_also_behind_a_fold(history: Recorded, monkeypatch: pytest.MonkeyPatch):
+async def test_a_rule_shows_also_behind_a_fold(
+    history: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plant, is_touched = RULES["refuses more"]
     whole = {place for place, command, outcome in decided(history) if is_touched(command, outcome)}
     short = shortened(history, 0.5, "commands", "control")
@@ -460,7 +470,7 @@ async def test_a_rule_shows_also_behind_a_fold(history: Recorded, monkeypatch: p
     assert touched(findings) <= whole
 
 
-async def test_since_a_time_and_a_file_of_it(history: Recorded, tmp_path: Path):
+async def test_since_a_time_and_a_file_of_it(history: Recorded, tmp_path: Path) -> None:
     records = history.of("outcomes", 0)
     since_ms = records[len(records) // 2].timestamp
     await export(history, tmp_path / "late.gz", since_ms)
@@ -475,12 +485,14 @@ async def test_since_a_time_and_a_file_of_it(history: Recorded, tmp_path: Path):
     assert from_file.as_json() == findings.as_json()
 
 
-async def test_an_audit_that_does_not_reach_back_is_said(history: Recorded):
+async def test_an_audit_that_does_not_reach_back_is_said(history: Recorded) -> None:
     with pytest.raises(HistoryUnusable, match="what flows were before cannot be told"):
         await check(shortened(history, 0.2, "commands", "audit"))
 
 
-async def test_where_nothing_is_left_the_present_is_compared_all_the_same(history: Recorded):
+async def test_where_nothing_is_left_the_present_is_compared_all_the_same(
+    history: Recorded,
+) -> None:
     gone = history.copy()
     for name in ("commands", "control"):
         for partition in range(PARTITIONS):
@@ -494,14 +506,14 @@ async def test_where_nothing_is_left_the_present_is_compared_all_the_same(histor
     assert findings.records["snapshots"] > 100
 
 
-async def test_nothing_at_all_is_no_difference():
+async def test_nothing_at_all_is_no_difference() -> None:
     findings = await check(Recorded())
 
     assert findings.ok
     assert findings.commands.total() == 0
 
 
-async def test_a_resend_of_what_was_answered_before_is_taken_as_given():
+async def test_a_resend_of_what_was_answered_before_is_taken_as_given() -> None:
     recorded = Recorded()
     start = document("create_mirrored", controller_id="c", goal="g", requester_origin="r")
     recorded.send(("commands", start))
@@ -539,7 +551,7 @@ async def test_a_resend_of_what_was_answered_before_is_taken_as_given():
 )
 async def test_a_damaged_file_is_said(
     spoil: Callable[[bytes], bytes], says: str, history: Recorded, tmp_path: Path
-):
+) -> None:
     await export(history, tmp_path / "history.gz")
     raw = (tmp_path / "history.gz").read_bytes()
     (tmp_path / "history.gz").write_bytes(spoil(raw))
@@ -548,14 +560,14 @@ async def test_a_damaged_file_is_said(
         await check_file(tmp_path / "history.gz")
 
 
-def test_a_file_that_was_not_finished_takes_no_name(tmp_path: Path):
+def test_a_file_that_was_not_finished_takes_no_name(tmp_path: Path) -> None:
     with pytest.raises(TypeError), writing(tmp_path / "history.gz") as writer:
         writer.snapshots([None])
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_answers_are_forgotten_in_memory_and_in_the_file(history: Recorded):
+def test_answers_are_forgotten_in_memory_and_in_the_file(history: Recorded) -> None:
     def remembered(**bounds: int) -> list[int]:
         with open_store(**bounds) as store:
             fill(store, history)
@@ -579,7 +591,7 @@ GOLDEN = Path(__file__).parents[3] / "golden"
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.gz")), ids=lambda path: path.name)
 def test_this_version_decides_as_the_golden_histories_have_it(
     path: Path, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     code = main(["replay", "check", str(path)])
 
     report = orjson.loads(capsys.readouterr().out)
@@ -589,7 +601,7 @@ def test_this_version_decides_as_the_golden_histories_have_it(
 
 def test_a_difference_is_exit_code_1_and_shown_to_people(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     path = GOLDEN / "random.gz"
     monkeypatch.setattr(program, "for_people", lambda json: not json)
 
@@ -604,7 +616,7 @@ def test_a_difference_is_exit_code_1_and_shown_to_people(
 
 def test_processes_share_the_partitions_out(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.undo()
     path = str(GOLDEN / "random.gz")
     reports = []
@@ -633,6 +645,6 @@ def test_processes_share_the_partitions_out(
 )
 def test_wrong_use_and_refusals_say_why(
     arguments: list[str], code: int, about: str, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     assert main(["replay", *arguments]) == code
     assert about in capsys.readouterr().err

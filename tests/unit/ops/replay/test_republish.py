@@ -86,7 +86,7 @@ def places(copies: Sequence[RepublishedRecord]) -> list[tuple[int, int]]:
     return [(mark.partition, mark.offset) for mark in marks if mark is not None]
 
 
-async def test_each_event_is_as_it_was_with_one_header_more():
+async def test_each_event_is_as_it_was_with_one_header_more() -> None:
     target = Target()
 
     done = await replay(target)
@@ -102,7 +102,7 @@ async def test_each_event_is_as_it_was_with_one_header_more():
 
 @settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=6))
-async def test_a_run_that_is_killed_goes_on_without_a_gap_and_without_a_double(kills):
+async def test_a_run_that_is_killed_goes_on_without_a_gap_and_without_a_double(kills: Any) -> None:
     target = Target()
     for kill in kills:
         target.fails_at, target.writes = kill, []
@@ -120,7 +120,7 @@ async def test_a_run_that_is_killed_goes_on_without_a_gap_and_without_a_double(k
         assert mine == [record.offset for record in HISTORY.of("audit", partition)]
 
 
-async def test_a_run_that_is_done_writes_what_came_since():
+async def test_a_run_that_is_done_writes_what_came_since() -> None:
     history = random_history(60, seed=4, partitions=1)
     target = Target()
     await replay(target, history=history)
@@ -138,7 +138,7 @@ async def test_a_run_that_is_done_writes_what_came_since():
 
 
 @pytest.mark.parametrize("starts", [{}, {0: 200, 1: 100}])
-async def test_a_selection_is_of_flows_owners_and_kinds(starts: dict[int, int]):
+async def test_a_selection_is_of_flows_owners_and_kinds(starts: dict[int, int]) -> None:
     owner = "agent:joe:session:2"
     owned: set[bytes] = set()
     expected = []
@@ -167,7 +167,7 @@ async def test_a_selection_is_of_flows_owners_and_kinds(starts: dict[int, int]):
     assert len(alone.copies) == sum(record.key == flow.encode() for record in events())
 
 
-async def test_what_is_passed_over_is_written_down_too():
+async def test_what_is_passed_over_is_written_down_too() -> None:
     target = Target()
 
     with pytest.MonkeyPatch.context() as patched:
@@ -179,7 +179,7 @@ async def test_what_is_passed_over_is_written_down_too():
     assert target.positions == {p: HISTORY.end("audit", p) for p in range(PARTITIONS)}
 
 
-async def test_the_pace_is_kept():
+async def test_the_pace_is_kept() -> None:
     target, now, slept = Target(), [0.0], []
 
     async def sleep(seconds: float) -> None:
@@ -193,18 +193,18 @@ async def test_the_pace_is_kept():
     assert max(slept) == pytest.approx(0.25)
 
 
-def test_a_run_has_the_name_of_what_was_asked_for():
+def test_a_run_has_the_name_of_what_was_asked_for() -> None:
     assert run_id("taskflow", "t", "10m", []) == run_id("taskflow", "t", "10m", [])
     assert run_id("taskflow", "t", "10m", []) != run_id("taskflow", "t", "11m", [])
 
 
 @pytest.mark.parametrize("value", [None, b"", b"run", b"run/t/0/x", b"\xff/t/0/1", b"t/0/1"])
-def test_what_is_no_mark_is_none(value: bytes | None):
+def test_what_is_no_mark_is_none(value: bytes | None) -> None:
     assert mark_of([("taskflow-replay", value)]) is None
     assert mark_of([("traceparent", b"00")]) is None
 
 
-def test_offsets_are_read():
+def test_offsets_are_read() -> None:
     assert bounds_of(["0:1-2", "3:5-", "4:-6"]) == {0: (1, 2), 3: (5, None), 4: (0, 6)}
     for text in ("0", "0:5", "0:-", "x:1-2", "0:1-2-3", ":1-2", "0:a-b"):
         with pytest.raises(WrongUse, match="--offsets is"):
@@ -222,6 +222,8 @@ def test_offsets_are_read():
         (["group", "g", "--yes", "--to", "then"], "--to is 'then'"),
     ],
 )
-def test_wrong_use_is_code_2(arguments: list[str], about: str, capsys: pytest.CaptureFixture[str]):
+def test_wrong_use_is_code_2(
+    arguments: list[str], about: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["replay", *arguments]) == WRONG_USE
     assert about in capsys.readouterr().err

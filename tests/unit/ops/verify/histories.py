@@ -1,12 +1,14 @@
 """Commands that tests of verify let a deployment decide."""
 
+from typing import Any
+
 from tests.support import builders as given
 
 ONE, TWO = "2fce7035-2e57-5ac8-98cf-336ebef3eea6", "6b81b0e0-d1f3-550c-af2c-c345b5a4c276"
 ABOUT = {"controller_id": "c", "goal": "g", "requester_origin": "r"}
 
 
-def a_days_work():
+def a_days_work() -> Any:
     """Commands of two flows on both topics, resends, refusals and rubbish, in batches."""
     again = given.document("start_running", flow_id=ONE)
     odd = given.document("update_state", flow_id=TWO, patch=None, next_step="é😀", dry_run=None)

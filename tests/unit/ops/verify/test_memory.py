@@ -11,7 +11,7 @@ PEAK_MAX_KIB = 130 * 1024
 bytes for each flow would be too much."""
 
 
-async def test_a_long_history_needs_no_more_memory_than_its_caches():
+async def test_a_long_history_needs_no_more_memory_than_its_caches() -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.support.infinite_history", str(FLOWS)),
         cwd=Path(__file__).parents[4],

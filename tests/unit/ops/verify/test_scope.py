@@ -4,6 +4,7 @@ retention has taken, and what lies on several partitions."""
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid5
 
 import pytest
@@ -29,7 +30,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
-async def test_every_case_of_the_contract_is_clean(case):
+async def test_every_case_of_the_contract_is_clean(case: Any) -> None:
     history = Recorded()
     for sent in case["commands"]:
         history.send((sent["topic"], sent["value"]), at_ms=sent["at_ms"])
@@ -43,7 +44,7 @@ async def test_every_case_of_the_contract_is_clean(case):
 
 @settings(max_examples=60)
 @drawn(st.lists(lives(), min_size=1, max_size=3), st.randoms(use_true_random=False))
-async def test_whatever_is_sent_to_flows_is_clean(some, random):
+async def test_whatever_is_sent_to_flows_is_clean(some: Any, random: Any) -> None:
     """Lives of flows, shuffled into each other, sent in batches, now and then twice."""
     sources = {Authority.OWNER: "commands", Authority.OPERATOR: "control"}
     left = []
@@ -72,7 +73,7 @@ async def test_whatever_is_sent_to_flows_is_clean(some, random):
     assert report.ok, told(report)
 
 
-def on_partition(number, partitions, *, salt=""):
+def on_partition(number: Any, partitions: Any, *, salt: str = "") -> Any:
     """A flow id whose home it is."""
     ids = (str(uuid5(UUID(FLOW_ID), f"{salt}{n}")) for n in range(1_000))
     return next(i for i in ids if partition_of(i.encode(), partitions) == number)
@@ -89,7 +90,7 @@ def on_two_partitions() -> Recorded:
     return history
 
 
-async def test_what_was_forwarded_is_clean_and_has_its_copy():
+async def test_what_was_forwarded_is_clean_and_has_its_copy() -> None:
     history = on_two_partitions()
 
     report = await history.verify()
@@ -100,7 +101,7 @@ async def test_what_was_forwarded_is_clean_and_has_its_copy():
     assert report.counts["flows"] == 2
 
 
-async def test_a_copy_that_was_lost_or_changed_is_found():
+async def test_a_copy_that_was_lost_or_changed_is_found() -> None:
     lost, changed = on_two_partitions(), on_two_partitions()
     for history in (lost, changed):
         (index,) = (i for i, r in enumerate(history.of("commands", 1)) if len(r.headers) == 3)
@@ -120,7 +121,7 @@ async def test_a_copy_that_was_lost_or_changed_is_found():
     assert ("I9", "forward_differs") in kinds(await changed.verify())
 
 
-async def test_whoever_says_that_his_record_is_a_copy_is_taken_for_it():
+async def test_whoever_says_that_his_record_is_a_copy_is_taken_for_it() -> None:
     history = on_two_partitions()
     claims = [
         history.append("commands", 0, key, value, [("taskflow-forwarded-from", origin)])
@@ -137,7 +138,7 @@ async def test_whoever_says_that_his_record_is_a_copy_is_taken_for_it():
     assert report.ok, told(report)
 
 
-async def test_a_copy_that_comes_while_other_partitions_are_read_counts():
+async def test_a_copy_that_comes_while_other_partitions_are_read_counts() -> None:
     history = on_two_partitions()
     names = ("commands", "audit", "outcomes", "state")
     before = {name: [*history.of(name, 0)] for name in names}
@@ -152,7 +153,7 @@ async def test_a_copy_that_comes_while_other_partitions_are_read_counts():
     assert kinds(await history.verify(at_rest=False)) == {("I9", "forward_without_copy")}
 
     class Meanwhile(Watcher):
-        def at(self, partition, what):
+        def at(self, partition: Any, what: Any) -> None:
             if partition == 1:
                 history.ends.clear()
                 history.records |= {(name, 0): after[name] for name in names}
@@ -161,7 +162,7 @@ async def test_a_copy_that_comes_while_other_partitions_are_read_counts():
     assert report.ok, told(report)
 
 
-async def test_flows_and_events_on_a_foreign_partition_are_found():
+async def test_flows_and_events_on_a_foreign_partition_are_found() -> None:
     history = on_two_partitions()
     for name in ("audit", "state", "outcomes", "commands", "control", "deadletters"):
         ours, theirs = history.of(name, 0), history.of(name, 1)
@@ -176,7 +177,7 @@ async def test_flows_and_events_on_a_foreign_partition_are_found():
 # One flow
 
 
-async def test_one_flow_alone_has_its_whole_story_and_nobody_elses():
+async def test_one_flow_alone_has_its_whole_story_and_nobody_elses() -> None:
     history = CLEAN.copy()
     index = snapshot(ONE)
     history.of("state")[index] = edit(history.of("state")[index], flow={})
@@ -191,7 +192,7 @@ async def test_one_flow_alone_has_its_whole_story_and_nobody_elses():
     assert ("I5", "state_flow_differs") in kinds(mine)
 
 
-async def test_one_flow_is_looked_for_on_its_partition_only():
+async def test_one_flow_is_looked_for_on_its_partition_only() -> None:
     history = on_two_partitions()
     report = await history.verify(flow_id=on_partition(1, 2))
 
@@ -228,7 +229,7 @@ def two_days() -> tuple[Recorded, int]:
     return history, today
 
 
-async def test_since_a_time_only_what_came_later_is_read():
+async def test_since_a_time_only_what_came_later_is_read() -> None:
     history, today = two_days()
 
     report = await history.verify(since_ms=today)
@@ -240,7 +241,7 @@ async def test_since_a_time_only_what_came_later_is_read():
 
 
 @pytest.mark.parametrize("since_ms", range(1, 4 * 1_000 + 2, 500))
-async def test_since_any_moment_a_clean_history_is_clean(since_ms):
+async def test_since_any_moment_a_clean_history_is_clean(since_ms: int) -> None:
     history = CLEAN.copy()
     history_start = history.of("commands")[0].timestamp - 500
 
@@ -249,7 +250,7 @@ async def test_since_any_moment_a_clean_history_is_clean(since_ms):
     assert report.ok, told(report)
 
 
-async def test_since_after_everything_there_is_nothing_to_be_found():
+async def test_since_after_everything_there_is_nothing_to_be_found() -> None:
     history, today = two_days()
     report = await history.verify(since_ms=today + BEFORE_SINCE_MS + HOUR_MS)
 
@@ -269,7 +270,9 @@ async def test_since_after_everything_there_is_nothing_to_be_found():
         ("outcomes", -1, {"revision": 1}, ("I3", "outcome_revision")),
     ],
 )
-async def test_since_a_time_what_was_planted_later_is_found(topic, index, fields, found):
+async def test_since_a_time_what_was_planted_later_is_found(
+    topic: str, index: int, fields: Any, found: Any
+) -> None:
     history, today = two_days()
     records = history.of(topic)
     if topic == "state":
@@ -281,7 +284,7 @@ async def test_since_a_time_what_was_planted_later_is_found(topic, index, fields
     assert found in kinds(report), told(report)
 
 
-async def test_since_a_time_a_snapshot_that_outlived_its_prune_is_found():
+async def test_since_a_time_a_snapshot_that_outlived_its_prune_is_found() -> None:
     history, today = two_days()
     records = history.of("state")
     (index,) = (i for i, r in enumerate(records) if r.key == TWO.encode() and r.value is None)
@@ -297,7 +300,7 @@ async def test_since_a_time_a_snapshot_that_outlived_its_prune_is_found():
 # Retention
 
 
-async def test_what_retention_took_is_told_and_is_no_violation():
+async def test_what_retention_took_is_told_and_is_no_violation() -> None:
     history = CLEAN.copy()
     for name, start in (("commands", 20), ("control", 2), ("outcomes", 16), ("deadletters", 3)):
         records = history.of(name)
@@ -313,7 +316,7 @@ async def test_what_retention_took_is_told_and_is_no_violation():
     assert len(begun) == 3
 
 
-async def test_the_fold_is_whole_although_outcomes_are_gone():
+async def test_the_fold_is_whole_although_outcomes_are_gone() -> None:
     history = CLEAN.copy()
     records = history.of("outcomes")
     history.starts["outcomes", 0] = records[-2].offset
@@ -324,7 +327,7 @@ async def test_the_fold_is_whole_although_outcomes_are_gone():
     assert kinds(await history.verify()) == {("I5", "transaction_differs"), ("I7", "state_tail")}
 
 
-async def test_an_audit_without_its_front_is_followed_from_where_it_begins():
+async def test_an_audit_without_its_front_is_followed_from_where_it_begins() -> None:
     history = CLEAN.copy()
     records = history.of("audit")
     history.starts["audit", 0] = records[5].offset
@@ -340,7 +343,7 @@ async def test_an_audit_without_its_front_is_followed_from_where_it_begins():
     assert any("taken as given" in sentence for sentence in report.not_covered)
 
 
-async def test_a_compacted_state_is_clean():
+async def test_a_compacted_state_is_clean() -> None:
     history = CLEAN.copy()
     newest = {record.key: record.offset for record in history.of("state")}
     history.records["state", 0] = [
@@ -355,7 +358,7 @@ async def test_a_compacted_state_is_clean():
 # Tables
 
 
-async def test_a_table_that_lags_is_compared_where_it_stands():
+async def test_a_table_that_lags_is_compared_where_it_stands() -> None:
     history, _ = two_days()
     history.keep_tables()
     table = history.tables[0]
@@ -369,7 +372,7 @@ async def test_a_table_that_lags_is_compared_where_it_stands():
     assert ("I5", "table_flow_differs") in kinds(await history.verify())
 
 
-async def test_a_table_that_is_just_being_filled_is_not_compared():
+async def test_a_table_that_is_just_being_filled_is_not_compared() -> None:
     history, _ = two_days()
     table = history.tables[0]
     table.position = table.position._replace(filled=False)

@@ -1,6 +1,7 @@
 """What verify finds in histories of managed steps: nothing, or the defect that was planted."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -15,11 +16,11 @@ LEASE_MS = 5_000
 ITEM = {"task": "t", "lease_ms": LEASE_MS, "backoff_ms": 0, "input_json": {"é": 1.5}}
 
 
-def scheduled(flow_id, run_id, **fields):
+def scheduled(flow_id: Any, run_id: Any, **fields: Any) -> Any:
     return ("commands", document("schedule_step", flow_id=flow_id, run_id=run_id, **ITEM | fields))
 
 
-def of_step(kind, flow_id, run_id, **fields):
+def of_step(kind: str, flow_id: Any, run_id: Any, **fields: Any) -> Any:
     body = document(kind, flow_id=flow_id, run_id=run_id, **{"issued_by": EXECUTOR, **fields})
     return ("control" if kind == "wake_step" else "commands", body)
 
@@ -87,7 +88,7 @@ def history() -> Recorded:
     return CLEAN.copy()
 
 
-async def test_a_clean_history_has_no_violations(history: Recorded):
+async def test_a_clean_history_has_no_violations(history: Recorded) -> None:
     report = await history.verify()
 
     assert report.ok, told(report)
@@ -100,11 +101,11 @@ async def test_a_clean_history_has_no_violations(history: Recorded):
     assert len({kind for kind in events if kind.startswith("step_")}) >= 8
 
 
-def events(kind):
+def events(kind: str) -> Any:
     return [i for i, r in enumerate(CLEAN.of("audit")) if json.loads(r.value)["kind"] == kind]
 
 
-def rechained(history):
+def rechained(history: Recorded) -> None:
     """As a processor that believes in the change would have written it."""
     chains: dict[str, bytes] = {}
     records = history.of("audit")
@@ -118,10 +119,10 @@ def rechained(history):
         )
 
 
-def changed(kind, nth=0, **fields):
+def changed(kind: str, nth: int = 0, **fields: Any) -> Any:
     """Another payload of an event: `execution` and other changes by name, or what stands beside."""
 
-    def plant(history):
+    def plant(history: Recorded) -> None:
         records = history.of("audit")
         index = events(kind)[nth]
         payload = json.loads(records[index].value)["payload_json"]
@@ -139,8 +140,8 @@ def changed(kind, nth=0, **fields):
     return plant
 
 
-def other_kind(kind, nth, to, **payload):
-    def plant(history):
+def other_kind(kind: str, nth: Any, to: Any, **payload: Any) -> Any:
+    def plant(history: Recorded) -> None:
         records, index = history.of("audit"), events(kind)[nth]
         old = json.loads(records[index].value)["payload_json"]
         records[index] = edit(records[index], kind=to, payload_json={**old, **payload})
@@ -149,10 +150,10 @@ def other_kind(kind, nth, to, **payload):
     return plant
 
 
-def sent_by(command_kind, name, **fields):
+def sent_by(command_kind: Any, name: Any, **fields: Any) -> Any:
     """A command that had been another when it was accepted."""
 
-    def plant(history):
+    def plant(history: Recorded) -> None:
         records = history.of(name)
         index = next(
             i for i, r in enumerate(records) if json.loads(r.value)["kind"] == command_kind
@@ -162,10 +163,10 @@ def sent_by(command_kind, name, **fields):
     return plant
 
 
-def accepted(code, nth=0):
+def accepted(code: Any, nth: int = 0) -> Any:
     """A refusal that was none."""
 
-    def plant(history):
+    def plant(history: Recorded) -> None:
         records = history.of("outcomes")
         found = [i for i, r in enumerate(records) if json.loads(r.value)["code"] == code]
         index = found[nth]
@@ -174,8 +175,8 @@ def accepted(code, nth=0):
     return plant
 
 
-def refused(kind, code, nth=0):
-    def plant(history):
+def refused(kind: str, code: Any, nth: int = 0) -> Any:
+    def plant(history: Recorded) -> None:
         records = history.of("outcomes")
         found = [
             i
@@ -187,8 +188,8 @@ def refused(kind, code, nth=0):
     return plant
 
 
-def details(kind, **fields):
-    def plant(history):
+def details(kind: str, **fields: Any) -> Any:
+    def plant(history: Recorded) -> None:
         records = history.of("outcomes")
         index = next(
             i
@@ -200,16 +201,16 @@ def details(kind, **fields):
     return plant
 
 
-def dropped(kind, nth):
-    def plant(history):
+def dropped(kind: str, nth: Any) -> Any:
+    def plant(history: Recorded) -> None:
         del history.of("audit")[events(kind)[nth]]
         rechained(history)
 
     return plant
 
 
-def swapped(kind, one, other):
-    def plant(history):
+def swapped(kind: str, one: Any, other: Any) -> Any:
+    def plant(history: Recorded) -> None:
         records = history.of("audit")
         i, j = events(kind)[one], events(kind)[other]
         payloads = [json.loads(records[n].value)["payload_json"] for n in (i, j)]
@@ -341,7 +342,9 @@ DEFECTS = {
 
 
 @pytest.mark.parametrize(("plant", "invariant", "kind"), DEFECTS.values(), ids=list(DEFECTS))
-async def test_a_planted_defect_is_found(plant, invariant, kind, history: Recorded):
+async def test_a_planted_defect_is_found(
+    plant: Any, invariant: str, kind: str, history: Recorded
+) -> None:
     plant(history)
 
     assert (invariant, kind) in kinds(await history.verify())

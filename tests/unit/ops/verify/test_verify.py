@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,9 @@ def history() -> Recorded:
     return CLEAN.copy()
 
 
-async def test_a_clean_history_has_no_violations_and_each_invariant_is_looked_at(history: Recorded):
+async def test_a_clean_history_has_no_violations_and_each_invariant_is_looked_at(
+    history: Recorded,
+) -> None:
     report = await history.verify()
 
     assert report.ok, told(report)
@@ -79,7 +82,9 @@ async def test_a_clean_history_has_no_violations_and_each_invariant_is_looked_at
     assert len(codes) > 12
 
 
-async def test_a_clean_history_holds_without_a_table_and_while_work_goes_on(history: Recorded):
+async def test_a_clean_history_holds_without_a_table_and_while_work_goes_on(
+    history: Recorded,
+) -> None:
     history.tables.clear()
     history.send(("commands", document("cancel", flow_id=ONE)), decide=False)
 
@@ -90,28 +95,28 @@ async def test_a_clean_history_holds_without_a_table_and_while_work_goes_on(hist
     assert "Partition 0: there is no table at hand." in report.not_covered
 
 
-async def test_a_command_without_an_answer_is_a_violation_only_at_rest(history: Recorded):
+async def test_a_command_without_an_answer_is_a_violation_only_at_rest(history: Recorded) -> None:
     history.send(("commands", document("cancel", flow_id=ONE)), decide=False)
 
     assert kinds(await history.verify()) == {("I10", "command_unanswered")}
 
 
-def drop(topic, index):
+def drop(topic: Any, index: Any) -> Any:
     return lambda history: history.of(topic).pop(index)
 
 
-def double(topic, index):
+def double(topic: Any, index: Any) -> Any:
     """Again, at the end and at an offset of its own."""
 
-    def plant(history):
+    def plant(history: Recorded) -> None:
         records = history.of(topic)
         records.append(replace(records[index], offset=records[-1].offset + 1))
 
     return plant
 
 
-def swap(topic, i, j):
-    def plant(history):
+def swap(topic: Any, i: Any, j: Any) -> Any:
+    def plant(history: Recorded) -> None:
         records = history.of(topic)
         a, b = records[i], records[j]
         records[i], records[j] = replace(b, offset=a.offset), replace(a, offset=b.offset)
@@ -119,21 +124,21 @@ def swap(topic, i, j):
     return plant
 
 
-def change(topic, index, **fields):
-    def plant(history):
+def change(topic: Any, index: Any, **fields: Any) -> Any:
+    def plant(history: Recorded) -> None:
         history.of(topic)[index] = edit(history.of(topic)[index], **fields)
 
     return plant
 
 
-def other(topic, index, **attributes):
-    def plant(history):
+def other(topic: Any, index: Any, **attributes: Any) -> Any:
+    def plant(history: Recorded) -> None:
         history.of(topic)[index] = replace(history.of(topic)[index], **attributes)
 
     return plant
 
 
-def place(topic, matches):
+def place(topic: Any, matches: Any) -> Any:
     """The index of the first record in CLEAN whose JSON holds `matches`."""
     for index, record in enumerate(CLEAN.of(topic)):
         value = json.loads(record.value or b"null")
@@ -142,34 +147,34 @@ def place(topic, matches):
     raise AssertionError(f"no {matches} on {topic}")
 
 
-def event(kind, nth=0):
+def event(kind: str, nth: int = 0) -> Any:
     found = [i for i, r in enumerate(CLEAN.of("audit")) if json.loads(r.value)["kind"] == kind]
     return found[nth]
 
 
-def outcome(**matches):
+def outcome(**matches: Any) -> Any:
     return place("outcomes", matches)
 
 
-def snapshot(flow_id):
+def snapshot(flow_id: Any) -> Any:
     """The index of the newest record of a flow on `state`."""
     keys = [record.key for record in CLEAN.of("state")]
     return len(keys) - 1 - keys[::-1].index(flow_id.encode())
 
 
-def cursor(nth):
+def cursor(nth: Any) -> Any:
     return [i for i, r in enumerate(CLEAN.of("state")) if r.key == b"cursor/0"][nth]
 
 
-def closed_up(history):
+def closed_up(history: Recorded) -> None:
     """An event dropped by somebody who closed the gap in the ids behind it."""
     records = history.of("audit")
     del records[2]
     history.records["audit", 0] = [edit(r, id=i + 1) for i, r in enumerate(renumbered(records))]
 
 
-def row(**columns):
-    def plant(history):
+def row(**columns: Any) -> Any:
+    def plant(history: Recorded) -> None:
         rows = history.tables[0].flows
         index = [one.flow_id for one in rows].index(THREE)
         rows[index] = rows[index]._replace(**columns)
@@ -177,53 +182,53 @@ def row(**columns):
     return plant
 
 
-def row_doc(**fields):
-    def plant(history):
+def row_doc(**fields: Any) -> Any:
+    def plant(history: Recorded) -> None:
         (old,) = (one for one in history.tables[0].flows if one.flow_id == THREE)
         row(doc=json.dumps({**json.loads(old.doc), **fields}))(history)
 
     return plant
 
 
-def table_at(**fields):
-    def plant(history):
+def table_at(**fields: Any) -> Any:
+    def plant(history: Recorded) -> None:
         history.tables[0].position = history.tables[0].position._replace(**fields)
 
     return plant
 
 
-def stale_snapshot(history):
+def stale_snapshot(history: Recorded) -> None:
     """The newest snapshot of a flow was lost, and an older one is taken for it."""
     records = history.of("state")
     del records[snapshot(THREE)]
 
 
-def forgotten_prune(history):
+def forgotten_prune(history: Recorded) -> None:
     """The tombstone of a pruned flow was lost, its snapshot was not."""
     records = history.of("state")
     tombstones = [i for i, r in enumerate(records) if r.key == TWO.encode() and r.value is None]
     del records[tombstones[0]]
 
 
-def step_lost_on_state(history):
+def step_lost_on_state(history: Recorded) -> None:
     records = history.of("state")
     history.records["state", 0] = [r for r in records if r.key != f"{THREE}/r".encode()]
 
 
-def a_stranger(history):
+def a_stranger(history: Recorded) -> None:
     """A second writer's batch amid an owner's transaction."""
     records = history.of("state")
     records.insert(cursor(0), replace(records[0], value=records[0].value))
 
 
-def an_event_of_nobody(history):
+def an_event_of_nobody(history: Recorded) -> None:
     """Appended by somebody who knows the rules, but wrote no outcome."""
     last = history.of("audit")[-1]
     number = json.loads(last.value)["id"] + 1
     history.of("audit").append(replace(edit(last, id=number), offset=last.offset + 1))
 
 
-def moved_on_by_nobody(history):
+def moved_on_by_nobody(history: Recorded) -> None:
     an_event_of_nobody(history)
     index = cursor(-1)
     told = json.loads(history.of("state")[index].value)
@@ -454,7 +459,9 @@ DEFECTS = {
 
 
 @pytest.mark.parametrize(("plant", "invariant", "kind"), DEFECTS.values(), ids=DEFECTS)
-async def test_a_planted_defect_is_found_and_named(history: Recorded, plant, invariant, kind):
+async def test_a_planted_defect_is_found_and_named(
+    history: Recorded, plant: Any, invariant: str, kind: str
+) -> None:
     plant(history)
 
     report = await history.verify()
@@ -465,7 +472,7 @@ async def test_a_planted_defect_is_found_and_named(history: Recorded, plant, inv
     assert first.message
 
 
-async def test_a_resend_that_was_applied_twice_is_found():
+async def test_a_resend_that_was_applied_twice_is_found() -> None:
     again = document("update_state", flow_id=ONE, patch={"n": 1})
     history = Recorded(window_ms=0)
     history.send(("commands", document("create_managed", flow_id=ONE, **ABOUT)))
@@ -479,7 +486,7 @@ async def test_a_resend_that_was_applied_twice_is_found():
     assert (await history.verify()).ok
 
 
-async def test_a_violation_names_the_flow_and_the_place(history: Recorded):
+async def test_a_violation_names_the_flow_and_the_place(history: Recorded) -> None:
     row_doc(current_step="nowhere")(history)
 
     (violation,) = (await history.verify()).as_json()["violations"]
@@ -502,5 +509,5 @@ async def test_a_violation_names_the_flow_and_the_place(history: Recorded):
     # As Java's Utils.murmur2 gives them.
     [(b"21", -973932308), (b"foobar", -790332482), (b"a-little-bit-long-string", -985981536)],
 )
-def test_its_hash_is_kafkas(key: bytes, hashed: int):
+def test_its_hash_is_kafkas(key: bytes, hashed: int) -> None:
     assert home_of(key, 2**31) == hashed & 0x7FFFFFFF

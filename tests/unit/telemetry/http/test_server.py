@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -27,11 +28,11 @@ BIG = 8 * 1024 * 1024
 
 
 @asynccontextmanager
-async def health(**options) -> AsyncIterator[tuple[str, int]]:
-    async def report():
+async def health(**options: Any) -> AsyncIterator[tuple[str, int]]:
+    async def report() -> Any:
         return {"ready": True}
 
-    async def metrics():
+    async def metrics() -> bytes:
         return b"metric 1\n"
 
     async with serve(LOCAL, report=report, metrics=metrics, **options) as where:
@@ -39,20 +40,20 @@ async def health(**options) -> AsyncIterator[tuple[str, int]]:
 
 
 @asynccontextmanager
-async def server(*hosts: str, **limits) -> AsyncIterator[tuple[str, int]]:
+async def server(*hosts: str, **limits: Any) -> AsyncIterator[tuple[str, int]]:
     """One that echoes bodies, has a large one of its own, and fails when asked to."""
     bounds = Limits(**{"connections": 8, "body_bytes": 1000, **limits})
 
-    async def echo(request):
+    async def echo(request: pytest.FixtureRequest) -> Any:
         return web.Response(body=await read_body(request, bounds))
 
-    async def big(_):
+    async def big(_: Any) -> Any:
         return web.Response(body=bytes(BIG))
 
-    async def fails(_):
+    async def fails(_: Any) -> None:
         raise RuntimeError("hidden words")
 
-    async def stuck(_):
+    async def stuck(_: Any) -> None:
         await asyncio.Event().wait()
 
     app = web.Application()
@@ -74,7 +75,7 @@ async def server(*hosts: str, **limits) -> AsyncIterator[tuple[str, int]]:
     ["localhost", "LOCALHOST:8900", "localhost.", "app.localhost:1", "127.0.0.1", "127.9.9.9:80",
      "[::1]:8900", "[::1]", "[::ffff:127.0.0.1]"],
 )  # fmt: skip
-async def test_the_names_of_the_loopback_interface_are_answered(host):
+async def test_the_names_of_the_loopback_interface_are_answered(host: str) -> None:
     async with health() as where:
         assert (await ask(where, get("/live", host=host))).status == 200
 
@@ -86,7 +87,7 @@ async def test_the_names_of_the_loopback_interface_are_answered(host):
      "localhost@evil.example", "localhost/evil", "127.0.0.1:80:80", "[::1", "lo calhost",
      "evil.example#localhost", "\udce9"],
 )  # fmt: skip
-async def test_another_host_is_refused_and_learns_nothing(host):
+async def test_another_host_is_refused_and_learns_nothing(host: str) -> None:
     async with health() as where:
         for path in ("/live", "/ready", "/metrics", "/nothing"):
             response = await ask(where, get(path, host=host))
@@ -94,7 +95,7 @@ async def test_another_host_is_refused_and_learns_nothing(host):
             assert b"true" not in response.body
 
 
-async def test_an_absolute_target_counts_as_a_host_too():
+async def test_an_absolute_target_counts_as_a_host_too() -> None:
     async with health() as where:
         for target in ("http://evil.example/live", "http://u@localhost/live", "ftp://[::2]/live"):
             assert (await ask(where, get(target))).status == 421
@@ -122,12 +123,14 @@ async def test_an_absolute_target_counts_as_a_host_too():
         ("worker-1", "localhost", 200),
     ],
 )
-async def test_other_hosts_are_answered_if_they_are_named(setting, host, status):
+async def test_other_hosts_are_answered_if_they_are_named(
+    setting: str, host: str, status: int
+) -> None:
     async with health(hosts=setting.split(",")) as where:
         assert (await ask(where, get("/live", host=host))).status == status
 
 
-async def test_the_address_that_a_probe_connects_to_is_a_host():
+async def test_the_address_that_a_probe_connects_to_is_a_host() -> None:
     transport = Mock(get_extra_info=lambda _: ("10.7.7.7", 8900))
     probe = Mock(headers={"Host": "10.7.7.7:8900"}, raw_path="/live", transport=transport)
     HostPolicy().check(probe)
@@ -154,7 +157,7 @@ async def test_the_address_that_a_probe_connects_to_is_a_host():
         ["Sec-Fetch-Site: same-origin", "Origin: http://evil.example"],
     ],
 )
-async def test_a_page_of_another_site_is_refused(headers):
+async def test_a_page_of_another_site_is_refused(headers: Any) -> None:
     async with health() as where:
         response = await ask(where, get("/ready", *headers))
         assert (response.status, response.problem()["code"]) == (403, "forbidden")
@@ -170,12 +173,12 @@ async def test_a_page_of_another_site_is_refused(headers):
         ["Sec-Fetch-Site: none", "Sec-Fetch-Mode: navigate"],
     ],
 )
-async def test_pages_of_the_server_and_programs_are_answered(headers):
+async def test_pages_of_the_server_and_programs_are_answered(headers: Any) -> None:
     async with health() as where:
         assert (await ask(where, get("/live", *headers, host="localhost:8900"))).status == 200
 
 
-async def test_a_link_of_another_site_opens_the_page_and_nothing_else():
+async def test_a_link_of_another_site_opens_the_page_and_nothing_else() -> None:
     follows = (
         *("Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"),
     )
@@ -219,7 +222,9 @@ async def test_a_link_of_another_site_opens_the_page_and_nothing_else():
     ],
     ids=lambda value: value[:20] if isinstance(value, bytes) else None,
 )  # fmt: skip
-async def test_each_refusal_is_a_problem_document(request_bytes, status, code, caplog):
+async def test_each_refusal_is_a_problem_document(
+    request_bytes: Any, status: int, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     async with health() as where:
         response = await ask(where, request_bytes)
@@ -232,7 +237,7 @@ async def test_each_refusal_is_a_problem_document(request_bytes, status, code, c
     assert caplog.messages == []
 
 
-async def test_a_bug_is_a_problem_document_and_logged(caplog):
+async def test_a_bug_is_a_problem_document_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with server() as where:
         response = await ask(where, get("/fails"))
         assert (response.status, response.problem()["code"]) == (500, "internal_error")
@@ -253,7 +258,9 @@ POST = b"POST /echo HTTP/1.1\r\nHost: localhost\r\n"
         (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "bad_request"),
     ],
 )  # fmt: skip
-async def test_a_body_that_is_too_large_or_broken_is_refused(rest, status, code, caplog):
+async def test_a_body_that_is_too_large_or_broken_is_refused(
+    rest: bytes, status: int, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with server() as where:
         response = await ask(where, POST + rest)
         assert (response.status, response.problem()["code"]) == (status, code)
@@ -265,7 +272,7 @@ async def test_a_body_that_is_too_large_or_broken_is_refused(rest, status, code,
 # Time
 
 
-async def test_headers_that_do_not_end_are_refused_in_time():
+async def test_headers_that_do_not_end_are_refused_in_time() -> None:
     async with server(head_s=0.2) as where, connected(where) as slow, connected(where) as silent:
         await slow.send(b"GET / HTTP/1.1\r\nHost: local")
         response = await slow.response()
@@ -274,10 +281,10 @@ async def test_headers_that_do_not_end_are_refused_in_time():
         await silent.ends()
 
 
-async def test_headers_that_come_byte_by_byte_do_not_extend_their_time():
+async def test_headers_that_come_byte_by_byte_do_not_extend_their_time() -> None:
     async with server(head_s=0.3) as where, connected(where) as slow:
 
-        async def drip():
+        async def drip() -> None:
             with contextlib.suppress(ConnectionError):
                 for byte in b"GET /live HTTP/1.1\r\nX: " + b"x" * 1000:
                     await slow.send(bytes([byte]))
@@ -288,7 +295,7 @@ async def test_headers_that_come_byte_by_byte_do_not_extend_their_time():
         dripping.cancel()
 
 
-async def test_a_second_request_of_a_connection_is_held_to_the_same_time():
+async def test_a_second_request_of_a_connection_is_held_to_the_same_time() -> None:
     async with server(head_s=0.3) as where, connected(where) as slow:
         await slow.send(POST + b"Content-Length: 2\r\n\r\nhi")
         assert (await slow.response()).status == 200
@@ -297,14 +304,16 @@ async def test_a_second_request_of_a_connection_is_held_to_the_same_time():
         await slow.ends()
 
 
-async def test_a_connection_that_idles_is_closed():
+async def test_a_connection_that_idles_is_closed() -> None:
     async with server(idle_s=0.2) as where, connected(where) as connection:
         await connection.send(POST + b"Content-Length: 2\r\n\r\nhi")
         assert (await connection.response()).status == 200
         await connection.ends()
 
 
-async def test_a_body_that_does_not_end_is_refused_in_time(caplog):
+async def test_a_body_that_does_not_end_is_refused_in_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with server(body_s=0.2, linger_s=0.1) as where, connected(where) as slow:
         await slow.send(POST + b"Content-Length: 10\r\n\r\nhi")
         response = await slow.response()
@@ -313,7 +322,7 @@ async def test_a_body_that_does_not_end_is_refused_in_time(caplog):
     assert caplog.messages == []
 
 
-async def test_a_body_may_take_longer_than_the_headers():
+async def test_a_body_may_take_longer_than_the_headers() -> None:
     async with server(head_s=0.2) as where, connected(where) as slow:
         await slow.send(POST + b"Content-Length: 4\r\n\r\nhi")
         await asyncio.sleep(0.5)  # for as long as the headers could not have taken
@@ -321,7 +330,7 @@ async def test_a_body_may_take_longer_than_the_headers():
         assert (await slow.response()).body == b"hiho"
 
 
-async def test_a_client_that_does_not_read_is_left_in_time():
+async def test_a_client_that_does_not_read_is_left_in_time() -> None:
     async with (
         server(stall_s=0.2, stall_bytes_s=100 * BIG) as where,
         connected(where) as slow,
@@ -339,8 +348,8 @@ async def test_a_client_that_does_not_read_is_left_in_time():
         assert len(read) < BIG, "the server has kept the rest for it"
 
 
-async def test_no_more_is_kept_for_clients_that_do_not_read_than_the_limit():
-    async def whole(one):
+async def test_no_more_is_kept_for_clients_that_do_not_read_than_the_limit() -> None:
+    async def whole(one: Any) -> Any:
         try:
             return len((await one.response()).body) == BIG
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -360,7 +369,7 @@ async def test_no_more_is_kept_for_clients_that_do_not_read_than_the_limit():
     assert 0 < sum(served) <= 4, "the longest waits were ended, and no others"
 
 
-async def test_a_client_that_leaves_is_no_error(caplog):
+async def test_a_client_that_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     async with server() as where:
         for request in (
             get("/big"),
@@ -379,7 +388,7 @@ async def test_a_client_that_leaves_is_no_error(caplog):
 # Connections
 
 
-async def test_idle_connections_do_not_keep_others_out():
+async def test_idle_connections_do_not_keep_others_out() -> None:
     async with health() as where, contextlib.AsyncExitStack() as stack:
         for number in range(300):
             idle = await stack.enter_async_context(connected(where))
@@ -391,7 +400,7 @@ async def test_idle_connections_do_not_keep_others_out():
             assert (await ask(where, get("/ready"))).status == 200
 
 
-async def test_connections_that_work_are_kept_and_one_more_is_refused():
+async def test_connections_that_work_are_kept_and_one_more_is_refused() -> None:
     async with server() as where, contextlib.AsyncExitStack() as stack:
         busy = [await stack.enter_async_context(connected(where)) for _ in range(8)]
         for one in busy:
@@ -406,7 +415,9 @@ async def test_connections_that_work_are_kept_and_one_more_is_refused():
                 await asyncio.sleep(0.02)
 
 
-def test_a_process_with_few_descriptors_keeps_most_of_them_for_itself(monkeypatch):
+def test_a_process_with_few_descriptors_keeps_most_of_them_for_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert Limits(connections=64).connections_now == 64
     monkeypatch.setattr(resource, "getrlimit", lambda _: (128, 128))
     assert Limits(connections=64).connections_now == 32
@@ -416,7 +427,7 @@ def test_a_process_with_few_descriptors_keeps_most_of_them_for_itself(monkeypatc
     assert Limits(connections=64).connections_now == 64
 
 
-async def test_requests_that_are_sent_at_once_are_answered_in_order():
+async def test_requests_that_are_sent_at_once_are_answered_in_order() -> None:
     body = b"Content-Length: 900\r\n\r\n"
     async with server() as where, connected(where) as connection:
         await connection.send(
@@ -447,7 +458,7 @@ uvloop.run(main())
 """
 
 
-async def test_a_worker_with_256_descriptors_is_asked_among_idle_connections():
+async def test_a_worker_with_256_descriptors_is_asked_among_idle_connections() -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", HEALTH),
         stdout=asyncio.subprocess.PIPE,
@@ -509,7 +520,9 @@ def random_request(chance: random.Random) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-async def test_whatever_is_sent_is_answered_in_order_or_not_at_all_and_is_no_error(caplog):
+async def test_whatever_is_sent_is_answered_in_order_or_not_at_all_and_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.WARNING)
     chance = random.Random(14)
     statuses: Counter[int] = Counter()
