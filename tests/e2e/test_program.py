@@ -113,12 +113,12 @@ def worker(env: Environment) -> Iterator[subprocess.Popen[str]]:
 def test_topics_are_made_and_checked(env: Environment, prefix: str) -> None:
     missing = taskflow(env, "topics", "check")
     assert missing.returncode == 1
-    assert len(lines(missing)) == 6
-    assert f"6 of 6 topics of '{prefix}' are not as they must be." in missing.stderr
+    assert len(lines(missing)) == 7
+    assert f"7 of 7 topics of '{prefix}' are not as they must be." in missing.stderr
 
     made = taskflow(env, "topics", "create")
     assert made.returncode == 0
-    assert len(lines(made)) == 6
+    assert len(lines(made)) == 7
     again = taskflow(env, "topics", "create")
     assert (again.returncode, again.stdout) == (0, "")
     assert taskflow(env, "topics", "check").returncode == 0
@@ -505,7 +505,7 @@ def test_a_demo_that_is_kept_answers_until_ctrl_c_and_leaves_nothing(tmp_path: P
         with urlopen(url, timeout=patience(10)) as page:
             assert b"<title>taskflow</title>" in page.read()
         with urlopen(f"{url}/v1/flows?limit=100", timeout=patience(10)) as answer:
-            assert len(json.load(answer)["items"]) == 52
+            assert len(json.load(answer)["items"]) == 53
         children = psutil.Process(demo.pid).children(recursive=True)
         os.killpg(demo.pid, signal.SIGINT)
         told, complaints = demo.communicate(timeout=patience(60))
@@ -546,7 +546,7 @@ def test_up_asks_before_it_uses_a_broker_that_is_there(env: Environment) -> None
         refused.stderr
     )
     assert "`--use-broker`" in refused.stderr
-    assert len(lines(taskflow(env, "topics", "check"))) == 6, "no topic was made"
+    assert len(lines(taskflow(env, "topics", "check"))) == 7, "no topic was made"
 
     with running(env, "up", "--use-broker") as up:
         assert up.stderr is not None
