@@ -21,7 +21,7 @@ PLOTS: Final[Mapping[str, str]] = {
     "flows": "flows",
 }
 """Which benchmark each plot is drawn from."""
-LIBRARIES: Final = ("taskflow", "aiokafka", "aiosqlite", "orjson", "pydantic", "uvloop")
+LIBRARIES: Final = ("taskflow-kafka", "aiokafka", "aiosqlite", "orjson", "pydantic", "uvloop")
 
 
 def _now() -> str:

@@ -73,7 +73,8 @@ class ViewsChild(ChildProcess):
 
 def views_installed() -> bool:
     """Whether the extra `views` is."""
-    return importlib.util.find_spec("faust") is not None
+    # Once imported, Faust's module has no spec that could be found.
+    return sys.modules.get("faust") is not None or importlib.util.find_spec("faust") is not None
 
 
 def environment_of(settings: Settings) -> dict[str, str]:

@@ -125,6 +125,16 @@ class Items:
 Handler = Callable[[Step], Awaitable[Any]]
 
 
+@pytest.fixture(autouse=True)
+def every_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No broker is asked for the executor's rights."""
+
+    async def none_missing(*_: Any) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(module, "missing_rights", none_missing)
+
+
 @asynccontextmanager
 async def working(
     handler: Handler, broker: Broker, items: Items, **options: Any

@@ -9,7 +9,7 @@ NOT_NEEDED = ("orjson", "aiokafka", "aiosqlite", "aiohttp", "yaml", "jsonschema"
 
 
 @pytest.mark.parametrize(
-    "module", ["processor.contract", "processor.contract.publication.generate"]
+    "module", ["processor.contract.commands", "processor.contract.publication.generate"]
 )
 def test_importing_the_models_needs_pydantic_only(module: str) -> None:
     program = f"import sys, {module}; print(*sorted(sys.modules))"
