@@ -210,7 +210,7 @@ async def test_a_failed_batch_fails_the_write_although_the_commit_would_succeed(
     writer = new_writer(settings)
     await writer.start()
 
-    with pytest.raises(aiokafka.errors.MessageSizeTooLargeError):
+    with pytest.raises(RequestFailed, match="MessageSizeTooLargeError"):
         await writer.write(records)
 
     writer.discard()
@@ -432,7 +432,7 @@ async def test_a_consumer_that_the_group_does_not_let_in_fails_and_does_not_join
 
 async def decided(observer: Any, count: int) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while len(list((await observer.catch_up()).all("outcomes"))) < count:  # noqa: ASYNC110
+        while len(list((await observer.catch_up()).all_of("outcomes"))) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
