@@ -48,7 +48,7 @@ that it does not ask for waits for its end: this is latency, not only idleness."
 TELL_EVERY_S: Final = 1.0
 """How often the group hears how far we are."""
 TELL_TIMEOUT_S: Final = 2.0
-REBALANCE_TIMEOUT_MS: Final = 30_000
+REBALANCE_TIMEOUT_MS: Final = 15_000
 """How long the group waits for a member that lives and still gives up its partitions.
 
 Revoking ends the batches under way (3 s at most), commits offsets (2 s) and may ask for our name
