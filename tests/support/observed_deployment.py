@@ -13,7 +13,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from processor.adapters.kafka.record_decoder import read_any_record
 from processor.contract.topics import Topics
 from tests.support.deployment import SOURCES, TOPICS, Deployment, read_tables
+from tests.support.machine import patience
 from tests.support.partition import Appended
+
+REQUEST_TIMEOUT_MS = int(patience(40_000))
+"""aiokafka's own, for a broker that shares its cores."""
 
 
 class Observer:
@@ -93,7 +97,9 @@ class Observer:
         return None
 
     async def _high_watermarks(self) -> None:
-        consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap)
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS
+        )
         await consumer.start()
         try:
             ends = await consumer.end_offsets(self._consumer.assignment())
@@ -114,6 +120,7 @@ async def observing(bootstrap: str, prefix: str, partitions: int) -> AsyncIterat
         auto_offset_reset="earliest",
         isolation_level="read_committed",
         fetch_max_wait_ms=20,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
     )
     await consumer.start()
     try:
