@@ -91,6 +91,7 @@ def without(item: Any, name: str) -> Any:
     return {key: value for key, value in item.items() if key != name}
 
 
+@pytest.mark.soak
 async def test_every_case_at_its_times(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path, silent: None
 ) -> None:
