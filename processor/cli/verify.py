@@ -45,9 +45,10 @@ from processor.ops.verify.ports import (
     TableProblem,
     TableStep,
     TakeTable,
+    Watcher,
 )
 from processor.ops.verify.report import INVARIANTS, Report
-from processor.ops.verify.verify import Scope, Watcher
+from processor.ops.verify.scope import Scope
 from processor.ops.verify.verify import verify as verified
 from processor.settings import Settings
 

@@ -11,7 +11,7 @@ from processor.contract.topics import Topics
 from processor.embedded.broker import embedded_broker
 from processor.ops.verify.ports import LogRecord
 from processor.ops.verify.report import Report
-from processor.ops.verify.verify import Scope
+from processor.ops.verify.scope import Scope
 from processor.ops.verify.verify import verify as verified
 from processor.settings import Settings
 from tests.support.load import under_load

@@ -19,9 +19,11 @@ from processor.ops.verify.ports import (
     TableProblem,
     TableStep,
     TakeTable,
+    Watcher,
 )
 from processor.ops.verify.report import Report
-from processor.ops.verify.verify import Scope, Watcher, verify
+from processor.ops.verify.scope import Scope
+from processor.ops.verify.verify import verify
 from tests.support.builders import DAY_MS, HOUR_MS
 from tests.support.partition import Appended
 

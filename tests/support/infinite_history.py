@@ -20,7 +20,8 @@ from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.ops.verify.ports import LogRange
 from processor.ops.verify.report import Report
-from processor.ops.verify.verify import Scope, verify
+from processor.ops.verify.scope import Scope
+from processor.ops.verify.verify import verify
 from tests.support.builders import HOUR_MS, MORNING
 from tests.support.partition import Appended
 

@@ -12,9 +12,10 @@ from typing import Any, Final
 from processor.contract.headers import forwarded_from
 from processor.contract.topics import Topics
 from processor.ops.verify.contract import Doc
-from processor.ops.verify.dead_letter_checks import DeadLetterChecks
 from processor.ops.verify.event_checks import EventChecks
-from processor.ops.verify.outcome_checks import OutcomeChecks, copied
+from processor.ops.verify.outcomes.checks import OutcomeChecks
+from processor.ops.verify.outcomes.dead_letters import DeadLetterChecks
+from processor.ops.verify.outcomes.forwards import copied
 from processor.ops.verify.ports import LogRange, LogRecord
 from processor.ops.verify.record_stream import RecordStream
 from processor.ops.verify.report import Report
@@ -114,8 +115,8 @@ class HistoryReader:
                 if source is not None and outcome["source"]["offset"] >= source.cut:
                     self.beyond = outcome
                     break
-                if self._front and answers.front_ms is None:
-                    answers.front_ms = record.timestamp
+                if self._front:
+                    answers.resends.begin(record.timestamp)
             await self._outcomes.take()
             if outcome is not None:
                 await self._one(record, outcome)
@@ -229,7 +230,7 @@ class HistoryReader:
         heads = [await s.stream.head() for s in self.sources.values() if s.stream is not None]
         times = [head.timestamp for head in heads if head is not None]
         if times:
-            self._parts.answers.forget(min(times))
+            self._parts.answers.resends.forget(min(times))
 
     # Events
 

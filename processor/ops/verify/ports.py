@@ -1,4 +1,4 @@
-"""The ports of a verification: readable topics, and images of tables."""
+"""The ports of a verification: readable topics, images of tables, and its progress."""
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -90,3 +90,16 @@ class Tables(Protocol):
     def image(self, partition: int, take: TakeTable) -> TableProblem | None:
         """Call `take` with the partition's table, all of it of one moment; again from the start, if
         a worker came in between. Does nothing if there is none."""
+
+
+class Watcher:
+    """Hears how far a verification is; this one does nothing with it."""
+
+    def expect(self, offsets: int) -> None:
+        """There are so many more to be read, or fewer, than was thought."""
+
+    def read(self, offsets: int) -> None:
+        """So many more were read."""
+
+    def at(self, partition: int, what: str) -> None:
+        """What is done now."""

@@ -22,9 +22,8 @@ from processor.cli.common.runner import Refused
 from processor.cli.main import WRONG_USE, main
 from processor.cli.verify import KafkaLog, LocalTables, _show, retention_told
 from processor.engine.rows import Changes
-from processor.ops.verify.ports import TableFlow, TablePosition, TableStep
+from processor.ops.verify.ports import TableFlow, TablePosition, TableStep, Watcher
 from processor.ops.verify.report import INVARIANTS
-from processor.ops.verify.verify import Watcher
 from processor.settings import Settings
 from tests.support.recorded_deployment import edit
 from tests.unit.adapters.sqlite.tables import at, flow_row, opened, step_row, uuid

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from processor.domain.transitions import Authority
 from processor.engine.partitioner import partition_of
-from processor.ops.verify.verify import BEFORE_SINCE_MS, Watcher
+from processor.ops.verify.partition import BEFORE_SINCE_MS
+from processor.ops.verify.ports import Watcher
 from tests.support.builders import FLOW_ID, HOUR_MS, document
 from tests.support.recorded_deployment import Recorded, edit, kinds, told
 from tests.support.strategies import lives

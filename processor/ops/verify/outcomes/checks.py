@@ -4,25 +4,15 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from processor.contract.events import TRACEPARENT_HEADER, TRACEPARENT_MAX_BYTES
-from processor.contract.headers import without_forwarding
 from processor.contract.topics import Topics
 from processor.contract.values import instant, parse_timestamp
 from processor.ops.verify.contract import (
-    ALWAYS,
     CAUSES,
     CODES,
-    CONTROL_ONLY,
-    FITTING,
-    FORGOTTEN,
-    LIVE,
-    OPEN_TO_ALL,
     OUTCOME_FIELDS,
-    TERMINAL,
     Doc,
     allowed,
-    canonical,
     digest,
-    hash16,
     home_of,
     own_events,
     parsed,
@@ -30,26 +20,36 @@ from processor.ops.verify.contract import (
     without_nulls,
 )
 from processor.ops.verify.event_checks import EventChecks
+from processor.ops.verify.outcomes.admission import AdmissionChecks
+from processor.ops.verify.outcomes.forwards import copied
+from processor.ops.verify.outcomes.resends import ResendChecks
 from processor.ops.verify.ports import LogRecord
 from processor.ops.verify.report import Report
-from processor.ops.verify.scratch_store import Entry, Forwarded, ScratchStore, SeenOutcome
-from processor.ops.verify.steps.rules import COMMANDS as STEP_COMMANDS
+from processor.ops.verify.scratch_store import Forwarded, ScratchStore
 
-STEP_CODES: Final = frozenset(
-    {"step_exists", "step_not_found", "illegal_transition", "not_holder", "not_due"}
-)
-"""Refusals that a step's past must bear out."""
 KEY_KEPT_BYTES: Final = 512 * 1024
-_REPEATED: Final = ("code", "message", "revision", "status", "event_ids", "details")
-"""What a duplicate takes over from the first outcome."""
+
+
+class _Adder:
+    """Adds violations of one outcome."""
+
+    def __init__(self, report: Report, record: LogRecord, outcome: Doc) -> None:
+        self._report = report
+        self._record = record
+        self._outcome = outcome
+
+    def __call__(self, invariant: str, kind: str, message: str) -> None:
+        outcome, source = self._outcome, self._outcome["source"]
+        who = f"Outcome {outcome['verdict']} of {source['topic']} offset {source['offset']}: "
+        place = _place(self._record, outcome["flow_id"])
+        self._report.add(invariant, kind, who + message, **place)
 
 
 class OutcomeChecks:
     """Holds outcomes of one partition against what they answer, in the order of decision.
 
-    `front_ms`: where the outcomes begin, if they do not begin at the beginning; what was answered
-    before is not known. `level`: whether a flow that the fold does not have is not there: it is
-    not so while the fold has still to come to where the outcomes begin.
+    `level`: whether a flow that the fold does not have is not there: it is not so while the fold
+    has still to come to where the outcomes begin.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class OutcomeChecks:
         self._topics = topics
         self._partition = partition
         self._partitions = partitions
-        self._window_ms = window_ms
         self._only = only
-        self.front_ms: int | None = None
+        self._admission = AdmissionChecks(fold.steps, topics)
+        self.resends = ResendChecks(scratch, report, window_ms=window_ms)
         self.level = fold.whole
 
     def read(self, record: LogRecord) -> Doc | None:
@@ -85,11 +85,6 @@ class OutcomeChecks:
             )
             return None
         return outcome
-
-    def forget(self, before_ms: int) -> None:
-        """No command appended before `before_ms` comes any more. Kept twice as long as needed, for
-        a broker's clock that was set back."""
-        self._scratch.forget_answers(before_ms - 2 * self._window_ms)
 
     def concerns(self, outcome: Doc, record: LogRecord, source: LogRecord | None) -> bool:
         """Whether it is about the one flow that is looked at."""
@@ -111,7 +106,7 @@ class OutcomeChecks:
         if idle and outcome["event_ids"]:
             add("I9", "outcome_names_events", "Nothing happened, but it names events.")
         if source is None:
-            self._resends(outcome, add, _at_ms(outcome))
+            self.resends.check(outcome, _at_ms(outcome), add)
             return None
         if outcome["at"] != instant(source.timestamp):
             add(
@@ -156,11 +151,14 @@ class OutcomeChecks:
         # A flow that is known lies right: its first event was looked at.
         if before is None and home_of(source.key, self._partitions) != self._partition:
             add("I12", "decided_elsewhere", "The flow belongs to another partition.")
-        self._resends(outcome, add, source.timestamp)
+        self.resends.check(outcome, source.timestamp, add)
         self._report.checked["I4"] += 1
+        known = self.level or before is not None
         if verdict == "accepted":
-            self._accepted(command, outcome, source, before, add)
-        elif verdict == "rejected" and not self._founded(code, command, source, before):
+            self._admission.accepted(command, outcome, source, before, known=known, add=add)
+        elif verdict == "rejected" and not self._admission.founded(
+            code, command, source, before, known=known
+        ):
             add("I4", "refusal_unfounded", f"Refused as {code}, which the flow does not bear out.")
         return command
 
@@ -213,7 +211,7 @@ class OutcomeChecks:
             add("I4", "outcome_allowed", f"allowed is {outcome['allowed']}, not {expected}.")
 
     def _quarantined(
-        self, outcome: Doc, record: LogRecord, source: LogRecord, raw: Doc | None, add: "_Adder"
+        self, outcome: Doc, record: LogRecord, source: LogRecord, raw: Doc | None, add: _Adder
     ) -> None:
         code = outcome["code"]
         if any(outcome[name] is not None for name in ("revision", "status", "allowed")):
@@ -238,154 +236,6 @@ class OutcomeChecks:
         if record.key != (key if flow_id is None else flow_id.encode()):
             add("I12", "outcome_key", "The key is neither the flow nor the command's.")
 
-    def _resends(self, outcome: Doc, add: "_Adder", at_ms: int) -> None:
-        verdict, code = outcome["verdict"], outcome["code"]
-        if verdict in ("quarantined", "forwarded"):
-            return
-        self._report.checked["I2"] += 1
-        key = hash16(f"{outcome['flow_id']}{outcome['command_id']}".encode())
-        first = self._scratch.answer(key)
-        if first is not None and at_ms - first.at_ms > self._window_ms:
-            first = None
-        resent = verdict == "duplicate" or code == "idempotency_conflict"
-        if first is None:
-            unknown = self.front_ms is not None and at_ms - self._window_ms <= self.front_ms
-            if resent and not unknown:
-                add(
-                    "I2",
-                    "first_taken_for_resend",
-                    f"{verdict}, but it was sent for the first time within the window.",
-                )
-        elif first.command != outcome["command_digest"]:
-            if code != "idempotency_conflict":
-                add("I2", "conflict_not_seen", f"{verdict}, but its id stands for another command.")
-        elif verdict != "duplicate":
-            add(
-                "I2",
-                "accepted_twice" if verdict == "accepted" else "resend_not_seen",
-                f"Sent again within the window, and {verdict} anew.",
-            )
-        elif first.answer != _answer(outcome, outcome["original"]):
-            add("I2", "another_answer", "The resend got another answer than the first.")
-        if first is None and not resent and not outcome["dry_run"] and code not in FORGOTTEN:
-            answer = SeenOutcome(at_ms, outcome["command_digest"], _answer(outcome, verdict))
-            self._scratch.put_answer(key, answer)
-
-    def _accepted(
-        self, command: Doc, outcome: Doc, source: LogRecord, before: Entry | None, add: "_Adder"
-    ) -> None:
-        kind, owned = command.get("kind", ""), source.topic == self._topics.commands
-        doc = before.doc if before is not None else None
-        if owned and kind in CONTROL_ONLY:
-            add("I4", "control_only", f"{kind} was accepted on {source.topic}.")
-        expires_at = command.get("expires_at")
-        if expires_at is not None and source.timestamp > parse_timestamp(expires_at):
-            add("I4", "accepted_late", f"Accepted, but it had expired at {expires_at}.")
-        creates = kind in ("create_managed", "create_mirrored")
-        if doc is None:
-            if creates:
-                owner = command.get("owner_session_key", command.get("issued_by"))
-                if owned and owner != command.get("issued_by"):
-                    add("I4", "not_the_owner", "It makes a flow of another owner.")
-                if "expected_revision" in command:
-                    add("I4", "revision_ignored", "A create that expects a revision.")
-            elif self.level or before is not None:
-                add("I4", "no_such_flow", f"{kind} of a flow that is not there.")
-            return
-        if creates:
-            add("I4", "created_again", "The flow was there already.")
-            return
-        expected = command.get("expected_revision", doc["revision"])
-        if expected != doc["revision"]:
-            add(
-                "I4",
-                "revision_ignored",
-                f"It expected {expected}, but the flow was at {doc['revision']}.",
-            )
-        owner = doc.get("owner_session_key", command.get("issued_by"))
-        if owned and kind not in OPEN_TO_ALL and command.get("issued_by") != owner:
-            add("I4", "not_the_owner", f"Issued by {command.get('issued_by')!r}, not by the owner.")
-        of_steps = STEP_COMMANDS if doc["status"] in LIVE else frozenset()
-        if kind not in FITTING[doc["status"]] | ALWAYS | of_steps:
-            add("I4", "illegal_move", f"{kind} of a flow that was {doc['status']}.")
-        if kind in STEP_COMMANDS:
-            self._fold.steps.accepted(command, outcome, doc, source.timestamp, owned=owned, add=add)
-        wait = doc.get("wait_json")
-        if kind == "resume_external" and isinstance(wait, dict):
-            for name in ("topic", "correlation_id"):
-                if wait.get(name) != command.get(name):
-                    add("I4", "other_wait", f"The flow waited for another {name}.")
-        if kind == "set_waiting":
-            asked = command.get("wait", {})
-            until = asked.get("at" if asked.get("kind") == "timer" else "timeout_at")
-            if until is not None and parse_timestamp(until) <= source.timestamp:
-                add("I4", "wait_in_the_past", f"A wait until {until} was accepted.")
-        if kind == "request_cancel" and not outcome["dry_run"] and "cancel_requested" in doc:
-            idle = doc["cancel_requested"] or doc["status"] in TERMINAL
-            if bool(outcome["event_ids"]) is idle:
-                add(
-                    "I4", "other_events", "A request to cancel is noted once, while the flow lives."
-                )
-
-    def _founded(self, code: str, command: Doc, source: LogRecord, before: Entry | None) -> bool:
-        """Whether a refusal may be right, as far as the flow's past tells."""
-        kind, doc = command.get("kind", ""), before.doc if before is not None else None
-        known = self.level or before is not None
-        about_step = kind in STEP_COMMANDS or code == "step_exists"
-        if about_step and code in STEP_CODES and doc is not None and before is not None:
-            owned = source.topic == self._topics.commands
-            return self._fold.steps.founded(
-                code, command, source.timestamp, owned=owned, whole=before.whole
-            )
-        match code:
-            case "forbidden":
-                return source.topic == self._topics.commands and kind in CONTROL_ONLY
-            case "expired":
-                until = command.get("expires_at")
-                return until is not None and source.timestamp > parse_timestamp(until)
-            case "already_exists":
-                return doc is not None or not known
-            case "not_found":
-                return doc is None
-            case "not_owner" if doc is not None:
-                return bool(command.get("issued_by") != doc.get("owner_session_key"))
-            case "revision_mismatch" if doc is not None:
-                return bool(command.get("expected_revision") != doc["revision"])
-            case "already_terminal" if doc is not None:
-                return doc["status"] in TERMINAL
-            case "cancel_pending" if doc is not None:
-                return doc["status"] in LIVE and doc.get("cancel_requested") is not False
-            case "illegal_transition" if doc is not None:
-                return kind not in FITTING[doc["status"]]
-            case _:
-                return True
-
-
-class _Adder:
-    """Adds violations of one outcome."""
-
-    def __init__(self, report: Report, record: LogRecord, outcome: Doc) -> None:
-        self._report = report
-        self._record = record
-        self._outcome = outcome
-
-    def __call__(self, invariant: str, kind: str, message: str) -> None:
-        outcome, source = self._outcome, self._outcome["source"]
-        who = f"Outcome {outcome['verdict']} of {source['topic']} offset {source['offset']}: "
-        place = _place(self._record, outcome["flow_id"])
-        self._report.add(invariant, kind, who + message, **place)
-
-
-def copied(record: LogRecord) -> bytes:
-    """Digest what a forwarded record and its copy share: key, value, and the headers before the
-    one that makes it a copy."""
-    headers = [[n, _hex(v)] for n, v in without_forwarding(record.headers)]
-    return hash16(canonical([_hex(record.key), _hex(record.value), headers]))
-
-
-def _answer(outcome: Doc, verdict: Any) -> bytes:
-    return hash16(canonical([verdict, *(outcome[name] for name in _REPEATED)]))
-
 
 def _at_ms(outcome: Doc) -> int:
     try:
@@ -403,21 +253,8 @@ def _carried(source: LogRecord) -> list[bytes | None]:
     return [v for v in _traces(source)[-1:] if len(v or b"") <= TRACEPARENT_MAX_BYTES]
 
 
-def _hex(raw: bytes | None) -> str | None:
-    return None if raw is None else raw.hex()
-
-
 def _utf8(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
-
-
-def _place(record: LogRecord, flow_id: str | None) -> Doc:
-    return {
-        "topic": record.topic,
-        "partition": record.partition,
-        "offset": record.offset,
-        "flow_id": flow_id,
-    }
 
 
 def _shaped(outcome: Doc) -> bool:
@@ -433,3 +270,12 @@ def _shaped(outcome: Doc) -> bool:
         and isinstance(ids, list)
         and all(type(one) is int for one in ids)
     )
+
+
+def _place(record: LogRecord, flow_id: str | None) -> Doc:
+    return {
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "flow_id": flow_id,
+    }

@@ -1,0 +1,1 @@
+"""Checks of what the processor says about each record of its sources."""

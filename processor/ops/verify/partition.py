@@ -1,0 +1,333 @@
+"""Verify a partition: what is read, up to where, and in which order.
+
+The newest cursor on `state` is the cut: what it covers must be there on every topic, and what comes
+behind it is under way.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from processor.contract.values import EVENTS_PER_PARTITION
+from processor.ops.verify.contract import Doc, parsed
+from processor.ops.verify.event_checks import EventChecks
+from processor.ops.verify.history_reader import HistoryReader, Parts, SourceTopic
+from processor.ops.verify.outcomes.checks import OutcomeChecks
+from processor.ops.verify.outcomes.forwards import Range
+from processor.ops.verify.ports import Log, LogRange, LogRecord, TableProblem, Tables, Watcher
+from processor.ops.verify.record_stream import RecordStream
+from processor.ops.verify.report import Report
+from processor.ops.verify.scope import Scope
+from processor.ops.verify.scratch_store import ScratchStore
+from processor.ops.verify.snapshot_checks import Image, SnapshotChecks, StateReader
+from processor.ops.verify.transaction_checks import Transactions
+
+SETTLE_POLL_S: Final = 0.05
+CURSOR_SPAN: Final = 2_000
+"""How many offsets at the end of `state` are looked through for a cursor at first."""
+STILL_S: Final = 0.5
+"""How long the ends must stand for the topics to be at rest."""
+BEFORE_SINCE_MS: Final = 60_000
+"""How much earlier than `since` audit and state are read: the records of one transaction are not
+all appended in the same millisecond."""
+
+
+class PartitionVerification:
+    """Verifies one partition number of all topics, and its tables."""
+
+    def __init__(
+        self,
+        scope: Scope,
+        partition: int,
+        log: Log,
+        tables: Sequence[Tables],
+        scratch: ScratchStore,
+        report: Report,
+        watcher: Watcher,
+    ) -> None:
+        self._scope = scope
+        self._topics = scope.topics
+        self._number = partition
+        self._log = log
+        self._tables = tables
+        self._scratch = scratch
+        self._report = report
+        self._watcher = watcher
+        self._images: list[Image] = []
+        """Tables that the fold has not come to yet."""
+        self._first_event_id: int | None = None
+        self._whole = False
+        self.expected = 0
+        """Offsets that were to be read."""
+
+    async def ahead(self) -> int:
+        """About how many offsets there are to be read."""
+        count = 0
+        for name, _ in self._topics:
+            extent = await self._log.extent(name)
+            begin = await self._begin(name, extent, early=True)
+            count += max(extent.stable - begin, 0)
+        return count
+
+    async def verify(self) -> dict[tuple[str, int], Range]:
+        scope, topics, number = self._scope, self._topics, self._number
+        if scope.at_rest:
+            self._watcher.at(number, "waiting for rest")
+            await self._settled([name for name, _ in topics], still_s=STILL_S)
+        self._watcher.at(number, "table")
+        self._look_at_tables()
+        state = (await self._settled([topics.state]))[topics.state]
+        self._watcher.at(number, "state")
+        cursor, cursor_at = await self._newest_cursor(state)
+        extents = await self._settled([name for name, _ in topics if name != topics.state])
+        self._watcher.at(number, "history")
+        reader = StateReader(self._scratch, self._report, number, scope.flow_id)
+        written = self._stream(
+            topics.state, await self._begin(topics.state, state, early=True), state.stable
+        )
+        history, transactions = await self._history(extents, cursor, reader, written)
+        await history.read()
+        await transactions.end()
+        self._report.counts["state"] += written.count
+        self._first_event_id = history.first_event_id
+        await self._cursor_covers(history.beyond, cursor, state.stable)
+        self._positions(cursor, cursor_at, extents)
+        if cursor is not None or self._whole:
+            self._watcher.at(number, "comparing")
+            newest_ms = max(history.newest_ms, written.newest_ms)
+            overdue_ms = newest_ms - scope.punctual_ms if scope.at_rest else None
+            levels = self._levels(overdue_ms)
+            levels.compare("state", topics.state, self._first_event_id)
+            flows, steps = self._scratch.counts()
+            self._report.counts["flows"] += flows
+            self._report.counts["steps"] += steps
+        return {(source.topic, number): _range(source) for source in history.sources.values()}
+
+    async def _history(
+        self,
+        extents: dict[str, LogRange],
+        cursor: Doc | None,
+        reader: StateReader,
+        written: RecordStream,
+    ) -> tuple[HistoryReader, Transactions]:
+        scope, topics, number = self._scope, self._topics, self._number
+        starts = {
+            topics.outcomes: await self._begin(topics.outcomes, extents[topics.outcomes]),
+            **{
+                name: await self._begin(name, extents[name], early=True)
+                for name in (topics.audit, topics.dead_letters)
+            },
+        }
+        self._whole = scope.since_ms is None and starts[topics.audit] == 0
+        self._tell_starts(extents)
+        common = (self._scratch, self._report)
+        where = (number, scope.partitions)
+        fold = EventChecks(*common, *where, whole=self._whole, only=scope.flow_id)
+        answers = OutcomeChecks(
+            *common, fold, topics, *where, window_ms=scope.window_ms, only=scope.flow_id
+        )
+        transactions = Transactions(*common, reader, written, whole=self._whole, only=scope.flow_id)
+        if cursor is None:
+            first = number * EVENTS_PER_PARTITION + 1
+            cursor = {"commands": 0, "control": 0, "next_event_id": first}
+        history = HistoryReader(
+            Parts(
+                topics=topics,
+                partition=number,
+                report=self._report,
+                scratch=self._scratch,
+                fold=fold,
+                answers=answers,
+                transactions=transactions,
+                extents=extents,
+                starts=starts,
+                cut=cursor,
+                open_stream=self._stream,
+                tables_are_at=self._tables_are_at,
+                since=scope.since_ms is not None,
+                at_rest=scope.at_rest,
+                only=scope.flow_id,
+            )
+        )
+        return history, transactions
+
+    def _tell_starts(self, extents: dict[str, LogRange]) -> None:
+        """What retention has taken."""
+        topics = self._topics
+        for name, what in (
+            (topics.outcomes, "the events before are folded, but not held against their commands"),
+            (topics.audit, "what happened before is taken as given"),
+            (topics.commands, "outcomes before are not held against their commands"),
+            (topics.control, "outcomes before are not held against their commands"),
+        ):
+            if extents[name].start > 0 and self._scope.since_ms is None:
+                self._report.uncovered(
+                    f"{name}/{self._number} begins at offset {extents[name].start}: {what}."
+                )
+
+    # What is where
+
+    async def _settled(self, names: Sequence[str], *, still_s: float = 0.0) -> dict[str, LogRange]:
+        """The extents of topics, once what is open now has ended, and once they have not moved for
+        `still_s`. A transaction that stays open is told; what it hides is not looked at."""
+        began = time.monotonic()
+        wanted = last = {name: await self._log.extent(name) for name in names}
+        moved_at = began
+        while True:
+            now = {name: await self._log.extent(name) for name in names}
+            if still_s and now != last:
+                wanted, last, moved_at = now, now, time.monotonic()
+            is_open = [name for name in names if now[name].stable < wanted[name].end]
+            at = time.monotonic()
+            if not (is_open or at - moved_at < still_s) or at - began > self._scope.grace_s:
+                break
+            await asyncio.sleep(SETTLE_POLL_S)
+        self._report.checked["I11"] += len(names)
+        for name in is_open:
+            self._add(
+                *("I11", "transaction_open", name, now[name].stable),
+                f"A transaction that began at offset {now[name].stable} was still open after "
+                f"{self._scope.grace_s:g} s; it hides what comes behind.",
+            )
+        return now
+
+    async def _begin(self, topic: str, extent: LogRange, *, early: bool = False) -> int:
+        """The first offset to be read."""
+        since = self._scope.since_ms
+        if since is None:
+            return extent.start
+        at_ms = since - BEFORE_SINCE_MS if early else since
+        found = await self._log.offset_at(topic, max(at_ms, 0))
+        return extent.stable if found is None else max(found, extent.start)
+
+    def _stream(self, topic: str, start: int, end: int) -> RecordStream:
+        self.expected += max(end - start, 0)
+        return RecordStream(self._log, topic, start, end, self._watcher.read)
+
+    # The state topic and the table
+
+    async def _newest_cursor(self, extent: LogRange) -> tuple[Doc | None, LogRecord | None]:
+        """The newest cursor and its record, looked for from the end backwards."""
+        reader = StateReader(self._scratch, Report("", None, None, []), self._number, only="none")
+        end, span = extent.stable, CURSOR_SPAN
+        while reader.cursor is None and end > extent.start:
+            start = max(extent.start, end - span)
+            async for records in self._log.read(self._topics.state, start, end):
+                for record in records:
+                    reader.take(record)
+            end, span = start, 2 * span
+        return reader.cursor, reader.cursor_at
+
+    def _look_at_tables(self) -> None:
+        found = [self._look_at_table(tables, nth) for nth, tables in enumerate(self._tables)]
+        if not any(found):
+            self._report.uncovered(f"Partition {self._number}: there is no table at hand.")
+
+    def _look_at_table(self, tables: Tables, nth: int) -> bool:
+        """Whether there is a table, or what should be one."""
+        where = self._scratch.image(nth)
+        image = Image(self._scratch, self._report, self._number, self._scope.flow_id, where)
+        problem = tables.image(self._number, image.take)
+        if isinstance(problem, TableProblem):
+            if problem.damaged:
+                self._add("I5", "table_damaged", "table", -1, problem.sentence)
+            else:
+                self._report.uncovered(f"Partition {self._number}: {problem.sentence}")
+            return True
+        position = image.position
+        if position is None:
+            return False
+        if not position.filled:
+            self._report.uncovered(f"{position.path} is not filled yet.")
+        elif position.partitions != self._scope.partitions:
+            self._add(
+                *("I12", "table_of_other_topics", position.path, -1),
+                f"It holds a partition of {position.partitions}, not of {self._scope.partitions}.",
+            )
+        else:
+            self._images.append(image)
+            image.tell_odd()
+        return True
+
+    def _levels(self, overdue_ms: int | None = None) -> SnapshotChecks:
+        where = (self._number, self._scope.partitions)
+        return SnapshotChecks(self._scratch, self._report, *where, overdue_ms)
+
+    def _tables_are_at(self, event_id: int, first: int | None) -> None:
+        """The fold is about to go on with `event_id`; compare the tables whose place that is."""
+        if not self._images:
+            return
+        reached = [image for image in self._images if image.next_event_id <= event_id]
+        for image in reached:
+            self._images.remove(image)
+            if first is not None and image.next_event_id < first:
+                self._report.uncovered(f"{image.path} is older than what is looked at.")
+                continue
+            self._report.tables.append(image.path)
+            self._levels().compare(image.where, image.path, first)
+
+    def _positions(
+        self, cursor: Doc | None, cursor_at: LogRecord | None, extents: dict[str, LogRange]
+    ) -> None:
+        """I6, of the newest cursor and of the tables."""
+        topics = self._topics
+        ends = {"commands": extents[topics.commands], "control": extents[topics.control]}
+        if cursor is not None and cursor_at is not None:
+            for name, extent in ends.items():
+                self._report.checked["I6"] += 1
+                if cursor[name] > extent.stable:
+                    self._add(
+                        *("I6", "cursor_ahead", topics.state, cursor_at.offset),
+                        f"It is at {cursor[name]} of {name}, which ends at {extent.stable}.",
+                    )
+        for image in self._images:  # the fold never came to where these are
+            self._report.checked["I6"] += 1
+            self._add(
+                *("I6", "table_ahead", image.path, -1),
+                f"The table's next event is {image.next_event_id}, the topics' is "
+                f"{cursor['next_event_id'] if cursor else 'none'}.",
+            )
+
+    async def _cursor_covers(self, beyond: Doc | None, cursor: Doc | None, read_to: int) -> None:
+        """An outcome behind the cut came with a cursor, which must be there by now, too."""
+        if beyond is None:
+            return
+        self._report.checked["I9"] += 1
+        topics = self._topics
+        state = (await self._settled([topics.state]))[topics.state]
+        newest = cursor
+        async for records in self._log.read(topics.state, read_to, state.stable):
+            for record in records:
+                if record.key == f"cursor/{self._number}".encode():
+                    newest = parsed(record.value) or newest
+        name = "control" if beyond["source"]["topic"] == topics.control else "commands"
+        if newest is None or newest[name] <= beyond["source"]["offset"]:
+            self._add(
+                *("I9", "outcome_without_cursor", topics.state, -1),
+                f"{name} offset {beyond['source']['offset']} has an outcome, but the newest cursor "
+                f"is at {newest[name] if newest else 'nothing'}.",
+                beyond["flow_id"],
+            )
+
+    def _add(
+        self,
+        invariant: str,
+        kind: str,
+        topic: str,
+        offset: int,
+        message: str,
+        flow_id: str | None = None,
+    ) -> None:
+        self._report.add(
+            *(invariant, kind, message),
+            topic=topic,
+            partition=self._number,
+            offset=offset,
+            flow_id=flow_id,
+        )
+
+
+def _range(source: SourceTopic) -> Range:
+    start = source.extent.stable if source.stream is None else source.stream.start
+    return Range(start, source.extent.stable, source.first_ms)
