@@ -1,10 +1,11 @@
 """taskflow beside what others build with their own libraries, interleaved on one broker.
 
-Each peer validates the same commands, keeps the flows in its store, writes an audit event for each
-command, exactly once; taskflow keeps its whole contract beside that (outcomes, chain, ledger,
-snapshots). What is measured is seen from outside, for all in the same way. Throughput: from the
-first record written to the last one committed on the topic of which there is one record a command.
-Latency: from when a command was due to where a consumer has its answer, at steady rates.
+Each peer does the reference work: it validates the same commands, keeps the flows in its store,
+writes an audit event for each command, exactly once. Rows "whole contract" keep taskflow's contract
+beside that, as taskflow does: outcomes, chain, ledger, snapshots. What is measured is seen from
+outside, for all in the same way. Throughput: from the first record written to the last one
+committed on the topic of which there is one record a command. Latency: from when a command was due
+to where a consumer has its answer, at steady rates.
 
 Run it: .venv/bin/python -m tests.benchmarks.against_peers throughput latency
 Peers are built where `--build` says; one whose tools are missing is left out, with a sentence.
@@ -166,7 +167,7 @@ async def latency_of(
 async def report_throughput(
     chosen: argparse.Namespace, home: Path, broker: EmbeddedBroker, rows: list[dict[str, Any]]
 ) -> AsyncIterator[str]:
-    others = list(peers_for_throughput(chosen.build))
+    others = [p for p in peers_for_throughput(chosen.build) if chosen.only in p.name]
     yield (
         f"{chosen.commands:,} commands over {FLOWS:,} flows, {PARTITIONS} partitions; "
         "CPU seconds per 100,000 commands, from the program's start:\n"
@@ -190,7 +191,7 @@ async def report_throughput(
 async def report_latency(
     chosen: argparse.Namespace, home: Path, broker: EmbeddedBroker, rows: list[dict[str, Any]]
 ) -> AsyncIterator[str]:
-    others = list(peers_for_latency(chosen.build))
+    others = [p for p in peers_for_latency(chosen.build) if chosen.only in p.name]
     yield (
         f"\nFrom when a command was due to its answer, {paced.FLOWS:,} flows, {PARTITIONS} "
         f"partitions, {chosen.seconds} s each, after {paced.AT_FIRST:,} commands at once; ms:\n"
@@ -231,6 +232,7 @@ if __name__ == "__main__":
     parser.add_argument("--rates", type=int, nargs="+", default=[100, 1_000, 10_000])
     parser.add_argument("--seconds", type=int, default=20, help="of a turn that measures latency")
     parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--only", default="", help="peers whose names hold this text")
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--build", type=Path, default=BUILD)
     parser.add_argument("--results", type=Path, help="the folder where the figures are kept")

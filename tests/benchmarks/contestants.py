@@ -10,9 +10,9 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -85,14 +85,17 @@ class Peer:
     """Of the commands: a slow one gets fewer, so that all have their turn within minutes."""
     most_per_s: float = float("inf")
     """What is offered to it at a steady rate, at most."""
+    whole_contract: bool = False
+    """Whether it answers each command on a topic of outcomes beside its audit, as taskflow does."""
     reference_words: bool = True
 
     async def prepare(self, bootstrap: str, commands: str | None = None) -> Channel:
-        """A topic for its answers, and one for commands where it is not given one."""
+        """Topics for its audit and its answers, and one for commands where it is given none."""
         own = f"peer-{uuid.uuid4().hex[:8]}"
-        channel = Channel(own, commands or f"{own}-commands", f"{own}-audit")
-        new = (channel.answers,) if commands else channel[1:]
-        await create_plain_topics(bootstrap, new)
+        audit, outcomes = _audit(own), f"{own}-outcomes"
+        answers = outcomes if self.whole_contract else audit
+        channel = Channel(own, commands or f"{own}-commands", answers)
+        await create_plain_topics(bootstrap, {audit, answers} | ({channel.commands} - {commands}))
         return channel
 
     @asynccontextmanager
@@ -106,7 +109,8 @@ class Peer:
             **self.environment,
             "PEER_BOOTSTRAP": bootstrap,
             "PEER_INPUT": channel.commands,
-            "PEER_AUDIT": channel.answers,
+            "PEER_AUDIT": _audit(channel.name),
+            "PEER_OUTCOMES": channel.answers,
             "PEER_APP_ID": channel.name,
             "PEER_STATE_DIR": str(state_dir),
         }
@@ -129,7 +133,11 @@ class Peer:
 Contestant = Taskflow | Peer
 
 
-async def create_plain_topics(bootstrap: str, names: Sequence[str]) -> None:
+def _audit(name: str) -> str:
+    return f"{name}-audit"
+
+
+async def create_plain_topics(bootstrap: str, names: Iterable[str]) -> None:
     """As Kafka makes them, with the partitions that all have."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
@@ -156,20 +164,22 @@ def _python_peer(build: Path, name: str) -> Sequence[str]:
     return [str(home / "bin" / "python"), str(HERE / name / "app.py")]
 
 
-def _java_peer(build: Path) -> Sequence[str]:
+def _java_peers(build: Path) -> Sequence[str]:
+    """How both applications are started, but for the name of their class."""
     java, maven = shutil.which("java"), shutil.which("mvn")
     if java is None or maven is None:
         raise Missing("Kafka Streams: it needs a JDK 17 and Maven, which are not here")
     home = build / "kstreams"
     jar = home / "kstreams-peer-1.jar"
-    if not jar.exists():
+    newest_s = max(file.stat().st_mtime for file in (HERE / "kstreams").rglob("*.*"))
+    if not jar.exists() or jar.stat().st_mtime < newest_s:
         pom = str(HERE / "kstreams" / "pom.xml")
         done = subprocess.run(
             [maven, "-q", "-B", "-f", pom, "package", f"-Dpeer.target={home}"], check=False
         )
         if done.returncode:
             raise Missing("Kafka Streams: Maven could not build it")
-    return [java, "-Xmx1g", "-cp", f"{jar}:{home}/lib/*", "peers.TaskflowStreams"]
+    return [java, "-Xmx1g", "-cp", f"{jar}:{home}/lib/*"]
 
 
 def _faust_peer(build: Path) -> Sequence[str]:
@@ -188,9 +198,11 @@ def _built(build: Path, make: Callable[[Path], Sequence[str]]) -> Sequence[str] 
 
 def peers_for_throughput(build: Path) -> Iterator[Peer]:
     """With the intervals between commits at which they decide most; says which cannot be built."""
-    if (streams := _built(build, _java_peer)) is not None:
-        yield _every(100, "Kafka Streams", streams)
-        yield _every(1_000, "Kafka Streams", streams)
+    if (streams := _built(build, _java_peers)) is not None:
+        for threads in (1, 2):
+            for commit_ms in (100, 1_000):
+                yield _streams_whole(streams, threads, commit_ms)
+        yield from (_streams_reference(streams, commit_ms) for commit_ms in (100, 1_000))
     if (quix := _built(build, lambda home: _python_peer(home, "quix"))) is not None:
         yield _every(1_000, "Quix Streams", quix)
     if (faust := _built(build, _faust_peer)) is not None:
@@ -199,14 +211,26 @@ def peers_for_throughput(build: Path) -> Iterator[Peer]:
 
 def peers_for_latency(build: Path) -> Iterator[Peer]:
     """With shorter ones: an answer of theirs comes with its commit."""
-    if (streams := _built(build, _java_peer)) is not None:
-        yield _every(100, "Kafka Streams", streams)
-        yield _every(10, "Kafka Streams", streams)
+    if (streams := _built(build, _java_peers)) is not None:
+        for commit_ms in (100, 10):
+            yield _streams_whole(streams, 1, commit_ms)
+            yield _streams_reference(streams, commit_ms)
     if (quix := _built(build, lambda home: _python_peer(home, "quix"))) is not None:
         yield _every(100, "Quix Streams", quix)
         yield _every(10, "Quix Streams", quix)
     if (faust := _built(build, _faust_peer)) is not None:
         yield _every(100, "Faust", faust, most_per_s=2_000)
+
+
+def _streams_whole(java: Sequence[str], threads: int, commit_ms: int) -> Peer:
+    name = f"Kafka Streams, whole contract, {threads} thread{'s' * (threads > 1)}"
+    peer = _every(commit_ms, name, [*java, "peers.WholeContract"], PEER_THREADS=str(threads))
+    return replace(peer, whole_contract=True)
+
+
+def _streams_reference(java: Sequence[str], commit_ms: int) -> Peer:
+    name = "Kafka Streams, reference work"
+    return _every(commit_ms, name, [*java, "peers.ReferenceWork"], PEER_THREADS="1")
 
 
 def _every(
@@ -216,7 +240,8 @@ def _every(
     *,
     share: float = 1.0,
     most_per_s: float = float("inf"),
+    **environment: str,
 ) -> Peer:
     shown = f"{commit_ms} ms" if commit_ms < 1_000 else f"{commit_ms // 1_000} s"
-    environment = {"PEER_COMMIT_MS": str(commit_ms)}
+    environment["PEER_COMMIT_MS"] = str(commit_ms)
     return Peer(f"{name}, commit {shown}", command, environment, share, most_per_s)
