@@ -1,13 +1,13 @@
-"""`taskflow broker`: run only the embedded broker."""
+"""`taskflow broker`: run only the embedded broker.
+
+What the command needs is imported when it runs.
+"""
 
 import asyncio
 from contextlib import AsyncExitStack
 
 from processor.cli.common.output import say
 from processor.cli.common.runner import embedded_port, run_until_stopped, settings_and_logs
-from processor.embedded.broker import embedded_broker
-from processor.embedded.environment import need_extra
-from processor.embedded.keeper import kept_running
 from processor.runtime import unless_stopped
 
 
@@ -23,6 +23,10 @@ def broker() -> None:
     Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_STATE_DIR, TASKFLOW_CACHE_DIR,
     TASKFLOW_BROKER_HEAP.
     """
+    from processor.embedded.broker import embedded_broker
+    from processor.embedded.environment import need_extra
+    from processor.embedded.keeper import kept_running
+
     settings = settings_and_logs()
     port = embedded_port(settings)
     need_extra()

@@ -16,7 +16,7 @@ DONE, REFUSED, WRONG_USE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
     "Run": {
         "demo": ("demo.command", "Show the main job in one command; nothing is left running."),
-        "up": ("up", "Run an embedded broker, a worker and the views until Ctrl-C."),
+        "up": ("up.command", "Run an embedded broker, a worker and the views until Ctrl-C."),
         "broker": ("broker", "Run the embedded broker, a real single-node Apache Kafka."),
         "topics": ("topics", "Make the topics, or compare them with what they must be."),
         "worker": ("worker", "Run one processor until SIGTERM or Ctrl-C."),
@@ -31,9 +31,15 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
     },
     "Look": {
         "steps": ("tail", "Print the work items, steps that are offered, as JSON lines."),
-        "top": ("top", "Show what is going on, live: rates, partitions, flows and events."),
-        "doctor": ("doctor", "Look at broker, topics, rights, lag, transactions, tables, clocks."),
-        "export": ("export", "Write flows, steps and all events into one SQLite file."),
+        "top": (
+            "top.command",
+            "Show what is going on, live: rates, partitions, flows and events.",
+        ),
+        "doctor": (
+            "doctor.command",
+            "Look at broker, topics, rights, lag, transactions, tables, clocks.",
+        ),
+        "export": ("export.command", "Write flows, steps and all events into one SQLite file."),
     },
     "Repair": {
         "deadletters": ("deadletters.commands", "Look at dead letters, and send them back."),
@@ -43,9 +49,12 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "repartition": ("repartition.command", "Copy everything to another number of partitions."),
     },
     "Prove": {
-        "verify": ("verify", "Verify all topics and tables against the contract."),
-        "replay": ("replay.check", "Decide recorded commands or feed consumers once more."),
-        "torture": ("torture", "Break everything, again and again, and see that nothing is lost."),
+        "verify": ("verify.command", "Verify all topics and tables against the contract."),
+        "replay": ("replay.commands", "Decide recorded commands or feed consumers once more."),
+        "torture": (
+            "torture.command",
+            "Break everything, again and again, and see that nothing is lost.",
+        ),
     },
 }
 """By panel and command: the module in `processor.cli`, and the first sentence of the help."""

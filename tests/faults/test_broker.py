@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from processor.adapters.kafka.topic_admin import create_topics
-from processor.cli import verify as program
+from processor.cli.verify import kafka_log as program
 from processor.contract.topics import Topics
 from processor.embedded.broker import embedded_broker
 from processor.ops.verify.ports import LogRecord

@@ -1,6 +1,6 @@
 """A group of commands whose modules are imported when a command is run, and not for its help."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
@@ -69,8 +69,15 @@ def load(name: str, entry: Entry) -> Any:
 
 
 def _prepare(parameters: Iterable[Any]) -> None:
-    """Show in help what a value is, and nothing for a flag, where Typer shows the Python type."""
+    """Show in help what a value is, and nothing for a flag, where Typer shows the Python type.
+
+    A group's own options are read before its command's help is shown: those that are not given
+    are not converted, for Typer imports pydantic for that.
+    """
     for parameter in parameters:
+        one = parameter.nargs == 1 and not getattr(parameter, "multiple", False)
+        if one and parameter.callback is None and not parameter.required:
+            parameter.process_value = _unless_missing(parameter.process_value)
         if parameter.param_type_name == "option":
             parameter.metavar = _metavar(parameter)
             if parameter.is_flag and parameter.default is None:
@@ -78,6 +85,10 @@ def _prepare(parameters: Iterable[Any]) -> None:
                 parameter.default = False
         elif not parameter.type_descriptor.is_choice:
             parameter.display_type_rich = _no_type
+
+
+def _unless_missing(process: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda ctx, value: None if value is None else process(ctx, value)
 
 
 def _no_type(ctx: Any) -> None:

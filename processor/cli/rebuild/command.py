@@ -1,25 +1,28 @@
-"""`taskflow rebuild`: make tables anew or compare them; repair what a partition stopped for."""
+"""`taskflow rebuild`: make tables anew or compare them; repair what a partition stopped for.
+
+What the command needs is imported when it runs.
+"""
+
+from typing import Literal
 
 import typer
 
-from processor.adapters.sqlite import StateDirInUse, state_dir_lock
 from processor.cli.common.confirm import DRY_RUN, YES, Confirmation
 from processor.cli.common.runner import Refused, WrongUse, settings_and_logs
-from processor.cli.rebuild.common import ProgressDisplay
-from processor.cli.rebuild.tables import TableSource, rebuild_tables
-from processor.cli.rebuild.topics import restore_state_topic, skip_lost_commands
 
+SourceName = Literal["state", "audit"]
+"""A TableSource by its value: the help needs no tables."""
 PARTITION = typer.Option(
     [], "--partition", help="Only this one; may be given again. Default: all that have a table."
 )
 FROM = typer.Option(
-    TableSource.STATE, "--from", help="Where flows and steps come from; audit verifies each chain."
+    "state", "--from", help="Where flows and steps come from; audit verifies each chain."
 )
 
 
 def rebuild(
     partition: list[int] = PARTITION,
-    source: TableSource = FROM,
+    source: SourceName = FROM,
     check: bool = typer.Option(False, "--check", help="Only compare with the tables there are."),
     skip_lost: bool = typer.Option(
         False, "--skip-lost", help="Go on behind commands that commands or control lost."
@@ -56,6 +59,11 @@ def rebuild(
         raise WrongUse("--check, --skip-lost and --restore-state exclude each other; take one.")
     if restore_state and not partition:
         raise WrongUse("--restore-state needs --partition: the one that asks for it.")
+    from processor.adapters.sqlite import StateDirInUse, state_dir_lock
+    from processor.cli.rebuild.common import ProgressDisplay
+    from processor.cli.rebuild.tables import TableSource, rebuild_tables
+    from processor.cli.rebuild.topics import restore_state_topic, skip_lost_commands
+
     ask = Confirmation(dry_run or check, yes)
     settings = settings_and_logs(quiet=True)
     if wrong := [number for number in partition if not 0 <= number < settings.partitions]:
@@ -70,7 +78,7 @@ def rebuild(
     else:
         try:
             with state_dir_lock(settings.state_dir):
-                rebuild_tables(settings, numbers, source, check, show, ask)
+                rebuild_tables(settings, numbers, TableSource(source), check, show, ask)
         except StateDirInUse:
             raise Refused(
                 f"A worker uses {settings.state_dir}; stop it first, for its tables are looked at "

@@ -16,7 +16,7 @@ from processor.adapters.kafka.log_reader import KafkaLogReader
 from processor.cli.common.progress import Bar
 from processor.cli.common.runner import Refused
 from processor.cli.repartition.topic_set import COMMIT_TIMEOUT_S, Seen, TopicSet
-from processor.cli.verify import KafkaLog
+from processor.cli.verify.kafka_log import KafkaLog
 from processor.contract.state import CURSOR_PREFIX
 from processor.contract.topics import Topics
 from processor.engine.batch import Outgoing, first_event_id

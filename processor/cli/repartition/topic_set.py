@@ -13,7 +13,7 @@ from processor.adapters.kafka.transactional_producer import (
 )
 from processor.cli.common.history import open_history
 from processor.cli.common.runner import Refused
-from processor.cli.verify import KafkaLog
+from processor.cli.verify.kafka_log import KafkaLog
 from processor.contract.topics import Topics
 from processor.engine.batch import PartitionConfig
 from processor.engine.ports import OffsetRange as Whole

@@ -1,4 +1,4 @@
-"""`taskflow replay check` and `export`: recorded commands through this code."""
+"""Hold recorded commands against this code, or write them to a file."""
 
 import time
 from collections.abc import Sequence
@@ -10,14 +10,12 @@ from rich.console import Console
 from rich.text import Text
 
 import processor
-from processor.cli.common.options import JSON, duration_ms, since_ms
+from processor.cli.common.options import duration_ms, since_ms
 from processor.cli.common.output import console, for_people, plain, say, table, write_json
 from processor.cli.common.progress import progress_bar
-from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
-from processor.cli.replay import group as replay_group
+from processor.cli.common.runner import Refused, WrongUse, run
 from processor.cli.replay import parallel as comparing
-from processor.cli.replay import to_topic as replay_to
-from processor.cli.verify import partitions_of
+from processor.cli.verify.kafka_log import partitions_of
 from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.ops.replay.differences import Difference, Findings
@@ -25,69 +23,22 @@ from processor.ops.replay.file_reader import reading
 from processor.ops.replay.recorded import Head, Rules
 from processor.settings import Settings
 
-app = typer.Typer(
-    help=(
-        "Decide recorded commands or feed consumers once more.\n\n"
-        "`check` and `export` compare this version with what another one decided; `to` and `group` "
-        "are for consumers."
-    ),
-    no_args_is_help=True,
-)
 
-HISTORY = typer.Argument(
-    None, help="A file that `taskflow replay export` wrote; without one, the topics."
-)
-NEW_FILE = typer.Argument(..., help="Where to: a new file, such as history.gz.")
-SINCE = typer.Option(
-    None,
-    "--since",
-    help="Only what was answered from this time on: 2026-11-22T21:02:08Z, or 10m for ten minutes "
-    "ago; what was before is folded from the audit.",
-)
-PARTITION = typer.Option(None, "--partition", min=0, help="Only this one; may be repeated.")
-
-
-@app.command("check")
-def check(
-    file: Path | None = HISTORY,
-    since: str | None = SINCE,
-    partition: list[int] | None = PARTITION,
-    window: str | None = typer.Option(
-        None, "--window", help="Decide with this dedupe window instead, such as 1h."
-    ),
-    horizon: str | None = typer.Option(
-        None, "--horizon", help="Decide with this horizon of waits instead, such as 30d."
-    ),
-    processes: int = typer.Option(
-        1, "--processes", min=1, help="Share the partitions out among so many."
-    ),
-    json: bool = JSON,
+def check_history(
+    settings: Settings,
+    file: Path | None,
+    since: str | None,
+    partition: Sequence[int] | None,
+    window: str | None,
+    horizon: str | None,
+    processes: int,
+    *,
+    json: bool,
 ) -> None:
-    """Does this version decide as the one did that wrote the history? Exit code 1 if not.
+    """Decide the history of `file`, or of the topics, and print what differs.
 
-    Runs the recorded commands, in the order in which they were decided and with their recorded
-    times, through the code at hand, and compares what it writes with what is recorded, byte for
-    byte: outcomes, events with their ids and chains, dead letters, wakes, copies of what was
-    forwarded, and in the end flows and steps with `state`. Each command is judged from where the
-    record says that things stood: a rule that was changed shows in the commands that it touches
-    and in no others. Changes nothing; workers may go on meanwhile.
-
-    Where retention took commands, flows are folded from the audit up to the first that is left.
-    The settings that decide are those in the file, or TASKFLOW_DEDUPE_WINDOW and
-    TASKFLOW_TIMER_MAX_HORIZON; they must be what the workers had.
-
-    A pipe gets one JSON object: ok, compared, differences by kind, the first of each sort.
-
-    Example: `taskflow replay check history.gz`
-
-    Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_DEDUPE_WINDOW,
-    TASKFLOW_TIMER_MAX_HORIZON, TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
+    Raises Refused, WrongUse, and typer.Exit if anything differs.
     """
-    if file is not None and since is not None:
-        raise WrongUse("--since is for topics; a file is taken whole.")
-    if file is not None and not file.is_file():
-        raise WrongUse(f"{file} is no file.")
-    settings = settings_and_logs(quiet=True)
     since_at = None if since is None else since_ms(since)
     head = _head(settings, file)
     rules = Rules(
@@ -123,30 +74,16 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command("export")
-def export(
-    file: Path = NEW_FILE,
-    since: str | None = SINCE,
-    partition: list[int] | None = PARTITION,
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace a file that is there."),
-    json: bool = JSON,
+def export_history(
+    settings: Settings,
+    file: Path,
+    since: str | None,
+    partition: Sequence[int] | None,
+    *,
+    json: bool,
 ) -> None:
-    """Write a history to a file, for `taskflow replay check` anywhere and at any time.
-
-    It holds commands and all that was written about them, with the settings that decide:
-    compressed lines, which say by themselves what they are. What commands hold is in it: keep it
-    as you keep the topics. It takes its name once it is whole.
-
-    Example: `taskflow replay export golden.gz --since 1h`
-
-    Settings: as for `replay check`.
-    """
-    settings = settings_and_logs(quiet=True)
+    """Write the history of the topics to `file`. Raises Refused, WrongUse."""
     since_at = None if since is None else since_ms(since)
-    if file.exists() and not overwrite:
-        raise Refused(f"{file} is there already; take another name, or --overwrite.")
-    if not file.absolute().parent.is_dir():
-        raise WrongUse(f"{file.parent} is no directory.")
     head = _head(settings, None)
     job = comparing.Job(head.rules, _chosen(partition, head.partitions), file, since_at)
     with progress_bar("exporting") as bar:
@@ -159,10 +96,6 @@ def export(
         say(f"{commands:,} commands in {file}, {size:,} bytes.")
     else:
         write_json({"file": str(file), "commands": commands, "bytes": size})
-
-
-app.command("to")(replay_to.to)
-app.command("group")(replay_group.group)
 
 
 def _head(settings: Settings, file: Path | None) -> Head:

@@ -1,6 +1,4 @@
-"""`taskflow replay group`: set a consumer group's offsets by time."""
-
-import typer
+"""Set a consumer group's offsets by time, for `taskflow replay group`."""
 
 from processor.adapters.kafka.group_offsets import (
     LATEST_MS,
@@ -11,8 +9,8 @@ from processor.adapters.kafka.group_offsets import (
     set_offsets,
 )
 from processor.adapters.kafka.topic_admin import partition_counts
-from processor.cli.common.confirm import DRY_RUN, YES, Confirmation
-from processor.cli.common.options import JSON, since_ms
+from processor.cli.common.confirm import Confirmation
+from processor.cli.common.options import since_ms
 from processor.cli.common.output import console, for_people, say, table, write_json
 from processor.cli.common.runner import Refused, run, settings_and_logs
 from processor.contract.topics import Topics
@@ -20,33 +18,9 @@ from processor.settings import Settings
 
 BEGINNING, END = "beginning", "end"
 
-GROUP = typer.Argument(..., help="The consumer group's id.")
-TO = typer.Option(
-    ..., "--to", help="A time (2026-11-22T21:02:08Z, or 10m for ten minutes ago), beginning or end."
-)
-TOPIC = typer.Option(None, "--topic", help="Of which topic; the audit unless given.")
 
-
-def group(
-    group_id: str = GROUP,
-    to: str = TO,
-    topic: str | None = TOPIC,
-    dry_run: bool = DRY_RUN,
-    yes: bool = YES,
-    json: bool = JSON,
-) -> None:
-    """Set the offsets of a consumer group by time, so that it reads events once more, or skips.
-
-    Each partition goes to the first record that was appended at that time or later, or to its end.
-    Refused while the group has live members, which keep to their own offsets: stop them first. It
-    shows the offsets and asks; in a pipe it takes --yes, and gets a JSON line for each partition.
-
-    Example: `taskflow replay group billing --to 2026-11-22T21:02:08Z --dry-run`
-
-    Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_SECURITY_PROTOCOL,
-    `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
-    """
-    ask = Confirmation(dry_run, yes)
+def move_group(group_id: str, to: str, topic: str | None, ask: Confirmation, *, json: bool) -> None:
+    """Show the offsets, confirm them and set them. Raises WrongUse, Refused, GroupOccupied."""
     at_ms = {BEGINNING: None, END: LATEST_MS}.get(to, -1)
     if at_ms == -1:
         at_ms = since_ms(to, "--to")
@@ -62,7 +36,7 @@ def group(
     else:
         for partition, at in sorted(then.items()):
             place = {"group": group_id, "topic": wanted, "partition": partition}
-            write_json({**place, "now": now.get(partition), "then": at, "set": not dry_run})
+            write_json({**place, "now": now.get(partition), "then": at, "set": not ask.dry_run})
     if not ask.before(f"Set the offsets of {group_id}?"):
         return
     run(lambda: set_offsets(settings, group_id, wanted, then))

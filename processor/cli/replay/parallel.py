@@ -10,7 +10,7 @@ from typing import Final
 
 from processor.cli.common.progress import Bar
 from processor.cli.common.runner import Refused, run
-from processor.cli.verify import KafkaLog, retention_told
+from processor.cli.verify.kafka_log import KafkaLog, retention_told
 from processor.errors import TaskflowError
 from processor.ops.replay.check import replay
 from processor.ops.replay.copies import Copies

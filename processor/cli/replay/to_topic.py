@@ -1,23 +1,20 @@
-"""`taskflow replay to`: publish a range of the audit again, to another topic."""
+"""Publish a range of the audit again, to another topic, for `taskflow replay to`."""
 
 import re
 import time
 from collections.abc import Sequence
-from typing import Final
-
-import typer
+from typing import Final, NamedTuple
 
 from processor.adapters.kafka.client_config import compression_type, connection_options
 from processor.adapters.kafka.errors import explained
-from processor.cli.common.confirm import DRY_RUN, YES, Confirmation
-from processor.cli.common.options import JSON, flow_id_of, since_ms
+from processor.cli.common.confirm import Confirmation
+from processor.cli.common.options import flow_id_of, since_ms
 from processor.cli.common.output import console, for_people, say, table, write_json
 from processor.cli.common.progress import Bar, progress_bar
-from processor.cli.common.runner import WrongUse, run, settings_and_logs
+from processor.cli.common.runner import WrongUse, run
 from processor.cli.replay.plan import ReplayOrder, ReplayPlan, group_of, look, streams
 from processor.cli.replay.republisher import Republisher
 from processor.client.reader import count_partitions
-from processor.contract.events import EventKind
 from processor.contract.rights import Operation
 from processor.contract.topics import Topics
 from processor.ops.replay.republish import republish
@@ -26,80 +23,41 @@ from processor.settings import Settings
 
 _OFFSETS: Final = re.compile(r"([0-9]{1,9}):(?!-$)([0-9]{0,18})-([0-9]{0,18})")
 
-TOPIC = typer.Argument(..., help="Where to: a topic that is there, with its own time stamps.")
-SINCE = typer.Option(None, "--since", help="Events from this time on: RFC 3339, or 10m.")
-UNTIL = typer.Option(None, "--until", help="Events before this time; by default, up to now.")
-OFFSETS = typer.Option(
-    None,
-    "--offsets",
-    help="Of a partition only these offsets of the audit: 0:100-200, 0:100- or 0:-200, without "
-    "the last; may be repeated, and partitions that are not named are left out.",
-)
-FLOW = typer.Option(None, "--flow", help="Only this flow; may be repeated.")
-OWNER = typer.Option(None, "--owner", help="Only flows of this session key; may be repeated.")
-KIND = typer.Option(None, "--kind", help="Only events of this kind; may be repeated.")
-RATE = typer.Option(None, "--rate", min=0.1, help="At most so many events a second.")
-RUN = typer.Option(
-    None, "--run", help="A name for this run; the same one goes on, another begins anew."
-)
+
+class Asked(NamedTuple):
+    """What was typed."""
+
+    topic: str
+    since: str | None
+    until: str | None
+    offsets: Sequence[str]
+    flows: Sequence[str]
+    owners: Sequence[str]
+    kinds: Sequence[str]
+    run: str | None
 
 
-def to(
-    topic: str = TOPIC,
-    since: str | None = SINCE,
-    until: str | None = UNTIL,
-    offsets: list[str] | None = OFFSETS,
-    flow: list[str] | None = FLOW,
-    owner: list[str] | None = OWNER,
-    kind: list[EventKind] | None = KIND,
-    rate: float | None = RATE,
-    run_name: str | None = RUN,
-    dry_run: bool = DRY_RUN,
-    yes: bool = YES,
-    json: bool = JSON,
+def replay_to(
+    settings: Settings, asked: Asked, rate: float | None, ask: Confirmation, *, json: bool
 ) -> None:
-    """Write events of the audit once more, to a topic of a consumer's own, in their order.
-
-    Key, value, time stamp, chain and trace are the original ones; the header `taskflow-replay`,
-    run/topic/partition/offset, says which run and which record an event repeats. Partitions are
-    kept where the topic has as many as the audit, else events go by their key; a flow's events
-    stay in their order.
-
-    A run is named by what was asked for, or by --run. Events and how far the run is are written
-    in the same transactions: killed and started again with the same options, it goes on behind
-    what is there, and readers of committed records see nothing twice. Once it is done, the same
-    command writes what came since.
-
-    It shows what it would write and asks; in a pipe it takes --yes.
-
-    Example: `taskflow replay to billing.rebuild --since 2026-11-01T00:00:00Z --kind finished`
-
-    Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_COMPRESSION,
-    TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
-    """
-    ask = Confirmation(dry_run, yes)
-    settings = settings_and_logs(quiet=True)
+    """Show what would be written, confirm it and write it. Raises WrongUse, Refused."""
+    topic = asked.topic
     if topic in dict(Topics(settings.topic_prefix)):
         raise WrongUse(f"{topic} is one of taskflow's own topics; events are replayed to others.")
     selection = Selection(
-        frozenset(map(flow_id_of, flow or ())),
-        frozenset(owner or ()),
-        frozenset(map(str, kind or ())),
+        frozenset(map(flow_id_of, asked.flows)), frozenset(asked.owners), frozenset(asked.kinds)
     )
-    # By what was typed: `10m` names the same run in an hour, too.
-    asked = (settings.topic_prefix, topic, since, until, sorted(offsets or ()))
-    chosen = (sorted(selection.flow_ids), sorted(selection.owners), sorted(selection.kinds))
     order = ReplayOrder(
         topic,
         selection,
-        None if since is None else since_ms(since),
-        None if until is None else since_ms(until, "--until"),
-        None if not offsets else bounds_of(offsets),
-        run_name or run_id(*asked, *chosen),
+        None if asked.since is None else since_ms(asked.since),
+        None if asked.until is None else since_ms(asked.until, "--until"),
+        bounds_of(asked.offsets) if asked.offsets else None,
+        asked.run or _run_of(settings, asked, selection),
     )
     plan = run(lambda: look(settings, order, count=ask.shows))
     if ask.shows:
-        _show_plan(order, plan, json, dry_run)
+        _show_plan(order, plan, json, ask.dry_run)
     if not ask.before(f"Write them to {topic}?", "Nothing was written."):
         return
     began_s = time.perf_counter()
@@ -118,6 +76,13 @@ def to(
                 "seconds": round(seconds, 3),
             }
         )
+
+
+def _run_of(settings: Settings, asked: Asked, selection: Selection) -> str:
+    """The name of the run, by what was typed: `10m` names the same run in an hour, too."""
+    what = (settings.topic_prefix, asked.topic, asked.since, asked.until, sorted(asked.offsets))
+    chosen = (sorted(selection.flow_ids), sorted(selection.owners), sorted(selection.kinds))
+    return run_id(*what, *chosen)
 
 
 def bounds_of(texts: Sequence[str]) -> dict[int, tuple[int, int | None]]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from processor.cli.common.output import plain
 from processor.cli.common.runner import Refused, WrongUse
 from processor.cli.common.views_client import NoViews, asking, views_url
-from processor.cli.top import QUESTIONS, Shown, _snapshot, bars, refresh, screen
+from processor.cli.top.execute import QUESTIONS, Shown, _snapshot, bars, refresh, screen
 from processor.settings import Address, Settings
 from tests.support.recorded_deployment import Recorded
 from tests.support.served_views import serving

@@ -16,11 +16,12 @@ from aiokafka.errors import (
 
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable
 from processor.adapters.sqlite import table_path
-from processor.cli import verify as program
 from processor.cli.common.output import console
 from processor.cli.common.runner import Refused
 from processor.cli.main import WRONG_USE, main
-from processor.cli.verify import KafkaLog, LocalTables, _show, retention_told
+from processor.cli.verify import kafka_log as program
+from processor.cli.verify.execute import LocalTables, _show
+from processor.cli.verify.kafka_log import KafkaLog, retention_told
 from processor.engine.rows import Changes
 from processor.ops.verify.ports import TableFlow, TablePosition, TableStep, Watcher
 from processor.ops.verify.report import INVARIANTS

@@ -1,26 +1,14 @@
-"""`taskflow torture`: load, random faults and a verdict; a user's acceptance test."""
+"""`taskflow torture`: load, random faults and a verdict; a user's acceptance test.
 
-import os
+What the command needs is imported when it runs.
+"""
+
 import secrets
-from collections.abc import Sequence
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
-from processor.cli.common.output import (
-    console,
-    for_people,
-    plain,
-    print_rows,
-    say,
-    somebody_to_ask,
-    write_json,
-)
-from processor.cli.common.runner import WrongUse, run, settings_and_logs
-from processor.embedded.environment import need_extra
-from processor.testing.chaos.run import ChaosPlan, ChaosResult
-from processor.testing.chaos.run import torture as tortured
+from processor.cli.common.output import say, somebody_to_ask
+from processor.cli.common.runner import WrongUse, settings_and_logs
 
 MINUTES = 5.0
 
@@ -67,6 +55,10 @@ def torture(
     """
     if bootstrap is not None and not (yes or somebody_to_ask()):
         raise WrongUse("There is no terminal to ask at: take --yes for a cluster of yours.")
+    from processor.cli.torture.execute import break_everything
+    from processor.embedded.environment import need_extra
+    from processor.testing.chaos.run import ChaosPlan
+
     settings_and_logs(quiet=True)
     if bootstrap is None:
         need_extra()
@@ -88,33 +80,5 @@ def torture(
         per_s=per_s,
         bootstrap=bootstrap,
     )
-    say(f"seed {plan.seed}")
-    result = run(lambda: tortured(plan, environ=os.environ, hear=say))
-    if for_people(json):
-        _show(console(), result)
-    else:
-        write_json(result.as_json())
-    if not result.ok:
+    if not break_everything(plan, json=json):
         raise typer.Exit(1)
-
-
-def _show(out: Console, result: ChaosResult) -> None:
-    rows: list[Sequence[str | Text]] = []
-    rows += [(name, f"{count:,}") for name, count in sorted(result.faults.items())]
-    rows += [(f"of them kill -9: {what}", f"{n:,}") for what, n in sorted(result.kills.items())]
-    rows += [(f"outcomes: {name}", f"{count:,}") for name, count in result.verdicts.most_common()]
-    print_rows(out, ("what", "how often"), rows)
-    healed = ", ".join(f"{name} {value:g} s" for name, value in result.as_json()["heal_s"].items())
-    out.print(plain(f"Healed within: {healed or 'there was nothing to heal'}."))
-    for sentence in result.violations:
-        out.print(plain(sentence), style="red")
-    if result.ok:
-        say(
-            f"{result.faults.total():,} faults, {result.acknowledged:,} commands, 0 violations; "
-            f"seed {result.plan.seed}."
-        )
-    else:
-        say(
-            f"{len(result.violations)} violations; seed {result.plan.seed}. Logs, tables and the "
-            f"broker's data are in {result.kept}."
-        )

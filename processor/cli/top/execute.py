@@ -1,4 +1,4 @@
-"""`taskflow top`: show the views live in the terminal."""
+"""Ask the views, and show what they say for `taskflow top`."""
 
 import asyncio
 import os
@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import typer
 from pydantic import SecretStr
 from rich.console import Group
 from rich.live import Live
@@ -27,10 +26,11 @@ from processor.cli.common.output import (
     status_text,
     write_json,
 )
-from processor.cli.common.runner import Refused, run, settings_and_logs
+from processor.cli.common.runner import Refused, run
 from processor.cli.common.views_client import NoViews, ViewsClient, asking, views_url
 from processor.cli.flow.wait_format import span
 from processor.contract.values import instant, parse_timestamp
+from processor.settings import Settings
 
 EVERY_S: Final = 1.0
 FLOWS: Final = 100
@@ -75,24 +75,8 @@ class Shown:
         }
 
 
-def top(
-    views: str | None = typer.Option(
-        None, "--views", help="Where the views are, such as http://views-1:8901."
-    ),
-    once: bool = typer.Option(False, "--once", help="Show it once, and end."),
-    json: bool = typer.Option(False, "--json", help="JSON also on a terminal."),
-) -> None:
-    """Show what is going on, live: rates, partitions, flows and events.
-
-    It asks the views (`taskflow views`, `taskflow up`). Keys: a all flows, w waiting, o waits that
-    are over, r running but quiet, c asked to cancel, f failed; q ends it. A pipe gets one JSON
-    line, and so does --json. Exit code 1 if no views answer.
-
-    Example: `taskflow top --views http://views-1:8901`
-
-    Settings: TASKFLOW_VIEWS_HTTP, TASKFLOW_VIEWS_READ_TOKEN.
-    """
-    settings = settings_and_logs(quiet=True)
+def show(settings: Settings, views: str | None, *, once: bool, json: bool) -> None:
+    """Show the views at the address `views`, or at that of the settings."""
     url, token = views_url(settings, views), settings.views_read_token
     if not for_people(json):
         write_json(run(lambda: _snapshot(url, token)).document)

@@ -1,4 +1,4 @@
-"""`taskflow up`: run broker, worker and views on this machine until Ctrl-C."""
+"""Run the broker, a worker and the views for `taskflow up`."""
 
 import asyncio
 import socket
@@ -7,47 +7,27 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import typer
 
+from processor.adapters.kafka.client_config import connection_options, ensure_reachable
+from processor.adapters.kafka.topic_admin import create_topics
 from processor.cli.common.child_processes import ViewsChild, views_beside, views_installed
 from processor.cli.common.output import say, somebody_to_ask
-from processor.cli.common.runner import (
-    WrongUse,
-    embedded_port,
-    run_until_stopped,
-    settings_and_logs,
-)
+from processor.cli.common.runner import WrongUse, embedded_port
 from processor.embedded.broker import broker_answers, embedded_broker
 from processor.embedded.environment import need_extra
 from processor.embedded.keeper import kept_running
 from processor.errors import install_line
 from processor.runtime import end_tasks, unless_stopped
 from processor.settings import Settings
+from processor.telemetry.health_server import OTHERWISE, VIEWS_OTHERWISE
+from processor.telemetry.http.held_address import held
+from processor.worker.composition import run_worker
 
 
-def up(
-    use_broker: bool = typer.Option(
-        False,
-        "--use-broker",
-        help="Use the broker at TASKFLOW_BOOTSTRAP_SERVERS instead of an embedded one.",
-    ),
-) -> None:
-    """Run an embedded broker, a worker and the views until Ctrl-C. The data is kept.
+async def serve(settings: Settings, stop: asyncio.Event, *, use_broker: bool) -> None:
+    """Run all three until `stop` is set.
 
-    A broker that already answers at TASKFLOW_BOOTSTRAP_SERVERS is used only with `--use-broker`,
-    or if you say so when asked. Data lives in TASKFLOW_STATE_DIR, the broker's in its folder
-    `broker`. The embedded broker is started again if its process ends.
-
-    Example: `taskflow up`
-
-    Settings: all.
+    Raises AddressInUse, WrongUse, BrokerUnreachable, and what ends an embedded broker or a worker.
     """
-    settings = settings_and_logs()
-    run_until_stopped(lambda stop: _serve(settings, stop, use_broker=use_broker))
-
-
-async def _serve(settings: Settings, stop: asyncio.Event, *, use_broker: bool) -> None:
-    from processor.adapters.kafka.topic_admin import create_topics
-    from processor.worker.composition import run_worker
-
     async with AsyncExitStack() as stack:
         holders = _hold_addresses(settings)
         try:
@@ -75,9 +55,6 @@ def _hold_addresses(settings: Settings) -> list[socket.socket]:
 
     Raises AddressInUse.
     """
-    from processor.telemetry.health_server import OTHERWISE, VIEWS_OTHERWISE
-    from processor.telemetry.http.held_address import held
-
     wanted = [(settings.http, OTHERWISE)]
     if views_installed():
         wanted.append((settings.views_http, VIEWS_OTHERWISE))
@@ -98,8 +75,6 @@ async def _some_broker(
     settings: Settings, stop: asyncio.Event, *, use_broker: bool
 ) -> AsyncIterator[str]:
     """Raises BrokerUnreachable, WrongUse, BadSetting, and what ends an embedded broker."""
-    from processor.adapters.kafka.client_config import connection_options, ensure_reachable
-
     options = connection_options(settings)
     addresses = options.pop("bootstrap_servers")
     if use_broker:

@@ -1,18 +1,16 @@
-"""`taskflow export`: flows, steps and events in one file, as of one consistent cut."""
+"""Write flows, steps and events into one file for `taskflow export`."""
 
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from processor.adapters.kafka.log_reader import KafkaLogReader
 from processor.adapters.sqlite.export import Export, exporting
 from processor.cli.common.history import open_history
-from processor.cli.common.output import console, for_people, say, somebody_to_ask, table, write_json
+from processor.cli.common.output import console, for_people, table, write_json
 from processor.cli.common.progress import Bar, progress_bar
-from processor.cli.common.runner import WrongUse, run, settings_and_logs
+from processor.cli.common.runner import run
 from processor.client.reader import count_partitions
 from processor.contract.topics import Topics
 from processor.contract.values import instant
@@ -20,36 +18,9 @@ from processor.engine.batch import PartitionConfig
 from processor.recovery.consistent_cut import standing_of, still
 from processor.settings import Settings
 
-FILE = typer.Argument(..., help="The SQLite file to write.")
 
-
-def export(
-    file: Path = FILE,
-    yes: bool = typer.Option(False, "--yes", "-y", help="Replace a file that is there."),
-    json: bool = typer.Option(False, "--json", help="JSON also on a terminal."),
-) -> None:
-    """Write flows, steps and all events into one SQLite file.
-
-    Each partition is cut at the end of one transaction: its flows and steps are what its events
-    fold to, whatever workers write meanwhile; table `cut` has the offsets that the file stands for.
-    Partitions are cut one after the other, and no flow is on two. The file appears when it is
-    whole.
-
-    Example: `taskflow export flows.db && sqlite3 flows.db 'SELECT status, count(*) FROM flow
-    GROUP BY 1'`
-
-    Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_SECURITY_PROTOCOL,
-    `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
-    """
-    if file.exists() and not yes:
-        if not somebody_to_ask():
-            raise WrongUse(f"{file} is there already: take --yes to replace it.")
-        if not typer.confirm(f"{file} is there already. Replace it?", err=True):
-            say("Nothing was written.")
-            raise typer.Exit(1)
-    if not file.absolute().parent.is_dir():
-        raise WrongUse(f"There is no directory {file.absolute().parent}.")
-    settings = settings_and_logs(quiet=True)
+def export_to(settings: Settings, file: Path, *, json: bool) -> None:
+    """Write the file, and print what is in it."""
     began = time.monotonic()
     counts = run(lambda: _export(settings, file))
     row: dict[str, Any] = {

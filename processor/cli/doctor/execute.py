@@ -1,4 +1,4 @@
-"""`taskflow doctor`: check broker, topics, rights, lag, transactions, tables and clocks."""
+"""Look at what `taskflow doctor` looks at, and print what is found."""
 
 import asyncio
 import importlib.metadata
@@ -7,10 +7,9 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
-import typer
 from rich.text import Text
 
 from processor.adapters.kafka import cluster_inspection as inspection
@@ -23,7 +22,7 @@ from processor.adapters.kafka.topic_admin import check_topics, partition_counts
 from processor.adapters.kafka.topic_reader import end_offsets
 from processor.adapters.sqlite import readonly_queries as queries
 from processor.cli.common.output import console, for_people, table, write_json
-from processor.cli.common.runner import run, settings_and_logs
+from processor.cli.common.runner import run
 from processor.cli.flow.lookup import list_waiting
 from processor.client import FlowClient, OutcomeTimeout
 from processor.contract.rights import Operation, Role, rights
@@ -46,32 +45,8 @@ SIDE_BY_SIDE = 8
 STYLES = {Level.GOOD: "green", Level.WARNING: "yellow", Level.BAD: "bold red"}
 
 
-def doctor(
-    probe: bool = typer.Option(
-        False, "--probe", help="Also send one dry run, to see clock and answer time."
-    ),
-    role: Annotated[
-        Role, typer.Option("--role", help="Whose rights to look at: what this principal does.")
-    ] = Role.WORKER,
-    json: bool = typer.Option(False, "--json", help="JSON lines also on a terminal."),
-) -> None:
-    """Look at broker, topics, rights, lag, transactions, tables, clocks.
-
-    One line for each finding: good, a warning or bad, and what to do. It changes nothing. With
-    --probe it sends one `update_state` as a dry run for a flow that does not exist: it leaves
-    nothing but its outcome, and shows how far this machine's clock is off the broker's.
-
-    What may not be looked at is bad, too: the finding names the right that is missing. An operator
-    has those of `--role operator`.
-
-    Exit code 1 if something is bad, 3 if no broker answers (the rest is looked at all the same).
-
-    Example: `taskflow doctor --json | jq 'select(.level != "good")'`
-
-    Settings: those of `taskflow worker`; run it where a worker's TASKFLOW_STATE_DIR is, to have
-    its tables checked.
-    """
-    settings = settings_and_logs(quiet=True)
+def examine(settings: Settings, *, probe: bool, role: Role, json: bool) -> int:
+    """Print all findings. The exit code: 1 if something is bad, 3 if no broker answers."""
     findings, unreachable = run(lambda: _examine(settings, probe, role))
     if for_people(json):
         rows = [
@@ -83,9 +58,8 @@ def doctor(
         for found in findings:
             write_json(found._asdict())
     if unreachable:
-        raise typer.Exit(3)
-    if judge.worst(findings) is Level.BAD:
-        raise typer.Exit(1)
+        return 3
+    return int(judge.worst(findings) is Level.BAD)
 
 
 async def _examine(settings: Settings, probe: bool, role: Role) -> tuple[list[Finding], bool]:
