@@ -1,1 +1,1 @@
-"""Break a deployment on purpose: failpoints and chaos runs."""
+"""Test and break a deployment: Kafka in memory, failpoints and chaos runs."""

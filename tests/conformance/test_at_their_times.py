@@ -24,9 +24,9 @@ from processor.partition import processor
 from processor.partition.step_timers import StepTimers
 from processor.partition.timers import Timers
 from processor.settings import Settings
+from processor.testing.memory.deployment import Deployment
 from tests.conformance.test_through_kafka import CASES as ALL
 from tests.conformance.test_through_kafka import PARTITIONS, rows_of, told_of
-from tests.support.deployment import Deployment
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.worker import running_worker

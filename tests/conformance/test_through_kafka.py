@@ -18,8 +18,8 @@ from processor.domain.transitions import STEP_COMMANDS
 from processor.domain.waits import due_ms
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
+from processor.testing.memory.deployment import Deployment
 from tests.support.builders import DAY_MS, MORNING
-from tests.support.deployment import Deployment
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.partition import Partition, Sent

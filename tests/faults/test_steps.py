@@ -16,7 +16,7 @@ from processor.adapters.kafka.topic_reader import read
 from processor.contract.values import parse_timestamp
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
-from tests.support.deployment import Deployment
+from processor.testing.memory.deployment import Deployment
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess, workers

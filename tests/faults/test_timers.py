@@ -17,8 +17,8 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.contract.values import instant, parse_timestamp
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
+from processor.testing.memory.deployment import Deployment
 from tests.support.builders import FLOW_ID, OWNER, document
-from tests.support.deployment import Deployment
 from tests.support.log_files import foreign_hands, until_in_transaction
 from tests.support.machine import patience
 from tests.support.observed_deployment import Observer, observing

@@ -14,8 +14,8 @@ from confluent_kafka import Producer
 from processor.embedded.broker import EmbeddedBroker
 from processor.ops.verify.contract import home_of
 from processor.settings import Settings
+from processor.testing.memory.deployment import Deployment
 from tests.support.builders import DAY_MS, HOUR_MS
-from tests.support.deployment import Deployment
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.partition import Appended

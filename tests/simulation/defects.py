@@ -14,10 +14,10 @@ from processor.engine.ports import OffsetRange, Stuck, Table, TransactionalProdu
 from processor.engine.rows import Changes, Checkpoint, Position
 from processor.partition.packs import TransactionPacks
 from processor.partition.processor import PartitionProcessor
+from processor.testing.memory.ports import SimHistory, SimTable, SimWriter, open_table
+from processor.testing.memory.timed_kafka import SimKafka
 from tests.simulation.faults import Op
 from tests.simulation.history import Parts
-from tests.simulation.kafka import SimKafka
-from tests.simulation.ports import SimHistory, SimTable, SimWriter, open_table
 
 Records = Mapping[str, Sequence[Outgoing]]
 

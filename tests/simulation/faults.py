@@ -1,83 +1,11 @@
-"""What can go wrong, where, and how often in one history."""
+"""How often what goes wrong in one history."""
 
 from collections import Counter
 from collections.abc import Mapping
-from enum import StrEnum
 from random import Random
 from typing import Final
 
-
-class Op(StrEnum):
-    """A moment in the life of an owner at which it is in the hands of others."""
-
-    OPEN = "opening the table"
-    CONFIRM = "confirming the ownership"
-    FENCE = "fencing"
-    FENCED = "fenced"
-    SETTLE = "waiting for the topics to settle"
-    READ = "rolling forward or filling"
-    FETCH = "fetching"
-    FETCHED = "polled (K0)"
-    LOAD = "loading flows"
-    TOUCH = "asking whose the table is"
-    FORWARD = "decided, forwarding (K1)"
-    FORWARDED = "forwarded"
-    BEGIN = "beginning a transaction (K2)"
-    PRODUCE = "partly produced (K3)"
-    COMMIT = "all acknowledged, EndTxn under way (K4 to K6)"
-    COMMITTED = "committed (K7)"
-    WRITE = "writing the table (K8)"
-    WRITTEN = "table written (K9)"
-    RECOVER = "writing the table while it is brought up to date (K10)"
-
-
-class Fault(StrEnum):
-    # Anywhere
-    KILL = "worker killed"
-    PAUSE = "worker stopped and continued"
-    SLOW = "somebody is slow"
-    # At one of the moments above
-    OPEN_FAILS = "table cannot be opened"
-    CONFIRM_FAILS = "group does not answer a confirmation"
-    FENCE_LOST = "fencing request lost"
-    FENCE_UNANSWERED = "answer to fencing lost"
-    HISTORY_FAILS = "reading history fails"
-    FETCH_FAILS = "fetch fails"
-    FETCH_REPEATS = "fetch repeats what was fetched"
-    TABLE_READ_FAILS = "table cannot be read"
-    TABLE_CORRUPT = "table found damaged"
-    OTHER_HAND = "another hand on the table"
-    FORWARD_FAILS = "forward lost"
-    FORWARD_UNANSWERED = "answer to a forward lost"
-    BATCH_LOST = "record batch lost"
-    BATCH_UNANSWERED = "answer to a record batch lost"
-    BATCH_SPLIT = "record batch in two parts"
-    COMMIT_LOST = "EndTxn lost"
-    COMMIT_UNANSWERED = "answer to EndTxn lost"
-    COMMIT_LATE = "EndTxn late"
-    COMMIT_TWICE = "EndTxn sent twice, once late"
-    MARKERS_LATE = "markers late"
-    TABLE_WRITE_FAILS = "table cannot be written"
-    # By the world around
-    REBALANCE = "rebalance"
-    WORKER_LEAVES = "worker leaves"
-    BROKER_AWAY = "broker away"
-    CLOCK_BACK = "broker's clock set back"
-    CLOCK_AHEAD = "broker's clock set ahead"
-    WORKER_CLOCK = "worker's clock off by a day"
-    TIME_PASSES = "a long time passes"
-    COMPACTION = "state compacted"
-    RETENTION = "outcomes and commands expire"
-    FOREIGN_TXN = "foreign transaction left open"
-    TXN_TIMEOUT = "transaction timed out"
-    TABLE_LOST = "table lost"
-    TABLE_OLDER = "table older than it was"
-    RESEND = "command sent again"
-    RUBBISH = "what is no command"
-    WRONG_PARTITION = "command on the wrong partition"
-    SESSION_ENDS = "session of a worker ends"
-    FENCED = "late owner fenced"
-
+from processor.testing.memory.moments import Fault, Op
 
 AT: Final[Mapping[Op, tuple[Fault, ...]]] = {
     Op.OPEN: (Fault.OPEN_FAILS,),

@@ -21,13 +21,10 @@ from processor.partition import standby as standby_module
 from processor.partition.processor import PartitionProcessor
 from processor.partition.standby import StandbyReplica
 from processor.recovery import restore as recovery_module
-from processor.worker import worker as worker_module
-from processor.worker.worker import Worker
-from tests.simulation.faults import Dice, Fault, Op
-from tests.simulation.group import SESSION_S, SimGroup, SimMember
-from tests.simulation.kafka import SimKafka
-from tests.simulation.loop import VirtualLoop
-from tests.simulation.ports import (
+from processor.testing.memory.deployment import Table
+from processor.testing.memory.group import SESSION_S, SimGroup, SimMember
+from processor.testing.memory.kafka import Transaction, TxnState
+from processor.testing.memory.ports import (
     SimForwarder,
     SimHistory,
     SimWorkItems,
@@ -35,11 +32,14 @@ from tests.simulation.ports import (
     Unanswered,
     open_table,
 )
-from tests.simulation.table import ModelFile, table_of
+from processor.testing.memory.table import ModelFile, table_of
+from processor.testing.memory.timed_kafka import SimKafka
+from processor.worker import worker as worker_module
+from processor.worker.worker import Worker
+from tests.simulation.faults import Dice, Fault, Op
+from tests.simulation.loop import VirtualLoop
 from tests.simulation.traffic import Traffic
 from tests.support.builders import DAY_MS, HOUR_MS, MINUTE_MS
-from tests.support.deployment import Table
-from tests.support.memory_kafka import Transaction, TxnState
 
 TOPICS: Final = Topics()
 DECIDED_WITHIN_S: Final = 180.0

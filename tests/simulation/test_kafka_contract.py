@@ -23,10 +23,10 @@ from processor.engine.batch import Outgoing
 from processor.engine.ports import GroupConsumer, LogReader, OffsetRange, TransactionalProducer
 from processor.engine.rows import Position
 from processor.settings import Settings
-from tests.simulation.group import SimGroup, SimMember
-from tests.simulation.kafka import SimKafka
-from tests.simulation.ports import Calm, SimHistory, SimWriter
-from tests.support.memory_kafka import TxnState
+from processor.testing.memory.group import SimGroup, SimMember
+from processor.testing.memory.kafka import TxnState
+from processor.testing.memory.ports import Calm, SimHistory, SimWriter
+from processor.testing.memory.timed_kafka import SimKafka
 
 PATIENCE_S: Final = 60.0
 

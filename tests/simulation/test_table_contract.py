@@ -24,8 +24,8 @@ from processor.engine.rows import (
     StepDue,
     StepRow,
 )
-from tests.simulation.ports import Calm, open_table
-from tests.simulation.table import ModelFile
+from processor.testing.memory.ports import Calm, open_table
+from processor.testing.memory.table import ModelFile
 from tests.unit.adapters.sqlite.tables import (
     NOON_MS,
     answer,

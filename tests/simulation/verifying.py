@@ -2,8 +2,8 @@
 and compaction have left, and with the tables of one machine."""
 
 from processor.ops.verify.report import Report
+from processor.testing.memory.deployment import Deployment, Table, without_a_loop
 from tests.simulation.history import TOPICS, Simulation
-from tests.support.deployment import Deployment, Table, without_a_loop
 
 
 def verified(simulation: Simulation) -> Report:

@@ -12,9 +12,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processor.adapters.kafka.record_decoder import read_any_record
 from processor.contract.topics import Topics
-from tests.support.deployment import SOURCES, TOPICS, Deployment, read_tables
+from processor.testing.memory.deployment import SOURCES, TOPICS, Deployment
 from tests.support.machine import patience
 from tests.support.partition import Appended
+from tests.support.tables import read_tables
 
 REQUEST_TIMEOUT_MS = int(patience(40_000))
 """aiokafka's own, for a broker that shares its cores."""

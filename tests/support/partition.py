@@ -18,23 +18,11 @@ from processor.engine.batch import (
 from processor.engine.codec import decode
 from processor.engine.command_handler import CommandHandler
 from processor.engine.rows import FlowRow, LedgerEntry, Position, StepRow
+from processor.testing.memory.record import Appended
 from tests.support.builders import HOUR_MS
 
 PLACE = PartitionConfig(partition=0, partitions=1, topics=Topics(), dedupe_window_ms=HOUR_MS)
 """The only partition there is: every flow lies right."""
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """A record as the broker hands it over."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from processor.engine.rows import Position
 from processor.ops.verify.ports import TableFlow, TablePosition, TableStep
 from processor.ops.verify.report import Report
 from processor.partition.scheduler import wake_record
+from processor.testing.memory.deployment import Deployment, Table
 from tests.support.builders import MORNING
-from tests.support.deployment import Deployment, Table
 from tests.support.partition import Appended, Partition
 
 TOPICS = Topics()

@@ -21,10 +21,13 @@ from processor.engine.rows import Changes, Checkpoint, FlowRow, Position, Restor
 from processor.errors import OwnershipLost
 from processor.partition.processor import PartitionPhase, PartitionProcessor
 from processor.telemetry.metrics import Metrics
-from tests.support.deployment import read_tables
-from tests.support.memory_kafka import PATIENCE_S, MemoryKafka
+from processor.testing.memory.kafka import MemoryKafka
+from tests.support.machine import patience
 from tests.support.partition import PLACE, Appended
+from tests.support.tables import read_tables
 
+PATIENCE_S = patience(20.0)
+"""How long a test waits for what must happen; only a failing one waits that long."""
 CHUNK = 3
 """Records that history gives at a time: few, so that what spans two of them is met."""
 
@@ -424,6 +427,7 @@ class Stage:
         self.place = place
         self.state_dir = state_dir
         self.kafka = MemoryKafka(place.topics, place.partitions)
+        self.kafka.patience_s = PATIENCE_S
         self.script = Script()
         self.source = ScriptedSource(self.kafka, self.script)
         self.source.assign(place.partition)

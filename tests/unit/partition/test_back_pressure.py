@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from processor.partition.processor import FETCH_BYTES, LARGE_BYTES
-from tests.support.memory_kafka import PATIENCE_S
+from processor.testing.memory.kafka import PATIENCE_S
 from tests.support.scripted_ports import Point, Stage
 from tests.unit.commands import create
 

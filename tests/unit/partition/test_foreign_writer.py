@@ -7,8 +7,8 @@ from contextlib import closing
 import pytest
 
 from processor.recovery.checkpoint import TAIL
-from tests.support.deployment import read_tables
 from tests.support.scripted_ports import Point, Stage
+from tests.support.tables import read_tables
 from tests.unit.commands import create, flow_id, start, update
 
 EDITS = {

@@ -8,8 +8,8 @@ from processor.engine.batch import WriteSet
 from processor.engine.codec import decode
 from processor.engine.rows import Position
 from processor.recovery.restore import LATE_MAX_MS
+from processor.testing.memory.kafka import TxnState
 from tests.support.builders import HOUR_MS, MINUTE_MS
-from tests.support.memory_kafka import TxnState
 from tests.support.partition import Appended
 from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, start, update

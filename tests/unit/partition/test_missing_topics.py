@@ -3,7 +3,7 @@ markers were lost, and with the next fence it is aborted. The table leads the to
 
 import pytest
 
-from tests.support.memory_kafka import TxnState
+from processor.testing.memory.kafka import TxnState
 from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, life, update
 

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from processor.partition.processor import PartitionProcessor
+from processor.testing.memory.kafka import Entry, Transaction
 from tests.support.builders import HOUR_MS, NOON, TIMER, document, external_event, manual, timer
-from tests.support.memory_kafka import Entry, Transaction
 from tests.support.scripted_ports import Point, Stage
 from tests.unit.commands import create, flow_id, observe, start, update
 

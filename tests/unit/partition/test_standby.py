@@ -18,7 +18,7 @@ from processor.partition.standby import StandbyPhase, StandbyReplica
 from processor.recovery.rebuild import first_difference
 from processor.recovery.restore import LATE_MAX_MS
 from processor.telemetry.metrics import Metrics
-from tests.support.memory_kafka import PATIENCE_S
+from processor.testing.memory.kafka import PATIENCE_S
 from tests.support.scripted_ports import Point, Script, ScriptedHistory, Stage
 from tests.unit.commands import create, finish, life, prune, start
 from tests.unit.recovery.test_restore import traffic, worked

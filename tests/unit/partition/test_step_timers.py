@@ -9,8 +9,8 @@ import pytest
 from processor.contract.steps import StepStatus
 from processor.contract.values import instant
 from processor.partition.step_timers import CommandsHorizon
+from processor.testing.memory.kafka import TxnState
 from tests.support.builders import NOON, TIMER
-from tests.support.memory_kafka import TxnState
 from tests.support.scripted_ports import Point, Stage
 from tests.unit.commands import create, flow_id, schedule, start, step
 

@@ -8,10 +8,10 @@ import structlog
 
 from processor.engine.rows import Position
 from processor.recovery.restore import TABLE_MAX_AGE_MS
+from processor.testing.memory.kafka import Transaction, TxnState
 from tests.support.builders import DAY_MS, FLOW_ID, HOUR_MS, TIMER, document, timer
-from tests.support.deployment import read_tables
-from tests.support.memory_kafka import Transaction, TxnState
 from tests.support.scripted_ports import Point, Stage
+from tests.support.tables import read_tables
 from tests.unit.commands import create, flow_id, life, prune, update
 
 

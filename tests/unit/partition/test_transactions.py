@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from processor.engine.rows import Position
-from tests.support.memory_kafka import TxnState
+from processor.testing.memory.kafka import TxnState
 from tests.support.scripted_ports import Point, Stage
 from tests.unit.commands import create, observe, start, update
 

@@ -26,9 +26,9 @@ from processor.recovery.consistent_cut import MovedOn, still
 from processor.recovery.rebuild import catch_up, first_difference, rebuild
 from processor.recovery.repair import Skip, plan_restoration, plan_skip, restore, skip
 from processor.recovery.restore import Restore
-from tests.support.deployment import read_tables
-from tests.support.memory_kafka import TxnState
+from processor.testing.memory.kafka import TxnState
 from tests.support.scripted_ports import Point, ScriptedHistory, Stage
+from tests.support.tables import read_tables
 from tests.unit.commands import (
     create,
     finish,

@@ -12,9 +12,9 @@ from processor.errors import InstanceIdTaken, TaskflowError
 from processor.partition.processor import PartitionPhase
 from processor.partition.standby import StandbyPhase
 from processor.telemetry.metrics import Metrics
+from processor.testing.memory.kafka import PATIENCE_S
 from processor.worker import worker as worker_module
 from processor.worker.worker import Worker
-from tests.support.memory_kafka import PATIENCE_S
 
 
 class ScriptedMember:

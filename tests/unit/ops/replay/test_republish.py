@@ -15,7 +15,7 @@ from processor.ops.replay import republish as module
 from processor.ops.replay.republish import ReplayRange, RepublishedRecord, republish
 from processor.ops.replay.selection import Selection, mark_of, run_id
 from processor.ops.verify.record_stream import RecordStream
-from tests.support.deployment import MemoryLog
+from processor.testing.memory.deployment import MemoryLog
 from tests.support.random_histories import random_history
 from tests.support.recorded_deployment import Recorded
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import orjson
 
+from processor.contract.headers import Headers
 from processor.contract.topics import Topics
 from processor.engine.batch import Outgoing
-from processor.engine.codec import Headers
-from tests.support.builders import NOON
-from tests.support.deployment import SOURCES, TOPICS, Deployment, Table
-from tests.support.machine import patience
-from tests.support.partition import Appended
+from processor.testing.memory.deployment import SOURCES, TOPICS, Deployment, Table
+from processor.testing.memory.record import Appended
 
-PATIENCE_S = patience(20.0)
-"""How long a test waits for what must happen; only a failing one waits that long."""
+NOON_MS = 1_780_010_800_000
+"""When it begins."""
+PATIENCE_S = 20.0
+"""How long to wait for what must happen."""
 
 
 class TxnState(StrEnum):
@@ -90,7 +90,8 @@ class MemoryKafka:
     def __init__(self, topics: Topics, partitions: int = 1) -> None:
         self.topics = topics
         self.partitions = partitions
-        self.now_ms = NOON
+        self.now_ms = NOON_MS
+        self.patience_s = PATIENCE_S
         self.group_offsets: dict[tuple[str, int], int] = {}
         self.journal: list[str] = []
         """What was done to it, in order: `fence`, `begin`, `commit`, `abort`, `forward`."""
@@ -118,7 +119,7 @@ class MemoryKafka:
 
     async def until(self, holds: Callable[[], object]) -> None:
         """Wait until `holds()`; it is asked after each change."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(self.patience_s):
             while not holds():
                 await self._changed.wait()
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 from processor.engine.ports import Fetched, HiddenRecords
 from processor.engine.rows import Position
 from processor.errors import OwnershipLost, TaskflowError
-from tests.simulation.faults import Fault, Op
-from tests.simulation.kafka import At, SimKafka, wake
-from tests.simulation.ports import Life, Unanswered
+from processor.testing.memory.moments import Fault, Op
+from processor.testing.memory.ports import Life, Unanswered
+from processor.testing.memory.timed_kafka import At, SimKafka, wake
 
 SESSION_S: Final = 6.0
 REBALANCE_S: Final = 6.0

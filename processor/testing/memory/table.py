@@ -29,7 +29,7 @@ from processor.engine.rows import (
     StepRow,
 )
 from processor.ops.verify.ports import TableFlow, TablePosition, TableStep
-from tests.support.deployment import Table
+from processor.testing.memory.deployment import Table
 
 
 class Kept(NamedTuple):

@@ -3,14 +3,12 @@ verification of it by `processor.ops.verify`."""
 
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from processor.adapters.sqlite import TableCorrupt, TableFailed
-from processor.adapters.sqlite import readonly_queries as queries
 from processor.contract.topics import Topics
 from processor.ops.verify.ports import (
     LogRange,
@@ -24,12 +22,12 @@ from processor.ops.verify.ports import (
 from processor.ops.verify.report import Report
 from processor.ops.verify.scope import Scope
 from processor.ops.verify.verify import verify
-from tests.support.builders import DAY_MS, HOUR_MS
-from tests.support.partition import Appended
+from processor.testing.memory.record import Appended
 
 SOURCES = ("commands", "control")
 TOPICS = (*SOURCES, "outcomes", "audit", "state", "deadletters")
-NEVER_LATE_MS = 1_000_000 * DAY_MS
+HOUR_MS = 3_600_000
+NEVER_LATE_MS = 1_000_000 * 24 * HOUR_MS
 IN_MEMORY = next((home for home in [Path("/dev/shm")] if home.is_dir()), None)
 """For the scratch files of thousands of verifications; None: where temporary files go."""
 
@@ -170,34 +168,6 @@ class _Tables:
         if table is not None and table.problem is None:
             take(table.position, iter(table.flows), iter(table.steps))
         return None if table is None else table.problem
-
-
-def read_tables(state_dirs: Iterable[Path], prefix: str) -> list[Table]:
-    """All tables of `prefix`, also while workers write them; those that are just being made, or
-    thrown away, are left out."""
-    found: list[Table] = []
-
-    def take(partition: int, path: Path, whole: queries.Whole) -> None:
-        table = Table(
-            partition,
-            TablePosition(str(path), whole.partitions, *whole.position, whole.filled),
-            [TableFlow(*row) for row in whole.flows],
-            [TableStep(*row) for row in whole.steps],
-        )
-        read.append(table)
-
-    for state_dir in state_dirs:
-        for partition, path in queries.tables(state_dir, prefix).items():
-            read: list[Table] = []
-            try:
-                queries.whole(path, lambda whole, at=(partition, path): take(*at, whole))  # type: ignore[misc]
-            except TableFailed:
-                continue
-            except TableCorrupt as error:
-                nowhere = TablePosition(str(path), 0, -1, -1, -1, filled=False)
-                read = [Table(partition, nowhere, problem=TableProblem(str(error), damaged=True))]
-            found += read[-1:]
-    return found
 
 
 def without_a_loop(work: Coroutine[Any, Any, T]) -> T:

@@ -15,9 +15,9 @@ from processor.engine.partitioner import partition_of
 from processor.engine.ports import OffsetRange, Stuck, Written
 from processor.engine.rows import Changes, Checkpoint, FlowRow, RestoreChunk
 from processor.errors import TaskflowError
-from tests.simulation.faults import Fault, Op
-from tests.simulation.kafka import SimKafka
-from tests.simulation.table import Content, ModelFile, ModelTable
+from processor.testing.memory.moments import Fault, Op
+from processor.testing.memory.table import Content, ModelFile, ModelTable
+from processor.testing.memory.timed_kafka import SimKafka
 
 CONCURRENT_RETRY_S: Final = 0.02
 LATE_MAX_S: Final = 8.0

@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from processor.contract.headers import Headers
 from processor.contract.topics import Topics
-from processor.engine.codec import Headers
-from tests.support.memory_kafka import MemoryKafka, Transaction, TxnState
+from processor.testing.memory.kafka import MemoryKafka, Transaction, TxnState
 
 At = tuple[str, int]
 """A topic's partition."""
