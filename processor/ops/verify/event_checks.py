@@ -139,7 +139,7 @@ class EventChecks:
             self._step(event, command, known and whole, add)
         elif kind in STEP_EVENTS:
             at_ms = None if source is None else source.timestamp
-            self.steps.apply(event, command, doc, at_ms, whole=known and whole, add=add)
+            self.steps.apply(record, event, command, doc, at_ms, whole=known and whole, add=add)
         if kind == "pruned":
             if doc["status"] not in TERMINAL:
                 add("I4", "illegal_move", f"Pruned while {doc['status']}.")

@@ -22,7 +22,9 @@ INVARIANTS: Final[Mapping[str, str]] = MappingProxyType(
         "I12": "all records of a flow are on its partition",
         "I13": "every wait ends at its time, and not before",
         "I14": "managed steps move as the contract says, one holder at a time",
+        "I15": "each work item names an offered step, each offered step has one",
         "I16": "steps end with their flow, and joins with their steps",
+        "I17": "no lease ends while commands that came within it are undecided",
     }
 )
 

@@ -4,7 +4,7 @@ number of flows.
 
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,8 @@ import orjson
 
 from processor.errors import TaskflowError
 from processor.ops.verify.contract import Doc, canonical
+from processor.ops.verify.steps.store import SCHEMA as _MANAGED_STEPS
+from processor.ops.verify.steps.store import StepStore
 
 PAGES_KIB: Final = 32 * 1024
 CACHED_FLOWS: Final = 4_000
@@ -40,7 +42,7 @@ _SCHEMA: Final = f"""
         n INTEGER PRIMARY KEY, flow_id TEXT NOT NULL, run_id TEXT NOT NULL, digest BLOB NOT NULL,
         child TEXT, created_at TEXT, status TEXT, doc BLOB, UNIQUE (flow_id, run_id)
     );
-    CREATE INDEX managed_step ON step (flow_id, status) WHERE status IS NOT NULL;
+    {_MANAGED_STEPS}
     CREATE TABLE answer (
         n INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, at_ms INTEGER NOT NULL,
         command TEXT, answer BLOB NOT NULL
@@ -140,6 +142,7 @@ class ScratchStore:
         ):
             db.execute(f"PRAGMA {setting}")
         db.executescript(_SCHEMA)
+        self.managed = StepStore(db)
         # One transaction that never ends: nothing of this is to survive.
         db.execute("BEGIN")
         self._flows: OrderedDict[str, Entry | None] = OrderedDict()
@@ -249,42 +252,6 @@ class ScratchStore:
             "ON CONFLICT (flow_id, run_id) DO UPDATE SET digest = excluded.digest, "
             "child = excluded.child, created_at = excluded.created_at",
             (flow_id, run_id, digest, child, created_at),
-        )
-
-    def managed_step(self, flow_id: str, run_id: str) -> Doc | None:
-        """A managed step as it is folded; None if there is none, or only an observed one."""
-        row = self._db.execute(
-            "SELECT doc FROM step WHERE flow_id = ? AND run_id = ?", (flow_id, run_id)
-        ).fetchone()
-        if row is None or row[0] is None:
-            return None
-        doc: Doc = orjson.loads(row[0])
-        return doc
-
-    def put_managed_step(self, step: Doc, digest: bytes) -> None:
-        self._db.execute(
-            "INSERT INTO step (flow_id, run_id, digest, child, created_at, status, doc) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT (flow_id, run_id) DO UPDATE SET digest = excluded.digest, "
-            "child = excluded.child, created_at = excluded.created_at, "
-            "status = excluded.status, doc = excluded.doc",
-            (
-                *(step["flow_id"], step["run_id"], digest, step["child_session_key"]),
-                *(step["created_at"], step["status"], canonical(step)),
-            ),
-        )
-
-    def step_statuses(
-        self, flow_id: str, run_ids: Sequence[str] | None, statuses: Collection[str] | None
-    ) -> dict[str, int]:
-        """How many managed steps of a flow there are by status: of those named, or of all."""
-        where, values = "flow_id = ? AND status IS NOT NULL", [flow_id]
-        for name, some in (("run_id", run_ids), ("status", statuses)):
-            if some is not None:
-                where += f" AND {name} IN ({','.join('?' * len(some))})"
-                values += some
-        return dict(
-            self._db.execute(f"SELECT status, count(*) FROM step WHERE {where} GROUP BY 1", values)
         )
 
     def drop_steps(self, flow_id: str) -> None:

@@ -1,12 +1,20 @@
-"""What must hold of managed steps: I14, how each moves; I16, how flows and joins end."""
+"""What must hold of managed steps: I13, their times; I14, how each moves; I16, how flows and joins
+end.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from processor.contract.headers import MOVED_FROM
+from processor.contract.values import parse_timestamp
 from processor.ops.verify.contract import TERMINAL, Doc, canonical, hash16, same
+from processor.ops.verify.ports import LogRecord
 from processor.ops.verify.report import Report
 from processor.ops.verify.scratch_store import ScratchStore
 from processor.ops.verify.steps import rules
+from processor.ops.verify.steps.item_checks import item_of
+from processor.ops.verify.steps.lease_checks import LeaseChecks
+from processor.ops.verify.steps.store import Awaited
 
 ENDS_FLOW: Final = frozenset({"finished", "failed", "cancelled"})
 ENDS_STEP: Final = frozenset({"step_succeeded", "step_failed", "step_cancelled"})
@@ -23,12 +31,15 @@ class StepChecks:
 
     def __init__(self, scratch: ScratchStore, report: Report) -> None:
         self._scratch = scratch
+        self._managed = scratch.managed
         self._report = report
+        self.leases = LeaseChecks(report)
 
     # Events
 
     def apply(
         self,
+        record: LogRecord,
         event: Doc,
         command: Doc | None,
         flow: Doc,
@@ -37,15 +48,15 @@ class StepChecks:
         whole: bool,
         add: Add,
     ) -> None:
-        """Fold the event of a step. `flow` is the step's as far as it is known, `at_ms` the append
-        time of the command, where that is known."""
+        """Fold the event of a step, which is in `record`. `flow` is the step's as far as it is
+        known, `at_ms` the append time of the command, where that is known."""
         self._report.checked["I14"] += 1
         kind, payload = event["kind"], event["payload_json"]
         if not rules.shaped(event):
             add("I14", "step_event", "The payload does not have the fields that its kind says.")
             return
         run_id = rules.run_id_of(event)
-        step = self._scratch.managed_step(event["flow_id"], run_id)
+        step = self._managed.get(event["flow_id"], run_id)
         if kind == "step_scheduled":
             if self._scratch.step(event["flow_id"], run_id) is not None:
                 add("I14", "step_scheduled_again", f"Step {run_id!r} is there already.")
@@ -54,13 +65,36 @@ class StepChecks:
         elif step is None:
             if whole:
                 add("I14", "event_of_no_step", f"{kind} of step {run_id!r}, which is not there.")
+            self._offered(record, event, None)
             return
         else:
             self._moved(event, step, add)
             after = {**step, **payload["changes"]}
         if command is not None and at_ms is not None and "cancel_requested" in flow:
             self._held_against(event, command, flow, step, at_ms, add)
-        self._scratch.put_managed_step(after, hash16(canonical(after)))
+        if command is not None and step is not None:
+            self._expired(record, command, step)
+        self._managed.put(after, hash16(canonical(after)))
+        self._offered(record, event, after)
+
+    def _offered(self, record: LogRecord, event: Doc, step: Doc | None) -> None:
+        """Note whether the event has offered its step; `step` is None where it is not known."""
+        flow_id, run_id, payload = event["flow_id"], rules.run_id_of(event), event["payload_json"]
+        execution = payload.get("step", payload.get("changes"))["execution"]
+        if event["kind"] not in rules.OFFERS or execution["offers"] == 0:
+            self._managed.taken(flow_id, run_id)
+            return
+        item = None if step is None else item_of(event, step, record.headers)
+        at_ms = parse_timestamp(event["at"])
+        self._managed.offered(Awaited(flow_id, run_id, event["id"], at_ms, record.offset), item)
+
+    def _expired(self, record: LogRecord, command: Doc, step: Doc) -> None:
+        """Note a lease that was ended. Not one that a repartition copied: it interleaves what
+        several partitions had decided."""
+        if command.get("kind") != "wake_step" or step["status"] != "running":
+            return
+        if not any(name == MOVED_FROM for name, _ in record.headers):
+            self.leases.expired(command, rules.due_ms(step["execution"]))
 
     def _moved(self, event: Doc, step: Doc, add: Add) -> None:
         """What holds whatever the command was."""
@@ -106,7 +140,7 @@ class StepChecks:
             add("I14", "begun_while_cancel_pending", f"{kind} after a cancel was requested.")
         if kind == "schedule_step":
             return
-        step = self._scratch.managed_step(flow_id, run_id)
+        step = self._managed.get(flow_id, run_id)
         if step is None:
             return
         if step["status"] not in rules.ORIGINS[kind]:
@@ -128,7 +162,7 @@ class StepChecks:
     def founded(self, code: str, command: Doc, at_ms: int, *, owned: bool, whole: bool) -> bool:
         """Whether a refusal that is about a step may be right."""
         kind, flow_id, run_id = command["kind"], command["flow_id"], command.get("run_id", "")
-        step = self._scratch.managed_step(flow_id, run_id)
+        step = self._managed.get(flow_id, run_id)
         match code:
             case "step_exists":
                 there = step is not None or (
@@ -155,7 +189,7 @@ class StepChecks:
         kinds = [event["kind"] for event in caused]
         if kinds and kinds[0] in ENDS_FLOW:
             self._report.checked["I16"] += 1
-            left = sum(self._scratch.step_statuses(flow_id, None, rules.LIVE).values())
+            left = sum(self._managed.statuses(flow_id, None, rules.LIVE).values())
             if left:
                 add("I16", "live_step_of_ended_flow", f"It ended, and {left} of its steps did not.")
             run_ids = [rules.run_id_of(event) for event in caused[1:]]
@@ -178,6 +212,18 @@ class StepChecks:
         elif not self._over(flow_id, wait):
             add("I16", "join_resumed_early", "The steps that the flow waited for have not ended.")
 
+    # Times
+
+    def overdue(self, before_ms: int, add: Callable[[str, str, str, str], None]) -> None:
+        """Check that no step has a time any more that lies before `before_ms`; `add` gets the flow
+        first."""
+        for step in self._managed.live():
+            self._report.checked["I13"] += 1
+            due_at = step["execution"]["due_at"]
+            if due_at is None or parse_timestamp(due_at) < before_ms:
+                about = f"Step {step['run_id']!r} is {step['status']}, and was due at {due_at}."
+                add(step["flow_id"], "I13", "step_overdue", about)
+
     def _over(self, flow_id: str, wait: Doc) -> bool:
-        statuses = self._scratch.step_statuses(flow_id, wait.get("run_ids"), None)
+        statuses = self._managed.statuses(flow_id, wait.get("run_ids"), None)
         return rules.join_over(wait, statuses)

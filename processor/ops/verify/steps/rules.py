@@ -52,6 +52,8 @@ MOVES: Final[Mapping[str, tuple[frozenset[str], str | None, frozenset[str]]]] = 
     "step_cancelled": (LIVE, "cancelled", frozenset({"status"})),
 }
 EVENTS: Final = MOVES.keys() | {"step_scheduled"}
+OFFERS: Final = frozenset({"step_scheduled", "step_released", "step_retried", "step_dispatched"})
+"""Events that leave a step pending; it is offered then, unless its `offers` are 0."""
 MORE: Final[Mapping[str, frozenset[str]]] = {
     # event: what its payload holds beside `run_id` and `changes`
     "step_retried": frozenset({"reason"}),
