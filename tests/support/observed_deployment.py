@@ -11,7 +11,9 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processor.adapters.kafka.record_decoder import read_any_record
+from processor.adapters.kafka.topic_admin import partition_counts
 from processor.contract.topics import Topics
+from processor.settings import Settings
 from processor.testing.memory.deployment import SOURCES, TOPICS, Deployment
 from tests.support.machine import patience
 from tests.support.partition import Appended
@@ -95,6 +97,8 @@ class Observer:
             cursor = self.world.newest_cursor(partition)
             if cursor is not None and not any(table.is_at(cursor) for table in end):
                 return f"no table of partition {partition} is where the topics are: {cursor}"
+            if cursor is not None and cursor["offered"] + 1 < cursor["next_event_id"]:
+                return f"work items of partition {partition} are not written yet: {cursor}"
         return None
 
     async def _high_watermarks(self) -> None:
@@ -125,9 +129,14 @@ async def observing(bootstrap: str, prefix: str, partitions: int) -> AsyncIterat
     )
     await consumer.start()
     try:
+        topics = Topics(prefix)
         tps = [TopicPartition(f"{prefix}.{t}", p) for t in TOPICS for p in range(partitions)]
+        counts = await partition_counts(Settings(bootstrap_servers=bootstrap), [topics.steps])
+        items = counts.get(topics.steps, partitions)
+        tps += [TopicPartition(topics.steps, number) for number in range(items)]
         consumer.assign(tps)
         await consumer.seek_to_beginning(*tps)
-        yield Observer(consumer, Deployment(partitions, topics=Topics(prefix)), bootstrap)
+        world = Deployment(partitions, topics=topics, steps_partitions=items)
+        yield Observer(consumer, world, bootstrap)
     finally:
         await consumer.stop()

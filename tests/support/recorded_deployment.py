@@ -86,6 +86,9 @@ class Recorded(Deployment):
             for key, value, headers in some:
                 self.append(name, partition, key, value, tuple(headers))
             self._next[name, partition] = self._next.get((name, partition), 0) + 1  # the marker
+        for _, (key, value, headers) in written.work:
+            at = partition_of(key or b"", self.steps_partitions or self.partitions)
+            self.append("steps", at, key, value, tuple(headers))
         return written
 
     def owner(self, partition: int) -> Partition:

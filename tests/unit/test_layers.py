@@ -39,6 +39,7 @@ KNOW_KAFKA = {"adapters", "views", "engine", "client", "embedded", "testing", "c
 KNOW_SQLITE = {
     ROOT / "processor" / "adapters" / "sqlite",
     ROOT / "processor" / "ops" / "verify" / "scratch_store.py",
+    ROOT / "processor" / "ops" / "verify" / "steps" / "store.py",
     ROOT / "processor" / "ops" / "replay" / "store.py",
     ROOT / "processor" / "views" / "database.py",
 }

@@ -104,7 +104,7 @@ def _head(settings: Settings, file: Path | None) -> Head:
         with reading(file) as history:
             return history.head()
     prefix = settings.topic_prefix
-    count = run(lambda: partitions_of(settings, Topics(prefix)))
+    count, _ = run(lambda: partitions_of(settings, Topics(prefix)))
     rules = Rules(prefix, count, settings.dedupe_window_ms, settings.timer_max_horizon_ms)
     now_ms = time.time_ns() // 1_000_000
     return Head(processor.__version__, instant(now_ms), rules, [*range(count)])

@@ -52,9 +52,11 @@ async def _verify(
     settings: Settings, since_ms: int | None, flow_id: str | None, at_rest: bool, grace_s: float
 ) -> Report:
     topics = Topics(settings.topic_prefix)
+    partitions, steps_partitions = await partitions_of(settings, topics)
     scope = Scope(
         topics=topics,
-        partitions=await partitions_of(settings, topics),
+        partitions=partitions,
+        steps_partitions=steps_partitions,
         window_ms=settings.dedupe_window_ms,
         since_ms=since_ms,
         flow_id=flow_id,

@@ -41,16 +41,18 @@ def retention_told(settings: Settings) -> Iterator[None]:
             ) from error
 
 
-async def partitions_of(settings: Settings, topics: Topics) -> int:
-    """How many partitions the topics have. Raises TopicsWrong if they differ, or are missing."""
+async def partitions_of(settings: Settings, topics: Topics) -> tuple[int, int]:
+    """How many partitions the topics have, and how many `steps` has, which may be more. Raises
+    TopicsWrong if the others differ, or any is missing."""
     there = await partition_counts(settings, [name for name, _ in topics])
     counts = {name: there.get(name) for name, _ in topics}
     if missing := [name for name, count in counts.items() if count is None]:
         raise TopicsWrong(f"{', '.join(missing)} not there; `taskflow topics check` says more.")
-    numbers = {count for count in counts.values() if count is not None}
-    if len(numbers) > 1:
+    steps = there[topics.steps]
+    numbers = {count for name, count in there.items() if name != topics.steps}
+    if len(numbers) > 1 or steps < max(numbers):
         raise TopicsWrong(f"The topics differ in their partitions: {counts}; nothing was verified.")
-    return numbers.pop()
+    return numbers.pop(), steps
 
 
 class KafkaLog:

@@ -20,6 +20,7 @@ from processor.ops.verify.ports import LogRange, LogRecord
 from processor.ops.verify.record_stream import RecordStream
 from processor.ops.verify.report import Report
 from processor.ops.verify.scratch_store import ScratchStore
+from processor.ops.verify.steps.checks import StepChecks
 from processor.ops.verify.transaction_checks import Transactions
 
 LATE_MAX: Final = 1_000
@@ -96,6 +97,11 @@ class HistoryReader:
         """Where the fold began; None: at the beginning."""
         self.beyond: Doc | None = None
         """The first outcome behind the cut."""
+
+    @property
+    def steps(self) -> StepChecks:
+        """The managed steps as they are folded."""
+        return self._fold.steps
 
     @property
     def newest_ms(self) -> int:

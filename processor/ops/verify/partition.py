@@ -56,7 +56,11 @@ class PartitionVerification:
         self._watcher = watcher
         self._images: list[Image] = []
         """Tables that the fold has not come to yet."""
-        self._first_event_id: int | None = None
+        self.first_event_id: int | None = None
+        """Where the fold began; None: with the first event that ever was."""
+        self.cut: Doc = {"commands": 0, "control": 0, "offered": 0}
+        self.cut["next_event_id"] = partition * EVENTS_PER_PARTITION + 1
+        """The newest cursor."""
         self._whole = False
         self.expected = 0
         """Offsets that were to be read."""
@@ -64,33 +68,39 @@ class PartitionVerification:
     async def ahead(self) -> int:
         """About how many offsets there are to be read."""
         count = 0
-        for name, _ in self._topics:
+        for name in self._names:
             extent = await self._log.extent(name)
             begin = await self._begin(name, extent, early=True)
             count += max(extent.stable - begin, 0)
         return count
 
+    @property
+    def _names(self) -> list[str]:
+        """The topics that have this partition number for the same flows."""
+        return [name for name, _ in self._topics if name != self._topics.steps]
+
     async def verify(self) -> dict[tuple[str, int], Range]:
         scope, topics, number = self._scope, self._topics, self._number
         if scope.at_rest:
             self._watcher.at(number, "waiting for rest")
-            await self._settled([name for name, _ in topics], still_s=STILL_S)
+            await self._settled(self._names, still_s=STILL_S)
         self._watcher.at(number, "table")
         self._look_at_tables()
         state = (await self._settled([topics.state]))[topics.state]
         self._watcher.at(number, "state")
         cursor, cursor_at = await self._newest_cursor(state)
-        extents = await self._settled([name for name, _ in topics if name != topics.state])
+        self.cut = cursor or self.cut
+        extents = await self._settled([name for name in self._names if name != topics.state])
         self._watcher.at(number, "history")
         reader = StateReader(self._scratch, self._report, number, scope.flow_id)
         written = self._stream(
             topics.state, await self._begin(topics.state, state, early=True), state.stable
         )
-        history, transactions = await self._history(extents, cursor, reader, written)
+        history, transactions = await self._history(extents, reader, written)
         await history.read()
         await transactions.end()
         self._report.counts["state"] += written.count
-        self._first_event_id = history.first_event_id
+        self.first_event_id = history.first_event_id
         await self._cursor_covers(history.beyond, cursor, state.stable)
         self._positions(cursor, cursor_at, extents)
         if cursor is not None or self._whole:
@@ -98,7 +108,9 @@ class PartitionVerification:
             newest_ms = max(history.newest_ms, written.newest_ms)
             overdue_ms = newest_ms - scope.punctual_ms if scope.at_rest else None
             levels = self._levels(overdue_ms)
-            levels.compare("state", topics.state, self._first_event_id)
+            levels.compare("state", topics.state, self.first_event_id)
+            if overdue_ms is not None:
+                history.steps.overdue(overdue_ms, self._add_overdue)
             flows, steps = self._scratch.counts()
             self._report.counts["flows"] += flows
             self._report.counts["steps"] += steps
@@ -107,7 +119,6 @@ class PartitionVerification:
     async def _history(
         self,
         extents: dict[str, LogRange],
-        cursor: Doc | None,
         reader: StateReader,
         written: RecordStream,
     ) -> tuple[HistoryReader, Transactions]:
@@ -128,9 +139,6 @@ class PartitionVerification:
             *common, fold, topics, *where, window_ms=scope.window_ms, only=scope.flow_id
         )
         transactions = Transactions(*common, reader, written, whole=self._whole, only=scope.flow_id)
-        if cursor is None:
-            first = number * EVENTS_PER_PARTITION + 1
-            cursor = {"commands": 0, "control": 0, "next_event_id": first}
         history = HistoryReader(
             Parts(
                 topics=topics,
@@ -142,7 +150,7 @@ class PartitionVerification:
                 transactions=transactions,
                 extents=extents,
                 starts=starts,
-                cut=cursor,
+                cut=self.cut,
                 open_stream=self._stream,
                 tables_are_at=self._tables_are_at,
                 since=scope.since_ms is not None,
@@ -309,6 +317,9 @@ class PartitionVerification:
                 f"is at {newest[name] if newest else 'nothing'}.",
                 beyond["flow_id"],
             )
+
+    def _add_overdue(self, flow_id: str, invariant: str, kind: str, message: str) -> None:
+        self._add(invariant, kind, self._topics.state, -1, message, flow_id)
 
     def _add(
         self,

@@ -14,7 +14,7 @@ class Scope:
     `at_rest`: no load and no lag is expected, after `grace_s` seconds at most; otherwise what is
     under way is left alone. `grace_s` is also how long a transaction may hide what others show.
     `punctual_ms`: how late a wake may be at rest; one that came too early is tried again after a
-    minute.
+    minute. `steps_partitions`: how many `steps` has; None: as many as the others.
     """
 
     topics: Topics
@@ -25,6 +25,7 @@ class Scope:
     at_rest: bool = False
     grace_s: float = 30.0
     punctual_ms: int = 90_000
+    steps_partitions: int | None = None
 
     @property
     def chosen(self) -> list[int]:

@@ -10,6 +10,7 @@ from processor.ops.verify.ports import Logs, Tables, Watcher
 from processor.ops.verify.report import Report
 from processor.ops.verify.scope import Scope, left_out
 from processor.ops.verify.scratch_store import open_scratch
+from processor.ops.verify.steps.item_checks import ItemChecks
 
 
 async def verify(
@@ -34,6 +35,7 @@ async def verify(
     with open_scratch(scratch_dir) as scratch:
         ranges: dict[tuple[str, int], Range] = {}
         ahead: dict[int, int] = {}
+        items = ItemChecks(scope, scratch.managed, report)
         for partition in scope.chosen:
             async with logs(partition) as log:
                 one = PartitionVerification(scope, partition, log, tables, scratch, report, watcher)
@@ -44,8 +46,10 @@ async def verify(
             async with logs(partition) as log:
                 one = PartitionVerification(scope, partition, log, tables, scratch, report, watcher)
                 ranges |= await one.verify()
+            items.folded(partition, one.cut, one.first_event_id)
             # What came or went since then, and what was not needed.
             watcher.expect(one.expected - ahead[partition])
         if scope.flow_id is None and scope.since_ms is None:
             await check_forwards(scratch, report, logs, ranges)
+        await items.read(logs, watcher)
     return report

@@ -57,7 +57,8 @@ class Table:
 
 @dataclass(slots=True)
 class Deployment:
-    """Topics by (name without prefix, partition). `starts` are first offsets that retention has
+    """Topics by (name without prefix, partition); `steps` may have more partitions than the others,
+    `steps_partitions`. `starts` are first offsets that retention has
     left, `ends` (stable, high) where they are not behind the last record."""
 
     partitions: int = 1
@@ -67,6 +68,7 @@ class Deployment:
     starts: dict[tuple[str, int], int] = field(default_factory=dict)
     ends: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
+    steps_partitions: int | None = None
 
     chunk: ClassVar[int] = 1_000
     """Records that a log gives at a time."""
@@ -91,9 +93,9 @@ class Deployment:
 
     async def verify(self, watcher: Watcher | None = None, **scope: Any) -> Report:
         """By default of a deployment at rest, whose ends are not waited for."""
-        chosen = {"at_rest": True, "grace_s": -1.0, **scope}
+        chosen = {"at_rest": True, "grace_s": -1.0, "steps_partitions": self.steps_partitions}
         return await verify(
-            Scope(self.topics, self.partitions, self.window_ms, **chosen),
+            Scope(self.topics, self.partitions, self.window_ms, **chosen | scope),
             self.logs,
             self._tables_by_directory(),
             watcher=watcher,

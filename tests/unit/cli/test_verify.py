@@ -1,7 +1,7 @@
 """What `taskflow verify` makes of tables on disk, how it shows a report, and how far it is."""
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
-from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable
+from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
 from processor.adapters.sqlite import table_path
 from processor.cli.common.output import console
 from processor.cli.common.runner import Refused
@@ -22,6 +22,7 @@ from processor.cli.main import WRONG_USE, main
 from processor.cli.verify import kafka_log as program
 from processor.cli.verify.execute import LocalTables, _show
 from processor.cli.verify.kafka_log import KafkaLog, retention_told
+from processor.contract.topics import Topics
 from processor.engine.rows import Changes
 from processor.ops.verify.ports import TableFlow, TablePosition, TableStep, Watcher
 from processor.ops.verify.report import INVARIANTS
@@ -121,6 +122,28 @@ async def test_a_person_sees_each_invariant_and_the_first_violation_of_each_kind
     assert "I9 event_actor (1), first at taskflow.audit/0 offset" in wrong.out
     assert "\x1b[2J" not in wrong.out
     assert wrong.err.endswith("kinds.\n")
+
+
+@pytest.mark.parametrize(
+    ("steps", "audit", "counts"), [(2, 2, (2, 2)), (5, 2, (2, 5)), (1, 2, None), (2, 3, None)]
+)
+async def test_steps_alone_may_have_more_partitions(
+    monkeypatch: pytest.MonkeyPatch, steps: int, audit: int, counts: tuple[int, int] | None
+) -> None:
+    topics = Topics()
+    there = dict.fromkeys((name for name, _ in topics), 2)
+    there |= {topics.steps: steps, topics.audit: audit}
+
+    async def partition_counts(settings: Settings, names: Sequence[str]) -> dict[str, int]:
+        return {name: there[name] for name in names}
+
+    monkeypatch.setattr(program, "partition_counts", partition_counts)
+
+    if counts is not None:
+        assert await program.partitions_of(Settings(), topics) == counts
+    else:
+        with pytest.raises(TopicsWrong, match="differ in their partitions"):
+            await program.partitions_of(Settings(), topics)
 
 
 def test_retention_that_came_first_is_no_broker_that_is_away() -> None:

@@ -105,6 +105,9 @@ class OutcomeChecks:
         idle = verdict not in ("accepted", "duplicate") or outcome["dry_run"]
         if idle and outcome["event_ids"]:
             add("I9", "outcome_names_events", "Nothing happened, but it names events.")
+        if outcome["source"]["topic"] == self._topics.commands:
+            at_ms = _at_ms(outcome) if source is None else source.timestamp
+            self._fold.steps.leases.decided(at_ms, add)
         if source is None:
             self.resends.check(outcome, _at_ms(outcome), add)
             return None

@@ -10,9 +10,10 @@ from processor.contract.headers import Headers
 from processor.contract.steps import TASK_HEADER
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.ops.verify.contract import Doc, canonical, hash16, home_of, parsed
-from processor.ops.verify.ports import LogRange, LogRecord, Logs
-from processor.ops.verify.record_stream import Heard, RecordStream
+from processor.ops.verify.ports import Log, LogRange, LogRecord, Logs, Watcher
+from processor.ops.verify.record_stream import RecordStream
 from processor.ops.verify.report import Report
+from processor.ops.verify.scope import Scope
 from processor.ops.verify.steps.store import Awaited, StepStore
 
 ITEM_FIELDS: Final[Mapping[str, type]] = {
@@ -62,32 +63,14 @@ def _digest(item: Doc, task: bytes, traces: Sequence[bytes]) -> bytes:
 
 
 class ItemChecks:
-    """Holds `steps` against the offerings of all partitions that were folded.
+    """Holds `steps` against the offerings of all partitions that were folded."""
 
-    `partitions`: how many the other topics have; `steps_partitions`: how many `steps` has now.
-    `only`: the one flow that is looked at, if not all.
-    """
-
-    def __init__(
-        self,
-        store: StepStore,
-        report: Report,
-        topic: str,
-        audit: str,
-        *,
-        partitions: int,
-        steps_partitions: int,
-        only: str | None,
-        at_rest: bool,
-    ) -> None:
+    def __init__(self, scope: Scope, store: StepStore, report: Report) -> None:
+        self._scope = scope
         self._store = store
         self._report = report
-        self._topic = topic
-        self._audit = audit
-        self._partitions = partitions
-        self._steps_partitions = steps_partitions
-        self._only = only
-        self._at_rest = at_rest
+        self._topic = scope.topics.steps
+        self._partitions = scope.steps_partitions or scope.partitions
         self._folded: dict[int, Folded] = {}
         self._next: dict[int, int] = {}
         self._lost_ms: dict[int, float] = {}
@@ -99,29 +82,34 @@ class ItemChecks:
         start = partition * EVENTS_PER_PARTITION + 1 if first is None else first
         self._folded[partition] = Folded(start, cursor["next_event_id"], cursor["offered"])
 
-    async def read(self, logs: Logs, heard: Heard, *, since_ms: int | None, grace_s: float) -> None:
-        """Check all of `steps`, and look again for up to `grace_s` seconds for what is missing at
-        rest."""
+    async def read(self, logs: Logs, watcher: Watcher) -> None:
+        """Check all of `steps`. At rest, look again for what is missing, within the grace."""
         began = time.monotonic()
         while True:
-            for number in range(self._steps_partitions):
+            for number in range(self._partitions):
+                watcher.at(number, "work items")
                 async with logs(number) as log:
-                    extent = await log.extent(self._topic)
-                    start = self._next.get(number)
-                    if start is None:
-                        found = None if since_ms is None else await log.offset_at(
-                            self._topic, max(since_ms, 0)
-                        )
-                        whole = since_ms is None
-                        start = extent.start if whole else extent.stable if found is None else found
-                    stream = RecordStream(log, self._topic, start, extent.stable, heard)
-                    await self._stream(number, stream, extent)
-                    self._next[number] = extent.stable
+                    await self._read(number, log, watcher)
             missing = any(self._is_missing(one) for one in self._store.awaited())
-            if not (self._at_rest and missing) or time.monotonic() - began > grace_s:
+            grace_s = self._scope.grace_s if self._scope.at_rest else 0.0
+            if not missing or time.monotonic() - began >= grace_s:
                 break
             await asyncio.sleep(LOOK_AGAIN_S)
         self._end()
+
+    async def _read(self, number: int, log: Log, watcher: Watcher) -> None:
+        """Read what has come to a partition of `steps` since the last time."""
+        extent, since = await log.extent(self._topic), self._scope.since_ms
+        start = self._next.get(number)
+        if start is None:
+            start = extent.start
+            if since is not None:
+                found = await log.offset_at(self._topic, max(since, 0))
+                start = extent.stable if found is None else found
+        watcher.expect(extent.stable - start)
+        stream = RecordStream(log, self._topic, start, extent.stable, watcher.read)
+        await self._stream(number, stream, extent)
+        self._next[number] = extent.stable
 
     async def _stream(self, number: int, stream: RecordStream, extent: LogRange) -> None:
         if number not in self._lost_ms:
@@ -143,7 +131,7 @@ class ItemChecks:
             self._add(record, "not_an_item", "The record does not have the fields of a work item.")
             return
         flow_id, event_id = item["flow_id"], item["event_id"]
-        if self._only not in (None, flow_id):
+        if self._scope.flow_id not in (None, flow_id):
             return
         self._report.checked["I15"] += 1
         key = f"{flow_id}/{item['run_id']}".encode()
@@ -154,10 +142,10 @@ class ItemChecks:
         partition = event_id // EVENTS_PER_PARTITION
         folded = self._folded.get(partition)
         if folded is None:
-            if not 0 <= partition < self._partitions:
+            if not 0 <= partition < self._scope.partitions:
                 self._add(record, "item_of_no_offering", f"There is no event {event_id}.", flow_id)
             return
-        if event_id < folded.first or (event_id >= folded.end and not self._at_rest):
+        if event_id < folded.first or (event_id >= folded.end and not self._scope.at_rest):
             return  # retention took the event, or it is newer than what was folded
         offered, expected = self._store.offering(event_id)
         if not offered:
@@ -175,14 +163,14 @@ class ItemChecks:
         """Whether the key belongs there by one of the numbers of partitions that `steps` may have
         had: it grows, and items stay where they are."""
         full = home_of(key, HASHES)
-        counts = range(min(self._partitions, self._steps_partitions), self._steps_partitions + 1)
+        counts = range(min(self._scope.partitions, self._partitions), self._partitions + 1)
         return any(full % count == partition for count in counts)
 
     def _is_missing(self, awaited: Awaited) -> bool:
         folded = self._folded.get(awaited.event_id // EVENTS_PER_PARTITION)
         if folded is None or not folded.first <= awaited.event_id < folded.end:
             return False
-        if not self._at_rest and awaited.event_id > folded.offered:
+        if not self._scope.at_rest and awaited.event_id > folded.offered:
             return False  # it may be under way
         key = f"{awaited.flow_id}/{awaited.run_id}".encode()
         return not any(
@@ -199,7 +187,7 @@ class ItemChecks:
                 *("I15", "offering_without_item"),
                 f"Event {awaited.event_id} offered step {awaited.run_id!r}, which is pending, but "
                 f"{self._topic} has no work item of it.",
-                topic=self._audit,
+                topic=self._scope.topics.audit,
                 partition=awaited.event_id // EVENTS_PER_PARTITION,
                 offset=awaited.offset,
                 flow_id=awaited.flow_id,

@@ -90,9 +90,7 @@ class StepStore:
 
     def taken(self, flow_id: str, run_id: str) -> None:
         """Note that a step is offered no more: it was started, or has ended."""
-        self._db.execute(
-            "DELETE FROM awaited WHERE flow_id = ? AND run_id = ?", (flow_id, run_id)
-        )
+        self._db.execute("DELETE FROM awaited WHERE flow_id = ? AND run_id = ?", (flow_id, run_id))
 
     def offering(self, event_id: int) -> tuple[bool, bytes | None]:
         """Whether the event offered its step, and the digest of the work item, if it is known."""
