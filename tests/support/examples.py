@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import pytest
+
 from tests.support.machine import patience
 
 _BLOCK = r"^<!-- {mark}: ([\w. -]+) -->\n+```{language}\n(.*?)^```$"
@@ -77,3 +79,14 @@ async def spoken(
                 rest = await asyncio.wait_for(process.communicate(), patience(10))
                 print(f"--- {command}\n{chr(10).join(lines)}\n{rest[1].decode()[-3000:]}")
     return lines
+
+
+async def go_modules(home: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which Go finds what this machine has of modules, and nothing from
+    outside; skips where it has no franz-go."""
+    cache = (await shown(("go", "env", "GOMODCACHE"), cwd=home, environ=environ)).strip()
+    if not (Path(cache) / "cache/download/github.com/twmb/franz-go").exists():
+        pytest.skip(
+            "franz-go is not in Go's module cache: go mod download github.com/twmb/franz-go"
+        )
+    return {"GOPROXY": f"file://{cache}/cache/download", "GOSUMDB": "off"}

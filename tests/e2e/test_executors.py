@@ -1,0 +1,164 @@
+"""The executors that the documentation shows for other languages do steps of a real worker."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from processor.client import FlowClient
+from processor.contract.topics import Topics
+from processor.embedded.broker import EmbeddedBroker
+from processor.settings import Settings
+from tests.support.examples import examples, go_modules, shown, started
+from tests.support.machine import patience
+from tests.support.observed_deployment import observing
+from tests.support.processes import inherited
+from tests.support.worker import running_worker
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "processor/docs/executing-other-languages.md").read_text("utf-8")
+TASK = "count words"
+PARTITIONS = 2
+
+COUNT = """#!/bin/sh
+input=$(cat)
+sleep "$(printf %s "$input" | jq '(.pause_ms // 0) / 1000')"
+[ "$(printf %s "$input" | jq -r .text)" ] || { echo "there is no text" >&2; exit 3; }
+printf %s "$input" | jq '{words: (.text | split(" ") | length)}'
+"""
+"""What the executor in Go does, for the one in a shell."""
+
+
+@dataclass(frozen=True)
+class Place:
+    settings: Settings
+    home: Path
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
+            **inherited(),
+            "TASKFLOW_BOOTSTRAP_SERVERS": self.settings.bootstrap_servers,
+            "TASKFLOW_TOPIC_PREFIX": self.settings.topic_prefix,
+        }
+
+
+@pytest_asyncio.fixture
+async def place(broker: EmbeddedBroker, prefix: str, tmp_path: Path) -> AsyncIterator[Place]:
+    """A running worker, and nothing but consistent records when it is over."""
+    settings = Settings(
+        bootstrap_servers=broker.bootstrap,
+        topic_prefix=prefix,
+        partitions=PARTITIONS,
+        state_dir=tmp_path / "state",
+        http=None,
+    )
+    async with (
+        running_worker(settings),
+        observing(broker.bootstrap, prefix, PARTITIONS) as observer,
+    ):
+        yield Place(settings, tmp_path)
+        (await observer.settled([settings.state_dir], timeout_s=patience(30))).assert_clean()
+
+
+@pytest.mark.skipif(
+    shutil.which("kcat") is None or shutil.which("jq") is None,
+    reason="there is no kcat here, or no jq (on Debian: apt-get install kcat jq)",
+)
+@pytest.mark.timeout(180)
+async def test_kcat_and_a_shell(place: Place) -> None:
+    ((name, code),) = examples(PAGE, mark="runs where kcat is", language="bash").items()
+    (place.home / name).write_text(code)
+    (place.home / "count").write_text(COUNT)
+    (place.home / "count").chmod(0o755)
+
+    command = ("bash", name, TASK, "./count")
+    await does_its_steps(place, command, {**place.environ, "GROUP": "words"}, lease_s=patience(10))
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="there is no Go to compile it with")
+@pytest.mark.timeout(180)
+async def test_go(place: Place) -> None:
+    ((name, code),) = examples(PAGE, mark="runs where go is", language="go").items()
+    (place.home / name).write_text(code)
+    environ = {**place.environ, **await go_modules(place.home, place.environ)}
+    for command in (
+        ("go", "mod", "init", "executor"),
+        ("go", "get", "github.com/twmb/franz-go/pkg/kgo"),
+        ("go", "vet", "."),
+        ("go", "build", "-o", "executor", "."),
+    ):
+        await shown(command, cwd=place.home, environ=environ)
+    assert not await shown(("gofmt", "-l", name), cwd=place.home, environ=environ)
+
+    settings = place.settings
+    program = str(place.home / "executor")
+    command = (program, settings.bootstrap_servers, settings.topic_prefix, "words")
+    await does_its_steps(place, command, environ, lease_s=patience(2))
+
+
+async def does_its_steps(
+    place: Place, command: Sequence[str], environ: dict[str, str], *, lease_s: float
+) -> None:
+    """Schedule steps that succeed, fail and outlast their lease, and have `command` do them."""
+    settings = place.settings
+    async with FlowClient(settings) as client, asyncio.timeout(patience(100)):
+        flow = await client.create("Count words", running=True)
+        await flow.schedule("before", TASK, {"text": "it was there before"})
+        await flow.schedule("foreign", "another task")
+        async with started(command, cwd=place.home, environ=environ) as process:
+            long = {"text": "longer than its lease", "pause_ms": int(lease_s * 1300)}
+            await flow.schedule("long", TASK, long, lease=timedelta(seconds=lease_s))
+            bad = {"max_attempts": 2, "backoff": timedelta(0)}
+            await flow.schedule("bad", TASK, {"text": ""}, **bad)
+            await flow.join(["before", "long", "bad"])
+            assert await flow.until("running") == "running"
+            await committed(settings, "words")
+            process.terminate()
+            out, err = await process.communicate()
+            print(out.decode(), err.decode())
+        events = [event async for event in flow.events() if event.kind.startswith("step_")]
+        assert await flow.results() == {"before": {"words": 4}, "long": {"words": 4}}
+
+    kinds: dict[str, list[str]] = {}
+    holders = set()
+    for event in events:
+        payload = event.model_dump(mode="json")["payload_json"]
+        run_id = payload.get("run_id") or payload["step"]["run_id"]
+        kinds.setdefault(run_id, []).append(event.kind.removeprefix("step_"))
+        if event.kind == "step_started":
+            holders.add(payload["changes"]["child_session_key"])
+        elif event.kind == "step_failed":
+            assert "there is no text" in payload["reason"]
+    assert kinds["before"] == ["scheduled", "started", "succeeded"]
+    assert kinds["bad"] == ["scheduled", "started", "retried", "started", "failed"]
+    assert kinds["foreign"] == ["scheduled"]
+    assert [*dict.fromkeys(kinds["long"])] == ["scheduled", "started", "extended", "succeeded"]
+    assert kinds["long"].count("started") == 1
+    (holder,) = holders
+    assert holder.startswith("words:")
+
+
+async def committed(settings: Settings, group: str) -> None:
+    """Return once the group has committed every work item."""
+    topic = Topics(settings.topic_prefix).steps
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+    await admin.start()
+    try:
+        places = [TopicPartition(topic, number) for number in range(settings.partitions)]
+        async with AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers) as consumer:
+            ends = {tp: end for tp, end in (await consumer.end_offsets(places)).items() if end}
+        while True:
+            offsets = await admin.list_consumer_group_offsets(group)
+            if all(tp in offsets and offsets[tp].offset == end for tp, end in ends.items()):
+                return
+            await asyncio.sleep(0.2)
+    finally:
+        await admin.close()
