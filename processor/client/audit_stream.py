@@ -8,14 +8,15 @@ from types import TracebackType
 from typing import Final, Self
 
 import orjson
-from aiokafka import ConsumerRecord
 from pydantic import ValidationError
 
+from processor.client.connection import connect
 from processor.client.errors import AuditGap, UnreadableEvent
-from processor.client.reader import CommittedReader, PositionLost, Start, count_partitions
+from processor.client.ports import PositionLost, Start
 from processor.contract import EVENTS, FlowEvent, Topics
 from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
 from processor.contract.values import EVENTS_PER_PARTITION
+from processor.engine.codec import Record
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings, load_settings
 
@@ -64,18 +65,18 @@ class AuditStream:
             raise ValueError("start has no time zone, so it is no point in time")
         settings = settings or load_settings()
         self._topic = Topics(settings.topic_prefix).audit
-        self._settings = settings
+        self._connection = connect(settings)
         self._start = start
         self._follow = follow
         self._key = None if flow_id is None else flow_id.encode()
-        self._reader = CommittedReader(settings, self._topic)
+        self._reader = self._connection.reader(self._topic)
         self._ends: dict[int, int] = {}
         self._position: dict[int, int] = {}
         self._last_ids: dict[int, int] = {}
-        self._fetched: deque[ConsumerRecord] = deque()
+        self._fetched: deque[Record] = deque()
 
     async def __aenter__(self) -> Self:
-        count = (await count_partitions(self._settings, [self._topic]))[self._topic]
+        count = (await self._connection.count_partitions([self._topic]))[self._topic]
         partitions = range(count) if self._key is None else [partition_of(self._key, count)]
         self._ends = await self._reader.open(partitions, self._start)
         if isinstance(self._start, Mapping):
@@ -159,7 +160,7 @@ class AuditStream:
         if behind:
             raise AuditGap(f"{self._topic} ends before these positions: {behind}.")
 
-    def _check(self, record: ConsumerRecord, event_id: int) -> None:
+    def _check(self, record: Record, event_id: int) -> None:
         """Holds the ids of each partition gapless, from the first one seen."""
         last = self._last_ids.get(record.partition, event_id - 1)
         if event_id != last + 1 or event_id // EVENTS_PER_PARTITION != record.partition:
@@ -169,32 +170,32 @@ class AuditStream:
             )
         self._last_ids[record.partition] = event_id
 
-    def _event(self, record: ConsumerRecord) -> FlowEvent:
+    def _event(self, record: Record) -> FlowEvent:
         try:
             return EVENTS.validate_json(record.value or b"")
         except ValidationError as error:
             raise self._unreadable(record) from error
 
-    def _id(self, record: ConsumerRecord) -> int:
+    def _id(self, record: Record) -> int:
         try:
             return int(orjson.loads(record.value or b"")["id"])
         except (ValueError, TypeError, LookupError) as error:
             raise self._unreadable(record) from error
 
-    def _unreadable(self, record: ConsumerRecord) -> UnreadableEvent:
+    def _unreadable(self, record: Record) -> UnreadableEvent:
         return UnreadableEvent(
             f"{self._topic}/{record.partition} holds no FlowEvent at offset {record.offset}."
         )
 
 
-def _with_headers(event: FlowEvent, record: ConsumerRecord) -> AuditRecord:
+def _with_headers(event: FlowEvent, record: Record) -> AuditRecord:
     headers = dict(record.headers)
     traceparent = headers.get(TRACEPARENT_HEADER)
     return AuditRecord(
         event,
         record.partition,
         record.offset,
-        record.value,
+        record.value or b"",
         headers.get(CHAIN_HEADER),
         None if traceparent is None else traceparent.decode("ascii", "replace"),
     )

@@ -5,26 +5,25 @@ import getpass
 import logging
 import os
 import socket
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
 
-from aiokafka import ConsumerRecord
 from aiokafka.errors import ProducerClosed
 from pydantic import ValidationError
 
-from processor.client.command_producer import CommandProducer
+from processor.client.connection import connect
 from processor.client.errors import CommandNotSent, OutcomeTimeout
 from processor.client.flow_handle import FlowHandle
 from processor.client.pending import NoLongerRead, Pending, Registry
+from processor.client.ports import PositionLost
 from processor.client.preparation import Prepared, prepare
-from processor.client.reader import CommittedReader, PositionLost, count_partitions
 from processor.contract import Command, Outcome, Source, Topics
 from processor.contract.events import TRACEPARENT_HEADER
 from processor.contract.rights import Operation
+from processor.engine.codec import Record
 from processor.errors import TaskflowError
 from processor.runtime import end_tasks
 from processor.settings import Settings, load_settings
@@ -97,16 +96,17 @@ class FlowClient:
         in_flight_max: int = IN_FLIGHT_MAX,
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
-        self.settings = self._settings = settings = settings or load_settings()
+        self.settings = settings = settings or load_settings()
         self.session = session or default_session()
         self._topics = Topics(settings.topic_prefix)
         self._expires_after_ms = settings.dedupe_window_ms // 2 if expire else None
-        self._producer = CommandProducer(settings)
+        self._connection = connect(settings)
+        self._producer = self._connection.producer()
         self._found: dict[str, int] = {}
         self._finding = asyncio.Lock()
         self._slots = asyncio.Semaphore(in_flight_max)
         self._pending = Registry()
-        self._outcomes = CommittedReader(settings, self._topics.outcomes)
+        self._outcomes = self._connection.reader(self._topics.outcomes)
         self._following: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
         self._closed = False
@@ -172,6 +172,10 @@ class FlowClient:
         handle = self.flow(command["flow_id"])
         handle.seen(await self.send(command, timeout_s=timeout_s))
         return handle
+
+    def now_ms(self) -> int:
+        """Return the time of day, in ms since 1970, from which spans of time count."""
+        return self._connection.now_ms()
 
     def flow(self, flow_id: str) -> FlowHandle:
         """Return a handle of a flow that is there; it knows neither revision nor status yet."""
@@ -241,7 +245,7 @@ class FlowClient:
     def _prepare(self, command: Command | Mapping[str, Any]) -> Prepared:
         return prepare(
             command,
-            now_ms=time.time_ns() // 1_000_000,
+            now_ms=self.now_ms(),
             expires_after_ms=self._expires_after_ms,
         )
 
@@ -288,7 +292,7 @@ class FlowClient:
         if topic not in self._found:
             async with self._finding:
                 if topic not in self._found:
-                    self._found |= await count_partitions(self._settings, [topic], Operation.WRITE)
+                    self._found |= await self._connection.count_partitions([topic], Operation.WRITE)
 
     async def _follow_outcomes(self) -> None:
         """From the end as it is before the first command is sent."""
@@ -299,7 +303,7 @@ class FlowClient:
                 raise ProducerClosed
             if self._following is None or self._following.done():
                 topic = self._topics.outcomes
-                count = (await count_partitions(self._settings, [topic]))[topic]
+                count = (await self._connection.count_partitions([topic]))[topic]
                 await self._outcomes.open(range(count), "end")
                 self._following = asyncio.create_task(self._deliver_outcomes())
 
@@ -317,7 +321,7 @@ class FlowClient:
         finally:
             await self._outcomes.close()
 
-    def _deliver(self, record: ConsumerRecord) -> None:
+    def _deliver(self, record: Record) -> None:
         if record.key is None or not self._pending.wants(record.key):
             return
         try:

@@ -36,6 +36,8 @@ class Sender(Protocol):
     settings: Settings
     session: str
 
+    def now_ms(self) -> int: ...
+
     async def send(
         self,
         command: "Command | Mapping[str, Any]",
@@ -96,7 +98,7 @@ class FlowHandle:
 
     async def wait_until(self, at: Time, *, expected: int | None = None) -> Outcome:
         """running → waiting; the flow is resumed at that time."""
-        return await self._wait({"kind": "timer", "at": _written(at)}, expected)
+        return await self._wait({"kind": "timer", "at": self._written(at)}, expected)
 
     async def wait_for(
         self,
@@ -169,8 +171,8 @@ class FlowHandle:
             run_id=run_id,
             task=task,
             input_json=input,
-            not_before=None if not_before is None else _written(not_before),
-            timeout_at=None if timeout is None else _written(timeout),
+            not_before=None if not_before is None else self._written(not_before),
+            timeout_at=None if timeout is None else self._written(timeout),
             max_attempts=max_attempts,
             lease_ms=_milliseconds(lease),
             backoff_ms=_milliseconds(backoff),
@@ -239,8 +241,15 @@ class FlowHandle:
         if prompt is not None:
             wait["prompt"] = prompt
         if timeout is not None:
-            wait["timeout_at"] = _written(timeout)
+            wait["timeout_at"] = self._written(timeout)
         return await self._send("set_waiting", expected, wait=wait)
+
+    def _written(self, at: Time) -> str:
+        if isinstance(at, timedelta):
+            return instant(self._client.now_ms() + round(at.total_seconds() * 1000))
+        if at.tzinfo is None:
+            raise ValueError("the time has no time zone, so it is no point in time")
+        return instant(round(at.timestamp() * 1000))
 
     async def _send(self, kind: str, expected: int | None = None, **fields: Any) -> Outcome:
         given = {name: value for name, value in fields.items() if value is not None}
@@ -261,14 +270,6 @@ class FlowHandle:
         if self._since_ms is None and (outcome.kind or "").startswith("create"):
             self._since_ms = parse_timestamp(outcome.at)
         return outcome
-
-
-def _written(at: Time) -> str:
-    if isinstance(at, timedelta):
-        at = datetime.now(UTC) + at
-    if at.tzinfo is None:
-        raise ValueError("the time has no time zone, so it is no point in time")
-    return instant(round(at.timestamp() * 1000))
 
 
 def _milliseconds(span: timedelta | None) -> int | None:

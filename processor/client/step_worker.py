@@ -4,9 +4,9 @@ import asyncio
 import logging
 import signal
 import socket
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
@@ -14,13 +14,12 @@ from uuid import uuid4
 import orjson
 from aiokafka.errors import ProducerClosed
 
-from processor.adapters.kafka.access.authorization import missing_rights
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, NotAuthorized
-from processor.adapters.kafka.topic_reader import Start, read
+from processor.client.connection import connect
 from processor.client.errors import CommandNotSent, InvalidCommand, OutcomeTimeout
 from processor.client.flow_client import FlowClient
+from processor.client.ports import PositionLost, ReceivedItem
 from processor.client.step import GiveUp, Lease, RetryAfter, Step
-from processor.client.work_items import ReceivedItem, WorkItemReader
 from processor.contract import Command, Outcome, Topics, instant, parse_timestamp
 from processor.contract.outcomes import Code, Verdict
 from processor.contract.rights import Role, rights
@@ -113,7 +112,8 @@ class StepWorker:
         self._concurrency = concurrency
         self._drain_timeout_s = drain_timeout_s
         self._client = FlowClient(settings, tracer_provider=tracer_provider)
-        self._reader = WorkItemReader(settings, group, handlers)
+        self._connection = connect(settings)
+        self._reader = self._connection.work_items(group, handlers)
         self._traces = producer_traces(tracer_provider)
         self._stopping = asyncio.Event()
         self._abandoning = asyncio.Event()
@@ -128,7 +128,7 @@ class StepWorker:
             self._settings.group_id,
             executors=self._group,
         )
-        if missing := await missing_rights(self._settings, wanted):
+        if missing := await self._connection.missing_rights(wanted):
             raise NotAuthorized.by(self._settings, missing, Role.EXECUTOR)
         await self._client.__aenter__()
         return self
@@ -221,7 +221,7 @@ class StepWorker:
     # One attempt
 
     async def _attempt(self, received: ReceivedItem) -> None:
-        lease = Lease()
+        lease = Lease(self._connection.monotonic)
         try:
             started = await self._start(received, lease)
         except InvalidCommand as error:
@@ -245,11 +245,11 @@ class StepWorker:
         """
         pause_s = RETRY_PAUSE_MIN_S
         while True:
-            now_ms = max(time.time_ns() // 1_000_000, received.appended_ms, self._broker_ms)
+            now_ms = max(self._connection.now_ms(), received.appended_ms, self._broker_ms)
             command = self._client.prepare(
                 self._command(received, "start_step", expires_at=instant(now_ms + START_EXPIRES_MS))
             )
-            sent_s = time.monotonic()
+            sent_s = self._connection.monotonic()
             outcome = await self._outcome(command, received.traceparent)
             self._broker_ms = max(self._broker_ms, parse_timestamp(outcome.at))
             if outcome.verdict is Verdict.QUARANTINED:
@@ -380,7 +380,7 @@ class StepWorker:
         lost: asyncio.Event,
         **progress: Any,
     ) -> None:
-        sent_s = time.monotonic()
+        sent_s = self._connection.monotonic()
         outcome = await self._answered(received, "extend_step", attempt=attempt, **progress)
         if _accepted(outcome):
             self._granted(lease, sent_s, outcome)
@@ -442,7 +442,7 @@ class StepWorker:
         try:
             async with asyncio.timeout(AUDIT_TIMEOUT_S):
                 execution = await self._execution(event_id)
-        except (TaskflowError, TimeoutError) as error:
+        except (TaskflowError, PositionLost, TimeoutError) as error:
             _log.warning("the last attempt's progress cannot be read: %r", error)
             return None, None
         failure = execution["last_failure"]
@@ -454,17 +454,18 @@ class StepWorker:
     async def _execution(self, event_id: int) -> dict[str, Any]:
         audit = Topics(self._settings.topic_prefix).audit
         partition = event_id // EVENTS_PER_PARTITION
-        since = Start(at_ms=self._broker_ms - START_EXPIRES_MS)
-        records = read(self._settings, audit, start=since, follow=True, partitions=[partition])
+        since_ms = self._broker_ms - START_EXPIRES_MS
+        reader = self._connection.reader(audit)
         try:
-            async for record in records:
-                event = orjson.loads(record.value or b"{}")
-                if event.get("id") == event_id:
-                    execution: dict[str, Any] = event["payload_json"]["changes"]["execution"]
-                    return execution
+            await reader.open([partition], datetime.fromtimestamp(since_ms / 1000, UTC))
+            while True:
+                for record in await reader.poll(wait_s=POLL_WAIT_S):
+                    event = orjson.loads(record.value or b"{}")
+                    if event.get("id") == event_id:
+                        execution: dict[str, Any] = event["payload_json"]["changes"]["execution"]
+                        return execution
         finally:
-            await records.aclose()
-        raise AssertionError("a followed topic has no end")
+            await reader.close()
 
 
 async def _handle(handler: Handler, step: Step) -> Any:

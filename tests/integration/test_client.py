@@ -27,7 +27,7 @@ from processor.client import (
     TopicsWrong,
     UnreadableEvent,
 )
-from processor.client.reader import CommittedReader
+from processor.client.kafka.reader import CommittedReader
 from processor.contract import Outcome, Topics, instant
 from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
 from processor.contract.values import EVENTS_PER_PARTITION

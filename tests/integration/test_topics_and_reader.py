@@ -19,7 +19,7 @@ from processor.adapters.kafka.topic_admin import (
     topic_configs,
 )
 from processor.adapters.kafka.topic_reader import BEGINNING, END, Start, read
-from processor.client.command_producer import CommandProducer
+from processor.client.kafka.command_producer import CommandProducer
 from processor.contract.topics import SPECS, Topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import BadSetting, Settings

@@ -11,7 +11,7 @@ from uuid import uuid4
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.adapters.kafka.topic_reader import read
 from processor.client import AuditStream
-from processor.client.command_producer import CommandProducer
+from processor.client.kafka.command_producer import CommandProducer
 from processor.contract.rights import Right, Role, rights
 from processor.contract.topics import Topics
 from processor.errors import TaskflowError

@@ -19,7 +19,7 @@ from processor.adapters.kafka.commit_coalescer import CommitCoalescer
 from processor.adapters.kafka.forwarder import PlainForwarder
 from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
 from processor.adapters.kafka.transactional_producer import KafkaTransactionalProducer
-from processor.client.command_producer import CommandProducer
+from processor.client.kafka.command_producer import CommandProducer
 from processor.contract.topics import Topics
 from processor.engine.batch import PartitionConfig
 from processor.engine.rows import Position
@@ -428,6 +428,7 @@ CANCELS = {
     PROCESSOR / "adapters" / "kafka" / "shutdown.py",  # clients that may never end
     PROCESSOR / "cli" / "common" / "runner.py",  # at a signal
     PROCESSOR / "client" / "step_worker.py",  # handlers of others, which may never end
+    PROCESSOR / "testing" / "memory" / "group.py",  # members that are stopped and do not answer
     PROCESSOR / "telemetry" / "http" / "internals.py",  # timers
 }
 

@@ -9,7 +9,7 @@ from processor.adapters.kafka.topic_reader import BEGINNING, Start, read
 from processor.cli.common.options import flow_id_of, since_ms
 from processor.cli.common.progress import progress_bar
 from processor.cli.common.runner import Refused, WrongUse
-from processor.client.reader import count_partitions
+from processor.client.kafka.reader import count_partitions
 from processor.contract.outcomes import Code
 from processor.contract.topics import Topics
 from processor.contract.values import instant

@@ -16,9 +16,9 @@ from processor.cli.common.output import (
 )
 from processor.cli.common.progress import progress_bar
 from processor.cli.deadletters.lookup import faults_text
-from processor.client.command_producer import CommandProducer
 from processor.client.errors import CommandNotSent
-from processor.client.reader import CommittedReader, count_partitions
+from processor.client.kafka.command_producer import CommandProducer
+from processor.client.kafka.reader import CommittedReader, count_partitions
 from processor.contract.outcomes import Verdict
 from processor.contract.rights import Operation
 from processor.contract.topics import Topics

@@ -12,7 +12,7 @@ from processor.adapters.kafka.topic_reader import read
 from processor.cli.common.progress import Bar, progress_bar
 from processor.cli.common.runner import Refused, WrongUse
 from processor.cli.verify.kafka_log import KafkaLog, retention_told
-from processor.client.reader import count_partitions
+from processor.client.kafka.reader import count_partitions
 from processor.contract.rights import Operation
 from processor.contract.topics import Topics
 from processor.contract.values import instant

@@ -14,7 +14,7 @@ from processor.cli.common.progress import Bar, progress_bar
 from processor.cli.common.runner import WrongUse, run
 from processor.cli.replay.plan import ReplayOrder, ReplayPlan, group_of, look, streams
 from processor.cli.replay.republisher import Republisher
-from processor.client.reader import count_partitions
+from processor.client.kafka.reader import count_partitions
 from processor.contract.rights import Operation
 from processor.contract.topics import Topics
 from processor.ops.replay.republish import republish

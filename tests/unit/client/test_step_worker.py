@@ -11,8 +11,9 @@ import pytest
 
 from processor.client import GiveUp, OutcomeTimeout, RetryAfter, Step, StepWorker
 from processor.client import step_worker as module
+from processor.client.kafka import connection
+from processor.client.ports import Place, ReceivedItem
 from processor.client.preparation import prepare
-from processor.client.work_items import Place, ReceivedItem
 from processor.contract import Outcome, instant
 from processor.contract.steps import WorkItem
 from processor.settings import Settings
@@ -132,7 +133,7 @@ def every_right(monkeypatch: pytest.MonkeyPatch) -> None:
     async def none_missing(*_: Any) -> list[Any]:
         return []
 
-    monkeypatch.setattr(module, "missing_rights", none_missing)
+    monkeypatch.setattr(connection, "missing_rights", none_missing)
 
 
 @asynccontextmanager

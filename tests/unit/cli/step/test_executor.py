@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def a_step(input_json: Any = None) -> Step:
     async def report(value: Any) -> None:
         raise AssertionError(value)
 
-    return Step(item, attempt=2, lease=Lease(), report=report)
+    return Step(item, attempt=2, lease=Lease(time.monotonic), report=report)
 
 
 def python(program: str) -> list[str]:

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAuthorizationFailedError
@@ -17,14 +17,11 @@ from processor.adapters.kafka.internals import client_of
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.adapters.kafka.topic_admin import partition_counts
+from processor.client.ports import PositionLost, Start
 from processor.contract.rights import Operation, on_topic
 from processor.settings import Settings
 
 _STOP_TIMEOUT_S: Final = 2.0
-
-Start = Literal["beginning", "end"] | datetime | Mapping[int, int]
-"""Where to begin: an end of the topic, a time (aware), or the next offset of each partition; a
-partition that a mapping does not name begins at its beginning."""
 
 STALL_S: Final = 10.0
 """A healthy consumer hears from the broker twice a second, also of nothing new."""
@@ -33,14 +30,6 @@ BACKOFF_MAX_S: Final = 2.0
 POLL_RECORDS_MAX: Final = 1000
 
 _log = logging.getLogger(__name__)
-
-
-class PositionLost(Exception):
-    """The topic no longer has, or never had, the position that comes next."""
-
-    def __init__(self, positions: dict[int, int]) -> None:
-        self.positions = positions
-        super().__init__(positions)
 
 
 async def count_partitions(

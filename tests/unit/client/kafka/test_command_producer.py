@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from processor.client import command_producer as module
-from processor.client.command_producer import LINGER_MS, CommandProducer
+from processor.client.kafka import command_producer as module
+from processor.client.kafka.command_producer import LINGER_MS, CommandProducer
 from processor.settings import Settings
 from tests.support.machine import patience
 

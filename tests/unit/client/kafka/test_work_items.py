@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processor.client.work_items import OffsetTracker
+from processor.client.kafka.work_items import OffsetTracker
 
 
 def test_nothing_is_committed_before_the_first_item() -> None:

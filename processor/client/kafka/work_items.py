@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
@@ -15,9 +14,11 @@ from processor.adapters.kafka.errors import explain
 from processor.adapters.kafka.internals import client_of
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
+from processor.client.ports import Place, ReceivedItem
 from processor.contract import Topics
 from processor.contract.events import TRACEPARENT_HEADER
 from processor.contract.steps import TASK_HEADER, WorkItem
+from processor.engine.codec import Record
 from processor.runtime import end_tasks
 from processor.settings import Settings
 
@@ -31,23 +32,25 @@ _REFUSALS: Final = (GroupAuthorizationFailedError, TopicAuthorizationFailedError
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class ReceivedItem:
-    """A work item with the place of its record, the record's append time and its trace context."""
-
-    item: WorkItem
-    place: "Place"
-    appended_ms: int
-    traceparent: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an item lies, in which generation of the group."""
-
-    partition: int
-    offset: int
-    generation: int
+def received(record: Record, place: Place, tasks: Container[bytes | None]) -> ReceivedItem | None:
+    """Read `record` as a work item of `tasks`; None if it is another executor's, or none at all."""
+    headers = dict(record.headers)
+    if headers.get(TASK_HEADER) not in tasks:
+        return None
+    try:
+        item = WorkItem.model_validate_json(record.value or b"")
+    except ValidationError:
+        _log.error(
+            "%s/%d offset %d is no work item; skipped",
+            record.topic,
+            record.partition,
+            record.offset,
+        )
+        return None
+    trace = headers.get(TRACEPARENT_HEADER)
+    return ReceivedItem(
+        item, place, record.timestamp, None if trace is None else trace.decode(errors="replace")
+    )
 
 
 class OffsetTracker:
@@ -77,14 +80,11 @@ class WorkItemReader:
     are hints that no transaction holds, so open transactions of others are not waited for.
     """
 
-    def __init__(
-        self, settings: Settings, group: str, tasks: Iterable[str], *, role: str = "executor"
-    ) -> None:
+    def __init__(self, settings: Settings, group: str, tasks: Iterable[str]) -> None:
         self._settings = settings
         self._group = group
-        self._role = role
         self._topic = Topics(settings.topic_prefix).steps
-        self._tasks = {task.encode(): task for task in tasks}
+        self._tasks = frozenset(task.encode() for task in tasks)
         self._consumer: AIOKafkaConsumer | None = None
         self._generation = 0
         self._trackers: dict[int, OffsetTracker] = {}
@@ -134,26 +134,14 @@ class WorkItemReader:
         tracker = self._trackers.setdefault(partition, OffsetTracker())
         tracker.received(record.offset)
         place = Place(partition, record.offset, self._generation)
-        headers = dict(record.headers)
-        if headers.get(TASK_HEADER) not in self._tasks:
-            tracker.answered(record.offset)  # another executor's
-            return None
-        try:
-            item = WorkItem.model_validate_json(record.value or b"")
-        except ValidationError:
-            _log.error(
-                "%s/%d offset %d is no work item; skipped", record.topic, partition, record.offset
-            )
+        item = received(record, place, self._tasks)
+        if item is None:
             tracker.answered(record.offset)
-            return None
-        trace = headers.get(TRACEPARENT_HEADER)
-        return ReceivedItem(
-            item, place, record.timestamp, None if trace is None else trace.decode(errors="replace")
-        )
+        return item
 
     async def _connect(self) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
-            **connection_options(self._settings, self._role),
+            **connection_options(self._settings, "executor"),
             group_id=self._group,
             isolation_level="read_uncommitted",
             auto_offset_reset="earliest",

@@ -8,8 +8,9 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, OffsetOutOfRangeError
 
-from processor.client import reader as module
-from processor.client.reader import CommittedReader, PositionLost
+from processor.client.kafka import reader as module
+from processor.client.kafka.reader import CommittedReader
+from processor.client.ports import PositionLost
 from processor.settings import Settings
 
 
