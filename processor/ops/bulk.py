@@ -1,19 +1,22 @@
-"""Select the flows of a bulk order, and compute the digest of what was shown.
+"""Select the flows or steps of a bulk order, and compute the digest of what was shown.
 
 An order names each flow at the revision at which it was seen, so that none is changed behind the
-back of whoever looked.
+back of whoever looked. A step has no revision: its status decides.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from processor.contract.flow import FlowStatus
-from processor.domain.transitions import TERMINAL
+from processor.contract.outcomes import Code
+from processor.contract.steps import StepStatus
+from processor.domain.transitions import STEP_MOVES, TERMINAL
 from processor.ops.conditions import Condition, Doc
+from processor.ops.step_filter import failure_of
 
 
 class BulkAction(StrEnum):
@@ -21,6 +24,8 @@ class BulkAction(StrEnum):
     FAIL = "fail"
     RESUME = "resume"
     PRUNE = "prune"
+    RETRY_STEP = "retry_step"
+    CANCEL_STEP = "cancel_step"
 
 
 FROM: Final[Mapping[BulkAction, frozenset[FlowStatus]]] = {
@@ -28,8 +33,22 @@ FROM: Final[Mapping[BulkAction, frozenset[FlowStatus]]] = {
     BulkAction.FAIL: frozenset({FlowStatus.RUNNING, FlowStatus.WAITING}),
     BulkAction.RESUME: frozenset({FlowStatus.WAITING}),
     BulkAction.PRUNE: TERMINAL,
+    BulkAction.RETRY_STEP: frozenset(FlowStatus) - TERMINAL,
+    BulkAction.CANCEL_STEP: frozenset(FlowStatus) - TERMINAL,
 }
-"""The statuses that an order is for; in any other it would only be refused."""
+"""The flows' statuses that an order is for; in any other it would only be refused."""
+
+STEPS_FROM: Final[Mapping[BulkAction, frozenset[StepStatus]]] = {
+    action: STEP_MOVES[action].origins for action in (BulkAction.RETRY_STEP, BulkAction.CANCEL_STEP)
+}
+"""The same of an order for steps."""
+
+GONE: Final[Mapping[BulkAction, frozenset[Code]]] = {
+    **dict.fromkeys(BulkAction, frozenset[Code]()),
+    BulkAction.PRUNE: frozenset({Code.NOT_FOUND}),
+    BulkAction.CANCEL_STEP: frozenset({Code.NOT_FOUND, Code.ALREADY_TERMINAL}),
+}
+"""Refusals that say that there is nothing left to do."""
 
 
 class BulkTarget(NamedTuple):
@@ -40,9 +59,52 @@ class BulkTarget(NamedTuple):
     updated_at: str
     revision: int
 
+    @property
+    def seen(self) -> tuple[object, ...]:
+        """What a digest stands for."""
+        return self.flow_id, self.revision
+
+
+class StepTarget(NamedTuple):
+    """A managed step as it was seen. `failure`: the reason of the last one."""
+
+    flow_id: str
+    run_id: str
+    status: str
+    updated_at: str
+    attempt: int
+    max_attempts: int
+    task: str
+    holder: str | None
+    failure: str
+
+    @classmethod
+    def of(cls, step: Doc) -> "StepTarget":
+        execution = step["execution"]
+        return cls(
+            flow_id=step["flow_id"],
+            run_id=step["run_id"],
+            status=step["status"],
+            updated_at=step["updated_at"],
+            attempt=execution["attempt"],
+            max_attempts=execution["max_attempts"],
+            task=step["task"],
+            holder=step["child_session_key"],
+            failure=failure_of(step),
+        )
+
+    @property
+    def seen(self) -> tuple[object, ...]:
+        """What a digest stands for."""
+        return self.flow_id, self.run_id, self.updated_at
+
+
+Target = BulkTarget | StepTarget
+
 
 class Filter(NamedTuple):
-    """What flows an order is for; `before` is a timestamp as flows have it. None: whatever."""
+    """What flows an order is for, itself or for their steps; `before` is a timestamp as flows have
+    it. None: whatever."""
 
     action: BulkAction
     owner: str | None = None
@@ -64,18 +126,19 @@ class Filter(NamedTuple):
         return BulkTarget(flow["id"], flow["status"], flow["updated_at"], flow["revision"])
 
 
-def digest(action: BulkAction, reason: str | None, targets: Iterable[BulkTarget]) -> str:
-    """16 hex digits that stand for the order: what is done, and to which flows at which
-    revisions."""
-    order = [action, reason, sorted((one.flow_id, one.revision) for one in targets)]
+def digest(action: BulkAction, given: str | int | None, targets: Iterable[Target]) -> str:
+    """16 hex digits that stand for the order: what is done, with the reason or the attempts that
+    were given, and to which flows at which revisions, or steps as last changed when."""
+    order = [action, given, sorted(one.seen for one in targets)]
     return blake2b(orjson.dumps(order), digest_size=8).hexdigest()
 
 
-Order = Callable[[BulkTarget], dict[str, object]]
+Order = Callable[[Any], dict[str, object]]
+"""Makes the command for a target."""
 
 
 def order(action: BulkAction, by: str, reason: str | None = None) -> Order:
-    """Makes the command for each target."""
+    """An order for flows."""
 
     def command(target: BulkTarget) -> dict[str, object]:
         made: dict[str, object] = {
@@ -86,6 +149,23 @@ def order(action: BulkAction, by: str, reason: str | None = None) -> Order:
         }
         if reason is not None:
             made["reason"] = reason
+        return made
+
+    return command
+
+
+def step_order(action: BulkAction, by: str, attempts: int | None = None) -> Order:
+    """An order for steps; `attempts` are those of a `retry_step`."""
+
+    def command(target: StepTarget) -> dict[str, object]:
+        made: dict[str, object] = {
+            "kind": action.value,
+            "flow_id": target.flow_id,
+            "issued_by": by,
+            "run_id": target.run_id,
+        }
+        if attempts is not None:
+            made["attempts"] = attempts
         return made
 
     return command

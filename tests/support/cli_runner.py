@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from processor.cli.main import main
+from processor.client import FlowClient
 from processor.settings import VARIABLES, Settings
 from tests.support.worker import running_worker
 
@@ -87,3 +88,25 @@ def worker_beside(settings: Settings) -> Iterator[None]:
         thread.join(60)
     if errors:
         raise errors[0]
+
+
+def send(settings: Settings, *commands: dict[str, Any]) -> None:
+    """Each answered before the flow's next."""
+
+    async def of(client: FlowClient, flow_id: str) -> None:
+        for command in commands:
+            if command["flow_id"] == flow_id:
+                await client.send(command)
+
+    async def all_of_them() -> None:
+        async with FlowClient(settings) as client:
+            flows = {command["flow_id"] for command in commands}
+            await asyncio.gather(*(of(client, flow) for flow in flows))
+
+    asyncio.run(all_of_them())
+
+
+def create(flow_id: str, **fields: Any) -> dict[str, Any]:
+    about = {"controller_id": "tests", "goal": "Be repaired", "requester_origin": "pytest"}
+    command = {"kind": "create_managed", "flow_id": flow_id, "issued_by": "me", **about}
+    return command | fields

@@ -21,6 +21,7 @@ INDEXES: Final = (
     "CREATE INDEX event_flow ON event (flow_id, id)",
     "CREATE INDEX event_at ON event (at)",
     "CREATE INDEX flow_updated ON flow (updated_at)",
+    "CREATE INDEX step_task ON step (task, status)",
 )
 
 
@@ -57,12 +58,11 @@ class Export:
             self._db.execute("DELETE FROM flow WHERE id = ?", (flow_id,))
             return
         flow = value["flow"]
-        wait = flow["wait_json"]
         row = (
             *(flow_id, partition, flow["status"], flow["revision"], flow["owner_session_key"]),
             *(flow["controller_id"], flow["goal"], flow["current_step"]),
             *(int(flow["cancel_requested"]), flow["created_at"], flow["updated_at"]),
-            *(_text(flow["state_json"]), None if wait is None else _text(wait)),
+            *(_text(flow["state_json"]), _or_null(flow["wait_json"])),
             *(value["last_event_id"], value["chain"], _text(flow)),
         )
         marks = ", ".join("?" * len(row))
@@ -74,9 +74,18 @@ class Export:
             self._db.execute(sql, (flow_id, run_id))
             return
         step = value["step"]
-        names = ("task", "status", "created_at", "updated_at")
-        row = (flow_id, run_id, *(step[name] for name in names), _text(step))
-        self._db.execute("INSERT OR REPLACE INTO step VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        names = ("runtime", "task", "status", "child_session_key", "created_at", "updated_at")
+        execution = step.get("execution", {})
+        row = (
+            *(flow_id, run_id, *(step[name] for name in names)),
+            _or_null(step["result_json"]),
+            _text(step["input_json"]) if execution else None,
+            *(execution.get(name) for name in ("attempt", "max_attempts", "due_at", "timeout_at")),
+            *(_or_null(execution.get(name)) for name in ("progress", "last_failure")),
+            _text(step),
+        )
+        marks = ", ".join("?" * len(row))
+        self._db.execute(f"INSERT OR REPLACE INTO step VALUES ({marks})", row)
 
     def events(self, records: Iterable[Record]) -> None:
         names = ("id", "flow_id", "kind", "at", "revision", "status", "actor", "command_id")
@@ -121,3 +130,7 @@ def exporting(path: Path) -> Iterator[Export]:
 
 def _text(value: Any) -> str:
     return orjson.dumps(value).decode()
+
+
+def _or_null(value: Any) -> str | None:
+    return None if value is None else _text(value)

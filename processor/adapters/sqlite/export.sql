@@ -39,14 +39,26 @@ CREATE TABLE flow (
     doc               TEXT    NOT NULL
 );
 
+-- From `input_json` on, all is null of a step that was only observed. `child_session_key` is the holder
+-- of a managed one; `progress` and `last_failure` are JSON.
 CREATE TABLE step (
-    flow_id    TEXT NOT NULL,
-    run_id     TEXT NOT NULL,
-    task       TEXT NOT NULL,
-    status     TEXT NOT NULL,
-    created_at TEXT NOT NULL,
-    updated_at TEXT NOT NULL,
-    doc        TEXT NOT NULL,
+    flow_id           TEXT NOT NULL,
+    run_id            TEXT NOT NULL,
+    runtime           TEXT NOT NULL,
+    task              TEXT NOT NULL,
+    status            TEXT NOT NULL,
+    child_session_key TEXT,
+    created_at        TEXT NOT NULL,
+    updated_at        TEXT NOT NULL,
+    result_json       TEXT,
+    input_json        TEXT,
+    attempt           INTEGER,
+    max_attempts      INTEGER,
+    due_at            TEXT,
+    timeout_at        TEXT,
+    progress          TEXT,
+    last_failure      TEXT,
+    doc               TEXT NOT NULL,
     PRIMARY KEY (flow_id, run_id)
 );
 

@@ -1,4 +1,4 @@
-"""Carry out an order for many flows: send a command for each, and sum up the outcomes."""
+"""Carry out an order for many flows or steps: send a command for each, and sum up the outcomes."""
 
 import asyncio
 from collections import Counter
@@ -10,12 +10,12 @@ from processor.cli.common.progress import Bar, progress_bar
 from processor.cli.send.pipeline import IN_FLIGHT, accepted
 from processor.client import CommandNotSent, FlowClient, OutcomeTimeout
 from processor.contract.outcomes import Code, Outcome
-from processor.ops.bulk import BulkTarget, Order
+from processor.ops.bulk import Order, StepTarget, Target
 from processor.runtime import end_tasks
 from processor.settings import Settings
 
 SHOWN: Final = 20
-"""Flows of a preview, on a terminal."""
+"""Flows or steps of a preview, on a terminal."""
 
 
 class CommandClient(Protocol):
@@ -27,9 +27,9 @@ class CommandClient(Protocol):
 
 
 class BulkOutcome(NamedTuple):
-    """What came of a flow: its outcome, or a sentence that says why there is none."""
+    """What came of a target: its outcome, or a sentence that says why there is none."""
 
-    target: BulkTarget
+    target: Target
     outcome: Outcome | None
     sentence: str
 
@@ -41,27 +41,27 @@ class BulkExecution:
     """
 
     def __init__(
-        self, targets: Sequence[BulkTarget], order: Order, *, done: frozenset[Code] = frozenset()
+        self, targets: Sequence[Target], order: Order, *, done: frozenset[Code] = frozenset()
     ) -> None:
         self.targets = targets
         self._order = order
         self._done = done
         self.answers: Counter[tuple[str, str | None]] = Counter()
-        """How many flows got which verdict and code."""
+        """How many got which verdict and code."""
         self.skipped: list[BulkOutcome] = []
-        """Flows that were refused, in the order of their answers."""
+        """Those that were refused, in the order of their answers."""
         self.unanswered: list[BulkOutcome] = []
-        """Flows whose command was not sent, or not answered in time."""
-        self._asked: set[str] = set()
+        """Those whose command was not sent, or not answered in time."""
+        self._asked: set[Target] = set()
 
     @property
     def total(self) -> int:
         return len(self.targets)
 
     @property
-    def left(self) -> list[BulkTarget]:
-        """Flows that were not asked for, since nobody answered."""
-        return [target for target in self.targets if target.flow_id not in self._asked]
+    def left(self) -> list[Target]:
+        """Those that were not asked for, since nobody answered."""
+        return [target for target in self.targets if target not in self._asked]
 
     @property
     def done(self) -> bool:
@@ -85,10 +85,10 @@ class BulkExecution:
             await end_tasks(*asking)
 
     async def _ask(
-        self, client: CommandClient, waiting: Iterator[BulkTarget], timeout_s: float, bar: Bar
+        self, client: CommandClient, waiting: Iterator[Target], timeout_s: float, bar: Bar
     ) -> None:
         for target in waiting:
-            self._asked.add(target.flow_id)
+            self._asked.add(target)
             try:
                 outcome = await client.send(self._order(target), control=True, timeout_s=timeout_s)
             except (OutcomeTimeout, CommandNotSent) as error:
@@ -99,7 +99,7 @@ class BulkExecution:
             if self.unanswered:
                 return  # the next ones would wait as long, for nothing
 
-    def _hear(self, target: BulkTarget, outcome: Outcome) -> None:
+    def _hear(self, target: Target, outcome: Outcome) -> None:
         self.answers[outcome.verdict.value, outcome.code and outcome.code.value] += 1
         if not accepted(outcome) and outcome.code not in self._done:
             self.skipped.append(BulkOutcome(target, outcome, outcome.message))
@@ -117,25 +117,28 @@ def sum_up(doing: BulkExecution, json: bool) -> None:
     answers = sorted(doing.answers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
     not_asked = [BulkOutcome(target, None, "Nobody answered before it.") for target in doing.left]
     skipped = [_row(answer) for answer in (*doing.skipped, *doing.unanswered, *not_asked)]
+    noun = noun_of(doing.targets)
     if not for_people(json):
         for row in skipped:
             write_json(row)
         for (verdict, code), count in answers:
-            write_json({"verdict": verdict, "code": code, "flows": count})
+            write_json({"verdict": verdict, "code": code, f"{noun}s": count})
     else:
         counted = [(verdict_text(v), c or "", str(count)) for (v, c), count in answers]
         if counted:
-            console().print(table(None, ("verdict", "code", "flows"), counted))
+            console().print(table(None, ("verdict", "code", f"{noun}s"), counted))
         if skipped:
-            columns = ("flow_id", "expected_revision", "code", "message")
+            seen = "expected_revision" if noun == "flow" else "run_id"
+            columns = ("flow_id", seen, "code", "message")
             console().print(
                 table("skipped", columns, [[_cell(row[c]) for c in columns] for row in skipped])
             )
     if doing.unanswered:
         say(f"{doing.unanswered[0].sentence} Is a worker running?")
         say(
-            f"{flows(len(doing.unanswered))} without an answer, {flows(len(doing.left))} not "
-            "asked for; the same command goes on with them."
+            f"{counted_as(noun, len(doing.unanswered))} without an answer, "
+            f"{counted_as(noun, len(doing.left))} not asked for; the same command goes on with "
+            "them."
         )
 
 
@@ -144,10 +147,14 @@ def _cell(value: object) -> str:
 
 
 def _row(answer: BulkOutcome) -> dict[str, Any]:
-    outcome = answer.outcome
+    outcome, target = answer.outcome, answer.target
     return {
-        "flow_id": answer.target.flow_id,
-        "expected_revision": answer.target.revision,
+        "flow_id": target.flow_id,
+        **(
+            {"run_id": target.run_id}
+            if isinstance(target, StepTarget)
+            else {"expected_revision": target.revision}
+        ),
         "verdict": outcome and outcome.verdict,
         "code": outcome and outcome.code,
         "message": answer.sentence,
@@ -156,6 +163,15 @@ def _row(answer: BulkOutcome) -> dict[str, Any]:
     }
 
 
+def noun_of(targets: Sequence[Target]) -> str:
+    """`flow` or `step`."""
+    return "step" if targets and isinstance(targets[0], StepTarget) else "flow"
+
+
+def counted_as(noun: str, count: int) -> str:
+    """`1 flow`, `2 steps`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def flows(count: int) -> str:
-    """`1 flow`, `2 flows`."""
-    return f"{count:,} flow{'' if count == 1 else 's'}"
+    return counted_as("flow", count)

@@ -51,6 +51,7 @@ RUN_ID = typer.Argument(..., help="The step's run id.")
 TASK = typer.Option(None, "--task", help="Only steps of this task.")
 STATUS = typer.Option(None, "--status", help="Only steps in this status.")
 HOLDER = typer.Option(None, "--holder", help="Only steps that this executor holds.")
+FAILURE = typer.Option(None, "--failure", help="Only steps whose last failure has these words.")
 COMMAND = typer.Argument(..., help="After --: the program and its arguments.")
 TASKS = typer.Option(..., "--task", help="Do the steps of this task; repeatable.")
 
@@ -105,6 +106,7 @@ def list_(
     older_than: str | None = typer.Option(
         None, "--older-than", help="Only steps that have not changed for this long, such as 10m."
     ),
+    failure: str | None = FAILURE,
     limit: int = typer.Option(50, "--limit", min=1, max=1_000_000, help="At most so many."),
     json: bool = JSON,
 ) -> None:
@@ -117,21 +119,22 @@ def list_(
 
     Settings: as for `taskflow flow list`.
     """
-    from processor.cli.step.lookup import list_steps, step_filter
+    from processor.cli.step.lookup import list_steps
     from processor.contract.steps import StepStatus
     from processor.contract.values import instant
+    from processor.ops.step_filter import StepFilter
 
     settings = settings_and_logs(quiet=True)
     before = None if older_than is None else instant(ago_ms(older_than, "--older-than"))
-    matches = step_filter(
+    meant = StepFilter(
         flow_id=None if flow is None else flow_id_of(flow),
         task=task,
-        status=None if status is None else StepStatus(status),
+        statuses=None if status is None else {StepStatus(status)},
         holder=holder,
-        changed_before=before,
-        managed=True,
+        before=before,
+        failure=failure,
     )
-    steps = run(lambda: list_steps(settings, matches, limit=limit))
+    steps = run(lambda: list_steps(settings, meant, limit=limit))
     if not for_people(json):
         for step in steps:
             write_json(step)

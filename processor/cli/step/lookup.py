@@ -1,69 +1,55 @@
 """Find steps: in the tables of this machine where they are current, else on the topic `state`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from processor.adapters.sqlite import readonly_queries as queries
 from processor.cli.flow.lookup import find_flow, snapshots, where
-from processor.contract.steps import StepStatus
+from processor.ops.step_filter import StepFilter
 from processor.settings import Settings
 
+T = TypeVar("T")
 Document = dict[str, Any]
 
 
-def step_filter(
-    *,
-    flow_id: str | None = None,
-    task: str | None = None,
-    status: StepStatus | None = None,
-    holder: str | None = None,
-    changed_before: str | None = None,
-    managed: bool = False,
-) -> Callable[[Document], bool]:
-    """Return whether a step has all that is given; `changed_before` is a timestamp as written."""
-    equal = {
-        "flow_id": flow_id,
-        "task": task,
-        "status": None if status is None else str(status),
-        "child_session_key": holder,
-        "runtime": "managed" if managed else None,
-    }
-    wanted = {name: value for name, value in equal.items() if value is not None}
+async def list_steps(settings: Settings, meant: StepFilter, *, limit: int) -> list[Document]:
+    """Up to `limit` steps, the newest change first. Raises as `select_steps` does."""
 
-    def matches(step: Document) -> bool:
-        return all(step[name] == value for name, value in wanted.items()) and (
-            changed_before is None or step["updated_at"] < changed_before
-        )
+    def wanted(step: Document) -> Document | None:
+        return step if meant.matches(step) else None
 
-    return matches
+    found = await select_steps(settings, wanted)
+    found.sort(key=lambda step: (step["flow_id"], step["run_id"]))
+    found.sort(key=lambda step: str(step["updated_at"]), reverse=True)
+    return found[:limit]
 
 
-async def list_steps(
-    settings: Settings, matches: Callable[[Document], bool], *, limit: int
-) -> list[Document]:
-    """Up to `limit` steps, the newest change first.
+async def select_steps(settings: Settings, wanted: Callable[[Document], T | None]) -> list[T]:
+    """What `wanted` makes of each step there is; what it answers None to is left out, and not kept
+    in memory.
 
     Raises BrokerUnreachable if there is no table either, TopicsWrong, TableFailed, TableCorrupt.
     """
     places = await where(settings)
-    found = [step for step in _in_tables(places.tables.values()) if matches(step)]
-    newest: dict[str, Document] = {}
+    found = [
+        made
+        for doc in queries.step_documents(places.tables.values())
+        if (made := wanted(orjson.loads(doc))) is not None
+    ]
+    newest: dict[str, T] = {}
     async with aclosing(snapshots(settings, places.topic)) as records:
         async for key, value in records:
             if "/" not in key:
                 continue
-            step = None if value is None else orjson.loads(value)["step"]
-            if step is not None and matches(step):
-                newest[key] = step
-            else:
+            made = None if value is None else wanted(orjson.loads(value)["step"])
+            if made is None:
                 newest.pop(key, None)
-    found += newest.values()
-    found.sort(key=lambda step: (step["flow_id"], step["run_id"]))
-    found.sort(key=lambda step: str(step["updated_at"]), reverse=True)
-    return found[:limit]
+            else:
+                newest[key] = made
+    return [*found, *newest.values()]
 
 
 async def find_step(settings: Settings, flow_id: str, run_id: str) -> Document | None:
@@ -71,7 +57,3 @@ async def find_step(settings: Settings, flow_id: str, run_id: str) -> Document |
     found = await find_flow(settings, flow_id)
     steps = () if found is None else found.steps
     return next((step for step in steps if step["run_id"] == run_id), None)
-
-
-def _in_tables(paths: Any) -> Iterator[Document]:
-    return (orjson.loads(doc) for doc in queries.step_documents(paths))

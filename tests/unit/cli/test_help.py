@@ -155,7 +155,7 @@ COMPLETIONS = [
     ("taskflow replay ", ["check", "export", "to", "group"]),
     ("taskflow flow list --st", ["--status"]),
     ("taskflow flow list --status fi", ["finished"]),
-    ("taskflow bulk c", ["cancel"]),
+    ("taskflow bulk c", ["cancel", "cancel_step"]),
     ("taskflow --ver", ["--version"]),
 ]
 

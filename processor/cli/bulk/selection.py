@@ -1,0 +1,109 @@
+"""Select the flows or steps of a bulk order, and show them before they are changed."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from processor.cli.bulk.execute import SHOWN, counted_as
+from processor.cli.common.output import (
+    Row,
+    console,
+    for_people,
+    print_rows,
+    say,
+    short,
+    status_text,
+    write_json,
+)
+from processor.cli.flow.lookup import select_flows
+from processor.cli.step.lookup import select_steps
+from processor.ops.bulk import (
+    BulkAction,
+    BulkTarget,
+    Filter,
+    Order,
+    StepTarget,
+    Target,
+    digest,
+    order,
+    step_order,
+)
+from processor.ops.step_filter import StepFilter
+from processor.settings import Settings
+
+
+class Selection(NamedTuple):
+    """An action with what it is for: `flows`, or those of their steps that `steps` means.
+
+    `given`: the reason of `fail`, the attempts of `retry_step`.
+    """
+
+    action: BulkAction
+    flows: Filter
+    steps: StepFilter | None
+    given: str | int | None
+
+    @property
+    def noun(self) -> str:
+        return "flow" if self.steps is None else "step"
+
+    async def targets(self, settings: Settings) -> list[Target]:
+        """In an order of their own. Raises as `select_flows` does."""
+        meant = self.steps
+        if meant is None:
+            return sorted(await select_flows(settings, self.flows.target))
+
+        found = await select_steps(
+            settings, lambda step: StepTarget.of(step) if meant.matches(step) else None
+        )
+        named = {step.flow_id for step in found}
+        flows = await select_flows(
+            settings, lambda flow: self.flows.target(flow) if flow["id"] in named else None
+        )
+        open_ids = {flow.flow_id for flow in flows}
+        return sorted(
+            (step for step in found if step.flow_id in open_ids), key=lambda step: step[:2]
+        )
+
+    def digest(self, targets: Sequence[Target]) -> str:
+        return digest(self.action, self.given, targets)
+
+    def order(self, by: str) -> Order:
+        if self.steps is None:
+            return order(self.action, by, None if self.given is None else str(self.given))
+        return step_order(self.action, by, None if self.given is None else int(self.given))
+
+
+def preview(meant: Selection, targets: Sequence[Target], json: bool) -> None:
+    """Print what an order is for, and its digest."""
+    found, noun = meant.digest(targets), meant.noun
+    if not for_people(json):
+        for target in targets:
+            write_json(target._asdict())
+        where = [str(condition) for condition in meant.flows.where]
+        counts = {f"{noun}s": len(targets), "digest": found}
+        write_json({"action": meant.action, "where": where, **counts})
+        return
+    columns = _FLOW_COLUMNS if meant.steps is None else _STEP_COLUMNS
+    if targets:
+        print_rows(console(), columns, [_cells(target) for target in targets[:SHOWN]])
+    if len(targets) > SHOWN:
+        say(f"… and {counted_as(noun, len(targets) - SHOWN)} more; --json shows all.")
+    say(f"{meant.action} applies to {counted_as(noun, len(targets))}; digest {found}.")
+
+
+_FLOW_COLUMNS = ("id", "status", "rev", "updated")
+_STEP_COLUMNS = ("flow", "run", "status", "try", "task", "last failure")
+
+
+def _cells(target: Target) -> Row:
+    if isinstance(target, BulkTarget):
+        status = status_text(target.status)
+        return (target.flow_id, status, str(target.revision), target.updated_at[:19])
+    return (
+        target.flow_id[:8],
+        short(target.run_id, 20),
+        status_text(target.status),
+        f"{target.attempt}/{target.max_attempts}",
+        short(target.task, 16),
+        short(target.failure, 200),
+    )
