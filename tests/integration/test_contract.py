@@ -3,25 +3,21 @@ what the contract, read once more by itself, says of the records as the broker h
 
 import asyncio
 import itertools
-import json
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from confluent_kafka import Producer
 
 from processor.embedded.broker import EmbeddedBroker
 from processor.ops.verify.contract import home_of
 from processor.settings import Settings
-from processor.testing.memory.deployment import Deployment
 from tests.support.builders import DAY_MS, HOUR_MS
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.partition import Appended
-from tests.support.reference_assertions import Reader, Wrote
+from tests.support.reference_assertions import read_partition
 from tests.support.reference_model import Contract
-from tests.support.reference_values import sorted_compact
 from tests.support.traffic import Life
 from tests.support.worker import running_worker
 
@@ -66,30 +62,6 @@ class Foreigner:
             producer.commit_transaction()
 
 
-def wrote(records: list[Appended]) -> list[Wrote]:
-    return [Wrote(record.key, record.value, record.headers) for record in records]
-
-
-def decided(world: Deployment, partition: int) -> list[Appended]:
-    """The records of a partition, in the order in which they were decided."""
-    found = {
-        (record.topic, record.offset): record
-        for topic in ("commands", "control")
-        for record in world.of(topic, partition)
-    }
-    sources = [json.loads(r.value or b"")["source"] for r in world.of("outcomes", partition)]
-    return [found[source["topic"], source["offset"]] for source in sources]
-
-
-def present(world: Deployment, partition: int) -> dict[str, Any]:
-    state = {(r.key or b"").decode(): r.value for r in world.of("state", partition)}
-    return {
-        key: json.loads(value)
-        for key, value in state.items()
-        if value is not None and not key.startswith("cursor/")
-    }
-
-
 async def test_what_a_foreign_client_sends_is_answered_as_the_contract_says(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path
 ) -> None:
@@ -118,13 +90,6 @@ async def test_what_a_foreign_client_sends_is_answered_as_the_contract_says(
     world.assert_clean()
     verdicts: Counter[str] = Counter()
     for partition in range(PARTITIONS):
-        reader = Reader(contract(partition))
-        answers = reader.read(
-            decided(world, partition),
-            outcomes=wrote(world.of("outcomes", partition)),
-            audit=wrote(world.of("audit", partition)),
-            dead_letters=wrote(world.of("deadletters", partition)),
-        )
+        answers = read_partition(world, partition, contract(partition))
         verdicts.update(answer.outcome["verdict"] for answer in answers)
-        assert sorted_compact(present(world, partition)) == sorted_compact(reader.present())
     assert verdicts.keys() == {"accepted", "rejected", "duplicate", "quarantined", "forwarded"}

@@ -27,6 +27,7 @@ AT: Final[Mapping[Op, tuple[Fault, ...]]] = {
     ),
     Op.WRITE: (Fault.TABLE_WRITE_FAILS,),
     Op.RECOVER: (Fault.TABLE_WRITE_FAILS,),
+    Op.OFFER: (Fault.ITEM_FAILS, Fault.ITEM_UNANSWERED),
 }
 ANYWHERE: Final = (Fault.KILL, Fault.PAUSE, Fault.SLOW)
 WORLD: Final = (
@@ -45,11 +46,13 @@ WORLD: Final = (
 STEADY: Final = frozenset(
     {
         Op.FETCHED, Op.TOUCH, Op.LOAD, Op.FORWARD, Op.FORWARDED, Op.BEGIN, Op.PRODUCE, Op.COMMIT,
-        Op.COMMITTED, Op.WRITE, Op.WRITTEN,
+        Op.COMMITTED, Op.WRITE, Op.WRITTEN, Op.OFFER, Op.OFFERED,
     }
 )  # fmt: skip
 """The moments of a batch. Those of a takeover are left in peace more often, or no owner would ever
 get to a batch."""
+OF_STEPS: Final = frozenset({Op.OFFER, Op.OFFERED})
+"""The moments that only histories with executors come to."""
 RATES: Final = (0.05, 0.15, 0.4)
 RATES_TAKEOVER: Final = (0.02, 0.05, 0.15)
 RATES_ANYWHERE: Final = (0.01, 0.03, 0.06)
@@ -60,14 +63,14 @@ class Dice:
     """Which faults one history knows, and when they come. Few kinds at a time, so that each meets
     what only a calmer one lets happen, and some pairs meet often."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, *, executors: bool = False) -> None:
         self._rng = rng
         self.met: Counter[str] = Counter()
         self.calm = False
         density = rng.choice((0.05, 0.2, 0.4, 0.7))
         anywhere = [fault for fault in ANYWHERE if rng.random() < density]
         self._at: dict[Op, list[tuple[Fault, float]]] = {}
-        for op in Op:
+        for op in [op for op in Op if executors or op not in OF_STEPS]:
             here = (
                 (RATES, RATES_ANYWHERE)
                 if op in STEADY

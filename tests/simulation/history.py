@@ -18,6 +18,7 @@ from processor.contract.topics import Topics
 from processor.engine.batch import PartitionConfig
 from processor.partition import processor as partition_module
 from processor.partition import standby as standby_module
+from processor.partition import work_outbox as outbox_module
 from processor.partition.processor import PartitionProcessor
 from processor.partition.standby import StandbyReplica
 from processor.recovery import restore as recovery_module
@@ -36,6 +37,7 @@ from processor.testing.memory.table import ModelFile, table_of
 from processor.testing.memory.timed_kafka import SimKafka
 from processor.worker import worker as worker_module
 from processor.worker.worker import Worker
+from tests.simulation.executors import Executor
 from tests.simulation.faults import Dice, Fault, Op
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.traffic import Traffic
@@ -69,6 +71,10 @@ class Parts:
     table: Callable[..., Any] = open_table
     standby: Callable[..., SimHistory] = SimHistory
     """What a follower reads."""
+    work_items: Callable[..., SimWorkItems] = SimWorkItems
+    patches: Sequence[tuple[Any, str, Any]] = ()
+    """Functions of the domain that are others meanwhile: the module, the name, and what stands in
+    its place."""
 
 
 @dataclass(slots=True)
@@ -84,6 +90,8 @@ class Result:
     trace: list[tuple[float, str, str]]
     topics: Callable[[], Iterator[str]]
     """All that the topics hold, line by line."""
+    executors: bool = False
+    """Whether it is a history with executors."""
 
     @property
     def digest(self) -> str:
@@ -96,7 +104,8 @@ class Result:
         return digest.hexdigest()
 
 
-_life: ContextVar["Life | None"] = ContextVar("life", default=None)
+life_of_tasks: ContextVar["Life | Executor | None"] = ContextVar("life", default=None)
+"""Whose tasks are begun; they end with it."""
 
 
 class Life:
@@ -105,7 +114,7 @@ class Life:
     def __init__(self, sim: "Simulation", host: "Host") -> None:
         self.rng = sim.rng
         self.context: Context = copy_context()
-        self.context.run(_life.set, self)
+        self.context.run(life_of_tasks.set, self)
         self.alive = True
         self.member: SimMember | None = None
         self.turn: asyncio.Lock | None = None
@@ -256,12 +265,16 @@ class Host:
 class Simulation:
     """The history of one seed. `run` once."""
 
+    with_executors = False
+    rounds = (2, 12)
+    """Of commands and a fault each: at least, and at most."""
+
     def __init__(self, seed: int, parts: Parts | None = None) -> None:
         self.seed = seed
         self.parts = parts or Parts()
         self.rng = Random(seed)
         rng = self.rng
-        self.dice = Dice(rng)
+        self.dice = self._new_dice()
         self.trace: list[tuple[float, str, str]] = []
         self.partitions = rng.choice((1, 1, 2))
         self.batch_max_records = rng.choice((1, 3, 8, 8, 1_000))
@@ -276,13 +289,19 @@ class Simulation:
         self.kafka.refused = partial(self.count, Fault.FENCED)
         self.group = SimGroup(self.kafka, rng)
         self.group.session_ended = partial(self.count, Fault.SESSION_ENDS)
-        self.traffic = Traffic(rng, TOPICS, self.partitions)
+        self.traffic = self._new_traffic()
         self.hosts = [Host(self, name) for name in ("one", "two")[: rng.choice((1, 2, 2))]]
         self.sent = 0
         self._skipped_s = 1_000.0
         self._ids = 0
         self._markers_late = rng.random() < 0.3
         self._foreign: list[Transaction] = []
+
+    def _new_dice(self) -> Dice:
+        return Dice(self.rng)
+
+    def _new_traffic(self) -> Traffic:
+        return Traffic(self.rng, TOPICS, self.partitions)
 
     # What others ask
 
@@ -308,7 +327,7 @@ class Simulation:
             self._place(number),
             source=member,
             forwarder=SimForwarder(kafka, life),
-            work_items=SimWorkItems(kafka, life),
+            work_items=parts.work_items(kafka, life),
             open_table=lambda: parts.table(disk, number, life),
             new_writer=lambda: parts.writer(kafka, life, number),
             new_history=lambda: parts.history(kafka, life, number, self.chunk),
@@ -357,7 +376,7 @@ class Simulation:
         loop.set_exception_handler(self._unhandled)
         self._unhandled_errors: list[str] = []
         try:
-            with _surroundings(self.note):
+            with _surroundings(self.note, self.parts.patches):
                 try:
                     found = loop.run_until_complete(self._history())
                 except Exception as error:
@@ -379,6 +398,7 @@ class Simulation:
             loop.time(),
             self.trace,
             self._topics,
+            self.with_executors,
         )
 
     def _unhandled(self, loop: Any, context: dict[str, Any]) -> None:
@@ -389,7 +409,7 @@ class Simulation:
         balancing = self.loop.create_task(self.group.run())
         for host in self.hosts:
             host.start()
-        for _ in range(rng.randint(2, 12)):
+        for _ in range(rng.randint(*self.rounds)):
             for _ in range(rng.choice((0, 1, 2, 3, 6))):
                 self._send()
             await asyncio.sleep(rng.choice(PAUSES_S))
@@ -400,10 +420,14 @@ class Simulation:
                 if not host.up and rng.random() < 0.4:
                     host.wear(rng)
                     host.start()
+            await self._meanwhile()
         self._heal()
         found = await self._peace()
         balancing.cancel()
         return found or self._bill()
+
+    async def _meanwhile(self) -> None:
+        """What else happens between one fault and the next."""
 
     def _send(self) -> None:
         message = self.traffic.next(self.kafka.now_ms)
@@ -558,14 +582,18 @@ class Simulation:
         return None
 
     def _cursor(self, number: int) -> tuple[int, int, int] | None:
+        doc = self._newest_cursor(number)
+        return doc and (doc["commands"], doc["control"], doc["next_event_id"])
+
+    def _newest_cursor(self, number: int) -> dict[str, int] | None:
         log = self.kafka.log(TOPICS.state, number)
         for entry in reversed(log.entries):
             record = entry.record
             if record is None or record.key != b"cursor/%d" % number:
                 continue
             if entry.transaction is None or entry.transaction.state is TxnState.COMMITTED:
-                doc = orjson.loads(record.value or b"")
-                return doc["commands"], doc["control"], doc["next_event_id"]
+                doc: dict[str, int] = orjson.loads(record.value or b"")
+                return doc
         return None
 
     def _bill(self) -> list[str]:
@@ -600,21 +628,17 @@ class Simulation:
 
     def _topics(self) -> Iterator[str]:
         for name, _ in TOPICS:
-            for number in range(self.partitions):
+            steps = name == TOPICS.steps
+            for number in range(self.kafka.steps_partitions if steps else self.partitions):
                 for entry in self.kafka.log(name, number).entries:
                     yield f"{entry.record!r} {entry.compacted}"
-
-
-def simulate(seed: int, parts: Parts | None = None) -> Result:
-    """The history of `seed`."""
-    return Simulation(seed, parts).run()
 
 
 def _task(loop: Any, work: Any, **how: Any) -> asyncio.Task[Any]:
     """A task that ends with the worker that began it."""
     task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **how)
     context: Context | None = how.get("context")
-    life = _life.get() if context is None else context.get(_life)
+    life = life_of_tasks.get() if context is None else context.get(life_of_tasks)
     if life is not None:
         life.tasks[task] = None
         task.add_done_callback(life.tasks.pop)
@@ -660,8 +684,13 @@ class _Log:
 
 
 @contextmanager
-def _surroundings(note: Callable[[str, str], None]) -> Iterator[None]:
-    modules: Sequence[Any] = (partition_module, recovery_module, standby_module, worker_module)
+def _surroundings(
+    note: Callable[[str, str], None], patches: Sequence[tuple[Any, str, Any]]
+) -> Iterator[None]:
+    modules: Sequence[Any] = (
+        *(partition_module, recovery_module, standby_module, worker_module),
+        outbox_module,
+    )
     logs, idle_s = [module.log for module in modules], partition_module.FETCH_WAIT_S
     partition_module.FETCH_WAIT_S = IDLE_S  # type: ignore[misc]
     asyncio_log = logging.getLogger("asyncio")
@@ -669,9 +698,14 @@ def _surroundings(note: Callable[[str, str], None]) -> Iterator[None]:
     asyncio_log.setLevel(logging.CRITICAL)
     for module in modules:
         module.log = _Log(note)
+    rightly = [(module, name, getattr(module, name)) for module, name, _ in patches]
+    for module, name, patch in patches:
+        setattr(module, name, patch)
     try:
         yield
     finally:
+        for module, name, right in rightly:
+            setattr(module, name, right)
         asyncio_log.setLevel(level)
         partition_module.FETCH_WAIT_S = idle_s  # type: ignore[misc]
         for module, log in zip(modules, logs, strict=True):

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tests.simulation.history import Parts, Result, simulate
+from tests.simulation.executor_history import ExecutorSimulation
+from tests.simulation.history import Parts, Result, Simulation
 
 
 @dataclass(slots=True)
@@ -23,13 +24,29 @@ class Ran:
     red: list[Result] = field(default_factory=list)
 
 
-def run(seeds: Iterable[int], parts: Parts | None = None, *, until_red: bool = False) -> Ran:
+def simulation(seed: int, parts: Parts | None = None, *, executors: bool = False) -> Simulation:
+    """A history to be run: that of `seed` without executors, or that with them."""
+    return (ExecutorSimulation if executors else Simulation)(seed, parts)
+
+
+def simulate(seed: int, parts: Parts | None = None, *, executors: bool = False) -> Result:
+    """What came of the history of `seed`."""
+    return simulation(seed, parts, executors=executors).run()
+
+
+def run(
+    seeds: Iterable[int],
+    parts: Parts | None = None,
+    *,
+    executors: bool = False,
+    until_red: bool = False,
+) -> Ran:
     """The histories of `seeds`; `until_red`: not beyond the first in which something is wrong."""
     ran = Ran()
     started_s = time.process_time()
     with _seldom_collected():
         for seed in seeds:
-            result = simulate(seed, parts)
+            result = simulate(seed, parts, executors=executors)
             ran.histories += 1
             ran.commands += result.commands
             ran.outcomes += result.outcomes
@@ -54,16 +71,16 @@ def summary(ran: Ran) -> str:
     return "\n".join(lines)
 
 
-def replay(seed: int) -> str:
+def replay(seed: int, *, executors: bool = False) -> str:
     """The command that shows one history again."""
-    return f"python -m tests.simulation --seed {seed}"
+    return f"python -m tests.simulation --seed {seed}" + " --executors" * executors
 
 
 def report(result: Result) -> str:
     """What a person needs who has a red history."""
     found = "\n".join(result.found[:10])
     tail = "\n".join(f"{s:10.4f}  {who:8}  {what}" for s, who, what in result.trace[-30:])
-    return f"{replay(result.seed)}\n{found}\n…\n{tail}"
+    return f"{replay(result.seed, executors=result.executors)}\n{found}\n…\n{tail}"
 
 
 @contextmanager

@@ -7,11 +7,11 @@ from typing import Final
 
 import pytest
 
-from tests.simulation.history import simulate
+from tests.simulation.running import simulate
 
 SEEDS: Final = range(8)
 DIGESTS: Final = (
-    "from tests.simulation.history import simulate\n"
+    "from tests.simulation.running import simulate\n"
     f"for seed in range({len(SEEDS)}): print(simulate(seed).digest)"
 )
 

@@ -37,6 +37,7 @@ LEADS_TO: Final = {
     "set_waiting": "waiting", "resume": "running", "resume_external": "running", "wake": "running",
     "finish": "ended", "fail": "ended", "cancel": "ended", "prune": None,
 }  # fmt: skip
+CONTROL_ONLY: Final = frozenset({"wake", "wake_step", "prune"})
 HUGE: Final = b'{"x":"' + b"x" * (512 * 1024) + b'"}'
 
 
@@ -103,9 +104,8 @@ class Traffic:
     def _command(self, now_ms: int) -> Message:
         rng = self._rng
         flow = rng.choice(self._flows)
-        guess = self._guess.get(flow)
-        kind = rng.choice(ALL) if rng.random() < 0.1 else rng.choice(FITTING[guess])
-        control_only = kind in ("wake", "prune")
+        kind = self._kind(flow)
+        control_only = kind in CONTROL_ONLY
         name = "control" if control_only or rng.random() < 0.15 else "commands"
         if control_only and rng.random() < 0.05:
             name = "commands"
@@ -131,6 +131,10 @@ class Traffic:
             self._guess[flow] = LEADS_TO[kind]
         value = orjson.dumps(command)
         return Message(name, self._home[flow], flow.encode(), value, headers, None)
+
+    def _kind(self, flow: str) -> str:
+        rng, guess = self._rng, self._guess.get(flow)
+        return rng.choice(ALL) if rng.random() < 0.1 else rng.choice(FITTING[guess])
 
     def _fields(self, kind: str, now_ms: int) -> dict[str, Any]:
         rng = self._rng

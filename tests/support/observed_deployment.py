@@ -14,7 +14,7 @@ from processor.adapters.kafka.record_decoder import read_any_record
 from processor.adapters.kafka.topic_admin import partition_counts
 from processor.contract.topics import Topics
 from processor.settings import Settings
-from processor.testing.memory.deployment import SOURCES, TOPICS, Deployment
+from processor.testing.memory.deployment import SOURCES, TOPICS, Deployment, items_left
 from tests.support.machine import patience
 from tests.support.partition import Appended
 from tests.support.tables import read_tables
@@ -97,7 +97,7 @@ class Observer:
             cursor = self.world.newest_cursor(partition)
             if cursor is not None and not any(table.is_at(cursor) for table in end):
                 return f"no table of partition {partition} is where the topics are: {cursor}"
-            if cursor is not None and cursor["offered"] + 1 < cursor["next_event_id"]:
+            if cursor is not None and items_left(partition, cursor):
                 return f"work items of partition {partition} are not written yet: {cursor}"
         return None
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from processor.testing.memory.deployment import Deployment
 from tests.support.reference_model import Answer, Contract
 from tests.support.reference_values import Doc, compact, digest, sorted_compact
 
@@ -106,6 +107,44 @@ class Reader:
         self._chains[flow_id] = chain
         if expected["kind"] == "pruned":
             del self._chains[flow_id]
+
+
+def read_partition(world: Deployment, partition: int, contract: Contract) -> list[Answer]:
+    """Hold all that a partition has written against what the contract says; what it answers."""
+    reader = Reader(contract)
+    answers = reader.read(
+        decided(world, partition),
+        outcomes=wrote(world.of("outcomes", partition)),
+        audit=wrote(world.of("audit", partition)),
+        dead_letters=wrote(world.of("deadletters", partition)),
+    )
+    assert sorted_compact(present(world, partition)) == sorted_compact(reader.present())
+    return answers
+
+
+def wrote(records: Sequence[Any]) -> list[Wrote]:
+    return [Wrote(record.key, record.value, record.headers) for record in records]
+
+
+def decided(world: Deployment, partition: int) -> list[Any]:
+    """The records of a partition, in the order in which they were decided."""
+    found = {
+        (record.topic, record.offset): record
+        for topic in ("commands", "control")
+        for record in world.of(topic, partition)
+    }
+    sources = [json.loads(r.value or b"")["source"] for r in world.of("outcomes", partition)]
+    return [found[source["topic"], source["offset"]] for source in sources]
+
+
+def present(world: Deployment, partition: int) -> dict[str, Any]:
+    """What `state` says last of flows and steps."""
+    state = {(r.key or b"").decode(): r.value for r in world.of("state", partition)}
+    return {
+        key: json.loads(value)
+        for key, value in state.items()
+        if value is not None and not key.startswith("cursor/")
+    }
 
 
 def read_dead_letter(record: Any, outcome: Doc, letter: Wrote) -> None:

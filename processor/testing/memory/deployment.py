@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from processor.contract.topics import Topics
+from processor.contract.values import EVENTS_PER_PARTITION
 from processor.ops.verify.ports import (
     LogRange,
     TableFlow,
@@ -53,6 +54,13 @@ class Table:
         at = self.position
         named = {"commands": at.commands, "control": at.control, "next_event_id": at.next_event_id}
         return all(cursor[name] == offset for name, offset in named.items())
+
+
+def items_left(partition: int, cursor: dict[str, Any]) -> bool:
+    """Whether the cursor of a partition says that work items may not be written yet."""
+    first = partition * EVENTS_PER_PARTITION + 1
+    next_unwritten: int = max(cursor["offered"] + 1, first)
+    return next_unwritten < int(cursor["next_event_id"])
 
 
 @dataclass(slots=True)

@@ -90,6 +90,8 @@ class MemoryKafka:
     def __init__(self, topics: Topics, partitions: int = 1) -> None:
         self.topics = topics
         self.partitions = partitions
+        self.steps_partitions = partitions
+        """How many `steps` has; it may grow."""
         self.now_ms = NOON_MS
         self.patience_s = PATIENCE_S
         self.group_offsets: dict[tuple[str, int], int] = {}
@@ -266,9 +268,16 @@ class MemoryKafka:
 
     def deployment(self, window_ms: int, tables: Sequence[Table] = ()) -> Deployment:
         """All that was ever committed, whatever retention and compaction have taken since."""
-        seen = Deployment(self.partitions, window_ms, self.topics, tables=[*tables])
-        for name in TOPICS:
-            for partition in range(self.partitions):
+        counts = {**dict.fromkeys(TOPICS, self.partitions), "steps": self.steps_partitions}
+        seen = Deployment(
+            self.partitions,
+            window_ms,
+            self.topics,
+            tables=[*tables],
+            steps_partitions=self.steps_partitions,
+        )
+        for name, partitions in counts.items():
+            for partition in range(partitions):
                 log = self.log(f"{self.topics.prefix}.{name}", partition)
                 if name in SOURCES:
                     seen.ends[name, partition] = (log.stable_end, log.end)

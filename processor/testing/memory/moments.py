@@ -25,6 +25,8 @@ class Op(StrEnum):
     WRITE = "writing the table (K8)"
     WRITTEN = "table written (K9)"
     RECOVER = "writing the table while it is brought up to date (K10)"
+    OFFER = "committed, a work item to be written (K12)"
+    OFFERED = "work items written (K13)"
 
 
 class Fault(StrEnum):
@@ -73,3 +75,12 @@ class Fault(StrEnum):
     WRONG_PARTITION = "command on the wrong partition"
     SESSION_ENDS = "session of a worker ends"
     FENCED = "late owner fenced"
+    ITEM_FAILS = "work item lost"
+    ITEM_UNANSWERED = "answer to a work item lost"
+    # By executors and those around them
+    EXECUTOR_KILLED = "executor killed"
+    EXECUTOR_STOPPED = "executor stopped and continued"
+    EXECUTOR_LAPSES = "executor lets its lease lapse"
+    EXECUTOR_LATE = "executor answers after its lease"
+    EXECUTOR_REPEATS = "executor answers twice"
+    STEPS_GROW = "steps gets more partitions"

@@ -270,13 +270,14 @@ class SimWorkItems:
 
     async def write(self, records: Sequence[Outgoing]) -> None:
         for key, value, headers in records:
-            fault = await self._life.reach(Op.FORWARD)
-            if fault is Fault.FORWARD_FAILS:
+            fault = await self._life.reach(Op.OFFER)
+            if fault is Fault.ITEM_FAILS:
                 raise Unanswered("a work item was not written")
-            number = partition_of(key or b"", self._kafka.partitions)
+            number = partition_of(key or b"", self._kafka.steps_partitions)
             self._kafka.append(self._kafka.topics.steps, number, key, value, headers)
-            if fault is Fault.FORWARD_UNANSWERED:
+            if fault is Fault.ITEM_UNANSWERED:
                 raise Unanswered("no answer to a work item")
+        await self._life.at(Op.OFFERED)
 
 
 class SimTable(ModelTable):
