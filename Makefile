@@ -78,6 +78,7 @@ plots: $(STAMP) ## Draws the figures that are kept in tests/benchmarks/results
 # `make test` feeds 200 records of any bytes to every reader of records, this 200,000.
 soak: $(STAMP) ## Kills all 500 times, breaks all for 20 minutes, runs what is too long for make test
 	$(BIN)/pytest -m soak --numprocesses $(PROCESSES) --dist worksteal
+	$(BIN)/pytest tests/property --hypothesis-profile soak
 	$(BIN)/taskflow torture --kills $(KILLS) --seed $(SEED)
 	$(BIN)/pytest tests/faults/test_views.py -k kills --kills $(VIEW_KILLS) --timeout 1800
 	$(BIN)/pytest tests/faults/test_embedded_broker_ends.py -k outlives --broker-kills 10 --timeout 1800

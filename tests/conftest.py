@@ -15,7 +15,9 @@ from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from tests.support import machine
 
 # The same examples on every machine and no deadline: a failure is a bug, not a slow neighbour.
-hypothesis.settings.register_profile("taskflow", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("taskflow", derandomize=True, deadline=None, max_examples=30)
+# What `make soak` draws for each property that does not say how many it needs.
+hypothesis.settings.register_profile("soak", deadline=None, max_examples=300)
 hypothesis.settings.load_profile("taskflow")
 
 # Dozens of brokers start here, and none lives long enough to earn back what optimizing costs it.

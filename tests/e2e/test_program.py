@@ -1,4 +1,7 @@
-"""The program as people run it: processes, exit codes, standard output and standard error."""
+"""The program as people run it: processes, exit codes, standard output and standard error.
+
+What serves is started as a user starts it; what ends by itself is forked, without its imports.
+"""
 
 import contextlib
 import json
@@ -20,6 +23,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from processor.embedded.broker import EmbeddedBroker, free_port
+from tests.support.forked_program import Result, shared_program
 from tests.support.machine import patience
 from tests.support.processes import inherited
 
@@ -42,24 +46,15 @@ def env(broker: EmbeddedBroker, prefix: str, tmp_path: Path) -> Environment:
     return environment(broker.bootstrap, prefix, tmp_path / "state")
 
 
-def taskflow(
-    env: Environment, *arguments: str, stdin: str = "", timeout_s: float = patience(60)
-) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "processor", *arguments],
-        env=env,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
+def taskflow(env: Environment, *arguments: str, stdin: str = "") -> Result:
+    settings = {name: value for name, value in env.items() if name.startswith("TASKFLOW_")}
+    done = shared_program().where(settings)(*arguments, stdin=stdin)
+    assert "Traceback" not in done.err, done.err
     return done
 
 
-def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def lines(done: Result) -> list[dict[str, object]]:
+    return [json.loads(line) for line in done.out.splitlines()]
 
 
 @contextlib.contextmanager
@@ -101,7 +96,7 @@ def jsonl(*commands: dict[str, object]) -> str:
 @pytest.fixture
 def worker(env: Environment) -> Iterator[subprocess.Popen[str]]:
     """A worker on topics of its own; it ends in good order."""
-    assert taskflow(env, "topics", "create").returncode == 0
+    assert taskflow(env, "topics", "create").code == 0
     with running(env, "worker") as process:
         yield process
         process.send_signal(signal.SIGTERM)
@@ -112,19 +107,19 @@ def worker(env: Environment) -> Iterator[subprocess.Popen[str]]:
 
 def test_topics_are_made_and_checked(env: Environment, prefix: str) -> None:
     missing = taskflow(env, "topics", "check")
-    assert missing.returncode == 1
+    assert missing.code == 1
     assert len(lines(missing)) == 7
-    assert f"7 of 7 topics of '{prefix}' are not as they must be." in missing.stderr
+    assert f"7 of 7 topics of '{prefix}' are not as they must be." in missing.err
 
     made = taskflow(env, "topics", "create")
-    assert made.returncode == 0
+    assert made.code == 0
     assert len(lines(made)) == 7
     again = taskflow(env, "topics", "create")
-    assert (again.returncode, again.stdout) == (0, "")
-    assert taskflow(env, "topics", "check").returncode == 0
+    assert (again.code, again.out) == (0, "")
+    assert taskflow(env, "topics", "check").code == 0
 
     wrong = taskflow({**env, "TASKFLOW_PARTITIONS": "3"}, "topics", "check")
-    assert wrong.returncode == 1
+    assert wrong.code == 1
     assert {line["what"] for line in lines(wrong)} == {"partitions"}
 
 
@@ -132,8 +127,8 @@ async def test_a_worker_refuses_a_wrong_layout_in_a_sentence(
     env: Environment, broker: EmbeddedBroker, prefix: str
 ) -> None:
     absent = taskflow(env, "worker")
-    assert absent.returncode == 1
-    assert "taskflow topics create" in absent.stderr
+    assert absent.code == 1
+    assert "taskflow topics create" in absent.err
 
     admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
     await admin.start()
@@ -143,8 +138,8 @@ async def test_a_worker_refuses_a_wrong_layout_in_a_sentence(
 
     wrong = taskflow(env, "worker")
 
-    assert wrong.returncode == 1
-    (sentence,) = wrong.stderr.splitlines()
+    assert wrong.code == 1
+    (sentence,) = wrong.err.splitlines()
     assert f"{prefix}.audit: partitions is 5, must be 2" in sentence
 
 
@@ -153,8 +148,15 @@ def test_an_absent_broker_is_code_3_and_one_sentence(tmp_path: Path, prefix: str
     began = time.monotonic()
 
     def knock(*arguments: str) -> subprocess.CompletedProcess[str]:
-        env = environment("127.0.0.1:1", prefix, tmp_path / arguments[0])
-        return taskflow(env, *arguments, stdin=stdin)
+        return subprocess.run(
+            [sys.executable, "-m", "processor", *arguments],
+            env=environment("127.0.0.1:1", prefix, tmp_path / arguments[0]),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=patience(60),
+            check=False,
+        )
 
     # Side by side: each of them hopes for the broker for as long as the others.
     with ThreadPoolExecutor() as threads:
@@ -174,9 +176,9 @@ def test_an_absent_broker_is_code_3_and_one_sentence(tmp_path: Path, prefix: str
 def test_a_bad_setting_is_code_2_and_one_sentence(env: Environment) -> None:
     done = taskflow({**env, "TASKFLOW_DEDUPE_WINDOW": "soon"}, "worker")
 
-    assert done.returncode == 2
-    assert done.stderr.startswith("TASKFLOW_DEDUPE_WINDOW is 'soon', but must be a duration")
-    assert done.stderr.count("\n") == 1
+    assert done.code == 2
+    assert done.err.startswith("TASKFLOW_DEDUPE_WINDOW is 'soon', but must be a duration")
+    assert done.err.count("\n") == 1
 
 
 def test_no_secret_is_told_when_the_broker_does_not_let_us_in(env: Environment) -> None:
@@ -190,9 +192,9 @@ def test_no_secret_is_told_when_the_broker_does_not_let_us_in(env: Environment) 
         },
         "worker",
     )
-    assert done.returncode == 3
-    assert "does not let us in as 'alice'" in done.stderr
-    assert "hunter2" not in done.stderr + done.stdout
+    assert done.code == 3
+    assert "does not let us in as 'alice'" in done.err
+    assert "hunter2" not in done.err + done.out
 
 
 def test_commands_are_sent_answered_and_shown(
@@ -215,14 +217,14 @@ def test_commands_are_sent_answered_and_shown(
             },
         ),
     )
-    assert sent.returncode == 0, sent.stderr
+    assert sent.code == 0, sent.err
     assert [line["verdict"] for line in lines(sent)] == ["accepted"] * 4
     assert [line["flow_id"] for line in lines(sent)] == [flow, flow, other, flow]
 
     refused = taskflow(
         env, "send", "--wait", stdin=jsonl({"kind": "finish", "flow_id": flow, "issued_by": "me"})
     )
-    assert refused.returncode == 1
+    assert refused.code == 1
     assert lines(refused)[0]["code"] == "illegal_transition"
 
     # The streams
@@ -233,8 +235,8 @@ def test_commands_are_sent_answered_and_shown(
     assert len(lines(taskflow(env, "outcomes"))) == 5
     assert len(lines(taskflow(env, "outcomes", "--flow", other))) == 1
     assert len(lines(taskflow(env, "outcomes", "--since", "1h"))) == 5
-    assert taskflow(env, "outcomes", "--since", "2999-01-01T00:00:00Z").stdout == ""
-    assert taskflow(env, "deadletters").stdout == ""
+    assert taskflow(env, "outcomes", "--since", "2999-01-01T00:00:00Z").out == ""
+    assert taskflow(env, "deadletters").out == ""
 
     # The flows
     listed = lines(taskflow(env, "flow", "list"))
@@ -253,10 +255,10 @@ def test_commands_are_sent_answered_and_shown(
     alone = {**env, "TASKFLOW_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
     for arguments, expected in ((("list",), listed), (("show", flow), [shown])):
         done = taskflow(alone, "flow", *arguments)
-        assert (done.returncode, lines(done)) == (0, expected)
-        assert "No Kafka broker answers" in done.stderr
-        assert "Shown are the tables in" in done.stderr
-    assert taskflow(alone, "flow", "history", flow).returncode == 3
+        assert (done.code, lines(done)) == (0, expected)
+        assert "No Kafka broker answers" in done.err
+        assert "Shown are the tables in" in done.err
+    assert taskflow(alone, "flow", "history", flow).code == 3
     history = lines(taskflow(env, "flow", "history", flow))
     assert [event["kind"] for event in history] == kinds
     assert all(event["explained"]["command"] for event in history)
@@ -269,18 +271,18 @@ def test_commands_are_sent_answered_and_shown(
     (blamed,) = lines(taskflow(env, "flow", "blame", flow, "$.status"))
     assert (blamed["after"], blamed["command"]["kind"]) == ("waiting", "set_waiting")
     checked = taskflow(env, "replay", "check")
-    assert checked.returncode == 0, checked.stdout
+    assert checked.code == 0, checked.out
     assert lines(checked)[0]["compared"]["commands"] == 5
 
     # An operator
     (resumed,) = lines(taskflow(env, "flow", "resume", flow))
     assert (resumed["verdict"], resumed["status"]) == ("accepted", "running")
-    assert taskflow(env, "flow", "cancel", flow).returncode == 0
+    assert taskflow(env, "flow", "cancel", flow).code == 0
     last = lines(taskflow(env, "flow", "history", flow))[-1]
     assert last["kind"] == "cancelled"
     assert str(last["actor"]).startswith("operator:")
     again = taskflow(env, "flow", "cancel", flow)
-    assert again.returncode == 1
+    assert again.code == 1
     assert lines(again)[0]["code"] == "already_terminal"
 
 
@@ -300,7 +302,7 @@ def test_what_has_ended_is_pruned_by_hand_and_its_history_stays(
         *commands(yours, "you", {"kind": "fail", "reason": "tired"}),
         *commands(waiting, "me", manual),
     )
-    assert taskflow(env, "send", "--wait", stdin=stdin).returncode == 0
+    assert taskflow(env, "send", "--wait", stdin=stdin).code == 0
     (waits,) = lines(taskflow(env, "flow", "list", "--waiting"))
     assert (waits["id"], waits["wait_json"]) == (waiting, {"kind": "manual"})
 
@@ -309,16 +311,16 @@ def test_what_has_ended_is_pruned_by_hand_and_its_history_stays(
         (mine, "finished"),
         (yours, "failed"),
     }
-    assert (listed.returncode, listed.stderr) == (0, "2 flows would be pruned.\n")
-    assert taskflow(env, "prune", "--older-than", "1h", "--dry-run").stdout == ""
+    assert (listed.code, listed.err) == (0, "2 flows would be pruned.\n")
+    assert taskflow(env, "prune", "--older-than", "1h", "--dry-run").out == ""
 
     pruned = {"verdict": "accepted", "code": None, "flows": 1}
     for owner in (["--owner", "you"], []):
         done = taskflow(env, "prune", "--older-than", "0s", "--yes", *owner)
-        assert (done.returncode, lines(done), done.stderr) == (0, [pruned], "")
+        assert (done.code, lines(done), done.err) == (0, [pruned], "")
     again = taskflow(env, "prune", "--older-than", "0s", "--yes")
-    assert (again.returncode, again.stdout) == (0, "")
-    assert again.stderr == "There is nothing to prune.\n"
+    assert (again.code, again.out) == (0, "")
+    assert again.err == "There is nothing to prune.\n"
 
     assert [line["id"] for line in lines(taskflow(env, "flow", "list"))] == [waiting]
     history = lines(taskflow(env, "flow", "history", mine))
@@ -331,8 +333,8 @@ def test_an_unknown_flow_is_code_1_and_a_sentence(env: Environment) -> None:
     taskflow(env, "topics", "create")
     for noun in ("show", "history"):
         done = taskflow(env, "flow", noun, str(uuid4()))
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith("There is no flow ")
+        assert (done.code, done.out) == (1, "")
+        assert done.err.startswith("There is no flow ")
 
 
 def test_without_wait_the_places_are_printed_and_no_worker_is_needed(
@@ -354,10 +356,10 @@ def test_a_line_that_is_no_command_ends_it_behind_what_came_before(env: Environm
 
     for bad in ("{oops\n", "[1]\n", '{"kind": "dance"}\n'):
         done = taskflow(env, "send", stdin=good + "\n" + bad + good)
-        assert done.returncode == 2
+        assert done.code == 2
         assert len(lines(done)) == 1
-        assert done.stderr.startswith("Line 3: ")
-        assert "Nothing after it was sent; before it: 1." in done.stderr
+        assert done.err.startswith("Line 3: ")
+        assert "Nothing after it was sent; before it: 1." in done.err
 
 
 def test_without_a_worker_the_wait_ends(env: Environment, tmp_path: Path) -> None:
@@ -367,8 +369,8 @@ def test_without_a_worker_the_wait_ends(env: Environment, tmp_path: Path) -> Non
 
     done = taskflow(env, "send", str(file), "--wait", "--timeout", "500ms")
 
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("Line 1: No outcome came within 0.5 s")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("Line 1: No outcome came within 0.5 s")
 
 
 async def test_what_is_no_command_becomes_a_dead_letter(
@@ -378,7 +380,7 @@ async def test_what_is_no_command_becomes_a_dead_letter(
         await producer.send_and_wait(f"{prefix}.commands", b"\xff{", key=b"somebody", partition=0)
     flow = str(uuid4())
     # Answered on both partitions: then the first one is decided, too.
-    while taskflow(env, "send", "--wait", stdin=jsonl(create(flow))).returncode:
+    while taskflow(env, "send", "--wait", stdin=jsonl(create(flow))).code:
         flow = str(uuid4())
 
     with running(env, "deadletters", "--follow", "--from-beginning") as following:
@@ -397,7 +399,7 @@ def test_a_reader_that_has_had_enough_is_no_error(
     env: Environment, worker: subprocess.Popen[str]
 ) -> None:
     commands = [create(str(uuid4()), goal="x" * 4000) for _ in range(60)]
-    assert taskflow(env, "send", "--wait", stdin=jsonl(*commands)).returncode == 0
+    assert taskflow(env, "send", "--wait", stdin=jsonl(*commands)).code == 0
 
     with running(env, "audit") as reading:
         assert reading.stdout is not None
@@ -422,7 +424,7 @@ def test_up_is_everything_until_ctrl_c_and_keeps_its_data(prefix: str, tmp_path:
             assert len(lines(taskflow(env, "flow", "list"))) == listed
             if not listed:
                 sent = taskflow(env, "send", "--wait", stdin=jsonl(create(flow)))
-                assert sent.returncode == 0
+                assert sent.code == 0
             children = psutil.Process(up.pid).children(recursive=True)
             assert children
             up.send_signal(signal.SIGINT)
@@ -438,10 +440,10 @@ def test_a_broker_of_ones_own(prefix: str, tmp_path: Path) -> None:
         assert broker.stderr is not None
         while "answers at" not in (line := broker.stderr.readline()):
             assert line, "it ended"
-        assert taskflow(env, "topics", "create").returncode == 0
+        assert taskflow(env, "topics", "create").code == 0
         taken = taskflow(env, "broker")
-        assert taken.returncode == 1
-        assert taken.stderr.splitlines()[-1].startswith(f"{tmp_path / 'broker'} is in use")
+        assert taken.code == 1
+        assert taken.err.splitlines()[-1].startswith(f"{tmp_path / 'broker'} is in use")
         broker.send_signal(signal.SIGTERM)
         assert broker.wait(timeout=patience(60)) == 0
 
@@ -541,11 +543,9 @@ def test_a_demo_that_is_kept_ends_with_what_it_shows(tmp_path: Path) -> None:
 
 def test_up_asks_before_it_uses_a_broker_that_is_there(env: Environment) -> None:
     refused = taskflow(env, "up")
-    assert refused.returncode == 2
-    assert f"A Kafka broker already answers at {env['TASKFLOW_BOOTSTRAP_SERVERS']}" in (
-        refused.stderr
-    )
-    assert "`--use-broker`" in refused.stderr
+    assert refused.code == 2
+    assert f"A Kafka broker already answers at {env['TASKFLOW_BOOTSTRAP_SERVERS']}" in (refused.err)
+    assert "`--use-broker`" in refused.err
     assert len(lines(taskflow(env, "topics", "check"))) == 7, "no topic was made"
 
     with running(env, "up", "--use-broker") as up:
@@ -559,8 +559,8 @@ def test_up_asks_before_it_uses_a_broker_that_is_there(env: Environment) -> None
 def test_up_with_a_broker_that_is_not_there_starts_none(prefix: str, tmp_path: Path) -> None:
     env = environment(f"127.0.0.1:{free_port()}", prefix, tmp_path / "state")
     refused = taskflow(env, "up", "--use-broker")
-    assert refused.returncode == 3
-    assert "No Kafka broker answers" in refused.stderr
+    assert refused.code == 3
+    assert "No Kafka broker answers" in refused.err
 
 
 @pytest.mark.parametrize("setting", ["TASKFLOW_HTTP", "TASKFLOW_VIEWS_HTTP"])
@@ -572,7 +572,7 @@ def test_up_takes_its_ports_before_it_starts_kafka(
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         refused = taskflow({**env, setting: address}, "up")
 
-    assert refused.returncode == 1
-    assert refused.stderr.startswith(f"Cannot listen on {address} (")
-    assert f"set {setting} to another address" in refused.stderr
+    assert refused.code == 1
+    assert refused.err.startswith(f"Cannot listen on {address} (")
+    assert f"set {setting} to another address" in refused.err
     assert not (tmp_path / "state").exists(), "no Kafka was started"

@@ -5,7 +5,6 @@ It has SASL_SSL with SCRAM, a CA of its own and KRaft's StandardAuthorizer.
 `make test` takes away one right of each kind, `make soak` every one.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from aiohttp import ClientSession
 from processor.contract.rights import Role, rights
 from processor.contract.topics import Topics
 from processor.embedded.broker import free_port
-from tests.support.forked_program import ForkedProgram, forked_program
+from tests.support.forked_program import shared_program
 from tests.support.processes import workers
 from tests.support.rights_deployment import deployment
 from tests.support.rights_matrix import (
@@ -27,12 +26,6 @@ from tests.support.rights_matrix import (
     rights_table,
 )
 from tests.support.secured_kafka import SecuredKafka
-
-
-@pytest.fixture(scope="module")
-def program() -> Iterator[ForkedProgram]:
-    with forked_program({}) as program:
-        yield program
 
 
 def test_the_documentation_has_the_table_of_rights() -> None:
@@ -49,11 +42,11 @@ def test_the_documented_matrix_has_every_right_of_every_role() -> None:
 
 @pytest.mark.timeout(300)
 async def test_without_a_right_it_says_which_and_loses_nothing(
-    secured: SecuredKafka, program: ForkedProgram, tmp_path: Path, request: Any
+    secured: SecuredKafka, tmp_path: Path, request: Any
 ) -> None:
     every = request.config.getoption("--all-rights")
 
-    rows = await matrix(secured, program, tmp_path, everything if every else one_of_each)
+    rows = await matrix(secured, shared_program(), tmp_path, everything if every else one_of_each)
 
     table = documented("matrix").splitlines()
     found = as_table(rows).splitlines()

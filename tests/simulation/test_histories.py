@@ -1,7 +1,6 @@
 """Thousands of histories of faults, and nothing lost in any of them."""
 
 import os
-from collections import Counter
 from typing import Final
 
 import pytest
@@ -13,7 +12,7 @@ HISTORIES: Final = int(os.environ.get("TASKFLOW_TEST_HISTORIES", "10000"))
 FIRST_SEED: Final = int(os.environ.get("TASKFLOW_TEST_SEED", "0"))
 PARTS: Final = 10
 """Each a test of its own, for as many processes as there are."""
-SOON: Final = 3
+SOON: Final = 1
 """The parts that every run of the tests takes; the others are left to `make soak`."""
 SEEDS: Final = range(FIRST_SEED, FIRST_SEED + HISTORIES)
 
@@ -28,13 +27,5 @@ def test_whatever_breaks_nothing_is_lost(part: int) -> None:
     print(summary(ran))
     assert not ran.red, "\n\n".join(map(report, ran.red[:3]))
     assert ran.outcomes >= ran.commands > 0
-
-
-def test_no_kind_of_fault_has_gone_out_of_use() -> None:
-    met: Counter[str] = Counter()
-    for start in range(0, 2_000, 100):
-        met += run(range(start, start + 100)).met
-        if met.keys() >= set(Fault):
-            break
-
-    assert [fault for fault in Fault if not met[fault]] == []
+    if len(SEEDS) == 10_000:  # fewer do not meet the rarest
+        assert [fault for fault in Fault if not ran.met[fault]] == [], "out of use"

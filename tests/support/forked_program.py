@@ -6,9 +6,11 @@ its standard streams closed, full or broken like any other.
     python forked_program.py < calls > results
 
 A call is a JSON line: `arguments`, `environment` (variables to set), `stdout` (one of STREAMS, or
-null to have it captured), `stdin` closed or empty. A result is one, too: `code`, `out`, `err`.
+null to have it captured), `stdin` what it reads, or null for a closed one. A result is one, too:
+`code`, `out`, `err`.
 """
 
+import atexit
 import json
 import os
 import pkgutil
@@ -17,15 +19,17 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from tests.support.machine import patience
 from tests.support.processes import inherited
 
 STREAMS = ("closed", "full", "broken")
-DEADLINE_S = 60
+DEADLINE_S = patience(60.0)
 
 
 class Result(NamedTuple):
@@ -44,10 +48,16 @@ class ForkedProgram:
         self._environment = dict(environment)
         self._turn = threading.Lock()
 
+    def where(self, environment: Mapping[str, str]) -> "ForkedProgram":
+        """The same with these variables too; taken by turns."""
+        made = ForkedProgram(self._process, self._environment | environment)
+        made._turn = self._turn
+        return made
+
     def __call__(
-        self, *arguments: str, stdout: str | None = None, stdin: str = "empty", **more: str
+        self, *arguments: str, stdout: str | None = None, stdin: str | None = "", **more: str
     ) -> Result:
-        """Run it once; `more` are variables without their `TASKFLOW_`."""
+        """Run it once; `stdin` None: closed; `more` are variables without their `TASKFLOW_`."""
         named = {f"TASKFLOW_{name}": value for name, value in more.items()}
         call = {
             "arguments": arguments,
@@ -63,6 +73,14 @@ class ForkedProgram:
             line = self._process.stdout.readline()
         assert line, f"the forking process ended at {arguments}"
         return Result(**json.loads(line))
+
+
+@cache
+def shared_program() -> ForkedProgram:
+    """The process that forks, for all that this process calls; with its environment's settings."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(forked_program({}))
 
 
 @contextmanager
@@ -94,13 +112,24 @@ def _serve(calls: IO[str], results: IO[str]) -> None:
 
 
 def _call(
-    arguments: Sequence[str], environment: Mapping[str, str], stdout: str | None, stdin: str
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    stdout: str | None,
+    stdin: str | None,
 ) -> dict[str, Any]:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with (
+        tempfile.TemporaryFile() as read,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+    ):
+        if stdin is not None:
+            read.write(stdin.encode())
+            read.seek(0)
         child = os.fork()
         if child == 0:
             try:
-                _become(arguments, environment, stdout, stdin, out.fileno(), err.fileno())
+                read_fd = None if stdin is None else read.fileno()
+                _become(arguments, environment, stdout, read_fd, out.fileno(), err.fileno())
             finally:
                 os._exit(99)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -115,7 +144,7 @@ def _become(
     arguments: Sequence[str],
     environment: Mapping[str, str],
     stdout: str | None,
-    stdin: str,
+    stdin: int | None,
     out: int,
     err: int,
 ) -> None:
@@ -129,8 +158,8 @@ def _become(
     sys.argv[1:] = arguments
     os.close(0)
     sys.stdin = None  # type: ignore[assignment]
-    if stdin != "closed":
-        os.open(os.devnull, os.O_RDONLY)
+    if stdin is not None:
+        os.dup2(stdin, 0)
         sys.stdin = os.fdopen(0, closefd=False)
     match stdout:
         case "closed":

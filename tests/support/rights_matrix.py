@@ -32,7 +32,7 @@ from processor.contract.topics import Topics
 from processor.embedded.broker import free_port
 from processor.settings import Settings
 from processor.worker.composition import run_worker
-from tests.support.forked_program import ForkedProgram, Result, forked_program
+from tests.support.forked_program import ForkedProgram, Result, shared_program
 from tests.support.machine import patience
 from tests.support.rights_deployment import (
     SAYS_WITHIN_S,
@@ -427,10 +427,10 @@ async def matrix(
 
 
 async def _write() -> None:
-    with tempfile.TemporaryDirectory() as folder, forked_program({}) as program:
+    with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         async with secured_kafka(home) as kafka:
-            rows = await matrix(kafka, program, home, everything)
+            rows = await matrix(kafka, shared_program(), home, everything)
     document("rights", rights_table())
     document("matrix", as_table(rows))
 

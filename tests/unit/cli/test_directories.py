@@ -2,21 +2,19 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from processor.cli.main import REFUSED, UNREACHABLE, WRONG_USE
-from tests.support.forked_program import ForkedProgram, forked_program
+from tests.support.forked_program import ForkedProgram, shared_program
 
 NOT_UTF8 = os.fsdecode(b"\xff")
 
 
 @pytest.fixture(scope="module")
-def taskflow() -> Iterator[ForkedProgram]:
-    with forked_program({"TASKFLOW_BOOTSTRAP_SERVERS": "127.0.0.1:1"}) as program:
-        yield program
+def taskflow() -> ForkedProgram:
+    return shared_program().where({"TASKFLOW_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """Every command with a standard output that is closed, full or broken, and with `--help`."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from processor.cli.main import DONE, REFUSED, UNREACHABLE, WRONG_USE
-from tests.support.forked_program import STREAMS, ForkedProgram, forked_program
+from tests.support.forked_program import STREAMS, ForkedProgram, shared_program
 from tests.support.program_tree import Words, all_commands
 
 TREE = all_commands()
@@ -17,7 +15,7 @@ CODES = {
 
 
 @pytest.fixture(scope="module")
-def taskflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedProgram]:
+def taskflow(tmp_path_factory: pytest.TempPathFactory) -> ForkedProgram:
     """Where no broker answers."""
     state = tmp_path_factory.mktemp("state")
     environment = {
@@ -25,8 +23,7 @@ def taskflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedProgram
         "TASKFLOW_STATE_DIR": str(state),
         "TASKFLOW_VIEWS_HTTP": "127.0.0.1:1",
     }
-    with forked_program(environment) as program:
-        yield program
+    return shared_program().where(environment)
 
 
 @pytest.mark.parametrize("stdout", STREAMS)
@@ -60,15 +57,13 @@ def test_what_has_nothing_to_print_needs_no_standard_output(
 
 
 def test_a_closed_standard_input_is_said(taskflow: ForkedProgram) -> None:
-    assert taskflow("send", stdin="closed") == (
+    assert taskflow("send", stdin=None) == (
         WRONG_USE,
         "",
         "Standard input is closed; nothing was sent.\n",
     )
     flow_id = "6f1f3a52-0000-4000-8000-000000000001"
-    done = taskflow(
-        "step", "schedule", flow_id, "r", "--task", "t", "--input", "@-", stdin="closed"
-    )
+    done = taskflow("step", "schedule", flow_id, "r", "--task", "t", "--input", "@-", stdin=None)
     assert (done.code, "standard input is closed" in done.err) == (WRONG_USE, True)
-    done = taskflow("prune", "--older-than", "30d", stdin="closed")
+    done = taskflow("prune", "--older-than", "30d", stdin=None)
     assert (done.code, "--yes" in done.err) == (WRONG_USE, True)
