@@ -80,7 +80,7 @@ class AuditStream:
         partitions = range(count) if self._key is None else [partition_of(self._key, count)]
         self._ends = await self._reader.open(partitions, self._start)
         if isinstance(self._start, Mapping):
-            self._check_stored()
+            self._check_positions()
         self._position = dict(self._reader.positions)
         return self
 
@@ -154,7 +154,7 @@ class AuditStream:
         self._fetched.popleft()
         return taken
 
-    def _check_stored(self) -> None:
+    def _check_positions(self) -> None:
         """A position behind the end comes from another topic, or the end was lost."""
         behind = {p: at for p, at in self._reader.positions.items() if at > self._ends[p]}
         if behind:

@@ -140,7 +140,7 @@ class WriteSet:
     """The steps that were touched, by flow and run id, as they were and are; None: not there."""
     step_events: list[StepEvent] = field(default_factory=list)
     """Of managed steps."""
-    answered: list[tuple[Decoded, Verdict]] = field(default_factory=list)
+    control_verdicts: list[tuple[Decoded, Verdict]] = field(default_factory=list)
     """The records of `control`, with what became of them."""
     traced: list[tuple[Decoded, bytes]] = field(default_factory=list)
     """The records that belong to somebody's trace, with their outcomes."""

@@ -62,7 +62,7 @@ from processor.engine.rows import (
     Position,
     StepRow,
     new_flow_row,
-    new_remembered,
+    new_ledger_entry,
 )
 
 NOTHING: Final[Mapping[str, Any]] = {}
@@ -99,7 +99,7 @@ class _Entry:
 class CommandHandler:
     """Handles one batch of one partition.
 
-    `position` is where the batch starts, `next_number` the next free row number of the table;
+    `position` is where the batch starts, `next_row_number` the next free row number of the table;
     `unforwardable` names records (topic, offset) that the broker would not take as copies.
     """
 
@@ -109,13 +109,13 @@ class CommandHandler:
         memory: LoadedState,
         position: Position,
         *,
-        next_number: int,
+        next_row_number: int,
         unforwardable: frozenset[tuple[str, int]] = frozenset(),
     ) -> None:
         self._place = place
         self._memory = memory
         self._unforwardable = unforwardable
-        self._next_number = next_number
+        self._next_row_number = next_row_number
         self._next_event_id = position.next_event_id
         self._commands = place.topics.commands
         self._next = {
@@ -162,7 +162,7 @@ class CommandHandler:
             if at_ms > newest.get(topic, 0):
                 newest[topic] = at_ms
             if topic != self._commands:
-                batch.answered.append((item, self._verdict))
+                batch.control_verdicts.append((item, self._verdict))
             batch.handled += 1
         return self._size_bytes <= self._place.output_max_bytes
 
@@ -181,7 +181,7 @@ class CommandHandler:
         authority = OWNER if record.topic == self._commands else OPERATOR
         first = self._ledger.get(ledger_key) or self._memory.ledger.get(ledger_key)
         if first is not None and record.timestamp - first.at_ms <= self._place.dedupe_window_ms:
-            self._answer_resend(item, first, entry.flow, authority)
+            self._resend(item, first, entry.flow, authority)
             return
         needs_steps = command.kind in _NEED_STEPS
         decision = decide(
@@ -212,17 +212,17 @@ class CommandHandler:
         header = (dead_letters.FORWARDED_FROM, origin.encode())
         copy = Outgoing(record.key, record.value, [*record.headers, header])
         self.batch.forwards.append(Forward(record.topic, right, copy, source))
-        self._answer(
+        self._put_outcome(
             item, Verdict.FORWARDED, message=messages.FORWARDED, details={"partition": right}
         )
         return False
 
-    def _answer_resend(
+    def _resend(
         self, item: Readable, first: LedgerEntry, flow: Flow | None, authority: Authority
     ) -> None:
         now = _allowed(flow, authority)
         if first.digest != item.digest:
-            self._answer(
+            self._put_outcome(
                 item,
                 Verdict.REJECTED,
                 Code.IDEMPOTENCY_CONFLICT,
@@ -232,7 +232,7 @@ class CommandHandler:
                 allowed=now,
             )
             return
-        self._answer(
+        self._put_outcome(
             item,
             Verdict.DUPLICATE,
             first.code,
@@ -287,7 +287,7 @@ class CommandHandler:
         count = len(written)
         stands = before if dry_run else flow
         revision, status = (flow.revision, flow.status) if flow else (None, None)
-        self._answer(
+        self._put_outcome(
             item,
             ACCEPTED if code is None else REJECTED,
             code,
@@ -304,7 +304,7 @@ class CommandHandler:
             source=source,
         )
         if not dry_run and code not in FORGOTTEN:
-            self._ledger[ledger_key] = new_remembered(
+            self._ledger[ledger_key] = new_ledger_entry(
                 (
                     ledger_key,
                     record.timestamp,
@@ -419,7 +419,7 @@ class CommandHandler:
             raise LookupError(f"{len(live)} of {entry.totals.live} live steps were loaded")
         return live
 
-    def _answer(
+    def _put_outcome(
         self,
         item: Decoded,
         verdict: Verdict,
@@ -471,10 +471,12 @@ class CommandHandler:
 
     def _quarantine(self, item: Unreadable) -> None:
         message = messages.refused(item.code, {**item.details, "problem": item.problem})
-        letter = dead_letter(item.record, item.code, message)
-        self._answer(item, Verdict.QUARANTINED, item.code, message=message, details=item.details)
-        self.batch.dead_letters.append(letter)
-        self._size_bytes += _size_bytes(letter)
+        quarantined = dead_letter(item.record, item.code, message)
+        self._put_outcome(
+            item, Verdict.QUARANTINED, item.code, message=message, details=item.details
+        )
+        self.batch.dead_letters.append(quarantined)
+        self._size_bytes += _size_bytes(quarantined)
 
     def settle(self, oldest_unwritten: int | None = None) -> Iterator[None]:
         """What the batch leaves, some at a time: each key of `state` and each row once, at its last
@@ -521,7 +523,7 @@ class CommandHandler:
 
     def _settle_rest(self, oldest_unwritten: int | None) -> None:
         batch, changes = self.batch, self.batch.changes
-        changes.remembered.extend(self._ledger.values())
+        changes.ledger_entries.extend(self._ledger.values())
         for flow_id, headers in self._asked.items():
             if self._touched[flow_id].to_be_woken:
                 batch.wakes.append((flow_id, headers))
@@ -536,13 +538,13 @@ class CommandHandler:
 
     def _row(self, flow: Flow, entry: _Entry) -> FlowRow:
         if entry.base is not None:
-            number = entry.base.number
+            row_number = entry.base.row_number
         else:
-            number = self._next_number
-            self._next_number += 1
+            row_number = self._next_row_number
+            self._next_row_number += 1
             self.batch.created += 1
         return new_flow_row(
-            (flow, flow_doc(flow), entry.last_event_id, entry.chain, number, entry.totals)
+            (flow, flow_doc(flow), entry.last_event_id, entry.chain, row_number, entry.totals)
         )
 
 

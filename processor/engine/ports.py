@@ -92,7 +92,7 @@ class OffsetRange(NamedTuple):
     end: int
 
 
-Stuck = Callable[[Sequence[str]], Awaitable[None]]
+OnHanging = Callable[[Sequence[str]], Awaitable[None]]
 """Hears the topics on which a transaction stays open, and may end it."""
 
 
@@ -100,12 +100,12 @@ class LogReader(Protocol):
     """The topics of one partition number, read back to a real end."""
 
     async def settled(
-        self, topics: Sequence[str], stuck: Stuck | None = None
+        self, topics: Sequence[str], on_hanging: OnHanging | None = None
     ) -> dict[str, OffsetRange]:
         """The extents of `topics`, once no transaction is open below their high watermarks.
 
-        Waits for as long as that takes, and reports it; calls `stuck` when it takes longer than a
-        batch under way would, and again at ever longer intervals.
+        Waits for as long as that takes, and reports it; calls `on_hanging` when it takes longer
+        than a batch under way would, and again at ever longer intervals.
         """
 
     async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
@@ -117,7 +117,7 @@ class LogReader(Protocol):
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
         """The first offset appended at or after `at_ms`; None if there is none."""
 
-    async def extent(self, topic: str) -> OffsetRange:
+    async def offset_range(self, topic: str) -> OffsetRange:
         """What the topic holds now, open transactions included."""
 
     async def stable_end(self, topic: str) -> int:
@@ -195,8 +195,8 @@ class ChangePack(Protocol):
 class Table(Protocol):
     """The partition's local table; see adapters/sqlite."""
 
-    async def stored(self) -> Checkpoint | None: ...
-    async def next_number(self) -> int: ...
+    async def checkpoint(self) -> Checkpoint | None: ...
+    async def next_row_number(self) -> int: ...
     async def count_flows(self) -> int: ...
     async def flows(self, ids: Sequence[str]) -> dict[str, FlowRow]: ...
     async def steps(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StepRow]: ...
@@ -214,7 +214,7 @@ class Table(Protocol):
     async def count_live(self) -> tuple[int, int]:
         """How many managed steps are pending, and how many are running; looks at each."""
 
-    async def recall(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]: ...
+    async def ledger_entries(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]: ...
     async def due(self, after: Deadline | None, until_ms: int, limit: int) -> list[Deadline]:
         """Up to `limit` waits that end by themselves at or before `until_ms`, the earliest first,
         from behind `after` on. To be believed only once the flow itself was looked at."""
@@ -234,12 +234,12 @@ class Table(Protocol):
         """Write a pack of this table's, or Changes, in one transaction."""
 
     async def clear(self) -> None: ...
-    async def begin_filling(self, unfinished: Checkpoint) -> None:
-        """Remove all rows and take `unfinished` as the position. Until `end_filling`, the table is
+    async def begin_restore(self, unfinished: Checkpoint) -> None:
+        """Remove all rows and take `unfinished` as the position. Until `end_restore`, the table is
         asked nothing and written by `fill` alone; a crash leaves it unfinished."""
 
-    async def fill(self, filling: RestoreChunk) -> None: ...
-    async def end_filling(self, after: Checkpoint) -> None:
+    async def restore(self, chunk: RestoreChunk) -> None: ...
+    async def end_restore(self, after: Checkpoint) -> None:
         """The table is what it was filled with, and stands at `after`."""
 
     def size_bytes(self) -> int: ...

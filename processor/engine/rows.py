@@ -24,7 +24,7 @@ class FlowRow(NamedTuple):
     doc: bytes
     last_event_id: int
     chain: bytes
-    number: int
+    row_number: int
     totals: StepTotals = NO_TOTALS
 
 
@@ -98,7 +98,7 @@ class LedgerEntry(NamedTuple):
         return list(range(self.first_event_id, self.first_event_id + self.event_count))
 
 
-new_remembered: Final[
+new_ledger_entry: Final[
     Callable[
         [
             tuple[
@@ -173,7 +173,7 @@ class RestoreChunk:
     flows_gone: list[str] = field(default_factory=list)
     steps: list[StepSnapshot] = field(default_factory=list)
     steps_gone: list[tuple[str, str]] = field(default_factory=list)
-    remembered: list[LedgerEntry] = field(default_factory=list)
+    ledger_entries: list[LedgerEntry] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -191,7 +191,7 @@ class Changes:
     inserted: list[FlowRow] = field(default_factory=list)
     deleted_steps: list[tuple[str, str]] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
-    remembered: list[LedgerEntry] = field(default_factory=list)
+    ledger_entries: list[LedgerEntry] = field(default_factory=list)
     forget_before_ms: int | None = None
 
     def take(self, others: "Changes") -> None:
@@ -201,7 +201,7 @@ class Changes:
         self.inserted += others.inserted
         self.deleted_steps += others.deleted_steps
         self.steps += others.steps
-        self.remembered += others.remembered
+        self.ledger_entries += others.ledger_entries
         if others.forget_before_ms is not None:
             self.forget_before_ms = others.forget_before_ms
 
@@ -212,7 +212,7 @@ class Changes:
             self.inserted,
             self.deleted_steps,
             self.steps,
-            self.remembered,
+            self.ledger_entries,
         ):
             rows.clear()
         self.forget_before_ms = None

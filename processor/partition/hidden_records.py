@@ -22,5 +22,5 @@ class HiddenRecordsWatch:
         for one in hidden:
             start, since_s = before.get(one.topic, (one.start, at_s))
             self._since[one.topic] = (one.start, since_s if start == one.start else at_s)
-        stuck = [one for one in hidden if at_s - self._since[one.topic][1] >= NOTICED_AFTER_S]
-        return "; ".join(map(str, stuck)) or None
+        reported = [one for one in hidden if at_s - self._since[one.topic][1] >= NOTICED_AFTER_S]
+        return "; ".join(map(str, reported)) or None

@@ -27,7 +27,7 @@ K = TypeVar("K", str, Key)
 R = TypeVar("R", FlowRow, StepRow)
 
 
-async def recall(
+async def load_state(
     items: Sequence[Decoded], cache: FlowCache, table: Table
 ) -> tuple[Sequence[Decoded], LoadedState]:
     """What is known of the flows and steps of `items`, and those items that it covers: fewer than
@@ -68,7 +68,7 @@ async def recall(
     if needed.pruned:
         memory.run_ids = await table.run_ids(sorted(needed.pruned))
     memory.flows = {flow_id: flows[flow_id] for flow_id in needed.flows}
-    memory.ledger = await table.recall(needed.ledger)
+    memory.ledger = await table.ledger_entries(needed.ledger)
     return items, memory
 
 

@@ -39,7 +39,7 @@ from processor.engine.ports import (
 from processor.engine.rows import Checkpoint, Position
 from processor.errors import ProducerSuspect, TableDistrusted, TaskflowError
 from processor.partition.hidden_records import HiddenRecordsWatch
-from processor.partition.loader import recall
+from processor.partition.loader import load_state
 from processor.partition.packs import TransactionPacks
 from processor.partition.scheduler import DueTask, Scheduler
 from processor.partition.step_timers import Commands
@@ -136,15 +136,15 @@ class PartitionProcessor:
         self._failures = 0
         self._trust_table = True
         self._writer: TransactionalProducer | None = None
-        self._stored = Checkpoint(Position(0, 0, 0), 0, 0, 0)
-        self._next_number = 1
+        self._checkpoint = Checkpoint(Position(0, 0, 0), 0, 0, 0)
+        self._next_row_number = 1
         self._generation = 0
         self._pending: list[Decoded] = []
         self._handled = 0
         self.neighbours = 1
         """How many partitions this process has; they share the room for what is in hand."""
         self._record_bytes = LARGE_BYTES
-        self._told: Position | None = None
+        self._reported: Position | None = None
         self._seen_ms = {place.topics.commands: 0, place.topics.control: 0}
         self._cursor_written_at = monotonic()
         self._errands = Scheduler(
@@ -159,7 +159,7 @@ class PartitionProcessor:
         """What the newest cursor says of work items: those of this event may not be written."""
         self._commands = Commands(
             decided=lambda: self._done(place.topics.commands),
-            in_hand=lambda: self._has_in_hand(place.topics.commands),
+            pending=lambda: self._has_pending(place.topics.commands),
             end=lambda: source.commands_end(place.partition),
         )
 
@@ -208,8 +208,8 @@ class PartitionProcessor:
             lag=lambda: self.lag,
             table_bytes=table.size_bytes,
             cached=lambda: len(self.cache),
-            in_hand=lambda: len(self._pending),
-            in_hand_bytes=lambda: sum(map(_size_bytes, self._pending)),
+            pending_records=lambda: len(self._pending),
+            pending_bytes=lambda: sum(map(_size_bytes, self._pending)),
         )
         self._metrics.watch_steps(
             self.place.partition,
@@ -271,8 +271,8 @@ class PartitionProcessor:
         self.cache.clear()
         await self._outbox.stop()
         await source.assigned(place.partition)
-        stored = await table.stored()
-        await source.confirm(place.partition, _claim(stored))
+        checkpoint = await table.checkpoint()
+        await source.confirm(place.partition, _claim(checkpoint))
 
         self.phase = PartitionPhase.FENCING
         self._writer = writer = self._new_writer()
@@ -282,19 +282,20 @@ class PartitionProcessor:
         history = self._new_history()
         try:
             recovery = Restore(place, table, history)
-            self._stored = await recovery.run(
-                trust_table=self._trust_table, stuck=partial(end_left_open, place, history, writer)
+            self._checkpoint = await recovery.run(
+                trust_table=self._trust_table,
+                on_hanging=partial(end_left_open, place, history, writer),
             )
-            control = await history.extent(place.topics.control)
+            control = await history.offset_range(place.topics.control)
             self._first_unwritten = recovery.first_unwritten
             await self._write_items_again(history, table)
         finally:
             self.waits = None
             await history.close()
         self._trust_table = True
-        self._next_number = await table.next_number()
+        self._next_row_number = await table.next_row_number()
         await self._errands.begin(table, control.end)
-        await source.confirm(place.partition, self._stored.position)
+        await source.confirm(place.partition, self._checkpoint.position)
         await self._attach()
         self.phase = PartitionPhase.RUNNING
         self.error = None
@@ -306,19 +307,21 @@ class PartitionProcessor:
             took_s=round(took_s, 3),
             table=recovery.how,
             records=recovery.records,
-            **self._stored.position._asdict(),
+            **self._checkpoint.position._asdict(),
         )
 
     async def _write_items_again(self, history: LogReader, table: Table) -> None:
         """Put into the outbox what the last owner may not have written; as much as there is room
         for, until the rest is too."""
-        if self._first_unwritten >= self._stored.position.next_event_id:
+        if self._first_unwritten >= self._checkpoint.position.next_event_id:
             return
         audit = self.place.topics.audit
-        extent = OffsetRange((await history.extent(audit)).start, self._stored.audit)
+        offset_range = OffsetRange(
+            (await history.offset_range(audit)).start, self._checkpoint.audit
+        )
         count = 0
         async for items in unwritten_items(
-            history, table, audit, extent, first_event=self._first_unwritten
+            history, table, audit, offset_range, first_event=self._first_unwritten
         ):
             while not await self._outbox.room(ROOM_WAIT_S):
                 self.waits = self._outbox.waits_for
@@ -333,7 +336,7 @@ class PartitionProcessor:
         and left the partition with us, which keeps producer and memory."""
         self._generation = await self._source.assigned(self.place.partition)
         self._pending = []
-        self._source.attach(self.place.partition, self._stored.position)
+        self._source.attach(self.place.partition, self._checkpoint.position)
 
     # Batch after batch
 
@@ -370,7 +373,7 @@ class PartitionProcessor:
             if self._pending or due:
                 await self._decide(table, self._writer_in_use(), due)
             elif self._errands.asks_the_time(self._monotonic()) or self._offered_lags():
-                await self._write_cursor(table, self._stored.position)
+                await self._write_cursor(table, self._checkpoint.position)
             else:
                 await self._keep_cursor_up(table)
         finally:
@@ -393,7 +396,7 @@ class PartitionProcessor:
 
     def _next_unwritten(self) -> int:
         """The event of the oldest work item that is not acknowledged, or the next event."""
-        return self._outbox.oldest_event_id or self._stored.position.next_event_id
+        return self._outbox.oldest_event_id or self._checkpoint.position.next_event_id
 
     def _offered_lags(self) -> bool:
         """Whether more work items are written than the newest cursor says, for some time."""
@@ -406,13 +409,13 @@ class PartitionProcessor:
         """Up to where `topic`, a source, is decided, markers included."""
         ahead = self._source.ahead(self.place.partition)
         commands = topic == self.place.topics.commands
-        position = self._stored.position
+        position = self._checkpoint.position
         decided = position.commands if commands else position.control
-        if ahead is None or self._has_in_hand(topic):
+        if ahead is None or self._has_pending(topic):
             return decided
         return max(decided, ahead.commands if commands else ahead.control)
 
-    def _has_in_hand(self, topic: str) -> bool:
+    def _has_pending(self, topic: str) -> bool:
         return any(item.record.topic == topic for item in self._pending)
 
     def _writer_in_use(self) -> TransactionalProducer:
@@ -421,7 +424,7 @@ class PartitionProcessor:
 
     def _in_order(self, fetched: Fetched) -> Iterable[Record]:
         """Both topics by append time, each in the order of its offsets; nothing twice."""
-        position = self._stored.position
+        position = self._checkpoint.position
         commands = [r for r in fetched.commands if r.offset >= position.commands]
         control = [r for r in fetched.control if r.offset >= position.control]
         if not control:
@@ -447,7 +450,7 @@ class PartitionProcessor:
         items: list[Decoded] = []
         for some in fetched:
             if some:
-                self._errands.heard(some[-1].timestamp, self._monotonic())
+                self._errands.observe(some[-1].timestamp, self._monotonic())
         for records in sliced(list(self._in_order(fetched))):
             items.extend(map(decode, records))
             await asyncio.sleep(0)
@@ -458,14 +461,14 @@ class PartitionProcessor:
     async def _decide(self, table: Table, writer: TransactionalProducer, due: DueTask) -> None:
         began_ns = time.time_ns()
         with self._waiting("disk"):
-            items, memory = await recall(self._pending, self.cache, table)
+            items, memory = await load_state(self._pending, self.cache, table)
         # Asked while we decide: the answer comes from another thread.
         untouched = asyncio.ensure_future(table.untouched())
         try:
             batch, outbound = await self._handle(table, writer, items, memory, frozenset())
         finally:
-            in_our_hands = await untouched
-        if not in_our_hands:
+            undisturbed = await untouched
+        if not undisturbed:
             raise TableDistrusted("another hand wrote to the table; it is filled anew")
         if batch.forwards:
             with self._waiting("broker"):
@@ -517,8 +520,8 @@ class PartitionProcessor:
         handler = CommandHandler(
             self.place,
             memory,
-            self._stored.position,
-            next_number=self._next_number,
+            self._checkpoint.position,
+            next_row_number=self._next_row_number,
             unforwardable=refused,
         )
         batch, outbound = handler.batch, TransactionPacks(self.place.topics, writer, table)
@@ -555,14 +558,14 @@ class PartitionProcessor:
         outbound.changes.forget_before_ms = self._forget_before_ms(batch)
         after = Checkpoint(
             batch.position,
-            written.ends.get(topics.audit, self._stored.audit),
-            written.ends.get(topics.outcomes, self._stored.outcomes),
-            max(batch.newest_ms, self._stored.as_of_ms),
+            written.ends.get(topics.audit, self._checkpoint.audit),
+            written.ends.get(topics.outcomes, self._checkpoint.outcomes),
+            max(batch.newest_ms, self._checkpoint.as_of_ms),
         )
         with self._metrics.table_seconds.time(), self._waiting("disk"):
-            await table.write(outbound.changes, before=self._stored, after=after)
-        self._stored = after
-        self._next_number += batch.created
+            await table.write(outbound.changes, before=self._checkpoint, after=after)
+        self._checkpoint = after
+        self._next_row_number += batch.created
         self.cache.put(batch.flows)
         self._progressed()
         self._cursor_written_at = self.progressed_at
@@ -593,14 +596,14 @@ class PartitionProcessor:
         no lag at rest; and say so in the cursor, at most hourly: retention may take those markers
         and must not seem to take commands."""
         ahead = self._source.ahead(self.place.partition)
-        old = self._stored.position
+        old = self._checkpoint.position
         if ahead is None or (ahead.commands <= old.commands and ahead.control <= old.control):
             return
         position = Position(
             max(ahead.commands, old.commands), max(ahead.control, old.control), old.next_event_id
         )
-        if position != self._told:
-            self._told = position
+        if position != self._reported:
+            self._reported = position
             self._source.decided(self.place.partition, position)
         if self._monotonic() - self._cursor_written_at >= CURSOR_ONLY_EVERY_S:
             await self._write_cursor(table, position)
@@ -614,7 +617,7 @@ class PartitionProcessor:
         outbound.put(self.place.topics.state, [cursor])
         batch = WriteSet(position, first_unwritten=first_unwritten)
         written = await self._commit(table, writer, batch, outbound)
-        self._errands.heard(written.at_ms, self._monotonic() - written.age_s)
+        self._errands.observe(written.at_ms, self._monotonic() - written.age_s)
 
     def _progressed(self) -> None:
         self.progressed_at = self._monotonic()
@@ -625,6 +628,6 @@ def _size_bytes(item: Decoded) -> int:
     return len(item.record.key or b"") + len(item.record.value or b"")
 
 
-def _claim(stored: Checkpoint | None) -> Position:
+def _claim(checkpoint: Checkpoint | None) -> Position:
     """An offset to commit while it is not known yet how far the topics are."""
-    return stored.position if stored is not None else Position(0, 0, 0)
+    return checkpoint.position if checkpoint is not None else Position(0, 0, 0)

@@ -18,7 +18,7 @@ from processor.engine.ports import Table, Written
 from processor.engine.rows import Deadline, FlowRow
 from processor.partition.broker_clock import BrokerClock
 from processor.partition.retention import Retention, prune_record
-from processor.partition.step_timers import Commands, Key, StepTimers, still_due, wake_step_record
+from processor.partition.step_timers import Commands, Key, StepTimers, is_due, wake_step_record
 from processor.partition.timers import ACTOR, Change, Timers, WakeOutcome, Wakeup
 from processor.telemetry.metrics import Metrics
 
@@ -119,9 +119,9 @@ class Scheduler:
         # ours stands still while the machine sleeps.
         return self._armed and self._clock.age_s(at_s) > CLOCK_MAX_AGE_S
 
-    def heard(self, at_ms: int, at_s: float) -> None:
+    def observe(self, at_ms: int, at_s: float) -> None:
         """Take in that the broker's clock had reached `at_ms` by `at_s`."""
-        self._clock.heard(at_ms, at_s)
+        self._clock.observe(at_ms, at_s)
 
     def wait_s(self, at_s: float) -> float | None:
         """How long until something is due; None: for as long as is known."""
@@ -159,13 +159,13 @@ class Scheduler:
             wakeup = sent.wakeups[flow_id] = Wakeup(self._new_id(), AT_ONCE_MS)
             sent.records.append(wake_record(flow_id, wakeup.command_id, headers))
         for flow_id, over_ms in due.wakes.items():
-            if flow_id not in sent.wakeups and _still_over(batch, flow_id, over_ms):
+            if flow_id not in sent.wakeups and _is_over(batch, flow_id, over_ms):
                 wakeup = sent.wakeups[flow_id] = Wakeup(self._new_id(), over_ms)
                 sent.records.append(wake_record(flow_id, wakeup.command_id))
         for status, steps in due.steps.items():
             wakeups = sent.steps[status] = {}
             for key, over_ms in steps.items():
-                if still_due(batch, key, status, over_ms):
+                if is_due(batch, key, status, over_ms):
                     wakeup = wakeups[key] = Wakeup(self._new_id(), over_ms)
                     sent.records.append(wake_step_record(key, wakeup.command_id))
         for flow_id in due.prunes:
@@ -178,14 +178,14 @@ class Scheduler:
         self, batch: WriteSet, sent: Sent, written: Written, loaded: LoadedState, at_s: float
     ) -> None:
         """Take in a written batch that was decided on what was `loaded`."""
-        told_s = at_s - written.age_s
-        self.heard(written.at_ms, told_s)
+        acknowledged_s = at_s - written.age_s
+        self.observe(written.at_ms, acknowledged_s)
         if (newest_ms := batch.newest.get(self._commands_topic)) is not None:
             self._steps.horizon.decided(newest_ms)
         wakes: list[WakeOutcome[str]] = []
         steps: list[WakeOutcome[Key]] = []
         prunes: list[Prune] = []
-        for item, verdict in batch.answered:
+        for item, verdict in batch.control_verdicts:
             if not isinstance(item, Readable):
                 continue
             command, at_ms = item.command, item.record.timestamp
@@ -208,7 +208,7 @@ class Scheduler:
             *self._steps.written(batch, sent.steps, steps, loaded.steps, now_ms),
         ):
             if result.too_early:
-                self._clock.set_back(written.at_ms, told_s)
+                self._clock.set_back(written.at_ms, acknowledged_s)
             self._metrics.timers_fired.inc(result.ended)
             self._metrics.timer_retries.inc(result.retried)
             for lag_ms in result.lags_ms:
@@ -235,7 +235,7 @@ def _due_ms(row: FlowRow | None) -> int | None:
     return None if row is None else due_ms(row.flow)
 
 
-def _still_over(batch: WriteSet, flow_id: str, over_ms: int) -> bool:
+def _is_over(batch: WriteSet, flow_id: str, over_ms: int) -> bool:
     """Whether the wait that was over at `over_ms` still is, after `batch`."""
     if flow_id not in batch.flows:
         return True

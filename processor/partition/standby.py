@@ -19,8 +19,8 @@ from processor.engine.batch import PartitionConfig
 from processor.engine.ports import LogReader, OffsetRange, Table
 from processor.engine.rows import Checkpoint
 from processor.errors import TableDistrusted, TaskflowError
-from processor.recovery.checkpoint import Extents
-from processor.recovery.consistent_cut import still
+from processor.recovery.checkpoint import OffsetRanges
+from processor.recovery.consistent_cut import consistent_cut
 from processor.recovery.rebuild import rebuild
 from processor.recovery.restore import Restore
 from processor.telemetry.metrics import Metrics
@@ -39,7 +39,7 @@ BACKOFF_MAX_S: Final = 30.0
 
 class StandbyPhase(StrEnum):
     WAITING = "waiting for its turn"
-    FILLING = "filling the table"
+    RESTORING = "filling the table"
     FOLLOWING = "following"
     FAILED = "failed, trying again"
 
@@ -96,12 +96,12 @@ class StandbyReplica:
             self._metrics.unwatch_standby(self.place.partition)
 
     async def _failed(self, error: Exception) -> None:
-        told, self.error = self.error, f"{type(error).__name__}: {error}"
+        before, self.error = self.error, f"{type(error).__name__}: {error}"
         self.phase = StandbyPhase.FAILED
         self._failures += 1
         if isinstance(error, TableDistrusted):
             self._trust_table = False
-        if self.error != told:
+        if self.error != before:
             unforeseen = None if isinstance(error, TaskflowError | TimeoutError) else error
             self._log.warning("the standby begins again", error=self.error, exc_info=unforeseen)
         async with self._turn:
@@ -109,69 +109,69 @@ class StandbyReplica:
         await asyncio.sleep(min(BACKOFF_MIN_S * 2**self._failures, BACKOFF_MAX_S))
 
     async def _follow(self, table: Table) -> None:
-        stored = await table.stored() if self._trust_table else None
-        seen: Extents | None = None
+        checkpoint = await table.checkpoint() if self._trust_table else None
+        seen: OffsetRanges | None = None
         while True:
             async with self._turn:
-                stored, seen = await self._look(table, stored, seen)
+                checkpoint, seen = await self._look(table, checkpoint, seen)
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _look(
-        self, table: Table, stored: Checkpoint | None, seen: Extents | None
-    ) -> tuple[Checkpoint, Extents]:
+        self, table: Table, checkpoint: Checkpoint | None, seen: OffsetRanges | None
+    ) -> tuple[Checkpoint, OffsetRanges]:
         """Bring the table to what is visible now; up to where that is. `seen` is what the last
         look answered, None at the first one, when the table may be of other topics."""
         names = [self.place.topics.audit, self.place.topics.outcomes]
         recovery = Restore(self.place, table, self._history)
-        extents = await self._history.visible(names)
-        if stored is not None and (seen is None or _shrunk(seen, extents)):
-            why = await recovery.contradiction(stored, extents)
+        offset_ranges = await self._history.visible(names)
+        if checkpoint is not None and (seen is None or _shrunk(seen, offset_ranges)):
+            why = await recovery.contradiction(checkpoint, offset_ranges)
             if why is not None:
                 self._log.info("the standby's table is filled anew", reason=why)
-                stored = None
-        if stored is None:
-            stored = await self._fill(table)
-            seen, extents = None, await self._history.visible(names)
-        if extents != seen:
+                checkpoint = None
+        if checkpoint is None:
+            checkpoint = await self._restore(table)
+            seen, offset_ranges = None, await self._history.visible(names)
+        if offset_ranges != seen:
             # From where the last look ended, for what lies there may be markers alone.
             behind = (seen or {}).get
-            starts = zip(names, (stored.audit, stored.outcomes), strict=True)
+            starts = zip(names, (checkpoint.audit, checkpoint.outcomes), strict=True)
             self.lag = sum(
-                max(0, extents[name].end - max(at, behind(name, OffsetRange(0, 0)).end))
+                max(0, offset_ranges[name].end - max(at, behind(name, OffsetRange(0, 0)).end))
                 for name, at in starts
             )
-            await self._ask_what_to_forget(recovery, stored)
-            stored = await recovery.advance(
-                stored, extents, forget_before_ms=self._forget_before_ms
+            await self._ask_what_to_forget(recovery, checkpoint)
+            checkpoint = await recovery.advance(
+                checkpoint, offset_ranges, forget_before_ms=self._forget_before_ms
             )
         self.lag = 0
         if self.phase is not StandbyPhase.FOLLOWING:
             flows = await table.count_flows()
-            self._log.info("the standby follows", flows=flows, **stored.position._asdict())
+            self._log.info("the standby follows", flows=flows, **checkpoint.position._asdict())
         self.phase, self.error, self._failures = StandbyPhase.FOLLOWING, None, 0
-        return stored, extents
+        return checkpoint, offset_ranges
 
-    async def _fill(self, table: Table) -> Checkpoint:
-        self.phase = StandbyPhase.FILLING
+    async def _restore(self, table: Table) -> Checkpoint:
+        self.phase = StandbyPhase.RESTORING
         async with asyncio.timeout(SETTLE_TIMEOUT_S):
-            view = await still(self.place, self._history)
-        stored = await rebuild(self.place, table, view, from_audit=False)
+            view = await consistent_cut(self.place, self._history)
+        checkpoint = await rebuild(self.place, table, view, from_audit=False)
         self._trust_table = True
-        return stored
+        return checkpoint
 
-    async def _ask_what_to_forget(self, recovery: Restore, stored: Checkpoint) -> None:
+    async def _ask_what_to_forget(self, recovery: Restore, checkpoint: Checkpoint) -> None:
         """Answers that nobody can ask for any more go as they do at the owner's, or the ledger
         would grow for as long as we follow."""
         if self._monotonic() - self._forget_asked_at >= FORGET_EVERY_S:
             self._forget_before_ms = await recovery.asked_for_since_ms(
-                stored.position, stored.as_of_ms
+                checkpoint.position, checkpoint.as_of_ms
             )
             self._forget_asked_at = self._monotonic()
 
 
-def _shrunk(seen: Extents, extents: Extents) -> bool:
+def _shrunk(seen: OffsetRanges, offset_ranges: OffsetRanges) -> bool:
     """Whether a topic has lost something at either end, as one that was made anew."""
     return any(
-        extents[name].end < old.end or extents[name].start != old.start
+        offset_ranges[name].end < old.end or offset_ranges[name].start != old.start
         for name, old in seen.items()
     )

@@ -28,7 +28,7 @@ class Commands(NamedTuple):
     watermark."""
 
     decided: Callable[[], int]
-    in_hand: Callable[[], bool]
+    pending: Callable[[], bool]
     end: Callable[[], Awaitable[int]]
 
 
@@ -128,7 +128,7 @@ class StepTimers:
         if next_ms is None or next_ms >= now_ms or next_ms <= horizon.at_ms:
             return
         horizon.reached(commands.decided())
-        if next_ms <= horizon.at_ms or horizon.awaits_end or commands.in_hand():
+        if next_ms <= horizon.at_ms or horizon.awaits_end or commands.pending():
             return  # what is in hand moves it further, without a question
         horizon.ends(await commands.end(), now_ms)
         horizon.reached(commands.decided())
@@ -180,7 +180,7 @@ def _due_ms(row: StepRow | None, status: StepStatus) -> int | None:
     return None if row is None or row.step.status is not status else step_due_ms(row.step)
 
 
-def still_due(batch: WriteSet, key: Key, status: StepStatus, due_ms: int) -> bool:
+def is_due(batch: WriteSet, key: Key, status: StepStatus, due_ms: int) -> bool:
     """Whether the step that was due at `due_ms` still is, after `batch`."""
     if key not in batch.steps:
         return True

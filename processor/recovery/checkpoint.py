@@ -9,14 +9,14 @@ from processor.contract.state import CURSOR_PREFIX
 from processor.contract.values import SCHEMA_VERSION, parse_timestamp
 from processor.engine.batch import PartitionConfig, first_event_id
 from processor.engine.codec import Record
-from processor.engine.ports import LogReader, OffsetRange, Stuck
+from processor.engine.ports import LogReader, OffsetRange, OnHanging
 from processor.engine.rows import Position
 from processor.errors import CursorMissing, HistoryLost, WrittenByNewer
 
 TAIL: Final = 64
 """Offsets to look back for a topic's last record at first; the rest are markers."""
 
-Extents = Mapping[str, OffsetRange]
+OffsetRanges = Mapping[str, OffsetRange]
 
 
 class Cursor(NamedTuple):
@@ -46,38 +46,38 @@ def _read_back(place: PartitionConfig) -> list[str]:
 
 
 async def settled(
-    place: PartitionConfig, history: LogReader, stuck: Stuck | None = None
+    place: PartitionConfig, history: LogReader, on_hanging: OnHanging | None = None
 ) -> dict[str, OffsetRange]:
     """The extents of the three topics that a recovery reads, with no transaction open in them;
-    `stuck` as of `LogReader`."""
-    return await history.settled(_read_back(place), stuck)
+    `on_hanging` as of `LogReader`."""
+    return await history.settled(_read_back(place), on_hanging)
 
 
 async def whole(place: PartitionConfig, history: LogReader) -> bool:
     """Whether all that is visible of the three topics ends with the same transaction: of what is
     open, none has been committed on one topic and not on another."""
     topics = place.topics
-    extents = await history.visible(_read_back(place))
+    offset_ranges = await history.visible(_read_back(place))
     try:
-        cursor = await newest_cursor(place, history, extents)
-        position = (await stand(place, history, extents, cursor)).position
+        cursor = await newest_cursor(place, history, offset_ranges)
+        position = (await stand(place, history, offset_ranges, cursor)).position
     except (CursorMissing, HistoryLost):
         return False
     ends = {topics.commands: position.commands, topics.control: position.control}
-    newest = await _newest_decided(place, history, extents)
+    newest = await _newest_decided(place, history, offset_ranges)
     return all(offset < ends[topic] for topic, (offset, _) in newest.items())
 
 
 async def stand(
-    place: PartitionConfig, history: LogReader, extents: Extents, cursor: Cursor | None
+    place: PartitionConfig, history: LogReader, offset_ranges: OffsetRanges, cursor: Cursor | None
 ) -> PartitionCheckpoint:
     """Where the topics say that the partition stands, checked against each other.
 
     Raises CursorMissing or HistoryLost.
     """
     topics = place.topics
-    last_event = await last_record(history, topics.audit, extents[topics.audit])
-    last_outcome = await last_record(history, topics.outcomes, extents[topics.outcomes])
+    last_event = await last_record(history, topics.audit, offset_ranges[topics.audit])
+    last_outcome = await last_record(history, topics.outcomes, offset_ranges[topics.outcomes])
     if cursor is None:
         if last_event is not None or last_outcome is not None:
             raise CursorMissing(
@@ -115,12 +115,12 @@ def check_cursor(place: PartitionConfig, cursor: Position, follows: int) -> None
 
 
 async def newest_cursor(
-    place: PartitionConfig, history: LogReader, extents: Extents
+    place: PartitionConfig, history: LogReader, offset_ranges: OffsetRanges
 ) -> Cursor | None:
     """How far the partition is decided, as the newest transaction says. Raises WrittenByNewer."""
     key, state = f"{CURSOR_PREFIX}{place.partition}".encode(), place.topics.state
     record = await last_record(
-        history, state, extents[state], lambda record: record.key == key and record.value
+        history, state, offset_ranges[state], lambda record: record.key == key and record.value
     )
     if record is None:
         return None
@@ -134,8 +134,8 @@ async def newest_cursor(
 
 async def _beginning(place: PartitionConfig, history: LogReader) -> Position:
     """Where a partition starts that nobody has ever decided a command of."""
-    commands = await history.extent(place.topics.commands)
-    control = await history.extent(place.topics.control)
+    commands = await history.offset_range(place.topics.commands)
+    control = await history.offset_range(place.topics.control)
     return Position(commands.start, control.start, first_event_id(place.partition))
 
 
@@ -145,37 +145,37 @@ class Loss(NamedTuple):
 
     topic: str
     next: int
-    extent: OffsetRange
+    offset_range: OffsetRange
     sentence: str
 
 
 async def losses(
-    place: PartitionConfig, history: LogReader, extents: Extents, position: Position
+    place: PartitionConfig, history: LogReader, offset_ranges: OffsetRanges, position: Position
 ) -> list[Loss]:
     """What the source topics no longer hold, or hold no more."""
     topics = place.topics
-    newest = await _newest_decided(place, history, extents)
+    newest = await _newest_decided(place, history, offset_ranges)
     lost = []
     for topic, offset in (
         (topics.commands, position.commands),
         (topics.control, position.control),
     ):
-        extent = await history.extent(topic)
+        offset_range = await history.offset_range(topic)
         name = f"{topic} partition {place.partition}"
         decided = newest.get(topic)
-        if extent.start > offset:
+        if offset_range.start > offset:
             sentence = (
-                f"{name} begins at offset {extent.start}, but {offset} is next: what lies "
+                f"{name} begins at offset {offset_range.start}, but {offset} is next: what lies "
                 "between was removed before it was decided"
             )
-        elif extent.end < offset:
+        elif offset_range.end < offset:
             sentence = (
-                f"{name} ends at offset {extent.end}, but {offset} is next: the topic was "
+                f"{name} ends at offset {offset_range.end}, but {offset} is next: the topic was "
                 "truncated or made anew"
             )
         elif (
             decided is not None
-            and extent.start <= decided[0] < offset
+            and offset_range.start <= decided[0] < offset
             and await _is_another(history, topic, *decided)
         ):
             sentence = (
@@ -184,16 +184,16 @@ async def losses(
             )
         else:
             continue
-        lost.append(Loss(topic, offset, extent, sentence))
+        lost.append(Loss(topic, offset, offset_range, sentence))
     return lost
 
 
 async def _newest_decided(
-    place: PartitionConfig, history: LogReader, extents: Extents
+    place: PartitionConfig, history: LogReader, offset_ranges: OffsetRanges
 ) -> dict[str, tuple[int, int]]:
     """Offset and append time (ms) of the newest decided record of each source topic, as far as the
     newest answers name one."""
-    start, end = extents[place.topics.outcomes]
+    start, end = offset_ranges[place.topics.outcomes]
     found = {}
     async for records in history.read(place.topics.outcomes, max(start, end - TAIL), end):
         for record in records:
@@ -212,25 +212,25 @@ async def _is_another(history: LogReader, topic: str, offset: int, at_ms: int) -
 async def last_record(
     history: LogReader,
     topic: str,
-    extent: OffsetRange,
+    offset_range: OffsetRange,
     wanted: Callable[[Record], object] = lambda _: True,
 ) -> Record | None:
     """The last committed record that is `wanted`."""
-    records = await last_records(history, topic, extent, wanted)
+    records = await last_records(history, topic, offset_range, wanted)
     return records[-1] if records else None
 
 
 async def last_records(
     history: LogReader,
     topic: str,
-    extent: OffsetRange,
+    offset_range: OffsetRange,
     wanted: Callable[[Record], object] = lambda _: True,
 ) -> list[Record]:
     """The last one that is `wanted`, and those that were found with it, which are some 64 at most
     unless they lie far back: behind them there may be any number of markers and others."""
-    back, end = TAIL, extent.end
-    while end > extent.start:
-        start = max(extent.start, end - back)
+    back, end = TAIL, offset_range.end
+    while end > offset_range.start:
+        start = max(offset_range.start, end - back)
         found: list[Record] = []
         async for records in history.read(topic, start, end):
             found = [*found[-TAIL:], *filter(wanted, records)][-TAIL:]

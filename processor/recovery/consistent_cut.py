@@ -1,4 +1,4 @@
-"""Read a partition's topics as of the end of one transaction, while an owner goes on writing."""
+"""Read a partition's topics as of the end of one transaction, while a worker goes on writing."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
@@ -7,10 +7,10 @@ import orjson
 
 from processor.engine.batch import PartitionConfig
 from processor.engine.codec import Record
-from processor.engine.ports import LogReader, OffsetRange, Stuck
+from processor.engine.ports import LogReader, OffsetRange, OnHanging
 from processor.errors import TaskflowError
 from processor.recovery.checkpoint import (
-    Extents,
+    OffsetRanges,
     PartitionCheckpoint,
     last_record,
     newest_cursor,
@@ -28,37 +28,44 @@ class MovedOn(TaskflowError):
 
 
 class ConsistentCut:
-    """A partition's topics as they were at the end of one transaction; `heard` is told how many
-    records were read."""
+    """A partition's topics as they were at the end of one transaction; `on_read` is called with
+    how many records were read."""
 
     def __init__(
-        self, history: LogReader, extents: Extents, heard: Callable[[int], None] = lambda _: None
+        self,
+        history: LogReader,
+        offset_ranges: OffsetRanges,
+        on_read: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self.extents = extents
+        self.offset_ranges = offset_ranges
         self._history = history
-        self._heard = heard
+        self._on_read = on_read
 
     async def settled(
-        self, topics: Sequence[str], stuck: Stuck | None = None
+        self, topics: Sequence[str], on_hanging: OnHanging | None = None
     ) -> dict[str, OffsetRange]:
-        return {topic: self.extents[topic] for topic in topics}
+        return {topic: self.offset_ranges[topic] for topic in topics}
 
     async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
-        return {topic: self.extents[topic] for topic in topics}
+        return {topic: self.offset_ranges[topic] for topic in topics}
 
     async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         async for records in self._history.read(topic, start, end):
-            self._heard(len(records))
+            self._on_read(len(records))
             yield records
 
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
         found = await self._history.offset_at(topic, at_ms)
-        if found is not None and topic in self.extents and found >= self.extents[topic].end:
+        if (
+            found is not None
+            and topic in self.offset_ranges
+            and found >= self.offset_ranges[topic].end
+        ):
             return None
         return found
 
-    async def extent(self, topic: str) -> OffsetRange:
-        return await self._history.extent(topic)
+    async def offset_range(self, topic: str) -> OffsetRange:
+        return await self._history.offset_range(topic)
 
     async def stable_end(self, topic: str) -> int:
         return await self._history.stable_end(topic)
@@ -67,8 +74,8 @@ class ConsistentCut:
         await self._history.close()
 
 
-async def still(
-    place: PartitionConfig, history: LogReader, heard: Callable[[int], None] = lambda _: None
+async def consistent_cut(
+    place: PartitionConfig, history: LogReader, on_read: Callable[[int], None] = lambda _: None
 ) -> ConsistentCut:
     """The topics at the end of one transaction.
 
@@ -77,14 +84,14 @@ async def still(
     transactions, and the others where its newest cursor says.
     """
     for _ in range(AT_REST_TRIES):
-        extents = await settled(place, history)
-        if extents == await settled(place, history):
-            return ConsistentCut(history, extents, heard)
+        offset_ranges = await settled(place, history)
+        if offset_ranges == await settled(place, history):
+            return ConsistentCut(history, offset_ranges, on_read)
     topics = place.topics
     stable = await history.stable_end(topics.state)
     # Asked for later, so that they hold all that belongs to what is on `state` until there.
     after = await history.settled([topics.outcomes, topics.audit])
-    state = OffsetRange((await history.extent(topics.state)).start, stable)
+    state = OffsetRange((await history.offset_range(topics.state)).start, stable)
     cursor = await newest_cursor(place, history, {topics.state: state})
     if cursor is None:
         raise MovedOn(
@@ -96,7 +103,7 @@ async def still(
     def later_event(record: Record) -> bool:
         return bool(orjson.loads(record.value or b"")["id"] >= position.next_event_id)
 
-    def later_answer(record: Record) -> bool:
+    def later_outcome(record: Record) -> bool:
         source = orjson.loads(record.value or b"")["source"]
         decided = position.commands if source["topic"] == topics.commands else position.control
         return bool(source["offset"] >= decided)
@@ -104,19 +111,23 @@ async def still(
     cut = {
         topics.state: state,
         topics.audit: await _cut(history, topics.audit, after[topics.audit], later_event),
-        topics.outcomes: await _cut(history, topics.outcomes, after[topics.outcomes], later_answer),
+        topics.outcomes: await _cut(
+            history, topics.outcomes, after[topics.outcomes], later_outcome
+        ),
     }
-    return ConsistentCut(history, cut, heard)
+    return ConsistentCut(history, cut, on_read)
 
 
 async def _cut(
-    history: LogReader, topic: str, extent: OffsetRange, later: Callable[[Record], bool]
+    history: LogReader, topic: str, offset_range: OffsetRange, later: Callable[[Record], bool]
 ) -> OffsetRange:
-    """`extent` without the records at its end that are `later`."""
-    last = await last_record(history, topic, extent, lambda record: not later(record))
-    return OffsetRange(extent.start, extent.start if last is None else last.offset + 1)
+    """`offset_range` without the records at its end that are `later`."""
+    last = await last_record(history, topic, offset_range, lambda record: not later(record))
+    return OffsetRange(offset_range.start, offset_range.start if last is None else last.offset + 1)
 
 
 async def standing_of(place: PartitionConfig, view: ConsistentCut) -> PartitionCheckpoint:
     """Raises as a recovery does, except for what the source topics lost: that is no matter here."""
-    return await stand(place, view, view.extents, await newest_cursor(place, view, view.extents))
+    return await stand(
+        place, view, view.offset_ranges, await newest_cursor(place, view, view.offset_ranges)
+    )

@@ -32,7 +32,7 @@ class EventApplier:
         self,
         rows: Mapping[str, FlowRow],
         steps: Mapping[tuple[str, str], StepRow],
-        next_number: int,
+        next_row_number: int,
     ) -> None:
         """`rows` and `steps`: what the table has of the flows and steps that the records are
         about."""
@@ -41,7 +41,7 @@ class EventApplier:
         self._now: dict[str, FlowRow | None] = {}
         self._deleted: list[FlowRow] = []
         self._steps: dict[tuple[str, str], StepRow | None] = {}
-        self.next_number = next_number
+        self.next_row_number = next_row_number
 
     def row(self, flow_id: str) -> FlowRow | None:
         return self._now[flow_id] if flow_id in self._now else self._base.get(flow_id)
@@ -60,16 +60,16 @@ class EventApplier:
         """Take in what an event made of a flow, and of the `step` that it is about."""
         row = self._now.get(flow.id) or self._base.get(flow.id)
         if row is not None:
-            number = row.number
+            row_number = row.row_number
         else:
-            number = self.next_number
-            self.next_number += 1
+            row_number = self.next_row_number
+            self.next_row_number += 1
         totals = row.totals if row else NO_TOTALS
         if step is not None:
             at = (flow.id, step.step.run_id)
             totals = totals.after(self.step(at), step.step)
             self._steps[at] = step
-        self._now[flow.id] = FlowRow(flow, flow_doc(flow), last_event_id, chain, number, totals)
+        self._now[flow.id] = FlowRow(flow, flow_doc(flow), last_event_id, chain, row_number, totals)
 
     def remove(self, flow_id: str) -> None:
         base = self._base.pop(flow_id, None)

@@ -22,14 +22,14 @@ async def rebuild(
     """Fill `table` anew. Raises CursorMissing, HistoryLost or WrittenByNewer."""
     recovery = Restore(place, table, view)
     standing = await standing_of(place, view)
-    make = recovery.fold if from_audit else recovery.fill
-    return await make(view.extents, standing)
+    make = recovery.fold if from_audit else recovery.from_state
+    return await make(view.offset_ranges, standing)
 
 
 async def catch_up(place: PartitionConfig, table: Table, view: ConsistentCut) -> str | None:
     """Roll `table` forward to where `view` ends; why it cannot be, if so. Raises as `rebuild`."""
     position = (await standing_of(place, view)).position
-    return await Restore(place, table, view).roll_forward(view.extents, position)
+    return await Restore(place, table, view).catch_up(view.offset_ranges, position)
 
 
 class Difference(NamedTuple):

@@ -18,14 +18,14 @@ from processor.engine.ports import LogReader, Table, TransactionalProducer
 from processor.engine.rows import Position
 from processor.errors import TaskflowError
 from processor.recovery.checkpoint import (
-    Extents,
     Loss,
+    OffsetRanges,
     PartitionCheckpoint,
     last_record,
     losses,
     settled,
 )
-from processor.recovery.consistent_cut import ConsistentCut, MovedOn, standing_of, still
+from processor.recovery.consistent_cut import ConsistentCut, MovedOn, consistent_cut, standing_of
 from processor.recovery.restore import Restore
 
 PORTION_MAX_RECORDS: Final = 1_000
@@ -52,9 +52,9 @@ class Skip(NamedTuple):
 async def plan_skip(place: PartitionConfig, history: LogReader) -> Skip | None:
     """None if nothing is lost. Raises CursorMissing, HistoryLost or WrittenByNewer if something
     else has to be repaired first."""
-    view = await still(place, history)
+    view = await consistent_cut(place, history)
     was, _, first_unwritten = await standing_of(place, view)
-    lost = await losses(place, view, view.extents, was)
+    lost = await losses(place, view, view.offset_ranges, was)
     if not lost:
         return None
     to = was
@@ -70,20 +70,20 @@ async def _goes_on(place: PartitionConfig, view: ConsistentCut, loss: Loss) -> i
     Where the topic ends too early: behind all that is no newer than its last decided record. Of a
     topic that was cut, all that is left was decided; of one that was made anew, nothing was.
     """
-    if loss.extent.start > loss.next:
-        return loss.extent.start
+    if loss.offset_range.start > loss.next:
+        return loss.offset_range.start
     outcomes = place.topics.outcomes
     last = await last_record(
         view,
         outcomes,
-        view.extents[outcomes],
+        view.offset_ranges[outcomes],
         lambda record: orjson.loads(record.value or b"")["source"]["topic"] == loss.topic,
     )
     if last is None:
-        return loss.extent.start
+        return loss.offset_range.start
     at_ms = parse_timestamp(orjson.loads(last.value or b"")["at"])
     newer = await view.offset_at(loss.topic, at_ms + 1)
-    return min(loss.extent.end, await view.stable_end(loss.topic)) if newer is None else newer
+    return min(loss.offset_range.end, await view.stable_end(loss.topic)) if newer is None else newer
 
 
 async def skip(
@@ -95,7 +95,7 @@ async def skip(
     """Write the cursor that was agreed on. Raises MovedOn if it is not what would be planned now,
     once nobody else can write."""
 
-    async def still_to_do() -> bool:
+    async def needed() -> bool:
         now = await plan_skip(place, history)
         if now not in (None, agreed):
             raise MovedOn(
@@ -103,7 +103,7 @@ async def skip(
             )
         return now is not None
 
-    pen = _Pen(place, new_writer, still_to_do)
+    pen = _Pen(place, new_writer, needed)
     try:
         await pen.write([cursor_record(place.partition, agreed.to, agreed.first_unwritten)])
     finally:
@@ -112,17 +112,17 @@ async def skip(
 
 class _Pen:
     """Writes to `state` as the partition's owner, though a worker may fence us each time that it
-    tries to take the partition over. `still_to_do` is asked after each fence of ours."""
+    tries to take the partition over. `needed` is asked after each fence of ours."""
 
     def __init__(
         self,
         place: PartitionConfig,
         new_writer: Callable[[], TransactionalProducer],
-        still_to_do: Callable[[], Awaitable[bool]],
+        needed: Callable[[], Awaitable[bool]],
     ) -> None:
         self._state = place.topics.state
         self._new_writer = new_writer
-        self._still_to_do = still_to_do
+        self._needed = needed
         self._writer: TransactionalProducer | None = None
 
     async def write(self, records: Sequence[Outgoing]) -> None:
@@ -133,7 +133,7 @@ class _Pen:
                     self.drop()
                     self._writer = self._new_writer()
                     await self._writer.start()
-                    if not await self._still_to_do():
+                    if not await self._needed():
                         return
                 await self._writer.write({self._state: records})
                 return
@@ -159,7 +159,7 @@ class Restoration(NamedTuple):
     """What is to be written to `state`: as many snapshots as there are flows and steps in a table
     that was folded from `audit`, tombstones for keys that should be gone, and the cursor."""
 
-    extents: Extents
+    offset_ranges: OffsetRanges
     position: Position
     flows: int
     tombstones: list[bytes]
@@ -171,8 +171,8 @@ async def plan_restoration(
     """Folds `audit` into `table`, and looks for what `state` has too much; None if nothing was
     ever decided. Raises HistoryLost if `audit` does not hold all that ever happened."""
     topics = place.topics
-    last_event = await last_record(view, topics.audit, view.extents[topics.audit])
-    last_outcome = await last_record(view, topics.outcomes, view.extents[topics.outcomes])
+    last_event = await last_record(view, topics.audit, view.offset_ranges[topics.audit])
+    last_outcome = await last_record(view, topics.outcomes, view.offset_ranges[topics.outcomes])
     if last_event is None and last_outcome is None:
         return None
     follows = first_event_id(place.partition)
@@ -184,11 +184,11 @@ async def plan_restoration(
         follows,
     )
     await Restore(place, table, view).fold(
-        view.extents,
+        view.offset_ranges,
         PartitionCheckpoint(position, last_outcome, first_event_id(place.partition)),
     )
     tombstones = await _left_over(table, view, topics.state)
-    return Restoration(view.extents, position, await table.count_flows(), tombstones)
+    return Restoration(view.offset_ranges, position, await table.count_flows(), tombstones)
 
 
 async def _decided(place: PartitionConfig, view: ConsistentCut, topic: str) -> int:
@@ -201,18 +201,18 @@ async def _decided(place: PartitionConfig, view: ConsistentCut, topic: str) -> i
         last = await last_record(
             view,
             name,
-            view.extents[name],
+            view.offset_ranges[name],
             lambda record: orjson.loads(record.value or b"")["source"]["topic"] == topic,
         )
         if last is not None:
             found = max(found, orjson.loads(last.value or b"")["source"]["offset"] + 1)
-    return found or (await view.extent(topic)).start
+    return found or (await view.offset_range(topic)).start
 
 
 async def _left_over(table: Table, view: ConsistentCut, state: str) -> list[bytes]:
     """Keys with a value on `state` that `table` knows nothing of."""
     left: dict[bytes, None] = {}
-    async for records in view.read(state, *view.extents[state]):
+    async for records in view.read(state, *view.offset_ranges[state]):
         keys = {record.key or b"": record.value is not None for record in records}
         parts = {key: key.decode().partition("/") for key in keys}
         flows = await table.flows([flow_id for flow_id, slash, _ in parts.values() if not slash])
@@ -235,14 +235,14 @@ async def restore(
     new_writer: Callable[[], TransactionalProducer],
     plan: Restoration,
     snapshots: Iterable[Outgoing],
-    heard: Callable[[int], None] = lambda _: None,
+    on_read: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write `snapshots`, the tombstones, and the cursor last of all: a crash before it leaves a
     partition that still asks for this, and may be restored again. Raises MovedOn."""
 
-    async def still_to_do() -> bool:
+    async def needed() -> bool:
         now = await settled(place, history)
-        if any(now[name] != plan.extents[name] for name in (outcomes, audit)):
+        if any(now[name] != plan.offset_ranges[name] for name in (outcomes, audit)):
             raise MovedOn(
                 f"Partition {place.partition} was decided on meanwhile; stop its worker and ask "
                 "again."
@@ -251,11 +251,11 @@ async def restore(
 
     outcomes, audit = place.topics.outcomes, place.topics.audit
     gone = (Outgoing(key, None, ()) for key in plan.tombstones)
-    pen = _Pen(place, new_writer, still_to_do)
+    pen = _Pen(place, new_writer, needed)
     try:
         for some in _portions(chain(gone, snapshots)):
             await pen.write(some)
-            heard(len(some))
+            on_read(len(some))
         # Which work items were written stood there, too: the next owner writes those of all steps
         # that are still offered.
         first = first_event_id(place.partition)

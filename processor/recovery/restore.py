@@ -24,7 +24,7 @@ from processor.contract.topics import STATE
 from processor.domain.evolve import evolve, evolve_step
 from processor.engine.batch import PartitionConfig, first_event_id
 from processor.engine.codec import Record, fact_of, step_doc
-from processor.engine.ports import LogReader, OffsetRange, Stuck, Table
+from processor.engine.ports import LogReader, OffsetRange, OnHanging, Table
 from processor.engine.rows import (
     Changes,
     Checkpoint,
@@ -35,7 +35,7 @@ from processor.engine.rows import (
 )
 from processor.errors import HistoryLost, TableDistrusted, WrittenByNewer
 from processor.recovery.checkpoint import (
-    Extents,
+    OffsetRanges,
     PartitionCheckpoint,
     check_cursor,
     check_version,
@@ -48,9 +48,9 @@ from processor.recovery.checkpoint import (
 )
 from processor.recovery.event_applier import EventApplier, check_chain, step_of
 from processor.recovery.snapshot_reader import (
-    answer_of,
+    ledger_entry_of,
     newest_of_each,
-    take_answers,
+    take_ledger_entries,
     take_snapshots,
 )
 
@@ -77,7 +77,7 @@ class RestoreMethod(StrEnum):
     """What a recovery had to do to the table."""
 
     WARM = "rolled forward"
-    FILLED = "filled anew"
+    RESTORED = "filled anew"
 
 
 class Restore:
@@ -95,52 +95,58 @@ class Restore:
         self._history = history
         self._log = log.bind(partition=place.partition)
 
-    async def run(self, *, trust_table: bool = True, stuck: Stuck | None = None) -> Checkpoint:
-        """Bring the table to the end of the topics and answer how far that is; `stuck` as of
+    async def run(
+        self, *, trust_table: bool = True, on_hanging: OnHanging | None = None
+    ) -> Checkpoint:
+        """Bring the table to the end of the topics and answer how far that is; `on_hanging` as of
         `LogReader`.
 
         Raises CursorMissing, HistoryLost or WrittenByNewer, with the table as it was, if the topics
         contradict each other, no longer hold what comes next, or say what we cannot know.
         """
         place, history = self._place, self._history
-        extents = await settled(place, history, stuck)
-        cursor = await newest_cursor(place, history, extents)
+        offset_ranges = await settled(place, history, on_hanging)
+        cursor = await newest_cursor(place, history, offset_ranges)
         self.first_unwritten = (
             first_event_id(place.partition) if cursor is None else cursor.first_unwritten
         )
-        if cursor is not None and (lost := await losses(place, history, extents, cursor.position)):
+        if cursor is not None and (
+            lost := await losses(place, history, offset_ranges, cursor.position)
+        ):
             raise HistoryLost(
                 f"{'; '.join(one.sentence for one in lost)}. {self._repair('--skip-lost')} shows "
                 "what is lost and, if you accept it, lets the partition go on behind it."
             )
-        stored = await self._table.stored() if trust_table else None
-        if stored is not None and (
-            why := await self.contradiction(stored, extents, cursor and cursor.position)
+        checkpoint = await self._table.checkpoint() if trust_table else None
+        if checkpoint is not None and (
+            why := await self.contradiction(checkpoint, offset_ranges, cursor and cursor.position)
         ):
             self._log.warning("the table is filled anew", reason=why)
-            stored = None
-        if stored is None or cursor is None:
-            self.how = RestoreMethod.FILLED
-            return await self.fill(extents, await stand(place, history, extents, cursor))
-        await self._look_for_lost_state(extents[self._topics.state])
-        return await self._roll_forward(stored, extents, cursor.position)
+            checkpoint = None
+        if checkpoint is None or cursor is None:
+            self.how = RestoreMethod.RESTORED
+            return await self.from_state(
+                offset_ranges, await stand(place, history, offset_ranges, cursor)
+            )
+        await self._look_for_lost_state(offset_ranges[self._topics.state])
+        return await self._catch_up(checkpoint, offset_ranges, cursor.position)
 
-    async def roll_forward(self, extents: Extents, cursor: Position) -> str | None:
-        """Bring the table to the ends of `extents`, where the cursor says that the partition is;
-        why it cannot be, if so. Raises HistoryLost, TableDistrusted or WrittenByNewer."""
-        stored = await self._table.stored()
-        if stored is None:
+    async def catch_up(self, offset_ranges: OffsetRanges, cursor: Position) -> str | None:
+        """Bring the table to the ends of `offset_ranges`, where the cursor says that the partition
+        is; why it cannot be, if so. Raises HistoryLost, TableDistrusted or WrittenByNewer."""
+        checkpoint = await self._table.checkpoint()
+        if checkpoint is None:
             return "it is empty"
-        why = await self.contradiction(stored, extents, cursor)
+        why = await self.contradiction(checkpoint, offset_ranges, cursor)
         if why is None:
-            await self._roll_forward(stored, extents, cursor)
+            await self._catch_up(checkpoint, offset_ranges, cursor)
         return why
 
     def _repair(self, how: str) -> str:
         return repair(how, self._place.partition)
 
     async def contradiction(
-        self, stored: Checkpoint, extents: Extents, cursor: Position | None = None
+        self, checkpoint: Checkpoint, offset_ranges: OffsetRanges, cursor: Position | None = None
     ) -> str | None:
         """Why the table cannot be rolled forward; None if it can. Without a `cursor` it may be
         ahead of what is visible of `state`.
@@ -149,38 +155,40 @@ class Restore:
         what lies right before them must be what the table knows.
         """
         outcomes_topic = self._topics.outcomes
-        audit, outcomes = extents[self._topics.audit], extents[outcomes_topic]
-        if (stored.audit, stored.outcomes) == UNFINISHED:
+        audit, outcomes = offset_ranges[self._topics.audit], offset_ranges[outcomes_topic]
+        if (checkpoint.audit, checkpoint.outcomes) == UNFINISHED:
             return "its last filling did not come to an end"
         if cursor is not None and any(
-            ours > theirs for ours, theirs in zip(stored.position, cursor, strict=True)
+            ours > theirs for ours, theirs in zip(checkpoint.position, cursor, strict=True)
         ):
             # The table is written after the commit: a broker lost what it had acknowledged.
             return "it is ahead of the topics: they no longer hold what was committed last"
-        if not audit.start <= stored.audit <= audit.end:
+        if not audit.start <= checkpoint.audit <= audit.end:
             return "it does not meet the audit topic"
-        if not outcomes.start <= stored.outcomes <= outcomes.end:
+        if not outcomes.start <= checkpoint.outcomes <= outcomes.end:
             return "it does not meet the outcomes topic"
-        as_of_ms = stored.as_of_ms
+        as_of_ms = checkpoint.as_of_ms
         if not as_of_ms:  # nothing was answered by then
             first = await self._first(self._topics.outcomes, *outcomes)
             as_of_ms = 0 if first is None else first.timestamp
         too_late_ms = as_of_ms + TABLE_MAX_AGE_MS
         if as_of_ms and await self._history.offset_at(outcomes_topic, too_late_ms) is not None:
             return "it was away for too long"
-        if not await self._knows_events_before(OffsetRange(audit.start, stored.audit), stored):
+        if not await self._knows_events_before(
+            OffsetRange(audit.start, checkpoint.audit), checkpoint
+        ):
             return "its newest events are not those of the audit topic: it is of other topics"
-        if not await self._knows_answers_before(OffsetRange(outcomes.start, stored.outcomes)):
+        if not await self._knows_outcomes_before(OffsetRange(outcomes.start, checkpoint.outcomes)):
             return "its newest answers are not those of the outcomes topic: it is of other topics"
         return None
 
-    async def _knows_events_before(self, extent: OffsetRange, stored: Checkpoint) -> bool:
-        records = await last_records(self._history, self._topics.audit, extent)
+    async def _knows_events_before(self, offset_range: OffsetRange, checkpoint: Checkpoint) -> bool:
+        records = await last_records(self._history, self._topics.audit, offset_range)
         if not records:
             first = first_event_id(self._place.partition)
-            return extent.start > 0 or stored.position.next_event_id == first
+            return offset_range.start > 0 or checkpoint.position.next_event_id == first
         events = [orjson.loads(record.value or b"") for record in records]
-        if events[-1]["id"] != stored.position.next_event_id - 1:
+        if events[-1]["id"] != checkpoint.position.next_event_id - 1:
             return False
         newest = {
             event["flow_id"]: (event["id"], chain_of(record.headers), event["kind"])
@@ -196,11 +204,17 @@ class Restore:
                 return False
         return True
 
-    async def _knows_answers_before(self, extent: OffsetRange) -> bool:
-        records = await last_records(self._history, self._topics.outcomes, extent)
-        answers = map(answer_of, (orjson.loads(record.value or b"") for record in records))
-        newest = {answer.key: answer for answer in answers if answer is not None}
-        found = await self._table.recall(sorted(newest))
+    async def _knows_outcomes_before(self, offset_range: OffsetRange) -> bool:
+        records = await last_records(self._history, self._topics.outcomes, offset_range)
+        ledger_entries = map(
+            ledger_entry_of, (orjson.loads(record.value or b"") for record in records)
+        )
+        newest = {
+            ledger_entry.key: ledger_entry
+            for ledger_entry in ledger_entries
+            if ledger_entry is not None
+        }
+        found = await self._table.ledger_entries(sorted(newest))
         # Whoever answered without an event noted which one would have come next.
         return all(
             (row if row.event_count else row._replace(first_event_id=0)) == newest[key]
@@ -220,22 +234,26 @@ class Restore:
 
     # Rolling forward
 
-    async def _roll_forward(
-        self, stored: Checkpoint, extents: Extents, cursor: Position
+    async def _catch_up(
+        self, checkpoint: Checkpoint, offset_ranges: OffsetRanges, cursor: Position
     ) -> Checkpoint:
-        stored = await self.advance(stored, extents)
-        check_cursor(self._place, cursor, stored.position.next_event_id)
-        if stored.position != cursor:
+        checkpoint = await self.advance(checkpoint, offset_ranges)
+        check_cursor(self._place, cursor, checkpoint.position.next_event_id)
+        if checkpoint.position != cursor:
             # The cursor steps over markers, and over what somebody accepted as lost.
-            after = stored._replace(position=cursor)
-            await self._table.write(Changes(), before=stored, after=after)
-            stored = after
-        return stored
+            after = checkpoint._replace(position=cursor)
+            await self._table.write(Changes(), before=checkpoint, after=after)
+            checkpoint = after
+        return checkpoint
 
     async def advance(
-        self, stored: Checkpoint, extents: Extents, *, forget_before_ms: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        offset_ranges: OffsetRanges,
+        *,
+        forget_before_ms: int | None = None,
     ) -> Checkpoint:
-        """Fold the events and answers up to the ends of `extents` into the table, which
+        """Fold the events and answers up to the ends of `offset_ranges` into the table, which
         `contradiction` found to be of these topics; answers to commands older than
         `forget_before_ms` go. The two topics need not end at the same transaction: each goes on
         by itself from where it stands.
@@ -243,11 +261,11 @@ class Restore:
         Raises HistoryLost, TableDistrusted or WrittenByNewer.
         """
         audit, outcomes = self._topics.audit, self._topics.outcomes
-        number = await self._table.next_number()
-        async for records in self._history.read(audit, stored.audit, extents[audit].end):
+        row_number = await self._table.next_row_number()
+        async for records in self._history.read(audit, checkpoint.audit, offset_ranges[audit].end):
             for events in self._portions(records):
-                fold = await self._applier(events, number)
-                position = stored.position
+                fold = await self._applier(events, row_number)
+                position = checkpoint.position
                 for n, (record, event) in enumerate(events):
                     if n % AT_ONCE == 0:
                         await asyncio.sleep(0)
@@ -260,17 +278,19 @@ class Restore:
                             f"the table cannot be rolled forward by the event at offset "
                             f"{record.offset} of {audit} ({error}); it is filled anew"
                         ) from error
-                number = fold.next_number
-                after = stored._replace(position=position, audit=record.offset + 1)
-                await self._table.write(fold.changes(), before=stored, after=after)
-                stored = after
+                row_number = fold.next_row_number
+                after = checkpoint._replace(position=position, audit=record.offset + 1)
+                await self._table.write(fold.changes(), before=checkpoint, after=after)
+                checkpoint = after
             self.records += len(records)
-        async for records in self._history.read(outcomes, stored.outcomes, extents[outcomes].end):
-            stored = await self._remember(
-                records, stored, positions=True, forget_before_ms=forget_before_ms
+        async for records in self._history.read(
+            outcomes, checkpoint.outcomes, offset_ranges[outcomes].end
+        ):
+            checkpoint = await self._write_ledger(
+                records, checkpoint, positions=True, forget_before_ms=forget_before_ms
             )
             self.records += len(records)
-        return stored
+        return checkpoint
 
     def _portions(self, records: Sequence[Record]) -> Iterator[list[Event]]:
         """`records` with their events, in portions whose steps memory holds."""
@@ -307,25 +327,25 @@ class Restore:
             fold.put(flow, event["id"], chain_of(record.headers), step)
         return position._replace(next_event_id=event["id"] + 1)
 
-    async def _applier(self, events: Sequence[Event], next_number: int) -> EventApplier:
+    async def _applier(self, events: Sequence[Event], next_row_number: int) -> EventApplier:
         """One that knows what the table has of the flows, by the record keys, and of the steps that
         `events` are about."""
         ids = {(record.key or b"").decode().partition("/")[0] for record, _ in events}
         rows = await self._table.flows(sorted(ids))
         keys = {at for _, event in events if (at := step_of(event)) is not None}
         steps = await self._table.steps(sorted(keys)) if keys else {}
-        return EventApplier(rows, steps, next_number)
+        return EventApplier(rows, steps, next_row_number)
 
-    async def _remember(
+    async def _write_ledger(
         self,
         records: Sequence[Record],
-        stored: Checkpoint,
+        checkpoint: Checkpoint,
         *,
         positions: bool,
         forget_before_ms: int | None = None,
     ) -> Checkpoint:
-        remembered: dict[bytes, LedgerEntry] = {}
-        position = stored.position
+        ledger_entries: dict[bytes, LedgerEntry] = {}
+        position = checkpoint.position
         for n, record in enumerate(records):
             if n % AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -334,45 +354,51 @@ class Restore:
                 source = outcome["source"]
                 field = "commands" if source["topic"] == self._topics.commands else "control"
                 position = position._replace(**{field: source["offset"] + 1})
-            row = answer_of(outcome)
+            row = ledger_entry_of(outcome)
             if row is not None:
-                remembered[row.key] = row
+                ledger_entries[row.key] = row
         newest = records[-1]
-        after = Checkpoint(position, stored.audit, newest.offset + 1, newest.timestamp)
-        changes = Changes(remembered=list(remembered.values()), forget_before_ms=forget_before_ms)
-        await self._table.write(changes, before=stored, after=after)
+        after = Checkpoint(position, checkpoint.audit, newest.offset + 1, newest.timestamp)
+        changes = Changes(
+            ledger_entries=list(ledger_entries.values()), forget_before_ms=forget_before_ms
+        )
+        await self._table.write(changes, before=checkpoint, after=after)
         return after
 
     # Filling
 
-    async def fill(self, extents: Extents, standing: PartitionCheckpoint) -> Checkpoint:
+    async def from_state(
+        self, offset_ranges: OffsetRanges, standing: PartitionCheckpoint
+    ) -> Checkpoint:
         """Fill the table anew: flows and steps from `state`, answers from `outcomes`. It is worth
         nothing until that has come to its end: the position comes last."""
         state, outcomes = self._topics.state, self._topics.outcomes
-        await self._table.begin_filling(self._unfinished)
+        await self._table.begin_restore(self._unfinished)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        flows = await self._fill_from(state, *extents[state], take_snapshots)
-        filled = loop.time()
+        flows = await self._restore_topic(state, *offset_ranges[state], take_snapshots)
+        snapshots_at = loop.time()
         since = await self._ledger_start(standing)
-        answers = 0
+        ledger_entries = 0
         if since is not None:
-            answers = await self._fill_from(outcomes, since, extents[outcomes].end, take_answers)
-        stored = self._filled(extents, standing)
+            ledger_entries = await self._restore_topic(
+                outcomes, since, offset_ranges[outcomes].end, take_ledger_entries
+            )
+        checkpoint = self._restored(offset_ranges, standing)
         ends = loop.time()
-        await self._table.end_filling(stored)
+        await self._table.end_restore(checkpoint)
         self._log.info(
             "the table was filled from the state topic",
             flows=await self._table.count_flows(),
             snapshots=flows,
-            snapshots_s=round(filled - began, 3),
-            answers=answers,
-            answers_s=round(ends - filled, 3),
+            snapshots_s=round(snapshots_at - began, 3),
+            answers=ledger_entries,
+            answers_s=round(ends - snapshots_at, 3),
             indexes_s=round(loop.time() - ends, 3),
         )
-        return stored
+        return checkpoint
 
-    async def _fill_from(
+    async def _restore_topic(
         self,
         topic: str,
         start: int,
@@ -392,7 +418,7 @@ class Restore:
                     await asyncio.sleep(0)
                 if writing is not None:
                     await writing
-                writing = asyncio.ensure_future(self._table.fill(some))
+                writing = asyncio.ensure_future(self._table.restore(some))
         finally:
             if writing is not None:
                 await writing
@@ -402,31 +428,31 @@ class Restore:
     def _unfinished(self) -> Checkpoint:
         return Checkpoint(Position(0, 0, first_event_id(self._place.partition)), *UNFINISHED, 0)
 
-    def _filled(self, extents: Extents, standing: PartitionCheckpoint) -> Checkpoint:
+    def _restored(self, offset_ranges: OffsetRanges, standing: PartitionCheckpoint) -> Checkpoint:
         as_of_ms = standing.last_outcome.timestamp if standing.last_outcome else 0
-        audit, outcomes = extents[self._topics.audit], extents[self._topics.outcomes]
+        audit, outcomes = offset_ranges[self._topics.audit], offset_ranges[self._topics.outcomes]
         return Checkpoint(standing.position, audit.end, outcomes.end, as_of_ms)
 
-    async def fold(self, extents: Extents, standing: PartitionCheckpoint) -> Checkpoint:
+    async def fold(self, offset_ranges: OffsetRanges, standing: PartitionCheckpoint) -> Checkpoint:
         """Fill the table anew: flows and steps by folding `audit` from its first event on, each
         flow's chain verified; answers from `outcomes`.
 
         Raises HistoryLost if `audit` does not hold all that ever happened, as it was written.
         """
         audit = self._topics.audit
-        if extents[audit].start > 0:
+        if offset_ranges[audit].start > 0:
             raise HistoryLost(
                 f"{audit} partition {self._place.partition} begins at offset "
-                f"{extents[audit].start}: what happened before cannot be folded. "
+                f"{offset_ranges[audit].start}: what happened before cannot be folded. "
                 f"{self._repair('--from state')} needs only the present."
             )
-        stored: Checkpoint | None = None
-        number = 1
+        checkpoint: Checkpoint | None = None
+        row_number = 1
         position = Position(0, 0, first_event_id(self._place.partition))
         await self._table.clear()
-        async for records in self._history.read(audit, *extents[audit]):
+        async for records in self._history.read(audit, *offset_ranges[audit]):
             for events in self._portions(records):
-                fold = await self._applier(events, number)
+                fold = await self._applier(events, row_number)
                 for record, event in events:
                     try:
                         check_chain(fold, record)
@@ -439,28 +465,31 @@ class Restore:
                             f"{self._place.partition} cannot be folded ({error}). "
                             f"{self._repair('--from state')} needs only the present."
                         ) from error
-                number = fold.next_number
-                stored = await self._go_on_filling(fold.changes(), stored)
-        return await self._fill_up(extents, standing, stored)
+                row_number = fold.next_row_number
+                checkpoint = await self._write_unfinished(fold.changes(), checkpoint)
+        return await self._finish_fold(offset_ranges, standing, checkpoint)
 
-    async def _go_on_filling(self, changes: Changes, before: Checkpoint | None) -> Checkpoint:
+    async def _write_unfinished(self, changes: Changes, before: Checkpoint | None) -> Checkpoint:
         after = self._unfinished
         await self._table.write(changes, before=before, after=after)
         return after
 
-    async def _fill_up(
-        self, extents: Extents, standing: PartitionCheckpoint, stored: Checkpoint | None
+    async def _finish_fold(
+        self,
+        offset_ranges: OffsetRanges,
+        standing: PartitionCheckpoint,
+        checkpoint: Checkpoint | None,
     ) -> Checkpoint:
         """The answers, and then the position, which makes the table one that may be used."""
-        outcomes = extents[self._topics.outcomes]
+        outcomes = offset_ranges[self._topics.outcomes]
         since = await self._ledger_start(standing)
         if since is not None:
-            stored = stored or await self._go_on_filling(Changes(), None)
+            checkpoint = checkpoint or await self._write_unfinished(Changes(), None)
             async for records in self._history.read(self._topics.outcomes, since, outcomes.end):
-                stored = await self._remember(records, stored, positions=False)
-        filled = self._filled(extents, standing)
-        await self._table.write(Changes(), before=stored, after=filled)
-        return filled
+                checkpoint = await self._write_ledger(records, checkpoint, positions=False)
+        restored = self._restored(offset_ranges, standing)
+        await self._table.write(Changes(), before=checkpoint, after=restored)
+        return restored
 
     async def _ledger_start(self, standing: PartitionCheckpoint) -> int | None:
         """The offset on `outcomes` from which answers may still be asked for; None: none are."""
@@ -482,7 +511,7 @@ class Restore:
             (self._topics.control, position.control),
         ):
             # What lies in an open transaction is not waited for: LATE_MAX_MS covers it.
-            start = max(offset, (await self._history.extent(topic)).start)
+            start = max(offset, (await self._history.offset_range(topic)).start)
             first = await self._first(topic, start, await self._history.stable_end(topic))
             if first is not None:
                 oldest_ms = min(oldest_ms, first.timestamp)

@@ -29,7 +29,7 @@ TAIL_MAX_BYTES: Final = 90
 WAITING: Final = b'"status":"waiting"'
 
 
-def take_snapshots(records: Sequence[Record], filling: RestoreChunk) -> None:
+def take_snapshots(records: Sequence[Record], chunk: RestoreChunk) -> None:
     """What `records` say of flows and steps, each of them once.
 
     A million flows are read like this, so no model is made of them: whoever loads a row makes one,
@@ -42,13 +42,13 @@ def take_snapshots(records: Sequence[Record], filling: RestoreChunk) -> None:
             if key.startswith(CURSOR_KEY):
                 continue
             if value is None:
-                filling.steps_gone.append((flow_id, run_id))
+                chunk.steps_gone.append((flow_id, run_id))
             else:
-                filling.steps.append(_step_snapshot(flow_id, run_id, orjson.loads(value)["step"]))
+                chunk.steps.append(_step_snapshot(flow_id, run_id, orjson.loads(value)["step"]))
         elif value is None:
-            filling.flows_gone.append(flow_id)
+            chunk.flows_gone.append(flow_id)
         else:
-            filling.flows.append(_snapshot(flow_id, value))
+            chunk.flows.append(_snapshot(flow_id, value))
 
 
 def newest_of_each(records: Sequence[Record]) -> Sequence[Record]:
@@ -83,12 +83,14 @@ def _step_snapshot(flow_id: str, run_id: str, step: Mapping[str, Any]) -> StepSn
     return StepSnapshot(flow_id, run_id, status, parse_timestamp(due_at), input_bytes, doc)
 
 
-def take_answers(records: Sequence[Record], filling: RestoreChunk) -> None:
-    answers = (answer_of(orjson.loads(record.value or b"")) for record in records)
-    filling.remembered.extend(answer for answer in answers if answer is not None)
+def take_ledger_entries(records: Sequence[Record], chunk: RestoreChunk) -> None:
+    ledger_entries = (ledger_entry_of(orjson.loads(record.value or b"")) for record in records)
+    chunk.ledger_entries.extend(
+        ledger_entry for ledger_entry in ledger_entries if ledger_entry is not None
+    )
 
 
-def answer_of(outcome: Mapping[str, Any]) -> LedgerEntry | None:
+def ledger_entry_of(outcome: Mapping[str, Any]) -> LedgerEntry | None:
     """The ledger's row of an outcome; None if a resend would be decided anew."""
     if outcome["verdict"] not in (Verdict.ACCEPTED, Verdict.REJECTED) or outcome["dry_run"]:
         return None

@@ -20,15 +20,15 @@ Offer = tuple[Record, Mapping[str, Any], Any]
 
 
 async def unwritten_items(
-    reader: LogReader, table: Table, audit: str, extent: OffsetRange, *, first_event: int
+    reader: LogReader, table: Table, audit: str, offset_range: OffsetRange, *, first_event: int
 ) -> AsyncIterator[list[WorkRecord]]:
     """The work items of `first_event` and later ones whose steps are pending still, in order.
 
-    `extent` is what the topic `audit` holds, and `table` is level with its end. An offer that a
-    later one of the same step replaced is left out, as is one whose step was started or has ended.
+    `offset_range` is what the topic `audit` holds, and `table` is level with its end. An offer that
+    a later one of the same step replaced is left out, as is one whose step was started or ended.
     """
-    start = await _offset_of(reader, audit, extent, first_event)
-    async for records in reader.read(audit, start, extent.end):
+    start = await _offset_of(reader, audit, offset_range, first_event)
+    async for records in reader.read(audit, start, offset_range.end):
         newest: dict[tuple[str, str], Offer] = {}
         for record in records:
             event = orjson.loads(record.value or b"")
@@ -39,22 +39,24 @@ async def unwritten_items(
                     newest[at] = (record, event, execution)
         offers = list(newest.items())
         for n in range(0, len(offers), STEPS_AT_ONCE):
-            if items := await _still_offered(table, offers[n : n + STEPS_AT_ONCE]):
+            if items := await _offered_now(table, offers[n : n + STEPS_AT_ONCE]):
                 yield items
 
 
-async def _offset_of(reader: LogReader, audit: str, extent: OffsetRange, event_id: int) -> int:
+async def _offset_of(
+    reader: LogReader, audit: str, offset_range: OffsetRange, event_id: int
+) -> int:
     """An offset that no event from `event_id` on lies before, and few events lie behind."""
     back = LOOK_BACK
-    while extent.end - back > extent.start:
-        start = extent.end - back
-        async for records in reader.read(audit, start, extent.end):
+    while offset_range.end - back > offset_range.start:
+        start = offset_range.end - back
+        async for records in reader.read(audit, start, offset_range.end):
             newest = orjson.loads(records[0].value or b"")["id"]
             if newest <= event_id:
                 return start
             break
         back *= 8
-    return extent.start
+    return offset_range.start
 
 
 def _offered(event: Mapping[str, Any]) -> Any:
@@ -66,7 +68,7 @@ def _offered(event: Mapping[str, Any]) -> Any:
     return execution if offered else None
 
 
-async def _still_offered(
+async def _offered_now(
     table: Table, offers: Sequence[tuple[tuple[str, str], Offer]]
 ) -> list[WorkRecord]:
     rows = await table.steps([at for at, _ in offers])

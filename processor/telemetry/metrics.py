@@ -121,13 +121,13 @@ class Metrics(Exposed):
         self._cached = Gauge(
             "taskflow_cached_flows", "Flows kept in memory", ("partition",), registry=registry
         )
-        self._in_hand = Gauge(
+        self._pending_records = Gauge(
             "taskflow_in_hand_records",
             "Records that were fetched and are not decided yet",
             ("partition",),
             registry=registry,
         )
-        self._in_hand_bytes = Gauge(
+        self._pending_bytes = Gauge(
             "taskflow_in_hand_bytes",
             "Their keys and values",
             ("partition",),
@@ -215,16 +215,16 @@ class Metrics(Exposed):
         lag: Callable[[], float],
         table_bytes: Callable[[], float],
         cached: Callable[[], float],
-        in_hand: Callable[[], float],
-        in_hand_bytes: Callable[[], float],
+        pending_records: Callable[[], float],
+        pending_bytes: Callable[[], float],
     ) -> None:
         """Read these of a partition whenever somebody asks."""
         label = str(partition)
         self._lag.labels(label).set_function(lag)
         self._table_bytes.labels(label).set_function(table_bytes)
         self._cached.labels(label).set_function(cached)
-        self._in_hand.labels(label).set_function(in_hand)
-        self._in_hand_bytes.labels(label).set_function(in_hand_bytes)
+        self._pending_records.labels(label).set_function(pending_records)
+        self._pending_bytes.labels(label).set_function(pending_bytes)
 
     def watch_timers(
         self, partition: int, *, armed: Callable[[], float], due: Callable[[], float]
@@ -250,7 +250,13 @@ class Metrics(Exposed):
 
     def unwatch(self, partition: int) -> None:
         for gauge in (
-            *(self._lag, self._table_bytes, self._cached, self._in_hand, self._in_hand_bytes),
+            *(
+                self._lag,
+                self._table_bytes,
+                self._cached,
+                self._pending_records,
+                self._pending_bytes,
+            ),
             *(self._armed, self._due),
             *(self._steps_pending, self._steps_running, self._work_items_waiting),
         ):

@@ -93,18 +93,18 @@ async def run_worker(
         readers = _standby_readers(settings)
         turn = asyncio.Lock()
 
-        def new_follower(partition: int) -> StandbyReplica:
-            return _follower(settings, partition, readers, turn, metrics)
+        def new_standby(partition: int) -> StandbyReplica:
+            return _standby(settings, partition, readers, turn, metrics)
 
         worker = Worker(
             lambda assigned, revoked: _member(settings, kit, assigned, revoked),
-            lambda partition, member: _owner(
+            lambda partition, member: _processor(
                 settings, kit, partition, member, forwarder, work_items, metrics, traces
             ),
             metrics=metrics,
             flow_cache_bytes=settings.flow_cache_bytes,
             watchdog_timeout_s=settings.watchdog_timeout_ms / 1000,
-            new_follower=new_follower if settings.standby else None,
+            new_standby=new_standby if settings.standby else None,
             partitions=settings.partitions,
         )
 
@@ -178,9 +178,9 @@ def _member(
 ) -> Member:
     topics = Topics(settings.topic_prefix)
 
-    def heard(numbers: frozenset[int]) -> None:
-        if (highest := max(numbers, default=0)) < settings.partitions:
-            assigned(numbers)
+    def on_assigned(partitions: frozenset[int]) -> None:
+        if (highest := max(partitions, default=0)) < settings.partitions:
+            assigned(partitions)
             return
         member.refused = layout_changed(topics.commands, highest + 1, settings)
         member.failed.set()
@@ -191,7 +191,7 @@ def _member(
         group_id=settings.group_id,
         instance_id=settings.instance_id,
         session_timeout_ms=settings.session_timeout_ms,
-        on_assigned=heard,
+        on_assigned=on_assigned,
         on_revoked=revoked,
     )
     return member if kit is None else kit.member(member)
@@ -235,7 +235,7 @@ def _standby_readers(settings: Settings) -> LogReaders:
     return LogReaders(connection_options(settings, "standby"), topics=topics)
 
 
-def _follower(
+def _standby(
     settings: Settings, partition: int, readers: LogReaders, turn: asyncio.Lock, metrics: Metrics
 ) -> StandbyReplica:
     return StandbyReplica(
@@ -252,7 +252,7 @@ def _follower(
     )
 
 
-def _owner(
+def _processor(
     settings: Settings,
     kit: "FailpointWrappers | None",
     partition: int,
@@ -281,13 +281,13 @@ def _owner(
             partition,
             topics=[name for name, _ in topics],
             stall_timeout_s=settings.watchdog_timeout_ms / 1000,
-            tell=waits,
+            on_wait=waits,
         )
 
     def waits(sentence: str | None) -> None:
-        owner.waits = sentence
+        processor.waits = sentence
 
-    owner = PartitionProcessor(
+    processor = PartitionProcessor(
         _place(settings, partition),
         source=member if kit is None else kit.source(member),
         forwarder=forwarder,
@@ -300,4 +300,4 @@ def _owner(
         batch_max_records=settings.batch_max_records,
         cache_bytes=settings.flow_cache_bytes // settings.partitions,
     )
-    return owner
+    return processor

@@ -41,24 +41,24 @@ class Member(GroupConsumer, Protocol):
 
 Join = Callable[[Callable[[frozenset[int]], None], Callable[[], Any]], Member]
 """Makes a member from what hears of assignments and of revocations."""
-NewOwner = Callable[[int, Member], PartitionProcessor]
-NewFollower = Callable[[int], StandbyReplica]
+NewProcessor = Callable[[int, Member], PartitionProcessor]
+NewStandby = Callable[[int], StandbyReplica]
 
 
 @dataclass(slots=True)
-class _Owned:
-    owner: PartitionProcessor
+class _ProcessorTask:
+    processor: PartitionProcessor
     task: asyncio.Task[None]
 
 
 @dataclass(slots=True)
-class _Followed:
-    follower: StandbyReplica
+class _StandbyTask:
+    standby: StandbyReplica
     task: asyncio.Task[None]
 
 
 @dataclass(slots=True)
-class _Stillness:
+class _Stall:
     """Since when a partition with work has stood still."""
 
     progressed_at: float
@@ -68,9 +68,9 @@ class _Stillness:
 class Worker:
     """Runs until `stop` is set; whatever fails is begun anew.
 
-    `new_owner` makes the owner of a partition; `flow_cache_bytes` is shared by those that are
+    `new_processor` makes the owner of a partition; `flow_cache_bytes` is shared by those that are
     owned; without progress for `watchdog_timeout_s` although there is work, the consumer is
-    replaced. `new_follower` makes what follows a partition that is another's; None: nothing does.
+    replaced. `new_standby` makes what follows a partition that is another's; None: nothing does.
     `partitions`: how many there are to be followed.
 
     A partition's table has one user at a time: an owner or a follower begins once whoever was
@@ -80,31 +80,31 @@ class Worker:
     def __init__(
         self,
         join: Join,
-        new_owner: NewOwner,
+        new_processor: NewProcessor,
         *,
         metrics: Metrics,
         flow_cache_bytes: int,
         watchdog_timeout_s: float,
-        new_follower: NewFollower | None = None,
+        new_standby: NewStandby | None = None,
         partitions: int = 0,
     ) -> None:
         self._join = join
-        self._new_owner = new_owner
+        self._new_processor = new_processor
         self._flow_cache_bytes = flow_cache_bytes
         self._watchdog_timeout_s = watchdog_timeout_s
-        self._new_follower = new_follower
+        self._new_standby = new_standby
         self._partitions = partitions
-        self._owned: dict[int, _Owned] = {}
-        self._followed: dict[int, _Followed] = {}
+        self._processors: dict[int, _ProcessorTask] = {}
+        self._standbys: dict[int, _StandbyTask] = {}
         self._leaving: dict[int, asyncio.Task[None]] = {}
         self._member: Member | None = None
         self._joined = asyncio.Event()
         metrics.show(
-            owned=lambda: len(self._owned),
+            owned=lambda: len(self._processors),
             ready=lambda: sum(
-                o.owner.phase is PartitionPhase.RUNNING for o in self._owned.values()
+                o.processor.phase is PartitionPhase.RUNNING for o in self._processors.values()
             ),
-            standby=lambda: len(self._followed),
+            standby=lambda: len(self._standbys),
         )
 
     # What is seen from outside
@@ -113,7 +113,7 @@ class Worker:
     def ready(self) -> bool:
         """Whether the group has spoken and all that it gave us is running."""
         return self._joined.is_set() and all(
-            owned.owner.phase is PartitionPhase.RUNNING for owned in self._owned.values()
+            taken.processor.phase is PartitionPhase.RUNNING for taken in self._processors.values()
         )
 
     def report(self) -> dict[str, Any]:
@@ -122,21 +122,21 @@ class Worker:
             "ready": self.ready,
             "joined": self._joined.is_set(),
             "partitions": {
-                str(number): {
-                    "phase": owned.owner.phase,
-                    "lag": owned.owner.lag,
-                    "error": owned.owner.error,
-                    "waits": owned.owner.waits,
+                str(partition): {
+                    "phase": taken.processor.phase,
+                    "lag": taken.processor.lag,
+                    "error": taken.processor.error,
+                    "waits": taken.processor.waits,
                 }
-                for number, owned in sorted(self._owned.items())
+                for partition, taken in sorted(self._processors.items())
             },
             "standby": {
-                str(number): {
-                    "phase": followed.follower.phase,
-                    "lag": followed.follower.lag,
-                    "error": followed.follower.error,
+                str(partition): {
+                    "phase": following.standby.phase,
+                    "lag": following.standby.lag,
+                    "error": following.standby.error,
                 }
-                for number, followed in sorted(self._followed.items())
+                for partition, following in sorted(self._standbys.items())
             },
         }
 
@@ -151,7 +151,7 @@ class Worker:
     def renew(self) -> None:
         """Begin anew what does not run, instead of when its back-off ends: what it waited for is
         there."""
-        if self._member is not None and not (self.ready and self._owned):
+        if self._member is not None and not (self.ready and self._processors):
             self._member.failed.set()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -162,8 +162,8 @@ class Worker:
         try:
             await self._run(stop)
         finally:
-            for number in list(self._followed):
-                self._stop_following(number)
+            for partition in list(self._standbys):
+                self._stop_standby(partition)
             await asyncio.gather(*self._leaving.values(), return_exceptions=True)
 
     async def _run(self, stop: asyncio.Event) -> None:
@@ -171,7 +171,7 @@ class Worker:
             member = self._member = self._new_member()
             try:
                 await member.start()
-                await self._until_stopped_or_stuck(member, stop)
+                await self._until_stopped_or_stalled(member, stop)
             except Exception as error:
                 log.error("the consumer failed and is started anew", error=repr(error))
             finally:
@@ -187,9 +187,9 @@ class Worker:
         owner begun for it would stand in the way of the next one's, with a consumer that is gone.
         """
 
-        def assigned(numbers: frozenset[int]) -> None:
+        def assigned(partitions: frozenset[int]) -> None:
             if member is self._member:
-                self._assigned(numbers)
+                self._assigned(partitions)
 
         async def revoked() -> None:
             if member is self._member:
@@ -200,16 +200,16 @@ class Worker:
 
     async def _leave(self, member: Member) -> None:
         self._member = None
-        for number in list(self._owned):
-            self._give_up(number)
+        for partition in list(self._processors):
+            self._give_up(partition)
         await asyncio.gather(*self._leaving.values(), return_exceptions=True)
         await member.stop(timeout_s=1.0)
 
-    async def _until_stopped_or_stuck(self, member: Member, stop: asyncio.Event) -> None:
+    async def _until_stopped_or_stalled(self, member: Member, stop: asyncio.Event) -> None:
         ends = {
             asyncio.create_task(stop.wait()): "",
             asyncio.create_task(member.failed.wait()): "the consumer failed and is started anew",
-            asyncio.create_task(self._stuck(member)): "the consumer is stuck and is started anew",
+            asyncio.create_task(self._stalled(member)): "the consumer is stuck and is started anew",
         }
         try:
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -220,122 +220,126 @@ class Worker:
         finally:
             await end_tasks(*ends)
 
-    async def _stuck(self, member: Member) -> None:
+    async def _stalled(self, member: Member) -> None:
         """Return once a running partition holds work that has not moved for the watchdog's time,
         or nobody has answered for so long.
 
         The broker is asked: a consumer that no longer fetches does not know what it misses.
         """
-        still: dict[int, _Stillness] = {}
-        answered = time.monotonic()
+        stalls: dict[int, _Stall] = {}
+        replied_at = time.monotonic()
         while True:
             await asyncio.sleep(self._watchdog_timeout_s / 5)
             running = {
-                n: o.owner
-                for n, o in self._owned.items()
-                if o.owner.phase is PartitionPhase.RUNNING
+                n: o.processor
+                for n, o in self._processors.items()
+                if o.processor.phase is PartitionPhase.RUNNING
             }
             try:
                 async with asyncio.timeout(self._watchdog_timeout_s / 5):
                     undone = await member.undone(running)
             except Exception as error:
                 log.warning("the watchdog got no answer from the broker", error=repr(error))
-                if time.monotonic() - answered > self._watchdog_timeout_s:
+                if time.monotonic() - replied_at > self._watchdog_timeout_s:
                     return
                 continue
-            answered = time.monotonic()
-            for number in set(still) - undone:
-                del still[number]
-            for number in undone & running.keys():
-                progressed_at = running[number].progressed_at
-                seen = still.get(number)
+            replied_at = time.monotonic()
+            for partition in set(stalls) - undone:
+                del stalls[partition]
+            for partition in undone & running.keys():
+                progressed_at = running[partition].progressed_at
+                seen = stalls.get(partition)
                 if seen is None or seen.progressed_at != progressed_at:
-                    still[number] = _Stillness(progressed_at)
+                    stalls[partition] = _Stall(progressed_at)
                 elif time.monotonic() - seen.since > self._watchdog_timeout_s:
                     return
 
     # What the group says
 
-    def _assigned(self, numbers: frozenset[int]) -> None:
-        log.info("the group has assigned partitions", partitions=sorted(numbers))
-        for number in self._owned.keys() - numbers:
-            self._give_up(number)
-        for number in numbers - self._owned.keys():
-            self._take(number)
-        for owned in self._owned.values():
-            owned.owner.cache.limit_bytes = self._flow_cache_bytes // len(self._owned)
-            owned.owner.neighbours = len(self._owned)
+    def _assigned(self, partitions: frozenset[int]) -> None:
+        log.info("the group has assigned partitions", partitions=sorted(partitions))
+        for partition in self._processors.keys() - partitions:
+            self._give_up(partition)
+        for partition in partitions - self._processors.keys():
+            self._take(partition)
+        for taken in self._processors.values():
+            taken.processor.cache.limit_bytes = self._flow_cache_bytes // len(self._processors)
+            taken.processor.neighbours = len(self._processors)
         self._joined.set()
-        for number in range(self._partitions):
-            self._stand_by(number)
+        for partition in range(self._partitions):
+            self._stand_by(partition)
 
     async def _revoked(self) -> None:
         """Let the batches in hand finish before the group goes on without us."""
-        idle = [asyncio.ensure_future(owned.owner.idle()) for owned in self._owned.values()]
+        idle = [
+            asyncio.ensure_future(taken.processor.idle()) for taken in self._processors.values()
+        ]
         if idle:
             try:
                 await asyncio.wait(idle, timeout=REVOKE_TIMEOUT_S)
             finally:
                 await end_tasks(*idle)
 
-    def _take(self, number: int) -> None:
+    def _take(self, partition: int) -> None:
         member = self._member
         assert member is not None, "only a member is assigned partitions"
-        self._stop_following(number)
-        owner = self._new_owner(number, member)
-        earlier = self._leaving.get(number)
+        self._stop_standby(partition)
+        processor = self._new_processor(partition, member)
+        earlier = self._leaving.get(partition)
 
         async def own() -> None:
             if earlier is not None:
                 await asyncio.wait([earlier])  # which, unlike a gather, passes no cancellation on
-            await owner.run()
+            await processor.run()
 
-        self._owned[number] = _Owned(owner, asyncio.create_task(own(), name=f"owner-{number}"))
+        self._processors[partition] = _ProcessorTask(
+            processor, asyncio.create_task(own(), name=f"owner-{partition}")
+        )
 
-    def _give_up(self, number: int) -> None:
-        owned = self._owned.pop(number)
-        owned.owner.release()
-        earlier = self._leaving.get(number)
-        task = asyncio.create_task(_end(owned, earlier), name=f"leaving-{number}")
-        self._leaving[number] = task
-        task.add_done_callback(lambda _: self._left(number, task))
+    def _give_up(self, partition: int) -> None:
+        taken = self._processors.pop(partition)
+        taken.processor.release()
+        earlier = self._leaving.get(partition)
+        task = asyncio.create_task(_end(taken, earlier), name=f"leaving-{partition}")
+        self._leaving[partition] = task
+        task.add_done_callback(lambda _: self._left(partition, task))
 
-    def _left(self, number: int, task: asyncio.Task[None]) -> None:
-        if self._leaving.get(number) is task:
-            del self._leaving[number]
-            self._stand_by(number)
+    def _left(self, partition: int, task: asyncio.Task[None]) -> None:
+        if self._leaving.get(partition) is task:
+            del self._leaving[partition]
+            self._stand_by(partition)
 
     # Partitions of others
 
-    def _stand_by(self, number: int) -> None:
+    def _stand_by(self, partition: int) -> None:
         """Follow the partition, unless somebody in this worker has it. Not before the group has
         spoken: what it gives us is filled by its owner."""
         if (
-            self._new_follower is None
+            self._new_standby is None
             or not self._joined.is_set()
-            or any(number in some for some in (self._owned, self._leaving, self._followed))
+            or any(partition in some for some in (self._processors, self._leaving, self._standbys))
         ):
             return
-        follower = self._new_follower(number)
-        task = asyncio.create_task(follower.run(), name=f"standby-{number}")
-        self._followed[number] = _Followed(follower, task)
+        standby = self._new_standby(partition)
+        task = asyncio.create_task(standby.run(), name=f"standby-{partition}")
+        self._standbys[partition] = _StandbyTask(standby, task)
 
-    def _stop_following(self, number: int) -> None:
+    def _stop_standby(self, partition: int) -> None:
         """Whoever takes the partition waits until its table is closed."""
-        followed = self._followed.pop(number, None)
-        if followed is not None:
-            task = asyncio.create_task(_cancelled(followed.task), name=f"leaving-{number}")
-            self._leaving[number] = task
-            task.add_done_callback(lambda _: self._left(number, task))
+        following = self._standbys.pop(partition, None)
+        if following is not None:
+            task = asyncio.create_task(_cancelled(following.task), name=f"leaving-{partition}")
+            self._leaving[partition] = task
+            task.add_done_callback(lambda _: self._left(partition, task))
 
 
-async def _end(owned: _Owned, earlier: asyncio.Task[None] | None) -> None:
+async def _end(taken: _ProcessorTask, earlier: asyncio.Task[None] | None) -> None:
     """Wait for the batch in hand of a released owner, and for whoever owned before and may not
     have ended either."""
     with suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_TIMEOUT_S):
-            await owned.owner.idle()
-    await _cancelled(owned.task)
+            await taken.processor.idle()
+    await _cancelled(taken.task)
     if earlier is not None:
         await asyncio.wait([earlier])
 

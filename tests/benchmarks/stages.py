@@ -108,8 +108,8 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
     cache = FlowCache(256 * 2**20)
     producer: Any = _Producer(compression)
     position = Position(0, 0, first_event_id(PLACE.partition))
-    stored: Checkpoint | None = None
-    next_number = 1
+    checkpoint: Checkpoint | None = None
+    next_row_number = 1
     for start in range(0, len(records), BATCH):
         some = records[start : start + BATCH]
         updating = start >= 2 * FLOWS
@@ -121,9 +121,9 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
             flows = cache.find(needed.flows)
             memory = LoadedState(flows={flow_id: flows.get(flow_id) for flow_id in needed.flows})
         with costs_of.stage("recall: table"):
-            memory.ledger = await table.recall(needed.ledger)
+            memory.ledger = await table.ledger_entries(needed.ledger)
         with costs_of.stage("decide and encode"):
-            handler = CommandHandler(PLACE, memory, position, next_number=next_number)
+            handler = CommandHandler(PLACE, memory, position, next_row_number=next_row_number)
             for at in range(0, BATCH, 50):
                 handler.add(items[at : at + 50])
         with costs_of.stage("settle"):
@@ -142,11 +142,11 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
         batch.changes.forget_before_ms = APPENDED_AT_MS - 1
         after = Checkpoint(batch.position, start, start, batch.newest_ms)
         with costs_of.stage("write the table"):
-            await table.write(batch.changes, before=stored, after=after)
+            await table.write(batch.changes, before=checkpoint, after=after)
         with costs_of.stage("cache"):
             cache.put(batch.flows)
-        position, stored = batch.position, after
-        next_number += len(batch.changes.inserted)
+        position, checkpoint = batch.position, after
+        next_row_number += len(batch.changes.inserted)
 
 
 async def measure(runs: int = 3) -> dict[str, Cost]:

@@ -76,7 +76,7 @@ def resumed(row: FlowRow) -> FlowRow:
 
 
 def finished(row: FlowRow) -> FlowRow:
-    at = instant(NOON_MS + row.number)
+    at = instant(NOON_MS + row.row_number)
     return changed(row, status=FlowStatus.FINISHED, updated_at=at)
 
 
@@ -135,20 +135,20 @@ async def timed(name: str, calls: list[Callable[[], Awaitable[object]]], rows: i
 
 async def measure(table: FlowTable, first: int, repeats: int) -> None:
     bench = Bench(table)
-    bench.position = await table.stored()
+    bench.position = await table.checkpoint()
     batches = [range(first + i * BATCH, first + (i + 1) * BATCH) for i in range(repeats)]
     inserts = [Changes(inserted=[flow_row(n, 0) for n in batch]) for batch in batches]
     updates = [
         Changes(updated=[(flow_row(n, 0), flow_row(n, 1)) for n in batch]) for batch in batches
     ]
-    answers = [Changes(remembered=[answer(n) for n in batch]) for batch in batches]
+    answers = [Changes(ledger_entries=[answer(n) for n in batch]) for batch in batches]
     ids = [[uuid(n) for n in batch] for batch in batches]
     unknown = [[answer(n + 10**6).key for n in batch] for batch in batches]
     known = [[answer(n).key for n in batch] for batch in batches]
     all_of = [
         Changes(
             updated=[(flow_row(n, 1), flow_row(n, 2)) for n in batch],
-            remembered=[answer(n + 10**7) for n in batch],
+            ledger_entries=[answer(n + 10**7) for n in batch],
             forget_before_ms=1_795_000_000_000,
         )
         for batch in batches
@@ -158,24 +158,24 @@ async def measure(table: FlowTable, first: int, repeats: int) -> None:
     await timed("remember answers", [lambda c=c: bench.write(c) for c in answers], BATCH)  # type: ignore[misc]
     await timed("update, remember, forget", [lambda c=c: bench.write(c) for c in all_of], BATCH)  # type: ignore[misc]
     await timed("load flows", [lambda i=i: table.flows(i) for i in ids], BATCH)  # type: ignore[misc]
-    await timed("recall, none known", [lambda k=k: table.recall(k) for k in unknown], BATCH)  # type: ignore[misc]
-    await timed("recall, all known", [lambda k=k: table.recall(k) for k in known], BATCH)  # type: ignore[misc]
+    await timed("recall, none known", [lambda k=k: table.ledger_entries(k) for k in unknown], BATCH)  # type: ignore[misc]
+    await timed("recall, all known", [lambda k=k: table.ledger_entries(k) for k in known], BATCH)  # type: ignore[misc]
     await timed("untouched", [table.untouched for _ in batches], 1)
 
 
 async def measure_busy(table: FlowTable, repeats: int) -> None:
     """The one call per batch: it writes what the first BATCH flows and their answers become."""
     bench = Bench(table)
-    bench.position = await table.stored()
+    bench.position = await table.checkpoint()
     ids = [uuid(n) for n in range(1, BATCH + 1)]
     batches = []
     old = list((await table.flows(ids)).values())
     for _ in range(repeats):
-        new = [flow_row(row.number, row.flow.revision + 1) for row in old]
+        new = [flow_row(row.row_number, row.flow.revision + 1) for row in old]
         answers = [answer(row.last_event_id) for row in new]
         batches.append(
             Changes(
-                updated=list(zip(old, new, strict=True)), remembered=answers, forget_before_ms=0
+                updated=list(zip(old, new, strict=True)), ledger_entries=answers, forget_before_ms=0
             )
         )
         old = new
@@ -203,7 +203,7 @@ async def ledger_bytes(directory: Path, rows: int) -> None:
     async with open_table(path, partition=3, prefix="ledger", partitions=4) as table:
         bench = Bench(table)
         for start in range(0, rows, 10_000):
-            await bench.write(Changes(remembered=[answer(start + i) for i in range(10_000)]))
+            await bench.write(Changes(ledger_entries=[answer(start + i) for i in range(10_000)]))
     with closing(connect(path)) as db:
         pages, size = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("page_count", "page_size"))
     print(f"ledger of {rows} accepted answers: {pages * size / rows:.0f} bytes a row")
@@ -236,22 +236,25 @@ async def many_waits(count: int) -> None:
             print(f"  open: {(time.perf_counter() - start_s) * 1e3:.0f} ms")
             last = (await table.due(None, NOON_MS + 15 * DAY_MS, count))[-1]
             end_ms = NOON_MS + 30 * DAY_MS
-            await timed("stored", [table.stored] * 5, 1)
-            await timed("next_number", [table.next_number] * 5, 1)
+            await timed("stored", [table.checkpoint] * 5, 1)
+            await timed("next_number", [table.next_row_number] * 5, 1)
             await timed("armed", [table.armed] * 5, 1)
             await timed("due, the first", [lambda: table.due(None, end_ms, BATCH)] * 5, BATCH)
             await timed("due, from the middle", [lambda: table.due(last, end_ms, BATCH)] * 5, BATCH)
             batches = [range(count + 1 + i * BATCH, count + 1 + (i + 1) * BATCH) for i in range(9)]
             rows = [[flow_row(n, 0) for n in batch] for batch in batches]
             bench = Bench(table)
-            bench.position = await table.stored()
+            bench.position = await table.checkpoint()
             for new in rows:
                 await bench.write(Changes(inserted=new))
             for name, change in (
                 ("update", changed),
-                ("wait, at random times", lambda row: waiting(row, some_time(row.number))),
+                ("wait, at random times", lambda row: waiting(row, some_time(row.row_number))),
                 ("resume", resumed),
-                ("wait, each time the latest", lambda row: waiting(row, in_an_hour(row.number))),
+                (
+                    "wait, each time the latest",
+                    lambda row: waiting(row, in_an_hour(row.row_number)),
+                ),
                 ("resume", resumed),
                 ("wait without a time", lambda row: waiting(row, None)),
                 ("resume", resumed),
@@ -285,7 +288,7 @@ async def main() -> None:
             await bench.write(
                 Changes(
                     inserted=[flow_row(start + i + 10**6, 0) for i in range(10_000)],
-                    remembered=[answer(start + i + 10**8) for i in range(10_000)],
+                    ledger_entries=[answer(start + i + 10**8) for i in range(10_000)],
                 )
             )
         print(f"batches of {BATCH} rows, 50,000 flows in the table")

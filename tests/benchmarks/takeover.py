@@ -101,7 +101,7 @@ class Worker:
 
 ASSIGNED = "the group has assigned partitions"
 TAKEN_OVER = "the partition is taken over"
-FILLED = "the table was filled from the state topic"
+RESTORED_LINE = "the table was filled from the state topic"
 FOLLOWS = "the standby follows"
 
 
@@ -148,7 +148,7 @@ async def restored(home: Path, settings: Settings, processes: int) -> Line:
     await worker.start()
     try:
         taken = await worker.until_told(TAKEN_OVER, PARTITIONS)
-        filled = worker.told(FILLED)
+        filled = worker.told(RESTORED_LINE)
         assigned = at(worker.told(ASSIGNED)[-1])
     finally:
         await worker.end()

@@ -20,7 +20,7 @@ import aiohttp
 import psutil
 
 from processor.adapters.kafka.topic_admin import create_topics
-from processor.adapters.sqlite.integrity_check import BESIDE_AFTER_S
+from processor.adapters.sqlite.integrity_check import BACKGROUND_AFTER_S
 from processor.client import AuditStream, FlowClient
 from processor.contract import FlowEvent
 from processor.contract.events import Resumed
@@ -138,7 +138,7 @@ class Watched:
 
     async def until_idle(self) -> None:
         """Wait until a large table is checked, which begins a while after it was taken over."""
-        await asyncio.sleep(BESIDE_AFTER_S + 1)
+        await asyncio.sleep(BACKGROUND_AFTER_S + 1)
         while await self.busy(2.0) > BUSY:
             pass
 

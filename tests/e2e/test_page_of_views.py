@@ -45,12 +45,12 @@ async def test_a_flow_is_found_opened_and_watched_while_it_changes(
         http=None,
         views_http=Address("127.0.0.1", unused_tcp_port),
     )
-    stuck = create("settle invoice 4711")
-    usual = {"flow_id": stuck["flow_id"], "issued_by": KATE}
+    idle_flow = create("settle invoice 4711")
+    usual = {"flow_id": idle_flow["flow_id"], "issued_by": KATE}
     wait = {"kind": "external_event", "topic": "payments.settled", "correlation_id": "inv-4711"}
     async with running_worker(settings), FlowClient(settings) as client:
         await asyncio.gather(*(client.send(create(f"reindex shard {n}")) for n in range(60)))
-        await client.send(stuck)
+        await client.send(idle_flow)
         await client.send({**usual, "kind": "update_state", "patch": {"tries": 1}})
         tomorrow = instant(time.time_ns() // 1_000_000 + DAY_MS)
         await client.send(
@@ -91,8 +91,8 @@ async def test_a_flow_is_found_opened_and_watched_while_it_changes(
             out, _ = await top.communicate()
             assert json.loads(out)["statistics"]["flows_total"] == 61
             flows = await shown_flows(settings, owner=KATE, status=None, waiting=False, limit=100)
-            found = await shown_flow(settings, stuck["flow_id"])
-            past = await shown_history(settings, stuck["flow_id"])
+            found = await shown_flow(settings, idle_flow["flow_id"])
+            past = await shown_history(settings, idle_flow["flow_id"])
             assert len(flows or ()) == 61
             assert found is not None
             assert found.flow["state_json"]["resume_event"] == {"paid": True}

@@ -18,7 +18,7 @@ from tests.support.processes import WorkerProcess, workers
 
 PARTITIONS = 2
 PATIENCE_S = patience(45.0)
-FILLED = '"the table was filled from the state topic"'
+RESTORED_LINE = '"the table was filled from the state topic"'
 THROWN_AWAY = '"table thrown away; it will be filled from Kafka"'
 
 
@@ -76,9 +76,9 @@ async def test_a_table_survives_its_disk(
             await worker.kill()
             for path in worker.state_dir.glob("*.db*"):
                 path.unlink()
-            filled = worker.told().count(FILLED)
+            filled = worker.told().count(RESTORED_LINE)
             await worker.start()
-            await worker.until_told(FILLED, times=filled + PARTITIONS)
+            await worker.until_told(RESTORED_LINE, times=filled + PARTITIONS)
         world = await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
         assert await worker.end() == 0
 

@@ -503,8 +503,8 @@ async def test_a_stored_position_goes_on_behind_the_event_in_hand(settings: Sett
         async for found in stream:
             if found.id == 4:
                 break
-        stored = stream.position
-    async with AuditStream(settings, start=stored, follow=False) as stream:
+        saved = stream.position
+    async with AuditStream(settings, start=saved, follow=False) as stream:
         assert await numbers(stream) == [(0, n) for n in range(5, 11)]
 
 

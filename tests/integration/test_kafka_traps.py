@@ -278,11 +278,11 @@ async def test_a_foreign_open_transaction_is_waited_for_and_the_older_cursor_not
             _, waiting = await asyncio.wait([settling], timeout=0.5)
             assert waiting
             await foreign.abort_transaction()
-            extent = (await asyncio.wait_for(settling, PATIENCE_S))[topics.state]
+            offset_range = (await asyncio.wait_for(settling, PATIENCE_S))[topics.state]
 
             cursors = [
                 orjson.loads(record.value or b"")["commands"]
-                async for some in history.read(topics.state, extent.start, extent.end)
+                async for some in history.read(topics.state, offset_range.start, offset_range.end)
                 for record in some
             ]
             assert cursors == [100, 200]
@@ -307,7 +307,7 @@ async def member(
         group_id=settings.group_id,
         instance_id=instance_id,
         session_timeout_ms=settings.session_timeout_ms,
-        on_assigned=lambda numbers: None,
+        on_assigned=lambda partitions: None,
         on_revoked=nothing_in_hand,
     )
     await source.start()

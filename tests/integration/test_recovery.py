@@ -102,7 +102,7 @@ class Cluster:
         return process.returncode or 0, out.decode(), err.decode()
 
     @asynccontextmanager
-    async def stuck_worker(self, words: str) -> AsyncIterator[str]:
+    async def blocked_worker(self, words: str) -> AsyncIterator[str]:
         """A worker whose partition has stopped with `words`; all that it says."""
         stop = asyncio.Event()
         worker = asyncio.create_task(bootstrap.run_worker(self.settings, stop=stop))
@@ -189,7 +189,7 @@ async def test_commands_that_were_deleted_undecided(cluster: Cluster) -> None:
         tp = TopicPartition(cluster.topics.commands, 0)
         await admin.delete_records({tp: RecordsToDelete(before_offset=2)})
 
-    async with cluster.stuck_worker("begins at offset 2, but 1 is next") as told:
+    async with cluster.blocked_worker("begins at offset 2, but 1 is next") as told:
         assert "`taskflow rebuild --skip-lost --partition 0`" in told
         code, out, _ = await cluster.taskflow("rebuild", "--skip-lost", "--dry-run")
         assert code == 0
@@ -213,7 +213,7 @@ async def test_a_topic_of_commands_that_was_made_anew(cluster: Cluster, new: int
     await cluster.make_anew(cluster.topics.commands)
     await cluster.send(*(create(10 + n) for n in range(new)))
 
-    async with cluster.stuck_worker("made anew. `taskflow rebuild --skip-lost --partition 0`"):
+    async with cluster.blocked_worker("made anew. `taskflow rebuild --skip-lost --partition 0`"):
         code, _, err = await cluster.taskflow("rebuild", "--skip-lost", "--yes")
         assert code == 0, err
         await cluster.decided(2 + new)
@@ -228,7 +228,7 @@ async def test_a_state_topic_that_was_made_anew(cluster: Cluster, tmp_path: Path
     await cluster.make_anew(cluster.topics.state)
     shutil.rmtree(cluster.settings.state_dir)
 
-    async with cluster.stuck_worker("`taskflow rebuild --restore-state --partition 0`"):
+    async with cluster.blocked_worker("`taskflow rebuild --restore-state --partition 0`"):
         for _ in range(2):
             code, out, err = await cluster.taskflow(
                 "rebuild", "--restore-state", "--partition", "0", "--yes"
@@ -291,7 +291,7 @@ async def test_a_foreign_transaction_is_waited_for_and_told(cluster: Cluster) ->
     await foreign.begin_transaction()
     await foreign.send_and_wait(cluster.topics.audit, b"{}", b"k")
 
-    async with cluster.stuck_worker("kafka-transactions.sh") as told:
+    async with cluster.blocked_worker("kafka-transactions.sh") as told:
         assert f"--topic {cluster.topics.audit} --partition 0 --start-offset" in told
         await foreign.abort_transaction()
         await cluster.send(create(2))

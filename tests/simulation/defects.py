@@ -10,7 +10,7 @@ import orjson
 
 from processor.engine.batch import Outgoing, WriteSet
 from processor.engine.codec import Record
-from processor.engine.ports import OffsetRange, Stuck, Table, TransactionalProducer, Written
+from processor.engine.ports import OffsetRange, OnHanging, Table, TransactionalProducer, Written
 from processor.engine.rows import Changes, Checkpoint, Position
 from processor.partition.packs import TransactionPacks
 from processor.partition.processor import PartitionProcessor
@@ -131,17 +131,17 @@ class TableFirst(PartitionProcessor):
         outbound: TransactionPacks,
     ) -> Written:
         kafka: SimKafka = writer._kafka  # type: ignore[attr-defined]
-        topics, number = self.place.topics, self.place.partition
+        topics, partition = self.place.topics, self.place.partition
         after = Checkpoint(
             batch.position,
-            kafka.log(topics.audit, number).end + outbound.count(topics.audit),
-            kafka.log(topics.outcomes, number).end + outbound.count(topics.outcomes),
-            max(batch.newest_ms, self._stored.as_of_ms),
+            kafka.log(topics.audit, partition).end + outbound.count(topics.audit),
+            kafka.log(topics.outcomes, partition).end + outbound.count(topics.outcomes),
+            max(batch.newest_ms, self._checkpoint.as_of_ms),
         )
-        await table.write(outbound.changes, before=self._stored, after=after)
+        await table.write(outbound.changes, before=self._checkpoint, after=after)
         quiet = _WrittenBefore(table)
         written = await super()._commit(quiet, writer, batch, outbound)  # type: ignore[arg-type]
-        self._stored = after
+        self._checkpoint = after
         return written
 
 
@@ -165,21 +165,21 @@ class TrustsGroup(PartitionProcessor):
 
     async def _take_over(self, table: Table) -> None:
         group: SimKafka = self._source._kafka  # type: ignore[attr-defined]
-        topics, number = self.place.topics, self.place.partition
-        remembered = [
-            group.group_offsets.get((t, number)) for t in (topics.commands, topics.control)
+        topics, partition = self.place.topics, self.place.partition
+        ledger_entries = [
+            group.group_offsets.get((t, partition)) for t in (topics.commands, topics.control)
         ]
         await super()._take_over(table)
-        before = self._stored
+        before = self._checkpoint
         commands, control = (
             true if offset is None else offset
-            for offset, true in zip(remembered, before.position, strict=False)
+            for offset, true in zip(ledger_entries, before.position, strict=False)
         )
         position = Position(commands, control, before.position.next_event_id)
         # The table is told, so that it sees nothing wrong.
-        self._stored = before._replace(position=position)
-        await table.write(Changes(), before=before, after=self._stored)
-        self._source.attach(number, position)
+        self._checkpoint = before._replace(position=position)
+        await table.write(Changes(), before=before, after=self._checkpoint)
+        self._source.attach(partition, position)
 
 
 # How it is read
@@ -189,7 +189,7 @@ class IgnoresOpenTransactions(SimHistory):
     """Takes what is visible for all that there is."""
 
     async def settled(
-        self, topics: Sequence[str], stuck: Stuck | None = None
+        self, topics: Sequence[str], on_hanging: OnHanging | None = None
     ) -> dict[str, OffsetRange]:
         logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
         return {topic: OffsetRange(log.start, log.stable_end) for topic, log in logs.items()}
@@ -200,7 +200,7 @@ class ReadsUncommitted(SimHistory):
 
     async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
         await super().visible(topics)
-        return {topic: await self.extent(topic) for topic in topics}
+        return {topic: await self.offset_range(topic) for topic in topics}
 
     async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         await self._reach(Op.READ)
@@ -226,7 +226,7 @@ class _Forgetful(SimTable):
     async def write(
         self, changes: Changes, *, before: Checkpoint | None, after: Checkpoint
     ) -> None:
-        changes.remembered = []
+        changes.ledger_entries = []
         await super().write(changes, before=before, after=after)
 
 
@@ -257,8 +257,8 @@ DEFECTS: Final[Mapping[str, Defect]] = {
     "events are swapped": Defect(Parts(writer=SwapsEvents), 20, "I3"),
     "an event is edited": Defect(Parts(writer=EditsEvent), 20, "I7"),
     "an outcome is dropped": Defect(Parts(writer=DropsOutcome), 20, "I1"),
-    "SQLite is committed first": Defect(Parts(owner=TableFirst), 1_000, "I5", 105),
-    "the group's offsets are trusted": Defect(Parts(owner=TrustsGroup), 200, "I1"),
+    "SQLite is committed first": Defect(Parts(processor=TableFirst), 1_000, "I5", 105),
+    "the group's offsets are trusted": Defect(Parts(processor=TrustsGroup), 200, "I1"),
     "fencing is skipped": Defect(Parts(writer=SkipsFencing), 1_000, "I1"),
     "a send future is not awaited": Defect(Parts(writer=ForgetsSendFuture), 500, "I1"),
     "a commit sent twice is ignored": Defect(Parts(writer=IgnoresSecondCommit), 1_000, "I1", 595),

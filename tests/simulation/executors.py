@@ -110,7 +110,7 @@ class ExecutorGroup:
             end = self.kafka.log(self.kafka.topics.steps, number).end
             if self.committed(number) < end:
                 return f"work items of partition {number} are not done with"
-        if any(member.in_hand for member in self._members):
+        if any(member.pending for member in self._members):
             return "executors have steps in hand"
         return None
 
@@ -125,7 +125,7 @@ class Executor:
         self.rng = rng
         self.alive = True
         self.tasks: dict[asyncio.Task[Any], None] = {}
-        self.in_hand: dict[tuple[int, int], None] = {}
+        self.pending: dict[tuple[int, int], None] = {}
         """Places of the items that are not answered, and of the steps that are being done."""
         self._group = group
         self._kafka = group.kafka
@@ -146,7 +146,7 @@ class Executor:
     def kill(self) -> None:
         """kill -9: the group misses it after its session."""
         self.alive = False
-        self.in_hand.clear()
+        self.pending.clear()
         for task in list(self.tasks):
             task.cancel()
         asyncio.get_running_loop().call_later(SESSION_S, self._group.leave, self)
@@ -192,11 +192,11 @@ class Executor:
                 start = self._next.setdefault(number, self._group.committed(number))
                 log = self._kafka.log(topic, number)
                 for record in log.committed(start, log.end):
-                    if len(self.in_hand) >= IN_HAND_MAX:
+                    if len(self.pending) >= IN_HAND_MAX:
                         break
                     self._next[number] = record.offset + 1
                     self._unanswered.setdefault(number, []).append(record.offset)
-                    self.in_hand[number, record.offset] = None
+                    self.pending[number, record.offset] = None
                     self._spawn(self._attempt(record))
             waiting = self._kafka.watch((topic, number) for number in mine)
             timer = asyncio.get_running_loop().call_later(POLL_S, wake, waiting)
@@ -220,7 +220,7 @@ class Executor:
             if started is not None:
                 await self._do(item, started)
         finally:
-            self.in_hand.pop((record.partition, record.offset), None)
+            self.pending.pop((record.partition, record.offset), None)
 
     async def _start(self, item: dict[str, Any]) -> dict[str, Any] | None:
         while True:

@@ -65,7 +65,7 @@ COMMANDS_LIVE_MS: Final = 30 * DAY_MS
 class Parts:
     """What a worker is made of; a planted defect puts another in the place of one."""
 
-    owner: type[PartitionProcessor] = PartitionProcessor
+    processor: type[PartitionProcessor] = PartitionProcessor
     writer: Callable[..., SimWriter] = SimWriter
     history: Callable[..., SimHistory] = SimHistory
     table: Callable[..., Any] = open_table
@@ -141,11 +141,11 @@ class Life:
         sim, host = self._sim, self._host
         worker = Worker(
             self._join,
-            partial(sim.new_owner, self, host.disk),
+            partial(sim.new_processor, self, host.disk),
             metrics=NO_METRICS,
             flow_cache_bytes=sim.cache_bytes,
             watchdog_timeout_s=WATCHDOG_S,
-            new_follower=partial(sim.new_follower, self, host.disk) if host.stands_by else None,
+            new_standby=partial(sim.new_standby, self, host.disk) if host.stands_by else None,
             partitions=sim.partitions,
         )
         await worker.run(self.stop)
@@ -237,11 +237,11 @@ class Host:
     def up(self) -> bool:
         return self.life is not None and self.life.alive and not self.life.task.done()
 
-    def holds(self, number: int, cursor: tuple[int, int, int]) -> bool:
+    def holds(self, partition: int, cursor: tuple[int, int, int]) -> bool:
         """Whether its table has all events; a cursor may step over what no answer shows."""
-        file = self.disk.get(number)
-        stored = file.content.stored if file is not None else None
-        return stored is not None and stored.position.next_event_id == cursor[2]
+        file = self.disk.get(partition)
+        checkpoint = file.content.checkpoint if file is not None else None
+        return checkpoint is not None and checkpoint.position.next_event_id == cursor[2]
 
     def start(self) -> None:
         self._sim.note(self.name, "starts")
@@ -252,12 +252,12 @@ class Host:
         """What may have become of the disk while nobody ran on it."""
         if rng.random() < 0.7:
             return
-        for number, file in list(self.disk.items()):
+        for partition, file in list(self.disk.items()):
             if rng.random() < 0.5:
-                del self.disk[number]
+                del self.disk[partition]
                 self._sim.count(Fault.TABLE_LOST)
             elif file.past:
-                older = self.disk[number] = ModelFile()
+                older = self.disk[partition] = ModelFile()
                 older.content = rng.choice(file.past)
                 self._sim.count(Fault.TABLE_OLDER)
 
@@ -319,18 +319,18 @@ class Simulation:
         self._ids += 1
         return f"00000000-0000-4000-8000-{self._ids:012x}"
 
-    def new_owner(
-        self, life: Life, disk: dict[int, ModelFile], number: int, member: Any
+    def new_processor(
+        self, life: Life, disk: dict[int, ModelFile], partition: int, member: Any
     ) -> PartitionProcessor:
         parts, kafka = self.parts, self.kafka
-        return parts.owner(
-            self._place(number),
+        return parts.processor(
+            self._place(partition),
             source=member,
             forwarder=SimForwarder(kafka, life),
             work_items=parts.work_items(kafka, life),
-            open_table=lambda: parts.table(disk, number, life),
-            new_writer=lambda: parts.writer(kafka, life, number),
-            new_history=lambda: parts.history(kafka, life, number, self.chunk),
+            open_table=lambda: parts.table(disk, partition, life),
+            new_writer=lambda: parts.writer(kafka, life, partition),
+            new_history=lambda: parts.history(kafka, life, partition, self.chunk),
             metrics=NO_METRICS,
             batch_max_records=self.batch_max_records,
             cache_bytes=self.cache_bytes,
@@ -339,22 +339,22 @@ class Simulation:
             new_id=self.new_id,
         )
 
-    def new_follower(self, life: Life, disk: dict[int, ModelFile], number: int) -> StandbyReplica:
+    def new_standby(self, life: Life, disk: dict[int, ModelFile], partition: int) -> StandbyReplica:
         parts = self.parts
         if life.turn is None:
             life.turn = asyncio.Lock()
         return StandbyReplica(
-            self._place(number),
-            open_table=lambda: parts.table(disk, number, life),
-            history=parts.standby(self.kafka, life, number, self.chunk),
+            self._place(partition),
+            open_table=lambda: parts.table(disk, partition, life),
+            history=parts.standby(self.kafka, life, partition, self.chunk),
             turn=life.turn,
             metrics=NO_METRICS,
             monotonic=life.monotonic,
         )
 
-    def _place(self, number: int) -> PartitionConfig:
+    def _place(self, partition: int) -> PartitionConfig:
         return PartitionConfig(
-            number,
+            partition,
             self.partitions,
             TOPICS,
             self.dedupe_window_ms,
@@ -387,7 +387,7 @@ class Simulation:
             asyncio.set_event_loop(None)
             loop.close()
         outcomes = sum(
-            self.kafka.log(TOPICS.outcomes, number).end for number in range(self.partitions)
+            self.kafka.log(TOPICS.outcomes, partition).end for partition in range(self.partitions)
         )
         return Result(
             self.seed,
@@ -480,23 +480,23 @@ class Simulation:
 
     def _expire(self) -> int:
         kafka, gone = self.kafka, 0
-        for number in range(self.partitions):
-            cursor = self._cursor(number)
+        for partition in range(self.partitions):
+            cursor = self._cursor(partition)
             if cursor is None:
                 continue
             at_ms = kafka.now_ms - COMMANDS_LIVE_MS
-            gone += kafka.expire_before((TOPICS.commands, number), at_ms, cursor[0])
-            gone += kafka.expire_before((TOPICS.control, number), at_ms, cursor[1])
+            gone += kafka.expire_before((TOPICS.commands, partition), at_ms, cursor[0])
+            gone += kafka.expire_before((TOPICS.control, partition), at_ms, cursor[1])
             at_ms = kafka.now_ms - OUTCOMES_LIVE_MS
-            end = kafka.log(TOPICS.outcomes, number).end
-            gone += kafka.expire_before((TOPICS.outcomes, number), at_ms, end)
+            end = kafka.log(TOPICS.outcomes, partition).end
+            gone += kafka.expire_before((TOPICS.outcomes, partition), at_ms, end)
         return gone
 
     def _begin_foreign(self) -> None:
         """Somebody writes in a transaction of his own, and leaves it open for a while."""
         rng, kafka = self.rng, self.kafka
         foreign = kafka.begin()
-        number = rng.randrange(self.partitions)
+        partition = rng.randrange(self.partitions)
         state = TxnState.ABORTED
         if rng.random() < 0.4:
             message = self.traffic.next(kafka.now_ms)
@@ -508,7 +508,7 @@ class Simulation:
         else:
             names = (TOPICS.state, TOPICS.outcomes, TOPICS.audit)
             for name in names if rng.random() < 0.6 else (rng.choice(names),):
-                kafka.append(name, number, b"foreign", b"never committed", (), foreign)
+                kafka.append(name, partition, b"foreign", b"never committed", (), foreign)
         self._foreign.append(foreign)
         after_s = rng.choice((0.05, 1.0, 10.0))
         self.loop.call_later(after_s, self._end_foreign, foreign, state)
@@ -558,38 +558,38 @@ class Simulation:
 
     def _left(self) -> str | None:
         kafka = self.kafka
-        for number in range(self.partitions):
-            if count := kafka.undecided(number):
-                return f"{count} commands of partition {number} without outcome"
-            if names := kafka.open_on(number):
-                return f"I11 transactions are open on partition {number} of {names}"
-            cursor = self._cursor(number)
+        for partition in range(self.partitions):
+            if count := kafka.undecided(partition):
+                return f"{count} commands of partition {partition} without outcome"
+            if names := kafka.open_on(partition):
+                return f"I11 transactions are open on partition {partition} of {names}"
+            cursor = self._cursor(partition)
             if cursor is not None and not any(
-                (file := host.disk.get(number)) is not None
-                and file.content.stored is not None
-                and file.content.stored.position == cursor
+                (file := host.disk.get(partition)) is not None
+                and file.content.checkpoint is not None
+                and file.content.checkpoint.position == cursor
                 for host in self.hosts
             ):
-                return f"no table of partition {number} is where the topics are, {cursor}"
+                return f"no table of partition {partition} is where the topics are, {cursor}"
             for host in self.hosts:
                 if (
                     cursor is not None
                     and host.up
                     and host.stands_by
-                    and not host.holds(number, cursor)
+                    and not host.holds(partition, cursor)
                 ):
-                    return f"{host.name} stands by, but its table {number} is not at {cursor}"
+                    return f"{host.name} stands by, but its table {partition} is not at {cursor}"
         return None
 
-    def _cursor(self, number: int) -> tuple[int, int, int] | None:
-        doc = self._newest_cursor(number)
+    def _cursor(self, partition: int) -> tuple[int, int, int] | None:
+        doc = self._newest_cursor(partition)
         return doc and (doc["commands"], doc["control"], doc["next_event_id"])
 
-    def _newest_cursor(self, number: int) -> dict[str, int] | None:
-        log = self.kafka.log(TOPICS.state, number)
+    def _newest_cursor(self, partition: int) -> dict[str, int] | None:
+        log = self.kafka.log(TOPICS.state, partition)
         for entry in reversed(log.entries):
             record = entry.record
-            if record is None or record.key != b"cursor/%d" % number:
+            if record is None or record.key != b"cursor/%d" % partition:
                 continue
             if entry.transaction is None or entry.transaction.state is TxnState.COMMITTED:
                 doc: dict[str, int] = orjson.loads(record.value or b"")
@@ -600,17 +600,17 @@ class Simulation:
         """What does not hold, by `taskflow verify` and by what only we can see."""
         left = self.kafka.deployment(self.dedupe_window_ms, self.tables())
         found = left.violations(punctual_ms=PUNCTUAL_MS)
-        for number in range(self.partitions):
-            found += self.kafka.mixed(number)
+        for partition in range(self.partitions):
+            found += self.kafka.mixed(partition)
         return found
 
     def tables(self) -> list[Table]:
         """The tables on the disks of all hosts."""
         return [
-            table_of(f"{host.name}/{number}", number, self.partitions, file.content)
+            table_of(f"{host.name}/{partition}", partition, self.partitions, file.content)
             for host in self.hosts
-            for number, file in sorted(host.disk.items())
-            if file.content.stored is not None
+            for partition, file in sorted(host.disk.items())
+            if file.content.checkpoint is not None
         ]
 
     async def _end_all(self) -> None:
@@ -629,8 +629,8 @@ class Simulation:
     def _topics(self) -> Iterator[str]:
         for name, _ in TOPICS:
             steps = name == TOPICS.steps
-            for number in range(self.kafka.steps_partitions if steps else self.partitions):
-                for entry in self.kafka.log(name, number).entries:
+            for partition in range(self.kafka.steps_partitions if steps else self.partitions):
+                for entry in self.kafka.log(name, partition).entries:
                     yield f"{entry.record!r} {entry.compacted}"
 
 

@@ -89,7 +89,7 @@ class Simulated:
         async def nothing_in_hand() -> None:
             return None
 
-        member = SimMember(group, self._kafka, self._life, lambda numbers: None, nothing_in_hand)
+        member = SimMember(group, self._kafka, self._life, lambda partitions: None, nothing_in_hand)
         await member.start()
         await asyncio.wait_for(member.assigned(0), PATIENCE_S)
         return member
@@ -156,7 +156,7 @@ class Real:
             group_id=self._settings.group_id,
             instance_id=None,
             session_timeout_ms=self._settings.session_timeout_ms,
-            on_assigned=lambda numbers: None,
+            on_assigned=lambda partitions: None,
             on_revoked=nothing_in_hand,
         )
         await source.start()
@@ -217,7 +217,7 @@ async def test_a_marker_takes_an_offset(cluster: Cluster) -> None:
     assert (first.ends[audit], second.ends[audit]) == (2, 4)
     assert not writer.suspect
     assert await read(cluster, audit) == [(0, b"1"), (1, b"2"), (3, b"3")]
-    assert await cluster.history().extent(audit) == OffsetRange(0, 5)
+    assert await cluster.history().offset_range(audit) == OffsetRange(0, 5)
 
 
 async def test_a_transaction_tells_the_brokers_time_and_each_topics_end(cluster: Cluster) -> None:
@@ -238,7 +238,7 @@ async def test_what_a_dead_writer_left_open_is_aborted_by_the_next(cluster: Clus
     await first.write(batch(audit, b"1"))
     await cluster.leave_open(first, audit, b"left")
     assert await cluster.history().stable_end(audit) == 2
-    assert await cluster.history().extent(audit) == OffsetRange(0, 3)
+    assert await cluster.history().offset_range(audit) == OffsetRange(0, 3)
 
     second = await started(cluster)
 

@@ -81,13 +81,13 @@ async def everything(table: Table) -> tuple[Any, ...]:
     """All that can be asked of a table of the flows and answers 1 to 9."""
     ids = [uuid(number) for number in range(10)]
     return (
-        await table.stored(),
-        await table.next_number(),
+        await table.checkpoint(),
+        await table.next_row_number(),
         await table.count_flows(),
         await table.flows(ids),
         await table.steps([(flow_id, run) for flow_id in ids for run in "rs"]),
         await table.run_ids(ids),
-        await table.recall([number.to_bytes(16, "big") for number in range(10)]),
+        await table.ledger_entries([number.to_bytes(16, "big") for number in range(10)]),
         await table.due(None, NOON_MS + 100, 100),
         await table.due(Deadline(NOON_MS + 5, uuid(3)), NOON_MS + 9, 2),
         await table.armed(),
@@ -107,8 +107,8 @@ async def everything(table: Table) -> tuple[Any, ...]:
 
 async def test_a_new_table_is_empty(open_it: Open) -> None:
     async with open_it() as table:
-        stored, number, count, flows, *_ = await everything(table)
-        assert (stored, number, count, flows) == (None, 1, 0, {})
+        checkpoint, number, count, flows, *_ = await everything(table)
+        assert (checkpoint, number, count, flows) == (None, 1, 0, {})
 
 
 async def test_what_was_written_is_there_after_it_was_closed(open_it: Open) -> None:
@@ -116,7 +116,7 @@ async def test_what_was_written_is_there_after_it_was_closed(open_it: Open) -> N
         was = await everything(table)
     async with open_it() as table:
         assert await everything(table) == was
-        assert await table.stored() == at(1)
+        assert await table.checkpoint() == at(1)
 
 
 @pytest.mark.parametrize("before", [None, at(2)])
@@ -134,7 +134,12 @@ async def test_a_first_write_is_refused_where_a_position_is_expected(open_it: Op
 
 @pytest.mark.parametrize(
     "was",
-    [flow_row(1, revision=1), flow_row(1, event=7), flow_row(2), flow_row(3)._replace(number=1)],
+    [
+        flow_row(1, revision=1),
+        flow_row(1, event=7),
+        flow_row(2),
+        flow_row(3)._replace(row_number=1),
+    ],
 )
 async def test_a_flow_that_is_not_as_it_was_decided_on_is_neither_changed_nor_deleted(
     open_it: Open, was: FlowRow
@@ -145,7 +150,7 @@ async def test_a_flow_that_is_not_as_it_was_decided_on_is_neither_changed_nor_de
 
 
 @pytest.mark.parametrize(
-    "row", [flow_row(1), flow_row(1)._replace(number=2), flow_row(2)._replace(number=1)]
+    "row", [flow_row(1), flow_row(1)._replace(row_number=2), flow_row(2)._replace(row_number=1)]
 )
 async def test_an_id_or_a_number_that_is_there_is_not_inserted_again(
     open_it: Open, row: FlowRow
@@ -160,7 +165,7 @@ async def test_a_refusal_undoes_what_was_done_before_it(open_it: Open) -> None:
             deleted=[flow_row(1)],
             inserted=[flow_row(3)],
             steps=[step_row(2, "r")],
-            remembered=[answer(1)],
+            ledger_entries=[answer(1)],
         )
         changes.inserted.append(flow_row(2))
         await refuses(table, changes, before=at(1))
@@ -169,7 +174,9 @@ async def test_a_refusal_undoes_what_was_done_before_it(open_it: Open) -> None:
 async def test_a_flow_may_go_and_come_again_in_one_write(open_it: Open) -> None:
     async with holding(open_it, flow_row(1)) as table:
         await table.write(Changes(steps=[step_row(1, "r")]), before=at(1), after=at(2))
-        changes = Changes(deleted=[flow_row(1)], inserted=[flow_row(1, event=9)._replace(number=2)])
+        changes = Changes(
+            deleted=[flow_row(1)], inserted=[flow_row(1, event=9)._replace(row_number=2)]
+        )
         await table.write(changes, before=at(2), after=at(3))
 
         assert (await table.flows([uuid(1)]))[uuid(1)].last_event_id == 9
@@ -179,7 +186,7 @@ async def test_a_flow_may_go_and_come_again_in_one_write(open_it: Open) -> None:
 async def test_clearing_leaves_nothing(open_it: Open) -> None:
     async with holding(open_it, flow_row(1)) as table:
         await table.clear()
-        assert await table.stored() is None
+        assert await table.checkpoint() is None
         assert await table.count_flows() == 0
 
 
@@ -188,9 +195,9 @@ async def test_a_newer_answer_takes_the_place_of_an_older_and_old_ones_are_forgo
 ) -> None:
     async with holding(open_it) as table:
         for offset, (number, at_ms) in enumerate([(1, 10), (2, 20), (1, 30), (3, 25)], start=1):
-            changes = Changes(remembered=[answer(number, at_ms=at_ms)], forget_before_ms=21)
+            changes = Changes(ledger_entries=[answer(number, at_ms=at_ms)], forget_before_ms=21)
             await table.write(changes, before=at(offset), after=at(offset + 1))
-        found = await table.recall([n.to_bytes(16, "big") for n in (1, 2, 3)])
+        found = await table.ledger_entries([n.to_bytes(16, "big") for n in (1, 2, 3)])
         assert sorted(one.at_ms for one in found.values()) == [25, 30]
 
 
@@ -198,10 +205,10 @@ async def test_a_newer_answer_takes_the_place_of_an_older_and_old_ones_are_forgo
 async def test_both_answer_alike_whatever_is_written(tmp_path: Path, seed: int) -> None:
     rng = Random(seed)
     async with in_memory()() as model, opened(tmp_path) as real:
-        stored: Checkpoint | None = None
+        checkpoint: Checkpoint | None = None
         for turn in range(1, 25):
             changes = drawn(rng, await everything(real))
-            before = stored if rng.random() < 0.95 else at(99)
+            before = checkpoint if rng.random() < 0.95 else at(99)
             refused = []
             for table in (model, real):
                 try:
@@ -209,7 +216,7 @@ async def test_both_answer_alike_whatever_is_written(tmp_path: Path, seed: int) 
                 except TableConflict:
                     refused.append(table)
             assert len(refused) in (0, 2), f"one refuses {changes}"
-            stored = stored if refused else at(turn)
+            checkpoint = checkpoint if refused else at(turn)
             assert await everything(model) == await everything(real)
 
 
@@ -219,46 +226,46 @@ async def test_both_are_filled_alike(tmp_path: Path, seed: int) -> None:
     async with in_memory()() as model, opened(tmp_path) as real:
         for table in (model, real):
             await table.write(Changes(inserted=[flow_row(9)]), before=None, after=at(1))
-            await table.begin_filling(UNFINISHED)
+            await table.begin_restore(UNFINISHED)
         for _ in range(rng.randrange(6)):
-            part = filling(rng)
+            part = chunk(rng)
             for table in (model, real):
-                await table.fill(part)
+                await table.restore(part)
         for table in (model, real):
-            await table.end_filling(at(7))
+            await table.end_restore(at(7))
         assert await everything(model) == await everything(real)
-        assert await real.stored() == at(7)
+        assert await real.checkpoint() == at(7)
         for turn in range(8, 12):
             changes = drawn(rng, await everything(real))
             for table in (model, real):
                 with suppress(TableConflict):
-                    await table.write(changes, before=await table.stored(), after=at(turn))
+                    await table.write(changes, before=await table.checkpoint(), after=at(turn))
             assert await everything(model) == await everything(real)
 
 
-@pytest.mark.parametrize("filled", [0, 1])
+@pytest.mark.parametrize("restored", [0, 1])
 async def test_a_filling_that_was_cut_short_is_unfinished_and_may_be_begun_again(
-    open_it: Open, filled: int
+    open_it: Open, restored: int
 ) -> None:
     async with holding(open_it, flow_row(1), flow_row(2)) as table:
-        await table.begin_filling(UNFINISHED)
-        for number in range(filled):
-            await table.fill(RestoreChunk(flows=[snapshot(flow_row(number + 3))]))
+        await table.begin_restore(UNFINISHED)
+        for number in range(restored):
+            await table.restore(RestoreChunk(flows=[snapshot(flow_row(number + 3))]))
     async with open_it() as table:
-        assert await table.stored() == UNFINISHED
-        await table.begin_filling(UNFINISHED)
-        await table.fill(RestoreChunk(flows=[snapshot(flow_row(5))]))
-        await table.end_filling(at(2))
+        assert await table.checkpoint() == UNFINISHED
+        await table.begin_restore(UNFINISHED)
+        await table.restore(RestoreChunk(flows=[snapshot(flow_row(5))]))
+        await table.end_restore(at(2))
         assert set(await table.flows([uuid(n) for n in range(9)])) == {uuid(5)}
     async with open_it() as table:
         await table.clear()
         await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
-        changes = Changes(inserted=[flow_row(1)._replace(number=2)])
+        changes = Changes(inserted=[flow_row(1)._replace(row_number=2)])
         with pytest.raises(TableConflict):
             await table.write(changes, before=at(1), after=at(2))
 
 
-def filling(rng: Random) -> RestoreChunk:
+def chunk(rng: Random) -> RestoreChunk:
     """Some of nine flows and their steps, each once."""
     part = RestoreChunk()
     for number in rng.sample(range(1, 10), rng.randrange(9)):
@@ -279,7 +286,7 @@ def filling(rng: Random) -> RestoreChunk:
             part.steps_gone.append((uuid(number), "r"))
         else:
             part.steps.append(step_snapshot(any_step(rng, number, "r")))
-    part.remembered = [answer(n, at_ms=rng.randrange(99)) for n in rng.sample(range(10), 3)]
+    part.ledger_entries = [answer(n, at_ms=rng.randrange(99)) for n in rng.sample(range(10), 3)]
     return part
 
 
@@ -311,11 +318,11 @@ def drawn(rng: Random, holds: tuple[Any, ...]) -> Changes:
                     wait_json=wait,
                     cancel_requested=rng.random() < 0.2,
                 )
-                after = after._replace(number=row.number)
+                after = after._replace(row_number=row.row_number)
                 was = row if rng.random() < 0.97 else row._replace(last_event_id=5)
                 changes.updated.append((was, after))
     for _ in range(rng.randrange(3)):
-        changes.inserted.append(flow_row(rng.randrange(1, 9))._replace(number=number))
+        changes.inserted.append(flow_row(rng.randrange(1, 9))._replace(row_number=number))
         number += 1
     for _ in range(rng.randrange(3)):
         flow, run = rng.randrange(1, 9), rng.choice("rs")
@@ -324,7 +331,7 @@ def drawn(rng: Random, holds: tuple[Any, ...]) -> Changes:
         else:
             changes.steps.append(any_step(rng, flow, run))
     for key in rng.sample(range(10), rng.randrange(3)):
-        changes.remembered.append(answer(key, at_ms=rng.randrange(100)))
+        changes.ledger_entries.append(answer(key, at_ms=rng.randrange(100)))
     if rng.random() < 0.3:
         changes.forget_before_ms = rng.randrange(60)
     return changes

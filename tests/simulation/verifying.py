@@ -12,11 +12,11 @@ def verified(simulation: Simulation) -> Report:
     left = Deployment(simulation.partitions, simulation.dedupe_window_ms, TOPICS)
     for name, _ in TOPICS:
         short = name.removeprefix(f"{TOPICS.prefix}.")
-        for number in range(simulation.partitions):
-            log = kafka.log(name, number)
-            left.records[short, number] = list(log.committed(log.start, log.end))
-            left.starts[short, number] = log.start
-            left.ends[short, number] = (log.stable_end, log.end)
+        for partition in range(simulation.partitions):
+            log = kafka.log(name, partition)
+            left.records[short, partition] = list(log.committed(log.start, log.end))
+            left.starts[short, partition] = log.start
+            left.ends[short, partition] = (log.stable_end, log.end)
     first: dict[int, Table] = {}
     for table in simulation.tables():
         first.setdefault(table.partition, table)

@@ -179,7 +179,7 @@ class Endless:
 
     # As a log
 
-    async def extent(self, topic: str) -> LogRange:
+    async def offset_range(self, topic: str) -> LogRange:
         return LogRange(0, self.count(topic), self.count(topic))
 
     async def offset_at(self, topic: str, at_ms: int) -> int | None:

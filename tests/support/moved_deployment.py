@@ -43,12 +43,12 @@ async def moved(old: Recorded, to: int) -> Recorded:
         partitions = []
         for q in range(old.partitions):
             log = await stack.enter_async_context(old.logs(q))
-            extents = {name: await log.extent(name) for name, _ in TOPICS}
+            offset_ranges = {name: await log.offset_range(name) for name, _ in TOPICS}
 
             def opened(topic: str, start: int, end: int, log: Any = log) -> RecordStream:
                 return RecordStream(log, topic, start, end, lambda _: None)
 
-            partitions.append(OldPartition(TOPICS, q, extents, opened))
+            partitions.append(OldPartition(TOPICS, q, offset_ranges, opened))
         ends = [await one.front_end() for one in partitions]
         if any(ends):
             for number in range(to):

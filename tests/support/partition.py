@@ -101,7 +101,9 @@ class Partition:
             },
             ledger={key: self.ledger[key] for key in wanted.ledger if key in self.ledger},
         )
-        handler = CommandHandler(self.place, memory, self.position, next_number=len(self.flows) + 1)
+        handler = CommandHandler(
+            self.place, memory, self.position, next_row_number=len(self.flows) + 1
+        )
         batch = handler.handle(items)
         for outcome in batch.outcomes:
             Outcome.model_validate_json(outcome.value or b"")
@@ -128,7 +130,7 @@ class Partition:
             else:
                 doc = value.removeprefix(b'{"step":').removesuffix(b"}")
                 self.steps[flow_id, run_id] = StepRow(STEPS.validate_json(doc), doc)
-        self.ledger.update((answer.key, answer) for answer in batch.changes.remembered)
+        self.ledger.update((answer.key, answer) for answer in batch.changes.ledger_entries)
 
     def flow(self, flow_id: str) -> Any:
         """The flow's row as JSON; None where there is none."""

@@ -117,7 +117,9 @@ class Recorded(Deployment):
         self.tables = [
             Table(
                 partition,
-                TablePosition(f"table-{partition}", self.partitions, *owner.position, filled=True),
+                TablePosition(
+                    f"table-{partition}", self.partitions, *owner.position, restored=True
+                ),
                 [
                     TableFlow(
                         *(flow_id, row.doc.decode(), row.last_event_id, row.chain),

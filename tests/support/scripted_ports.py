@@ -16,7 +16,7 @@ from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.engine.batch import Forward, Outgoing, PartitionConfig
 from processor.engine.codec import Headers, Record
 from processor.engine.partitioner import partition_of
-from processor.engine.ports import Fetched, HiddenRecords, OffsetRange, Stuck, Written
+from processor.engine.ports import Fetched, HiddenRecords, OffsetRange, OnHanging, Written
 from processor.engine.rows import Changes, Checkpoint, FlowRow, Position, RestoreChunk
 from processor.errors import OwnershipLost
 from processor.partition.processor import PartitionPhase, PartitionProcessor
@@ -102,7 +102,7 @@ class ScriptedSource:
         self._assigned: set[int] = set()
         self._next: dict[tuple[str, int], int] = {}
         self._stable: dict[tuple[str, int], int] = {}
-        self._told_to_return = False
+        self._returns_nothing = False
 
     # The group
 
@@ -134,7 +134,7 @@ class ScriptedSource:
 
     def return_nothing(self) -> None:
         """The fetch in hand comes back empty, as after its timeout."""
-        self._told_to_return = True
+        self._returns_nothing = True
         self._kafka.notify()
 
     def _topics(self) -> tuple[str, str]:
@@ -167,7 +167,7 @@ class ScriptedSource:
         await self._script.reach(Point.FETCH)
         generation = self.generation
         fetched = self._drain(partition, max_records)
-        while not (fetched[0] or fetched[1] or self._told_to_return):
+        while not (fetched[0] or fetched[1] or self._returns_nothing):
             if generation != self.generation:
                 return Fetched((), ())
             self.starved.set()
@@ -176,7 +176,7 @@ class ScriptedSource:
                 with suppress(TimeoutError):
                     await self._kafka.until(
                         lambda: (
-                            self._told_to_return
+                            self._returns_nothing
                             or generation != self.generation
                             or self._waiting(partition)
                         )
@@ -184,7 +184,7 @@ class ScriptedSource:
             finally:
                 self.starved.clear()
             fetched = self._drain(partition, max_records)
-        self._told_to_return = False
+        self._returns_nothing = False
         await self._script.reach(Point.FETCHED)
         return fetched
 
@@ -298,27 +298,27 @@ class ScriptedHistory:
 
     def __init__(self, kafka: MemoryKafka, script: Script, partition: int) -> None:
         self.closed = False
-        self.told_stuck = False
+        self.hanging_reported = False
         """Whether it has told that a transaction stays open, and was heard."""
         self._kafka = kafka
         self._script = script
         self._partition = partition
 
     async def settled(
-        self, topics: Sequence[str], stuck: Stuck | None = None
+        self, topics: Sequence[str], on_hanging: OnHanging | None = None
     ) -> dict[str, OffsetRange]:
         await self._script.reach(Point.SETTLE)
         logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
-        extents = {topic: OffsetRange(log.start, log.end) for topic, log in logs.items()}
+        offset_ranges = {topic: OffsetRange(log.start, log.end) for topic, log in logs.items()}
         hidden = [topic for topic, log in logs.items() if log.stable_end < log.end]
-        if hidden and stuck is not None:
-            await stuck(hidden)
-            self.told_stuck = True
+        if hidden and on_hanging is not None:
+            await on_hanging(hidden)
+            self.hanging_reported = True
             self._kafka.notify()
         await self._kafka.until(
-            lambda: all(log.stable_end >= extents[topic].end for topic, log in logs.items())
+            lambda: all(log.stable_end >= offset_ranges[topic].end for topic, log in logs.items())
         )
-        return extents
+        return offset_ranges
 
     async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
         logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
@@ -341,7 +341,7 @@ class ScriptedHistory:
         found = (r.offset for r in log.committed(log.start, log.end) if r.timestamp >= at_ms)
         return next(found, None)
 
-    async def extent(self, topic: str) -> OffsetRange:
+    async def offset_range(self, topic: str) -> OffsetRange:
         log = self._kafka.log(topic, self._partition)
         return OffsetRange(log.start, log.end)
 
@@ -406,14 +406,14 @@ class ScriptedTable:
         await self._table.write(changes, before=before, after=after)
         await self._script.reach(Point.WRITTEN)
 
-    async def fill(self, filling: RestoreChunk) -> None:
+    async def restore(self, chunk: RestoreChunk) -> None:
         await self._script.reach(Point.WRITE)
-        await self._table.fill(filling)
+        await self._table.restore(chunk)
         await self._script.reach(Point.WRITTEN)
 
-    async def end_filling(self, after: Checkpoint) -> None:
+    async def end_restore(self, after: Checkpoint) -> None:
         await self._script.reach(Point.WRITE)
-        await self._table.end_filling(after)
+        await self._table.end_restore(after)
         await self._script.reach(Point.WRITTEN)
 
     def __getattr__(self, name: str) -> Any:

@@ -17,7 +17,7 @@ def read_tables(state_dirs: Iterable[Path], prefix: str) -> list[Table]:
     def take(partition: int, path: Path, whole: queries.Whole) -> None:
         table = Table(
             partition,
-            TablePosition(str(path), whole.partitions, *whole.position, whole.filled),
+            TablePosition(str(path), whole.partitions, *whole.position, whole.restored),
             [TableFlow(*row) for row in whole.flows],
             [TableStep(*row) for row in whole.steps],
         )
@@ -31,7 +31,7 @@ def read_tables(state_dirs: Iterable[Path], prefix: str) -> list[Table]:
             except TableFailed:
                 continue
             except TableCorrupt as error:
-                nowhere = TablePosition(str(path), 0, -1, -1, -1, filled=False)
+                nowhere = TablePosition(str(path), 0, -1, -1, -1, restored=False)
                 read = [Table(partition, nowhere, problem=TableProblem(str(error), damaged=True))]
             found += read[-1:]
     return found

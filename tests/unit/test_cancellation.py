@@ -150,7 +150,7 @@ async def group_consumer_stop() -> Waits:
         while True:
             await asyncio.sleep(0)
             consumer.decided(0, Position(1, 1, 1))
-            await consumer._tell()
+            await consumer._commit_decided()
 
     committing = asyncio.ensure_future(keeps_committing())
     return Waits(committing, awaited.completes, committing.cancel)
@@ -185,13 +185,13 @@ async def worker_until_stopped() -> Waits:
 async def worker_waits_for_the_batch_of_a_partition_it_gives_up() -> Waits:
     idle = asyncio.Event()
 
-    class Owner:
+    class StubProcessor:
         async def idle(self) -> None:
             await idle.wait()
 
     task = asyncio.ensure_future(asyncio.Event().wait())
-    owned = worker_module._Owned(Owner(), task)  # type: ignore[arg-type]
-    return called_once(lambda: worker_module._end(owned, None), idle.set)
+    taken = worker_module._ProcessorTask(StubProcessor(), task)  # type: ignore[arg-type]
+    return called_once(lambda: worker_module._end(taken, None), idle.set)
 
 
 @place
@@ -201,7 +201,7 @@ async def partition_after_an_error() -> Waits:
     def fails() -> Any:
         raise ZeroDivisionError
 
-    owner = PartitionProcessor(
+    processor = PartitionProcessor(
         PartitionConfig(0, 1, Topics(), 1),
         source=None,  # type: ignore[arg-type]
         forwarder=None,  # type: ignore[arg-type]
@@ -213,7 +213,7 @@ async def partition_after_an_error() -> Waits:
         batch_max_records=1,
         cache_bytes=1,
     )
-    return called_once(owner.run, owner.release)
+    return called_once(processor.run, processor.release)
 
 
 @place
@@ -226,7 +226,7 @@ async def standby_that_follows() -> Waits:
         async def close(self) -> None: ...
 
     class Table:
-        stored = awaited
+        checkpoint = awaited
 
         def size_bytes(self) -> int:
             return 0

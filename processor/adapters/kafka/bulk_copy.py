@@ -25,12 +25,12 @@ from processor.engine.batch import Outgoing
 from processor.settings import Settings
 
 TIME_TYPE: Final = "message.timestamp.type"
-FILLING: Final = "CreateTime"
+WHILE_COPIED_TIME: Final = "CreateTime"
 """While topics are filled, records keep the time they bring; no worker starts on such topics."""
 COPIED_MAX_BYTES: Final = UNPACKED_MAX_BYTES + DEAD_LETTER_MAX_BYTES
 """The largest record that can have been read: the old topics may have taken compressed ones."""
-WHILE_FILLED: Final = {
-    TIME_TYPE: FILLING,
+WHILE_COPIED: Final = {
+    TIME_TYPE: WHILE_COPIED_TIME,
     "max.message.bytes": str(COPIED_MAX_BYTES),
 }
 """Settings of topics that are being filled, beside their own."""
@@ -86,7 +86,7 @@ class BulkCopy(KafkaTransactionalProducer):
         return [written.offset for written in await asyncio.gather(*sent)]
 
 
-async def make_for_filling(settings: Settings, topics: Topics, partitions: int) -> None:
+async def make_for_copy(settings: Settings, topics: Topics, partitions: int) -> None:
     """Make the topics, to be filled; those that are there stay. `steps` gets no fewer partitions
     than the others. Raises TopicsWrong if refused."""
     steps = max(partitions, settings.steps_partitions)
@@ -97,7 +97,7 @@ async def make_for_filling(settings: Settings, topics: Topics, partitions: int) 
                     name,
                     num_partitions=steps if spec is STEPS else partitions,
                     replication_factor=settings.replication_factor,
-                    topic_configs={**spec.config, **WHILE_FILLED},
+                    topic_configs={**spec.config, **WHILE_COPIED},
                 )
                 for name, spec in topics
             ]

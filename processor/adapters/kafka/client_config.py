@@ -132,5 +132,5 @@ def _unusable(name: str, path: object, error: OSError, key: object = None) -> Ba
     why = "not PEM, or the key or its password is wrong" if key else "not PEM"
     if not isinstance(error, ssl.SSLError):
         why = (error.strerror or "unreadable").lower()
-    beside = f" (with the key {str(key)!r})" if key else ""
-    return BadSetting(f"{name} is {str(path)!r}{beside}, which cannot be used: {why}.")
+    with_key = f" (with the key {str(key)!r})" if key else ""
+    return BadSetting(f"{name} is {str(path)!r}{with_key}, which cannot be used: {why}.")

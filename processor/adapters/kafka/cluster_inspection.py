@@ -117,7 +117,7 @@ async def _ask(admin: AIOKafkaAdminClient, request: Any) -> Any:
 async def hanging(settings: Settings, partitions: Iterable[tuple[str, int]]) -> list[Hanging]:
     """The transactions that are open on `partitions` (full topic name, number) now; most of them
     are batches under way. Raises BrokerUnreachable."""
-    tps = [TopicPartition(topic, number) for topic, number in partitions]
+    tps = [TopicPartition(topic, partition) for topic, partition in partitions]
     with explained(settings):
         stable = await _ends(settings, tps, "read_committed")
         consumer = _consumer(settings, "read_uncommitted")

@@ -30,7 +30,7 @@ class CommitCoalescer:
         self._asked.update(offsets)
         if self._next is None:
             self._next = asyncio.create_task(self._commit_asked(), name="proof of membership")
-            self._next.add_done_callback(_heard)
+            self._next.add_done_callback(_retrieved)
         # Whoever is cancelled leaves it to the others.
         await asyncio.shield(self._next)
 
@@ -41,7 +41,7 @@ class CommitCoalescer:
                 await self._commit(offsets)
 
 
-def _heard(task: asyncio.Task[None]) -> None:
+def _retrieved(task: asyncio.Task[None]) -> None:
     """Whoever asked may be gone, and an error that nobody hears of is told by asyncio."""
     if not task.cancelled():
         task.exception()

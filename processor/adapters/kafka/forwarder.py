@@ -36,7 +36,7 @@ class PlainForwarder:
             async with asyncio.timeout(self._timeout_s):
                 producer = await self._started()
                 sent = [await self._send(producer, forward) for forward in forwards]
-                answers = await asyncio.gather(
+                results = await asyncio.gather(
                     *(future for future in sent if future is not None), return_exceptions=True
                 )
         except BaseException:
@@ -44,13 +44,13 @@ class PlainForwarder:
             raise
         refused = {f.source for f, future in zip(forwards, sent, strict=True) if future is None}
         waited = [f for f, future in zip(forwards, sent, strict=True) if future is not None]
-        for forward, answer in zip(waited, answers, strict=True):
-            if isinstance(answer, MessageSizeTooLargeError):
+        for forward, result in zip(waited, results, strict=True):
+            if isinstance(result, MessageSizeTooLargeError):
                 refused.add(forward.source)
-            elif isinstance(answer, BaseException):
+            elif isinstance(result, BaseException):
                 # Its sequence may be off after a failed batch.
                 await self.stop()
-                raise answer
+                raise result
         return frozenset(refused)
 
     async def _send(self, producer: AIOKafkaProducer, forward: Forward) -> Any:

@@ -45,9 +45,9 @@ log = structlog.get_logger()
 FETCH_MAX_WAIT_MS: Final = 20
 """How long the broker holds a fetch. One fetch per broker is under way at a time, and a partition
 that it does not ask for waits for its end: this is latency, not only idleness."""
-TELL_EVERY_S: Final = 1.0
+COMMIT_EVERY_S: Final = 1.0
 """How often the group hears how far we are."""
-TELL_TIMEOUT_S: Final = 2.0
+COMMIT_TIMEOUT_S: Final = 2.0
 REBALANCE_TIMEOUT_MS: Final = 15_000
 """How long the group waits for a member that lives and still gives up its partitions.
 
@@ -91,7 +91,7 @@ class KafkaGroupConsumer:
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._decided: dict[int, Position] = {}
-        self._telling: asyncio.Task[None] | None = None
+        self._committing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._watch_pause_s = session_timeout_ms / 5000
         self._membership: StaticMembership | None = None
@@ -128,7 +128,7 @@ class KafkaGroupConsumer:
         self._consumer.subscribe(
             [self._topics.commands, self._topics.control], listener=_Listener(self)
         )
-        self._telling = asyncio.create_task(self._keep_telling(), name="group offsets")
+        self._committing = asyncio.create_task(self._keep_committing(), name="group offsets")
         self._watching = asyncio.create_task(self._watch(), name="group membership")
 
     async def stop(self, *, timeout_s: float) -> None:
@@ -136,9 +136,9 @@ class KafkaGroupConsumer:
         self._stopping.set()
         if self._watching is not None:
             await end_tasks(self._watching)
-        if self._telling is not None:
-            await end_tasks(self._telling)
-            await self._tell(timeout_s=timeout_s / 2)
+        if self._committing is not None:
+            await end_tasks(self._committing)
+            await self._commit_decided(timeout_s=timeout_s / 2)
         await stop_consumer(self._consumer, timeout_s=timeout_s)
         await self._ends.close()
 
@@ -158,7 +158,7 @@ class KafkaGroupConsumer:
         self._assigned = frozenset()
         self._changed.clear()
         await self._on_revoked()
-        await self._tell()
+        await self._commit_decided()
         await self._ask_for_our_name()
         if self.refused is not None:
             self.failed.set()
@@ -197,10 +197,10 @@ class KafkaGroupConsumer:
         self.generation += 1
         if self._membership is not None:
             self._membership.joined(member_id(self._consumer))
-        numbers = {tp.partition for tp in tps}
-        self._assigned = frozenset(n for n in numbers if tps.issuperset(self._pair(n)))
-        if self._assigned != numbers:
-            log.error("of some partitions only one topic is there", partitions=sorted(numbers))
+        partitions = {tp.partition for tp in tps}
+        self._assigned = frozenset(n for n in partitions if tps.issuperset(self._pair(n)))
+        if self._assigned != partitions:
+            log.error("of some partitions only one topic is there", partitions=sorted(partitions))
         self._changed.set()
         self._on_assigned(self._assigned)
 
@@ -239,12 +239,12 @@ class KafkaGroupConsumer:
     def decided(self, partition: int, position: Position) -> None:
         self._decided[partition] = position
 
-    async def _keep_telling(self) -> None:
+    async def _keep_committing(self) -> None:
         while True:
-            await asyncio.sleep(TELL_EVERY_S)
-            await self._tell()
+            await asyncio.sleep(COMMIT_EVERY_S)
+            await self._commit_decided()
 
-    async def _tell(self, *, timeout_s: float = TELL_TIMEOUT_S) -> None:
+    async def _commit_decided(self, *, timeout_s: float = COMMIT_TIMEOUT_S) -> None:
         """Commit offsets for lag tools. They stand in no transaction: whoever takes over starts
         from the cursor, and a commit that fails is made good by the next one."""
         decided, self._decided = self._decided, {}

@@ -82,10 +82,10 @@ class RecordBatchReader(_DefaultRecordBatchPy):  # type: ignore[misc]
     def read(self) -> Any:
         return self._read_msg()
 
-    def record(self, number: int, key: bytes | None, value: bytes | None) -> Any:
+    def record(self, index: int, key: bytes | None, value: bytes | None) -> Any:
         """Make the record with this number in the batch."""
         return _DefaultRecordPy(
-            self.base_offset + number, self.max_timestamp, self.timestamp_type, key, value, []
+            self.base_offset + index, self.max_timestamp, self.timestamp_type, key, value, []
         )
 
     def _read_msg(self, *_unused: Any) -> Any:
@@ -135,7 +135,7 @@ def pace_metadata(client: Any, wrap: Callable[[AskForMetadata], AskForMetadata])
     client._metadata_update = wrap(client._metadata_update)
 
 
-def remember_topics(client: Any) -> None:
+def keep_topics(client: Any) -> None:
     """Have `client` keep each topic that it was asked for.
 
     aiokafka forgets all but those that a consumer is assigned, and learns of the others again, with
@@ -195,14 +195,14 @@ def count_commits(producer: AIOKafkaProducer, attempted: Callable[[], None]) -> 
 
 
 def append(
-    batch: BatchBuilder, records: Sequence[tuple[Any, Any, Any]], number: int, first: int = 0
+    batch: BatchBuilder, records: Sequence[tuple[Any, Any, Any]], index: int, first: int = 0
 ) -> int:
     """Append `records[first:]` (key, value, headers), the first with `number`, until one does not
     fit; return how many were appended."""
     add = batch._builder.append
     for count, (key, value, headers) in enumerate(records[first:] if first else records):
         listed = headers if type(headers) is list else list(headers)
-        if add(number + count, None, key, value, listed) is None:
+        if add(index + count, None, key, value, listed) is None:
             return count
     return len(records) - first
 
@@ -272,7 +272,7 @@ def cancel_sender(producer: AIOKafkaProducer) -> None:
         sender.cancel()
 
 
-def hear_denials(producer: AIOKafkaProducer, denied: Callable[[KafkaError], None]) -> None:
+def watch_denials(producer: AIOKafkaProducer, denied: Callable[[KafkaError], None]) -> None:
     """Call `denied` when the broker does not let a transaction have a partition.
 
     aiokafka notes it for the commit, and goes on to send records, which are refused for the

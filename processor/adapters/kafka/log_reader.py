@@ -9,12 +9,12 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processor.adapters.kafka.errors import HistoryStalled, authorized, foreseen
-from processor.adapters.kafka.internals import client_of, remember_topics
+from processor.adapters.kafka.internals import client_of, keep_topics
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.contract.rights import Operation, on_group
 from processor.engine.codec import Record
-from processor.engine.ports import HiddenRecords, OffsetRange, Stuck
+from processor.engine.ports import HiddenRecords, OffsetRange, OnHanging
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -28,7 +28,7 @@ FETCH_MAX_WAIT_MS: Final = 10
 """How long the broker holds a fetch where nothing follows; other requests wait behind it."""
 SETTLE_POLL_S: Final = 0.02
 SETTLE_REPORT_S: Final = 5.0
-STUCK_S: Final = 0.5
+HANGING_AFTER_S: Final = 0.5
 """After this an open transaction is no batch under way; told again after twice as long."""
 STALL_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 2.0
@@ -61,7 +61,7 @@ class LogReaders:
             )
             client = client_of(consumer)
             back_off_metadata(client)
-            remember_topics(client)
+            keep_topics(client)
             try:
                 with foreseen("connecting to read the topics back"):
                     await consumer.start()
@@ -99,20 +99,20 @@ class KafkaLogReader:
         *,
         topics: Sequence[str] = (),
         stall_timeout_s: float = STALL_TIMEOUT_S,
-        tell: Callable[[str | None], None] = lambda _: None,
+        on_wait: Callable[[str | None], None] = lambda _: None,
         readers: LogReaders | None = None,
     ) -> None:
         """`topics`: as of `LogReaders`, which are this one's own unless `readers` are given.
         `stall_timeout_s`: how long a read may come no further, as the worker's watchdog has it,
-        which does not look at what still recovers. `tell` hears what is waited for, and None when
-        that is over."""
+        which does not look at what still recovers. `on_wait` is called with what is waited for, and
+        with None when that is over."""
         self._readers = readers or LogReaders(connection, topics=topics)
         self._partition = partition
         self._stall_timeout_s = stall_timeout_s
-        self._tell = tell
+        self._on_wait = on_wait
 
     async def settled(
-        self, topics: Sequence[str], stuck: Stuck | None = None
+        self, topics: Sequence[str], on_hanging: OnHanging | None = None
     ) -> dict[str, OffsetRange]:
         """The extents of `topics` as the high watermarks stand now, once the last stable offsets
         have reached them: below an open transaction of anybody, the newest records are hidden,
@@ -124,16 +124,16 @@ class KafkaLogReader:
         starts = await self._readers.asked(uncommitted.beginning_offsets(tps))
         ends = await self._readers.asked(uncommitted.end_offsets(tps))
         began = reported = time.monotonic()
-        stuck_s = STUCK_S
+        hanging_after_s = HANGING_AFTER_S
         while True:
             stable = await self._readers.asked(committed.end_offsets(tps))
             hidden = [tp for tp in tps if stable[tp] < ends[tp]]
             if not hidden:
-                self._tell(None)
+                self._on_wait(None)
                 return {tp.topic: OffsetRange(starts[tp], ends[tp]) for tp in tps}
             first = hidden[0]
             records = HiddenRecords(first.topic, self._partition, stable[first], ends[first])
-            self._tell(str(records))
+            self._on_wait(str(records))
             if time.monotonic() - reported > SETTLE_REPORT_S:
                 reported = time.monotonic()
                 log.warning(
@@ -142,9 +142,9 @@ class KafkaLogReader:
                     topics=[tp.topic for tp in hidden],
                     stable_offsets=[stable[tp] for tp in hidden],
                 )
-            if stuck is not None and time.monotonic() - began > stuck_s:
-                stuck_s *= 2
-                await stuck([tp.topic for tp in hidden])
+            if on_hanging is not None and time.monotonic() - began > hanging_after_s:
+                hanging_after_s *= 2
+                await on_hanging([tp.topic for tp in hidden])
             await asyncio.sleep(SETTLE_POLL_S)
 
     async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
@@ -157,7 +157,7 @@ class KafkaLogReader:
         )
         return {tp.topic: OffsetRange(starts[tp], ends[tp]) for tp in tps}
 
-    async def extent(self, topic: str) -> OffsetRange:
+    async def offset_range(self, topic: str) -> OffsetRange:
         """What the topic holds now, open transactions included."""
         tp = TopicPartition(topic, self._partition)
         consumer = await self._readers.consumer("read_uncommitted")

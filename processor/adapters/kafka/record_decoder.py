@@ -99,8 +99,8 @@ def _as_far_as_unpacked(plain: bytes) -> Iterator[Any]:
         yield batch.read()
         whole += 1
     key, value = _cut(buffer, batch.position)
-    for number in range(whole, count):
-        yield batch.record(number, key, value)
+    for index in range(whole, count):
+        yield batch.record(index, key, value)
         key = value = None
 
 

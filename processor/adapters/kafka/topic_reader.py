@@ -122,7 +122,7 @@ async def _records(
     Positions rather than records: aborted ones and control records leave gaps, and the last
     offset may be one of them.
     """
-    heard_at = time.monotonic()
+    received_s = time.monotonic()
     left = None if ends is None else dict(ends)
     while left is None or left:
         if left is not None:
@@ -137,8 +137,8 @@ async def _records(
             if ends is None or record.offset < ends[TopicPartition(record.topic, record.partition)]:
                 yield record
         if batches:
-            heard_at = time.monotonic()
-        elif left is not None and time.monotonic() - heard_at > SILENCE_S:
+            received_s = time.monotonic()
+        elif left is not None and time.monotonic() - received_s > SILENCE_S:
             raise BrokerUnreachable(
                 f"Kafka fell silent for {SILENCE_S:.0f} s before the end of "
                 f"{next(iter(left)).topic}; what was read so far is not all of it."

@@ -18,8 +18,8 @@ from processor.adapters.kafka.internals import (
     append,
     close_batch,
     count_commits,
-    hear_denials,
     quiet_failures,
+    watch_denials,
 )
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
@@ -55,7 +55,7 @@ class RecordPack:
 
     def __init__(self, new_batch: Callable[[], BatchBuilder]) -> None:
         self._new_batch = new_batch
-        self._filled: list[BatchBuilder] = []
+        self._full: list[BatchBuilder] = []
         self._batch = new_batch()
         self._count = self._in_batch = 0
 
@@ -67,7 +67,7 @@ class RecordPack:
         self._in_batch += first
         while first < len(records):
             close_batch(self._batch, self._in_batch)
-            self._filled.append(self._batch)
+            self._full.append(self._batch)
             self._batch = self._new_batch()
             self._in_batch = append(self._batch, records, 0, first)
             assert self._in_batch, "each record fits into an empty batch"
@@ -77,7 +77,7 @@ class RecordPack:
     def batches(self) -> list[BatchBuilder]:
         """All, to be sent in this order; the last one's number of records is `in_last`."""
         close_batch(self._batch, self._in_batch)
-        return [*self._filled, self._batch]
+        return [*self._full, self._batch]
 
     @property
     def in_last(self) -> int:
@@ -130,7 +130,7 @@ class KafkaTransactionalProducer:
             async with asyncio.timeout(self._commit_timeout_s):
                 await self._producer.start()
         count_commits(self._producer, self._attempted)
-        hear_denials(self._producer, self._denied)
+        watch_denials(self._producer, self._denied)
 
     def _attempted(self) -> None:
         self._attempts += 1
@@ -164,7 +164,7 @@ class KafkaTransactionalProducer:
         try:
             async with asyncio.timeout(self._commit_timeout_s):
                 with self._foreseen("a transaction"):
-                    sent, told_s = await self._in_transaction(producer, records)
+                    sent, acknowledged_s = await self._in_transaction(producer, records)
         except TimeoutError as error:
             raise CommitUncertain(
                 f"a transaction was not acknowledged within {self._commit_timeout_s:g} s"
@@ -173,7 +173,7 @@ class KafkaTransactionalProducer:
         return Written(
             {topic: last.offset + 1 for topic, last in zip(records, sent, strict=True)},
             max(last.timestamp for last in sent),
-            time.monotonic() - told_s,
+            time.monotonic() - acknowledged_s,
         )
 
     async def _in_transaction(
@@ -191,11 +191,11 @@ class KafkaTransactionalProducer:
                     for topic, some in records.items()
                 )
             )
-            told_s = time.monotonic()
+            acknowledged_s = time.monotonic()
             await producer.commit_transaction()
         except KafkaError as error:
             raise self._denial or error from error
-        return sent, told_s
+        return sent, acknowledged_s
 
     @contextmanager
     def _foreseen(self, what: str) -> Iterator[None]:

@@ -52,7 +52,7 @@ class KafkaWorkItemProducer:
                 for record in records:
                     packs.setdefault(partition_of(record.key or b"", count), []).append(record)
                 await asyncio.gather(
-                    *(self._send(producer, number, some) for number, some in packs.items())
+                    *(self._send(producer, partition, some) for partition, some in packs.items())
                 )
         except Exception:
             # Its sequence may be off after a failed batch. What is cancelled goes out all the same.

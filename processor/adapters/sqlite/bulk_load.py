@@ -58,7 +58,7 @@ TOTALS: Final = """
     ) AS s
     WHERE flow.id = s.flow_id
 """
-ANSWERS: Final = """
+LEDGER: Final = """
     INSERT INTO ledger
         (key, at_ms, digest, revision, status, first_event_id, event_count, refusal)
     VALUES :rows
@@ -85,20 +85,20 @@ def prepare(db: sqlite3.Connection, unfinished: Checkpoint) -> None:
     db.execute("PRAGMA temp_store = FILE")  # an index may be sorted that memory does not hold
 
 
-def put(db: sqlite3.Connection, next_number: int, filling: RestoreChunk) -> int:
+def put(db: sqlite3.Connection, next_row_number: int, chunk: RestoreChunk) -> int:
     """Add rows; the row number after the last flow's."""
-    gone = list(enumerate(filling.flows_gone, next_number))
-    next_number += len(gone)
-    flows = list(map(records.snapshot_values, range(next_number, 2**63), filling.flows))
+    gone = list(enumerate(chunk.flows_gone, next_row_number))
+    next_row_number += len(gone)
+    flows = list(map(records.snapshot_values, range(next_row_number, 2**63), chunk.flows))
     db.execute("BEGIN IMMEDIATE")
     _insert(db, FLOWS_GONE, 2, gone)
     _insert(db, FLOWS, 7, flows)
-    db.executemany("UPDATE flow SET owner = ? WHERE n = ?", _cut_short(filling, next_number))
-    _insert(db, STEPS, 7, [(*at, None, None, 0, 0, "") for at in filling.steps_gone])
-    _insert(db, STEPS, 7, list(map(records.step_snapshot_values, filling.steps)))
-    _insert(db, ANSWERS, 8, list(map(records.answer_values, filling.remembered)))
+    db.executemany("UPDATE flow SET owner = ? WHERE n = ?", _cut_short(chunk, next_row_number))
+    _insert(db, STEPS, 7, [(*at, None, None, 0, 0, "") for at in chunk.steps_gone])
+    _insert(db, STEPS, 7, list(map(records.step_snapshot_values, chunk.steps)))
+    _insert(db, LEDGER, 8, list(map(records.ledger_values, chunk.ledger_entries)))
     db.commit()
-    return next_number + len(flows)
+    return next_row_number + len(flows)
 
 
 def finish(db: sqlite3.Connection, after: Checkpoint) -> None:
@@ -137,11 +137,11 @@ def _names() -> Iterator[str]:
         yield statement.partition("INDEX ")[2].partition(" ")[0]
 
 
-def _cut_short(filling: RestoreChunk, first_number: int) -> Iterator[tuple[str, int]]:
+def _cut_short(chunk: RestoreChunk, first_row_number: int) -> Iterator[tuple[str, int]]:
     """Owners with a NUL in them, where json_extract ends, and the numbers of their flows."""
-    for number, snapshot in enumerate(filling.flows, first_number):
+    for row_number, snapshot in enumerate(chunk.flows, first_row_number):
         if NUL in snapshot.doc:
-            yield orjson.loads(snapshot.doc)["owner_session_key"], number
+            yield orjson.loads(snapshot.doc)["owner_session_key"], row_number
 
 
 def _insert(db: sqlite3.Connection, text: str, width: int, rows: Sequence[Sequence[Any]]) -> None:
@@ -173,8 +173,10 @@ def _drop_older(db: sqlite3.Connection, table: str, key: str) -> None:
     db.execute("DROP INDEX filling")
 
 
-def _store(db: sqlite3.Connection, stored: Checkpoint) -> None:
-    db.execute("INSERT INTO stored VALUES (1, ?, ?, ?, ?, ?, ?)", records.stored_values(stored))
+def _store(db: sqlite3.Connection, checkpoint: Checkpoint) -> None:
+    db.execute(
+        "INSERT INTO stored VALUES (1, ?, ?, ?, ?, ?, ?)", records.checkpoint_values(checkpoint)
+    )
 
 
 def _make_durable(db: sqlite3.Connection) -> None:

@@ -8,14 +8,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from processor.adapters.sqlite.errors import told
+from processor.adapters.sqlite.errors import as_table_errors
 
 FLOW_COLUMNS: Final = (
     *("doc", "revision", "last_event_id", "chain"),
     *("status", "owner", "updated_at", "due_ms", "steps"),
 )
 STEP_COLUMNS: Final = ("doc", "status", "due_ms", "input_bytes")
-ANSWER_COLUMNS: Final = (
+LEDGER_COLUMNS: Final = (
     *("at_ms", "digest", "revision", "status"),
     *("first_event_id", "event_count", "refusal"),
 )
@@ -30,7 +30,7 @@ _STEPS: Final = """
     FROM step ORDER BY flow_id, run_id
 """
 # An answer without events may name the one that would have come next, or none.
-_ANSWERS: Final = """
+_LEDGER: Final = """
     SELECT lower(hex(key)), at_ms, lower(hex(digest)), revision, status,
            iif(event_count = 0, 0, first_event_id), event_count, refusal
     FROM ledger WHERE at_ms >= ? ORDER BY key
@@ -54,21 +54,21 @@ class Dump:
         """By flow id and run id, joined by a slash."""
         return self._rows(_STEPS)
 
-    def answers(self, since_ms: int) -> Iterator[Row]:
+    def ledger_entries(self, since_ms: int) -> Iterator[Row]:
         """Of commands that were appended at `since_ms` or later."""
-        return self._rows(_ANSWERS, since_ms)
+        return self._rows(_LEDGER, since_ms)
 
     def counts(self) -> tuple[int, int, int]:
         """How many flows, steps and answers."""
-        with told(self._path):
-            ((flows, steps, answers),) = self._db.execute(
+        with as_table_errors(self._path):
+            ((flows, steps, ledger_entries),) = self._db.execute(
                 "SELECT (SELECT count(*) FROM flow), (SELECT count(*) FROM step), "
                 "(SELECT count(*) FROM ledger)"
             )
-        return flows, steps, answers
+        return flows, steps, ledger_entries
 
     def _rows(self, sql: str, *parameters: Any) -> Iterator[Row]:
-        with told(self._path):
+        with as_table_errors(self._path):
             for key, *columns in self._db.execute(sql, parameters):
                 yield key, tuple(columns)
 
@@ -76,7 +76,7 @@ class Dump:
 @contextmanager
 def dump(path: Path) -> Iterator[Dump]:
     """The table at `path`, which must be closed. Raises TableFailed, TableCorrupt."""
-    with told(path):
+    with as_table_errors(path):
         db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
     with closing(db):
         yield Dump(db, path)

@@ -47,7 +47,7 @@ def is_corruption(error: sqlite3.Error) -> bool:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def as_table_errors(path: Path) -> Iterator[None]:
     """Says what SQLite says in our words."""
     try:
         yield

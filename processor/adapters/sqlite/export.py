@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from processor.adapters.sqlite.errors import told
+from processor.adapters.sqlite.errors import as_table_errors
 from processor.contract.headers import chain_of
 from processor.contract.state import CURSOR_PREFIX
 from processor.engine.codec import Record
@@ -34,9 +34,14 @@ class Export:
     def about(self, prefix: str, partitions: int, made_at: str) -> None:
         self._db.execute("INSERT INTO about VALUES (?, ?, ?)", (prefix, partitions, made_at))
 
-    def cut(self, partition: int, extents: Mapping[str, OffsetRange], position: Position) -> None:
+    def cut(
+        self, partition: int, offset_ranges: Mapping[str, OffsetRange], position: Position
+    ) -> None:
         """What is put in of `partition` stands for these offsets."""
-        rows = [(topic, partition, extent.start, extent.end) for topic, extent in extents.items()]
+        rows = [
+            (topic, partition, offset_range.start, offset_range.end)
+            for topic, offset_range in offset_ranges.items()
+        ]
         self._db.executemany("INSERT INTO cut VALUES (?, ?, ?, ?)", rows)
         self._db.execute("INSERT INTO position VALUES (?, ?, ?, ?)", (partition, *position))
 
@@ -110,7 +115,7 @@ def exporting(path: Path) -> Iterator[Export]:
     """A file that is at `path` once the block has ended well, and not before; what was there is
     replaced. Raises TableFailed if it cannot be written."""
     part = path.with_name(path.name + ".part")
-    with told(part):
+    with as_table_errors(part):
         part.unlink(missing_ok=True)
         try:
             with closing(sqlite3.connect(part, isolation_level=None)) as db:

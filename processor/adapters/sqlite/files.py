@@ -12,7 +12,7 @@ import aiosqlite
 import structlog
 
 from processor.adapters.sqlite import integrity_check as checking
-from processor.adapters.sqlite.errors import TableFailed, is_corruption, told
+from processor.adapters.sqlite.errors import TableFailed, as_table_errors, is_corruption
 from processor.adapters.sqlite.table import FlowTable, data_version
 from processor.runtime import private_directory
 
@@ -53,7 +53,7 @@ async def open_table(
     """
     about = (prefix, partition, partitions)
     private_directory(path.parent)
-    with told(path):
+    with as_table_errors(path):
         connection = await _connect(path)
         try:
             wrong = await _what_is_wrong(connection, about)
@@ -63,13 +63,13 @@ async def open_table(
                 connection = await _connect(path)
                 if await _what_is_wrong(connection, about) is not None:
                     raise sqlite3.OperationalError("a new table is not what was made")
-            beside = not await _is_small(connection)
+            in_background = not await _is_small(connection)
             table = FlowTable(connection, path, await data_version(connection), USUAL)
         except BaseException:
             await connection.close()
             raise
     try:
-        async with checking.checked_beside(table) if beside else nullcontext():
+        async with checking.checked_in_background(table) if in_background else nullcontext():
             yield table
     finally:
         await table.close()

@@ -23,7 +23,7 @@ SOUND: Final = "ok"
 AT_ONCE_MAX_BYTES: Final = 16 * 1024 * 1024
 """Up to this size a file is checked before anything in it is believed: 0.04 to 0.1 s, and all
 partitions that come to a worker at once are checked on the same cores."""
-BESIDE_AFTER_S: Final = 10.0
+BACKGROUND_AFTER_S: Final = 10.0
 """When to begin with a larger one: a takeover needs the cores for itself."""
 STOP_EVERY_S: Final = 0.05
 
@@ -32,7 +32,7 @@ _checker = ThreadPoolExecutor(1, thread_name_prefix="table-check")
 
 
 @asynccontextmanager
-async def checked_beside(table: FlowTable) -> AsyncIterator[None]:
+async def checked_in_background(table: FlowTable) -> AsyncIterator[None]:
     """Check the table's file once while it is in use, and distrust the table if it is damaged."""
     checking = asyncio.create_task(_check(table))
     try:
@@ -42,7 +42,7 @@ async def checked_beside(table: FlowTable) -> AsyncIterator[None]:
 
 
 async def _check(table: FlowTable) -> None:
-    await asyncio.sleep(BESIDE_AFTER_S)
+    await asyncio.sleep(BACKGROUND_AFTER_S)
     try:
         with closing(_connect(table.path)) as connection:
             said = await _verdict(connection)

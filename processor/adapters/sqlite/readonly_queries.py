@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from processor.adapters.sqlite.errors import TableCorrupt, TableFailed, told
+from processor.adapters.sqlite.errors import TableCorrupt, TableFailed, as_table_errors
 from processor.adapters.sqlite.files import FORMAT
 from processor.adapters.sqlite.integrity_check import CHECK, SOUND
 from processor.contract.flow import Flow, FlowStatus
@@ -65,7 +65,7 @@ class Whole(NamedTuple):
 
     partitions: int
     position: tuple[int, int, int]
-    filled: bool
+    restored: bool
     flows: Iterator[tuple[Any, ...]]
     steps: Iterator[tuple[Any, ...]]
 
@@ -290,7 +290,7 @@ def find_flow(paths: Iterable[Path], flow_id: str) -> FlowView | None:
 def _look(path: Path, query: Callable[[Path, sqlite3.Connection], T]) -> T:
     """What `query` finds in the table at `path`. Raises TableFailed or TableCorrupt."""
     log = path.with_name(path.name + "-wal")
-    with told(path):
+    with as_table_errors(path):
         for _ in range(ATTEMPTS):
             # Opened in the usual way, a table without a log would get one. Read as if nobody
             # could write it, and again if somebody began to.

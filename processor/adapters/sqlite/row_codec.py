@@ -28,7 +28,7 @@ from processor.engine.rows import (
 )
 
 # Stored: a new status takes a new number.
-_STATUS_NUMBERS: Final = {
+_STATUS_CODES: Final = {
     FlowStatus.CREATED: 1,
     FlowStatus.RUNNING: 2,
     FlowStatus.WAITING: 3,
@@ -44,23 +44,23 @@ STEP_STATUSES: Final = {
     StepStatus.CANCELLED: 5,
 }
 """Of managed steps; indexes.sql and statements.py name 1 and 2, bulk_load 4 and 5."""
-_STATUSES: Final = {b"%d" % number: status for status, number in _STATUS_NUMBERS.items()}
+_STATUSES: Final = {b"%d" % index: status for status, index in _STATUS_CODES.items()}
 
 
-def flow_crc(number: int, flow_id: str, last_event_id: int, chain: bytes, doc: bytes) -> int:
-    head = f"{number} {flow_id} {last_event_id} ".encode()
+def flow_crc(row_number: int, flow_id: str, last_event_id: int, chain: bytes, doc: bytes) -> int:
+    head = f"{row_number} {flow_id} {last_event_id} ".encode()
     return crc32(doc, crc32(chain, crc32(head)))
 
 
 def flow_key(row: FlowRow) -> tuple[Any, ...]:
     """What a change of this row must find."""
-    flow, _, last_event_id, _, number, _ = row
-    return number, flow.id, flow.revision, last_event_id
+    flow, _, last_event_id, _, row_number, _ = row
+    return row_number, flow.id, flow.revision, last_event_id
 
 
 def flow_values(row: FlowRow) -> tuple[Any, ...]:
     """What an update sets."""
-    flow, doc, last_event_id, chain, number, totals = row
+    flow, doc, last_event_id, chain, row_number, totals = row
     return (
         flow.revision,
         last_event_id,
@@ -68,28 +68,28 @@ def flow_values(row: FlowRow) -> tuple[Any, ...]:
         flow.status._value_,
         flow.owner_session_key,
         flow.updated_at,
-        flow_crc(number, flow.id, last_event_id, chain, doc),
+        flow_crc(row_number, flow.id, last_event_id, chain, doc),
         due_ms(flow),
-        totals_text(number, totals),
+        totals_text(row_number, totals),
         doc.decode(),
     )
 
 
-def totals_text(number: int, totals: StepTotals) -> str | None:
+def totals_text(row_number: int, totals: StepTotals) -> str | None:
     """The `steps` of the flow with this row number: the totals, and their CRC."""
-    return totals_doc(number, *totals) if totals.steps else None
+    return totals_doc(row_number, *totals) if totals.steps else None
 
 
-def totals_doc(number: int, steps: int, live: int, live_bytes: int, unsuccessful: int) -> str:
+def totals_doc(row_number: int, steps: int, live: int, live_bytes: int, unsuccessful: int) -> str:
     text = f"{steps} {live} {live_bytes} {unsuccessful}"
-    return f"{text} {crc32(f'{number} {text}'.encode())}"
+    return f"{text} {crc32(f'{row_number} {text}'.encode())}"
 
 
-def _totals(number: int, text: bytes) -> StepTotals:
+def _totals(row_number: int, text: bytes) -> StepTotals:
     if not text:
         return NO_TOTALS
     totals = StepTotals(*map(int, text.split()[:-1]))
-    if totals_doc(number, *totals).encode() != text:
+    if totals_doc(row_number, *totals).encode() != text:
         raise ValueError("the totals are not what was written")
     return totals
 
@@ -97,12 +97,12 @@ def _totals(number: int, text: bytes) -> StepTotals:
 def update_values(was: FlowRow, row: FlowRow) -> tuple[Any, ...]:
     """`flow_key` of one and `flow_values` of the other. Each update takes this way, so a model's
     `__dict__` is asked: its values cost half of what attributes do."""
-    old, _, old_event_id, _, number, _ = was
+    old, _, old_event_id, _, row_number, _ = was
     flow, doc, last_event_id, chain, _, totals = row
     before, now = old.__dict__, flow.__dict__
     flow_id, status = now["id"], now["status"]
     return (
-        number,
+        row_number,
         before["id"],
         before["revision"],
         old_event_id,
@@ -112,37 +112,37 @@ def update_values(was: FlowRow, row: FlowRow) -> tuple[Any, ...]:
         status._value_,
         now["owner_session_key"],
         now["updated_at"],
-        flow_crc(number, flow_id, last_event_id, chain, doc),
+        flow_crc(row_number, flow_id, last_event_id, chain, doc),
         due_ms(flow) if status is WAITING else None,
-        None if totals is NO_TOTALS else totals_text(number, totals),
+        None if totals is NO_TOTALS else totals_text(row_number, totals),
         doc.decode(),
     )
 
 
-def snapshot_values(number: int, snapshot: Snapshot) -> tuple[Any, ...]:
+def snapshot_values(row_number: int, snapshot: Snapshot) -> tuple[Any, ...]:
     """What filling.FLOWS takes of a flow that gets the row number `number`; the other columns are
     in the document."""
     flow_id, last_event_id, chain, due_ms, doc = snapshot
-    crc = flow_crc(number, flow_id, last_event_id, chain, doc)
-    return number, flow_id, last_event_id, chain, crc, due_ms, doc.decode()
+    crc = flow_crc(row_number, flow_id, last_event_id, chain, doc)
+    return row_number, flow_id, last_event_id, chain, crc, due_ms, doc.decode()
 
 
 def flow_row(fields: list[bytes]) -> FlowRow:
     """A row of statements.FLOWS. Raises TableCorrupt if it is not what was written."""
     try:
-        number, flow_id, revision, last_event_id, chain, crc, steps, doc = fields
+        row_number, flow_id, revision, last_event_id, chain, crc, steps, doc = fields
         row = FlowRow(
             flow=Flow.model_validate_json(doc),
             doc=doc,
             last_event_id=int(last_event_id),
             chain=bytes.fromhex(chain.decode()),
-            number=int(number),
-            totals=_totals(int(number), steps),
+            row_number=int(row_number),
+            totals=_totals(int(row_number), steps),
         )
     except (ValueError, ValidationError) as error:
         raise TableCorrupt("a flow's row is not what was written") from error
     flow = row.flow
-    said = flow_crc(row.number, flow.id, row.last_event_id, row.chain, doc)
+    said = flow_crc(row.row_number, flow.id, row.last_event_id, row.chain, doc)
     if said != int(crc) or flow_id != flow.id.encode() or int(revision) != flow.revision:
         raise TableCorrupt(f"the row of flow {flow.id} is not what was written")
     return row
@@ -195,8 +195,8 @@ def step_values(row: StepRow) -> tuple[Any, ...]:
 def step_snapshot_values(snapshot: StepSnapshot) -> tuple[Any, ...]:
     """The same of a step as `state` has it."""
     flow_id, run_id, status, due_ms, size_bytes, doc = snapshot
-    number = None if status is None else STEP_STATUSES[status]
-    return flow_id, run_id, number, due_ms, size_bytes, crc32(doc), doc.decode()
+    index = None if status is None else STEP_STATUSES[status]
+    return flow_id, run_id, index, due_ms, size_bytes, crc32(doc), doc.decode()
 
 
 def step_row(fields: list[bytes]) -> StepRow:
@@ -217,14 +217,14 @@ def run_id(fields: list[bytes]) -> tuple[str, str]:
     return flow_id.decode(), bytes.fromhex(run.decode()).decode()
 
 
-def answer_values(row: LedgerEntry) -> tuple[Any, ...]:
+def ledger_values(row: LedgerEntry) -> tuple[Any, ...]:
     key, at_ms, digest, code, revision, status, first_event_id, event_count, details = row
     return (
         key,
         at_ms,
         digest,
         revision,
-        None if status is None else _STATUS_NUMBERS[status],
+        None if status is None else _STATUS_CODES[status],
         first_event_id,
         event_count,
         None
@@ -233,7 +233,7 @@ def answer_values(row: LedgerEntry) -> tuple[Any, ...]:
     )
 
 
-def answer(fields: list[bytes]) -> LedgerEntry:
+def ledger_entry(fields: list[bytes]) -> LedgerEntry:
     """A row of statements.ANSWERS."""
     try:
         key, at_ms, digest, revision, status, first_event_id, event_count, refusal = fields
@@ -253,11 +253,11 @@ def answer(fields: list[bytes]) -> LedgerEntry:
         raise TableCorrupt("a remembered answer is not what was written") from error
 
 
-def stored_values(stored: Checkpoint) -> tuple[int, ...]:
-    return (*stored.position, stored.audit, stored.outcomes, stored.as_of_ms)
+def checkpoint_values(checkpoint: Checkpoint) -> tuple[int, ...]:
+    return (*checkpoint.position, checkpoint.audit, checkpoint.outcomes, checkpoint.as_of_ms)
 
 
-def stored_row(row: tuple[int, ...]) -> Checkpoint:
+def checkpoint_row(row: tuple[int, ...]) -> Checkpoint:
     commands, control, next_event_id, audit, outcomes, as_of_ms = row
     return Checkpoint(Position(commands, control, next_event_id), audit, outcomes, as_of_ms)
 

@@ -99,7 +99,7 @@ RUN_IDS = Rows(
     _joined("flow_id", "hex(run_id)") + " FROM step WHERE flow_id IN (VALUES :rows)",
     1,
 )
-ANSWERS = Rows(
+LEDGER = Rows(
     _joined(
         "hex(key)",
         "at_ms",
@@ -159,7 +159,7 @@ COUNT_LIVE: Final = f"""
     SELECT (SELECT count(*) FROM step INDEXED BY step_pending WHERE status = {PENDING}),
            (SELECT count(*) FROM step INDEXED BY step_running WHERE status = {RUNNING})
 """
-NEXT_NUMBER: Final = "SELECT coalesce(max(n), 0) + 1 FROM flow"
+NEXT_ROW_NUMBER: Final = "SELECT coalesce(max(n), 0) + 1 FROM flow"
 
 DELETE_FLOWS = Rows(
     """
@@ -212,7 +212,7 @@ UPSERT_STEPS = Rows(
     7,
 )
 # REPLACE gives a new `n`: the newest answer is the last to be forgotten.
-REMEMBER = Rows(
+UPSERT_LEDGER = Rows(
     """
     INSERT OR REPLACE INTO ledger
         (key, at_ms, digest, revision, status, first_event_id, event_count, refusal)
@@ -225,7 +225,7 @@ FORGET: Final = """
     WHERE n IN (SELECT n FROM ledger ORDER BY n LIMIT ?) AND at_ms < ?
 """
 
-STORED: Final = "SELECT commands, control, next_event_id, audit, outcomes, as_of_ms FROM stored"
+CHECKPOINT: Final = "SELECT commands, control, next_event_id, audit, outcomes, as_of_ms FROM stored"
 # Both also refuse if another connection has committed since this one was opened.
 STORE_FIRST: Final = """
     INSERT INTO stored (one, commands, control, next_event_id, audit, outcomes, as_of_ms)

@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from processor.adapters.sqlite import bulk_load as filling
+from processor.adapters.sqlite import bulk_load, statements
 from processor.adapters.sqlite import row_codec as records
-from processor.adapters.sqlite import statements
-from processor.adapters.sqlite.errors import TableConflict, TableCorrupt, told
+from processor.adapters.sqlite.errors import TableConflict, TableCorrupt, as_table_errors
 from processor.adapters.sqlite.internals import run_in_thread
 from processor.adapters.sqlite.write_batch import ChangePack, Deed
 from processor.contract.steps import StepStatus
@@ -57,16 +56,16 @@ class FlowTable:
         self.doubted = False
         """Whether another hand or a damage was seen: the file goes when the table is closed."""
         self._damage: str | None = None
-        self._next_filled = 1
+        self._next_row_number = 1
 
     @property
     def path(self) -> Path:
         return self._path
 
-    async def stored(self) -> Checkpoint | None:
+    async def checkpoint(self) -> Checkpoint | None:
         """How far the table is written; None if it is empty."""
-        row = await self._row(statements.STORED)
-        return None if row is None else records.stored_row(row)
+        row = await self._row(statements.CHECKPOINT)
+        return None if row is None else records.checkpoint_row(row)
 
     async def flows(self, ids: Sequence[str]) -> dict[str, FlowRow]:
         """The flows among `ids` that exist."""
@@ -99,9 +98,9 @@ class FlowTable:
             found.setdefault(row.step.flow_id, []).append(row)
         return found
 
-    async def recall(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]:
+    async def ledger_entries(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]:
         """The answers remembered under `keys`; whether they are too old is for the caller."""
-        rows = await self._read(statements.ANSWERS, [(key,) for key in keys], records.answer)
+        rows = await self._read(statements.LEDGER, [(key,) for key in keys], records.ledger_entry)
         return {row.key: row for row in rows}
 
     async def due(self, after: Deadline | None, until_ms: int, limit: int) -> list[Deadline]:
@@ -146,9 +145,9 @@ class FlowTable:
         keys = (*start, instant(before_ms), limit)
         return await self._by_time(statements.ENDED, keys, records.ended)
 
-    async def next_number(self) -> int:
+    async def next_row_number(self) -> int:
         """The row number after the highest."""
-        row = await self._row(statements.NEXT_NUMBER)
+        row = await self._row(statements.NEXT_ROW_NUMBER)
         return int(row[0]) if row else 1
 
     async def count_flows(self) -> int:
@@ -186,7 +185,7 @@ class FlowTable:
     ) -> None:
         """Write a batch in one transaction, in the order that Changes documents.
 
-        `before` is what `stored` must be (None: an empty table), `after` what it becomes. Raises
+        `before` is the checkpoint now (None: an empty table), `after` the next one. Raises
         TableConflict, with nothing written, unless it is, unless each updated or deleted flow is
         at the revision and event that it was decided on, unless each inserted one is new, or if
         somebody else has written to the file.
@@ -204,21 +203,21 @@ class FlowTable:
         """Remove all rows, also the position, and trust the file again."""
         await self._undisturbed(self._clear)
 
-    async def begin_filling(self, unfinished: Checkpoint) -> None:
+    async def begin_restore(self, unfinished: Checkpoint) -> None:
         """Remove all rows and trust the file again, to be filled; it stands at `unfinished`.
 
-        Until `end_filling` it has no index, and what is committed may be lost with the power. What
+        Until `end_restore` it has no index, and what is committed may be lost with the power. What
         fails on the way, or is cut short, leaves a table to be filled anew.
         """
-        await self._unless_cancelled(self._begin_filling, unfinished)
+        await self._unless_cancelled(self._begin_restore, unfinished)
 
-    async def fill(self, some: RestoreChunk) -> None:
+    async def restore(self, some: RestoreChunk) -> None:
         """Add rows; of a key that comes again, the later counts."""
-        await self._unless_cancelled(self._fill, some)
+        await self._unless_cancelled(self._restore, some)
 
-    async def end_filling(self, after: Checkpoint) -> None:
+    async def end_restore(self, after: Checkpoint) -> None:
         """Make the indexes; everything is on the disk before the table stands at `after`."""
-        await self._unless_cancelled(filling.finish, after)
+        await self._unless_cancelled(bulk_load.finish, after)
         async with self._turn():
             for setting in self._usual:
                 await self._connection.execute_fetchall(f"PRAGMA {setting}")
@@ -267,9 +266,9 @@ class FlowTable:
             raise TableConflict(f"{self._path}: {deed.unless}; nothing of the batch was written")
 
     def _store(self, before: Checkpoint | None, after: Checkpoint) -> Deed:
-        was = () if before is None else records.stored_values(before)
+        was = () if before is None else records.checkpoint_values(before)
         sql = statements.STORE_FIRST if before is None else statements.STORE_NEXT
-        parameters = (*records.stored_values(after), self._data_version, *was)
+        parameters = (*records.checkpoint_values(after), self._data_version, *was)
         return Deed(sql, parameters, 1, "it was written by somebody else")
 
     async def _clear(self) -> None:
@@ -282,15 +281,15 @@ class FlowTable:
         self._data_version = version
         self.doubted = False
 
-    def _begin_filling(self, db: sqlite3.Connection, unfinished: Checkpoint) -> None:
-        filling.prepare(db, unfinished)
+    def _begin_restore(self, db: sqlite3.Connection, unfinished: Checkpoint) -> None:
+        bulk_load.prepare(db, unfinished)
         ((version,),) = db.execute("PRAGMA data_version").fetchall()
         self._data_version = int(version)
-        self._next_filled = 1
+        self._next_row_number = 1
         self.doubted = False
 
-    def _fill(self, db: sqlite3.Connection, some: RestoreChunk) -> None:
-        self._next_filled = filling.put(db, self._next_filled, some)
+    def _restore(self, db: sqlite3.Connection, some: RestoreChunk) -> None:
+        self._next_row_number = bulk_load.put(db, self._next_row_number, some)
 
     async def _unless_cancelled(
         self, work: Callable[[sqlite3.Connection, A], None], what: A
@@ -315,8 +314,8 @@ class FlowTable:
             work.exception()  # whoever was cancelled meanwhile does not ask for it
 
     async def _transaction(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        with self._telling():
-            await self._roll_back_what_is_left()
+        with self._as_table_errors():
+            await self._rollback_unfinished()
             try:
                 await work()
             except BaseException:
@@ -328,21 +327,21 @@ class FlowTable:
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         async with self._lock:
-            with self._telling():
-                await self._roll_back_what_is_left()
+            with self._as_table_errors():
+                await self._rollback_unfinished()
                 yield
 
-    async def _roll_back_what_is_left(self) -> None:
+    async def _rollback_unfinished(self) -> None:
         """Of a write whose task was itself cancelled, as a closing loop does."""
         if self._connection.in_transaction:
             await self._connection.rollback()
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _as_table_errors(self) -> Iterator[None]:
         if self._damage is not None:
             raise TableCorrupt(f"{self._path} is damaged: {self._damage}")
         try:
-            with told(self._path):
+            with as_table_errors(self._path):
                 yield
         except TableCorrupt:
             self.doubted = True
@@ -376,7 +375,7 @@ class FlowTable:
 
 
 def _make_indexes(db: sqlite3.Connection, _: None) -> None:
-    filling.ensure_indexes(db)
+    bulk_load.ensure_indexes(db)
 
 
 async def data_version(connection: aiosqlite.Connection) -> int:

@@ -34,7 +34,7 @@ class ChangePack:
         self._inserted: list[Any] = []
         self._deleted_steps: list[Any] = []
         self._steps: list[Any] = []
-        self._answers: list[Any] = []
+        self._ledger_entries: list[Any] = []
 
     def take(self, changes: Changes) -> None:
         """Add what stands in `changes`."""
@@ -45,13 +45,13 @@ class ChangePack:
         for was, row in changes.updated:
             updated += records.update_values(was, row)
         for row in changes.inserted:
-            self._inserted += (row.number, row.flow.id, *records.flow_values(row))
+            self._inserted += (row.row_number, row.flow.id, *records.flow_values(row))
         self._deleted_steps += chain.from_iterable(changes.deleted_steps)
         for step in changes.steps:
             self._steps += records.step_values(step)
-        answers = self._answers
-        for answer in changes.remembered:
-            answers += records.answer_values(answer)
+        ledger_entries = self._ledger_entries
+        for ledger_entry in changes.ledger_entries:
+            ledger_entries += records.ledger_values(ledger_entry)
         if changes.forget_before_ms is not None:
             self.forget_before_ms = changes.forget_before_ms
 
@@ -63,10 +63,10 @@ class ChangePack:
         yield from _each(statements.INSERT_FLOWS, self._inserted)
         yield from _each(statements.DELETE_THESE_STEPS, self._deleted_steps)
         yield from _each(statements.UPSERT_STEPS, self._steps)
-        yield from _each(statements.REMEMBER, self._answers)
+        yield from _each(statements.UPSERT_LEDGER, self._ledger_entries)
         if self.forget_before_ms is not None:
-            remembered = len(self._answers) // statements.REMEMBER.width
-            looked_at = FORGET_FACTOR * remembered + FORGET_EXTRA
+            count = len(self._ledger_entries) // statements.UPSERT_LEDGER.width
+            looked_at = FORGET_FACTOR * count + FORGET_EXTRA
             yield Deed(statements.FORGET, (looked_at, self.forget_before_ms))
 
 

@@ -182,13 +182,15 @@ async def _standing(settings: Settings, number: int) -> tuple[Undecided, int | N
         offsets, hidden, first_ms, newest_ms = 0, 0, None, None
         for topic in (names.commands, names.control):
             # Before the stable end: what is appended in between is not hidden.
-            end = (await history.extent(topic)).end
-            extent = await _stable(history, topic)
-            hidden += max(end - extent.end, 0)
-            decided = getattr(cursor.position, topic.rpartition(".")[2]) if cursor else extent.start
-            decided = max(decided, extent.start)
-            offsets += max(extent.end - decided, 0)
-            last = await last_record(history, topic, extent)
+            end = (await history.offset_range(topic)).end
+            offset_range = await _stable(history, topic)
+            hidden += max(end - offset_range.end, 0)
+            decided = (
+                getattr(cursor.position, topic.rpartition(".")[2]) if cursor else offset_range.start
+            )
+            decided = max(decided, offset_range.start)
+            offsets += max(offset_range.end - decided, 0)
+            last = await last_record(history, topic, offset_range)
             if last is None:
                 continue
             newest_ms = max(newest_ms or 0, last.timestamp)
@@ -203,7 +205,7 @@ async def _standing(settings: Settings, number: int) -> tuple[Undecided, int | N
 
 
 async def _stable(history: KafkaLogReader, topic: str) -> OffsetRange:
-    return OffsetRange((await history.extent(topic)).start, await history.stable_end(topic))
+    return OffsetRange((await history.offset_range(topic)).start, await history.stable_end(topic))
 
 
 async def _side_by_side(numbers: Iterable[int], work: Callable[[int], Awaitable[T]]) -> list[T]:

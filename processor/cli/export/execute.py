@@ -15,7 +15,7 @@ from processor.client.kafka.reader import count_partitions
 from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.engine.batch import PartitionConfig
-from processor.recovery.consistent_cut import standing_of, still
+from processor.recovery.consistent_cut import consistent_cut, standing_of
 from processor.settings import Settings
 
 
@@ -52,15 +52,17 @@ async def _export(settings: Settings, file: Path) -> dict[str, int]:
 async def _partition(
     made: Export, place: PartitionConfig, history: KafkaLogReader, bar: Bar
 ) -> None:
-    view = await still(place, history, bar.advance)
+    view = await consistent_cut(place, history, bar.advance)
     topics = (place.topics.state, place.topics.audit)
-    extents = {topic: view.extents[topic] for topic in topics}
-    bar.expect(sum(extent.end - extent.start for extent in extents.values()))
+    offset_ranges = {topic: view.offset_ranges[topic] for topic in topics}
+    bar.expect(
+        sum(offset_range.end - offset_range.start for offset_range in offset_ranges.values())
+    )
     bar.at(f"partition {place.partition}")
     # It also holds the topics against each other.
     standing = await standing_of(place, view)
-    made.cut(place.partition, extents, standing.position)
-    async for records in view.read(place.topics.state, *extents[place.topics.state]):
+    made.cut(place.partition, offset_ranges, standing.position)
+    async for records in view.read(place.topics.state, *offset_ranges[place.topics.state]):
         made.state(place.partition, records)
-    async for records in view.read(place.topics.audit, *extents[place.topics.audit]):
+    async for records in view.read(place.topics.audit, *offset_ranges[place.topics.audit]):
         made.events(records)

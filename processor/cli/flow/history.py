@@ -183,7 +183,7 @@ async def outcomes_of(
         with explained(settings), progress_bar("looking for outcomes") as bar:
             bar.expect(len(event_ids))
             stable = await history.stable_end(topic)
-            kept = (await history.extent(topic)).start
+            kept = (await history.offset_range(topic)).start
             for event_id in event_ids:
                 bar.advance(1)
                 appended = past.appended[event_id]

@@ -56,9 +56,9 @@ class RebuildProgress:
         self._what, self._total, self._began, self._told = "", 0, 0.0, 0.0
         self._shown = sys.stderr.isatty()
 
-    def begin(self, what: str, extents: Iterable[OffsetRange]) -> None:
+    def begin(self, what: str, offset_ranges: Iterable[OffsetRange]) -> None:
         self._what, self.records = what, 0
-        self._total = sum(extent.end - extent.start for extent in extents)
+        self._total = sum(offset_range.end - offset_range.start for offset_range in offset_ranges)
         self._began = self._told = time.monotonic()
 
     @property

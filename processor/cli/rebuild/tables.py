@@ -11,7 +11,7 @@ import typer
 
 from processor.adapters.sqlite import readonly_queries as queries
 from processor.adapters.sqlite import table_path
-from processor.adapters.sqlite.dump import ANSWER_COLUMNS, FLOW_COLUMNS, STEP_COLUMNS, Dump, dump
+from processor.adapters.sqlite.dump import FLOW_COLUMNS, LEDGER_COLUMNS, STEP_COLUMNS, Dump, dump
 from processor.adapters.sqlite.files import copy, put_in_place
 from processor.cli.common.confirm import Confirmation
 from processor.cli.common.history import open_history
@@ -26,7 +26,7 @@ from processor.cli.rebuild.common import (
 )
 from processor.engine.batch import PartitionConfig
 from processor.errors import TableDistrusted
-from processor.recovery.consistent_cut import ConsistentCut, standing_of, still
+from processor.recovery.consistent_cut import ConsistentCut, consistent_cut, standing_of
 from processor.recovery.rebuild import Rows, catch_up, first_difference
 from processor.recovery.rebuild import rebuild as make_anew
 from processor.runtime import private_directory
@@ -46,7 +46,7 @@ class RebuiltTable:
     source: str
     flows: int
     steps: int
-    answers: int
+    ledger_entries: int
     records: int
     seconds: float
     records_per_s: int
@@ -118,9 +118,9 @@ async def _make_one(
     live = table_path(settings.state_dir, settings.topic_prefix, number)
     built = scratch / live.name
     async with open_history(settings, number, "rebuild") as history:
-        view = await still(place, history, progress.heard)
+        view = await consistent_cut(place, history, progress.heard)
         topics = (place.topics.outcomes, f"{settings.topic_prefix}.{source}")
-        progress.begin(f"partition {number}", [view.extents[topic] for topic in topics])
+        progress.begin(f"partition {number}", [view.offset_ranges[topic] for topic in topics])
         async with opened(settings, number, built) as made:
             await make_anew(place, made, view, from_audit=source is TableSource.AUDIT)
         with dump(built) as rows:
@@ -159,7 +159,7 @@ def all_rows(rows: Dump, since_ms: int) -> Iterator[Rows]:
     """What is compared of a table."""
     yield Rows("flow", FLOW_COLUMNS, rows.flows())
     yield Rows("step", STEP_COLUMNS, rows.steps())
-    yield Rows("answer", ANSWER_COLUMNS, rows.answers(since_ms))
+    yield Rows("answer", LEDGER_COLUMNS, rows.ledger_entries(since_ms))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from processor.contract.topics import Topics
 from processor.engine.batch import Outgoing
 from processor.engine.ports import OffsetRange
 from processor.engine.rows import Position
-from processor.recovery.consistent_cut import still
+from processor.recovery.consistent_cut import consistent_cut
 from processor.recovery.repair import Restoration, Skip, plan_restoration, plan_skip, restore, skip
 from processor.settings import Settings
 
@@ -107,9 +107,11 @@ def restore_state_topic(
 async def _plan_restoration(settings: Settings, number: int, built: Path) -> Restoration | None:
     place = place_of(settings, number)
     async with open_history(settings, number, "rebuild") as history, progress_line() as progress:
-        view = await still(place, history, progress.heard)
-        extents = [view.extents[topic] for topic in (place.topics.audit, place.topics.state)]
-        progress.begin(f"partition {number}: folding", extents)
+        view = await consistent_cut(place, history, progress.heard)
+        offset_ranges = [
+            view.offset_ranges[topic] for topic in (place.topics.audit, place.topics.state)
+        ]
+        progress.begin(f"partition {number}: folding", offset_ranges)
         async with opened(settings, number, built) as made:
             return await plan_restoration(place, made, view)
 
@@ -121,8 +123,8 @@ async def _restore(settings: Settings, number: int, plan: Restoration, rows: Dum
         progress_line() as progress,
     ):
         flows, steps, _ = rows.counts()
-        extent = OffsetRange(0, flows + steps + len(plan.tombstones))
-        progress.begin(f"partition {number}: writing", [extent])
+        offset_range = OffsetRange(0, flows + steps + len(plan.tombstones))
+        progress.begin(f"partition {number}: writing", [offset_range])
         place = place_of(settings, number)
         await restore(place, history, new_writer, plan, snapshots(rows), progress.heard)
 

@@ -48,7 +48,7 @@ async def newest(
     topics: Topics, history: KafkaLogReader, number: int
 ) -> tuple[Position, dict[str, int]]:
     """Where a new partition stands, and how far the old side is copied to it."""
-    whole = await history.extent(topics.state)
+    whole = await history.offset_range(topics.state)
     end = await history.stable_end(topics.state)
     key = f"{CURSOR_PREFIX}{number}".encode()
     found = await last_record(
@@ -101,13 +101,13 @@ class TopicCopy:
         for target in targets:
             bar.at(f"partition {target.number}: what was copied before")
             async with self._new.log(target.number) as log:
-                end = (await log.extent(self._new.topics.audit)).stable
+                end = (await log.offset_range(self._new.topics.audit)).stable
                 async for records in log.read(self._new.topics.audit, 0, end):
                     for record in records:
                         self._rewriter.take_back(target.number, record)
         for q in range(self._old.count):
             carried = [t for t in targets if f"commands/{q}" in t.progress]
-            outcomes = self._seen.extents[q][self._old.topics.outcomes].stable
+            outcomes = self._seen.offset_ranges[q][self._old.topics.outcomes].stable
             if any(t.progress.get(f"outcomes/{q}", 0) < outcomes for t in carried):
                 raise Refused(
                     "The old side went on deciding after its undecided commands were carried over. "
@@ -118,7 +118,7 @@ class TopicCopy:
             for q in range(self._old.count):
                 log = await stack.enter_async_context(self._old.log(q))
                 partitions[q] = OldPartition(
-                    self._old.topics, q, self._seen.extents[q], _opener(log, bar)
+                    self._old.topics, q, self._seen.offset_ranges[q], _opener(log, bar)
                 )
             ends = {q: await one.front_end() for q, one in partitions.items()}
             if any(ends.values()):
@@ -139,11 +139,11 @@ class TopicCopy:
         topic that begins at 0 for one that has them all."""
         for target in targets:
             async with self._new.history(target.number) as history:
-                extent = await history.extent(self._new.topics.outcomes)
-            if extent.end == 0:
+                offset_range = await history.offset_range(self._new.topics.outcomes)
+            if offset_range.end == 0:
                 filler = Outgoing(b"", b"", ())
                 await target.writer.copy([(self._new.topics.outcomes, filler, 0)], lambda _: [])
-            if extent.start == 0:
+            if offset_range.start == 0:
                 await copier.drop_before(
                     self._settings, self._new.topics.outcomes, target.number, 1
                 )
@@ -201,10 +201,10 @@ class TopicCopy:
         state = self._old.topics.state
         for q in range(self._old.count):
             mark = f"state/{q}"
-            end = self._seen.extents[q][state].stable
+            end = self._seen.offset_ranges[q][state].stable
             pending: dict[int, dict[bytes, CopiedRecord]] = {}
             async with self._old.log(q) as log:
-                async for records in log.read(state, self._seen.extents[q][state].start, end):
+                async for records in log.read(state, self._seen.offset_ranges[q][state].start, end):
                     self._bar.advance(len(records))
                     for record in records:
                         if (made := self._rewriter.snapshot(record)) is None:
@@ -229,7 +229,7 @@ class TopicCopy:
         waiting: dict[int, list[CopiedRecord]] = {}
         # Who goes on later sees by the last of these whether anything was decided since.
         outcomes = self._old.topics.outcomes
-        marks = {f"outcomes/{q}": self._seen.extents[q][outcomes].stable for q in partitions}
+        marks = {f"outcomes/{q}": self._seen.offset_ranges[q][outcomes].stable for q in partitions}
         for topic in (self._old.topics.commands, self._old.topics.control):
             for q, partition in partitions.items():
                 name = f"{topic.rpartition('.')[2]}/{q}"

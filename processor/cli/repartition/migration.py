@@ -75,8 +75,8 @@ class Migration:
                 f"{wrong[0]} is there with {counts[wrong[0]]} partitions, not {self._new.count}: "
                 f"take --to {counts[wrong[0]]} to go on with it, or another --prefix."
             )
-        finished = len(there) == len(list(new)) and copier.FILLING not in types.values()
-        filling = {name for name in there if types[name] == copier.FILLING}
+        finished = len(there) == len(list(new)) and copier.WHILE_COPIED_TIME not in types.values()
+        filling = {name for name in there if types[name] == copier.WHILE_COPIED_TIME}
         if there - filling and not finished and not await self._opened_halfway(counts):
             raise Refused(f"{min(there - filling)} is there already; take another --prefix.")
         (self._old.count,) = numbers
@@ -98,10 +98,10 @@ class Migration:
 
     async def run(self) -> MigrationResult:
         """Copy, compare, open. Raises Refused where the old side does not hold still."""
-        await copier.make_for_filling(self._settings, self._new.topics, self._new.count)
+        await copier.make_for_copy(self._settings, self._new.topics, self._new.count)
         await self._old.fence()
         seen = await self._old.look()
-        self._old.hold_still(seen)
+        self._old.assert_unchanged(seen)
         try:
             with progress_bar("copying") as bar, explained(self._settings):
                 bar.expect(seen.offsets)
@@ -131,9 +131,11 @@ class Migration:
                             (side.topics.state, seen.snapshot),
                             (side.topics.outcomes, seen.answer),
                         ):
-                            extent = await log.extent(topic)
-                            bar.expect(extent.stable - extent.start)
-                            async for records in log.read(topic, extent.start, extent.stable):
+                            offset_range = await log.offset_range(topic)
+                            bar.expect(offset_range.stable - offset_range.start)
+                            async for records in log.read(
+                                topic, offset_range.start, offset_range.stable
+                            ):
                                 bar.advance(len(records))
                                 for record in records:
                                     take(record)

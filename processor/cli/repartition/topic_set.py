@@ -25,13 +25,13 @@ from processor.settings import Settings
 COMMIT_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
 
-Extents = dict[int, dict[str, LogRange]]
+TopicRanges = dict[int, dict[str, LogRange]]
 
 
 class Seen(NamedTuple):
     """The old side at one moment."""
 
-    extents: Extents
+    offset_ranges: TopicRanges
     cursors: dict[int, Position]
 
     def ends(self) -> dict[tuple[int, str], int]:
@@ -42,13 +42,15 @@ class Seen(NamedTuple):
         return sum(one.stable - one.start for _, _, one in self._all())
 
     def _all(self) -> Iterator[tuple[int, str, LogRange]]:
-        return ((q, topic, one) for q, some in self.extents.items() for topic, one in some.items())
+        return (
+            (q, topic, one) for q, some in self.offset_ranges.items() for topic, one in some.items()
+        )
 
     def rest(self, q: int, topic: str) -> tuple[int, int]:
         """First undecided offset and stable end."""
-        extent = self.extents[q][topic]
+        offset_range = self.offset_ranges[q][topic]
         decided = getattr(self.cursors[q], topic.rpartition(".")[2])
-        return max(decided, extent.start), extent.stable
+        return max(decided, offset_range.start), offset_range.stable
 
 
 class TopicSet:
@@ -72,21 +74,21 @@ class TopicSet:
 
     async def look(self) -> Seen:
         """What is there now."""
-        extents: Extents = {}
+        offset_ranges: TopicRanges = {}
         cursors: dict[int, Position] = {}
         for q in range(self.count):
             async with self.history(q) as history:
-                extents[q] = {}
+                offset_ranges[q] = {}
                 for name in self.topics.by_flow:
-                    whole = await history.extent(name)
+                    whole = await history.offset_range(name)
                     stable = await history.stable_end(name)
-                    extents[q][name] = LogRange(whole.start, stable, whole.end)
+                    offset_ranges[q][name] = LogRange(whole.start, stable, whole.end)
                 place = PartitionConfig(q, self.count, self.topics, self._settings.dedupe_window_ms)
-                state = extents[q][self.topics.state]
+                state = offset_ranges[q][self.topics.state]
                 at = {self.topics.state: Whole(state.start, state.stable)}
                 cursor = await newest_cursor(place, history, at)
                 cursors[q] = cursor.position if cursor else Position(0, 0, 0)
-        return Seen(extents, cursors)
+        return Seen(offset_ranges, cursors)
 
     async def undecided(self, seen: Seen) -> int:
         """How many commands nobody has decided."""
@@ -98,13 +100,14 @@ class TopicSet:
                         count += len(records)
         return count
 
-    def hold_still(self, seen: Seen) -> None:
+    def assert_unchanged(self, seen: Seen) -> None:
         """Raises Refused if it cannot be copied as it is."""
-        for q, some in seen.extents.items():
-            for topic, extent in some.items():
-                if extent.stable < extent.end:
+        for q, some in seen.offset_ranges.items():
+            for topic, offset_range in some.items():
+                if offset_range.stable < offset_range.end:
                     raise Refused(
-                        f"A transaction is open on {topic}/{q} from offset {extent.stable} on; "
+                        f"A transaction is open on {topic}/{q} from offset "
+                        f"{offset_range.stable} on; "
                         "`taskflow doctor` says more."
                     )
             if (start := some[self.topics.audit].start) > 0:

@@ -78,7 +78,7 @@ async def _compare(settings: Settings, job: Job, bar: Bar) -> tuple[Findings, Co
         bar.at(f"comparing partition {number}")
         with open_store(flows_bytes=job.flows_bytes) as store:
             given = recorded, job.rules, number, store, findings, copies
-            await replay(*given, heard=bar.count)
+            await replay(*given, on_read=bar.count)
 
     if job.file is not None:
         bar.expect(job.file.stat().st_size)
@@ -100,7 +100,7 @@ async def _live(
     log = KafkaLog(settings, number)
     try:
         with retention_told(settings):
-            live = LivePartition(log, job.rules, number, since_ms=job.since_ms, heard=bar.advance)
+            live = LivePartition(log, job.rules, number, since_ms=job.since_ms, on_read=bar.advance)
             bar.expect(await live.outcomes())
             yield live
     finally:
@@ -149,7 +149,7 @@ def _in_processes(job: Job, processes: int, bar: Bar) -> _Done:
     ]
     findings, copies = Findings(), Copies()
     working = []
-    heard: list[Connection] = []
+    connections: list[Connection] = []
     try:
         for one in jobs:
             ours, theirs = spawn.Pipe(duplex=False)
@@ -157,14 +157,14 @@ def _in_processes(job: Job, processes: int, bar: Bar) -> _Done:
             process.start()
             theirs.close()
             working.append(process)
-            heard.append(ours)
+            connections.append(ours)
         done: dict[int, _Done] = {}
-        while len(done) < len(heard):
-            left = [told for n, told in enumerate(heard) if n not in done]
+        while len(done) < len(connections):
+            left = [told for n, told in enumerate(connections) if n not in done]
             for told in wait(left):
                 assert isinstance(told, Connection)
                 if (result := _hear(told, bar)) is not None:
-                    done[heard.index(told)] = result
+                    done[connections.index(told)] = result
         for _, (found, copied) in sorted(done.items()):
             findings.merge(found)
             copies.merge(copied)

@@ -90,7 +90,7 @@ class LocalTables:
 
         def all_of(whole: queries.Whole) -> None:
             take(
-                TablePosition(str(path), whole.partitions, *whole.position, whole.filled),
+                TablePosition(str(path), whole.partitions, *whole.position, whole.restored),
                 (TableFlow(*row) for row in whole.flows),
                 (TableStep(*row) for row in whole.steps),
             )

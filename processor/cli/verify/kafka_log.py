@@ -74,12 +74,12 @@ class KafkaLog:
         self._ends = KafkaLogReader(self._connection, partition, topics=names)
         self._reading: list[KafkaLogReader] = []
 
-    async def extent(self, topic: str) -> LogRange:
+    async def offset_range(self, topic: str) -> LogRange:
         async def ask() -> LogRange:
             # The stable end first: it is never behind an end that was asked for before.
             stable = await self._ends.stable_end(topic)
-            extent = await self._ends.extent(topic)
-            return LogRange(extent.start, stable, extent.end)
+            offset_range = await self._ends.offset_range(topic)
+            return LogRange(offset_range.start, stable, offset_range.end)
 
         return await self._answered(ask)
 

@@ -182,5 +182,5 @@ class CommittedReader:
             # Nothing yet: the end as it was before asking, or something may slip in between.
             return {tp: found[tp].offset if found[tp] else ends[tp] for tp in tps}
         beginnings: dict[TopicPartition, int] = await consumer.beginning_offsets(tps)
-        stored = start if isinstance(start, Mapping) else {}
-        return {tp: stored.get(tp.partition, beginnings[tp]) for tp in tps}
+        start_positions = start if isinstance(start, Mapping) else {}
+        return {tp: start_positions.get(tp.partition, beginnings[tp]) for tp in tps}

@@ -35,14 +35,18 @@ class Step(NamedTuple):
 
 
 class OldPartition:
-    """`extents` are what the topics hold, all of it decided but what lies behind the cursor."""
+    """`offset_ranges`: what the topics hold, all of it decided but what lies behind the cursor."""
 
     def __init__(
-        self, topics: Topics, number: int, extents: Mapping[str, LogRange], open_stream: OpenStream
+        self,
+        topics: Topics,
+        number: int,
+        offset_ranges: Mapping[str, LogRange],
+        open_stream: OpenStream,
     ) -> None:
         self._topics = topics
         self._number = number
-        self._extents = extents
+        self._offset_ranges = offset_ranges
         self._open = open_stream
         self._streams: dict[str, RecordStream] = {}
         self._passed: dict[str, int] = {}
@@ -50,8 +54,10 @@ class OldPartition:
 
     async def front_end(self) -> int:
         """The first outcome from which on every outcome still has its command."""
-        outcomes = self._extents[self._topics.outcomes]
-        starts = {t: self._extents[t].start for t in (self._topics.commands, self._topics.control)}
+        outcomes = self._offset_ranges[self._topics.outcomes]
+        starts = {
+            t: self._offset_ranges[t].start for t in (self._topics.commands, self._topics.control)
+        }
         end = outcomes.start
         if any(starts.values()):
             stream = self._open(self._topics.outcomes, outcomes.start, outcomes.stable)
@@ -86,7 +92,7 @@ class OldPartition:
 
     async def _first_event(self, offset: int) -> int | None:
         """The first event that an outcome from `offset` on names."""
-        stable = self._extents[self._topics.outcomes].stable
+        stable = self._offset_ranges[self._topics.outcomes].stable
         ahead = self._open(self._topics.outcomes, offset, stable)
         while (record := await ahead.take()) is not None:
             doc = orjson.loads(record.value or b"")
@@ -120,8 +126,8 @@ class OldPartition:
 
     async def undecided(self, topic: str, offset: int) -> AsyncIterator[LogRecord]:
         """What lies behind the cursor."""
-        start = max(offset, self._extents[topic].start)
-        stream = self._open(topic, start, self._extents[topic].stable)
+        start = max(offset, self._offset_ranges[topic].start)
+        stream = self._open(topic, start, self._offset_ranges[topic].stable)
         while (record := await stream.take()) is not None:
             yield record
 
@@ -147,15 +153,17 @@ class OldPartition:
                 if about.offset > self._passed.get(about.topic, -1):
                     break  # a later one's
             await letters.take()  # of what stays behind
-        if self._extents[self._topics.dead_letters].start == 0:
+        if self._offset_ranges[self._topics.dead_letters].start == 0:
             raise self._apart(f"{place} has no dead letter")
         return None
 
     def _stream(self, topic: str) -> RecordStream:
         stream = self._streams.get(topic)
         if stream is None:
-            extent = self._extents[topic]
-            stream = self._streams[topic] = self._open(topic, extent.start, extent.stable)
+            offset_range = self._offset_ranges[topic]
+            stream = self._streams[topic] = self._open(
+                topic, offset_range.start, offset_range.stable
+            )
         return stream
 
     def _apart(self, why: str) -> HistoryLost:

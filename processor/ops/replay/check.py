@@ -41,7 +41,7 @@ from processor.ops.replay.snapshots import Snapshots
 from processor.ops.replay.store import Store
 from processor.ops.replay.wakes import Wakes
 from processor.recovery.restore import LATE_MAX_MS
-from processor.recovery.snapshot_reader import answer_of
+from processor.recovery.snapshot_reader import ledger_entry_of
 
 FORGET_EVERY: Final = 10_000
 LAG_MAX_MS: Final = 86_400_000
@@ -63,16 +63,16 @@ async def replay(
     findings: Findings,
     copies: Copies,
     *,
-    heard: Callable[[int], None] = lambda _: None,
+    on_read: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Hold a partition's whole history against the code at hand. `heard` is told how many commands
-    were compared since the last time."""
+    """Hold a partition's whole history against the code at hand. `on_read` is called with how
+    many commands were compared since the last time."""
     beginning = await recorded.begin(store)
     findings.begins[partition] = _begins(beginning)
     check = Check(rules, partition, store, beginning, findings, copies)
     async for done in recorded.decided():
         check.take(done)
-        heard(len(done))
+        on_read(len(done))
     state = Snapshots(rules.place(partition), store, findings)
     async for snapshots in recorded.snapshots():
         state.compare(snapshots)
@@ -151,7 +151,7 @@ class Check:
             self._place,
             self._store.memory(items),
             Position(0, 0, self._next_event_id),
-            next_number=1,
+            next_row_number=1,
             unforwardable=unforwardable,
         )
         return handler.handle(items)
@@ -199,7 +199,7 @@ class Check:
                 self._differs(one.record, kind, "event", CHANGED, [problem], fact.get("flow_id"))
             self._next_event_id = fact["id"] + 1
         outcome = orjson.loads(one.outcome.value or b"")
-        if (answer := answer_of(outcome)) is not None:
+        if (answer := ledger_entry_of(outcome)) is not None:
             self._store.remember([answer])
         if kind == "request_cancel" and outcome["flow_id"] is not None:
             self._wakes.excuse(outcome["flow_id"])

@@ -51,8 +51,8 @@ class Source:
 
 
 @contextmanager
-def reading(path: Path, heard: Callable[[int], None] = lambda _: None) -> Iterator["HistoryFile"]:
-    """`heard` is told how many bytes of the file were read since the last time.
+def reading(path: Path, on_read: Callable[[int], None] = lambda _: None) -> Iterator["HistoryFile"]:
+    """`on_read` is called with how many bytes of the file were read since the last time.
 
     Raises HistoryUnusable, also out of the block, if it is damaged or none of ours.
     """
@@ -62,7 +62,7 @@ def reading(path: Path, heard: Callable[[int], None] = lambda _: None) -> Iterat
             gzip.open(raw) as unpacked,
             BufferedReader(unpacked, BUFFER_BYTES) as file,
         ):
-            yield HistoryFile(path, raw, file, heard)
+            yield HistoryFile(path, raw, file, on_read)
     except (OSError, EOFError, zlib.error, orjson.JSONDecodeError) as error:
         raise HistoryUnusable(f"{path} cannot be read as a history: {error}.") from error
 
@@ -74,7 +74,7 @@ class HistoryFile:
     _path: Path
     _raw: IO[bytes]
     _file: IO[bytes]
-    _heard: Callable[[int], None]
+    _on_read: Callable[[int], None]
     _told: int = 0
     _next: Mapping[str, Any] | None = None
 
@@ -148,7 +148,7 @@ class HistoryFile:
     def _tell(self) -> None:
         at = self._raw.tell()
         if at > self._told:
-            self._heard(at - self._told)
+            self._on_read(at - self._told)
             self._told = at
 
 

@@ -27,7 +27,7 @@ from processor.ops.verify.ports import Log, LogRange, LogRecord
 from processor.ops.verify.record_stream import Heard, RecordStream
 from processor.partition.timers import ACTOR
 from processor.recovery.restore import LATE_MAX_MS
-from processor.recovery.snapshot_reader import answer_of
+from processor.recovery.snapshot_reader import ledger_entry_of
 
 _DECIDED: Final = b'"verdict":"accepted"'
 
@@ -41,7 +41,8 @@ class _Point(NamedTuple):
 
 class LivePartition:
     """Reads `log` once. `since_ms`: leave out what was answered before; what came of it is taken
-    from the fold of `audit`. `heard` is told how many outcomes were passed."""
+    from the fold of `audit`. `on_read` is called with how many outcomes
+    were passed."""
 
     def __init__(
         self,
@@ -50,35 +51,35 @@ class LivePartition:
         partition: int,
         *,
         since_ms: int | None = None,
-        heard: Heard = lambda _: None,
+        on_read: Heard = lambda _: None,
     ) -> None:
         self._log = log
         self._place = rules.place(partition)
         self._topics = self._place.topics
         self._since_ms = since_ms
-        self._heard = heard
-        self._extents: dict[str, LogRange] = {}
+        self._on_read = on_read
+        self._offset_ranges: dict[str, LogRange] = {}
         self._streams: dict[str, RecordStream] = {}
         self._waking: list[str] = []
 
     async def outcomes(self) -> int:
         """How many offsets of outcomes there are."""
-        extent = await self._log.extent(self._topics.outcomes)
-        return extent.stable - extent.start
+        offset_range = await self._log.offset_range(self._topics.outcomes)
+        return offset_range.stable - offset_range.start
 
     async def begin(self, store: Store) -> Beginning:
         topics, log = self._topics, self._log
         # Outcomes first: what they speak of is there by now.
         for topic in (topics.outcomes, topics.audit, topics.dead_letters, *self._sources):
-            self._extents[topic] = await log.extent(topic)
-        outcomes = self._extents[topics.outcomes]
+            self._offset_ranges[topic] = await log.offset_range(topic)
+        outcomes = self._offset_ranges[topics.outcomes]
         point = await self._point()
         if point is None:
             for topic in (topics.outcomes, topics.audit, topics.dead_letters, *self._sources):
-                self._open(topic, self._extents[topic].start)
+                self._open(topic, self._offset_ranges[topic].start)
             next_id = first_event_id(self._place.partition)
             return Beginning(next_id, None, 0, 0)
-        self._heard(point.outcome - outcomes.start)
+        self._on_read(point.outcome - outcomes.start)
         await self._remember(store, point)
         self._open(topics.outcomes, point.outcome)
         first_event = await self._first_event(point.outcome)
@@ -86,7 +87,7 @@ class LivePartition:
         starts = await self._first_sources(point.outcome)
         for topic in self._sources:
             self._open(topic, starts[topic])
-        self._open(topics.dead_letters, self._extents[topics.dead_letters].start)
+        self._open(topics.dead_letters, self._offset_ranges[topics.dead_letters].start)
         return Beginning(next_id, point.at_ms, *(starts[topic] for topic in self._sources))
 
     async def decided(self) -> AsyncIterator[Transaction]:
@@ -109,9 +110,11 @@ class LivePartition:
             await stream.close()
 
     async def snapshots(self) -> AsyncIterator[Sequence[Snapshot]]:
-        extent = await self._log.extent(self._topics.state)
+        offset_range = await self._log.offset_range(self._topics.state)
         cursor = CURSOR_PREFIX.encode()
-        async for records in self._log.read(self._topics.state, extent.start, extent.stable):
+        async for records in self._log.read(
+            self._topics.state, offset_range.start, offset_range.stable
+        ):
             yield [
                 Snapshot(record.key, record.value)
                 for record in records
@@ -126,17 +129,17 @@ class LivePartition:
         return self._topics.commands, self._topics.control
 
     def _open(self, topic: str, start: int) -> None:
-        end = self._extents[topic].stable
-        heard = self._heard if topic == self._topics.outcomes else _ignored
-        self._streams[topic] = RecordStream(self._log, topic, start, end, heard)
+        end = self._offset_ranges[topic].stable
+        on_read = self._on_read if topic == self._topics.outcomes else _ignored
+        self._streams[topic] = RecordStream(self._log, topic, start, end, on_read)
 
     # Where to begin
 
     async def _point(self) -> _Point | None:
         """The first outcome from which on every command is still there, or behind the last; None:
         the very first."""
-        outcomes = self._extents[self._topics.outcomes]
-        starts = {topic: self._extents[topic].start for topic in self._sources}
+        outcomes = self._offset_ranges[self._topics.outcomes]
+        starts = {topic: self._offset_ranges[topic].start for topic in self._sources}
         least = outcomes.start
         if self._since_ms is not None:
             found = await self._log.offset_at(self._topics.outcomes, self._since_ms)
@@ -162,19 +165,19 @@ class LivePartition:
 
     async def _remember(self, store: Store, point: _Point) -> None:
         """Answers that a command from `point` on may be a resend of."""
-        if point.outcome >= self._extents[self._topics.outcomes].stable:
+        if point.outcome >= self._offset_ranges[self._topics.outcomes].stable:
             return
         since_ms = max(0, point.at_ms - self._place.dedupe_window_ms - LATE_MAX_MS)
         start = await self._log.offset_at(self._topics.outcomes, since_ms)
         if start is None or start >= point.outcome:
             return
         async for records in self._log.read(self._topics.outcomes, start, point.outcome):
-            answers = (answer_of(orjson.loads(record.value or b"")) for record in records)
+            answers = (ledger_entry_of(orjson.loads(record.value or b"")) for record in records)
             store.remember(answer for answer in answers if answer is not None)
 
     async def _first_event(self, start: int) -> int | None:
         """The first event that an outcome from `start` on has caused; None if none has."""
-        end = self._extents[self._topics.outcomes].stable
+        end = self._offset_ranges[self._topics.outcomes].stable
         async for records in self._log.read(self._topics.outcomes, start, end):
             for record in records:
                 if (caused := _caused(record)) is not None and caused:
@@ -184,13 +187,13 @@ class LivePartition:
     async def _fold(self, store: Store, until_id: int | None) -> int:
         """Fold the events before `until_id`; the id that comes next. Raises HistoryUnusable."""
         topic = self._topics.audit
-        extent = self._extents[topic]
-        if extent.start > 0:
+        offset_range = self._offset_ranges[topic]
+        if offset_range.start > 0:
             raise HistoryUnusable(
-                f"{topic} partition {self._place.partition} begins at offset {extent.start}: what "
-                "flows were before cannot be told."
+                f"{topic} partition {self._place.partition} begins at offset {offset_range.start}: "
+                "what flows were before cannot be told."
             )
-        stream = RecordStream(self._log, topic, extent.start, extent.stable, _ignored)
+        stream = RecordStream(self._log, topic, offset_range.start, offset_range.stable, _ignored)
         self._streams[topic] = stream
         next_id = first_event_id(self._place.partition)
         while (record := await stream.head()) is not None:
@@ -211,14 +214,16 @@ class LivePartition:
     async def _first_sources(self, start: int) -> dict[str, int]:
         """The first offset of each source that an outcome from `start` on answers."""
         found: dict[str, int] = {}
-        end = self._extents[self._topics.outcomes].stable
+        end = self._offset_ranges[self._topics.outcomes].stable
         async for records in self._log.read(self._topics.outcomes, start, end):
             for record in records:
                 source = orjson.loads(record.value or b"")["source"]
                 found.setdefault(source["topic"], source["offset"])
             if len(found) == len(self._sources):
                 break
-        return {topic: found.get(topic, self._extents[topic].stable) for topic in self._sources}
+        return {
+            topic: found.get(topic, self._offset_ranges[topic].stable) for topic in self._sources
+        }
 
     # In step
 

@@ -182,7 +182,7 @@ class Store:
             known = self.known_flow(step.step.flow_id)
             if known is not None:
                 self._put_step(known, step)
-        self.remember(changes.remembered)
+        self.remember(changes.ledger_entries)
         self._spill()
 
     def remember(self, rows: Iterable[LedgerEntry]) -> None:

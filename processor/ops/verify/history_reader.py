@@ -36,7 +36,7 @@ class SourceTopic:
     begin at the beginning. `answered` is the offset behind the last that was looked for."""
 
     topic: str
-    extent: LogRange
+    offset_range: LogRange
     cut: int
     stream: RecordStream | None = None
     answered: int = 0
@@ -57,7 +57,7 @@ class Parts:
     fold: EventChecks
     answers: OutcomeChecks
     transactions: Transactions
-    extents: Mapping[str, LogRange]
+    offset_ranges: Mapping[str, LogRange]
     starts: Mapping[str, int]
     cut: Doc
     open_stream: OpenStream
@@ -72,7 +72,7 @@ class HistoryReader:
         self._parts = parts
         self._report = parts.report
         self._fold = parts.fold
-        topics, extents, starts = parts.topics, parts.extents, parts.starts
+        topics, offset_ranges, starts = parts.topics, parts.offset_ranges, parts.starts
         self._cut_event: int = parts.cut["next_event_id"]
         self._outcomes = self._stream(topics.outcomes)
         self._audit = self._stream(topics.audit)
@@ -88,9 +88,9 @@ class HistoryReader:
             (topics.commands, parts.cut["commands"]),
             (topics.control, parts.cut["control"]),
         ):
-            source = self.sources[name] = SourceTopic(name, extents[name], cut)
+            source = self.sources[name] = SourceTopic(name, offset_ranges[name], cut)
             if not self._front:
-                self._open(source, source.extent.start)
+                self._open(source, source.offset_range.start)
         self._event: tuple[LogRecord, Doc] | None = None
         self._last_id: int | None = None
         self.first_event_id: int | None = None
@@ -167,7 +167,7 @@ class HistoryReader:
             self._add(record, "I12", "outcome_elsewhere", f"It answers {place}.", outcome)
             return False, None
         if source.stream is None:
-            self._open(source, max(offset, source.extent.start))
+            self._open(source, max(offset, source.offset_range.start))
             source.answered = offset
         assert source.stream is not None
         while (head := await source.stream.head()) is not None and head.offset < offset:
@@ -189,7 +189,7 @@ class HistoryReader:
             self._add(record, "I1", "outcome_repeated", f"{place} was answered before.", outcome)
             return False, None
         source.answered = offset + 1
-        if offset < source.extent.start:
+        if offset < source.offset_range.start:
             self._report.counts["outcomes_without_kept_command"] += 1
             return True, None
         self._add(record, "I1", "outcome_without_command", f"There is no {place}.", outcome)
@@ -229,7 +229,7 @@ class HistoryReader:
             )
 
     def _open(self, source: SourceTopic, start: int) -> None:
-        source.stream = self._parts.open_stream(source.topic, start, source.extent.stable)
+        source.stream = self._parts.open_stream(source.topic, start, source.offset_range.stable)
 
     async def _forget(self) -> None:
         """Drop answers that no command still to come can be a resend of."""
@@ -328,7 +328,7 @@ class HistoryReader:
         if self.first_event_id is None and not self._fold.whole:
             self.first_event_id = self._cut_event
         await self._parts.transactions.before(self._cut_event)
-        self._parts.transactions.end_requests(control.extent.start)
+        self._parts.transactions.end_requests(control.offset_range.start)
         self._parts.tables_are_at(self._cut_event, self.first_event_id)
         if self._letters is not None:
             await self._letters.rest({name: one.cut for name, one in self.sources.items()})
@@ -336,7 +336,7 @@ class HistoryReader:
 
     async def _rest_of(self, source: SourceTopic) -> None:
         if source.stream is None:
-            self._open(source, max(source.cut, source.extent.start))
+            self._open(source, max(source.cut, source.offset_range.start))
             source.answered = source.cut
         assert source.stream is not None
         while (head := await source.stream.head()) is not None:
@@ -359,7 +359,7 @@ class HistoryReader:
 
     def _stream(self, topic: str) -> RecordStream:
         parts = self._parts
-        return parts.open_stream(topic, parts.starts[topic], parts.extents[topic].stable)
+        return parts.open_stream(topic, parts.starts[topic], parts.offset_ranges[topic].stable)
 
     def _add(
         self, record: LogRecord, invariant: str, kind: str, message: str, about: Mapping[str, Any]

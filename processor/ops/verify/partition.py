@@ -69,9 +69,9 @@ class PartitionVerification:
         """About how many offsets there are to be read."""
         count = 0
         for name in self._names:
-            extent = await self._log.extent(name)
-            begin = await self._begin(name, extent, early=True)
-            count += max(extent.stable - begin, 0)
+            offset_range = await self._log.offset_range(name)
+            begin = await self._begin(name, offset_range, early=True)
+            count += max(offset_range.stable - begin, 0)
         return count
 
     @property
@@ -90,19 +90,19 @@ class PartitionVerification:
         self._watcher.at(number, "state")
         cursor, cursor_at = await self._newest_cursor(state)
         self.cut = cursor or self.cut
-        extents = await self._settled([name for name in self._names if name != topics.state])
+        offset_ranges = await self._settled([name for name in self._names if name != topics.state])
         self._watcher.at(number, "history")
         reader = StateReader(self._scratch, self._report, number, scope.flow_id)
         written = self._stream(
             topics.state, await self._begin(topics.state, state, early=True), state.stable
         )
-        history, transactions = await self._history(extents, reader, written)
+        history, transactions = await self._history(offset_ranges, reader, written)
         await history.read()
         await transactions.end()
         self._report.counts["state"] += written.count
         self.first_event_id = history.first_event_id
         await self._cursor_covers(history.beyond, cursor, state.stable)
-        self._positions(cursor, cursor_at, extents)
+        self._positions(cursor, cursor_at, offset_ranges)
         if cursor is not None or self._whole:
             self._watcher.at(number, "comparing")
             newest_ms = max(history.newest_ms, written.newest_ms)
@@ -118,20 +118,20 @@ class PartitionVerification:
 
     async def _history(
         self,
-        extents: dict[str, LogRange],
+        offset_ranges: dict[str, LogRange],
         reader: StateReader,
         written: RecordStream,
     ) -> tuple[HistoryReader, Transactions]:
         scope, topics, number = self._scope, self._topics, self._number
         starts = {
-            topics.outcomes: await self._begin(topics.outcomes, extents[topics.outcomes]),
+            topics.outcomes: await self._begin(topics.outcomes, offset_ranges[topics.outcomes]),
             **{
-                name: await self._begin(name, extents[name], early=True)
+                name: await self._begin(name, offset_ranges[name], early=True)
                 for name in (topics.audit, topics.dead_letters)
             },
         }
         self._whole = scope.since_ms is None and starts[topics.audit] == 0
-        self._tell_starts(extents)
+        self._tell_starts(offset_ranges)
         common = (self._scratch, self._report)
         where = (number, scope.partitions)
         fold = EventChecks(*common, *where, whole=self._whole, only=scope.flow_id)
@@ -148,7 +148,7 @@ class PartitionVerification:
                 fold=fold,
                 answers=answers,
                 transactions=transactions,
-                extents=extents,
+                offset_ranges=offset_ranges,
                 starts=starts,
                 cut=self.cut,
                 open_stream=self._stream,
@@ -160,7 +160,7 @@ class PartitionVerification:
         )
         return history, transactions
 
-    def _tell_starts(self, extents: dict[str, LogRange]) -> None:
+    def _tell_starts(self, offset_ranges: dict[str, LogRange]) -> None:
         """What retention has taken."""
         topics = self._topics
         for name, what in (
@@ -169,9 +169,9 @@ class PartitionVerification:
             (topics.commands, "outcomes before are not held against their commands"),
             (topics.control, "outcomes before are not held against their commands"),
         ):
-            if extents[name].start > 0 and self._scope.since_ms is None:
+            if offset_ranges[name].start > 0 and self._scope.since_ms is None:
                 self._report.uncovered(
-                    f"{name}/{self._number} begins at offset {extents[name].start}: {what}."
+                    f"{name}/{self._number} begins at offset {offset_ranges[name].start}: {what}."
                 )
 
     # What is where
@@ -180,10 +180,10 @@ class PartitionVerification:
         """The extents of topics, once what is open now has ended, and once they have not moved for
         `still_s`. A transaction that stays open is told; what it hides is not looked at."""
         began = time.monotonic()
-        wanted = last = {name: await self._log.extent(name) for name in names}
+        wanted = last = {name: await self._log.offset_range(name) for name in names}
         moved_at = began
         while True:
-            now = {name: await self._log.extent(name) for name in names}
+            now = {name: await self._log.offset_range(name) for name in names}
             if still_s and now != last:
                 wanted, last, moved_at = now, now, time.monotonic()
             is_open = [name for name in names if now[name].stable < wanted[name].end]
@@ -200,14 +200,14 @@ class PartitionVerification:
             )
         return now
 
-    async def _begin(self, topic: str, extent: LogRange, *, early: bool = False) -> int:
+    async def _begin(self, topic: str, offset_range: LogRange, *, early: bool = False) -> int:
         """The first offset to be read."""
         since = self._scope.since_ms
         if since is None:
-            return extent.start
+            return offset_range.start
         at_ms = since - BEFORE_SINCE_MS if early else since
         found = await self._log.offset_at(topic, max(at_ms, 0))
-        return extent.stable if found is None else max(found, extent.start)
+        return offset_range.stable if found is None else max(found, offset_range.start)
 
     def _stream(self, topic: str, start: int, end: int) -> RecordStream:
         self.expected += max(end - start, 0)
@@ -215,12 +215,12 @@ class PartitionVerification:
 
     # The state topic and the table
 
-    async def _newest_cursor(self, extent: LogRange) -> tuple[Doc | None, LogRecord | None]:
+    async def _newest_cursor(self, offset_range: LogRange) -> tuple[Doc | None, LogRecord | None]:
         """The newest cursor and its record, looked for from the end backwards."""
         reader = StateReader(self._scratch, Report("", None, None, []), self._number, only="none")
-        end, span = extent.stable, CURSOR_SPAN
-        while reader.cursor is None and end > extent.start:
-            start = max(extent.start, end - span)
+        end, span = offset_range.stable, CURSOR_SPAN
+        while reader.cursor is None and end > offset_range.start:
+            start = max(offset_range.start, end - span)
             async for records in self._log.read(self._topics.state, start, end):
                 for record in records:
                     reader.take(record)
@@ -246,7 +246,7 @@ class PartitionVerification:
         position = image.position
         if position is None:
             return False
-        if not position.filled:
+        if not position.restored:
             self._report.uncovered(f"{position.path} is not filled yet.")
         elif position.partitions != self._scope.partitions:
             self._add(
@@ -276,18 +276,21 @@ class PartitionVerification:
             self._levels().compare(image.where, image.path, first)
 
     def _positions(
-        self, cursor: Doc | None, cursor_at: LogRecord | None, extents: dict[str, LogRange]
+        self, cursor: Doc | None, cursor_at: LogRecord | None, offset_ranges: dict[str, LogRange]
     ) -> None:
         """I6, of the newest cursor and of the tables."""
         topics = self._topics
-        ends = {"commands": extents[topics.commands], "control": extents[topics.control]}
+        ends = {
+            "commands": offset_ranges[topics.commands],
+            "control": offset_ranges[topics.control],
+        }
         if cursor is not None and cursor_at is not None:
-            for name, extent in ends.items():
+            for name, offset_range in ends.items():
                 self._report.checked["I6"] += 1
-                if cursor[name] > extent.stable:
+                if cursor[name] > offset_range.stable:
                     self._add(
                         *("I6", "cursor_ahead", topics.state, cursor_at.offset),
-                        f"It is at {cursor[name]} of {name}, which ends at {extent.stable}.",
+                        f"It is at {cursor[name]} of {name}, which ends at {offset_range.stable}.",
                     )
         for image in self._images:  # the fold never came to where these are
             self._report.checked["I6"] += 1
@@ -340,5 +343,5 @@ class PartitionVerification:
 
 
 def _range(source: SourceTopic) -> Range:
-    start = source.extent.stable if source.stream is None else source.stream.start
-    return Range(start, source.extent.stable, source.first_ms)
+    start = source.offset_range.stable if source.stream is None else source.stream.start
+    return Range(start, source.offset_range.stable, source.first_ms)

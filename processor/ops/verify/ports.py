@@ -31,7 +31,7 @@ class LogRange(NamedTuple):
 class Log(Protocol):
     """The topics of one partition number, by their full names."""
 
-    async def extent(self, topic: str) -> LogRange: ...
+    async def offset_range(self, topic: str) -> LogRange: ...
 
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
         """The first offset that was appended at `at_ms` or later; None if there is none."""
@@ -71,7 +71,7 @@ class TablePosition(NamedTuple):
     commands: int
     control: int
     next_event_id: int
-    filled: bool
+    restored: bool
 
 
 class TableProblem(NamedTuple):

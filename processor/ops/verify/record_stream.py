@@ -11,7 +11,7 @@ Heard = Callable[[int], None]
 class RecordStream:
     """Committed records of [start, end), in order. `passed` is the offset behind the last one."""
 
-    def __init__(self, log: Log, topic: str, start: int, end: int, heard: Heard) -> None:
+    def __init__(self, log: Log, topic: str, start: int, end: int, on_read: Heard) -> None:
         self.topic = topic
         self.start = start
         self.end = end
@@ -23,7 +23,7 @@ class RecordStream:
         self._chunk: list[LogRecord] = []
         self._next = 0
         self._told = start
-        self._heard = heard
+        self._on_read = on_read
 
     async def head(self) -> LogRecord | None:
         """The next record; None at the end."""
@@ -54,5 +54,5 @@ class RecordStream:
 
     def _tell(self, offset: int) -> None:
         if offset > self._told:
-            self._heard(offset - self._told)
+            self._on_read(offset - self._told)
             self._told = offset

@@ -19,7 +19,7 @@ from processor.engine.ports import (
     HiddenRecords,
     LogReader,
     OffsetRange,
-    Stuck,
+    OnHanging,
     TransactionalProducer,
     WorkItemProducer,
     Written,
@@ -56,15 +56,15 @@ class FailpointWrappers:
         """K5. What was raised there would end the task that tells the group, and nobody would
         hear of it: parse refuses that."""
         patched: Any = member
-        tell = patched._tell
+        commit = patched._commit_decided
 
-        async def told(**how: Any) -> None:
+        async def committed(**how: Any) -> None:
             something = bool(patched._decided)
-            await tell(**how)
+            await commit(**how)
             if something:
                 await self._points.reach("K5")
 
-        patched._tell = told
+        patched._commit_decided = committed
         return member
 
     def source(self, source: GroupConsumer) -> GroupConsumer:
@@ -265,9 +265,9 @@ class _History:
         self._points = points
 
     async def settled(
-        self, topics: Sequence[str], stuck: Stuck | None = None
+        self, topics: Sequence[str], on_hanging: OnHanging | None = None
     ) -> dict[str, OffsetRange]:
-        return await self._inner.settled(topics, stuck)
+        return await self._inner.settled(topics, on_hanging)
 
     async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
         return await self._inner.visible(topics)
@@ -280,8 +280,8 @@ class _History:
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
         return await self._inner.offset_at(topic, at_ms)
 
-    async def extent(self, topic: str) -> OffsetRange:
-        return await self._inner.extent(topic)
+    async def offset_range(self, topic: str) -> OffsetRange:
+        return await self._inner.offset_range(topic)
 
     async def stable_end(self, topic: str) -> int:
         return await self._inner.stable_end(topic)

@@ -152,7 +152,7 @@ class MemoryLog:
     def _at(self, topic: str) -> tuple[str, int]:
         return topic.removeprefix(f"{self.all.topics.prefix}."), self.partition
 
-    async def extent(self, topic: str) -> LogRange:
+    async def offset_range(self, topic: str) -> LogRange:
         at = self._at(topic)
         end = self.all.end(*at)
         return LogRange(self.all.starts.get(at, 0), *self.all.ends.get(at, (end, end)))

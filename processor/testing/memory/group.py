@@ -16,7 +16,7 @@ from processor.testing.memory.timed_kafka import At, SimKafka, wake
 SESSION_S: Final = 6.0
 REBALANCE_S: Final = 6.0
 """How long a rebalance waits for its members."""
-TELL_EVERY_S: Final = 1.0
+COMMIT_EVERY_S: Final = 1.0
 
 
 class SimGroup:
@@ -86,7 +86,7 @@ class SimGroup:
             delay_s = self._rng.choice((0.0, 0.01, 0.3))
             loop.call_later(
                 delay_s,
-                member.hears,
+                member.assigned_again,
                 self.generation,
                 frozenset(partitions),
                 context=member.context,
@@ -119,7 +119,7 @@ class SimMember:
         self._next: dict[At, int] = {}
         self._stable: dict[At, int] = {}
         self._waiting: dict[int, asyncio.Future[None]] = {}
-        self._told_s: dict[int, float] = {}
+        self._committed_s: dict[int, float] = {}
         self._stopped = False
 
     @property
@@ -149,7 +149,7 @@ class SimMember:
             wake(waiting)
         await self._on_revoked()
 
-    def hears(self, generation: int, partitions: frozenset[int]) -> None:
+    def assigned_again(self, generation: int, partitions: frozenset[int]) -> None:
         """The group's word, unless it is an old one, or nobody listens at the moment."""
         if generation != self._group.generation or self._stopped or not self._life.listens:
             return
@@ -186,7 +186,7 @@ class SimMember:
             raise Unanswered("the group did not answer")
         if partition not in self._assigned or not self._group.knows(self):
             raise OwnershipLost(f"partition {partition} may belong to another by now")
-        self._tell(partition, position)
+        self._commit_decided(partition, position)
 
     def attach(self, partition: int, position: Position) -> None:
         if partition not in self._assigned:
@@ -196,12 +196,12 @@ class SimMember:
 
     def decided(self, partition: int, position: Position) -> None:
         now_s = asyncio.get_running_loop().time()
-        if now_s - self._told_s.get(partition, -TELL_EVERY_S) >= TELL_EVERY_S:
-            self._told_s[partition] = now_s
+        if now_s - self._committed_s.get(partition, -COMMIT_EVERY_S) >= COMMIT_EVERY_S:
+            self._committed_s[partition] = now_s
             if self._group.knows(self):
-                self._tell(partition, position)
+                self._commit_decided(partition, position)
 
-    def _tell(self, partition: int, position: Position) -> None:
+    def _commit_decided(self, partition: int, position: Position) -> None:
         for topic, offset in zip(self._topics(), position, strict=False):
             self._kafka.group_offsets[topic, partition] = offset
 

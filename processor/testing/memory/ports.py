@@ -12,7 +12,7 @@ from processor.adapters.sqlite.errors import TableFailed
 from processor.engine.batch import Forward, Outgoing
 from processor.engine.codec import Record
 from processor.engine.partitioner import partition_of
-from processor.engine.ports import OffsetRange, Stuck, Written
+from processor.engine.ports import OffsetRange, OnHanging, Written
 from processor.engine.rows import Changes, Checkpoint, FlowRow, RestoreChunk
 from processor.errors import TaskflowError
 from processor.testing.memory.moments import Fault, Op
@@ -195,16 +195,16 @@ class SimHistory:
             raise Unanswered("history cannot be read")
 
     async def settled(
-        self, topics: Sequence[str], stuck: Stuck | None = None
+        self, topics: Sequence[str], on_hanging: OnHanging | None = None
     ) -> dict[str, OffsetRange]:
         await self._reach(Op.SETTLE)
         logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
-        extents = {topic: OffsetRange(log.start, log.end) for topic, log in logs.items()}
+        offset_ranges = {topic: OffsetRange(log.start, log.end) for topic, log in logs.items()}
         for topic, log in logs.items():
-            while log.stable_end < extents[topic].end:
+            while log.stable_end < offset_ranges[topic].end:
                 await self._kafka.watch([(topic, self._partition)])
                 await self._reach(Op.SETTLE)
-        return extents
+        return offset_ranges
 
     async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
         await self._reach(Op.SETTLE)
@@ -231,7 +231,7 @@ class SimHistory:
         found = (r.offset for r in log.committed(log.start, log.end) if r.timestamp >= at_ms)
         return next(found, None)
 
-    async def extent(self, topic: str) -> OffsetRange:
+    async def offset_range(self, topic: str) -> OffsetRange:
         log = self._kafka.log(topic, self._partition)
         return OffsetRange(log.start, log.end)
 
@@ -273,8 +273,8 @@ class SimWorkItems:
             fault = await self._life.reach(Op.OFFER)
             if fault is Fault.ITEM_FAILS:
                 raise Unanswered("a work item was not written")
-            number = partition_of(key or b"", self._kafka.steps_partitions)
-            self._kafka.append(self._kafka.topics.steps, number, key, value, headers)
+            partition = partition_of(key or b"", self._kafka.steps_partitions)
+            self._kafka.append(self._kafka.topics.steps, partition, key, value, headers)
             if fault is Fault.ITEM_UNANSWERED:
                 raise Unanswered("no answer to a work item")
         await self._life.at(Op.OFFERED)
@@ -315,16 +315,16 @@ class SimTable(ModelTable):
         await super().write(changes, before=before, after=after)
         await self._life.at(Op.WRITTEN)
 
-    async def fill(self, filling: RestoreChunk) -> None:
+    async def restore(self, chunk: RestoreChunk) -> None:
         if await self._life.at(Op.RECOVER) is Fault.TABLE_WRITE_FAILS:
             raise TableFailed("the table cannot be written: database or disk is full")
-        await super().fill(filling)
+        await super().restore(chunk)
         await self._life.at(Op.WRITTEN)
 
-    async def end_filling(self, after: Checkpoint) -> None:
+    async def end_restore(self, after: Checkpoint) -> None:
         if await self._life.at(Op.RECOVER) is Fault.TABLE_WRITE_FAILS:
             raise TableFailed("the table cannot be written: database or disk is full")
-        await super().end_filling(after)
+        await super().end_restore(after)
         await self._life.at(Op.WRITTEN)
 
 
@@ -335,7 +335,7 @@ def meddle(file: ModelFile, rng: Random) -> None:
         file.content = rng.choice(file.past[-5:])
     else:
         kept = {i: row for i, row in old.flows.items() if rng.random() < 0.5}
-        file.content = Content(old.stored, kept, old.steps, old.ledger)
+        file.content = Content(old.checkpoint, kept, old.steps, old.ledger)
     file.version += 1
 
 

@@ -35,7 +35,7 @@ from processor.testing.memory.deployment import Table
 class Kept(NamedTuple):
     """A flow's row as a file keeps it: the document, not the model."""
 
-    number: int
+    row_number: int
     flow_id: str
     revision: int
     last_event_id: int
@@ -54,7 +54,7 @@ class Kept(NamedTuple):
 class Content:
     """What is committed. Never changed: a write makes the next one."""
 
-    stored: Checkpoint | None = None
+    checkpoint: Checkpoint | None = None
     flows: Mapping[str, Kept] = field(default_factory=dict)
     steps: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
     ledger: Mapping[bytes, LedgerEntry] = field(default_factory=dict)
@@ -84,13 +84,13 @@ class ModelTable:
         self._version = file.version
         self.doubted = False
         self._damage: str | None = None
-        self._numbers = count(1)
+        self._row_numbers = count(1)
 
-    async def stored(self) -> Checkpoint | None:
-        return self._content.stored
+    async def checkpoint(self) -> Checkpoint | None:
+        return self._content.checkpoint
 
-    async def next_number(self) -> int:
-        return max((row.number for row in self._content.flows.values()), default=0) + 1
+    async def next_row_number(self) -> int:
+        return max((row.row_number for row in self._content.flows.values()), default=0) + 1
 
     async def count_flows(self) -> int:
         return len(self._content.flows)
@@ -135,7 +135,7 @@ class ModelTable:
         counts = Counter(step.status for step in live if is_live(step))
         return counts[StepStatus.PENDING], counts[StepStatus.RUNNING]
 
-    async def recall(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]:
+    async def ledger_entries(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]:
         ledger = self._content.ledger
         return {key: ledger[key] for key in keys if key in ledger}
 
@@ -169,7 +169,7 @@ class ModelTable:
         self, changes: Changes, *, before: Checkpoint | None, after: Checkpoint
     ) -> None:
         old = self._content
-        if old.stored != before or self._file.version != self._version:
+        if old.checkpoint != before or self._file.version != self._version:
             raise TableConflict("it was written by somebody else; nothing of the batch was written")
         flows, steps, ledger = dict(old.flows), dict(old.steps), dict(old.ledger)
         for row in changes.deleted:
@@ -179,22 +179,22 @@ class ModelTable:
                 del steps[at]
         for was, row in changes.updated:
             _found(flows, was, "update")
-            flows[was.flow.id] = _kept(row, was.number)
-        numbers = {row.number for row in flows.values()}
+            flows[was.flow.id] = _kept(row, was.row_number)
+        row_numbers = {row.row_number for row in flows.values()}
         for row in changes.inserted:
-            if row.flow.id in flows or row.number in numbers:
-                raise TableConflict(f"it already holds {row.flow.id}, number {row.number}")
-            flows[row.flow.id] = _kept(row, row.number)
-            numbers.add(row.number)
+            if row.flow.id in flows or row.row_number in row_numbers:
+                raise TableConflict(f"it already holds {row.flow.id}, number {row.row_number}")
+            flows[row.flow.id] = _kept(row, row.row_number)
+            row_numbers.add(row.row_number)
         for at in changes.deleted_steps:
             steps.pop(at, None)
         for step in changes.steps:
             steps[step.step.flow_id, step.step.run_id] = step.doc
-        for answer in changes.remembered:
+        for answer in changes.ledger_entries:
             ledger.pop(answer.key, None)
             ledger[answer.key] = answer
         if changes.forget_before_ms is not None:
-            looked_at = FORGET_FACTOR * len(changes.remembered) + FORGET_EXTRA
+            looked_at = FORGET_FACTOR * len(changes.ledger_entries) + FORGET_EXTRA
             for key in list(ledger)[:looked_at]:
                 if ledger[key].at_ms < changes.forget_before_ms:
                     del ledger[key]
@@ -206,29 +206,29 @@ class ModelTable:
         self._file.content, self._version = Content(), self._file.version
         self.doubted = False
 
-    async def begin_filling(self, unfinished: Checkpoint) -> None:
+    async def begin_restore(self, unfinished: Checkpoint) -> None:
         await self.clear()
         self._file.content = Content(unfinished)
-        self._numbers = count(1)
+        self._row_numbers = count(1)
 
-    async def fill(self, filling: RestoreChunk) -> None:
+    async def restore(self, chunk: RestoreChunk) -> None:
         old = self._content
         flows, steps, ledger = dict(old.flows), dict(old.steps), dict(old.ledger)
-        for flow_id in filling.flows_gone:
-            next(self._numbers)
+        for flow_id in chunk.flows_gone:
+            next(self._row_numbers)
             flows.pop(flow_id, None)
-        for one in filling.flows:
-            flows[one.flow_id] = _filled(one, next(self._numbers))
-        for at in filling.steps_gone:
+        for one in chunk.flows:
+            flows[one.flow_id] = _restored(one, next(self._row_numbers))
+        for at in chunk.steps_gone:
             steps.pop(at, None)
-        for step in filling.steps:
+        for step in chunk.steps:
             steps[step.flow_id, step.run_id] = step.doc
-        for answer in filling.remembered:
+        for answer in chunk.ledger_entries:
             ledger.pop(answer.key, None)
             ledger[answer.key] = answer
-        self._file.content = Content(old.stored, flows, steps, ledger)
+        self._file.content = Content(old.checkpoint, flows, steps, ledger)
 
-    async def end_filling(self, after: Checkpoint) -> None:
+    async def end_restore(self, after: Checkpoint) -> None:
         totals: dict[str, StepTotals] = {}
         for at, doc in self._content.steps.items():
             totals[at[0]] = totals.get(at[0], NO_TOTALS).after(None, _step_row(doc).step)
@@ -236,7 +236,7 @@ class ModelTable:
             flow_id: row._replace(totals=totals.get(flow_id, NO_TOTALS))
             for flow_id, row in self._content.flows.items()
         }
-        self._file.content = replace(self._content, stored=after, flows=flows)
+        self._file.content = replace(self._content, checkpoint=after, flows=flows)
 
     def distrust(self, damage: str) -> None:
         self._damage = damage
@@ -257,14 +257,19 @@ class ModelTable:
 
 def _found(flows: Mapping[str, Kept], row: FlowRow, to_do: str) -> None:
     kept = flows.get(row.flow.id)
-    if kept is None or kept.key != (row.number, row.flow.id, row.flow.revision, row.last_event_id):
+    if kept is None or kept.key != (
+        row.row_number,
+        row.flow.id,
+        row.flow.revision,
+        row.last_event_id,
+    ):
         raise TableConflict(f"a flow to {to_do} has changed; nothing of the batch was written")
 
 
-def _kept(row: FlowRow, number: int) -> Kept:
+def _kept(row: FlowRow, row_number: int) -> Kept:
     flow = row.flow
     return Kept(
-        number,
+        row_number,
         flow.id,
         flow.revision,
         row.last_event_id,
@@ -276,14 +281,14 @@ def _kept(row: FlowRow, number: int) -> Kept:
     )
 
 
-def _filled(one: Snapshot, number: int) -> Kept:
+def _restored(one: Snapshot, row_number: int) -> Kept:
     flow = Flow.model_validate_json(one.doc)
-    return _kept(FlowRow(flow, one.doc, one.last_event_id, one.chain, number), number)
+    return _kept(FlowRow(flow, one.doc, one.last_event_id, one.chain, row_number), row_number)
 
 
 def _flow_row(kept: Kept) -> FlowRow:
     flow = Flow.model_validate_json(kept.doc)
-    return FlowRow(flow, kept.doc, kept.last_event_id, kept.chain, kept.number, kept.totals)
+    return FlowRow(flow, kept.doc, kept.last_event_id, kept.chain, kept.row_number, kept.totals)
 
 
 def _step_row(doc: bytes) -> StepRow:
@@ -292,8 +297,8 @@ def _step_row(doc: bytes) -> StepRow:
 
 def table_of(path: str, partition: int, partitions: int, content: Content) -> Table:
     """What a reader of the file would find."""
-    stored = content.stored
-    assert stored is not None
+    checkpoint = content.checkpoint
+    assert checkpoint is not None
     flows = []
     for flow_id, row in content.flows.items():
         flow = Flow.model_validate_json(row.doc)
@@ -301,7 +306,7 @@ def table_of(path: str, partition: int, partitions: int, content: Content) -> Ta
         flows.append(TableFlow(flow_id, row.doc.decode(), row.last_event_id, row.chain, *told))
     return Table(
         partition,
-        TablePosition(path, partitions, *stored.position, filled=stored.audit >= 0),
+        TablePosition(path, partitions, *checkpoint.position, restored=checkpoint.audit >= 0),
         flows,
         [TableStep(*at, doc.decode()) for at, doc in content.steps.items()],
     )

@@ -60,7 +60,7 @@ async def test_an_image_holds_all_of_a_table(tmp_path: Path) -> None:
 
     assert problem is None
     assert (taken.position.path, taken.position.partitions) == (str(path), 4)
-    assert taken.position.filled
+    assert taken.position.restored
     row = flow_row(1)
     assert taken.flows[0] == (
         *(uuid(1), row.doc.decode(), row.last_event_id, row.chain),

@@ -19,7 +19,7 @@ def test_ten_thousand_steps_go_with_their_flow_a_slice_at_a_time() -> None:
     value = orjson.dumps(prune(1))
     record = Appended("taskflow.control", 0, 0, 2, flow_id(1).encode(), value)
     loaded = LoadedState(flows=dict(partition.flows), run_ids={flow_id(1): runs})
-    handler = CommandHandler(PLACE, loaded, partition.position, next_number=2)
+    handler = CommandHandler(PLACE, loaded, partition.position, next_row_number=2)
     handler.add([decode(record)])
 
     sizes, keys = [], []

@@ -24,7 +24,7 @@ def quarantined(output_max_bytes: int, fields: dict[str, Any]) -> WriteSet:
         decode(Appended(place.topics.commands, 0, offset, MORNING, **record))
         for offset in range(COUNT)
     ]
-    handler = CommandHandler(place, LoadedState(), Position(0, 0, 1), next_number=1)
+    handler = CommandHandler(place, LoadedState(), Position(0, 0, 1), next_row_number=1)
     room = handler.add(items)
     batch = handler.finish()
     assert room is (batch.handled == COUNT)

@@ -72,7 +72,7 @@ def test_steps_that_were_not_loaded_fail_the_command_and_never_outlive_the_flow(
     items = [decode(record) for record in records(document("cancel"))]
     row = partition.flows[FLOW_ID]
     memory = LoadedState(flows={FLOW_ID: row})  # without `live`
-    handler = CommandHandler(PLACE, memory, partition.position, next_number=2)
+    handler = CommandHandler(PLACE, memory, partition.position, next_row_number=2)
 
     batch = handler.handle(items)
 
@@ -142,7 +142,7 @@ def test_the_cursor_says_up_to_which_event_all_work_items_are_written(
 ) -> None:
     items = [decode(record) for record in records(*commands)]
     memory = LoadedState(flows={FLOW_ID: None})
-    handler = CommandHandler(PLACE, memory, Position(0, 0, first_event_id(0)), next_number=1)
+    handler = CommandHandler(PLACE, memory, Position(0, 0, first_event_id(0)), next_row_number=1)
     handler.add(items)
 
     batch = handler.finish(oldest_unwritten)

@@ -82,10 +82,10 @@ async def test_while_broker_or_disk_are_slow_nothing_more_is_fetched(
 
 async def test_of_large_records_fewer_are_taken_in_hand(stage: Stage) -> None:
     """Each is in memory several times over, and compressed they take little of a fetch."""
-    in_hand: list[int] = []
+    pending: list[int] = []
 
     def note() -> None:
-        in_hand.append(int(metric(stage, "taskflow_in_hand_records") or 0))
+        pending.append(int(metric(stage, "taskflow_in_hand_records") or 0))
         stage.script.at(Point.LOAD, note)
 
     large = [create(number, state_json={"note": "x" * 60_000}) for number in range(400)]
@@ -95,15 +95,15 @@ async def test_of_large_records_fewer_are_taken_in_hand(stage: Stage) -> None:
         stage.script.at(Point.LOAD, note)
         stage.kafka.send(*large)
         await stage.quiet()
-        of_large = in_hand.copy()
-        in_hand.clear()
+        of_large = pending.copy()
+        pending.clear()
         stage.kafka.send(*(create(number) for number in range(400, 2000)))
         await stage.quiet()
 
     assert of_large[0] == FETCH_BYTES // LARGE_BYTES, "nothing is known of the first ones"
     assert FETCH_BYTES // each in of_large
     assert len(stage.kafka.outcomes) == 2000
-    assert list(dict.fromkeys(in_hand))[:2] == [FETCH_BYTES // each, 1000], (
+    assert list(dict.fromkeys(pending))[:2] == [FETCH_BYTES // each, 1000], (
         "of small ones, as many as make a batch"
     )
 
@@ -112,10 +112,10 @@ async def test_of_large_records_fewer_are_taken_in_hand(stage: Stage) -> None:
 async def test_many_partitions_of_a_process_share_what_may_be_in_hand(
     stage: Stage, neighbours: int, share: int
 ) -> None:
-    in_hand: list[int] = []
+    pending: list[int] = []
 
     def note() -> None:
-        in_hand.append(int(metric(stage, "taskflow_in_hand_records") or 0))
+        pending.append(int(metric(stage, "taskflow_in_hand_records") or 0))
         stage.script.at(Point.LOAD, note)
 
     async with stage.running(batch_max_records=1000) as owner:
@@ -127,5 +127,5 @@ async def test_many_partitions_of_a_process_share_what_may_be_in_hand(
         stage.kafka.send(*(create(number) for number in range(50, 2050)))
         await stage.quiet()
 
-    assert max(in_hand) == share
+    assert max(pending) == share
     assert len(stage.kafka.outcomes) == 2050

@@ -14,7 +14,7 @@ from processor.engine.flow_cache import FlowCache
 from processor.engine.rows import FlowRow, StepRow
 from processor.errors import TableDistrusted
 from processor.partition import loader
-from processor.partition.loader import recall
+from processor.partition.loader import load_state
 from tests.unit.adapters.sqlite.tables import flow_row, managed_row, uuid
 from tests.unit.commands import create, finish, observe, prune, schedule, step
 
@@ -45,7 +45,7 @@ class Table:
         self.asked.append("run_ids")
         return {one: [run for flow, run in self._steps if flow == one] for one in ids}
 
-    async def recall(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
+    async def ledger_entries(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
         return {}
 
 
@@ -64,7 +64,7 @@ def waiting_for(number: int, *run_ids: str) -> FlowRow:
 
 
 async def loaded(table: Any, *bodies: dict[str, Any]) -> tuple[int, Any]:
-    some, memory = await recall(items(*bodies), FlowCache(1 << 20), table)
+    some, memory = await load_state(items(*bodies), FlowCache(1 << 20), table)
     return len(some), memory
 
 

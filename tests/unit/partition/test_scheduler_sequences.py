@@ -112,7 +112,7 @@ class Sequence:
         self.broker_ms = NOON
         self.stepped_back = False
         self.at_s = 1_000.0
-        self.commands = Commands(decided=lambda: 0, in_hand=lambda: False, end=self.commands_end)
+        self.commands = Commands(decided=lambda: 0, pending=lambda: False, end=self.commands_end)
         numbers = count(1)
         self.metrics = Metrics()
         self.errands = Scheduler(
@@ -207,11 +207,11 @@ class Sequence:
         errands, records = self.errands, self.undecided[:count]
         for topic in self.ends:
             if some := [r for r in records if r.topic == f"taskflow.{topic}"]:
-                errands.heard(some[-1].timestamp, self.at_s)
+                errands.observe(some[-1].timestamp, self.at_s)
         due = at_once(errands.due(self.table, self.control_done, self.commands, self.at_s))
         if not records and not due:
             if errands.asks_the_time(self.at_s):
-                errands.heard(self.broker_ms, self.at_s)
+                errands.observe(self.broker_ms, self.at_s)
             return False
         before = LoadedState(flows=dict(self.partition.flows))
         batch = self.partition.handle(records)

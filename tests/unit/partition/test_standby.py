@@ -107,9 +107,9 @@ class Beside:
             found = first_difference(all_rows(owner, 0), all_rows(ours, 0))
         return None if found is None else str(found)
 
-    async def stored(self) -> Any:
+    async def checkpoint(self) -> Any:
         async with self._open() as table:
-            return await table.stored()
+            return await table.checkpoint()
 
     def metric(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(name, {"partition": "0"})
@@ -175,7 +175,7 @@ async def test_what_is_not_committed_is_not_followed(stage: Stage, beside: Besid
     stage.kafka.send(create(1))
     await stage.works()
     await beside.looks()
-    before = await beside.stored()
+    before = await beside.checkpoint()
     stage.kafka.send(create(2))
     stage.script.at(Point.COMMIT, stage.script.crash)
     await stage.crashes()
@@ -183,7 +183,7 @@ async def test_what_is_not_committed_is_not_followed(stage: Stage, beside: Besid
     await beside.looks()
 
     assert stage.kafka.log(stage.place.topics.audit).end > before.audit
-    assert await beside.stored() == before
+    assert await beside.checkpoint() == before
 
 
 async def test_it_writes_nothing_to_kafka_and_fences_nobody(stage: Stage, beside: Beside) -> None:

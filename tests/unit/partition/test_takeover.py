@@ -93,9 +93,11 @@ async def test_a_filling_that_was_cut_short_begins_again(stage: Stage) -> None:
     stage.assert_clean()
 
 
-@pytest.mark.parametrize(("away_ms", "filled"), [(TABLE_MAX_AGE_MS - 1, 0), (TABLE_MAX_AGE_MS, 1)])
+@pytest.mark.parametrize(
+    ("away_ms", "restored"), [(TABLE_MAX_AGE_MS - 1, 0), (TABLE_MAX_AGE_MS, 1)]
+)
 async def test_a_table_that_was_away_for_half_of_delete_retention_is_filled_anew(
-    stage: Stage, away_ms: int, filled: int
+    stage: Stage, away_ms: int, restored: int
 ) -> None:
     stage.kafka.send(*life(1), create(2))
     await stage.works()
@@ -117,7 +119,7 @@ async def test_a_table_that_was_away_for_half_of_delete_retention_is_filled_anew
     stage._new_history = lambda: Watched(stage.kafka, stage.script, 0)  # type: ignore[method-assign]
     await stage.works()
 
-    assert sum(state_reads) == 1 + filled  # the newest cursor is always looked for
+    assert sum(state_reads) == 1 + restored  # the newest cursor is always looked for
     (table,) = read_tables([stale], stage.place.topics.prefix)
     assert table.flow_ids == {flow_id(2)}
     stage.assert_clean()
@@ -304,7 +306,7 @@ async def test_what_is_committed_on_one_topic_and_open_on_another_is_left_to_an_
     left: list[Transaction] = []
     stage.script.at(Point.COMMIT, one_marker_came)
     async with stage.running():
-        await kafka.until(lambda: any(one.told_stuck for one in stage.histories))
+        await kafka.until(lambda: any(one.hanging_reported for one in stage.histories))
         assert "abort" not in kafka.journal
         for topic in (topics.audit, topics.state):
             kafka.mark(left[0], (topic, 0))

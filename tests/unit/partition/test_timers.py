@@ -215,7 +215,10 @@ def test_what_was_refused_stays_in_memory_for_the_table_names_a_time_that_is_ove
     refused(some, waiting(1, NOON_MS), NOON_MS)
     nearer = [waiting(number, NOON_MS + number) for number in range(2, 22)]
     written(some, [(None, row) for row in nearer], {}, [], {}, NOON_MS)
-    table.waits = [*table.waits, *(Deadline(NOON_MS + row.number, row.flow.id) for row in nearer)]
+    table.waits = [
+        *table.waits,
+        *(Deadline(NOON_MS + row.row_number, row.flow.id) for row in nearer),
+    ]
     taken: list[str] = []
     while more := loaded(table, NOON_MS + 200, some).take(NOON_MS + 200):
         taken.extend(more)

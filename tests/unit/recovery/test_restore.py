@@ -22,7 +22,7 @@ from processor.engine.rows import Checkpoint, Position
 from processor.errors import CursorMissing, HistoryLost
 from processor.recovery import repair
 from processor.recovery.checkpoint import settled, stand
-from processor.recovery.consistent_cut import MovedOn, still
+from processor.recovery.consistent_cut import MovedOn, consistent_cut
 from processor.recovery.rebuild import catch_up, first_difference, rebuild
 from processor.recovery.repair import Skip, plan_restoration, plan_skip, restore, skip
 from processor.recovery.restore import Restore
@@ -110,7 +110,7 @@ async def table_at(stage: Stage, path: Path) -> AsyncIterator[FlowTable]:
 async def rebuilt(stage: Stage, name: str, *, from_audit: bool) -> Path:
     path = stage.state_dir.with_name(name) / "made.db"
     async with table_at(stage, path) as table:
-        view = await still(stage.place, history(stage))
+        view = await consistent_cut(stage.place, history(stage))
         await rebuild(stage.place, table, view, from_audit=from_audit)
     return path
 
@@ -143,7 +143,9 @@ async def skipped(stage: Stage) -> Skip:
 async def restored(stage: Stage) -> None:
     path = stage.state_dir.with_name("restoring") / "made.db"
     async with table_at(stage, path) as table:
-        plan = await plan_restoration(stage.place, table, await still(stage.place, history(stage)))
+        plan = await plan_restoration(
+            stage.place, table, await consistent_cut(stage.place, history(stage))
+        )
     assert plan is not None
     with dump(path) as rows:
         await restore(stage.place, history(stage), stage._new_writer, plan, snapshots(rows))
@@ -210,7 +212,10 @@ async def test_a_table_that_is_behind_is_compared_where_the_topics_are(stage: St
     await stage.works()
 
     async with table_at(stage, behind / stage.path.name) as table:
-        assert await catch_up(stage.place, table, await still(stage.place, history(stage))) is None
+        assert (
+            await catch_up(stage.place, table, await consistent_cut(stage.place, history(stage)))
+            is None
+        )
 
     assert difference(behind / stage.path.name, stage.path) is None
 
@@ -222,7 +227,7 @@ async def test_while_somebody_writes_the_topics_are_taken_where_a_transaction_en
     await stage.works()
 
     class Busy(ScriptedHistory):
-        async def settled(self, topics: Any, stuck: Any = None) -> Any:
+        async def settled(self, topics: Any, on_hanging: Any = None) -> Any:
             """The ends are not of one moment: a transaction comes between two of them."""
             first, *rest = topics
             found = await super().settled(rest)
@@ -230,17 +235,17 @@ async def test_while_somebody_writes_the_topics_are_taken_where_a_transaction_en
             await stage.works()
             return {**(await super().settled([first])), **found}
 
-    view = await still(stage.place, Busy(stage.kafka, stage.script, 0))
+    view = await consistent_cut(stage.place, Busy(stage.kafka, stage.script, 0))
     path = stage.state_dir.with_name("made") / "made.db"
     async with table_at(stage, path) as table:
-        stored = await rebuild(stage.place, table, view, from_audit=False)
+        checkpoint = await rebuild(stage.place, table, view, from_audit=False)
     other = path.with_name("other.db")
     async with table_at(stage, other) as table:
-        assert await rebuild(stage.place, table, view, from_audit=True) == stored
+        assert await rebuild(stage.place, table, view, from_audit=True) == checkpoint
 
     assert difference(path, other) is None
-    assert stored.position.commands < len(stage.kafka.outcomes)
-    assert view.extents[stage.place.topics.audit].end < stage.kafka.log("taskflow.audit").end
+    assert checkpoint.position.commands < len(stage.kafka.outcomes)
+    assert view.offset_ranges[stage.place.topics.audit].end < stage.kafka.log("taskflow.audit").end
 
 
 @pytest.mark.parametrize("ends_in", ["an event", "a prune", "a refusal"])
@@ -450,7 +455,9 @@ async def test_a_restoration_that_was_cut_short_is_asked_for_again(
     lose(stage, stage.place.topics.state)
     path = stage.state_dir.with_name("restoring") / "made.db"
     async with table_at(stage, path) as table:
-        plan = await plan_restoration(stage.place, table, await still(stage.place, history(stage)))
+        plan = await plan_restoration(
+            stage.place, table, await consistent_cut(stage.place, history(stage))
+        )
     assert plan is not None
 
     def cut_short() -> Any:
@@ -596,13 +603,13 @@ async def test_a_table_that_is_rolled_forward_stands_behind_the_last_outcome_of_
     await stage.works()
 
     async with restoring(stage, behind / stage.path.name) as (warm, table):
-        stored = await table.stored()
-        assert stored is not None
+        checkpoint = await table.checkpoint()
+        assert checkpoint is not None
         topics = stage.place.topics
-        extents = await history(stage).visible([topics.audit, topics.outcomes])
-        stored = await warm.advance(stored, extents)
+        offset_ranges = await history(stage).visible([topics.audit, topics.outcomes])
+        checkpoint = await warm.advance(checkpoint, offset_ranges)
 
-    assert (stored.position.commands, stored.position.control) == (3, 2)
+    assert (checkpoint.position.commands, checkpoint.position.control) == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -637,11 +644,11 @@ async def test_a_cursor_may_be_missing_only_where_nothing_was_ever_decided(
             lose(stage, topic)
     lose(stage, topics.state)
     log_reader = history(stage)
-    extents = await log_reader.visible([topics.audit, topics.outcomes])
+    offset_ranges = await log_reader.visible([topics.audit, topics.outcomes])
 
     if audit or outcomes:
         with pytest.raises(CursorMissing, match="holds no cursor although commands were decided"):
-            await stand(stage.place, log_reader, extents, None)
+            await stand(stage.place, log_reader, offset_ranges, None)
     else:
-        found = await stand(stage.place, log_reader, extents, None)
+        found = await stand(stage.place, log_reader, offset_ranges, None)
         assert found[:2] == (Position(0, 0, first_event_id(0)), None)

@@ -53,14 +53,14 @@ def test_people_can_ask_for_sentences() -> None:
 
 
 class Outcome(StrEnum):
-    FILLED = "filled anew"
+    RESTORED = "filled anew"
 
 
 def test_an_enum_is_written_as_its_value_wherever_it_stands() -> None:
     fields: dict[str, object] = {
-        "table": Outcome.FILLED,
-        "several": [Outcome.FILLED],
-        "by": {Outcome.FILLED: (Outcome.FILLED,)},
+        "table": Outcome.RESTORED,
+        "several": [Outcome.RESTORED],
+        "by": {Outcome.RESTORED: (Outcome.RESTORED,)},
     }
 
     (people,) = logged(Settings(log_format="console"), ("taken over", fields))

@@ -85,7 +85,7 @@ async def test_a_full_disk_amid_a_write_leaves_nothing_of_it_and_the_next_one_is
         with pytest.raises(TableFailed, match="full"):
             await table.write(Changes(inserted=rows[1:]), before=at(1), after=at(2))
 
-        assert await table.stored() == at(1)
+        assert await table.checkpoint() == at(1)
         assert await table.count_flows() == 1
         assert await table.untouched()
         await table.write(Changes(inserted=rows[1:]), before=at(1), after=at(2))
@@ -99,7 +99,7 @@ async def test_an_error_before_and_behind_the_tables_commit(
     async with FailpointWrappers(f"{point}:raise").table(lambda: opened(tmp_path))() as table:
         with pytest.raises(Injected):
             await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
-        assert await table.stored() == (at(1) if written else None)
+        assert await table.checkpoint() == (at(1) if written else None)
         assert await table.count_flows() == int(written)
 
 
@@ -125,5 +125,5 @@ async def test_a_checkpoint_cut_short_leaves_a_whole_table(tmp_path: Path) -> No
         (torn / name).write_bytes(kept)
 
         async with opened(torn) as table:
-            assert await table.stored() == at(1)
+            assert await table.checkpoint() == at(1)
             assert len(await table.flows([row.flow.id for row in rows])) == len(rows)

@@ -45,11 +45,11 @@ class ScriptedMember:
         return self.unfetched & set(partitions)
 
 
-class ScriptedOwner:
+class ScriptedProcessor:
     """An owner whose batches begin and end as the test says."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
         self.phase = PartitionPhase.RUNNING
         self.lag = 0
         self.error = None
@@ -59,8 +59,8 @@ class ScriptedOwner:
         self.released = asyncio.Event()
         self.begun = asyncio.Event()
         self.ended = asyncio.Event()
-        self.in_hand = asyncio.Event()
-        self.in_hand.set()
+        self.pending = asyncio.Event()
+        self.pending.set()
         self.may_end = asyncio.Event()
         self.may_end.set()
         self.swallows = 0
@@ -84,14 +84,14 @@ class ScriptedOwner:
         self.released.set()
 
     async def idle(self) -> None:
-        await self.in_hand.wait()
+        await self.pending.wait()
 
 
-class ScriptedFollower:
+class ScriptedStandby:
     """A follower whose table closes when the test says so."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
         self.phase = StandbyPhase.FOLLOWING
         self.lag = 7
         self.error = None
@@ -115,8 +115,8 @@ class Stage:
 
     def __init__(self, *, watchdog_timeout_s: float = 60.0, standby: bool = False) -> None:
         self.members: list[ScriptedMember] = []
-        self.owners: list[ScriptedOwner] = []
-        self.followers: list[ScriptedFollower] = []
+        self.owners: list[ScriptedProcessor] = []
+        self.standbys: list[ScriptedStandby] = []
         self.joined: asyncio.Queue[ScriptedMember] = asyncio.Queue()
         self.stop = asyncio.Event()
         self.first_breaks: Exception | None = None
@@ -126,13 +126,13 @@ class Stage:
             metrics=Metrics(),
             flow_cache_bytes=1000,
             watchdog_timeout_s=watchdog_timeout_s,
-            new_follower=self._follow if standby else None,  # type: ignore[arg-type]
+            new_standby=self._follow if standby else None,  # type: ignore[arg-type]
             partitions=3,
         )
 
-    def _follow(self, number: int) -> ScriptedFollower:
-        self.followers.append(ScriptedFollower(number))
-        return self.followers[-1]
+    def _follow(self, partition: int) -> ScriptedStandby:
+        self.standbys.append(ScriptedStandby(partition))
+        return self.standbys[-1]
 
     def _join(self, assigned: Any, revoked: Any) -> Any:
         member = ScriptedMember(assigned, revoked)
@@ -141,8 +141,8 @@ class Stage:
         self.joined.put_nowait(member)
         return member
 
-    def _own(self, number: int, member: Any) -> ScriptedOwner:
-        self.owners.append(ScriptedOwner(number))
+    def _own(self, partition: int, member: Any) -> ScriptedProcessor:
+        self.owners.append(ScriptedProcessor(partition))
         return self.owners[-1]
 
     async def until(self, holds: Callable[[], bool]) -> None:
@@ -178,8 +178,8 @@ async def test_each_partition_that_it_is_given_has_an_owner_and_a_share_of_the_m
         member = await stage.member()
         assert not stage.worker.ready
         member.assigned(frozenset({0, 3}))
-        assert [owner.number for owner in stage.owners] == [0, 3]
-        assert {owner.cache.limit_bytes for owner in stage.owners} == {500}
+        assert [processor.partition for processor in stage.owners] == [0, 3]
+        assert {processor.cache.limit_bytes for processor in stage.owners} == {500}
         assert stage.worker.ready
         stage.owners[1].phase = PartitionPhase.RECOVERING
         assert not stage.worker.ready
@@ -192,8 +192,8 @@ async def test_a_partition_that_stays_keeps_its_owner() -> None:
         member = await stage.member()
         member.assigned(frozenset({0, 1}))
         member.assigned(frozenset({1, 2}))
-        assert [owner.number for owner in stage.owners] == [0, 1, 2]
-        assert [owner.released.is_set() for owner in stage.owners] == [True, False, False]
+        assert [processor.partition for processor in stage.owners] == [0, 1, 2]
+        assert [processor.released.is_set() for processor in stage.owners] == [True, False, False]
 
 
 async def test_a_partition_given_up_is_awaited_before_it_is_taken_again() -> None:
@@ -244,11 +244,11 @@ async def test_revoking_waits_for_the_batch_in_hand(monkeypatch: pytest.MonkeyPa
     async with stage.running():
         member = await stage.member()
         member.assigned(frozenset({0}))
-        stage.owners[0].in_hand.clear()
+        stage.owners[0].pending.clear()
         revoking = asyncio.ensure_future(member.revoked())
         _, pending = await asyncio.wait([revoking], timeout=0.01)
         assert pending
-        stage.owners[0].in_hand.set()
+        stage.owners[0].pending.set()
         await asyncio.wait_for(revoking, PATIENCE_S)
         assert not stage.owners[0].released.is_set()
 
@@ -259,9 +259,9 @@ async def test_revoking_waits_only_so_long(monkeypatch: pytest.MonkeyPatch) -> N
     async with stage.running():
         member = await stage.member()
         member.assigned(frozenset({0}))
-        stage.owners[0].in_hand.clear()
+        stage.owners[0].pending.clear()
         await asyncio.wait_for(member.revoked(), PATIENCE_S)
-        stage.owners[0].in_hand.set()
+        stage.owners[0].pending.set()
 
 
 async def test_stopping_finishes_the_batch_in_hand_and_then_leaves_the_group() -> None:
@@ -269,15 +269,15 @@ async def test_stopping_finishes_the_batch_in_hand_and_then_leaves_the_group() -
     async with stage.running():
         member = await stage.member()
         member.assigned(frozenset({0}))
-        (owner,) = stage.owners
-        await owner.begun.wait()
-        owner.in_hand.clear()
+        (processor,) = stage.owners
+        await processor.begun.wait()
+        processor.pending.clear()
         stage.stop.set()
-        await asyncio.wait_for(owner.released.wait(), PATIENCE_S)
-        assert not owner.ended.is_set()
+        await asyncio.wait_for(processor.released.wait(), PATIENCE_S)
+        assert not processor.ended.is_set()
         assert not member.stopped.is_set()
-        owner.in_hand.set()
-    assert owner.ended.is_set()
+        processor.pending.set()
+    assert processor.ended.is_set()
     assert member.stopped.is_set()
 
 
@@ -289,10 +289,10 @@ async def test_stopping_waits_for_a_batch_only_within_the_deadline(
     async with stage.running():
         member = await stage.member()
         member.assigned(frozenset({0, 1}))
-        for owner in stage.owners:
-            await owner.begun.wait()
-            owner.in_hand.clear()
-    assert all(owner.ended.is_set() for owner in stage.owners)
+        for processor in stage.owners:
+            await processor.begun.wait()
+            processor.pending.clear()
+    assert all(processor.ended.is_set() for processor in stage.owners)
 
 
 async def test_a_consumer_that_failed_is_replaced_and_owns_anew() -> None:
@@ -324,7 +324,7 @@ async def test_what_a_consumer_is_given_while_it_is_stopped_gets_no_owner() -> N
         first.assigned(frozenset({0}))
         assert stage.owners == []
         second.assigned(frozenset({0}))
-        assert [owner.number for owner in stage.owners] == [0]
+        assert [processor.partition for processor in stage.owners] == [0]
 
 
 async def test_a_consumer_that_cannot_start_is_replaced() -> None:
@@ -363,11 +363,11 @@ async def test_the_watchdog_leaves_a_consumer_alone_that_has(what: str) -> None:
     async with stage.running():
         member = await stage.member()
         member.assigned(frozenset({0}))
-        (owner,) = stage.owners
+        (processor,) = stage.owners
         asked = 0
         enough = asyncio.Event()
         if what == "still restoring":
-            owner.phase = PartitionPhase.RECOVERING
+            processor.phase = PartitionPhase.RECOVERING
 
         async def undone(partitions: Iterable[int]) -> set[int]:
             nonlocal asked
@@ -375,7 +375,7 @@ async def test_the_watchdog_leaves_a_consumer_alone_that_has(what: str) -> None:
             if asked == 20:
                 enough.set()
             if what == "progress":
-                owner.progressed_at += 1
+                processor.progressed_at += 1
             return set() if what == "nothing to fetch" else {0}
 
         member.undone = undone  # type: ignore[method-assign]
@@ -404,14 +404,14 @@ async def test_an_owner_that_swallows_a_cancellation_is_cancelled_again() -> Non
     async with stage.running():
         member = await stage.member()
         member.assigned(frozenset({0}))
-        owner = stage.owners[0]
-        await owner.begun.wait()
-        owner.swallows = 1
+        processor = stage.owners[0]
+        await processor.begun.wait()
+        processor.swallows = 1
 
         member.assigned(frozenset())
 
         async with asyncio.timeout(PATIENCE_S):
-            await owner.ended.wait()
+            await processor.ended.wait()
 
 
 async def test_an_owner_that_ends_with_an_error_does_not_end_the_worker() -> None:
@@ -436,16 +436,16 @@ async def test_what_it_is_not_given_is_followed_once_the_group_has_spoken() -> N
     stage = Stage(standby=True)
     async with stage.running():
         member = await stage.member()
-        assert stage.followers == []
+        assert stage.standbys == []
         member.assigned(frozenset({1}))
-        assert [follower.number for follower in stage.followers] == [0, 2]
+        assert [standby.partition for standby in stage.standbys] == [0, 2]
         assert stage.worker.ready, "whether it stands by is no part of being ready"
         assert stage.worker.report()["standby"] == {
-            number: {"phase": "following", "lag": 7, "error": None} for number in ("0", "2")
+            partition: {"phase": "following", "lag": 7, "error": None} for partition in ("0", "2")
         }
         member.assigned(frozenset({1}))
-        assert len(stage.followers) == 2, "those that go on are left alone"
-    assert all(follower.ended.is_set() for follower in stage.followers)
+        assert len(stage.standbys) == 2, "those that go on are left alone"
+    assert all(standby.ended.is_set() for standby in stage.standbys)
 
 
 async def test_without_standby_nothing_is_followed() -> None:
@@ -453,7 +453,7 @@ async def test_without_standby_nothing_is_followed() -> None:
     async with stage.running():
         member = await stage.member()
         member.assigned(frozenset({1}))
-        assert stage.followers == []
+        assert stage.standbys == []
         assert stage.worker.report()["standby"] == {}
 
 
@@ -462,17 +462,17 @@ async def test_an_owner_begins_when_its_partitions_follower_has_closed_the_table
     async with stage.running():
         member = await stage.member()
         member.assigned(frozenset({0, 1}))
-        (follower,) = stage.followers
-        await follower.begun.wait()
-        follower.may_end.clear()
+        (standby,) = stage.standbys
+        await standby.begun.wait()
+        standby.may_end.clear()
         member.assigned(frozenset({0, 1, 2}))
         await everything_else()
-        owner = stage.owners[-1]
-        assert owner.number == 2
-        assert not owner.begun.is_set()
-        follower.may_end.set()
-        await asyncio.wait_for(owner.begun.wait(), PATIENCE_S)
-        assert follower.ended.is_set()
+        processor = stage.owners[-1]
+        assert processor.partition == 2
+        assert not processor.begun.is_set()
+        standby.may_end.set()
+        await asyncio.wait_for(processor.begun.wait(), PATIENCE_S)
+        assert standby.ended.is_set()
         assert "2" not in stage.worker.report()["standby"]
 
 
@@ -481,16 +481,16 @@ async def test_a_partition_that_was_given_up_is_followed_when_its_owner_has_ende
     async with stage.running():
         member = await stage.member()
         member.assigned(frozenset({0, 1, 2}))
-        owner = stage.owners[0]
-        await owner.begun.wait()
-        owner.may_end.clear()
+        processor = stage.owners[0]
+        await processor.begun.wait()
+        processor.may_end.clear()
         member.assigned(frozenset({1, 2}))
         await everything_else()
-        assert stage.followers == []
-        owner.may_end.set()
-        await stage.until(lambda: bool(stage.followers))
-        assert owner.ended.is_set()
-        assert [follower.number for follower in stage.followers] == [0]
+        assert stage.standbys == []
+        processor.may_end.set()
+        await stage.until(lambda: bool(stage.standbys))
+        assert processor.ended.is_set()
+        assert [standby.partition for standby in stage.standbys] == [0]
 
 
 async def test_given_up_and_given_again_a_partition_is_not_followed_in_between() -> None:
@@ -506,7 +506,7 @@ async def test_given_up_and_given_again_a_partition_is_not_followed_in_between()
         first.may_end.set()
         second = stage.owners[-1]
         await asyncio.wait_for(second.begun.wait(), PATIENCE_S)
-        assert stage.followers == []
+        assert stage.standbys == []
 
 
 async def test_while_the_group_is_joined_anew_those_that_follow_go_on() -> None:
@@ -516,9 +516,9 @@ async def test_while_the_group_is_joined_anew_those_that_follow_go_on() -> None:
         member.assigned(frozenset({0}))
         member.failed.set()
         again = await stage.member()
-        assert not any(follower.ended.is_set() for follower in stage.followers)
-        assert [follower.number for follower in stage.followers] == [1, 2]
+        assert not any(standby.ended.is_set() for standby in stage.standbys)
+        assert [standby.partition for standby in stage.standbys] == [1, 2]
         again.assigned(frozenset({1}))
-        await stage.until(lambda: len(stage.followers) == 3)
-        assert stage.followers[-1].number == 0
-        await stage.followers[0].ended.wait()
+        await stage.until(lambda: len(stage.standbys) == 3)
+        assert stage.standbys[-1].partition == 0
+        await stage.standbys[0].ended.wait()

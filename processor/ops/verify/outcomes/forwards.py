@@ -33,7 +33,7 @@ async def check_forwards(
     for topic, home in missing:
         # What came there while other partitions were read.
         async with logs(home) as log:
-            stable = (await log.extent(topic)).stable
+            stable = (await log.offset_range(topic)).stable
             async for records in log.read(topic, ranges[topic, home].end, stable):
                 for record in records:
                     if (origin := forwarded_from(record.headers)) is not None:

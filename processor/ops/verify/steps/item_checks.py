@@ -99,27 +99,27 @@ class ItemChecks:
 
     async def _read(self, number: int, log: Log, watcher: Watcher) -> None:
         """Read what has come to a partition of `steps` since the last time."""
-        extent, since = await log.extent(self._topic), self._scope.since_ms
+        offset_range, since = await log.offset_range(self._topic), self._scope.since_ms
         start = self._next.get(number)
         if start is None:
-            start = extent.start
+            start = offset_range.start
             if since is not None:
                 found = await log.offset_at(self._topic, max(since, 0))
-                start = extent.stable if found is None else found
-        watcher.expect(extent.stable - start)
-        stream = RecordStream(log, self._topic, start, extent.stable, watcher.read)
-        await self._stream(number, stream, extent)
-        self._next[number] = extent.stable
+                start = offset_range.stable if found is None else found
+        watcher.expect(offset_range.stable - start)
+        stream = RecordStream(log, self._topic, start, offset_range.stable, watcher.read)
+        await self._stream(number, stream, offset_range)
+        self._next[number] = offset_range.stable
 
-    async def _stream(self, number: int, stream: RecordStream, extent: LogRange) -> None:
+    async def _stream(self, number: int, stream: RecordStream, offset_range: LogRange) -> None:
         if number not in self._lost_ms:
             self._lost_ms[number] = -1
-            if extent.start > 0:
+            if offset_range.start > 0:
                 head = await stream.head()
                 self._lost_ms[number] = float("inf") if head is None else head.timestamp
                 self._report.uncovered(
-                    f"{self._topic}/{number} begins at offset {extent.start}: whether the steps "
-                    "that were offered before had their work items is not known."
+                    f"{self._topic}/{number} begins at offset {offset_range.start}: whether the "
+                    "steps that were offered before had their work items is not known."
                 )
         while (record := await stream.take()) is not None:
             self._report.counts["work_items"] += 1

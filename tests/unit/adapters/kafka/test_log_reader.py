@@ -10,7 +10,7 @@ from aiokafka.client import AIOKafkaClient
 
 from processor.adapters.kafka import log_reader as history_module
 from processor.adapters.kafka.errors import HistoryStalled
-from processor.adapters.kafka.internals import remember_topics
+from processor.adapters.kafka.internals import keep_topics
 from processor.adapters.kafka.log_reader import KafkaLogReader
 
 PASSES_S = 1.0
@@ -97,7 +97,7 @@ async def test_a_read_that_has_come_to_its_end_asks_for_no_more(
 
 async def test_a_client_that_turns_to_one_topic_keeps_knowing_the_others() -> None:
     client = AIOKafkaClient()
-    remember_topics(client)
+    keep_topics(client)
     learning = client.set_topics(["t.audit", "t.state"])
 
     turning = client.set_topics(["t.audit"])

@@ -68,7 +68,7 @@ def snapshot(row: FlowRow) -> Snapshot:
 
 def later(row: FlowRow, **values: Any) -> FlowRow:
     """The row after one more change."""
-    after = flow_row(row.number, revision=row.flow.revision + 1, **values)
+    after = flow_row(row.row_number, revision=row.flow.revision + 1, **values)
     return after._replace(last_event_id=row.last_event_id + 1)
 
 

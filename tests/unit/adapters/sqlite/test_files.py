@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from processor.adapters.sqlite import FlowTable, TableFailed, table_path
-from processor.adapters.sqlite import bulk_load as filling
+from processor.adapters.sqlite import FlowTable, TableFailed, bulk_load, table_path
 from processor.adapters.sqlite.files import CACHE_KIB, FORMAT, SCHEMA
 from processor.engine.rows import Changes, Checkpoint, RestoreChunk
 from tests.unit.adapters.sqlite.tables import (
@@ -40,21 +39,21 @@ def edit(path: Path, sql: str) -> None:
 async def starts_empty(state_dir: Path, because: str, **identity: Any) -> None:
     with capture_logs() as logs:
         async with opened(state_dir, **identity) as table:
-            assert await table.stored() is None
+            assert await table.checkpoint() is None
             assert await table.count_flows() == 0
             await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
     (told,) = logs
     assert told["log_level"] == "warning"
     assert because in told["reason"]
     async with opened(state_dir, **identity) as table:
-        assert await table.stored() == at(1)
+        assert await table.checkpoint() == at(1)
 
 
 async def test_a_table_keeps_what_was_written(tmp_path: Path) -> None:
     await given_a_table(tmp_path / "made" / "deep")
     with capture_logs() as logs:
         async with opened(tmp_path / "made" / "deep") as table:
-            assert await table.stored() == at(1)
+            assert await table.checkpoint() == at(1)
             assert await table.count_flows() == 199
     assert logs == []
     assert list(contents(tmp_path / "made" / "deep")) == ["taskflow-0.db"]
@@ -127,7 +126,7 @@ async def test_a_locked_file_is_told_and_kept(tmp_path: Path) -> None:
             async with opened(tmp_path):
                 pass
     async with opened(tmp_path) as table:
-        assert await table.stored() == at(1)
+        assert await table.checkpoint() == at(1)
 
 
 async def test_a_killed_worker_s_table_is_whole(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ async def test_a_killed_worker_s_table_is_whole(tmp_path: Path) -> None:
         left = contents(tmp_path)
     put_back(tmp_path, left)
     async with opened(tmp_path) as table:
-        assert await table.stored() == at(1)
+        assert await table.checkpoint() == at(1)
         assert await table.count_flows() == 1
 
 
@@ -147,16 +146,16 @@ async def test_a_table_that_was_filled_is_whole_and_durable_and_what_it_always_w
     flows = [flow_row(n, goal="x" * 2000) for n in range(200, 900)]
     flows[300] = flow_row(500, owner_session_key="a\0 é")
     async with opened(tmp_path) as table:
-        await table.begin_filling(at(0))
-        await table.fill(RestoreChunk(flows=list(map(snapshot, flows))))
-        await table.fill(
+        await table.begin_restore(at(0))
+        await table.restore(RestoreChunk(flows=list(map(snapshot, flows))))
+        await table.restore(
             RestoreChunk(flows=list(map(snapshot, flows[:50])), flows_gone=[uuid(899)])
         )
         with closing(sqlite3.connect(path)) as db:
             assert (
                 db.execute("SELECT name FROM sqlite_master WHERE type = 'index'").fetchall() == []
             )
-        await table.end_filling(at(3))
+        await table.end_restore(at(3))
         assert await pragma(table, "synchronous") == 1
         assert await pragma(table, "temp_store") == 2
         assert await pragma(table, "cache_size") == -CACHE_KIB, "and not the one that filled it"
@@ -179,10 +178,10 @@ async def test_who_reads_the_old_rows_keeps_nobody_from_filling_new_ones(tmp_pat
         with closing(sqlite3.connect(path, isolation_level=None)) as reader:
             reader.execute("BEGIN")
             assert reader.execute("SELECT count(*) FROM flow").fetchone() == (199,)
-            await table.begin_filling(at(0))
+            await table.begin_restore(at(0))
             assert await pragma(table, "synchronous") == 1, "the disk is waited for, then"
-            await table.fill(RestoreChunk(flows=[snapshot(flow_row(1))]))
-            await table.end_filling(at(3))
+            await table.restore(RestoreChunk(flows=[snapshot(flow_row(1))]))
+            await table.end_restore(at(3))
             assert reader.execute("SELECT count(*) FROM flow").fetchone() == (199,)
         assert await table.count_flows() == 1
 
@@ -190,18 +189,18 @@ async def test_who_reads_the_old_rows_keeps_nobody_from_filling_new_ones(tmp_pat
 async def test_a_filling_that_cannot_be_made_durable_fails_and_stays_unfinished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filling, "CHECKPOINT_TRIES", 2)
+    monkeypatch.setattr(bulk_load, "CHECKPOINT_TRIES", 2)
     path = await given_a_table(tmp_path)
     async with opened(tmp_path) as table:
         await table._connection.execute("PRAGMA busy_timeout = 1")
-        await table.begin_filling(at(0))
-        await table.fill(RestoreChunk(flows=[snapshot(flow_row(1))]))
+        await table.begin_restore(at(0))
+        await table.restore(RestoreChunk(flows=[snapshot(flow_row(1))]))
         with closing(sqlite3.connect(path, isolation_level=None)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM flow").fetchone()
             with pytest.raises(TableFailed, match="somebody reads the table"):
-                await table.end_filling(at(3))
-        assert await table.stored() == at(0)
+                await table.end_restore(at(3))
+        assert await table.checkpoint() == at(0)
 
 
 async def test_a_filling_that_nobody_waits_for_ends_at_once(
@@ -216,16 +215,16 @@ async def test_a_filling_that_nobody_waits_for_ends_at_once(
             "WITH RECURSIVE n AS (SELECT begun() UNION ALL SELECT 1 FROM n) SELECT max(1) FROM n"
         )
 
-    monkeypatch.setattr(filling, "finish", for_ever)
+    monkeypatch.setattr(bulk_load, "finish", for_ever)
     await given_a_table(tmp_path)
     async with opened(tmp_path) as table:
-        await table.begin_filling(at(0))
-        ending = asyncio.create_task(table.end_filling(at(3)))
+        await table.begin_restore(at(0))
+        ending = asyncio.create_task(table.end_restore(at(3)))
         await asyncio.to_thread(begun.wait)
         ending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await ending
-        assert await table.stored() == at(0)
+        assert await table.checkpoint() == at(0)
 
 
 async def pragma(table: FlowTable, name: str) -> Any:

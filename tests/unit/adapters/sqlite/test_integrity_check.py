@@ -30,7 +30,7 @@ WAIT = {"kind": "timer", "at": instant(NOON_MS)}
 @pytest.fixture(autouse=True)
 def every_file_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checking, "AT_ONCE_MAX_BYTES", 0)
-    monkeypatch.setattr(checking, "BESIDE_AFTER_S", 0)
+    monkeypatch.setattr(checking, "BACKGROUND_AFTER_S", 0)
 
 
 async def given_a_table(state_dir: Path) -> Path:
@@ -51,18 +51,18 @@ async def use(table: FlowTable) -> None:
 async def is_found_out(state_dir: Path) -> None:
     """The table is used until it is distrusted; the next one starts empty."""
     async with opened(state_dir) as table:
-        assert await table.stored() == at(1)
+        assert await table.checkpoint() == at(1)
         with pytest.raises(TableCorrupt, match="its check says"):
             await asyncio.wait_for(use(table), patience(30))
         for call in (
-            table.stored(),
+            table.checkpoint(),
             table.clear(),
             table.write(Changes(), before=at(1), after=at(2)),
         ):
             with pytest.raises(TableCorrupt):
                 await call
     async with opened(state_dir) as table:
-        assert await table.stored() is None
+        assert await table.checkpoint() is None
 
 
 @pytest.mark.parametrize("index", ["flow_id", "flow_due"])
@@ -111,7 +111,7 @@ async def test_a_sound_table_is_checked_beside_its_writes(
         await checked(table, verdicts)
         await table.write(Changes(inserted=[flow_row(301)]), before=at(2), after=at(3))
     async with opened(tmp_path) as table:
-        assert await table.stored() == at(3)
+        assert await table.checkpoint() == at(3)
         await checked(table, verdicts)
     assert list(contents(tmp_path)) == ["taskflow-0.db"]
 
@@ -132,7 +132,7 @@ async def test_a_table_closes_without_waiting_for_its_check(
     async with asyncio.timeout(patience(30)):
         async with opened(tmp_path) as table:
             await began.wait()
-            assert await table.stored() == at(1)
+            assert await table.checkpoint() == at(1)
     assert list(contents(tmp_path)) == ["taskflow-0.db"]
 
 
@@ -141,7 +141,7 @@ async def test_a_truncated_file_starts_empty(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     async with opened(tmp_path) as table:
-        assert await table.stored() is None
+        assert await table.checkpoint() is None
 
 
 async def test_a_row_that_was_damaged_is_not_believed(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ async def test_a_row_that_was_damaged_is_not_believed(tmp_path: Path) -> None:
         with pytest.raises(TableCorrupt):
             await table.flows([uuid(n) for n in range(1, 200)])
     async with opened(tmp_path) as table:
-        assert await table.stored() is None
+        assert await table.checkpoint() is None
 
 
 async def test_a_log_that_ends_in_the_middle_leaves_the_batches_before(tmp_path: Path) -> None:
@@ -165,5 +165,5 @@ async def test_a_log_that_ends_in_the_middle_leaves_the_batches_before(tmp_path:
     left["taskflow-0.db-wal"] = log[: (len(before) + len(log)) // 2]
     put_back(tmp_path, left)
     async with opened(tmp_path) as table:
-        assert await table.stored() == at(1)
+        assert await table.checkpoint() == at(1)
         assert await table.count_flows() == 1

@@ -72,10 +72,10 @@ async def test_what_is_written_comes_back(table: FlowTable) -> None:
     ]
 
     await table.write(
-        Changes(inserted=flows, steps=steps, remembered=answers), before=None, after=at(1)
+        Changes(inserted=flows, steps=steps, ledger_entries=answers), before=None, after=at(1)
     )
 
-    assert await table.stored() == at(1)
+    assert await table.checkpoint() == at(1)
     assert await table.flows([uuid(n) for n in range(1200)]) == {f.flow.id: f for f in flows}
     keys = [(row.step.flow_id, row.step.run_id) for row in steps]
     assert await table.steps([*keys, (uuid(9), "run")]) == dict(zip(keys, steps, strict=True))
@@ -83,17 +83,17 @@ async def test_what_is_written_comes_back(table: FlowTable) -> None:
         uuid(1): ["r\x1e\x1f\x00ü", "run"],
         uuid(3): [],
     }
-    found = await table.recall([n.to_bytes(16, "big") for n in range(100)])
+    found = await table.ledger_entries([n.to_bytes(16, "big") for n in range(100)])
     assert found == {row.key: row for row in answers}
-    assert await table.next_number() == 700
+    assert await table.next_row_number() == 700
     assert await table.count_flows() == 699
     assert table.size_bytes() > 0
 
 
 async def test_an_empty_table_remembers_nothing(table: FlowTable) -> None:
-    assert await table.stored() is None
+    assert await table.checkpoint() is None
     assert await table.flows([]) == {}
-    assert await table.next_number() == 1
+    assert await table.next_row_number() == 1
 
 
 @pytest.mark.parametrize("before", [None, at(0), at(2)])
@@ -101,14 +101,14 @@ async def test_a_batch_on_another_position_is_refused(table: FlowTable, before: 
     await table.write(Changes(), before=None, after=at(1))
     with pytest.raises(TableConflict):
         await table.write(Changes(inserted=[flow_row(1)]), before=before, after=at(3))
-    assert await table.stored() == at(1)
+    assert await table.checkpoint() == at(1)
     assert await table.flows([uuid(1)]) == {}
 
 
 async def test_an_empty_table_has_no_position_to_build_on(table: FlowTable) -> None:
     with pytest.raises(TableConflict):
         await table.write(Changes(), before=at(1), after=at(2))
-    assert await table.stored() is None
+    assert await table.checkpoint() is None
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 30, 64, 65, 512, 700])
@@ -175,23 +175,23 @@ async def test_a_step_seen_again_replaces_the_older(table: FlowTable) -> None:
 
 async def test_a_newer_answer_replaces_the_older_and_is_forgotten_last(table: FlowTable) -> None:
     newer = answer(1, at_ms=NOON_MS + 10, code=Code.NOT_FOUND)
-    await table.write(Changes(remembered=[answer(1), answer(2)]), before=None, after=at(1))
+    await table.write(Changes(ledger_entries=[answer(1), answer(2)]), before=None, after=at(1))
     await table.write(
-        Changes(remembered=[answer(1), newer], forget_before_ms=NOON_MS + 10),
+        Changes(ledger_entries=[answer(1), newer], forget_before_ms=NOON_MS + 10),
         before=at(1),
         after=at(2),
     )
     keys = [answer(n).key for n in (1, 2)]
-    assert await table.recall(keys) == {newer.key: newer}
+    assert await table.ledger_entries(keys) == {newer.key: newer}
 
 
 async def test_forgetting_takes_bounded_steps_from_the_oldest(table: FlowTable) -> None:
     answers = [answer(n, at_ms=NOON_MS + n) for n in range(3000)]
-    await table.write(Changes(remembered=answers), before=None, after=at(1))
+    await table.write(Changes(ledger_entries=answers), before=None, after=at(1))
     new = [answer(3000 + n, at_ms=NOON_MS + 3000) for n in range(10)]
 
     await table.write(
-        Changes(remembered=new, forget_before_ms=NOON_MS + 2500), before=at(1), after=at(2)
+        Changes(ledger_entries=new, forget_before_ms=NOON_MS + 2500), before=at(1), after=at(2)
     )
     left = FORGET_FACTOR * len(new) + FORGET_EXTRA
     assert min(row[2] for row in foreign(table, "SELECT * FROM ledger")) == NOON_MS + left
@@ -199,7 +199,7 @@ async def test_forgetting_takes_bounded_steps_from_the_oldest(table: FlowTable) 
     for position in (2, 3):
         changes = Changes(forget_before_ms=NOON_MS + 2500)
         await table.write(changes, before=at(position), after=at(position + 1))
-    found = await table.recall([row.key for row in answers + new])
+    found = await table.ledger_entries([row.key for row in answers + new])
     assert min(row.at_ms for row in found.values()) == NOON_MS + 2500
     assert len(found) == 510
 
@@ -255,18 +255,18 @@ async def test_an_edited_flow_is_not_believed(tmp_path: Path, edit: str) -> None
         with pytest.raises(TableCorrupt):
             await table.flows([uuid(1), uuid(15)])
     async with opened(tmp_path) as table:
-        assert await table.stored() is None
+        assert await table.checkpoint() is None
 
 
 async def test_an_edited_step_or_answer_is_not_believed(table: FlowTable) -> None:
-    changes = Changes(steps=[step_row(1, "run")], remembered=[answer(1)])
+    changes = Changes(steps=[step_row(1, "run")], ledger_entries=[answer(1)])
     await table.write(changes, before=None, after=at(1))
     foreign(table, "UPDATE step SET doc = replace(doc, 'task\"', 'tusk\"')")
     foreign(table, "UPDATE ledger SET refusal = '[\"nonsense\",{}]'")
     with pytest.raises(TableCorrupt):
         await table.steps([(uuid(1), "run")])
     with pytest.raises(TableCorrupt):
-        await table.recall([answer(1).key])
+        await table.ledger_entries([answer(1).key])
 
 
 async def test_a_cancelled_write_is_finished_before_the_next_call(table: FlowTable) -> None:
@@ -277,7 +277,7 @@ async def test_a_cancelled_write_is_finished_before_the_next_call(table: FlowTab
     with pytest.raises(asyncio.CancelledError):
         await writing
 
-    assert await table.stored() == at(1)
+    assert await table.checkpoint() == at(1)
     assert await table.count_flows() == len(flows)
     await table.write(Changes(inserted=[flow_row(3000)]), before=at(1), after=at(2))
 
@@ -296,9 +296,9 @@ async def test_a_write_killed_by_a_closing_loop_leaves_no_open_transaction(
         task.cancel()
     await asyncio.gather(writing, return_exceptions=True)
 
-    stored = await table.stored()
-    assert await table.count_flows() == (len(flows) if stored == at(2) else 0)
-    await table.write(Changes(inserted=[flow_row(2000)]), before=stored, after=at(3))
+    checkpoint = await table.checkpoint()
+    assert await table.count_flows() == (len(flows) if checkpoint == at(2) else 0)
+    await table.write(Changes(inserted=[flow_row(2000)]), before=checkpoint, after=at(3))
     assert await table.untouched()
 
 
@@ -330,7 +330,7 @@ async def test_a_full_disk_fails_the_batch_and_nothing_of_it_is_there(table: Flo
         updated=[(before, later(before))],
         # More than the cache holds, so that it spills before the commit.
         inserted=[flow_row(n, state_json="x" * 200_000) for n in range(2, 80)],
-        remembered=[answer(n) for n in range(1000)],
+        ledger_entries=[answer(n) for n in range(1000)],
     )
 
     with full_disk(table.size_bytes() + 100_000), pytest.raises(TableFailed) as failure:
@@ -341,7 +341,7 @@ async def test_a_full_disk_fails_the_batch_and_nothing_of_it_is_there(table: Flo
     assert await content(table) == was
     assert await table.untouched()
     await table.write(big, before=at(1), after=at(2))
-    assert await table.stored() == at(2)
+    assert await table.checkpoint() == at(2)
 
 
 async def test_a_locked_file_fails_the_batch(table: FlowTable) -> None:
@@ -354,7 +354,7 @@ async def test_a_locked_file_fails_the_batch(table: FlowTable) -> None:
 
 
 async def test_clear_leaves_nothing(table: FlowTable) -> None:
-    changes = Changes(inserted=[flow_row(1)], steps=[step_row(1, "a")], remembered=[answer(1)])
+    changes = Changes(inserted=[flow_row(1)], steps=[step_row(1, "a")], ledger_entries=[answer(1)])
     await table.write(changes, before=None, after=at(1))
     await table.clear()
     assert await content(table) == []

@@ -199,7 +199,7 @@ def test_a_query_by_time_walks_its_index_and_nothing_else(
 
 
 def test_the_next_number_is_found_and_not_counted() -> None:
-    assert plan(statements.NEXT_NUMBER, 0) == ["SEARCH flow"]
+    assert plan(statements.NEXT_ROW_NUMBER, 0) == ["SEARCH flow"]
 
 
 def test_the_index_of_what_ended_holds_the_terminal_statuses() -> None:

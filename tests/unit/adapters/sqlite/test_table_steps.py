@@ -132,17 +132,17 @@ async def test_a_table_that_is_filled_counts_its_steps(table: FlowTable) -> None
         managed_row(3, "a", input_json={"n": 1}),
     ]
     older = [managed_row(1, "d", input_json="before"), managed_row(2, "gone")]
-    await table.begin_filling(UNFINISHED)
-    await table.fill(
+    await table.begin_restore(UNFINISHED)
+    await table.restore(
         RestoreChunk(
             flows=[snapshot(flow_row(n)) for n in (1, 2, 3)],
             steps=[step_snapshot(row) for row in older],
         )
     )
-    await table.fill(
+    await table.restore(
         RestoreChunk(steps=[step_snapshot(row) for row in steps], steps_gone=[(uuid(2), "gone")])
     )
-    await table.end_filling(at(1))
+    await table.end_restore(at(1))
     flows = await table.flows([uuid(n) for n in (1, 2, 3)])
     assert flows[uuid(1)].totals == StepTotals(5, 2, 4 + 4, 1)
     assert flows[uuid(2)].totals == StepTotals()

@@ -69,9 +69,9 @@ def settings(tmp_path: Path) -> Settings:
 
 async def given_table(settings: Settings, partition: int, *rows: FlowRow, of: int = 2) -> None:
     path = table_path(settings.state_dir, "taskflow", partition)
-    stored = Checkpoint(Position(1, 1, 1), TABLE_AUDIT, 1, 1)
+    checkpoint = Checkpoint(Position(1, 1, 1), TABLE_AUDIT, 1, 1)
     async with open_table(path, partition=partition, prefix="taskflow", partitions=of) as table:
-        await table.write(Changes(inserted=list(rows)), before=None, after=stored)
+        await table.write(Changes(inserted=list(rows)), before=None, after=checkpoint)
 
 
 def snapshot(row: FlowRow) -> bytes:

@@ -568,19 +568,19 @@ def test_a_file_that_was_not_finished_takes_no_name(tmp_path: Path) -> None:
 
 
 def test_answers_are_forgotten_in_memory_and_in_the_file(history: Recorded) -> None:
-    def remembered(**bounds: int) -> list[int]:
+    def kept_entries(**bounds: int) -> list[int]:
         with open_store(**bounds) as store:
             fill(store, history)
             store.forget(MORNING + HOUR_MS)
             return [row.at_ms for row in store.answers()]
 
-    assert remembered(answers_max=7) == remembered()
-    assert min(remembered()) >= MORNING + HOUR_MS
+    assert kept_entries(answers_max=7) == kept_entries()
+    assert min(kept_entries()) >= MORNING + HOUR_MS
 
 
 def fill(store: Store, history: Recorded) -> None:
     for row in history.owner(0).ledger.values():
-        store.keep(Changes(remembered=[row]))
+        store.keep(Changes(ledger_entries=[row]))
 
 
 # Golden histories

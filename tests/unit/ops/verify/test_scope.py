@@ -376,7 +376,7 @@ async def test_a_table_that_lags_is_compared_where_it_stands() -> None:
 async def test_a_table_that_is_just_being_filled_is_not_compared() -> None:
     history, _ = two_days()
     table = history.tables[0]
-    table.position = table.position._replace(filled=False)
+    table.position = table.position._replace(restored=False)
     table.flows.clear()
 
     report = await history.verify()

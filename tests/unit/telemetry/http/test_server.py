@@ -53,14 +53,14 @@ async def server(*hosts: str, **limits: Any) -> AsyncIterator[tuple[str, int]]:
     async def fails(_: Any) -> None:
         raise RuntimeError("hidden words")
 
-    async def stuck(_: Any) -> None:
+    async def worker_blocked(_: Any) -> None:
         await asyncio.Event().wait()
 
     app = web.Application()
     app.add_routes(
         [
             *(web.post("/echo", echo), web.get("/big", big)),
-            *(web.get("/fails", fails), web.get("/stuck", stuck), web.get("/", big)),
+            *(web.get("/fails", fails), web.get("/stuck", worker_blocked), web.get("/", big)),
         ]
     )
     async with listening(app, LOCAL, "nothing", limits=bounds, hosts=HostPolicy(hosts)) as where:
