@@ -2,12 +2,13 @@
 
 import asyncio
 import heapq
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from enum import StrEnum
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 import structlog
@@ -57,7 +58,6 @@ BACKOFF_MIN_S: Final = 0.05
 BACKOFF_MAX_S: Final = 5.0
 CURSOR_ONLY_EVERY_S: Final = 3600.0
 """How often a cursor may be written for markers alone, lest retention overtake it."""
-FETCH_WAIT_S: Final = 0.5
 FETCH_BYTES: Final = 2**20
 """What a partition takes in hand at once, keys and values, by the size of the records before."""
 FULL_SHARES: Final = 4
@@ -65,13 +65,24 @@ FULL_SHARES: Final = 4
 SHARE_MIN: Final = 100
 LARGE_BYTES: Final = 16 * 2**10
 """What a record is taken for while none has been seen."""
-BETWEEN_S: Final = 0.003
 ROOM_WAIT_S: Final = 0.5
 """How long to wait for room for work items before the partition says so."""
 ITEMS_TIMEOUT_S: Final = 0.5
 """How long what leaves the partition waits for its work items; the next owner writes the rest."""
 OFFERED_EVERY_S: Final = 1.0
 """How old a cursor may be whose `offered` lags, while nothing else is decided."""
+
+
+class Pace(NamedTuple):
+    """How long a partition waits of its own accord."""
+
+    fetch_s: float = 0.5
+    """For commands, before it looks at everything else again."""
+    between_s: float = 0.003
+    """After a small batch, for the next one to grow."""
+
+
+PACE: Final = Pace()
 
 
 class PartitionPhase(StrEnum):
@@ -105,6 +116,7 @@ class PartitionProcessor:
         batch_max_records: int,
         cache_bytes: int,
         traces: WorkerTraces | None = None,
+        pace: Pace = PACE,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         new_id: Callable[[], str] = lambda: str(uuid4()),
@@ -126,6 +138,7 @@ class PartitionProcessor:
         self._new_history = new_history
         self._metrics = metrics
         self._traces = traces
+        self._pace = pace
         self._batch_max_records = batch_max_records
         self._clock = clock
         self._monotonic = monotonic
@@ -352,7 +365,7 @@ class PartitionProcessor:
                 fetched = await self._source.fetch(
                     self.place.partition,
                     max_records=self._fetch_max(),
-                    timeout_s=FETCH_WAIT_S if wait_s is None else min(wait_s, FETCH_WAIT_S),
+                    timeout_s=min(self._pace.fetch_s, math.inf if wait_s is None else wait_s),
                 )
             hidden = self._source.hidden(self.place.partition)
             self.waits = self._hidden.look(hidden, self._monotonic())
@@ -443,8 +456,9 @@ class PartitionProcessor:
         """After a small batch, leave a moment for the next one to grow, and for the broker to write
         the markers of the last: what comes in between waits less than for one more transaction."""
         if self._handled < AT_ONCE:
-            moment_s = self.progressed_at + BETWEEN_S - self._monotonic()
-            await asyncio.sleep(max(0.0, min(moment_s, BETWEEN_S)))
+            between_s = self._pace.between_s
+            moment_s = self.progressed_at + between_s - self._monotonic()
+            await asyncio.sleep(max(0.0, min(moment_s, between_s)))
 
     async def _read(self, fetched: Fetched) -> list[Decoded]:
         items: list[Decoded] = []

@@ -19,7 +19,7 @@ from processor.engine.batch import PartitionConfig
 from processor.partition import processor as partition_module
 from processor.partition import standby as standby_module
 from processor.partition import work_outbox as outbox_module
-from processor.partition.processor import PartitionProcessor
+from processor.partition.processor import Pace, PartitionProcessor
 from processor.partition.standby import StandbyReplica
 from processor.recovery import restore as recovery_module
 from processor.testing.memory.deployment import Table
@@ -334,6 +334,7 @@ class Simulation:
             metrics=NO_METRICS,
             batch_max_records=self.batch_max_records,
             cache_bytes=self.cache_bytes,
+            pace=Pace(fetch_s=IDLE_S),
             clock=life.clock,
             monotonic=life.monotonic,
             new_id=self.new_id,
@@ -691,8 +692,7 @@ def _surroundings(
         *(partition_module, recovery_module, standby_module, worker_module),
         outbox_module,
     )
-    logs, idle_s = [module.log for module in modules], partition_module.FETCH_WAIT_S
-    partition_module.FETCH_WAIT_S = IDLE_S  # type: ignore[misc]
+    logs = [module.log for module in modules]
     asyncio_log = logging.getLogger("asyncio")
     level = asyncio_log.level
     asyncio_log.setLevel(logging.CRITICAL)
@@ -707,6 +707,5 @@ def _surroundings(
         for module, name, right in rightly:
             setattr(module, name, right)
         asyncio_log.setLevel(level)
-        partition_module.FETCH_WAIT_S = idle_s  # type: ignore[misc]
         for module, log in zip(modules, logs, strict=True):
             module.log = log
