@@ -164,7 +164,7 @@ def test_the_published_language_needs_pydantic_only() -> None:
 
 def test_only_what_all_layers_share_stands_in_the_root() -> None:
     names = {path.stem for path in (ROOT / "processor").glob("*.py")}
-    assert names == {"__init__", "__main__", "errors", "runtime", "settings"}
+    assert names == {"__init__", "__main__", "errors", "runtime"}
 
 
 def test_every_error_stands_in_the_table_of_errors() -> None:
