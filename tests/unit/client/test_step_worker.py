@@ -9,8 +9,15 @@ from typing import Any
 import orjson
 import pytest
 
-from processor.client import GiveUp, OutcomeTimeout, RetryAfter, Step, StepWorker
-from processor.client import step_worker as module
+from processor.client import (
+    GiveUp,
+    OutcomeTimeout,
+    RetryAfter,
+    Step,
+    StepWorker,
+    step_attempt,
+    step_commands,
+)
 from processor.client.kafka import connection
 from processor.client.ports import Place, ReceivedItem
 from processor.client.preparation import prepare
@@ -250,7 +257,8 @@ async def test_a_step_that_is_not_to_be_started_is_answered_and_left(code: Any) 
 async def test_a_start_without_an_answer_is_sent_again_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_PAUSE_MIN_S", 0)
+    for module in (step_attempt, step_commands):
+        monkeypatch.setattr(module, "RETRY_PAUSE_MIN_S", 0)
     broker = Broker()
     timeout = OutcomeTimeout(
         broker.prepare({"kind": "cancel", "flow_id": FLOW, "issued_by": "x"}), None, "late"
