@@ -19,10 +19,12 @@ from processor.engine.batch import PartitionConfig
 from processor.engine.ports import LogReader, OffsetRange, Table
 from processor.engine.rows import Checkpoint
 from processor.errors import TableDistrusted, TaskflowError
+from processor.recovery.catch_up import CatchUp
 from processor.recovery.checkpoint import OffsetRanges
 from processor.recovery.consistent_cut import consistent_cut
+from processor.recovery.ledger_window import asked_for_since_ms
 from processor.recovery.rebuild import rebuild
-from processor.recovery.restore import Restore
+from processor.recovery.table_match import contradiction
 from processor.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -122,10 +124,10 @@ class StandbyReplica:
         """Bring the table to what is visible now; up to where that is. `seen` is what the last
         look answered, None at the first one, when the table may be of other topics."""
         names = [self.place.topics.audit, self.place.topics.outcomes]
-        recovery = Restore(self.place, table, self._history)
+        catch_up = CatchUp(self.place, table, self._history)
         offset_ranges = await self._history.visible(names)
         if checkpoint is not None and (seen is None or _shrunk(seen, offset_ranges)):
-            why = await recovery.contradiction(checkpoint, offset_ranges)
+            why = await contradiction(self.place, table, self._history, checkpoint, offset_ranges)
             if why is not None:
                 self._log.info("the standby's table is filled anew", reason=why)
                 checkpoint = None
@@ -140,8 +142,8 @@ class StandbyReplica:
                 max(0, offset_ranges[name].end - max(at, behind(name, OffsetRange(0, 0)).end))
                 for name, at in starts
             )
-            await self._ask_what_to_forget(recovery, checkpoint)
-            checkpoint = await recovery.advance(
+            await self._ask_what_to_forget(checkpoint)
+            checkpoint = await catch_up.advance(
                 checkpoint, offset_ranges, forget_before_ms=self._forget_before_ms
             )
         self.lag = 0
@@ -159,12 +161,12 @@ class StandbyReplica:
         self._trust_table = True
         return checkpoint
 
-    async def _ask_what_to_forget(self, recovery: Restore, checkpoint: Checkpoint) -> None:
+    async def _ask_what_to_forget(self, checkpoint: Checkpoint) -> None:
         """Answers that nobody can ask for any more go as they do at the owner's, or the ledger
         would grow for as long as we follow."""
         if self._monotonic() - self._forget_asked_at >= FORGET_EVERY_S:
-            self._forget_before_ms = await recovery.asked_for_since_ms(
-                checkpoint.position, checkpoint.as_of_ms
+            self._forget_before_ms = await asked_for_since_ms(
+                self.place, self._history, checkpoint.position, checkpoint.as_of_ms
             )
             self._forget_asked_at = self._monotonic()
 

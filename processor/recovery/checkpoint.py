@@ -10,11 +10,15 @@ from processor.contract.values import SCHEMA_VERSION, parse_timestamp
 from processor.engine.batch import PartitionConfig, first_event_id
 from processor.engine.codec import Record
 from processor.engine.ports import LogReader, OffsetRange, OnHanging
-from processor.engine.rows import Position
+from processor.engine.rows import Checkpoint, Position
 from processor.errors import CursorMissing, HistoryLost, WrittenByNewer
 
 TAIL: Final = 64
 """Offsets to look back for a topic's last record at first; the rest are markers."""
+
+UNFINISHED: Final = (-1, -1)
+"""Offsets of a table whose filling has not come to its end: they meet no topic, so that the next
+recovery begins again."""
 
 OffsetRanges = Mapping[str, OffsetRange]
 
@@ -247,3 +251,17 @@ def check_version(value: Mapping[str, Any], record: Record) -> None:
             f"has schema_version {value['schema_version']}, but this taskflow knows no more than "
             f"{SCHEMA_VERSION}: install the version that wrote it, or a later one"
         )
+
+
+def unfinished(place: PartitionConfig) -> Checkpoint:
+    """The checkpoint of a table whose filling has not come to its end."""
+    return Checkpoint(Position(0, 0, first_event_id(place.partition)), *UNFINISHED, 0)
+
+
+def restored(
+    place: PartitionConfig, offset_ranges: OffsetRanges, standing: PartitionCheckpoint
+) -> Checkpoint:
+    """The checkpoint of a table that was filled with all up to the ends of `offset_ranges`."""
+    as_of_ms = standing.last_outcome.timestamp if standing.last_outcome else 0
+    audit, outcomes = offset_ranges[place.topics.audit], offset_ranges[place.topics.outcomes]
+    return Checkpoint(standing.position, audit.end, outcomes.end, as_of_ms)

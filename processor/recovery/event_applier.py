@@ -1,18 +1,28 @@
 """Apply events to rows, and collect the changes of the table."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
+
+import orjson
 
 from processor.contract.events import CHAIN_START
 from processor.contract.flow import Flow
 from processor.contract.headers import chain_of
 from processor.contract.steps import Step
-from processor.domain.evolve import STEP_KINDS
+from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.steps import NO_TOTALS
-from processor.engine.codec import Record, flow_doc
-from processor.engine.rows import Changes, FlowRow, StepRow
+from processor.engine.codec import Record, fact_of, flow_doc, step_doc
+from processor.engine.ports import Table
+from processor.engine.rows import Changes, FlowRow, Position, StepRow
 from processor.errors import HistoryLost
+from processor.recovery.checkpoint import check_version
+
+Event = tuple[Record, Mapping[str, Any]]
+"""A record of `audit`, and the FlowEvent in it."""
+
+STEPS_AT_ONCE: Final = 250
+"""Events of steps folded at a time: a step may take 140 KiB, and its document twice that."""
 
 
 def step_of(event: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -53,6 +63,27 @@ class EventApplier:
     def step(self, at: tuple[str, str]) -> Step | None:
         row = self._steps[at] if at in self._steps else self._base_steps.get(at)
         return row.step if row else None
+
+    def apply(self, record: Record, event: Mapping[str, Any], position: Position) -> Position:
+        """Fold the event in `record`; return the position after it. Raises HistoryLost if another
+        one must stand there, WrittenByNewer, and what a corrupt event makes of itself."""
+        check_version(event, record)
+        if event["id"] != position.next_event_id:
+            raise HistoryLost(
+                f"audit partition {record.partition} holds event {event['id']} at offset "
+                f"{record.offset}, where {position.next_event_id} must stand"
+            )
+        fact = fact_of(event)
+        flow = evolve(self.flow(fact.flow_id), fact)
+        if flow is None:
+            self.remove(fact.flow_id)
+        else:
+            step: StepRow | None = None
+            if (at := step_of(event)) is not None:
+                after = evolve_step(self.step(at), fact)
+                step = StepRow(after, step_doc(after))
+            self.put(flow, event["id"], chain_of(record.headers), step)
+        return position._replace(next_event_id=event["id"] + 1)
 
     def put(
         self, flow: Flow, last_event_id: int, chain: bytes, step: StepRow | None = None
@@ -108,3 +139,28 @@ def check_chain(fold: EventApplier, record: Record) -> None:
         raise HistoryLost(
             "its chain does not follow from the flow's event before: one was edited, or is missing"
         )
+
+
+def portions(records: Sequence[Record]) -> Iterator[list[Event]]:
+    """`records` with their events, in portions whose steps memory holds."""
+    some: list[Event] = []
+    steps = 0
+    for record in records:
+        event = orjson.loads(record.value or b"")
+        some.append((record, event))
+        steps += step_of(event) is not None
+        if steps >= STEPS_AT_ONCE:
+            yield some
+            some, steps = [], 0
+    if some:
+        yield some
+
+
+async def open_applier(table: Table, events: Sequence[Event], next_row_number: int) -> EventApplier:
+    """One that knows what the table has of the flows, by the record keys, and of the steps that
+    `events` are about."""
+    ids = {(record.key or b"").decode().partition("/")[0] for record, _ in events}
+    rows = await table.flows(sorted(ids))
+    keys = {at for _, event in events if (at := step_of(event)) is not None}
+    steps = await table.steps(sorted(keys)) if keys else {}
+    return EventApplier(rows, steps, next_row_number)

@@ -9,10 +9,21 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from processor.engine.batch import PartitionConfig
-from processor.engine.ports import Table
-from processor.engine.rows import Checkpoint
+from processor.engine.batch import PartitionConfig, first_event_id
+from processor.engine.ports import LogReader, Table
+from processor.engine.rows import Changes, Checkpoint, Position
+from processor.errors import HistoryLost, WrittenByNewer
+from processor.recovery.catch_up import remember
+from processor.recovery.checkpoint import (
+    OffsetRanges,
+    PartitionCheckpoint,
+    repair,
+    restored,
+    unfinished,
+)
 from processor.recovery.consistent_cut import ConsistentCut, standing_of
+from processor.recovery.event_applier import check_chain, open_applier, portions
+from processor.recovery.ledger_window import ledger_start
 from processor.recovery.restore import Restore
 
 
@@ -20,16 +31,87 @@ async def rebuild(
     place: PartitionConfig, table: Table, view: ConsistentCut, *, from_audit: bool
 ) -> Checkpoint:
     """Fill `table` anew. Raises CursorMissing, HistoryLost or WrittenByNewer."""
-    recovery = Restore(place, table, view)
     standing = await standing_of(place, view)
-    make = recovery.fold if from_audit else recovery.from_state
-    return await make(view.offset_ranges, standing)
+    if from_audit:
+        return await fold_audit(place, table, view, view.offset_ranges, standing)
+    return await Restore(place, table, view).from_state(view.offset_ranges, standing)
 
 
 async def catch_up(place: PartitionConfig, table: Table, view: ConsistentCut) -> str | None:
     """Roll `table` forward to where `view` ends; why it cannot be, if so. Raises as `rebuild`."""
     position = (await standing_of(place, view)).position
     return await Restore(place, table, view).catch_up(view.offset_ranges, position)
+
+
+async def fold_audit(
+    place: PartitionConfig,
+    table: Table,
+    history: LogReader,
+    offset_ranges: OffsetRanges,
+    standing: PartitionCheckpoint,
+) -> Checkpoint:
+    """Fill the table anew: flows and steps by folding `audit` from its first event on, each
+    flow's chain verified; ledger entries from `outcomes`.
+
+    Raises HistoryLost if `audit` does not hold all that ever happened, as it was written.
+    """
+    audit = place.topics.audit
+    if offset_ranges[audit].start > 0:
+        raise HistoryLost(
+            f"{audit} partition {place.partition} begins at offset "
+            f"{offset_ranges[audit].start}: what happened before cannot be folded. "
+            f"{repair('--from state', place.partition)} needs only the present."
+        )
+    checkpoint: Checkpoint | None = None
+    row_number = 1
+    position = Position(0, 0, first_event_id(place.partition))
+    await table.clear()
+    async for records in history.read(audit, *offset_ranges[audit]):
+        for events in portions(records):
+            fold = await open_applier(table, events, row_number)
+            for record, event in events:
+                try:
+                    check_chain(fold, record)
+                    position = fold.apply(record, event, position)
+                except WrittenByNewer:
+                    raise
+                except Exception as error:
+                    raise HistoryLost(
+                        f"the event at offset {record.offset} of {audit} partition "
+                        f"{place.partition} cannot be folded ({error}). "
+                        f"{repair('--from state', place.partition)} needs only the present."
+                    ) from error
+            row_number = fold.next_row_number
+            checkpoint = await _write_unfinished(place, table, fold.changes(), checkpoint)
+    return await _fill_ledger(place, table, history, offset_ranges, standing, checkpoint)
+
+
+async def _write_unfinished(
+    place: PartitionConfig, table: Table, changes: Changes, before: Checkpoint | None
+) -> Checkpoint:
+    after = unfinished(place)
+    await table.write(changes, before=before, after=after)
+    return after
+
+
+async def _fill_ledger(
+    place: PartitionConfig,
+    table: Table,
+    history: LogReader,
+    offset_ranges: OffsetRanges,
+    standing: PartitionCheckpoint,
+    checkpoint: Checkpoint | None,
+) -> Checkpoint:
+    """The ledger entries, and then the position, which makes the table one that may be used."""
+    outcomes = offset_ranges[place.topics.outcomes]
+    since = await ledger_start(place, history, standing)
+    if since is not None:
+        checkpoint = checkpoint or await _write_unfinished(place, table, Changes(), None)
+        async for records in history.read(place.topics.outcomes, since, outcomes.end):
+            checkpoint = await remember(place.topics, table, records, checkpoint, positions=False)
+    after = restored(place, offset_ranges, standing)
+    await table.write(Changes(), before=checkpoint, after=after)
+    return after
 
 
 class Difference(NamedTuple):

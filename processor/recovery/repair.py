@@ -26,7 +26,7 @@ from processor.recovery.checkpoint import (
     settled,
 )
 from processor.recovery.consistent_cut import ConsistentCut, MovedOn, consistent_cut, standing_of
-from processor.recovery.restore import Restore
+from processor.recovery.rebuild import fold_audit
 
 PORTION_MAX_RECORDS: Final = 1_000
 PORTION_MAX_BYTES: Final = 4 * 1024 * 1024
@@ -183,8 +183,8 @@ async def plan_restoration(
         await _decided(place, view, topics.control),
         follows,
     )
-    await Restore(place, table, view).fold(
-        view.offset_ranges,
+    await fold_audit(
+        *(place, table, view, view.offset_ranges),
         PartitionCheckpoint(position, last_outcome, first_event_id(place.partition)),
     )
     tombstones = await _left_over(table, view, topics.state)

@@ -9,8 +9,7 @@ from processor.contract.steps import StepStatus
 from processor.engine.batch import WorkRecord, work_record
 from processor.engine.codec import Record, traceparent
 from processor.engine.ports import LogReader, OffsetRange, Table
-from processor.recovery.event_applier import step_of
-from processor.recovery.restore import STEPS_AT_ONCE
+from processor.recovery.event_applier import STEPS_AT_ONCE, step_of
 
 LOOK_BACK: Final = 64
 """Offsets to look back for the first event at first, beside one for each event."""

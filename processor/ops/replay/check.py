@@ -40,7 +40,7 @@ from processor.ops.replay.recorded import (
 from processor.ops.replay.snapshots import Snapshots
 from processor.ops.replay.store import Store
 from processor.ops.replay.wakes import Wakes
-from processor.recovery.restore import LATE_MAX_MS
+from processor.recovery.ledger_window import LATE_MAX_MS
 from processor.recovery.snapshot_reader import ledger_entry_of
 
 FORGET_EVERY: Final = 10_000

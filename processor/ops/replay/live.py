@@ -25,8 +25,8 @@ from processor.ops.replay.recorded import (
 from processor.ops.replay.store import Store
 from processor.ops.verify.ports import Log, LogRange, LogRecord
 from processor.ops.verify.record_stream import Heard, RecordStream
-from processor.partition.timers import ACTOR
-from processor.recovery.restore import LATE_MAX_MS
+from processor.partition.scheduling.timers import ACTOR
+from processor.recovery.ledger_window import LATE_MAX_MS
 from processor.recovery.snapshot_reader import ledger_entry_of
 
 _DECIDED: Final = b'"verdict":"accepted"'

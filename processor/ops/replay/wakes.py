@@ -8,7 +8,7 @@ from processor.engine.batch import Decoded
 from processor.engine.codec import Readable, Record
 from processor.ops.replay.differences import ADDED, MISSING, Findings
 from processor.ops.replay.store import Store
-from processor.partition.timers import ACTOR
+from processor.partition.scheduling.timers import ACTOR
 
 Differs = Callable[[Record, str, str], None]
 """Told a record, whether its wake is added or missing, and the flow."""

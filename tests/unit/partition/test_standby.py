@@ -15,8 +15,8 @@ from processor.cli.rebuild.tables import all_rows
 from processor.engine.batch import Outgoing
 from processor.partition import standby
 from processor.partition.standby import StandbyPhase, StandbyReplica
+from processor.recovery.ledger_window import LATE_MAX_MS
 from processor.recovery.rebuild import first_difference
-from processor.recovery.restore import LATE_MAX_MS
 from processor.telemetry.metrics import Metrics
 from processor.testing.memory.kafka import PATIENCE_S
 from tests.support.scripted_ports import Point, Script, ScriptedHistory, Stage

@@ -21,11 +21,13 @@ from processor.engine.ports import OffsetRange
 from processor.engine.rows import Checkpoint, Position
 from processor.errors import CursorMissing, HistoryLost
 from processor.recovery import repair
+from processor.recovery.catch_up import CatchUp
 from processor.recovery.checkpoint import settled, stand
 from processor.recovery.consistent_cut import MovedOn, consistent_cut
 from processor.recovery.rebuild import catch_up, first_difference, rebuild
 from processor.recovery.repair import Skip, plan_restoration, plan_skip, restore, skip
 from processor.recovery.restore import Restore
+from processor.recovery.table_match import knows_events_before
 from processor.testing.memory.kafka import TxnState
 from tests.support.scripted_ports import Point, ScriptedHistory, Stage
 from tests.support.tables import read_tables
@@ -584,12 +586,6 @@ async def test_a_foreign_transaction_is_no_part_of_what_is_looked_at(stage: Stag
 # What a table and the topics say of each other
 
 
-@asynccontextmanager
-async def restoring(stage: Stage, path: Path) -> AsyncIterator[tuple[Restore, FlowTable]]:
-    async with table_at(stage, path) as table:
-        yield Restore(stage.place, table, history(stage)), table
-
-
 async def test_a_table_that_is_rolled_forward_stands_behind_the_last_outcome_of_each_topic(
     stage: Stage,
 ) -> None:
@@ -602,12 +598,14 @@ async def test_a_table_that_is_rolled_forward_stands_behind_the_last_outcome_of_
     stage.kafka.send(update(1), update(1), topic="control")
     await stage.works()
 
-    async with restoring(stage, behind / stage.path.name) as (warm, table):
+    async with table_at(stage, behind / stage.path.name) as table:
         checkpoint = await table.checkpoint()
         assert checkpoint is not None
         topics = stage.place.topics
         offset_ranges = await history(stage).visible([topics.audit, topics.outcomes])
-        checkpoint = await warm.advance(checkpoint, offset_ranges)
+        checkpoint = await CatchUp(stage.place, table, history(stage)).advance(
+            checkpoint, offset_ranges
+        )
 
     assert (checkpoint.position.commands, checkpoint.position.control) == (3, 2)
 
@@ -626,8 +624,10 @@ async def test_a_table_without_events_before_it_is_of_these_topics_unless_some_a
     stage: Stage, start: int, next_event_id: int, known: bool
 ) -> None:
     checkpoint = Checkpoint(Position(0, 0, next_event_id), start, 0, 0)
-    async with restoring(stage, stage.path) as (warm, _):
-        found = await warm._knows_events_before(OffsetRange(start, start), checkpoint)
+    async with table_at(stage, stage.path) as table:
+        found = await knows_events_before(
+            stage.place, table, history(stage), OffsetRange(start, start), checkpoint
+        )
     assert found is known
 
 
