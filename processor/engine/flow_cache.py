@@ -29,12 +29,16 @@ class FlowCache:
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
+        self._limit_bytes = limit_bytes
         self.size_bytes = 0
         self._rows: OrderedDict[str, FlowRow] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def resize(self, limit_bytes: int) -> None:
+        """Keep to `limit_bytes` from the next `put` on."""
+        self._limit_bytes = limit_bytes
 
     def find(self, flow_ids: Iterable[str]) -> dict[str, FlowRow]:
         """Those of `flow_ids` that are here; they count as just used."""
@@ -58,7 +62,7 @@ class FlowCache:
             self.size_bytes += weight_bytes(row) if old is None else _grown(old, row)
             known[flow_id] = row
             known.move_to_end(flow_id)
-        while self.size_bytes > self.limit_bytes and known:
+        while self.size_bytes > self._limit_bytes and known:
             _, oldest = known.popitem(last=False)
             self.size_bytes -= weight_bytes(oldest)
 

@@ -4,7 +4,8 @@ The adapters give it the real ones, tests scripted ones.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, Protocol
 
 from processor.contract.steps import StepStatus
 from processor.engine.batch import Forward, Outgoing
@@ -94,6 +95,15 @@ class OffsetRange(NamedTuple):
 
 OnHanging = Callable[[Sequence[str]], Awaitable[None]]
 """Hears the topics on which a transaction stays open, and may end it."""
+
+
+Tell = Callable[[str | None], None]
+"""Hears what is waited for, in a sentence, and None when that is over."""
+
+
+Start = Literal["beginning", "end"] | datetime | Mapping[int, int]
+"""Where to begin to read a topic: an end of it, a time (aware), or the next offset of each
+partition; a partition that a mapping does not name begins at its beginning."""
 
 
 class LogReader(Protocol):

@@ -20,6 +20,8 @@ ITEMS_MAX: Final = 4_000
 BYTES_MAX: Final = 8 * 1024 * 1024
 """Of what waits, keys and values; the partition decides no further batch meanwhile, and one batch
 comes on top."""
+ROOM_WAIT_S: Final = 0.5
+"""How long to wait for room before the partition says so."""
 PORTION_MAX: Final = 1_000
 """Items in one call of the producer."""
 BACKOFF_MIN_S: Final = 0.1
@@ -74,10 +76,10 @@ class WorkOutbox:
     def has_room(self) -> bool:
         return self._room.is_set()
 
-    async def room(self, timeout_s: float | None = None) -> bool:
-        """Wait until more may be put in, at most `timeout_s`; whether it may."""
+    async def room(self) -> bool:
+        """Wait until more may be put in, at most ROOM_WAIT_S; whether it may."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(ROOM_WAIT_S):
                 await self._room.wait()
         except TimeoutError:
             return False

@@ -1,7 +1,7 @@
 """The worker's metrics for Prometheus."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -207,6 +207,16 @@ class Metrics(Exposed):
         self._owned.set_function(owned)
         self._ready.set_function(ready)
         self._standby.set_function(standby)
+
+    @contextmanager
+    def waiting(self, partition: int, waits_for: str, clock: Callable[[], float]) -> Iterator[None]:
+        """Count the time, by `clock`, as one in which the partition waits for that."""
+        began = clock()
+        try:
+            yield
+        finally:
+            waited_s = max(0.0, clock() - began)
+            self.waited_seconds.labels(str(partition), waits_for).inc(waited_s)
 
     def watch(
         self,

@@ -34,6 +34,9 @@ from processor.contract.rights import Role
 from processor.contract.topics import STEPS, Topics
 from processor.domain.decision import Limits
 from processor.engine.batch import PartitionConfig
+from processor.engine.ports import Tell
+from processor.partition.batch_processor import BatchProcessor
+from processor.partition.ports import PartitionPorts
 from processor.partition.processor import PartitionProcessor
 from processor.partition.standby import StandbyReplica
 from processor.runtime import end_tasks, tune_interpreter, unless_stopped
@@ -102,7 +105,6 @@ async def run_worker(
                 settings, kit, partition, member, forwarder, work_items, metrics, traces
             ),
             metrics=metrics,
-            flow_cache_bytes=settings.flow_cache_bytes,
             watchdog_timeout_s=settings.watchdog_timeout_ms / 1000,
             new_standby=new_standby if settings.standby else None,
             partitions=settings.partitions,
@@ -182,8 +184,7 @@ def _member(
         if (highest := max(partitions, default=0)) < settings.partitions:
             assigned(partitions)
             return
-        member.refused = layout_changed(topics.commands, highest + 1, settings)
-        member.failed.set()
+        member.refuse(layout_changed(topics.commands, highest + 1, settings))
 
     member = KafkaGroupConsumer(
         connection_options(settings, "worker"),
@@ -275,29 +276,30 @@ def _processor(
             commit_timeout_s=settings.commit_timeout_ms / 1000,
         )
 
-    def new_history() -> KafkaLogReader:
+    def new_history(on_wait: Tell) -> KafkaLogReader:
         return KafkaLogReader(
             connection,
             partition,
             topics=[name for name, _ in topics],
             stall_timeout_s=settings.watchdog_timeout_ms / 1000,
-            on_wait=waits,
+            on_wait=on_wait,
         )
 
-    def waits(sentence: str | None) -> None:
-        processor.waits = sentence
-
-    processor = PartitionProcessor(
-        _place(settings, partition),
+    ports = PartitionPorts(
         source=member if kit is None else kit.source(member),
         forwarder=forwarder,
         work_items=work_items if kit is None else kit.work_items(work_items),
         open_table=opened if kit is None else kit.table(opened),
         new_writer=new_writer if kit is None else kit.writer(new_writer),
         new_history=new_history if kit is None else kit.history(new_history),
-        metrics=metrics,
-        traces=traces,
-        batch_max_records=settings.batch_max_records,
-        cache_bytes=settings.flow_cache_bytes // settings.partitions,
     )
-    return processor
+    return PartitionProcessor(
+        BatchProcessor(
+            _place(settings, partition),
+            ports,
+            metrics=metrics,
+            traces=traces,
+            batch_max_records=settings.batch_max_records,
+            cache_bytes=settings.flow_cache_bytes,
+        )
+    )

@@ -11,8 +11,9 @@ import structlog
 
 from processor.engine.ports import GroupConsumer
 from processor.errors import TaskflowError
-from processor.partition.processor import PartitionPhase, PartitionProcessor
+from processor.partition.processor import PartitionProcessor
 from processor.partition.standby import StandbyReplica
+from processor.partition.status import PartitionPhase
 from processor.runtime import end_tasks, sleep_unless
 from processor.telemetry.metrics import Metrics
 
@@ -68,9 +69,9 @@ class _Stall:
 class Worker:
     """Runs until `stop` is set; whatever fails is begun anew.
 
-    `new_processor` makes the owner of a partition; `flow_cache_bytes` is shared by those that are
-    owned; without progress for `watchdog_timeout_s` although there is work, the consumer is
-    replaced. `new_standby` makes what follows a partition that is another's; None: nothing does.
+    `new_processor` makes the processor of a partition. Without progress for `watchdog_timeout_s`
+    although there is work, the consumer is replaced. `new_standby` makes the standby replica of a
+    partition that is another's; None: nothing does.
     `partitions`: how many there are to be followed.
 
     A partition's table has one user at a time: an owner or a follower begins once whoever was
@@ -83,14 +84,12 @@ class Worker:
         new_processor: NewProcessor,
         *,
         metrics: Metrics,
-        flow_cache_bytes: int,
         watchdog_timeout_s: float,
         new_standby: NewStandby | None = None,
         partitions: int = 0,
     ) -> None:
         self._join = join
         self._new_processor = new_processor
-        self._flow_cache_bytes = flow_cache_bytes
         self._watchdog_timeout_s = watchdog_timeout_s
         self._new_standby = new_standby
         self._partitions = partitions
@@ -102,7 +101,8 @@ class Worker:
         metrics.show(
             owned=lambda: len(self._processors),
             ready=lambda: sum(
-                o.processor.phase is PartitionPhase.RUNNING for o in self._processors.values()
+                o.processor.status.phase is PartitionPhase.RUNNING
+                for o in self._processors.values()
             ),
             standby=lambda: len(self._standbys),
         )
@@ -113,7 +113,8 @@ class Worker:
     def ready(self) -> bool:
         """Whether the group has spoken and all that it gave us is running."""
         return self._joined.is_set() and all(
-            taken.processor.phase is PartitionPhase.RUNNING for taken in self._processors.values()
+            taken.processor.status.phase is PartitionPhase.RUNNING
+            for taken in self._processors.values()
         )
 
     def report(self) -> dict[str, Any]:
@@ -123,10 +124,10 @@ class Worker:
             "joined": self._joined.is_set(),
             "partitions": {
                 str(partition): {
-                    "phase": taken.processor.phase,
+                    "phase": taken.processor.status.phase,
                     "lag": taken.processor.lag,
-                    "error": taken.processor.error,
-                    "waits": taken.processor.waits,
+                    "error": taken.processor.status.error,
+                    "waits": taken.processor.status.waits,
                 }
                 for partition, taken in sorted(self._processors.items())
             },
@@ -233,7 +234,7 @@ class Worker:
             running = {
                 n: o.processor
                 for n, o in self._processors.items()
-                if o.processor.phase is PartitionPhase.RUNNING
+                if o.processor.status.phase is PartitionPhase.RUNNING
             }
             try:
                 async with asyncio.timeout(self._watchdog_timeout_s / 5):
@@ -247,7 +248,7 @@ class Worker:
             for partition in set(stalls) - undone:
                 del stalls[partition]
             for partition in undone & running.keys():
-                progressed_at = running[partition].progressed_at
+                progressed_at = running[partition].status.progressed_at
                 seen = stalls.get(partition)
                 if seen is None or seen.progressed_at != progressed_at:
                     stalls[partition] = _Stall(progressed_at)
@@ -263,8 +264,7 @@ class Worker:
         for partition in partitions - self._processors.keys():
             self._take(partition)
         for taken in self._processors.values():
-            taken.processor.cache.limit_bytes = self._flow_cache_bytes // len(self._processors)
-            taken.processor.neighbours = len(self._processors)
+            taken.processor.share(len(self._processors))
         self._joined.set()
         for partition in range(self._partitions):
             self._stand_by(partition)

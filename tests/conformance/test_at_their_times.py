@@ -20,9 +20,9 @@ from processor.adapters.kafka.topic_admin import open_admin
 from processor.adapters.kafka.topic_reader import read
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker
-from processor.partition import processor
-from processor.partition.step_timers import StepTimers
-from processor.partition.timers import Timers
+from processor.partition import batch_processor
+from processor.partition.scheduling.step_timers import StepTimers
+from processor.partition.scheduling.timers import Timers
 from processor.settings import Settings
 from processor.testing.memory.deployment import Deployment
 from tests.conformance.test_through_kafka import CASES as ALL
@@ -56,7 +56,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Timers, "take", lambda *_: {})
     monkeypatch.setattr(StepTimers, "due", nothing_due)
-    monkeypatch.setattr(processor, "LATE_MAX_MS", FOR_EVER_MS)
+    monkeypatch.setattr(batch_processor, "LATE_MAX_MS", FOR_EVER_MS)
 
 
 async def keep_given_times(settings: Settings) -> None:

@@ -12,6 +12,7 @@ from processor.engine.batch import Outgoing, WriteSet
 from processor.engine.codec import Record
 from processor.engine.ports import OffsetRange, OnHanging, Table, TransactionalProducer, Written
 from processor.engine.rows import Changes, Checkpoint, Position
+from processor.partition.batch_processor import BatchProcessor
 from processor.partition.packs import TransactionPacks
 from processor.partition.processor import PartitionProcessor
 from processor.testing.memory.ports import SimHistory, SimTable, SimWriter, open_table
@@ -120,7 +121,7 @@ class IgnoresSecondCommit(SimWriter):
         pass
 
 
-class TableFirst(PartitionProcessor):
+class TableFirst(BatchProcessor):
     """Commits SQLite before Kafka."""
 
     async def _commit(
@@ -164,22 +165,23 @@ class TrustsGroup(PartitionProcessor):
     """Goes on from the offsets that the group remembers."""
 
     async def _take_over(self, table: Table) -> None:
-        group: SimKafka = self._source._kafka  # type: ignore[attr-defined]
+        batches = self._batches
+        group: SimKafka = batches.ports.source._kafka  # type: ignore[attr-defined]
         topics, partition = self.place.topics, self.place.partition
         ledger_entries = [
             group.group_offsets.get((t, partition)) for t in (topics.commands, topics.control)
         ]
         await super()._take_over(table)
-        before = self._checkpoint
+        before = batches._checkpoint
         commands, control = (
             true if offset is None else offset
             for offset, true in zip(ledger_entries, before.position, strict=False)
         )
         position = Position(commands, control, before.position.next_event_id)
         # The table is told, so that it sees nothing wrong.
-        self._checkpoint = before._replace(position=position)
-        await table.write(Changes(), before=before, after=self._checkpoint)
-        self._source.attach(partition, position)
+        after = batches._checkpoint = before._replace(position=position)
+        await table.write(Changes(), before=before, after=after)
+        await batches.queue.attach(position)
 
 
 # How it is read
@@ -257,7 +259,7 @@ DEFECTS: Final[Mapping[str, Defect]] = {
     "events are swapped": Defect(Parts(writer=SwapsEvents), 20, "I3"),
     "an event is edited": Defect(Parts(writer=EditsEvent), 20, "I7"),
     "an outcome is dropped": Defect(Parts(writer=DropsOutcome), 20, "I1"),
-    "SQLite is committed first": Defect(Parts(processor=TableFirst), 1_000, "I5", 105),
+    "SQLite is committed first": Defect(Parts(batches=TableFirst), 1_000, "I5"),
     "the group's offsets are trusted": Defect(Parts(processor=TrustsGroup), 200, "I1"),
     "fencing is skipped": Defect(Parts(writer=SkipsFencing), 1_000, "I1"),
     "a send future is not awaited": Defect(Parts(writer=ForgetsSendFuture), 500, "I1"),

@@ -16,10 +16,14 @@ import orjson
 
 from processor.contract.topics import Topics
 from processor.engine.batch import PartitionConfig
+from processor.partition import batch_processor as batch_module
 from processor.partition import processor as partition_module
 from processor.partition import standby as standby_module
 from processor.partition import work_outbox as outbox_module
-from processor.partition.processor import Pace, PartitionProcessor
+from processor.partition.batch_processor import BatchProcessor
+from processor.partition.pace import Pace
+from processor.partition.ports import PartitionPorts
+from processor.partition.processor import PartitionProcessor
 from processor.partition.standby import StandbyReplica
 from processor.recovery import restore as recovery_module
 from processor.testing.memory.deployment import Table
@@ -66,6 +70,7 @@ class Parts:
     """What a worker is made of; a planted defect puts another in the place of one."""
 
     processor: type[PartitionProcessor] = PartitionProcessor
+    batches: type[BatchProcessor] = BatchProcessor
     writer: Callable[..., SimWriter] = SimWriter
     history: Callable[..., SimHistory] = SimHistory
     table: Callable[..., Any] = open_table
@@ -143,7 +148,6 @@ class Life:
             self._join,
             partial(sim.new_processor, self, host.disk),
             metrics=NO_METRICS,
-            flow_cache_bytes=sim.cache_bytes,
             watchdog_timeout_s=WATCHDOG_S,
             new_standby=partial(sim.new_standby, self, host.disk) if host.stands_by else None,
             partitions=sim.partitions,
@@ -323,21 +327,26 @@ class Simulation:
         self, life: Life, disk: dict[int, ModelFile], partition: int, member: Any
     ) -> PartitionProcessor:
         parts, kafka = self.parts, self.kafka
-        return parts.processor(
-            self._place(partition),
+        ports = PartitionPorts(
             source=member,
             forwarder=SimForwarder(kafka, life),
             work_items=parts.work_items(kafka, life),
             open_table=lambda: parts.table(disk, partition, life),
             new_writer=lambda: parts.writer(kafka, life, partition),
-            new_history=lambda: parts.history(kafka, life, partition, self.chunk),
-            metrics=NO_METRICS,
-            batch_max_records=self.batch_max_records,
-            cache_bytes=self.cache_bytes,
-            pace=Pace(fetch_s=IDLE_S),
-            clock=life.clock,
-            monotonic=life.monotonic,
-            new_id=self.new_id,
+            new_history=lambda _: parts.history(kafka, life, partition, self.chunk),
+        )
+        return parts.processor(
+            parts.batches(
+                self._place(partition),
+                ports,
+                metrics=NO_METRICS,
+                batch_max_records=self.batch_max_records,
+                cache_bytes=self.cache_bytes,
+                pace=Pace(fetch_s=IDLE_S),
+                clock=life.clock,
+                monotonic=life.monotonic,
+                new_id=self.new_id,
+            )
         )
 
     def new_standby(self, life: Life, disk: dict[int, ModelFile], partition: int) -> StandbyReplica:
@@ -689,8 +698,8 @@ def _surroundings(
     note: Callable[[str, str], None], patches: Sequence[tuple[Any, str, Any]]
 ) -> Iterator[None]:
     modules: Sequence[Any] = (
-        *(partition_module, recovery_module, standby_module, worker_module),
-        outbox_module,
+        *(batch_module, partition_module, recovery_module),
+        *(standby_module, worker_module, outbox_module),
     )
     logs = [module.log for module in modules]
     asyncio_log = logging.getLogger("asyncio")

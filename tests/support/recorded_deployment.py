@@ -14,7 +14,7 @@ from processor.engine.partitioner import partition_of
 from processor.engine.rows import Position
 from processor.ops.verify.ports import TableFlow, TablePosition, TableStep
 from processor.ops.verify.report import Report
-from processor.partition.scheduler import wake_record
+from processor.partition.scheduling.scheduler import wake_record
 from processor.testing.memory.deployment import Deployment, Table
 from tests.support.builders import MORNING
 from tests.support.partition import Appended, Partition

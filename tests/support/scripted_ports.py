@@ -16,10 +16,13 @@ from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.engine.batch import Forward, Outgoing, PartitionConfig
 from processor.engine.codec import Headers, Record
 from processor.engine.partitioner import partition_of
-from processor.engine.ports import Fetched, HiddenRecords, OffsetRange, OnHanging, Written
+from processor.engine.ports import Fetched, HiddenRecords, OffsetRange, OnHanging, Tell, Written
 from processor.engine.rows import Changes, Checkpoint, FlowRow, Position, RestoreChunk
 from processor.errors import OwnershipLost
-from processor.partition.processor import PartitionPhase, PartitionProcessor
+from processor.partition.batch_processor import BatchProcessor
+from processor.partition.ports import PartitionPorts
+from processor.partition.processor import PartitionProcessor
+from processor.partition.status import PartitionPhase
 from processor.telemetry.metrics import Metrics
 from processor.testing.memory.kafka import MemoryKafka
 from tests.support.machine import patience
@@ -458,18 +461,23 @@ class Stage:
 
     def owner(self, **how: Any) -> PartitionProcessor:
         defaults: dict[str, Any] = {"batch_max_records": 4, "cache_bytes": 1 << 20}
-        owner = PartitionProcessor(
-            self.place,
+        ports = PartitionPorts(
             source=self.source,
             forwarder=self.forwarder,
             work_items=self.work_items,
             open_table=lambda: self._open(self.state_dir, owner),
             new_writer=self._new_writer,
             new_history=self._new_history,
-            metrics=self.metrics,
-            clock=lambda: self.kafka.now_ms / 1000,
-            monotonic=lambda: self.monotonic_s,
-            **defaults | how,
+        )
+        owner = PartitionProcessor(
+            BatchProcessor(
+                self.place,
+                ports,
+                metrics=self.metrics,
+                clock=lambda: self.kafka.now_ms / 1000,
+                monotonic=lambda: self.monotonic_s,
+                **defaults | how,
+            )
         )
         return owner
 
@@ -479,7 +487,7 @@ class Stage:
         self.writers.append(writer)
         return writer
 
-    def _new_history(self) -> ScriptedHistory:
+    def _new_history(self, tell: Tell) -> ScriptedHistory:
         self.histories.append(ScriptedHistory(self.kafka, self.script, self.place.partition))
         return self.histories[-1]
 
@@ -487,8 +495,8 @@ class Stage:
     async def _open(
         self, state_dir: Path, owner: PartitionProcessor
     ) -> AsyncIterator[ScriptedTable]:
-        if owner.phase is PartitionPhase.FAILED:
-            self.errors.append(str(owner.error))
+        if owner.status.phase is PartitionPhase.FAILED:
+            self.errors.append(str(owner.status.error))
             self.kafka.notify()
         await self.script.reach(Point.OPEN_TABLE)
         place = self.place

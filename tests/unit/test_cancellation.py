@@ -23,6 +23,8 @@ from processor.client.kafka.command_producer import CommandProducer
 from processor.contract.topics import Topics
 from processor.engine.batch import PartitionConfig
 from processor.engine.rows import Position
+from processor.partition.batch_processor import BatchProcessor
+from processor.partition.ports import PartitionPorts
 from processor.partition.processor import PartitionProcessor
 from processor.partition.standby import StandbyReplica
 from processor.runtime import end_tasks, sleep_unless, unless_stopped
@@ -175,7 +177,6 @@ async def worker_until_stopped() -> Waits:
         lambda assigned, revoked: Member(awaited),  # type: ignore[arg-type, return-value]
         lambda number, member: None,  # type: ignore[arg-type, return-value]
         metrics=Metrics(),
-        flow_cache_bytes=0,
         watchdog_timeout_s=60.0,
     )
     return Waits(asyncio.ensure_future(worker.run(stop)), awaited.completes, stop.set)
@@ -198,20 +199,17 @@ async def worker_waits_for_the_batch_of_a_partition_it_gives_up() -> Waits:
 async def partition_after_an_error() -> Waits:
     """Released while it waits before the next takeover."""
 
-    def fails() -> Any:
+    def fails(*_: Any) -> Any:
         raise ZeroDivisionError
 
     processor = PartitionProcessor(
-        PartitionConfig(0, 1, Topics(), 1),
-        source=None,  # type: ignore[arg-type]
-        forwarder=None,  # type: ignore[arg-type]
-        work_items=None,  # type: ignore[arg-type]
-        open_table=fails,
-        new_writer=fails,
-        new_history=fails,
-        metrics=Metrics(),
-        batch_max_records=1,
-        cache_bytes=1,
+        BatchProcessor(
+            PartitionConfig(0, 1, Topics(), 1),
+            PartitionPorts(Any, Any, Any, fails, fails, fails),  # type: ignore[arg-type]
+            metrics=Metrics(),
+            batch_max_records=1,
+            cache_bytes=1,
+        )
     )
     return called_once(processor.run, processor.release)
 
@@ -427,6 +425,7 @@ CANCELS = {
     PROCESSOR / "adapters" / "kafka" / "internals.py",
     PROCESSOR / "adapters" / "kafka" / "shutdown.py",  # clients that may never end
     PROCESSOR / "cli" / "common" / "runner.py",  # at a signal
+    PROCESSOR / "client" / "step_attempt.py",  # handlers of others, which may never end
     PROCESSOR / "client" / "step_worker.py",  # handlers of others, which may never end
     PROCESSOR / "testing" / "memory" / "group.py",  # members that are stopped and do not answer
     PROCESSOR / "telemetry" / "http" / "internals.py",  # timers

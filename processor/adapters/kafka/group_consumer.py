@@ -142,6 +142,11 @@ class KafkaGroupConsumer:
         await stop_consumer(self._consumer, timeout_s=timeout_s)
         await self._ends.close()
 
+    def refuse(self, error: TaskflowError) -> None:
+        """Be of no more use: no other consumer of ours may take this one's place, for `error`."""
+        self.refused = error
+        self.failed.set()
+
     def _authorized(self) -> AbstractContextManager[None]:
         return authorized(self._connection, on_group(Operation.READ, self._group_id))
 

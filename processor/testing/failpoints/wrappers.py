@@ -20,6 +20,7 @@ from processor.engine.ports import (
     LogReader,
     OffsetRange,
     OnHanging,
+    Tell,
     TransactionalProducer,
     WorkItemProducer,
     Written,
@@ -81,9 +82,9 @@ class FailpointWrappers:
         """K12 and K13."""
         return _WorkItems(producer, self._points)
 
-    def history(self, new: Callable[[], LogReader]) -> Callable[[], LogReader]:
+    def history(self, new: Callable[[Tell], LogReader]) -> Callable[[Tell], LogReader]:
         """K10."""
-        return lambda: _History(new(), self._points)
+        return lambda commit: _History(new(commit), self._points)
 
     def table(self, open_table: Opened) -> Opened:
         """K8 and K9."""

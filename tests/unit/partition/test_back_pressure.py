@@ -6,7 +6,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from processor.partition.processor import FETCH_BYTES, LARGE_BYTES
+from processor.partition.input_queue import FETCH_BYTES, LARGE_BYTES
 from processor.testing.memory.kafka import PATIENCE_S
 from tests.support.scripted_ports import Point, Stage
 from tests.unit.commands import create
@@ -119,7 +119,7 @@ async def test_many_partitions_of_a_process_share_what_may_be_in_hand(
         stage.script.at(Point.LOAD, note)
 
     async with stage.running(batch_max_records=1000) as owner:
-        owner.neighbours = neighbours
+        owner.share(neighbours)
         await stage.quiet()
         stage.kafka.send(*(create(number) for number in range(50)))
         await stage.quiet()

@@ -8,7 +8,8 @@ import pytest
 
 from processor.adapters.sqlite import TableFailed
 from processor.errors import OwnershipLost
-from processor.partition.processor import PartitionPhase, PartitionProcessor
+from processor.partition.processor import PartitionProcessor
+from processor.partition.status import PartitionPhase
 from tests.support.scripted_ports import Action, Point, Stage
 from tests.unit.commands import create, life, prune, update
 
@@ -76,8 +77,8 @@ async def test_after_an_error_the_partition_goes_on(stage: Stage, fault: str, nt
 
     async with stage.running() as owner:
         await stage.quiet()
-        assert owner.phase is PartitionPhase.RUNNING
-        assert owner.error is None
+        assert owner.status.phase is PartitionPhase.RUNNING
+        assert owner.status.error is None
 
     stage.assert_clean()
 
@@ -140,9 +141,9 @@ async def test_the_error_is_shown_until_the_partition_runs_again(stage: Stage) -
     seen: list[str | None] = []
 
     async with stage.running() as owner:
-        stage.script.at(Point.SETTLE, lambda: seen.append(owner.error), nth=2)
+        stage.script.at(Point.SETTLE, lambda: seen.append(owner.status.error), nth=2)
         await stage.kafka.until(lambda: stage.errors and stage.source.idle)
-        assert owner.error is None
+        assert owner.status.error is None
 
     assert seen == ["OSError: broker away"]
 
@@ -179,5 +180,5 @@ async def test_an_error_that_never_ends_can_be_released(stage: Stage) -> None:
     async with stage.running() as owner:
         await stage.failed(times=2)
 
-    assert owner.phase is PartitionPhase.RELEASED
+    assert owner.status.phase is PartitionPhase.RELEASED
     assert stage.kafka.outcomes == []

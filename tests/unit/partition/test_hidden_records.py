@@ -53,15 +53,18 @@ async def test_what_is_hidden_counts_as_lag_and_is_said(stage: Stage, name: str)
     async with stage.running() as owner:
         await stage.quiet()
         assert owner.lag == 6
-        assert owner.waits is None
+        assert owner.status.waits is None
         async with asyncio.timeout(PATIENCE_S):
-            while owner.waits is None:
+            while owner.status.waits is None:
                 stage.later(100)  # the fetch in hand ends, and the owner looks
                 await asyncio.sleep(0.001)
-        assert f"open on {topic} partition 0 from offset 0 on and hides 6 offsets" in owner.waits
+        assert (
+            f"open on {topic} partition 0 from offset 0 on and hides 6 offsets"
+            in owner.status.waits
+        )
 
         stage.kafka.end(foreign, TxnState.ABORTED)
         async with asyncio.timeout(PATIENCE_S):
-            while len(stage.kafka.outcomes) < 5 or owner.lag or owner.waits:
+            while len(stage.kafka.outcomes) < 5 or owner.lag or owner.status.waits:
                 stage.later(100)
                 await asyncio.sleep(0.001)

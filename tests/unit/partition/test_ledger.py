@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from processor.engine.batch import WriteSet
-from processor.engine.codec import decode
+from processor.engine.ports import Fetched
 from processor.engine.rows import Position
-from processor.recovery.restore import LATE_MAX_MS
+from processor.partition.input_queue import InputQueue
 from processor.testing.memory.kafka import TxnState
 from tests.support.builders import HOUR_MS, MINUTE_MS
 from tests.support.partition import Appended
@@ -185,7 +185,7 @@ OLD_MS, NEW_MS = 1_000 * HOUR_MS, 1_005 * HOUR_MS
     ],
     ids=["at its end", "a record is pending", "it lags", "it lags and pends", "nothing is known"],
 )
-def test_outcomes_are_forgotten_by_the_newest_record_of_a_topic_only_where_nothing_is_left(
+async def test_outcomes_are_forgotten_by_the_newest_record_of_a_topic_only_where_nothing_is_left(
     stage: Stage, old: str, lag: int | None, pending: bool, forgets: bool
 ) -> None:
     """The topic `old` was last heard of five hours before the other one."""
@@ -195,13 +195,13 @@ def test_outcomes_are_forgotten_by_the_newest_record_of_a_topic_only_where_nothi
         if old == "commands"
         else (topics.control, topics.commands)
     )
-    owner = stage.owner()
-    owner._seen_ms = {of_old: OLD_MS, other: NEW_MS}
+    queue = InputQueue(stage.place, stage.source, batch_max_records=4, appended=lambda _: None)
+    await queue.attach(Position(0, 0, 1))
     stage.source.lags = lambda _: (lag, 0) if old == "commands" else (0, lag)  # type: ignore
     if pending:
-        record = Appended(of_old, 0, 0, OLD_MS, b"k", b"{}")
-        owner._pending = [decode(record)]
+        record = [Appended(of_old, 0, 0, OLD_MS, b"k", b"{}")]
+        await queue.put(Fetched(record, []) if old == "commands" else Fetched([], record))
+    batch = WriteSet(Position(0, 0, 1))
+    batch.newest.update({of_old: OLD_MS, other: NEW_MS})
 
-    before_ms = owner._forget_before_ms(WriteSet(Position(0, 0, 1)))
-
-    assert before_ms == (NEW_MS if forgets else OLD_MS) - HOUR_MS - LATE_MAX_MS
+    assert queue.oldest_to_come_ms(batch) == (NEW_MS if forgets else OLD_MS)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from processor.engine.rows import Position
-from processor.partition import processor as partition
-from processor.partition.processor import PartitionPhase
+from processor.partition import input_queue
+from processor.partition.status import PartitionPhase
 from tests.support.scripted_ports import Point, Stage
 from tests.unit.commands import create, update
 
@@ -23,7 +23,7 @@ async def test_a_partition_that_stays_keeps_producer_and_memory_and_is_only_soug
         stage.source.rebalance()
         stage.kafka.send(update(1, revision=0))
         await stage.quiet()
-        assert len(owner.cache) == 1
+        assert len(owner._batches.cache) == 1
 
     assert stage.source.attached == [Position(0, 0, 1), Position(1, 0, 2)]
     assert stage.script.passed[Point.LOAD] == loads
@@ -51,14 +51,14 @@ async def test_records_that_an_assignment_outlives_while_they_are_read_are_dropp
     begun: list[int] = []
     stage.script.at(Point.BEGIN, lambda: begun.append(stage.source.generation))
 
-    decode = partition.decode
+    decode = input_queue.decode
 
     def rebalanced(record: Any) -> Any:  # type: ignore[no-untyped-def]
         if stage.source.generation == 1:
             stage.source.rebalance()
         return decode(record)
 
-    monkeypatch.setattr(partition, "decode", rebalanced)
+    monkeypatch.setattr(input_queue, "decode", rebalanced)
 
     await stage.works()
 
@@ -115,7 +115,7 @@ async def test_release_finishes_the_batch_in_hand_and_begins_no_more(stage: Stag
         await owner.idle()
 
     assert len(stage.kafka.outcomes) == 4
-    assert owner.phase is PartitionPhase.RELEASED
+    assert owner.status.phase is PartitionPhase.RELEASED
     await stage.works()
     stage.assert_clean()
 
@@ -127,7 +127,7 @@ async def test_what_was_fetched_before_the_release_is_left_to_the_next_owner(
 
     async with stage.running() as owner:
         stage.script.at(Point.FETCHED, owner.release)
-        await stage.kafka.until(lambda: owner.phase is PartitionPhase.RELEASED)
+        await stage.kafka.until(lambda: owner.status.phase is PartitionPhase.RELEASED)
 
     assert stage.kafka.outcomes == []
     assert stage.writers[0].discarded

@@ -7,10 +7,10 @@ import pytest
 import structlog
 
 from processor.engine.rows import Position
-from processor.recovery.restore import TABLE_MAX_AGE_MS
+from processor.recovery.table_match import TABLE_MAX_AGE_MS
 from processor.testing.memory.kafka import Transaction, TxnState
 from tests.support.builders import DAY_MS, FLOW_ID, HOUR_MS, TIMER, document, timer
-from tests.support.scripted_ports import Point, Stage
+from tests.support.scripted_ports import Point, ScriptedHistory, Stage
 from tests.support.tables import read_tables
 from tests.unit.commands import create, flow_id, life, prune, update
 
@@ -111,12 +111,12 @@ async def test_a_table_that_was_away_for_half_of_delete_retention_is_filled_anew
     log = stage.kafka.log(stage.place.topics.state)
     state_reads = []
 
-    class Watched(type(stage._new_history())):  # type: ignore[misc]
-        def read(self, topic: str, start: int, end: int) -> Any:  # type: ignore[no-untyped-def]
+    class Watched(ScriptedHistory):
+        def read(self, topic: str, start: int, end: int) -> Any:
             state_reads.append(topic == stage.place.topics.state and end == log.end)
             return super().read(topic, start, end)
 
-    stage._new_history = lambda: Watched(stage.kafka, stage.script, 0)  # type: ignore[method-assign]
+    stage._new_history = lambda _: Watched(stage.kafka, stage.script, 0)  # type: ignore
     await stage.works()
 
     assert sum(state_reads) == 1 + restored  # the newest cursor is always looked for
@@ -235,7 +235,7 @@ async def test_a_foreign_open_transaction_is_waited_for_and_the_older_cursor_not
         assert kafka.outcomes == []
         kafka.end(foreign, TxnState.ABORTED)
         await stage.quiet()
-        assert owner.error is None
+        assert owner.status.error is None
 
     stage.assert_clean()
 

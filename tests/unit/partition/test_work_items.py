@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from processor.engine.partitioner import partition_of
-from processor.partition import processor, work_outbox
-from processor.partition.processor import PartitionPhase, PartitionProcessor
+from processor.partition import work_outbox
+from processor.partition.processor import PartitionProcessor
+from processor.partition.status import PartitionPhase
 from tests.support.scripted_ports import Point, Stage
 from tests.unit.commands import create, finish, flow_id, schedule, start, step
 
@@ -100,7 +101,7 @@ async def test_an_attempt_that_fails_is_repeated(stage: Stage, point: Point) -> 
     stage.kafka.send(create(1), schedule(1))
     async with stage.running() as owner:
         await written(stage, 1 if point is Point.ITEMS else 2)
-        await stage.kafka.until(lambda: len(owner._outbox) == 0)
+        await stage.kafka.until(lambda: len(owner._batches.outbox) == 0)
         assert figure(owner, "taskflow_work_item_failures_total", partition="0") == 1
         assert stage.errors == []
     assert {item["event_id"] for item in items(stage)} == set(offering(stage))
@@ -200,7 +201,7 @@ async def test_when_too_many_wait_the_partition_waits_and_says_so(
 ) -> None:
     monkeypatch.setattr(work_outbox, "ITEMS_MAX", 3)
     monkeypatch.setattr(work_outbox, "BACKOFF_MIN_S", 0.0)
-    monkeypatch.setattr(processor, "ROOM_WAIT_S", 0.01)
+    monkeypatch.setattr(work_outbox, "ROOM_WAIT_S", 0.01)
     away = True
 
     def fails() -> None:
@@ -212,15 +213,15 @@ async def test_when_too_many_wait_the_partition_waits_and_says_so(
     stage.script.at(Point.ITEMS, fails)
     stage.kafka.send(create(1), *(schedule(1, f"r{n}") for n in range(11)))
     async with stage.running(batch_max_records=4) as owner:
-        await stage.kafka.until(lambda: owner.phase is PartitionPhase.BLOCKED)
-        assert owner.waits is not None
-        assert "taskflow.steps" in owner.waits
-        assert "the topic is gone" in owner.waits
+        await stage.kafka.until(lambda: owner.status.phase is PartitionPhase.BLOCKED)
+        assert owner.status.waits is not None
+        assert "taskflow.steps" in owner.status.waits
+        assert "the topic is gone" in owner.status.waits
         assert len(stage.kafka.outcomes) == 4
         away = False
         await written(stage, 11)
         await stage.kafka.until(lambda: len(stage.kafka.outcomes) == 12)
-        assert (owner.phase, owner.waits) == (PartitionPhase.RUNNING, None)
+        assert (owner.status.phase, owner.status.waits) == (PartitionPhase.RUNNING, None)
         assert stage.errors == []
     assert [item["run_id"] for item in items(stage)] == [f"r{n}" for n in range(11)]
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from processor.engine.flow_cache import FlowCache
 from processor.errors import InstanceIdTaken, TaskflowError
-from processor.partition.processor import PartitionPhase
 from processor.partition.standby import StandbyPhase
+from processor.partition.status import PartitionPhase, PartitionStatus
 from processor.telemetry.metrics import Metrics
 from processor.testing.memory.kafka import PATIENCE_S
 from processor.worker import worker as worker_module
@@ -50,12 +49,9 @@ class ScriptedProcessor:
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
-        self.phase = PartitionPhase.RUNNING
+        self.status = PartitionStatus(0.0, PartitionPhase.RUNNING)
         self.lag = 0
-        self.error = None
-        self.waits = None
-        self.progressed_at = 0.0
-        self.cache = FlowCache(0)
+        self.shares: list[int] = []
         self.released = asyncio.Event()
         self.begun = asyncio.Event()
         self.ended = asyncio.Event()
@@ -65,6 +61,9 @@ class ScriptedProcessor:
         self.may_end.set()
         self.swallows = 0
         """So many cancellations have no effect."""
+
+    def share(self, partitions: int) -> None:
+        self.shares.append(partitions)
 
     async def run(self) -> None:
         self.begun.set()
@@ -100,6 +99,9 @@ class ScriptedStandby:
         self.may_end = asyncio.Event()
         self.may_end.set()
 
+    def share(self, partitions: int) -> None:
+        self.shares.append(partitions)
+
     async def run(self) -> None:
         self.begun.set()
         try:
@@ -124,7 +126,6 @@ class Stage:
             self._join,
             self._own,  # type: ignore[arg-type]
             metrics=Metrics(),
-            flow_cache_bytes=1000,
             watchdog_timeout_s=watchdog_timeout_s,
             new_standby=self._follow if standby else None,  # type: ignore[arg-type]
             partitions=3,
@@ -179,9 +180,9 @@ async def test_each_partition_that_it_is_given_has_an_owner_and_a_share_of_the_m
         assert not stage.worker.ready
         member.assigned(frozenset({0, 3}))
         assert [processor.partition for processor in stage.owners] == [0, 3]
-        assert {processor.cache.limit_bytes for processor in stage.owners} == {500}
+        assert [processor.shares for processor in stage.owners] == [[2], [2]]
         assert stage.worker.ready
-        stage.owners[1].phase = PartitionPhase.RECOVERING
+        stage.owners[1].status.phase = PartitionPhase.RECOVERING
         assert not stage.worker.ready
         assert stage.worker.report()["partitions"]["3"]["phase"] == "bringing the table up to date"
 
@@ -367,7 +368,7 @@ async def test_the_watchdog_leaves_a_consumer_alone_that_has(what: str) -> None:
         asked = 0
         enough = asyncio.Event()
         if what == "still restoring":
-            processor.phase = PartitionPhase.RECOVERING
+            processor.status.phase = PartitionPhase.RECOVERING
 
         async def undone(partitions: Iterable[int]) -> set[int]:
             nonlocal asked
@@ -375,7 +376,7 @@ async def test_the_watchdog_leaves_a_consumer_alone_that_has(what: str) -> None:
             if asked == 20:
                 enough.set()
             if what == "progress":
-                processor.progressed_at += 1
+                processor.status.progressed_at += 1
             return set() if what == "nothing to fetch" else {0}
 
         member.undone = undone  # type: ignore[method-assign]

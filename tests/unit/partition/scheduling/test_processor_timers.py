@@ -431,9 +431,9 @@ async def test_a_new_owner_asks_for_the_time_only_where_something_ends_by_itself
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("processor.partition.timers.AT_ONCE_MAX", 3)
-    monkeypatch.setattr("processor.partition.timers.UNDECIDED_MAX", 5)
-    monkeypatch.setattr("processor.partition.timers.NEAR_MAX", 8)
+    monkeypatch.setattr("processor.partition.scheduling.timers.AT_ONCE_MAX", 3)
+    monkeypatch.setattr("processor.partition.scheduling.timers.UNDECIDED_MAX", 5)
+    monkeypatch.setattr("processor.partition.scheduling.timers.NEAR_MAX", 8)
 
 
 HERD = 20

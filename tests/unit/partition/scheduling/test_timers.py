@@ -11,8 +11,8 @@ from processor.contract.flow import FlowStatus
 from processor.contract.values import instant
 from processor.domain.waits import AT_ONCE_MS, due_ms
 from processor.engine.rows import Deadline, FlowRow
-from processor.partition import timers
-from processor.partition.timers import (
+from processor.partition.scheduling import timers
+from processor.partition.scheduling.timers import (
     AT_ONCE_MAX,
     NEAR_MS,
     RETRY_MAX_MS,

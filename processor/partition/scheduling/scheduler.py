@@ -16,10 +16,16 @@ from processor.engine.batch import LoadedState, Outgoing, WriteSet
 from processor.engine.codec import Readable, encode
 from processor.engine.ports import Table, Written
 from processor.engine.rows import Deadline, FlowRow
-from processor.partition.broker_clock import BrokerClock
-from processor.partition.retention import Retention, prune_record
-from processor.partition.step_timers import Commands, Key, StepTimers, is_due, wake_step_record
-from processor.partition.timers import ACTOR, Change, Timers, WakeOutcome, Wakeup
+from processor.partition.scheduling.broker_clock import BrokerClock
+from processor.partition.scheduling.retention import Retention, prune_record
+from processor.partition.scheduling.step_timers import (
+    Commands,
+    Key,
+    StepTimers,
+    is_due,
+    wake_step_record,
+)
+from processor.partition.scheduling.timers import ACTOR, Change, Timers, WakeOutcome, Wakeup
 from processor.telemetry.metrics import Metrics
 
 CLOCK_MAX_AGE_S: Final = 600.0

@@ -8,7 +8,7 @@ import pytest
 
 from processor.contract.steps import StepStatus
 from processor.contract.values import instant
-from processor.partition.step_timers import CommandsHorizon
+from processor.partition.scheduling.step_timers import CommandsHorizon
 from processor.testing.memory.kafka import TxnState
 from tests.support.builders import NOON, TIMER
 from tests.support.scripted_ports import Point, Stage
@@ -144,9 +144,9 @@ async def test_a_start_at_a_time_is_not_offered_before_it(stage: Stage) -> None:
 async def test_a_herd_is_woken_once_each_and_in_portions(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("processor.partition.timers.AT_ONCE_MAX", 3)
-    monkeypatch.setattr("processor.partition.timers.UNDECIDED_MAX", 5)
-    monkeypatch.setattr("processor.partition.timers.NEAR_MAX", 8)
+    monkeypatch.setattr("processor.partition.scheduling.timers.AT_ONCE_MAX", 3)
+    monkeypatch.setattr("processor.partition.scheduling.timers.UNDECIDED_MAX", 5)
+    monkeypatch.setattr("processor.partition.scheduling.timers.NEAR_MAX", 8)
     for number in range(1, 31):
         stage.kafka.send(*leased(number, max_attempts=1))
     async with stage.running(batch_max_records=10):
@@ -278,7 +278,7 @@ async def test_steps_come_back_from_state(stage: Stage) -> None:
     stage.lose_disk()
     async with stage.running() as owner:
         await stage.quiet()
-        assert owner._errands.live_steps(StepStatus.RUNNING) == 1
-        assert owner._errands.live_steps(StepStatus.PENDING) == 1
+        assert owner._batches.scheduler.live_steps(StepStatus.RUNNING) == 1
+        assert owner._batches.scheduler.live_steps(StepStatus.PENDING) == 1
         await stage.goes_on(LEASE_MS + 1)
     assert happened(stage)[-1] == "step_retried"

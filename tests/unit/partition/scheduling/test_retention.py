@@ -10,12 +10,12 @@ import pytest
 from processor.contract.flow import FlowStatus
 from processor.contract.values import instant
 from processor.domain import decide
-from processor.partition.retention import ACTOR, LOOK_EVERY_S, has_ended
+from processor.partition.scheduling.retention import ACTOR, LOOK_EVERY_S, has_ended
 from tests.support.builders import DAY_MS, document
 from tests.support.scripted_ports import Point, Stage
 from tests.unit.adapters.sqlite.tables import NOON_MS, flow_row
 from tests.unit.commands import create, flow_id, life, prune, start
-from tests.unit.partition.test_processor_timers import crash_at
+from tests.unit.partition.scheduling.test_processor_timers import crash_at
 
 LOOK_EVERY_MS = int(LOOK_EVERY_S * 1000)
 COUNT = 8
@@ -25,7 +25,7 @@ COUNT = 8
 def stage(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
     """Flows are kept for a day after their end, and removed three at a time."""
     stage.place = replace(stage.place, retain_terminal_ms=DAY_MS)
-    monkeypatch.setattr("processor.partition.retention.STEP_MAX", 3)
+    monkeypatch.setattr("processor.partition.scheduling.retention.STEP_MAX", 3)
     return stage
 
 

@@ -18,8 +18,8 @@ from processor.contract.values import parse_timestamp
 from processor.engine.batch import LoadedState
 from processor.engine.ports import Written
 from processor.engine.rows import Deadline, FlowRow
-from processor.partition.scheduler import Scheduler
-from processor.partition.step_timers import Commands
+from processor.partition.scheduling.scheduler import Scheduler
+from processor.partition.scheduling.step_timers import Commands
 from processor.telemetry.metrics import Metrics
 from tests.support.builders import NOON, document, timer
 from tests.support.partition import Appended, Partition
@@ -315,10 +315,10 @@ class Sequence:
 def test_whatever_happens_each_wait_is_ended_once(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("processor.partition.timers.NEAR_MAX", NEAR_MAX)
-    monkeypatch.setattr("processor.partition.timers.AT_ONCE_MAX", AT_ONCE_MAX)
-    monkeypatch.setattr("processor.partition.timers.UNDECIDED_MAX", UNDECIDED_MAX)
-    monkeypatch.setattr("processor.partition.retention.STEP_MAX", STEP_MAX)
+    monkeypatch.setattr("processor.partition.scheduling.timers.NEAR_MAX", NEAR_MAX)
+    monkeypatch.setattr("processor.partition.scheduling.timers.AT_ONCE_MAX", AT_ONCE_MAX)
+    monkeypatch.setattr("processor.partition.scheduling.timers.UNDECIDED_MAX", UNDECIDED_MAX)
+    monkeypatch.setattr("processor.partition.scheduling.retention.STEP_MAX", STEP_MAX)
     sequence = Sequence(seed)
 
     for _ in range(ROUNDS):

@@ -6,7 +6,7 @@ from processor.contract.flow import FlowStatus
 from processor.contract.values import instant
 from processor.engine.batch import WriteSet
 from processor.engine.rows import Position
-from processor.partition.scheduler import DueTask, Scheduler
+from processor.partition.scheduling.scheduler import DueTask, Scheduler
 from processor.telemetry.metrics import Metrics
 from tests.unit.adapters.sqlite.tables import NOON_MS, flow_row, uuid
 

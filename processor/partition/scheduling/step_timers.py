@@ -10,7 +10,14 @@ from processor.engine.batch import Outgoing, WriteSet
 from processor.engine.codec import encode
 from processor.engine.ports import Table
 from processor.engine.rows import StepDue, StepRow
-from processor.partition.timers import ACTOR, Change, Decided, Timers, WakeOutcome, Wakeup
+from processor.partition.scheduling.timers import (
+    ACTOR,
+    Change,
+    Decided,
+    Timers,
+    WakeOutcome,
+    Wakeup,
+)
 
 Key = tuple[str, str]
 """Flow id and run id."""

@@ -1,6 +1,6 @@
 """The broker's clock, as append times show it."""
 
-from processor.partition.broker_clock import CLOCK_WINDOW_S, BrokerClock
+from processor.partition.scheduling.broker_clock import CLOCK_WINDOW_S, BrokerClock
 from tests.unit.adapters.sqlite.tables import NOON_MS
 
 

@@ -1,0 +1,15 @@
+"""How long a partition waits of its own accord."""
+
+from typing import Final, NamedTuple
+
+
+class Pace(NamedTuple):
+    """How long a partition waits of its own accord."""
+
+    fetch_s: float = 0.5
+    """For commands, before it looks at everything else again."""
+    between_s: float = 0.003
+    """After a small batch, for the next one to grow."""
+
+
+PACE: Final = Pace()

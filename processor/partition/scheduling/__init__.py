@@ -1,0 +1,1 @@
+"""The commands that a partition processor sends to itself, and when."""
