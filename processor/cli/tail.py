@@ -116,13 +116,14 @@ def _print(
     flow: str | None,
     one_partition: bool = False,
 ) -> None:
-    from processor.adapters.kafka.topic_reader import BEGINNING, END, Start
+    from processor.adapters.kafka.topic_reader import time_of
+    from processor.engine.ports import Start
 
     if from_beginning and since is not None:
         raise WrongUse("--from-beginning and --since both say where to begin; take one.")
-    start = END if follow and not from_beginning else BEGINNING
+    start: Start = "end" if follow and not from_beginning else "beginning"
     if since is not None:
-        start = Start(at_ms=since_ms(since))
+        start = time_of(since_ms(since))
     key = None if flow is None else flow_id_of(flow).encode()
     run(lambda: _read(settings, topic, printer, start, follow, key, one_partition))
 

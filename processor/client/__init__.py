@@ -12,9 +12,9 @@ from processor.client.errors import (
 )
 from processor.client.flow_client import FlowClient, Receipt
 from processor.client.flow_handle import FlowHandle, flow_id_for
-from processor.client.ports import Start
 from processor.client.step import GiveUp, RetryAfter, Step
 from processor.client.step_worker import StepWorker
+from processor.engine.ports import Start
 
 __all__ = [
     "AccessDenied",

@@ -10,14 +10,15 @@ from typing import Final, Self
 import orjson
 from pydantic import ValidationError
 
+from processor.adapters.kafka.errors import PositionLost
 from processor.client.connection import connect
 from processor.client.errors import AuditGap, UnreadableEvent
-from processor.client.ports import PositionLost, Start
 from processor.contract import EVENTS, FlowEvent, Topics
 from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.engine.codec import Record
 from processor.engine.partitioner import partition_of
+from processor.engine.ports import Start
 from processor.settings import Settings, load_settings
 
 FOLLOW_WAIT_S: Final = 1.0
@@ -79,8 +80,12 @@ class AuditStream:
         count = (await self._connection.count_partitions([self._topic]))[self._topic]
         partitions = range(count) if self._key is None else [partition_of(self._key, count)]
         self._ends = await self._reader.open(partitions, self._start)
-        if isinstance(self._start, Mapping):
-            self._check_positions()
+        try:
+            if isinstance(self._start, Mapping):
+                self._check_positions()
+        except BaseException:
+            await self._reader.close()
+            raise
         self._position = dict(self._reader.positions)
         return self
 

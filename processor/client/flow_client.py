@@ -14,11 +14,11 @@ from uuid import uuid4
 from aiokafka.errors import ProducerClosed
 from pydantic import ValidationError
 
+from processor.adapters.kafka.errors import PositionLost
 from processor.client.connection import connect
 from processor.client.errors import CommandNotSent, OutcomeTimeout
 from processor.client.flow_handle import FlowHandle
 from processor.client.pending import NoLongerRead, Pending, Registry
-from processor.client.ports import PositionLost
 from processor.client.preparation import Prepared, prepare
 from processor.contract import Command, Outcome, Source, Topics
 from processor.contract.events import TRACEPARENT_HEADER

@@ -1,26 +1,14 @@
 """The ports of the client: Kafka as FlowClient, AuditStream and StepWorker see it."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal, Protocol
+from typing import Protocol
 
 from processor.contract.headers import Headers
 from processor.contract.rights import Operation, Right
 from processor.contract.steps import WorkItem
 from processor.engine.codec import Record
-
-Start = Literal["beginning", "end"] | datetime | Mapping[int, int]
-"""Where to begin: an end of the topic, a time (aware), or the next offset of each partition; a
-partition that a mapping does not name begins at its beginning."""
-
-
-class PositionLost(Exception):
-    """The topic no longer has, or never had, the position that comes next."""
-
-    def __init__(self, positions: dict[int, int]) -> None:
-        self.positions = positions
-        super().__init__(positions)
+from processor.engine.ports import Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +57,7 @@ class Producer(Protocol):
 
 
 class Reader(Protocol):
-    """Reads committed records of one topic; see `processor.client.kafka.reader`."""
+    """Reads committed records of one topic; see `processor.adapters.kafka.topic_reader`."""
 
     positions: dict[int, int]
 

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from processor.adapters.kafka.topic_admin import create_topics
-from processor.cli.verify import kafka_log as program
+from processor.cli.common.history import PartitionLog
+from processor.cli.verify.execute import LocalTables
 from processor.contract.topics import Topics
 from processor.embedded.broker import embedded_broker
-from processor.ops.verify.ports import LogRecord
+from processor.engine.codec import Record
 from processor.ops.verify.report import Report
 from processor.ops.verify.scope import Scope
 from processor.ops.verify.verify import verify as verified
@@ -82,30 +84,34 @@ async def test_a_verification_waits_for_the_broker_and_finds_the_same(
         )
         starting: list[asyncio.Task[None]] = []
 
-        class Cut(program.KafkaLog):
+        class Cut(PartitionLog):
             """Stops the broker behind the first records, and starts it while it is missed."""
 
-            async def read(
+            def __init__(self, *where: Any) -> None:
+                super().__init__(*where)
+                self._whole, self.read = self.read, self._cut
+
+            async def _cut(
                 self, topic: str, start: int, end: int
-            ) -> AsyncGenerator[Sequence[LogRecord], None]:
-                async for records in super().read(topic, start, end):
+            ) -> AsyncGenerator[Sequence[Record], None]:
+                async for records in self._whole(topic, start, end):
                     yield records
                     if not starting:
                         await broker.stop()
                         starting.append(asyncio.create_task(broker.start()))
 
-        async def verify(kind: type[program.KafkaLog]) -> Report:
+        async def verify(kind: type[PartitionLog]) -> Report:
             @asynccontextmanager
-            async def logs(partition: int) -> AsyncIterator[program.KafkaLog]:
+            async def logs(partition: int) -> AsyncIterator[PartitionLog]:
                 log = kind(settings, partition)
                 try:
                     yield log
                 finally:
                     await log.close()
 
-            return await verified(scope, logs, [program.LocalTables(settings)])
+            return await verified(scope, logs, [LocalTables(settings)])
 
-        before = await verify(program.KafkaLog)
+        before = await verify(PartitionLog)
         during = await verify(Cut)
         await asyncio.gather(*starting)
 

@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.topic_reader import TopicReader
 from processor.client import (
     AuditGap,
     AuditStream,
@@ -27,7 +28,6 @@ from processor.client import (
     TopicsWrong,
     UnreadableEvent,
 )
-from processor.client.kafka.reader import CommittedReader
 from processor.contract import Outcome, Topics, instant
 from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
 from processor.contract.values import EVENTS_PER_PARTITION
@@ -120,11 +120,11 @@ async def processor(
 ) -> AsyncIterator[None]:
     """Reads `commands` and `control` from now on, and answers each batch in one transaction."""
     topics = Topics(settings.topic_prefix)
-    readers = [CommittedReader(settings, topic) for topic in (topics.commands, topics.control)]
+    readers = [TopicReader(settings, topic) for topic in (topics.commands, topics.control)]
     for reader in readers:
         await reader.open(range(PARTITIONS), "end")
 
-    async def work(reader: CommittedReader) -> None:
+    async def work(reader: TopicReader) -> None:
         while True:
             records = await reader.poll(wait_s=0.2)
             answers = [a for record in records for a in answer(record)]
@@ -315,7 +315,7 @@ async def test_without_an_answer_the_command_may_be_sent_again(settings: Setting
 async def test_publishing_answers_where_the_command_lies_and_reads_no_outcomes(
     settings: Settings,
 ) -> None:
-    reader = CommittedReader(settings, Topics(settings.topic_prefix).commands)
+    reader = TopicReader(settings, Topics(settings.topic_prefix).commands)
     await reader.open(range(PARTITIONS), "end")
     async with FlowClient(settings) as client:
         receipt = await client.publish(create(), traceparent=TRACE)

@@ -18,10 +18,11 @@ from processor.adapters.kafka.topic_admin import (
     partition_counts,
     topic_configs,
 )
-from processor.adapters.kafka.topic_reader import BEGINNING, END, Start, read
+from processor.adapters.kafka.topic_reader import read, time_of
 from processor.client.kafka.command_producer import CommandProducer
 from processor.contract.topics import SPECS, Topics
 from processor.embedded.broker import EmbeddedBroker
+from processor.engine.ports import Start
 from processor.settings import BadSetting, Settings
 from tests.support.machine import patience
 from tests.support.topics import set_compression
@@ -32,7 +33,7 @@ def settings(broker: EmbeddedBroker, prefix: str) -> Settings:
     return Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=3)
 
 
-async def values(settings: Settings, topic: str, start: Start = BEGINNING) -> list[bytes | None]:
+async def values(settings: Settings, topic: str, start: Start = "beginning") -> list[bytes | None]:
     return [record.value async for record in read(settings, topic, start=start)]
 
 
@@ -205,9 +206,9 @@ async def test_reading_ends_behind_aborted_records_and_markers(settings: Setting
     read_values = await asyncio.wait_for(values(settings, audit), patience(20))
 
     assert sorted(read_values) == sorted(b"%d" % number for number in range(30))
-    assert await values(settings, audit, END) == []
-    assert sorted(await values(settings, audit, Start(at_ms=0))) == sorted(read_values)
-    assert await values(settings, audit, Start(at_ms=int(time.time() * 1000) + 60_000)) == []
+    assert await values(settings, audit, "end") == []
+    assert sorted(await values(settings, audit, time_of(0))) == sorted(read_values)
+    assert await values(settings, audit, time_of(int(time.time() * 1000) + 60_000)) == []
     only = [record.value async for record in read(settings, audit, partitions=[1])]
     assert only == [b"%d" % number for number in range(1, 30, 3)]
 
@@ -216,7 +217,7 @@ async def test_following_hears_what_is_written_after_it_began(settings: Settings
     await create_topics(settings)
     control = Topics(settings.topic_prefix).control
     ready = asyncio.Event()
-    records = read(settings, control, start=END, follow=True, ready=ready.set)
+    records = read(settings, control, start="end", follow=True, ready=ready.set)
     first = asyncio.ensure_future(anext(records))
     await asyncio.wait_for(ready.wait(), patience(20))
 

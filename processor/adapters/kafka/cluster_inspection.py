@@ -1,6 +1,6 @@
 """Ask a broker for what `taskflow doctor` reports: versions, rights, open transactions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -32,9 +32,10 @@ from aiokafka.protocol.transaction import (
 )
 
 from processor.adapters.kafka.client_config import connection_options
-from processor.adapters.kafka.errors import explained
+from processor.adapters.kafka.errors import ReadFailed, explain, explained
 from processor.adapters.kafka.internals import send_request, spoken_versions
-from processor.adapters.kafka.shutdown import stop_consumer
+from processor.adapters.kafka.log_reader import LogReaders
+from processor.adapters.kafka.range_reader import RangeReader
 from processor.adapters.kafka.topic_admin import open_admin
 from processor.contract.rights import Operation, on_group
 from processor.settings import Settings
@@ -58,7 +59,6 @@ _CODECS: Final = {
 }
 _SAMPLE: Final = b'{"kind":"update_state","patch":{}}' * 64
 _POLL_MS: Final = 200
-_STOP_TIMEOUT_S: Final = 2.0
 
 
 class Hanging(NamedTuple):
@@ -118,50 +118,29 @@ async def hanging(settings: Settings, partitions: Iterable[tuple[str, int]]) -> 
     """The transactions that are open on `partitions` (full topic name, number) now; most of them
     are batches under way. Raises BrokerUnreachable."""
     tps = [TopicPartition(topic, partition) for topic, partition in partitions]
-    with explained(settings):
-        stable = await _ends(settings, tps, "read_committed")
-        consumer = _consumer(settings, "read_uncommitted")
-        try:
-            await consumer.start()
+    connection = connection_options(settings, "doctor") | {"request_timeout_ms": 10_000}
+    readers = LogReaders(connection, topics=sorted({tp.topic for tp in tps}))
+    try:
+        with explained(settings):
+            stable = await (await readers.consumer("read_committed")).end_offsets(tps)
+            consumer = await readers.consumer("read_uncommitted")
             ends = await consumer.end_offsets(tps)
             return [
                 Hanging(tp.topic, tp.partition, stable[tp], await _written_at(consumer, tp, stable))
                 for tp in tps
                 if stable[tp] < ends[tp]
             ]
-        finally:
-            await stop_consumer(consumer, timeout_s=_STOP_TIMEOUT_S)
-
-
-async def _ends(
-    settings: Settings, tps: list[TopicPartition], isolation_level: str
-) -> dict[TopicPartition, int]:
-    consumer = _consumer(settings, isolation_level)
-    try:
-        await consumer.start()
-        found: dict[TopicPartition, int] = await consumer.end_offsets(tps)
-        return found
+    except ReadFailed as error:
+        raise explain(error.__cause__ or error, settings) from error
     finally:
-        await stop_consumer(consumer, timeout_s=_STOP_TIMEOUT_S)
+        await readers.close()
 
 
 async def _written_at(
-    consumer: AIOKafkaConsumer, tp: TopicPartition, stable: dict[TopicPartition, int]
+    consumer: AIOKafkaConsumer, tp: TopicPartition, stable: Mapping[TopicPartition, int]
 ) -> int | None:
     """When the first record of the open transaction was appended."""
-    consumer.assign([tp])
-    consumer.seek(tp, stable[tp])
-    for records in (await consumer.getmany(tp, timeout_ms=_POLL_MS, max_records=1)).values():
-        for record in records:
-            return int(record.timestamp)
+    reading = RangeReader(consumer, {tp: stable[tp]})
+    for records in (await reading.poll(wait_ms=_POLL_MS, max_records=1)).values():
+        return int(records[0].timestamp)
     return None
-
-
-def _consumer(settings: Settings, isolation_level: str) -> AIOKafkaConsumer:
-    return AIOKafkaConsumer(
-        **connection_options(settings, "doctor"),
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        isolation_level=isolation_level,
-        request_timeout_ms=10_000,
-    )

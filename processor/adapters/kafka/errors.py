@@ -19,6 +19,7 @@ from aiokafka.errors import (
     KafkaError,
     KafkaTimeoutError,
     NodeNotReadyError,
+    OffsetOutOfRangeError,
     SaslAuthenticationFailed,
     StaleMetadata,
     TopicAuthorizationFailedError,
@@ -100,6 +101,21 @@ class RequestFailed(TaskflowError):
     """A request to Kafka failed; the partition is taken over again and goes on from the topics."""
 
     retriable = True
+
+
+class ReadFailed(RequestFailed):
+    """A request to read topics failed; another consumer may do better."""
+
+
+class PositionLost(ReadFailed):
+    """The topic no longer has, or never had, the position that comes next."""
+
+    retriable = False
+
+    def __init__(self, topic: str, positions: Mapping[int, int]) -> None:
+        """`positions`: by partition, the offsets that are not there."""
+        self.positions = dict(positions)
+        super().__init__(f"{topic} does not hold these offsets, by partition: {self.positions}.")
 
 
 class HistoryStalled(TaskflowError):
@@ -189,13 +205,24 @@ def _is_name(text: str) -> bool:
 
 
 @contextmanager
-def foreseen(doing: str) -> Iterator[None]:
-    """Turn what aiokafka raises into RequestFailed; `doing`: as in "reading partition 3"."""
+def foreseen(doing: str, kind: type[RequestFailed] = RequestFailed) -> Iterator[None]:
+    """Turn what aiokafka raises into `kind`; `doing`: as in "reading partition 3"."""
     try:
         yield
     except KafkaError as error:
         said = str(error).removeprefix(f"{type(error).__name__}: ")
-        raise RequestFailed(f"{doing} failed: {type(error).__name__}: {said}") from error
+        raise kind(f"{doing} failed: {type(error).__name__}: {said}") from error
+
+
+@contextmanager
+def positions_kept() -> Iterator[None]:
+    """Turn what aiokafka raises where a topic does not hold a position into PositionLost."""
+    try:
+        yield
+    except OffsetOutOfRangeError as error:
+        lost: Mapping[TopicPartition, int] = error.args[0] if error.args else {}
+        topics = ", ".join(sorted({tp.topic for tp in lost})) or "a topic"
+        raise PositionLost(topics, {tp.partition: at for tp, at in lost.items()}) from error
 
 
 @contextmanager

@@ -2,19 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from processor.adapters.kafka.errors import HistoryStalled, authorized, foreseen
+from processor.adapters.kafka.errors import (
+    HistoryStalled,
+    ReadFailed,
+    authorized,
+    foreseen,
+    positions_kept,
+)
 from processor.adapters.kafka.internals import client_of, keep_topics
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
+from processor.adapters.kafka.range_reader import RangeReader
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.contract.rights import Operation, on_group
 from processor.engine.codec import Record
-from processor.engine.ports import HiddenRecords, OffsetRange, OnHanging
+from processor.engine.ports import HiddenRecords, OffsetRange, OnHanging, Tell
+from processor.errors import TaskflowError
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -31,6 +39,7 @@ SETTLE_REPORT_S: Final = 5.0
 HANGING_AFTER_S: Final = 0.5
 """After this an open transaction is no batch under way; told again after twice as long."""
 STALL_TIMEOUT_S: Final = 30.0
+ASK_AGAIN_S: Final = 0.5
 STOP_TIMEOUT_S: Final = 2.0
 
 
@@ -63,7 +72,7 @@ class LogReaders:
             back_off_metadata(client)
             keep_topics(client)
             try:
-                with foreseen("connecting to read the topics back"):
+                with foreseen("connecting to read the topics back", ReadFailed):
                     await consumer.start()
                     if self._topics:
                         await client.set_topics(self._topics)
@@ -75,9 +84,10 @@ class LogReaders:
 
     async def asked(self, work: Awaitable[T]) -> T:
         """What `work` gives, which asks the brokers by one of the consumers. Raises NotAuthorized
-        if they deny it, RequestFailed for all else that aiokafka raises."""
+        if they deny it, PositionLost, and ReadFailed for all else that aiokafka raises."""
         with (
-            foreseen("reading the topics back"),
+            foreseen("reading the topics back", ReadFailed),
+            positions_kept(),
             authorized(self._connection, on_group(Operation.READ, "")),
         ):
             return await work
@@ -99,17 +109,25 @@ class KafkaLogReader:
         *,
         topics: Sequence[str] = (),
         stall_timeout_s: float = STALL_TIMEOUT_S,
-        on_wait: Callable[[str | None], None] = lambda _: None,
+        on_wait: Tell = lambda _: None,
         readers: LogReaders | None = None,
+        patience_s: float = 0.0,
+        in_step: bool = False,
     ) -> None:
         """`topics`: as of `LogReaders`, which are this one's own unless `readers` are given.
         `stall_timeout_s`: how long a read may come no further, as the worker's watchdog has it,
-        which does not look at what still recovers. `on_wait` is called with what is waited for, and
-        with None when that is over."""
+        which does not look at what still recovers. `on_wait` is called with what is waited for,
+        and with None when that is over. `patience_s`: for how long a broker that went away is
+        asked again, from its last answer on. `in_step`: each read has a consumer of its own, so
+        that several topics can be read side by side."""
+        self._connection = connection
         self._readers = readers or LogReaders(connection, topics=topics)
         self._partition = partition
         self._stall_timeout_s = stall_timeout_s
         self._on_wait = on_wait
+        self._patience_s = patience_s
+        self._in_step = in_step
+        self._readers_of_reads: list[LogReaders] = []
 
     async def settled(
         self, topics: Sequence[str], on_hanging: OnHanging | None = None
@@ -117,22 +135,23 @@ class KafkaLogReader:
         """The extents of `topics` as the high watermarks stand now, once the last stable offsets
         have reached them: below an open transaction of anybody, the newest records are hidden,
         and an older position would be taken for the newest."""
-        tps = [TopicPartition(topic, self._partition) for topic in topics]
-        uncommitted, committed = await asyncio.gather(
+        tps = self._partitions(topics)
+        await asyncio.gather(
             self._readers.consumer("read_uncommitted"), self._readers.consumer("read_committed")
         )
-        starts = await self._readers.asked(uncommitted.beginning_offsets(tps))
-        ends = await self._readers.asked(uncommitted.end_offsets(tps))
+        written = await self._offset_ranges("read_uncommitted", tps)
         began = reported = time.monotonic()
         hanging_after_s = HANGING_AFTER_S
         while True:
-            stable = await self._readers.asked(committed.end_offsets(tps))
-            hidden = [tp for tp in tps if stable[tp] < ends[tp]]
+            stable = await self._ask("read_committed", lambda consumer: consumer.end_offsets(tps))
+            hidden = [tp for tp in tps if stable[tp] < written[tp.topic].end]
             if not hidden:
                 self._on_wait(None)
-                return {tp.topic: OffsetRange(starts[tp], ends[tp]) for tp in tps}
+                return written
             first = hidden[0]
-            records = HiddenRecords(first.topic, self._partition, stable[first], ends[first])
+            records = HiddenRecords(
+                first.topic, self._partition, stable[first], written[first.topic].end
+            )
             self._on_wait(str(records))
             if time.monotonic() - reported > SETTLE_REPORT_S:
                 reported = time.monotonic()
@@ -149,39 +168,26 @@ class KafkaLogReader:
 
     async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
         """The extents of `topics` as far as they can be read now."""
-        tps = [TopicPartition(topic, self._partition) for topic in topics]
-        consumer = await self._readers.consumer("read_committed")
-        starts, ends = (
-            await self._readers.asked(consumer.beginning_offsets(tps)),
-            await self._readers.asked(consumer.end_offsets(tps)),
-        )
-        return {tp.topic: OffsetRange(starts[tp], ends[tp]) for tp in tps}
+        return await self._offset_ranges("read_committed", self._partitions(topics))
 
     async def offset_range(self, topic: str) -> OffsetRange:
         """What the topic holds now, open transactions included."""
-        tp = TopicPartition(topic, self._partition)
-        consumer = await self._readers.consumer("read_uncommitted")
-        starts, ends = (
-            await self._readers.asked(consumer.beginning_offsets([tp])),
-            await self._readers.asked(consumer.end_offsets([tp])),
-        )
-        return OffsetRange(starts[tp], ends[tp])
+        return (await self._offset_ranges("read_uncommitted", self._partitions([topic])))[topic]
 
     async def stable_end(self, topic: str) -> int:
         """Where the first open transaction begins, or the end: what can be read now."""
-        tp = TopicPartition(topic, self._partition)
-        ends = await self._readers.asked(
-            (await self._readers.consumer("read_committed")).end_offsets([tp])
-        )
+        (tp,) = self._partitions([topic])
+        ends = await self._ask("read_committed", lambda consumer: consumer.end_offsets([tp]))
         return int(ends[tp])
 
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
-        tp = TopicPartition(topic, self._partition)
-        consumer = await self._readers.consumer("read_committed")
-        found = (await self._readers.asked(consumer.offsets_for_times({tp: at_ms})))[tp]
-        return None if found is None else int(found.offset)
+        (tp,) = self._partitions([topic])
+        found = await self._ask(
+            "read_committed", lambda consumer: consumer.offsets_for_times({tp: at_ms})
+        )
+        return None if found[tp] is None else int(found[tp].offset)
 
-    async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+    async def read(self, topic: str, start: int, end: int) -> AsyncGenerator[Sequence[Record]]:
         """Committed records of [start, end). Ends when the consumer's position says so: the last
         offsets may be markers, which no record shows.
 
@@ -190,25 +196,65 @@ class KafkaLogReader:
         """
         if start >= end:
             return
-        tp = TopicPartition(topic, self._partition)
-        consumer = await self._readers.consumer("read_committed")
-        consumer.assign([tp])
-        consumer.seek(tp, start)
-        reached, reached_at = start, time.monotonic()
+        readers = self._readers
+        if self._in_step:
+            readers = LogReaders(self._connection, topics=[topic])
+            self._readers_of_reads.append(readers)
+        patience = Patience(self._patience_s)
         while True:
-            fetched = await self._readers.asked(
-                consumer.getmany(tp, timeout_ms=POLL_MS, max_records=CHUNK_MAX_RECORDS)
-            )
-            position = await self._readers.asked(consumer.position(tp))
-            if position >= end:
-                # aiokafka's next fetch, which begins with our next await, would be held by the
-                # broker until something comes, and whatever we ask meanwhile waits behind it.
-                consumer.pause(tp)
-            records = [r for some in fetched.values() for r in some if r.offset < end]
-            if records:
-                yield records
-            if position >= end:
+            try:
+                async for records in self._read(readers, topic, start, end):
+                    yield records
+                    start = records[-1].offset + 1
+                    patience.begin()
+            except TaskflowError as error:
+                await patience.bear(error)
+                await readers.close()
+            else:
                 return
+
+    async def close(self) -> None:
+        """Close the readers, also for others that share them."""
+        reading, self._readers_of_reads = self._readers_of_reads, []
+        for readers in (self._readers, *reading):
+            await readers.close()
+
+    def _partitions(self, topics: Sequence[str]) -> list[TopicPartition]:
+        return [TopicPartition(topic, self._partition) for topic in topics]
+
+    async def _offset_ranges(
+        self, isolation_level: str, tps: Sequence[TopicPartition]
+    ) -> dict[str, OffsetRange]:
+        starts = await self._ask(isolation_level, lambda one: one.beginning_offsets(tps))
+        ends = await self._ask(isolation_level, lambda one: one.end_offsets(tps))
+        return {tp.topic: OffsetRange(starts[tp], ends[tp]) for tp in tps}
+
+    async def _ask(
+        self, isolation_level: str, question: Callable[[AIOKafkaConsumer], Awaitable[T]]
+    ) -> T:
+        patience = Patience(self._patience_s)
+        while True:
+            try:
+                consumer = await self._readers.consumer(isolation_level)
+                return await self._readers.asked(question(consumer))
+            except TaskflowError as error:
+                await patience.bear(error)
+                await self._readers.close()
+
+    async def _read(
+        self, readers: LogReaders, topic: str, start: int, end: int
+    ) -> AsyncIterator[Sequence[Record]]:
+        (tp,) = self._partitions([topic])
+        consumer = await readers.consumer("read_committed")
+        reading = RangeReader(consumer, {tp: start}, {tp: end})
+        reached, reached_at = start, time.monotonic()
+        while not reading.done:
+            fetched = await readers.asked(
+                reading.poll(wait_ms=POLL_MS, max_records=CHUNK_MAX_RECORDS)
+            )
+            if tp in fetched:
+                yield fetched[tp]
+            position = reading.positions[tp]
             if position > reached:
                 reached, reached_at = position, time.monotonic()
             elif time.monotonic() - reached_at > self._stall_timeout_s:
@@ -217,6 +263,19 @@ class KafkaLogReader:
                     f"of {end} since {self._stall_timeout_s:g} s."
                 )
 
-    async def close(self) -> None:
-        """Close the readers, also for others that share them."""
-        await self._readers.close()
+
+class Patience:
+    """With a broker that does not answer, for `patience_s` from the last time that it did."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self.begin()
+
+    def begin(self) -> None:
+        self._until = time.monotonic() + self._patience_s
+
+    async def bear(self, error: TaskflowError) -> None:
+        """Pause, if another try may do better; raise `error`, if not or if it is enough."""
+        if not error.retriable or time.monotonic() >= self._until:
+            raise error
+        await asyncio.sleep(ASK_AGAIN_S)

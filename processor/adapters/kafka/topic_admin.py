@@ -197,6 +197,20 @@ async def partition_counts(
         return await _partitions(admin, settings, topics, operation)
 
 
+async def count_partitions(
+    settings: Settings, topics: Iterable[str], operation: Operation = Operation.READ
+) -> dict[str, int]:
+    """How many partitions each of `topics` has, to do `operation` with. Raises BrokerUnreachable,
+    NotAuthorized, TopicsWrong."""
+    wanted = list(topics)
+    counts = await partition_counts(settings, wanted, operation)
+    if missing := [topic for topic in wanted if topic not in counts]:
+        raise TopicsWrong(
+            f"{', '.join(missing)} does not exist; `taskflow topics create` makes the topics."
+        )
+    return counts
+
+
 async def counted_partitions(
     admin: AIOKafkaAdminClient, settings: Settings, topics: Iterable[str]
 ) -> dict[str, int]:

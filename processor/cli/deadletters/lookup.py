@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
-from processor.adapters.kafka.topic_reader import BEGINNING, Start, read
+from processor.adapters.kafka.topic_admin import count_partitions
+from processor.adapters.kafka.topic_reader import read, time_of
 from processor.cli.common.options import flow_id_of, since_ms
 from processor.cli.common.progress import progress_bar
 from processor.cli.common.runner import Refused, WrongUse
-from processor.client.kafka.reader import count_partitions
 from processor.contract.outcomes import Code
 from processor.contract.topics import Topics
 from processor.contract.values import instant
+from processor.engine.ports import Start
 from processor.ops.deadletters import DeadLetterRecord, Spot, Wanted, dead_letter_of, redriven_spot
 from processor.ops.diagnose import Diagnosis
 from processor.settings import Settings
@@ -68,7 +69,7 @@ async def find_letters(
 ) -> tuple[list[DeadLetterRecord], dict[Spot, str]]:
     """The letters, and where those lie that were sent back."""
     names = Topics(settings.topic_prefix)
-    start = BEGINNING if wanted.since_ms is None else Start(at_ms=wanted.since_ms)
+    start: Start = "beginning" if wanted.since_ms is None else time_of(wanted.since_ms)
     partitions: list[int] | None = None
     if wanted.spots:
         count = (await count_partitions(settings, [names.dead_letters]))[names.dead_letters]
@@ -83,7 +84,7 @@ async def find_letters(
                 letters.append(letter)
     sent: dict[Spot, str] = {}
     if letters and look_for_sent:
-        since = Start(at_ms=min(letter.at_ms for letter in letters))
+        since = time_of(min(letter.at_ms for letter in letters))
         sources = {names.commands, names.control} & {letter.source_topic for letter in letters}
         with progress_bar("looking for what was sent back") as bar:
             for topic in sorted(sources):

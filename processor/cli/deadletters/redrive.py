@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from processor.adapters.kafka.topic_admin import count_partitions
+from processor.adapters.kafka.topic_reader import TopicReader
 from processor.cli.common.output import (
     console,
     for_people,
@@ -18,7 +20,6 @@ from processor.cli.common.progress import progress_bar
 from processor.cli.deadletters.lookup import faults_text
 from processor.client.errors import CommandNotSent
 from processor.client.kafka.command_producer import CommandProducer
-from processor.client.kafka.reader import CommittedReader, count_partitions
 from processor.contract.outcomes import Verdict
 from processor.contract.rights import Operation
 from processor.contract.topics import Topics
@@ -97,7 +98,7 @@ async def send_back(
     sources = {names.commands, names.control} & {letter.source_topic for letter in letters}
     counts = await count_partitions(settings, [names.outcomes])
     counts |= await count_partitions(settings, sources, Operation.WRITE)
-    outcomes = CommittedReader(settings, names.outcomes)
+    outcomes = TopicReader(settings, names.outcomes)
     await outcomes.open(range(counts[names.outcomes]), "end")
     producer = CommandProducer(settings)
     waiting: dict[tuple[str, int, int], DeadLetterRecord] = {}
@@ -155,7 +156,7 @@ async def send_back(
 
 
 async def _answers(
-    outcomes: CommittedReader, places: set[tuple[str, int, int]], timeout_s: float
+    outcomes: TopicReader, places: set[tuple[str, int, int]], timeout_s: float
 ) -> dict[tuple[str, int, int], dict[str, Any]]:
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
     deadline = time.monotonic() + timeout_s

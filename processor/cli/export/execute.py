@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from processor.adapters.kafka.log_reader import KafkaLogReader
+from processor.adapters.kafka.topic_admin import count_partitions
 from processor.adapters.sqlite.export import Export, exporting
 from processor.cli.common.history import open_history
 from processor.cli.common.output import console, for_people, table, write_json
 from processor.cli.common.progress import Bar, progress_bar
 from processor.cli.common.runner import run
-from processor.client.kafka.reader import count_partitions
 from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.engine.batch import PartitionConfig

@@ -13,10 +13,10 @@ from processor.adapters.kafka import bulk_copy as copier
 from processor.adapters.kafka.bulk_copy import BulkCopy
 from processor.adapters.kafka.client_config import compression_type, connection_options
 from processor.adapters.kafka.log_reader import KafkaLogReader
+from processor.cli.common.history import PartitionLog
 from processor.cli.common.progress import Bar
 from processor.cli.common.runner import Refused
 from processor.cli.repartition.topic_set import COMMIT_TIMEOUT_S, Seen, TopicSet
-from processor.cli.verify.kafka_log import KafkaLog
 from processor.contract.state import CURSOR_PREFIX
 from processor.contract.topics import Topics
 from processor.engine.batch import Outgoing, first_event_id
@@ -256,7 +256,7 @@ class TopicCopy:
         target.progress = progress
 
 
-def _opener(log: KafkaLog, bar: Bar) -> Any:
+def _opener(log: PartitionLog, bar: Bar) -> Any:
     return lambda topic, start, end: RecordStream(log, topic, start, end, bar.advance)
 
 

@@ -1,7 +1,7 @@
 """One side of a repartition: what its topics hold at a moment, and reading them."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
 from processor.adapters.kafka.client_config import compression_type, connection_options
@@ -11,9 +11,8 @@ from processor.adapters.kafka.transactional_producer import (
     KafkaTransactionalProducer,
     producers_stopped,
 )
-from processor.cli.common.history import open_history
+from processor.cli.common.history import PartitionLog, open_history, open_log
 from processor.cli.common.runner import Refused
-from processor.cli.verify.kafka_log import KafkaLog
 from processor.contract.topics import Topics
 from processor.engine.batch import PartitionConfig
 from processor.engine.ports import OffsetRange as Whole
@@ -64,13 +63,8 @@ class TopicSet:
     def history(self, number: int) -> AbstractAsyncContextManager[KafkaLogReader]:
         return open_history(self._settings, number, "repartition", self.topics)
 
-    @asynccontextmanager
-    async def log(self, number: int) -> AsyncIterator[KafkaLog]:
-        log = KafkaLog(self._settings, number, self.topics)
-        try:
-            yield log
-        finally:
-            await log.close()
+    def log(self, number: int) -> AbstractAsyncContextManager[PartitionLog]:
+        return open_log(self._settings, number, self.topics)
 
     async def look(self) -> Seen:
         """What is there now."""

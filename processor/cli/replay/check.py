@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.text import Text
 
 import processor
+from processor.cli.common.history import partitions_of
 from processor.cli.common.options import duration_ms, since_ms
 from processor.cli.common.output import console, for_people, plain, say, table, write_json
 from processor.cli.common.progress import progress_bar
 from processor.cli.common.runner import Refused, WrongUse, run
 from processor.cli.replay import parallel as comparing
-from processor.cli.verify.kafka_log import partitions_of
 from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.ops.replay.differences import Difference, Findings

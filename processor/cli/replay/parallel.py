@@ -8,9 +8,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Final
 
+from processor.cli.common.history import open_log
 from processor.cli.common.progress import Bar
 from processor.cli.common.runner import Refused, run
-from processor.cli.verify.kafka_log import KafkaLog, retention_told
 from processor.errors import TaskflowError
 from processor.ops.replay.check import replay
 from processor.ops.replay.copies import Copies
@@ -97,14 +97,10 @@ async def _compare(settings: Settings, job: Job, bar: Bar) -> tuple[Findings, Co
 async def _live(
     settings: Settings, job: Job, number: int, bar: Bar
 ) -> AsyncIterator[LivePartition]:
-    log = KafkaLog(settings, number)
-    try:
-        with retention_told(settings):
-            live = LivePartition(log, job.rules, number, since_ms=job.since_ms, on_read=bar.advance)
-            bar.expect(await live.outcomes())
-            yield live
-    finally:
-        await log.close()
+    async with open_log(settings, number) as log:
+        live = LivePartition(log, job.rules, number, since_ms=job.since_ms, on_read=bar.advance)
+        bar.expect(await live.outcomes())
+        yield live
 
 
 # In processes of their own

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from processor.adapters.kafka.group_offsets import committed_offsets, offsets_at
-from processor.adapters.kafka.topic_admin import partition_counts, topic_configs
+from processor.adapters.kafka.topic_admin import count_partitions, partition_counts, topic_configs
 from processor.adapters.kafka.topic_reader import read
+from processor.cli.common.history import PartitionLog, reading_explained
 from processor.cli.common.progress import Bar, progress_bar
 from processor.cli.common.runner import Refused, WrongUse
-from processor.cli.verify.kafka_log import KafkaLog, retention_told
-from processor.client.kafka.reader import count_partitions
 from processor.contract.rights import Operation
 from processor.contract.topics import Topics
 from processor.contract.values import instant
@@ -167,15 +166,15 @@ async def _count(settings: Settings, order: ReplayOrder, plan: ReplayPlan) -> No
 async def streams(settings: Settings, bar: Bar) -> AsyncIterator[OpenStream]:
     """Opens the audit's partitions; closes them in the end."""
     audit = Topics(settings.topic_prefix).audit
-    logs: list[KafkaLog] = []
+    logs: list[PartitionLog] = []
 
     def open_stream(partition: int, start: int, end: int) -> RecordStream:
-        log = KafkaLog(settings, partition)
+        log = PartitionLog(settings, partition)
         logs.append(log)
         return RecordStream(log, audit, start, end, bar.advance)
 
     try:
-        with retention_told(settings):
+        with reading_explained(settings):
             yield open_stream
     finally:
         for log in logs:

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from processor.adapters.kafka.client_config import compression_type, connection_options
 from processor.adapters.kafka.errors import explained
+from processor.adapters.kafka.topic_admin import count_partitions
 from processor.cli.common.confirm import Confirmation
 from processor.cli.common.options import flow_id_of, since_ms
 from processor.cli.common.output import console, for_people, say, table, write_json
@@ -14,7 +15,6 @@ from processor.cli.common.progress import Bar, progress_bar
 from processor.cli.common.runner import WrongUse, run
 from processor.cli.replay.plan import ReplayOrder, ReplayPlan, group_of, look, streams
 from processor.cli.replay.republisher import Republisher
-from processor.client.kafka.reader import count_partitions
 from processor.contract.rights import Operation
 from processor.contract.topics import Topics
 from processor.ops.replay.republish import republish

@@ -1,7 +1,7 @@
 """Verify a deployment for `taskflow verify`, and print the report."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,12 @@ from rich.text import Text
 
 from processor.adapters.sqlite import TableCorrupt, TableFailed
 from processor.adapters.sqlite import readonly_queries as queries
+from processor.cli.common.history import open_log, partitions_of
 from processor.cli.common.output import console, for_people, plain, say, table, write_json
 from processor.cli.common.progress import Bar, progress_bar
 from processor.cli.common.runner import run
-from processor.cli.verify.kafka_log import KafkaLog, partitions_of, retention_told
 from processor.contract.topics import Topics
 from processor.ops.verify.ports import (
-    Log,
     TableFlow,
     TablePosition,
     TableProblem,
@@ -63,17 +62,8 @@ async def _verify(
         at_rest=at_rest,
         grace_s=grace_s,
     )
-
-    @asynccontextmanager
-    async def logs(partition: int) -> AsyncIterator[Log]:
-        log = KafkaLog(settings, partition)
-        try:
-            with retention_told(settings):
-                yield log
-        finally:
-            await log.close()
-
     with progress_bar("verifying") as bar:
+        logs = partial(open_log, settings)
         return await verify(scope, logs, [LocalTables(settings)], watcher=_Watched(bar))
 
 

@@ -4,8 +4,9 @@ import time
 from collections.abc import Iterable
 
 from processor.adapters.kafka.access.authorization import missing_rights
+from processor.adapters.kafka.topic_admin import count_partitions
+from processor.adapters.kafka.topic_reader import TopicReader
 from processor.client.kafka.command_producer import CommandProducer
-from processor.client.kafka.reader import CommittedReader, count_partitions
 from processor.client.kafka.work_items import WorkItemReader
 from processor.contract.rights import Operation, Right
 from processor.settings import Settings
@@ -26,8 +27,8 @@ class KafkaConnection:
     def producer(self) -> CommandProducer:
         return CommandProducer(self._settings)
 
-    def reader(self, topic: str) -> CommittedReader:
-        return CommittedReader(self._settings, topic)
+    def reader(self, topic: str) -> TopicReader:
+        return TopicReader(self._settings, topic)
 
     def work_items(self, group: str, tasks: Iterable[str]) -> WorkItemReader:
         return WorkItemReader(self._settings, group, tasks)

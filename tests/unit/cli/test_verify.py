@@ -1,27 +1,27 @@
 """What `taskflow verify` makes of tables on disk, how it shows a report, and how far it is."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import (
-    KafkaConnectionError,
-    OffsetOutOfRangeError,
-    TopicAuthorizationFailedError,
-)
+from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError
 
-from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
+from processor.adapters.kafka.errors import (
+    BrokerUnreachable,
+    PositionLost,
+    ReadFailed,
+    TopicsWrong,
+)
 from processor.adapters.sqlite import table_path
+from processor.cli.common import history as program
+from processor.cli.common.history import reading_explained
 from processor.cli.common.output import console
 from processor.cli.common.runner import Refused
 from processor.cli.main import WRONG_USE, main
-from processor.cli.verify import kafka_log as program
 from processor.cli.verify.execute import LocalTables, _show
-from processor.cli.verify.kafka_log import KafkaLog, retention_told
 from processor.contract.topics import Topics
 from processor.engine.rows import Changes
 from processor.ops.verify.ports import TableFlow, TablePosition, TableStep, Watcher
@@ -147,87 +147,12 @@ async def test_steps_alone_may_have_more_partitions(
 
 
 def test_retention_that_came_first_is_no_broker_that_is_away() -> None:
-    with pytest.raises(Refused, match="Retention took"), retention_told(Settings()):
-        raise OffsetOutOfRangeError({})
-    with pytest.raises(BrokerUnreachable), retention_told(Settings()):
+    with pytest.raises(Refused, match="Retention took"), reading_explained(Settings()):
+        raise PositionLost("t.audit", {0: 7})
+    with pytest.raises(BrokerUnreachable), reading_explained(Settings()):
         raise KafkaConnectionError
-
-
-class Away:
-    """A history whose broker is away for the next `for_calls` calls, also in the middle of a
-    read."""
-
-    def __init__(self, for_calls: Any, error: Any = KafkaConnectionError) -> None:
-        self.for_calls, self.error = for_calls, error
-        self.starts = []
-        self.closed = 0
-
-    def _answer(self) -> None:
-        if self.for_calls:
-            self.for_calls -= 1
-            raise self.error("away")
-
-    async def offset_at(self, topic: Any, at_ms: Any) -> int:
-        self._answer()
-        return 7
-
-    async def read(self, topic: Any, start: Any, end: Any) -> AsyncIterator[Any]:
-        self.starts.append(start)
-        for offset in range(start, end):
-            if offset % 2:
-                self._answer()
-            yield [SimpleNamespace(offset=offset)]
-
-    async def close(self) -> None:
-        self.closed += 1
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A log on histories that the test names."""
-    monkeypatch.setattr(program, "ASK_AGAIN_S", 0)
-
-    def made(history: Any) -> Any:
-        monkeypatch.setattr(program, "KafkaLogReader", lambda *_, **__: history)
-        return KafkaLog(Settings(), 0)
-
-    return made
-
-
-async def all_of(log: Any) -> Any:
-    return [record.offset async for some in log.read("t", 0, 5) for record in some]
-
-
-async def test_a_read_goes_on_behind_what_it_has_given_once_the_broker_is_back(log: Any) -> None:
-    history = Away(for_calls=3)
-    assert await all_of(log(history)) == [0, 1, 2, 3, 4]
-    assert history.starts == [0, 1, 1, 1]
-    assert history.closed == 3, "each try has clients of its own: aiokafka's may never come back"
-
-
-async def test_a_question_is_asked_again_until_the_broker_is_back(log: Any) -> None:
-    history = Away(for_calls=3)
-    assert await log(history).offset_at("t", 0) == 7
-    assert history.closed == 3
-
-
-async def test_patience_has_an_end(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "PATIENCE_S", -1)
-    with pytest.raises(BrokerUnreachable):
-        await log(Away(for_calls=1)).offset_at("t", 0)
-    with pytest.raises(BrokerUnreachable):
-        await all_of(log(Away(for_calls=1)))
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [(TopicAuthorizationFailedError, AccessDenied), (OffsetOutOfRangeError, OffsetOutOfRangeError)],
-)
-async def test_what_waiting_does_not_mend_is_told_at_once(log: Any, error: Any, told: Any) -> None:
-    history = Away(for_calls=1, error=error)
-    with pytest.raises(told):
-        await all_of(log(history))
-    assert history.starts == [0]
+    with pytest.raises(BrokerUnreachable, match="no answer in time"), reading_explained(Settings()):
+        raise ReadFailed("reading failed") from KafkaTimeoutError()
 
 
 async def test_the_bar_comes_to_its_end() -> None:

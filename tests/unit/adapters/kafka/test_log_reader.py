@@ -7,11 +7,24 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+)
 
 from processor.adapters.kafka import log_reader as history_module
-from processor.adapters.kafka.errors import HistoryStalled
+from processor.adapters.kafka.client_config import connection_options
+from processor.adapters.kafka.errors import (
+    HistoryStalled,
+    NotAuthorized,
+    PositionLost,
+    ReadFailed,
+)
 from processor.adapters.kafka.internals import keep_topics
-from processor.adapters.kafka.log_reader import KafkaLogReader
+from processor.adapters.kafka.log_reader import KafkaLogReader, LogReaders
+from processor.settings import Settings
 
 PASSES_S = 1.0
 """How long a fetch takes on the test's clock."""
@@ -105,3 +118,108 @@ async def test_a_client_that_turns_to_one_topic_keeps_knowing_the_others() -> No
     assert client._topics == {"t.audit", "t.state"}
     assert not learning.done()
     assert turning.done(), "there is nothing to learn, and so nothing to wait for"
+
+
+class Away:
+    """A consumer whose broker is away for the next `for_calls` calls, also in the middle of a
+    read, which comes one offset further each time."""
+
+    def __init__(self, for_calls: int, error: KafkaError) -> None:
+        self.for_calls, self.error = for_calls, error
+        self.starts: list[int] = []
+        self._position = 0
+
+    def assign(self, tps: Any) -> None: ...
+    def pause(self, tp: TopicPartition) -> None: ...
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        self.starts.append(offset)
+        self._position = offset
+
+    def _answer(self) -> None:
+        if self.for_calls:
+            self.for_calls -= 1
+            raise self.error
+
+    async def offsets_for_times(self, times: Mapping[TopicPartition, int]) -> Any:
+        self._answer()
+        return dict.fromkeys(times, SimpleNamespace(offset=7))
+
+    async def getmany(self, tp: TopicPartition, **how: Any) -> Mapping[TopicPartition, Any]:
+        if self._position % 2:
+            self._answer()
+        self._position += 1
+        return {tp: [SimpleNamespace(offset=self._position - 1)]}
+
+    async def position(self, tp: TopicPartition) -> int:
+        return self._position
+
+
+class Missing:
+    """A reader with patience, and how often it has let go of its consumers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, away: Away, patience_s: float) -> None:
+        self.closed = 0
+
+        async def consumer(readers: LogReaders, isolation_level: str) -> Away:
+            return away
+
+        async def close(readers: LogReaders) -> None:
+            self.closed += 1
+
+        monkeypatch.setattr(LogReaders, "consumer", consumer)
+        monkeypatch.setattr(LogReaders, "close", close)
+        monkeypatch.setattr(history_module, "ASK_AGAIN_S", 0)
+        connection = connection_options(Settings(), "test")
+        self.reader = KafkaLogReader(connection, 3, patience_s=patience_s, in_step=True)
+
+    async def all(self) -> list[int]:
+        return [one.offset async for some in self.reader.read("t.audit", 0, 5) for one in some]
+
+
+async def test_a_read_goes_on_behind_what_it_has_given_once_the_broker_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away = Away(3, KafkaConnectionError())
+    missing = Missing(monkeypatch, away, 60.0)
+
+    assert await missing.all() == [0, 1, 2, 3, 4]
+
+    assert away.starts == [0, 1, 1, 1]
+    assert missing.closed == 3, "each try has clients of its own: aiokafka's may never come back"
+
+
+async def test_a_question_is_asked_again_until_the_broker_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = Missing(monkeypatch, Away(3, KafkaConnectionError()), 60.0)
+
+    assert await missing.reader.offset_at("t.audit", 0) == 7
+    assert missing.closed == 3
+
+
+async def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = Away(2, KafkaConnectionError())
+    missing = Missing(monkeypatch, away, 0.0)
+
+    with pytest.raises(ReadFailed):
+        await missing.reader.offset_at("t.audit", 0)
+    with pytest.raises(ReadFailed):
+        await missing.all()
+    assert away.for_calls == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TopicAuthorizationFailedError("t.audit"), NotAuthorized),
+        (OffsetOutOfRangeError({TopicPartition("t.audit", 3): 1}), PositionLost),
+    ],
+)
+async def test_what_waiting_does_not_mend_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, error: KafkaError, told: type[Exception]
+) -> None:
+    away = Away(1, error)
+    with pytest.raises(told):
+        await Missing(monkeypatch, away, 60.0).all()
+    assert away.starts == [0]

@@ -8,9 +8,9 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, OffsetOutOfRangeError
 
-from processor.client.kafka import reader as module
-from processor.client.kafka.reader import CommittedReader
-from processor.client.ports import PositionLost
+from processor.adapters.kafka import topic_reader as module
+from processor.adapters.kafka.errors import PositionLost
+from processor.adapters.kafka.topic_reader import TopicReader
 from processor.settings import Settings
 
 
@@ -39,7 +39,7 @@ class Consumer:
     def seek(self, tp: TopicPartition, offset: int) -> None:
         self.sought[tp.partition] = offset
 
-    async def getmany(self, **_: Any) -> dict[TopicPartition, list[Any]]:
+    async def getmany(self, *tps: TopicPartition, **how: Any) -> dict[TopicPartition, list[Any]]:
         await asyncio.sleep(0)
         if self._fails_with is not None:
             raise self._fails_with
@@ -57,10 +57,10 @@ def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BACKOFF_MIN_S", 0.0)
 
 
-def a_reader(*consumers: Consumer) -> CommittedReader:
+def a_reader(*consumers: Consumer) -> TopicReader:
     made = iter(consumers)
 
-    class Reader(CommittedReader):
+    class Reader(TopicReader):
         def _new_consumer(self) -> Any:
             return next(made)
 
