@@ -19,6 +19,9 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
+DOUBLINGS_MAX: Final = 64
+"""Of a pause; more change nothing."""
+
 SWITCH_INTERVAL_S: Final = 0.001
 """How long one thread may keep the others waiting. Work on a batch is busy in one thread while
 SQLite's threads wait for their turn at each end of a statement; Python's default is 5 ms."""
@@ -104,6 +107,14 @@ async def unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
     finally:
         await end_tasks(working, stopping, again_s=CLEAN_UP_S)
     return None
+
+
+def backoff_s(failures: int, min_s: float, max_s: float) -> float:
+    """How long to wait after so many failures in a row: `min_s`, doubled with each, up to `max_s`.
+
+    Of any number: 2**1024 is no float any more.
+    """
+    return min(min_s * 2.0 ** min(failures, DOUBLINGS_MAX), max_s)
 
 
 async def sleep_unless(event: asyncio.Event, timeout_s: float) -> bool:

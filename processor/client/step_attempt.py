@@ -25,7 +25,7 @@ from processor.contract.outcomes import Code, Verdict
 from processor.contract.steps import StepFailure
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.errors import TaskflowError
-from processor.runtime import end_tasks
+from processor.runtime import backoff_s, end_tasks
 from processor.telemetry.tracing import ProducerTraces
 
 Handler = Callable[[Step], Awaitable[Any]]
@@ -107,7 +107,7 @@ class StepAttempt:
         however late it is decided.
         """
         received, commands = self._received, self._shared.commands
-        pause_s = RETRY_PAUSE_MIN_S
+        refusals = 0
         while True:
             now_ms = max(self._shared.connection.now_ms(), received.appended_ms, commands.broker_ms)
             command = commands.prepare(
@@ -124,8 +124,8 @@ class StepAttempt:
             if outcome.code in NOT_TO_BE_STARTED:
                 return None
             _log.warning("a start was refused (%s); starting again", outcome.code)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RETRY_PAUSE_MAX_S)
+            await asyncio.sleep(backoff_s(refusals, RETRY_PAUSE_MIN_S, RETRY_PAUSE_MAX_S))
+            refusals += 1
 
     async def _execute(self, event_id: int) -> None:
         """Run the handler under the lease, and record what it ends with."""

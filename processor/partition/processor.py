@@ -10,7 +10,7 @@ from processor.errors import TableDistrusted, TaskflowError
 from processor.partition.batch_processor import BatchProcessor
 from processor.partition.status import PartitionPhase, PartitionStatus
 from processor.partition.takeover import Takeover
-from processor.runtime import sleep_unless
+from processor.runtime import backoff_s, sleep_unless
 
 log = structlog.get_logger()
 
@@ -128,5 +128,5 @@ class PartitionProcessor:
         self._log.warning(
             "the partition is taken over again", error=self.status.error, exc_info=unforeseen
         )
-        pause_s = min(BACKOFF_MIN_S * 2**self._batches.failures_in_a_row, BACKOFF_MAX_S)
+        pause_s = backoff_s(self._batches.failures_in_a_row, BACKOFF_MIN_S, BACKOFF_MAX_S)
         await sleep_unless(self._batches.released, pause_s)

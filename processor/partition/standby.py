@@ -25,6 +25,7 @@ from processor.recovery.consistent_cut import consistent_cut
 from processor.recovery.ledger_window import asked_for_since_ms
 from processor.recovery.rebuild import rebuild
 from processor.recovery.table_match import contradiction
+from processor.runtime import backoff_s
 from processor.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -108,7 +109,7 @@ class StandbyReplica:
             self._log.warning("the standby begins again", error=self.error, exc_info=unforeseen)
         async with self._turn:
             await self._history.close()
-        await asyncio.sleep(min(BACKOFF_MIN_S * 2**self._failures, BACKOFF_MAX_S))
+        await asyncio.sleep(backoff_s(self._failures, BACKOFF_MIN_S, BACKOFF_MAX_S))
 
     async def _follow(self, table: Table) -> None:
         checkpoint = await table.checkpoint() if self._trust_table else None

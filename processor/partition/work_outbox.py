@@ -11,7 +11,7 @@ import structlog
 
 from processor.engine.batch import Outgoing, WorkRecord
 from processor.engine.ports import WorkItemProducer
-from processor.runtime import end_tasks
+from processor.runtime import backoff_s, end_tasks
 from processor.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -128,7 +128,7 @@ class WorkOutbox:
             except Exception as error:
                 failures += 1
                 self._failed(error)
-                await asyncio.sleep(min(BACKOFF_MIN_S * 2 ** min(failures, 10), BACKOFF_MAX_S))
+                await asyncio.sleep(backoff_s(failures, BACKOFF_MIN_S, BACKOFF_MAX_S))
                 continue
             failures = 0
             if self.error is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from processor.adapters.kafka.internals import AskForMetadata, pace_metadata
+from processor.runtime import backoff_s
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def back_off_metadata(client: Any, *, monotonic: Callable[[], float] = time.mono
         async def ask_after_a_pause(cluster: Any, topics: Collection[str] | None) -> bool:
             nonlocal failures, asked_at
             if failures:
-                pause_s = min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(failures - 1, 10))
+                pause_s = backoff_s(failures - 1, PAUSE_MIN_S, PAUSE_MAX_S)
                 await asyncio.sleep(max(0.0, asked_at + pause_s - monotonic()))
             asked_at = monotonic()
             try:

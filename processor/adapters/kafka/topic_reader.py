@@ -27,6 +27,7 @@ from processor.adapters.kafka.shutdown import stop_consumer
 from processor.adapters.kafka.topic_admin import count_partitions
 from processor.contract.rights import Operation, on_topic
 from processor.engine.ports import Start
+from processor.runtime import backoff_s
 from processor.settings import Settings
 
 STOP_TIMEOUT_S: Final = 2.0
@@ -165,8 +166,8 @@ class TopicReader:
     async def _back_off(self, why: str) -> None:
         _log.warning("reading %s: %s; starting another consumer", self._topic, why)
         await self.close()
-        pause_s = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2**self._failures)
-        self._failures = min(self._failures + 1, 10)
+        pause_s = backoff_s(self._failures, BACKOFF_MIN_S, BACKOFF_MAX_S)
+        self._failures += 1
         await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
 
 

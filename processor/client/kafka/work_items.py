@@ -19,7 +19,7 @@ from processor.contract import Topics
 from processor.contract.events import TRACEPARENT_HEADER
 from processor.contract.steps import TASK_HEADER, WorkItem
 from processor.engine.codec import Record
-from processor.runtime import end_tasks
+from processor.runtime import backoff_s, end_tasks
 from processor.settings import Settings
 
 COMMIT_EVERY_S: Final = 1.0
@@ -167,8 +167,8 @@ class WorkItemReader:
         _log.warning("reading %s: %s; starting another consumer", self._topic, why)
         await self.close()
         self._assigned()
-        pause_s = min(RESTART_PAUSE_MAX_S, RESTART_PAUSE_MIN_S * 2**self._failures)
-        self._failures = min(self._failures + 1, 10)
+        pause_s = backoff_s(self._failures, RESTART_PAUSE_MIN_S, RESTART_PAUSE_MAX_S)
+        self._failures += 1
         await asyncio.sleep(pause_s)
 
     async def _revoked(self) -> None:
