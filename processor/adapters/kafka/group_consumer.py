@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from math import ceil
 from typing import Any, Final
 
@@ -21,10 +22,12 @@ from aiokafka.errors import (
 
 from processor.adapters.kafka.commit_coalescer import CommitCoalescer
 from processor.adapters.kafka.errors import RequestFailed, authorized
+from processor.adapters.kafka.fetch_hold import BUSY_MS, FetchHold
 from processor.adapters.kafka.internals import (
     Fetch,
     client_of,
     coordination_error,
+    hold_fetches,
     last_fetch,
     member_id,
     raise_coordination_error,
@@ -42,9 +45,6 @@ from processor.runtime import end_tasks
 
 log = structlog.get_logger()
 
-FETCH_MAX_WAIT_MS: Final = 20
-"""How long the broker holds a fetch. One fetch per broker is under way at a time, and a partition
-that it does not ask for waits for its end: this is latency, not only idleness."""
 COMMIT_EVERY_S: Final = 1.0
 """How often the group hears how far we are."""
 COMMIT_TIMEOUT_S: Final = 2.0
@@ -114,11 +114,12 @@ class KafkaGroupConsumer:
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
-            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+            fetch_max_wait_ms=BUSY_MS,
             # Range gives commands and control of one number to one member.
             partition_assignment_strategy=(RangePartitionAssignor,),
         )
         back_off_metadata(client_of(self._consumer))
+        self._hold = FetchHold(partial(hold_fetches, self._consumer))
         self._ends = LogReaders(connection, topics=[topics.commands])
         self._asking_ends = asyncio.Lock()
         self._proofs = CommitCoalescer(self._consumer.commit)
@@ -276,6 +277,7 @@ class KafkaGroupConsumer:
             self._consumer.resume(commands, control)
         except IllegalStateError as error:
             raise OwnershipLost(f"partition {partition} is not assigned any more") from error
+        self._hold.busy()
 
     async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
         """Raises SourceFailed if the consumer itself is broken, else RequestFailed."""
@@ -292,6 +294,10 @@ class KafkaGroupConsumer:
         except KafkaError as error:
             await self._heed(error)
             raise RequestFailed(f"fetching from partition {partition} failed: {error!r}") from error
+        if fetched:
+            self._hold.busy()
+        else:
+            self._hold.idle()
         return Fetched(fetched.get(commands, ()), fetched.get(control, ()))
 
     async def commands_end(self, partition: int) -> int:

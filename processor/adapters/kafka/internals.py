@@ -16,6 +16,7 @@ of github.com/aio-libs/aiokafka where one was found (November 2026).
   consumer that fetches (test_kafka_traps).
 - last_fetch: position, last stable offset and high watermark without a request
   (test_kafka_traps).
+- hold_fetches: the hold of a fetch is fixed when a consumer is made (test_fetch_hold).
 - count_commits: a lost connection repeats EndTxn silently (test_kafka_traps).
 - append, close_batch: the public wrapper takes as long again as the record itself
   (test_transactional_producer).
@@ -177,6 +178,11 @@ def last_fetch(consumer: AIOKafkaConsumer, partition: TopicPartition) -> Fetch:
     state = assignment.state_value(partition)
     position = state.position if state.has_valid_position else None
     return Fetch(position, state.lso, state.highwater)
+
+
+def hold_fetches(consumer: AIOKafkaConsumer, hold_ms: int) -> None:
+    """Have the broker hold each further fetch of a started consumer that finds nothing so long."""
+    consumer._fetcher._fetch_max_wait_ms = hold_ms
 
 
 def count_commits(producer: AIOKafkaProducer, attempted: Callable[[], None]) -> None:
