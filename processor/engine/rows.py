@@ -182,8 +182,8 @@ class Changes:
 
     Applied in this order: flows deleted, with their steps; flows updated and inserted; steps
     deleted (flow id, run id; there or not) and upserted; answers remembered (a newer one under
-    the same key replaces the older); answers older than `forget_before_ms` dropped, some at a
-    time. `updated` pairs the row that was decided on with the new one.
+    the same key counts); answers older than `forget_before_ms` dropped, as far as that is
+    convenient. `updated` pairs the row that was decided on with the new one.
     """
 
     deleted: list[FlowRow] = field(default_factory=list)

@@ -27,7 +27,7 @@ IDLE_PARTITIONS: Final = 64
 IDLE_S: Final = 20
 MOST_MIB: Final = 400
 """What a worker should take at most."""
-SETTLING_S: Final = 10
+SETTLING_S: Final = 25
 """How long a worker that was just started is left alone before it counts as at rest."""
 
 SHAPES: Final[dict[str, tuple[str, dict[str, Shape]]]] = {

@@ -16,6 +16,7 @@ import orjson
 
 from processor.adapters.sqlite import row_codec as records
 from processor.adapters.sqlite import statements
+from processor.adapters.sqlite.ledger import ROW_WIDTH, Ledger
 from processor.engine.rows import Checkpoint, RestoreChunk
 
 INDEXES: Final = tuple(
@@ -27,7 +28,7 @@ INDEXES: Final = tuple(
     ).split(";")
     if statement.strip()
 )
-KEYS: Final = {"flow": "id", "step": "flow_id, run_id", "ledger": "key"}
+KEYS: Final = {"flow": "id", "step": "flow_id, run_id"}
 """What no two rows of a table have alike."""
 GONE_REVISION: Final = -1
 """Of a row that says that its flow is gone; a step's has no document."""
@@ -58,11 +59,7 @@ TOTALS: Final = """
     ) AS s
     WHERE flow.id = s.flow_id
 """
-LEDGER: Final = """
-    INSERT INTO ledger
-        (key, at_ms, digest, revision, status, first_event_id, event_count, refusal)
-    VALUES :rows
-"""
+LEDGER: Final = "INSERT INTO ledger (n, tag, entry, details) VALUES :rows"
 SIZES: Final = (2_048, 512, 128, 32, 8, 2, 1)
 """Rows in a statement, at first as many as are read at once: at the end of each, its thread waits
 for the GIL. Few sizes: a statement stays prepared, and keeps what it was given last."""
@@ -85,7 +82,7 @@ def prepare(db: sqlite3.Connection, unfinished: Checkpoint) -> None:
     db.execute("PRAGMA temp_store = FILE")  # an index may be sorted that memory does not hold
 
 
-def put(db: sqlite3.Connection, next_row_number: int, chunk: RestoreChunk) -> int:
+def put(db: sqlite3.Connection, next_row_number: int, ledger: Ledger, chunk: RestoreChunk) -> int:
     """Add rows; the row number after the last flow's."""
     gone = list(enumerate(chunk.flows_gone, next_row_number))
     next_row_number += len(gone)
@@ -96,7 +93,12 @@ def put(db: sqlite3.Connection, next_row_number: int, chunk: RestoreChunk) -> in
     db.executemany("UPDATE flow SET owner = ? WHERE n = ?", _cut_short(chunk, next_row_number))
     _insert(db, STEPS, 7, [(*at, None, None, 0, 0, "") for at in chunk.steps_gone])
     _insert(db, STEPS, 7, list(map(records.step_snapshot_values, chunk.steps)))
-    _insert(db, LEDGER, 8, list(map(records.ledger_values, chunk.ledger_entries)))
+    if chunk.ledger_entries:
+        entries = list(chain.from_iterable(map(records.ledger_values, chunk.ledger_entries)))
+        ledger.append(entries)
+        _insert(db, LEDGER, ROW_WIDTH, list(zip(*[iter(entries)] * ROW_WIDTH, strict=True)))
+        for statement in ledger.sealing():
+            db.execute(*statement)
     db.commit()
     return next_row_number + len(flows)
 
@@ -126,7 +128,7 @@ def finish(db: sqlite3.Connection, after: Checkpoint) -> None:
     db.commit()
 
 
-def ensure_indexes(db: sqlite3.Connection) -> None:
+def ensure_indexes(db: sqlite3.Connection, _: None = None) -> None:
     """Make those that a filling which was cut short has left out."""
     for statement in INDEXES:
         db.execute(statement.replace(" INDEX ", " INDEX IF NOT EXISTS ", 1))

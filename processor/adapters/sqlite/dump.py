@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from processor.adapters.sqlite import row_codec
 from processor.adapters.sqlite.errors import as_table_errors
 
 FLOW_COLUMNS: Final = (
@@ -29,11 +30,10 @@ _STEPS: Final = """
     SELECT flow_id || '/' || run_id, doc, status, due_ms, input_bytes
     FROM step ORDER BY flow_id, run_id
 """
-# An answer without events may name the one that would have come next, or none.
+# An found without events may name the one that would have come next, or none.
 _LEDGER: Final = """
-    SELECT lower(hex(key)), at_ms, lower(hex(digest)), revision, status,
-           iif(event_count = 0, 0, first_event_id), event_count, refusal
-    FROM ledger WHERE at_ms >= ? ORDER BY key
+    SELECT max(n), entry, details FROM ledger GROUP BY substr(entry, 1, 16)
+    ORDER BY substr(entry, 1, 16)
 """
 
 Row = tuple[str, tuple[Any, ...]]
@@ -56,7 +56,18 @@ class Dump:
 
     def ledger_entries(self, since_ms: int) -> Iterator[Row]:
         """Of commands that were appended at `since_ms` or later."""
-        return self._rows(_LEDGER, since_ms)
+        with as_table_errors(self._path):
+            for _, entry, details in self._db.execute(_LEDGER):
+                found = row_codec.ledger_entry(entry, (details or "").encode())
+                if found.at_ms >= since_ms:
+                    first = found.first_event_id if found.event_count else 0
+                    yield (
+                        found.key.hex(),
+                        (
+                            *(found.at_ms, found.digest.hex(), found.revision, found.status),
+                            *(first, found.event_count, details),
+                        ),
+                    )
 
     def counts(self) -> tuple[int, int, int]:
         """How many flows, steps and answers."""

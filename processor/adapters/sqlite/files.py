@@ -13,12 +13,13 @@ import structlog
 
 from processor.adapters.sqlite import integrity_check as checking
 from processor.adapters.sqlite.errors import TableFailed, as_table_errors, is_corruption
-from processor.adapters.sqlite.table import FlowTable, data_version
+from processor.adapters.sqlite.internals import data_version
+from processor.adapters.sqlite.table import FlowTable
 from processor.runtime import private_directory
 
 log = structlog.get_logger(__name__)
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 SCHEMA: Final = "\n".join(
     Path(__file__).with_name(name).read_text() for name in ("schema.sql", "indexes.sql")
 )

@@ -2,7 +2,7 @@
 
 CREATE UNIQUE INDEX flow_id ON flow (id);
 CREATE UNIQUE INDEX step_key ON step (flow_id, run_id);
-CREATE UNIQUE INDEX ledger_key ON ledger (key);
+CREATE INDEX ledger_tag ON ledger (tag);
 
 -- No query by time reads a row but for `flow_open`, and an update pays for an index only where its
 -- flow begins or ceases to be in it. `flow_open` has the waits that do not end by themselves, by

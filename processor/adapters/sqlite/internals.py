@@ -13,11 +13,18 @@ from typing import TypeVar
 import aiosqlite
 
 A = TypeVar("A")
+R = TypeVar("R")
 
 
 async def run_in_thread(
-    connection: aiosqlite.Connection, work: Callable[[sqlite3.Connection, A], None], what: A
-) -> None:
+    connection: aiosqlite.Connection, work: Callable[[sqlite3.Connection, A], R], what: A
+) -> R:
     """Run `work` with SQLite's own connection and `what`, in the connection's thread."""
-    turn: Callable[..., Awaitable[None]] = connection._execute
-    await turn(work, connection._conn, what)
+    turn: Callable[..., Awaitable[R]] = connection._execute
+    return await turn(work, connection._conn, what)
+
+
+async def data_version(connection: aiosqlite.Connection) -> int:
+    """A number that changes when another connection has committed."""
+    ((version,),) = await connection.execute_fetchall("PRAGMA data_version")
+    return int(version)

@@ -1,5 +1,6 @@
 """Convert rows to SQLite's values and back, with checks."""
 
+import struct
 from collections.abc import Iterator
 from typing import Any, Final
 from zlib import crc32
@@ -44,7 +45,13 @@ STEP_STATUSES: Final = {
     StepStatus.CANCELLED: 5,
 }
 """Of managed steps; indexes.sql and statements.py name 1 and 2, bulk_load 4 and 5."""
-_STATUSES: Final = {b"%d" % index: status for status, index in _STATUS_CODES.items()}
+_STATUSES: Final = {code: status for status, code in _STATUS_CODES.items()}
+ENTRY: Final = struct.Struct("<16s16sqqqIB")
+"""An answer but for its code and details: key, digest, append time, revision, first event, number
+of events, status."""
+_entry: Final = ENTRY.pack
+_NO_REVISION: Final = -1
+_NO_STATUS: Final = 0
 
 
 def flow_crc(row_number: int, flow_id: str, last_event_id: int, chain: bytes, doc: bytes) -> int:
@@ -217,40 +224,50 @@ def run_id(fields: list[bytes]) -> tuple[str, str]:
     return flow_id.decode(), bytes.fromhex(run.decode()).decode()
 
 
-def ledger_values(row: LedgerEntry) -> tuple[Any, ...]:
+def ledger_values(row: LedgerEntry) -> tuple[None, None, bytes, str | None]:
+    """A row of the ledger; its number and its tag are the ledger's to give."""
     key, at_ms, digest, code, revision, status, first_event_id, event_count, details = row
-    return (
+    entry = _entry(
         key,
-        at_ms,
         digest,
-        revision,
-        None if status is None else _STATUS_CODES[status],
+        at_ms,
+        _NO_REVISION if revision is None else revision,
         first_event_id,
         event_count,
-        None
-        if code is None and not details
-        else orjson.dumps([code and code._value_, details]).decode(),
+        _NO_STATUS if status is None else _STATUS_CODES[status],
     )
+    if code is None and not details:
+        return None, None, entry, None
+    return None, None, entry, orjson.dumps([code and code._value_, details]).decode()
 
 
-def ledger_entry(fields: list[bytes]) -> LedgerEntry:
-    """A row of statements.ANSWERS."""
+def ledger_entry(entry: bytes, said: bytes) -> LedgerEntry:
+    """An entry of the ledger and its details. Raises TableCorrupt."""
     try:
-        key, at_ms, digest, revision, status, first_event_id, event_count, refusal = fields
-        code, details = orjson.loads(refusal) if refusal else (None, {})
+        key, digest, at_ms, revision, first_event_id, event_count, status = ENTRY.unpack(entry)
+        code, details = orjson.loads(said) if said else (None, {})
         return LedgerEntry(
-            key=bytes.fromhex(key.decode()),
-            at_ms=int(at_ms),
-            digest=bytes.fromhex(digest.decode()),
+            key=key,
+            at_ms=at_ms,
+            digest=digest,
             code=None if code is None else Code(code),
-            revision=int(revision) if revision else None,
-            status=_STATUSES[status] if status else None,
-            first_event_id=int(first_event_id),
-            event_count=int(event_count),
+            revision=None if revision == _NO_REVISION else revision,
+            status=None if status == _NO_STATUS else _STATUSES[status],
+            first_event_id=first_event_id,
+            event_count=event_count,
             details=details,
         )
-    except (ValueError, KeyError) as error:
-        raise TableCorrupt("a remembered answer is not what was written") from error
+    except (ValueError, KeyError, struct.error) as error:
+        raise TableCorrupt("a ledger entry is not what was written") from error
+
+
+def numbered_ledger_entry(fields: list[bytes]) -> tuple[int, LedgerEntry]:
+    """A row of statements.LEDGER: its number and the answer."""
+    try:
+        number, entry, said = fields
+        return int(number), ledger_entry(bytes.fromhex(entry.decode()), said)
+    except ValueError as error:
+        raise TableCorrupt("a ledger entry is not what was written") from error
 
 
 def checkpoint_values(checkpoint: Checkpoint) -> tuple[int, ...]:

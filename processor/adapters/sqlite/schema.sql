@@ -56,17 +56,23 @@ CREATE TABLE step (
     doc         TEXT    NOT NULL
 );
 
--- `n` grows with each answer, so that the oldest are found without an index on time.
--- `refusal` is [code, details] as JSON, without a code that of an accepted command that has details;
--- NULL of one that has none.
+-- Rows are appended, by generation. `tag` is the number of the row's generation and 32 bits of the
+-- key; `entry` is row_codec.ENTRY: the answer in a fixed width. `details` is [code, details] as JSON,
+-- without a code that of an accepted command that has details; NULL of one that has none. Of two
+-- rows with one key that with the higher `n` counts.
 CREATE TABLE ledger (
-    n              INTEGER PRIMARY KEY,
-    key            BLOB    NOT NULL,
-    at_ms          INTEGER NOT NULL,
-    digest         BLOB    NOT NULL,
-    revision       INTEGER,
-    status         INTEGER,
-    first_event_id INTEGER NOT NULL,
-    event_count    INTEGER NOT NULL,
-    refusal        TEXT
+    n       INTEGER PRIMARY KEY,
+    tag     INTEGER NOT NULL,
+    entry   BLOB    NOT NULL,
+    details TEXT
+);
+
+-- The full generations of the ledger: their rows are those up to `last_n`, none is newer than
+-- `newest_ms`. `bits` says which keys they may hold (ledger.Generation), and `crc` covers it.
+CREATE TABLE generation (
+    number    INTEGER PRIMARY KEY,
+    last_n    INTEGER NOT NULL,
+    newest_ms INTEGER NOT NULL,
+    crc       INTEGER NOT NULL,
+    bits      BLOB    NOT NULL
 );

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Final
 
+from processor.adapters.sqlite.ledger import ROW_WIDTH
+
 SIZES: Final = (1, 8, 64, 512)
 
 Row = Sequence[Any]
@@ -100,17 +102,8 @@ RUN_IDS = Rows(
     1,
 )
 LEDGER = Rows(
-    _joined(
-        "hex(key)",
-        "at_ms",
-        "hex(digest)",
-        "coalesce(revision, '')",
-        "coalesce(status, '')",
-        "first_event_id",
-        "event_count",
-        "coalesce(refusal, '')",
-    )
-    + " FROM ledger WHERE key IN (VALUES :rows)",
+    _joined("n", "hex(entry)", "coalesce(details, '')")
+    + " FROM ledger WHERE tag IN (VALUES :rows)",
     1,
 )
 
@@ -211,19 +204,13 @@ UPSERT_STEPS = Rows(
     """,
     7,
 )
-# REPLACE gives a new `n`: the newest answer is the last to be forgotten.
-UPSERT_LEDGER = Rows(
+INSERT_LEDGER = Rows(
     """
-    INSERT OR REPLACE INTO ledger
-        (key, at_ms, digest, revision, status, first_event_id, event_count, refusal)
+    INSERT INTO ledger (n, tag, entry, details)
     SELECT * FROM (VALUES :rows) WHERE column1 IS NOT NULL
     """,
-    8,
+    ROW_WIDTH,
 )
-FORGET: Final = """
-    DELETE FROM ledger
-    WHERE n IN (SELECT n FROM ledger ORDER BY n LIMIT ?) AND at_ms < ?
-"""
 
 CHECKPOINT: Final = "SELECT commands, control, next_event_id, audit, outcomes, as_of_ms FROM stored"
 # Both also refuse if another connection has committed since this one was opened.
@@ -239,4 +226,4 @@ STORE_NEXT: Final = """
     AND commands = ? AND control = ? AND next_event_id = ?
     AND audit = ? AND outcomes = ? AND as_of_ms = ?
 """
-CLEAR: Final = ("stored", "flow", "step", "ledger")
+CLEAR: Final = ("stored", "flow", "step", "ledger", "generation")

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,8 @@ import aiosqlite
 from processor.adapters.sqlite import bulk_load, statements
 from processor.adapters.sqlite import row_codec as records
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt, as_table_errors
-from processor.adapters.sqlite.internals import run_in_thread
+from processor.adapters.sqlite.internals import data_version, run_in_thread
+from processor.adapters.sqlite.ledger import Ledger
 from processor.adapters.sqlite.write_batch import ChangePack, Deed
 from processor.contract.steps import StepStatus
 from processor.contract.values import instant
@@ -27,6 +29,7 @@ from processor.engine.rows import (
     StepRow,
 )
 
+first = itemgetter(0)
 A = TypeVar("A")
 T = TypeVar("T")
 Timed = TypeVar("Timed", Deadline, StepDue)
@@ -57,6 +60,8 @@ class FlowTable:
         """Whether another hand or a damage was seen: the file goes when the table is closed."""
         self._damage: str | None = None
         self._next_row_number = 1
+        self._ledger: Ledger | None = None
+        """None: to be loaded."""
 
     @property
     def path(self) -> Path:
@@ -100,8 +105,15 @@ class FlowTable:
 
     async def ledger_entries(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]:
         """The answers remembered under `keys`; whether they are too old is for the caller."""
-        rows = await self._read(statements.LEDGER, [(key,) for key in keys], records.ledger_entry)
-        return {row.key: row for row in rows}
+        async with self._turn():
+            ledger = await self._loaded_ledger()
+            tags = [(tag,) for tag in ledger.tags(keys)]
+        if not tags:
+            return {}
+        rows = await self._read(statements.LEDGER, tags, records.numbered_ledger_entry)
+        wanted = set(keys)
+        # Of one key the newest counts.
+        return {row.key: row for _, row in sorted(rows, key=first) if row.key in wanted}
 
     async def due(self, after: Deadline | None, until_ms: int, limit: int) -> list[Deadline]:
         """Up to `limit` waits that end by themselves at or before `until_ms`, the earliest first,
@@ -234,8 +246,16 @@ class FlowTable:
                 await self._connection.close()
 
     async def _write(self, pack: ChangePack, before: Checkpoint | None, after: Checkpoint) -> None:
-        deeds = [self._store(before, after), *pack.deeds()]
+        ledger = await self._loaded_ledger()
+        self._ledger = None  # until what it goes ahead of is written
+        deeds = [self._store(before, after), *pack.deeds(ledger)]
         await run_in_thread(self._connection, self._write_now, deeds)
+        self._ledger = ledger
+
+    async def _loaded_ledger(self) -> Ledger:
+        if self._ledger is None:
+            self._ledger = await run_in_thread(self._connection, Ledger.load, None)
+        return self._ledger
 
     def _write_now(self, connection: sqlite3.Connection, deeds: Sequence[Deed]) -> None:
         """Everything or nothing, in the connection's own thread."""
@@ -273,9 +293,10 @@ class FlowTable:
 
     async def _clear(self) -> None:
         await self._connection.execute("BEGIN IMMEDIATE")
+        self._ledger = None
         for table in statements.CLEAR:
             await self._connection.execute(f"DELETE FROM {table}")
-        await run_in_thread(self._connection, _make_indexes, None)
+        await run_in_thread(self._connection, bulk_load.ensure_indexes, None)
         version = await data_version(self._connection)
         await self._connection.commit()
         self._data_version = version
@@ -286,10 +307,14 @@ class FlowTable:
         ((version,),) = db.execute("PRAGMA data_version").fetchall()
         self._data_version = int(version)
         self._next_row_number = 1
+        self._ledger = Ledger.empty()
         self.doubted = False
 
     def _restore(self, db: sqlite3.Connection, some: RestoreChunk) -> None:
-        self._next_row_number = bulk_load.put(db, self._next_row_number, some)
+        ledger = self._ledger or Ledger.load(db)
+        self._ledger = None  # until what it goes ahead of is written
+        self._next_row_number = bulk_load.put(db, self._next_row_number, ledger, some)
+        self._ledger = ledger
 
     async def _unless_cancelled(
         self, work: Callable[[sqlite3.Connection, A], None], what: A
@@ -372,13 +397,3 @@ class FlowTable:
                 for count, joined in await self._connection.execute_fetchall(sql, parameters):
                     found.extend(map(parse, records.split(count, joined)))
         return found
-
-
-def _make_indexes(db: sqlite3.Connection, _: None) -> None:
-    bulk_load.ensure_indexes(db)
-
-
-async def data_version(connection: aiosqlite.Connection) -> int:
-    """A number that changes when another connection has committed."""
-    ((version,),) = await connection.execute_fetchall("PRAGMA data_version")
-    return int(version)

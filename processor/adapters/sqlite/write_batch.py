@@ -6,11 +6,12 @@ from typing import Any, Final, NamedTuple
 
 from processor.adapters.sqlite import row_codec as records
 from processor.adapters.sqlite import statements
+from processor.adapters.sqlite.ledger import ROW_WIDTH, Ledger
 from processor.engine.rows import Changes
 
 FORGET_FACTOR: Final = 2
 FORGET_EXTRA: Final = 1000
-"""Per write, up to 2 × the answers remembered + 1000 of the oldest are looked at."""
+"""Per write, up to 2 × the answers remembered + 1000 of the oldest are removed."""
 
 
 class Deed(NamedTuple):
@@ -55,19 +56,22 @@ class ChangePack:
         if changes.forget_before_ms is not None:
             self.forget_before_ms = changes.forget_before_ms
 
-    def deeds(self) -> Iterator[Deed]:
-        """What was asked for, as statements."""
+    def deeds(self, ledger: Ledger) -> Iterator[Deed]:
+        """What was asked for, as statements. `ledger` goes ahead: after a failure load it anew."""
         yield from _each(statements.DELETE_FLOWS, self._deleted, "a flow to delete has changed")
         yield from _each(statements.DELETE_STEPS, self._without_steps)
         yield from _each(statements.UPDATE_FLOWS, self._updated, "a flow to update has changed")
         yield from _each(statements.INSERT_FLOWS, self._inserted)
         yield from _each(statements.DELETE_THESE_STEPS, self._deleted_steps)
         yield from _each(statements.UPSERT_STEPS, self._steps)
-        yield from _each(statements.UPSERT_LEDGER, self._ledger_entries)
+        if self._ledger_entries:
+            ledger.append(self._ledger_entries)
+            yield from _each(statements.INSERT_LEDGER, self._ledger_entries)
+            yield from (Deed(*statement) for statement in ledger.sealing())
         if self.forget_before_ms is not None:
-            count = len(self._ledger_entries) // statements.UPSERT_LEDGER.width
-            looked_at = FORGET_FACTOR * count + FORGET_EXTRA
-            yield Deed(statements.FORGET, (looked_at, self.forget_before_ms))
+            rows = FORGET_FACTOR * len(self._ledger_entries) // ROW_WIDTH + FORGET_EXTRA
+            forgetting = ledger.forgetting(self.forget_before_ms, rows)
+            yield from (Deed(*statement) for statement in forgetting)
 
 
 def _each(

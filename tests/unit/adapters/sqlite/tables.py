@@ -1,6 +1,7 @@
 """Flows, steps, answers and positions for the tests of the local table."""
 
-from contextlib import AbstractAsyncContextManager
+import sqlite3
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -169,3 +170,9 @@ def contents(state_dir: Path) -> dict[str, bytes]:
 def put_back(state_dir: Path, left: dict[str, bytes]) -> None:
     for name, content in left.items():
         (state_dir / name).write_bytes(content)
+
+
+def foreign(table: FlowTable, sql: str, *parameters: Any) -> list[Any]:
+    """What another connection does to the same file."""
+    with closing(sqlite3.connect(table.path, isolation_level=None)) as db:
+        return db.execute(sql, parameters).fetchall()

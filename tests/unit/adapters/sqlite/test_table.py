@@ -19,7 +19,6 @@ from processor.adapters.sqlite import (
     statements,
 )
 from processor.adapters.sqlite.files import SCHEMA
-from processor.adapters.sqlite.write_batch import FORGET_EXTRA, FORGET_FACTOR
 from processor.contract.outcomes import Code
 from processor.engine.rows import Changes
 from tests.unit.adapters.sqlite.tables import (
@@ -27,6 +26,7 @@ from tests.unit.adapters.sqlite.tables import (
     answer,
     at,
     flow_row,
+    foreign,
     later,
     opened,
     step_row,
@@ -38,12 +38,6 @@ from tests.unit.adapters.sqlite.tables import (
 async def table(tmp_path: Path) -> AsyncIterator[FlowTable]:
     async with opened(tmp_path) as table:
         yield table
-
-
-def foreign(table: FlowTable, sql: str, *parameters: Any) -> list[Any]:
-    """What another connection does to the same file."""
-    with closing(sqlite3.connect(table.path, isolation_level=None)) as db:
-        return db.execute(sql, parameters).fetchall()
 
 
 async def content(table: FlowTable) -> list[Any]:
@@ -173,37 +167,6 @@ async def test_a_step_seen_again_replaces_the_older(table: FlowTable) -> None:
     assert await table.run_ids([uuid(1)]) == {uuid(1): ["next", "run"]}
 
 
-async def test_a_newer_answer_replaces_the_older_and_is_forgotten_last(table: FlowTable) -> None:
-    newer = answer(1, at_ms=NOON_MS + 10, code=Code.NOT_FOUND)
-    await table.write(Changes(ledger_entries=[answer(1), answer(2)]), before=None, after=at(1))
-    await table.write(
-        Changes(ledger_entries=[answer(1), newer], forget_before_ms=NOON_MS + 10),
-        before=at(1),
-        after=at(2),
-    )
-    keys = [answer(n).key for n in (1, 2)]
-    assert await table.ledger_entries(keys) == {newer.key: newer}
-
-
-async def test_forgetting_takes_bounded_steps_from_the_oldest(table: FlowTable) -> None:
-    answers = [answer(n, at_ms=NOON_MS + n) for n in range(3000)]
-    await table.write(Changes(ledger_entries=answers), before=None, after=at(1))
-    new = [answer(3000 + n, at_ms=NOON_MS + 3000) for n in range(10)]
-
-    await table.write(
-        Changes(ledger_entries=new, forget_before_ms=NOON_MS + 2500), before=at(1), after=at(2)
-    )
-    left = FORGET_FACTOR * len(new) + FORGET_EXTRA
-    assert min(row[2] for row in foreign(table, "SELECT * FROM ledger")) == NOON_MS + left
-
-    for position in (2, 3):
-        changes = Changes(forget_before_ms=NOON_MS + 2500)
-        await table.write(changes, before=at(position), after=at(position + 1))
-    found = await table.ledger_entries([row.key for row in answers + new])
-    assert min(row.at_ms for row in found.values()) == NOON_MS + 2500
-    assert len(found) == 510
-
-
 async def test_another_hand_is_seen_before_and_during_a_write(table: FlowTable) -> None:
     await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
     foreign(table, "SELECT count(*) FROM flow")
@@ -262,7 +225,7 @@ async def test_an_edited_step_or_answer_is_not_believed(table: FlowTable) -> Non
     changes = Changes(steps=[step_row(1, "run")], ledger_entries=[answer(1)])
     await table.write(changes, before=None, after=at(1))
     foreign(table, "UPDATE step SET doc = replace(doc, 'task\"', 'tusk\"')")
-    foreign(table, "UPDATE ledger SET refusal = '[\"nonsense\",{}]'")
+    foreign(table, "UPDATE ledger SET details = '[\"nonsense\",{}]'")
     with pytest.raises(TableCorrupt):
         await table.steps([(uuid(1), "run")])
     with pytest.raises(TableCorrupt):
