@@ -1,7 +1,7 @@
 """What the local table costs: µs per row, with an idle and with a busy event loop (a minute); or
-what it costs with many flows that wait.
+what it costs with many flows that wait, or while the ledger grows.
 
-Run it: .venv/bin/python -m tests.benchmarks.table_cost [--waits 250000]
+Run it: .venv/bin/python -m tests.benchmarks.table_cost [--waits 250000 | --grow 300000]
 """
 
 import argparse
@@ -28,6 +28,7 @@ from processor.contract.values import instant
 from processor.engine.rows import Changes, Checkpoint, FlowRow, LedgerEntry, Position, ledger_key
 
 BATCH = 1000
+GROWING_FLOWS = 5000
 NOON_MS = 1_795_348_800_000
 DAY_MS = 86_400_000
 UPSERT = "INSERT INTO t VALUES (?, ?) ON CONFLICT (k) DO UPDATE SET v = excluded.v"
@@ -213,6 +214,39 @@ async def ledger_bytes(directory: Path, rows: int) -> None:
     print(f"  open and check {pages * size / 1e6:.0f} MB: {taken * 1e3:.0f} ms")
 
 
+async def growing(commands: int) -> None:
+    """What a batch costs while the ledger grows, CPU µs a command by quarter of `commands`: each an
+    update of one of GROWING_FLOWS flows, looked for among the answers before."""
+    print(f"{commands:,} commands of {GROWING_FLOWS:,} flows, CPU µs a command by quarter:")
+    with tempfile.TemporaryDirectory() as directory:
+        path = table_path(Path(directory), "growing", 3)
+        async with open_table(path, partition=3, prefix="growing", partitions=4) as table:
+            bench = Bench(table)
+            rows = [flow_row(n, 0) for n in range(1, GROWING_FLOWS + 1)]
+            await bench.write(Changes(inserted=rows))
+            spent_s = {"recall": 0.0, "write": 0.0}
+            for number in range(commands // BATCH):
+                first = number * BATCH % GROWING_FLOWS
+                was = rows[first : first + BATCH]
+                rows[first : first + BATCH] = now = [
+                    row._replace(last_event_id=row.last_event_id + 1) for row in was
+                ]
+                answers = [answer(number * BATCH + n) for n in range(BATCH)]
+                began_s = time.process_time()
+                assert not await table.recall([one.key for one in answers])
+                recalled_s = time.process_time()
+                await bench.write(
+                    Changes(updated=list(zip(was, now, strict=True)), remembered=answers)
+                )
+                spent_s["recall"] += recalled_s - began_s
+                spent_s["write"] += time.process_time() - recalled_s
+                if (number + 1) % (commands // BATCH // 4) == 0:
+                    shown = (f"{k} {v / commands * 4e6:.1f}" for k, v in spent_s.items())
+                    print("  " + ", ".join(shown), flush=True)
+                    spent_s = dict.fromkeys(spent_s, 0.0)
+        print(f"  table {path.stat().st_size / 1e6:.0f} MB")
+
+
 async def many_waits(count: int) -> None:
     """A table of `count` flows that wait until some time in the next 30 days."""
     times = random.Random(1)
@@ -313,5 +347,9 @@ async def main() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--waits", type=int, metavar="FLOWS")
-    waits = parser.parse_args().waits
-    asyncio.run(main() if waits is None else many_waits(waits))
+    parser.add_argument("--grow", type=int, metavar="COMMANDS")
+    chosen = parser.parse_args()
+    if chosen.grow is not None:
+        asyncio.run(growing(chosen.grow))
+    else:
+        asyncio.run(main() if chosen.waits is None else many_waits(chosen.waits))
