@@ -1,9 +1,12 @@
 """Resends: from where they are answered, and for how long."""
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
 
+from processor.adapters.sqlite import ledger
 from processor.engine.batch import WriteSet
 from processor.engine.ports import Fetched
 from processor.engine.rows import Position
@@ -138,10 +141,10 @@ async def test_answers_are_kept_for_commands_that_lie_in_an_open_transaction(
     stage.assert_clean()
 
 
-async def test_old_answers_are_forgotten_once_nobody_can_ask_for_them(stage: Stage) -> None:
-    import sqlite3
-    from contextlib import closing
-
+async def test_old_answers_are_forgotten_once_nobody_can_ask_for_them(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "GENERATION_MIN_ROWS", 4)
     stage.kafka.send(create(1))
     await stage.works()
     for _ in range(3):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from processor.adapters.sqlite import FlowTable, open_table, table_path
+from processor.adapters.sqlite import FlowTable, ledger, open_table, table_path
 from processor.adapters.sqlite.dump import dump
 from processor.cli.rebuild.tables import all_rows
 from processor.engine.batch import Outgoing
@@ -271,7 +271,10 @@ async def test_topics_that_are_made_anew_while_it_follows_are_noticed(
     assert beside.difference() is None
 
 
-async def test_answers_that_nobody_can_ask_for_go(stage: Stage, beside: Beside) -> None:
+async def test_answers_that_nobody_can_ask_for_go(
+    stage: Stage, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "GENERATION_MIN_ROWS", 4)
     window_ms = stage.place.dedupe_window_ms + LATE_MAX_MS
     stage.kafka.send(*life(1))
     await stage.works()

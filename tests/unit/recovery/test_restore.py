@@ -189,7 +189,7 @@ async def test_both_ways_to_make_a_table_anew_agree_with_the_live_one(
             "WHERE n = 2",
             "live table",
         ),
-        ("UPDATE ledger SET event_count = 7", "answer"),
+        ("UPDATE ledger SET details = '[\"not_found\",{}]'", "answer"),
     ],
 )
 async def test_the_first_difference_is_named(stage: Stage, sql: str, told: str) -> None:
