@@ -11,6 +11,7 @@ import gc
 import os
 import stat
 import sys
+import time
 from collections.abc import Awaitable
 from contextlib import suppress
 from errno import ENOTDIR
@@ -107,6 +108,11 @@ async def unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
     finally:
         await end_tasks(working, stopping, again_s=CLEAN_UP_S)
     return None
+
+
+def now_ms() -> int:
+    """The time of day by this machine's clock, in ms since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 def backoff_s(failures: int, min_s: float, max_s: float) -> float:

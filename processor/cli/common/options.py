@@ -1,13 +1,13 @@
 """Options that several commands take: durations, times, flow ids."""
 
 import re
-import time
 from contextlib import suppress
 from typing import Final, Literal
 
 import typer
 
 from processor.cli.common.runner import WrongUse
+from processor.runtime import now_ms
 
 StatusName = Literal["created", "running", "waiting", "cancelled", "finished", "failed"]
 """A FlowStatus by its value: the help of a command needs no models."""
@@ -30,7 +30,7 @@ def duration_ms(text: str, option: str) -> int:
 
 def ago_ms(text: str, option: str) -> int:
     """Milliseconds since 1970 of that duration ago. Raises WrongUse."""
-    return max(time.time_ns() // 1_000_000 - duration_ms(text, option), 0)
+    return max(now_ms() - duration_ms(text, option), 0)
 
 
 def since_ms(text: str, option: str = "--since") -> int:
@@ -41,7 +41,7 @@ def since_ms(text: str, option: str = "--since") -> int:
     with suppress(ValueError):
         return max(parse_timestamp(text), 0)
     with suppress(ValueError):
-        return max(time.time_ns() // 1_000_000 - parse_duration(text), 0)
+        return max(now_ms() - parse_duration(text), 0)
     raise WrongUse(
         f"{option} is {text!r}, which is neither a time such as 2026-11-22T21:02:08Z nor a "
         "duration such as 10m."

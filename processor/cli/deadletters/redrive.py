@@ -26,6 +26,7 @@ from processor.contract.topics import Topics
 from processor.contract.values import instant, parse_timestamp
 from processor.ops.deadletters import DeadLetterRecord, outbound, partition_for
 from processor.ops.diagnose import diagnose
+from processor.runtime import now_ms
 from processor.settings import Settings
 
 POLL_S = 0.2
@@ -79,7 +80,7 @@ def preview(
 def _expired(letter: DeadLetterRecord) -> str:
     try:
         expires_at = orjson.loads(letter.value or b"").get("expires_at")
-        if expires_at is not None and parse_timestamp(expires_at) < time.time_ns() // 1_000_000:
+        if expires_at is not None and parse_timestamp(expires_at) < now_ms():
             return "would be read, but has expired"
     except (ValueError, AttributeError, TypeError):
         pass

@@ -1,6 +1,5 @@
 """Scenarios of the demo: what each kind of producer does, and the outcomes it gets."""
 
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from processor.client import FlowClient
 from processor.contract.outcomes import Outcome
 from processor.contract.values import instant
 from processor.errors import TaskflowError
+from processor.runtime import now_ms
 
 TIMEOUT_S = 30.0
 WAIT_MS = 2_000
@@ -230,7 +230,7 @@ async def waits_that_end(tell: Scenario, flow: str, happened: Happened) -> None:
 
 
 def _soon() -> str:
-    return instant(time.time_ns() // 1_000_000 + WAIT_MS)
+    return instant(now_ms() + WAIT_MS)
 
 
 CAST: tuple[tuple[Story, int], ...] = (

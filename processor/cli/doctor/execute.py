@@ -4,7 +4,6 @@ import asyncio
 import importlib.metadata
 import shutil
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +34,7 @@ from processor.errors import TaskflowError
 from processor.ops import doctor as judge
 from processor.ops.doctor import Finding, Level, TableSeen, Undecided
 from processor.recovery.checkpoint import last_record, newest_cursor
+from processor.runtime import now_ms
 from processor.settings import Settings
 
 T = TypeVar("T")
@@ -110,19 +110,19 @@ async def _of_the_broker(
     members = await _allowed("workers", inspection.group_members(settings), findings)
     looking = _side_by_side(range(count), lambda number: _standing(settings, number))
     standing = await _allowed("lag", looking, findings)
-    now_ms = _now_ms()
+    at_ms = now_ms()
     if standing is not None:
-        findings += judge.lag([undecided for undecided, _ in standing], members, now_ms)
+        findings += judge.lag([undecided for undecided, _ in standing], members, at_ms)
     everywhere = [(name, number) for name in names.by_flow for number in range(count)]
     still_open = await _allowed("transactions", inspection.hanging(settings, everywhere), findings)
     if still_open is not None:
-        findings += judge.transactions([judge.Open(*one) for one in still_open], now_ms)
+        findings += judge.transactions([judge.Open(*one) for one in still_open], at_ms)
     findings += await _waits(settings)
     newest = max((at for _, at in standing or () if at is not None), default=None)
     probed = None
     if probe:
         probed = await _probed(settings, findings)
-    findings += judge.clock(newest, _now_ms(), probed)
+    findings += judge.clock(newest, now_ms(), probed)
     ends = end_offsets(settings, names.audit, range(count))
     return findings, count, await _allowed("tables", ends, findings)
 
@@ -142,9 +142,9 @@ async def _waits(settings: Settings) -> list[Finding]:
     if waiting is None:
         return findings
     for flow in waiting:
-        findings += judge.waits(flow.id, due_ms(flow), _now_ms())
+        findings += judge.waits(flow.id, due_ms(flow), now_ms())
     if not waiting:
-        findings += judge.waits(None, None, _now_ms())
+        findings += judge.waits(None, None, now_ms())
     return findings
 
 
@@ -229,9 +229,9 @@ async def _probe(settings: Settings) -> tuple[int, int, int]:
         "dry_run": True,
     }
     async with FlowClient(settings, expire=False) as client:
-        before_ms = _now_ms()
+        before_ms = now_ms()
         outcome = await client.send(command, timeout_s=PROBE_TIMEOUT_S)
-        return before_ms, _now_ms(), parse_timestamp(outcome.at)
+        return before_ms, now_ms(), parse_timestamp(outcome.at)
 
 
 async def _tables(
@@ -258,7 +258,3 @@ def _free(state_dir: Path) -> int | None:
 
 def _told(found: Finding) -> str:
     return f"{found.what}\n  → {found.do}" if found.do else found.what
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -16,6 +16,7 @@ from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.engine.batch import PartitionConfig
 from processor.recovery.consistent_cut import consistent_cut, standing_of
+from processor.runtime import now_ms
 from processor.settings import Settings
 
 
@@ -41,7 +42,7 @@ async def _export(settings: Settings, file: Path) -> dict[str, int]:
     names = Topics(settings.topic_prefix)
     count = (await count_partitions(settings, [names.state]))[names.state]
     with exporting(file) as made, progress_bar("exporting") as bar:
-        made.about(settings.topic_prefix, count, instant(time.time_ns() // 1_000_000))
+        made.about(settings.topic_prefix, count, instant(now_ms()))
         for number in range(count):
             place = PartitionConfig(number, count, names, settings.dedupe_window_ms)
             async with open_history(settings, number, "export") as history:

@@ -2,7 +2,6 @@
 
 import getpass
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -33,6 +32,7 @@ from processor.cli.flow.wait_format import awaited, time_left, until
 from processor.cli.send.pipeline import accepted, send_as_operator
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.outcomes import Outcome, Verdict
+from processor.runtime import now_ms
 from processor.settings import Settings
 
 
@@ -61,7 +61,7 @@ def list_all(
     elif not flows:
         say("There is no such flow." if owner or status or waiting else "There are no flows yet.")
     elif waiting:
-        print_waits(console(), flows, _now_ms())
+        print_waits(console(), flows, now_ms())
     else:
         _print_flows(console(), flows)
 
@@ -95,7 +95,7 @@ def show_now(flow_id: str, *, json: bool) -> None:
     if not for_people(json):
         write_json(_found_doc(found))
         return
-    print_flow(console(), found, _now_ms())
+    print_flow(console(), found, now_ms())
 
 
 def _found_doc(found: Found) -> dict[str, object]:
@@ -196,10 +196,6 @@ def _print_flows(out: Console, flows: Sequence[Flow]) -> None:
         for flow in flows
     ]
     print_rows(out, ("id", "status", "rev", "updated", "owner", "step", "goal"), rows)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def send_one(kind: str, flow_id: str, timeout: str, json: bool) -> None:

@@ -1,6 +1,5 @@
 """Show the history of a flow from its events, and from the outcomes that say why."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -36,6 +35,7 @@ from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_times
 from processor.ops.flow_path import STEPS, parse_flow_path
 from processor.ops.flow_timeline import Explanation, Life, Moment, at_time, difference, lives, told
 from processor.ops.json_path import ABSENT, Path, written
+from processor.runtime import now_ms
 from processor.settings import Settings
 
 BEFORE_MS: Final = 1_000
@@ -87,7 +87,7 @@ def show_history(flow_id: str, *, json: bool) -> None:
     for number, life in enumerate(past.lives, 1):
         if len(past.lives) > 1:
             console().print(Text(f"life {number}", style="bold"))
-        print_story(console(), life, why, time.time_ns() // 1_000_000)
+        print_story(console(), life, why, now_ms())
 
 
 def show_difference(flow_id: str, before: int, after: int, *, life: int | None, json: bool) -> None:

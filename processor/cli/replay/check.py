@@ -21,6 +21,7 @@ from processor.contract.values import instant
 from processor.ops.replay.differences import Difference, Findings
 from processor.ops.replay.file_reader import reading
 from processor.ops.replay.recorded import Head, Rules
+from processor.runtime import now_ms
 from processor.settings import Settings
 
 
@@ -106,8 +107,7 @@ def _head(settings: Settings, file: Path | None) -> Head:
     prefix = settings.topic_prefix
     count, _ = run(lambda: partitions_of(settings, Topics(prefix)))
     rules = Rules(prefix, count, settings.dedupe_window_ms, settings.timer_max_horizon_ms)
-    now_ms = time.time_ns() // 1_000_000
-    return Head(processor.__version__, instant(now_ms), rules, [*range(count)])
+    return Head(processor.__version__, instant(now_ms()), rules, [*range(count)])
 
 
 def _chosen(wanted: Sequence[int] | None, there: Sequence[int]) -> tuple[int, ...]:

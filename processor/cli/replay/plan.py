@@ -1,6 +1,5 @@
 """Plan a replay to a topic: what was asked for, and what a former run left."""
 
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from processor.contract.values import instant
 from processor.ops.replay.republish import OpenStream, ReplayRange
 from processor.ops.replay.selection import Selection, Sieve, mark_of
 from processor.ops.verify.record_stream import RecordStream
+from processor.runtime import now_ms
 from processor.settings import Settings
 
 TIMESTAMPS: Final = "message.timestamp.type"
@@ -96,7 +96,7 @@ async def _outlives(
             head = await open_stream(partition, one.start, one.end).head()
             if head is not None:
                 firsts.append(head.timestamp)
-    if firsts and min(firsts) < time.time_ns() // 1_000_000 - retention_ms:
+    if firsts and min(firsts) < now_ms() - retention_ms:
         raise Refused(
             f"The first event is of {instant(min(firsts))}, but {order.topic} has "
             f"retention.ms={retention_ms}: Kafka goes by the events' own times and would remove "

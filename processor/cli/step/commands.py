@@ -6,7 +6,6 @@ What a command needs is imported when it runs.
 import asyncio
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
@@ -36,7 +35,7 @@ from processor.cli.common.output import (
     write_line,
 )
 from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs, stop_with_parent
-from processor.runtime import unless_stopped
+from processor.runtime import now_ms, unless_stopped
 
 if TYPE_CHECKING:
     from processor.contract.outcomes import Outcome
@@ -346,7 +345,7 @@ def _time(text: str, option: str) -> str:
     except ValueError:
         ahead_ms = duration_ms(text, option)
     try:
-        return instant(time.time_ns() // 1_000_000 + ahead_ms)
+        return instant(now_ms() + ahead_ms)
     except OverflowError:
         raise WrongUse(f"{option} is {text!r}, which ends after the year 9999.") from None
 

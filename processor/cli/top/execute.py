@@ -4,7 +4,6 @@ import asyncio
 import os
 import sys
 import termios
-import time
 import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from processor.cli.common.runner import Refused, run
 from processor.cli.common.views_client import NoViews, ViewsClient, asking, views_url
 from processor.cli.flow.wait_format import span
 from processor.contract.values import instant, parse_timestamp
+from processor.runtime import now_ms
 from processor.settings import Settings
 
 EVERY_S: Final = 1.0
@@ -82,7 +82,7 @@ def show(settings: Settings, views: str | None, *, once: bool, json: bool) -> No
         write_json(run(lambda: _snapshot(url, token)).document)
     elif once or not somebody_to_ask():
         out = console()
-        out.print(screen(run(lambda: _snapshot(url, token)), out.width, out.height, _now_ms()))
+        out.print(screen(run(lambda: _snapshot(url, token)), out.width, out.height, now_ms()))
     else:
         run(lambda: _live(url, token))
 
@@ -90,7 +90,7 @@ def show(settings: Settings, views: str | None, *, once: bool, json: bool) -> No
 async def _snapshot(url: str, token: SecretStr | None = None) -> Shown:
     async with asking(url, token) as views:
         shown = Shown(url)
-        await refresh(views, shown, _now_ms())
+        await refresh(views, shown, now_ms())
         if shown.trouble is not None:
             raise _nobody(shown.trouble)
         return shown
@@ -107,7 +107,7 @@ async def _live(url: str, token: SecretStr | None) -> None:
     ):
         async with asking(url, token) as views:
             while True:
-                live.update(screen(shown, out.width, out.height, _now_ms()), refresh=True)
+                live.update(screen(shown, out.width, out.height, now_ms()), refresh=True)
                 try:
                     async with asyncio.timeout(EVERY_S):
                         key = await typed.get()
@@ -116,7 +116,7 @@ async def _live(url: str, token: SecretStr | None) -> None:
                 if key in ("q", "Q", "\x03", "\x04"):
                     return
                 shown.asked = key if key in QUESTIONS else shown.asked
-                await refresh(views, shown, _now_ms())
+                await refresh(views, shown, now_ms())
 
 
 async def refresh(views: ViewsClient, shown: Shown, now_ms: int) -> None:
@@ -324,7 +324,3 @@ def _cut(line: Text, width: int) -> Text:
     line.no_wrap = True
     line.truncate(width, overflow="ellipsis")
     return line
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
