@@ -3,25 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
+from processor.telemetry.exposition import SIZE_BUCKETS, Exposed
 from processor.telemetry.step_metrics import StepMetrics
-
-LATENCY_BUCKETS_S = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-)  # fmt: skip
-SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
-
-
-class Exposed:
-    """Metrics in a registry of their own."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-
-    def text(self) -> bytes:
-        """The exposition format."""
-        return generate_latest(self.registry)
 
 
 class Metrics(Exposed):
@@ -29,171 +12,128 @@ class Metrics(Exposed):
 
     def __init__(self) -> None:
         super().__init__()
-        registry = self.registry
-        self.commands = Counter(
+        self.commands = self.counter(
             "taskflow_commands",
             "Records decided, by kind, verdict and code",
-            ("kind", "verdict", "code"),
-            registry=registry,
+            "kind",
+            "verdict",
+            "code",
         )
-        self.events = Counter("taskflow_events", "FlowEvents written", registry=registry)
-        self.batch_size = Histogram(
-            "taskflow_batch_records",
-            "Records decided in one transaction",
-            buckets=SIZE_BUCKETS,
-            registry=registry,
+        self.events = self.counter("taskflow_events", "FlowEvents written")
+        self.batch_size = self.histogram(
+            "taskflow_batch_records", "Records decided in one transaction", buckets=SIZE_BUCKETS
         )
-        self.commit_seconds = Histogram(
+        self.commit_seconds = self.histogram(
             "taskflow_commit_seconds",
             "From the begin of a Kafka transaction to its acknowledged end",
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
         )
-        self.table_seconds = Histogram(
-            "taskflow_table_write_seconds",
-            "Writing one batch to the local table",
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
+        self.table_seconds = self.histogram(
+            "taskflow_table_write_seconds", "Writing one batch to the local table"
         )
-        self.end_to_end_seconds = Histogram(
+        self.end_to_end_seconds = self.histogram(
             "taskflow_end_to_end_seconds",
             "From the broker's append of the oldest command of a batch to its committed outcome, "
             "by this machine's clock",
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
         )
-        self.timers_fired = Counter(
+        self.timers_fired = self.counter(
             "taskflow_timers_fired",
             "Wakes of the processor's own, of flows and of steps, that were accepted",
-            registry=registry,
         )
-        self.timer_retries = Counter(
+        self.timer_retries = self.counter(
             "taskflow_timer_retries",
             "Wakes that were refused while flow or step went on waiting; each is sent again",
-            registry=registry,
         )
-        self.timer_lag_seconds = Histogram(
+        self.timer_lag_seconds = self.histogram(
             "taskflow_timer_lag_seconds",
             "From the end of a wait or the time of a step to its committed event, by the broker's "
             "clock",
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
         )
-        self.waited_seconds = Counter(
+        self.waited_seconds = self.counter(
             "taskflow_waited_seconds",
             "Time in which a partition did nothing but wait: for commands, for the broker (a quota "
             "shows here, too), or for the disk",
-            ("partition", "waits_for"),
-            registry=registry,
+            "partition",
+            "waits_for",
         )
-        self.takeover_seconds = Histogram(
-            "taskflow_takeover_seconds",
-            "Taking over a partition, until its first fetch",
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
+        self.takeover_seconds = self.histogram(
+            "taskflow_takeover_seconds", "Taking over a partition, until its first fetch"
         )
-        self.failures = Counter(
+        self.failures = self.counter(
             "taskflow_partition_failures",
             "Errors after which a partition was taken over again",
-            ("partition", "error"),
-            registry=registry,
+            "partition",
+            "error",
         )
-        self.last_error = Gauge(
+        self.last_error = self.gauge(
             "taskflow_last_error_timestamp_seconds",
             "When the partition last failed; the error stands in /ready",
-            ("partition",),
-            registry=registry,
+            "partition",
         )
-        self._owned = Gauge("taskflow_owned_partitions", "Partitions owned", registry=registry)
-        self._ready = Gauge(
-            "taskflow_ready_partitions", "Partitions taken over and deciding", registry=registry
-        )
-        self._lag = Gauge(
+        self._owned = self.gauge("taskflow_owned_partitions", "Partitions owned")
+        self._ready = self.gauge("taskflow_ready_partitions", "Partitions taken over and deciding")
+        self._lag = self.gauge(
             "taskflow_lag_records",
             "Offsets of commands and control that are not decided yet",
-            ("partition",),
-            registry=registry,
+            "partition",
         )
-        self._table_bytes = Gauge(
-            "taskflow_table_bytes", "Size of the partition's table", ("partition",),
-            registry=registry,
-        )  # fmt: skip
-        self._cached = Gauge(
-            "taskflow_cached_flows", "Flows kept in memory", ("partition",), registry=registry
+        self._table_bytes = self.gauge(
+            "taskflow_table_bytes", "Size of the partition's table", "partition"
         )
-        self._pending_records = Gauge(
+        self._cached = self.gauge("taskflow_cached_flows", "Flows kept in memory", "partition")
+        self._pending_records = self.gauge(
             "taskflow_in_hand_records",
             "Records that were fetched and are not decided yet",
-            ("partition",),
-            registry=registry,
+            "partition",
         )
-        self._pending_bytes = Gauge(
-            "taskflow_in_hand_bytes",
-            "Their keys and values",
-            ("partition",),
-            registry=registry,
+        self._pending_bytes = self.gauge(
+            "taskflow_in_hand_bytes", "Their keys and values", "partition"
         )
-        self._armed = Gauge(
+        self._armed = self.gauge(
             "taskflow_timers_armed",
             "Waits that end by themselves, and managed steps that have not ended",
-            ("partition",),
-            registry=registry,
+            "partition",
         )
-        self._due = Gauge(
+        self._due = self.gauge(
             "taskflow_timers_due",
             "Waits that are over and steps whose time has come, without an event yet, as far as "
             "they are in memory",
-            ("partition",),
-            registry=registry,
+            "partition",
         )
-        self.steps = StepMetrics(registry)
-        self._steps_pending = Gauge(
+        self.steps = StepMetrics(self)
+        self._steps_pending = self.gauge(
             "taskflow_steps_pending",
             "Managed steps that wait for an executor, or for the time when they may be started",
-            ("partition",),
-            registry=registry,
+            "partition",
         )
-        self._steps_running = Gauge(
-            "taskflow_steps_running",
-            "Managed steps that an executor holds",
-            ("partition",),
-            registry=registry,
+        self._steps_running = self.gauge(
+            "taskflow_steps_running", "Managed steps that an executor holds", "partition"
         )
-        self.work_items = Counter(
-            "taskflow_work_items",
-            "Work items written to the topic steps, and acknowledged",
-            registry=registry,
+        self.work_items = self.counter(
+            "taskflow_work_items", "Work items written to the topic steps, and acknowledged"
         )
-        self.work_item_failures = Counter(
+        self.work_item_failures = self.counter(
             "taskflow_work_item_failures",
             "Attempts to write work items that failed; they are tried again",
-            ("partition",),
-            registry=registry,
+            "partition",
         )
-        self._work_items_waiting = Gauge(
+        self._work_items_waiting = self.gauge(
             "taskflow_work_items_waiting",
             "Work items that are committed and not acknowledged on the topic steps yet",
-            ("partition",),
-            registry=registry,
+            "partition",
         )
 
-        self._standby = Gauge(
+        self._standby = self.gauge(
             "taskflow_standby_partitions",
             "Partitions of other owners whose tables are kept up to date",
-            registry=registry,
         )
-        self._standby_lag = Gauge(
+        self._standby_lag = self.gauge(
             "taskflow_standby_lag_records",
             "Offsets of audit and outcomes that a standby's table does not hold yet; NaN before "
             "its first look",
-            ("partition",),
-            registry=registry,
+            "partition",
         )
-        self._standby_bytes = Gauge(
-            "taskflow_standby_table_bytes",
-            "Size of a standby's table",
-            ("partition",),
-            registry=registry,
+        self._standby_bytes = self.gauge(
+            "taskflow_standby_table_bytes", "Size of a standby's table", "partition"
         )
 
     def show(

@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-
 from processor.contract.events import EventKind
 from processor.contract.steps import ManagedStep, StepStatus
 from processor.contract.values import parse_timestamp
 from processor.engine.batch import StepEvent
+from processor.telemetry.exposition import Exposed
 
 SECONDS_BUCKETS: Final = (
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
@@ -24,40 +23,34 @@ REOFFER_MAX_MS: Final = 86_400_000
 class StepMetrics:
     """Counters and histograms by task."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, exposed: Exposed) -> None:
         self._tasks: set[str] = set()
-        self._events = Counter(
+        self._events = exposed.counter(
             "taskflow_step_events",
             "Events of managed steps, by task and event; `reoffered` is a step that nobody had "
             "started since it was offered before",
-            ("task", "event"),
-            registry=registry,
+            "task",
+            "event",
         )
-        self._leases_expired = Counter(
+        self._leases_expired = exposed.counter(
             "taskflow_step_leases_expired",
             "Leases that ran out: their executor was gone, or too slow",
-            ("task",),
-            registry=registry,
+            "task",
         )
-        self._used_up = Counter(
-            "taskflow_step_attempts_used_up",
-            "Steps that failed with their last attempt",
-            ("task",),
-            registry=registry,
+        self._used_up = exposed.counter(
+            "taskflow_step_attempts_used_up", "Steps that failed with their last attempt", "task"
         )
-        self._start_seconds = Histogram(
+        self._start_seconds = exposed.histogram(
             "taskflow_step_start_seconds",
             "From the first offer of an attempt to its start, by the broker's clock",
-            ("task",),
+            "task",
             buckets=SECONDS_BUCKETS,
-            registry=registry,
         )
-        self._end_seconds = Histogram(
+        self._end_seconds = exposed.histogram(
             "taskflow_step_end_seconds",
             "From the scheduling of a step to its end, by the broker's clock",
-            ("task",),
+            "task",
             buckets=SECONDS_BUCKETS,
-            registry=registry,
         )
 
     def observe(self, events: Iterable[StepEvent]) -> None:

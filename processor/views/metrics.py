@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 
-from prometheus_client import Counter, Gauge, Histogram
-
-from processor.telemetry.metrics import LATENCY_BUCKETS_S, SIZE_BUCKETS, Exposed
+from processor.telemetry.exposition import SIZE_BUCKETS, Exposed
 
 
 class ViewMetrics(Exposed):
@@ -12,70 +10,54 @@ class ViewMetrics(Exposed):
 
     def __init__(self) -> None:
         super().__init__()
-        registry = self.registry
-        self.events = Counter(
-            "taskflow_view_events", "FlowEvents projected, by kind", ("kind",), registry=registry
-        )
-        self.repeated = Counter(
+        self.events = self.counter("taskflow_view_events", "FlowEvents projected, by kind", "kind")
+        self.repeated = self.counter(
             "taskflow_view_repeated_events",
             "FlowEvents that were read again and dropped, by their ids",
-            registry=registry,
         )
-        self.batch_size = Histogram(
+        self.batch_size = self.histogram(
             "taskflow_view_batch_events",
             "FlowEvents projected in one transaction",
             buckets=SIZE_BUCKETS,
-            registry=registry,
         )
-        self.write_seconds = Histogram(
-            "taskflow_view_write_seconds",
-            "Writing one batch to the view",
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
+        self.write_seconds = self.histogram(
+            "taskflow_view_write_seconds", "Writing one batch to the view"
         )
-        self.lag_seconds = Histogram(
+        self.lag_seconds = self.histogram(
             "taskflow_view_lag_seconds",
             "From the broker's append of the oldest event of a batch until answers include it, by "
             "this machine's clock",
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
         )
-        self.failures = Counter(
+        self.failures = self.counter(
             "taskflow_view_failures",
             "Batches that could not be written, and were tried again",
-            ("error",),
-            registry=registry,
+            "error",
         )
-        self.requests = Histogram(
+        self.requests = self.histogram(
             "taskflow_view_request_seconds",
             "Answering a request, without streams",
-            ("route", "status"),
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
+            "route",
+            "status",
         )
-        self.streams = Gauge("taskflow_view_streams", "Streams that are open", registry=registry)
-        self.rebalances = Counter(
-            "taskflow_view_rebalances", "Times that partitions were shared out", registry=registry
+        self.streams = self.gauge("taskflow_view_streams", "Streams that are open")
+        self.rebalances = self.counter(
+            "taskflow_view_rebalances", "Times that partitions were shared out"
         )
-        self.rebalance_seconds = Histogram(
+        self.rebalance_seconds = self.histogram(
             "taskflow_view_rebalance_seconds",
             "From the begin of sharing out partitions until they are read again",
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
         )
-        self._partitions = Gauge(
-            "taskflow_view_partitions", "Partitions that this worker projects", registry=registry
+        self._partitions = self.gauge(
+            "taskflow_view_partitions", "Partitions that this worker projects"
         )
-        self._behind = Gauge(
+        self._behind = self.gauge(
             "taskflow_view_behind_records",
             "Offsets of audit that are committed and not projected yet",
-            ("partition",),
-            registry=registry,
+            "partition",
         )
-        self._broken = Gauge(
+        self._broken = self.gauge(
             "taskflow_view_broken_partitions",
             "Partitions that are not projected any further, see /ready",
-            registry=registry,
         )
 
     def show(self, *, partitions: Callable[[], float], broken: Callable[[], float]) -> None:

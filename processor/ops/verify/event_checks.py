@@ -261,13 +261,7 @@ class EventChecks:
 
         def add(invariant: str, kind: str, message: str, of: str | None = flow_id) -> None:
             if self._only in (None, of):
-                self._report.add(
-                    *(invariant, kind, who + message),
-                    topic=record.topic,
-                    partition=record.partition,
-                    offset=record.offset,
-                    flow_id=of,
-                )
+                self._report.at(record, invariant, kind, who + message, of)
 
         return add
 

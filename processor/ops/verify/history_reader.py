@@ -366,10 +366,4 @@ class HistoryReader:
     ) -> None:
         flow_id = about.get("flow_id")
         if self._parts.only in (None, flow_id):
-            self._report.add(
-                *(invariant, kind, message),
-                topic=record.topic,
-                partition=record.partition,
-                offset=record.offset,
-                flow_id=flow_id,
-            )
+            self._report.at(record, invariant, kind, message, flow_id)

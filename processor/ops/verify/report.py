@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
+from processor.ops.verify.ports import LogRecord
+
 INVARIANTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "I1": "each command has exactly one outcome, each outcome its command",
@@ -78,6 +80,23 @@ class Report:
             self.first[invariant, kind] = Violation(
                 invariant, kind, topic, partition, offset, flow_id, message
             )
+
+    def at(
+        self,
+        record: LogRecord,
+        invariant: str,
+        kind: str,
+        message: str,
+        flow_id: str | None = None,
+    ) -> None:
+        """Add a violation that this record shows."""
+        self.add(
+            *(invariant, kind, message),
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            flow_id=flow_id,
+        )
 
     def violations_of(self, invariant: str) -> int:
         return sum(count for (name, _), count in self.found.items() if name == invariant)

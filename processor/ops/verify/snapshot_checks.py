@@ -75,7 +75,7 @@ class StateReader:
             return self._cursor(record, key)
         self._behind = record
         if key in self._keys:
-            self._add(
+            self._report.at(
                 record,
                 *("I8", "state_key_twice"),
                 f"{_utf8(key)} stands twice between two cursors: one transaction writes it once.",
@@ -113,7 +113,7 @@ class StateReader:
         """All is read."""
         self._write()
         if self._behind is not None:
-            self._add(
+            self._report.at(
                 self._behind,
                 *("I9", "state_without_cursor"),
                 "Records of a transaction without the cursor that ends it.",
@@ -124,7 +124,9 @@ class StateReader:
         self._report.checked["I8"] += 1
         cursor = parsed(record.value)
         if key != self._key:
-            self._add(record, "I12", "cursor_misplaced", f"{_utf8(key)} on another partition.")
+            self._report.at(
+                record, "I12", "cursor_misplaced", f"{_utf8(key)} on another partition."
+            )
             return None
         fields = {*CURSOR_FIELDS, "schema_version"}
         if (
@@ -135,11 +137,13 @@ class StateReader:
             or cursor["next_event_id"] // EVENTS_PER_PARTITION != self._partition
             or not 0 <= cursor["offered"] < cursor["next_event_id"]
         ):
-            self._add(record, "I6", "not_a_cursor", "The record is no cursor of this partition.")
+            self._report.at(
+                record, "I6", "not_a_cursor", "The record is no cursor of this partition."
+            )
             return None
         for name in CURSOR_FIELDS:
             if self.cursor is not None and cursor[name] < self.cursor[name]:
-                self._add(
+                self._report.at(
                     record,
                     *("I6", "cursor_moved_back"),
                     f"{name} goes back from {self.cursor[name]} to {cursor[name]}.",
@@ -167,17 +171,6 @@ class StateReader:
             [seen for seen in steps.values() if seen is not None],
         )
         self._flows, self._steps = {}, {}
-
-    def _add(
-        self, record: LogRecord, invariant: str, kind: str, message: str, flow_id: str | None = None
-    ) -> None:
-        self._report.add(
-            *(invariant, kind, message),
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            flow_id=flow_id,
-        )
 
 
 class Image:

@@ -179,13 +179,7 @@ class Transactions:
     def _add(
         self, invariant: str, kind: str, record: LogRecord, flow_id: str, message: str
     ) -> None:
-        self._report.add(
-            *(invariant, kind, message),
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            flow_id=flow_id,
-        )
+        self._report.at(record, invariant, kind, message, flow_id)
 
 
 def _is_flow(entry: Entry | None, record: LogRecord, told: Doc) -> bool:

@@ -41,8 +41,7 @@ class _Adder:
     def __call__(self, invariant: str, kind: str, message: str) -> None:
         outcome, source = self._outcome, self._outcome["source"]
         who = f"Outcome {outcome['verdict']} of {source['topic']} offset {source['offset']}: "
-        place = _place(self._record, outcome["flow_id"])
-        self._report.add(invariant, kind, who + message, **place)
+        self._report.at(self._record, invariant, kind, who + message, outcome["flow_id"])
 
 
 class OutcomeChecks:
@@ -79,10 +78,8 @@ class OutcomeChecks:
         """The outcome in a record; None if it is none."""
         outcome = parsed(record.value)
         if outcome is None or not _shaped(outcome):
-            self._report.add(
-                *("I1", "not_an_outcome", "The record does not have the fields of an Outcome."),
-                **_place(record, None),
-            )
+            message = "The record does not have the fields of an Outcome."
+            self._report.at(record, "I1", "not_an_outcome", message)
             return None
         return outcome
 
@@ -273,12 +270,3 @@ def _shaped(outcome: Doc) -> bool:
         and isinstance(ids, list)
         and all(type(one) is int for one in ids)
     )
-
-
-def _place(record: LogRecord, flow_id: str | None) -> Doc:
-    return {
-        "topic": record.topic,
-        "partition": record.partition,
-        "offset": record.offset,
-        "flow_id": flow_id,
-    }

@@ -89,12 +89,7 @@ class DeadLetterChecks:
             self._add(letter, "dead_letter_differs", f"Its {what} are not the record's.")
 
     def _add(self, record: LogRecord, kind: str, message: str) -> None:
-        self._report.add(
-            *("I9", kind, message),
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-        )
+        self._report.at(record, "I9", kind, message)
 
 
 def _about(letter: LogRecord) -> tuple[str, int] | None:

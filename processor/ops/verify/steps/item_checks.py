@@ -194,13 +194,7 @@ class ItemChecks:
             )
 
     def _add(self, record: LogRecord, kind: str, message: str, flow_id: str | None = None) -> None:
-        self._report.add(
-            *("I15", kind, message),
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            flow_id=flow_id,
-        )
+        self._report.at(record, "I15", kind, message, flow_id)
 
 
 def _shaped(item: Doc) -> bool:
