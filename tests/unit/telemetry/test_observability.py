@@ -18,7 +18,7 @@ from processor.telemetry.metrics import Metrics
 from processor.views.metrics import ViewMetrics
 
 ROOT = Path(__file__).parents[3]
-HERE = ROOT / "processor" / "observability"
+HERE = ROOT / "processor" / "telemetry"
 README = (HERE / "README.md").read_text("utf-8")
 RULES = [
     rule
@@ -201,7 +201,7 @@ PROMISED = {
 
 def test_logs_use_the_names_that_are_promised() -> None:
     unknown = {field: where for field, where in TOLD.items() if field not in PROMISED | PYTHONS}
-    assert unknown == {}, "processor/observability/README.md has the names: take one, or add one"
+    assert unknown == {}, "processor/telemetry/README.md has the names: take one, or add one"
 
 
 def test_no_name_is_promised_that_nobody_uses() -> None:
