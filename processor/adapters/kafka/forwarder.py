@@ -6,18 +6,15 @@ commands until the transaction timed out.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
-from processor.adapters.kafka.internals import quiet_failures
-from processor.adapters.kafka.metadata_backoff import back_off_metadata
+from processor.adapters.kafka.plain_producer import STOP_TIMEOUT_S, start_producer
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.contract.topics import DEAD_LETTER_MAX_BYTES
 from processor.engine.batch import Forward
-
-STOP_TIMEOUT_S: Final = 2.0
 
 
 class PlainForwarder:
@@ -69,20 +66,9 @@ class PlainForwarder:
     async def _started(self) -> AIOKafkaProducer:
         async with self._starting:
             if self._producer is None:
-                producer = AIOKafkaProducer(
-                    **self._connection,
-                    enable_idempotence=True,
-                    acks="all",
-                    max_request_size=DEAD_LETTER_MAX_BYTES,
+                self._producer = await start_producer(
+                    **self._connection, max_request_size=DEAD_LETTER_MAX_BYTES
                 )
-                back_off_metadata(producer.client)
-                quiet_failures(producer)
-                try:
-                    await producer.start()
-                except BaseException:
-                    await stop_producer(producer, timeout_s=STOP_TIMEOUT_S)
-                    raise
-                self._producer = producer
             return self._producer
 
     async def stop(self) -> None:

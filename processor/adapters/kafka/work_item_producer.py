@@ -7,18 +7,16 @@ transaction is open.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.metadata_backoff import back_off_metadata
+from processor.adapters.kafka.plain_producer import STOP_TIMEOUT_S, start_producer
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.adapters.kafka.transactional_producer import BATCH_MAX_BYTES, RecordPack
 from processor.contract.topics import MESSAGE_MAX_BYTES
 from processor.engine.batch import Outgoing
 from processor.engine.partitioner import partition_of
-
-STOP_TIMEOUT_S: Final = 2.0
 
 
 class KafkaWorkItemProducer:
@@ -73,21 +71,12 @@ class KafkaWorkItemProducer:
     async def _started(self) -> AIOKafkaProducer:
         async with self._starting:
             if self._producer is None:
-                producer = AIOKafkaProducer(
+                self._producer = await start_producer(
                     **self._connection,
-                    enable_idempotence=True,
-                    acks="all",
                     compression_type=self._compression,
                     max_batch_size=BATCH_MAX_BYTES,
                     max_request_size=4 * MESSAGE_MAX_BYTES,
                 )
-                back_off_metadata(producer.client)
-                try:
-                    await producer.start()
-                except BaseException:
-                    await stop_producer(producer, timeout_s=STOP_TIMEOUT_S)
-                    raise
-                self._producer = producer
             return self._producer
 
     async def stop(self) -> None:

@@ -25,8 +25,7 @@ from processor.adapters.kafka.client_config import (
     ensure_reachable,
 )
 from processor.adapters.kafka.errors import NotAuthorized, explain, explained
-from processor.adapters.kafka.internals import quiet_failures
-from processor.adapters.kafka.metadata_backoff import back_off_metadata
+from processor.adapters.kafka.plain_producer import start_producer
 from processor.adapters.kafka.record_writer import write_record
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.client.errors import CommandNotSent
@@ -135,22 +134,12 @@ class CommandProducer:
             if self._producer is None:
                 if self._closed:
                     raise ProducerClosed
-                producer = AIOKafkaProducer(
+                self._producer = await start_producer(
                     **connection_options(self._settings, "client"),
                     compression_type=compression_type(self._settings),
-                    enable_idempotence=True,
-                    acks="all",
                     max_batch_size=BATCH_BYTES,
                     linger_ms=LINGER_MS,
                 )
-                back_off_metadata(producer.client)
-                quiet_failures(producer)
-                try:
-                    await producer.start()
-                except BaseException:
-                    await stop_producer(producer, timeout_s=CLOSE_TIMEOUT_S)
-                    raise
-                self._producer = producer
             return self._producer
 
     def _replace(self, producer: AIOKafkaProducer) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from processor.adapters.kafka.plain_producer import start_producer
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.contract.topics import Topics
 from processor.contract.values import instant
@@ -180,18 +181,9 @@ async def under_load(
     way are then awaited."""
 
     async def new_producer() -> AIOKafkaProducer:
-        made = AIOKafkaProducer(
-            **connection,
-            enable_idempotence=True,
-            request_timeout_ms=SEND_TIMEOUT_MS,
-            retry_backoff_ms=50,
+        return await start_producer(
+            **connection, request_timeout_ms=SEND_TIMEOUT_MS, retry_backoff_ms=50
         )
-        try:
-            await made.start()
-        except BaseException:
-            await stop_producer(made, timeout_s=STOP_TIMEOUT_S)
-            raise
-        return made
 
     producer = await new_producer()
     load, stop = Load(topics, partitions, random.Random(seed)), asyncio.Event()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from processor.adapters.kafka import plain_producer
 from processor.client.kafka import command_producer as module
 from processor.client.kafka.command_producer import LINGER_MS, CommandProducer
 from processor.settings import Settings
@@ -71,9 +72,9 @@ async def test_a_producer_is_idempotent_and_lingers(monkeypatch: pytest.MonkeyPa
 
         async def start(self) -> None: ...
 
-    monkeypatch.setattr(module, "AIOKafkaProducer", Started)
-    monkeypatch.setattr(module, "back_off_metadata", lambda client: None)
-    monkeypatch.setattr(module, "quiet_failures", lambda producer: None)
+    monkeypatch.setattr(plain_producer, "AIOKafkaProducer", Started)
+    monkeypatch.setattr(plain_producer, "back_off_metadata", lambda client: None)
+    monkeypatch.setattr(plain_producer, "quiet_failures", lambda producer: None)
     producer = CommandProducer(Settings())
 
     await producer.send("t", b"k", b"v", [], handed_over=lambda: None)
