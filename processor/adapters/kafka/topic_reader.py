@@ -108,9 +108,6 @@ class TopicReader:
         except KafkaError as error:
             await self._back_off(repr(error))
             return []
-        except BaseException:
-            await self.close()
-            raise
         self.positions = {tp.partition: at for tp, at in reading.positions.items()}
         if fetched:
             self._failures = 0
@@ -139,7 +136,11 @@ class TopicReader:
 
     async def _connect(self) -> AIOKafkaConsumer:
         consumer = self._consumer = self._new_consumer()
-        await consumer.start()
+        try:
+            await consumer.start()
+        except BaseException:
+            await self.close()
+            raise
         self._heard_at_s = time.monotonic()
         return consumer
 
