@@ -1,7 +1,7 @@
 """Steps of flows: observed ones, managed ones, and the work items that offer them."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -80,10 +80,6 @@ class Execution(Message):
     """The newest `progress_json` of an `extend_step`, or null."""
     last_failure: StepFailure | None
     """The newest failure, lapse of a lease or timeout; nothing clears it."""
-
-    def changed(self, **changes: Any) -> Self:
-        """This execution with other values in some fields, which are not validated."""
-        return self.model_copy(update=changes)
 
 
 class ManagedStep(FlowStep):

@@ -3,7 +3,7 @@
 import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
@@ -46,6 +46,7 @@ NO_TIME: Final = "not an RFC 3339 time with an offset"
 OUTSIDE_THE_YEARS: Final = "outside the years 1..9999 in UTC"
 
 
+@lru_cache(maxsize=1024)
 def parse_timestamp(text: str) -> int:
     """Milliseconds since 1970 of an RFC 3339 time with an offset; finer digits are cut off.
 
@@ -127,6 +128,36 @@ class Message(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+    _all_fields: ClassVar[set[str]]
+    """Shared by all that was made without validation: each would hold two kilobytes of its own."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        cls._all_fields = set(cls.model_fields)
+
+    @classmethod
+    def trusted(cls, fields: dict[str, Any]) -> Self:
+        """An instance with `fields`, all that there are, which are believed and kept.
+
+        What `model_construct` does, in a fifth of the time.
+        """
+        message = _new(cls)
+        _set_dict(message, fields)
+        _set_fields_set(message, cls._all_fields)
+        _set_extra(message, None)
+        _set_private(message, None)
+        return message
+
+    def changed(self, changes: dict[str, Any]) -> Self:
+        """This message with other values in some fields, which are believed."""
+        return self.trusted(self.__dict__ | changes)
+
+
+# What a model consists of; asking `object.__setattr__` each time takes half as long again.
+_new = object.__new__
+_set_dict, _set_fields_set, _set_extra, _set_private = (
+    BaseModel.__dict__[slot].__set__ for slot in BaseModel.__slots__
+)
 
 
 class Source(Message):

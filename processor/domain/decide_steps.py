@@ -1,6 +1,6 @@
 """Checks 15 to 17 of the contract for commands about managed steps, and the facts that follow."""
 
-import uuid
+from hashlib import sha1
 from typing import Any, Final, NamedTuple, assert_never
 
 from processor.contract.commands import (
@@ -110,7 +110,7 @@ def decide_step(
         case "fail_step":
             return _fail(command, subject)
         case "release_step":
-            execution = step.execution.changed(max_attempts=step.execution.max_attempts + 1)
+            execution = step.execution.changed({"max_attempts": step.execution.max_attempts + 1})
             offered = executions.offered(execution, at_ms, offers=1)
             fact = subject.fact(
                 EventKind.STEP_RELEASED, offered, status="pending", child_session_key=None
@@ -196,7 +196,7 @@ def _start(command: StartStep, subject: _Subject) -> Decision:
     if execution.offers == 0 and at_ms < executions.due_ms(execution):
         return rejected(Code.NOT_DUE, due=execution.due_at)
     attempt = execution.attempt + 1
-    leased = executions.leased(execution.changed(attempt=attempt), at_ms)
+    leased = executions.leased(execution.changed({"attempt": attempt}), at_ms)
     fact = subject.fact(
         EventKind.STEP_STARTED, leased, status="running", child_session_key=command.issued_by
     )
@@ -210,7 +210,7 @@ def _extend(command: ExtendStep, subject: _Subject) -> Decision:
         return too_large
     extended = executions.leased(execution, subject.at_ms)
     if progress is not None:
-        extended = extended.changed(progress=progress)
+        extended = extended.changed({"progress": progress})
     elif (
         2 * (executions.due_ms(execution) - subject.at_ms) > execution.lease_ms
         or extended.due_at == execution.due_at
@@ -245,7 +245,7 @@ def _retry(command: RetryStep, subject: _Subject) -> Decision:
     execution = step.execution
     attempts = execution.attempt + (command.attempts or 1)
     execution = execution.changed(
-        max_attempts=max(execution.max_attempts, attempts), timeout_at=None
+        {"max_attempts": max(execution.max_attempts, attempts), "timeout_at": None}
     )
     offered = executions.offered(execution, subject.at_ms, offers=1)
     return Decision((_retried(subject, offered, reason=None, holder=None),))
@@ -372,4 +372,8 @@ def _no_room_for_input(size: int, totals: StepTotals) -> Decision | None:
 
 
 def step_id(flow_id: str, run_id: str) -> str:
-    return str(uuid.uuid5(uuid.UUID(flow_id), run_id))
+    """UUIDv5 of the run id in the namespace of the flow's id (RFC 9562)."""
+    # `uuid.uuid5`, without the objects in between: that takes three times as long.
+    digest = sha1(bytes.fromhex(flow_id.replace("-", "")) + run_id.encode()).hexdigest()
+    variant = "89ab"[int(digest[16], 16) & 3]
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"

@@ -5,7 +5,14 @@ from typing import Any, Final
 
 from processor.contract.events import EventKind
 from processor.contract.flow import Flow
-from processor.contract.steps import Execution, ManagedStep, ObservedStep, Step, StepStatus
+from processor.contract.steps import (
+    Execution,
+    ManagedStep,
+    ObservedStep,
+    Step,
+    StepFailure,
+    StepStatus,
+)
 from processor.domain.facts import Fact
 
 # Python 3.11 runs a function whenever an enum is asked for a member: half of what evolving cost.
@@ -22,6 +29,7 @@ STEP_OBSERVED: Final = EventKind.STEP_OBSERVED
 STEP_SCHEDULED: Final = EventKind.STEP_SCHEDULED
 PRUNED: Final = EventKind.PRUNED
 
+_STATUSES: Final = {str(status): status for status in StepStatus}
 STEP_KINDS: Final = frozenset(kind for kind in EventKind if kind.startswith("step_"))
 """What happens to a step of a flow; the flow stays as it is."""
 
@@ -104,11 +112,28 @@ def evolve_step(step: Step | None, fact: Fact) -> Step:
     if kind is STEP_OBSERVED:
         return ObservedStep.model_validate(payload["step"], strict=False)
     if kind is STEP_SCHEDULED:
-        return ManagedStep.model_validate(payload["step"], strict=False)
+        return _managed(payload["step"])
     if step is None or step.runtime != "managed":
         raise ValueError(f"{kind} of a step that was never scheduled: {fact.flow_id}")
     changes = payload["changes"]
-    changed = {**changes, "execution": Execution.model_validate(changes["execution"], strict=False)}
+    changed = {**changes, "execution": _execution(changes["execution"])}
     if "status" in changes:
-        changed["status"] = StepStatus(changes["status"])
-    return step.model_copy(update=changed)
+        changed["status"] = _STATUSES[changes["status"]]
+    return step.changed(changed)
+
+
+def _managed(step: dict[str, Any]) -> ManagedStep:
+    return ManagedStep.trusted(
+        {
+            **step,
+            "status": _STATUSES[step["status"]],
+            "execution": _execution(step["execution"]),
+        }
+    )
+
+
+def _execution(doc: dict[str, Any]) -> Execution:
+    last_failure = doc["last_failure"]
+    if last_failure is None:
+        return Execution.trusted(doc)
+    return Execution.trusted({**doc, "last_failure": StepFailure.trusted(last_failure)})

@@ -19,27 +19,27 @@ def offered(execution: Execution, at_ms: int, *, offers: int) -> Execution:
     started. It is offered again once nobody has started it for a lease, twice as long each time,
     at most a day."""
     wait_ms = min(execution.lease_ms << min(offers - 1, _DOUBLINGS_MAX), DAY_MS)
-    return execution.changed(offers=offers, due_at=_cut(execution, at_ms + wait_ms))
+    return execution.changed({"offers": offers, "due_at": _cut(execution, at_ms + wait_ms)})
 
 
 def delayed(execution: Execution, until_ms: int) -> Execution:
     """The execution of a step that may be started from `until_ms` on, and is offered then."""
-    return execution.changed(offers=0, due_at=_cut(execution, until_ms))
+    return execution.changed({"offers": 0, "due_at": _cut(execution, until_ms)})
 
 
 def leased(execution: Execution, at_ms: int) -> Execution:
     """The execution of a step whose lease begins, or is renewed, at `at_ms`."""
-    return execution.changed(offers=0, due_at=_cut(execution, at_ms + execution.lease_ms))
+    return execution.changed({"offers": 0, "due_at": _cut(execution, at_ms + execution.lease_ms)})
 
 
 def ended(execution: Execution) -> Execution:
     """The execution of a step that is not looked at any more."""
-    return execution.changed(due_at=None)
+    return execution.changed({"due_at": None})
 
 
 def failed(execution: Execution, reason: str, at_ms: int) -> Execution:
     """The execution with its newest failure."""
-    return execution.changed(last_failure=StepFailure(reason=reason, at=instant(at_ms)))
+    return execution.changed({"last_failure": StepFailure(reason=reason, at=instant(at_ms))})
 
 
 def backoff_ms(step: ManagedStep) -> int:

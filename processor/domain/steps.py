@@ -36,6 +36,8 @@ class StepTotals(NamedTuple):
 
     def after(self, before: Step | None, after: Step) -> "StepTotals":
         """The totals once a step that was `before` (None: not there) is `after`."""
+        if before is not None and after.status in LIVE and before.status in LIVE:
+            return self  # an input never changes
         live_before, bytes_before, unsuccessful_before = _counted(before)
         live, size, unsuccessful = _counted(after)
         return StepTotals(

@@ -26,6 +26,7 @@ from uuid import uuid4
 
 import structlog
 
+from processor.domain.steps import is_live
 from processor.engine.batch import (
     AT_ONCE,
     Decoded,
@@ -331,6 +332,8 @@ class BatchProcessor:
         self._next_row_number += batch.created
         self.queue.advance(after.position, batch.handled)
         self.cache.put(batch.flows)
+        steps = ((key, row) for key, (_, row) in batch.steps.items())
+        self.cache.put({key: row if row and is_live(row.step) else None for key, row in steps})
         self.progressed()
         self._cursor_written_at = self.status.progressed_at
         if writer.suspect:

@@ -49,7 +49,9 @@ async def load_state(
     memory = LoadedState(flows=flows)
     if needed.steps:
         keys, _ = step_needs(needed, flows)
-        if unread_keys := await _load(keys, table.steps, memory.steps):
+        memory.steps = cache.find(keys)
+        missing_keys = [key for key in keys if key not in memory.steps]
+        if unread_keys := await _load(missing_keys, table.steps, memory.steps):
 
             def names_unread(item: Readable) -> bool:
                 keys, _ = step_needs(needs([item]), flows)

@@ -83,7 +83,7 @@ class PartitionProcessor:
             self.place.partition,
             lag=lambda: self.lag,
             table_bytes=table.size_bytes,
-            cached=lambda: len(batches.cache),
+            cached=lambda: batches.cache.flows,
             pending_records=lambda: len(batches.queue),
             pending_bytes=lambda: batches.queue.size_bytes,
         )

@@ -4,6 +4,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from processor.telemetry.bulk_histogram import BulkHistogram
+
 LATENCY_BUCKETS_S: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
@@ -26,6 +28,11 @@ class Exposed:
         self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = LATENCY_BUCKETS_S
     ) -> Histogram:
         return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+
+    def bulk_histogram(
+        self, name: str, text: str, label: str, *, buckets: tuple[float, ...]
+    ) -> BulkHistogram:
+        return BulkHistogram(name, text, label, buckets, registry=self.registry)
 
     def text(self) -> bytes:
         """The exposition format."""

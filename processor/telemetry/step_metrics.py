@@ -1,5 +1,6 @@
 """What can be seen of managed steps from outside."""
 
+from collections import Counter as Tally
 from collections.abc import Iterable
 from typing import Final
 
@@ -17,6 +18,8 @@ TASKS_MAX: Final = 50
 """Tasks that have a label of their own, the first ones that are seen; the others share one."""
 OTHERS: Final = "other tasks"
 LEASE_EXPIRED: Final = "lease expired"
+# Python 3.11 runs a function whenever an enum is asked for a member.
+STARTED, DISPATCHED = EventKind.STEP_STARTED, EventKind.STEP_DISPATCHED
 REOFFER_MAX_MS: Final = 86_400_000
 
 
@@ -40,13 +43,13 @@ class StepMetrics:
         self._used_up = exposed.counter(
             "taskflow_step_attempts_used_up", "Steps that failed with their last attempt", "task"
         )
-        self._start_seconds = exposed.histogram(
+        self._start_seconds = exposed.bulk_histogram(
             "taskflow_step_start_seconds",
             "From the first offer of an attempt to its start, by the broker's clock",
             "task",
             buckets=SECONDS_BUCKETS,
         )
-        self._end_seconds = exposed.histogram(
+        self._end_seconds = exposed.bulk_histogram(
             "taskflow_step_end_seconds",
             "From the scheduling of a step to its end, by the broker's clock",
             "task",
@@ -55,19 +58,20 @@ class StepMetrics:
 
     def observe(self, events: Iterable[StepEvent]) -> None:
         """Take in events that are committed."""
+        tally: Tally[tuple[str, str]] = Tally()
         for kind, was, step, reason in events:
             task = self._label(step.task)
-            name = kind.removeprefix("step_")
-            if kind is EventKind.STEP_DISPATCHED and step.execution.offers > 1:
+            name = kind._value_.removeprefix("step_")
+            if kind is DISPATCHED and step.execution.offers > 1:
                 name = "reoffered"
-            self._events.labels(task, name).inc()
+            tally[task, name] += 1
             if reason == LEASE_EXPIRED:
                 self._leases_expired.labels(task).inc()
-            if kind is EventKind.STEP_STARTED and was is not None and was.runtime == "managed":
-                self._start_seconds.labels(task).observe(_waited_ms(was, step) / 1000)
+            if kind is STARTED and was is not None and was.runtime == "managed":
+                self._start_seconds.observe(task, _waited_ms(was, step) / 1000)
             elif step.execution.due_at is None:
                 lived_ms = parse_timestamp(step.updated_at) - parse_timestamp(step.created_at)
-                self._end_seconds.labels(task).observe(max(0, lived_ms) / 1000)
+                self._end_seconds.observe(task, max(0, lived_ms) / 1000)
                 execution = step.execution
                 if (
                     step.status is StepStatus.FAILED
@@ -75,6 +79,8 @@ class StepMetrics:
                     and execution.attempt >= execution.max_attempts
                 ):
                     self._used_up.labels(task).inc()
+        for labels, count in tally.items():
+            self._events.labels(*labels).inc(count)
 
     def _label(self, task: str) -> str:
         if task in self._tasks:
@@ -89,8 +95,9 @@ def _waited_ms(was: ManagedStep, step: ManagedStep) -> int:
     """How long a started step had been offered: since the last offer, and the times between the
     offers before it."""
     execution = was.execution
-    between_ms: int = sum(
-        min(execution.lease_ms * 2**n, REOFFER_MAX_MS) for n in range(min(execution.offers - 1, 40))
-    )
+    between_ms = 0
+    if execution.offers > 1:
+        waits = range(min(execution.offers - 1, 40))
+        between_ms = sum(min(execution.lease_ms * 2**n, REOFFER_MAX_MS) for n in waits)
     since_ms = parse_timestamp(step.updated_at) - parse_timestamp(was.updated_at)
     return max(0, since_ms + between_ms)

@@ -236,7 +236,7 @@ def test_backoff_doubles_up_to_an_hour_less_up_to_a_quarter(
     attempt: int, backoff_ms: Any, whole_ms: Any
 ) -> None:
     step = scheduled().managed("r1")
-    execution = step.execution.changed(attempt=attempt, backoff_ms=backoff_ms)
+    execution = step.execution.changed({"attempt": attempt, "backoff_ms": backoff_ms})
     for first_byte in (0, 1, 255):
         other = step.model_copy(
             update={"id": f"{first_byte:02x}{step.id[2:]}", "execution": execution}

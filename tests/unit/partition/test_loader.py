@@ -138,3 +138,16 @@ async def test_a_step_that_is_only_named_is_read_once() -> None:
     _, memory = await loaded(table, *bodies)
     assert set(memory.steps) == {(uuid(1), "r")}
     assert table.asked == ["flows", "steps"]
+
+
+async def test_a_live_step_that_is_cached_is_not_read() -> None:
+    row, other = managed_row(1, "r"), managed_row(1, "other")
+    table, cache = Table([flow_row(1)], [row, other]), FlowCache(1 << 20)
+    cache.put({(uuid(1), "r"): row})
+    bodies = items(about(1, step("start_step", 1, "r")))
+    _, memory = await load_state(bodies, cache, table)  # type: ignore[arg-type]
+    assert memory.steps == {(uuid(1), "r"): row}
+    assert table.asked == ["flows"]
+    bodies += items(about(1, step("start_step", 1, "other")))
+    _, memory = await load_state(bodies, cache, table)  # type: ignore[arg-type]
+    assert memory.steps == {(uuid(1), "r"): row, (uuid(1), "other"): other}

@@ -23,7 +23,7 @@ async def test_a_partition_that_stays_keeps_producer_and_memory_and_is_only_soug
         stage.source.rebalance()
         stage.kafka.send(update(1, revision=0))
         await stage.quiet()
-        assert len(owner._batches.cache) == 1
+        assert owner._batches.cache.flows == 1
 
     assert stage.source.attached == [Position(0, 0, 1), Position(1, 0, 2)]
     assert stage.script.passed[Point.LOAD] == loads

@@ -14,6 +14,7 @@ import yaml
 
 from processor.contract.commands import Command
 from processor.contract.outcomes import Code, Verdict
+from processor.telemetry.bulk_histogram import BulkHistogram
 from processor.telemetry.metrics import Metrics
 from processor.views.metrics import ViewMetrics
 
@@ -47,7 +48,11 @@ def series() -> dict[str, set[str]]:
     """The names that a query can ask for, with their labels."""
     found: dict[str, set[str]] = {}
     for collector in COLLECTORS:
-        labels = set(collector._labelnames)
+        labels = (
+            {collector.label}
+            if isinstance(collector, BulkHistogram)
+            else set(collector._labelnames)
+        )
         for metric in collector.collect():
             endings = {
                 "counter": [("_total", labels)],

@@ -12,7 +12,7 @@ from processor.partition.scheduling.step_timers import CommandsHorizon
 from processor.testing.memory.kafka import TxnState
 from tests.support.builders import NOON, TIMER
 from tests.support.scripted_ports import Point, Stage
-from tests.unit.commands import create, flow_id, schedule, start, step
+from tests.unit.commands import create, document, flow_id, schedule, start, step
 
 LEASE_MS = 10_000
 
@@ -282,3 +282,15 @@ async def test_steps_come_back_from_state(stage: Stage) -> None:
         assert owner._batches.scheduler.live_steps(StepStatus.PENDING) == 1
         await stage.goes_on(LEASE_MS + 1)
     assert happened(stage)[-1] == "step_retried"
+
+
+async def test_a_step_that_has_ended_leaves_memory(stage: Stage) -> None:
+    key = flow_id(1), "r"
+    async with stage.running() as owner:
+        stage.kafka.send(create(1), schedule(1))
+        await stage.quiet()
+        assert owner._batches.cache.find([key])
+        stage.kafka.send(document("cancel_step", flow_id=flow_id(1), run_id="r"))
+        await stage.quiet()
+        assert not owner._batches.cache.find([key])
+    stage.assert_clean()
