@@ -1,0 +1,1 @@
+"""What managed steps cost, and how fast they are handed out."""
