@@ -64,6 +64,53 @@ async def test_why_a_flow_is_stuck_is_three_clicks_away_and_it_changes_live(
         await expect(page.locator("tbody tr")).to_have_count(24)
 
 
+async def test_states_and_attempts_of_steps_share_one_axis(
+    browser: Browser, tmp_path: Path
+) -> None:
+    views = story()
+    async with showing(views) as address, tab(browser) as seen:
+        page = seen.page
+        await page.goto(f"{address}/#/flows/{flow_id(5)}")
+        lanes = page.locator(".lanes > li")
+        await expect(lanes).to_have_count(5)
+        third = lanes.filter(has_text="card-3")
+        await expect(third.locator(".is")).to_have_text("running 3/3")
+        await expect(third.locator(".bar[data-status=failed]")).to_have_count(2)
+        await expect(third.locator(".bar.lease")).to_have_count(1)
+        await page.locator(".times-panel").screenshot(path=tmp_path / "times.png")
+
+        # The third attempt began 26 of about 40 minutes after the flow, and goes on until now.
+        track = await third.locator(".track").bounding_box()
+        waiting = await lanes.first.locator(".bar[data-status=waiting]").bounding_box()
+        attempts = [await bar.bounding_box() for bar in await third.locator(".bar").all()]
+        assert track is not None
+        assert waiting is not None
+        last = attempts[5]
+        assert last is not None
+        past = waiting["x"] + waiting["width"] - track["x"]
+        assert abs((last["x"] - track["x"]) / past - 26 / 40.1) < 0.01
+        assert abs(last["x"] + last["width"] - waiting["x"] - waiting["width"]) < 2
+        begun = await page.locator(".axis .tick").first.bounding_box()
+        assert begun is not None
+        assert abs(begun["x"] - track["x"]) < 1
+
+        await third.locator("summary").click()
+        await expect(third.locator(".attempts li")).to_have_count(3)
+        await expect(third).to_contain_text("the bank did not answer within 30 s")
+        await expect(third).to_contain_text("bank:host-3:5c1e")
+        done = {"run_id": "card-3", "attempt": 3, "result_json": {"charged": 7}}
+        views.send(command(5, "complete_step", **done) | {"issued_by": "bank:host-3:5c1e"})
+        await expect(third.locator(".is")).to_have_text("succeeded 3/3")
+        await expect(third.locator(".bar.lease")).to_have_count(0)
+        await expect(third).to_contain_text('"charged": 7')  # what was open stays open
+
+        views.send(command(5, "cancel_step", run_id="letter"))
+        await expect(page.locator("h1 .badge")).to_have_text("running")
+        await lanes.first.locator("summary").click()
+        await expect(lanes.first).to_contain_text("for all its steps")
+        await expect(lanes.first.locator(".bar")).to_have_count(4)
+
+
 async def test_pages_of_a_long_list_do_not_move_under_the_reader(browser: Browser) -> None:
     views = story()
     async with showing(views) as address, tab(browser) as seen:
@@ -114,6 +161,7 @@ async def test_every_page_fits_and_can_be_read(
     pages = {
         "flows": ("/flows", "tbody tr"),
         "flow": (f"/flows/{flow_id(7)}", ".events > li"),
+        "steps": (f"/flows/{flow_id(5)}", ".lanes > li:nth-child(5)"),
         "audit": ("/audit", "tbody tr"),
         "statistics": ("/statistics", ".chart"),
         "deadletters": ("/deadletters", "tbody tr"),
@@ -123,6 +171,9 @@ async def test_every_page_fits_and_can_be_read(
         for name, (path, awaited) in pages.items():
             await seen.page.goto(f"{address}/#{path}")
             await expect(seen.page.locator(f"main {awaited}").first).to_be_visible()
+            for lane in await seen.page.locator(".lanes summary").all():
+                await lane.click()
+            await seen.page.mouse.move(0, 0)
             await seen.page.screenshot(path=tmp_path / f"{name}.png")
             too_wide = await seen.page.evaluate(
                 "document.scrollingElement.scrollWidth - document.documentElement.clientWidth"

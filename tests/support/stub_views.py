@@ -360,7 +360,7 @@ def create(n: int, goal: str, kind: str = "create_mirrored", **fields: Any) -> d
 
 
 def story() -> ShownViews:
-    """Flows in every status; number 7 is stuck, number 8 is hostile."""
+    """Flows in every status; number 5 has managed steps, 7 is stuck, 8 is hostile."""
     now = time.time_ns() // 1_000_000
     views = ShownViews(Recorded(partitions=2, now=now - 3 * HOUR_MS), orphaned=1)
     for n in range(20, 95):
@@ -378,6 +378,7 @@ def story() -> ShownViews:
         command(4, "set_waiting", wait={"kind": "timer", "at": instant(now + 2 * DAY_MS)}),
         at_ms=past + 8 * MINUTE_MS,
     )
+    _with_steps(views, 5, past)
     views.send(create(7, "settle invoice 4711", state_json={"tries": 0}), at_ms=past)
     views.send(command(7, "update_state", patch={"tries": 1, "bank": "DE"}, next_step="pay"))
     views.send(
@@ -392,3 +393,31 @@ def story() -> ShownViews:
     at = now - MINUTE_MS
     views.recorded.send(("commands", b"{<script>alert(9)</script>"), partition=0, at_ms=at)
     return views
+
+
+def _with_steps(views: ShownViews, n: int, past: int) -> None:
+    """One step succeeded, one is tried a third time, one failed, one is never started."""
+
+    def at(minutes: float, kind: str, run_id: str, **fields: Any) -> None:
+        who = {} if kind == "schedule_step" else {"issued_by": "bank:host-3:5c1e"}
+        made = command(n, kind, run_id=run_id, **fields) | who
+        made["command_id"] = str(uuid5(UUID(int=2), f"{minutes} {made}"))
+        views.send(made, at_ms=past + int(minutes * MINUTE_MS))
+
+    late = {"reason": "TimeoutError: the bank did not answer within 30 s", "retry_after_ms": 0}
+    views.send(create(n, "charge the cards of May"), at_ms=past)
+    for card in (1, 2, 3):
+        pay = {"task": "charge", "input_json": {"card": card, "amount": 120}}
+        at(1, "schedule_step", f"card-{card}", **pay)
+    at(1, "schedule_step", "letter", task="print a letter")
+    views.send(command(n, "set_waiting", wait={"kind": "steps"}), at_ms=past + 2 * MINUTE_MS)
+    for card in (1, 2, 3):
+        at(2 + card, "start_step", f"card-{card}")
+    at(7, "complete_step", "card-1", attempt=1, result_json={"charged": 120})
+    at(8, "fail_step", "card-2", attempt=1, reason="the card is closed", retry=False)
+    at(10, "fail_step", "card-3", attempt=1, **late)
+    at(14, "start_step", "card-3")
+    at(22, "fail_step", "card-3", attempt=2, **late)
+    at(26, "start_step", "card-3")
+    for minutes in (29, 33, 37, 39.5):
+        at(minutes, "extend_step", "card-3", attempt=3, progress_json={"asked": minutes})

@@ -1,65 +1,36 @@
-// One flow: why it stands where it does, its states over time, its events, its steps, its state.
+// One flow: why it stands where it does, its states and steps over time, its events, its state.
 
 import { Problem, get, keep, stream, unlessGone } from "./api.js";
-import { ago, announce, badge, day, el, id, json, line, number, row, said, span, table } from "./dom.js";
+import { ago, announce, badge, day, el, id, json, line, number, said, span } from "./dom.js";
 import { diff } from "./diff.js";
+import { timeline } from "./timeline.js";
 import { why } from "./why.js";
 
 const REFRESH_MS = 5000;
 const EVENTS_PAGE = 100;
 const EVENTS_MAX = 1000;
-const STEPS_MAX = 200;
-const TERMINAL = new Set(["finished", "failed", "cancelled"]);
-const STEP_COLUMNS = ["Status", "Task", "Run", "Session", "Changed", "Result"];
-
-/** `[{status, from, to}]` of events in their order; `to` of the last is null. */
-export function segments(events) {
-  const found = [];
-  for (const event of events) {
-    if (event.kind === "step_observed" || event.kind === "pruned") continue;
-    const last = found.at(-1);
-    if (last?.status === event.status) continue;
-    if (last) last.to = event.at;
-    found.push({ status: event.status, from: event.at, to: null });
-  }
-  return found;
-}
-
-function timeline(events, whole) {
-  const parts = segments(events);
-  const now = Date.now();
-  const length = ({ from, to, status }) => Math.max(0, (to ? Date.parse(to) : TERMINAL.has(status) ? Date.parse(from) : now) - Date.parse(from));
-  const total = parts.reduce((sum, part) => sum + length(part), 0) || 1;
-  const bar = el("div", { class: "bar", "aria-hidden": "true" }, parts.map((part) => {
-    const piece = el("span", { "data-status": part.status, title: `${part.status}, ${span(length(part))}` });
-    piece.style.flexGrow = String(Math.max(0.01, length(part) / total));
-    return piece;
-  }));
-  return [bar, el("ol", { class: "segments" },
-    whole ? null : el("li", { class: "quiet" }, "earlier events are not loaded yet"),
-    parts.slice(-50).map((part) => el("li", {}, badge(part.status), " ",
-      el("time", { datetime: part.from }, day(part.from)),
-      TERMINAL.has(part.status) ? "" : part.to ? ` · ${span(length(part))}` : [" · for ", ago(part.from, span)])))];
-}
 
 const SUMMARY = {
   created: (p) => ["goal ", said(p.goal, 80)],
-  waiting: (p) => [p.wait.kind === "external_event" ? ["for ", said(p.wait.topic, 60)] : p.wait.kind === "timer" ? `until ${day(p.wait.at)}` : "for somebody"],
+  waiting: (p) => [p.wait.kind === "external_event" ? ["for ", said(p.wait.topic, 60)] : p.wait.kind === "timer" ? `until ${day(p.wait.at)}` : p.wait.kind === "steps" ? "for steps" : "for somebody"],
   resumed: (p) => [`by ${p.by.replace("_", " ")}`],
   failed: (p) => [said(p.reason, 160)],
   state_updated: (p) => [p.next_step ? ["step ", said(p.next_step, 60)] : "", p.patch && typeof p.patch === "object" && !Array.isArray(p.patch) ? ` ${Object.keys(p.patch).length} keys` : ""],
   step_observed: (p) => [said(p.step.task, 60), ` ${p.step.status}`],
+  step_scheduled: (p) => [said(p.step.task, 60), " ", said(p.step.run_id, 40)],
 };
+const ofStep = (p) => [said(p.run_id, 60),
+  p.changes.execution.attempt > 0 ? `, attempt ${p.changes.execution.attempt} of ${p.changes.execution.max_attempts}` : "", p.reason ? [": ", said(p.reason, 160)] : ""];
 
 function eventItem(event, travel) {
   const details = el("details", { on: { toggle: () => {
     if (details.open && details.childElementCount === 1) details.append(json(event.payload_json));
   } } }, el("summary", {}, "payload"));
   return el("li", { "data-event": event.id, "data-status": event.status },
-    el("p", {}, el("strong", {}, event.kind.replace("_", " ")), " ", el("span", { class: "quiet" }, (SUMMARY[event.kind]?.(event.payload_json) ?? []).flat())),
+    el("p", {}, el("strong", {}, event.kind.replace("_", " ")), " ", el("span", { class: "quiet" }, ((SUMMARY[event.kind] ?? (event.kind.startsWith("step_") ? ofStep : null))?.(event.payload_json) ?? []).flat(2))),
     el("p", { class: "quiet" }, el("time", { datetime: event.at, title: event.at }, day(event.at)), " by ", said(event.actor, 60), ` · revision ${event.revision} · event ${event.id}`),
     el("div", { class: "actions" },
-      event.kind === "step_observed" || event.kind === "pruned" ? null : el("button", { type: "button", on: { click: () => travel(event.revision, true) } }, "what changed"),
+      event.kind.startsWith("step_") || event.kind === "pruned" ? null : el("button", { type: "button", on: { click: () => travel(event.revision, true) } }, "what changed"),
       details));
 }
 
@@ -71,8 +42,7 @@ export function showFlow(main, { argument: flowId, signal }) {
   const heading = el("h1", { tabindex: "-1" }, "Flow");
   const reasons = el("ul", { class: "why" });
   const facts = el("dl", { class: "facts" });
-  const times = el("div", {});
-  const steps = el("div", {}, el("p", { class: "quiet" }, "none"));
+  const times = timeline();
   const list = el("ol", { class: "events", reversed: true });
   const more = el("button", { type: "button", hidden: true }, "Earlier events");
   const stateView = el("div", {});
@@ -82,8 +52,9 @@ export function showFlow(main, { argument: flowId, signal }) {
   const note = el("p", { class: "empty", hidden: true });
   const content = el("div", { class: "flow", hidden: true },
     panel("why", "Where it stands", reasons),
-    el("div", {}, panel("facts", "The flow", facts), panel("times", "States over time", times), panel("events", "Events", list, more)),
-    el("div", {}, panel("steps", "Steps", steps), panel("state", "State", el("p", { class: "pages" }, back, forth), stateTitle, stateView)));
+    panel("times", "States and steps over time", times.element),
+    el("div", {}, panel("facts", "The flow", facts), panel("events", "Events", list, more)),
+    el("div", {}, panel("state", "State", el("p", { class: "pages" }, back, forth), stateTitle, stateView)));
   main.append(heading, note, content);
 
   let flow = null;
@@ -122,25 +93,13 @@ export function showFlow(main, { argument: flowId, signal }) {
     if (wait) {
       const until = wait.kind === "timer" ? wait.at : wait.timeout_at;
       entries.splice(1, 0, ["Waits for", el("span", {},
-        wait.kind === "external_event" ? ["the event ", said(wait.topic, 120), ", correlation id ", said(wait.correlation_id, 120)] : wait.kind === "timer" ? "a time" : "somebody to resume it",
+        wait.kind === "external_event" ? ["the event ", said(wait.topic, 120), ", correlation id ", said(wait.correlation_id, 120)] : wait.kind === "timer" ? "a time" : wait.kind === "steps" ? (wait.run_ids ? ["the steps ", said(wait.run_ids.join(", "), 200)] : "all its steps") : "somebody to resume it",
         until ? [" · ", ago(until, (ms) => (ms > 0 ? `over ${span(ms)}` : `${span(-ms)} left`))] : " · without a limit")]);
     }
     facts.replaceChildren(...entries.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
   };
-  const showSteps = () => {
-    const text = JSON.stringify(flow.steps.map((step) => [step.run_id, step.updated_at, step.status]));
-    if (steps.dataset.text === text) return;
-    steps.dataset.text = text;
-    const newest = flow.steps.slice(-STEPS_MAX).reverse();
-    steps.replaceChildren(flow.steps.length === 0 ? el("p", { class: "quiet" }, "none") : el("div", { class: "wide" }, table("Steps, newest first", STEP_COLUMNS, newest.map((step) => {
-      const result = el("details", { on: { toggle: () => { if (result.open && result.childElementCount === 1) result.append(json(step.result_json)); } } }, el("summary", {}, "show"));
-      return row(STEP_COLUMNS, [badge(step.status), said(step.task, 80), el("code", {}, line(step.run_id, 40)),
-        step.child_session_key ? said(step.child_session_key, 60) : "", ago(step.updated_at), step.result_json === null ? "" : result]);
-    }))));
-    if (flow.steps_total > newest.length) {
-      const first = flow.steps.length < flow.steps_total ? `the first ${number(flow.steps.length)} of ` : "";
-      steps.append(el("p", { class: "quiet" }, `The newest ${newest.length} of ${first}${number(flow.steps_total)}.`));
-    }
+  const showTimes = () => {
+    if (flow) times.show(flow.flow, flow.steps, flow.steps_total, [...known].reverse(), cursor === null);
   };
   const showState = async () => {
     const at = revision ?? flow.flow.revision;
@@ -179,7 +138,7 @@ export function showFlow(main, { argument: flowId, signal }) {
       list.insertBefore(eventItem(event, travel), after);
     }
     more.hidden = cursor === null || known.length >= EVENTS_MAX;
-    times.replaceChildren(...timeline([...known].reverse(), cursor === null));
+    showTimes();
   };
   const take = (events) => {
     const ids = new Set(known.map((event) => event.id));
@@ -200,7 +159,7 @@ export function showFlow(main, { argument: flowId, signal }) {
       content.hidden = false;
       showFacts();
       showWhy();
-      showSteps();
+      showTimes();
       await showState();
     } catch (error) {
       if (!(error instanceof Problem)) throw error;

@@ -15,6 +15,7 @@ function ofTheWait(flow, now) {
     timer: "It sleeps",
     external_event: `It waits for the event “${line(wait.topic, 80)}” with the correlation id “${line(wait.correlation_id, 80)}”`,
     manual: "It waits for somebody to resume it",
+    steps: wait.run_ids ? `It waits for ${wait.mode === "any" ? "one of " : ""}the steps “${line(wait.run_ids.join(", "), 120)}”` : "It waits for all its steps",
   }[wait.kind] ?? "It waits";
   return [{ sentence: `${what}, since ${since}. ${end}`, grave: left !== null && left < -10_000 }];
 }
