@@ -28,12 +28,13 @@ from processor.cli.common.runner import Refused, run, settings_and_logs
 from processor.cli.flow import history as travel
 from processor.cli.flow.lookup import Found, find_flow, list_flows, list_waiting
 from processor.cli.flow.view_lookup import shown_flow, shown_flows
-from processor.cli.flow.wait_format import awaited, time_left, until
+from processor.cli.flow.wait_format import ago_or_in, awaited, step_due, time_left, until
 from processor.cli.send.pipeline import accepted, send_as_operator
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.outcomes import Outcome, Verdict
 from processor.runtime import now_ms
 from processor.settings import Settings
+from processor.telemetry.terminal import visible
 
 
 def list_all(
@@ -139,19 +140,32 @@ def print_flow(out: Console, found: Found, now_ms: int) -> None:
     if found.steps:
         out.print(Text("\nsteps, in the order of their creation", style="bold"))
     for step in found.steps:
-        for line in _step_lines(step):
+        for line in _step_lines(step, now_ms):
             out.print(line, overflow="fold")
 
 
-def _step_lines(step: Mapping[str, Any]) -> Iterator[Text]:
+def _step_lines(step: Mapping[str, Any], now_ms: int) -> Iterator[Text]:
     """All fields of a step; in a table the result would find no room."""
     first = plain(f"{step['run_id']}  ").append_text(status_text(step["status"]))
     yield first.append_text(plain(f"  {step['task']}  {step['runtime']}"))
+    execution = step.get("execution")
+    if execution is not None:
+        tries = f"attempt {execution['attempt']} of {execution['max_attempts']}"
+        due = step_due(step, now_ms)
+        yield plain(f"  {tries}{f', {due}' if due else ''}")
     if step["child_session_key"] is not None:
         yield plain(f"  by {step['child_session_key']}")
-    yield plain(f"  created {step['created_at']}  updated {step['updated_at']}  id {step['id']}")
+    if execution is not None:
+        if (failure := execution["last_failure"]) is not None:
+            reason = Text(visible(failure["reason"]), style="red")
+            yield plain(f"  last failure {ago_or_in(failure['at'], now_ms)}: ").append_text(reason)
+        if execution["progress"] is not None:
+            yield plain(f"  progress {orjson.dumps(execution['progress']).decode()}")
+        yield plain(f"  input {orjson.dumps(step['input_json']).decode()}")
     if step["result_json"] is not None:
         yield plain(f"  result {orjson.dumps(step['result_json']).decode()}")
+    yield plain(f"  created {step['created_at']}  updated {step['updated_at']}")
+    yield plain(f"  step id {step['id']}")
 
 
 def print_history(out: Console, events: Sequence[bytes]) -> None:

@@ -32,6 +32,7 @@ from processor.cli.flow.wait_format import span
 from processor.contract.events import CHAIN_HEADER
 from processor.contract.topics import Topics
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
+from processor.domain.evolve import STEP_KINDS
 from processor.ops.flow_path import STEPS, parse_flow_path
 from processor.ops.flow_timeline import Explanation, Life, Moment, at_time, difference, lives, told
 from processor.ops.json_path import ABSENT, Path, written
@@ -222,19 +223,21 @@ def print_story(out: Console, life: Life, why: Mapping[int, Doc], now_ms: int) -
         if one.ended is not None:
             reason += f", ended the wait by {one.ended}"
         payload = event["payload_json"]
+        if event["kind"] in STEP_KINDS:
+            reason = f"{_of_step(payload)}, {reason}"
         rows.append(
             (
                 event["at"][:23].replace("T", " "),
                 Text(event["kind"], style="bold"),
+                reason,
+                _left(one),
                 status_text(event["status"]),
                 str(event["revision"]),
                 event["actor"],
-                reason,
-                _left(one),
                 short(orjson.dumps(payload).decode()) if payload else "",
             )
         )
-    columns = ("at", "event", "status", "rev", "by", "why", "after", "payload")
+    columns = ("at", "event", "why", "after", "status", "rev", "by", "payload")
     print_rows(out, columns, rows)
     spent: Counter[str] = Counter()
     for stay in life.stays():
@@ -245,6 +248,15 @@ def print_story(out: Console, life: Life, why: Mapping[int, Doc], now_ms: int) -
     if last.left_ms is None:
         parts.append(f"{last.status} for {span(max(0, now_ms - last.entered_ms))} now")
     out.print(plain(f"In all: {', '.join(parts)}."))
+
+
+def _of_step(payload: Doc) -> str:
+    """Which step, which attempt, and the reason of a failure."""
+    step = payload.get("step") or payload["changes"]
+    execution = step.get("execution")
+    tries = f" {execution['attempt']}/{execution['max_attempts']}" if execution else ""
+    reason = f": {short(payload['reason'], 200)}" if payload.get("reason") else ""
+    return f"{short(payload.get('run_id') or step['run_id'], 24)}{tries}{reason}"
 
 
 def _left(one: Explanation) -> str:

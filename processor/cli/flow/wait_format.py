@@ -1,6 +1,11 @@
-"""Format what a flow waits for, and for how much longer."""
+"""Format what a flow or a step waits for, and for how much longer."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from processor.contract.flow import Flow
+from processor.contract.steps import StepStatus
+from processor.contract.values import parse_timestamp
 from processor.domain.waits import AT_ONCE_MS, due_ms
 
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
@@ -11,6 +16,11 @@ def awaited(flow: Flow) -> str:
     match flow.wait_json:
         case {"kind": "external_event", "topic": topic, "correlation_id": correlation_id}:
             return f"event {topic} / {correlation_id}"
+        case {"kind": "steps", "run_ids": run_ids, **rest}:
+            which = "one of the steps" if rest.get("mode") == "any" else "the steps"
+            return f"{which} {', '.join(run_ids)}"
+        case {"kind": "steps"}:
+            return "all its steps"
         case {"kind": kind}:
             return str(kind)
     return ""
@@ -33,6 +43,30 @@ def time_left(flow: Flow, now_ms: int) -> str:
         return "at once (cancel requested)"
     left_ms = due - now_ms
     return f"in {span(left_ms)}" if left_ms > 0 else f"overdue {span(-left_ms)}"
+
+
+def step_due(step: Mapping[str, Any], now_ms: int) -> str:
+    """When the processor looks at a managed step next, and what for; empty once it has ended."""
+    execution = step["execution"]
+    if execution["due_at"] is None:
+        return ""
+    due = ago_or_in(execution["due_at"], now_ms)
+    times = "once" if execution["offers"] == 1 else f"{execution['offers']} times"
+    if step["status"] == StepStatus.RUNNING:
+        found = f"lease ends {due}" if due.startswith("in ") else f"lease was over {due}"
+    elif execution["offers"]:
+        found = f"offered {times}, again {due}"
+    else:
+        found = f"may be started {due}"
+    if execution["timeout_at"] is not None:
+        found += f", fails {ago_or_in(execution['timeout_at'], now_ms)}"
+    return found
+
+
+def ago_or_in(at: str, now_ms: int) -> str:
+    """`in 2 min 5 s` or `2 min 5 s ago`."""
+    left_ms = parse_timestamp(at) - now_ms
+    return f"in {span(left_ms)}" if left_ms > 0 else f"{span(-left_ms)} ago"
 
 
 def span(duration_ms: int) -> str:

@@ -1,5 +1,7 @@
 """`taskflow flow history`, `diff`, `blame`, and `show` as of then: what they make of events."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,6 @@ class Past:
 
 @pytest.fixture
 def past(monkeypatch: pytest.MonkeyPatch) -> Past:
-    partition = Partition()
     commands = [
         ("commands", document("create_managed", **ABOUT, state_json={"price": 1, "items": []})),
         ("commands", document("start_running")),
@@ -48,6 +49,35 @@ def past(monkeypatch: pytest.MonkeyPatch) -> Past:
         ("commands", document("create_mirrored", **ABOUT)),
         ("commands", document("finish")),
     ]
+    return _recorded(monkeypatch, commands)
+
+
+@pytest.fixture
+def worked(monkeypatch: pytest.MonkeyPatch) -> Past:
+    """A managed step is done at the second attempt, and the flow resumed."""
+
+    def of(kind: str, **fields: Any) -> tuple[str, dict[str, Any]]:
+        return "commands", document(kind, run_id="card 7", issued_by="bank:one", **fields)
+
+    fail = {"reason": "no answer", "retry_after_ms": 0}
+    return _recorded(
+        monkeypatch,
+        [
+            ("commands", document("create_mirrored", **ABOUT)),
+            ("commands", document("schedule_step", run_id="card 7", task="charge")),
+            ("commands", document("set_waiting", wait={"kind": "steps"})),
+            of("start_step"),
+            of("fail_step", attempt=1, **fail),
+            of("start_step"),
+            of("complete_step", attempt=2, result_json={"charged": 1}),
+        ],
+    )
+
+
+def _recorded(
+    monkeypatch: pytest.MonkeyPatch, commands: Sequence[tuple[str, dict[str, Any]]]
+) -> Past:
+    partition = Partition()
     told = Past([], {})
     for hour, (name, command) in enumerate(commands):
         at_ms = MORNING + hour * HOUR_MS
@@ -157,7 +187,7 @@ def test_a_pipe_is_answered_from_the_topic(
 
 def assert_told_to_people(out: str) -> None:
     assert "life 1" in out
-    assert "wake on control, ended the wait by timer  1 h waiting" in out
+    assert re.search("wake on control, ended the wait by timer +1 h waiting", out)
     assert "In all: created 1 h, running 4 h, waiting 1 h, failed 1 h." in out
     assert "finished for" in out
 
@@ -240,6 +270,43 @@ def test_blame_names_event_command_and_actor(
     assert price["command"]["command_id"] == price["event"]["command_id"]
     assert price["command"]["source"]["offset"] == 2
     assert (status["before"], status["after"]) == ("running", "finished")
+
+
+def test_time_travel_and_blame_know_the_attempts_of_a_step(
+    worked: Past, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = instant(MORNING + 4 * HOUR_MS)
+    (then,) = taskflow(capsys, "show", FLOW_ID, "--at", at)
+    path = "$.steps['card 7'].execution"
+    (failure,) = taskflow(capsys, "blame", FLOW_ID, f"{path}.last_failure.reason")
+    (attempt,) = taskflow(capsys, "blame", FLOW_ID, f"{path}.attempt")
+    changed = {line["path"] for line in taskflow(capsys, "diff", FLOW_ID, "1", "3")}
+
+    (step,) = then["steps"]
+    assert (step["status"], step["execution"]["attempt"]) == ("pending", 1)
+    assert step["execution"]["last_failure"] == {"reason": "no answer", "at": at}
+    assert (failure["command"]["kind"], failure["actor"]) == ("fail_step", "bank:one")
+    assert ("before" in failure, failure["after"]) == (False, "no answer")
+    assert (attempt["command"]["kind"], attempt["after"]) == ("start_step", 2)
+    assert {"$.status", f"{path}.attempt", "$.steps['card 7'].result_json"} & changed == {
+        f"{path}.attempt",
+        "$.steps['card 7'].result_json",
+    }
+
+
+def test_history_names_step_attempt_and_failure(
+    worked: Past, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(travel, "for_people", lambda json: not json)
+
+    assert main(["flow", "history", FLOW_ID]) == DONE
+
+    out = capsys.readouterr().out
+    for told in (
+        *("card 7 0/3, schedule_step on commands", "card 7 1/3: no answer, fail_step"),
+        *("card 7 2/3, complete_step", "ended the wait by steps"),
+    ):
+        assert told in out, out
 
 
 def test_people_see_tables(

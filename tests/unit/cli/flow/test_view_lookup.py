@@ -51,7 +51,7 @@ async def test_what_waits_without_an_end_comes_last() -> None:
     assert flows is not None
     assert [flow.id for flow in flows][:2] == [flow_id(7), flow_id(4)]
     assert [flow.wait_json and flow.wait_json["kind"] for flow in flows] == [
-        "external_event", "timer", "manual",
+        "external_event", "timer", "manual", "steps",
     ]  # fmt: skip
 
 

@@ -138,3 +138,58 @@ def test_no_time_is_left_of_no_wait() -> None:
     print_flow(out, Found(flow_row(1).flow.model_dump(mode="json"), 1, "00", []), NOON_MS)
     assert "time left" not in told.getvalue()
     assert "steps" not in told.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("status", "about", "told"),
+    [
+        ("running", {"due": 200_000}, "attempt 2 of 3, lease ends in 3 min 20 s\n"),
+        ("running", {"due": -5000}, "lease was over 5 s ago\n"),
+        ("pending", {"due": 5000, "offers": 0}, "may be started in 5 s\n"),
+        ("pending", {"due": 5000, "offers": 1}, "offered once, again in 5 s\n"),
+        (
+            "pending",
+            {"due": 5000, "offers": 4, "timeout": 60_000},
+            "offered 4 times, again in 5 s, fails in 1 min\n",
+        ),
+        ("succeeded", {"due": None}, "attempt 2 of 3\n"),
+    ],
+)
+def test_a_managed_step_is_shown_with_its_attempt_and_lease(
+    status: str, about: dict[str, int | None], told: str
+) -> None:
+    def at(left_ms: int | None) -> str | None:
+        return None if left_ms is None else instant(NOON_MS + left_ms)
+
+    out, shown = shown_to_people(80)
+    step = step_row(1, "card-7").step.model_dump(mode="json") | {
+        "runtime": "managed",
+        "status": status,
+        "child_session_key": "bank:one",
+        "input_json": {"card": 7},
+        "execution": {
+            "attempt": 2,
+            "max_attempts": 3,
+            "offers": about.get("offers", 0),
+            "due_at": at(about["due"]),
+            "timeout_at": at(about.get("timeout")),
+            "progress": {"asked": 1},
+            "last_failure": {"reason": "no\x1b[2J answer", "at": instant(NOON_MS - 61_000)},
+        },
+    }
+
+    flow = flow_row(1).flow.model_dump(mode="json")
+    print_flow(out, Found(flow, 1, "00", [step]), NOON_MS)
+
+    text = shown.getvalue()
+    assert told in text
+    assert "by bank:one\n  last failure 1 min 1 s ago: no\\x1b[2J answer\n" in text
+    assert 'progress {"asked":1}\n  input {"card":7}\n' in text
+
+
+def test_a_wait_for_steps_names_them() -> None:
+    some = {"kind": "steps", "run_ids": ["a", "b"]}
+
+    assert awaited(waiting({"kind": "steps"})) == "all its steps"
+    assert awaited(waiting(some)) == "the steps a, b"
+    assert awaited(waiting({**some, "mode": "any"})) == "one of the steps a, b"
