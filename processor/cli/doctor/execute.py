@@ -14,12 +14,13 @@ from rich.text import Text
 from processor.adapters.kafka import cluster_inspection as inspection
 from processor.adapters.kafka.access.authorization import missing_rights
 from processor.adapters.kafka.access.principal import principal
-from processor.adapters.kafka.client_config import connection_options, ensure_reachable
+from processor.adapters.kafka.client_config import ensure_reachable
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, NotAuthorized
 from processor.adapters.kafka.log_reader import KafkaLogReader
 from processor.adapters.kafka.topic_admin import check_topics, partition_counts
 from processor.adapters.kafka.topic_reader import end_offsets
 from processor.adapters.sqlite import readonly_queries as queries
+from processor.cli.common.history import open_history
 from processor.cli.common.output import console, for_people, table, write_json
 from processor.cli.common.runner import run
 from processor.cli.flow.lookup import list_waiting
@@ -167,10 +168,7 @@ async def _standing(settings: Settings, number: int) -> tuple[Undecided, int | N
     """What the partition has still to decide, and the newest append time seen on it."""
     names = Topics(settings.topic_prefix)
     place = PartitionConfig(number, settings.partitions, names, settings.dedupe_window_ms)
-    history = KafkaLogReader(
-        connection_options(settings, "doctor"), number, topics=[name for name, _ in names]
-    )
-    try:
+    async with open_history(settings, number, "doctor") as history:
         # Up to the stable end: what a transaction hides would be waited for.
         state = await _stable(history, names.state)
         try:
@@ -200,8 +198,6 @@ async def _standing(settings: Settings, number: int) -> tuple[Undecided, int | N
                     first_ms = at if first_ms is None else min(first_ms, at)
                     break
         return Undecided(number, offsets, first_ms, hidden), newest_ms
-    finally:
-        await history.close()
 
 
 async def _stable(history: KafkaLogReader, topic: str) -> OffsetRange:

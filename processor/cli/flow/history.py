@@ -9,9 +9,7 @@ from aiokafka import ConsumerRecord
 from rich.console import Console
 from rich.text import Text
 
-from processor.adapters.kafka.client_config import connection_options
-from processor.adapters.kafka.errors import explained
-from processor.adapters.kafka.log_reader import KafkaLogReader
+from processor.cli.common.history import open_history
 from processor.cli.common.options import flow_id_of, since_ms
 from processor.cli.common.output import (
     console,
@@ -179,9 +177,8 @@ async def outcomes_of(
     """
     topic = Topics(settings.topic_prefix).outcomes
     found: dict[int, Doc] = {}
-    history = KafkaLogReader(connection_options(settings, "history"), past.partition)
-    try:
-        with explained(settings), progress_bar("looking for outcomes") as bar:
+    async with open_history(settings, past.partition, "history") as history:
+        with progress_bar("looking for outcomes") as bar:
             bar.expect(len(event_ids))
             stable = await history.stable_end(topic)
             kept = (await history.offset_range(topic)).start
@@ -198,8 +195,6 @@ async def outcomes_of(
                         _note(records, past, found)
                         if event_id in found or records[-1].timestamp > appended + AROUND_MS:
                             break
-    finally:
-        await history.close()
     return found
 
 
