@@ -8,6 +8,9 @@ from typing import Any, Final
 
 import orjson
 
+from processor.domain import decide, decide_steps
+from processor.domain.decision import Decision
+from processor.domain.facts import Fact
 from processor.engine.batch import Outgoing, WriteSet
 from processor.engine.codec import Record
 from processor.engine.ports import OffsetRange, OnHanging, Table, TransactionalProducer, Written
@@ -15,7 +18,15 @@ from processor.engine.rows import Changes, Checkpoint, Position
 from processor.partition.batch_processor import BatchProcessor
 from processor.partition.packs import TransactionPacks
 from processor.partition.processor import PartitionProcessor
-from processor.testing.memory.ports import SimHistory, SimTable, SimWriter, open_table
+from processor.partition.scheduling.step_timers import Commands
+from processor.partition.takeover import Takeover
+from processor.testing.memory.ports import (
+    SimHistory,
+    SimTable,
+    SimWorkItems,
+    SimWriter,
+    open_table,
+)
 from processor.testing.memory.timed_kafka import SimKafka
 from tests.simulation.faults import Op
 from tests.simulation.history import Parts
@@ -241,6 +252,58 @@ def _table(kind: type[SimTable]) -> Callable[..., Any]:
     return opened
 
 
+# Managed steps
+
+
+class LosesItems(SimWorkItems):
+    """Takes some work items for written that are not."""
+
+    async def write(self, records: Sequence[Outgoing]) -> None:
+        await super().write([one for one in records if self._life.rng.random() > 0.3])
+
+
+class NamesTheEventBefore(SimWorkItems):
+    """Writes items that name another event than the one that offered the step."""
+
+    async def write(self, records: Sequence[Outgoing]) -> None:
+        changed = []
+        for key, value, headers in records:
+            item = orjson.loads(value or b"")
+            item["event_id"] -= 1
+            changed.append(Outgoing(key, orjson.dumps(item), headers))
+        await super().write(changed)
+
+
+class EndsLeasesByTheClock(BatchProcessor):
+    """Ends a lease although commands that came within it are not decided."""
+
+    def __init__(self, *what: Any, **more: Any) -> None:
+        super().__init__(*what, **more)
+
+        async def end() -> int:
+            return 0
+
+        self._commands = Commands(decided=lambda: 0, in_hand=lambda: False, end=end)
+
+
+async def _nothing_again(*taker_and_topics: Any) -> None:
+    """What the last owner may not have written stays unwritten."""
+
+
+def _held_by_anybody(*command_step_and_authority: Any) -> bool:
+    return True
+
+
+def _alone(end: Decision, steps: Any) -> Decision:
+    """The end of a flow, without that of its steps."""
+    return end
+
+
+def _unheard(subject: Any, end: Fact) -> Decision:
+    """The end of a step, of which the flow that waits for it is not told."""
+    return Decision((end,))
+
+
 @dataclass(frozen=True, slots=True)
 class Defect:
     """A wrong build, within how many histories it is found, and the invariant by which `taskflow
@@ -251,6 +314,8 @@ class Defect:
     verify: str | None
     likely: int = 0
     """A history that shows it, unless the histories have changed: all are looked through then."""
+    executors: bool = False
+    """Whether it takes histories with executors."""
 
 
 DEFECTS: Final[Mapping[str, Defect]] = {
@@ -271,4 +336,27 @@ DEFECTS: Final[Mapping[str, Defect]] = {
     "another hand is not noticed": Defect(Parts(table=_table(_Unwatched)), 2_500, "I5", 353),
     "a standby reads what is not committed": Defect(Parts(standby=ReadsUncommitted), 1_000, None),
     "answers are not remembered": Defect(Parts(table=_table(_Forgetful)), 20, "I2"),
+    "anybody holds a step": Defect(
+        Parts(patches=[(decide_steps, "_is_held", _held_by_anybody)]), 50, "I14", executors=True
+    ),
+    "work items are lost": Defect(Parts(work_items=LosesItems), 50, "I15", executors=True),
+    "work items name another event": Defect(
+        Parts(work_items=NamesTheEventBefore), 20, "I15", executors=True
+    ),
+    "work items are written once": Defect(
+        Parts(patches=[(Takeover, "_write_items_again", _nothing_again)]),
+        500,
+        "I15",
+        250,
+        executors=True,
+    ),
+    "steps outlive their flow": Defect(
+        Parts(patches=[(decide, "_with_steps", _alone)]), 50, "I16", executors=True
+    ),
+    "a join is not resumed": Defect(
+        Parts(patches=[(decide_steps, "_with_join", _unheard)]), 200, "I16", executors=True
+    ),
+    "a lease ends by the clock alone": Defect(
+        Parts(batches=EndsLeasesByTheClock), 1_000, "I17", 334, executors=True
+    ),
 }

@@ -53,6 +53,11 @@ STEADY: Final = frozenset(
 get to a batch."""
 OF_STEPS: Final = frozenset({Op.OFFER, Op.OFFERED})
 """The moments that only histories with executors come to."""
+FAULTS_OF_STEPS: Final = (
+    *(Fault.ITEM_FAILS, Fault.ITEM_UNANSWERED, Fault.EXECUTOR_KILLED, Fault.EXECUTOR_STOPPED),
+    *(Fault.EXECUTOR_LAPSES, Fault.EXECUTOR_LATE, Fault.EXECUTOR_REPEATS, Fault.STEPS_GROW),
+)
+"""The faults that only they meet."""
 RATES: Final = (0.05, 0.15, 0.4)
 RATES_TAKEOVER: Final = (0.02, 0.05, 0.15)
 RATES_ANYWHERE: Final = (0.01, 0.03, 0.06)

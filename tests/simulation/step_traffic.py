@@ -7,9 +7,9 @@ from processor.contract.topics import Topics
 from processor.contract.values import instant
 from tests.simulation.traffic import OWNERS, Message, Traffic
 
-RUNS: Final = ("a", "b", "é")
+RUNS: Final = ("a", "b", "c", "d", "é")
 STEP_KINDS: Final = (
-    *("schedule_step",) * 10,
+    *("schedule_step",) * 14,
     *("retry_step",) * 2,
     *("cancel_step", "wake_step", "set_waiting", "set_waiting"),
     *("start_step", "extend_step", "complete_step", "fail_step", "release_step"),

@@ -9,10 +9,13 @@ from tests.simulation.history import TOPICS, Simulation
 def verified(simulation: Simulation) -> Report:
     """Of a history that was run; the tables are those of the first host that has any."""
     kafka = simulation.kafka
-    left = Deployment(simulation.partitions, simulation.dedupe_window_ms, TOPICS)
+    items = kafka.steps_partitions
+    left = Deployment(
+        simulation.partitions, simulation.dedupe_window_ms, TOPICS, steps_partitions=items
+    )
     for name, _ in TOPICS:
         short = name.removeprefix(f"{TOPICS.prefix}.")
-        for partition in range(simulation.partitions):
+        for partition in range(items if name == TOPICS.steps else simulation.partitions):
             log = kafka.log(name, partition)
             left.records[short, partition] = list(log.committed(log.start, log.end))
             left.starts[short, partition] = log.start
