@@ -1,6 +1,7 @@
 """Histories with managed steps: executors among the clients, and what can become of them."""
 
 import asyncio
+import traceback
 from random import Random
 from typing import Any, Final
 
@@ -77,7 +78,10 @@ class ExecutorSimulation(Simulation):
         await asyncio.sleep(rng.choice(PAUSES_S))
 
     def _expire(self) -> int:
-        kafka, gone = self.kafka, super()._expire()
+        kafka = self.kafka
+        if any(kafka.undecided(number) for number in range(self.partitions)):
+            return 0  # Kafka would take these before the outcomes of others
+        gone = super()._expire()
         for number in range(kafka.steps_partitions):
             end = kafka.log(TOPICS.steps, number).end
             gone += kafka.expire_before((TOPICS.steps, number), kafka.now_ms - ITEMS_LIVE_MS, end)
@@ -121,7 +125,8 @@ class ExecutorSimulation(Simulation):
             try:
                 read_partition(left, number, contract)
             except Exception as error:
-                found.append(f"partition {number} is not what the contract says: {error!r}")
+                where = traceback.extract_tb(error.__traceback__)[-1].line
+                found.append(f"partition {number} is not what the contract says: {error!r} {where}")
         return found
 
     def _forgotten(self, left: Deployment) -> list[str]:

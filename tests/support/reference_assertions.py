@@ -1,6 +1,7 @@
 """Holds what was written against what the contract says (tests/support/reference_model.py)."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -170,7 +171,8 @@ def read_dead_letter(record: Any, outcome: Doc, letter: Wrote) -> None:
 def compact_json(value: bytes | None) -> Doc:
     """What `value` holds, which must be compact and escape nothing without need."""
     told: Doc = json.loads(value or b"")
-    assert value == compact(told).replace(b"1e-07", b"1e-7")  # there are two ways to write it
+    # There are two ways to write this number; within a text it is no number.
+    assert value == re.sub(rb"(?<=[:,\[])1e-07", b"1e-7", compact(told))
     return told
 
 
