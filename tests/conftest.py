@@ -32,7 +32,7 @@ SIMULATION = Path(__file__).parent / "simulation"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=3, help="of a view worker, in its longest test")
     parser.addoption(
-        "--broker-kills", type=int, default=2, help="of the embedded broker under `taskflow up`"
+        "--broker-kills", type=int, default=1, help="of the embedded broker under `taskflow up`"
     )
     parser.addoption(
         "--all-rights", action="store_true", help="of every role, taken away in turn; 2 minutes"

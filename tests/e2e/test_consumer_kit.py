@@ -23,7 +23,7 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.embedded.jars import ensure_jars
 from processor.settings import Settings
 from tests.support.examples import examples, go_modules, shown, spoken
-from tests.support.processes import inherited
+from tests.support.forked_program import inherited
 from tests.support.worker import running_worker
 
 FLOWS = [str(UUID(int=n)) for n in range(1, 6)]

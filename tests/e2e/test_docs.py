@@ -8,7 +8,7 @@ import pytest
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.examples import examples, shown
-from tests.support.processes import inherited
+from tests.support.forked_program import inherited
 from tests.support.worker import running_worker
 
 ROOT = Path(__file__).parents[2]

@@ -17,9 +17,9 @@ from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.examples import examples, go_modules, shown, started
+from tests.support.forked_program import inherited
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
-from tests.support.processes import inherited
 from tests.support.worker import running_worker
 
 ROOT = Path(__file__).parents[2]

@@ -23,9 +23,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from processor.embedded.broker import EmbeddedBroker, free_port
-from tests.support.forked_program import Result, shared_program
+from tests.support.forked_program import Result, inherited, shared_program
 from tests.support.machine import patience
-from tests.support.processes import inherited
 
 Environment = dict[str, str]
 
@@ -519,6 +518,7 @@ def test_a_demo_that_is_kept_answers_until_ctrl_c_and_leaves_nothing(tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.soak
 def test_a_demo_that_is_kept_ends_with_what_it_shows(tmp_path: Path) -> None:
     env = {
         **os.environ,

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from processor.adapters.kafka.topic_admin import create_topics
 from processor.cli.common.history import PartitionLog
 from processor.cli.verify.execute import LocalTables
@@ -16,7 +18,7 @@ from processor.ops.verify.report import Report
 from processor.ops.verify.scope import Scope
 from processor.ops.verify.verify import verify as verified
 from processor.settings import Settings
-from tests.support.load import under_load
+from tests.support.load import Load, under_load
 from tests.support.log_files import foreign_hands
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
@@ -25,7 +27,14 @@ from tests.support.processes import workers
 PARTITIONS = 4
 
 
-async def test_workers_come_back_by_themselves(prefix: str, tmp_path: Path) -> None:
+async def acknowledged(load: Load, count: int) -> None:
+    async with asyncio.timeout(patience(30)):
+        while len(load.acknowledged) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("end", ["kill", pytest.param("stop", marks=pytest.mark.soak)])
+async def test_workers_come_back_by_themselves(prefix: str, tmp_path: Path, end: str) -> None:
     async with embedded_broker(data_dir=tmp_path / "broker") as broker:
         await create_topics(
             Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
@@ -34,15 +43,11 @@ async def test_workers_come_back_by_themselves(prefix: str, tmp_path: Path) -> N
             await asyncio.gather(*(worker.start() for worker in pair))
             await asyncio.gather(*(worker.until_ready() for worker in pair))
             async with under_load(broker.bootstrap, prefix, seed=5, per_s=300) as load:
-                for end in (broker.kill, broker.stop):
-                    acknowledged = len(load.acknowledged)
-                    await asyncio.sleep(1)
-                    await end()
-                    await asyncio.sleep(1)
-                    await broker.start()
-                    async with asyncio.timeout(patience(30)):
-                        while len(load.acknowledged) < acknowledged + 400:  # noqa: ASYNC110
-                            await asyncio.sleep(0.05)
+                await acknowledged(load, 400)
+                await getattr(broker, end)()
+                await asyncio.sleep(1)  # they meet nobody
+                await broker.start()
+                await acknowledged(load, len(load.acknowledged) + 400)
             async with observing(broker.bootstrap, prefix, PARTITIONS) as observer:
                 world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(40))
             assert [worker.running for worker in pair] == [True, True]

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 
@@ -27,13 +28,14 @@ class Command(WorkerProcess):
 
     def __init__(self, command: str, home: Any, prefix: str) -> None:
         self.bootstrap = f"127.0.0.1:{free_port()}"
+        self.views_http = f"127.0.0.1:{free_port()}"
         super().__init__(
             command,
             home,
             self.bootstrap,
             prefix,
             PARTITIONS=str(PARTITIONS),
-            VIEWS_HTTP=f"127.0.0.1:{free_port()}",
+            VIEWS_HTTP=self.views_http,
         )
 
     def _arguments(self) -> tuple[str, ...]:
@@ -51,13 +53,29 @@ class Command(WorkerProcess):
             await asyncio.sleep(0.01)
         raise AssertionError(f"there is no JVM to kill:\n{self.told()[-4000:]}")
 
+    def views(self) -> list[psutil.Process]:
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if "views" in child.cmdline()]
+
+    async def kill_views(self) -> None:
+        (views,) = self.views()
+        views.kill()
+
+    async def until_views_answer(self) -> None:
+        async with asyncio.timeout(patience(60)), aiohttp.ClientSession() as session:
+            while True:
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(f"http://{self.views_http}/ready"):
+                        return
+                await asyncio.sleep(0.05)
+
 
 @pytest.fixture
 def broker_kills(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--broker-kills"))
 
 
-async def test_up_outlives_its_broker_and_answers_every_command_once(
+async def test_up_outlives_its_views_and_its_broker_and_answers_every_command_once(
     prefix: str, tmp_path: Path, broker_kills: int
 ) -> None:
     up = Command("up", tmp_path, prefix)
@@ -66,6 +84,9 @@ async def test_up_outlives_its_broker_and_answers_every_command_once(
         await up.until_told("taskflow is up", timeout_s=patience(90))
         async with observing(up.bootstrap, prefix, PARTITIONS) as observer:
             async with under_load(up.bootstrap, prefix, seed=14, per_s=100) as load:
+                await up.kill_views()
+                await up.until_told("The view worker was killed by SIGKILL; it is started again")
+                await up.until_views_answer()
                 for kill in range(1, broker_kills + 1):
                     acknowledged = len(load.acknowledged)
                     await up.kill_kafka()

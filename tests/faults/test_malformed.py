@@ -20,7 +20,7 @@ from processor.settings import Settings
 from tests.support.machine import patience
 from tests.support.malformed_batches import bomb, with_other_bytes
 from tests.support.observed_deployment import observing
-from tests.support.processes import workers
+from tests.support.processes import WorkerProcess, workers
 from tests.support.topics import set_compression
 
 PARTITIONS = 2
@@ -217,7 +217,7 @@ async def test_one_outcome_and_one_dead_letter_each(
     seconds: list[float] = []
     places: dict[int, Sent] = {}
     async with (
-        workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS="2") as (worker,),
+        workers(1, tmp_path, broker.bootstrap, prefix, WorkerProcess, PARTITIONS="2") as (worker,),
         AIOKafkaProducer(
             bootstrap_servers=broker.bootstrap,
             compression_type="gzip",
@@ -282,7 +282,7 @@ async def test_a_header_name_that_is_not_utf8_stops_nobody(
     )
     key, headers = flow_id.encode(), [("a", b"\xff"), ("HEADER", None), ("b", b"")]
     async with (
-        workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS="2") as (worker,),
+        workers(1, tmp_path, broker.bootstrap, prefix, WorkerProcess, PARTITIONS="2") as (worker,),
         AIOKafkaProducer(bootstrap_servers=broker.bootstrap) as producer,
     ):
         await worker.start()
@@ -317,7 +317,7 @@ async def test_a_bomb_is_defused_and_the_partition_goes_on(
     topic, flow_ids = f"{prefix}.commands", [flow_on_0() for _ in range(3)]
     around = [(one.encode(), json.dumps(create(one)).encode()) for one in flow_ids]
     async with (
-        workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS="2") as (worker,),
+        workers(1, tmp_path, broker.bootstrap, prefix, WorkerProcess, PARTITIONS="2") as (worker,),
         AIOKafkaProducer(bootstrap_servers=broker.bootstrap) as producer,
     ):
         await worker.start()

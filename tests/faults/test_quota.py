@@ -14,7 +14,7 @@ from tests.support.load import under_load
 from tests.support.log_files import foreign_hands
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
-from tests.support.processes import workers
+from tests.support.processes import WorkerProcess, workers
 from tests.support.quotas import limit
 
 BYTES_PER_S = 60_000
@@ -38,7 +38,7 @@ async def test_a_worker_under_a_quota_waits_for_the_broker_and_loses_nothing(
         broker.bootstrap, client_id(settings, "owner-0"), producer_byte_rate=float(BYTES_PER_S)
     )
     async with (
-        workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS="1") as (worker,),
+        workers(1, tmp_path, broker.bootstrap, prefix, WorkerProcess, PARTITIONS="1") as (worker,),
         observing(broker.bootstrap, prefix, 1) as observer,
     ):
         worker.choose(

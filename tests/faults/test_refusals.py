@@ -13,7 +13,7 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.machine import patience
-from tests.support.processes import WorkerProcess, workers
+from tests.support.processes import ForkedWorker, WorkerProcess, workers
 
 REFUSED, WRONG_USE, UNREACHABLE = 1, 2, 3
 
@@ -41,7 +41,7 @@ async def test_a_second_worker_on_one_state_directory(
     async with workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS="2") as (first,):
         await first.start()
         await first.until_ready()
-        second = WorkerProcess("second", tmp_path, broker.bootstrap, prefix, PARTITIONS="2")
+        second = ForkedWorker("second", tmp_path, broker.bootstrap, prefix, PARTITIONS="2")
         second.choose(STATE_DIR=str(first.state_dir))
 
         code, sentence = await refused(second)
@@ -63,7 +63,7 @@ async def test_no_broker_and_one_that_never_answers(prefix: str, tmp_path: Path)
     ):
         addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in (free, silent)]
         free.close()
-        made = [WorkerProcess(f"w{n}", tmp_path, at, prefix) for n, at in enumerate(addresses)]
+        made = [ForkedWorker(f"w{n}", tmp_path, at, prefix) for n, at in enumerate(addresses)]
         for address, (code, sentence) in zip(
             addresses, await asyncio.gather(*map(refused, made)), strict=True
         ):
@@ -72,7 +72,7 @@ async def test_no_broker_and_one_that_never_answers(prefix: str, tmp_path: Path)
 
 
 async def test_no_topics(broker: EmbeddedBroker, prefix: str, tmp_path: Path) -> None:
-    code, sentence = await refused(WorkerProcess("w", tmp_path, broker.bootstrap, prefix))
+    code, sentence = await refused(ForkedWorker("w", tmp_path, broker.bootstrap, prefix))
     assert code == REFUSED
     assert f"{prefix}.commands does not exist" in sentence
 
@@ -95,7 +95,7 @@ async def test_another_layout(
     finally:
         await admin.close()
     partitions = "4" if layout == "partitions of all" else "2"
-    worker = WorkerProcess("w", tmp_path, broker.bootstrap, prefix, PARTITIONS=partitions)
+    worker = ForkedWorker("w", tmp_path, broker.bootstrap, prefix, PARTITIONS=partitions)
 
     code, sentence = await refused(worker)
 
@@ -115,7 +115,7 @@ async def test_another_layout(
     ],
 )
 async def test_a_bad_setting(tmp_path: Path, name: str, value: str) -> None:
-    worker = WorkerProcess("w", tmp_path, "127.0.0.1:1", "p")
+    worker = ForkedWorker("w", tmp_path, "127.0.0.1:1", "p")
     worker.choose(**{name: value})
     code, sentence = await refused(worker)
     assert code == WRONG_USE
@@ -129,7 +129,7 @@ async def test_an_address_that_is_taken(
     await create_topics(settings)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        worker = WorkerProcess("w", tmp_path, broker.bootstrap, prefix, PARTITIONS="2")
+        worker = ForkedWorker("w", tmp_path, broker.bootstrap, prefix, PARTITIONS="2")
         worker.choose(HTTP=address)
         code, sentence = await refused(worker)
     assert code == REFUSED
@@ -141,7 +141,7 @@ async def test_a_state_directory_that_cannot_be_made(
     prefix: str, tmp_path: Path, below: str
 ) -> None:
     tmp_path.joinpath("file").write_text("")
-    worker = WorkerProcess("w", tmp_path, "127.0.0.1:1", prefix)
+    worker = ForkedWorker("w", tmp_path, "127.0.0.1:1", prefix)
     worker.choose(STATE_DIR=str(tmp_path / "file" / below))
     code, sentence = await refused(worker)
     assert code == REFUSED

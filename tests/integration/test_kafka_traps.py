@@ -448,25 +448,34 @@ async def test_a_restarted_static_worker_is_back_without_waiting_for_its_session
                 await decided(observer, round_ + 1)
 
 
-async def test_two_live_workers_with_one_instance_id_do_not_both_go_on(
-    settings: Settings, tmp_path: Path
+async def test_of_two_workers_that_start_with_one_instance_id_exactly_one_goes_on(
+    broker: EmbeddedBroker, settings: Settings, tmp_path: Path
 ) -> None:
-    settings = settings.model_copy(update={"session_timeout_ms": 6_000, "instance_id": "twin"})
+    settings = settings.model_copy(
+        update={"session_timeout_ms": int(patience(6_000)), "instance_id": "twin"}
+    )
     first = settings.model_copy(update={"state_dir": tmp_path / "first"})
     second = settings.model_copy(update={"state_dir": tmp_path / "second"})
-    stop = asyncio.Event()
-    workers = [asyncio.create_task(run_worker(one, stop=stop)) for one in (first, second)]
+    # One for each: a worker that ends by itself sets its own.
+    stops = [asyncio.Event(), asyncio.Event()]
+    workers = [
+        asyncio.create_task(run_worker(one, stop=stop))
+        for one, stop in zip((first, second), stops, strict=True)
+    ]
     try:
-        # Both are young: the one that stops may be either, and in a race it may be both.
-        done, _ = await asyncio.wait(
+        # Both are young: the one that stops may be either.
+        (stopped,), (goes_on,) = await asyncio.wait(
             workers, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED
         )
-        assert done
-        for stopped in done:
-            with pytest.raises(InstanceIdTaken, match="TASKFLOW_INSTANCE_ID 'twin'; this one"):
-                stopped.result()
+        with pytest.raises(InstanceIdTaken, match="TASKFLOW_INSTANCE_ID 'twin'; this one"):
+            stopped.result()
+        async with observing(broker.bootstrap, settings.topic_prefix, 1) as observer:
+            await produce(settings, "commands", [create(1), create(2)])
+            await decided(observer, 2)
+        assert not goes_on.done()
     finally:
-        stop.set()
+        for stop in stops:
+            stop.set()
         await asyncio.gather(*workers, return_exceptions=True)
 
 

@@ -15,7 +15,7 @@ from processor.contract.rights import Role, rights
 from processor.contract.topics import Topics
 from processor.embedded.broker import free_port
 from tests.support.forked_program import shared_program
-from tests.support.processes import workers
+from tests.support.processes import WorkerProcess, workers
 from tests.support.rights_deployment import deployment
 from tests.support.rights_matrix import (
     as_table,
@@ -65,7 +65,10 @@ async def test_a_password_of_a_file_stands_nowhere(secured: SecuredKafka, tmp_pa
     address = f"127.0.0.1:{free_port()}"
     chosen = {n.removeprefix("TASKFLOW_"): value for n, value in place.environment().items()}
     del chosen["SASL_PASSWORD"]
-    async with workers(1, tmp_path, secured.scram, place.prefix) as (worker,), ClientSession() as s:
+    async with (
+        workers(1, tmp_path, secured.scram, place.prefix, WorkerProcess) as (worker,),
+        ClientSession() as s,
+    ):
         worker.choose(**chosen, SASL_PASSWORD_FILE=str(file), HTTP=address, LOG_LEVEL="debug")
         await worker.start()
         await worker.until_ready()

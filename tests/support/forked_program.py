@@ -7,13 +7,16 @@ its standard streams closed, full or broken like any other.
 
 A call is a JSON line: `arguments`, `environment` (variables to set), `stdout` (one of STREAMS, or
 null to have it captured), `stdin` what it reads, or null for a closed one. A result is one, too:
-`code`, `out`, `err`.
+`code`, `out`, `err`. With `log` it is not waited for: its output goes to that file, `environment`
+is all that it has, its result is its `pid`, and its exit code goes to the file `code` in the end.
 """
 
+import asyncio
 import atexit
 import json
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,12 +27,21 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+from uuid import uuid4
 
 from tests.support.machine import patience
-from tests.support.processes import inherited
 
 STREAMS = ("closed", "full", "broken")
 DEADLINE_S = patience(60.0)
+
+
+def inherited() -> dict[str, str]:
+    """Our environment without settings, but for what makes embedded brokers start soon."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("TASKFLOW_") or name.startswith("TASKFLOW_BROKER_")
+    }
 
 
 class Result(NamedTuple):
@@ -65,14 +77,50 @@ class ForkedProgram:
             "stdout": stdout,
             "stdin": stdin,
         }
+        return Result(**self._call(call))
+
+    def start(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> "Child":
+        """Start it with this environment; what it says is added to `log`."""
+        code = log.with_name(f"{log.name}-{uuid4().hex}.code")
+        call = {
+            "arguments": arguments,
+            "environment": dict(environment),
+            "log": str(log),
+            "code": str(code),
+        }
+        return Child(self._call(call)["pid"], code)
+
+    def _call(self, call: Mapping[str, Any]) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with self._turn:
             self._process.stdin.write(json.dumps(call) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
-        assert line, f"the forking process ended at {arguments}"
-        return Result(**json.loads(line))
+        assert line, f"the forking process ended at {call['arguments']}"
+        return json.loads(line)
+
+
+class Child:
+    """A program that was started, as much of `asyncio.subprocess.Process` as tests need."""
+
+    def __init__(self, pid: int, code: Path) -> None:
+        self.pid = pid
+        self._code = code
+
+    @property
+    def returncode(self) -> int | None:
+        return int(self._code.read_text("ascii")) if self._code.exists() else None
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is not None:
+            raise ProcessLookupError
+        os.kill(self.pid, number)
+
+    async def wait(self) -> int:
+        while (code := self.returncode) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return code
 
 
 @cache
@@ -105,10 +153,45 @@ def _serve(calls: IO[str], results: IO[str]) -> None:
 
     for module in pkgutil.walk_packages(processor.cli.__path__, "processor.cli."):
         import_module(module.name)
+    import_module("processor.worker.composition")
     assert threading.active_count() == 1, "a process with threads must not fork"
+    children: dict[int, str] = {}
+    signal.signal(signal.SIGCHLD, lambda *_: _reap(children))
     for line in calls:
-        results.write(json.dumps(_call(**json.loads(line))) + "\n")
+        call = json.loads(line)
+        if "log" in call:
+            code = call.pop("code")
+            pid = _start(**call)
+            children[pid] = code
+            _reap(children)
+            result = {"pid": pid}
+        else:
+            result = _call(**call)
+        results.write(json.dumps(result) + "\n")
         results.flush()
+
+
+def _reap(children: dict[int, str]) -> None:
+    """Tell the exit codes of those that have ended."""
+    for pid, path in [*children.items()]:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended and children.pop(pid, None):
+            Path(f"{path}.new").write_text(str(os.waitstatus_to_exitcode(status)), "ascii")
+            Path(f"{path}.new").rename(path)
+
+
+def _start(arguments: Sequence[str], environment: Mapping[str, str], log: str) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            os.environ.clear()
+            out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.dup2(out, 1)
+            null = os.open(os.devnull, os.O_RDONLY)
+            _become(arguments, environment, None, null, out, out, deadline_s=None)
+        finally:
+            os._exit(99)
+    return child
 
 
 def _call(
@@ -147,13 +230,16 @@ def _become(
     stdin: int | None,
     out: int,
     err: int,
+    deadline_s: float | None = DEADLINE_S,
 ) -> None:
     """The program, with the standard streams that Python gives to a process that starts so."""
     import faulthandler
 
     os.dup2(err, 2)
     sys.stderr = os.fdopen(2, "w", errors="backslashreplace", closefd=False)
-    faulthandler.dump_traceback_later(DEADLINE_S, exit=True, file=2)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if deadline_s is not None:
+        faulthandler.dump_traceback_later(deadline_s, exit=True, file=2)
     os.environ.update(environment)
     sys.argv[1:] = arguments
     os.close(0)

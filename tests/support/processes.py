@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import sys
 import time
@@ -11,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests.support.forked_program import Child, inherited, shared_program
 from tests.support.machine import patience
 
 SESSION_TIMEOUT_S = patience(2.0)
@@ -31,15 +31,6 @@ def environment(bootstrap: str, prefix: str, state_dir: Path, **settings: str) -
     return {**inherited(), **{f"TASKFLOW_{name}": value for name, value in chosen.items()}}
 
 
-def inherited() -> dict[str, str]:
-    """Our environment without settings, but for what makes embedded brokers start soon."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("TASKFLOW_") or name.startswith("TASKFLOW_BROKER_")
-    }
-
-
 class WorkerProcess:
     """`python -m processor worker`; what it says goes to a file beside its state directory."""
 
@@ -49,7 +40,7 @@ class WorkerProcess:
         self.log = home / f"{name}.log"
         self.log.touch()
         self._environment = environment(bootstrap, prefix, self.state_dir, **settings)
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | Child | None = None
         self.clock_ahead_s = 0.0
         """How far off its wall clock is, from its next start on."""
 
@@ -58,7 +49,7 @@ class WorkerProcess:
         self._environment |= {f"TASKFLOW_{name}": value for name, value in settings.items()}
 
     @property
-    def process(self) -> asyncio.subprocess.Process:
+    def process(self) -> asyncio.subprocess.Process | Child:
         assert self._process is not None, f"{self.name} was not started"
         return self._process
 
@@ -119,12 +110,29 @@ class WorkerProcess:
         await self.until_told('"worker ready"', times=times)
 
 
+class ForkedWorker(WorkerProcess):
+    """A worker that starts without its imports: in a quarter of the time, with more memory, and
+    with the arguments and environment of the process that forks it, as others see it."""
+
+    async def start(self) -> None:
+        if self.clock_ahead_s:
+            await super().start()
+        else:
+            arguments = self._arguments()
+            self._process = shared_program().start(arguments, self._environment, self.log)
+
+
 @asynccontextmanager
 async def workers(
-    count: int, home: Path, bootstrap: str, prefix: str, **settings: str
+    count: int,
+    home: Path,
+    bootstrap: str,
+    prefix: str,
+    kind: type[WorkerProcess] = ForkedWorker,
+    **settings: str,
 ) -> AsyncIterator[list[WorkerProcess]]:
     """Some workers, not started yet; none of them lives longer than the block."""
-    made = [WorkerProcess(f"w{n}", home, bootstrap, prefix, **settings) for n in range(count)]
+    made = [kind(f"w{n}", home, bootstrap, prefix, **settings) for n in range(count)]
     try:
         yield made
     finally:

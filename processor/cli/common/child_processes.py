@@ -3,19 +3,26 @@
 import asyncio
 import importlib.util
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 
 from processor.cli.common.views_client import read_headers, views_url
+from processor.runtime import end_tasks
 from processor.settings import PREFIX, Settings
 
 READY_TIMEOUT_S: Final = 60.0
+RESTART_PAUSE_MIN_S: Final = 0.5
+RESTART_PAUSE_MAX_S: Final = 30.0
+SOUND_AFTER_S: Final = 10.0
+"""A process that lived for so long was sound: its end is the first again."""
 STOP_TIMEOUT_S: Final = 15.0
 LAST_WORDS: Final = 5
 WITH_PARENT: Final = "--with-parent"
@@ -29,6 +36,16 @@ class ChildProcess:
 
     process: asyncio.subprocess.Process
     log: Path | None
+
+    @property
+    def how_it_ended(self) -> str:
+        """As in `was killed by SIGKILL`."""
+        code = self.process.returncode
+        if code is None:
+            return "is running"
+        if code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
 
     def last_words(self) -> str:
         if self.log is None:
@@ -105,6 +122,44 @@ async def views_beside(
     error if not to `log`."""
     async with _started(("views", WITH_PARENT), environment, log) as process:
         yield ViewsChild(process, log, settings)
+
+
+@asynccontextmanager
+async def views_kept_running(
+    settings: Settings, notify: Callable[[str], None]
+) -> AsyncIterator[ViewsChild]:
+    """`taskflow views` with our environment, started again whenever it ends, with growing pauses.
+    `notify` gets a sentence each time.
+
+    The child that is yielded is always the one that was started last.
+    """
+    started: asyncio.Future[ViewsChild] = asyncio.get_running_loop().create_future()
+
+    async def keep() -> None:
+        pause_s = RESTART_PAUSE_MIN_S
+        while True:
+            async with views_beside(settings) as views:
+                if started.done():
+                    started.result().process = views.process
+                else:
+                    started.set_result(views)
+                began_s = time.monotonic()
+                await views.process.wait()
+            if time.monotonic() - began_s >= SOUND_AFTER_S:
+                pause_s = RESTART_PAUSE_MIN_S
+            notify(f"The view worker {views.how_it_ended}; it is started again in {pause_s:g} s.")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RESTART_PAUSE_MAX_S)
+
+    keeping = asyncio.create_task(keep(), name="views keeper")
+    try:
+        first: set[asyncio.Future[Any]] = {started, keeping}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if keeping.done():
+            keeping.result()
+        yield started.result()
+    finally:
+        await end_tasks(keeping)
 
 
 @asynccontextmanager

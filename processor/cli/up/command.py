@@ -19,7 +19,7 @@ def up(
 
     A broker that already answers at TASKFLOW_BOOTSTRAP_SERVERS is used only with `--use-broker`,
     or if you say so when asked. Data lives in TASKFLOW_STATE_DIR, the broker's in its folder
-    `broker`. The embedded broker is started again if its process ends.
+    `broker`. The embedded broker and the views are started again if their processes end.
 
     Example: `taskflow up`
 

@@ -9,7 +9,7 @@ import typer
 
 from processor.adapters.kafka.client_config import connection_options, ensure_reachable
 from processor.adapters.kafka.topic_admin import create_topics
-from processor.cli.common.child_processes import ViewsChild, views_beside, views_installed
+from processor.cli.common.child_processes import ViewsChild, views_installed, views_kept_running
 from processor.cli.common.output import say, somebody_to_ask
 from processor.cli.common.runner import WrongUse, embedded_port
 from processor.embedded.broker import broker_answers, embedded_broker
@@ -40,7 +40,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, use_broker: bool) ->
                 holder.close()
         views: ViewsChild | None = None
         if views_installed():
-            views = await stack.enter_async_context(views_beside(settings))
+            views = await stack.enter_async_context(views_kept_running(settings, say))
         ready = asyncio.Event()
         working = asyncio.ensure_future(run_worker(settings, stop=stop, ready=ready))
         greeting = asyncio.ensure_future(_greet(settings, address, ready, views))

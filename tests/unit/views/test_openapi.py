@@ -2,7 +2,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from processor.views import openapi
@@ -27,6 +26,8 @@ def test_a_stale_document_is_told_and_written_anew(
 
 
 def test_every_reference_leads_somewhere_and_every_schema_is_one() -> None:
+    import jsonschema  # late: it takes two seconds, in each process
+
     document = openapi_document()
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)

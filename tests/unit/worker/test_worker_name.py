@@ -1,5 +1,7 @@
 """Two live workers with one instance id: who takes the name back, and who gives it up."""
 
+from itertools import product
+
 import pytest
 
 from processor.adapters.kafka.static_membership import StaticMembership
@@ -79,3 +81,51 @@ async def test_before_its_first_join_a_worker_leaves_the_name_of_its_last_run_in
 
     assert await name.lost(member_id) is None
     assert name.asked == 0
+
+
+class Twin(Name):
+    """One of two workers with the same name; each step is what it does next of its own."""
+
+    def __init__(self, label: str, holder: list[str]) -> None:
+        super().__init__()
+        self.label = label
+        self.holder = holder
+        self.joins = 0
+        self.stopped = False
+
+    @property
+    def holds(self) -> bool:
+        return self.joins > 0 and self.holder == [self._member_id]
+
+    async def _another_is_there(self) -> bool:
+        return self.holder not in ([], [self._member_id])
+
+    async def step(self) -> None:
+        """Join, or notice that the name is lost, and join again or stop."""
+        if self.stopped or self.holds:
+            return
+        if self.joins and await self.lost("") is not None:
+            self.stopped = True
+            return
+        self.joins += 1
+        self.holder[:] = [f"w-1-{self.label}{self.joins}"]
+        self.joined(self.holder[0])
+
+
+@pytest.mark.parametrize("late", range(3))
+async def test_of_two_twins_exactly_one_goes_on(late: int) -> None:
+    """In whatever order they join and notice, the first `late` steps later than a session."""
+    for order in product((0, 1), repeat=6):
+        await twins_in(order, late)
+
+
+async def twins_in(order: tuple[int, ...], late: int) -> None:
+    holder: list[str] = []
+    twins = [Twin("a", holder), Twin("b", holder)]
+    for number, turn in enumerate((*order, *(0, 1) * 6)):
+        await twins[turn].step()
+        for twin in twins:
+            twin.now_s += SESSION_S + 1 if number < late else 0.1
+
+    ends = sorted((twin.stopped, twin.holds) for twin in twins)
+    assert ends == [(False, True), (True, False)], order
