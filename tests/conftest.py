@@ -1,11 +1,9 @@
 """What all tests share: one broker for the session, names of their own, repeatable examples."""
 
-import asyncio
 import os
 import secrets
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +11,7 @@ import pytest
 
 from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from tests.support import machine
+from tests.support.own_loop import on_a_loop_of_its_own
 
 # The same examples on every machine and no deadline: a failure is a bug, not a slow neighbour.
 hypothesis.settings.register_profile("taskflow", derandomize=True, deadline=None, max_examples=30)
@@ -88,15 +87,10 @@ def foreign_records_count(request: pytest.FixtureRequest) -> int:
 def broker() -> Iterator[EmbeddedBroker]:
     """A real Kafka for the whole session; a test that stops or kills it starts it again.
 
-    It is entered on a loop of its own, in a thread of its own, because each test has another
-    loop; its methods may be awaited from any.
+    Its methods may be awaited from any loop.
     """
-    context = embedded_broker()
-    with ThreadPoolExecutor(max_workers=1) as thread, asyncio.Runner() as runner:
-        running = thread.submit(runner.run, context.__aenter__()).result()
+    with on_a_loop_of_its_own(embedded_broker()) as running:
         yield running
-        thread.submit(runner.run, context.__aexit__(None, None, None)).result()
-        thread.submit(runner.close).result()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.topic_admin import create_topics, partition_counts
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.machine import patience
@@ -92,6 +92,8 @@ async def test_another_layout(
         await create_topics(settings)
         if layout == "partitions of one topic":
             await admin.create_partitions({wrong: NewPartitions(3)})
+            while await partition_counts(settings, [wrong]) != {wrong: 3}:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
     finally:
         await admin.close()
     partitions = "4" if layout == "partitions of all" else "2"

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from processor.engine.codec import command_digest
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings
 from tests.support.machine import patience
+from tests.support.own_loop import on_a_loop_of_its_own
 
 PARTITIONS = 3
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -50,10 +51,10 @@ async def settings(broker: EmbeddedBroker, prefix: str) -> Settings:
     return settings
 
 
-@pytest.fixture
-async def own_broker() -> AsyncIterator[EmbeddedBroker]:
+@pytest.fixture(scope="module")
+def own_broker() -> Iterator[EmbeddedBroker]:
     """One to kill: the shared one recovers the logs of all topics that the session has made."""
-    async with embedded_broker() as broker:
+    with on_a_loop_of_its_own(embedded_broker()) as broker:
         yield broker
 
 

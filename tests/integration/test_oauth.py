@@ -17,7 +17,7 @@ from processor.worker.composition import run_worker
 from tests.support.machine import patience
 from tests.support.rights_deployment import command
 from tests.support.secured_kafka import SecuredKafka
-from tests.support.tokens import token
+from tests.support.tokens import Issuer, token
 
 LIFE_S = patience(3)
 
@@ -48,7 +48,7 @@ async def test_a_worker_outlives_its_tokens(
     given: list[str] = []
 
     def renew() -> None:
-        given.append(token(subject, LIFE_S))
+        given.append(secured.issuer.token(subject, LIFE_S))
         file.write_text(given[-1])
 
     async def keep_renewing() -> None:
@@ -81,6 +81,9 @@ async def test_a_worker_outlives_its_tokens(
         ("two words", "no bearer token"),
         ("opaque", "does not take our OAuth token (invalid_token)"),
         ("expired", "does not take our OAuth token (invalid_token)"),
+        ("of another audience", "does not take our OAuth token (invalid_token)"),
+        ("of another key", "does not take our OAuth token (invalid_token)"),
+        ("without a signature", "does not take our OAuth token (invalid_token)"),
     ],
 )
 async def test_a_token_that_is_not_taken_is_one_sentence_at_once(
@@ -88,12 +91,19 @@ async def test_a_token_that_is_not_taken_is_one_sentence_at_once(
 ) -> None:
     file = tmp_path / "token"
     if content is not None:
-        file.write_text(token("worker", -60) if content == "expired" else content)
+        made = {
+            "expired": lambda: secured.issuer.token("worker", -60),
+            "of another audience": lambda: secured.issuer.token("worker", 60, aud="billing"),
+            "of another key": lambda: Issuer().token("worker", 60),
+            "without a signature": lambda: token("worker", 60),
+        }
+        file.write_text(made[content]() if content in made else content)
 
     async with asyncio.timeout(patience(5)):
         with pytest.raises(AccessDenied) as no:
             await partition_counts(oauth(secured, prefix, file), [f"{prefix}.audit"])
 
+    await asyncio.sleep(patience(0.1))  # TLS says goodbye, and nobody can await it
     assert why in str(no.value)
     assert "TASKFLOW_SASL_OAUTH_TOKEN_FILE" in str(no.value)
     assert content is None or file.read_text() not in str(no.value)

@@ -5,18 +5,23 @@ It has SASL_SSL with SCRAM, a CA of its own and KRaft's StandardAuthorizer.
 `make test` takes away one right of each kind, `make soak` every one.
 """
 
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientError, ClientSession
 
+from processor.client import FlowClient
 from processor.contract.rights import Role, rights
 from processor.contract.topics import Topics
 from processor.embedded.broker import free_port
 from tests.support.forked_program import shared_program
+from tests.support.machine import patience
 from tests.support.processes import WorkerProcess, workers
-from tests.support.rights_deployment import deployment
+from tests.support.rights_deployment import assert_answered_once, command, deployment
 from tests.support.rights_matrix import (
     as_table,
     documented,
@@ -55,6 +60,61 @@ async def test_without_a_right_it_says_which_and_loses_nothing(
     else:
         assert len(found) > 40
         assert [line for line in table if line in set(found)] == found
+
+
+class Family(WorkerProcess):
+    """`taskflow worker --processes 2`."""
+
+    def _arguments(self) -> tuple[str, ...]:
+        return ("worker", "--processes", "2")
+
+
+async def test_processes_and_standbys_need_the_rights_of_a_worker_and_no_more(
+    secured: SecuredKafka, tmp_path: Path
+) -> None:
+    """One worker of two processes; another one follows, and takes over."""
+    place = await deployment(secured, Role.WORKER)
+    chosen = {n.removeprefix("TASKFLOW_"): value for n, value in place.environment().items()}
+    chosen |= {"SESSION_TIMEOUT": f"{patience(2)}s", "LOG_FORMAT": "json"}
+    addresses = {name: f"127.0.0.1:{free_port()}" for name in ("family", "follows")}
+    family = Family("family", tmp_path, secured.scram, place.prefix)
+    follows = WorkerProcess("follows", tmp_path, secured.scram, place.prefix, STANDBY="1")
+    async with ClientSession() as session, FlowClient(place.administrator()) as client:
+
+        async def until(worker: WorkerProcess, right: Callable[[dict[str, Any]], bool]) -> None:
+            report: dict[str, Any] = {}
+            async with asyncio.timeout(patience(60)):
+                while not report or not right(report):
+                    await asyncio.sleep(0.05)
+                    assert worker.running, worker.told()[-3000:]
+                    with suppress(ClientError):
+                        async with session.get(f"http://{addresses[worker.name]}/ready") as answer:
+                            report = await answer.json()
+                    assert report.get("denied") is None, report
+
+        def owns(report: dict[str, Any]) -> bool:
+            return report["ready"] and [*report["partitions"]] == ["0"]
+
+        try:
+            for worker in (family, follows):
+                worker.choose(**chosen, HTTP=addresses[worker.name])
+            await family.start()
+            await until(family, owns)
+            assert (await client.send(command())).verdict == "accepted"
+            await follows.start()
+            await until(
+                follows,
+                lambda report: owns(report) or report["standby"].get("0", {}).get("lag") == 0,
+            )
+            await family.kill()
+            await until(follows, owns)
+            assert (await client.send(command())).verdict == "accepted"
+            assert await follows.end() == 0
+        finally:
+            for worker in (family, follows):
+                if worker.running:
+                    await worker.kill()
+    await assert_answered_once(place, 2)
 
 
 async def test_a_password_of_a_file_stands_nowhere(secured: SecuredKafka, tmp_path: Path):

@@ -1,10 +1,10 @@
 """A real Kafka that asks who is there and allows only what an ACL says: SASL_SSL with a CA of its
-own, SCRAM and OAUTHBEARER, and KRaft's StandardAuthorizer."""
+own, SCRAM, OAUTHBEARER with a key set (JWKS) of its own, and KRaft's StandardAuthorizer."""
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,12 +25,15 @@ from confluent_kafka.admin import (
 from cryptography.hazmat.primitives import serialization
 
 from processor.contract.rights import Operation, ResourceKind, Right
+from processor.embedded import broker as embedded
 from processor.embedded.broker import EmbeddedBroker, embedded_broker, free_port
 from processor.settings import Settings
 from tests.support.machine import patience
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 HOST: Final = "127.0.0.1"
 _TIMEOUT_S: Final = patience(20.0)
+_OAUTH: Final = "listener.name.oauth.oauthbearer"
 _LOGIN: Final = "org.apache.kafka.common.security"
 _KINDS: Final = {
     ResourceKind.TOPIC: ResourceType.TOPIC,
@@ -65,8 +68,11 @@ class SecuredKafka:
     The PLAINTEXT listener is the administrator's: its principal, ANONYMOUS, may do everything.
     """
 
-    def __init__(self, broker: EmbeddedBroker, scram: str, oauth: str, ca_file: Path) -> None:
+    def __init__(
+        self, broker: EmbeddedBroker, scram: str, oauth: str, ca_file: Path, issuer: Issuer
+    ) -> None:
         self.broker = broker
+        self.issuer = issuer
         self.scram = scram
         self.oauth = oauth
         self.ca_file = ca_file
@@ -142,16 +148,43 @@ async def secured_kafka(home: Path) -> AsyncIterator[SecuredKafka]:
     ca_file, key_file = home / "ca.pem", home / "broker.pem"
     authority.cert_pem.write_to_path(ca_file)
     key_file.write_bytes(_key_and_chain(authority.issue_cert(HOST)))
+    issuer, jwks = Issuer(), home / "jwks.json"
+    jwks.write_text(issuer.jwks())
     ports = [free_port() for _ in range(4)]
     port, controller, scram, oauth = ports
-    async with embedded_broker(
-        port=port, properties=_properties(port, controller, scram, oauth, key_file, ca_file)
-    ) as broker:
-        yield SecuredKafka(broker, f"{HOST}:{scram}", f"{HOST}:{oauth}", ca_file)
+    properties = _properties(port, controller, scram, oauth, key_file, ca_file, jwks)
+    with _allowed_to_read(jwks):
+        broker_context = embedded_broker(port=port, properties=properties)
+        broker = await broker_context.__aenter__()
+    try:
+        yield SecuredKafka(broker, f"{HOST}:{scram}", f"{HOST}:{oauth}", ca_file, issuer)
+    finally:
+        await broker_context.__aexit__(None, None, None)
+
+
+@contextmanager
+def _allowed_to_read(jwks: Path) -> Iterator[None]:
+    """A JVM that is started meanwhile may read keys there: Kafka asks for a system property."""
+    options = embedded._jvm_options
+
+    def with_property(*how: Any) -> list[str]:
+        return [*options(*how), f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={jwks.as_uri()}"]
+
+    embedded._jvm_options = with_property
+    try:
+        yield
+    finally:
+        embedded._jvm_options = options
 
 
 def _properties(
-    port: int, controller: int, scram: int, oauth: int, key_file: Path, ca_file: Path
+    port: int,
+    controller: int,
+    scram: int,
+    oauth: int,
+    key_file: Path,
+    ca_file: Path,
+    jwks: Path,
 ) -> dict[str, str]:
     doors = {"PLAINTEXT": port, "SCRAM": scram, "OAUTH": oauth}
     listeners = ",".join(f"{name}://{HOST}:{number}" for name, number in doors.items())
@@ -177,6 +210,12 @@ def _properties(
             f"{_LOGIN}.oauthbearer.OAuthBearerLoginModule required "
             'unsecuredLoginStringClaim_sub="broker";'
         ),
+        f"{_OAUTH}.sasl.server.callback.handler.class": (
+            "org.apache.kafka.common.security.oauthbearer.OAuthBearerValidatorCallbackHandler"
+        ),
+        f"{_OAUTH}.sasl.oauthbearer.jwks.endpoint.url": jwks.as_uri(),
+        f"{_OAUTH}.sasl.oauthbearer.expected.audience": AUDIENCE,
+        f"{_OAUTH}.sasl.oauthbearer.expected.issuer": ISSUER,
     }
 
 
