@@ -102,3 +102,19 @@ async def test_a_position_that_is_gone_is_told() -> None:
     with pytest.raises(PositionLost) as caught:
         await reader.poll(wait_s=0)
     assert caught.value.positions == {1: 4}
+
+
+async def test_a_poll_that_is_cancelled_keeps_its_consumer() -> None:
+    """As when somebody waits for the next event with a deadline."""
+    quiet = Consumer(heard_ms=time.time() * 1000)
+    reader = a_reader(quiet)
+    await reader.poll(wait_s=0)
+    polling = asyncio.ensure_future(reader.poll(wait_s=0))
+    await asyncio.sleep(0)
+
+    polling.cancel()
+    await asyncio.gather(polling, return_exceptions=True)
+
+    assert polling.cancelled()
+    assert not quiet.closed
+    assert await reader.poll(wait_s=0) == []
