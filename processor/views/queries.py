@@ -6,13 +6,12 @@ from typing import Any, Final
 
 import orjson
 
-from processor.contract.events import EventKind
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import Flow
 from processor.contract.steps import Step
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
 from processor.domain.evolve import PRUNED, STEP_KINDS, evolve, evolve_step
-from processor.domain.facts import Fact
 from processor.domain.transitions import OWNER, allowed_from
+from processor.engine.codec import fact_of
 from processor.views.database import FLOW_COLUMNS, Database, ViewReader, flow_of, marks
 from processor.views.models import (
     EVENTS_BYTES,
@@ -263,17 +262,6 @@ async def _as_it_was(reader: ViewReader, number: int, partition: int, revision: 
     docs = [step.model_dump_json().encode() for step in ordered]
     shown = [orjson.Fragment(doc) for doc in _within([(len(doc), doc) for doc in docs])]
     return _answer(found, shown, len(steps), partition, count, last)
-
-
-def fact_of(event: Mapping[str, Any]) -> Fact:
-    return Fact(
-        EventKind(event["kind"]),
-        event["flow_id"],
-        event["at"],
-        event["revision"],
-        FlowStatus(event["status"]),
-        event["payload_json"],
-    )
 
 
 def _within(sized: Iterable[tuple[int, Any]], limit_bytes: int = STEPS_BYTES) -> list[Any]:

@@ -15,10 +15,10 @@ from processor.contract.steps import STEPS
 from processor.contract.values import parse_timestamp
 from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.facts import Fact
+from processor.engine.codec import fact_of
 from processor.views.database import open_database
 from processor.views.faust import app
 from processor.views.metrics import ViewMetrics
-from processor.views.queries import fact_of
 from processor.views.read_model import ReadModel
 from tests.support.recorded_deployment import TOPICS, Recorded
 
