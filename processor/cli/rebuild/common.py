@@ -1,6 +1,5 @@
 """Tables, producers and progress for `taskflow rebuild`."""
 
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -15,12 +14,12 @@ from processor.adapters.kafka.transactional_producer import (
 )
 from processor.adapters.sqlite import FlowTable, open_table
 from processor.cli.common.output import console, for_people, table, write_json
+from processor.cli.common.progress import Bar, progress_bar
 from processor.contract.topics import Topics
 from processor.engine.batch import PartitionConfig
 from processor.engine.ports import OffsetRange
 from processor.settings import Settings
 
-TELL_EVERY_S = 1.0
 STOP_TIMEOUT_S = 2.0
 
 
@@ -49,17 +48,17 @@ def _cell(value: Any) -> str:
 
 
 class RebuildProgress:
-    """One line on a terminal that changes: how far the partition is, and how fast."""
+    """How far a partition is, and how fast, on a progress bar."""
 
-    def __init__(self) -> None:
+    def __init__(self, bar: Bar) -> None:
         self.records = 0
-        self._what, self._total, self._began, self._told = "", 0, 0.0, 0.0
-        self._shown = sys.stderr.isatty()
+        self._bar = bar
+        self._began = 0.0
 
     def begin(self, what: str, offset_ranges: Iterable[OffsetRange]) -> None:
-        self._what, self.records = what, 0
-        self._total = sum(offset_range.end - offset_range.start for offset_range in offset_ranges)
-        self._began = self._told = time.monotonic()
+        self.records, self._began = 0, time.monotonic()
+        self._bar.at(what)
+        self._bar.expect(sum(one.end - one.start for one in offset_ranges))
 
     @property
     def seconds(self) -> float:
@@ -71,28 +70,14 @@ class RebuildProgress:
 
     def heard(self, records: int) -> None:
         self.records += records
-        if self._shown and time.monotonic() - self._told > TELL_EVERY_S:
-            self._told = time.monotonic()
-            share = min(1.0, self.records / self._total) if self._total else 1.0
-            sys.stderr.write(
-                f"\r\x1b[K{self._what}: {self.records:,} records, {share:.0%}, {self.per_s:,}/s"
-            )
-            sys.stderr.flush()
-
-    def end(self) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        self._bar.advance(records)
 
 
 @asynccontextmanager
 async def progress_line() -> AsyncIterator[RebuildProgress]:
     """Taken away in the end."""
-    progress = RebuildProgress()
-    try:
-        yield progress
-    finally:
-        progress.end()
+    with progress_bar("rebuilding") as bar:
+        yield RebuildProgress(bar)
 
 
 def place_of(settings: Settings, number: int) -> PartitionConfig:
