@@ -299,13 +299,20 @@ class ScriptedWriter:
 class ScriptedHistory:
     """A partition's topics, read back some records at a time."""
 
-    def __init__(self, kafka: MemoryKafka, script: Script, partition: int) -> None:
+    def __init__(
+        self,
+        kafka: MemoryKafka,
+        script: Script,
+        partition: int,
+        on_wait: Tell = lambda _: None,
+    ) -> None:
         self.closed = False
         self.hanging_reported = False
         """Whether it has told that a transaction stays open, and was heard."""
         self._kafka = kafka
         self._script = script
         self._partition = partition
+        self._on_wait = on_wait
 
     async def settled(
         self, topics: Sequence[str], on_hanging: OnHanging | None = None
@@ -318,9 +325,12 @@ class ScriptedHistory:
             await on_hanging(hidden)
             self.hanging_reported = True
             self._kafka.notify()
+        if hidden:
+            self._on_wait(f"a transaction is open on {hidden[0]}")
         await self._kafka.until(
             lambda: all(log.stable_end >= offset_ranges[topic].end for topic, log in logs.items())
         )
+        self._on_wait(None)
         return offset_ranges
 
     async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
@@ -488,7 +498,7 @@ class Stage:
         return writer
 
     def _new_history(self, tell: Tell) -> ScriptedHistory:
-        self.histories.append(ScriptedHistory(self.kafka, self.script, self.place.partition))
+        self.histories.append(ScriptedHistory(self.kafka, self.script, self.place.partition, tell))
         return self.histories[-1]
 
     @asynccontextmanager

@@ -233,9 +233,10 @@ async def test_a_foreign_open_transaction_is_waited_for_and_the_older_cursor_not
     async with stage.running() as owner:
         await kafka.until(lambda: stage.script.passed[Point.SETTLE])
         assert kafka.outcomes == []
+        assert owner.status.waits == f"a transaction is open on {topics.state}"
         kafka.end(foreign, TxnState.ABORTED)
         await stage.quiet()
-        assert owner.status.error is None
+        assert (owner.status.error, owner.status.waits) == (None, None)
 
     stage.assert_clean()
 

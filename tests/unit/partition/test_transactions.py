@@ -90,6 +90,16 @@ async def test_flows_larger_than_the_cache_are_read_again_and_right(stage: Stage
     stage.assert_clean()
 
 
+async def test_the_partitions_of_a_process_share_its_cache(stage: Stage) -> None:
+    large = {"text": "x" * 100_000}
+
+    async with stage.running(cache_bytes=3_000_000) as owner:
+        owner.share(6)
+        stage.kafka.send(*(create(n, state_json=large) for n in range(6)))
+        await stage.quiet()
+        assert 0 < owner._batches.cache.flows < 6
+
+
 @pytest.mark.parametrize("count", [3, 40])
 async def test_a_batch_ends_where_the_flows_read_for_it_take_too_much_memory(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, count: int
