@@ -447,6 +447,15 @@ def test_a_broker_of_ones_own(prefix: str, tmp_path: Path) -> None:
         assert broker.wait(timeout=patience(60)) == 0
 
 
+def assert_main_job(told: str) -> None:
+    for word in ("accepted", "duplicate", "forwarded", "quarantined", "not_owner", "a second"):
+        assert word in told
+    for word in ("taskflow:timer", '{"by":"timer"', '{"by":"timeout"', '{"by":"external_event"'):
+        assert word in told
+    assert "53 flows" in told.partition("What the views have seen")[2]
+
+
+@pytest.mark.soak
 def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path) -> None:
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     with running(env, "demo") as demo:
@@ -459,11 +468,7 @@ def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path) -> None:
         told, complaints = demo.communicate()
 
     assert demo.returncode == 0, complaints
-    for word in ("accepted", "duplicate", "forwarded", "quarantined", "not_owner", "a second"):
-        assert word in told
-    for word in ("taskflow:timer", '{"by":"timer"', '{"by":"timeout"', '{"by":"external_event"'):
-        assert word in told
-    assert "53 flows" in told.partition("What the views have seen")[2]
+    assert_main_job(told)
     assert len(seen) >= 4  # supervisor, JVM, worker, views
     psutil.wait_procs(seen, timeout=patience(10))
     assert not [process for process in seen if process.is_running()]
@@ -486,7 +491,7 @@ def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_demo_that_is_kept_answers_until_ctrl_c_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_demo_that_is_kept_does_the_main_job_and_answers_until_ctrl_c(tmp_path: Path) -> None:
     """In a process group of its own, which is what Ctrl-C reaches."""
     env = {
         **os.environ,
@@ -501,6 +506,7 @@ def test_a_demo_that_is_kept_answers_until_ctrl_c_and_leaves_nothing(tmp_path: P
             line = demo.stdout.readline()
             assert line, "it ended"
             told += line
+        assert_main_job(told)
         url = told.partition("Look at ")[2].split()[0]
         assert url == f"http://{env['TASKFLOW_VIEWS_HTTP']}"
         with urlopen(url, timeout=patience(10)) as page:

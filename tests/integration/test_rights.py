@@ -75,7 +75,6 @@ async def test_processes_and_standbys_need_the_rights_of_a_worker_and_no_more(
     """One worker of two processes; another one follows, and takes over."""
     place = await deployment(secured, Role.WORKER)
     chosen = {n.removeprefix("TASKFLOW_"): value for n, value in place.environment().items()}
-    chosen |= {"SESSION_TIMEOUT": f"{patience(2)}s", "LOG_FORMAT": "json"}
     addresses = {name: f"127.0.0.1:{free_port()}" for name in ("family", "follows")}
     family = Family("family", tmp_path, secured.scram, place.prefix)
     follows = WorkerProcess("follows", tmp_path, secured.scram, place.prefix, STANDBY="1")
