@@ -9,7 +9,8 @@ class RangeReader:
     """Reads what is in front of `positions`, without `ends` for ever.
 
     Positions rather than records say how far it is: aborted records and control records leave
-    gaps, and the last offset may be one of them. One of these at a time may use a consumer.
+    gaps, and the last offset may be one of them. Records behind an end are dropped, also those that
+    `positions` has passed. One of these at a time may use a consumer.
     """
 
     def __init__(
