@@ -427,6 +427,7 @@ CANCELS = {
     PROCESSOR / "cli" / "common" / "runner.py",  # at a signal
     PROCESSOR / "client" / "step_attempt.py",  # handlers of others, which may never end
     PROCESSOR / "client" / "step_worker.py",  # handlers of others, which may never end
+    PROCESSOR / "testing" / "fake" / "taskflow.py",  # tasks of a loop that does not run any more
     PROCESSOR / "testing" / "memory" / "group.py",  # members that are stopped and do not answer
     PROCESSOR / "telemetry" / "http" / "internals.py",  # timers
 }

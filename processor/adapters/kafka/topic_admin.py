@@ -203,7 +203,11 @@ async def count_partitions(
     """How many partitions each of `topics` has, to do `operation` with. Raises BrokerUnreachable,
     NotAuthorized, TopicsWrong."""
     wanted = list(topics)
-    counts = await partition_counts(settings, wanted, operation)
+    return require(wanted, await partition_counts(settings, wanted, operation))
+
+
+def require(wanted: Iterable[str], counts: dict[str, int]) -> dict[str, int]:
+    """Return `counts`, which has each of `wanted`. Raises TopicsWrong."""
     if missing := [topic for topic in wanted if topic not in counts]:
         raise TopicsWrong(
             f"{', '.join(missing)} does not exist; `taskflow topics create` makes the topics."

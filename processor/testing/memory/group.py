@@ -47,6 +47,11 @@ class SimGroup:
             self.members.append(member)
         self._wanted.set()
 
+    def admit(self, member: "SimMember") -> None:
+        """Give everything to a member that is the only one, at once."""
+        self.members, member.joined = [member], self.generation
+        member.assigned_again(self.generation, frozenset(range(self._kafka.partitions)))
+
     def leave(self, member: "SimMember") -> None:
         if member in self.members:
             self.members.remove(member)

@@ -51,7 +51,7 @@ class Calm:
     """A worker to whom nothing happens."""
 
     listens = True
-    context = None
+    context: Context | None = None
 
     def __init__(self) -> None:
         self.rng = Random(0)

@@ -60,6 +60,12 @@ class Content:
     ledger: Mapping[bytes, LedgerEntry] = field(default_factory=dict)
     """In the order in which the answers were remembered."""
 
+    def next_due_ms(self) -> int | None:
+        """Return when the first of all waits and steps is due; None if nothing is timed."""
+        waits = [row.due_ms for row in self.flows.values()]
+        steps = [step_due_ms(_step_row(doc).step) for doc in self.steps.values()]
+        return min((at_ms for at_ms in (*waits, *steps) if at_ms is not None), default=None)
+
 
 class ModelFile:
     """One table file. `version` counts the commits of hands that are not the owner's."""

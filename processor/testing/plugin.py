@@ -1,0 +1,41 @@
+"""The pytest plugin: fixtures for tests of services. Loading it imports nothing but pytest."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from processor.testing.broker import TaskflowBroker
+    from processor.testing.fake import TaskflowFake
+
+BROKERS = "TASKFLOW_BOOTSTRAP_SERVERS"
+
+
+@pytest.fixture
+def taskflow_fake(monkeypatch: pytest.MonkeyPatch) -> Iterator["TaskflowFake"]:
+    """The real engine on Kafka in memory, for one test; its time can be moved.
+
+    Clients that take their settings from the environment are connected to it, and all others that
+    are given `taskflow_fake.settings`.
+    """
+    from processor.settings import load_settings
+    from processor.testing.fake import TaskflowFake
+
+    fake = TaskflowFake(load_settings())
+    monkeypatch.setenv(BROKERS, fake.settings.bootstrap_servers)
+    with fake.connected():
+        yield fake
+
+
+@pytest.fixture(scope="session")
+def taskflow_broker() -> Iterator["TaskflowBroker"]:
+    """A real Kafka with its topics and a worker, for the whole session.
+
+    Clients are connected to it that are given `taskflow_broker.settings`. Tests share it: give
+    each flow an id of its own.
+    """
+    from processor.testing.broker import running_broker
+
+    with running_broker() as broker:
+        yield broker
