@@ -11,8 +11,10 @@ from processor.cli.common.confirm import DRY_RUN, YES, Confirmation
 from processor.cli.common.options import (
     JSON_LINES,
     OUTCOME_TIMEOUT,
+    WHERE,
     StatusName,
     ago_ms,
+    condition_of,
     duration_ms,
 )
 from processor.cli.common.output import say
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from processor.contract.flow import FlowStatus
     from processor.contract.steps import StepStatus
     from processor.ops.bulk import BulkAction
-    from processor.ops.conditions import Condition
 
 ActionName = Literal["cancel", "fail", "resume", "prune", "retry_step", "cancel_step"]
 """A BulkAction by its value: the help needs no models."""
@@ -33,9 +34,6 @@ OWNER = typer.Option(None, "--owner", help="Only flows of this session key, or t
 STATUS = typer.Option(None, "--status", help="Only flows, or steps, in this status.")
 OLDER = typer.Option(None, "--older-than", help="Last changed longer ago: 30d, 12h.")
 NOBODY = "There is no terminal to ask at: take --yes, or --dry-run first and then --digest."
-WHERE = typer.Option(
-    [], "--where", help="A condition on the flow; may be given again, all must hold."
-)
 TASK = typer.Option(None, "--task", help="Only steps of this task.")
 HOLDER = typer.Option(None, "--holder", help="Only steps that this executor holds, or held last.")
 FAILURE = typer.Option(None, "--failure", help="Only steps whose last failure has these words.")
@@ -111,7 +109,7 @@ def bulk(
     timeout_s = duration_ms(timeout, "--timeout") / 1000
     before = None if older_than is None else instant(ago_ms(older_than, "--older-than"))
     chosen = BulkAction(action)
-    conditions = [_condition(text) for text in where]
+    conditions = [condition_of(text) for text in where]
     if chosen in STEPS_FROM:
         steps = StepFilter(None, task, _step_statuses(chosen, status), holder, before, failure)
         meant = Selection(chosen, Filter(chosen, owner, where=conditions), steps, attempts)
@@ -166,12 +164,3 @@ def _step_statuses(action: "BulkAction", status: str | None) -> "frozenset[StepS
     if status is not None:
         return STEPS_FROM[action] & {StepStatus(status)}
     return frozenset({StepStatus.FAILED}) if action is BulkAction.RETRY_STEP else STEPS_FROM[action]
-
-
-def _condition(text: str) -> "Condition":
-    from processor.ops.conditions import parse_condition
-
-    try:
-        return parse_condition(text)
-    except ValueError as error:
-        raise WrongUse(f"--where {text!r}: {error}.") from None

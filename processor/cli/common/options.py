@@ -2,11 +2,14 @@
 
 import re
 from contextlib import suppress
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import typer
 
 from processor.cli.common.runner import WrongUse
+
+if TYPE_CHECKING:
+    from processor.ops.conditions import Condition
 from processor.runtime import now_ms
 
 StatusName = Literal["created", "running", "waiting", "cancelled", "finished", "failed"]
@@ -15,6 +18,9 @@ StatusName = Literal["created", "running", "waiting", "cancelled", "finished", "
 OUTCOME_TIMEOUT: Final = typer.Option("30s", "--timeout", help="How long to await each outcome.")
 JSON: Final = typer.Option(False, "--json", help="JSON also on a terminal.")
 JSON_LINES: Final = typer.Option(False, "--json", help="JSON lines also on a terminal.")
+WHERE: Final = typer.Option(
+    [], "--where", help="A condition on the flow; may be given again, all must hold."
+)
 FLOW_ID: Final = typer.Argument(..., help="The flow's id.")
 
 
@@ -55,3 +61,13 @@ def flow_id_of(text: str) -> str:
     if re.fullmatch(UUID_PATTERN.rstrip("$"), text.lower()) is None:
         raise WrongUse(f"{text!r} is no flow id: a UUID has 36 characters.")
     return text.lower()
+
+
+def condition_of(text: str) -> "Condition":
+    """A condition of --where. Raises WrongUse."""
+    from processor.ops.conditions import parse_condition
+
+    try:
+        return parse_condition(text)
+    except ValueError as error:
+        raise WrongUse(f"--where {text!r}: {error}.") from None

@@ -5,7 +5,7 @@ What a command does is imported when it runs.
 
 import typer
 
-from processor.cli.common.options import FLOW_ID, JSON, StatusName
+from processor.cli.common.options import FLOW_ID, JSON, WHERE, StatusName
 from processor.cli.common.runner import WrongUse
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ def list_(
     owner: str | None = OWNER,
     status: StatusName | None = STATUS,
     waiting: bool = WAITING,
+    where: list[str] = WHERE,
     limit: int = LIMIT,
     json: bool = JSON,
 ) -> None:
@@ -46,9 +47,14 @@ def list_(
     from the topic `state` otherwise. If no broker answers, the tables are shown as they are.
     On a terminal the views at TASKFLOW_VIEWS_HTTP are asked first, if they are up to date.
 
+    A condition is `PATH OPERATOR VALUE`, as in `taskflow bulk`: `id ~ 6f1f3a52`, `goal ~ "week 7"`,
+    `state.order.total > 100`, `state.draft`, `wait.kind = steps`. With one every flow is looked at.
+
     A pipe gets one JSON line for each flow.
 
     Example: `taskflow flow list --waiting --limit 10`
+
+    Example: `taskflow flow list --where 'state.label = invoice'`
 
     Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_STATE_DIR,
     TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
@@ -57,7 +63,7 @@ def list_(
         raise WrongUse(f"--waiting and --status {status} leave nothing to show; take one.")
     from processor.cli.flow.execute import list_all
 
-    list_all(owner, status, waiting=waiting, limit=limit, json=json)
+    list_all(owner, status, where, waiting=waiting, limit=limit, json=json)
 
 
 @app.command("show")

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from processor.cli.common.options import duration_ms, flow_id_of, since_ms
+from processor.cli.common.options import condition_of, duration_ms, flow_id_of, since_ms
 from processor.cli.common.output import (
     console,
     for_people,
@@ -38,29 +38,43 @@ from processor.telemetry.terminal import visible
 
 
 def list_all(
-    owner: str | None, status: str | None, *, waiting: bool, limit: int, json: bool
+    owner: str | None,
+    status: str | None,
+    where: Sequence[str],
+    *,
+    waiting: bool,
+    limit: int,
+    json: bool,
 ) -> None:
     """Print flows, the newest change first, or `waiting` ones, the soonest end first."""
+    meant = [condition_of(text) for text in where]
     wanted = None if status is None else FlowStatus(status)
     settings = settings_and_logs(quiet=True)
     people = for_people(json)
 
     async def listed() -> list[Flow]:
-        known = people and await shown_flows(
-            settings, owner=owner, status=wanted, waiting=waiting, limit=limit
-        )
-        if isinstance(known, list):
-            return known
+        if people and not meant:
+            known = await shown_flows(
+                settings, owner=owner, status=wanted, waiting=waiting, limit=limit
+            )
+            if known is not None:
+                return known
         if waiting:
-            return await list_waiting(settings, owner=owner, limit=limit)
-        return await list_flows(settings, owner=owner, status=wanted, limit=limit)
+            return await list_waiting(settings, owner=owner, where=meant, limit=limit)
+        return await list_flows(settings, owner=owner, status=wanted, where=meant, limit=limit)
 
+    for condition in meant:
+        say(f"where {condition}")
     flows = run(listed)
     if not people:
         for flow in flows:
             write_line(flow.model_dump_json().encode())
     elif not flows:
-        say("There is no such flow." if owner or status or waiting else "There are no flows yet.")
+        say(
+            "There is no such flow."
+            if owner or status or waiting or meant
+            else "There are no flows yet."
+        )
     elif waiting:
         print_waits(console(), flows, now_ms())
     else:

@@ -28,6 +28,7 @@ from processor.contract.values import instant
 from processor.domain.transitions import TERMINAL
 from processor.domain.waits import due_ms
 from processor.engine.partitioner import partition_of
+from processor.ops.conditions import Condition
 from processor.settings import Settings
 
 PATIENCE_WITH_TABLES_S = 2.0
@@ -50,42 +51,63 @@ class Found:
 
 
 async def list_flows(
-    settings: Settings, *, owner: str | None, status: FlowStatus | None, limit: int
+    settings: Settings,
+    *,
+    owner: str | None,
+    status: FlowStatus | None,
+    where: Sequence[Condition] = (),
+    limit: int,
 ) -> list[Flow]:
-    """Newest change first.
+    """Newest change first. With `where` every flow is looked at.
 
     Raises BrokerUnreachable if there is no table either, TopicsWrong, TableFailed, TableCorrupt.
     """
-    places = await where(settings)
-    flows = queries.list_flows(places.tables.values(), owner=owner, status=status, limit=limit)
 
     def wanted(flow: Document) -> Document | None:
-        is_wanted = owner in (None, flow["owner_session_key"]) and status in (None, flow["status"])
+        is_wanted = (
+            owner in (None, flow["owner_session_key"])
+            and status in (None, flow["status"])
+            and all(one.holds(flow) for one in where)
+        )
         return flow if is_wanted else None
 
-    flows += map(_flow, await _on_topic(settings, places.topic, wanted))
+    if where:
+        flows = [*map(_flow, await select_flows(settings, wanted))]
+    else:
+        places = await places_of(settings)
+        flows = queries.list_flows(places.tables.values(), owner=owner, status=status, limit=limit)
+        flows += map(_flow, await _on_topic(settings, places.topic, wanted))
     flows.sort(key=lambda flow: flow.id)
     flows.sort(key=lambda flow: flow.updated_at, reverse=True)
     return flows[:limit]
 
 
-async def list_waiting(settings: Settings, *, owner: str | None, limit: int) -> list[Flow]:
+async def list_waiting(
+    settings: Settings, *, owner: str | None, where: Sequence[Condition] = (), limit: int
+) -> list[Flow]:
     """Whose wait ends by itself soonest comes first; those without a time come last.
 
     Raises as `list_flows` does.
     """
-    places = await where(settings)
-    flows = queries.list_waiting(places.tables.values(), owner=owner, limit=limit)
 
     def wanted(flow: Document) -> Document | None:
-        is_wanted = flow["status"] == FlowStatus.WAITING
-        return flow if is_wanted and owner in (None, flow["owner_session_key"]) else None
+        is_wanted = (
+            flow["status"] == FlowStatus.WAITING
+            and owner in (None, flow["owner_session_key"])
+            and all(one.holds(flow) for one in where)
+        )
+        return flow if is_wanted else None
 
     def soonest(flow: Flow) -> tuple[bool, int, str]:
         due = due_ms(flow)
         return (True, 0, "") if due is None else (False, due, flow.id)
 
-    flows += map(_flow, await _on_topic(settings, places.topic, wanted))
+    if where:
+        flows = [*map(_flow, await select_flows(settings, wanted))]
+    else:
+        places = await places_of(settings)
+        flows = queries.list_waiting(places.tables.values(), owner=owner, limit=limit)
+        flows += map(_flow, await _on_topic(settings, places.topic, wanted))
     return sorted(flows, key=soonest)[:limit]
 
 
@@ -94,7 +116,7 @@ async def list_ended(settings: Settings, *, owner: str | None, before_ms: int) -
 
     Holds about 250 bytes of each. Raises as `list_flows` does.
     """
-    places = await where(settings)
+    places = await places_of(settings)
     found = [*queries.ended(places.tables.values(), before_ms=before_ms, owner=owner)]
     before = instant(before_ms)
 
@@ -116,7 +138,7 @@ async def list_ended(settings: Settings, *, owner: str | None, before_ms: int) -
 async def select_flows(settings: Settings, wanted: Callable[[Document], T | None]) -> list[T]:
     """What `wanted` makes of each flow there is; what it answers None to is left out, and not kept
     in memory. Raises as `list_flows` does."""
-    places = await where(settings)
+    places = await places_of(settings)
     found = [
         made
         for doc in queries.documents(places.tables.values())
@@ -127,7 +149,7 @@ async def select_flows(settings: Settings, wanted: Callable[[Document], T | None
 
 async def find_flow(settings: Settings, flow_id: str) -> Found | None:
     """None if there is no such flow. Raises as `list_flows` does."""
-    places = await where(settings, flow_id)
+    places = await places_of(settings, flow_id)
     if places.tables:
         return _in_table(places.tables.values(), flow_id)
     found = await _snapshots_of(settings, places.topic, flow_id)
@@ -174,7 +196,7 @@ class Places:
     topic: list[int]
 
 
-async def where(settings: Settings, flow_id: str | None = None) -> Places:
+async def places_of(settings: Settings, flow_id: str | None = None) -> Places:
     """Where to look for all flows, or for one.
 
     Raises BrokerUnreachable if there is no table either, and TopicsWrong.

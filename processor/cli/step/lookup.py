@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import orjson
 
 from processor.adapters.sqlite import readonly_queries as queries
-from processor.cli.flow.lookup import find_flow, snapshots, where
+from processor.cli.flow.lookup import find_flow, places_of, snapshots
 from processor.ops.step_filter import StepFilter
 from processor.settings import Settings
 
@@ -33,7 +33,7 @@ async def select_steps(settings: Settings, wanted: Callable[[Document], T | None
 
     Raises BrokerUnreachable if there is no table either, TopicsWrong, TableFailed, TableCorrupt.
     """
-    places = await where(settings)
+    places = await places_of(settings)
     found = [
         made
         for doc in queries.step_documents(places.tables.values())

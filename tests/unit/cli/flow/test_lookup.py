@@ -16,6 +16,7 @@ from processor.contract.flow import FlowStatus
 from processor.contract.values import instant
 from processor.engine.partitioner import partition_of
 from processor.engine.rows import Changes, Checkpoint, FlowRow, Position
+from processor.ops.conditions import parse_condition
 from processor.settings import Settings
 from tests.unit.adapters.sqlite.tables import NOON_MS, flow_row, later, uuid
 
@@ -255,3 +256,27 @@ async def test_a_broker_that_does_not_let_us_in_is_no_absent_one(
     topics.away = AccessDenied("You are not wanted.")
     with pytest.raises(AccessDenied):
         await listed(settings)
+
+
+async def test_a_condition_is_held_against_tables_and_topic(
+    settings: Settings, topics: Topics
+) -> None:
+    topics.ends = {0: TABLE_AUDIT, 1: TABLE_AUDIT + 9}
+    here, there = flow_on(0, state_json={"n": 7}), flow_on(1, state_json={"n": 8})
+    await given_table(settings, 0, here, flow_on(0, start=20))
+    topics.state = [(1, there.flow.id, snapshot(there))]
+
+    async def found(condition: str, **about: Any) -> list[str]:
+        where = [parse_condition(condition)]
+        usual = {"owner": None, "status": None, "limit": 9}
+        return [f.id for f in await flows.list_flows(settings, where=where, **{**usual, **about})]
+
+    both = {here.flow.id, there.flow.id}
+    assert set(await found("state.n >= 7")) == both
+    assert len(await found("state.n >= 7", limit=1)) == 1
+    assert await found("state.n >= 7", owner="nobody") == []
+    assert await found(f"id ~ '{there.flow.id}'") == [there.flow.id]
+    waiting = await flows.list_waiting(
+        settings, owner=None, where=[parse_condition("state.n = 7")], limit=9
+    )
+    assert waiting == []
