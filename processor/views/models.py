@@ -106,7 +106,7 @@ class FlowsQuery(PageQuery):
     """One or more, separated by commas."""
     controller: Text | None = None
     """`controller_id`, exactly."""
-    waiting: Literal["timer", "external_event", "manual", "any"] | None = None
+    waiting: Literal["timer", "external_event", "manual", "steps", "any"] | None = None
     """Flows that wait, and for what."""
     wait_ends_before: Timestamp | None = None
     """Flows whose wait ends by itself before then."""
@@ -118,7 +118,8 @@ class FlowsQuery(PageQuery):
     """How old: nothing has changed since then."""
     q: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     """Words of the goal, all of them, the last one as a beginning; case and accents don't count.
-    Of those that match, the 20,000 newest are looked at."""
+    Or an owner, exactly; or an id, or its first 8 characters or more. Of those that match, the
+    20,000 newest are looked at."""
     sort: Literal["updated", "created", "wait"] = "updated"
     """`updated` and `created`: newest first; `wait`: only what waits with an end, soonest first."""
 

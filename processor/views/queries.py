@@ -1,6 +1,5 @@
 """Query this worker's database for given partitions."""
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -22,13 +21,12 @@ from processor.views.models import (
     HistoryQuery,
 )
 from processor.views.pagination import BadCursor, keyset, read_keyset
+from processor.views.search import SCANNED_MAX, search
 
 Json = dict[str, Any]
 
-SCANNED_MAX: Final = 20_000
 STEPS_MAX: Final = 1000
 FOLDED_AT_ONCE: Final = 500
-_WORD: Final = re.compile(r"[^\W_]+")
 _LAST: Final = 2**62
 
 
@@ -93,13 +91,13 @@ def _flows_sql(query: FlowsQuery, partitions: Collection[int]) -> tuple[str, lis
         indexed = True
 
     if query.q is not None:
-        words, ranges = _match(query.q), sorted(partitions)
-        each = max(SCANNED_MAX // max(len(ranges), 1), 100)
-        source = f"({' UNION ALL '.join([_GOALS] * len(ranges)) or _NO_GOALS}) CROSS JOIN flow"
+        try:
+            found, values = search(query.q, partitions)
+        except ValueError as error:
+            raise BadQuery("q", str(error)) from None
+        source = f"({found}) CROSS JOIN flow"
         where.append("flow.n = found")
-        for partition in ranges:
-            first = partition * EVENTS_PER_PARTITION
-            parameters += (words, first, first + EVENTS_PER_PARTITION, each)
+        parameters += values
         indexed = True
     elif query.sort != "updated":
         indexed = True
@@ -144,20 +142,6 @@ def _flows_sql(query: FlowsQuery, partitions: Collection[int]) -> tuple[str, lis
         f"ORDER BY {column} {order}, n {order} LIMIT ?",
         parameters,
     )
-
-
-_GOALS: Final = (
-    "SELECT * FROM (SELECT rowid AS found FROM goal WHERE goal MATCH ? AND rowid > ? "
-    "AND rowid < ? ORDER BY rowid DESC LIMIT ?)"
-)
-_NO_GOALS: Final = "SELECT 0 AS found WHERE 0"
-
-
-def _match(text: str) -> str:
-    words = _WORD.findall(text)
-    if not words:
-        raise BadQuery("q", "it has no word to look for")
-    return " ".join(f'"{word}"' for word in words) + "*"
 
 
 def flow_key(item: Mapping[str, Any], sort: str) -> tuple[int, int]:

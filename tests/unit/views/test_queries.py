@@ -17,7 +17,7 @@ from tests.support.builders import HOUR_MS, MORNING
 from tests.support.random_histories import OWNERS, random_history
 from tests.support.read_model_harness import docs_of, expected, messages
 from tests.support.recorded_deployment import Recorded
-from tests.support.stub_views import command, create, flow_id
+from tests.support.stub_views import KATE, command, create, flow_id
 
 RECORDED = random_history(300, seed=7)
 FOUND = expected(docs_of(messages(RECORDED)))
@@ -222,6 +222,37 @@ async def test_words_of_the_goal_are_found_whatever_their_case_and_accents(serve
         ):
             items, _ = await all_of(client, "/v1/flows", 1, q=words)
             assert [goals.index(one["goal"]) for one in items] == found, words
+
+
+async def test_an_id_or_its_beginning_or_an_owner_is_found(served: Any) -> None:
+    recorded = Recorded(partitions=2)
+    for n in range(4):
+        recorded.send(("commands", create(n, f"goal of {KATE}" if n == 2 else f"goal {n}")))
+    joe = create(9, "ask kate", issued_by="team/joe 1")
+    recorded.send(("commands", joe))
+    async with served(recorded) as (client, _):
+        for text, found in (
+            *((flow_id(3), [3]), (f" {flow_id(3).upper()[:8]} ", [3]), (flow_id(3)[:12], [3])),
+            *((flow_id(3)[:7], []), (f"{flow_id(3)[:8]}0-0000", []), ("0" * 8, [])),
+            *((KATE, [0, 1, 2, 3]), ("team/joe 1", [9]), ("team/joe", []), ("kate", [2, 9])),
+        ):
+            items, _ = await all_of(client, "/v1/flows", 1, q=text)
+            wanted = {flow_id(n) for n in found}
+            assert {one["id"] for one in items} == wanted, text
+            assert len(items) == len(wanted), text
+        items, _ = await all_of(client, "/v1/flows", 1, q=KATE, status="waiting")
+        assert items == []
+
+
+async def test_flows_that_wait_for_steps_are_found(served: Any) -> None:
+    recorded = Recorded()
+    for n, wait in enumerate(({"kind": "steps"}, {"kind": "manual"})):
+        recorded.send(("commands", create(n, "work")))
+        recorded.send(("commands", command(n, "schedule_step", run_id="r", task="t")))
+        recorded.send(("commands", command(n, "set_waiting", wait=wait)))
+    async with served(recorded) as (client, _):
+        items, _ = await all_of(client, "/v1/flows", 9, waiting="steps")
+        assert [one["id"] for one in items] == [flow_id(0)]
 
 
 async def test_flows_whose_wait_ends_are_found_soonest_first(served: Any) -> None:
