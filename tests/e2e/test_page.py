@@ -9,7 +9,15 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from tests.support.browser import DESKTOP, PHONE, chromium, needs_chromium, tab
-from tests.support.stub_views import ShownViews, command, create, flow_id, showing, story
+from tests.support.stub_views import (
+    KATE,
+    ShownViews,
+    command,
+    create,
+    flow_id,
+    showing,
+    story,
+)
 
 # One Chromium for all of them, so they share its loop.
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
@@ -57,7 +65,7 @@ async def test_why_a_flow_is_stuck_is_three_clicks_away_and_it_changes_live(
         await expect(page.locator("#state-title + p + p")).to_contain_text("revision 0 of")
 
         await page.get_by_role("navigation").get_by_role("link", name="Flows").click()
-        await page.get_by_label("Goal").fill("reindex")
+        await page.get_by_label("Search").fill("reindex")
         await page.get_by_role("combobox", name="Status").select_option("running")
         await expect(page.locator("tbody tr")).to_have_count(25)
         views.send(command(93, "finish"))  # in the list, too, without anybody asking
@@ -109,6 +117,50 @@ async def test_states_and_attempts_of_steps_share_one_axis(
         await lanes.first.locator("summary").click()
         await expect(lanes.first).to_contain_text("for all its steps")
         await expect(lanes.first.locator(".bar")).to_have_count(4)
+
+
+async def test_one_box_finds_by_id_words_and_owner_and_questions_are_filters_beside_it(
+    browser: Browser, tmp_path: Path
+) -> None:
+    async with showing(story()) as address, tab(browser) as seen:
+        page = seen.page
+        await page.goto(address)
+        rows, box = page.locator("tbody tr"), page.get_by_role("searchbox", name="Search")
+        await expect(rows).to_have_count(50)
+        overdue = page.get_by_role("link", name="Wait is over")
+        await expect(overdue.locator(".counted")).to_have_text("1")
+        failed = page.get_by_role("link", name="Failed in the last hour")
+        await expect(failed.locator(".counted")).to_have_text("1")
+        quiet = page.get_by_role("link", name="Running, quiet for 15 min")
+        await expect(quiet.locator(".counted")).to_have_text("26")
+        await page.screenshot(path=tmp_path / "questions.png")
+
+        for text in (flow_id(7), flow_id(7)[:8].upper(), "invoice 4711"):
+            await box.fill(text)
+            await box.press("Enter")
+            await expect(rows).to_have_count(1)
+            await expect(rows).to_contain_text("settle invoice 4711")
+        await box.fill(KATE)
+        await box.press("Enter")
+        await expect(rows).to_have_count(50)
+        await expect(overdue.locator(".counted")).to_have_text("1")
+
+        await quiet.click()
+        await expect(rows).to_have_count(26)
+        await expect(page.get_by_role("combobox", name="Status")).to_have_value("running")
+        await expect(box).to_have_value(KATE)
+        await box.fill("reindex")
+        await box.press("Enter")
+        await expect(quiet).to_have_attribute("aria-current", "true")
+        await expect(rows).to_have_count(25)
+        assert page.url.partition("?")[2] == "q=reindex&ask=quiet"
+        await page.get_by_role("combobox", name="Status").select_option("finished")
+        await expect(quiet).not_to_have_attribute("aria-current", "true")
+        await expect(rows.first).to_contain_text("finished")
+        await box.fill("no such words")
+        await box.press("Enter")
+        await page.get_by_role("link", name="Show all").click()
+        await expect(rows).to_have_count(50)
 
 
 async def test_pages_of_a_long_list_do_not_move_under_the_reader(browser: Browser) -> None:
@@ -245,7 +297,7 @@ async def test_the_keyboard_is_enough(browser: Browser) -> None:
         await page.keyboard.press("Tab")
         await expect(page.locator(":focus")).to_have_text("Skip to the content")
         await page.keyboard.press("/")
-        await expect(page.get_by_label("Goal")).to_be_focused()
+        await expect(page.get_by_label("Search")).to_be_focused()
         await page.keyboard.type("triage")
         await page.keyboard.press("Enter")
         await expect(page.locator("tbody tr")).to_have_count(1)

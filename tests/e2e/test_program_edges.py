@@ -183,6 +183,8 @@ MISSING = [
     ("step show me bill", WRONG_USE, "'me'"),
     ("steps --flow {nobodys}", DONE, ""),
     ("flow list --owner nobody", DONE, ""),
+    ("flow list --where nothing=1", WRONG_USE, "no field 'nothing'"),
+    ("flow list --where state.nothing=1", DONE, "where $.state_json.nothing = 1"),
     ("flow list --limit 1" + "0" * 30, WRONG_USE, "less than or equal to 1000000"),
     ("bulk cancel --where state.label!==x --dry-run", WRONG_USE, "write !="),
     ("bulk cancel --where state.label==x --dry-run", WRONG_USE, "write ="),

@@ -297,7 +297,7 @@ def _fits(one: dict[str, Any], query: models.FlowsQuery) -> bool:
         query.owner in (None, one["owner_session_key"])
         and query.controller in (None, one["controller_id"])
         and (not query.status or one["status"] in query.status)
-        and (query.q is None or query.q.lower() in one["goal"].lower())
+        and (query.q is None or _is_meant(one, query.q))
         and (query.waiting is None or (wait and query.waiting in ("any", wait["kind"])))
         and query.cancel_requested in (None, one["cancel_requested"])
         and before(one["updated_at"], query.updated_before)
@@ -305,6 +305,14 @@ def _fits(one: dict[str, Any], query: models.FlowsQuery) -> bool:
             query.wait_ends_before is None
             or (one["wait_ends_at"] and before(one["wait_ends_at"], query.wait_ends_before))
         )
+    )
+
+
+def _is_meant(one: dict[str, Any], text: str) -> bool:
+    return (
+        text.lower() in one["goal"].lower()
+        or text == one["owner_session_key"]
+        or (len(text) >= 8 and one["id"].startswith(text.lower()))
     )
 
 

@@ -6,12 +6,14 @@ import { ago, announce, badge, el, id, line, row, said, span, table } from "./do
 const REFRESH_MS = 2000;
 const LIMIT = 50;
 const COLUMNS = ["Status", "Goal", "Owner", "Step", "Waits for", "Changed"];
+const COUNTED_MAX = 100;
+const COUNT_MS = 10_000;
 const FIELDS = ["q", "status", "waiting", "owner", "controller", "sort"];
 const QUIET_MINUTES = 15;
 
 const minutesAgo = (minutes) => new Date(Date.now() - minutes * 60_000).toISOString();
 
-/** Questions that somebody on call has. `ask`: parameters as they are now. */
+/** Questions that somebody on call has, as filters: parameters as they are now. */
 const QUESTIONS = [
   ["overdue", "Wait is over", () => ({ waiting: "any", wait_ends_before: minutesAgo(0.1), sort: "wait" })],
   ["ending", "Wait ends soon", () => ({ sort: "wait" })],
@@ -20,12 +22,13 @@ const QUESTIONS = [
   ["cancelling", "Cancel asked for", () => ({ cancel_requested: "true", status: "created,running,waiting" })],
   ["failed", "Failed in the last hour", () => ({ status: "failed", updated_after: minutesAgo(60) })],
 ];
+const OF_ANY_QUESTION = ["q", "owner", "controller"];
 
 function waitWords(flow) {
   const wait = flow.wait_json;
   if (flow.cancel_requested && !["finished", "failed", "cancelled"].includes(flow.status)) return el("span", { class: "grave" }, "cancel asked for");
   if (!wait) return "";
-  const what = wait.kind === "external_event" ? said(wait.topic, 60) : wait.kind === "timer" ? "a time" : "somebody";
+  const what = wait.kind === "external_event" ? said(wait.topic, 60) : { timer: "a time", steps: "its steps" }[wait.kind] ?? "somebody";
   const end = flow.wait_ends_at ? ago(flow.wait_ends_at, (ms) => (ms > 0 ? `over ${span(ms)}` : `${span(-ms)} left`)) : null;
   return [what, end ? " · " : null, end];
 }
@@ -42,8 +45,13 @@ function cellsOf(flow) {
 }
 
 export function showFlows(main, { query, signal }) {
-  const chosen = Object.fromEntries(FIELDS.map((name) => [name, query.get(name) ?? ""]));
   const question = QUESTIONS.find(([key]) => key === query.get("ask"));
+  const preset = question?.[2]() ?? {};
+  const own = Object.fromEntries(FIELDS.map((name) => [name, query.get(name) ?? ""]));
+  const chosen = Object.fromEntries(FIELDS.map((name) => [name, own[name] || preset[name] || ""]));
+  const filtered = Boolean(question) || FIELDS.some((name) => own[name]);
+  /** What a question asks for now, and what else is chosen. */
+  const asked = (parameters) => ({ ...parameters(), ...Object.fromEntries(Object.entries(own).filter(([, value]) => value)) });
   const cursors = [null];
   const rows = new Map();
   const body = table("Flows", COLUMNS, []);
@@ -53,11 +61,12 @@ export function showFlows(main, { query, signal }) {
   const where = el("span", { class: "quiet" }, "");
   let next = null;
 
-  const go = (changed) => {
+  const address = (changed) => {
     const wanted = new URLSearchParams();
     for (const [name, value] of Object.entries(changed)) if (value) wanted.set(name, value);
-    location.hash = `#/flows${wanted.size ? `?${wanted}` : ""}`;
+    return `#/flows${wanted.size ? `?${wanted}` : ""}`;
   };
+  const go = (changed) => { location.hash = address(changed); };
   const select = (name, label, options) => el("label", {}, label, el("select", { name },
     options.map(([value, words]) => el("option", { value, selected: chosen[name] === value }, words))));
   const input = (name, label, type, words) => el("label", {}, label,
@@ -65,20 +74,27 @@ export function showFlows(main, { query, signal }) {
   const form = el("form", { class: "filters", role: "search", "aria-label": "Flows", on: {
     submit: (event) => {
       event.preventDefault();
-      go(Object.fromEntries(new FormData(form)));
+      // A question stands for what it has chosen until somebody chooses otherwise.
+      const fields = Object.fromEntries(new FormData(form));
+      const stands = question && FIELDS.every((name) => !(name in preset) || fields[name] === preset[name]);
+      go(stands ? { ...fields, ...Object.fromEntries(Object.keys(preset).map((name) => [name, null])), ask: question[0] } : fields);
     },
     change: (event) => { if (event.target.tagName === "SELECT") form.requestSubmit(); },
   } },
-    input("q", "Goal", "search", "words ( / )"),
-    select("status", "Status", [["", "any"], ...["created", "running", "waiting", "finished", "failed", "cancelled"].map((status) => [status, status])]),
-    select("waiting", "Waits for", [["", "anything, or nothing"], ["any", "anything"], ["timer", "a time"], ["external_event", "an event"], ["manual", "somebody"]]),
+    input("q", "Search", "search", "words, owner or id ( / )"),
+    select("status", "Status", [["", "any"], ...["created", "running", "waiting", "finished", "failed", "cancelled", ...(chosen.status.includes(",") ? [chosen.status] : [])].map((status) => [status, status.replaceAll(",", ", ")])]),
+    select("waiting", "Waits for", [["", "anything, or nothing"], ["any", "anything"], ["timer", "a time"], ["external_event", "an event"], ["manual", "somebody"], ["steps", "its steps"]]),
     input("owner", "Owner", "text", "exactly"),
     input("controller", "Controller", "text", "exactly"),
-    select("sort", "First", [["", "changed last"], ["created", "newest"], ["wait", "wait ends soonest"]]),
-    el("button", {}, "Find"));
+    select("sort", "Order", [["", "changed last"], ["created", "newest"], ["wait", "wait ends soonest"]]),
+    el("button", {}, "Find"),
+    filtered ? el("a", { class: "clear", href: "#/flows" }, "Clear") : null);
+  const kept = Object.fromEntries(OF_ANY_QUESTION.map((name) => [name, own[name]]));
+  const counts = new Map(QUESTIONS.map(([key]) => [key, el("span", { class: "counted" })]));
   const asking = el("ul", { class: "questions", "aria-label": "What may be stuck" },
     QUESTIONS.map(([key, words]) => el("li", {}, el("a", {
-      href: question?.[0] === key ? "#/flows" : `#/flows?ask=${key}`, "aria-current": question?.[0] === key ? "true" : null }, words))));
+      href: address({ ...kept, ask: question?.[0] === key ? null : key }), "aria-current": question?.[0] === key ? "true" : null },
+    words, " ", counts.get(key)))));
 
   const shown = (page) => {
     const tbody = body.tBodies[0];
@@ -112,14 +128,13 @@ export function showFlows(main, { query, signal }) {
     newer.disabled = cursors.length === 1;
     where.textContent = cursors.length > 1 || next ? `page ${cursors.length}` : "";
     note.hidden = page.items.length > 0;
-    note.textContent = "No flow is like that.";
+    note.replaceChildren(...(filtered ? ["No flows match. ", el("a", { href: "#/flows" }, "Show all")] : ["There are no flows yet: a create_managed command on the topic commands makes one."]));
     body.hidden = page.items.length === 0;
   };
   const load = async (wanted) => {
     try {
-      const asked = question ? question[2]() : chosen;
-      const sort = asked.sort;
-      const page = await get("flows", { ...asked, sort, limit: LIMIT, cursor: cursors.at(-1) }, wanted);
+      const parameters = asked(question?.[2] ?? (() => ({})));
+      const page = await get("flows", { ...parameters, limit: LIMIT, cursor: cursors.at(-1) }, wanted);
       shown(page);
       return page;
     } catch (error) {
@@ -142,6 +157,16 @@ export function showFlows(main, { query, signal }) {
     el("h1", { tabindex: "-1" }, "Flows"),
     asking, form, note, el("div", { class: "wide" }, body),
     el("p", { class: "pages" }, newer, older, where));
+  // One after the other: a browser has few connections for a host, and the list needs one.
+  const count = async (wanted) => {
+    const found = Object.fromEntries(Object.entries(kept).filter(([, value]) => value));
+    for (const [key, , parameters] of QUESTIONS) {
+      const { items, next_cursor: more } = await get("flows", { ...parameters(), ...found, limit: COUNTED_MAX }, wanted);
+      counts.get(key).textContent = more ? `${COUNTED_MAX}+` : String(items.length);
+      counts.get(key).classList.toggle("none", items.length === 0);
+    }
+  };
+  keep((wanted) => (cursors.length > 1 ? null : count(wanted)), COUNT_MS, signal);
   // A page behind the first is a place to read in: it does not move under the reader.
   keep((wanted) => (rows.size > 0 && cursors.length > 1 ? null : load(wanted)), REFRESH_MS, signal);
 }
