@@ -21,6 +21,10 @@ class FlowHistory:
     flow: Flow | None = None
     steps: dict[str, Step] = field(default_factory=dict)
     limits: Limits = DEFAULT_LIMITS
+    _totals: StepTotals = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._totals = self.totals
 
     def decide(
         self, command: Command, *, at: int = NOON, authority: Authority | None = None
@@ -48,9 +52,12 @@ class FlowHistory:
             self.flow = evolve(self.flow, fact)
             if fact.kind in STEP_KINDS:
                 run_id = run_id_of(fact)
-                self.steps[run_id] = evolve_step(self.steps.get(run_id), fact)
+                was = self.steps.get(run_id)
+                self.steps[run_id] = now = evolve_step(was, fact)
+                self._totals = self._totals.after(was, now)
             elif fact.kind is PRUNED:
                 self.steps.clear()
+                self._totals = NO_TOTALS
 
     def given(self, *commands: Command, at: int = MORNING) -> Self:
         """Send `commands`, every one of which must be accepted."""
@@ -75,7 +82,7 @@ class FlowHistory:
     def known(self, run_id: str | None) -> FlowSteps:
         managed = [step for step in self.steps.values() if isinstance(step, ManagedStep)]
         return FlowSteps(
-            self.totals,
+            self._totals,
             None if run_id is None else self.steps.get(run_id),
             {step.run_id: step.status for step in managed},
             sorted(filter(is_live, managed), key=lambda step: step.run_id.encode()),
