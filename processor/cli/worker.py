@@ -75,8 +75,8 @@ async def _serve_as_one_of_many(settings: Settings, stop: asyncio.Event) -> None
     from processor.engine.codec import encode
     from processor.worker.composition import run_worker
 
-    def tell(address: Address | None) -> None:
+    def on_listening(address: Address | None) -> None:
         typer.echo(encode({"http": str(address) if address else None}).decode())
 
     stop_with_parent(stop)
-    await run_worker(settings, stop=stop, lock=False, listening=tell)
+    await run_worker(settings, stop=stop, lock=False, listening=on_listening)

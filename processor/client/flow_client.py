@@ -213,8 +213,8 @@ class FlowClient:
                     await self._produce(sending)
                     return await pending.future
         except TimeoutError:
-            if (answer := pending.at_the_deadline()) is not None:
-                return answer
+            if (outcome := pending.at_the_deadline()) is not None:
+                return outcome
             raise sending.unanswered(f"No outcome came within {timeout_s:g} s") from None
         except NoLongerRead as error:
             raise sending.unanswered(str(error)) from error

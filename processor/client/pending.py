@@ -68,8 +68,8 @@ class Pending:
                     self.future.set_result(outcome)
                     return
                 self._loose = True
-        if self._loose and (answer := next(self._finals(), None)) is not None:
-            self.future.set_result(answer)
+        if self._loose and (final := next(self._finals(), None)) is not None:
+            self.future.set_result(final)
 
     def _finals(self) -> Iterator[Outcome]:
         return (outcome for outcome in self._seen if outcome.final and self._is_equal(outcome))

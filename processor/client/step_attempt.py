@@ -58,7 +58,7 @@ _log = logging.getLogger(__name__)
 class Shared:
     """What all attempts of an executor share.
 
-    `audit`: the topic's full name. `answered` is called once the work item at that place is done
+    `audit`: the topic's full name. `done` is called once the work item at that place is done
     with. `stopping`: start no more steps. `abandoning`: release those that run.
     """
 
@@ -66,7 +66,7 @@ class Shared:
     commands: StepCommands
     audit: str
     traces: ProducerTraces | None
-    answered: Callable[[Place], None]
+    done: Callable[[Place], None]
     stopping: asyncio.Event
     abandoning: asyncio.Event
 
@@ -91,7 +91,7 @@ class StepAttempt:
             # An item that no command can name is nobody's work.
             _log.error("a work item cannot be started: %s", error)
             started = None
-        self._shared.answered(self._received.place)
+        self._shared.done(self._received.place)
         if started is None:
             return
         self._number, event_id = started
@@ -246,7 +246,7 @@ class StepAttempt:
         self._lease.granted(sent_s, parse_timestamp(outcome.at), due_ms)
 
     async def _answered(self, kind: str, **fields: Any) -> Outcome:
-        return await self._shared.commands.answered(
+        return await self._shared.commands.done(
             self._received, kind, attempt=self._number, **fields
         )
 

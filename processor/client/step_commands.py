@@ -46,12 +46,12 @@ class StepCommands:
             }
         )
 
-    async def answered(self, received: ReceivedItem, kind: str, **fields: Any) -> Outcome:
+    async def done(self, received: ReceivedItem, kind: str, **fields: Any) -> Outcome:
         """Send one command until its outcome comes. Raises InvalidCommand, AccessDenied."""
         return await self.outcome(self.prepare(received, kind, **fields), received)
 
     async def outcome(self, command: Command, received: ReceivedItem) -> Outcome:
-        """Send this command, the same each time, until its outcome comes. Raises as `answered`."""
+        """Send this command, the same each time, until its outcome comes. Raises as `done`."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception(_may_yet_be_answered),
             wait=wait_exponential(multiplier=RETRY_PAUSE_MIN_S, max=RETRY_PAUSE_MAX_S),

@@ -124,7 +124,7 @@ class StepWorker:
             StepCommands(self._client, self.issued_by, spans=self._traces is not None),
             Topics(self._settings.topic_prefix).audit,
             self._traces,
-            self._reader.answered,
+            self._reader.done,
             self._stopping,
             self._abandoning,
         )
@@ -158,16 +158,16 @@ class StepWorker:
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         handled: list[signal.Signals] = []
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for signum in (signal.SIGTERM, signal.SIGINT):
             # Only the main thread may; elsewhere the program calls `stop`.
             with suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.add_signal_handler(number, self.stop)
-                handled.append(number)
+                loop.add_signal_handler(signum, self.stop)
+                handled.append(signum)
         try:
             yield
         finally:
-            for number in handled:
-                loop.remove_signal_handler(number)
+            for signum in handled:
+                loop.remove_signal_handler(signum)
 
     async def _a_free_slot(self) -> None:
         """Return when fewer than `concurrency` steps are in hand, or on `stop()`."""

@@ -63,8 +63,8 @@ def integer(raw: bytes | None, largest: int = OFFSET_MAX) -> int | None:
     raises for more than 4,300 of them."""
     if raw is None or len(raw) > len(str(largest)) or not raw.isdigit():
         return None
-    number = int(raw)
-    return number if number <= largest and len(raw) == len(str(number)) else None
+    value = int(raw)
+    return value if value <= largest and len(raw) == len(str(value)) else None
 
 
 def place_of(value: bytes | None) -> RecordPlace | None:
@@ -77,10 +77,10 @@ def place_of(value: bytes | None) -> RecordPlace | None:
 
 
 def _place(topic: str, partition: bytes | None, offset: bytes | None) -> RecordPlace | None:
-    number, at = integer(partition, PARTITION_MAX), integer(offset)
-    if not topic or number is None or at is None:
+    index, at = integer(partition, PARTITION_MAX), integer(offset)
+    if not topic or index is None or at is None:
         return None
-    return RecordPlace(topic, number, at)
+    return RecordPlace(topic, index, at)
 
 
 def chain_of(headers: Headers) -> bytes:

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, TypeAdapter
 
 from processor.contract.values import (
-    NUMBER_MAX,
+    INTEGER_MAX,
     Attempt,
     DelayMs,
     EventId,
@@ -64,11 +64,11 @@ class Execution(Message):
 
     attempt: Attempt
     """How often the step was started."""
-    max_attempts: Annotated[int, Field(ge=1, le=NUMBER_MAX)]
+    max_attempts: Annotated[int, Field(ge=1, le=INTEGER_MAX)]
     """As scheduled; `release_step` and `retry_step` may raise it."""
     lease_ms: LeaseMs
     backoff_ms: DelayMs
-    offers: Annotated[int, Field(ge=0, le=NUMBER_MAX)]
+    offers: Annotated[int, Field(ge=0, le=INTEGER_MAX)]
     """Work items since the step may be started; 0 while it is running, or pending and not yet
     offered. Stays as it was once the step has ended."""
     due_at: Instant | None
@@ -113,9 +113,9 @@ class WorkItem(Message):
     flow_id: Uuid
     run_id: Text
     task: Text
-    attempt: Annotated[int, Field(ge=1, le=NUMBER_MAX)]
+    attempt: Annotated[int, Field(ge=1, le=INTEGER_MAX)]
     """The attempt that a start would have."""
-    max_attempts: Annotated[int, Field(ge=1, le=NUMBER_MAX)]
+    max_attempts: Annotated[int, Field(ge=1, le=INTEGER_MAX)]
     input_json: Json
     lease_ms: LeaseMs
     event_id: EventId

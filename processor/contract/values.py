@@ -14,7 +14,7 @@ COMMAND_MAX_BYTES: Final = 512 * 1024
 KEY_MAX_BYTES: Final = 64
 DEPTH_MAX: Final = 64
 """Nesting of a command; its outermost object is 1."""
-NUMBER_MAX: Final = 2**53 - 1
+INTEGER_MAX: Final = 2**53 - 1
 """The largest magnitude that every JSON implementation keeps exactly."""
 STATE_MAX_BYTES: Final = 256 * 1024
 RESULT_MAX_BYTES: Final = 64 * 1024
@@ -96,9 +96,9 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 LongText = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 WaitText = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Digest = Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
-Revision = Annotated[int, Field(ge=0, le=NUMBER_MAX)]
+Revision = Annotated[int, Field(ge=0, le=INTEGER_MAX)]
 Offset = Annotated[int, Field(ge=0)]
-Attempt = Annotated[int, Field(ge=0, le=NUMBER_MAX)]
+Attempt = Annotated[int, Field(ge=0, le=INTEGER_MAX)]
 LeaseMs = Annotated[int, Field(ge=1_000, le=DAY_MS)]
 DelayMs = Annotated[int, Field(ge=0, le=DAY_MS)]
 EventId = Annotated[int, Field(ge=1)]

@@ -26,7 +26,7 @@ from processor.embedded.jars import ensure_jars
 from processor.embedded.process import KILL, TERMINATE, JavaProcess
 from processor.embedded.progress import Progress, to_stderr
 
-__all__ = ["EmbeddedBroker", "broker_answers", "embedded_broker"]
+__all__ = ["EmbeddedBroker", "broker_responds", "embedded_broker"]
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
@@ -124,7 +124,7 @@ class EmbeddedBroker:
             [*self._java, "kafka.Kafka", "server.properties"], self._directory
         )
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not await broker_answers(self.bootstrap):
+        while not await broker_responds(self.bootstrap):
             if process.ended or time.monotonic() > deadline:
                 what = f"did not answer within {START_TIMEOUT_S:.0f} s"
                 if process.ended:
@@ -162,7 +162,7 @@ async def embedded_broker(
     java = environment.java()
     cache = environment.cache_dir() if cache_dir is None else cache_dir
     async with open_directory(data_dir) as directory:
-        jars = await _in_thread(lambda hear: ensure_jars(cache, hear), progress)
+        jars = await _in_thread(lambda on_line: ensure_jars(cache, on_line), progress)
         command = [
             str(java),
             *_jvm_options(directory.path, heap),
@@ -183,7 +183,7 @@ async def embedded_broker(
             await broker.stop()
 
 
-async def broker_answers(bootstrap: str, *, timeout_s: float = 3.0, **client_options: Any) -> bool:
+async def broker_responds(bootstrap: str, *, timeout_s: float = 3.0, **client_options: Any) -> bool:
     """Whether a Kafka broker answers at one of the addresses `host:port,…`; never raises for it.
 
     It does when it has told its versions and metadata. `client_options` go to aiokafka's client
@@ -246,12 +246,12 @@ async def _in_thread(work: Callable[[Progress], T], progress: Progress) -> T:
     """Run blocking work; when we are cancelled it ends at its next word, and we await that."""
     cancelled = threading.Event()
 
-    def hear(line: str) -> None:
+    def on_line(line: str) -> None:
         if cancelled.is_set():
             raise _GivenUp
         progress(line)
 
-    done = asyncio.ensure_future(asyncio.to_thread(work, hear))
+    done = asyncio.ensure_future(asyncio.to_thread(work, on_line))
     try:
         return await asyncio.shield(done)
     except asyncio.CancelledError:

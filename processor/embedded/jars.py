@@ -83,8 +83,8 @@ def ensure_jars(
 
 def _fetch_missing(home: Path, jars: Sequence[Jar], progress: Progress, fetch: Fetch) -> None:
     with _held(home / ".lock", progress):
-        for leftover in home.glob(".fetching-*"):  # of a run that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+        for abandoned in home.glob(".fetching-*"):  # of a run that was killed
+            shutil.rmtree(abandoned, ignore_errors=True)
         missing = [jar for jar in jars if not (home / jar.filename).exists()]
         meter = Meter({jar.filename: jar.size_bytes for jar in missing}, progress)
         for jar in missing:
@@ -123,8 +123,8 @@ def _patiently(fetch: Fetch, jar: Jar, scratch: Path, meter: Meter) -> Path:
     ):
         with attempt:
             meter.begin(jar.filename)
-            number = attempt.retry_state.attempt_number
-            return fetch(jar.coordinate, scratch / str(number), meter.add)
+            nth = attempt.retry_state.attempt_number
+            return fetch(jar.coordinate, scratch / str(nth), meter.add)
     raise AssertionError("Retrying with reraise ends by a return or an exception")
 
 

@@ -54,11 +54,11 @@ async def keep_running(
     ends: deque[float] = deque()
     pause_s = PAUSE_MIN_S
     while True:
-        answered_at = time.monotonic()
+        responded_at = time.monotonic()
         while broker.running:  # noqa: ASYNC110 (a process tells its end to whoever asks)
             await asyncio.sleep(POLL_S)
         why, last_words = f"Apache Kafka {broker.how_it_ended}", broker.last_words()
-        if time.monotonic() - answered_at >= SOUND_AFTER_S:
+        if time.monotonic() - responded_at >= SOUND_AFTER_S:
             ends.clear()
             pause_s = PAUSE_MIN_S
         while True:

@@ -73,11 +73,11 @@ def _context(scratch: Path, on_bytes: OnBytes) -> "MavenContext":
         raise extra_missing() from error
 
     @contextlib.contextmanager
-    def hear(_filename: str, _size_bytes: int) -> Iterator[OnBytes]:
+    def on_file(_filename: str, _size_bytes: int) -> Iterator[OnBytes]:
         yield on_bytes
 
     return MavenContext(
-        resolver=PythonResolver(progress_callback=hear),
+        resolver=PythonResolver(progress_callback=on_file),
         repo_cache=scratch,
         # A mirror that somebody set up for jgo is asked first; the checksums hold for it too.
         remote_repos={**GlobalSettings.load().repositories, "central": MAVEN_CENTRAL_URL},

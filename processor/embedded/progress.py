@@ -29,25 +29,25 @@ class Meter:
         self._progress = progress
         self._began: dict[str, int] = {}
         self._now = ""
-        self._told_at = float("-inf")
+        self._printed_at = float("-inf")
 
     def begin(self, name: str) -> None:
         """The next file, or the same one again from its start."""
         self._now = name
         self._began[name] = 0
-        self._tell()
+        self._print()
 
     def add(self, size_bytes: int) -> None:
         self._began[self._now] += size_bytes
-        self._tell()
+        self._print()
 
     def end(self) -> None:
         if self._began:
             self._progress(f"fetching Apache Kafka {KAFKA_VERSION}: {self._how_far()}, done")
 
-    def _tell(self) -> None:
-        if time.monotonic() - self._told_at >= EVERY_S:
-            self._told_at = time.monotonic()
+    def _print(self) -> None:
+        if time.monotonic() - self._printed_at >= EVERY_S:
+            self._printed_at = time.monotonic()
             self._progress(
                 f"fetching Apache Kafka {KAFKA_VERSION}, this first time only: "
                 f"{self._how_far()}, {self._now}"

@@ -59,7 +59,7 @@ def end(jvm_pid: int, jvm_ended_fd: int) -> None:
         os.kill(jvm_pid, signal.SIGKILL)
 
 
-def on_sigterm(_number: int, _frame: types.FrameType | None) -> None:
+def on_sigterm(_signum: int, _frame: types.FrameType | None) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 

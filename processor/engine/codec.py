@@ -20,8 +20,8 @@ from processor.contract.steps import Step
 from processor.contract.values import (
     COMMAND_MAX_BYTES,
     DEPTH_MAX,
+    INTEGER_MAX,
     KEY_MAX_BYTES,
-    NUMBER_MAX,
     SCHEMA_VERSION,
     UUID_PATTERN,
     instant,
@@ -352,7 +352,7 @@ def _check(values: Iterable[Any], depth_left: int) -> bool:
             if _check(value.values() if kind is dict else value, depth_left - 1):
                 holds_float = True
         elif kind is int or kind is float:
-            if not -NUMBER_MAX <= value <= NUMBER_MAX:
+            if not -INTEGER_MAX <= value <= INTEGER_MAX:
                 raise _Malformed(OUT_OF_RANGE)
             if kind is float:
                 holds_float = True

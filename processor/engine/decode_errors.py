@@ -14,10 +14,10 @@ from pydantic_core import ErrorDetails
 
 from processor.contract.commands import MODELS
 from processor.contract.flow import Wait
-from processor.contract.values import DEPTH_MAX, ERRORS_MAX, NUMBER_MAX, UUID_PATTERN
+from processor.contract.values import DEPTH_MAX, ERRORS_MAX, INTEGER_MAX, UUID_PATTERN
 
 TOO_DEEP: Final = f"it is nested deeper than {DEPTH_MAX}"
-OUT_OF_RANGE: Final = f"a number is out of range: at most {NUMBER_MAX:,} either way"
+OUT_OF_RANGE: Final = f"a number is out of range: at most {INTEGER_MAX:,} either way"
 A_UUID: Final = "must be a UUID in lower case"
 HOW_TO_MAKE_A_FLOW_ID: Final = (
     f"{A_UUID}; of a business key, make one with UUIDv5 (Python: uuid.uuid5(namespace, key))"

@@ -151,7 +151,7 @@ def _about(path: Path) -> Check | None:
     if first == "cancel_requested":
         return _flag
     if first == "revision":
-        return _number
+        return _numeric
     if first == "wait_json":
         return _of_wait(inner)
     if first in _TIMES:
@@ -193,7 +193,7 @@ def _one_of(allowed: list[str], path: Path, by: str, value: Any) -> Any:
     return value
 
 
-def _number(path: Path, by: str, value: Any) -> Any:
+def _numeric(path: Path, by: str, value: Any) -> Any:
     if by == "~" or isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{path[0]} is compared with a whole number, and not by ~")
     return value
@@ -228,8 +228,8 @@ def _equal(one: Any, other: Any) -> bool:
 def _compared(found: Any, by: str, value: Any) -> bool:
     if by == "~":
         return isinstance(found, str) and value in found
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (found, value))
-    if not numbers and not (isinstance(found, str) and isinstance(value, str)):
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (found, value))
+    if not numeric and not (isinstance(found, str) and isinstance(value, str)):
         return False
     less, more = found < value, found > value
     return bool({"<": less, ">": more, "<=": not more, ">=": not less}[by])

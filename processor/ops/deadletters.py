@@ -93,20 +93,24 @@ def dead_letter_of(record: Record) -> DeadLetterRecord:
 
 
 def outbound(
-    letter: DeadLetterRecord, name: str, *, key: bytes | None = None, value: bytes | None = None
+    dead_letter: DeadLetterRecord,
+    name: str,
+    *,
+    key: bytes | None = None,
+    value: bytes | None = None,
 ) -> RedriveRecord:
     """Make the record that goes back for a dead letter of the topic `name`, with `key` and `value`
     if they were edited. The dead letter must say where it came from."""
-    source = letter.facts.source
+    source = dead_letter.facts.source
     assert source is not None, "what does not say where it came from stays"
-    origin = str(RecordPlace(name, *letter.spot))
-    headers = [*without_journey(letter.headers), (dead_letters.REDRIVEN_FROM, origin.encode())]
-    key = letter.key if key is None else key
+    origin = str(RecordPlace(name, *dead_letter.spot))
+    headers = [*without_journey(dead_letter.headers), (dead_letters.REDRIVEN_FROM, origin.encode())]
+    key = dead_letter.key if key is None else key
     return RedriveRecord(
         source.topic,
         source.partition if key is None else None,
         key,
-        letter.value if value is None else value,
+        dead_letter.value if value is None else value,
         headers,
     )
 
@@ -133,11 +137,11 @@ class Wanted(NamedTuple):
     until_ms: int | None = None
     key: bytes | None = None
 
-    def takes(self, letter: DeadLetterRecord) -> bool:
+    def takes(self, dead_letter: DeadLetterRecord) -> bool:
         return (
-            (not self.spots or letter.spot in self.spots)
-            and self.code in (None, letter.facts.code)
-            and (self.since_ms is None or letter.at_ms >= self.since_ms)
-            and (self.until_ms is None or letter.at_ms < self.until_ms)
-            and self.key in (None, letter.key)
+            (not self.spots or dead_letter.spot in self.spots)
+            and self.code in (None, dead_letter.facts.code)
+            and (self.since_ms is None or dead_letter.at_ms >= self.since_ms)
+            and (self.until_ms is None or dead_letter.at_ms < self.until_ms)
+            and self.key in (None, dead_letter.key)
         )

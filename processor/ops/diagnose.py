@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import orjson
 
 from processor.contract.outcomes import Code
-from processor.contract.values import COMMAND_MAX_BYTES, DEPTH_MAX, NUMBER_MAX
+from processor.contract.values import COMMAND_MAX_BYTES, DEPTH_MAX, INTEGER_MAX
 from processor.engine.codec import Draft, Unreadable, decode
 from processor.engine.decode_errors import json_fault
 from processor.ops.json_path import Path, parse, written
@@ -53,11 +53,11 @@ def diagnose(key: bytes | None, value: bytes | None, *, locate: bool = True) -> 
         case Code.MALFORMED:
             faults.append(_malformed(value or b"", read.problem, locate))
         case Code.UNSUPPORTED_VERSION:
-            told = [("schema_version", "only version 1 is known")]
-            faults += _fields(value or b"", told, locate)
+            problems = [("schema_version", "only version 1 is known")]
+            faults += _fields(value or b"", problems, locate)
         case Code.INVALID_COMMAND:
-            told = [(one["field"], one["problem"]) for one in read.details.get("errors", ())]
-            faults += _fields(value or b"", told, locate)
+            problems = [(one["field"], one["problem"]) for one in read.details.get("errors", ())]
+            faults += _fields(value or b"", problems, locate)
         case Code.INVALID_KEY:
             shown = "missing" if key is None else repr(key[:64].decode("utf-8", "replace"))
             faults += _fields(value or b"", [("flow_id", f"the record's key is {shown}")], locate)
@@ -94,20 +94,20 @@ def _malformed(value: bytes, problem: str, locate: bool) -> DecodeFault:
 
 def _too_large(text: str, at: int) -> bool:
     found = _SCALAR.match(text, at)
-    return found is not None and not -NUMBER_MAX <= orjson.loads(found[0]) <= NUMBER_MAX
+    return found is not None and not -INTEGER_MAX <= orjson.loads(found[0]) <= INTEGER_MAX
 
 
-def _fields(value: bytes, told: list[tuple[str, str]], locate: bool) -> Iterator[DecodeFault]:
+def _fields(value: bytes, problems: list[tuple[str, str]], locate: bool) -> Iterator[DecodeFault]:
     """Where the fields stand; what is missing stands nowhere. Of a repeated name, the last."""
     text = value.decode()
-    paths = [parse(field) if _is_path(field) else (field,) for field, _ in told]
+    paths = [parse(field) if _is_path(field) else (field,) for field, _ in problems]
     wanted, deepest = set(paths), max(map(len, paths), default=0)
     found = {
         place.path: place
         for place in (places(text) if locate else ())
         if len(place.path) <= deepest and place.path in wanted
     }
-    for path, (_, problem) in zip(paths, told, strict=True):
+    for path, (_, problem) in zip(paths, problems, strict=True):
         place = found.get(path)
         yield DecodeFault(None if place is None else place.at_bytes(text), problem, written(path))
 
@@ -190,12 +190,12 @@ def hex_dump(value: bytes, *, around: int = 0, lines: int = 8) -> list[str]:
     """`lines` lines of 16 bytes as hex and as text, those about the offset `around`."""
     first = max(0, around // DUMP_WIDTH - lines // 2)
     shown = []
-    for number in range(first, first + lines):
-        part = value[number * DUMP_WIDTH : (number + 1) * DUMP_WIDTH]
+    for line in range(first, first + lines):
+        part = value[line * DUMP_WIDTH : (line + 1) * DUMP_WIDTH]
         if not part:
             break
         pairs = " ".join(f"{byte:02x}" for byte in part)
         text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
-        mark = ">" if number == around // DUMP_WIDTH else " "
-        shown.append(f"{mark}{number * DUMP_WIDTH:08x}  {pairs:<47}  {text}")
+        mark = ">" if line == around // DUMP_WIDTH else " "
+        shown.append(f"{mark}{line * DUMP_WIDTH:08x}  {pairs:<47}  {text}")
     return shown

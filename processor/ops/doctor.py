@@ -121,8 +121,8 @@ def versions(seen: Versions) -> Iterator[Finding]:
             for name, (ours, theirs) in seen.apis.items()
             if theirs is not None
         }
-        told = ", ".join(f"{name} v{version}" for name, version in sorted(spoken.items()))
-        yield Finding("broker API", Level.GOOD, told)
+        spoken_text = ", ".join(f"{name} v{version}" for name, version in sorted(spoken.items()))
+        yield Finding("broker API", Level.GOOD, spoken_text)
 
 
 def topics(mismatches: Sequence[Mismatched], count: int) -> Iterator[Finding]:
@@ -167,11 +167,11 @@ def denied(check: str, sentence: str) -> Finding:
 def lag(undecided: Sequence[Undecided], members: int | None, now_ms: int) -> Iterator[Finding]:
     """`members` of the consumer group, None if that is not known."""
     if hidden := [one for one in undecided if one.hidden]:
-        numbers = ", ".join(str(one.partition) for one in hidden)
+        partitions = ", ".join(str(one.partition) for one in hidden)
         yield Finding(
             *("lag", Level.WARNING),
             f"{sum(one.hidden for one in hidden):,} offsets of commands or control lie behind an "
-            f"open transaction, on partition {numbers}: what they hold cannot be decided",
+            f"open transaction, on partition {partitions}: what they hold cannot be decided",
             "See `transactions`: a producer's ends in a moment, one that hangs has to be aborted.",
         )
     late = [one for one in undecided if one.first_ms is not None]
@@ -208,9 +208,9 @@ def lag(undecided: Sequence[Undecided], members: int | None, now_ms: int) -> Ite
     yield Finding("lag", level, what, do)
 
 
-def transactions(still_open: Iterable[Open], now_ms: int) -> Iterator[Finding]:
+def transactions(open_transactions: Iterable[Open], now_ms: int) -> Iterator[Finding]:
     found = False
-    for one in still_open:
+    for one in open_transactions:
         age_ms = None if one.since_ms is None else now_ms - one.since_ms
         if age_ms is not None and age_ms <= OPEN_LONG_MS:
             continue

@@ -160,7 +160,7 @@ class Explanation(NamedTuple):
     ended: str | None
 
 
-def told(life: Life) -> list[Explanation]:
+def explanations(life: Life) -> list[Explanation]:
     """Each event, with the stay and the wait that it ended."""
     stays = iter(life.stays())
     stay = next(stays)

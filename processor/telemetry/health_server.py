@@ -55,10 +55,10 @@ def health_routes(
     report: Report,
     metrics: Scraped,
     *,
-    all_told: "Callable[[web.Request], bool]" = lambda _: True,
+    may_see_all: "Callable[[web.Request], bool]" = lambda _: True,
 ) -> "list[web.RouteDef]":
     """`/live`; `/ready`, which answers with `report()`, 503 unless it says `ready`; `/metrics`,
-    with `metrics()` in the exposition format. `all_told`: whether a request may see more of the
+    with `metrics()` in the exposition format. `may_see_all`: whether a request may see more of the
     report than `ready`."""
     from aiohttp import web
 
@@ -67,7 +67,7 @@ def health_routes(
 
     async def ready(request: web.Request) -> web.Response:
         body = await report()
-        if not all_told(request):
+        if not may_see_all(request):
             body = {"ready": body["ready"]}
         return web.Response(
             body=encode(body),

@@ -69,7 +69,7 @@ class Metrics(Exposed):
             "When the partition last failed; the error stands in /ready",
             "partition",
         )
-        self._owned = self.gauge("taskflow_owned_partitions", "Partitions owned")
+        self._assigned = self.gauge("taskflow_owned_partitions", "Partitions owned")
         self._ready = self.gauge("taskflow_ready_partitions", "Partitions taken over and deciding")
         self._lag = self.gauge(
             "taskflow_lag_records",
@@ -139,12 +139,12 @@ class Metrics(Exposed):
     def show(
         self,
         *,
-        owned: Callable[[], float],
+        assigned: Callable[[], float],
         ready: Callable[[], float],
         standby: Callable[[], float],
     ) -> None:
         """Read these whenever somebody asks."""
-        self._owned.set_function(owned)
+        self._assigned.set_function(assigned)
         self._ready.set_function(ready)
         self._standby.set_function(standby)
 

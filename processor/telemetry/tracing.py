@@ -120,9 +120,9 @@ class WorkerTraces:
         their outcomes. Times are nanoseconds since 1970."""
         for item, outcome in traced:
             if (parent := _sampled_parent(item)) is not None:
-                self._tell(item, outcome, parent, (began_ns, decided_ns, committed_ns), count)
+                self._record(item, outcome, parent, (began_ns, decided_ns, committed_ns), count)
 
-    def _tell(
+    def _record(
         self,
         item: Decoded,
         outcome: bytes,
@@ -134,7 +134,7 @@ class WorkerTraces:
 
         began_ns, decided_ns, committed_ns = times_ns
         record = item.record
-        answer = orjson.loads(outcome)
+        doc = orjson.loads(outcome)
         process = self._tracer.start_span(
             f"process {record.topic}",
             context=parent,
@@ -145,18 +145,18 @@ class WorkerTraces:
                 "messaging.consumer.group.name": self._group_id,
                 "messaging.destination.partition.id": str(record.partition),
                 "messaging.kafka.offset": record.offset,
-                **_known("messaging.message.id", answer["command_id"]),
-                **_known("messaging.kafka.message.key", answer["flow_id"]),
-                **_known("taskflow.flow.id", answer["flow_id"]),
-                **_known("taskflow.command.kind", answer["kind"]),
-                **_known("taskflow.code", answer["code"]),
-                "taskflow.verdict": answer["verdict"],
-                "taskflow.event.ids": answer["event_ids"],
+                **_known("messaging.message.id", doc["command_id"]),
+                **_known("messaging.kafka.message.key", doc["flow_id"]),
+                **_known("taskflow.flow.id", doc["flow_id"]),
+                **_known("taskflow.command.kind", doc["kind"]),
+                **_known("taskflow.code", doc["code"]),
+                "taskflow.verdict": doc["verdict"],
+                "taskflow.event.ids": doc["event_ids"],
             },
         )
-        if not isinstance(item, Readable) or answer["code"] == "internal_error":
-            process.set_status(Status(StatusCode.ERROR, answer["message"]))
-            process.set_attribute("error.type", answer["code"] or "_OTHER")
+        if not isinstance(item, Readable) or doc["code"] == "internal_error":
+            process.set_status(Status(StatusCode.ERROR, doc["message"]))
+            process.set_attribute("error.type", doc["code"] or "_OTHER")
         inside = set_span_in_context(process)
         batch = {"messaging.batch.message_count": count}
         self._tracer.start_span(

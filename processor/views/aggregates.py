@@ -21,9 +21,9 @@ def bucket(ms: int) -> int:
     return 0 if ms <= 0 else math.ceil(_BUCKETS_PER_DOUBLING * math.log2(ms)) + 1
 
 
-def bucket_limit_ms(number: int) -> float:
+def bucket_limit_ms(bucket: int) -> float:
     """The longest duration in a bucket."""
-    return 0.0 if number == 0 else 2.0 ** ((number - 1) / _BUCKETS_PER_DOUBLING)
+    return 0.0 if bucket == 0 else 2.0 ** ((bucket - 1) / _BUCKETS_PER_DOUBLING)
 
 
 @dataclass(slots=True)
@@ -51,10 +51,10 @@ class StatusDuration:
     def percentile_ms(self, share: float) -> float:
         """An upper bound; 0 if nothing was noted."""
         wanted = math.ceil(share * self.count)
-        for number in sorted(self.buckets):
-            wanted -= self.buckets[number]
+        for bucket in sorted(self.buckets):
+            wanted -= self.buckets[bucket]
             if wanted <= 0:
-                return min(bucket_limit_ms(number), float(self.max_ms))
+                return min(bucket_limit_ms(bucket), float(self.max_ms))
         return 0.0
 
     def as_json(self) -> list[Any]:

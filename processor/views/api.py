@@ -12,8 +12,7 @@ from processor.contract.values import EVENTS_PER_PARTITION
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings
 from processor.telemetry.http.problem import ProblemError
-from processor.views import models, queries, step_queries
-from processor.views import scatter_gather as answers
+from processor.views import models, queries, scatter_gather, step_queries
 from processor.views.access.readers import Readers, exchange_of
 from processor.views.aggregates import added_minutes, added_totals
 from processor.views.command_endpoint import CommandEndpoint
@@ -107,8 +106,8 @@ class Api:
             found = await handler(request, query)
             if isinstance(found, web.StreamResponse):
                 return found
-            status, answer = found if isinstance(found, tuple) else (200, found)
-            return _json(answer, status)
+            status, body = found if isinstance(found, tuple) else (200, found)
+            return _json(body, status)
 
         return parsed
 
@@ -129,7 +128,7 @@ class Api:
         """
         self._positions.check_after(query.after)
         wanted = self._all if wanted is None else wanted
-        ours = self._view.owned & set(wanted)
+        ours = self._view.own_partitions & set(wanted)
         others = {
             url: shared
             for url, theirs in (self._peers.others() if query.scope == "all" else {}).items()
@@ -164,7 +163,7 @@ class Api:
             shown = [v for v in found["view"]["partitions"] if v["partition"] in theirs]
             seen.append((shown, found["view"]["lag_ms"]))
         all_of = wanted if query.scope == "all" else ours
-        return parts, answers.view_of(seen, all_of)
+        return parts, scatter_gather.view_of(seen, all_of)
 
     async def _includes(self, event_ids: list[int], wait_s: float) -> bool:
         """Whether the events are projected within `wait_s`, or now where too many wait."""
@@ -256,7 +255,7 @@ class Api:
             for part in parts
         ]
         more = any(part.get("next_cursor") for part in parts)
-        items, cursor = answers.page(rows, query.limit, kind, ascending=ascending)
+        items, cursor = scatter_gather.page(rows, query.limit, kind, ascending=ascending)
         if cursor is None and more:
             # A peer gives a page of its own, and says by a cursor that it has more.
             cursor = keyset(kind, *max_key(rows, ascending=ascending))
@@ -301,12 +300,12 @@ class Api:
             (part["rows"], part["floors"])
             if "rows" in part
             else (
-                [(answers.event_key(item), item) for item in part["items"]],
+                [(scatter_gather.event_key(item), item) for item in part["items"]],
                 read_vector(part["next_cursor"]) if part["next_cursor"] else _done(part),
             )
             for part in parts
         ]
-        items, cursor = answers.event_page(pages, query.limit)
+        items, cursor = scatter_gather.event_page(pages, query.limit)
         return {"items": items, "next_cursor": cursor, "view": view}
 
     async def _statistics(self, request: web.Request, query: models.StatisticsQuery) -> Json:
@@ -319,7 +318,7 @@ class Api:
             for part in parts
         ]
         now_ms = time.time_ns() // 1_000_000
-        return {**answers.statistics(counted, query.minutes, now_ms), "view": view}
+        return {**scatter_gather.statistics(counted, query.minutes, now_ms), "view": view}
 
     def _counted(self, partitions: Collection[int], minutes: int) -> Json:
         now_s = int(time.time())
@@ -353,17 +352,17 @@ class Api:
         self._positions.check_dead_letters(query.cursor)
 
         async def local(partitions: Collection[int]) -> Json:
-            return {"rows": await queries.letters(self._view.database, query, partitions)}
+            return {"rows": await queries.dead_letters(self._view.database, query, partitions)}
 
         parts, view = await self._ask(request, query, local)
         rows = [
             part["rows"]
             if "rows" in part
-            else [(_letter_key(item), item) for item in part["items"]]
+            else [(_dead_letter_key(item), item) for item in part["items"]]
             for part in parts
         ]
         more = any(part.get("next_cursor") for part in parts)
-        items, cursor = answers.page(rows, query.limit, "letters", ascending=False)
+        items, cursor = scatter_gather.page(rows, query.limit, "letters", ascending=False)
         if cursor is None and more:
             cursor = keyset("letters", *max_key(rows, ascending=False))
         return {"items": items, "next_cursor": cursor, "view": view}
@@ -377,10 +376,10 @@ class Api:
         for part in parts[1:]:
             ends |= {item["partition"]: item["audit_end"] for item in part["items"]}
         owners = {p: url for url, theirs in self._peers.others().items() for p in theirs}
-        owners |= dict.fromkeys(self._view.owned, self._peers.own)
+        owners |= dict.fromkeys(self._view.own_partitions, self._peers.own)
         shown = {each["partition"]: each for each in view["partitions"]}
         standing = await self._group.standing()
-        over = self._all if query.scope == "all" else sorted(self._view.owned)
+        over = self._all if query.scope == "all" else sorted(self._view.own_partitions)
         items = [
             {
                 "partition": partition,
@@ -412,7 +411,7 @@ def max_key(rows: Iterable[Iterable[tuple[Any, Any]]], *, ascending: bool) -> tu
     return max(keys) if ascending else min(keys)
 
 
-def _letter_key(item: Mapping[str, Any]) -> tuple[int, int, int]:
+def _dead_letter_key(item: Mapping[str, Any]) -> tuple[int, int, int]:
     return at_ms(item["at"]), item["partition"], item["offset"]
 
 
@@ -440,5 +439,5 @@ def _raise_if_final(failed: PeerFailed) -> None:
         raise ViewProblemError(problem["code"], problem["detail"], errors=problem.get("errors", ()))
 
 
-def _json(answer: Any, status: int) -> web.Response:
-    return web.Response(body=orjson.dumps(answer), status=status, content_type="application/json")
+def _json(body: Any, status: int) -> web.Response:
+    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")

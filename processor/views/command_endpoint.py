@@ -60,10 +60,10 @@ class CommandEndpoint:
             sent = receipt.command
             place = {"topic": receipt.topic, "partition": receipt.partition}
             offset: int | None = receipt.offset
-            return 202, _answer(sent.command_id, sent.flow_id, {**place, "offset": offset}, None)
+            return 202, _accepted(sent.command_id, sent.flow_id, {**place, "offset": offset}, None)
         sent = client.prepare(command)
         outcome = await client.send(sent, timeout_s=wait_s, traceparent=traceparent)
-        return 200, _answer(
+        return 200, _accepted(
             sent.command_id,
             sent.flow_id,
             outcome.source.model_dump(),
@@ -105,7 +105,7 @@ class CommandEndpoint:
         return command
 
 
-def _answer(
+def _accepted(
     command_id: str, flow_id: str, place: dict[str, Any], outcome: dict[str, Any] | None
 ) -> dict[str, Any]:
     return {"command_id": command_id, "flow_id": flow_id, **place, "outcome": outcome}

@@ -25,7 +25,7 @@ QUERY_MAX_S: Final = 2.0
 """A query that takes longer is given up, so that none can starve the others."""
 QUEUE_MAX_S: Final = 4.0
 """For how long a query waits for a connection."""
-LETTERS_KEPT: Final = 1000
+DEAD_LETTERS_KEPT: Final = 1000
 """Dead letters of one partition; the topic has them all."""
 _PAGE_CACHE_KIB: Final = 64 * 1024
 _CHECKPOINT_PAGES: Final = 16_000
@@ -76,7 +76,7 @@ class ProjectionBatch(NamedTuple):
     """What is written in one transaction."""
 
     changes: ProjectionChanges
-    letters: Sequence[DeadLetterRow]
+    dead_letters: Sequence[DeadLetterRow]
     aggregates: Mapping[tuple[str, int, int], bytes | None]
     """(table, partition, window's beginning in s) → its row; None: it is to go."""
     positions: Mapping[tuple[str, int], ViewPosition]
@@ -121,9 +121,9 @@ class Database:
                 f"WHERE pruned = 0 AND id IN ({marks(some)})",
                 some,
             )
-            for number, since_ms, events, last_event_id, *row in rows:
+            for row_number, since_ms, events, last_event_id, *row in rows:
                 flow = flow_of(row)
-                found[flow.id] = Viewed(number, flow, since_ms, events, last_event_id)
+                found[flow.id] = Viewed(row_number, flow, since_ms, events, last_event_id)
         return found
 
     async def steps(self, keys: Iterable[tuple[int, str]]) -> dict[tuple[int, str], ViewedStep]:
@@ -137,8 +137,8 @@ class Database:
                 f"(VALUES {', '.join(['(?, ?)'] * (len(some) // 2))})",
                 some,
             )
-            for number, flow, run_id, doc in rows:
-                found[flow, run_id] = ViewedStep(number, flow, orjson.loads(doc))
+            for row_number, flow, run_id, doc in rows:
+                found[flow, run_id] = ViewedStep(row_number, flow, orjson.loads(doc))
         return found
 
     async def write(self, batch: ProjectionBatch) -> None:
@@ -169,18 +169,18 @@ class Database:
             if changes.steps:
                 await writer.executemany(_PUT_STEP, [_step_row(s) for s in changes.steps.values()])
             if changes.pruned:
-                numbers = [(number,) for number in changes.pruned]
-                await writer.executemany("DELETE FROM step WHERE flow = ?", numbers)
+                row_numbers = [(row_number,) for row_number in changes.pruned]
+                await writer.executemany("DELETE FROM step WHERE flow = ?", row_numbers)
             await writer.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?)", changes.events)
-            if batch.letters:
+            if batch.dead_letters:
                 await writer.executemany(
-                    "INSERT OR IGNORE INTO letter VALUES (?, ?, ?, ?, ?)", batch.letters
+                    "INSERT OR IGNORE INTO letter VALUES (?, ?, ?, ?, ?)", batch.dead_letters
                 )
                 oldest = [
-                    (partition, partition, LETTERS_KEPT)
-                    for partition in {letter.partition for letter in batch.letters}
+                    (partition, partition, DEAD_LETTERS_KEPT)
+                    for partition in {dead_letter.partition for dead_letter in batch.dead_letters}
                 ]
-                await writer.executemany(_DROP_LETTERS, oldest)
+                await writer.executemany(_DROP_DEAD_LETTERS, oldest)
             dropped = [key for key, doc in batch.aggregates.items() if doc is None]
             kept = [(*key, doc) for key, doc in batch.aggregates.items() if doc is not None]
             await writer.executemany("INSERT OR REPLACE INTO aggregate VALUES (?, ?, ?, ?)", kept)
@@ -249,7 +249,7 @@ class ViewReader:
             raise
 
 
-async def _rolled_back(reader: ViewReader) -> None:
+async def _rollback(reader: ViewReader) -> None:
     with suppress(sqlite3.Error, ValueError):  # ValueError: closed meanwhile
         await reader.connection.rollback()
 
@@ -278,7 +278,7 @@ async def _taken(pool: _ReaderPool) -> AsyncIterator[ViewReader]:
     except asyncio.CancelledError:
         # Its thread may still be at a query, which ends now, since nobody waits for it.
         reader.deadline_s = 0.0
-        asyncio.ensure_future(_rolled_back(reader)).add_done_callback(
+        asyncio.ensure_future(_rollback(reader)).add_done_callback(
             lambda _: pool.put_nowait(reader)
         )
         raise
@@ -367,7 +367,7 @@ _PUT_STEP: Final = (
     "updated_ms = excluded.updated_ms, doc = excluded.doc"
 )
 _UPDATE_FLOW: Final = f"UPDATE flow SET {', '.join(f'{c} = ?' for c in _CHANGING)} WHERE n = ?"
-_DROP_LETTERS: Final = (
+_DROP_DEAD_LETTERS: Final = (
     'DELETE FROM letter WHERE partition = ? AND "offset" <= (SELECT "offset" FROM letter '
     'WHERE partition = ? ORDER BY "offset" DESC LIMIT 1 OFFSET ?)'
 )
@@ -423,20 +423,20 @@ def _flow_row(viewed: Viewed) -> tuple[Any, ...]:
         len(state),
         state.decode(),
         flow.id,
-        viewed.number // EVENTS_PER_PARTITION,
+        viewed.row_number // EVENTS_PER_PARTITION,
         parse_timestamp(flow.created_at),
         flow.owner_session_key,
         flow.controller_id,
         flow.requester_origin,
         flow.goal,
-        viewed.number,
+        viewed.row_number,
     )
 
 
 def _step_row(viewed: ViewedStep) -> tuple[Any, ...]:
     step = viewed.step
     return (
-        viewed.number,
+        viewed.row_number,
         viewed.flow,
         step["run_id"],
         step["task"],

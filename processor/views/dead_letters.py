@@ -14,7 +14,7 @@ NOWHERE: Final = RecordPlace("", 0, 0)
 NO_FACTS: Final = DeadLetterFacts("unknown", "", None, None, None)
 
 
-def letter_of(message: Any) -> DeadLetterRow:
+def dead_letter_row(message: Any) -> DeadLetterRow:
     """The row of a record of `deadletters`, whatever stands in it."""
     _, facts = split_dead_letter(message.headers or ())
     facts = facts or NO_FACTS

@@ -46,9 +46,9 @@ _DESCRIPTION: Final = (
 
 def openapi_document() -> dict[str, Any]:
     """OpenAPI 3.1 of the views' HTTP API."""
-    answers = {model for route in ROUTES for model in route.answers.values()}
+    responses = {model for route in ROUTES for model in route.responses.values()}
     bodies = {route.body for route in ROUTES if route.body is not None}
-    models = sorted(answers | bodies | {Problem}, key=lambda model: model.__name__)
+    models = sorted(responses | bodies | {Problem}, key=lambda model: model.__name__)
     _, made = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     paths: dict[str, Any] = {}
     for route in ROUTES:
@@ -99,11 +99,11 @@ def _operation(route: Route) -> dict[str, Any]:
         "parameters": parameters,
         "responses": {
             **{
-                str(status): _answer(route, status, model.__name__, route.media_type)
-                for status, model in route.answers.items()
+                str(status): _response(route, status, model.__name__, route.media_type)
+                for status, model in route.responses.items()
             },
             **{
-                str(status): _answer(route, status, "Problem", "application/problem+json")
+                str(status): _response(route, status, "Problem", "application/problem+json")
                 for status in sorted(route.problems)
             },
         },
@@ -120,7 +120,7 @@ def _operation(route: Route) -> dict[str, Any]:
     return operation
 
 
-def _answer(route: Route, status: int, model: str, media_type: str) -> dict[str, Any]:
+def _response(route: Route, status: int, model: str, media_type: str) -> dict[str, Any]:
     return {
         "description": route.notes.get(status, HTTPStatus(status).phrase),
         "content": {media_type: {"schema": {"$ref": _REF.format(model=model)}}},

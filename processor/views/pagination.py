@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-NUMBER_LIMIT: Final = 2**63
+INTEGER_LIMIT: Final = 2**63
 _PARTITION: Final = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
@@ -37,7 +37,7 @@ def read_keyset(text: str, kind: str, length: int) -> tuple[int, ...]:
     """Raises BadCursor."""
     match _unpack(text):
         case [str(named), *key] if named == kind and len(key) == length:
-            if all(_is_number(part) for part in key):
+            if all(_is_integer(part) for part in key):
                 return tuple(int(part) for part in key)
     raise BadCursor
 
@@ -51,11 +51,11 @@ def read_vector(text: str) -> dict[int, int]:
     """Raises BadCursor."""
     value = _unpack(text)
     if isinstance(value, dict) and all(
-        _PARTITION.fullmatch(key) and _is_number(at) for key, at in value.items()
+        _PARTITION.fullmatch(key) and _is_integer(at) for key, at in value.items()
     ):
         return {int(key): at for key, at in value.items()}
     raise BadCursor
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) is int and 0 <= value < NUMBER_LIMIT
+def _is_integer(value: Any) -> bool:
+    return type(value) is int and 0 <= value < INTEGER_LIMIT

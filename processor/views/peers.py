@@ -18,16 +18,16 @@ import orjson
 from yarl import URL
 
 from processor.views.access.peer_key import (
-    ANSWER,
     QUESTION,
+    RESPONSE,
     Exchange,
     ForgedError,
     PeerKey,
     address_of,
 )
 
-ANSWER_MAX_S: Final = 5.0
-ANSWER_MAX_BYTES: Final = 24 * 1024 * 1024
+RESPONSE_MAX_S: Final = 5.0
+RESPONSE_MAX_BYTES: Final = 24 * 1024 * 1024
 LINE_MAX_BYTES: Final = 4 * 1024 * 1024
 SILENT_MAX_S: Final = 30.0
 """Between two lines of a stream, which has one at least every 10 s."""
@@ -78,18 +78,18 @@ class Peers:
         if self._is_avoided(url):
             raise PeerFailed
         try:
-            status, body = await self._signed_answer(url, path, parameters, wait_s)
-            answer = orjson.loads(body)
+            status, body = await self._signed_response(url, path, parameters, wait_s)
+            body = orjson.loads(body)
         except (ForgedError, TimeoutError) as error:
             self._avoid(url, error)
             raise PeerFailed from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise PeerFailed from error
-        if status != 200 or not isinstance(answer, dict):
-            raise PeerFailed(answer if isinstance(answer, dict) else None)
-        return answer
+        if status != 200 or not isinstance(body, dict):
+            raise PeerFailed(body if isinstance(body, dict) else None)
+        return body
 
-    async def _signed_answer(
+    async def _signed_response(
         self, url: str, path: str, parameters: Mapping[str, str], wait_s: float
     ) -> tuple[int, bytes]:
         """Status and body, made for this question by a worker that knows the secret."""
@@ -98,13 +98,13 @@ class Peers:
             asked,
             headers=headers,
             allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=ANSWER_MAX_S + wait_s),
+            timeout=aiohttp.ClientTimeout(total=RESPONSE_MAX_S + wait_s),
         ) as response:
-            digest = exchange.expect(response.headers.get(ANSWER, ""), response.status)
+            digest = exchange.expect(response.headers.get(RESPONSE, ""), response.status)
             body = bytearray()
             async for chunk in response.content.iter_any():
                 body += chunk
-                if len(body) > ANSWER_MAX_BYTES:
+                if len(body) > RESPONSE_MAX_BYTES:
                     raise ForgedError("the answer is too large")
         exchange.check(digest, bytes(body))
         return response.status, bytes(body)
@@ -157,11 +157,11 @@ class Peers:
                 headers=headers,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
-                    total=None, connect=ANSWER_MAX_S, sock_read=SILENT_MAX_S
+                    total=None, connect=RESPONSE_MAX_S, sock_read=SILENT_MAX_S
                 ),
                 read_bufsize=LINE_MAX_BYTES,
             ) as response:
-                exchange.expect(response.headers.get(ANSWER, ""), response.status)
+                exchange.expect(response.headers.get(RESPONSE, ""), response.status)
                 if response.status != 200:
                     raise PeerFailed
                 yield _events(response, exchange)
@@ -191,7 +191,7 @@ async def _events(
     response: aiohttp.ClientResponse, exchange: Exchange
 ) -> AsyncIterator[tuple[str, str, bytes]]:
     """Raises ForgedError for an event that the worker did not sign as the next one."""
-    number = 0
+    sequence = 0
     name, event_id, data, code = "message", "", b"", ""
     async for line in response.content:
         field, _, value = line.rstrip(b"\r\n").partition(b": ")
@@ -204,8 +204,8 @@ async def _events(
         elif field == b"code":
             code = value.decode()
         elif not field and data:
-            exchange.check_event(code, number, name, event_id, data)
-            number += 1
+            exchange.check_event(code, sequence, name, event_id, data)
+            sequence += 1
             yield name, event_id, data
             name, event_id, data, code = "message", "", b"", ""
 

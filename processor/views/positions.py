@@ -83,8 +83,8 @@ class Positions:
         )
 
     def _is_event(self, event_id: int) -> bool:
-        partition, number = divmod(event_id, EVENTS_PER_PARTITION)
-        return number > 0 and partition < self._partitions
+        partition, sequence = divmod(event_id, EVENTS_PER_PARTITION)
+        return sequence > 0 and partition < self._partitions
 
     def _keyset(self, cursor: str, kind: str, length: int) -> tuple[int, ...]:
         try:

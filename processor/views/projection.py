@@ -49,7 +49,7 @@ class AuditEvent(NamedTuple):
 class Viewed:
     """A flow as the view has it. `number` is the id of the event that created it."""
 
-    number: int
+    row_number: int
     flow: Flow
     since_ms: int
     """When it came to its status."""
@@ -63,7 +63,7 @@ class ViewedStep(NamedTuple):
     """A step as the view has it. `number` is the id of the event that made it, `flow` the number of
     its flow, `step` its JSON."""
 
-    number: int
+    row_number: int
     flow: int
     step: dict[str, Any]
 
@@ -103,7 +103,7 @@ def read(doc: bytes) -> AuditEvent:
 def changed_steps(batch: list[AuditEvent], known: Mapping[str, Viewed]) -> set[tuple[int, str]]:
     """The managed steps that `batch` changes and the view has to know before."""
     return {
-        (known[event["flow_id"]].number, event["payload_json"]["run_id"])
+        (known[event["flow_id"]].row_number, event["payload_json"]["run_id"])
         for _, event in batch
         if event["flow_id"] in known and "changes" in event["payload_json"]
     }
@@ -173,20 +173,20 @@ def _project(
         _evolve(viewed, fact, now_ms, minute, totals)
     viewed.events += 1
     viewed.last_event_id = event_id
-    number = viewed.number
+    row_number = viewed.row_number
     if fact.kind is PRUNED:
         del known[fact.flow_id]
-        changes.flows.pop(number, None)
-        changes.pruned[number] = viewed
+        changes.flows.pop(row_number, None)
+        changes.pruned[row_number] = viewed
     else:
-        changes.flows[number] = viewed
+        changes.flows[row_number] = viewed
         if fact.kind in STEP_KINDS:
-            step = _step_after(steps, event_id, number, fact.payload)
-            key = number, step.step["run_id"]
+            step = _step_after(steps, event_id, row_number, fact.payload)
+            key = row_number, step.step["run_id"]
             steps[key] = changes.steps[key] = step
     minute.events += 1
     totals.happened(event["kind"])
-    changes.events.append((event_id, number, now_ms, fact.revision, event["kind"], one.doc))
+    changes.events.append((event_id, row_number, now_ms, fact.revision, event["kind"], one.doc))
 
 
 def _evolve(viewed: Viewed, fact: Fact, now_ms: int, minute: MinuteCounts, totals: Totals) -> None:
@@ -210,7 +210,7 @@ def _step_after(steps: Steps, event_id: int, flow: int, payload: Mapping[str, An
         return before._replace(step={**before.step, **payload["changes"]})
     step = payload["step"]
     before_it = steps.get((flow, step["run_id"]))
-    return ViewedStep(event_id if before_it is None else before_it.number, flow, step)
+    return ViewedStep(event_id if before_it is None else before_it.row_number, flow, step)
 
 
 def _asked(flow: Flow) -> int:

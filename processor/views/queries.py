@@ -187,17 +187,17 @@ async def flow(database: Database, flow_id: str, revision: int | None) -> Json |
         )
         if not rows or (rows[0][4] and revision is None):
             return None
-        number, partition, events, last_event_id, _, newest, *row = rows[0]
+        row_number, partition, events, last_event_id, _, newest, *row = rows[0]
         if revision is None:
             found = flow_of(row)
-            steps, total = await _steps(reader, number)
-            return _answer(found, steps, total, partition, events, last_event_id)
+            steps, total = await _steps(reader, row_number)
+            return _flow_body(found, steps, total, partition, events, last_event_id)
         if revision > newest:
             raise RevisionUnknown(f"The flow is at revision {newest}.")
-        return await _as_it_was(reader, number, partition, revision)
+        return await _as_it_was(reader, row_number, partition, revision)
 
 
-def _answer(
+def _flow_body(
     found: Flow, steps: list[Any], total: int, partition: int, events: int, last_event_id: int
 ) -> Json:
     return {
@@ -211,16 +211,16 @@ def _answer(
     }
 
 
-async def _steps(reader: ViewReader, number: int) -> tuple[list[Any], int]:
-    ((total,),) = await reader.rows("SELECT count(*) FROM step WHERE flow = ?", (number,))
+async def _steps(reader: ViewReader, row_number: int) -> tuple[list[Any], int]:
+    ((total,),) = await reader.rows("SELECT count(*) FROM step WHERE flow = ?", (row_number,))
     rows = await reader.rows(
         "SELECT doc FROM step WHERE flow = ? ORDER BY doc ->> 'created_at', run_id LIMIT ?",
-        (number, STEPS_MAX),
+        (row_number, STEPS_MAX),
     )
     return [orjson.Fragment(doc) for doc in _within([(len(r[0]), r[0]) for r in rows])], total
 
 
-async def _as_it_was(reader: ViewReader, number: int, partition: int, revision: int) -> Json:
+async def _as_it_was(reader: ViewReader, row_number: int, partition: int, revision: int) -> Json:
     """Folds the flow's events up to the last one at `revision`."""
     found: Flow | None = None
     steps: dict[str, Step] = {}
@@ -229,7 +229,7 @@ async def _as_it_was(reader: ViewReader, number: int, partition: int, revision: 
         rows = await reader.rows(
             "SELECT id, doc FROM event WHERE flow = ? AND id > ? AND revision <= ? AND kind <> ? "
             "ORDER BY id LIMIT ?",
-            (number, last, revision, PRUNED.value, FOLDED_AT_ONCE),
+            (row_number, last, revision, PRUNED.value, FOLDED_AT_ONCE),
         )
         for last, doc in rows:  # noqa: B007  the last one counts
             fact = fact_of(orjson.loads(doc))
@@ -245,7 +245,7 @@ async def _as_it_was(reader: ViewReader, number: int, partition: int, revision: 
     ordered = sorted(steps.values(), key=lambda step: (step.created_at, step.run_id))[:STEPS_MAX]
     docs = [step.model_dump_json().encode() for step in ordered]
     shown = [orjson.Fragment(doc) for doc in _within([(len(doc), doc) for doc in docs])]
-    return _answer(found, shown, len(steps), partition, count, last)
+    return _flow_body(found, shown, len(steps), partition, count, last)
 
 
 def _within(sized: Iterable[tuple[int, Any]], limit_bytes: int = STEPS_BYTES) -> list[Any]:
@@ -374,7 +374,7 @@ async def events_after(
 # Dead letters
 
 
-async def letters(
+async def dead_letters(
     database: Database, query: DeadLettersQuery, partitions: Collection[int]
 ) -> list[tuple[tuple[int, int, int], Any]]:
     """Up to `limit` + 1, newest first, with their keys. Raises BadQuery, TooExpensive."""

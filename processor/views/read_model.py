@@ -12,7 +12,7 @@ from processor.contract import Topics
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.views.aggregates import MinuteCounts, Totals
 from processor.views.database import Database, DeadLetterRow, ProjectionBatch, ViewPosition
-from processor.views.dead_letters import letter_of
+from processor.views.dead_letters import dead_letter_row
 from processor.views.faust.tables import Table
 from processor.views.metrics import ViewMetrics
 from processor.views.projection import (
@@ -125,7 +125,7 @@ class ReadModel:
         self.database = database
         self.minutes, self.totals = minutes, totals
         self.metrics = metrics
-        self.owned: set[int] = set()
+        self.own_partitions: set[int] = set()
         self.assigned = False
         """Whether the group has shared the partitions out to us at all."""
         self.broken: dict[int, str] = {}
@@ -148,7 +148,7 @@ class ReadModel:
         self._goals: dict[int, int] = {}
         """The ends of what was committed when the partitions came to us."""
         self._caught_up: set[int] = set()
-        metrics.show(partitions=lambda: len(self.owned), broken=lambda: len(self.broken))
+        metrics.show(partitions=lambda: len(self.own_partitions), broken=lambda: len(self.broken))
 
     async def load(self) -> None:
         """Take over what the database has; anything else in memory is forgotten."""
@@ -173,8 +173,8 @@ class ReadModel:
 
     def assign(self, partitions: Iterable[int]) -> None:
         """The group gave us these, and no other ones. Those that we had stay caught up."""
-        self.owned = set(partitions)
-        self._caught_up &= self.owned
+        self.own_partitions = set(partitions)
+        self._caught_up &= self.own_partitions
         self._goals.clear()
         self.assigned = True
         self.broken.clear()
@@ -193,7 +193,7 @@ class ReadModel:
                 self._level_at[partition] = now
             else:
                 self._level_at.setdefault(partition, now)
-            if level.end is not None and partition in self.owned:
+            if level.end is not None and partition in self.own_partitions:
                 goal = self._goals.setdefault(partition, level.end)
                 if self._passed(partition, level) >= goal:
                     self._caught_up.add(partition)
@@ -227,7 +227,7 @@ class ReadModel:
             self.assigned
             and self.failing is None
             and not self.broken
-            and self.owned <= self._caught_up
+            and self.own_partitions <= self._caught_up
         )
 
     def lag_ms(self, partition: int) -> int | None:
@@ -291,13 +291,13 @@ class ReadModel:
                 except Exception as error:
                     await self._forget(error)
                 else:
-                    self._remember(changes)
+                    self._keep(changes)
                     self._ahead = False
                     self._measured(batch, messages)
                     return
             await asyncio.sleep(RETRY_S)
 
-    async def project_letters(self, messages: Sequence[Message]) -> None:
+    async def project_dead_letters(self, messages: Sequence[Message]) -> None:
         """Records of `deadletters`, as `project`."""
         topic = self._topics.dead_letters
         while True:
@@ -311,7 +311,9 @@ class ReadModel:
                     (topic, m.partition): ViewPosition(m.offset + 1, 0, m.timestamp) for m in new
                 }
                 try:
-                    await self._write(ProjectionChanges(), [letter_of(m) for m in new], positions)
+                    await self._write(
+                        ProjectionChanges(), [dead_letter_row(m) for m in new], positions
+                    )
                 except Exception as error:
                     await self._forget(error)
                 else:
@@ -407,12 +409,12 @@ class ReadModel:
     async def _write(
         self,
         changes: ProjectionChanges,
-        letters: Sequence[DeadLetterRow],
+        dead_letters: Sequence[DeadLetterRow],
         positions: dict[tuple[str, int], ViewPosition],
     ) -> None:
         aggregates = self.minutes.take_unwritten() | self.totals.take_unwritten()
         began = time.perf_counter()
-        await self.database.write(ProjectionBatch(changes, letters, aggregates, positions))
+        await self.database.write(ProjectionBatch(changes, dead_letters, aggregates, positions))
         self.metrics.write_seconds.observe(time.perf_counter() - began)
         self._positions |= positions
         self.minutes.written()
@@ -423,7 +425,7 @@ class ReadModel:
         self.failing = None
         self.changed.set()
 
-    def _remember(self, changes: ProjectionChanges) -> None:
+    def _keep(self, changes: ProjectionChanges) -> None:
         for viewed in changes.pruned.values():
             self._flows.drop(viewed.flow.id)
         for viewed in changes.flows.values():

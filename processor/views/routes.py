@@ -21,7 +21,7 @@ class Route:
     path: str
     summary: str
     query: type[models.Query] | None
-    answers: dict[int, type[BaseModel]]
+    responses: dict[int, type[BaseModel]]
     problems: tuple[int, ...]
     body: type[BaseModel] | None = None
     media_type: str = "application/json"

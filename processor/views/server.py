@@ -17,14 +17,14 @@ from processor.views.api import Api
 from processor.views.problem_details import problem_of
 from processor.views.static_files import page_routes
 
-CONNECTIONS_BESIDE_STREAMS: Final = 384
+OTHER_CONNECTIONS: Final = 384
 """As many for requests that wait for events (128), for queries, and for clients that idle."""
 
 
 def limits_of(settings: Settings) -> Limits:
     """What clients of a view worker may take."""
     return Limits(
-        connections=settings.views_streams + CONNECTIONS_BESIDE_STREAMS,
+        connections=settings.views_streams + OTHER_CONNECTIONS,
         body_bytes=COMMAND_MAX_BYTES,
     )
 
@@ -50,7 +50,7 @@ async def serve(
 
     app = web.Application(middlewares=[api.readers.middleware])
     app.add_routes(api.routes())
-    app.add_routes(health_routes(report, metrics, all_told=api.readers.may_read))
+    app.add_routes(health_routes(report, metrics, may_see_all=api.readers.may_read))
     app.add_routes([web.get("/openapi.json", describe), *page_routes()])
     async with listening(
         app,

@@ -13,7 +13,7 @@ from processor.contract.values import EVENTS_PER_PARTITION
 from processor.engine.partitioner import partition_of
 from processor.runtime import end_tasks
 from processor.telemetry.http.problem import ProblemError
-from processor.views.access.peer_key import ANSWER, Exchange
+from processor.views.access.peer_key import RESPONSE, Exchange
 from processor.views.access.readers import exchange_of
 from processor.views.database import Overloaded, TooExpensive
 from processor.views.models import StreamQuery
@@ -43,7 +43,7 @@ class StreamQueue:
         self._limit_bytes = limit_bytes
         self._items: deque[tuple[Item, int]] = deque()
         self._bytes = 0
-        self._filled = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._room = asyncio.Event()
 
     def __bool__(self) -> bool:
@@ -56,13 +56,13 @@ class StreamQueue:
             await self._room.wait()
         self._items.append((item, size_bytes))
         self._bytes += size_bytes
-        self._filled.set()
+        self._arrived.set()
 
-    async def filled(self) -> None:
+    async def arrived(self) -> None:
         """Return once there is an item."""
         while not self._items:
-            self._filled.clear()
-            await self._filled.wait()
+            self._arrived.clear()
+            await self._arrived.wait()
 
     def take(self) -> Item:
         item, size_bytes = self._items.popleft()
@@ -77,14 +77,14 @@ class EventWriter:
     def __init__(self, response: web.StreamResponse, exchange: Exchange | None) -> None:
         self._response = response
         self._exchange = exchange
-        self._number = 0
+        self._sequence = 0
 
     async def write(self, name: str, event_id: str, data: bytes) -> None:
         lines = b"event: %b\nid: %b\ndata: %b\n" % (name.encode(), event_id.encode(), data)
         if self._exchange is not None:
-            code = self._exchange.event_code(self._number, name, event_id, data)
+            code = self._exchange.event_code(self._sequence, name, event_id, data)
             lines += b"code: %b\n" % code.encode()
-        self._number += 1
+        self._sequence += 1
         await self._response.write(lines + b"\n")
 
     async def comment(self, text: bytes) -> None:
@@ -132,7 +132,7 @@ class EventStreams:
             }
         )
         if exchange is not None:
-            response.headers[ANSWER] = exchange.sign(200, b"")
+            response.headers[RESPONSE] = exchange.sign(200, b"")
         await response.prepare(request)
         writer = EventWriter(response, exchange)
         ready = False
@@ -197,14 +197,14 @@ class EventStreams:
         wanted: Collection[int],
     ) -> None:
         view = self._view
-        ours = sorted(view.owned & set(wanted))
+        ours = sorted(view.own_partitions & set(wanted))
         for partition in ours:
             first = partition * EVENTS_PER_PARTITION
             now = first if query.since == "beginning" else view.position(partition).event_id
             after.setdefault(partition, now)
         looked = {partition: after[partition] for partition in ours}
         goal = {partition: view.position(partition).event_id for partition in ours}
-        told = False
+        announced = False
         while True:
             for partition in ours:
                 upto = view.position(partition).event_id
@@ -225,8 +225,8 @@ class EventStreams:
                         continue
                     for event_id, owner, doc in rows:
                         await queue.put((event_id, owner, orjson.Fragment(doc)), len(doc))
-            if not told and all(looked[p] >= goal[p] for p in ours):
-                told = True
+            if not announced and all(looked[p] >= goal[p] for p in ours):
+                announced = True
                 await queue.put((0, None, dict(looked)), 0)
             await asyncio.sleep(PAUSE_S)
             if all(view.position(p).event_id <= looked[p] for p in ours):
@@ -240,7 +240,7 @@ class EventStreams:
         query: StreamQuery,
         after: dict[int, int],
     ) -> None:
-        told = False
+        announced = False
         while True:
             parameters = {"scope": "local", "since": query.since}
             if query.flow is not None:
@@ -257,8 +257,8 @@ class EventStreams:
                             event = value["event"]
                             item = (event["id"], value["owner"], event)
                             await queue.put(item, len(data))
-                        elif name == "ready" and not told:
-                            told = True
+                        elif name == "ready" and not announced:
+                            announced = True
                             await queue.put((0, None, _of(theirs, read_vector(event_id))), 0)
             except (PeerFailed, BadCursor, ValueError, KeyError):
                 pass
@@ -268,12 +268,12 @@ class EventStreams:
 async def _next(queue: StreamQueue, again: "asyncio.Future[None]") -> Item | None:
     """None: nothing came for HEARTBEAT_S, or `again` is done."""
     if not queue:
-        filled = asyncio.ensure_future(queue.filled())
+        arrived = asyncio.ensure_future(queue.arrived())
         try:
-            both: set[asyncio.Future[Any]] = {filled, again}
+            both: set[asyncio.Future[Any]] = {arrived, again}
             await asyncio.wait(both, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await end_tasks(filled)
+            await end_tasks(arrived)
     return queue.take() if queue else None
 
 

@@ -45,7 +45,7 @@ def page_routes() -> list[web.RouteDef]:
     files = {path.name: path.read_bytes() for path in sorted(HOME.iterdir())}
     tags = {name: hashlib.blake2b(body, digest_size=12).hexdigest() for name, body in files.items()}
 
-    def answer(request: web.Request, name: str) -> web.Response:
+    def respond(request: web.Request, name: str) -> web.Response:
         body = files.get(name)
         if body is None:
             return ProblemError("not_found", "There is no such file.", headers=HEADERS).response()
@@ -58,9 +58,9 @@ def page_routes() -> list[web.RouteDef]:
         )
 
     async def page(request: web.Request) -> web.Response:
-        return answer(request, "index.html")
+        return respond(request, "index.html")
 
     async def static(request: web.Request) -> web.Response:
-        return answer(request, request.match_info["name"])
+        return respond(request, request.match_info["name"])
 
     return [web.get("/", page), web.get("/static/{name}", static)]

@@ -54,8 +54,8 @@ async def steps(
         parameters,
     )
     return [
-        ((updated_ms, number), {**orjson.loads(doc), "first_event_id": number})
-        for updated_ms, number, doc in rows
+        ((updated_ms, row_number), {**orjson.loads(doc), "first_event_id": row_number})
+        for updated_ms, row_number, doc in rows
     ]
 
 

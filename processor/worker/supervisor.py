@@ -39,7 +39,7 @@ SOUND_AFTER_S: Final = 60.0
 """A process that has lived for so long is started again without a longer pause."""
 END_TIMEOUT_S: Final = 8.0
 """A process drains in 5 s; what takes longer is killed."""
-ANSWER_TIMEOUT_S: Final = 2.0
+RESPONSE_TIMEOUT_S: Final = 2.0
 REFUSED, WRONG_USE = 1, 2
 """Exit codes of a process that must not be started again: it has said why."""
 
@@ -51,7 +51,7 @@ class ProcessEnded(TaskflowError):
 
 
 def environment_of(
-    number: int, count: int, settings: Settings, environ: Mapping[str, str]
+    index: int, count: int, settings: Settings, environ: Mapping[str, str]
 ) -> dict[str, str]:
     """What process `number` of `count` sees: its share of the cache, its own port and name."""
     own = {
@@ -59,22 +59,22 @@ def environment_of(
         "flow_cache_bytes": str(max(FLOW_CACHE_MIN_BYTES, settings.flow_cache_bytes // count)),
     }
     if settings.instance_id is not None:
-        own["instance_id"] = f"{settings.instance_id}-{number}"
+        own["instance_id"] = f"{settings.instance_id}-{index}"
     return {**environ, **{variable(field): value for field, value in own.items()}}
 
 
 def merged_report(reports: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
     """What `/ready` says of several processes; None: one that does not answer."""
     reports = list(reports)
-    answered = [report for report in reports if report is not None]
+    present = [report for report in reports if report is not None]
 
     def all_say(word: str) -> bool:
-        return len(answered) == len(reports) and all(report[word] for report in answered)
+        return len(present) == len(reports) and all(report[word] for report in present)
 
     def said(word: str) -> Any:
-        return next((report[word] for report in answered if report[word]), None)
+        return next((report[word] for report in present if report[word]), None)
 
-    partitions = {n: about for report in answered for n, about in report["partitions"].items()}
+    partitions = {n: about for report in present for n, about in report["partitions"].items()}
     return {
         "ready": all_say("ready"),
         "joined": all_say("joined"),
@@ -88,13 +88,13 @@ def merged_metrics(texts: Mapping[int, str]) -> bytes:
     """The metrics of several processes, each sample with the label `process`. They are not summed:
     a counter that begins anew with its process would seem to go back."""
     families: dict[str, Metric] = {}
-    for number, text in texts.items():
+    for index, text in texts.items():
         for family in text_string_to_metric_families(text):
             merged = families.setdefault(
                 family.name, Metric(family.name, family.documentation, family.type)
             )
             merged.samples += [
-                sample._replace(labels={**sample.labels, "process": str(number)})
+                sample._replace(labels={**sample.labels, "process": str(index)})
                 for sample in family.samples
             ]
 
@@ -110,8 +110,8 @@ def merged_metrics(texts: Mapping[int, str]) -> bytes:
 class Child:
     """One process of the worker, started again for as long as the worker runs."""
 
-    def __init__(self, number: int, environment: Mapping[str, str]) -> None:
-        self.number = number
+    def __init__(self, index: int, environment: Mapping[str, str]) -> None:
+        self.index = index
         self.restarts = 0
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
@@ -137,14 +137,14 @@ class Child:
                 code = await ending
                 if code in (REFUSED, WRONG_USE):
                     raise ProcessEnded(
-                        f"Process {self.number} of the worker ended with exit code {code}; "
+                        f"Process {self.index} of the worker ended with exit code {code}; "
                         "what it said stands above."
                     )
                 sound = time.monotonic() - started_s > SOUND_AFTER_S
                 pause_s = RESTART_PAUSE_MIN_S if sound else min(2 * pause_s, RESTART_PAUSE_MAX_S)
                 log.warning(
                     "a process of the worker ended and is started again",
-                    process=self.number,
+                    process=self.index,
                     code=code,
                     pause_s=pause_s,
                 )
@@ -158,16 +158,16 @@ class Child:
     async def _start(self) -> asyncio.subprocess.Process:
         # A session of its own: Ctrl-C in the terminal reaches the parent, which ends us all.
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "processor", "worker", "--process", str(self.number)),
+            *(sys.executable, "-m", "processor", "worker", "--process", str(self.index)),
             env=self._environment,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-        self._hearing = asyncio.create_task(self._hear(self._process))
+        self._hearing = asyncio.create_task(self._read_output(self._process))
         return self._process
 
-    async def _hear(self, process: asyncio.subprocess.Process) -> None:
+    async def _read_output(self, process: asyncio.subprocess.Process) -> None:
         """Where it answers, which it says in its first line."""
         assert process.stdout is not None
         if line := await process.stdout.readline():
@@ -197,13 +197,13 @@ class Child:
                     process.kill()
                 await process.wait()
 
-    async def answer(self, session: aiohttp.ClientSession, path: str) -> bytes | None:
+    async def fetch(self, session: aiohttp.ClientSession, path: str) -> bytes | None:
         """What it answers over HTTP; None if it does not."""
         if self._url is None:
             return None
         try:
-            async with session.get(f"{self._url}{path}") as answer:
-                return await answer.read()
+            async with session.get(f"{self._url}{path}") as response:
+                return await response.read()
         except (aiohttp.ClientError, TimeoutError):
             return None
 
@@ -218,21 +218,21 @@ async def run_processes(settings: Settings, count: int, *, stop: asyncio.Event) 
         if await unless_stopped(ensure_startable(settings, Role.WORKER), stop) is None:
             return
         children = [
-            Child(number, environment_of(number, count, settings, os.environ))
-            for number in range(count)
+            Child(index, environment_of(index, count, settings, os.environ))
+            for index in range(count)
         ]
-        timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=RESPONSE_TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as session:
 
-            async def answers(path: str) -> list[bytes | None]:
-                return await asyncio.gather(*(child.answer(session, path) for child in children))
+            async def fetch_all(path: str) -> list[bytes | None]:
+                return await asyncio.gather(*(child.fetch(session, path) for child in children))
 
             async def report() -> dict[str, Any]:
                 said = [
-                    None if body is None else json.loads(body) for body in await answers("/ready")
+                    None if body is None else json.loads(body) for body in await fetch_all("/ready")
                 ]
                 processes = {
-                    str(child.number): {
+                    str(child.index): {
                         "pid": child.pid,
                         "ready": bool(one and one["ready"]),
                         "restarts": child.restarts,
@@ -242,7 +242,7 @@ async def run_processes(settings: Settings, count: int, *, stop: asyncio.Event) 
                 return {**merged_report(said), "processes": processes}
 
             async def metrics() -> bytes:
-                said = await answers("/metrics")
+                said = await fetch_all("/metrics")
                 return merged_metrics(
                     {n: text.decode() for n, text in enumerate(said) if text is not None}
                 )

@@ -99,7 +99,7 @@ class Worker:
         self._member: Member | None = None
         self._joined = asyncio.Event()
         metrics.show(
-            owned=lambda: len(self._processors),
+            assigned=lambda: len(self._processors),
             ready=lambda: sum(
                 o.processor.status.phase is PartitionPhase.RUNNING
                 for o in self._processors.values()
@@ -228,7 +228,7 @@ class Worker:
         The broker is asked: a consumer that no longer fetches does not know what it misses.
         """
         stalls: dict[int, _Stall] = {}
-        replied_at = time.monotonic()
+        responded_at = time.monotonic()
         while True:
             await asyncio.sleep(self._watchdog_timeout_s / 5)
             running = {
@@ -241,10 +241,10 @@ class Worker:
                     undone = await member.undone(running)
             except Exception as error:
                 log.warning("the watchdog got no answer from the broker", error=repr(error))
-                if time.monotonic() - replied_at > self._watchdog_timeout_s:
+                if time.monotonic() - responded_at > self._watchdog_timeout_s:
                     return
                 continue
-            replied_at = time.monotonic()
+            responded_at = time.monotonic()
             for partition in set(stalls) - undone:
                 del stalls[partition]
             for partition in undone & running.keys():

@@ -50,7 +50,7 @@ RATE_PER_S: Final = 500
 HONEST_EVERY_S: Final = 0.04
 HELD_MAX: Final = 4_000
 """Connections that the attacker keeps open at the same time."""
-ANSWER_WITHIN_S: Final = 2.0
+OUTCOME_WITHIN_S: Final = 2.0
 P99_MAX_MS: Final = 250
 MEMORY_MAX_MIB: Final = 300
 PATIENCE_S: Final = 300
@@ -127,7 +127,7 @@ async def attack(host: str, port: int, seconds: float, rate_per_s: int) -> Count
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # before it is connected
         kept = False
         try:
-            async with asyncio.timeout(ANSWER_WITHIN_S):
+            async with asyncio.timeout(OUTCOME_WITHIN_S):
                 await loop.sock_connect(client, (host, port))
                 await loop.sock_sendall(client, chosen.request)
                 sent[chosen.kind] += 1
@@ -211,7 +211,7 @@ class Peak:
             await asyncio.sleep(0.1)
 
 
-async def filled(settings: Settings, home: Path) -> list[str]:
+async def crowded(settings: Settings, home: Path) -> list[str]:
     """The ids of the flows that a worker has decided."""
     ids = flow_ids(FLOWS + LARGE)
     commands = list(creating(ids))
@@ -250,7 +250,7 @@ async def report(
             settings = Settings(
                 bootstrap_servers=broker.bootstrap, topic_prefix="hostile", partitions=PARTITIONS
             )
-            ids = await filled(settings, home)
+            ids = await crowded(settings, home)
             address = free_address()
             async with running_views(settings, home / "views", address=address) as process:
                 url = f"http://{address}"

@@ -156,12 +156,12 @@ async def weighed(
 
 async def at_rest(process: psutil.Process) -> None:
     """Wait until it has had nothing to do for AT_REST_S, but not for ever."""
-    still_s = 0
+    rest_s = 0
     for _ in range(REST_WITHIN_S):
         before = cpu_s(process)
         await asyncio.sleep(1)
-        still_s = still_s + 1 if cpu_s(process) - before < AT_REST else 0
-        if still_s == AT_REST_S:
+        rest_s = rest_s + 1 if cpu_s(process) - before < AT_REST else 0
+        if rest_s == AT_REST_S:
             break
 
 

@@ -32,7 +32,7 @@ AT_FIRST: Final = 40 * FLOWS
 WARM_UP_S: Final = 5
 TICK_S: Final = 0.001
 PATIENCE_S: Final = 120.0
-LATE_ANSWERS_S: Final = 20.0
+LATE_OUTCOMES_S: Final = 20.0
 """How long answers are waited for once the last command was sent."""
 SWITCH_INTERVAL_S: Final = 0.000_5
 BEHIND_MS: Final = 10.0
@@ -54,17 +54,17 @@ def in_reference_words(value: bytes) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()
 
 
-def was_accepted(answer: bytes) -> bool:
+def was_accepted(outcome_bytes: bytes) -> bool:
     """Whether an outcome, or an audit record of a peer, says that its command took effect."""
-    return b'"verdict":"accepted"' in answer or (
-        b'"verdict"' not in answer and b'"kind":"rejected"' not in answer
+    return b'"verdict":"accepted"' in outcome_bytes or (
+        b'"verdict"' not in outcome_bytes and b'"kind":"rejected"' not in outcome_bytes
     )
 
 
-def number_of(answer: bytes, flows: int = FLOWS) -> int:
+def number_of(outcome_bytes: bytes, flows: int = FLOWS) -> int:
     """Which command it answers, in the order in which they are sent."""
-    start = answer.index(COMMAND_ID) + len(COMMAND_ID)
-    digits = answer[start + 19 : start + 23] + answer[start + 24 : start + 36]
+    start = outcome_bytes.index(COMMAND_ID) + len(COMMAND_ID)
+    digits = outcome_bytes[start + 19 : start + 23] + outcome_bytes[start + 24 : start + 36]
     flow, turn = divmod(int(digits, 16), 2**32)
     return turn * flows + flow
 
@@ -75,7 +75,7 @@ class Load:
 
     bootstrap: str
     commands: str
-    answers: str
+    outcomes_path: str
     rate_per_s: int
     seconds: int
     reference_words: bool
@@ -95,7 +95,7 @@ class Load:
             yield *places[n], in_reference_words(value) if self.reference_words else value
 
 
-class Answers:
+class Outcomes:
     """When each command was answered, as a consumer of what is committed sees it."""
 
     def __init__(self, load: Load) -> None:
@@ -106,18 +106,21 @@ class Answers:
         self._consumer = Consumer(
             {
                 "bootstrap.servers": load.bootstrap,
-                "group.id": f"{load.answers}-measured",
+                "group.id": f"{load.outcomes_path}-measured",
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,
                 "fetch.wait.max.ms": 100,
             }
         )
         self._consumer.assign(
-            [TopicPartition(load.answers, p, OFFSET_BEGINNING) for p in range(load.partitions)]
+            [
+                TopicPartition(load.outcomes_path, p, OFFSET_BEGINNING)
+                for p in range(load.partitions)
+            ]
         )
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> "Answers":
+    def __enter__(self) -> "Outcomes":
         self._thread.start()
         return self
 
@@ -186,16 +189,16 @@ def result(
     rate_per_s: int,
     skipped: int,
     behind_s: Sequence[float],
-    answered_at_s: Sequence[float],
+    decided_at_s: Sequence[float],
 ) -> dict[str, float]:
     """Milliseconds from when each command was due to its answer, without the first `skipped`; an
     answer that never came (0) is in `unanswered`. `answered_per_s`: those that came while commands
     were still sent."""
-    numbers = range(skipped, len(answered_at_s))
+    numbers = range(skipped, len(decided_at_s))
     first_s = began_s + skipped / rate_per_s
-    last_s = began_s + len(answered_at_s) / rate_per_s
-    ms = [(answered_at_s[n] - began_s - n / rate_per_s) * 1000 for n in numbers if answered_at_s[n]]
-    in_time = sum(first_s <= answered_at_s[n] < last_s for n in range(len(answered_at_s)))
+    last_s = began_s + len(decided_at_s) / rate_per_s
+    ms = [(decided_at_s[n] - began_s - n / rate_per_s) * 1000 for n in numbers if decided_at_s[n]]
+    in_time = sum(first_s <= decided_at_s[n] < last_s for n in range(len(decided_at_s)))
     behind_ms = [late * 1000 for late in behind_s[skipped:]]
     return {
         "rate_per_s": rate_per_s,
@@ -241,15 +244,15 @@ def offer(load: Load) -> dict[str, float]:
         if number % 1_000 == 0:
             producer.poll(0)
 
-    with Answers(load) as answers:
+    with Outcomes(load) as outcomes:
         for number in range(AT_FIRST):
             send(number)
         producer.flush()
-        assert answers.until(AT_FIRST, PATIENCE_S), f"{answers.count} of {AT_FIRST} answers"
+        assert outcomes.until(AT_FIRST, PATIENCE_S), f"{outcomes.count} of {AT_FIRST} answers"
         began_s, behind_s = pace(load.paced, load.rate_per_s, send_paced)
         producer.flush()
-        answers.until(AT_FIRST + load.paced, LATE_ANSWERS_S)
-        at_s = answers.at_s[AT_FIRST:]
+        outcomes.until(AT_FIRST + load.paced, LATE_OUTCOMES_S)
+        at_s = outcomes.at_s[AT_FIRST:]
     return result(began_s, load.rate_per_s, load.rate_per_s * WARM_UP_S, behind_s, at_s)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from processor.cli.common.progress import Bar
-from processor.cli.replay.parallel import Job, compare
+from processor.cli.replay.parallel import Comparison, compare
 from processor.ops.replay.differences import Findings
 from processor.ops.replay.file_reader import reading
 from processor.ops.replay.recorded import RecordedPartition
@@ -62,7 +62,7 @@ def measure(path: Path) -> Iterator[str]:
     """Lines of a table in Markdown."""
     with reading(path) as history:
         rules = history.head().rules
-    job = Job(rules, tuple(range(PARTITIONS)), path)
+    comparison = Comparison(rules, tuple(range(PARTITIONS)), path)
     began_s = time.process_time()
     commands = asyncio.run(_read(path))
     read_us = (time.process_time() - began_s) / commands * 1e6
@@ -72,7 +72,7 @@ def measure(path: Path) -> Iterator[str]:
     for processes in (1, 2):
         began_s = time.perf_counter()
         findings: Findings = compare(
-            Settings(), job, processes, windows if processes == 1 else Bar()
+            Settings(), comparison, processes, windows if processes == 1 else Bar()
         )
         wall_s = time.perf_counter() - began_s
         differences += findings.touched.total()

@@ -81,7 +81,7 @@ def finished(row: FlowRow) -> FlowRow:
     return changed(row, status=FlowStatus.FINISHED, updated_at=at)
 
 
-def answer(number: int) -> LedgerEntry:
+def ledger_entry(number: int) -> LedgerEntry:
     flow_id = uuid(number)
     return LedgerEntry(
         key=ledger_key(flow_id, uuid(number + 10**9)),
@@ -142,21 +142,21 @@ async def measure(table: FlowTable, first: int, repeats: int) -> None:
     updates = [
         Changes(updated=[(flow_row(n, 0), flow_row(n, 1)) for n in batch]) for batch in batches
     ]
-    answers = [Changes(ledger_entries=[answer(n) for n in batch]) for batch in batches]
+    ledger_entries = [Changes(ledger_entries=[ledger_entry(n) for n in batch]) for batch in batches]
     ids = [[uuid(n) for n in batch] for batch in batches]
-    unknown = [[answer(n + 10**6).key for n in batch] for batch in batches]
-    known = [[answer(n).key for n in batch] for batch in batches]
+    unknown = [[ledger_entry(n + 10**6).key for n in batch] for batch in batches]
+    known = [[ledger_entry(n).key for n in batch] for batch in batches]
     all_of = [
         Changes(
             updated=[(flow_row(n, 1), flow_row(n, 2)) for n in batch],
-            ledger_entries=[answer(n + 10**7) for n in batch],
+            ledger_entries=[ledger_entry(n + 10**7) for n in batch],
             forget_before_ms=1_795_000_000_000,
         )
         for batch in batches
     ]
     await timed("insert flows", [lambda c=c: bench.write(c) for c in inserts], BATCH)  # type: ignore[misc]
     await timed("update flows", [lambda c=c: bench.write(c) for c in updates], BATCH)  # type: ignore[misc]
-    await timed("remember answers", [lambda c=c: bench.write(c) for c in answers], BATCH)  # type: ignore[misc]
+    await timed("remember answers", [lambda c=c: bench.write(c) for c in ledger_entries], BATCH)  # type: ignore[misc]
     await timed("update, remember, forget", [lambda c=c: bench.write(c) for c in all_of], BATCH)  # type: ignore[misc]
     await timed("load flows", [lambda i=i: table.flows(i) for i in ids], BATCH)  # type: ignore[misc]
     await timed("recall, none known", [lambda k=k: table.ledger_entries(k) for k in unknown], BATCH)  # type: ignore[misc]
@@ -173,10 +173,12 @@ async def measure_busy(table: FlowTable, repeats: int) -> None:
     old = list((await table.flows(ids)).values())
     for _ in range(repeats):
         new = [flow_row(row.row_number, row.flow.revision + 1) for row in old]
-        answers = [answer(row.last_event_id) for row in new]
+        ledger_entries = [ledger_entry(row.last_event_id) for row in new]
         batches.append(
             Changes(
-                updated=list(zip(old, new, strict=True)), ledger_entries=answers, forget_before_ms=0
+                updated=list(zip(old, new, strict=True)),
+                ledger_entries=ledger_entries,
+                forget_before_ms=0,
             )
         )
         old = new
@@ -204,7 +206,9 @@ async def ledger_bytes(directory: Path, rows: int) -> None:
     async with open_table(path, partition=3, prefix="ledger", partitions=4) as table:
         bench = Bench(table)
         for start in range(0, rows, 10_000):
-            await bench.write(Changes(ledger_entries=[answer(start + i) for i in range(10_000)]))
+            await bench.write(
+                Changes(ledger_entries=[ledger_entry(start + i) for i in range(10_000)])
+            )
     with closing(connect(path)) as db:
         pages, size = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("page_count", "page_size"))
     print(f"ledger of {rows} accepted answers: {pages * size / rows:.0f} bytes a row")
@@ -231,12 +235,12 @@ async def growing(commands: int) -> None:
                 rows[first : first + BATCH] = now = [
                     row._replace(last_event_id=row.last_event_id + 1) for row in was
                 ]
-                answers = [answer(number * BATCH + n) for n in range(BATCH)]
+                ledger_entries = [ledger_entry(number * BATCH + n) for n in range(BATCH)]
                 began_s = time.process_time()
-                assert not await table.recall([one.key for one in answers])
+                assert not await table.ledger_entries([one.key for one in ledger_entries])
                 recalled_s = time.process_time()
                 await bench.write(
-                    Changes(updated=list(zip(was, now, strict=True)), remembered=answers)
+                    Changes(updated=list(zip(was, now, strict=True)), ledger_entries=ledger_entries)
                 )
                 spent_s["recall"] += recalled_s - began_s
                 spent_s["write"] += time.process_time() - recalled_s
@@ -322,7 +326,7 @@ async def main() -> None:
             await bench.write(
                 Changes(
                     inserted=[flow_row(start + i + 10**6, 0) for i in range(10_000)],
-                    ledger_entries=[answer(start + i + 10**8) for i in range(10_000)],
+                    ledger_entries=[ledger_entry(start + i + 10**8) for i in range(10_000)],
                 )
             )
         print(f"batches of {BATCH} rows, 50,000 flows in the table")

@@ -85,16 +85,16 @@ class Worker:
             self._process.send_signal(how)
         await self._process.wait()
 
-    def told(self, message: str, since: float = 0.0) -> list[Line]:
+    def lines(self, message: str, since: float = 0.0) -> list[Line]:
         """Its lines with this message from `since` (POSIX seconds) on."""
         if not self.log.exists():
             return []
         lines = (json.loads(text) for text in self.log.read_text().splitlines() if text[:1] == "{")
         return [line for line in lines if line["message"] == message and at(line) >= since]
 
-    async def until_told(self, message: str, count: int, since: float = 0.0) -> list[Line]:
+    async def until_printed(self, message: str, count: int, since: float = 0.0) -> list[Line]:
         async with asyncio.timeout(PATIENCE_S):
-            while len(found := self.told(message, since)) < count:  # noqa: ASYNC110 (another process)
+            while len(found := self.lines(message, since)) < count:  # noqa: ASYNC110 (another process)
                 await asyncio.sleep(POLL_S)
         return found
 
@@ -147,20 +147,22 @@ async def restored(home: Path, settings: Settings, processes: int) -> Line:
     worker = Worker(f"empty-{time.monotonic_ns()}", home, settings, processes=processes)
     await worker.start()
     try:
-        taken = await worker.until_told(TAKEN_OVER, PARTITIONS)
-        filled = worker.told(RESTORED_LINE)
-        assigned = at(worker.told(ASSIGNED)[-1])
+        taken = await worker.until_printed(TAKEN_OVER, PARTITIONS)
+        restored = worker.lines(RESTORED_LINE)
+        assigned = at(worker.lines(ASSIGNED)[-1])
     finally:
         await worker.end()
         shutil.rmtree(worker.state_dir)
-    flows, answers = (sum(line[name] for line in filled) for name in ("flows", "answers"))
+    flows, outcomes = (sum(line[name] for line in restored) for name in ("flows", "answers"))
     # The partitions are filled side by side.
-    from_state_s = max(line["snapshots_s"] + line["indexes_s"] for line in filled)
+    from_state_s = max(line["snapshots_s"] + line["indexes_s"] for line in restored)
     return {
         "flows": flows,
         "flows_per_s": flows / from_state_s,
-        "answers": answers,
-        "answers_per_s": answers / max(line["answers_s"] for line in filled) if answers else 0.0,
+        "answers": outcomes,
+        "answers_per_s": outcomes / max(line["answers_s"] for line in restored)
+        if outcomes
+        else 0.0,
         "whole_s": max(at(line) for line in taken) - assigned,
     }
 
@@ -238,14 +240,14 @@ async def outcomes_since(settings: Settings, since: float) -> dict[int, list[flo
 
 async def killed(settings: Settings, victim: Worker, survivor: Worker) -> list[Takeover]:
     """kill -9 of one; what became of the partitions that it had owned."""
-    mine = set(victim.told(ASSIGNED)[-1]["partitions"])
+    mine = set(victim.lines(ASSIGNED)[-1]["partitions"])
     kill_at = time.time()
     await victim.end(signal.SIGKILL)
     if victim is survivor:
         await victim.start()
-    taken = await survivor.until_told(TAKEN_OVER, len(mine), since=kill_at)
+    taken = await survivor.until_printed(TAKEN_OVER, len(mine), since=kill_at)
     assert {line["table"] for line in taken} == {"rolled forward"}, taken
-    assigned = at(survivor.told(ASSIGNED, since=kill_at)[0])
+    assigned = at(survivor.lines(ASSIGNED, since=kill_at)[0])
     await asyncio.sleep(1.0)
     outcomes = await outcomes_since(settings, assigned)
     firsts = [min(outcomes[partition]) for partition in mine]
@@ -257,7 +259,7 @@ async def by_a_standby(home: Path, settings: Settings, kills: int) -> list[Takeo
     started = time.time()
     await asyncio.gather(*(worker.start() for worker in pair))
     for worker in pair:
-        await worker.until_told(FOLLOWS, PARTITIONS // 2, since=started)
+        await worker.until_printed(FOLLOWS, PARTITIONS // 2, since=started)
     await asyncio.sleep(2.0)
     found: list[Takeover] = []
     for turn in range(kills):
@@ -265,8 +267,8 @@ async def by_a_standby(home: Path, settings: Settings, kills: int) -> list[Takeo
         found += await killed(settings, victim, survivor)
         since = time.time()
         await victim.start()
-        await victim.until_told(FOLLOWS, PARTITIONS // 2, since=since)
-        await survivor.until_told(FOLLOWS, PARTITIONS // 2, since=since)
+        await victim.until_printed(FOLLOWS, PARTITIONS // 2, since=since)
+        await survivor.until_printed(FOLLOWS, PARTITIONS // 2, since=since)
         await asyncio.sleep(1.0)
     for worker in pair:
         await worker.end()
@@ -286,7 +288,7 @@ async def on_its_own_table(home: Path, settings: Settings, kills: int) -> list[T
     worker = Worker("w0", home, settings, TASKFLOW_INSTANCE_ID="w0")
     started = time.time()
     await worker.start()
-    await worker.until_told(TAKEN_OVER, PARTITIONS, since=started)
+    await worker.until_printed(TAKEN_OVER, PARTITIONS, since=started)
     await asyncio.sleep(2.0)
     found: list[Takeover] = []
     for _ in range(kills):

@@ -151,8 +151,8 @@ class Watched:
     async def says(self, metric: str, *labels: str) -> float:
         """The sum of a metric over all label values among which are `labels`."""
         self.peak_bytes = max(self.peak_bytes, self.rss_bytes)
-        async with self._session.get(f"{self._url}/metrics") as answer:
-            lines = (await answer.text()).splitlines()
+        async with self._session.get(f"{self._url}/metrics") as response:
+            lines = (await response.text()).splitlines()
         return sum(
             float(line.rpartition(" ")[2])
             for line in lines
@@ -167,8 +167,8 @@ class Watched:
     async def _report(self) -> dict[str, Any] | None:
         self.peak_bytes = max(self.peak_bytes, self.rss_bytes)
         try:
-            async with self._session.get(f"{self._url}/ready") as answer:
-                report: dict[str, Any] = await answer.json()
+            async with self._session.get(f"{self._url}/ready") as response:
+                report: dict[str, Any] = await response.json()
                 return report
         except aiohttp.ClientConnectionError:
             return None
@@ -276,13 +276,13 @@ async def rest(
     }
 
 
-async def fill(settings: Settings, state_dir: Path, count: int) -> dict[str, float]:
+async def schedule_all(settings: Settings, state_dir: Path, count: int) -> dict[str, float]:
     """What they cost at a start without a table."""
     shutil.rmtree(state_dir)
     async with watched_worker(settings, state_dir) as worker:
-        filled_s, _ = await worker.taken_over()
+        restored_s, _ = await worker.taken_over()
         await worker.until(count, "taskflow_timers_armed")
-    return {"filled_s": filled_s, "fill_peak_mib": worker.peak_bytes / 2**20}
+    return {"filled_s": restored_s, "fill_peak_mib": worker.peak_bytes / 2**20}
 
 
 async def measure_rest(home: Path, count: int, steps: Collection[str]) -> dict[str, float]:
@@ -300,7 +300,7 @@ async def measure_rest(home: Path, count: int, steps: Collection[str]) -> dict[s
             figures |= await rest(settings, state_dir, count, first_near)
             kept.write_text(json.dumps(figures))
         if "fill" in steps:
-            figures |= await fill(settings, state_dir, count)
+            figures |= await schedule_all(settings, state_dir, count)
             kept.write_text(json.dumps(figures))
     return figures
 

@@ -66,18 +66,18 @@ class Views:
         self._session = session
 
     async def get(self, path: str, **query: Any) -> Any:
-        async with self._session.get(path, params=query) as answer:
-            body = await answer.read()
-            assert answer.status == 200, (path, query, body)
+        async with self._session.get(path, params=query) as response:
+            body = await response.read()
+            assert response.status == 200, (path, query, body)
         return orjson.loads(body)
 
     async def took_ms(self, path: str, query: Mapping[str, str]) -> float:
         """From the question until the whole answer is here."""
         began_s = time.perf_counter()
-        async with self._session.get(path, params=query) as answer:
-            body = await answer.read()
+        async with self._session.get(path, params=query) as response:
+            body = await response.read()
             took_ms = (time.perf_counter() - began_s) * 1000
-            assert answer.status == 200, (path, query, body)
+            assert response.status == 200, (path, query, body)
         return took_ms
 
     async def counted(self) -> tuple[float, int]:
@@ -91,8 +91,8 @@ class Views:
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 try:
-                    async with self._session.get("/ready") as answer:
-                        if answer.status == 200:
+                    async with self._session.get("/ready") as response:
+                        if response.status == 200:
                             return
                 except aiohttp.ClientConnectionError:
                     pass

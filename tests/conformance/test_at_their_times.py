@@ -26,7 +26,7 @@ from processor.partition.scheduling.timers import Timers
 from processor.settings import Settings
 from processor.testing.memory.deployment import Deployment
 from tests.conformance.test_through_kafka import CASES as ALL
-from tests.conformance.test_through_kafka import PARTITIONS, rows_of, told_of
+from tests.conformance.test_through_kafka import PARTITIONS, rows_of, stated_of
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.worker import running_worker
@@ -133,8 +133,8 @@ async def test_every_case_at_its_times(
 
     for case in CASES:
         said = [without(one, "work") for one in case["expect"]]
-        told = [without(one, "work") for one in told_of(case, world)]
-        assert told == said, case["name"]
+        stated = [without(one, "work") for one in stated_of(case, world)]
+        assert stated == said, case["name"]
         flow, steps = rows_of(case, world)
         assert flow == case["flow"], case["name"]
         assert steps == sorted(case["steps"], key=lambda step: step["run_id"]), case["name"]

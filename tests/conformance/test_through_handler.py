@@ -25,21 +25,21 @@ def commands_of(case: Any) -> Any:
     return [Sent(sent["topic"], sent["at_ms"], sent["value"]) for sent in case["commands"]]
 
 
-def check(case: Any, partition: Any, answers: Any) -> None:
-    for (outcome, events, work), expected in zip(answers, case["expect"], strict=True):
-        told = {name: outcome.get(name) for name in expected if name not in ("events", "work")}
-        told["events"] = [
+def check(case: Any, partition: Any, all_decided: Any) -> None:
+    for (outcome, events, work), expected in zip(all_decided, case["expect"], strict=True):
+        stated = {name: outcome.get(name) for name in expected if name not in ("events", "work")}
+        stated["events"] = [
             {name: value for name, value in event.items() if name not in ("id", "source")}
             for event in events
         ]
         if work:
             ids = outcome["event_ids"]
-            told["work"] = [
+            stated["work"] = [
                 {name: value for name, value in item.items() if name != "event_id"}
                 | {"event": ids.index(item["event_id"])}
                 for item in work
             ]
-        assert told == expected
+        assert stated == expected
         if outcome["verdict"] != "duplicate":
             assert outcome["event_ids"] == [event["id"] for event in events]
     flow_id = case["commands"][0]["value"]["flow_id"]
@@ -50,8 +50,8 @@ def check(case: Any, partition: Any, answers: Any) -> None:
 @each_case
 def test_one_command_after_the_other(case: Any) -> None:
     partition = Partition()
-    answers = [answer for sent in commands_of(case) for answer in partition.send(sent)]
-    check(case, partition, answers)
+    all_decided = [decided for sent in commands_of(case) for decided in partition.send(sent)]
+    check(case, partition, all_decided)
 
 
 @each_case

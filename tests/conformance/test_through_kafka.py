@@ -46,7 +46,7 @@ def is_timeless(case: Any) -> bool:
     for sent, expected in zip(case["commands"], case["expect"], strict=True):
         now_ms += PACE_MS
         ((outcome, events, _),) = partition.send(Sent(sent["topic"], now_ms, sent["value"]))
-        if without_times(told(outcome, events, expected)) != without_times(expected_of(expected)):
+        if without_times(stated(outcome, events, expected)) != without_times(expected_of(expected)):
             return False
         waits = [due_ms(row.flow) for row in partition.flows.values()]
         leases = [step_due_ms(row.step) for row in partition.steps.values()]
@@ -56,7 +56,7 @@ def is_timeless(case: Any) -> bool:
     return without_times(partition.flow(flow_id)) == without_times(case["flow"])
 
 
-def told(outcome: Any, events: list[Any], expected: Any) -> Any:
+def stated(outcome: Any, events: list[Any], expected: Any) -> Any:
     """What is told of one command, as far as a case expects it; work items lie elsewhere."""
     answer = {name: outcome.get(name) for name in expected_of(expected)}
     answer["events"] = [
@@ -74,7 +74,7 @@ def without_times(value: Any) -> Any:
     return json.loads(INSTANT.sub('"a time"', json.dumps(value)))
 
 
-def told_of(case: Any, world: Deployment) -> list[Any]:
+def stated_of(case: Any, world: Deployment) -> list[Any]:
     """What the topics tell of a case's commands, as the case expects it."""
     flow_id = case["commands"][0]["value"]["flow_id"]
     outcomes = [
@@ -82,7 +82,7 @@ def told_of(case: Any, world: Deployment) -> list[Any]:
     ]
     events = [e for r in world.all_of("audit") if (e := json.loads(r.value))["flow_id"] == flow_id]
     return [
-        told(outcome, [e for e in events if e["source"] == outcome["source"]], expected)
+        stated(outcome, [e for e in events if e["source"] == outcome["source"]], expected)
         for outcome, expected in zip(outcomes, case["expect"], strict=True)
     ]
 
@@ -168,7 +168,7 @@ async def test_every_case_that_knows_no_clock(
         assert without_times(items[item["event_id"]]) == without_times(item)
     for case in cases:
         expected = [expected_of(one) for one in case["expect"]]
-        assert without_times(told_of(case, world)) == without_times(expected), case["name"]
+        assert without_times(stated_of(case, world)) == without_times(expected), case["name"]
         flow, steps = rows_of(case, world)
         assert without_times(flow) == without_times(case["flow"]), case["name"]
         expected = sorted(case["steps"], key=lambda step: step["run_id"])

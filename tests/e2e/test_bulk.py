@@ -13,7 +13,7 @@ import pytest
 from processor.cli.bulk import execute as sending
 from processor.client import FlowClient
 from processor.settings import Settings
-from tests.support.cli_runner import Shell, create, send, worker_beside
+from tests.support.cli_runner import Shell, child_worker, create, send
 
 
 def test_no_flow_is_changed_behind_the_back_of_who_looked(
@@ -33,7 +33,7 @@ def test_no_flow_is_changed_behind_the_back_of_who_looked(
             await asyncio.gather(*(self.send(update(flow, 2)) for flow in moved))
             return self
 
-    with worker_beside(settings):
+    with child_worker(settings):
         send(settings, *(create(flow) for flow in flows), *(update(f, 1) for f in flows))
         which = ("cancel", "--owner", "me", "--where", "state.n >= 1")
 
@@ -43,13 +43,13 @@ def test_no_flow_is_changed_behind_the_back_of_who_looked(
 
         with monkeypatch.context() as raced:
             raced.setattr(sending, "FlowClient", Raced)
-            told = taskflow("bulk", *which, "--digest", summary["digest"], code=1)
+            output = taskflow("bulk", *which, "--digest", summary["digest"], code=1)
 
-        skipped = {line["flow_id"]: line for line in told if "flow_id" in line}
+        skipped = {line["flow_id"]: line for line in output if "flow_id" in line}
         assert skipped.keys() == moved
         for line in skipped.values():
             assert (line["code"], line["expected_revision"]) == ("revision_mismatch", 1)
-        assert {(c["verdict"], c["flows"]) for c in told if "flows" in c} == {
+        assert {(c["verdict"], c["flows"]) for c in output if "flows" in c} == {
             ("accepted", len(flows) - len(moved)),
             ("rejected", len(moved)),
         }
@@ -62,8 +62,8 @@ def test_no_flow_is_changed_behind_the_back_of_who_looked(
         assert (made["flows"], made["events"]) == (len(flows), 40 + 40 + 40)
         assert taskflow("export", str(file), code=2) == []
         with closing(sqlite3.connect(file)) as db:
-            told = db.execute("SELECT status, count(*) FROM flow GROUP BY 1").fetchall()
-            assert dict(told) == {"cancelled": len(flows) - len(moved), "created": len(moved)}
+            output = db.execute("SELECT status, count(*) FROM flow GROUP BY 1").fetchall()
+            assert dict(output) == {"cancelled": len(flows) - len(moved), "created": len(moved)}
             events = [json.loads(doc) for (doc,) in db.execute("SELECT doc FROM event ORDER BY id")]
             assert sorted(taskflow("audit"), key=lambda event: event["id"]) == events
             newest = "SELECT max(e.id) = f.last_event_id AND e.chain = f.chain FROM flow f"
@@ -75,7 +75,7 @@ def test_no_flow_is_changed_behind_the_back_of_who_looked(
 
         # What was shown then is not what is meant now.
         assert taskflow("bulk", *which, "--digest", summary["digest"], code=1) == []
-        assert "Nothing was done" in taskflow.told
+        assert "Nothing was done" in taskflow.errors
         assert taskflow("bulk", "fail", "--all", "--reason", "x", "--yes") == []  # none runs
         (counted,) = taskflow("bulk", *which, "--yes")
         assert (counted["verdict"], counted["flows"]) == ("accepted", len(moved))
@@ -106,7 +106,7 @@ def test_steps_that_failed_alike_are_tried_again_and_those_of_a_lost_holder_canc
     def statuses() -> dict[tuple[str, str], str]:
         return {(s["flow_id"], s["run_id"]): s["status"] for s in taskflow("step", "list")}
 
-    with worker_beside(settings):
+    with child_worker(settings):
         send(settings, *(create(flow) for flow in flows))
         for flow in (*flows[:4], ended):
             send(settings, *failed(flow, "away", "No route to host"))
@@ -122,12 +122,12 @@ def test_steps_that_failed_alike_are_tried_again_and_those_of_a_lost_holder_canc
         mine = {"issued_by": "me"}
         send(settings, of(flows[0], "away", "retry_step", **mine))
         assert taskflow("bulk", *which, "--digest", summary["digest"], code=1) == []
-        assert "steps came, went or changed" in taskflow.told
+        assert "steps came, went or changed" in taskflow.errors
 
         (counted,) = taskflow("bulk", *which, "--yes")
         assert (counted["verdict"], counted["steps"]) == ("accepted", 3)
         assert taskflow("bulk", *which, "--yes") == []
-        assert "No steps match." in taskflow.told
+        assert "No steps match." in taskflow.errors
         found = statuses()
         assert {found[flow, "away"] for flow in flows[:4]} == {"pending"}
         assert (found[flows[4], "poor"], found[ended, "away"]) == ("failed", "failed")

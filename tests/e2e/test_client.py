@@ -73,11 +73,11 @@ async def test_a_flow_from_its_creation_to_its_end(settings: Settings) -> None:
 async def test_many_flows_at_once(settings: Settings) -> None:
     flow_ids = [str(uuid4()) for _ in range(1_000)]
     async with running_worker(settings), FlowClient(settings) as client:
-        answers = await asyncio.gather(*(client.send(create(flow_id)) for flow_id in flow_ids))
+        outcomes = await asyncio.gather(*(client.send(create(flow_id)) for flow_id in flow_ids))
         async with AuditStream(settings, follow=False) as stream:
             seen = [event.flow_id async for event in stream]
-    assert [a.flow_id for a in answers] == flow_ids
-    assert Counter(a.verdict for a in answers) == {"accepted": 1_000}
+    assert [a.flow_id for a in outcomes] == flow_ids
+    assert Counter(a.verdict for a in outcomes) == {"accepted": 1_000}
     assert sorted(seen) == sorted(flow_ids)
 
 
@@ -86,18 +86,18 @@ async def test_the_same_command_again_is_a_duplicate_and_nothing_happens(
 ) -> None:
     async with running_worker(settings), FlowClient(settings) as client:
         command = client.prepare(create(str(uuid4())))
-        answers = await asyncio.gather(*(client.send(command) for _ in range(3)))
+        outcomes = await asyncio.gather(*(client.send(command) for _ in range(3)))
         async with AuditStream(settings, follow=False) as stream:
             assert len([event async for event in stream]) == 1
-    assert Counter(a.verdict for a in answers) == {"accepted": 1, "duplicate": 2}
-    assert {a.original for a in answers if a.verdict == "duplicate"} == {"accepted"}
-    assert len({tuple(a.event_ids) for a in answers}) == 1
+    assert Counter(a.verdict for a in outcomes) == {"accepted": 1, "duplicate": 2}
+    assert {a.original for a in outcomes if a.verdict == "duplicate"} == {"accepted"}
+    assert len({tuple(a.event_ids) for a in outcomes}) == 1
 
 
 async def test_an_expired_command_is_refused(settings: Settings) -> None:
     async with running_worker(settings), FlowClient(settings) as client:
-        answer = await client.send(create(str(uuid4()), expires_at="2020-01-01T00:00:00Z"))
-    assert (answer.verdict, answer.code) == ("rejected", "expired")
+        outcome = await client.send(create(str(uuid4()), expires_at="2020-01-01T00:00:00Z"))
+    assert (outcome.verdict, outcome.code) == ("rejected", "expired")
 
 
 async def test_a_dry_run_changes_nothing(settings: Settings) -> None:
@@ -120,8 +120,8 @@ async def test_a_command_on_the_wrong_partition_is_answered_all_the_same(
     async with running_worker(settings), FlowClient(settings, expire=False) as client:
         async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
             await producer.send_and_wait(commands, ready.value, ready.key, wrong)
-        answer = await client.send(ready.command)
-    assert "accepted" in (answer.verdict, answer.original)
+        outcome = await client.send(ready.command)
+    assert "accepted" in (outcome.verdict, outcome.original)
 
 
 async def test_the_audit_shows_chain_and_trace(settings: Settings) -> None:

@@ -53,9 +53,9 @@ class Audit:
         return [self.settings.bootstrap_servers, Topics(self.settings.topic_prefix).audit]
 
     def complete(self, lines: list[str]) -> bool:
-        told = [line for line in lines if line.startswith("20")]  # Faust greets first
-        assert len(told) == len(set(told)), "an event came twice"
-        return sorted(told) == self.lines
+        output = [line for line in lines if line.startswith("20")]  # Faust greets first
+        assert len(output) == len(set(output)), "an event came twice"
+        return sorted(output) == self.lines
 
 
 def created(flow_id: str) -> dict[str, Any]:

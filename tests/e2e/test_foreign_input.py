@@ -18,7 +18,7 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings
 from processor.telemetry.terminal import OBEYED
-from tests.support.cli_runner import Shell, worker_beside
+from tests.support.cli_runner import Shell, child_worker
 from tests.support.foreign_records import Foreign, ForeignSender
 from tests.support.machine import patience
 from tests.support.terminal import on_a_terminal, without_styles
@@ -47,14 +47,14 @@ def create(flow_id: str) -> bytes:
 
 def records(prefix: str, flow_id: str) -> list[Foreign]:
     """`flow_id`, of partition 0, is a flow whose fields a terminal would obey."""
-    key, letter = flow_id.encode(), f"{prefix}.deadletters/0/"
+    key, dead_letter = flow_id.encode(), f"{prefix}.deadletters/0/"
     forwarded, redriven = "taskflow-forwarded-from", "taskflow-redriven-from"
     met: list[tuple[int, bytes | None, bytes | None, str, bytes | None]] = [
         (0, b"k", b"{bad", "taskflow-truncated", NINES),
         (0, b"k", b"{bad", "taskflow-truncated", b"9" * 20),
         (0, b"k", b"{bad", "taskflow-source-offset", "١٢".encode()),
-        (0, b"k", b"{bad", redriven, letter.encode() + NINES),
-        (0, b"k", b"{bad", redriven, letter.encode() + b"0"),
+        (0, b"k", b"{bad", redriven, dead_letter.encode() + NINES),
+        (0, b"k", b"{bad", redriven, dead_letter.encode() + b"0"),
         (0, b"k", b"{bad", HOSTILE, HOSTILE.encode()),
         (0, key, create(flow_id), forwarded, None),
         (1, key, create(flow_id), forwarded, None),
@@ -124,18 +124,18 @@ def test_every_command_reads_what_any_sender_writes(
     asyncio.run(set_compression(settings, "producer"))  # or the broker keeps the largest out
     put(settings, some)
     history, export = str(tmp_path / "history.gz"), str(tmp_path / "flows.sqlite")
-    with worker_beside(settings):
+    with child_worker(settings):
         until_decided(taskflow)
-        letters = taskflow("deadletters", "list", "--redriven")
-        assert len(letters) >= len([one for one in some if one.value == b"{bad"])
-        places = [letter["letter"] for letter in letters]
+        dead_letters = taskflow("deadletters", "list", "--redriven")
+        assert len(dead_letters) >= len([one for one in some if one.value == b"{bad"])
+        places = [dead_letter["letter"] for dead_letter in dead_letters]
         for place in places[:40]:
             (shown,) = taskflow("deadletters", "show", place)
             assert shown["letter"] == place
         # A sender's own header stands for no redrive of ours where it is not the last.
         taskflow("deadletters", "redrive", "--all", "--dry-run", code=None)
         taskflow("deadletters", "redrive", "--all", "--unreadable", "--yes", code=None)
-        assert "Traceback" not in taskflow.told
+        assert "Traceback" not in taskflow.errors
         until_decided(taskflow)
 
         commands = [
@@ -185,16 +185,16 @@ async def test_a_view_worker_stays_ready_and_shows_each_dead_letter(
     await create_topics(settings)
     some = records(prefix, a_flow(0))
     await asyncio.to_thread(put, settings, [one for one in some if len(one.value or b"") < 10**6])
-    with worker_beside(settings):
+    with child_worker(settings):
         async with views(1, tmp_path, broker.bootstrap, prefix, unused_tcp_port_factory) as (view,):
             await view.start()
             # The ones that are met are among the first of partition 0.
             page = await view.until(
-                lambda answer: any("{bad" in item["value"] for item in answer["items"]),
+                lambda response: any("{bad" in item["value"] for item in response["items"]),
                 "/v1/deadletters",
                 limit="100",
             )
             assert page["view"]["complete"]
-            await view.until(lambda answer: answer["ready"], "/ready")
-            assert "Traceback" not in view.told()
+            await view.until(lambda response: response["ready"], "/ready")
+            assert "Traceback" not in view.output()
             assert await view.end() == 0

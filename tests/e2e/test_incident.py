@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaProducer
 from processor.client import FlowClient
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
-from tests.support.cli_runner import Shell, worker_beside
+from tests.support.cli_runner import Shell, child_worker
 
 README = Path(__file__).parents[2] / "processor" / "docs" / "runbook.md"
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -79,7 +79,7 @@ def test_an_incident_from_alarm_to_repair(
     )
     taskflow = Shell(settings, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
-    with worker_beside(settings):
+    with child_worker(settings):
         asyncio.run(a_release_goes_wrong(settings))
         change = {"kind": "start_running", "flow_id": FLOWS[3], "issued_by": "session-41"}
         Path("changed.jsonl").write_text(json.dumps(change) + "\n")
@@ -89,7 +89,7 @@ def test_an_incident_from_alarm_to_repair(
             program, *arguments = shlex.split(command.typed)
             if program == "taskflow":
                 lines = taskflow.lines(*arguments, code=command.code)
-                assert fits(command.shown, lines), (command, lines, taskflow.told)
+                assert fits(command.shown, lines), (command, lines, taskflow.errors)
             else:
                 subprocess.run(command.typed, shell=True, check=True, executable="/bin/bash")
 

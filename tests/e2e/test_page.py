@@ -24,7 +24,7 @@ pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 
 
 @pytest.fixture(scope="module")
-def told() -> ShownViews:
+def views() -> ShownViews:
     return story()
 
 
@@ -205,7 +205,7 @@ CONTRAST = """() => {
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 async def test_every_page_fits_and_can_be_read(
     browser: Browser,
-    told: ShownViews,
+    views: ShownViews,
     scheme: Literal["light", "dark"],
     size: tuple[int, int],
     tmp_path: Path,
@@ -219,7 +219,7 @@ async def test_every_page_fits_and_can_be_read(
         "deadletters": ("/deadletters", "tbody tr"),
         "partitions": ("/partitions", ".grave"),
     }
-    async with showing(told) as address, tab(browser, size=size, scheme=scheme) as seen:
+    async with showing(views) as address, tab(browser, size=size, scheme=scheme) as seen:
         for name, (path, awaited) in pages.items():
             await seen.page.goto(f"{address}/#{path}")
             await expect(seen.page.locator(f"main {awaited}").first).to_be_visible()
@@ -238,9 +238,9 @@ LENGTHS = "all => all.map(one => one.textContent.length)"
 
 
 async def test_what_somebody_wrote_is_harmless(
-    browser: Browser, told: ShownViews, tmp_path: Path
+    browser: Browser, views: ShownViews, tmp_path: Path
 ) -> None:
-    async with showing(told) as address, tab(browser) as seen:
+    async with showing(views) as address, tab(browser) as seen:
         page = seen.page
         for path in ("/flows?q=img", f"/flows/{flow_id(8)}", "/audit", "/deadletters"):
             await page.goto(f"{address}/#{path}")
@@ -282,7 +282,7 @@ async def test_nobody_listens_behind_a_hidden_page(browser: Browser) -> None:
                 f" {{ value: {hidden}, configurable: true }});"
                 "document.dispatchEvent(new Event('visibilitychange'))"
             )
-            await views.until_heard_by(listeners)
+            await views.until_followed_by(listeners)
             views.send(create(902 + listeners, "behind it"))
         await expect(page.locator("tbody tr").first).to_contain_text(flow_id(903))
         await expect(page.locator("tbody")).to_contain_text(flow_id(902))
@@ -319,22 +319,24 @@ async def test_the_keyboard_is_enough(browser: Browser) -> None:
         await expect(page.get_by_role("heading", level=1)).to_have_count(1)
 
 
-async def test_views_that_go_away_are_missed_in_words(browser: Browser, told: ShownViews) -> None:
+async def test_views_that_go_away_are_missed_in_words(browser: Browser, views: ShownViews) -> None:
     async with tab(browser) as seen:
-        async with showing(told) as address:
+        async with showing(views) as address:
             await seen.page.goto(address)
             await expect(seen.page.locator("#fresh")).to_have_text("no worker for partition 1")
         await expect(seen.page.locator("#fresh")).to_have_text("no answer")
-        seen.complaints = [told for told in seen.complaints if "ERR_CONNECTION_REFUSED" not in told]
+        seen.complaints = [
+            views for views in seen.complaints if "ERR_CONNECTION_REFUSED" not in views
+        ]
 
 
 async def test_a_partition_without_a_worker_is_not_up_to_date(
-    browser: Browser, told: ShownViews
+    browser: Browser, views: ShownViews
 ) -> None:
-    told.orphaned = 1
-    async with showing(told) as address, tab(browser) as seen:
+    views.orphaned = 1
+    async with showing(views) as address, tab(browser) as seen:
         await seen.page.goto(address)
         await expect(seen.page.locator("#fresh")).to_have_text("no worker for partition 1")
         assert await seen.page.locator("#fresh").get_attribute("data-state") == "bad"
-        told.orphaned = None
+        views.orphaned = None
         await expect(seen.page.locator("#fresh")).to_have_text("up to date", timeout=15_000)

@@ -99,9 +99,9 @@ def worker(env: Environment) -> Iterator[subprocess.Popen[str]]:
     with running(env, "worker") as process:
         yield process
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=patience(30))
-        assert process.returncode == 0, told
-        assert "Traceback" not in told
+        _, output = process.communicate(timeout=patience(30))
+        assert process.returncode == 0, output
+        assert "Traceback" not in output
 
 
 def test_topics_are_made_and_checked(env: Environment, prefix: str) -> None:
@@ -384,14 +384,14 @@ async def test_what_is_no_command_becomes_a_dead_letter(
 
     with running(env, "deadletters", "--follow", "--from-beginning") as following:
         assert following.stdout is not None
-        letter = json.loads(following.stdout.readline())
+        dead_letter = json.loads(following.stdout.readline())
         following.send_signal(signal.SIGINT)
-        _, told = following.communicate(timeout=patience(20))
+        _, output = following.communicate(timeout=patience(20))
 
-    assert letter["value"] == {"base64": "/3s="}
-    assert letter["key"] == "somebody"
-    assert ["taskflow-code", "malformed"] in letter["headers"]
-    assert (following.returncode, told) == (130, "")
+    assert dead_letter["value"] == {"base64": "/3s="}
+    assert dead_letter["key"] == "somebody"
+    assert ["taskflow-code", "malformed"] in dead_letter["headers"]
+    assert (following.returncode, output) == (130, "")
 
 
 def test_a_reader_that_has_had_enough_is_no_error(
@@ -447,12 +447,12 @@ def test_a_broker_of_ones_own(prefix: str, tmp_path: Path) -> None:
         assert broker.wait(timeout=patience(60)) == 0
 
 
-def assert_main_job(told: str) -> None:
+def assert_main_job(output: str) -> None:
     for word in ("accepted", "duplicate", "forwarded", "quarantined", "not_owner", "a second"):
-        assert word in told
+        assert word in output
     for word in ("taskflow:timer", '{"by":"timer"', '{"by":"timeout"', '{"by":"external_event"'):
-        assert word in told
-    assert "53 flows" in told.partition("What the views have seen")[2]
+        assert word in output
+    assert "53 flows" in output.partition("What the views have seen")[2]
 
 
 @pytest.mark.soak
@@ -465,10 +465,10 @@ def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path) -> None:
                 seen |= set(psutil.Process(demo.pid).children(recursive=True))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 demo.wait(timeout=0.2)
-        told, complaints = demo.communicate()
+        output, complaints = demo.communicate()
 
     assert demo.returncode == 0, complaints
-    assert_main_job(told)
+    assert_main_job(output)
     assert len(seen) >= 4  # supervisor, JVM, worker, views
     psutil.wait_procs(seen, timeout=patience(10))
     assert not [process for process in seen if process.is_running()]
@@ -501,24 +501,24 @@ def test_a_demo_that_is_kept_does_the_main_job_and_answers_until_ctrl_c(tmp_path
     }
     with running(env, "demo", "--keep", process_group=0) as demo:
         assert demo.stdout is not None
-        told = ""
-        while "Ctrl-C ends it all" not in told:
+        output = ""
+        while "Ctrl-C ends it all" not in output:
             line = demo.stdout.readline()
             assert line, "it ended"
-            told += line
-        assert_main_job(told)
-        url = told.partition("Look at ")[2].split()[0]
+            output += line
+        assert_main_job(output)
+        url = output.partition("Look at ")[2].split()[0]
         assert url == f"http://{env['TASKFLOW_VIEWS_HTTP']}"
         with urlopen(url, timeout=patience(10)) as page:
             assert b"<title>taskflow</title>" in page.read()
-        with urlopen(f"{url}/v1/flows?limit=100", timeout=patience(10)) as answer:
-            assert len(json.load(answer)["items"]) == 53
+        with urlopen(f"{url}/v1/flows?limit=100", timeout=patience(10)) as response:
+            assert len(json.load(response)["items"]) == 53
         children = psutil.Process(demo.pid).children(recursive=True)
         os.killpg(demo.pid, signal.SIGINT)
-        told, complaints = demo.communicate(timeout=patience(60))
+        output, complaints = demo.communicate(timeout=patience(60))
 
     assert (demo.returncode, complaints) == (0, "")
-    assert "Nothing is left running" in told
+    assert "Nothing is left running" in output
     assert len(children) == 4
     assert not [process for process in children if process.is_running()]
     assert not list(tmp_path.iterdir())

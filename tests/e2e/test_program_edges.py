@@ -15,7 +15,7 @@ from processor.cli.main import DONE, REFUSED, WRONG_USE
 from processor.client import FlowClient
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
-from tests.support.cli_runner import worker_beside
+from tests.support.cli_runner import child_worker
 from tests.support.forked_program import STREAMS, ForkedProgram, Result, forked_program
 
 FLOW = "6f1f3a52-0000-4000-8000-000000000001"
@@ -30,7 +30,7 @@ class Deployment(NamedTuple):
     taskflow: ForkedProgram
     settings: Settings
     directory: Path
-    letter: str
+    dead_letter: str
     """Where the one dead letter is."""
 
     def run(self, *words: str, **how: Any) -> Result:
@@ -38,13 +38,13 @@ class Deployment(NamedTuple):
         names = {
             "directory": str(self.directory),
             "prefix": self.settings.topic_prefix,
-            "letter": self.letter,
+            "letter": self.dead_letter,
             **{"flow": FLOW, "waiting": WAITING, "nobodys": NOBODYS},
         }
         return self.taskflow(*(word.format(**names) for word in words), **how)
 
 
-async def _fill(settings: Settings) -> None:
+async def _populate(settings: Settings) -> None:
     about = {"controller_id": "c", "goal": "g", "requester_origin": "r", "state_json": {"n": 1}}
     async with FlowClient(settings) as client:
         for flow_id in (FLOW, WAITING):
@@ -86,13 +86,13 @@ def deployment(
     commands = directory / "commands.jsonl"
     look = {"kind": "request_cancel", "flow_id": FLOW, "issued_by": "me", "dry_run": True}
     commands.write_text("".join(json.dumps(look) + "\n" for _ in range(3)))
-    with forked_program(environment) as taskflow, worker_beside(settings):
-        asyncio.run(_fill(settings))
+    with forked_program(environment) as taskflow, child_worker(settings):
+        asyncio.run(_populate(settings))
         listed = taskflow("deadletters", "list")
         assert (listed.code, listed.err) == (DONE, "")
-        (letter,) = map(json.loads, listed.out.splitlines())
-        assert letter["code"] == "invalid_command"
-        yield Deployment(taskflow, settings, directory, letter["letter"])
+        (dead_letter,) = map(json.loads, listed.out.splitlines())
+        assert dead_letter["code"] == "invalid_command"
+        yield Deployment(taskflow, settings, directory, dead_letter["letter"])
 
 
 PRINTS = [

@@ -12,10 +12,10 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from processor.adapters.kafka.bulk_copy import BulkCopy
-from processor.cli.repartition import copy as filling
+from processor.cli.repartition import copy as copying
 from processor.client import FlowClient
 from processor.settings import Settings
-from tests.support.cli_runner import Shell, create, send, worker_beside
+from tests.support.cli_runner import Shell, child_worker, create, send
 from tests.support.load import Load
 from tests.support.machine import patience
 
@@ -46,35 +46,39 @@ def test_what_is_wrong_is_seen_and_a_dead_letter_goes_back(
     command = create(flow, command_id=str(uuid4()))
     broken = json.dumps(command).replace('"me"', '"mé"').encode("latin-1")
     topic = f"{settings.topic_prefix}.commands"
-    still, fixed, out = (tmp_path / name for name in ("still.json", "fixed.json", "out.json"))
-    with worker_beside(settings):
+    unreadable, fixed, out = (tmp_path / name for name in ("still.json", "fixed.json", "out.json"))
+    with child_worker(settings):
         put(settings, ("commands", flow.encode(), broken), ("commands", other.encode(), b"[]"))
         send(settings, finish(flow), finish(other))  # behind both, on each partition
 
-        letters = taskflow("deadletters", "list")
-        assert [letter["code"] for letter in letters] == ["malformed"] * 2
-        place = next(letter["letter"] for letter in letters if "UTF-8" in letter["message"])
+        dead_letters = taskflow("deadletters", "list")
+        assert [dead_letter["code"] for dead_letter in dead_letters] == ["malformed"] * 2
+        place = next(
+            dead_letter["letter"]
+            for dead_letter in dead_letters
+            if "UTF-8" in dead_letter["message"]
+        )
         shown = (taskflow("deadletters", "show", place))[0]
         assert shown["faults"][0]["at"] == broken.index(b"\xe9")
         assert shown["headers"] == [["x", "1"]]
         nowhere = tmp_path / "nowhere" / "letter.json"
         taskflow("deadletters", "show", place, "--save", str(nowhere), code=2)
-        assert f"{nowhere} cannot be written: No such file" in taskflow.told
+        assert f"{nowhere} cannot be written: No such file" in taskflow.errors
         for nothing in ("9/9", "0/999", "0/999999999999999999"):
             taskflow("deadletters", "show", nothing, code=1)
-            assert f"There is no dead letter {nothing}" in taskflow.told
+            assert f"There is no dead letter {nothing}" in taskflow.errors
             taskflow("deadletters", "redrive", nothing, "--yes", code=1)
-            assert f"There is no dead letter {nothing}" in taskflow.told
+            assert f"There is no dead letter {nothing}" in taskflow.errors
         streamed = taskflow("deadletters", "--flow", flow)
         assert [f"{line['partition']}/{line['offset']}" for line in streamed] == [place]
 
-        still.write_bytes(broken)
+        unreadable.write_bytes(broken)
         taskflow(
-            *("deadletters", "edit", place, "--value", str(still)),
+            *("deadletters", "edit", place, "--value", str(unreadable)),
             *("--output", str(tmp_path / "still-wrong.json")),
             code=1,
         )
-        assert "not UTF-8" in taskflow.told
+        assert "not UTF-8" in taskflow.errors
         fixed.write_text(json.dumps(command))
         mended = ("--value", str(fixed))
         taskflow("deadletters", "edit", place, *mended, "--output", str(out))
@@ -87,7 +91,7 @@ def test_what_is_wrong_is_seen_and_a_dead_letter_goes_back(
 
         # A second time it is known, and seen; asked for all the same, it is a resend.
         assert taskflow("deadletters", "redrive", place, *mended, "--yes") == []
-        assert f"was sent back before, to {sent['to']}" in taskflow.told
+        assert f"was sent back before, to {sent['to']}" in taskflow.errors
         seen = taskflow("deadletters", "list", "--redriven")
         assert {line["letter"]: line["redriven_to"] for line in seen}[place] == sent["to"]
         (again,) = taskflow("deadletters", "redrive", place, *mended, "--yes", "--again")
@@ -96,7 +100,7 @@ def test_what_is_wrong_is_seen_and_a_dead_letter_goes_back(
         # What the processor would still not read is counted as such, and stays.
         bad = next(line["letter"] for line in seen if line["redriven_to"] is None)
         everything = taskflow("deadletters", "redrive", "--all", "--dry-run")
-        assert "0 letters would be sent back, 2 letters would stay." in taskflow.told
+        assert "0 letters would be sent back, 2 letters would stay." in taskflow.errors
         stays = {line["letter"]: line["stays"] for line in everything}
         assert "would still be malformed: at byte 0: not a JSON object" in stays[bad]
         assert taskflow("deadletters", "redrive", "--all", "--yes", code=1) == []
@@ -144,7 +148,7 @@ def test_four_partitions_become_seven_and_nothing_is_lost(
     made = [load.next() for _ in range(300)]
     first = str(uuid4())
     command = create(first, command_id=str(uuid4()), expires_at="2999-01-01T00:00:00.000Z")
-    with worker_beside(old):
+    with child_worker(old):
         put(old, *made)
         send(old, command)
         outcome = resend(old, command)
@@ -157,12 +161,12 @@ def test_four_partitions_become_seven_and_nothing_is_lost(
     move = ("repartition", "--to", "7", "--prefix", new.topic_prefix)
     (plan,) = taskflow(*move, "--dry-run", code=1)
     assert plan["undecided"] == len(late)
-    assert "undecided" in taskflow.told
+    assert "undecided" in taskflow.errors
     (plan,) = taskflow(*move, "--carry-undecided", "--dry-run")
     assert (plan["from"], plan["to"], plan["goes_on"]) == (4, 7, False)
 
     # Killed amid the history, it goes on where it was.
-    monkeypatch.setattr(filling, "STEPS_AT_ONCE", 50)
+    monkeypatch.setattr(copying, "STEPS_AT_ONCE", 50)
     with monkeypatch.context() as killed:
         killed.setattr(BulkCopy, "copy", _killed_after(11))
         with pytest.raises(Killed):
@@ -170,15 +174,15 @@ def test_four_partitions_become_seven_and_nothing_is_lost(
     assert taskflow(*move, "--check", code=1) == []
     other = ("repartition", "--to", "6", "--prefix", new.topic_prefix, "--carry-undecided")
     taskflow(*other, "--yes", code=1)
-    assert "take --to 7 to go on with it" in taskflow.told
+    assert "take --to 7 to go on with it" in taskflow.errors
     there = Shell(new, monkeypatch, taskflow.capsys)
     assert {line["what"] for line in there("topics", "check", code=1)} == {"message.timestamp.type"}
     # A producer that was not paused: nothing is opened, and what it wrote goes along next time.
     taskflow = Shell(old, monkeypatch, taskflow.capsys)
     with monkeypatch.context() as unpaused:
-        unpaused.setattr(filling.TopicCopy, "run", _while_somebody_writes(old, late, load))
+        unpaused.setattr(copying.TopicCopy, "run", _while_somebody_writes(old, late, load))
         taskflow(*move, "--carry-undecided", "--yes", code=1)
-        assert "The old side went on meanwhile" in taskflow.told
+        assert "The old side went on meanwhile" in taskflow.errors
     _, result = taskflow(*move, "--carry-undecided", "--yes")
     assert (result["differences"], result["flows"] > 10) == (0, True)
     (again,) = taskflow(*move, "--carry-undecided", "--yes")  # harmless: it compares
@@ -188,7 +192,7 @@ def test_four_partitions_become_seven_and_nothing_is_lost(
     there = Shell(new, monkeypatch, taskflow.capsys)
     assert there("topics", "check") == []
     assert there("verify")[0]["ok"]
-    with worker_beside(new):
+    with child_worker(new):
         same = resend(new, command)
         assert same["verdict"] == "duplicate"
         assert (same["at"] > outcome["at"], same["revision"]) == (True, outcome["revision"])
@@ -218,16 +222,16 @@ def _killed_after(count: int) -> Any:
 
 
 def _while_somebody_writes(settings: Settings, late: list[Any], load: Load) -> Any:
-    fill = filling.TopicCopy.run
+    copy_topics = copying.TopicCopy.run
 
-    async def fill_and_be_late(self: Any) -> None:
-        await fill(self)
+    async def copy_late(self: Any) -> None:
+        await copy_topics(self)
         late.append(load.next())
         topic, key, value = late[-1]
         async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
             await producer.send_and_wait(f"{settings.topic_prefix}.{topic}", value, key=key)
 
-    return fill_and_be_late
+    return copy_late
 
 
 def resend(settings: Settings, command: dict[str, Any]) -> dict[str, Any]:

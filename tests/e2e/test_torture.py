@@ -29,9 +29,9 @@ async def test_a_short_trial_holds_and_tells_what_it_did(tmp_path: Path) -> None
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, told = await asyncio.wait_for(process.communicate(), WITHIN_S)
+    out, output = await asyncio.wait_for(process.communicate(), WITHIN_S)
 
-    assert process.returncode == 0, told.decode()[-4000:]
+    assert process.returncode == 0, output.decode()[-4000:]
     report = json.loads(out)
     assert report["ok"] is True
     assert report["seed"] == 3
@@ -40,7 +40,7 @@ async def test_a_short_trial_holds_and_tells_what_it_did(tmp_path: Path) -> None
     assert {"accepted", "rejected"} <= report["commands"]["verdicts"].keys()
     assert [verified["ok"] for verified in report["verified"]] == [True, True]
     assert all(verified["checked"]["I10"] > 100 for verified in report["verified"])
-    assert "healed in" in told.decode()
+    assert "healed in" in output.decode()
     left = list(tmp_path.iterdir())  # noqa: ASYNC240
     assert left == []
 
@@ -63,9 +63,9 @@ async def test_a_foreign_record_on_a_given_clusters_audit_is_a_violation(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(trial.tempfile, "tempdir", None)
     plan = trial.ChaosPlan(seed=4, seconds=0.5, workers=1, partitions=1, bootstrap=broker.bootstrap)
-    told: list[str] = []
+    output: list[str] = []
 
-    result = await trial.torture(plan, environ=os.environ, hear=told.append)
+    result = await trial.torture(plan, environ=os.environ, notify=output.append)
 
     assert not result.ok
     assert [sentence for sentence in result.violations if sentence.startswith("I3 not_an_event")]

@@ -106,9 +106,9 @@ class Stream:
 async def streaming(view: ViewProcess, last_id: str | None, **query: str) -> AsyncIterator[Stream]:
     headers = {} if last_id is None else {"Last-Event-ID": last_id}
     url = f"{view.url}/v1/stream"
-    async with view.session.get(url, headers=headers, params=query) as answer:
-        assert answer.status == 200
-        yield Stream(aiter(answer.content))
+    async with view.session.get(url, headers=headers, params=query) as response:
+        assert response.status == 200
+        yield Stream(aiter(response.content))
 
 
 def in_order(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -137,8 +137,8 @@ async def test_a_stream_goes_on_over_a_restart_and_what_was_written_meanwhile_is
         # Neither the group nor the disk has said yet what this worker has.
         status, _ = await view.get("/v1/flows", after=audit.last(), wait="0")
         assert status in (0, 503)
-        answer = await view.until(complete, "/v1/events", after=audit.last(), wait="30000")
-        assert answer["items"]
+        response = await view.until(complete, "/v1/events", after=audit.last(), wait="30000")
+        assert response["items"]
 
         async with streaming(view, last_id) as stream:
             seen += await stream.events(len(audit.events) - len(seen))
@@ -152,9 +152,9 @@ async def test_a_stream_goes_on_over_a_restart_and_what_was_written_meanwhile_is
                 view.get("/v1/statistics", after=str(newest), wait="30000", minutes="1440")
             )
             await audit.write(later)
-            status, answer = await asked
+            status, response = await asked
             assert status == 200
-            assert answer["view"]["complete"]
+            assert response["view"]["complete"]
             seen += await stream.events(len(later))
             assert in_order(seen) == in_order(audit.events)
 
@@ -186,8 +186,8 @@ async def test_commands_by_http_are_decided_and_answered_and_only_with_the_token
         ) -> tuple[int, Any]:
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}
             url = f"{to.url}/v1/commands?wait={wait}"
-            async with to.session.post(url, json=command, headers=headers) as answer:
-                return answer.status, await answer.json()
+            async with to.session.post(url, json=command, headers=headers) as response:
+                return response.status, await response.json()
 
         refused = create()
         assert (await post(closed, refused))[0] == 403
@@ -195,11 +195,11 @@ async def test_commands_by_http_are_decided_and_answered_and_only_with_the_token
         assert (await post(view, refused, token=TOKEN[:-1]))[0] == 401
 
         command = create(command_id=str(uuid4()))
-        status, told = await post(view, command)
+        status, body = await post(view, command)
         assert status == 200
-        outcome = told["outcome"]
+        outcome = body["outcome"]
         assert (outcome["verdict"], outcome["revision"]) == ("accepted", 1)
-        assert told["command_id"] == command["command_id"] == outcome["command_id"]
+        assert body["command_id"] == command["command_id"] == outcome["command_id"]
         # Whichever worker is asked has it.
         after = ",".join(map(str, outcome["event_ids"]))
         path = f"/v1/flows/{command['flow_id']}"
@@ -208,19 +208,19 @@ async def test_commands_by_http_are_decided_and_answered_and_only_with_the_token
             assert found["flow"]["status"] == "running"
             assert found["last_event_id"] == outcome["event_ids"][-1]
         # Sent again, and refused: both are answers.
-        status, told = await post(view, command)
-        assert (status, told["outcome"]["verdict"]) == (200, "duplicate")
+        status, body = await post(view, command)
+        assert (status, body["outcome"]["verdict"]) == (200, "duplicate")
         finish = {"kind": "finish", "flow_id": command["flow_id"], "issued_by": "somebody else"}
-        status, told = await post(view, finish)
-        assert (status, told["outcome"]["code"]) == (200, "not_owner")
+        status, body = await post(view, finish)
+        assert (status, body["outcome"]["code"]) == (200, "not_owner")
         # Without waiting it says where the command stands.
-        status, told = await post(view, {**finish, "issued_by": "session-1"}, wait=0)
-        assert (status, told["outcome"]) == (202, None)
-        assert (told["topic"], told["offset"] >= 0) == (f"{prefix}.commands", True)
-        await view.until(lambda answer: answer["flow"]["status"] == "finished", path)
+        status, body = await post(view, {**finish, "issued_by": "session-1"}, wait=0)
+        assert (status, body["outcome"]) == (202, None)
+        assert (body["topic"], body["offset"] >= 0) == (f"{prefix}.commands", True)
+        await view.until(lambda response: response["flow"]["status"] == "finished", path)
         statistics = await closed.until(complete, "/v1/statistics")
         assert statistics["flows_total"] == 1, "what was refused at the door was never published"
-        assert TOKEN not in view.told()
+        assert TOKEN not in view.output()
 
 
 async def test_a_worker_answers_for_the_hosts_that_it_is_told(

@@ -19,7 +19,7 @@ from processor.ops.verify.scope import Scope
 from processor.ops.verify.verify import verify as verified
 from processor.settings import Settings
 from tests.support.load import Load, under_load
-from tests.support.log_files import foreign_hands
+from tests.support.log_files import foreign_writers
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
@@ -53,9 +53,9 @@ async def test_workers_come_back_by_themselves(prefix: str, tmp_path: Path, end:
             assert [worker.running for worker in pair] == [True, True]
             assert [await worker.end() for worker in pair] == [0, 0]
 
-        assert observer.answered >= load.acknowledged
+        assert observer.decided >= load.acknowledged
         world.assert_clean()
-        assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+        assert foreign_writers(broker.data_dir, prefix, PARTITIONS) == []
 
 
 async def test_a_verification_waits_for_the_broker_and_finds_the_same(

@@ -7,7 +7,7 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
-from tests.support.log_files import foreign_hands
+from tests.support.log_files import foreign_writers
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
@@ -38,6 +38,6 @@ async def test_a_worker_that_joins_and_leaves_every_two_seconds(
         world = await observer.settled([stays.state_dir, comes.state_dir], timeout_s=patience(30))
         assert await stays.end() == 0
 
-    assert observer.answered >= load.acknowledged
+    assert observer.decided >= load.acknowledged
     world.assert_clean()
-    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+    assert foreign_writers(broker.data_dir, prefix, PARTITIONS) == []

@@ -9,7 +9,7 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
-from tests.support.log_files import foreign_hands
+from tests.support.log_files import foreign_writers
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess, workers
@@ -34,8 +34,8 @@ async def topics(bootstrap: str, prefix: str) -> None:
 
 def reached(worker: WorkerProcess) -> list[str]:
     """The points that it came to and broke at, in order."""
-    told = (json.loads(line) for line in worker.told().splitlines() if AT_A_POINT in line)
-    return [f"{line['point']}:{line['does']}" for line in told]
+    output = (json.loads(line) for line in worker.output().splitlines() if AT_A_POINT in line)
+    return [f"{line['point']}:{line['does']}" for line in output]
 
 
 def lose_tables(state_dir: Path) -> None:
@@ -60,7 +60,7 @@ async def test_a_worker_killed_at_each_point_loses_nothing(
                 worker.choose(FAULTS=faults)
                 await worker.start()
                 code = await asyncio.wait_for(worker.process.wait(), PATIENCE_S)
-                assert code == -signal.SIGKILL, f"{faults}: {worker.told()[-3000:]}"
+                assert code == -signal.SIGKILL, f"{faults}: {worker.output()[-3000:]}"
             worker.choose(FAULTS="")
             await worker.start()
             await worker.until_ready()
@@ -68,9 +68,9 @@ async def test_a_worker_killed_at_each_point_loses_nothing(
         assert await worker.end() == 0
 
     assert reached(worker) == [faults.partition("@")[0] for faults in KILLED_AT]
-    assert observer.answered >= load.acknowledged
+    assert observer.decided >= load.acknowledged
     world.assert_clean()
-    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+    assert foreign_writers(broker.data_dir, prefix, PARTITIONS) == []
 
 
 async def test_errors_and_delays_at_each_point_are_outlived(
@@ -84,15 +84,15 @@ async def test_errors_and_delays_at_each_point_are_outlived(
         worker.choose(FAULTS=RAISED_AT, COMMIT_TIMEOUT="1s")
         await worker.start()
         async with under_load(broker.bootstrap, prefix, seed=12, per_s=300) as load:
-            await worker.until_told(AT_A_POINT, times=len(RAISED_AT.split(",")))
+            await worker.until_printed(AT_A_POINT, times=len(RAISED_AT.split(",")))
         world = await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
         assert await worker.end() == 0
 
     asked = [fault.partition("@")[0].partition("=")[0] for fault in RAISED_AT.split(",")]
     assert sorted(reached(worker)) == sorted(asked)
-    assert worker.told().count("Injected: K") >= RAISED_AT.count("raise")
-    assert "CommitUncertain" in worker.told()  # the delay was longer than a commit may take
-    assert "TASKFLOW_FAULTS is set" in worker.told()
-    assert observer.answered >= load.acknowledged
+    assert worker.output().count("Injected: K") >= RAISED_AT.count("raise")
+    assert "CommitUncertain" in worker.output()  # the delay was longer than a commit may take
+    assert "TASKFLOW_FAULTS is set" in worker.output()
+    assert observer.decided >= load.acknowledged
     world.assert_clean()
-    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+    assert foreign_writers(broker.data_dir, prefix, PARTITIONS) == []

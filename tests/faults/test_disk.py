@@ -47,9 +47,9 @@ async def test_a_table_survives_its_disk(
             pid = worker.process.pid
             _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, hard))
-            await worker.until_told("TableFailed", times=2)
+            await worker.until_printed("TableFailed", times=2)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
-            await worker.until_told('"the partition is taken over"', times=PARTITIONS + 1)
+            await worker.until_printed('"the partition is taken over"', times=PARTITIONS + 1)
 
             # A table as it was long ago comes back.
             await worker.kill()
@@ -69,16 +69,16 @@ async def test_a_table_survives_its_disk(
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 ((root,),) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'flow'")
             flip(path, (root - 1) * 4096, 0xFF)
-            thrown_away = worker.told().count(THROWN_AWAY)
+            thrown_away = worker.output().count(THROWN_AWAY)
             await worker.start()
-            await worker.until_told(THROWN_AWAY, times=thrown_away + 1)
+            await worker.until_printed(THROWN_AWAY, times=thrown_away + 1)
             await worker.until_ready(times=4)
             await worker.kill()
             for path in worker.state_dir.glob("*.db*"):
                 path.unlink()
-            filled = worker.told().count(RESTORED_LINE)
+            restored = worker.output().count(RESTORED_LINE)
             await worker.start()
-            await worker.until_told(RESTORED_LINE, times=filled + PARTITIONS)
+            await worker.until_printed(RESTORED_LINE, times=restored + PARTITIONS)
         world = await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
         assert await worker.end() == 0
 

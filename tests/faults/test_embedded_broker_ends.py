@@ -13,7 +13,7 @@ import pytest
 
 from processor.embedded.broker import free_port
 from tests.support.load import under_load
-from tests.support.log_files import foreign_hands
+from tests.support.log_files import foreign_writers
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess
@@ -51,7 +51,7 @@ class Command(WorkerProcess):
                         child.kill()
                         return time.monotonic()
             await asyncio.sleep(0.01)
-        raise AssertionError(f"there is no JVM to kill:\n{self.told()[-4000:]}")
+        raise AssertionError(f"there is no JVM to kill:\n{self.output()[-4000:]}")
 
     def views(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children()
@@ -81,17 +81,17 @@ async def test_up_outlives_its_views_and_its_broker_and_answers_every_command_on
     up = Command("up", tmp_path, prefix)
     await up.start()
     try:
-        await up.until_told("taskflow is up", timeout_s=patience(90))
+        await up.until_printed("taskflow is up", timeout_s=patience(90))
         async with observing(up.bootstrap, prefix, PARTITIONS) as observer:
             async with under_load(up.bootstrap, prefix, seed=14, per_s=100) as load:
                 await up.kill_views()
-                await up.until_told("The view worker was killed by SIGKILL; it is started again")
+                await up.until_printed("The view worker was killed by SIGKILL; it is started again")
                 await up.until_views_answer()
                 for kill in range(1, broker_kills + 1):
                     acknowledged = len(load.acknowledged)
                     await up.kill_kafka()
-                    await up.until_told(ENDED, times=kill, timeout_s=patience(1))
-                    await up.until_told(AGAIN, times=kill, timeout_s=patience(60))
+                    await up.until_printed(ENDED, times=kill, timeout_s=patience(1))
+                    await up.until_printed(AGAIN, times=kill, timeout_s=patience(60))
                     async with asyncio.timeout(patience(60)):
                         while len(load.acknowledged) < acknowledged + 100:  # noqa: ASYNC110
                             await asyncio.sleep(0.05)
@@ -101,23 +101,23 @@ async def test_up_outlives_its_views_and_its_broker_and_answers_every_command_on
         if up.running:
             await up.kill()
 
-    assert observer.answered >= load.acknowledged
+    assert observer.decided >= load.acknowledged
     world.assert_clean()
-    assert foreign_hands(up.state_dir / "broker", prefix, PARTITIONS) == []
-    told = up.told()
+    assert foreign_writers(up.state_dir / "broker", prefix, PARTITIONS) == []
+    output = up.output()
     for word in ("Traceback", "CancelledError", "never retrieved"):
-        assert word not in told, told[told.index(word) - 300 : told.index(word) + 2000]
-    assert len(told.splitlines()) < 60 + 40 * broker_kills, told
+        assert word not in output, output[output.index(word) - 300 : output.index(word) + 2000]
+    assert len(output.splitlines()) < 60 + 40 * broker_kills, output
 
 
 async def test_a_broker_that_keeps_ending_ends_the_command(prefix: str, tmp_path: Path) -> None:
     command = Command("broker", tmp_path, prefix)
     await command.start()
     try:
-        await command.until_told("its data is in", timeout_s=patience(60))
+        await command.until_printed("its data is in", timeout_s=patience(60))
         for kill in (1, 2):
             killed_at = await command.kill_kafka()
-            await command.until_told(ENDED, times=kill, timeout_s=patience(1))
+            await command.until_printed(ENDED, times=kill, timeout_s=patience(1))
             assert time.monotonic() - killed_at < patience(1)
         await command.kill_kafka()
         async with asyncio.timeout(patience(20)):
@@ -127,7 +127,7 @@ async def test_a_broker_that_keeps_ending_ends_the_command(prefix: str, tmp_path
             await command.kill()
 
     assert code == 3
-    last = command.told()
+    last = command.output()
     assert "and is not started again. It ended 3 times within 60 s." in last
     assert "Traceback" not in last
 
@@ -136,7 +136,7 @@ async def test_a_demo_whose_broker_dies_says_so_and_ends(prefix: str, tmp_path: 
     demo = Command("demo", tmp_path, prefix)
     await demo.start()
     try:
-        await demo.until_told("created", times=3, timeout_s=patience(60))
+        await demo.until_printed("created", times=3, timeout_s=patience(60))
         await demo.kill_kafka()
         async with asyncio.timeout(patience(20)):
             code = await demo.process.wait()
@@ -144,9 +144,9 @@ async def test_a_demo_whose_broker_dies_says_so_and_ends(prefix: str, tmp_path: 
         if demo.running:
             await demo.kill()
 
-    told = demo.told()
-    assert f"{ENDED} and is not started again." in told
-    assert "Traceback" not in told
+    output = demo.output()
+    assert f"{ENDED} and is not started again." in output
+    assert "Traceback" not in output
     assert code == 3
 
 
@@ -155,8 +155,8 @@ async def test_a_broker_that_is_told_to_end_while_it_starts_ends(
 ) -> None:
     command = Command("broker", tmp_path, prefix)
     await command.start()
-    await command.until_told("starting Apache Kafka", timeout_s=patience(30))
+    await command.until_printed("starting Apache Kafka", timeout_s=patience(30))
     command.process.send_signal(signal.SIGTERM)
     async with asyncio.timeout(patience(10)):
         assert await command.process.wait() == 0
-    assert "Traceback" not in command.told()
+    assert "Traceback" not in command.output()

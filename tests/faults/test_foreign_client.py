@@ -82,12 +82,12 @@ async def test_all_of_a_foreign_clients_commands_end_in_order(
     forwarded = verdicts.count("forwarded")
     assert forwarded > len(sent) / 2
     assert len(verdicts) == len(sent) + forwarded
-    told = {}
+    output = {}
     for record in world.all_of("outcomes"):
         outcome = json.loads(record.value)
         if outcome["verdict"] == "accepted":
-            told.setdefault(outcome["flow_id"], []).append(outcome["command_id"])
-    for flow_id, command_ids in told.items():
+            output.setdefault(outcome["flow_id"], []).append(outcome["command_id"])
+    for flow_id, command_ids in output.items():
         assert command_ids == [c["command_id"] for c in sent if c["flow_id"] == flow_id]
 
 
@@ -117,7 +117,7 @@ async def test_a_copy_that_lies_wrong_again_is_quarantined(
     world.assert_clean()
     (outcome,) = (json.loads(record.value) for record in world.all_of("outcomes"))
     assert (outcome["verdict"], outcome["code"]) == ("quarantined", "invalid_key")
-    (letter,) = world.of("deadletters", wrong)
-    assert (letter.key, letter.value) == (key, value)
-    copies = [value for name, value in letter.headers if name == "taskflow-forwarded-from"]
+    (dead_letter,) = world.of("deadletters", wrong)
+    assert (dead_letter.key, dead_letter.value) == (key, value)
+    copies = [value for name, value in dead_letter.headers if name == "taskflow-forwarded-from"]
     assert copies == [forged[0][1]]

@@ -33,7 +33,7 @@ async def test_the_one_that_came_later_ends_with_a_sentence_and_the_first_goes_o
         assert first.running
         assert await first.end() == 0
 
-    assert "this one stops. Each worker needs an id of its own." in later.told()
-    for told in (first.told(), later.told()):
+    assert "this one stops. Each worker needs an id of its own." in later.output()
+    for output in (first.output(), later.output()):
         for word in ("Traceback", "never retrieved"):
-            assert word not in told, told[max(0, told.index(word) - 300) :][:2000]
+            assert word not in output, output[max(0, output.index(word) - 300) :][:2000]

@@ -10,7 +10,7 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
-from tests.support.log_files import foreign_hands, owners, until_in_transaction
+from tests.support.log_files import foreign_writers, owners, until_in_transaction
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import owner_of, workers
@@ -48,10 +48,10 @@ async def test_kills_cost_nothing_but_time(
         codes = [await worker.end() for worker in pair]
 
     assert codes == [0, 0]
-    assert observer.answered >= load.acknowledged
+    assert observer.decided >= load.acknowledged
     assert len(load.acknowledged) > 100 * count
     world.assert_clean()
-    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+    assert foreign_writers(broker.data_dir, prefix, PARTITIONS) == []
     written_by, interrupted = owners(broker.data_dir, prefix, PARTITIONS)
     assert written_by > count
     assert interrupted > 0

@@ -7,10 +7,10 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
-from tests.support.log_files import foreign_hands, owners, until_in_transaction
+from tests.support.log_files import foreign_writers, owners, until_in_transaction
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
-from tests.support.processes import SESSION_TIMEOUT_S, owner_of, until_owned, workers
+from tests.support.processes import SESSION_TIMEOUT_S, owner_of, until_assigned, workers
 
 PARTITIONS = 4
 
@@ -29,15 +29,15 @@ async def test_the_late_owner_writes_nothing_and_rejoins(
         await asyncio.gather(*(worker.until_ready() for worker in pair))
         async with under_load(broker.bootstrap, prefix, seed=4, per_s=600) as load:
             for late, other in (pair, reversed(pair)):
-                await until_owned(PARTITIONS, pair)
+                await until_assigned(PARTITIONS, pair)
                 await asyncio.sleep(0.5)
                 mine = next(p for p in range(PARTITIONS) if owner_of(p, pair) is late)
                 await until_in_transaction(broker.data_dir, f"{prefix}.outcomes", mine)
                 late.pause()
-                await until_owned(PARTITIONS, [other])
+                await until_assigned(PARTITIONS, [other])
                 await asyncio.sleep(SESSION_TIMEOUT_S / 2)
                 late.resume()
-            await until_owned(PARTITIONS, pair)
+            await until_assigned(PARTITIONS, pair)
             # `other` goes, and the one that was late decides everything alone.
             assert await other.end() == 0
             await load.send(50)
@@ -45,8 +45,8 @@ async def test_the_late_owner_writes_nothing_and_rejoins(
         assert late.running
         assert await late.end() == 0
 
-    assert observer.answered >= load.acknowledged
+    assert observer.decided >= load.acknowledged
     world.assert_clean()
-    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+    assert foreign_writers(broker.data_dir, prefix, PARTITIONS) == []
     written_by, interrupted = owners(broker.data_dir, prefix, PARTITIONS)
     print(f"{written_by} owners, {interrupted} of their transactions ended by another")

@@ -26,7 +26,7 @@ from tests.support.topics import set_compression
 PARTITIONS = 2
 KIB = 1024
 LIMIT = 512 * KIB
-ANSWER_S = patience(1.0)
+OUTCOME_S = patience(1.0)
 MEMORY_MAX_BYTES = 512 * KIB * KIB
 BOMB_MIB = 1024
 BOMB_MEMORY_MAX_BYTES = 200 * KIB * KIB
@@ -237,7 +237,7 @@ async def test_one_outcome_and_one_dead_letter_each(
             good = await producer.send_and_wait(topic, value, flow_id.encode())
             assert good.partition == 0
             began = time.monotonic()
-            while (topic, 0, good.offset) not in observer.answered:
+            while (topic, 0, good.offset) not in observer.decided:
                 assert time.monotonic() < began + patience(20), (
                     f"{sent.name} holds up the partition"
                 )
@@ -260,7 +260,7 @@ async def test_one_outcome_and_one_dead_letter_each(
     assert wrong == {}
     world.assert_clean()
     assert len(world.of("deadletters", 0)) == sum(1 for s in places.values() if s.code)
-    assert statistics.median(seconds) < ANSWER_S
+    assert statistics.median(seconds) < OUTCOME_S
     assert memory_bytes < MEMORY_MAX_BYTES
 
 
@@ -297,12 +297,12 @@ async def test_a_header_name_that_is_not_utf8_stops_nobody(
         await (await producer.send_batch(batch, topic, partition=0))
         await producer.send_and_wait(topic, third, json.loads(third)["flow_id"].encode())
         outcomes = [json.loads(r.value) for r in await read(broker, f"{prefix}.outcomes", 4)]
-        (letter,) = await read(broker, f"{prefix}.deadletters", 1)
+        (dead_letter,) = await read(broker, f"{prefix}.deadletters", 1)
 
-    answers = [(outcome["source"]["offset"], outcome["code"]) for outcome in outcomes]
-    assert answers == [(0, None), (1, "already_exists"), (2, "malformed"), (3, None)]
-    assert (letter.key, letter.value) == (b"k", b"\xff")
-    assert letter.headers[:3] == (("a", b"\xff"), (r"\xff\xfeADER", None), ("b", b""))
+    outcomes = [(outcome["source"]["offset"], outcome["code"]) for outcome in outcomes]
+    assert outcomes == [(0, None), (1, "already_exists"), (2, "malformed"), (3, None)]
+    assert (dead_letter.key, dead_letter.value) == (b"k", b"\xff")
+    assert dead_letter.headers[:3] == (("a", b"\xff"), (r"\xff\xfeADER", None), ("b", b""))
 
 
 async def test_a_bomb_is_defused_and_the_partition_goes_on(
@@ -327,12 +327,12 @@ async def test_a_bomb_is_defused_and_the_partition_goes_on(
         await (await producer.send_batch(batch, topic, partition=0))
         await producer.send_and_wait(topic, around[2][1], around[2][0])
         outcomes = [json.loads(r.value) for r in await read(broker, f"{prefix}.outcomes", 4)]
-        letters = await read(broker, f"{prefix}.deadletters", 2)
+        dead_letters = await read(broker, f"{prefix}.deadletters", 2)
         memory_bytes = peak_memory_bytes(worker.process.pid) - before_bytes
 
-    answers = [(outcome["source"]["offset"], outcome["code"]) for outcome in outcomes]
-    assert answers == [(0, None), (1, "too_large"), (2, "malformed"), (3, None)]
-    assert [(letter.key, letter.value) for letter in letters] == [
+    outcomes = [(outcome["source"]["offset"], outcome["code"]) for outcome in outcomes]
+    assert outcomes == [(0, None), (1, "too_large"), (2, "malformed"), (3, None)]
+    assert [(dead_letter.key, dead_letter.value) for dead_letter in dead_letters] == [
         (b"bomb", bytes(LIMIT)),
         (None, None),
     ]

@@ -9,7 +9,7 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.testing.chaos.proxy import KINDS, Fate, foul, proxied
 from tests.support.load import under_load
-from tests.support.log_files import foreign_hands
+from tests.support.log_files import foreign_writers
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
@@ -40,7 +40,7 @@ async def test_whatever_becomes_of_a_request_nothing_is_lost(
             for fate in COMMITS_MEET:
                 proxy.decide_once(KINDS["EndTxn"], fate, late_s=1.5)
                 await until(lambda fate=fate: proxy.befallen["EndTxn", fate.name] > 0)
-                await until_answered(observer, len(observer.answered) + 50)
+                await until_decided(observer, len(observer.decided) + 50)
                 if fate is Fate.HOLD:
                     await proxy.release()
             # Then everything, at random.
@@ -53,9 +53,9 @@ async def test_whatever_becomes_of_a_request_nothing_is_lost(
         assert await worker.end() == 0
 
     print(dict(proxy.befallen))
-    assert observer.answered >= load.acknowledged
+    assert observer.decided >= load.acknowledged
     world.assert_clean()
-    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+    assert foreign_writers(broker.data_dir, prefix, PARTITIONS) == []
 
 
 async def until(so: Any) -> None:
@@ -64,8 +64,8 @@ async def until(so: Any) -> None:
             await asyncio.sleep(0.02)
 
 
-async def until_answered(observer: Any, count: Any) -> None:
+async def until_decided(observer: Any, count: Any) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while len(observer.answered) < count:
+        while len(observer.decided) < count:
             await observer.catch_up()
             await asyncio.sleep(0.02)

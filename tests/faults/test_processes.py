@@ -33,20 +33,20 @@ class Family(WorkerProcess):
         return psutil.Process(self.process.pid).children()
 
     async def until_ready(self, *, times: int = 1) -> None:
-        await self.until_told('"worker started"', times=3 * times)
+        await self.until_printed('"worker started"', times=3 * times)
         deadline_s = time.monotonic() + PATIENCE_S
         while not (await self.report())["ready"]:
-            assert time.monotonic() < deadline_s, self.told()[-4000:]
+            assert time.monotonic() < deadline_s, self.output()[-4000:]
             await asyncio.sleep(0.05)
 
     async def report(self) -> dict[str, object]:
-        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/ready") as answer:
-            body: dict[str, object] = await answer.json()
+        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/ready") as response:
+            body: dict[str, object] = await response.json()
             return body
 
     @property
     def url(self) -> str:
-        lines = [json.loads(line) for line in self.told().splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in self.output().splitlines() if line.startswith("{")]
         return "http://" + [line["http"] for line in lines if "processes" in line][-1]
 
 
@@ -78,7 +78,7 @@ async def test_a_killed_process_is_started_again_and_a_killed_parent_takes_all_a
             async with under_load(broker.bootstrap, prefix, seed=4, per_s=300) as load:
                 (one, other) = worker.children()
                 os.kill(one.pid, signal.SIGKILL)
-                await worker.until_told("a process of the worker ended and is started again")
+                await worker.until_printed("a process of the worker ended and is started again")
                 await gone([one])
                 await worker.until_ready()
                 report = await worker.report()
@@ -100,10 +100,10 @@ async def test_a_killed_process_is_started_again_and_a_killed_parent_takes_all_a
             if worker.running:
                 await worker.kill()
 
-    assert observer.answered >= load.acknowledged
+    assert observer.decided >= load.acknowledged
     assert len(load.acknowledged) > 500
     world.assert_clean()
-    assert "thrown away" not in worker.told()
+    assert "thrown away" not in worker.output()
 
 
 async def test_a_process_that_is_refused_ends_the_worker(
@@ -113,5 +113,5 @@ async def test_a_process_that_is_refused_ends_the_worker(
     await worker.start()
     code = await asyncio.wait_for(worker.process.wait(), PATIENCE_S)
     assert code == 1
-    assert f"{prefix}.commands does not exist" in worker.told()
-    assert "Traceback" not in worker.told()
+    assert f"{prefix}.commands does not exist" in worker.output()
+    assert "Traceback" not in worker.output()

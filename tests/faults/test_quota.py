@@ -11,7 +11,7 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load
-from tests.support.log_files import foreign_hands
+from tests.support.log_files import foreign_writers
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess, workers
@@ -61,16 +61,16 @@ async def test_a_worker_under_a_quota_waits_for_the_broker_and_loses_nothing(
         memory_kib = peak_kib(worker.process.pid)
         assert await worker.end() == 0
 
-    assert observer.answered >= load.acknowledged
+    assert observer.decided >= load.acknowledged
     world.assert_clean()
-    assert foreign_hands(broker.data_dir, prefix, 1) == []
+    assert foreign_writers(broker.data_dir, prefix, 1) == []
     assert memory_kib < MEMORY_MAX_KIB
 
 
 async def held_back(session: aiohttp.ClientSession, url: str) -> bool:
     """Whether a transaction took longer than a second."""
-    async with session.get(url) as answer:
-        counts = [float(count) for _, count in re.findall(METRIC, await answer.text(), re.M)]
+    async with session.get(url) as response:
+        counts = [float(count) for _, count in re.findall(METRIC, await response.text(), re.M)]
     return len(set(counts)) == 2
 
 

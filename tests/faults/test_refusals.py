@@ -22,11 +22,11 @@ async def refused(worker: WorkerProcess) -> tuple[int, str]:
     """Exit code of a worker that does not start, and its one sentence."""
     await worker.start()
     code = await asyncio.wait_for(worker.process.wait(), patience(30))
-    told = [line for line in worker.told().splitlines() if not line.startswith("{")]
-    assert "Traceback" not in worker.told()
-    assert len(told) == 1, told
-    assert told[0].endswith(".")
-    return code, told[0]
+    output = [line for line in worker.output().splitlines() if not line.startswith("{")]
+    assert "Traceback" not in worker.output()
+    assert len(output) == 1, output
+    assert output[0].endswith(".")
+    return code, output[0]
 
 
 @pytest.fixture
@@ -163,4 +163,4 @@ async def test_a_signal_while_it_waits_for_a_broker_ends_it_at_once(
                 worker.process.send_signal(number)
                 code = await asyncio.wait_for(worker.process.wait(), patience(5))
             assert code == 0
-            assert "Traceback" not in worker.told()
+            assert "Traceback" not in worker.output()

@@ -20,8 +20,8 @@ TAKEN_OVER = "the partition is taken over"
 FOLLOWS = "the standby follows"
 
 
-def told(worker: WorkerProcess) -> list[dict[str, object]]:
-    lines = worker.told().splitlines()
+def lines(worker: WorkerProcess) -> list[dict[str, object]]:
+    lines = worker.output().splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
@@ -38,25 +38,25 @@ async def test_who_follows_takes_over_with_a_warm_table(
         await asyncio.gather(*(worker.start() for worker in pair))
         await asyncio.gather(*(worker.until_ready() for worker in pair))
         for worker in pair:
-            await worker.until_told(FOLLOWS, times=PARTITIONS // 2)
+            await worker.until_printed(FOLLOWS, times=PARTITIONS // 2)
         async with under_load(broker.bootstrap, prefix, seed=11, per_s=500) as load:
             victim, other = pair
             await load.send(200)
             await until_decided(observer, load)
-            before = len(told(other))
+            before = len(lines(other))
             # Who was there first may have owned all of them for a moment.
-            taken_over = other.told().count(TAKEN_OVER)
+            taken_over = other.output().count(TAKEN_OVER)
             await victim.kill()
-            await other.until_told(TAKEN_OVER, times=taken_over + PARTITIONS // 2)
-            since = told(other)[before:]
+            await other.until_printed(TAKEN_OVER, times=taken_over + PARTITIONS // 2)
+            since = lines(other)[before:]
             taken = [line for line in since if line["message"] == TAKEN_OVER]
             assert len(taken) == PARTITIONS // 2
             assert {line["table"] for line in taken} == {"rolled forward"}
             assert not [line for line in since if "filled" in str(line["message"])]
             # It comes back, and gets back its share; the other goes on following it.
-            followed = other.told().count(FOLLOWS)
+            followed = other.output().count(FOLLOWS)
             await victim.start()
-            await other.until_told(FOLLOWS, times=followed + PARTITIONS // 2)
+            await other.until_printed(FOLLOWS, times=followed + PARTITIONS // 2)
         world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(30))
         deadline = time.monotonic() + patience(30)
         while not all_level(world):
@@ -66,7 +66,7 @@ async def test_who_follows_takes_over_with_a_warm_table(
         codes = [await worker.end() for worker in pair]
 
     assert codes == [0, 0]
-    assert observer.answered >= load.acknowledged
+    assert observer.decided >= load.acknowledged
     # Every table is compared with the fold of the audit: the owners' and the others'.
     world.assert_clean()
 
@@ -74,7 +74,7 @@ async def test_who_follows_takes_over_with_a_warm_table(
 async def until_decided(observer: Any, load: Any) -> None:
     """All that is acknowledged has an outcome, and the followers have looked since."""
     wanted = set(load.acknowledged)
-    while not observer.answered >= wanted:
+    while not observer.decided >= wanted:
         await observer.catch_up()
     await asyncio.sleep(LOOK_EVERY_S)
 

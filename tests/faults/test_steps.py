@@ -79,7 +79,7 @@ async def test_items_that_a_killed_worker_left_are_written_by_the_next(
             await send(producer, prefix, create(number), start(number))
             await send(producer, prefix, *(schedule(number, f"{number}-{n}") for n in range(20)))
             code = await asyncio.wait_for(worker.process.wait(), PATIENCE_S)
-            assert code == -signal.SIGKILL, f"{faults}: {worker.told()[-3000:]}"
+            assert code == -signal.SIGKILL, f"{faults}: {worker.output()[-3000:]}"
         worker.choose(FAULTS="")
         await worker.start()
         await worker.until_ready()

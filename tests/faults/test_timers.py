@@ -19,7 +19,7 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.testing.memory.deployment import Deployment
 from tests.support.builders import FLOW_ID, OWNER, document
-from tests.support.log_files import foreign_hands, until_in_transaction
+from tests.support.log_files import foreign_writers, until_in_transaction
 from tests.support.machine import patience
 from tests.support.observed_deployment import Observer, observing
 from tests.support.processes import owner_of, workers
@@ -114,10 +114,10 @@ async def test_a_herd_of_timers_while_their_owners_are_killed(
         await until_ended(observer, 1)
         first = owner_of(0, pair)
         (second,) = (worker for worker in pair if worker is not first)
-        taken_over = second.told().count(TAKEN_OVER)
+        taken_over = second.output().count(TAKEN_OVER)
         await first.kill()
         ended_at_first = len(ends(await observer.catch_up()))
-        await second.until_told(TAKEN_OVER, times=taken_over + 1)
+        await second.until_printed(TAKEN_OVER, times=taken_over + 1)
         await until_in_transaction(broker.data_dir, f"{prefix}.control", 0)
         await second.kill()
         ended_at_second = len(ends(await observer.catch_up()))
@@ -138,7 +138,7 @@ async def test_a_herd_of_timers_while_their_owners_are_killed(
     assert all(parse_timestamp(event["at"]) >= due[event["flow_id"]] for event in resumed)
     assert set(wakes(world).values()) == {1}, "a second wake was sent"
     world.assert_clean(punctual_ms=0)
-    assert foreign_hands(broker.data_dir, prefix, PARTITIONS) == []
+    assert foreign_writers(broker.data_dir, prefix, PARTITIONS) == []
 
 
 async def test_workers_an_hour_ahead_and_an_hour_behind(
@@ -190,7 +190,7 @@ async def test_workers_an_hour_ahead_and_an_hour_behind(
         await until_ended(observer, len(due) + len(asked) + 40)
         world = await observer.settled([ahead.state_dir, behind.state_dir], timeout_s=PATIENCE_S)
         assert await behind.end() == 0
-        started = [json.loads(worker.told().splitlines()[0])["at"] for worker in (ahead, behind)]
+        started = [json.loads(worker.output().splitlines()[0])["at"] for worker in (ahead, behind)]
 
     fast, slow = map(parse_timestamp, started)
     assert fast > now_ms + 1_800_000 > now_ms - 1_800_000 > slow

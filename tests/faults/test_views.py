@@ -47,7 +47,7 @@ async def test_what_was_aborted_is_in_no_answer_and_what_follows_is(
         for path in (f"/v1/flows/{ghost}", f"/v1/flows/{ghost}/history"):
             status, _ = await view.get(path)
             assert status == 404
-        assert "is read again" not in view.told()
+        assert "is read again" not in view.output()
 
 
 async def test_kills_while_events_come_lose_none_and_count_none_twice(
@@ -72,8 +72,8 @@ async def test_kills_while_events_come_lose_none_and_count_none_twice(
         await view.start()
         seen = 0
         for _ in range(kills):
-            answer = await view.until(more_than(seen), "/v1/statistics")
-            seen = answer["events_total"]
+            response = await view.until(more_than(seen), "/v1/statistics")
+            seen = response["events_total"]
             await asyncio.sleep(rng.uniform(0, KILL_WITHIN_S))
             await view.kill()
             await view.start()
@@ -131,14 +131,14 @@ async def test_a_member_of_the_group_that_is_no_worker_of_ours_is_not_believed(
             await view.until(lambda ready: len(ready["partitions"]) == 1, "/ready")
         (ours,) = (await honest.until(lambda _: True, "/ready"))["partitions"]
         for path in ("/v1/flows", "/v1/events", "/v1/statistics"):
-            answer = await honest.until(lambda a: a["view"]["behind"] is None, path)
-            assert answer["view"]["missing"] == [1 - int(ours)]
-            assert "forged" not in json.dumps(answer)
+            response = await honest.until(lambda a: a["view"]["behind"] is None, path)
+            assert response["view"]["missing"] == [1 - int(ours)]
+            assert "forged" not in json.dumps(response)
         assert asked
         secret = Path.home() / ".local/state/taskflow/views-peer-secret"
         for request in asked:
             assert secret.read_text() not in str(request.headers)
-        assert "TASKFLOW_VIEWS_PEER_SECRET" in honest.told()
+        assert "TASKFLOW_VIEWS_PEER_SECRET" in honest.output()
         async with honest.session.get(
             f"{honest.url}/ready", headers={"Host": "evil.example"}
         ) as no:

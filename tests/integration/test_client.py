@@ -67,7 +67,7 @@ async def own_settings(own_broker: EmbeddedBroker, prefix: str) -> Settings:
     return settings
 
 
-class Answer(NamedTuple):
+class Scripted(NamedTuple):
     """An outcome and the partition that it stands on."""
 
     partition: int
@@ -96,8 +96,8 @@ def outcome(record: ConsumerRecord, **fields: Any) -> dict[str, Any]:
     }
 
 
-def accept(record: ConsumerRecord) -> list[Answer]:
-    return [Answer(record.partition, outcome(record))]
+def accept(record: ConsumerRecord) -> list[Scripted]:
+    return [Scripted(record.partition, outcome(record))]
 
 
 class Dedupe:
@@ -106,18 +106,18 @@ class Dedupe:
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
 
-    def __call__(self, record: ConsumerRecord) -> list[Answer]:
+    def __call__(self, record: ConsumerRecord) -> list[Scripted]:
         command_id = orjson.loads(record.value)["command_id"]
         first = self._seen.setdefault(command_id, record.offset)
         if first == record.offset:
             return accept(record)
         duplicate = outcome(record, verdict="duplicate", original="accepted")
-        return [Answer(record.partition, duplicate)]
+        return [Scripted(record.partition, duplicate)]
 
 
 @asynccontextmanager
 async def processor(
-    settings: Settings, answer: Callable[[ConsumerRecord], list[Answer]] = accept
+    settings: Settings, script: Callable[[ConsumerRecord], list[Scripted]] = accept
 ) -> AsyncIterator[None]:
     """Reads `commands` and `control` from now on, and answers each batch in one transaction."""
     topics = Topics(settings.topic_prefix)
@@ -128,8 +128,8 @@ async def processor(
     async def work(reader: TopicReader) -> None:
         while True:
             records = await reader.poll(wait_s=0.2)
-            answers = [a for record in records for a in answer(record)]
-            written = not answers
+            outcomes = [a for record in records for a in script(record)]
+            written = not outcomes
             while not written:
                 try:
                     await write(
@@ -137,7 +137,7 @@ async def processor(
                         topics.outcomes,
                         [
                             (a.partition, a.outcome["flow_id"], orjson.dumps(a.outcome), [])
-                            for a in answers
+                            for a in outcomes
                         ],
                         transactional_id=f"answers-{reader._topic}",
                     )
@@ -212,11 +212,11 @@ def create(**fields: Any) -> dict[str, Any]:
 async def test_a_command_is_answered(settings: Settings) -> None:
     flow_id = str(uuid4())
     async with processor(settings), FlowClient(settings) as client:
-        answer = await client.send(create(flow_id=flow_id))
-    assert answer.verdict == "accepted"
-    assert answer.flow_id == flow_id
-    assert answer.source.topic == Topics(settings.topic_prefix).commands
-    assert answer.source.partition == partition_of(flow_id.encode(), PARTITIONS)
+        outcome = await client.send(create(flow_id=flow_id))
+    assert outcome.verdict == "accepted"
+    assert outcome.flow_id == flow_id
+    assert outcome.source.topic == Topics(settings.topic_prefix).commands
+    assert outcome.source.partition == partition_of(flow_id.encode(), PARTITIONS)
 
 
 async def test_nothing_is_left_running(settings: Settings) -> None:
@@ -234,39 +234,39 @@ async def test_a_thousand_commands_at_once_are_each_answered_by_their_own(
 ) -> None:
     async with processor(settings), FlowClient(settings) as client:
         commands = [client.prepare(create()) for _ in range(1_000)]
-        answers = await asyncio.gather(*map(client.send, commands))
-    assert [a.command_id for a in answers] == [c.command_id for c in commands]
-    assert {a.verdict for a in answers} == {"accepted"}
+        outcomes = await asyncio.gather(*map(client.send, commands))
+    assert [a.command_id for a in outcomes] == [c.command_id for c in commands]
+    assert {a.verdict for a in outcomes} == {"accepted"}
     assert len(client._pending) == 0
 
 
 async def test_more_than_may_be_in_flight_wait_for_their_turn(settings: Settings) -> None:
     async with processor(settings), FlowClient(settings, in_flight_max=7) as client:
-        answers = await asyncio.gather(*(client.send(create()) for _ in range(50)))
-    assert len({a.command_id for a in answers}) == 50
+        outcomes = await asyncio.gather(*(client.send(create()) for _ in range(50)))
+    assert len({a.command_id for a in outcomes}) == 50
 
 
 async def test_control_has_a_topic_of_its_own(settings: Settings) -> None:
     async with processor(settings), FlowClient(settings) as client:
-        answer = await client.send(
+        outcome = await client.send(
             {"kind": "prune", "flow_id": str(uuid4()), "issued_by": "operator:o"}, control=True
         )
-    assert answer.source.topic == Topics(settings.topic_prefix).control
+    assert outcome.source.topic == Topics(settings.topic_prefix).control
 
 
 async def test_a_forwarded_command_is_answered_by_its_copy(settings: Settings) -> None:
-    def forward(record: ConsumerRecord) -> list[Answer]:
+    def forward(record: ConsumerRecord) -> list[Scripted]:
         elsewhere = (record.partition + 1) % PARTITIONS
         nothing_yet = {"verdict": "forwarded", "revision": None, "status": None, "allowed": None}
         copy = {"topic": record.topic, "partition": elsewhere, "offset": 12345}
         return [
-            Answer(record.partition, outcome(record, **nothing_yet)),
-            Answer(elsewhere, outcome(record, source=copy)),
+            Scripted(record.partition, outcome(record, **nothing_yet)),
+            Scripted(elsewhere, outcome(record, source=copy)),
         ]
 
     async with processor(settings, forward), FlowClient(settings) as client:
-        answers = await asyncio.gather(*(client.send(create()) for _ in range(20)))
-    assert {(a.verdict, a.source.offset) for a in answers} == {("accepted", 12345)}
+        outcomes = await asyncio.gather(*(client.send(create()) for _ in range(20)))
+    assert {(a.verdict, a.source.offset) for a in outcomes} == {("accepted", 12345)}
 
 
 async def test_one_command_sent_twice_at_once_is_accepted_once_and_duplicate_once(
@@ -274,9 +274,9 @@ async def test_one_command_sent_twice_at_once_is_accepted_once_and_duplicate_onc
 ) -> None:
     async with processor(settings, Dedupe()), FlowClient(settings) as client:
         command = client.prepare(create())
-        answers = await asyncio.gather(client.send(command), client.send(command))
+        outcomes = await asyncio.gather(client.send(command), client.send(command))
         later = await client.send(command)
-    assert sorted(a.verdict for a in answers) == ["accepted", "duplicate"]
+    assert sorted(a.verdict for a in outcomes) == ["accepted", "duplicate"]
     assert later.verdict == "duplicate"
 
 
@@ -287,19 +287,19 @@ async def test_two_clients_with_the_same_command_are_both_answered(settings: Set
         FlowClient(settings) as other,
     ):
         command = one.prepare(create())
-        answers = await asyncio.gather(one.send(command), other.send(command))
-    assert sorted(a.verdict for a in answers) == ["accepted", "duplicate"]
+        outcomes = await asyncio.gather(one.send(command), other.send(command))
+    assert sorted(a.verdict for a in outcomes) == ["accepted", "duplicate"]
 
 
 async def test_a_quarantined_command_without_ids_is_known_by_its_source(settings: Settings) -> None:
-    def quarantine(record: ConsumerRecord) -> list[Answer]:
+    def quarantine(record: ConsumerRecord) -> list[Scripted]:
         lost = outcome(record, verdict="quarantined", code="internal_error", command_id=None)
-        return [Answer(record.partition, lost)]
+        return [Scripted(record.partition, lost)]
 
     async with processor(settings, quarantine), FlowClient(settings) as client:
-        answer = await client.send(create())
-    assert answer.verdict == "quarantined"
-    assert answer.code == "internal_error"
+        outcome = await client.send(create())
+    assert outcome.verdict == "quarantined"
+    assert outcome.code == "internal_error"
 
 
 async def test_without_an_answer_the_command_may_be_sent_again(settings: Settings) -> None:
@@ -309,8 +309,8 @@ async def test_without_an_answer_the_command_may_be_sent_again(settings: Setting
         assert caught.value.retriable
         assert caught.value.receipt is not None
         async with processor(settings, Dedupe()):
-            answer = await client.send(caught.value.command)
-    assert answer.command_id == caught.value.command.command_id
+            outcome = await client.send(caught.value.command)
+    assert outcome.command_id == caught.value.command.command_id
 
 
 async def test_publishing_answers_where_the_command_lies_and_reads_no_outcomes(
@@ -346,17 +346,17 @@ class Silence:
     """Takes one command and says nothing."""
 
     def __init__(self) -> None:
-        self.heard: asyncio.Future[ConsumerRecord] = asyncio.get_running_loop().create_future()
+        self.received: asyncio.Future[ConsumerRecord] = asyncio.get_running_loop().create_future()
 
-    def __call__(self, record: ConsumerRecord) -> list[Answer]:
-        self.heard.set_result(record)
+    def __call__(self, record: ConsumerRecord) -> list[Scripted]:
+        self.received.set_result(record)
         return []
 
 
 async def test_aborted_outcomes_are_not_seen(settings: Settings) -> None:
     async with processor(settings, silence := Silence()), FlowClient(settings) as client:
         sending = asyncio.create_task(client.send(create()))
-        record = await silence.heard
+        record = await silence.received
         topic = Topics(settings.topic_prefix).outcomes
         key = record.key.decode()
         lie = orjson.dumps(outcome(record, verdict="rejected", code="expired"))
@@ -391,7 +391,7 @@ async def test_a_closed_client_tells_those_who_wait(settings: Settings) -> None:
     async with processor(settings, silence := Silence()):
         async with FlowClient(settings) as client:
             waiting = asyncio.create_task(client.send(create()))
-            await silence.heard
+            await silence.received
         with pytest.raises(OutcomeTimeout, match="closed"):
             await waiting
     with pytest.raises(CommandNotSent, match="closed"):
@@ -419,9 +419,9 @@ async def test_a_broker_that_goes_and_comes_back_in_mid_flight_loses_no_answer(
         await own_broker.start()
         await asyncio.sleep(1)
         sending.cancel()
-        answers = await asyncio.gather(*sent)
-    assert {a.verdict for a in answers} <= {"accepted", "duplicate"}
-    assert len({a.command_id for a in answers}) == len(sent)
+        outcomes = await asyncio.gather(*sent)
+    assert {a.verdict for a in outcomes} <= {"accepted", "duplicate"}
+    assert len({a.command_id for a in outcomes}) == len(sent)
 
 
 async def test_a_client_whose_broker_is_gone_can_be_closed(
@@ -430,7 +430,7 @@ async def test_a_client_whose_broker_is_gone_can_be_closed(
     before = asyncio.all_tasks()
     try:
         async with FlowClient(own_settings) as client:
-            with pytest.raises(OutcomeTimeout) as answered:
+            with pytest.raises(OutcomeTimeout) as caught:
                 await client.send(create(), timeout_s=patience(1))
             await own_broker.kill()
             with pytest.raises(OutcomeTimeout, match="may still be applied") as unheard:
@@ -438,7 +438,7 @@ async def test_a_client_whose_broker_is_gone_can_be_closed(
             began = time.monotonic()
         assert time.monotonic() - began < patience(20)
         assert asyncio.all_tasks() == before
-        assert answered.value.receipt is not None
+        assert caught.value.receipt is not None
         assert unheard.value.receipt is None
     finally:
         await own_broker.start()

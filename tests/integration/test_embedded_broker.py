@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from processor.embedded import directory
-from processor.embedded.broker import EmbeddedBroker, broker_answers, embedded_broker
+from processor.embedded.broker import EmbeddedBroker, broker_responds, embedded_broker
 from processor.embedded.errors import BadOption, BrokerDidNotStart, DataDirInUse, PortTaken
 from tests.support.machine import patience
 
@@ -82,7 +82,7 @@ def somebody_with_a_broker(
 
 
 async def test_it_answers_on_the_loopback_interface_only(broker: EmbeddedBroker) -> None:
-    assert await broker_answers(broker.bootstrap)
+    assert await broker_responds(broker.bootstrap)
 
     listening = {
         connection.laddr.ip.removeprefix("::ffff:")
@@ -103,7 +103,7 @@ async def test_what_was_written_outlives_a_restart_and_a_kill(
     assert await first_value(broker.bootstrap, topic) == b"here to stay"
     await broker.kill()
     assert not broker.running
-    assert not await broker_answers(bootstrap)
+    assert not await broker_responds(bootstrap)
     await broker.restart()
 
     assert await first_value(bootstrap, topic) == b"here to stay"
@@ -118,7 +118,7 @@ async def test_without_a_directory_it_leaves_nothing() -> None:
 
     assert not data_dir.exists()
     assert not psutil.pid_exists(pid)
-    assert not await broker_answers(bootstrap)
+    assert not await broker_responds(bootstrap)
 
 
 async def test_a_named_directory_keeps_its_data_and_its_cluster(
@@ -229,4 +229,4 @@ async def test_whoever_listens_but_is_no_kafka_does_not_answer() -> None:
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        assert not await broker_answers(f"127.0.0.1:{port}", timeout_s=1)
+        assert not await broker_responds(f"127.0.0.1:{port}", timeout_s=1)

@@ -47,8 +47,8 @@ async def test_a_flow_with_a_thousand_pending_steps_ends_in_one_transaction(
         for record in world.all_of("outcomes")
         if json.loads(record.value)["kind"] == "cancel"
     )
-    told = json.loads(outcome.value)
-    assert (told["verdict"], len(told["event_ids"])) == ("accepted", 1 + LIVE_STEPS_MAX)
+    doc = json.loads(outcome.value)
+    assert (doc["verdict"], len(doc["event_ids"])) == ("accepted", 1 + LIVE_STEPS_MAX)
     # Between two cursors lies one transaction.
     state = [*world.all_of("state")][::-1]
     assert state[0].key == b"cursor/0"
@@ -56,5 +56,5 @@ async def test_a_flow_with_a_thousand_pending_steps_ends_in_one_transaction(
     assert len(last) == 1 + LIVE_STEPS_MAX
     statuses = {json.loads(r.value)["step"]["status"] for r in last if b"/" in r.key}
     assert statuses == {"cancelled"}
-    assert sent.timestamp == parse_timestamp(told["at"])
+    assert sent.timestamp == parse_timestamp(doc["at"])
     record_property("append_to_append_ms", outcome.timestamp - sent.timestamp)

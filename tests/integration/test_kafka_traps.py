@@ -155,9 +155,9 @@ async def test_on_the_same_producer_a_late_commit_commits_half_of_the_next_trans
         topic = Topics(settings.topic_prefix).audit
         await producer.send_and_wait(topic, b"half", key=b"k", partition=0)
 
-        answer = await proxy.release()
+        response = await proxy.release()
 
-        assert answer[4:6] == b"\0\0"
+        assert response[4:6] == b"\0\0"
         assert await visible(settings) == [b"1", b"half"]
 
 
@@ -174,9 +174,9 @@ async def test_a_replaced_producer_makes_the_late_commit_harmless(
         topic = Topics(settings.topic_prefix).audit
         await producer.send_and_wait(topic, b"half", key=b"k", partition=0)
 
-        answer = await proxy.release()
+        response = await proxy.release()
 
-        assert int.from_bytes(answer[4:6], "big") == 47  # INVALID_PRODUCER_EPOCH
+        assert int.from_bytes(response[4:6], "big") == 47  # INVALID_PRODUCER_EPOCH
         await producer.abort_transaction()
         assert await visible(settings) == [b"1"]
 
@@ -298,7 +298,7 @@ async def test_a_foreign_open_transaction_is_waited_for_and_the_older_cursor_not
 async def member(
     settings: Settings, role: str = "worker", instance_id: str | None = None
 ) -> AsyncIterator[KafkaGroupConsumer]:
-    async def nothing_in_hand() -> None:
+    async def nothing_pending() -> None:
         return None
 
     source = KafkaGroupConsumer(
@@ -308,7 +308,7 @@ async def member(
         instance_id=instance_id,
         session_timeout_ms=settings.session_timeout_ms,
         on_assigned=lambda partitions: None,
-        on_revoked=nothing_in_hand,
+        on_revoked=nothing_pending,
     )
     await source.start()
     try:

@@ -14,7 +14,7 @@ from processor.adapters.kafka.topic_reader import read
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from processor.settings import Settings
-from tests.support.log_files import foreign_hands
+from tests.support.log_files import foreign_writers
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.worker import running_worker
@@ -62,11 +62,11 @@ async def decide(settings: Settings, *commands: dict[str, Any]) -> None:
                 topics.commands, orjson.dumps(one), one["flow_id"].encode()
             )
         ids = {one["command_id"] for one in commands}
-        while ids - set(await answered(settings)):  # noqa: ASYNC110 (Kafka tells nobody)
+        while ids - set(await outcomes_of(settings)):  # noqa: ASYNC110 (Kafka tells nobody)
             await asyncio.sleep(0.1)
 
 
-async def answered(settings: Settings) -> list[str]:
+async def outcomes_of(settings: Settings) -> list[str]:
     outcomes = Topics(settings.topic_prefix).outcomes
     return [orjson.loads(r.value or b"")["command_id"] async for r in read(settings, outcomes)]
 
@@ -87,8 +87,8 @@ async def test_the_next_owner_ends_it(
 
     await decide(settings, create(2))
 
-    assert len(await answered(settings)) == 2
+    assert len(await outcomes_of(settings)) == 2
     async with observing(settings.bootstrap_servers, prefix, 1) as observer:
         world = await observer.settled([settings.state_dir], timeout_s=PATIENCE_S)
     world.assert_clean()
-    assert foreign_hands(trusting.data_dir, prefix, 1) == []
+    assert foreign_writers(trusting.data_dir, prefix, 1) == []

@@ -107,23 +107,23 @@ class Cluster:
         stop = asyncio.Event()
         worker = asyncio.create_task(bootstrap.run_worker(self.settings, stop=stop))
         try:
-            yield await self._told(words)
+            yield await self._blocked_report(words)
         finally:
             stop.set()
             await worker
 
-    async def _told(self, words: str) -> str:
+    async def _blocked_report(self, words: str) -> str:
         async with asyncio.timeout(PATIENCE_S), ClientSession() as client:
             while True:
                 try:
-                    async with client.get(f"http://{self.settings.http}/ready") as answer:
-                        report = await answer.json()
+                    async with client.get(f"http://{self.settings.http}/ready") as response:
+                        report = await response.json()
                 except OSError:
                     report = {"partitions": {}}
                 for partition in report["partitions"].values():
-                    told = f"{partition['error']} {partition['waits']}"
-                    if words in told:
-                        return told
+                    output = f"{partition['error']} {partition['waits']}"
+                    if words in output:
+                        return output
                 await asyncio.sleep(0.1)
 
 
@@ -189,8 +189,8 @@ async def test_commands_that_were_deleted_undecided(cluster: Cluster) -> None:
         tp = TopicPartition(cluster.topics.commands, 0)
         await admin.delete_records({tp: RecordsToDelete(before_offset=2)})
 
-    async with cluster.blocked_worker("begins at offset 2, but 1 is next") as told:
-        assert "`taskflow rebuild --skip-lost --partition 0`" in told
+    async with cluster.blocked_worker("begins at offset 2, but 1 is next") as output:
+        assert "`taskflow rebuild --skip-lost --partition 0`" in output
         code, out, _ = await cluster.taskflow("rebuild", "--skip-lost", "--dry-run")
         assert code == 0
         assert json.loads(out)["to"] == {"commands": 2, "control": 0}
@@ -291,8 +291,8 @@ async def test_a_foreign_transaction_is_waited_for_and_told(cluster: Cluster) ->
     await foreign.begin_transaction()
     await foreign.send_and_wait(cluster.topics.audit, b"{}", b"k")
 
-    async with cluster.blocked_worker("kafka-transactions.sh") as told:
-        assert f"--topic {cluster.topics.audit} --partition 0 --start-offset" in told
+    async with cluster.blocked_worker("kafka-transactions.sh") as output:
+        assert f"--topic {cluster.topics.audit} --partition 0 --start-offset" in output
         await foreign.abort_transaction()
         await cluster.send(create(2))
         await cluster.decided(2)

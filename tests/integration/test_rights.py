@@ -21,7 +21,7 @@ from processor.embedded.broker import free_port
 from tests.support.forked_program import shared_program
 from tests.support.machine import patience
 from tests.support.processes import WorkerProcess, workers
-from tests.support.rights_deployment import assert_answered_once, command, deployment
+from tests.support.rights_deployment import assert_decided_once, command, deployment
 from tests.support.rights_matrix import (
     as_table,
     documented,
@@ -85,10 +85,12 @@ async def test_processes_and_standbys_need_the_rights_of_a_worker_and_no_more(
             async with asyncio.timeout(patience(60)):
                 while not report or not right(report):
                     await asyncio.sleep(0.05)
-                    assert worker.running, worker.told()[-3000:]
+                    assert worker.running, worker.output()[-3000:]
                     with suppress(ClientError):
-                        async with session.get(f"http://{addresses[worker.name]}/ready") as answer:
-                            report = await answer.json()
+                        async with session.get(
+                            f"http://{addresses[worker.name]}/ready"
+                        ) as response:
+                            report = await response.json()
                     assert report.get("denied") is None, report
 
         def owns(report: dict[str, Any]) -> bool:
@@ -113,7 +115,7 @@ async def test_processes_and_standbys_need_the_rights_of_a_worker_and_no_more(
             for worker in (family, follows):
                 if worker.running:
                     await worker.kill()
-    await assert_answered_once(place, 2)
+    await assert_decided_once(place, 2)
 
 
 async def test_a_password_of_a_file_stands_nowhere(secured: SecuredKafka, tmp_path: Path):
@@ -131,13 +133,13 @@ async def test_a_password_of_a_file_stands_nowhere(secured: SecuredKafka, tmp_pa
         worker.choose(**chosen, SASL_PASSWORD_FILE=str(file), HTTP=address, LOG_LEVEL="debug")
         await worker.start()
         await worker.until_ready()
-        shown = [worker.told(), *_of_process(worker.process.pid)]
+        shown = [worker.output(), *_of_process(worker.process.pid)]
         for path in ("/ready", "/metrics"):
-            async with s.get(f"http://{address}{path}") as answer:
-                shown.append(await answer.text())
+            async with s.get(f"http://{address}{path}") as response:
+                shown.append(await response.text())
         assert await worker.end() == 0
     assert '"ready":true' in shown[-2]
-    assert not [one for one in [*shown, worker.told()] if place.user.password in one]
+    assert not [one for one in [*shown, worker.output()] if place.user.password in one]
 
 
 def _of_process(pid: int) -> list[str]:

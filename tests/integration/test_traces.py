@@ -88,13 +88,19 @@ async def test_one_trace_from_the_producer_to_the_events(
 
     (send,) = exporter.get_finished_spans()
     trace_id, sent_id = send.context.trace_id, send.context.span_id
-    told = {span.name: span for span in spans}
-    process = told[f"process {prefix}.commands"]
-    assert set(told) == {process.name, "decide", "commit"}
+    spans_by_name = {span.name: span for span in spans}
+    process = spans_by_name[f"process {prefix}.commands"]
+    assert set(spans_by_name) == {process.name, "decide", "commit"}
     assert all(span.trace_id == trace_id.to_bytes(16, "big") for span in spans)
     assert process.parent_span_id == sent_id.to_bytes(8, "big")
-    assert told["decide"].parent_span_id == told["commit"].parent_span_id == process.span_id
-    assert told["decide"].end_time_unix_nano == told["commit"].start_time_unix_nano
+    assert (
+        spans_by_name["decide"].parent_span_id
+        == spans_by_name["commit"].parent_span_id
+        == process.span_id
+    )
+    assert (
+        spans_by_name["decide"].end_time_unix_nano == spans_by_name["commit"].start_time_unix_nano
+    )
     assert [record.event.kind for record in events] == ["created", "started"]
     for record in events:
         assert record.traceparent is not None

@@ -26,25 +26,25 @@ async def report(cluster: Cluster) -> tuple[int, dict[str, Any]]:
 
 
 async def until_reported(cluster: Cluster, holds: Any, *, within_s: float) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+    state: dict[str, Any] = {}
     try:
         async with asyncio.timeout(within_s):
             while True:
-                _, told = await report(cluster)
-                if holds(told):
-                    return told
+                _, state = await report(cluster)
+                if holds(state):
+                    return state
                 await asyncio.sleep(0.1)
     except TimeoutError:
-        raise AssertionError(f"not reported within {within_s} s: {told}") from None
+        raise AssertionError(f"not reported within {within_s} s: {state}") from None
 
 
 async def deleted(cluster: Cluster, topic: str) -> None:
     async with cluster.admin() as admin:
         await admin.delete_topics([topic])
-    told = await until_reported(cluster, lambda told: told["missing"], within_s=patience(10))
-    assert not told["ready"]
-    assert topic in told["missing"]
-    assert "`taskflow topics create` makes what is missing" in told["missing"]
+    state = await until_reported(cluster, lambda state: state["missing"], within_s=patience(10))
+    assert not state["ready"]
+    assert topic in state["missing"]
+    assert "`taskflow topics create` makes what is missing" in state["missing"]
     status, _ = await report(cluster)
     assert status == 503
 
@@ -58,7 +58,7 @@ async def test_a_topic_that_comes_back_is_worked_on_without_a_restart(
         code, _, err = await cluster.taskflow("topics", "create")
         assert code == 0, err
 
-        await until_reported(cluster, lambda told: told["ready"], within_s=patience(10))
+        await until_reported(cluster, lambda state: state["ready"], within_s=patience(10))
         await cluster.send(*(create(number) for number in range(16)))
         await cluster.decided(16)
         status, _ = await report(cluster)
@@ -72,19 +72,19 @@ async def test_a_topic_that_was_made_anew_is_named_with_its_repair(cluster: Clus
         await deleted(cluster, cluster.topics.commands)
         await cluster.taskflow("topics", "create")
 
-        def lost(told: dict[str, Any]) -> bool:
-            return "made anew" in str(told["partitions"].get("0", {}).get("error"))
+        def lost(state: dict[str, Any]) -> bool:
+            return "made anew" in str(state["partitions"].get("0", {}).get("error"))
 
-        told = await until_reported(cluster, lost, within_s=patience(10))
-        assert not told["ready"]
-        error = told["partitions"]["0"]["error"]
+        state = await until_reported(cluster, lost, within_s=patience(10))
+        assert not state["ready"]
+        error = state["partitions"]["0"]["error"]
         assert cluster.topics.commands in error
         assert "`taskflow rebuild --skip-lost --partition 0`" in error
 
         await cluster.send(create(3))
         code, _, err = await cluster.taskflow("rebuild", "--skip-lost", "--partition", "0", "--yes")
         assert code == 0, err
-        await until_reported(cluster, lambda told: told["ready"], within_s=patience(10))
+        await until_reported(cluster, lambda state: state["ready"], within_s=patience(10))
         await cluster.decided(3)
 
 
@@ -101,7 +101,7 @@ async def test_a_worker_without_partitions_is_ready(cluster: Cluster, tmp_path: 
     spare = Cluster(settings, cluster.topics)
     async with running_worker(cluster.settings), running_worker(spare.settings):
         reports = [await report(one) for one in (cluster, spare)]
-    assert sorted(list(told["partitions"]) for _, told in reports) == [[], ["0"]]
+    assert sorted(list(state["partitions"]) for _, state in reports) == [[], ["0"]]
     assert [status for status, _ in reports] == [200, 200]
 
 
@@ -116,17 +116,17 @@ async def test_commands_behind_a_foreign_transaction_are_said(cluster: Cluster) 
         await foreign.send_and_wait(cluster.topics.commands, b"{}", b"k")
         await cluster.send(*(create(number) for number in range(5)))
 
-        told = await until_reported(
-            cluster, lambda told: told["partitions"]["0"]["waits"], within_s=patience(15)
+        state = await until_reported(
+            cluster, lambda state: state["partitions"]["0"]["waits"], within_s=patience(15)
         )
-        assert told["partitions"]["0"]["lag"] == 6
+        assert state["partitions"]["0"]["lag"] == 6
         assert (
             f"open on {cluster.topics.commands} partition 0 from offset 0 on"
-            in (told["partitions"]["0"]["waits"])
+            in (state["partitions"]["0"]["waits"])
         )
         url = f"http://{cluster.settings.http}/metrics"
-        async with ClientSession() as client, client.get(url) as answer:
-            assert 'taskflow_lag_records{partition="0"} 6.0' in await answer.text()
+        async with ClientSession() as client, client.get(url) as response:
+            assert 'taskflow_lag_records{partition="0"} 6.0' in await response.text()
         _, out, _ = await cluster.taskflow("doctor")
         lag = [row for row in map(json.loads, out.splitlines()) if row["check"] == "lag"]
         assert "6 offsets of commands or control lie behind an open transaction" in lag[0]["what"]

@@ -14,7 +14,7 @@ from processor.engine.rows import Position
 from processor.ops.verify.contract import home_of
 from tests.support.partition import Appended, Partition
 from tests.support.reference_assertions import Reader
-from tests.support.reference_model import Answer, Contract
+from tests.support.reference_model import Contract, Expected
 from tests.support.reference_values import sorted_compact
 from tests.support.traffic import HORIZON_MS, PARTITION, PARTITIONS, WINDOW_MS, Life
 
@@ -51,31 +51,31 @@ class Batches:
 
     def read(self, records: list[Appended], batch: WriteSet) -> None:
         asked = self._to_be_woken()
-        answers = self.reader.read(
+        all_expected = self.reader.read(
             records, outcomes=batch.outcomes, audit=batch.audit, dead_letters=batch.dead_letters
         )
-        read_copies(records, answers, batch)
-        read_work(answers, batch)
+        read_copies(records, all_expected, batch)
+        read_work(all_expected, batch)
         for record in records:
             self.position[record.topic] = record.offset + 1
-        self._read_state(answers, batch)
+        self._read_state(all_expected, batch)
         assert {flow_id for flow_id, _ in batch.wakes} == self._to_be_woken() - asked
 
     def _to_be_woken(self) -> set[str]:
         flows = {i: known.flow for i, known in self.reader.contract.flows.items()}
         return {i for i, f in flows.items() if f["status"] == "waiting" and f["cancel_requested"]}
 
-    def _offered(self, answers: list[Answer], batch: WriteSet) -> int:
+    def _offered(self, all_expected: list[Expected], batch: WriteSet) -> int:
         """Up to which event all items are written when those of this batch are not."""
         first, last = PARTITION * 2**40, PARTITION * 2**40 + self.reader.contract.events
-        unwritten = [item["event_id"] for answer in answers for item in answer.work]
+        unwritten = [item["event_id"] for expected in all_expected for item in expected.work]
         before = min(unwritten) - 1 if unwritten else last
         return 0 if before == first else before
 
-    def _read_state(self, answers: list[Answer], batch: WriteSet) -> None:
+    def _read_state(self, all_expected: list[Expected], batch: WriteSet) -> None:
         written = {(key or b"").decode(): value for key, value, _ in batch.state}
         assert len(written) == len(batch.state), "each key once"
-        events = [event for answer in answers for event in answer.events]
+        events = [event for expected in all_expected for event in expected.events]
         touched = {event["flow_id"] for event in events}
         assert touched <= written.keys()
         assert {key.partition("/")[0] for key in written} <= touched | {"cursor"}
@@ -85,7 +85,7 @@ class Batches:
             "commands": self.position["t.commands"],
             "control": self.position["t.control"],
             "next_event_id": PARTITION * 2**40 + events + 1,
-            "offered": self._offered(answers, batch),
+            "offered": self._offered(all_expected, batch),
             "schema_version": 1,
         }
         expected = self.reader.present() | {f"cursor/{PARTITION}": cursor}
@@ -93,8 +93,8 @@ class Batches:
         assert sorted_compact(present) == sorted_compact(expected)
 
 
-def read_work(answers: list[Answer], batch: WriteSet) -> None:
-    expected = [item for answer in answers for item in answer.work]
+def read_work(all_expected: list[Expected], batch: WriteSet) -> None:
+    expected = [item for expected in all_expected for item in expected.work]
     assert [item.event_id for item in batch.work] == [item["event_id"] for item in expected]
     for (_, record), item in zip(batch.work, expected, strict=True):
         assert record.key == f"{item['flow_id']}/{item['run_id']}".encode()
@@ -102,11 +102,11 @@ def read_work(answers: list[Answer], batch: WriteSet) -> None:
         assert record.headers[0] == ("taskflow-task", item["task"].encode())
 
 
-def read_copies(records: list[Appended], answers: list[Answer], batch: WriteSet) -> None:
+def read_copies(records: list[Appended], all_expected: list[Expected], batch: WriteSet) -> None:
     expected = [
-        (record, answer.forwarded_to)
-        for record, answer in zip(records, answers, strict=True)
-        if answer.forwarded_to is not None
+        (record, expected.forwarded_to)
+        for record, expected in zip(records, all_expected, strict=True)
+        if expected.forwarded_to is not None
     ]
     assert len(batch.forwards) == len(expected)
     for (record, partition), copy in zip(expected, batch.forwards, strict=True):

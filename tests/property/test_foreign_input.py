@@ -30,13 +30,13 @@ from processor.ops.deadletters import (
 from processor.ops.replay.selection import mark_of
 from processor.telemetry.terminal import OBEYED, visible_json
 from processor.telemetry.tracing import WorkerTraces
-from processor.views.dead_letters import letter_of
+from processor.views.dead_letters import dead_letter_row
 from processor.views.projection import project, read
 from tests.support.foreign_records import recorded
 from tests.support.moved_deployment import differences, moved
 from tests.support.partition import Appended
 from tests.support.random_histories import check, check_file, export
-from tests.support.recorded_deployment import Recorded, told
+from tests.support.recorded_deployment import Recorded, violations
 from tests.support.reference_model import is_copy
 
 RECORDS_MIN, RECORDS_MAX = 20, 40
@@ -63,7 +63,7 @@ def test_every_reader_takes_what_any_sender_writes(foreign_records_count: int) -
 
 async def _read_by_all(made: Recorded) -> None:
     for partition in range(made.partitions):
-        _engine_answers_each(made, partition)
+        _engine_decides_each(made, partition)
         _traces(made, partition)
         _views(made, partition)
         _dead_letters(made, partition)
@@ -74,10 +74,10 @@ async def _read_by_all(made: Recorded) -> None:
     new = await moved(made, 3)
     assert differences(made, new) == []
     report = await new.verify()
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
 
 
-def _engine_answers_each(made: Recorded, partition: int) -> None:
+def _engine_decides_each(made: Recorded, partition: int) -> None:
     """One outcome for each record, and one dead letter for each that was quarantined."""
     outcomes = [json.loads(record.value) for record in made.of("outcomes", partition)]
     for name in ("commands", "control"):
@@ -99,8 +99,8 @@ def _engine_answers_each(made: Recorded, partition: int) -> None:
         if outcome["verdict"] == "forwarded":
             assert not is_copy(source.headers)
     quarantined = [one["source"] for one in outcomes if one["verdict"] == "quarantined"]
-    letters = [split_dead_letter(one.headers) for one in made.of("deadletters", partition)]
-    assert [facts and facts.source and facts.source._asdict() for _, facts in letters] == [
+    dead_letters = [split_dead_letter(one.headers) for one in made.of("deadletters", partition)]
+    assert [facts and facts.source and facts.source._asdict() for _, facts in dead_letters] == [
         *quarantined
     ]
     assert all(outcome["code"] != Code.INTERNAL_ERROR for outcome in outcomes)
@@ -127,7 +127,7 @@ def _views(made: Recorded, partition: int) -> None:
     project([read(record.value) for record in made.of("audit", partition)], {}, {})
     for name in ("deadletters", "commands", "control"):
         for record in made.of(name, partition):
-            row = letter_of(record)
+            row = dead_letter_row(record)
             doc = json.loads(row.doc)
             assert 0 <= doc["source"]["partition"] < 2**31
             assert 0 <= doc["source"]["offset"] < 2**63
@@ -138,7 +138,7 @@ def _views(made: Recorded, partition: int) -> None:
         for record in made.of(name, partition)
     }
     for record in made.of("deadletters", partition):
-        doc = json.loads(letter_of(record).doc)
+        doc = json.loads(dead_letter_row(record).doc)
         source = sources[doc["source"]["topic"], doc["source"]["offset"]]
         assert doc["size"] == len(source.value or b"")
 
@@ -146,13 +146,13 @@ def _views(made: Recorded, partition: int) -> None:
 def _dead_letters(made: Recorded, partition: int) -> None:
     """What goes back is what came, and names its dead letter; of its own words it has one."""
     for record in (*made.of("deadletters", partition), *made.of("commands", partition)):
-        letter = dead_letter_of(record)
-        orjson.dumps(row_of(letter, {}))
-        plain(str(letter.diagnosis))
-        if letter.sendable is None:
-            back = outbound(letter, DEAD_LETTERS)
+        dead_letter = dead_letter_of(record)
+        orjson.dumps(row_of(dead_letter, {}))
+        plain(str(dead_letter.diagnosis))
+        if dead_letter.sendable is None:
+            back = outbound(dead_letter, DEAD_LETTERS)
             spot = redriven_spot(SimpleNamespace(headers=back.headers), DEAD_LETTERS)
-            assert spot == letter.spot == Spot(record.partition, record.offset)
+            assert spot == dead_letter.spot == Spot(record.partition, record.offset)
             assert 0 <= partition_for(back, made.partitions) < made.partitions
             assert (back.key, back.value) == (record.key, record.value)
 
@@ -167,7 +167,7 @@ def _shown(record: Appended) -> None:
 
 async def _verify_and_replay(made: Recorded) -> None:
     report = await made.verify()
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     findings = await check(made)
     assert findings.ok, findings.first[:3]
     assert not findings.not_compared

@@ -32,13 +32,13 @@ def decisions(draw: st.DrawFn) -> Decided:
     chained = st.binary(min_size=16, max_size=16).map(lambda chain: [(CHAIN_HEADER, chain), *trace])
     usual = st.builds(Outgoing, st.just(record.key), values, st.just(trace)) | outgoing
     event = st.builds(Outgoing, st.just(record.key), values, chained) | outgoing
-    letter = draw(st.none() | outgoing)
-    return Decided(record, draw(usual), draw(st.lists(event, max_size=2)), letter)
+    dead_letter = draw(st.none() | outgoing)
+    return Decided(record, draw(usual), draw(st.lists(event, max_size=2)), dead_letter)
 
 
 def normal(one: Decided) -> tuple[object, ...]:
     """Headers may come back in sequences of another type."""
-    source, written = one.record, [one.outcome, *one.events, one.letter]
+    source, written = one.record, [one.outcome, *one.events, one.dead_letter]
     return (
         (source.topic, source.partition, source.offset, source.timestamp, source.key, source.value),
         [*source.headers],
@@ -93,7 +93,7 @@ async def everything(
     transactions, snapshots = [], []
     with reading(path) as history, open_store() as store:
         rules = history.head().rules
-        part = next(history.partitions(rules, lambda number: number == partition))
+        part = next(history.partitions(rules, lambda partition: partition == partition))
         assert await part.begin(store) == BEGINNING
         async for done in part.decided():
             transactions.append([*map(normal, done.each())])

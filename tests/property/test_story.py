@@ -112,12 +112,12 @@ def text_at(value: Any, path: str) -> str | None:
 def test_at_every_revision_and_every_time_it_is_as_a_brute_force_fold_says(history: Any) -> None:
     events = recorded(history)
     states = brute_force(events)
-    told = story.lives((event, None) for event in events)
+    explained = story.lives((event, None) for event in events)
 
-    assert [moment.document for life in told for moment in life.moments] == states
+    assert [moment.document for life in explained for moment in life.moments] == states
     for at_ms in {0} | {story.parse_timestamp(e["at"]) + d for e in events for d in (-1, 0, 1)}:
         before = [n for n, event in enumerate(events) if event["at"] <= instant(at_ms)]
-        moment = story.at_time(told, at_ms)
+        moment = story.at_time(explained, at_ms)
         if not before:
             assert moment is None
         else:
@@ -125,7 +125,7 @@ def test_at_every_revision_and_every_time_it_is_as_a_brute_force_fold_says(histo
             assert moment.event == events[before[-1]]
             assert moment.document == states[before[-1]]
     start = 0
-    for life in told:
+    for life in explained:
         mine = states[start : start + len(life.moments)]
         start += len(life.moments)
         for revision in range(-1, life.revisions[1] + 2):
@@ -194,10 +194,10 @@ def test_the_stays_cover_a_life_without_a_gap(history: Any) -> None:
             assert stay.left_ms == following.entered_ms
             assert stay.status != following.status
         assert (stays[-1].left_ms is None) != life.pruned
-        told = story.told(life)
-        assert [one.event for one in told] == [moment.event for moment in life.moments]
-        left = [one.left for one in told if one.left is not None]
+        explained = story.explanations(life)
+        assert [one.event for one in explained] == [moment.event for moment in life.moments]
+        left = [one.left for one in explained if one.left is not None]
         assert left == [stay for stay in stays if stay.left_ms is not None]
-        for one in told:
+        for one in explained:
             waited = one.left is not None and one.left.status == "waiting"
             assert (one.ended is not None) == waited

@@ -283,7 +283,7 @@ class EndsLeasesByTheClock(BatchProcessor):
         async def end() -> int:
             return 0
 
-        self._commands = Commands(decided=lambda: 0, in_hand=lambda: False, end=end)
+        self._commands = Commands(decided=lambda: 0, pending=lambda: False, end=end)
 
 
 async def _nothing_again(*taker_and_topics: Any) -> None:

@@ -18,9 +18,9 @@ from processor.testing.memory.moments import Fault
 from processor.testing.memory.record import Appended
 from processor.testing.memory.timed_kafka import SimKafka, wake
 
-IN_HAND_MAX: Final = 4
+PENDING_MAX: Final = 4
 POLL_S: Final = 0.5
-ANSWER_S: Final = 2.0
+OUTCOME_S: Final = 2.0
 """How long an executor waits for an outcome, before it sends its command again."""
 EXPIRES_MS: Final = 60_000
 DONE_WITH: Final = frozenset(
@@ -192,7 +192,7 @@ class Executor:
                 start = self._next.setdefault(number, self._group.committed(number))
                 log = self._kafka.log(topic, number)
                 for record in log.committed(start, log.end):
-                    if len(self.pending) >= IN_HAND_MAX:
+                    if len(self.pending) >= PENDING_MAX:
                         break
                     self._next[number] = record.offset + 1
                     self._unanswered.setdefault(number, []).append(record.offset)
@@ -203,7 +203,7 @@ class Executor:
             await waiting
             timer.cancel()
 
-    def _answered(self, record: Appended) -> None:
+    def _outcomes(self, record: Appended) -> None:
         """Commit the offsets behind which everything is answered."""
         number, waiting = record.partition, self._unanswered.get(record.partition, [])
         if record.offset in waiting:
@@ -216,7 +216,7 @@ class Executor:
         try:
             started = await self._start(item)
             await self._there()
-            self._answered(record)
+            self._outcomes(record)
             if started is not None:
                 await self._do(item, started)
         finally:
@@ -298,7 +298,7 @@ class Executor:
             lost = not self._group.calm and rng.random() < 0.02
             if not lost:
                 kafka.append(topics.commands, number, key, orjson.dumps(command))
-            ends_s = asyncio.get_running_loop().time() + ANSWER_S
+            ends_s = asyncio.get_running_loop().time() + OUTCOME_S
             while (left_s := ends_s - asyncio.get_running_loop().time()) > 0:
                 await self._there()
                 if (outcome := self._group.outcomes.of(command_id)) is not None:

@@ -15,7 +15,7 @@ AT: Final[Mapping[Op, tuple[Fault, ...]]] = {
     Op.READ: (Fault.HISTORY_FAILS,),
     Op.FETCH: (Fault.FETCH_FAILS, Fault.FETCH_REPEATS),
     Op.LOAD: (Fault.TABLE_READ_FAILS, Fault.TABLE_CORRUPT),
-    Op.TOUCH: (Fault.OTHER_HAND,),
+    Op.TOUCH: (Fault.OTHER_WRITER,),
     Op.FORWARD: (Fault.FORWARD_FAILS, Fault.FORWARD_UNANSWERED),
     Op.PRODUCE: (Fault.BATCH_LOST, Fault.BATCH_UNANSWERED, Fault.BATCH_SPLIT),
     Op.COMMIT: (

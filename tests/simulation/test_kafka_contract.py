@@ -86,10 +86,10 @@ class Simulated:
         group = SimGroup(self._kafka, self._life.rng)
         self._tasks.append(asyncio.create_task(group.run()))
 
-        async def nothing_in_hand() -> None:
+        async def nothing_pending() -> None:
             return None
 
-        member = SimMember(group, self._kafka, self._life, lambda partitions: None, nothing_in_hand)
+        member = SimMember(group, self._kafka, self._life, lambda partitions: None, nothing_pending)
         await member.start()
         await asyncio.wait_for(member.assigned(0), PATIENCE_S)
         return member
@@ -147,7 +147,7 @@ class Real:
         await writer._producer.send_and_wait(topic, value, b"k", partition=0)
 
     async def member(self) -> KafkaGroupConsumer:
-        async def nothing_in_hand() -> None:
+        async def nothing_pending() -> None:
             return None
 
         source = KafkaGroupConsumer(
@@ -157,7 +157,7 @@ class Real:
             instance_id=None,
             session_timeout_ms=self._settings.session_timeout_ms,
             on_assigned=lambda partitions: None,
-            on_revoked=nothing_in_hand,
+            on_revoked=nothing_pending,
         )
         await source.start()
         self._open.push_async_callback(source.stop, timeout_s=5.0)

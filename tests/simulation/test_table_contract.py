@@ -29,10 +29,10 @@ from processor.testing.memory.ports import Calm, open_table
 from processor.testing.memory.table import ModelFile
 from tests.unit.adapters.sqlite.tables import (
     NOON_MS,
-    answer,
     at,
     flow_row,
     later,
+    ledger_entry,
     managed_row,
     opened,
     snapshot,
@@ -80,7 +80,7 @@ async def refuses(table: Table, changes: Changes, *, before: Checkpoint | None) 
     assert await everything(table) == was
 
 
-async def remembered(table: Table) -> dict[bytes, LedgerEntry]:
+async def ledger_entries(table: Table) -> dict[bytes, LedgerEntry]:
     """The answers that no write of these tests lets go of."""
     found = await table.ledger_entries([number.to_bytes(16, "big") for number in range(10)])
     return {key: entry for key, entry in found.items() if entry.at_ms >= FORGOTTEN_MS}
@@ -96,7 +96,7 @@ async def everything(table: Table) -> tuple[Any, ...]:
         await table.flows(ids),
         await table.steps([(flow_id, run) for flow_id in ids for run in "rs"]),
         await table.run_ids(ids),
-        await remembered(table),
+        await ledger_entries(table),
         await table.due(None, NOON_MS + 100, 100),
         await table.due(Deadline(NOON_MS + 5, uuid(3)), NOON_MS + 9, 2),
         await table.armed(),
@@ -174,7 +174,7 @@ async def test_a_refusal_undoes_what_was_done_before_it(open_it: Open) -> None:
             deleted=[flow_row(1)],
             inserted=[flow_row(3)],
             steps=[step_row(2, "r")],
-            ledger_entries=[answer(1)],
+            ledger_entries=[ledger_entry(1)],
         )
         changes.inserted.append(flow_row(2))
         await refuses(table, changes, before=at(1))
@@ -204,10 +204,10 @@ async def test_a_newer_answer_takes_the_place_of_an_older_and_old_ones_may_be_fo
 ) -> None:
     async with holding(open_it) as table:
         for offset, (number, at_ms) in enumerate([(1, 10), (2, -1), (1, 30), (3, 25)], start=1):
-            answers = [answer(number, at_ms=FORGOTTEN_MS + at_ms)]
+            answers = [ledger_entry(number, at_ms=FORGOTTEN_MS + at_ms)]
             changes = Changes(ledger_entries=answers, forget_before_ms=FORGOTTEN_MS)
             await table.write(changes, before=at(offset), after=at(offset + 1))
-        found = await remembered(table)
+        found = await ledger_entries(table)
         assert sorted(one.at_ms - FORGOTTEN_MS for one in found.values()) == [25, 30]
 
 
@@ -296,7 +296,9 @@ def chunk(rng: Random) -> RestoreChunk:
             part.steps_gone.append((uuid(number), "r"))
         else:
             part.steps.append(step_snapshot(any_step(rng, number, "r")))
-    part.ledger_entries = [answer(n, at_ms=rng.randrange(99)) for n in rng.sample(range(10), 3)]
+    part.ledger_entries = [
+        ledger_entry(n, at_ms=rng.randrange(99)) for n in rng.sample(range(10), 3)
+    ]
     return part
 
 
@@ -341,7 +343,7 @@ def drawn(rng: Random, holds: tuple[Any, ...]) -> Changes:
         else:
             changes.steps.append(any_step(rng, flow, run))
     for key in rng.sample(range(10), rng.randrange(3)):
-        changes.ledger_entries.append(answer(key, at_ms=rng.randrange(100)))
+        changes.ledger_entries.append(ledger_entry(key, at_ms=rng.randrange(100)))
     if rng.random() < 0.3:
         changes.forget_before_ms = rng.randrange(FORGOTTEN_MS)
     return changes

@@ -71,12 +71,12 @@ async def audit_of(bootstrap: str, prefix: str) -> AsyncIterator[Audit]:
         yield Audit(prefix, producer)
 
 
-def complete(answer: Any) -> bool:
-    return bool(answer["view"]["complete"])
+def complete(page: Any) -> bool:
+    return bool(page["view"]["complete"])
 
 
 def more_than(events: int) -> Callable[[Any], bool]:
-    return lambda answer: complete(answer) and answer["events_total"] > events
+    return lambda page: complete(page) and page["events_total"] > events
 
 
 async def assert_equal(view: ViewProcess, audit: Audit) -> None:
@@ -90,6 +90,6 @@ async def assert_equal(view: ViewProcess, audit: Audit) -> None:
     by_id = sorted(events, key=lambda event: event["id"])
     assert by_id == sorted(audit.events, key=lambda event: event["id"])
     for flow_id, (flow, steps) in flows.items():
-        answer = await view.until(complete, f"/v1/flows/{flow_id}")
-        assert answer["flow"] == flow
-        assert sorted(answer["steps"], key=lambda step: step["run_id"]) == steps
+        page = await view.until(complete, f"/v1/flows/{flow_id}")
+        assert page["flow"] == flow
+        assert sorted(page["steps"], key=lambda step: step["run_id"]) == steps

@@ -70,7 +70,7 @@ async def tab(
     context.set_default_timeout(1000 * patience(15))
     seen = Seen(await context.new_page())
 
-    def hear(message: ConsoleMessage) -> None:
+    def on_message(message: ConsoleMessage) -> None:
         if refusals and "status of 401" in message.text:
             return
         if message.type in ("error", "warning"):
@@ -79,7 +79,7 @@ async def tab(
     def note(request: Request) -> None:
         seen.asked.append(request.url)
 
-    seen.page.on("console", hear)
+    seen.page.on("console", on_message)
     seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     seen.page.on("dialog", lambda dialog: seen.complaints.append(f"dialog {dialog.message}"))
     seen.page.on("request", note)

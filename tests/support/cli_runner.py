@@ -23,7 +23,7 @@ class Shell:
     error."""
 
     def __init__(self, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-        self.told = ""
+        self.errors = ""
         self._monkeypatch = monkeypatch
         self.capsys = capsys
         for name in VARIABLES:
@@ -49,14 +49,14 @@ class Shell:
         """What it prints."""
         self.capsys.readouterr()
         found = main(arguments)
-        out, self.told = self.capsys.readouterr()
-        assert code in (None, found), (arguments, found, out, self.told)
+        out, self.errors = self.capsys.readouterr()
+        assert code in (None, found), (arguments, found, out, self.errors)
         # Not by splitlines: what a sender wrote may hold other line ends, as it is.
         return out.removesuffix("\n").split("\n") if out else []
 
 
 @contextmanager
-def worker_beside(settings: Settings) -> Iterator[None]:
+def child_worker(settings: Settings) -> Iterator[None]:
     """Topics and a worker that is ready, on a loop in another thread."""
     ready, loops = threading.Event(), []
     stop = asyncio.Event()

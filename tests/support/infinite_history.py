@@ -92,10 +92,10 @@ class Endless:
             named = ("controller_id", "goal", "requester_origin", "state_json")
             created = {name: command[name] for name in named}
             created |= {"owner_session_key": "me", "current_step": "init"}
-            told = [("created", created, 0, "created"), ("started", {}, 1, "running")]
+            facts = [("created", created, 0, "created"), ("started", {}, 1, "running")]
         else:
             patch = {"patch": command["patch"], "next_step": None}
-            told = [("state_updated", patch, 2, "running")]
+            facts = [("state_updated", patch, 2, "running")]
         return [
             orjson.dumps(
                 {
@@ -113,7 +113,7 @@ class Endless:
                 }
             )
             for event_id, (kind, payload, revision, status) in zip(
-                self.event_ids(offset), told, strict=True
+                self.event_ids(offset), facts, strict=True
             )
         ]
 
@@ -200,7 +200,7 @@ class Endless:
 
     # At hand: no tables
 
-    def image(self, partition: int, take: Any) -> None:
+    def read_table(self, partition: int, take: Any) -> None:
         return None
 
     async def verify(self) -> Report:

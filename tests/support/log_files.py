@@ -63,7 +63,7 @@ async def until_in_transaction(data_dir: Path, topic: str, partition: int) -> No
             await asyncio.sleep(0)
 
 
-def foreign_hands(data_dir: Path, prefix: str, partitions: int) -> list[str]:
+def foreign_writers(data_dir: Path, prefix: str, partitions: int) -> list[str]:
     """I8: where a transaction of one owner holds another hand's batch, or an epoch comes back.
 
     A transactional id keeps its producer id; each fencing raises the epoch.
@@ -83,21 +83,21 @@ def foreign_in(name: str, log: Iterator[LogBatch]) -> list[str]:
     open_by: tuple[int, int] | None = None
     newest: tuple[int, int] | None = None
     for batch in log:
-        hand = (batch.producer_id, batch.epoch)
+        writer = (batch.producer_id, batch.epoch)
         at = f"I8 {name} offset {batch.offset}: "
         if not batch.transactional:
             found.append(f"{at}written outside of a transaction")
         elif batch.control:
             # The coordinator ends a dead owner's transaction under an epoch raised by one.
             if open_by is not None and batch.producer_id != open_by[0]:
-                found.append(f"{at}the marker of {hand} within a transaction of {open_by}")
+                found.append(f"{at}the marker of {writer} within a transaction of {open_by}")
             open_by = None
         else:
-            if open_by is not None and hand != open_by:
-                found.append(f"{at}{hand} within a transaction of {open_by}")
-            if newest is not None and (hand[0] != newest[0] or hand[1] < newest[1]):
-                found.append(f"{at}{hand} after {newest}")
-            open_by = newest = hand
+            if open_by is not None and writer != open_by:
+                found.append(f"{at}{writer} within a transaction of {open_by}")
+            if newest is not None and (writer[0] != newest[0] or writer[1] < newest[1]):
+                found.append(f"{at}{writer} after {newest}")
+            open_by = newest = writer
     return found
 
 

@@ -84,7 +84,7 @@ def side(recorded: Recorded, *, copy: bool) -> ComparedSide:
         for name, take in (
             ("audit", made.event),
             ("state", made.snapshot),
-            ("outcomes", made.answer),
+            ("outcomes", made.outcome),
         ):
             for record in recorded.of(name, number):
                 take(record)

@@ -30,7 +30,7 @@ class Observer:
         self._consumer = consumer
         self._bootstrap = bootstrap
         self.world = world
-        self.answered: set[tuple[str, int, int]] = set()
+        self.decided: set[tuple[str, int, int]] = set()
         self.unanswered: set[tuple[str, int, int]] = set()
 
     async def catch_up(self) -> Deployment:
@@ -64,12 +64,12 @@ class Observer:
         seen = Appended(*at, record.timestamp, record.key, record.value, tuple(record.headers))
         self.world.of(name, record.partition).append(seen)
         if name in SOURCES:
-            if at not in self.answered:
+            if at not in self.decided:
                 self.unanswered.add(at)
         elif name == "outcomes":
             source = json.loads(record.value)["source"]
             at = (source["topic"], source["partition"], source["offset"])
-            self.answered.add(at)
+            self.decided.add(at)
             self.unanswered.discard(at)
 
     async def settled(self, state_dirs: Iterable[Path] = (), *, timeout_s: float) -> Deployment:
@@ -90,8 +90,10 @@ class Observer:
     def _left(self, tables: bool) -> str | None:
         if self.unanswered:
             return f"{len(self.unanswered)} commands without outcome, as {min(self.unanswered)}"
-        if still_open := [at for at, (stable, high) in self.world.ends.items() if stable != high]:
-            return f"transactions are open on {still_open}"
+        if open_transactions := [
+            at for at, (stable, high) in self.world.ends.items() if stable != high
+        ]:
+            return f"transactions are open on {open_transactions}"
         for partition in range(self.world.partitions) if tables else ():
             end = [table for table in self.world.tables if table.partition == partition]
             cursor = self.world.newest_cursor(partition)

@@ -34,7 +34,7 @@ class Sent:
     command: dict[str, Any]
 
 
-class Answer(NamedTuple):
+class Decided(NamedTuple):
     """The outcome of a command, the FlowEvents that it caused, and the work items."""
 
     outcome: Any
@@ -52,7 +52,7 @@ class Partition:
     steps: dict[tuple[str, str], StepRow] = field(default_factory=dict)
     ledger: dict[bytes, LedgerEntry] = field(default_factory=dict)
 
-    def send(self, *batch: Sent) -> list[Answer]:
+    def send(self, *batch: Sent) -> list[Decided]:
         """What each command caused, as JSON."""
         offsets = {"commands": self.position.commands, "control": self.position.control}
         records = []
@@ -73,13 +73,13 @@ class Partition:
         outcomes = [json.loads(record.value or b"") for record in written.outcomes]
         events = [json.loads(record.value or b"") for record in written.audit]
         work = [json.loads(item.record.value or b"") for item in written.work]
-        answers = []
+        all_decided = []
         for outcome in outcomes:
             caused = [event for event in events if event["source"] == outcome["source"]]
             ids = {event["id"] for event in caused}
             offered = [item for item in work if item["event_id"] in ids]
-            answers.append(Answer(outcome, caused, offered))
-        return answers
+            all_decided.append(Decided(outcome, caused, offered))
+        return all_decided
 
     def handle(self, records: Sequence[Appended]) -> WriteSet:
         """One batch of records; what it writes can be read by the published models."""
@@ -130,7 +130,7 @@ class Partition:
             else:
                 doc = value.removeprefix(b'{"step":').removesuffix(b"}")
                 self.steps[flow_id, run_id] = StepRow(STEPS.validate_json(doc), doc)
-        self.ledger.update((answer.key, answer) for answer in batch.changes.ledger_entries)
+        self.ledger.update((row.key, row) for row in batch.changes.ledger_entries)
 
     def flow(self, flow_id: str) -> Any:
         """The flow's row as JSON; None where there is none."""

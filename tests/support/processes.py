@@ -93,21 +93,21 @@ class WorkerProcess:
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
-    def told(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
-    async def until_told(
+    async def until_printed(
         self, words: str, *, times: int = 1, timeout_s: float = patience(30.0)
     ) -> None:
         """Wait until `words` stand `times` times in what it has said."""
         deadline = time.monotonic() + timeout_s
-        while self.told().count(words) < times:
-            assert self.running, f"{self.name} ended:\n{self.told()[-4000:]}"
-            assert time.monotonic() < deadline, f"not told: {words!r}\n{self.told()[-4000:]}"
+        while self.output().count(words) < times:
+            assert self.running, f"{self.name} ended:\n{self.output()[-4000:]}"
+            assert time.monotonic() < deadline, f"not told: {words!r}\n{self.output()[-4000:]}"
             await asyncio.sleep(0.02)
 
     async def until_ready(self, *, times: int = 1) -> None:
-        await self.until_told('"worker ready"', times=times)
+        await self.until_printed('"worker ready"', times=times)
 
 
 class ForkedWorker(WorkerProcess):
@@ -159,7 +159,7 @@ def owner_of(partition: int, some: Sequence[WorkerProcess]) -> WorkerProcess:
     return max(some, key=taken_at)
 
 
-async def until_owned(
+async def until_assigned(
     partitions: int, some: Sequence[WorkerProcess], *, timeout_s: float = patience(30.0)
 ) -> None:
     """Wait until the group has dealt each partition to one of them, and that one has taken it over.
@@ -175,8 +175,8 @@ async def until_owned(
             owner_of(partition, some) is worker for its, worker in dealt for partition in its
         ):
             return
-        told = "\n".join(f"{worker.name}:\n{worker.told()[-4000:]}" for worker in some)
-        assert time.monotonic() < deadline, f"not settled: {held}\n{told}"
+        output = "\n".join(f"{worker.name}:\n{worker.output()[-4000:]}" for worker in some)
+        assert time.monotonic() < deadline, f"not settled: {held}\n{output}"
         await asyncio.sleep(0.02)
 
 
@@ -193,6 +193,6 @@ def _lines(worker: WorkerProcess) -> Iterator[dict[str, Any]]:
     """A line that is still being written does not count."""
     return (
         json.loads(line)
-        for line in worker.told().splitlines(keepends=True)
+        for line in worker.output().splitlines(keepends=True)
         if line.startswith("{") and line.endswith("\n")
     )

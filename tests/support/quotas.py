@@ -63,10 +63,10 @@ async def limit(bootstrap: str, client_id: str, **limits: float) -> None:
     await client.bootstrap()
     try:
         # A controller answers at another address than the one that was asked.
-        answer = await client.send(
+        outcome = await client.send(
             client.get_random_node(), AlterClientQuotasRequest(client_id, limits)
         )
-        ((code, message, _),) = answer.entries
+        ((code, message, _),) = outcome.entries
         assert code == 0, f"no quota: {code} {message}"
     finally:
         await client.close()

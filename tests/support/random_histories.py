@@ -224,7 +224,7 @@ async def check_file(path: Path) -> Findings:
         rules = history.head().rules
         for part in history.partitions(rules, lambda _: True):
             with open_store() as store:
-                await replay(part, rules, part.number, store, findings, copies)
+                await replay(part, rules, part.partition, store, findings, copies)
     copies.compare(findings)
     return findings
 

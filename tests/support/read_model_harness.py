@@ -40,7 +40,7 @@ class Reseeks(list[int]):
 
 @asynccontextmanager
 async def opened_view(
-    folder: Path, partitions: int, *, owned: bool = True
+    folder: Path, partitions: int, *, assigned: bool = True
 ) -> AsyncIterator[ReadModel]:
     """The view in `folder`, as its file has it; `owned`: with all of its partitions."""
     async with open_database(folder) as database:
@@ -53,7 +53,7 @@ async def opened_view(
             reseek=Reseeks(),
         )
         await view.load()
-        if owned:
+        if assigned:
             view.assign(range(partitions))
         yield view
 
@@ -63,7 +63,7 @@ async def view_of(folder: Path, recorded: Recorded) -> AsyncIterator[ReadModel]:
     """With all that was recorded in it."""
     async with opened_view(folder, recorded.partitions) as view:
         await view.project(messages(recorded))
-        await view.project_letters(messages(recorded, "deadletters"))
+        await view.project_dead_letters(messages(recorded, "deadletters"))
         yield view
 
 

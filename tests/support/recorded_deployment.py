@@ -153,7 +153,7 @@ def kinds(report: Report) -> set[tuple[str, str]]:
     return set(report.found)
 
 
-def told(report: Report) -> str:
+def violations(report: Report) -> str:
     """For a test that expected none."""
     return "\n".join(map(str, report.first.values()))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from processor.testing.memory.deployment import Deployment
-from tests.support.reference_model import Answer, Contract
+from tests.support.reference_model import Contract, Expected
 from tests.support.reference_values import Doc, compact, digest, sorted_compact
 
 Headers = Sequence[tuple[str, bytes | None]]
@@ -43,29 +43,29 @@ class Reader:
         outcomes: Sequence[Wrote],
         audit: Sequence[Wrote],
         dead_letters: Sequence[Wrote],
-    ) -> list[Answer]:
+    ) -> list[Expected]:
         """What the contract answers to `records`, which is what was written."""
-        answers = [self.contract.take(record) for record in records]
+        all_expected = [self.contract.take(record) for record in records]
         assert len(outcomes) == len(records)
-        for record, answer, outcome in zip(records, answers, outcomes, strict=True):
-            self._read_outcome(record, answer, outcome)
+        for record, expected, outcome in zip(records, all_expected, outcomes, strict=True):
+            self._read_outcome(record, expected, outcome)
         events = [
             (record, event)
-            for record, answer in zip(records, answers, strict=True)
-            for event in answer.events
+            for record, expected in zip(records, all_expected, strict=True)
+            for event in expected.events
         ]
         assert len(audit) == len(events)
         for (record, expected), event in zip(events, audit, strict=True):
             self._read_event(record, expected, event)
         spoiled = [
-            (record, answer.outcome)
-            for record, answer in zip(records, answers, strict=True)
-            if answer.outcome["verdict"] == "quarantined"
+            (record, expected.outcome)
+            for record, expected in zip(records, all_expected, strict=True)
+            if expected.outcome["verdict"] == "quarantined"
         ]
         assert len(dead_letters) == len(spoiled)
-        for (record, told), letter in zip(spoiled, dead_letters, strict=True):
-            read_dead_letter(record, told, letter)
-        return answers
+        for (record, sentence), dead_letter in zip(spoiled, dead_letters, strict=True):
+            read_dead_letter(record, sentence, dead_letter)
+        return all_expected
 
     def present(self) -> dict[str, Doc]:
         """What `state` must say of flows and steps."""
@@ -80,27 +80,27 @@ class Reader:
                 present[f"{flow_id}/{run_id}"] = {"step": step}
         return present
 
-    def _read_outcome(self, record: Any, answer: Answer, outcome: Wrote) -> None:
-        told, expected = compact_json(outcome.value), answer.outcome
-        assert list(told) == OUTCOME_FIELDS + ["original"] * ("original" in expected)
-        assert len(told.pop("message")) > 10
-        details = self._details[place_of(told)] = told["details"]
-        if answer.original is not None:
-            assert details == self._details[place_of(answer.original)]
-        elif answer.wrong_fields is not None:
-            check_errors(details, answer.wrong_fields)
+    def _read_outcome(self, record: Any, expected: Expected, outcome: Wrote) -> None:
+        stated, expected = compact_json(outcome.value), expected.outcome
+        assert list(stated) == OUTCOME_FIELDS + ["original"] * ("original" in expected)
+        assert len(stated.pop("message")) > 10
+        details = self._details[place_of(stated)] = stated["details"]
+        if expected.original is not None:
+            assert details == self._details[place_of(expected.original)]
+        elif expected.wrong_fields is not None:
+            check_errors(details, expected.wrong_fields)
         elif expected["details"] is not None:
             assert details == expected["details"]
         free = {"details": None}
-        assert sorted_compact(told | free) == sorted_compact(expected | free)
+        assert sorted_compact(stated | free) == sorted_compact(expected | free)
         flow_id = expected["flow_id"]
         assert outcome.key == (record.key if flow_id is None else flow_id.encode())
         assert list(outcome.headers) == traces(record)
 
     def _read_event(self, record: Any, expected: Doc, event: Wrote) -> None:
-        told = compact_json(event.value)
-        assert list(told) == EVENT_FIELDS
-        assert sorted_compact(told) == sorted_compact(expected)
+        stated = compact_json(event.value)
+        assert list(stated) == EVENT_FIELDS
+        assert sorted_compact(stated) == sorted_compact(expected)
         flow_id = expected["flow_id"]
         assert event.key == flow_id.encode()
         chain = digest(self._chains.get(flow_id, bytes(16)), event.value or b"")
@@ -110,17 +110,17 @@ class Reader:
             del self._chains[flow_id]
 
 
-def read_partition(world: Deployment, partition: int, contract: Contract) -> list[Answer]:
+def read_partition(world: Deployment, partition: int, contract: Contract) -> list[Expected]:
     """Hold all that a partition has written against what the contract says; what it answers."""
     reader = Reader(contract)
-    answers = reader.read(
+    all_expected = reader.read(
         decided(world, partition),
         outcomes=wrote(world.of("outcomes", partition)),
         audit=wrote(world.of("audit", partition)),
         dead_letters=wrote(world.of("deadletters", partition)),
     )
     assert sorted_compact(present(world, partition)) == sorted_compact(reader.present())
-    return answers
+    return all_expected
 
 
 def wrote(records: Sequence[Any]) -> list[Wrote]:
@@ -148,12 +148,12 @@ def present(world: Deployment, partition: int) -> dict[str, Any]:
     }
 
 
-def read_dead_letter(record: Any, outcome: Doc, letter: Wrote) -> None:
+def read_dead_letter(record: Any, outcome: Doc, dead_letter: Wrote) -> None:
     value, count = record.value, len(record.headers)
-    assert letter.key == record.key
-    assert letter.value == (value and value[: 512 * 1024])
-    assert tuple(letter.headers[:count]) == tuple(record.headers)
-    added = {name: (text or b"").decode() for name, text in letter.headers[count:]}
+    assert dead_letter.key == record.key
+    assert dead_letter.value == (value and value[: 512 * 1024])
+    assert tuple(dead_letter.headers[:count]) == tuple(record.headers)
+    added = {name: (text or b"").decode() for name, text in dead_letter.headers[count:]}
     assert len(added.pop("taskflow-message")) > 10
     expected = {
         "taskflow-code": outcome["code"],
@@ -170,10 +170,10 @@ def read_dead_letter(record: Any, outcome: Doc, letter: Wrote) -> None:
 
 def compact_json(value: bytes | None) -> Doc:
     """What `value` holds, which must be compact and escape nothing without need."""
-    told: Doc = json.loads(value or b"")
+    stated: Doc = json.loads(value or b"")
     # There are two ways to write this number; within a text it is no number.
-    assert value == re.sub(rb"(?<=[:,\[])1e-07", b"1e-7", compact(told))
-    return told
+    assert value == re.sub(rb"(?<=[:,\[])1e-07", b"1e-7", compact(stated))
+    return stated
 
 
 def check_errors(details: Doc, wrong: set[str]) -> None:

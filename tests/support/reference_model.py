@@ -42,7 +42,7 @@ TO_ALL = {"resume_external", "record_step_observation"} | reference_steps.TO_ALL
 CONTROL_ONLY = {"wake", "wake_step", "prune"}
 THOSE_THREE = {"prune", "request_cancel", "record_step_observation"}
 CREATES = {"create_managed", "create_mirrored"}
-NOT_REMEMBERED = {"forbidden", "not_owner", "idempotency_conflict"}
+NOT_IN_LEDGER = {"forbidden", "not_owner", "idempotency_conflict"}
 
 MOVES: dict[str, tuple[set[str], str | None]] = {
     "start_running": ({"created"}, "running"),
@@ -184,7 +184,7 @@ class First:
 
 
 @dataclass(slots=True)
-class Answer:
+class Expected:
     """What one record causes; `details` None: the contract leaves them free. `original` is the
     outcome that a duplicate repeats."""
 
@@ -209,28 +209,28 @@ class Contract:
     ledger: dict[tuple[str, str], First] = field(default_factory=dict)
     events: int = 0
 
-    def take(self, record: Any) -> Answer:
+    def take(self, record: Any) -> Expected:
         source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
         outcome: Doc = {
             "command_id": None, "flow_id": None, "kind": None, "code": None, "revision": None,
             "status": None, "event_ids": [], "allowed": None, "details": {}, "dry_run": None,
             "command_digest": None, "source": source, "at": written(record.timestamp),
         }  # fmt: skip
-        answer = Answer(outcome)
-        code = self._quarantine(record, answer)
+        expected = Expected(outcome)
+        code = self._quarantine(record, expected)
         if code is not None:
             outcome |= {"verdict": "quarantined", "code": code}
-            return answer
-        if answer.forwarded_to is not None:
+            return expected
+        if expected.forwarded_to is not None:
             outcome |= {"verdict": "forwarded", "details": None}
-            return answer
+            return expected
         command = equal_form(json.loads(record.value))
-        self._answer(command, record, answer)
-        return answer
+        self._expect(command, record, expected)
+        return expected
 
-    def _quarantine(self, record: Any, answer: Answer) -> str | None:
+    def _quarantine(self, record: Any, expected: Expected) -> str | None:
         """Checks 1 to 6."""
-        value, key, outcome = record.value, record.key, answer.outcome
+        value, key, outcome = record.value, record.key, expected.outcome
         if len(value or b"") > 512 * KIB or len(key or b"") > 64:
             return "too_large"
         command = parsed(value)
@@ -249,7 +249,7 @@ class Contract:
         if version is not None and not (is_integer(version) and version == 1):
             return "unsupported_version"
         if wrong := wrong_in_command(command):
-            answer.wrong_fields = wrong
+            expected.wrong_fields = wrong
             return "invalid_command"
         if key is None or key != command["flow_id"].encode():
             return "invalid_key"
@@ -257,18 +257,18 @@ class Contract:
         if right != self.partition:
             if is_copy(record.headers):
                 return "invalid_key"
-            answer.forwarded_to = right
+            expected.forwarded_to = right
         return None
 
-    def _answer(self, command: Doc, record: Any, answer: Answer) -> None:
-        outcome = answer.outcome
+    def _expect(self, command: Doc, record: Any, expected: Expected) -> None:
+        outcome = expected.outcome
         from_owner = record.topic.endswith(".commands")
         identity = command["flow_id"], command["command_id"]
         known = self.flows.get(command["flow_id"])
         first = self.ledger.get(identity)
         if first is not None and record.timestamp - first.at_ms <= self.window_ms:
             if first.command == sorted_compact(command):
-                answer.original = first.outcome
+                expected.original = first.outcome
                 outcome |= {
                     "verdict": "duplicate",
                     "original": first.outcome["verdict"],
@@ -296,7 +296,7 @@ class Contract:
                 last = would_be or before
                 outcome |= {"revision": last["revision"], "status": last["status"]}
                 if not dry:
-                    self._write(answer, command, kind, payload, would_be, last)
+                    self._write(expected, command, kind, payload, would_be, last)
             if not events and before is not None:
                 outcome |= {"revision": before["revision"], "status": before["status"]}
             if would_be is None:
@@ -308,9 +308,9 @@ class Contract:
             outcome |= {
                 "verdict": "accepted",
                 "allowed": stands and allowed(stands, from_owner),
-                "event_ids": [event["id"] for event in answer.events],
+                "event_ids": [event["id"] for event in expected.events],
             }
-        if not dry and outcome["code"] not in NOT_REMEMBERED:
+        if not dry and outcome["code"] not in NOT_IN_LEDGER:
             self.ledger[identity] = First(record.timestamp, sorted_compact(command), outcome)
 
     def _say(self, outcome: Doc, known: Known | None, from_owner: bool) -> None:
@@ -324,7 +324,7 @@ class Contract:
 
     def _write(
         self,
-        answer: Answer,
+        expected: Expected,
         command: Doc,
         kind: str,
         payload: Doc,
@@ -332,7 +332,7 @@ class Contract:
         last: Doc,
     ) -> None:
         self.events += 1
-        outcome = answer.outcome
+        outcome = expected.outcome
         event = {
             "id": self.partition * 2**40 + self.events,
             "flow_id": command["flow_id"],
@@ -347,7 +347,7 @@ class Contract:
             "schema_version": 1,
         }
         known = self.flows.get(command["flow_id"])
-        answer.events.append(event)
+        expected.events.append(event)
         if flow is None:
             del self.flows[command["flow_id"]]
             return
@@ -358,7 +358,7 @@ class Contract:
         if kind.startswith("step_") and kind != "step_observed":
             run_id = payload["step"]["run_id"] if "step" in payload else payload["run_id"]
             item = reference_steps.work_of(event, known.steps[run_id])
-            answer.work += [] if item is None else [item]
+            expected.work += [] if item is None else [item]
 
     def _decide(self, command: Doc, known: Known | None, at_ms: int, from_owner: bool) -> Events:
         """Checks 8 to 17: the events of an accepted command, or Refused."""

@@ -141,7 +141,7 @@ async def publish_rubbish(place: Deployment) -> None:
         await producer.close()
 
 
-async def assert_answered_once(place: Deployment, count: int) -> None:
+async def assert_decided_once(place: Deployment, count: int) -> None:
     """Each of `count` records gets one outcome, and no event is missing or twice."""
     settings = place.administrator()
     outcomes: list[dict[str, Any]] = []
@@ -150,7 +150,7 @@ async def assert_answered_once(place: Deployment, count: int) -> None:
         outcomes = [json.loads(record.value) async for record in records]
     assert len(outcomes) == count
     assert len({outcome["source"]["offset"] for outcome in outcomes}) == count
-    letters = [record async for record in read(settings, place.topics.dead_letters)]
+    dead_letters = [record async for record in read(settings, place.topics.dead_letters)]
     async with AuditStream(settings, follow=False) as events:  # holds the ids to be gapless
         flows = [event.flow_id async for event in events]
-    assert len(flows) == len(set(flows)) == count - len(letters)
+    assert len(flows) == len(set(flows)) == count - len(dead_letters)

@@ -38,7 +38,7 @@ from tests.support.rights_deployment import (
     SAYS_WITHIN_S,
     Deployment,
     Row,
-    assert_answered_once,
+    assert_decided_once,
     command,
     deployment,
     publish_rubbish,
@@ -142,7 +142,7 @@ async def _denied_while_running(place: Deployment, right: Right, settings: Setti
     ):
         await ready.wait()
 
-        async def answer() -> dict[str, Any]:
+        async def response() -> dict[str, Any]:
             async with session.get(f"http://{listening[0]}/ready") as response:
                 body: dict[str, Any] = await response.json()
                 assert (response.status == 200) is body["ready"]
@@ -160,7 +160,7 @@ async def _denied_while_running(place: Deployment, right: Right, settings: Setti
         began = time.monotonic()
         sent = send(3)
         await publish_rubbish(place)
-        while (body := await answer())["denied"] is None:
+        while (body := await response())["denied"] is None:
             assert time.monotonic() - began < SAYS_WITHIN_S, body
             await asyncio.sleep(0.05)
         assert body["ready"] is False
@@ -170,8 +170,8 @@ async def _denied_while_running(place: Deployment, right: Right, settings: Setti
         assert {outcome.verdict for outcome in outcomes} == {"accepted"}
         while not body["ready"]:
             await asyncio.sleep(0.05)
-            body = await answer()
-        await assert_answered_once(place, 6)
+            body = await response()
+        await assert_decided_once(place, 6)
         stop.set()
         await worker
     return denied
@@ -365,13 +365,13 @@ async def views_rows(place: Deployment, home: Path, chosen: Chosen) -> list[Row]
                         status, body = await view.get("/ready")
                         if status == 503 and body["denied"]:
                             break
-                        assert time.monotonic() - began < SAYS_WITHIN_S, (body, view.told())
+                        assert time.monotonic() - began < SAYS_WITHIN_S, (body, view.output())
                         await asyncio.sleep(0.05)
                 rows.append(place.row(right, "`/ready`", body["denied"]))
                 await view.until(lambda _: True, "/ready")
             for flow_id in sent:
                 await view.until(lambda _: True, f"/v1/flows/{flow_id}")
-            assert place.user.password not in view.told()
+            assert place.user.password not in view.output()
         finally:
             await view.end()
     return rows

@@ -15,7 +15,7 @@ from processor.contract import (
     StepStatus,
     instant,
 )
-from processor.contract.values import NUMBER_MAX
+from processor.contract.values import INTEGER_MAX
 from processor.domain.transitions import (
     CREATES,
     LIVE,
@@ -31,7 +31,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 JSON = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers(-NUMBER_MAX, NUMBER_MAX)
+    | st.integers(-INTEGER_MAX, INTEGER_MAX)
     | st.floats(-1e9, 1e9, allow_nan=False)
     | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),

@@ -38,18 +38,18 @@ class ShownViews:
         self.behind = 0
         self.asked: list[str] = []
         self._streams: set[asyncio.Queue[dict[str, Any]]] = set()
-        self._told: set[int] = {event["id"] for event in self._events()}
+        self._shown: set[int] = {event["id"] for event in self._events()}
 
     def send(self, *commands: dict[str, Any], at_ms: int | None = None) -> None:
         for command in commands:
             self.recorded.send(("commands", command), at_ms=at_ms)
         for event in sorted(self._events(), key=lambda one: one["id"]):
-            if event["id"] not in self._told:
-                self._told.add(event["id"])
+            if event["id"] not in self._shown:
+                self._shown.add(event["id"])
                 for queue in self._streams:
                     queue.put_nowait(event)
 
-    async def until_heard_by(self, count: int) -> None:
+    async def until_followed_by(self, count: int) -> None:
         """Wait until so many streams are open."""
         async with asyncio.timeout(patience(30)):
             while len(self._streams) != count:
@@ -67,7 +67,7 @@ class ShownViews:
             web.get("/v1/events", self._newest),
             web.get("/v1/stream", self._stream),
             web.get("/v1/statistics", self._statistics),
-            web.get("/v1/deadletters", self._letters),
+            web.get("/v1/deadletters", self._dead_letters),
             web.get("/v1/partitions", self._partitions),
         ]
 
@@ -148,22 +148,22 @@ class ShownViews:
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         query = self._query(request, models.StreamQuery)
-        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await answer.prepare(request)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._streams.add(queue)
         try:
-            await answer.write(b"event: ready\ndata: {}\n\n")
+            await response.write(b"event: ready\ndata: {}\n\n")
             while True:
                 event = await queue.get()
                 if not event["flow_id"]:
-                    await answer.write(b": still here\n\n")
+                    await response.write(b": still here\n\n")
                     continue
                 if query.flow not in (None, event["flow_id"]):
                     continue
-                told = models.StreamEvent(event=EVENTS.validate_json(json.dumps(event)), owner=None)
-                text = f"id: {event['id']}\nevent: event\ndata: {told.model_dump_json()}\n\n"
-                await answer.write(text.encode())
+                body = models.StreamEvent(event=EVENTS.validate_json(json.dumps(event)), owner=None)
+                text = f"id: {event['id']}\nevent: event\ndata: {body.model_dump_json()}\n\n"
+                await response.write(text.encode())
         finally:
             self._streams.discard(queue)
 
@@ -198,26 +198,26 @@ class ShownViews:
             view=self._view(),
         )  # fmt: skip
 
-    async def _letters(self, request: web.Request) -> web.Response:
+    async def _dead_letters(self, request: web.Request) -> web.Response:
         query = self._query(request, models.DeadLettersQuery)
         items = []
         for p in range(self.recorded.partitions):
             for record in self.recorded.of("deadletters", p):
-                told = {k: (v or b"").decode() for k, v in record.headers if k[:9] == "taskflow-"}
+                body = {k: (v or b"").decode() for k, v in record.headers if k[:9] == "taskflow-"}
                 event = {
-                    "topic": told["taskflow-source-topic"],
-                    "partition": int(told["taskflow-source-partition"]),
-                    "offset": int(told["taskflow-source-offset"]),
+                    "topic": body["taskflow-source-topic"],
+                    "partition": int(body["taskflow-source-partition"]),
+                    "offset": int(body["taskflow-source-offset"]),
                 }
                 items.append(
                     {
                         "partition": p,
                         "offset": record.offset,
-                        "at": told["taskflow-source-timestamp"],
-                        "code": told["taskflow-code"],
-                        "message": told["taskflow-message"],
+                        "at": body["taskflow-source-timestamp"],
+                        "code": body["taskflow-code"],
+                        "message": body["taskflow-message"],
                         "source": event,
-                        "source_at": told["taskflow-source-timestamp"],
+                        "source_at": body["taskflow-source-timestamp"],
                         "key": None if record.key is None else record.key.decode(),
                         "value": (record.value or b"").decode("utf-8", "replace")[:2048],
                         "size": len(record.value or b""),
@@ -281,8 +281,8 @@ def _at_revision(events: Sequence[dict[str, Any]], revision: int) -> dict[str, A
     for event in events:
         if event["revision"] <= revision:
             kind, status = EventKind(event["kind"]), FlowStatus(event["status"])
-            told = (kind, event["flow_id"], event["at"], event["revision"], status)
-            flow = evolve(flow, Fact(*told, event["payload_json"]))
+            body = (kind, event["flow_id"], event["at"], event["revision"], status)
+            flow = evolve(flow, Fact(*body, event["payload_json"]))
     assert flow is not None
     made: dict[str, Any] = flow.model_dump(mode="json")
     return made
@@ -317,16 +317,16 @@ def _is_meant(one: dict[str, Any], text: str) -> bool:
 
 
 def _json(model: type[BaseModel], **fields: Any) -> web.Response:
-    answer = model.model_validate_json(json.dumps(fields, ensure_ascii=False))
-    return web.Response(text=answer.model_dump_json(), content_type="application/json")
+    response = model.model_validate_json(json.dumps(fields, ensure_ascii=False))
+    return web.Response(text=response.model_dump_json(), content_type="application/json")
 
 
 def _problem(status: int, code: str, detail: str) -> web.Response:
-    told = models.Problem(
+    body = models.Problem(
         type=f"urn:taskflow:problem:{code}", title=code, status=status, code=code, detail=detail
     )
     return web.Response(
-        status=status, text=told.model_dump_json(), content_type="application/problem+json"
+        status=status, text=body.model_dump_json(), content_type="application/problem+json"
     )
 
 

@@ -16,8 +16,8 @@ END: Final = b"<the end of what was written>"
 
 def on_a_terminal(monkeypatch: pytest.MonkeyPatch, write: Callable[[], object]) -> str:
     """What `write` writes to a real terminal, by standard output and by standard error."""
-    leader, follower = pty.openpty()
-    tty.setraw(follower)  # bytes come out as they were written
+    leader, pseudo_terminal = pty.openpty()
+    tty.setraw(pseudo_terminal)  # bytes come out as they were written
     read = bytearray()
 
     def take() -> None:
@@ -28,19 +28,19 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch, write: Callable[[], object]) 
     taking.start()
     try:
         with (
-            os.fdopen(os.dup(follower), "w", encoding="utf-8") as out,
-            os.fdopen(os.dup(follower), "w", encoding="utf-8") as err,
+            os.fdopen(os.dup(pseudo_terminal), "w", encoding="utf-8") as out,
+            os.fdopen(os.dup(pseudo_terminal), "w", encoding="utf-8") as err,
             monkeypatch.context() as patched,
         ):
             patched.setenv("TERM", "xterm-256color")
             patched.setattr(sys, "stdout", out)
             patched.setattr(sys, "stderr", err)
             write()
-        os.write(follower, END)
+        os.write(pseudo_terminal, END)
         taking.join()
         return read.removesuffix(END).decode()
     finally:
-        os.close(follower)
+        os.close(pseudo_terminal)
         os.close(leader)
 
 

@@ -47,24 +47,24 @@ class ViewProcess(WorkerProcess):
     async def get(self, path: str, **query: Any) -> tuple[int, Any]:
         """Status and body; 0 while nobody listens."""
         try:
-            async with self.session.get(f"{self.url}{path}", params=query) as answer:
-                return answer.status, await answer.json(content_type=None)
+            async with self.session.get(f"{self.url}{path}", params=query) as response:
+                return response.status, await response.json(content_type=None)
         except ClientError:
             return 0, None
 
     async def until(self, right: Callable[[Any], bool], path: str, **query: Any) -> Any:
         """Ask until the answer is right."""
-        answer: Any = None
+        page: Any = None
         try:
             async with asyncio.timeout(PATIENCE_S):
                 while True:
-                    status, answer = await self.get(path, **query)
-                    if status == 200 and right(answer):
-                        return answer
-                    assert self.running, self.told()[-4000:]
+                    status, page = await self.get(path, **query)
+                    if status == 200 and right(page):
+                        return page
+                    assert self.running, self.output()[-4000:]
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise AssertionError(f"{path}: {answer}\n{self.told()[-4000:]}") from None
+            raise AssertionError(f"{path}: {page}\n{self.output()[-4000:]}") from None
 
     async def pages(self, path: str) -> list[Any]:
         items, cursor = [], None

@@ -64,12 +64,12 @@ def test_kafka_is_the_version_that_everything_else_runs_on() -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_no_container_may_do_more_than_run(service: str) -> None:
-    told = SERVICES[service]
-    assert told["cap_drop"] == ["ALL"]
-    assert told["read_only"] is True
-    assert told["security_opt"] == ["no-new-privileges:true"]
-    assert "/tmp" in told["tmpfs"]
-    assert not {"privileged", "cap_add", "network_mode", "pid", "userns_mode"} & told.keys()
+    documented = SERVICES[service]
+    assert documented["cap_drop"] == ["ALL"]
+    assert documented["read_only"] is True
+    assert documented["security_opt"] == ["no-new-privileges:true"]
+    assert "/tmp" in documented["tmpfs"]
+    assert not {"privileged", "cap_add", "network_mode", "pid", "userns_mode"} & documented.keys()
 
 
 def test_what_it_runs_is_named_by_digest() -> None:
@@ -79,8 +79,10 @@ def test_what_it_runs_is_named_by_digest() -> None:
     stages = {line.split()[3] for line in lines if line.startswith("FROM ") and " AS " in line}
     images = [SERVICES["kafka"]["image"], *(base for base in bases if base not in stages)]
     assert len(images) == 2
-    for image in images:
-        assert re.fullmatch(r"[a-z/]+:[0-9a-z.-]+@sha256:[0-9a-f]{64}", image), image
+    for container_image in images:
+        assert re.fullmatch(r"[a-z/]+:[0-9a-z.-]+@sha256:[0-9a-f]{64}", container_image), (
+            container_image
+        )
 
 
 def test_nothing_is_installed_that_was_not_held_to_its_hash() -> None:

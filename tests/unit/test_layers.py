@@ -173,14 +173,16 @@ def test_every_error_stands_in_the_table_of_errors() -> None:
             importlib.import_module(module.name)
     text = (ROOT / "processor" / "README.md").read_text("utf-8")
     rows = re.findall(r"^\| (`.+?) \| (yes|no|says itself|no; `JarUnavailable` yes) \|", text, re.M)
-    told = {name: retriable for names, retriable in rows for name in re.findall(r"`(\w+)`", names)}
+    documented = {
+        name: retriable for names, retriable in rows for name in re.findall(r"`(\w+)`", names)
+    }
 
     for error in subclasses(TaskflowError):
         if error.__module__.startswith(NO_TABLE):
             continue
-        assert error.__name__ in told, error
-        if told[error.__name__] != "says itself":
-            assert told[error.__name__] == ("yes" if error.retriable else "no"), error
+        assert error.__name__ in documented, error
+        if documented[error.__name__] != "says itself":
+            assert documented[error.__name__] == ("yes" if error.retriable else "no"), error
 
 
 NO_TABLE = ("processor.cli", "processor.embedded", "processor.testing.memory", "tests")

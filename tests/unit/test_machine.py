@@ -13,8 +13,8 @@ from tests.support import machine
 @pytest.mark.parametrize(
     ("told", "taken"), [("0.2", 1.0), ("1", 1.0), ("3.5", 3.5), ("99", machine.SLOWNESS_MAX)]
 )
-def test_slowness_is_bounded(monkeypatch: pytest.MonkeyPatch, told: str, taken: float) -> None:
-    monkeypatch.setenv(machine.VARIABLE, told)
+def test_slowness_is_bounded(monkeypatch: pytest.MonkeyPatch, expected: str, taken: float) -> None:
+    monkeypatch.setenv(machine.VARIABLE, expected)
 
     assert machine.slowness.__wrapped__() == taken
 

@@ -178,11 +178,11 @@ def test_secrets_are_not_shown() -> None:
 
 
 def test_an_unknown_name_is_a_warning_with_the_nearest_known_one() -> None:
-    heard: list[str] = []
+    received: list[str] = []
 
-    load_settings({"TASKFLOW_PARTITONS": "9", "TASKFLOWER": "1"}, warn=heard.append)
+    load_settings({"TASKFLOW_PARTITONS": "9", "TASKFLOWER": "1"}, warn=received.append)
 
-    assert heard == [
+    assert received == [
         "TASKFLOW_PARTITONS is no setting of taskflow and is ignored; "
         "the nearest one is TASKFLOW_PARTITIONS."
     ]

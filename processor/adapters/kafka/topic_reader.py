@@ -62,7 +62,7 @@ class TopicReader:
         self._consumer: AIOKafkaConsumer | None = None
         self._reading: RangeReader | None = None
         self._failures = 0
-        self._heard_at_s = 0.0
+        self._received_at_s = 0.0
 
     async def open(self, partitions: Collection[int], start: Start) -> dict[int, int]:
         """Begin at `start`; answers the ends (last stable offsets) as they were before.
@@ -111,7 +111,7 @@ class TopicReader:
         self.positions = {tp.partition: at for tp, at in reading.positions.items()}
         if fetched:
             self._failures = 0
-            self._heard_at_s = time.monotonic()
+            self._received_at_s = time.monotonic()
         elif self._is_stalled():
             await self._back_off(f"nothing heard for {STALL_S:.0f} s")
         return list(heapq.merge(*fetched.values(), key=lambda record: record.timestamp))
@@ -141,13 +141,13 @@ class TopicReader:
         except BaseException:
             await self.close()
             raise
-        self._heard_at_s = time.monotonic()
+        self._received_at_s = time.monotonic()
         return consumer
 
     def _begin(self, consumer: AIOKafkaConsumer) -> RangeReader:
         at = {TopicPartition(self._topic, p): offset for p, offset in self.positions.items()}
         self._reading = RangeReader(consumer, at)
-        self._heard_at_s = time.monotonic()
+        self._received_at_s = time.monotonic()
         return self._reading
 
     def _is_stalled(self) -> bool:
@@ -162,7 +162,7 @@ class TopicReader:
         if min(polls) >= silent_since_ms:
             self._failures = 0
             return False
-        return time.monotonic() - self._heard_at_s >= STALL_S
+        return time.monotonic() - self._received_at_s >= STALL_S
 
     async def _back_off(self, why: str) -> None:
         _log.warning("reading %s: %s; starting another consumer", self._topic, why)

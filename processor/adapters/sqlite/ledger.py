@@ -45,21 +45,21 @@ _halves: Final = Struct("<QQ")
 class Generation:
     """A part of the ledger: the rows up to `last_row` from behind those of the one before."""
 
-    __slots__ = ("bits", "last_row", "mask", "newest_ms", "number")
+    __slots__ = ("bits", "index", "last_row", "mask", "newest_ms")
 
     def __init__(
-        self, number: int, bits: bytearray, *, last_row: int = 0, newest_ms: int = 0
+        self, index: int, bits: bytearray, *, last_row: int = 0, newest_ms: int = 0
     ) -> None:
-        self.number = number
+        self.index = index
         self.bits = bits
         self.mask = 8 * len(bits) - 1
         self.last_row = last_row
         self.newest_ms = newest_ms
 
     @classmethod
-    def for_rows(cls, number: int, rows: int) -> "Generation":
+    def for_rows(cls, index: int, rows: int) -> "Generation":
         """An empty one with room for as many `rows`, a power of two."""
-        return cls(number, bytearray(rows * BITS_PER_ROW // 8))
+        return cls(index, bytearray(rows * BITS_PER_ROW // 8))
 
     @property
     def room(self) -> int:
@@ -101,21 +101,21 @@ class Ledger:
         """Read the filters of full generations, and note the keys of the newest one. Raises
         TableCorrupt."""
         generations = []
-        for number, last_row, newest_ms, crc, bits in db.execute(LOAD_GENERATIONS):
+        for index, last_row, newest_ms, crc, bits in db.execute(LOAD_GENERATIONS):
             if crc32(bits) != crc:
                 raise TableCorrupt("a filter of the ledger is not what was written")
             generations.append(
-                Generation(number, bytearray(bits), last_row=last_row, newest_ms=newest_ms)
+                Generation(index, bytearray(bits), last_row=last_row, newest_ms=newest_ms)
             )
         last_row = generations[-1].last_row if generations else 0
-        number = generations[-1].number + 1 if generations else 1
+        index = generations[-1].index + 1 if generations else 1
         rows = db.execute(LOAD_CURRENT, (last_row,)).fetchall()
-        if any(tag >> TAG_BITS != number for _, tag, _ in rows):
+        if any(tag >> TAG_BITS != index for _, tag, _ in rows):
             raise TableCorrupt("a row of the ledger is of another generation")
         next_row = rows[-1][0] + 1 if rows else last_row + 1
         ((oldest,),) = db.execute(LOAD_OLDEST).fetchall()
         ledger = cls(generations, next_row, next_row - 1 if oldest is None else oldest - 1)
-        ledger._begin_generation(number)
+        ledger._begin_generation(index)
         entries = b"".join(entry for *_, entry in rows)
         if len(entries) != _words_of.size * len(rows):
             raise TableCorrupt("a row of the ledger is not what was written")
@@ -139,7 +139,7 @@ class Ledger:
             for _, high in compress(halves, map(and_, map(bits.__getitem__, places), masks)):
                 second = (high >> TAG_BITS) & mask
                 if bits[second >> 3] & 1 << (second & 7):
-                    found.append(generation.number << TAG_BITS | high & TAG_MASK)
+                    found.append(generation.index << TAG_BITS | high & TAG_MASK)
         return found
 
     def append(self, values: list[Any]) -> None:
@@ -147,7 +147,7 @@ class Ledger:
         words = list(_words_of.iter_unpack(b"".join(values[2::ROW_WIDTH])))
         generation = self._generations[-1]
         generation.note(words)
-        head = generation.number << TAG_BITS
+        head = generation.index << TAG_BITS
         values[0::ROW_WIDTH] = range(self._next_row, self._next_row + len(words))
         values[1::ROW_WIDTH] = [head | high & TAG_MASK for _, high, _ in words]
         self._next_row += len(words)
@@ -160,8 +160,8 @@ class Ledger:
         if newest.last_row - before < newest.room:
             return
         bits = bytes(newest.bits)
-        yield SEAL, (newest.number, newest.last_row, newest.newest_ms, crc32(bits), bits)
-        self._begin_generation(newest.number + 1)
+        yield SEAL, (newest.index, newest.last_row, newest.newest_ms, crc32(bits), bits)
+        self._begin_generation(newest.index + 1)
 
     def forgetting(self, before_ms: int, rows: int) -> Iterator[tuple[str, Sequence[Any]]]:
         """Statements that remove up to `rows` of the oldest rows of full generations of which
@@ -174,10 +174,10 @@ class Ledger:
         self._forgotten_to = min(self._forgotten_to + rows, oldest.last_row)
         yield FORGET_ROWS, (self._forgotten_to,)
         if self._forgotten_to == oldest.last_row:
-            yield FORGET_GENERATION, (oldest.number,)
+            yield FORGET_GENERATION, (oldest.index,)
             self._outlived.pop(0)
 
-    def _begin_generation(self, number: int) -> None:
+    def _begin_generation(self, index: int) -> None:
         held = self._next_row - 1 - self._forgotten_to
         rows = max(GENERATION_MIN_ROWS, 1 << (held // GENERATIONS).bit_length())
-        self._generations.append(Generation.for_rows(number, rows))
+        self._generations.append(Generation.for_rows(index, rows))

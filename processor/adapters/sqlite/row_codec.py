@@ -264,8 +264,8 @@ def ledger_entry(entry: bytes, said: bytes) -> LedgerEntry:
 def numbered_ledger_entry(fields: list[bytes]) -> tuple[int, LedgerEntry]:
     """A row of statements.LEDGER: its number and the answer."""
     try:
-        number, entry, said = fields
-        return int(number), ledger_entry(bytes.fromhex(entry.decode()), said)
+        row_number, entry, said = fields
+        return int(row_number), ledger_entry(bytes.fromhex(entry.decode()), said)
     except ValueError as error:
         raise TableCorrupt("a ledger entry is not what was written") from error
 

@@ -46,7 +46,7 @@ class BulkExecution:
         self.targets = targets
         self._order = order
         self._done = done
-        self.answers: Counter[tuple[str, str | None]] = Counter()
+        self.tally: Counter[tuple[str, str | None]] = Counter()
         """How many got which verdict and code."""
         self.skipped: list[BulkOutcome] = []
         """Those that were refused, in the order of their answers."""
@@ -94,13 +94,13 @@ class BulkExecution:
             except (OutcomeTimeout, CommandNotSent) as error:
                 self.unanswered.append(BulkOutcome(target, None, str(error)))
             else:
-                self._hear(target, outcome)
+                self._count(target, outcome)
             bar.advance(1)
             if self.unanswered:
                 return  # the next ones would wait as long, for nothing
 
-    def _hear(self, target: Target, outcome: Outcome) -> None:
-        self.answers[outcome.verdict.value, outcome.code and outcome.code.value] += 1
+    def _count(self, target: Target, outcome: Outcome) -> None:
+        self.tally[outcome.verdict.value, outcome.code and outcome.code.value] += 1
         if not accepted(outcome) and outcome.code not in self._done:
             self.skipped.append(BulkOutcome(target, outcome, outcome.message))
 
@@ -114,17 +114,17 @@ async def carry_out(settings: Settings, bulk: BulkExecution, timeout_s: float, w
 
 def sum_up(doing: BulkExecution, json: bool) -> None:
     """How many got which answer, and each flow that was not changed."""
-    answers = sorted(doing.answers.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+    tally = sorted(doing.tally.items(), key=lambda item: (item[0][0], item[0][1] or ""))
     not_asked = [BulkOutcome(target, None, "Nobody answered before it.") for target in doing.left]
-    skipped = [_row(answer) for answer in (*doing.skipped, *doing.unanswered, *not_asked)]
+    skipped = [_row(one) for one in (*doing.skipped, *doing.unanswered, *not_asked)]
     noun = noun_of(doing.targets)
     if not for_people(json):
         for row in skipped:
             write_json(row)
-        for (verdict, code), count in answers:
+        for (verdict, code), count in tally:
             write_json({"verdict": verdict, "code": code, f"{noun}s": count})
     else:
-        counted = [(verdict_text(v), c or "", str(count)) for (v, c), count in answers]
+        counted = [(verdict_text(v), c or "", str(count)) for (v, c), count in tally]
         if counted:
             console().print(table(None, ("verdict", "code", f"{noun}s"), counted))
         if skipped:
@@ -146,8 +146,8 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _row(answer: BulkOutcome) -> dict[str, Any]:
-    outcome, target = answer.outcome, answer.target
+def _row(one: BulkOutcome) -> dict[str, Any]:
+    outcome, target = one.outcome, one.target
     return {
         "flow_id": target.flow_id,
         **(
@@ -157,7 +157,7 @@ def _row(answer: BulkOutcome) -> dict[str, Any]:
         ),
         "verdict": outcome and outcome.verdict,
         "code": outcome and outcome.code,
-        "message": answer.sentence,
+        "message": one.sentence,
         "revision": outcome and outcome.revision,
         "status": outcome and outcome.status,
     }

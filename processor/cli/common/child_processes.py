@@ -70,17 +70,19 @@ class ViewsChild(ChildProcess):
         with suppress(TimeoutError):
             async with asyncio.timeout(READY_TIMEOUT_S), aiohttp.ClientSession() as session:
                 while self.process.returncode is None:
-                    if await self._answers(session):
+                    if await self._responds(session):
                         return True
                     await asyncio.sleep(_ASKED_EVERY_S)
         return False
 
-    async def _answers(self, session: aiohttp.ClientSession) -> bool:
+    async def _responds(self, session: aiohttp.ClientSession) -> bool:
         timeout = aiohttp.ClientTimeout(total=_KNOCK_S)
         try:
             headers = read_headers(self.settings.views_read_token)
-            async with session.get(f"{self.url}/ready", timeout=timeout, headers=headers) as answer:
-                report = await answer.json()
+            async with session.get(
+                f"{self.url}/ready", timeout=timeout, headers=headers
+            ) as response:
+                report = await response.json()
                 # Another one may sit at this address, and ours is about to find out.
                 ours = report["brokers"] == self.settings.bootstrap_servers
                 return ours and bool(report["assigned"])
@@ -108,14 +110,14 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def worker_beside(environment: Mapping[str, str], log: Path) -> AsyncIterator[ChildProcess]:
+async def child_worker(environment: Mapping[str, str], log: Path) -> AsyncIterator[ChildProcess]:
     """`taskflow worker` with this environment."""
     async with _started(("worker", WITH_PARENT), environment, log) as process:
         yield ChildProcess(process, log)
 
 
 @asynccontextmanager
-async def views_beside(
+async def child_views(
     settings: Settings, environment: Mapping[str, str] | None = None, log: Path | None = None
 ) -> AsyncIterator[ViewsChild]:
     """`taskflow views` with this environment (ours, if None); what it says goes to our standard
@@ -138,7 +140,7 @@ async def views_kept_running(
     async def keep() -> None:
         pause_s = RESTART_PAUSE_MIN_S
         while True:
-            async with views_beside(settings) as views:
+            async with child_views(settings) as views:
                 if started.done():
                     started.result().process = views.process
                 else:
@@ -163,7 +165,7 @@ async def views_kept_running(
 
 
 @asynccontextmanager
-async def executor_beside(
+async def child_executor(
     task: str, program: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> AsyncIterator[ChildProcess]:
     """`taskflow step run` of `program` with this environment."""

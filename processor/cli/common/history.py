@@ -38,13 +38,13 @@ def reading_explained(settings: Settings) -> Iterator[None]:
 
 @asynccontextmanager
 async def open_history(
-    settings: Settings, number: int, role: str, topics: Topics | None = None
+    settings: Settings, partition: int, role: str, topics: Topics | None = None
 ) -> AsyncIterator[KafkaLogReader]:
     """The topics of partition `number`, those of the settings' prefix unless told; `role` is the
     client's name. Raises as `reading_explained` also out of the block."""
     history = KafkaLogReader(
         connection_options(settings, role),
-        number,
+        partition,
         topics=[name for name, _ in topics or Topics(settings.topic_prefix)],
     )
     try:
@@ -58,11 +58,11 @@ class PartitionLog:
     """The topics of one partition number, to be read in step; a broker that goes away is waited for
     until that has been in vain for PATIENCE_S."""
 
-    def __init__(self, settings: Settings, number: int, topics: Topics | None = None) -> None:
+    def __init__(self, settings: Settings, partition: int, topics: Topics | None = None) -> None:
         """`topics`: those of the settings' prefix, unless told."""
         self._reader = reader = KafkaLogReader(
             connection_options(settings, "verify"),
-            number,
+            partition,
             topics=[name for name, _ in topics or Topics(settings.topic_prefix)],
             patience_s=PATIENCE_S,
             in_step=True,
@@ -80,10 +80,10 @@ class PartitionLog:
 
 @asynccontextmanager
 async def open_log(
-    settings: Settings, number: int, topics: Topics | None = None
+    settings: Settings, partition: int, topics: Topics | None = None
 ) -> AsyncIterator[PartitionLog]:
     """A PartitionLog; raises as `reading_explained` also out of the block."""
-    log = PartitionLog(settings, number, topics)
+    log = PartitionLog(settings, partition, topics)
     try:
         with reading_explained(settings):
             yield log
@@ -99,7 +99,7 @@ async def partitions_of(settings: Settings, topics: Topics) -> tuple[int, int]:
     if missing := [name for name, count in counts.items() if count is None]:
         raise TopicsWrong(f"{', '.join(missing)} not there; `taskflow topics check` says more.")
     steps = there[topics.steps]
-    numbers = {count for name, count in there.items() if name != topics.steps}
-    if len(numbers) > 1 or steps < max(numbers):
+    partitions = {count for name, count in there.items() if name != topics.steps}
+    if len(partitions) > 1 or steps < max(partitions):
         raise TopicsWrong(f"The topics differ in their partitions: {counts}; nothing was verified.")
-    return numbers.pop(), steps
+    return partitions.pop(), steps

@@ -152,8 +152,8 @@ def embedded_port(settings: Settings) -> int:
 
 def _on_signals(act: Callable[[], object]) -> None:
     loop = asyncio.get_running_loop()
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, act)
+    for signum in _SIGNALS:
+        loop.add_signal_handler(signum, act)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

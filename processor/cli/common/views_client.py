@@ -65,8 +65,8 @@ class ViewsClient:
             # Neither a proxy nor a redirect has a say in where flows are read from.
             async with self._session.get(
                 f"{self.url}/{path}", params=query, allow_redirects=False
-            ) as answer:
-                return answer.status, dict(orjson.loads(await answer.read()))
+            ) as response:
+                return response.status, dict(orjson.loads(await response.read()))
         except (ClientError, TimeoutError, OSError, ValueError, TypeError) as error:
             raise NoViews(f"No views answer at {self.url} ({_why(error)}).") from None
 
@@ -119,9 +119,9 @@ def _why(error: BaseException) -> str:
     if isinstance(error, ValueError | TypeError) and not isinstance(error, OSError | ClientError):
         return "that is no answer of theirs"
     inner = getattr(error, "os_error", error)
-    number = getattr(inner, "errno", None)
+    errno = getattr(inner, "errno", None)
     # Python's own words for it name the address once more.
-    return os.strerror(number).lower() if number and number > 0 else str(inner) or repr(inner)
+    return os.strerror(errno).lower() if errno and errno > 0 else str(inner) or repr(inner)
 
 
 def _detail(body: Mapping[str, Any]) -> str:

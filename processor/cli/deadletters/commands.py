@@ -80,7 +80,7 @@ def list_(
     Example: `taskflow deadletters list --code malformed --since 1d`
     """
     from processor.cli.deadletters.lookup import (
-        find_letters,
+        find_dead_letters,
         reason_of,
         row_of,
         source_of,
@@ -90,22 +90,24 @@ def list_(
 
     settings = settings_and_logs(quiet=True)
     wanted = wanted_of((), code, since, until, flow)
-    letters, sent = run(lambda: find_letters(settings, wanted, look_for_sent=redriven))
+    dead_letters, sent = run(lambda: find_dead_letters(settings, wanted, look_for_sent=redriven))
     if not for_people(json):
-        for letter in letters:
-            faults = [fault._asdict() for fault in letter.diagnosis.faults]
-            write_json(row_of(letter, sent) | {"message": letter.facts.message, "faults": faults})
+        for dead_letter in dead_letters:
+            faults = [fault._asdict() for fault in dead_letter.diagnosis.faults]
+            write_json(
+                row_of(dead_letter, sent) | {"message": dead_letter.facts.message, "faults": faults}
+            )
         return
     rows = [
         (
-            str(letter.spot),
-            instant(letter.at_ms)[:19].replace("T", " "),
-            Text(letter.facts.code, style="red"),
-            source_of(letter),
-            sent.get(letter.spot, "") if redriven else "",
-            reason_of(letter),
+            str(dead_letter.spot),
+            instant(dead_letter.at_ms)[:19].replace("T", " "),
+            Text(dead_letter.facts.code, style="red"),
+            source_of(dead_letter),
+            sent.get(dead_letter.spot, "") if redriven else "",
+            reason_of(dead_letter),
         )
-        for letter in letters
+        for dead_letter in dead_letters
     ]
     print_rows(console(), ("letter", "at", "code", "from", "sent back to", "why"), rows)
 
@@ -121,7 +123,7 @@ def show(place: str = PLACE, save: Path | None = SAVE, json: bool = JSON) -> Non
     from processor.cli.deadletters.edit import write_file
     from processor.cli.deadletters.lookup import (
         fault_text,
-        find_letter,
+        find_dead_letter,
         row_of,
         source_of,
         spot_of,
@@ -130,49 +132,49 @@ def show(place: str = PLACE, save: Path | None = SAVE, json: bool = JSON) -> Non
     from processor.ops.diagnose import diagnose, hex_dump
 
     settings = settings_and_logs(quiet=True)
-    letter, sent = run(lambda: find_letter(settings, spot_of(place)))
+    dead_letter, sent = run(lambda: find_dead_letter(settings, spot_of(place)))
     if save is not None:
-        write_file(save, letter.value or b"")
-    found = diagnose(letter.key, letter.value)
+        write_file(save, dead_letter.value or b"")
+    found = diagnose(dead_letter.key, dead_letter.value)
     at = next((fault.at for fault in found.faults if fault.at is not None), None)
     if not for_people(json):
-        shown = hex_dump(letter.value or b"", around=at or 0)
+        shown = hex_dump(dead_letter.value or b"", around=at or 0)
         faults = [fault._asdict() for fault in found.faults]
         write_json(
-            row_of(letter, sent)
+            row_of(dead_letter, sent)
             | {
-                "message": letter.facts.message,
+                "message": dead_letter.facts.message,
                 "faults": faults,
-                "key": as_text(letter.key),
-                "value": as_text(letter.value),
-                "headers": [[name, as_text(value)] for name, value in letter.headers],
+                "key": as_text(dead_letter.key),
+                "value": as_text(dead_letter.value),
+                "headers": [[name, as_text(value)] for name, value in dead_letter.headers],
                 "hex": [line[1:] for line in shown],
             }
         )
         return
     out = console()
     fields: list[tuple[str, str]] = [
-        ("letter", f"{letter.spot}, written {instant(letter.at_ms)}"),
+        ("letter", f"{dead_letter.spot}, written {instant(dead_letter.at_ms)}"),
         (
             "from",
-            source_of(letter)
-            + (f", {instant(letter.facts.source_ms)}" if letter.facts.source_ms else ""),
+            source_of(dead_letter)
+            + (f", {instant(dead_letter.facts.source_ms)}" if dead_letter.facts.source_ms else ""),
         ),
-        ("code", letter.facts.code),
-        ("why", letter.facts.message),
-        ("key", _shown(letter.key)),
-        *((f"header {name}", _shown(value)) for name, value in letter.headers),
-        ("sent back to", sent.get(letter.spot, "nowhere yet")),
+        ("code", dead_letter.facts.code),
+        ("why", dead_letter.facts.message),
+        ("key", _shown(dead_letter.key)),
+        *((f"header {name}", _shown(value)) for name, value in dead_letter.headers),
+        ("sent back to", sent.get(dead_letter.spot, "nowhere yet")),
         ("today", "would be read" if found.code is None else str(found.code)),
     ]
     out.print(table(None, ("field", "value"), fields))
     for fault in found.faults:
         out.print(plain(fault_text(fault.at, fault.problem, fault.path)), style="red")
-    if letter.value:
+    if dead_letter.value:
         out.print(Text("\nvalue", style="bold"))
-        out.print(plain(letter.value.decode("utf-8", "replace")[:4096]))
+        out.print(plain(dead_letter.value.decode("utf-8", "replace")[:4096]))
         out.print(Text("\nbytes", style="bold"))
-        for line in hex_dump(letter.value, around=at or 0):
+        for line in hex_dump(dead_letter.value, around=at or 0):
             out.print(plain(line), style="yellow" if line.startswith(">") else "")
 
 
@@ -193,21 +195,23 @@ def edit(
     if value is None and not somebody_to_ask():
         raise WrongUse("There is no terminal for an editor: name a file by --value.")
     from processor.cli.deadletters.edit import in_editor, key_for, read_file, write_file
-    from processor.cli.deadletters.lookup import fault_text, find_letter, spot_of
+    from processor.cli.deadletters.lookup import fault_text, find_dead_letter, spot_of
     from processor.ops.diagnose import diagnose
 
     settings = settings_and_logs(quiet=True)
-    letter, _ = run(lambda: find_letter(settings, spot_of(place)))
-    edited = read_file(value) if value is not None else in_editor(letter.value or b"")
-    target = output or Path(f"deadletter-{letter.spot.partition}-{letter.spot.offset}.json")
+    dead_letter, _ = run(lambda: find_dead_letter(settings, spot_of(place)))
+    edited = read_file(value) if value is not None else in_editor(dead_letter.value or b"")
+    target = output or Path(
+        f"deadletter-{dead_letter.spot.partition}-{dead_letter.spot.offset}.json"
+    )
     write_file(target, edited)
-    found = diagnose(key_for(letter, edited, key), edited)
+    found = diagnose(key_for(dead_letter, edited, key), edited)
     for fault in found.faults:
         say(fault_text(fault.at, fault.problem, fault.path))
     if found.code is not None:
         raise Refused(f"{target} is still no command ({found.code}); edit it again.")
     again = f" --key {key}" if key else ""
-    say(f"`taskflow deadletters redrive {letter.spot} --value {target}{again}` sends it back.")
+    say(f"`taskflow deadletters redrive {dead_letter.spot} --value {target}{again}` sends it back.")
 
 
 @app.command("redrive")
@@ -248,8 +252,19 @@ def redrive(
     Settings: as for `taskflow send`.
     """
     from processor.cli.deadletters.edit import key_for, read_file
-    from processor.cli.deadletters.lookup import find_letters, no_letter, spot_of, wanted_of
-    from processor.cli.deadletters.redrive import Plan, letters_text, preview, send_back, why_not
+    from processor.cli.deadletters.lookup import (
+        find_dead_letters,
+        no_dead_letter,
+        spot_of,
+        wanted_of,
+    )
+    from processor.cli.deadletters.redrive import (
+        Plan,
+        dead_letters_text,
+        preview,
+        send_back,
+        why_not,
+    )
 
     spots = [spot_of(place) for place in places or ()]
     if not (spots or code or since or until or everything):
@@ -262,39 +277,39 @@ def redrive(
     settings = settings_and_logs(quiet=True)
     timeout_s = duration_ms(timeout, "--timeout") / 1000
     wanted = wanted_of(spots, code, since, until, None)
-    letters, sent = run(lambda: find_letters(settings, wanted, look_for_sent=True))
-    if missing := sorted(set(spots) - {letter.spot for letter in letters}):
-        raise no_letter(settings, missing[0])
+    dead_letters, sent = run(lambda: find_dead_letters(settings, wanted, look_for_sent=True))
+    if missing := sorted(set(spots) - {dead_letter.spot for dead_letter in dead_letters}):
+        raise no_dead_letter(settings, missing[0])
     edited = None if value is None else read_file(value)
-    plan = Plan(key_for(letters[0], edited, key) if edited else None, edited)
+    plan = Plan(key_for(dead_letters[0], edited, key) if edited else None, edited)
     going: list[tuple[DeadLetterRecord, str | None]] = []
     staying: list[tuple[DeadLetterRecord, str | None]] = []
     refused = 0
-    for letter in letters:
-        before = None if again else sent.get(letter.spot)
-        why = why_not(letter, plan, unreadable=unreadable)
+    for dead_letter in dead_letters:
+        before = None if again else sent.get(dead_letter.spot)
+        why = why_not(dead_letter, plan, unreadable=unreadable)
         if before is not None:
-            staying.append((letter, f"was sent back before, to {before}"))
+            staying.append((dead_letter, f"was sent back before, to {before}"))
         elif why is not None:
             refused += 1
-            staying.append((letter, why))
+            staying.append((dead_letter, why))
         else:
-            going.append((letter, None))
+            going.append((dead_letter, None))
     if ask.shows:
         preview(going, staying, plan, json)
     elif staying:
         stay = "stays" if len(staying) == 1 else "stay"
-        say(f"{letters_text(len(staying))} {stay}: {staying[0][0].spot} {staying[0][1]}.")
+        say(f"{dead_letters_text(len(staying))} {stay}: {staying[0][0].spot} {staying[0][1]}.")
     if dry_run:
-        stay = letters_text(len(staying))
-        say(f"{letters_text(len(going))} would be sent back, {stay} would stay.")
+        stay = dead_letters_text(len(staying))
+        say(f"{dead_letters_text(len(going))} would be sent back, {stay} would stay.")
         return
     done = refused == 0
     if not going:
         say("Nothing is to be sent.")
     else:
-        ask.before(f"Send {letters_text(len(going))} back?", "Nothing was sent.")
-        chosen = [letter for letter, _ in going]
+        ask.before(f"Send {dead_letters_text(len(going))} back?", "Nothing was sent.")
+        chosen = [dead_letter for dead_letter, _ in going]
         done &= run(lambda: send_back(settings, chosen, plan, timeout_s, json))
     if not done:
         raise typer.Exit(1)

@@ -14,15 +14,15 @@ from processor.cli.common.runner import Refused, WrongUse
 from processor.ops.deadletters import DeadLetterRecord
 
 
-def key_for(letter: DeadLetterRecord, value: bytes, told: str | None) -> bytes | None:
+def key_for(dead_letter: DeadLetterRecord, value: bytes, given: str | None) -> bytes | None:
     """The key that an edited value goes out with: as told, or the flow's that it names."""
-    if told is not None:
-        return flow_id_of(told).encode()
+    if given is not None:
+        return flow_id_of(given).encode()
     try:
         flow_id = orjson.loads(value)["flow_id"]
     except (ValueError, TypeError, LookupError):
-        return letter.key
-    return flow_id.encode() if isinstance(flow_id, str) else letter.key
+        return dead_letter.key
+    return flow_id.encode() if isinstance(flow_id, str) else dead_letter.key
 
 
 def in_editor(value: bytes) -> bytes:

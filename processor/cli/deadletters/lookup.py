@@ -48,15 +48,17 @@ def spot_of(place: str) -> Spot:
     return Spot(int(found[1]), int(found[2]))
 
 
-async def find_letter(settings: Settings, spot: Spot) -> tuple[DeadLetterRecord, dict[Spot, str]]:
+async def find_dead_letter(
+    settings: Settings, spot: Spot
+) -> tuple[DeadLetterRecord, dict[Spot, str]]:
     """One letter, and where it was sent back to, if it was. Raises Refused."""
-    letters, sent = await find_letters(settings, Wanted((spot,)), look_for_sent=True)
-    if not letters:
-        raise no_letter(settings, spot)
-    return letters[0], sent
+    dead_letters, sent = await find_dead_letters(settings, Wanted((spot,)), look_for_sent=True)
+    if not dead_letters:
+        raise no_dead_letter(settings, spot)
+    return dead_letters[0], sent
 
 
-def no_letter(settings: Settings, spot: Spot) -> Refused:
+def no_dead_letter(settings: Settings, spot: Spot) -> Refused:
     """What to raise where there is none."""
     return Refused(
         f"There is no dead letter {spot} under {settings.topic_prefix!r}; "
@@ -64,7 +66,7 @@ def no_letter(settings: Settings, spot: Spot) -> Refused:
     )
 
 
-async def find_letters(
+async def find_dead_letters(
     settings: Settings, wanted: Wanted, *, look_for_sent: bool
 ) -> tuple[list[DeadLetterRecord], dict[Spot, str]]:
     """The letters, and where those lie that were sent back."""
@@ -76,16 +78,18 @@ async def find_letters(
         partitions = sorted({spot.partition for spot in wanted.spots if spot.partition < count})
         if not partitions:
             return [], {}
-    letters = []
+    dead_letters = []
     records = read(settings, names.dead_letters, start=start, partitions=partitions)
     async with aclosing(records):
         async for record in records:
-            if wanted.takes(letter := dead_letter_of(record)):
-                letters.append(letter)
+            if wanted.takes(dead_letter := dead_letter_of(record)):
+                dead_letters.append(dead_letter)
     sent: dict[Spot, str] = {}
-    if letters and look_for_sent:
-        since = time_of(min(letter.at_ms for letter in letters))
-        sources = {names.commands, names.control} & {letter.source_topic for letter in letters}
+    if dead_letters and look_for_sent:
+        since = time_of(min(dead_letter.at_ms for dead_letter in dead_letters))
+        sources = {names.commands, names.control} & {
+            dead_letter.source_topic for dead_letter in dead_letters
+        }
         with progress_bar("looking for what was sent back") as bar:
             for topic in sorted(sources):
                 async with aclosing(read(settings, topic, start=since)) as records:
@@ -94,23 +98,25 @@ async def find_letters(
                         spot = redriven_spot(record, names.dead_letters)
                         if spot is not None:
                             sent[spot] = f"{topic}/{record.partition}/{record.offset}"
-    return letters, sent
+    return dead_letters, sent
 
 
-def row_of(letter: DeadLetterRecord, sent: Mapping[Spot, str]) -> dict[str, Any]:
-    """A letter as JSON; `sent` as of `find_letters`."""
+def row_of(dead_letter: DeadLetterRecord, sent: Mapping[Spot, str]) -> dict[str, Any]:
+    """A letter as JSON; `sent` as of `find_dead_letters`."""
     return {
-        "letter": str(letter.spot),
-        "at": instant(letter.at_ms),
-        "code": letter.facts.code,
-        "from": source_of(letter),
-        "redriven_to": sent.get(letter.spot),
+        "letter": str(dead_letter.spot),
+        "at": instant(dead_letter.at_ms),
+        "code": dead_letter.facts.code,
+        "from": source_of(dead_letter),
+        "redriven_to": sent.get(dead_letter.spot),
     }
 
 
-def source_of(letter: DeadLetterRecord) -> str:
+def source_of(dead_letter: DeadLetterRecord) -> str:
     """Where its record lay."""
-    return "(it does not say)" if letter.facts.source is None else str(letter.facts.source)
+    return (
+        "(it does not say)" if dead_letter.facts.source is None else str(dead_letter.facts.source)
+    )
 
 
 def faults_text(found: Diagnosis) -> str:
@@ -118,12 +124,12 @@ def faults_text(found: Diagnosis) -> str:
     return "; ".join(fault_text(fault.at, fault.problem, fault.path) for fault in found.faults)
 
 
-def reason_of(letter: DeadLetterRecord) -> str:
+def reason_of(dead_letter: DeadLetterRecord) -> str:
     """Why it is a dead letter. Where that is fields, its record says so and no more: they are found
     again."""
-    if letter.facts.code != Code.INVALID_COMMAND:
-        return letter.facts.message
-    return faults_text(letter.diagnosis) or letter.facts.message
+    if dead_letter.facts.code != Code.INVALID_COMMAND:
+        return dead_letter.facts.message
+    return faults_text(dead_letter.diagnosis) or dead_letter.facts.message
 
 
 def fault_text(at: int | None, problem: str, path: str | None) -> str:

@@ -39,13 +39,13 @@ class Plan(NamedTuple):
     value: bytes | None
 
 
-def why_not(letter: DeadLetterRecord, plan: Plan, *, unreadable: bool) -> str | None:
+def why_not(dead_letter: DeadLetterRecord, plan: Plan, *, unreadable: bool) -> str | None:
     """Why a letter cannot go back, or should not; None if it may."""
-    if plan.value is None and letter.sendable is not None:
-        return letter.sendable
+    if plan.value is None and dead_letter.sendable is not None:
+        return dead_letter.sendable
     if unreadable and plan.value is None:
         return None
-    found = letter.diagnosis if plan.value is None else diagnose(plan.key, plan.value)
+    found = dead_letter.diagnosis if plan.value is None else diagnose(plan.key, plan.value)
     return None if found.code is None else f"would still be {found.code}: {faults_text(found)}"
 
 
@@ -56,16 +56,16 @@ def preview(
     json: bool,
 ) -> None:
     rows = []
-    for letter, why in (*going, *staying):
-        found = letter.diagnosis if plan.value is None else diagnose(plan.key, plan.value)
+    for dead_letter, why in (*going, *staying):
+        found = dead_letter.diagnosis if plan.value is None else diagnose(plan.key, plan.value)
         today = "would be read" if found.code is None else f"still {found.code}"
         rows.append(
             {
-                "letter": str(letter.spot),
-                "at": instant(letter.at_ms),
-                "code": letter.facts.code,
-                "to": letter.source_topic,
-                "today": _expired(letter) if found.code is None else today,
+                "letter": str(dead_letter.spot),
+                "at": instant(dead_letter.at_ms),
+                "code": dead_letter.facts.code,
+                "to": dead_letter.source_topic,
+                "today": _expired(dead_letter) if found.code is None else today,
                 "stays": why,
             }
         )
@@ -77,9 +77,9 @@ def preview(
         print_rows(console(), columns, [[row[name] or "" for name in columns] for row in rows])
 
 
-def _expired(letter: DeadLetterRecord) -> str:
+def _expired(dead_letter: DeadLetterRecord) -> str:
     try:
-        expires_at = orjson.loads(letter.value or b"").get("expires_at")
+        expires_at = orjson.loads(dead_letter.value or b"").get("expires_at")
         if expires_at is not None and parse_timestamp(expires_at) < now_ms():
             return "would be read, but has expired"
     except (ValueError, AttributeError, TypeError):
@@ -89,14 +89,16 @@ def _expired(letter: DeadLetterRecord) -> str:
 
 async def send_back(
     settings: Settings,
-    letters: Sequence[DeadLetterRecord],
+    dead_letters: Sequence[DeadLetterRecord],
     plan: Plan,
     timeout_s: float,
     json: bool,
 ) -> bool:
     """Whether each was sent, answered and accepted."""
     names = Topics(settings.topic_prefix)
-    sources = {names.commands, names.control} & {letter.source_topic for letter in letters}
+    sources = {names.commands, names.control} & {
+        dead_letter.source_topic for dead_letter in dead_letters
+    }
     counts = await count_partitions(settings, [names.outcomes])
     counts |= await count_partitions(settings, sources, Operation.WRITE)
     outcomes = TopicReader(settings, names.outcomes)
@@ -107,11 +109,11 @@ async def send_back(
     try:
         await producer.start()
         with progress_bar("sending back") as bar:
-            bar.expect(len(letters))
-            for letter in letters:
-                record = outbound(letter, names.dead_letters, key=plan.key, value=plan.value)
+            bar.expect(len(dead_letters))
+            for dead_letter in dead_letters:
+                record = outbound(dead_letter, names.dead_letters, key=plan.key, value=plan.value)
                 if record.topic not in (names.commands, names.control):
-                    say(f"{letter.spot} came from {record.topic}, which is none of ours.")
+                    say(f"{dead_letter.spot} came from {record.topic}, which is none of ours.")
                     done = False
                     continue
                 try:
@@ -124,24 +126,24 @@ async def send_back(
                         handed_over=lambda: None,
                     )
                 except CommandNotSent as error:
-                    say(f"{letter.spot}: {error}")
+                    say(f"{dead_letter.spot}: {error}")
                     done = False
                     continue
                 bar.advance(1)
-                waiting[record.topic, written.partition, written.offset] = letter
-        answers = await _answers(outcomes, set(waiting), timeout_s)
+                waiting[record.topic, written.partition, written.offset] = dead_letter
+        found = await _outcomes_at(outcomes, set(waiting), timeout_s)
     finally:
         await outcomes.close()
         await producer.close()
     rows: list[dict[str, Any]] = []
-    for place, letter in waiting.items():
-        outcome = answers.get(place)
+    for place, dead_letter in waiting.items():
+        outcome = found.get(place)
         verdict = None if outcome is None else outcome["verdict"]
         code = None if outcome is None else outcome["code"]
         first = outcome["original"] if outcome and verdict == Verdict.DUPLICATE else verdict
         done = done and first == Verdict.ACCEPTED
         to = "/".join(map(str, place))
-        rows.append({"letter": str(letter.spot), "to": to, "verdict": verdict, "code": code})
+        rows.append({"letter": str(dead_letter.spot), "to": to, "verdict": verdict, "code": code})
     if not for_people(json):
         for row in rows:
             write_json(row)
@@ -152,11 +154,11 @@ async def send_back(
         ]
         print_rows(console(), ("letter", "sent back to", "verdict", "code"), shown)
     if unanswered := sum(row["verdict"] is None for row in rows):
-        say(f"{letters_text(unanswered)} without an outcome so far. Is a worker running?")
+        say(f"{dead_letters_text(unanswered)} without an outcome so far. Is a worker running?")
     return done
 
 
-async def _answers(
+async def _outcomes_at(
     outcomes: TopicReader, places: set[tuple[str, int, int]], timeout_s: float
 ) -> dict[tuple[str, int, int], dict[str, Any]]:
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
@@ -171,5 +173,5 @@ async def _answers(
     return found
 
 
-def letters_text(count: int) -> str:
+def dead_letters_text(count: int) -> str:
     return f"{count:,} letter{'' if count == 1 else 's'}"

@@ -16,17 +16,23 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.cli.common.child_processes import (
     ChildProcess,
     ViewsChild,
+    child_views,
+    child_worker,
     environment_of,
-    views_beside,
     views_installed,
-    worker_beside,
 )
 from processor.cli.common.output import console, say, table, verdict_text
 from processor.cli.common.runner import Interrupted, run
 from processor.cli.common.views_client import asking
 from processor.cli.demo.foreign_client import foreigners, misplaced_by_crc32
 from processor.cli.demo.managed_steps import killed_executor
-from processor.cli.demo.observer import EVENT_TIMEOUT_S, DemoFailed, Observer, dead_letters, hearing
+from processor.cli.demo.observer import (
+    EVENT_TIMEOUT_S,
+    DemoFailed,
+    Observer,
+    dead_letters,
+    observing,
+)
 from processor.cli.demo.scenarios import (
     NotAsExpected,
     Scenario,
@@ -78,7 +84,7 @@ async def _demo(chosen: Settings, left_up: asyncio.Event | None) -> None:
         await create_topics(settings)
         out.print(f"   Kafka answers at {broker.bootstrap}; the seven topics are made.")
         out.print("[bold]2.[/] Starting a worker as a process of its own ...")
-        async with worker_beside(environment_of(settings), directory / "worker.log") as worker:
+        async with child_worker(environment_of(settings), directory / "worker.log") as worker:
             shows = _play_and_show(settings, out, directory, left_up)
             await unless_stopped(_unless_ended("worker", worker, shows), broker_ended)
 
@@ -89,15 +95,15 @@ async def _play_and_show(
     """The stories, and what the views make of them; they start meanwhile."""
     if not views_installed():
         await _play(settings, out)
-        await _hand_out_work(settings, out, directory)
+        await _run_executors(settings, out, directory)
         out.print(f"The views show it live: {install_line('views')}", markup=False)
         if left_up is not None:
             await _leave_up(settings, out, left_up)
         return
     environment, log = environment_of(settings), directory / "views.log"
-    async with views_beside(settings, environment, log) as views:
+    async with child_views(settings, environment, log) as views:
         await _unless_ended("view worker", views, _play(settings, out))
-        await _unless_ended("view worker", views, _hand_out_work(settings, out, directory))
+        await _unless_ended("view worker", views, _run_executors(settings, out, directory))
         if not await views.ready():
             raise DemoFailed(f"The views did not start:\n{views.last_words()}")
         out.print(f"[bold]9.[/] What the views have seen: {await _seen(settings, views)}.")
@@ -108,7 +114,7 @@ async def _play_and_show(
         await _unless_ended("view worker", views, _leave_up(settings, out, left_up))
 
 
-async def _hand_out_work(settings: Settings, out: Console, directory: Path) -> None:
+async def _run_executors(settings: Settings, out: Console, directory: Path) -> None:
     out.print("[bold]8.[/] Handing out three steps to executors, and killing one amid its step:")
     flow_id = await killed_executor(settings, directory, environment_of(settings))
     print_history(out, [event async for event in history(settings, flow_id)])
@@ -133,57 +139,57 @@ async def _seen(settings: Settings, views: ViewsChild) -> str:
 
 
 async def _play(settings: Settings, out: Console) -> None:
-    async with hearing(settings, out) as told:
+    async with observing(settings, out) as observer:
         out.print("[bold]3.[/] Telling stories to it; these are the FlowEvents, as they come:")
         async with FlowClient(settings) as client:
-            tell, patient = Scenario(client), Scenario(client)
-            await first_story(tell)
+            scenario, patient = Scenario(client), Scenario(client)
+            await first_story(scenario)
             flow_id, waiting_id = misplaced_by_crc32(settings.partitions), str(uuid4())
             (sent, seconds), _ = await _together(
                 [
-                    _tell_all(settings, told, tell, flow_id),
-                    waits_that_end(patient, waiting_id, told.event),
+                    _play_all(settings, observer, scenario, flow_id),
+                    waits_that_end(patient, waiting_id, observer.event),
                 ]
             )
-        commands = tell.told + patient.told
+        commands = scenario.sent + patient.sent
         expected = commands.total() + 3  # the malformed one, the misplaced one and its copy
-        await told.in_time(told.reach(expected), expected)
+        await observer.in_time(observer.reach(expected), expected)
         history_of = [event async for event in history(settings, flow_id)]
         history_of_waits = [event async for event in history(settings, waiting_id)]
-        letters = [letter async for letter in dead_letters(settings)]
-    _conclude(out, told, commands, history_of, history_of_waits, letters)
+        quarantined = [one async for one in dead_letters(settings)]
+    _conclude(out, observer, commands, history_of, history_of_waits, quarantined)
     out.print(
         f"{sent} commands were answered in {seconds:.2f} s, {sent / seconds:.0f} a second: each "
         "flow's next command waited for the answer to the one before."
     )
 
 
-async def _tell_all(
-    settings: Settings, told: Observer, tell: Scenario, flow_id: str
+async def _play_all(
+    settings: Settings, observer: Observer, scenario: Scenario, flow_id: str
 ) -> tuple[int, float]:
     """How many commands the stories took, and how many seconds."""
     began = time.monotonic()
-    before = tell.told.total()
-    await _together([*all_stories(tell)])
-    seconds, sent = time.monotonic() - began, tell.told.total() - before
-    await foreigners(settings, told, tell, flow_id)
+    before = scenario.sent.total()
+    await _together([*all_stories(scenario)])
+    seconds, sent = time.monotonic() - began, scenario.sent.total() - before
+    await foreigners(settings, observer, scenario, flow_id)
     return sent, seconds
 
 
 def _conclude(
     out: Console,
-    told: Observer,
+    observer: Observer,
     commands: Counter[str],
     events: Sequence[bytes],
     waits: Sequence[bytes],
-    letters: Sequence[dict[str, Any]],
+    quarantined: Sequence[dict[str, Any]],
 ) -> None:
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(commands.items()))
     out.print("[bold]4.[/] What became of the commands:")
-    out.print(Text(f"   {kinds}; {told.wakes} wake by the processor itself"))
+    out.print(Text(f"   {kinds}; {observer.wakes} wake by the processor itself"))
     rows = [
         (verdict_text(verdict), code, str(count))
-        for (verdict, code), count in sorted(told.verdicts.items())
+        for (verdict, code), count in sorted(observer.verdicts.items())
     ]
     out.print(table(None, ("verdict", "code", "outcomes"), rows))
     out.print("[bold]5.[/] The history of one flow, which another client created and an operator")
@@ -193,9 +199,9 @@ def _conclude(
     out.print("   come in time, for one that came, and until its cancellation was asked for:")
     print_history(out, waits)
     out.print("[bold]7.[/] The dead letter of what was no command, kept as it was:")
-    for letter in letters:
-        out.print(Text(f"   {letter['value']!s} ({letter['code']}: {letter['message']})"))
-    found = len(letters), len(events), len(waits)
+    for one in quarantined:
+        out.print(Text(f"   {one['value']!s} ({one['code']}: {one['message']})"))
+    found = len(quarantined), len(events), len(waits)
     if found != (1, 6, 11):
         raise NotAsExpected(
             f"There are {found[0]} dead letters, and {found[1]} and {found[2]} events of the two "
@@ -215,20 +221,18 @@ async def _together(stories: Sequence[Any]) -> list[Any]:
         await end_tasks(*tasks)
 
 
-async def _unless_ended(what: str, beside: ChildProcess, work: Any) -> None:
+async def _unless_ended(what: str, child: ChildProcess, work: Any) -> None:
     """Raises DemoFailed when the process ends before the work is done."""
     working = asyncio.ensure_future(work)
-    ending = asyncio.ensure_future(beside.process.wait())
+    ending = asyncio.ensure_future(child.process.wait())
     try:
         await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise DemoFailed(
-                f"The {what} ended with code {ending.result()}:\n{beside.last_words()}"
-            )
+            raise DemoFailed(f"The {what} ended with code {ending.result()}:\n{child.last_words()}")
         working.result()
     except TaskflowError as error:
         if isinstance(error, DemoFailed | BrokerUnreachable):
             raise
-        raise DemoFailed(f"{error} The {what}'s last words:\n{beside.last_words()}") from error
+        raise DemoFailed(f"{error} The {what}'s last words:\n{child.last_words()}") from error
     finally:
         await end_tasks(working, ending)

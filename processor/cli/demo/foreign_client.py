@@ -17,7 +17,9 @@ from processor.engine.partitioner import partition_of
 from processor.settings import Settings
 
 
-async def foreigners(settings: Settings, told: Observer, tell: Scenario, flow_id: str) -> None:
+async def foreigners(
+    settings: Settings, observer: Observer, scenario: Scenario, flow_id: str
+) -> None:
     """A flow that meets other clients and an operator.
 
     One client hashes keys with CRC32, as librdkafka does, so that its command lies on the wrong
@@ -44,12 +46,12 @@ async def foreigners(settings: Settings, told: Observer, tell: Scenario, flow_id
             await producer.send_and_wait(
                 topics.commands, b'{"kind": "create_managed", oops', key=key
             )
-    await told.in_time(told.settles(create["command_id"]), tell.told.total() + 2)
-    await tell.send("start_running", flow_id, me)
-    await tell.send("set_waiting", flow_id, me, wait={"kind": "manual"})
-    await tell.send("resume", flow_id, f"operator:{login()}", control=True)
-    await tell.send("update_state", flow_id, me, patch={"found": True}, next_step="done")
-    await tell.send("cancel", flow_id, f"operator:{login()}", control=True)
+    await observer.in_time(observer.settles(create["command_id"]), scenario.sent.total() + 2)
+    await scenario.send("start_running", flow_id, me)
+    await scenario.send("set_waiting", flow_id, me, wait={"kind": "manual"})
+    await scenario.send("resume", flow_id, f"operator:{login()}", control=True)
+    await scenario.send("update_state", flow_id, me, patch={"found": True}, next_step="done")
+    await scenario.send("cancel", flow_id, f"operator:{login()}", control=True)
 
 
 def misplaced_by_crc32(partitions: int) -> str:

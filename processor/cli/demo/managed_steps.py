@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from processor.cli.common.child_processes import executor_beside
+from processor.cli.common.child_processes import child_executor
 from processor.client import FlowClient
 from processor.settings import Settings
 
@@ -27,19 +27,19 @@ async def killed_executor(
     environment = {**environment, "TASKFLOW_SESSION_TIMEOUT": SESSION}
     async with (
         asyncio.timeout(TIMEOUT_S),
-        executor_beside(TASK, PROGRAM, environment, directory / "executor-1.log") as first,
+        child_executor(TASK, PROGRAM, environment, directory / "executor-1.log") as first,
         FlowClient(settings, session="session:pictures") as client,
     ):
         flow = await client.create("Resize three pictures", controller="pictures", origin="upload")
         await flow.start()
-        for number in range(STEPS):
-            await flow.schedule(f"picture-{number}", TASK, {"picture": number}, lease=LEASE)
+        for nth in range(STEPS):
+            await flow.schedule(f"picture-{nth}", TASK, {"picture": nth}, lease=LEASE)
         await flow.join()
         async for event in flow.events(follow=True):
             if event.kind == "step_started":
                 first.process.kill()
                 break
-        async with executor_beside(TASK, PROGRAM, environment, directory / "executor-2.log"):
+        async with child_executor(TASK, PROGRAM, environment, directory / "executor-2.log"):
             await flow.until("running")
             await flow.finish()
         return flow.id

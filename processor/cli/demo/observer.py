@@ -43,7 +43,7 @@ class Observer:
     """By flow and the revision that they gave it."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def hear(self, outcome: dict[str, Any]) -> None:
+    def count_outcome(self, outcome: dict[str, Any]) -> None:
         self.verdicts[outcome["verdict"], outcome["code"] or ""] += 1
         self.wakes += outcome["kind"] == "wake"
         if outcome["verdict"] != "forwarded" and outcome["command_id"] is not None:
@@ -55,13 +55,13 @@ class Observer:
         self.changed.set()
 
     @property
-    def answered(self) -> int:
+    def outcomes(self) -> int:
         """Outcomes of commands that others have sent."""
         return self.verdicts.total() - self.wakes
 
     async def reach(self, count: int) -> None:
         """Once that many are answered, and the processor's own, too."""
-        await self._until(lambda: self.answered >= count and self.wakes >= WAKES)
+        await self._until(lambda: self.outcomes >= count and self.wakes >= WAKES)
 
     async def settles(self, command_id: str) -> None:
         await self._until(lambda: command_id in self.settled)
@@ -85,7 +85,7 @@ class Observer:
                 await work
         except TimeoutError:
             raise DemoFailed(
-                f"{self.answered} of {expected} outcomes came within {ALL_IN_TIMEOUT_S:.0f} s."
+                f"{self.outcomes} of {expected} outcomes came within {ALL_IN_TIMEOUT_S:.0f} s."
             ) from None
 
     async def _until(self, true: Callable[[], bool]) -> None:
@@ -95,20 +95,20 @@ class Observer:
 
 
 @asynccontextmanager
-async def hearing(settings: Settings, out: Console) -> AsyncIterator[Observer]:
+async def observing(settings: Settings, out: Console) -> AsyncIterator[Observer]:
     """Follows the topics until the block ends; the FlowEvents are shown on `out`."""
-    told = Observer()
+    observer = Observer()
     listening = [
-        asyncio.ensure_future(_show_events(settings, out, told)),
-        asyncio.ensure_future(_count_outcomes(settings, told)),
+        asyncio.ensure_future(_show_events(settings, out, observer)),
+        asyncio.ensure_future(_count_outcomes(settings, observer)),
     ]
     try:
-        yield told
+        yield observer
     finally:
         await end_tasks(*listening)
 
 
-async def _show_events(settings: Settings, out: Console, told: Observer) -> None:
+async def _show_events(settings: Settings, out: Console, observer: Observer) -> None:
     topic = Topics(settings.topic_prefix).audit
     async with aclosing(read(settings, topic, follow=True)) as records:
         async for record in records:
@@ -118,22 +118,22 @@ async def _show_events(settings: Settings, out: Console, told: Observer) -> None
             line.append_text(status_text(f"{event['status']:<10}"))
             line.append(f" r{event['revision']:<2} {event['actor']}")
             out.print(line, soft_wrap=True)
-            told.see(event)
+            observer.see(event)
 
 
-async def _count_outcomes(settings: Settings, told: Observer) -> None:
+async def _count_outcomes(settings: Settings, observer: Observer) -> None:
     topic = Topics(settings.topic_prefix).outcomes
     async with aclosing(read(settings, topic, follow=True)) as records:
         async for record in records:
-            told.hear(orjson.loads(record.value))
+            observer.count_outcome(orjson.loads(record.value))
 
 
 async def dead_letters(settings: Settings) -> AsyncIterator[dict[str, Any]]:
     topic = Topics(settings.topic_prefix).dead_letters
     async for record in read(settings, topic):
-        letter = dead_letter_of(record)
+        one = dead_letter_of(record)
         yield {
             "value": as_text(record.value),
-            "code": letter.facts.code,
-            "message": letter.facts.message,
+            "code": one.facts.code,
+            "message": one.facts.message,
         }

@@ -26,7 +26,7 @@ class Scenario:
     """Sends a story's commands one after the other, and holds each answer against the contract."""
 
     client: FlowClient
-    told: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
     """How many commands of each kind were answered."""
 
     async def send(
@@ -43,7 +43,7 @@ class Scenario:
         """`expect` is a verdict, or a code where it is rejected. Raises NotAsExpected."""
         command = {"kind": kind, "flow_id": flow_id, "issued_by": by, **fields}
         outcome = await self.client.send(command, control=control, timeout_s=TIMEOUT_S)
-        self.told[kind] += 1
+        self.sent[kind] += 1
         if expect not in (outcome.verdict, outcome.code):
             raise NotAsExpected(
                 f"{kind} of flow {flow_id} was {outcome.verdict} ({outcome.code}: "
@@ -55,9 +55,9 @@ class Scenario:
 Story = Callable[[Scenario, int], Coroutine[Any, Any, None]]
 
 
-async def first_story(tell: Scenario) -> None:
+async def first_story(scenario: Scenario) -> None:
     """One flow alone, so that what follows measures the work and not the worker's start."""
-    await tell.send(
+    await scenario.send(
         *("create_mirrored", str(uuid4()), "session:first"),
         controller_id="demo",
         goal="See whether anybody answers",
@@ -65,137 +65,139 @@ async def first_story(tell: Scenario) -> None:
     )
 
 
-async def inbox_triage(tell: Scenario, number: int) -> None:
+async def inbox_triage(scenario: Scenario, nth: int) -> None:
     """A message comes in, is classified by two helpers, and is dealt with."""
     flow, me = str(uuid4()), "session:inbox"
-    await tell.send(
+    await scenario.send(
         *("create_managed", flow, me),
         controller_id="inbox",
-        goal=f"Deal with message {number}",
+        goal=f"Deal with message {nth}",
         requester_origin="mail",
-        state_json={"message": number},
+        state_json={"message": nth},
     )
-    await tell.send("start_running", flow, me)
+    await scenario.send("start_running", flow, me)
     for helper in ("classify", "summarize"):
-        await tell.send(
+        await scenario.send(
             *("record_step_observation", flow, f"session:{helper}"),
-            run_id=f"{helper}-{number}",
+            run_id=f"{helper}-{nth}",
             task=helper,
             status="succeeded",
             result_json={"confidence": 0.9},
         )
-    await tell.send("update_state", flow, me, patch={"label": "invoice"}, next_step="file")
-    await tell.send("finish", flow, me, final_state={"folder": "2026/invoices"})
+    await scenario.send("update_state", flow, me, patch={"label": "invoice"}, next_step="file")
+    await scenario.send("finish", flow, me, final_state={"folder": "2026/invoices"})
 
 
-async def report_that_waits(tell: Scenario, number: int) -> None:
+async def report_that_waits(scenario: Scenario, nth: int) -> None:
     """A report waits until its owner has looked at the draft."""
     flow, me = str(uuid4()), "session:reports"
-    await tell.send(
+    await scenario.send(
         *("create_managed", flow, me),
         controller_id="reports",
-        goal=f"Write the report of week {number}",
+        goal=f"Write the report of week {nth}",
         requester_origin="schedule",
     )
-    await tell.send("start_running", flow, me)
-    await tell.send("update_state", flow, me, patch={"draft": "s3://drafts/1"}, next_step="review")
-    await tell.send("set_waiting", flow, me, wait={"kind": "manual"})
-    await tell.send("resume", flow, me, state_patch={"approved": True})
-    await tell.send("finish", flow, me)
+    await scenario.send("start_running", flow, me)
+    await scenario.send(
+        "update_state", flow, me, patch={"draft": "s3://drafts/1"}, next_step="review"
+    )
+    await scenario.send("set_waiting", flow, me, wait={"kind": "manual"})
+    await scenario.send("resume", flow, me, state_patch={"approved": True})
+    await scenario.send("finish", flow, me)
 
 
-async def payment_from_outside(tell: Scenario, number: int) -> None:
+async def payment_from_outside(scenario: Scenario, nth: int) -> None:
     """An order waits for an event of somebody else, who only knows the correlation id."""
-    flow, me, paid = str(uuid4()), "session:orders", f"payment-{number}"
-    await tell.send(
+    flow, me, paid = str(uuid4()), "session:orders", f"payment-{nth}"
+    await scenario.send(
         *("create_managed", flow, me),
         controller_id="orders",
-        goal=f"Ship order {number} once it is paid",
+        goal=f"Ship order {nth} once it is paid",
         requester_origin="shop",
     )
-    await tell.send("start_running", flow, me)
+    await scenario.send("start_running", flow, me)
     wait = {"kind": "external_event", "topic": "payments", "correlation_id": paid}
-    await tell.send("set_waiting", flow, me, wait=wait)
+    await scenario.send("set_waiting", flow, me, wait=wait)
     event: dict[str, Any] = {
         "topic": "payments",
         "correlation_id": paid,
         "payload": {"cents": 4200},
     }
-    await tell.send("resume_external", flow, "service:payments", **event)
-    await tell.send("finish", flow, me, final_state={"shipped": True})
+    await scenario.send("resume_external", flow, "service:payments", **event)
+    await scenario.send("finish", flow, me, final_state={"shipped": True})
 
 
-async def build_elsewhere(tell: Scenario, number: int) -> None:
+async def build_elsewhere(scenario: Scenario, nth: int) -> None:
     """A build already runs elsewhere and is only mirrored; every third one fails."""
     flow, me = str(uuid4()), "session:builds"
-    await tell.send(
+    await scenario.send(
         *("create_mirrored", flow, me),
         controller_id="builds",
-        goal=f"Follow build {number}",
+        goal=f"Follow build {nth}",
         requester_origin="ci",
     )
-    step: dict[str, Any] = {"run_id": f"build-{number}", "task": "compile"}
-    await tell.send("record_step_observation", flow, "runner:7", **step, status="running")
-    if number % 3 == 0:
-        await tell.send("record_step_observation", flow, "runner:7", **step, status="failed")
-        await tell.send("fail", flow, me, reason="the compiler gave up")
+    step: dict[str, Any] = {"run_id": f"build-{nth}", "task": "compile"}
+    await scenario.send("record_step_observation", flow, "runner:7", **step, status="running")
+    if nth % 3 == 0:
+        await scenario.send("record_step_observation", flow, "runner:7", **step, status="failed")
+        await scenario.send("fail", flow, me, reason="the compiler gave up")
     else:
-        await tell.send("record_step_observation", flow, "runner:7", **step, status="succeeded")
-        await tell.send("finish", flow, me)
+        await scenario.send("record_step_observation", flow, "runner:7", **step, status="succeeded")
+        await scenario.send("finish", flow, me)
 
 
-async def change_of_mind(tell: Scenario, number: int) -> None:
+async def change_of_mind(scenario: Scenario, nth: int) -> None:
     """Cancellation is asked for; from then on nothing else is taken."""
     flow, me = str(uuid4()), "session:travel"
-    await tell.send(
+    await scenario.send(
         *("create_managed", flow, me),
         controller_id="travel",
-        goal=f"Book trip {number}",
+        goal=f"Book trip {nth}",
         requester_origin="chat",
     )
-    await tell.send("start_running", flow, me)
-    await tell.send("request_cancel", flow, me)
-    await tell.send("update_state", flow, me, expect="cancel_pending", patch={"seat": "12A"})
-    await tell.send("cancel", flow, me)
+    await scenario.send("start_running", flow, me)
+    await scenario.send("request_cancel", flow, me)
+    await scenario.send("update_state", flow, me, expect="cancel_pending", patch={"seat": "12A"})
+    await scenario.send("cancel", flow, me)
 
 
-async def mistakes(tell: Scenario, number: int) -> None:
+async def mistakes(scenario: Scenario, nth: int) -> None:
     """What a producer can do wrong, and how it is told; none of it changes the flow."""
     flow, me = str(uuid4()), "session:careless"
     create: dict[str, Any] = {
         "controller_id": "lessons",
-        "goal": f"Learn from mistake {number}",
+        "goal": f"Learn from mistake {nth}",
         "requester_origin": "demo",
         "command_id": str(uuid4()),
         "expires_at": "2999-01-01T00:00:00.000Z",
     }
-    await tell.send("create_managed", flow, me, **create)
-    await tell.send("create_managed", flow, me, expect="duplicate", **create)
-    await tell.send("finish", flow, me, expect="illegal_transition")
-    await tell.send("start_running", flow, me, dry_run=True)
-    await tell.send("start_running", flow, me, expected_revision=0)
-    await tell.send(
+    await scenario.send("create_managed", flow, me, **create)
+    await scenario.send("create_managed", flow, me, expect="duplicate", **create)
+    await scenario.send("finish", flow, me, expect="illegal_transition")
+    await scenario.send("start_running", flow, me, dry_run=True)
+    await scenario.send("start_running", flow, me, expected_revision=0)
+    await scenario.send(
         *("update_state", flow, me), expect="revision_mismatch", expected_revision=0, patch={}
     )
-    await tell.send("cancel", flow, "session:stranger", expect="not_owner")
-    await tell.send("prune", flow, me, expect="forbidden")
-    await tell.send("cancel", flow, "operator:demo", control=True)
-    await tell.send("resume", flow, me, expect="already_terminal")
+    await scenario.send("cancel", flow, "session:stranger", expect="not_owner")
+    await scenario.send("prune", flow, me, expect="forbidden")
+    await scenario.send("cancel", flow, "operator:demo", control=True)
+    await scenario.send("resume", flow, me, expect="already_terminal")
 
 
 Happened = Callable[[str, int], Awaitable[dict[str, Any]]]
 """The FlowEvent that gave a flow a revision, once it is there."""
 
 
-async def waits_that_end(tell: Scenario, flow: str, happened: Happened) -> None:
+async def waits_that_end(scenario: Scenario, flow: str, happened: Happened) -> None:
     """One flow waits four times: until a time; for an event that does not come in time; for one
     that comes; and until somebody thinks better of it. What ends three of these waits is the
     processor."""
     me, topic = "session:patient", "deliveries"
 
     async def wait(**wait: Any) -> int:
-        told = await tell.send("set_waiting", flow, me, wait=wait)
-        return (told.revision or 0) + 1
+        outcome = await scenario.send("set_waiting", flow, me, wait=wait)
+        return (outcome.revision or 0) + 1
 
     async def ends(revision: int, kind: str, by: str | None) -> None:
         event = await happened(flow, revision)
@@ -205,13 +207,13 @@ async def waits_that_end(tell: Scenario, flow: str, happened: Happened) -> None:
                 f"The wait of flow {flow} ended with {found}, but {(kind, by)} was expected."
             )
 
-    await tell.send(
+    await scenario.send(
         *("create_managed", flow, me),
         controller_id="deliveries",
         goal="Wait for the parcel, but not for ever",
         requester_origin="demo",
     )
-    await tell.send("start_running", flow, me)
+    await scenario.send("start_running", flow, me)
     await ends(await wait(kind="timer", at=_soon()), "resumed", "timer")
     event = {"kind": "external_event", "topic": topic}
     late = await wait(**event, correlation_id="parcel-1", timeout_at=_soon())
@@ -222,10 +224,10 @@ async def waits_that_end(tell: Scenario, flow: str, happened: Happened) -> None:
         "correlation_id": "parcel-2",
         "payload": {"door": "front"},
     }
-    await tell.send("resume_external", flow, "service:parcels", **parcel)
+    await scenario.send("resume_external", flow, "service:parcels", **parcel)
     await ends(comes, "resumed", "external_event")
     asked = await wait(kind="manual")
-    await tell.send("request_cancel", flow, me)
+    await scenario.send("request_cancel", flow, me)
     await ends(asked + 1, "cancelled", None)
 
 
@@ -243,9 +245,9 @@ CAST: tuple[tuple[Story, int], ...] = (
 )
 
 
-def all_stories(tell: Scenario) -> Iterator[Coroutine[Any, Any, None]]:
+def all_stories(scenario: Scenario) -> Iterator[Coroutine[Any, Any, None]]:
     """One coroutine for each flow, different stories next to each other."""
-    for number in range(1, max(count for _, count in CAST) + 1):
+    for nth in range(1, max(count for _, count in CAST) + 1):
         for story, count in CAST:
-            if number <= count:
-                yield story(tell, number)
+            if nth <= count:
+                yield story(scenario, nth)

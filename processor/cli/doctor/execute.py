@@ -51,7 +51,7 @@ def examine(settings: Settings, *, probe: bool, role: Role, json: bool) -> int:
     findings, unreachable = run(lambda: _examine(settings, probe, role))
     if for_people(json):
         rows = [
-            (Text(found.level.value, style=STYLES[found.level]), found.check, _told(found))
+            (Text(found.level.value, style=STYLES[found.level]), found.check, _text(found))
             for found in findings
         ]
         console().print(table(None, ("", "check", "found"), rows))
@@ -104,20 +104,22 @@ async def _of_the_broker(
         )
     described = partition_counts(settings, [name for name, _ in names], Operation.DESCRIBE)
     counts = await _allowed("partitions", described, findings) or {}
-    numbers = {counts.get(name) for name in names.by_flow}
-    count = numbers.pop() if len(numbers) == 1 else None
+    distinct = {counts.get(name) for name in names.by_flow}
+    count = distinct.pop() if len(distinct) == 1 else None
     if count is None:
         return findings, None, None
     members = await _allowed("workers", inspection.group_members(settings), findings)
-    looking = _side_by_side(range(count), lambda number: _standing(settings, number))
+    looking = _side_by_side(range(count), lambda partition: _standing(settings, partition))
     standing = await _allowed("lag", looking, findings)
     at_ms = now_ms()
     if standing is not None:
         findings += judge.lag([undecided for undecided, _ in standing], members, at_ms)
-    everywhere = [(name, number) for name in names.by_flow for number in range(count)]
-    still_open = await _allowed("transactions", inspection.hanging(settings, everywhere), findings)
-    if still_open is not None:
-        findings += judge.transactions([judge.Open(*one) for one in still_open], at_ms)
+    everywhere = [(name, partition) for name in names.by_flow for partition in range(count)]
+    open_transactions = await _allowed(
+        "transactions", inspection.hanging(settings, everywhere), findings
+    )
+    if open_transactions is not None:
+        findings += judge.transactions([judge.Open(*one) for one in open_transactions], at_ms)
     findings += await _waits(settings)
     newest = max((at for _, at in standing or () if at is not None), default=None)
     probed = None
@@ -164,11 +166,11 @@ async def _probed(settings: Settings, findings: list[Finding]) -> tuple[int, int
     return probed
 
 
-async def _standing(settings: Settings, number: int) -> tuple[Undecided, int | None]:
+async def _standing(settings: Settings, partition: int) -> tuple[Undecided, int | None]:
     """What the partition has still to decide, and the newest append time seen on it."""
     names = Topics(settings.topic_prefix)
-    place = PartitionConfig(number, settings.partitions, names, settings.dedupe_window_ms)
-    async with open_history(settings, number, "doctor") as history:
+    place = PartitionConfig(partition, settings.partitions, names, settings.dedupe_window_ms)
+    async with open_history(settings, partition, "doctor") as history:
         # Up to the stable end: what a transaction hides would be waited for.
         state = await _stable(history, names.state)
         try:
@@ -197,21 +199,21 @@ async def _standing(settings: Settings, number: int) -> tuple[Undecided, int | N
                     at = records[0].timestamp
                     first_ms = at if first_ms is None else min(first_ms, at)
                     break
-        return Undecided(number, offsets, first_ms, hidden), newest_ms
+        return Undecided(partition, offsets, first_ms, hidden), newest_ms
 
 
 async def _stable(history: KafkaLogReader, topic: str) -> OffsetRange:
     return OffsetRange((await history.offset_range(topic)).start, await history.stable_end(topic))
 
 
-async def _side_by_side(numbers: Iterable[int], work: Callable[[int], Awaitable[T]]) -> list[T]:
+async def _side_by_side(partitions: Iterable[int], work: Callable[[int], Awaitable[T]]) -> list[T]:
     turns = asyncio.Semaphore(SIDE_BY_SIDE)
 
-    async def one(number: int) -> T:
+    async def one(partition: int) -> T:
         async with turns:
-            return await work(number)
+            return await work(partition)
 
-    return list(await asyncio.gather(*map(one, numbers)))
+    return list(await asyncio.gather(*map(one, partitions)))
 
 
 async def _probe(settings: Settings) -> tuple[int, int, int]:
@@ -234,13 +236,15 @@ async def _tables(
     settings: Settings, count: int | None, ends: dict[int, int] | None
 ) -> list[Finding]:
     seen = []
-    for number, path in queries.tables(settings.state_dir, settings.topic_prefix).items():
+    for partition, path in queries.tables(settings.state_dir, settings.topic_prefix).items():
         problem = await asyncio.to_thread(queries.check, path)
         progress = queries.progress(path) if problem is None else None
         behind = None
-        if progress is not None and ends is not None and number in ends:
-            behind = ends[number] - progress.audit
-        seen.append(TableSeen(str(path), number, progress and progress.partitions, problem, behind))
+        if progress is not None and ends is not None and partition in ends:
+            behind = ends[partition] - progress.audit
+        seen.append(
+            TableSeen(str(path), partition, progress and progress.partitions, problem, behind)
+        )
     return list(judge.tables(seen, str(settings.state_dir), count, _free(settings.state_dir)))
 
 
@@ -252,5 +256,5 @@ def _free(state_dir: Path) -> int | None:
     return None
 
 
-def _told(found: Finding) -> str:
+def _text(found: Finding) -> str:
     return f"{found.what}\n  → {found.do}" if found.do else found.what

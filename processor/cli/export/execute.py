@@ -43,9 +43,9 @@ async def _export(settings: Settings, file: Path) -> dict[str, int]:
     count = (await count_partitions(settings, [names.state]))[names.state]
     with exporting(file) as made, progress_bar("exporting") as bar:
         made.about(settings.topic_prefix, count, instant(now_ms()))
-        for number in range(count):
-            place = PartitionConfig(number, count, names, settings.dedupe_window_ms)
-            async with open_history(settings, number, "export") as history:
+        for partition in range(count):
+            place = PartitionConfig(partition, count, names, settings.dedupe_window_ms)
+            async with open_history(settings, partition, "export") as history:
                 await _partition(made, place, history, bar)
         return made.counts()
 

@@ -32,7 +32,15 @@ from processor.contract.topics import Topics
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
 from processor.domain.evolve import STEP_KINDS
 from processor.ops.flow_path import STEPS, parse_flow_path
-from processor.ops.flow_timeline import Explanation, Life, Moment, at_time, difference, lives, told
+from processor.ops.flow_timeline import (
+    Explanation,
+    Life,
+    Moment,
+    at_time,
+    difference,
+    explanations,
+    lives,
+)
 from processor.ops.json_path import ABSENT, Path, written
 from processor.runtime import now_ms
 from processor.settings import Settings
@@ -53,14 +61,14 @@ class FlowPast(NamedTuple):
     partition: int
     appended: Mapping[int, int]
 
-    def life(self, number: int | None) -> Life:
+    def life(self, nth: int | None) -> Life:
         """Counted from 1; None: the last. Raises Refused."""
-        if number is None:
+        if nth is None:
             return self.lives[-1]
-        if number > len(self.lives):
+        if nth > len(self.lives):
             lives = "one life" if len(self.lives) == 1 else f"{len(self.lives)} lives"
             raise Refused(f"Flow {self.flow_id} has had {lives} so far.")
-        return self.lives[number - 1]
+        return self.lives[nth - 1]
 
     def revision(self, life: Life, revision: int) -> Moment:
         """Raises Refused if there was none."""
@@ -80,12 +88,12 @@ def show_history(flow_id: str, *, json: bool) -> None:
     why = run(lambda: outcomes_of(settings, past, [*past.appended]))
     if not people:
         for life in past.lives:
-            for one in told(life):
+            for one in explanations(life):
                 write_json({**one.event, "explained": _explained(one, why)})
         return
-    for number, life in enumerate(past.lives, 1):
+    for nth, life in enumerate(past.lives, 1):
         if len(past.lives) > 1:
-            console().print(Text(f"life {number}", style="bold"))
+            console().print(Text(f"life {nth}", style="bold"))
         print_story(console(), life, why, now_ms())
 
 
@@ -210,7 +218,7 @@ def _note(records: Sequence[Any], past: FlowPast, found: dict[int, Doc]) -> None
 def print_story(out: Console, life: Life, why: Mapping[int, Doc], now_ms: int) -> None:
     """A life, one event a row, and how long it was in each status, for people."""
     rows = []
-    for one in told(life):
+    for one in explanations(life):
         event, outcome = one.event, why.get(one.event["id"])
         reason = event["source"]["topic"].rpartition(".")[2]
         if outcome is not None:

@@ -34,7 +34,7 @@ from processor.settings import Settings
 PATIENCE_WITH_TABLES_S = 2.0
 """How long a broker is waited for that could only confirm what lies here."""
 
-TELL_EVERY = 1_000
+REPORT_EVERY = 1_000
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -181,7 +181,7 @@ async def events_of(settings: Settings, flow_id: str) -> AsyncGenerator[Consumer
         passed = 0
         async with aclosing(read(settings, topic, partitions=[partition])) as events:
             async for record in events:
-                if record.offset >= passed + TELL_EVERY:
+                if record.offset >= passed + REPORT_EVERY:
                     bar.advance(record.offset - passed)
                     passed = record.offset
                 if record.key == flow_id.encode() and record.value is not None:

@@ -53,10 +53,10 @@ async def shown_flow(settings: Settings, flow_id: str) -> Found | None:
     """The flow without its chain, which is empty here; None where no views know it."""
 
     async def found(views: ViewsClient) -> Found | None:
-        told = await views.get(f"flows/{flow_id}")
-        if not told or not _is_fresh(told) or len(told["steps"]) < told["steps_total"]:
+        flow = await views.get(f"flows/{flow_id}")
+        if not flow or not _is_fresh(flow) or len(flow["steps"]) < flow["steps_total"]:
             return None
-        return Found(told["flow"], told["last_event_id"], "", told["steps"])
+        return Found(flow["flow"], flow["last_event_id"], "", flow["steps"])
 
     return await _asked(settings, found)
 
@@ -64,10 +64,10 @@ async def shown_flow(settings: Settings, flow_id: str) -> Found | None:
 async def shown_history(settings: Settings, flow_id: str) -> list[Document] | None:
     """All FlowEvents of the flow, those of a pruned one, too; None where no views know it."""
 
-    async def told(views: ViewsClient) -> list[Document] | None:
+    async def found(views: ViewsClient) -> list[Document] | None:
         return await _pages(views, f"flows/{flow_id}/history", {}) or None
 
-    return await _asked(settings, told)
+    return await _asked(settings, found)
 
 
 async def _asked(
@@ -112,8 +112,8 @@ async def _pages(
     return found
 
 
-def _is_fresh(answer: Mapping[str, Any]) -> bool:
-    view = answer["view"]
+def _is_fresh(page: Mapping[str, Any]) -> bool:
+    view = page["view"]
     return bool(view["complete"]) and view["behind"] == 0
 
 

@@ -66,19 +66,19 @@ def rebuild(
 
     ask = Confirmation(dry_run or check, yes)
     settings = settings_and_logs(quiet=True)
-    if wrong := [number for number in partition if not 0 <= number < settings.partitions]:
+    if wrong := [one for one in partition if not 0 <= one < settings.partitions]:
         raise WrongUse(f"There is no partition {wrong[0]} among {settings.partitions}.")
     show = ProgressDisplay(json)
-    numbers = sorted(set(partition))
+    partitions = sorted(set(partition))
     if skip_lost:
-        skip_lost_commands(settings, numbers or range(settings.partitions), show, ask)
+        skip_lost_commands(settings, partitions or range(settings.partitions), show, ask)
     elif restore_state:
-        for number in numbers:
-            restore_state_topic(settings, number, show, ask)
+        for one in partitions:
+            restore_state_topic(settings, one, show, ask)
     else:
         try:
             with state_dir_lock(settings.state_dir):
-                rebuild_tables(settings, numbers, TableSource(source), check, show, ask)
+                rebuild_tables(settings, partitions, TableSource(source), check, show, ask)
         except StateDirInUse:
             raise Refused(
                 f"A worker uses {settings.state_dir}; stop it first, for its tables are looked at "

@@ -68,7 +68,7 @@ class RebuildProgress:
     def per_s(self) -> int:
         return int(self.records / max(self.seconds, 1e-3))
 
-    def heard(self, records: int) -> None:
+    def advance(self, records: int) -> None:
         self.records += records
         self._bar.advance(records)
 
@@ -80,15 +80,15 @@ async def progress_line() -> AsyncIterator[RebuildProgress]:
         yield RebuildProgress(bar)
 
 
-def place_of(settings: Settings, number: int) -> PartitionConfig:
+def place_of(settings: Settings, partition: int) -> PartitionConfig:
     """A partition under these settings."""
     topics = Topics(settings.topic_prefix)
-    return PartitionConfig(number, settings.partitions, topics, settings.dedupe_window_ms)
+    return PartitionConfig(partition, settings.partitions, topics, settings.dedupe_window_ms)
 
 
 @asynccontextmanager
 async def writers(
-    settings: Settings, number: int
+    settings: Settings, partition: int
 ) -> AsyncIterator[Callable[[], KafkaTransactionalProducer]]:
     """Makes producers with the partition's transactional id; waits for them at the end."""
 
@@ -96,7 +96,7 @@ async def writers(
         return KafkaTransactionalProducer(
             connection_options(settings, "rebuild"),
             Topics(settings.topic_prefix),
-            number,
+            partition,
             compression=compression_type(settings),
             commit_timeout_s=settings.commit_timeout_ms / 1000,
         )
@@ -107,11 +107,13 @@ async def writers(
         await producers_stopped(STOP_TIMEOUT_S)
 
 
-def opened(settings: Settings, number: int, path: Path) -> AbstractAsyncContextManager[FlowTable]:
+def opened(
+    settings: Settings, partition: int, path: Path
+) -> AbstractAsyncContextManager[FlowTable]:
     """A table at `path`."""
     return open_table(
         path,
-        partition=number,
+        partition=partition,
         prefix=settings.topic_prefix,
         partitions=settings.partitions,
     )

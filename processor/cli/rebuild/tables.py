@@ -46,7 +46,7 @@ class RebuiltTable:
     source: str
     flows: int
     steps: int
-    ledger_entries: int
+    answers: int
     records: int
     seconds: float
     records_per_s: int
@@ -55,7 +55,7 @@ class RebuiltTable:
 
 def rebuild_tables(
     settings: Settings,
-    numbers: Sequence[int],
+    partitions: Sequence[int],
     source: TableSource,
     check: bool,
     show: ProgressDisplay,
@@ -63,20 +63,20 @@ def rebuild_tables(
 ) -> None:
     """Make tables anew, or with `check` compare them with ones that were. Raises Refused."""
     there = queries.tables(settings.state_dir, settings.topic_prefix)
-    numbers = numbers or [number for number in there if number < settings.partitions]
-    if not numbers:
+    partitions = partitions or [p for p in there if p < settings.partitions]
+    if not partitions:
         say(f"There are no tables in {settings.state_dir}: a worker makes and fills its own.")
         return
-    if check and (missing := [number for number in numbers if number not in there]):
+    if check and (missing := [partition for partition in partitions if partition not in there]):
         raise Refused(f"There is no table of partition {missing[0]} in {settings.state_dir}.")
     if not check:
         say(
-            f"{_tables_of(numbers)} in {settings.state_dir} would be made anew from {source} and "
-            "outcomes; each is replaced once the new one is whole."
+            f"{_tables_of(partitions)} in {settings.state_dir} would be made anew from {source} "
+            "and outcomes; each is replaced once the new one is whole."
         )
         if not ask.before("Make them anew?"):
             return
-    made = run(lambda: _make(settings, numbers, source, check))
+    made = run(lambda: _make(settings, partitions, source, check))
     columns = ["partition", "source", "flows", "steps", "answers", "seconds", "records_per_s"]
     show.all([asdict(one) for one in made], [*columns, *(["difference"] if check else [])])
     if differing := [one for one in made if one.difference is not None]:
@@ -88,59 +88,59 @@ def rebuild_tables(
         )
         raise typer.Exit(1)
     how = "agree with the topics" if check else "were made anew"
-    say(f"{_tables_of(numbers)} {how}.")
+    say(f"{_tables_of(partitions)} {how}.")
 
 
-def _tables_of(numbers: Sequence[int]) -> str:
-    return f"{len(numbers)} table{'' if len(numbers) == 1 else 's'}"
+def _tables_of(partitions: Sequence[int]) -> str:
+    return f"{len(partitions)} table{'' if len(partitions) == 1 else 's'}"
 
 
 async def _make(
-    settings: Settings, numbers: Sequence[int], source: TableSource, check: bool
+    settings: Settings, partitions: Sequence[int], source: TableSource, check: bool
 ) -> list[RebuiltTable]:
     async with progress_line() as progress:
         with _scratch(settings.state_dir) as scratch:
             return [
-                await _make_one(settings, number, source, check, scratch, progress)
-                for number in numbers
+                await _make_one(settings, partition, source, check, scratch, progress)
+                for partition in partitions
             ]
 
 
 async def _make_one(
     settings: Settings,
-    number: int,
+    partition: int,
     source: TableSource,
     check: bool,
     scratch: Path,
     progress: RebuildProgress,
 ) -> RebuiltTable:
-    place = place_of(settings, number)
-    live = table_path(settings.state_dir, settings.topic_prefix, number)
+    place = place_of(settings, partition)
+    live = table_path(settings.state_dir, settings.topic_prefix, partition)
     built = scratch / live.name
-    async with open_history(settings, number, "rebuild") as history:
-        view = await consistent_cut(place, history, progress.heard)
+    async with open_history(settings, partition, "rebuild") as history:
+        view = await consistent_cut(place, history, progress.advance)
         topics = (place.topics.outcomes, f"{settings.topic_prefix}.{source}")
-        progress.begin(f"partition {number}", [view.offset_ranges[topic] for topic in topics])
-        async with opened(settings, number, built) as made:
+        progress.begin(f"partition {partition}", [view.offset_ranges[topic] for topic in topics])
+        async with opened(settings, partition, built) as made:
             await make_anew(place, made, view, from_audit=source is TableSource.AUDIT)
         with dump(built) as rows:
             counts = rows.counts()
         done = RebuiltTable(
-            *(number, source.value, *counts),
+            *(partition, source.value, *counts),
             *(progress.records, round(progress.seconds, 3), progress.per_s),
         )
         if not check:
             put_in_place(built, live)
             return done
-        beside = scratch / f"live-{live.name}"
-        copy(live, beside)
+        copied_to = scratch / f"live-{live.name}"
+        copy(live, copied_to)
         try:
-            async with opened(settings, number, beside) as copied:
+            async with opened(settings, partition, copied_to) as copied:
                 why = await catch_up(place, copied, view)
         except TableDistrusted as error:
             why = str(error)
         if why is None:
-            why = await _difference(place, view, beside, built)
+            why = await _difference(place, view, copied_to, built)
         return RebuiltTable(**asdict(done) | {"difference": why})
 
 

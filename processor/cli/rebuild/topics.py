@@ -24,21 +24,21 @@ FROM_TO = ("from", "to")
 
 
 def skip_lost_commands(
-    settings: Settings, numbers: Sequence[int], show: ProgressDisplay, ask: Confirmation
+    settings: Settings, partitions: Sequence[int], show: ProgressDisplay, ask: Confirmation
 ) -> None:
     """Let partitions go on behind commands that are gone."""
-    plans = run(lambda: _plan_skips(settings, numbers))
+    plans = run(lambda: _plan_skips(settings, partitions))
     if not plans:
         say("Nothing is lost.")
         return
     rows: list[dict[str, Any]] = [
         {
-            "partition": number,
+            "partition": partition,
             "lost": [one.sentence for one in plan.lost],
             "from": _offsets(plan.was),
             "to": _offsets(plan.to),
         }
-        for number, plan in plans.items()
+        for partition, plan in plans.items()
     ]
     if for_people(show.json):
         for row in rows:
@@ -58,39 +58,39 @@ def _partitions(count: int) -> str:
     return f"{count} partition{'' if count == 1 else 's'}"
 
 
-async def _plan_skips(settings: Settings, numbers: Sequence[int]) -> dict[int, Skip]:
+async def _plan_skips(settings: Settings, partitions: Sequence[int]) -> dict[int, Skip]:
     plans = {}
-    for number in numbers:
-        async with open_history(settings, number, "rebuild") as history:
-            plan = await plan_skip(place_of(settings, number), history)
+    for partition in partitions:
+        async with open_history(settings, partition, "rebuild") as history:
+            plan = await plan_skip(place_of(settings, partition), history)
         if plan is not None:
-            plans[number] = plan
+            plans[partition] = plan
     return plans
 
 
 async def _skip(settings: Settings, plans: Mapping[int, Skip]) -> None:
-    for number, plan in plans.items():
+    for partition, plan in plans.items():
         async with (
-            open_history(settings, number, "rebuild") as history,
-            writers(settings, number) as new_writer,
+            open_history(settings, partition, "rebuild") as history,
+            writers(settings, partition) as new_writer,
         ):
-            await skip(place_of(settings, number), history, new_writer, plan)
+            await skip(place_of(settings, partition), history, new_writer, plan)
 
 
 def restore_state_topic(
-    settings: Settings, number: int, show: ProgressDisplay, ask: Confirmation
+    settings: Settings, partition: int, show: ProgressDisplay, ask: Confirmation
 ) -> None:
     """Write a partition of `state` anew."""
     with tempfile.TemporaryDirectory(prefix="taskflow-") as scratch:
-        built = table_path(Path(scratch), settings.topic_prefix, number)
-        plan = run(lambda: _plan_restoration(settings, number, built))
+        built = table_path(Path(scratch), settings.topic_prefix, partition)
+        plan = run(lambda: _plan_restoration(settings, partition, built))
         if plan is None:
-            say(f"Nothing was ever decided on partition {number}.")
+            say(f"Nothing was ever decided on partition {partition}.")
             return
         with dump(built) as rows:
             flows, steps, _ = rows.counts()
             row = {
-                "partition": number,
+                "partition": partition,
                 "flows": flows,
                 "steps": steps,
                 "tombstones": len(plan.tombstones),
@@ -99,34 +99,34 @@ def restore_state_topic(
             show.all([row], list(row))
             topic = Topics(settings.topic_prefix).state
             say(f"They would be written to {topic}, and then the cursor.")
-            if ask.before(f"Write partition {number} of it anew?"):
-                run(lambda: _restore(settings, number, plan, rows))
-                say(f"Partition {number} of {topic} is written anew.")
+            if ask.before(f"Write partition {partition} of it anew?"):
+                run(lambda: _restore(settings, partition, plan, rows))
+                say(f"Partition {partition} of {topic} is written anew.")
 
 
-async def _plan_restoration(settings: Settings, number: int, built: Path) -> Restoration | None:
-    place = place_of(settings, number)
-    async with open_history(settings, number, "rebuild") as history, progress_line() as progress:
-        view = await consistent_cut(place, history, progress.heard)
+async def _plan_restoration(settings: Settings, partition: int, built: Path) -> Restoration | None:
+    place = place_of(settings, partition)
+    async with open_history(settings, partition, "rebuild") as history, progress_line() as progress:
+        view = await consistent_cut(place, history, progress.advance)
         offset_ranges = [
             view.offset_ranges[topic] for topic in (place.topics.audit, place.topics.state)
         ]
-        progress.begin(f"partition {number}: folding", offset_ranges)
-        async with opened(settings, number, built) as made:
+        progress.begin(f"partition {partition}: folding", offset_ranges)
+        async with opened(settings, partition, built) as made:
             return await plan_restoration(place, made, view)
 
 
-async def _restore(settings: Settings, number: int, plan: Restoration, rows: Dump) -> None:
+async def _restore(settings: Settings, partition: int, plan: Restoration, rows: Dump) -> None:
     async with (
-        open_history(settings, number, "rebuild") as history,
-        writers(settings, number) as new_writer,
+        open_history(settings, partition, "rebuild") as history,
+        writers(settings, partition) as new_writer,
         progress_line() as progress,
     ):
         flows, steps, _ = rows.counts()
         offset_range = OffsetRange(0, flows + steps + len(plan.tombstones))
-        progress.begin(f"partition {number}: writing", [offset_range])
-        place = place_of(settings, number)
-        await restore(place, history, new_writer, plan, snapshots(rows), progress.heard)
+        progress.begin(f"partition {partition}: writing", [offset_range])
+        place = place_of(settings, partition)
+        await restore(place, history, new_writer, plan, snapshots(rows), progress.advance)
 
 
 def snapshots(rows: Dump) -> Iterator[Outgoing]:

@@ -37,7 +37,7 @@ class CopyTarget:
     """A new partition while it is filled: how far it is, and how far the old side is copied to
     it, as stands on its newest cursor."""
 
-    number: int
+    partition: int
     writer: BulkCopy
     position: Position
     progress: dict[str, int] = field(default_factory=dict)
@@ -45,17 +45,17 @@ class CopyTarget:
 
 
 async def newest(
-    topics: Topics, history: KafkaLogReader, number: int
+    topics: Topics, history: KafkaLogReader, partition: int
 ) -> tuple[Position, dict[str, int]]:
     """Where a new partition stands, and how far the old side is copied to it."""
     whole = await history.offset_range(topics.state)
     end = await history.stable_end(topics.state)
-    key = f"{CURSOR_PREFIX}{number}".encode()
+    key = f"{CURSOR_PREFIX}{partition}".encode()
     found = await last_record(
         history, topics.state, Whole(whole.start, end), lambda record: record.key == key
     )
     if found is None:
-        return Position(0, 0, first_event_id(number)), {}
+        return Position(0, 0, first_event_id(partition)), {}
     cursor = orjson.loads(found.value or b"")
     position = Position(cursor["commands"], cursor["control"], cursor["next_event_id"])
     return position, progress_of(found.headers) or {}
@@ -77,34 +77,34 @@ class TopicCopy:
     async def run(self) -> None:
         async with AsyncExitStack() as stack:
             targets = []
-            for number in range(self._new.count):
-                targets.append(await self._target(number))
+            for partition in range(self._new.count):
+                targets.append(await self._target(partition))
                 stack.callback(targets[-1].writer.discard)
-            await self._fill(targets)
+            await self._copy_all(targets)
 
-    async def _target(self, number: int) -> CopyTarget:
+    async def _target(self, partition: int) -> CopyTarget:
         writer = BulkCopy(
             connection_options(self._settings, "repartition"),
             self._new.topics,
-            number,
+            partition,
             compression=compression_type(self._settings),
             commit_timeout_s=COMMIT_TIMEOUT_S,
         )
         # First of all: what a killed run left open would hide the newest cursor.
         await writer.start()
-        async with self._new.history(number) as history:
-            position, progress = await newest(self._new.topics, history, number)
-        return CopyTarget(number, writer, position, progress)
+        async with self._new.history(partition) as history:
+            position, progress = await newest(self._new.topics, history, partition)
+        return CopyTarget(partition, writer, position, progress)
 
-    async def _fill(self, targets: Sequence[CopyTarget]) -> None:
+    async def _copy_all(self, targets: Sequence[CopyTarget]) -> None:
         bar = self._bar
         for target in targets:
-            bar.at(f"partition {target.number}: what was copied before")
-            async with self._new.log(target.number) as log:
+            bar.at(f"partition {target.partition}: what was copied before")
+            async with self._new.log(target.partition) as log:
                 end = (await log.offset_range(self._new.topics.audit)).stable
                 async for records in log.read(self._new.topics.audit, 0, end):
                     for record in records:
-                        self._rewriter.take_back(target.number, record)
+                        self._rewriter.take_back(target.partition, record)
         for q in range(self._old.count):
             carried = [t for t in targets if f"commands/{q}" in t.progress]
             outcomes = self._seen.offset_ranges[q][self._old.topics.outcomes].stable
@@ -138,14 +138,14 @@ class TopicCopy:
         """Answers whose commands are gone stay behind, and whoever verifies the new side takes a
         topic that begins at 0 for one that has them all."""
         for target in targets:
-            async with self._new.history(target.number) as history:
+            async with self._new.history(target.partition) as history:
                 offset_range = await history.offset_range(self._new.topics.outcomes)
             if offset_range.end == 0:
                 filler = Outgoing(b"", b"", ())
                 await target.writer.copy([(self._new.topics.outcomes, filler, 0)], lambda _: [])
             if offset_range.start == 0:
                 await copier.drop_before(
-                    self._settings, self._new.topics.outcomes, target.number, 1
+                    self._settings, self._new.topics.outcomes, target.partition, 1
                 )
 
     async def _write(self, targets: Sequence[CopyTarget], steps: AsyncIterator[Step]) -> None:
@@ -185,14 +185,14 @@ class TopicCopy:
             copies: list[CopiedRecord] = []
             for step in steps:
                 offset = places.get(id(step))
-                copies += self._rewriter.rest(target.number, step, offset)
+                copies += self._rewriter.rest(target.partition, step, offset)
                 if step.source is not None and offset is not None:
                     name = (
                         "commands" if step.source.topic == self._old.topics.commands else "control"
                     )
                     position = position._replace(**{name: offset + 1})
-            position = position._replace(next_event_id=self._rewriter.next_ids[target.number])
-            return [*copies, self._rewriter.cursor(target.number, position, progress)]
+            position = position._replace(next_event_id=self._rewriter.next_ids[target.partition])
+            return [*copies, self._rewriter.cursor(target.partition, position, progress)]
 
         await target.writer.copy([self._rewriter.source(step) for step in with_source], then)
         target.position, target.progress = position, progress
@@ -218,7 +218,7 @@ class TopicCopy:
                             copies.clear()
             for target in targets:
                 if target.progress.get(mark, 0) < end:
-                    copies = pending.get(target.number, {})
+                    copies = pending.get(target.partition, {})
                     await self._put(target, [*copies.values()], {mark: end})
 
     async def _carry(
@@ -240,7 +240,7 @@ class TopicCopy:
                     if record.offset >= targets[home].progress.get(name, 0):
                         waiting.setdefault(home, []).append(self._rewriter.command(record))
         for target in targets:
-            copies = sorted(waiting.get(target.number, []), key=lambda copy: copy.at_ms)
+            copies = sorted(waiting.get(target.partition, []), key=lambda copy: copy.at_ms)
             if copies or not marks.items() <= target.progress.items():
                 await self._put(target, copies, marks)
 
@@ -251,7 +251,7 @@ class TopicCopy:
         marks: Mapping[str, int],
     ) -> None:
         progress = {**target.progress, **marks}
-        cursor = self._rewriter.cursor(target.number, target.position, progress)
+        cursor = self._rewriter.cursor(target.partition, target.position, progress)
         await target.writer.copy([*copies, cursor], lambda _: [])
         target.progress = progress
 
@@ -268,5 +268,5 @@ def _is_copied(step: Step, progress: Mapping[str, int]) -> bool:
 
 
 def _records(step: Step) -> Any:
-    beside = (step.source, step.outcome, step.letter)
-    return chain(step.events, (record for record in beside if record is not None))
+    parts = (step.source, step.outcome, step.dead_letter)
+    return chain(step.events, (record for record in parts if record is not None))

@@ -64,8 +64,8 @@ class Migration:
         missing = [name for name, _ in self._topics if name not in counts]
         if missing:
             raise Refused(f"{', '.join(missing)} does not exist.")
-        numbers = {counts[name] for name in self._topics.by_flow}
-        if len(numbers) > 1:
+        distinct = {counts[name] for name in self._topics.by_flow}
+        if len(distinct) > 1:
             raise Refused("The old topics differ in their partitions; `taskflow topics check`.")
         types = await copier.time_types(self._settings, new)
         there = {name for name, _ in new} & types.keys()
@@ -76,10 +76,10 @@ class Migration:
                 f"take --to {counts[wrong[0]]} to go on with it, or another --prefix."
             )
         finished = len(there) == len(list(new)) and copier.WHILE_COPIED_TIME not in types.values()
-        filling = {name for name in there if types[name] == copier.WHILE_COPIED_TIME}
-        if there - filling and not finished and not await self._opened_halfway(counts):
-            raise Refused(f"{min(there - filling)} is there already; take another --prefix.")
-        (self._old.count,) = numbers
+        unfinished = {name for name in there if types[name] == copier.WHILE_COPIED_TIME}
+        if there - unfinished and not finished and not await self._opened_halfway(counts):
+            raise Refused(f"{min(there - unfinished)} is there already; take another --prefix.")
+        (self._old.count,) = distinct
         seen = await self._old.look()
         members = await inspection.group_members(self._settings)
         return MigrationPlan(
@@ -124,12 +124,12 @@ class Migration:
         with progress_bar("comparing") as bar, explained(self._settings):
             for side in (self._old, self._new):
                 seen = Compared(side.count, copy=side is self._new)
-                for number in range(side.count):
-                    async with side.log(number) as log:
+                for partition in range(side.count):
+                    async with side.log(partition) as log:
                         for topic, take in (
                             (side.topics.audit, seen.event),
                             (side.topics.state, seen.snapshot),
-                            (side.topics.outcomes, seen.answer),
+                            (side.topics.outcomes, seen.outcome),
                         ):
                             offset_range = await log.offset_range(topic)
                             bar.expect(offset_range.stable - offset_range.start)

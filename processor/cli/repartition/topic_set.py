@@ -60,11 +60,11 @@ class TopicSet:
         self.count = count
         self._settings = settings
 
-    def history(self, number: int) -> AbstractAsyncContextManager[KafkaLogReader]:
-        return open_history(self._settings, number, "repartition", self.topics)
+    def history(self, partition: int) -> AbstractAsyncContextManager[KafkaLogReader]:
+        return open_history(self._settings, partition, "repartition", self.topics)
 
-    def log(self, number: int) -> AbstractAsyncContextManager[PartitionLog]:
-        return open_log(self._settings, number, self.topics)
+    def log(self, partition: int) -> AbstractAsyncContextManager[PartitionLog]:
+        return open_log(self._settings, partition, self.topics)
 
     async def look(self) -> Seen:
         """What is there now."""

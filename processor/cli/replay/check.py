@@ -48,10 +48,10 @@ def check_history(
         head.rules.dedupe_window_ms if window is None else duration_ms(window, "--window"),
         head.rules.timer_max_horizon_ms if horizon is None else duration_ms(horizon, "--horizon"),
     )
-    job = comparing.Job(rules, _chosen(partition, head.partitions), file, since_at)
+    comparison = comparing.Comparison(rules, _chosen(partition, head.partitions), file, since_at)
     started = time.perf_counter()
     with progress_bar("comparing") as bar:
-        findings = comparing.compare(settings, job, processes, bar)
+        findings = comparing.compare(settings, comparison, processes, bar)
     if not findings.commands:
         raise Refused(
             "There is nothing to replay: no command that was decided is still there, or none since "
@@ -86,10 +86,12 @@ def export_history(
     """Write the history of the topics to `file`. Raises Refused, WrongUse."""
     since_at = None if since is None else since_ms(since)
     head = _head(settings, None)
-    job = comparing.Job(head.rules, _chosen(partition, head.partitions), file, since_at)
+    comparison = comparing.Comparison(
+        head.rules, _chosen(partition, head.partitions), file, since_at
+    )
     with progress_bar("exporting") as bar:
         try:
-            commands = run(lambda: comparing.export(settings, job, head, bar))
+            commands = run(lambda: comparing.export(settings, comparison, head, bar))
         except OSError as error:
             raise Refused(f"{file} could not be written: {error.strerror}.") from error
     size = file.stat().st_size

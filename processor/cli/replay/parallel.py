@@ -23,11 +23,11 @@ from processor.ops.replay.store import FLOWS_BYTES, open_store
 from processor.runtime import tune_interpreter
 from processor.settings import Settings, load_settings
 
-TELL_EVERY: Final = 2_000
+REPORT_EVERY: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Comparison:
     """What is to be read: these partitions of a file, or of the topics from `since_ms` on."""
 
     rules: Rules
@@ -38,83 +38,87 @@ class Job:
     """Memory for flows; what does not fit goes to a temporary file."""
 
 
-def compare(settings: Settings, job: Job, processes: int, bar: Bar) -> Findings:
+def compare(settings: Settings, comparison: Comparison, processes: int, bar: Bar) -> Findings:
     """Hold a history against the code at hand. Raises what the reading of it raises."""
-    processes = min(processes, len(job.partitions))
+    processes = min(processes, len(comparison.partitions))
     if processes <= 1:
-        findings, copies = run(lambda: _compare(settings, job, bar))
+        findings, copies = run(lambda: _compare(settings, comparison, bar))
     else:
-        findings, copies = _in_processes(job, processes, bar)
+        findings, copies = _in_processes(comparison, processes, bar)
     copies.compare(findings)
     return findings
 
 
-async def export(settings: Settings, job: Job, head: Head, bar: Bar) -> int:
+async def export(settings: Settings, comparison: Comparison, head: Head, bar: Bar) -> int:
     """Write the history of the topics to the job's file; how many commands it holds."""
-    assert job.file is not None
+    assert comparison.file is not None
     commands = 0
-    with writing(job.file) as writer:
-        writer.head(head._replace(partitions=job.partitions))
-        for number in job.partitions:
-            bar.at(f"exporting partition {number}")
-            with open_store(flows_bytes=job.flows_bytes) as store:
-                async with _live(settings, job, number, bar) as live:
-                    writer.begin(number, await live.begin(store), store)
+    with writing(comparison.file) as writer:
+        writer.head(head._replace(partitions=comparison.partitions))
+        for partition in comparison.partitions:
+            bar.at(f"exporting partition {partition}")
+            with open_store(flows_bytes=comparison.flows_bytes) as store:
+                async with _live(settings, comparison, partition, bar) as live:
+                    writer.begin(partition, await live.begin(store), store)
                     async for done in live.decided():
                         writer.transaction(done)
                         commands += len(done)
                         bar.count(len(done))
                     async for snapshots in live.snapshots():
                         writer.snapshots(snapshots)
-                    writer.end(number, live.waking())
+                    writer.end(partition, live.waking())
     return commands
 
 
-async def _compare(settings: Settings, job: Job, bar: Bar) -> tuple[Findings, Copies]:
+async def _compare(settings: Settings, comparison: Comparison, bar: Bar) -> tuple[Findings, Copies]:
     tune_interpreter()
     findings, copies = Findings(), Copies()
 
-    async def one(recorded: RecordedPartition, number: int) -> None:
-        bar.at(f"comparing partition {number}")
-        with open_store(flows_bytes=job.flows_bytes) as store:
-            given = recorded, job.rules, number, store, findings, copies
+    async def one(recorded: RecordedPartition, partition: int) -> None:
+        bar.at(f"comparing partition {partition}")
+        with open_store(flows_bytes=comparison.flows_bytes) as store:
+            given = recorded, comparison.rules, partition, store, findings, copies
             await replay(*given, on_read=bar.count)
 
-    if job.file is not None:
-        bar.expect(job.file.stat().st_size)
-        with reading(job.file, bar.advance) as history:
+    if comparison.file is not None:
+        bar.expect(comparison.file.stat().st_size)
+        with reading(comparison.file, bar.advance) as history:
             history.head()
-            for part in history.partitions(job.rules, lambda number: number in job.partitions):
-                await one(part, part.number)
+            for part in history.partitions(
+                comparison.rules, lambda partition: partition in comparison.partitions
+            ):
+                await one(part, part.partition)
     else:
-        for number in job.partitions:
-            async with _live(settings, job, number, bar) as live:
-                await one(live, number)
+        for partition in comparison.partitions:
+            async with _live(settings, comparison, partition, bar) as live:
+                await one(live, partition)
     return findings, copies
 
 
 @asynccontextmanager
 async def _live(
-    settings: Settings, job: Job, number: int, bar: Bar
+    settings: Settings, comparison: Comparison, partition: int, bar: Bar
 ) -> AsyncIterator[LivePartition]:
-    async with open_log(settings, number) as log:
-        live = LivePartition(log, job.rules, number, since_ms=job.since_ms, on_read=bar.advance)
+    async with open_log(settings, partition) as log:
+        live = LivePartition(
+            log, comparison.rules, partition, since_ms=comparison.since_ms, on_read=bar.advance
+        )
         bar.expect(await live.outcomes())
         yield live
 
 
 # In processes of their own
 
-_Told = tuple[int, int, int]
+_Progress = tuple[int, int, int]
 """Units expected and done, and commands, since the last time."""
 _Done = tuple[Findings, Copies]
 
 
-class _Telling(Bar):
+class _PipeBar(Bar):
     """Passes on what it counts, a little at a time."""
 
-    def __init__(self, told: Connection) -> None:
-        self._told = told
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
         self._expected = self._done = self._things = 0
 
     def expect(self, units: int) -> None:
@@ -125,21 +129,23 @@ class _Telling(Bar):
 
     def count(self, things: int) -> None:
         self._things += things
-        if self._things >= TELL_EVERY:
-            self.tell()
+        if self._things >= REPORT_EVERY:
+            self.flush()
 
-    def tell(self) -> None:
-        told: _Told = (self._expected, self._done, self._things)
-        self._told.send(told)
+    def flush(self) -> None:
+        progress: _Progress = (self._expected, self._done, self._things)
+        self._pipe.send(progress)
         self._expected = self._done = self._things = 0
 
 
-def _in_processes(job: Job, processes: int, bar: Bar) -> _Done:
+def _in_processes(comparison: Comparison, processes: int, bar: Bar) -> _Done:
     """Each takes every so-many-th partition."""
     spawn = get_context("spawn")
-    jobs = [
+    shares = [
         replace(
-            job, partitions=job.partitions[n::processes], flows_bytes=job.flows_bytes // processes
+            comparison,
+            partitions=comparison.partitions[n::processes],
+            flows_bytes=comparison.flows_bytes // processes,
         )
         for n in range(processes)
     ]
@@ -147,7 +153,7 @@ def _in_processes(job: Job, processes: int, bar: Bar) -> _Done:
     working = []
     connections: list[Connection] = []
     try:
-        for one in jobs:
+        for one in shares:
             ours, theirs = spawn.Pipe(duplex=False)
             process = spawn.Process(target=_work, args=(one, theirs), daemon=True)
             process.start()
@@ -156,11 +162,11 @@ def _in_processes(job: Job, processes: int, bar: Bar) -> _Done:
             connections.append(ours)
         done: dict[int, _Done] = {}
         while len(done) < len(connections):
-            left = [told for n, told in enumerate(connections) if n not in done]
-            for told in wait(left):
-                assert isinstance(told, Connection)
-                if (result := _hear(told, bar)) is not None:
-                    done[connections.index(told)] = result
+            left = [pipe for n, pipe in enumerate(connections) if n not in done]
+            for pipe in wait(left):
+                assert isinstance(pipe, Connection)
+                if (result := _receive(pipe, bar)) is not None:
+                    done[connections.index(pipe)] = result
         for _, (found, copied) in sorted(done.items()):
             findings.merge(found)
             copies.merge(copied)
@@ -171,10 +177,10 @@ def _in_processes(job: Job, processes: int, bar: Bar) -> _Done:
     return findings, copies
 
 
-def _hear(told: Connection, bar: Bar) -> _Done | None:
+def _receive(pipe: Connection, bar: Bar) -> _Done | None:
     """What a process found, once it has come to its end."""
     try:
-        message: _Told | _Done | TaskflowError = told.recv()
+        message: _Progress | _Done | TaskflowError = pipe.recv()
     except EOFError:
         raise Refused("One of the processes ended too early; nothing was compared.") from None
     match message:
@@ -189,12 +195,12 @@ def _hear(told: Connection, bar: Bar) -> _Done | None:
     return None
 
 
-def _work(job: Job, told: Connection) -> None:
+def _work(comparison: Comparison, pipe: Connection) -> None:
     """What such a process does."""
-    bar = _Telling(told)
+    bar = _PipeBar(pipe)
     try:
-        done = run(lambda: _compare(load_settings(), job, bar))
-        bar.tell()
-        told.send(done)
+        done = run(lambda: _compare(load_settings(), comparison, bar))
+        bar.flush()
+        pipe.send(done)
     except TaskflowError as error:
-        told.send(error)
+        pipe.send(error)

@@ -19,8 +19,8 @@ from processor.settings import Settings
 IN_FLIGHT = 256
 LINE_MAX_BYTES = 4 * 1024 * 1024
 
-Answer = Outcome | Receipt
-Send = Callable[[Command], Awaitable[Answer]]
+Result = Outcome | Receipt
+Send = Callable[[Command], Awaitable[Result]]
 
 
 async def send_lines(
@@ -29,7 +29,7 @@ async def send_lines(
     """Whether anything was not sent, not answered or not accepted."""
     async with FlowClient(settings) as client:
 
-        async def one(command: Command) -> Answer:
+        async def one(command: Command) -> Result:
             call = client.send if wait else client.publish
             return await call(command, control=control, timeout_s=timeout_s)
 
@@ -46,53 +46,53 @@ class _Sending:
     def __init__(self, client: FlowClient, send: Send) -> None:
         self._client = client
         self._send = send
-        self._under_way: asyncio.Queue[tuple[int, asyncio.Task[Answer]] | None] = asyncio.Queue(
+        self._under_way: asyncio.Queue[tuple[int, asyncio.Task[Result]] | None] = asyncio.Queue(
             IN_FLIGHT
         )
-        self._last_of_flow: dict[str, asyncio.Task[Answer]] = {}
+        self._last_of_flow: dict[str, asyncio.Task[Result]] = {}
         self._sent = 0
 
     async def all(self, lines: AsyncIterator[bytes]) -> bool:
         """Raises WrongUse behind what came before the first line that is no command."""
         starting = asyncio.ensure_future(self._start(lines))
-        telling = asyncio.ensure_future(self._tell())
+        reporting = asyncio.ensure_future(self._report())
         try:
-            await asyncio.wait({starting, telling}, return_when=asyncio.FIRST_EXCEPTION)
-            if telling.done():
-                telling.result()  # what it raises matters more: nobody hears us, or no broker
+            await asyncio.wait({starting, reporting}, return_when=asyncio.FIRST_EXCEPTION)
+            if reporting.done():
+                reporting.result()  # what it raises matters more: nobody hears us, or no broker
             bad = await starting
-            failed = await telling
+            failed = await reporting
         finally:
-            await end_tasks(starting, telling, *self._last_of_flow.values())
+            await end_tasks(starting, reporting, *self._last_of_flow.values())
         if bad is not None:
             raise WrongUse(bad)
         return failed
 
     async def _start(self, lines: AsyncIterator[bytes]) -> str | None:
         """What is wrong with the first line that is no command."""
-        number = 0
+        index = 0
         try:
             async for line in lines:
-                number += 1
+                index += 1
                 if line.strip():
                     command = self._client.prepare(_parsed(line))
-                    await self._under_way.put((number, self._call(command)))
+                    await self._under_way.put((index, self._call(command)))
                     self._sent += 1
         except ValueError as error:  # InvalidCommand is one
-            return f"Line {number}: {error} Nothing after it was sent; before it: {self._sent}."
+            return f"Line {index}: {error} Nothing after it was sent; before it: {self._sent}."
         finally:
             await self._under_way.put(None)
         return None
 
-    def _call(self, command: Command) -> asyncio.Task[Answer]:
+    def _call(self, command: Command) -> asyncio.Task[Result]:
         flow_id, before = command.flow_id, self._last_of_flow.get(command.flow_id)
 
-        async def in_turn() -> Answer:
+        async def in_turn() -> Result:
             if before is not None:
                 await asyncio.wait([before])
             return await self._send(command)
 
-        def forget(task: asyncio.Task[Answer]) -> None:
+        def forget(task: asyncio.Task[Result]) -> None:
             if self._last_of_flow.get(flow_id) is task:
                 del self._last_of_flow[flow_id]
             if not task.cancelled():
@@ -102,22 +102,22 @@ class _Sending:
         task.add_done_callback(forget)
         return task
 
-    async def _tell(self) -> bool:
+    async def _report(self) -> bool:
         """Whether any of them failed."""
         failed = False
         while (item := await self._under_way.get()) is not None:
-            number, task = item
+            index, task = item
             try:
-                answer = await task
+                result = await task
             except (OutcomeTimeout, CommandNotSent) as error:
-                say(f"Line {number}: {error}")
+                say(f"Line {index}: {error}")
                 failed = True
                 continue
-            if isinstance(answer, Outcome):
-                write_json(answer.model_dump(mode="json", exclude_none=False), flush=True)
-                failed = failed or not accepted(answer)
+            if isinstance(result, Outcome):
+                write_json(result.model_dump(mode="json", exclude_none=False), flush=True)
+                failed = failed or not accepted(result)
             else:
-                write_json(_receipt(answer), flush=True)
+                write_json(_receipt(result), flush=True)
         return failed
 
 

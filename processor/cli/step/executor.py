@@ -107,11 +107,11 @@ def _value(printed: bytes) -> Any:
 
 async def _end(process: asyncio.subprocess.Process) -> None:
     """End the program with all that it started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for signum in (signal.SIGTERM, signal.SIGKILL):
         if process.returncode is not None:
             return
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+            os.killpg(process.pid, signum)
         with suppress(TimeoutError):
             async with asyncio.timeout(TERMINATE_GRACE_S):
                 await process.wait()

@@ -147,26 +147,26 @@ def _nobody(trouble: str) -> Refused:
 
 
 @contextmanager
-def _keys(heard: Callable[[str], None]) -> Iterator[None]:
+def _keys(on_key: Callable[[str], None]) -> Iterator[None]:
     """Hear each key as it is typed; the terminal is as it was afterwards."""
-    number = sys.stdin.fileno()
-    before = termios.tcgetattr(number)
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
     loop = asyncio.get_running_loop()
 
     def read() -> None:
-        typed = os.read(number, 32)
+        typed = os.read(descriptor, 32)
         if not typed:
-            loop.remove_reader(number)
+            loop.remove_reader(descriptor)
         for key in typed.decode("ascii", "ignore"):
-            heard(key)
+            on_key(key)
 
-    tty.setcbreak(number)
-    loop.add_reader(number, read)
+    tty.setcbreak(descriptor)
+    loop.add_reader(descriptor, read)
     try:
         yield
     finally:
-        loop.remove_reader(number)
-        termios.tcsetattr(number, termios.TCSADRAIN, before)
+        loop.remove_reader(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 # What it looks like
@@ -188,21 +188,21 @@ def screen(shown: Shown, width: int, height: int, now_ms: int) -> Group:
 
 
 def _head(shown: Shown, width: int) -> Iterator[Text]:
-    told = shown.statistics
+    statistics = shown.statistics
     title = Text.assemble(("taskflow ", "bold"), (shown.url, "dim"), "  ")
     yield _cut(title.append_text(_freshness(shown)), width)
     counts = Text()
     for status in STATUS_STYLES:
-        counts.append(f"{told.get('flows', {}).get(status, 0):,} ", style="bold")
+        counts.append(f"{statistics.get('flows', {}).get(status, 0):,} ", style="bold")
         counts.append_text(status_text(status)).append("   ")
     yield _cut(counts, width)
-    rates = told.get("rates", {})
+    rates = statistics.get("rates", {})
     words = "   ".join(f"{name} {rates.get(name, 0):,.1f}/s" for name in rates)
-    ratio = told.get("failure_ratio")
+    ratio = statistics.get("failure_ratio")
     if ratio is not None:
         words += f"   failed, of what ended {100 * ratio:.1f} %"
     yield _cut(Text(words), width)
-    series = [minute["events"] for minute in told.get("series", [])]
+    series = [minute["events"] for minute in statistics.get("series", [])]
     yield _cut(Text.assemble(("events a minute ", "dim"), (bars(series), "blue")), width)
 
 
@@ -257,8 +257,8 @@ def _wait(flow: Mapping[str, Any], now_ms: int) -> str:
     return f"{words}, {span(left_ms)} left" if left_ms > 0 else f"{words}, over {span(-left_ms)}"
 
 
-def _partitions(told: Mapping[str, Any], width: int) -> list[Text]:
-    items = sorted(told.get("items", []), key=_urgency)
+def _partitions(statistics: Mapping[str, Any], width: int) -> list[Text]:
+    items = sorted(statistics.get("items", []), key=_urgency)
     rows = [
         (
             str(one["partition"]),
@@ -288,7 +288,7 @@ def _behind(lag: Mapping[str, Any] | None) -> str | Text:
     return Text(f"{behind:,}", style="red") if behind > 1_000 else f"{behind:,}"
 
 
-def _events(told: Mapping[str, Any], width: int) -> list[Text]:
+def _events(statistics: Mapping[str, Any], width: int) -> list[Text]:
     rows = [
         (
             event["at"][11:23],
@@ -297,7 +297,7 @@ def _events(told: Mapping[str, Any], width: int) -> list[Text]:
             event["flow_id"],
             short(event["actor"], 40),
         )
-        for event in told.get("items", [])
+        for event in statistics.get("items", [])
     ]
     columns = ("at (UTC)", "event", "status", "flow", "by")
     return [Text("events", style="bold"), *_lines(columns, rows, width, "none yet")]

@@ -14,7 +14,7 @@ from processor.testing.chaos.run import ChaosPlan, ChaosResult, torture
 def break_everything(plan: ChaosPlan, *, json: bool) -> bool:
     """Print the report; whether nothing was violated."""
     say(f"seed {plan.seed}")
-    result = run(lambda: torture(plan, environ=os.environ, hear=say))
+    result = run(lambda: torture(plan, environ=os.environ, notify=say))
     if for_people(json):
         _show(console(), result)
     else:

@@ -12,7 +12,7 @@ from processor.adapters.kafka.topic_admin import create_topics
 from processor.cli.common.child_processes import ViewsChild, views_installed, views_kept_running
 from processor.cli.common.output import say, somebody_to_ask
 from processor.cli.common.runner import WrongUse, embedded_port
-from processor.embedded.broker import broker_answers, embedded_broker
+from processor.embedded.broker import broker_responds, embedded_broker
 from processor.embedded.environment import need_extra
 from processor.embedded.keeper import kept_running
 from processor.errors import install_line
@@ -79,7 +79,7 @@ async def _some_broker(
     addresses = options.pop("bootstrap_servers")
     if use_broker:
         await ensure_reachable(settings)
-    elif await broker_answers(addresses, **options):
+    elif await broker_responds(addresses, **options):
         await asyncio.to_thread(_ask_to_use, settings)
     else:
         port = embedded_port(settings)

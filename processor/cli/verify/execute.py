@@ -73,7 +73,7 @@ class LocalTables:
     def __init__(self, settings: Settings) -> None:
         self._paths: Mapping[int, Path] = queries.tables(settings.state_dir, settings.topic_prefix)
 
-    def image(self, partition: int, take: TakeTable) -> TableProblem | None:
+    def read_table(self, partition: int, take: TakeTable) -> TableProblem | None:
         path = self._paths.get(partition)
         if path is None:
             return None

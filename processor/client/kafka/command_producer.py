@@ -117,8 +117,8 @@ class CommandProducer:
 
     def _refused(self, topic: str, error: KafkaError) -> str:
         needs = on_topic(Operation.WRITE, topic)
-        told = explain(error, self._settings, needs=needs)
-        why = str(told) if isinstance(told, NotAuthorized) else f"{error!r}."
+        failure = explain(error, self._settings, needs=needs)
+        why = str(failure) if isinstance(failure, NotAuthorized) else f"{error!r}."
         return f"Kafka refused the command for {topic}: {why}"
 
     async def close(self) -> None:

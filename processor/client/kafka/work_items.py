@@ -64,7 +64,7 @@ class OffsetTracker:
         self._open[offset] = None
         self._read_to = offset + 1
 
-    def answered(self, offset: int) -> None:
+    def done(self, offset: int) -> None:
         self._open.pop(offset, None)
 
     @property
@@ -115,10 +115,10 @@ class WorkItemReader:
             if (item := self._received(tp.partition, record)) is not None
         ]
 
-    def answered(self, place: Place) -> None:
+    def done(self, place: Place) -> None:
         """The start of the item at `place` was answered for good."""
         if place.generation == self._generation and place.partition in self._trackers:
-            self._trackers[place.partition].answered(place.offset)
+            self._trackers[place.partition].done(place.offset)
 
     async def close(self) -> None:
         """Commit what was answered, and leave the group."""
@@ -136,7 +136,7 @@ class WorkItemReader:
         place = Place(partition, record.offset, self._generation)
         item = received(record, place, self._tasks)
         if item is None:
-            tracker.answered(record.offset)
+            tracker.done(record.offset)
         return item
 
     async def _connect(self) -> AIOKafkaConsumer:

@@ -70,7 +70,7 @@ class ComparedSide:
         value = orjson.loads(record.value)
         self.present[key] = _hash(canonical(value.get("flow", value.get("step"))))
 
-    def answer(self, record: LogRecord) -> None:
+    def outcome(self, record: LogRecord) -> None:
         """Of the last answer to each command, which is what a resend gets."""
         doc = orjson.loads(record.value or b"")
         if doc["verdict"] in (Verdict.ACCEPTED, Verdict.REJECTED) and not doc["dry_run"]:

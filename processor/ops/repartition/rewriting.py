@@ -56,7 +56,7 @@ class Rewriter:
         self._new = new
         self._partitions = partitions
         self._keep_ms = 2 * window_ms + LATE_MAX_MS
-        self.next_ids = [first_event_id(number) for number in range(partitions)]
+        self.next_ids = [first_event_id(partition) for partition in range(partitions)]
         self._tails: dict[str, Tail] = {}
         self._ids: dict[int, int] = {}
         self._recent: deque[tuple[int, int]] = deque()
@@ -93,15 +93,15 @@ class Rewriter:
     def command_home(self, record: LogRecord) -> int:
         return self._of_key(record.key, record.partition)
 
-    def rest(self, number: int, step: Step, offset: int | None) -> list[CopiedRecord]:
+    def rest(self, partition: int, step: Step, offset: int | None) -> list[CopiedRecord]:
         """What the step caused, on partition `number`; `offset` is its record's there."""
         while self._recent and self._recent[0][0] < step.at_ms - self._keep_ms:
             self._ids.pop(self._recent.popleft()[1], None)
         source: dict[str, Any] | None = None
         if step.source is not None:
             topic = self._renamed(step.source.topic)
-            source = {"topic": topic, "partition": number, "offset": offset}
-        copies = [self._event(number, event, source) for event in step.events]
+            source = {"topic": topic, "partition": partition, "offset": offset}
+        copies = [self._event(partition, event, source) for event in step.events]
         if step.outcome is not None and step.doc is not None:
             doc = dict(step.doc)
             doc["source"] = source
@@ -109,15 +109,15 @@ class Rewriter:
             value = orjson.dumps(doc)
             record = Outgoing(step.outcome.key, value, list(step.outcome.headers))
             copies.append(CopiedRecord(self._new.outcomes, record, step.outcome.timestamp))
-        if step.letter is not None and source is not None:
-            copies.append(self._letter(step.letter, source))
+        if step.dead_letter is not None and source is not None:
+            copies.append(self._dead_letter(step.dead_letter, source))
         return copies
 
     def _event(
-        self, number: int, record: LogRecord, source: Mapping[str, Any] | None
+        self, partition: int, record: LogRecord, source: Mapping[str, Any] | None
     ) -> CopiedRecord:
         event = orjson.loads(record.value or b"")
-        old_id, event_id = event["id"], self.next_ids[number]
+        old_id, event_id = event["id"], self.next_ids[partition]
         event["id"] = event_id
         if source is not None:
             event["source"] = source
@@ -127,12 +127,14 @@ class Rewriter:
         kept = _without(record.headers, CHAIN_HEADER, MOVED_FROM)
         moved = f"{self._old.prefix}/{old_id}".encode()
         headers = [(CHAIN_HEADER, chain), *kept, (MOVED_FROM, moved)]
-        self._happened(number, event, chain, old_id)
+        self._happened(partition, event, chain, old_id)
         return CopiedRecord(self._new.audit, Outgoing(record.key, value, headers), record.timestamp)
 
-    def _happened(self, number: int, event: Mapping[str, Any], chain: bytes, old_id: int) -> None:
+    def _happened(
+        self, partition: int, event: Mapping[str, Any], chain: bytes, old_id: int
+    ) -> None:
         event_id, flow_id = event["id"], event["flow_id"]
-        self.next_ids[number] = event_id + 1
+        self.next_ids[partition] = event_id + 1
         if event["kind"] == "pruned":
             self._tails.pop(flow_id, None)
         else:
@@ -140,25 +142,27 @@ class Rewriter:
         self._ids[old_id] = event_id
         self._recent.append((parse_timestamp(event["at"]), old_id))
 
-    def _letter(self, letter: LogRecord, source: Mapping[str, Any]) -> CopiedRecord:
+    def _dead_letter(self, dead_letter: LogRecord, source: Mapping[str, Any]) -> CopiedRecord:
         places = {
             dead_letters.SOURCE_TOPIC: source["topic"],
             dead_letters.SOURCE_PARTITION: source["partition"],
             dead_letters.SOURCE_OFFSET: source["offset"],
         }
-        originals, _ = split_dead_letter(letter.headers)
+        originals, _ = split_dead_letter(dead_letter.headers)
         added = [
             (name, str(places[name]).encode() if name in places else value)
-            for name, value in letter.headers[len(originals) :]
+            for name, value in dead_letter.headers[len(originals) :]
         ]
-        record = Outgoing(letter.key, letter.value, [*without_forwarding(originals), *added])
-        return CopiedRecord(self._new.dead_letters, record, letter.timestamp)
+        record = Outgoing(
+            dead_letter.key, dead_letter.value, [*without_forwarding(originals), *added]
+        )
+        return CopiedRecord(self._new.dead_letters, record, dead_letter.timestamp)
 
-    def take_back(self, number: int, record: LogRecord) -> None:
+    def take_back(self, partition: int, record: LogRecord) -> None:
         """An event that was copied before, when this goes on where it was left."""
         event = orjson.loads(record.value or b"")
         old_id = int((dict(record.headers)[MOVED_FROM] or b"").rpartition(b"/")[2])
-        self._happened(number, event, chain_of(record.headers), old_id)
+        self._happened(partition, event, chain_of(record.headers), old_id)
 
     def snapshot(self, record: LogRecord) -> tuple[int, CopiedRecord] | None:
         """What a record of the old `state` becomes, and on which partition; None if nothing: a
@@ -180,10 +184,12 @@ class Rewriter:
         home = partition_of(flow_id.encode(), self._partitions)
         return home, CopiedRecord(self._new.state, made, record.timestamp)
 
-    def cursor(self, number: int, position: Position, progress: Mapping[str, int]) -> CopiedRecord:
+    def cursor(
+        self, partition: int, position: Position, progress: Mapping[str, int]
+    ) -> CopiedRecord:
         # On the new `steps` there are no work items yet: the first owner writes those of all steps
         # that are offered.
-        key, value, _ = cursor_record(number, position, first_event_id(number))
+        key, value, _ = cursor_record(partition, position, first_event_id(partition))
         headers = [(PROGRESS, orjson.dumps(progress))]
         # No time of its own: it is no older than anything that it stands for.
         return CopiedRecord(self._new.state, Outgoing(key, value, headers), -1)

@@ -27,7 +27,7 @@ class Step(NamedTuple):
     outcome: LogRecord | None
     doc: dict[str, Any] | None
     events: Sequence[LogRecord]
-    letter: LogRecord | None
+    dead_letter: LogRecord | None
 
     @property
     def front(self) -> bool:
@@ -40,12 +40,12 @@ class OldPartition:
     def __init__(
         self,
         topics: Topics,
-        number: int,
+        partition: int,
         offset_ranges: Mapping[str, LogRange],
         open_stream: OpenStream,
     ) -> None:
         self._topics = topics
-        self._number = number
+        self._partition = partition
         self._offset_ranges = offset_ranges
         self._open = open_stream
         self._streams: dict[str, RecordStream] = {}
@@ -88,7 +88,7 @@ class OldPartition:
                 return
             await audit.take()
             at_ms = max(at_ms, parse_timestamp(doc["at"]))
-            yield Step(self._number, at_ms, None, None, None, [event], None)
+            yield Step(self._partition, at_ms, None, None, None, [event], None)
 
     async def _first_event(self, offset: int) -> int | None:
         """The first event that an outcome from `offset` on names."""
@@ -116,11 +116,11 @@ class OldPartition:
                     if event is None or orjson.loads(event.value or b"")["id"] != event_id:
                         raise self._apart(f"event {event_id} is not where its outcome says")
                     events.append(event)
-            letter = None
+            dead_letter = None
             if doc["verdict"] == Verdict.QUARANTINED:
-                letter = await self._letter_of(place)
+                dead_letter = await self._dead_letter_of(place)
             at_ms = max(at_ms, parse_timestamp(doc["at"]))
-            yield Step(self._number, at_ms, source, record, doc, events, letter)
+            yield Step(self._partition, at_ms, source, record, doc, events, dead_letter)
         if await self._stream(self._topics.audit).take() is not None:
             raise self._apart("there are events that no outcome names")
 
@@ -141,18 +141,18 @@ class OldPartition:
                 break
         raise self._apart(f"{topic} has no record at offset {offset}, which was answered")
 
-    async def _letter_of(self, place: Mapping[str, Any]) -> LogRecord | None:
+    async def _dead_letter_of(self, place: Mapping[str, Any]) -> LogRecord | None:
         """Retention may have taken it: dead letters are kept for less long than outcomes."""
-        letters = self._stream(self._topics.dead_letters)
-        while (head := await letters.head()) is not None:
+        dead_letters = self._stream(self._topics.dead_letters)
+        while (head := await dead_letters.head()) is not None:
             _, facts = split_dead_letter(head.headers)
             about = None if facts is None else facts.source
             if about is not None:
                 if (about.topic, about.offset) == (place["topic"], place["offset"]):
-                    return await letters.take()
+                    return await dead_letters.take()
                 if about.offset > self._passed.get(about.topic, -1):
                     break  # a later one's
-            await letters.take()  # of what stays behind
+            await dead_letters.take()  # of what stays behind
         if self._offset_ranges[self._topics.dead_letters].start == 0:
             raise self._apart(f"{place} has no dead letter")
         return None
@@ -168,7 +168,7 @@ class OldPartition:
 
     def _apart(self, why: str) -> HistoryLost:
         return HistoryLost(
-            f"Partition {self._number} of {self._topics.prefix} is not whole: {why}. "
+            f"Partition {self._partition} of {self._topics.prefix} is not whole: {why}. "
             "`taskflow verify` says more; nothing was changed there."
         )
 
@@ -185,7 +185,7 @@ async def merged_by_time(streams: Sequence[AsyncIterator[Step]]) -> AsyncIterato
 
 
 async def _firsts(streams: Sequence[AsyncIterator[Step]]) -> AsyncIterator[tuple[int, Step]]:
-    for number, stream in enumerate(streams):
+    for partition, stream in enumerate(streams):
         head = await anext(stream, None)
         if head is not None:
-            yield number, head
+            yield partition, head

@@ -51,8 +51,8 @@ NO_ORIGINAL: Final = (
     "commands that were answered as resends of what was answered before the history begins"
 )
 REWORDED: Final = "sentences that say why a record is no command, which have other words now"
-NO_LETTER: Final = "dead letters that retention has taken"
-_GIVEN_ANSWERS: Final = (b'"verdict":"duplicate"', b'"code":"idempotency_conflict"')
+NO_DEAD_LETTER: Final = "dead letters that retention has taken"
+_RESEND_MARKS: Final = (b'"verdict":"duplicate"', b'"code":"idempotency_conflict"')
 
 
 async def replay(
@@ -118,7 +118,7 @@ class Check:
     def take(self, done: Transaction) -> None:
         """Compare the commands of one transaction."""
         items: Sequence[Decoded] = [*map(decode, done.records)]
-        self._hear(done.records, items)
+        self._observe(done.records, items)
         if self._front_ms is not None:
             done, items = self._known_resends(done, items)
         batch = self._handle(done, items)
@@ -144,7 +144,7 @@ class Check:
     def _handle(self, done: Transaction, items: Sequence[Decoded]) -> WriteSet:
         unforwardable = frozenset(
             (done.records[n].topic, done.records[n].offset)
-            for n in done.letters
+            for n in done.dead_letters
             if _internal_error(done.outcomes[n])
         )
         handler = CommandHandler(
@@ -176,7 +176,7 @@ class Check:
         differs = [
             self._compare(one, kind, "outcome", one.outcome, outcome, why),
             self._compare_events(one, kind, batch.audit),
-            self._compare_letter(one, kind, batch.dead_letters),
+            self._compare_dead_letter(one, kind, batch.dead_letters),
         ]
         if not any(differs):
             self._keep(batch, [item])
@@ -199,8 +199,8 @@ class Check:
                 self._differs(one.record, kind, "event", CHANGED, [problem], fact.get("flow_id"))
             self._next_event_id = fact["id"] + 1
         outcome = orjson.loads(one.outcome.value or b"")
-        if (answer := ledger_entry_of(outcome)) is not None:
-            self._store.remember([answer])
+        if (entry := ledger_entry_of(outcome)) is not None:
+            self._store.keep_ledger([entry])
         if kind == "request_cancel" and outcome["flow_id"] is not None:
             self._wakes.excuse(outcome["flow_id"])
 
@@ -242,14 +242,14 @@ class Check:
             differs = True
         return differs
 
-    def _compare_letter(self, one: Decided, kind: str, now: Sequence[Outgoing]) -> bool:
-        recorded, made = one.letter, now[0] if now else None
+    def _compare_dead_letter(self, one: Decided, kind: str, now: Sequence[Outgoing]) -> bool:
+        recorded, made = one.dead_letter, now[0] if now else None
         if recorded is None and made is None:
             return False
         if recorded is None:
             assert made is not None
             if _verdict(one.outcome) == Verdict.QUARANTINED:
-                self._findings.not_compared[NO_LETTER] += 1
+                self._findings.not_compared[NO_DEAD_LETTER] += 1
                 return False
             self._differs(one.record, kind, "dead letter", ADDED, fields_of(_NONE, made))
         elif made is None:
@@ -292,9 +292,9 @@ class Check:
         for one, item in zip(done.each(), items, strict=True):
             if isinstance(item, Readable):
                 key = item.ledger_key
-                known = key in firsts or self._store.answer(key) is not None
+                known = key in firsts or self._store.ledger_entry(key) is not None
                 value = one.outcome.value or b""
-                if not known and any(mark in value for mark in _GIVEN_ANSWERS):
+                if not known and any(mark in value for mark in _RESEND_MARKS):
                     outcome = orjson.loads(value)
                     if outcome["verdict"] == "duplicate" or outcome["code"] in _CONFLICT:
                         self._findings.not_compared[NO_ORIGINAL] += 1
@@ -305,19 +305,19 @@ class Check:
 
     # What a record tells besides
 
-    def _hear(self, records: Sequence[Record], items: Sequence[Decoded]) -> None:
+    def _observe(self, records: Sequence[Record], items: Sequence[Decoded]) -> None:
         commands = self._commands
         for record, item in zip(records, items, strict=True):
             if record.headers and (origin := forwarded_from(record.headers)) is not None:
                 self._copies.found_one(record, origin)
             if record.topic != commands:
-                self._wakes.hear(record, item)
+                self._wakes.observe(record, item)
 
     def _count_up(self, done: Transaction) -> None:
         records = self._findings.records
         records["outcomes"] += len(done.outcomes)
         records["events"] += len(done.events)
-        records["dead_letters"] += len(done.letters)
+        records["dead_letters"] += len(done.dead_letters)
         self._count += len(done)
         if done and self._count >= FORGET_EVERY:
             self._count = 0
@@ -333,7 +333,7 @@ def _all_alike(done: Transaction, batch: WriteSet) -> bool:
     return (
         _alike(done.outcomes, batch.outcomes)
         and _alike(done.events, batch.audit)
-        and _alike([*done.letters.values()], batch.dead_letters)
+        and _alike([*done.dead_letters.values()], batch.dead_letters)
     )
 
 

@@ -34,7 +34,7 @@ class Difference:
     kind: str
     """Of the command."""
     record: str
-    """`outcome`, `event`, `dead letter`, `wake`, or `copy` of a forwarded command."""
+    """`outcome`, `event`, `dead dead_letter`, `wake`, or `copy` of a forwarded command."""
     what: str
     topic: str
     partition: int

@@ -75,7 +75,7 @@ class HistoryFile:
     _raw: IO[bytes]
     _file: IO[bytes]
     _on_read: Callable[[int], None]
-    _told: int = 0
+    _reported: int = 0
     _next: Mapping[str, Any] | None = None
 
     def head(self) -> Head:
@@ -99,14 +99,14 @@ class HistoryFile:
     def partitions(self, rules: Rules, wanted: Callable[[int], bool]) -> Iterator["FilePartition"]:
         """Those that are wanted; the others are passed over."""
         while (doc := self._doc()) is not None:
-            number = doc["partition"]
-            if wanted(number):
-                one = FilePartition(self, rules, number, doc)
+            partition = doc["partition"]
+            if wanted(partition):
+                one = FilePartition(self, rules, partition, doc)
                 yield one
                 if not one.ended:
-                    raise HistoryUnusable(f"{self._path}: partition {number} has no end.")
+                    raise HistoryUnusable(f"{self._path}: partition {partition} has no end.")
             else:
-                self._pass_over(number)
+                self._pass_over(partition)
 
     def parts(self) -> Iterator[Mapping[str, Any]]:
         """What is left. Whoever takes a block reads its `values` next."""
@@ -137,7 +137,7 @@ class HistoryFile:
 
     def _doc(self) -> Mapping[str, Any] | None:
         line = self._file.readline()
-        self._tell()
+        self._report()
         if not line:
             return None
         doc = orjson.loads(line)
@@ -145,11 +145,11 @@ class HistoryFile:
             raise HistoryUnusable(f"{self._path} holds a line that is no part of a history.")
         return doc
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         at = self._raw.tell()
-        if at > self._told:
-            self._on_read(at - self._told)
-            self._told = at
+        if at > self._reported:
+            self._on_read(at - self._reported)
+            self._reported = at
 
 
 @dataclass(slots=True)
@@ -158,7 +158,7 @@ class FilePartition:
 
     _all: HistoryFile
     _rules: Rules
-    number: int
+    partition: int
     _doc: Mapping[str, Any]
     ended: bool = False
     _waking: Sequence[str] = ()
@@ -175,18 +175,18 @@ class FilePartition:
                 known = read_known(part["known"])
                 store.put(known.row, known.steps.values())
             elif "answer" in part:
-                store.remember([_answer(*part["answer"])])
+                store.keep_ledger([_ledger_entry(*part["answer"])])
             else:
                 self._doc = part
                 break
         return beginning
 
     async def decided(self) -> AsyncIterator[Transaction]:
-        topics = self._rules.place(self.number).topics
+        topics = self._rules.place(self.partition).topics
         done = Transaction()
         while "offsets" in self._doc:
             doc = self._doc
-            _fill(done, doc, self._all.values(doc), topics, self.number)
+            _load(done, doc, self._all.values(doc), topics, self.partition)
             if doc["ends"]:
                 yield done
                 done = Transaction()
@@ -207,7 +207,7 @@ class FilePartition:
         return self._waking
 
 
-def _fill(
+def _load(
     done: Transaction,
     doc: Mapping[str, Any],
     values: Sequence[bytes | None],
@@ -244,15 +244,15 @@ def _fill(
                 chain = (CHAIN_HEADER, chains[at : at + CHAIN_BYTES])
                 written.append(new_outgoing((key, next(values_of_events), [chain, *trace])))
                 at += CHAIN_BYTES
-    letters = doc.get("letters", ())
-    written.extend(Outgoing(None, value, ()) for value in values[len(values) - len(letters) :])
+    dead_letters = doc.get("letters", ())
+    written.extend(Outgoing(None, value, ()) for value in values[len(values) - len(dead_letters) :])
     for n, key, some in doc.get("odd", ()):
         written[n] = Outgoing(_bytes(key), written[n].value, _headers(some))
     done.outcomes.extend(written[:count])
-    end = len(written) - len(letters)
+    end = len(written) - len(dead_letters)
     done.events.extend(written[count:end])
-    for n, letter in zip(letters, written[end:], strict=True):
-        done.letters[first + n] = letter
+    for n, dead_letter in zip(dead_letters, written[end:], strict=True):
+        done.dead_letters[first + n] = dead_letter
 
 
 def _headers(doc: Sequence[Any]) -> Headers:
@@ -265,7 +265,7 @@ def _bytes(doc: Any) -> bytes | None:
     return None if doc is None else bytes.fromhex(doc["hex"])
 
 
-def _answer(
+def _ledger_entry(
     key: str,
     at_ms: int,
     digest: str,

@@ -72,8 +72,8 @@ class HistoryWriter:
         self._line({"partition": partition, **beginning._asdict()})
         for known in store.known():
             self._line({"known": known_doc(known)})
-        for answer in store.answers():
-            self._line({"answer": [*_answer_doc(answer)]})
+        for entry in store.ledger():
+            self._line({"answer": [*_ledger_doc(entry)]})
 
     def transaction(self, done: Transaction) -> None:
         each = [*done.each()]
@@ -126,7 +126,7 @@ def _values(some: Sequence[Decided]) -> list[bytes | None]:
 def _written(some: Sequence[Decided]) -> Iterator[Outgoing]:
     yield from (one.outcome for one in some)
     yield from (event for one in some for event in one.events)
-    yield from (one.letter for one in some if one.letter is not None)
+    yield from (one.dead_letter for one in some if one.dead_letter is not None)
 
 
 def _columns(some: Sequence[Decided]) -> dict[str, Any]:
@@ -152,8 +152,8 @@ def _columns(some: Sequence[Decided]) -> dict[str, Any]:
         doc["events"] = [len(one.events) for one in some]
         chains = (_chain_of(event) for one in some for event in one.events)
         doc["chains"] = b"".join(chains).hex()
-    if letters := [n for n, one in enumerate(some) if one.letter is not None]:
-        doc["letters"] = letters
+    if dead_letters := [n for n, one in enumerate(some) if one.dead_letter is not None]:
+        doc["letters"] = dead_letters
     usual = [*_usual(some)]
     odd = [
         [n, text_of(record.key), _headers_doc(record.headers)]
@@ -174,7 +174,7 @@ def _usual(some: Sequence[Decided]) -> Iterator[tuple[bytes | None, list[Header]
             chain = (CHAIN_HEADER, _chain_of(event))
             yield one.record.key, [chain, *trace_of(one.record.headers)]
     for one in some:
-        if one.letter is not None:
+        if one.dead_letter is not None:
             yield one.record.key, [*trace_of(one.record.headers)]
 
 
@@ -213,5 +213,5 @@ def text_of(raw: bytes | None) -> str | dict[str, str] | None:
         return {"hex": raw.hex()}
 
 
-def _answer_doc(row: LedgerEntry) -> tuple[Any, ...]:
+def _ledger_doc(row: LedgerEntry) -> tuple[Any, ...]:
     return row._replace(key=row.key.hex(), digest=row.digest.hex())  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from processor.ops.replay.recorded import (
 )
 from processor.ops.replay.store import Store
 from processor.ops.verify.ports import Log, LogRange, LogRecord
-from processor.ops.verify.record_stream import Heard, RecordStream
+from processor.ops.verify.record_stream import OnRead, RecordStream
 from processor.partition.scheduling.timers import ACTOR
 from processor.recovery.ledger_window import LATE_MAX_MS
 from processor.recovery.snapshot_reader import ledger_entry_of
@@ -51,7 +51,7 @@ class LivePartition:
         partition: int,
         *,
         since_ms: int | None = None,
-        on_read: Heard = lambda _: None,
+        on_read: OnRead = lambda _: None,
     ) -> None:
         self._log = log
         self._place = rules.place(partition)
@@ -80,7 +80,7 @@ class LivePartition:
             next_id = first_event_id(self._place.partition)
             return Beginning(next_id, None, 0, 0)
         self._on_read(point.outcome - outcomes.start)
-        await self._remember(store, point)
+        await self._keep_ledger(store, point)
         self._open(topics.outcomes, point.outcome)
         first_event = await self._first_event(point.outcome)
         next_id = await self._fold(store, first_event)
@@ -163,7 +163,7 @@ class LivePartition:
                 break
         return point or _Point(outcomes.stable, self._since_ms or 0)
 
-    async def _remember(self, store: Store, point: _Point) -> None:
+    async def _keep_ledger(self, store: Store, point: _Point) -> None:
         """Answers that a command from `point` on may be a resend of."""
         if point.outcome >= self._offset_ranges[self._topics.outcomes].stable:
             return
@@ -172,8 +172,8 @@ class LivePartition:
         if start is None or start >= point.outcome:
             return
         async for records in self._log.read(self._topics.outcomes, start, point.outcome):
-            answers = (ledger_entry_of(orjson.loads(record.value or b"")) for record in records)
-            store.remember(answer for answer in answers if answer is not None)
+            entries = (ledger_entry_of(orjson.loads(record.value or b"")) for record in records)
+            store.keep_ledger(entry for entry in entries if entry is not None)
 
     async def _first_event(self, start: int) -> int | None:
         """The first event that an outcome from `start` on has caused; None if none has."""
@@ -233,10 +233,10 @@ class LivePartition:
         events = []
         for event_id in _caused(record, outcome) or ():
             events.append(await self._event(event_id, record))
-        letter = None
+        dead_letter = None
         if outcome["verdict"] == "quarantined":
-            letter = await self._letter(source)
-        return Decided(source, _kept(record), events, letter)
+            dead_letter = await self._dead_letter(source)
+        return Decided(source, _kept(record), events, dead_letter)
 
     async def _source(self, place: Mapping[str, Any], record: LogRecord) -> LogRecord:
         stream = self._streams[place["topic"]]
@@ -257,16 +257,16 @@ class LivePartition:
             return kept._replace(headers=event.headers[:-1])
         return kept
 
-    async def _letter(self, source: LogRecord) -> Outgoing | None:
+    async def _dead_letter(self, source: LogRecord) -> Outgoing | None:
         """None where retention took it."""
         stream = self._streams[self._topics.dead_letters]
-        while (letter := await stream.head()) is not None:
-            _, facts = split_dead_letter(letter.headers)
+        while (dead_letter := await stream.head()) is not None:
+            _, facts = split_dead_letter(dead_letter.headers)
             about = None if facts is None else facts.source
             if about == (source.topic, source.partition, source.offset):
                 await stream.take()
-                return _kept(letter)
-            if letter.timestamp >= source.timestamp and not self._is_before(about):
+                return _kept(dead_letter)
+            if dead_letter.timestamp >= source.timestamp and not self._is_before(about):
                 return None
             await stream.take()
         return None

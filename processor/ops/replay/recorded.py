@@ -50,12 +50,12 @@ class Head(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """A command, and all that was written about it. `letter`: its dead letter, if it has one."""
+    """A command, and all that was written about it; `dead_letter` if it has one."""
 
     record: Record
     outcome: Outgoing
     events: Sequence[Outgoing] = ()
-    letter: Outgoing | None = None
+    dead_letter: Outgoing | None = None
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class Transaction:
     """How many events each record caused."""
     events: list[Outgoing] = field(default_factory=list)
     """Of all records, one after the other."""
-    letters: dict[int, Outgoing] = field(default_factory=dict)
+    dead_letters: dict[int, Outgoing] = field(default_factory=dict)
     """Dead letters, by the index of the record."""
 
     @classmethod
@@ -81,19 +81,19 @@ class Transaction:
         return made
 
     def add(self, one: Decided) -> None:
-        if one.letter is not None:
-            self.letters[len(self.records)] = one.letter
+        if one.dead_letter is not None:
+            self.dead_letters[len(self.records)] = one.dead_letter
         self.records.append(one.record)
         self.outcomes.append(one.outcome)
         self.counts.append(len(one.events))
         self.events.extend(one.events)
 
     def each(self) -> Iterator[Decided]:
-        events, letters = iter(self.events), self.letters
+        events, dead_letters = iter(self.events), self.dead_letters
         columns = zip(self.records, self.outcomes, self.counts, strict=True)
         for index, (record, outcome, count) in enumerate(columns):
             caused = [*islice(events, count)]
-            yield Decided(record, outcome, caused, letters.get(index))
+            yield Decided(record, outcome, caused, dead_letters.get(index))
 
     def __len__(self) -> int:
         return len(self.records)

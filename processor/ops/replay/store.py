@@ -26,7 +26,7 @@ from processor.engine.rows import Changes, FlowRow, LedgerEntry, StepRow, new_fl
 from processor.ops.verify.scratch_store import ScratchFailed
 
 FLOWS_BYTES: Final = 256 * 1024 * 1024
-ANSWERS_MAX: Final = 300_000
+LEDGER_MAX: Final = 300_000
 SPILLED_SHARE: Final = 0.9
 """What is left in memory of a bound that was exceeded."""
 AT_ONCE: Final = 500
@@ -58,7 +58,7 @@ def open_store(
     directory: Path | None = None,
     *,
     flows_bytes: int = FLOWS_BYTES,
-    answers_max: int = ANSWERS_MAX,
+    ledger_max: int = LEDGER_MAX,
 ) -> Iterator["Store"]:
     """An empty one; its file is made when it is needed and removed in the end.
 
@@ -66,7 +66,7 @@ def open_store(
     """
     try:
         with TemporaryDirectory(prefix="taskflow-replay-", dir=directory) as home:
-            store = Store(Path(home) / "store.db", flows_bytes, answers_max)
+            store = Store(Path(home) / "store.db", flows_bytes, ledger_max)
             try:
                 yield store
             finally:
@@ -78,15 +78,15 @@ def open_store(
 class Store:
     """Made by `open_store`."""
 
-    def __init__(self, path: Path, flows_bytes: int, answers_max: int) -> None:
+    def __init__(self, path: Path, flows_bytes: int, ledger_max: int) -> None:
         self._path = path
         self._flows_bytes = flows_bytes
-        self._answers_max = answers_max
+        self._ledger_max = ledger_max
         self._file: sqlite3.Connection | None = None
         self._flows: OrderedDict[str, Known] = OrderedDict()
         self._size_bytes = 0
-        self._answers: dict[bytes, LedgerEntry] = {}
-        self._spilled_flows = self._spilled_answers = False
+        self._ledger: dict[bytes, LedgerEntry] = {}
+        self._spilled_flows = self._spilled_ledger = False
 
     def close(self) -> None:
         if self._file is not None:
@@ -134,16 +134,16 @@ class Store:
         for flow_id in needed.pruned:
             known = self.known_flow(flow_id)
             memory.run_ids[flow_id] = [] if known is None else [*known.steps]
-        answers = self._answers
-        memory.ledger = {key: answers[key] for key in needed.ledger if key in answers}
-        if self._spilled_answers:
-            missing = [key for key in needed.ledger if key not in answers]
+        entries = self._ledger
+        memory.ledger = {key: entries[key] for key in needed.ledger if key in entries}
+        if self._spilled_ledger:
+            missing = [key for key in needed.ledger if key not in entries]
             memory.ledger |= {row.key: row for row in self._spilled(missing)}
         return memory
 
-    def answer(self, key: bytes) -> LedgerEntry | None:
-        row = self._answers.get(key)
-        if row is None and self._spilled_answers:
+    def ledger_entry(self, key: bytes) -> LedgerEntry | None:
+        row = self._ledger.get(key)
+        if row is None and self._spilled_ledger:
             return next(self._spilled([key]), None)
         return row
 
@@ -155,13 +155,13 @@ class Store:
                 if flow_id not in self._flows:
                     yield _read(raw)
 
-    def answers(self) -> Iterator[LedgerEntry]:
+    def ledger(self) -> Iterator[LedgerEntry]:
         """All answers, the oldest first. Nothing may be changed meanwhile."""
-        if self._spilled_answers:
+        if self._spilled_ledger:
             for key, raw in self._db.execute("SELECT key, row FROM answer ORDER BY n"):
-                if key not in self._answers:
+                if key not in self._ledger:
                     yield LedgerEntry(*pickle.loads(raw))
-        yield from self._answers.values()
+        yield from self._ledger.values()
 
     # Writing
 
@@ -182,26 +182,26 @@ class Store:
             known = self.known_flow(step.step.flow_id)
             if known is not None:
                 self._put_step(known, step)
-        self.remember(changes.ledger_entries)
+        self.keep_ledger(changes.ledger_entries)
         self._spill()
 
-    def remember(self, rows: Iterable[LedgerEntry]) -> None:
+    def keep_ledger(self, rows: Iterable[LedgerEntry]) -> None:
         """Answers, in the order in which they were given."""
-        answers = self._answers
+        entries = self._ledger
         for row in rows:
-            if row.key in answers:
-                del answers[row.key]  # the newer one goes behind
-            answers[row.key] = row
+            if row.key in entries:
+                del entries[row.key]  # the newer one goes behind
+            entries[row.key] = row
 
     def forget(self, before_ms: int) -> None:
         """Drop answers that no command appended from now on can be a resend of."""
-        answers = self._answers
-        while answers:
-            key = next(iter(answers))
-            if answers[key].at_ms >= before_ms:
+        entries = self._ledger
+        while entries:
+            key = next(iter(entries))
+            if entries[key].at_ms >= before_ms:
                 break
-            del answers[key]
-        if self._spilled_answers:
+            del entries[key]
+        if self._spilled_ledger:
             self._db.execute("DELETE FROM answer WHERE at_ms < ?", (before_ms,))
 
     def put(self, row: FlowRow, steps: Iterable[StepRow] = ()) -> None:
@@ -291,14 +291,14 @@ class Store:
                 out.append((flow_id, _written(known)))
             self._in_one("INSERT OR REPLACE INTO flow (id, known) VALUES (?, ?)", out)
             self._spilled_flows = True
-        if len(self._answers) > self._answers_max:
+        if len(self._ledger) > self._ledger_max:
             rows = []
-            for _ in range(len(self._answers) - int(self._answers_max * SPILLED_SHARE)):
-                key = next(iter(self._answers))
-                row = self._answers.pop(key)
+            for _ in range(len(self._ledger) - int(self._ledger_max * SPILLED_SHARE)):
+                key = next(iter(self._ledger))
+                row = self._ledger.pop(key)
                 rows.append((key, row.at_ms, pickle.dumps(tuple(row))))
             self._in_one("INSERT OR REPLACE INTO answer (key, at_ms, row) VALUES (?, ?, ?)", rows)
-            self._spilled_answers = True
+            self._spilled_ledger = True
 
     def _in_one(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         db = self._db

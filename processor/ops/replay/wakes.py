@@ -36,7 +36,7 @@ class Wakes:
     def excuse(self, flow_id: str) -> None:
         self._excused.add(flow_id)
 
-    def hear(self, record: Record, item: Decoded) -> None:
+    def observe(self, record: Record, item: Decoded) -> None:
         """A record of `control`: a wake, perhaps."""
         if not isinstance(item, Readable):
             return

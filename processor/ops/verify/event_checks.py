@@ -132,9 +132,9 @@ class EventChecks:
             if kind not in STEP_EVENTS and kind != "pruned":
                 doc = self._moved(event, doc, add)
         self._report.checked["I3"] += 1
-        told, stands = (event["revision"], event["status"]), (doc.get("revision"), doc["status"])
-        if told != stands:
-            add("I3", "event_revision", f"It says revision {told}, its fold {stands}.")
+        stated, stands = (event["revision"], event["status"]), (doc.get("revision"), doc["status"])
+        if stated != stands:
+            add("I3", "event_revision", f"It says revision {stated}, its fold {stands}.")
         if kind == "step_observed":
             self._step(event, command, known and whole, add)
         elif kind in STEP_EVENTS:

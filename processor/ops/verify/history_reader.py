@@ -33,13 +33,13 @@ OpenStream = Callable[[str, int, int], RecordStream]
 @dataclass(slots=True)
 class SourceTopic:
     """`commands` or `control`. `stream` is opened with the first outcome where outcomes do not
-    begin at the beginning. `answered` is the offset behind the last that was looked for."""
+    begin at the beginning. `decided_to` is the offset behind the last that was looked for."""
 
     topic: str
     offset_range: LogRange
     cut: int
     stream: RecordStream | None = None
-    answered: int = 0
+    decided_to: int = 0
     first_ms: int | None = None
     late: OrderedDict[int, LogRecord] = field(default_factory=OrderedDict)
 
@@ -55,7 +55,7 @@ class Parts:
     report: Report
     scratch: ScratchStore
     fold: EventChecks
-    answers: OutcomeChecks
+    outcome_checks: OutcomeChecks
     transactions: Transactions
     offset_ranges: Mapping[str, LogRange]
     starts: Mapping[str, int]
@@ -76,13 +76,13 @@ class HistoryReader:
         self._cut_event: int = parts.cut["next_event_id"]
         self._outcomes = self._stream(topics.outcomes)
         self._audit = self._stream(topics.audit)
-        self._letters = None
+        self._dead_letters = None
         if parts.only is None:
             front = bool(starts[topics.dead_letters] or starts[topics.outcomes])
-            letters = self._stream(topics.dead_letters)
-            self._letters = DeadLetterChecks(parts.report, letters, front=front)
+            stream = self._stream(topics.dead_letters)
+            self._dead_letters = DeadLetterChecks(parts.report, stream, front=front)
         self._front = starts[topics.outcomes] > 0 or parts.since
-        parts.answers.level = parts.fold.whole and not self._front
+        parts.outcome_checks.level = parts.fold.whole and not self._front
         self.sources: dict[str, SourceTopic] = {}
         for name, cut in (
             (topics.commands, parts.cut["commands"]),
@@ -107,22 +107,22 @@ class HistoryReader:
     def newest_ms(self) -> int:
         """The latest append time of all that was read."""
         streams = [self._outcomes, self._audit, *(one.stream for one in self.sources.values())]
-        if self._letters is not None:
-            streams.append(self._letters.stream)
+        if self._dead_letters is not None:
+            streams.append(self._dead_letters.stream)
         return max(stream.newest_ms for stream in streams if stream is not None)
 
     async def read(self) -> None:
         """All up to the cut."""
-        answers, count = self._parts.answers, 0
+        outcome_checks, count = self._parts.outcome_checks, 0
         while (record := await self._outcomes.head()) is not None:
-            outcome = answers.read(record)
+            outcome = outcome_checks.read(record)
             if outcome is not None:
                 source = self.sources.get(outcome["source"]["topic"])
                 if source is not None and outcome["source"]["offset"] >= source.cut:
                     self.beyond = outcome
                     break
                 if self._front:
-                    answers.resends.begin(record.timestamp)
+                    outcome_checks.resends.begin(record.timestamp)
             await self._outcomes.take()
             if outcome is not None:
                 await self._one(record, outcome)
@@ -138,23 +138,23 @@ class HistoryReader:
         found, source = await self._source_of(record, outcome)
         if not found:
             return
-        answers = self._parts.answers
-        concerns = answers.concerns(outcome, record, source)
-        command = answers.before(outcome, record, source) if concerns else None
+        outcome_checks = self._parts.outcome_checks
+        concerns = outcome_checks.concerns(outcome, record, source)
+        command = outcome_checks.before(outcome, record, source) if concerns else None
         caused: Sequence[tuple[LogRecord, Doc]] = ()
         if outcome["event_ids"] and outcome["verdict"] == "accepted":
             caused = await self._events(outcome, record, command, source)
         if concerns:
-            answers.after(outcome, record, source, command, caused)
+            outcome_checks.after(outcome, record, source, command, caused)
         self._requests(caused)
-        if outcome["verdict"] == "quarantined" and self._letters is not None:
-            answered = {name: one.answered for name, one in self.sources.items()}
-            await self._letters.beside(outcome, record, source, answered)
+        if outcome["verdict"] == "quarantined" and self._dead_letters is not None:
+            decided_to = {name: one.decided_to for name, one in self.sources.items()}
+            await self._dead_letters.check(outcome, record, source, decided_to)
 
     def _requests(self, caused: Sequence[tuple[LogRecord, Doc]]) -> None:
         for record, event in caused:
             if event["kind"] == "cancel_requested" and event["status"] == "waiting":
-                control = self.sources[self._parts.topics.control].answered
+                control = self.sources[self._parts.topics.control].decided_to
                 self._parts.transactions.requested(record, event, control)
 
     # Commands
@@ -168,7 +168,7 @@ class HistoryReader:
             return False, None
         if source.stream is None:
             self._open(source, max(offset, source.offset_range.start))
-            source.answered = offset
+            source.decided_to = offset
         assert source.stream is not None
         while (head := await source.stream.head()) is not None and head.offset < offset:
             await self._passed(source)
@@ -185,10 +185,10 @@ class HistoryReader:
                 outcome,
             )
             return True, source.late.pop(offset)
-        if offset < source.answered:
+        if offset < source.decided_to:
             self._add(record, "I1", "outcome_repeated", f"{place} was answered before.", outcome)
             return False, None
-        source.answered = offset + 1
+        source.decided_to = offset + 1
         if offset < source.offset_range.start:
             self._report.counts["outcomes_without_kept_command"] += 1
             return True, None
@@ -201,7 +201,7 @@ class HistoryReader:
         record = await source.stream.take()
         if record is None:
             return None
-        source.answered = record.offset + 1
+        source.decided_to = record.offset + 1
         if source.first_ms is None:
             source.first_ms = record.timestamp
         self._report.counts[source.topic.rpartition(".")[2]] += 1
@@ -236,7 +236,7 @@ class HistoryReader:
         heads = [await s.stream.head() for s in self.sources.values() if s.stream is not None]
         times = [head.timestamp for head in heads if head is not None]
         if times:
-            self._parts.answers.resends.forget(min(times))
+            self._parts.outcome_checks.resends.forget(min(times))
 
     # Events
 
@@ -264,7 +264,7 @@ class HistoryReader:
             await self._fold_one(*head, command, source)
             caused.append(head)
         self._front = False
-        self._parts.answers.level = self._fold.whole
+        self._parts.outcome_checks.level = self._fold.whole
         return caused
 
     async def _head_event(self) -> tuple[LogRecord, Doc] | None:
@@ -330,14 +330,14 @@ class HistoryReader:
         await self._parts.transactions.before(self._cut_event)
         self._parts.transactions.end_requests(control.offset_range.start)
         self._parts.tables_are_at(self._cut_event, self.first_event_id)
-        if self._letters is not None:
-            await self._letters.rest({name: one.cut for name, one in self.sources.items()})
+        if self._dead_letters is not None:
+            await self._dead_letters.rest({name: one.cut for name, one in self.sources.items()})
         self._report.counts["outcomes"] += self._outcomes.count
 
     async def _rest_of(self, source: SourceTopic) -> None:
         if source.stream is None:
             self._open(source, max(source.cut, source.offset_range.start))
-            source.answered = source.cut
+            source.decided_to = source.cut
         assert source.stream is not None
         while (head := await source.stream.head()) is not None:
             await self._passed(source)

@@ -20,13 +20,13 @@ from processor.ops.verify.record_stream import RecordStream
 from processor.ops.verify.report import Report
 from processor.ops.verify.scope import Scope
 from processor.ops.verify.scratch_store import ScratchStore
-from processor.ops.verify.snapshot_checks import Image, SnapshotChecks, StateReader
+from processor.ops.verify.snapshot_checks import SnapshotChecks, StateReader, TableSnapshot
 from processor.ops.verify.transaction_checks import Transactions
 
 SETTLE_POLL_S: Final = 0.05
 CURSOR_SPAN: Final = 2_000
 """How many offsets at the end of `state` are looked through for a cursor at first."""
-STILL_S: Final = 0.5
+REST_S: Final = 0.5
 """How long the ends must stand for the topics to be at rest."""
 BEFORE_SINCE_MS: Final = 60_000
 """How much earlier than `since` audit and state are read: the records of one transaction are not
@@ -48,13 +48,13 @@ class PartitionVerification:
     ) -> None:
         self._scope = scope
         self._topics = scope.topics
-        self._number = partition
+        self._partition = partition
         self._log = log
         self._tables = tables
         self._scratch = scratch
         self._report = report
         self._watcher = watcher
-        self._images: list[Image] = []
+        self._snapshots: list[TableSnapshot] = []
         """Tables that the fold has not come to yet."""
         self.first_event_id: int | None = None
         """Where the fold began; None: with the first event that ever was."""
@@ -80,19 +80,19 @@ class PartitionVerification:
         return [name for name, _ in self._topics if name != self._topics.steps]
 
     async def verify(self) -> dict[tuple[str, int], Range]:
-        scope, topics, number = self._scope, self._topics, self._number
+        scope, topics, partition = self._scope, self._topics, self._partition
         if scope.at_rest:
-            self._watcher.at(number, "waiting for rest")
-            await self._settled(self._names, still_s=STILL_S)
-        self._watcher.at(number, "table")
+            self._watcher.at(partition, "waiting for rest")
+            await self._settled(self._names, rest_s=REST_S)
+        self._watcher.at(partition, "table")
         self._look_at_tables()
         state = (await self._settled([topics.state]))[topics.state]
-        self._watcher.at(number, "state")
+        self._watcher.at(partition, "state")
         cursor, cursor_at = await self._newest_cursor(state)
         self.cut = cursor or self.cut
         offset_ranges = await self._settled([name for name in self._names if name != topics.state])
-        self._watcher.at(number, "history")
-        reader = StateReader(self._scratch, self._report, number, scope.flow_id)
+        self._watcher.at(partition, "history")
+        reader = StateReader(self._scratch, self._report, partition, scope.flow_id)
         written = self._stream(
             topics.state, await self._begin(topics.state, state, early=True), state.stable
         )
@@ -104,7 +104,7 @@ class PartitionVerification:
         await self._cursor_covers(history.beyond, cursor, state.stable)
         self._positions(cursor, cursor_at, offset_ranges)
         if cursor is not None or self._whole:
-            self._watcher.at(number, "comparing")
+            self._watcher.at(partition, "comparing")
             newest_ms = max(history.newest_ms, written.newest_ms)
             overdue_ms = newest_ms - scope.punctual_ms if scope.at_rest else None
             levels = self._levels(overdue_ms)
@@ -114,7 +114,7 @@ class PartitionVerification:
             flows, steps = self._scratch.counts()
             self._report.counts["flows"] += flows
             self._report.counts["steps"] += steps
-        return {(source.topic, number): _range(source) for source in history.sources.values()}
+        return {(source.topic, partition): _range(source) for source in history.sources.values()}
 
     async def _history(
         self,
@@ -122,7 +122,7 @@ class PartitionVerification:
         reader: StateReader,
         written: RecordStream,
     ) -> tuple[HistoryReader, Transactions]:
-        scope, topics, number = self._scope, self._topics, self._number
+        scope, topics, partition = self._scope, self._topics, self._partition
         starts = {
             topics.outcomes: await self._begin(topics.outcomes, offset_ranges[topics.outcomes]),
             **{
@@ -131,22 +131,22 @@ class PartitionVerification:
             },
         }
         self._whole = scope.since_ms is None and starts[topics.audit] == 0
-        self._tell_starts(offset_ranges)
+        self._report_starts(offset_ranges)
         common = (self._scratch, self._report)
-        where = (number, scope.partitions)
+        where = (partition, scope.partitions)
         fold = EventChecks(*common, *where, whole=self._whole, only=scope.flow_id)
-        answers = OutcomeChecks(
+        outcome_checks = OutcomeChecks(
             *common, fold, topics, *where, window_ms=scope.window_ms, only=scope.flow_id
         )
         transactions = Transactions(*common, reader, written, whole=self._whole, only=scope.flow_id)
         history = HistoryReader(
             Parts(
                 topics=topics,
-                partition=number,
+                partition=partition,
                 report=self._report,
                 scratch=self._scratch,
                 fold=fold,
-                answers=answers,
+                outcome_checks=outcome_checks,
                 transactions=transactions,
                 offset_ranges=offset_ranges,
                 starts=starts,
@@ -160,7 +160,7 @@ class PartitionVerification:
         )
         return history, transactions
 
-    def _tell_starts(self, offset_ranges: dict[str, LogRange]) -> None:
+    def _report_starts(self, offset_ranges: dict[str, LogRange]) -> None:
         """What retention has taken."""
         topics = self._topics
         for name, what in (
@@ -171,24 +171,25 @@ class PartitionVerification:
         ):
             if offset_ranges[name].start > 0 and self._scope.since_ms is None:
                 self._report.uncovered(
-                    f"{name}/{self._number} begins at offset {offset_ranges[name].start}: {what}."
+                    f"{name}/{self._partition} begins at offset {offset_ranges[name].start}: "
+                    f"{what}."
                 )
 
     # What is where
 
-    async def _settled(self, names: Sequence[str], *, still_s: float = 0.0) -> dict[str, LogRange]:
+    async def _settled(self, names: Sequence[str], *, rest_s: float = 0.0) -> dict[str, LogRange]:
         """The extents of topics, once what is open now has ended, and once they have not moved for
-        `still_s`. A transaction that stays open is told; what it hides is not looked at."""
+        `rest_s`. A transaction that stays open is told; what it hides is not looked at."""
         began = time.monotonic()
         wanted = last = {name: await self._log.offset_range(name) for name in names}
         moved_at = began
         while True:
             now = {name: await self._log.offset_range(name) for name in names}
-            if still_s and now != last:
+            if rest_s and now != last:
                 wanted, last, moved_at = now, now, time.monotonic()
             is_open = [name for name in names if now[name].stable < wanted[name].end]
             at = time.monotonic()
-            if not (is_open or at - moved_at < still_s) or at - began > self._scope.grace_s:
+            if not (is_open or at - moved_at < rest_s) or at - began > self._scope.grace_s:
                 break
             await asyncio.sleep(SETTLE_POLL_S)
         self._report.checked["I11"] += len(names)
@@ -217,7 +218,9 @@ class PartitionVerification:
 
     async def _newest_cursor(self, offset_range: LogRange) -> tuple[Doc | None, LogRecord | None]:
         """The newest cursor and its record, looked for from the end backwards."""
-        reader = StateReader(self._scratch, Report("", None, None, []), self._number, only="none")
+        reader = StateReader(
+            self._scratch, Report("", None, None, []), self._partition, only="none"
+        )
         end, span = offset_range.stable, CURSOR_SPAN
         while reader.cursor is None and end > offset_range.start:
             start = max(offset_range.start, end - span)
@@ -230,20 +233,22 @@ class PartitionVerification:
     def _look_at_tables(self) -> None:
         found = [self._look_at_table(tables, nth) for nth, tables in enumerate(self._tables)]
         if not any(found):
-            self._report.uncovered(f"Partition {self._number}: there is no table at hand.")
+            self._report.uncovered(f"Partition {self._partition}: there is no table at hand.")
 
     def _look_at_table(self, tables: Tables, nth: int) -> bool:
         """Whether there is a table, or what should be one."""
-        where = self._scratch.image(nth)
-        image = Image(self._scratch, self._report, self._number, self._scope.flow_id, where)
-        problem = tables.image(self._number, image.take)
+        where = self._scratch.place(nth)
+        snapshot = TableSnapshot(
+            self._scratch, self._report, self._partition, self._scope.flow_id, where
+        )
+        problem = tables.read_table(self._partition, snapshot.take)
         if isinstance(problem, TableProblem):
             if problem.damaged:
                 self._add("I5", "table_damaged", "table", -1, problem.sentence)
             else:
-                self._report.uncovered(f"Partition {self._number}: {problem.sentence}")
+                self._report.uncovered(f"Partition {self._partition}: {problem.sentence}")
             return True
-        position = image.position
+        position = snapshot.position
         if position is None:
             return False
         if not position.restored:
@@ -254,26 +259,26 @@ class PartitionVerification:
                 f"It holds a partition of {position.partitions}, not of {self._scope.partitions}.",
             )
         else:
-            self._images.append(image)
-            image.tell_odd()
+            self._snapshots.append(snapshot)
+            snapshot.report_odd()
         return True
 
     def _levels(self, overdue_ms: int | None = None) -> SnapshotChecks:
-        where = (self._number, self._scope.partitions)
+        where = (self._partition, self._scope.partitions)
         return SnapshotChecks(self._scratch, self._report, *where, overdue_ms)
 
     def _tables_are_at(self, event_id: int, first: int | None) -> None:
         """The fold is about to go on with `event_id`; compare the tables whose place that is."""
-        if not self._images:
+        if not self._snapshots:
             return
-        reached = [image for image in self._images if image.next_event_id <= event_id]
-        for image in reached:
-            self._images.remove(image)
-            if first is not None and image.next_event_id < first:
-                self._report.uncovered(f"{image.path} is older than what is looked at.")
+        reached = [snapshot for snapshot in self._snapshots if snapshot.next_event_id <= event_id]
+        for snapshot in reached:
+            self._snapshots.remove(snapshot)
+            if first is not None and snapshot.next_event_id < first:
+                self._report.uncovered(f"{snapshot.path} is older than what is looked at.")
                 continue
-            self._report.tables.append(image.path)
-            self._levels().compare(image.where, image.path, first)
+            self._report.tables.append(snapshot.path)
+            self._levels().compare(snapshot.where, snapshot.path, first)
 
     def _positions(
         self, cursor: Doc | None, cursor_at: LogRecord | None, offset_ranges: dict[str, LogRange]
@@ -292,11 +297,11 @@ class PartitionVerification:
                         *("I6", "cursor_ahead", topics.state, cursor_at.offset),
                         f"It is at {cursor[name]} of {name}, which ends at {offset_range.stable}.",
                     )
-        for image in self._images:  # the fold never came to where these are
+        for snapshot in self._snapshots:  # the fold never came to where these are
             self._report.checked["I6"] += 1
             self._add(
-                *("I6", "table_ahead", image.path, -1),
-                f"The table's next event is {image.next_event_id}, the topics' is "
+                *("I6", "table_ahead", snapshot.path, -1),
+                f"The table's next event is {snapshot.next_event_id}, the topics' is "
                 f"{cursor['next_event_id'] if cursor else 'none'}.",
             )
 
@@ -310,7 +315,7 @@ class PartitionVerification:
         newest = cursor
         async for records in self._log.read(topics.state, read_to, state.stable):
             for record in records:
-                if record.key == f"cursor/{self._number}".encode():
+                if record.key == f"cursor/{self._partition}".encode():
                     newest = parsed(record.value) or newest
         name = "control" if beyond["source"]["topic"] == topics.control else "commands"
         if newest is None or newest[name] <= beyond["source"]["offset"]:
@@ -336,7 +341,7 @@ class PartitionVerification:
         self._report.add(
             *(invariant, kind, message),
             topic=topic,
-            partition=self._number,
+            partition=self._partition,
             offset=offset,
             flow_id=flow_id,
         )

@@ -87,7 +87,7 @@ TakeTable = Callable[[TablePosition, Iterator[TableFlow], Iterator[TableStep]], 
 class Tables(Protocol):
     """The tables at hand."""
 
-    def image(self, partition: int, take: TakeTable) -> TableProblem | None:
+    def read_table(self, partition: int, take: TakeTable) -> TableProblem | None:
         """Call `take` with the partition's table, all of it of one moment; again from the start, if
         a worker came in between. Does nothing if there is none."""
 

@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 from processor.ops.verify.ports import Log, LogRecord
 
-Heard = Callable[[int], None]
+OnRead = Callable[[int], None]
 """Is told how many offsets were read since the last time."""
 
 
 class RecordStream:
     """Committed records of [start, end), in order. `passed` is the offset behind the last one."""
 
-    def __init__(self, log: Log, topic: str, start: int, end: int, on_read: Heard) -> None:
+    def __init__(self, log: Log, topic: str, start: int, end: int, on_read: OnRead) -> None:
         self.topic = topic
         self.start = start
         self.end = end
@@ -22,7 +22,7 @@ class RecordStream:
         self._chunks = log.read(topic, start, end)
         self._chunk: list[LogRecord] = []
         self._next = 0
-        self._told = start
+        self._reported = start
         self._on_read = on_read
 
     async def head(self) -> LogRecord | None:
@@ -30,12 +30,12 @@ class RecordStream:
         while self._next >= len(self._chunk):
             chunk = await anext(self._chunks, None)
             if chunk is None:
-                self._tell(self.end)
+                self._advance(self.end)
                 return None
             self._chunk, self._next = list(chunk), 0
             if chunk:
                 self.newest_ms = max(self.newest_ms, *(record.timestamp for record in chunk))
-                self._tell(chunk[-1].offset + 1)
+                self._advance(chunk[-1].offset + 1)
         return self._chunk[self._next]
 
     async def take(self) -> LogRecord | None:
@@ -49,10 +49,10 @@ class RecordStream:
 
     async def close(self) -> None:
         """What is left will not be read."""
-        self._tell(self.end)
+        self._advance(self.end)
         await self._chunks.aclose()
 
-    def _tell(self, offset: int) -> None:
-        if offset > self._told:
-            self._on_read(offset - self._told)
-            self._told = offset
+    def _advance(self, offset: int) -> None:
+        if offset > self._reported:
+            self._on_read(offset - self._reported)
+            self._reported = offset

@@ -37,22 +37,22 @@ class Scope:
 
 def left_out(scope: Scope) -> list[str]:
     """What these options, or a consumer's means, do not look at, in sentences."""
-    told = [
+    parts = [
         "I8: no consumer is told which producer wrote a record. What two writers would leave "
         "behind is looked for: ids twice or missing, a cursor that goes back, a key twice in one "
         "transaction, an outcome twice.",
         "A table's ledger of answers and its times of waits.",
     ]
     if scope.since_ms is not None:
-        told.append(
+        parts.append(
             f"Before {instant(scope.since_ms)}: each flow's past, its chain up to the first event "
             "seen, and answers to which later commands are resends, are taken as given; flows that "
             "did not change since, and steps in state and tables, are not compared."
         )
     if scope.flow_id is not None:
-        told.append("Other flows; dead letters; records of the flow on other partitions.")
+        parts.append("Other flows; dead letters; records of the flow on other partitions.")
     if scope.flow_id is not None or scope.since_ms is not None:
-        told.append("Copies of what was forwarded.")
+        parts.append("Copies of what was forwarded.")
     if not scope.at_rest:
-        told.append("I10: commands that are not decided yet may be under way.")
-    return told
+        parts.append("I10: commands that are not decided yet may be under way.")
+    return parts

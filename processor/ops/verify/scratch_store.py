@@ -104,7 +104,7 @@ class SeenOutcome(NamedTuple):
 
     at_ms: int
     command: str | None
-    answer: bytes
+    repeated: bytes
 
 
 class Forwarded(NamedTuple):
@@ -147,27 +147,27 @@ class ScratchStore:
         db.execute("BEGIN")
         self._flows: OrderedDict[str, Entry | None] = OrderedDict()
         self._weight = 0
-        self._answers = 0
+        self._outcomes = 0
         self._forget_at = FORGET_AFTER
-        self._images: list[str] = []
+        self._snapshots: list[str] = []
 
     def next_partition(self) -> None:
         """Forget the last one."""
         self._flows.clear()
-        self._weight = self._answers = 0
+        self._weight = self._outcomes = 0
         self._forget_at = FORGET_AFTER
         for name in _OF_A_PARTITION:
             self._db.execute(f"DELETE FROM {name}")
-        for image in self._images:
-            self.clear_seen(image)
+        for snapshot in self._snapshots:
+            self.clear_seen(snapshot)
 
-    def image(self, nth: int) -> str:
+    def place(self, nth: int) -> str:
         """The name of the place for the nth table of a partition, which is empty."""
-        while len(self._images) <= nth:
-            self._images.append(f"image{len(self._images)}")
-            for statement in _SEEN.format(self._images[-1]).split(";"):
+        while len(self._snapshots) <= nth:
+            self._snapshots.append(f"image{len(self._snapshots)}")
+            for statement in _SEEN.format(self._snapshots[-1]).split(";"):
                 self._db.execute(statement)
-        return self._images[nth]
+        return self._snapshots[nth]
 
     # Folded flows
 
@@ -266,22 +266,22 @@ class ScratchStore:
 
     # What was answered
 
-    def answer(self, key: bytes) -> SeenOutcome | None:
+    def outcome(self, key: bytes) -> SeenOutcome | None:
         row = self._db.execute(
             "SELECT at_ms, command, answer FROM answer WHERE key = ?", (key,)
         ).fetchone()
         return None if row is None else SeenOutcome(*row)
 
-    def put_answer(self, key: bytes, answer: SeenOutcome) -> None:
-        self._answers += 1
-        self._db.execute("INSERT OR REPLACE INTO answer VALUES (NULL, ?, ?, ?, ?)", (key, *answer))
+    def put_outcome(self, key: bytes, outcome: SeenOutcome) -> None:
+        self._outcomes += 1
+        self._db.execute("INSERT OR REPLACE INTO answer VALUES (NULL, ?, ?, ?, ?)", (key, *outcome))
 
-    def forget_answers(self, before_ms: int) -> None:
+    def forget_outcomes(self, before_ms: int) -> None:
         """Drop those that are older; seldom enough that it costs each answer next to nothing."""
-        if self._answers >= self._forget_at:
+        if self._outcomes >= self._forget_at:
             self._db.execute("DELETE FROM answer WHERE at_ms < ?", (before_ms,))
-            ((self._answers,),) = self._db.execute("SELECT count(*) FROM answer")
-            self._forget_at = max(2 * self._answers, FORGET_AFTER)
+            ((self._outcomes,),) = self._db.execute("SELECT count(*) FROM answer")
+            self._forget_at = max(2 * self._outcomes, FORGET_AFTER)
 
     # What state and a table say
 
@@ -307,7 +307,7 @@ class ScratchStore:
         self._db.execute(f"DELETE FROM {where}_flow")
         self._db.execute(f"DELETE FROM {where}_step")
 
-    def flows_beside(self, where: str) -> Iterator[tuple[str, Entry, SeenFlow | None]]:
+    def flow_pairs(self, where: str) -> Iterator[tuple[str, Entry, SeenFlow | None]]:
         """Each folded flow with what is seen of it."""
         self.flush()
         for row in self._db.execute(
@@ -329,7 +329,7 @@ class ScratchStore:
         ):
             yield SeenFlow(*row)
 
-    def steps_beside(self, where: str) -> Iterator[tuple[str, str, int]]:
+    def unequal_steps(self, where: str) -> Iterator[tuple[str, str, int]]:
         """Flow, run id and place (-1: nowhere) of each folded step that is not seen as it is."""
         yield from self._db.execute(
             f"SELECT f.flow_id, f.run_id, coalesce(s.place, -1) FROM step f "
@@ -352,7 +352,7 @@ class ScratchStore:
     def put_forwarded(self, one: Forwarded) -> None:
         self._db.execute("INSERT INTO forwarded VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", one)
 
-    def forwards_beside_copies(self) -> Iterator[tuple[Forwarded, bool | None]]:
+    def forward_pairs(self) -> Iterator[tuple[Forwarded, bool | None]]:
         """Each forwarded record, and whether one of its copies is the same; None if there is none.
         Any sender may write a record that says it is one."""
         self._db.execute("CREATE INDEX IF NOT EXISTS copy_origin ON copy (origin)")

@@ -173,7 +173,7 @@ class StateReader:
         self._flows, self._steps = {}, {}
 
 
-class Image:
+class TableSnapshot:
     """A table as it was at one moment, kept in the scratch file under the name `where`."""
 
     def __init__(
@@ -208,7 +208,7 @@ class Image:
         assert self.position is not None
         return self.position.next_event_id
 
-    def tell_odd(self) -> None:
+    def report_odd(self) -> None:
         """Rows whose columns say something else than their documents."""
         assert self.position is not None
         for flow_id, names in self._odd:
@@ -226,7 +226,7 @@ class Image:
     def _flow(self, row: TableFlow) -> SeenFlow:
         doc = parsed(row.doc)
         sign = UNREADABLE if doc is None else signature(doc)
-        told = {
+        columns = {
             "id": row.flow_id,
             "revision": row.revision,
             "status": row.status,
@@ -234,7 +234,7 @@ class Image:
             "updated_at": row.updated_at,
         }
         if doc is not None and len(self._odd) < AT_ONCE:
-            wrong = [name for name, value in told.items() if doc.get(name) != value]
+            wrong = [name for name, value in columns.items() if doc.get(name) != value]
             if wrong:
                 self._odd.append((row.flow_id, ", ".join(wrong)))
         return SeenFlow(
@@ -266,7 +266,7 @@ class SnapshotChecks:
         """`name`: the topic or the table's path; `first_event_id`: where the fold began, None for
         the beginning, and what last changed before is not compared."""
         what = "state" if where == "state" else "table"
-        for flow_id, entry, seen in self._scratch.flows_beside(where):
+        for flow_id, entry, seen in self._scratch.flow_pairs(where):
             self._report.checked["I5"] += 1
             self._flow(what, name, flow_id, entry, seen)
             if what == "state" and entry.doc is not None:
@@ -284,7 +284,7 @@ class SnapshotChecks:
                 self._add(f"{what}_flow_extra", message, name, seen.place, seen.flow_id)
         if first_event_id is not None:
             return  # of steps nobody can tell which are older
-        for flow_id, run_id, place in self._scratch.steps_beside(where):
+        for flow_id, run_id, place in self._scratch.unequal_steps(where):
             missing = place < 0 and what == "state"
             message = (
                 f"Step {run_id!r} of the {what} is {'missing' if missing else 'not the fold'}."
@@ -311,11 +311,11 @@ class SnapshotChecks:
             message = f"What the {what} has for the flow is no flow."
             self._add(f"{what}_flow_unreadable", message, name, seen.place, flow_id)
             return
-        told, stands = (seen.revision, seen.status), (doc.get("revision"), doc["status"])
+        seen_as, stands = (seen.revision, seen.status), (doc.get("revision"), doc["status"])
         wrong = differing(seen.signature, signature(doc)) if entry.whole else []
-        if wrong or told != stands:
+        if wrong or seen_as != stands:
             message = (
-                f"The {what} has revision {told[0]} ({told[1]}), the fold {stands[0]} "
+                f"The {what} has revision {seen_as[0]} ({seen_as[1]}), the fold {stands[0]} "
                 f"({stands[1]}); they differ in {', '.join(wrong) or 'that'}."
             )
             self._add(f"{what}_flow_differs", message, name, seen.place, flow_id)

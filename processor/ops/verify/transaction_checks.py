@@ -110,11 +110,11 @@ class Transactions:
                     about = f"No event of its transaction has changed {key}."
                     self._add("I9", "snapshot_without_event", record, flow_id, about)
                 continue
-            told = parsed(record.value) or {}
+            written = parsed(record.value) or {}
             if slash:
-                holds = self._is_step(flow_id, run_id, record, told)
+                holds = self._is_step(flow_id, run_id, record, written)
             else:
-                holds = _is_flow(self._scratch.flow(flow_id), record, told)
+                holds = _is_flow(self._scratch.flow(flow_id), record, written)
             if not holds:
                 about = f"What its transaction has for {key} is not what the events leave."
                 self._add("I5", "transaction_differs", record, flow_id, about)
@@ -132,11 +132,11 @@ class Transactions:
         cursor = self._reader.cursor_at
         return cursor is not None and any(name == PROGRESS for name, _ in cursor.headers)
 
-    def _is_step(self, flow_id: str, run_id: str, record: LogRecord, told: Doc) -> bool:
+    def _is_step(self, flow_id: str, run_id: str, record: LogRecord, written: Doc) -> bool:
         digest = self._scratch.step_digest(flow_id, run_id)
         if record.value is None:
             return digest is None
-        return digest is not None and digest == hash16(canonical(told.get("step")))
+        return digest is not None and digest == hash16(canonical(written.get("step")))
 
     # Wakes of cancelled waits
 
@@ -182,11 +182,14 @@ class Transactions:
         self._report.at(record, invariant, kind, message, flow_id)
 
 
-def _is_flow(entry: Entry | None, record: LogRecord, told: Doc) -> bool:
+def _is_flow(entry: Entry | None, record: LogRecord, written: Doc) -> bool:
     """Whether a record of `state` says of a flow what its fold says."""
     doc = entry.doc if entry is not None else None
     if record.value is None or entry is None or doc is None:
         return record.value is None and doc is None
-    if (told.get("last_event_id"), told.get("chain")) != (entry.last_event_id, entry.chain.hex()):
+    if (written.get("last_event_id"), written.get("chain")) != (
+        entry.last_event_id,
+        entry.chain.hex(),
+    ):
         return False
-    return not entry.whole or told.get("flow") == doc
+    return not entry.whole or written.get("flow") == doc

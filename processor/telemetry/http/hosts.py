@@ -45,7 +45,7 @@ class HostPolicy:
         given = [request.headers.get("Host", "")]
         if (absolute := _ABSOLUTE.match(request.raw_path)) is not None:
             given.append(absolute["authority"])  # it counts more than the header, by RFC 9112
-        if not all(self._answers_for(host_of(authority), local) for authority in given):
+        if not all(self._serves(host_of(authority), local) for authority in given):
             raise ProblemError(
                 "misdirected",
                 "Ask by an address of this server, or add the host to TASKFLOW_HTTP_HOSTS.",
@@ -53,7 +53,7 @@ class HostPolicy:
         if not self._own_site(request):
             raise ProblemError("forbidden", "A page of another site may not ask this server.")
 
-    def _answers_for(self, host: str | None, local: str | None) -> bool:
+    def _serves(self, host: str | None, local: str | None) -> bool:
         if host is None:
             return False
         return (
@@ -79,7 +79,7 @@ class HostPolicy:
             return True
         # A proxy may ask us by another name than the browser asked it.
         host = host_of(asked["authority"])
-        return site == "same-origin" and self._answers_for(host, None)
+        return site == "same-origin" and self._serves(host, None)
 
 
 def host_of(authority: str) -> str | None:

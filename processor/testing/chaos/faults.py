@@ -90,7 +90,7 @@ async def _stop(stage: Stage, dice: random.Random) -> str:
 async def _point(stage: Stage, dice: random.Random) -> str:
     """A worker that breaks at a named point."""
     worker = dice.choice(stage.workers)
-    point = dice.choice([f"K{number}" for number in range(12)])
+    point = dice.choice([f"K{nth}" for nth in range(12)])
     actions = ["kill", "kill", "kill", "stop", f"delay={dice.randrange(100, 3_000)}ms"]
     actions += ["raise"] if point != "K5" else []
     actions += ["full", "full"] if point == "K8" else []
@@ -101,7 +101,7 @@ async def _point(stage: Stage, dice: random.Random) -> str:
         _lose(worker, dice)
     await worker.start(FAULTS=fault)
     try:
-        await worker.until_told(AT_A_POINT, timeout_s=POINT_TIMEOUT_S)
+        await worker.until_printed(AT_A_POINT, timeout_s=POINT_TIMEOUT_S)
     except WorkerSilent:
         await worker.end()
         await worker.start()
@@ -264,4 +264,4 @@ async def healed(stage: Stage) -> None:
     """Wait until every worker has said once that it is ready; raises what it is not for."""
     for worker in stage.workers:
         worker.check()
-        await worker.until_told(READY, timeout_s=READY_TIMEOUT_S)
+        await worker.until_printed(READY, timeout_s=READY_TIMEOUT_S)

@@ -33,7 +33,7 @@ class OutcomeTracker:
         self._connection = connection
         self._tps = [TopicPartition(topics.outcomes, p) for p in range(partitions)]
         self._next = dict.fromkeys(self._tps, 0)
-        self._answered: dict[tuple[str, int], int] = {}
+        self._decided_to: dict[tuple[str, int], int] = {}
         self._consumer: AIOKafkaConsumer | None = None
 
     async def until(self, marks: Mapping[tuple[str, int], int], *, timeout_s: float) -> float:
@@ -42,11 +42,11 @@ class OutcomeTracker:
         Raises NotHealed.
         """
         began = time.monotonic()
-        while left := {at: end for at, end in marks.items() if self._answered.get(at, 0) < end}:
+        while left := {at: end for at, end in marks.items() if self._decided_to.get(at, 0) < end}:
             if time.monotonic() - began > timeout_s:
                 where = ", ".join(
-                    f"{topic}/{partition} from offset {self._answered.get((topic, partition), 0)} "
-                    f"to {end}"
+                    f"{topic}/{partition} from offset "
+                    f"{self._decided_to.get((topic, partition), 0)} to {end}"
                     for (topic, partition), end in sorted(left.items())
                 )
                 raise NotHealed(f"Within {timeout_s:g} s there was no outcome for {where}.")
@@ -54,13 +54,11 @@ class OutcomeTracker:
             await asyncio.sleep(POLL_S)
         return time.monotonic() - began
 
-    async def rest(
-        self, tps: Sequence[TopicPartition], *, still_s: float, timeout_s: float
-    ) -> None:
-        """Wait until nothing was written to `tps` for `still_s`. Raises NotHealed."""
+    async def rest(self, tps: Sequence[TopicPartition], *, rest_s: float, timeout_s: float) -> None:
+        """Wait until nothing was written to `tps` for `rest_s`. Raises NotHealed."""
         began = since = time.monotonic()
         ends: Mapping[TopicPartition, int] = {}
-        while time.monotonic() - since < still_s:
+        while time.monotonic() - since < rest_s:
             if time.monotonic() - began > timeout_s:
                 raise NotHealed(f"After the load, there was no rest within {timeout_s:g} s.")
             await self._read()
@@ -101,7 +99,7 @@ class OutcomeTracker:
         outcome = orjson.loads(value)
         source = outcome["source"]
         self.verdicts[outcome["verdict"]] += 1
-        self._answered[source["topic"], source["partition"]] = source["offset"] + 1
+        self._decided_to[source["topic"], source["partition"]] = source["offset"] + 1
 
     def _new_consumer(self) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(

@@ -93,7 +93,7 @@ class Proxy:
 
     def __init__(self, upstream: tuple[str, int]) -> None:
         self.port = 0
-        self.late_answers: list[bytes] = []
+        self.late_responses: list[bytes] = []
         """What the broker said to requests that were held."""
         self.befallen: Counter[tuple[str, str]] = Counter()
         """How many requests met which fate but PASS, by kind and fate."""
@@ -101,7 +101,7 @@ class Proxy:
         self._upstream = upstream
         self._next: dict[int, list[Treatment]] = {}
         self._held: list[tuple[asyncio.StreamWriter, bytes]] = []
-        self._answered = asyncio.Event()
+        self._responded = asyncio.Event()
         self._open = asyncio.Event()
         self._open.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,13 +128,13 @@ class Proxy:
 
     async def release(self) -> bytes:
         """Let the held requests arrive; the broker's answer to the last, without its frame."""
-        self._answered.clear()
+        self._responded.clear()
         for upstream, request in self._held:
             upstream.write(request)
         self._held.clear()
         async with asyncio.timeout(10):
-            await self._answered.wait()
-        return self.late_answers[-1]
+            await self._responded.wait()
+        return self.late_responses[-1]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -164,15 +164,15 @@ class Proxy:
     def hold(self, upstream: asyncio.StreamWriter, request: bytes) -> None:
         self._held.append((upstream, request))
 
-    def answered_late(self, answer: bytes) -> None:
-        self.late_answers.append(answer)
-        self._answered.set()
+    def responded_late(self, response: bytes) -> None:
+        self.late_responses.append(response)
+        self._responded.set()
 
-    def renamed(self, answer: bytes) -> bytes:
+    def renamed(self, response: bytes) -> bytes:
         """An answer with our port where it names the broker's. Host and port stand side by side
         in every version of these answers, and both keep their length."""
         host, port = self._upstream
-        return answer.replace(
+        return response.replace(
             host.encode() + struct.pack(">i", port), host.encode() + struct.pack(">i", self.port)
         )
 
@@ -194,14 +194,14 @@ class _Connection:
         self._silent = False
 
     async def run(self, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter) -> None:
-        answers = asyncio.create_task(self._answers(reader))
-        answers.add_done_callback(lambda _: self._writer.close())
+        responses = asyncio.create_task(self._responses(reader))
+        responses.add_done_callback(lambda _: self._writer.close())
         try:
             await self._requests(upstream)
             if self._cut:  # the broker does not know yet
-                await answers
+                await responses
         finally:
-            await end_tasks(answers)
+            await end_tasks(responses)
             for one in (upstream, self._writer):
                 one.close()
                 with suppress(OSError):
@@ -233,12 +233,12 @@ class _Connection:
                 upstream.write(frame + body)
                 await upstream.drain()
 
-    async def _answers(self, reader: asyncio.StreamReader) -> None:
+    async def _responses(self, reader: asyncio.StreamReader) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 frame, body = await _frame(reader)
                 if self._cut:
-                    self._proxy.answered_late(body[4:])
+                    self._proxy.responded_late(body[4:])
                     return
                 await self._proxy.passable()
                 (correlation_id,) = struct.unpack(">i", body[:4])

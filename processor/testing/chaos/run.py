@@ -40,7 +40,7 @@ BETWEEN_KILLS_S: Final = (0.0, 0.6)
 REST_S: Final = 1.0 + LONGEST_WAIT_S
 VERIFY_GRACE: Final = "30s"
 
-Hear = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _spread(values: list[float]) -> dict[str, float]:
     }
 
 
-async def torture(plan: ChaosPlan, *, environ: Mapping[str, str], hear: Hear) -> ChaosResult:
+async def torture(plan: ChaosPlan, *, environ: Mapping[str, str], notify: Notify) -> ChaosResult:
     """Carry it out. `environ`: as a worker's; who we are to a given cluster is taken from it.
 
     Raises BrokerUnreachable, TopicsWrong or AccessDenied if it cannot begin.
@@ -127,14 +127,14 @@ async def torture(plan: ChaosPlan, *, environ: Mapping[str, str], hear: Hear) ->
     result = ChaosResult(plan, prefix)
     began = time.monotonic()
     try:
-        async with _stage(plan, prefix, home, environ, hear) as stage:
+        async with _stage(plan, prefix, home, environ, notify) as stage:
             try:
-                await _carry_out(stage, plan, result, hear)
+                await _carry_out(stage, plan, result, notify)
             except (NotHealed, WorkerEnded, WorkerSilent, EmbeddedBrokerError) as error:
                 result.violations.append(str(error))
             except TimeoutError:
                 result.violations.append("The load's last commands were never acknowledged.")
-            await _verdict(stage, result, hear)
+            await _verdict(stage, result, notify)
     finally:
         result.seconds = time.monotonic() - began
         if result.ok:
@@ -167,12 +167,12 @@ class Stage:
 
 @asynccontextmanager
 async def _stage(
-    plan: ChaosPlan, prefix: str, home: Path, environ: Mapping[str, str], hear: Hear
+    plan: ChaosPlan, prefix: str, home: Path, environ: Mapping[str, str], notify: Notify
 ) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
         broker, proxy, address, through = None, None, plan.bootstrap, plan.bootstrap
         if address is None:
-            hear("starting Apache Kafka ...")
+            notify("starting Apache Kafka ...")
             broker = await stack.enter_async_context(embedded_broker(data_dir=home / "broker"))
             proxy = await stack.enter_async_context(proxied(broker.bootstrap))
             address, through = broker.bootstrap, proxy.bootstrap
@@ -182,18 +182,18 @@ async def _stage(
         if broker is None:
             stack.push_async_callback(_delete_topics, settings)
         made = []
-        for number in range(plan.workers):
+        for nth in range(plan.workers):
             own = {"TASKFLOW_BOOTSTRAP_SERVERS": through or address}
-            if number % 2 == 0:  # a static member is back at once, another is missed for a session
-                own["TASKFLOW_INSTANCE_ID"] = f"w{number}"
+            if nth % 2 == 0:  # a static member is back at once, another is missed for a session
+                own["TASKFLOW_INSTANCE_ID"] = f"w{nth}"
             else:
                 own["TASKFLOW_STANDBY"] = "true"
-            made.append(WorkerProcess(f"w{number}", home, {**base, **own}))
+            made.append(WorkerProcess(f"w{nth}", home, {**base, **own}))
         stage = Stage(settings, made, broker, proxy)
         try:
             await asyncio.gather(*(worker.start() for worker in made))
             for worker in made:
-                await worker.until_told(READY, timeout_s=START_TIMEOUT_S)
+                await worker.until_printed(READY, timeout_s=START_TIMEOUT_S)
             yield stage
         finally:
             if proxy is not None:
@@ -235,65 +235,65 @@ async def _delete_topics(settings: Settings) -> None:
             await admin.delete_topics([name for name, _ in Topics(settings.topic_prefix)])
 
 
-async def _carry_out(stage: Stage, plan: ChaosPlan, result: ChaosResult, hear: Hear) -> None:
+async def _carry_out(stage: Stage, plan: ChaosPlan, result: ChaosResult, notify: Notify) -> None:
     settings = stage.settings
     topics, connection = Topics(settings.topic_prefix), connection_options(settings, "torture")
-    answers = OutcomeTracker(connection, topics, plan.partitions)
+    outcomes = OutcomeTracker(connection, topics, plan.partitions)
     load = None
     try:
         async with under_load(
             connection, topics, plan.partitions, seed=plan.seed, per_s=plan.per_s
         ) as load:
             try:
-                await _faults(stage, plan, result, answers, load, hear)
+                await _faults(stage, plan, result, outcomes, load, notify)
             finally:
                 result.kills = stage.kills
-        hear("the load is over; waiting for the last outcomes, and until nothing waits any more")
-        await answers.until(load.marks, timeout_s=HEAL_TIMEOUT_S)
-        await _come_to_rest(stage, answers, result)
+        notify("the load is over; waiting for the last outcomes, and until nothing waits any more")
+        await outcomes.until(load.marks, timeout_s=HEAL_TIMEOUT_S)
+        await _come_to_rest(stage, outcomes, result)
     finally:
         if load is not None:
             result.sent, result.acknowledged = load.sent, load.acknowledged
-        result.verdicts = answers.verdicts
+        result.verdicts = outcomes.verdicts
         if stage.proxy is not None:
             result.requests = {
                 f"{kind} {fate}": count for (kind, fate), count in stage.proxy.befallen.items()
             }
-        await answers.close()
+        await outcomes.close()
 
 
 async def _faults(
     stage: Stage,
     plan: ChaosPlan,
     result: ChaosResult,
-    answers: OutcomeTracker,
+    outcomes: OutcomeTracker,
     load: Load,
-    hear: Hear,
+    notify: Notify,
 ) -> None:
     ends = time.monotonic() + (plan.seconds if plan.seconds is not None else float("inf"))
-    began, number = time.monotonic(), 0
+    began, nth = time.monotonic(), 0
     menu: tuple[Act, ...] = MENU if plan.kills is None else KILLS
     between = BETWEEN_S if plan.kills is None else BETWEEN_KILLS_S
     while time.monotonic() < ends and not _enough(stage.kills, plan.kills):
         # Each fault has dice of its own: what it does with them changes nothing for the next.
-        dice = random.Random(f"{plan.seed}/{number}")
+        dice = random.Random(f"{plan.seed}/{nth}")
         await asyncio.sleep(dice.uniform(*between))
         act = draw(menu, dice, with_broker=stage.broker is not None)
         how = await act.play(stage, dice)
-        number += 1
+        nth += 1
         result.faults[act.name] += 1
         over = time.monotonic()
         await healed(stage)
-        await answers.until(dict(load.marks), timeout_s=HEAL_TIMEOUT_S)
+        await outcomes.until(dict(load.marks), timeout_s=HEAL_TIMEOUT_S)
         result.heal_s.append(time.monotonic() - over)
-        hear(
-            f"{_clock(time.monotonic() - began)}  {number:>4} {act.name} {how}: healed in "
+        notify(
+            f"{_clock(time.monotonic() - began)}  {nth:>4} {act.name} {how}: healed in "
             f"{result.heal_s[-1]:.1f} s; {load.acknowledged:,} commands, "
             f"{stage.kills.total():,} kills"
         )
 
 
-async def _come_to_rest(stage: Stage, answers: OutcomeTracker, result: ChaosResult) -> None:
+async def _come_to_rest(stage: Stage, outcomes: OutcomeTracker, result: ChaosResult) -> None:
     """Everybody ends once as it should, and goes on without retention, which would go on for as
     long as flows are kept; then the last waits end."""
     for worker in stage.workers:
@@ -307,7 +307,7 @@ async def _come_to_rest(stage: Stage, answers: OutcomeTracker, result: ChaosResu
         for topic in (topics.commands, topics.control)
         for partition in range(stage.settings.partitions)
     ]
-    await answers.rest(sources, still_s=REST_S, timeout_s=HEAL_TIMEOUT_S)
+    await outcomes.rest(sources, rest_s=REST_S, timeout_s=HEAL_TIMEOUT_S)
 
 
 def _enough(kills: Counter[str], wanted: int | None) -> bool:
@@ -318,9 +318,9 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-async def _verdict(stage: Stage, result: ChaosResult, hear: Hear) -> None:
+async def _verdict(stage: Stage, result: ChaosResult, notify: Notify) -> None:
     """`taskflow verify` looks at the topics, and at the tables of each worker."""
-    hear("verifying the topics and the tables of all workers ...")
+    notify("verifying the topics and the tables of all workers ...")
     verified = await asyncio.gather(
         *(_verify(stage.settings, worker.state_dir) for worker in stage.workers)
     )
@@ -349,12 +349,12 @@ async def _verify(settings: Settings, state_dir: Path) -> tuple[dict[str, Any], 
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, told = await process.communicate()
+    out, errors = await process.communicate()
     code = process.returncode or 0
     try:
         report: dict[str, Any] = json.loads(out)
     except ValueError:
-        report = {"ok": False, "told": told.decode("utf-8", "replace")[-2000:]}
+        report = {"ok": False, "told": errors.decode("utf-8", "replace")[-2000:]}
         code = code or 1
     return report, code
 

@@ -47,8 +47,8 @@ class WorkerProcess:
         self._environment = {**environment, f"{PREFIX}STATE_DIR": str(self.state_dir)}
         self._process: asyncio.subprocess.Process | None = None
         self._hearing: asyncio.Task[None] | None = None
-        self._told = ""
-        self._heard: set[str] = set()
+        self._output = ""
+        self._seen: set[str] = set()
         self._spoke = asyncio.Event()
         self._ended_by_us = True
 
@@ -62,15 +62,15 @@ class WorkerProcess:
         return self._process is not None and self._process.returncode is None
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         """What it has said since its last start, the newest of it."""
-        return self._told
+        return self._output
 
     async def start(self, **settings: str) -> None:
         """`settings`, without the `TASKFLOW_`: for this run alone."""
         own = {f"{PREFIX}{name}": value for name, value in settings.items()}
-        self._told = ""
-        self._heard.clear()
+        self._output = ""
+        self._seen.clear()
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "processor", "worker", "--with-parent"),
             env={**self._environment, **own},
@@ -80,28 +80,28 @@ class WorkerProcess:
             start_new_session=True,  # Ctrl-C reaches us, and we end it
         )
         self._ended_by_us = False
-        self._hearing = asyncio.create_task(self._hear(self._process))
+        self._hearing = asyncio.create_task(self._read_output(self._process))
 
-    async def _hear(self, process: asyncio.subprocess.Process) -> None:
+    async def _read_output(self, process: asyncio.subprocess.Process) -> None:
         """We write its log: it could not any more, where its files may not grow."""
         assert process.stdout is not None
         with self.log.open("ab") as log:
             while some := await process.stdout.read(65_536):
                 log.write(some)
                 log.flush()
-                self._told = (self._told + some.decode("utf-8", "replace"))[-KEPT_BYTES:]
-                self._heard.update(words for words in LANDMARKS if words in self._told)
+                self._output = (self._output + some.decode("utf-8", "replace"))[-KEPT_BYTES:]
+                self._seen.update(words for words in LANDMARKS if words in self._output)
                 self._spoke.set()
         await process.wait()
         self._spoke.set()
 
-    async def until_told(self, landmark: str, *, timeout_s: float) -> None:
+    async def until_printed(self, landmark: str, *, timeout_s: float) -> None:
         """Wait until it has said one of LANDMARKS in this run.
 
         Raises WorkerSilent, and WorkerEnded if it can say nothing any more.
         """
         deadline = time.monotonic() + timeout_s
-        while landmark not in self._heard:
+        while landmark not in self._seen:
             if not self.running and self._hearing is not None and self._hearing.done():
                 raise WorkerEnded(f"{self.name} ended with code {self.process.returncode}.")
             self._spoke.clear()
@@ -114,7 +114,7 @@ class WorkerProcess:
         if not self.running and not self._ended_by_us:
             raise WorkerEnded(
                 f"{self.name} ended by itself, with code {self.process.returncode}; "
-                f"its last words: {self._told[-2000:]}"
+                f"its last words: {self._output[-2000:]}"
             )
 
     async def kill(self) -> None:
@@ -151,9 +151,9 @@ class WorkerProcess:
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, signum: signal.Signals) -> None:
         with suppress(ProcessLookupError):
-            self.process.send_signal(number)
+            self.process.send_signal(signum)
 
     def limit_files(self, size_bytes: int | None) -> None:
         """No file of it may grow beyond that from now on: writing fails, as on a disk that cannot

@@ -85,7 +85,9 @@ class Deployment:
         return self.records.setdefault((name, partition), [])
 
     def all_of(self, name: str) -> Iterator[Appended]:
-        return (record for number in range(self.partitions) for record in self.of(name, number))
+        return (
+            record for partition in range(self.partitions) for record in self.of(name, partition)
+        )
 
     def end(self, name: str, partition: int) -> int:
         """The offset behind the last record."""
@@ -173,7 +175,7 @@ class MemoryLog:
 class _Tables:
     all: dict[int, Table]
 
-    def image(self, partition: int, take: TakeTable) -> TableProblem | None:
+    def read_table(self, partition: int, take: TakeTable) -> TableProblem | None:
         table = self.all.get(partition)
         if table is not None and table.problem is None:
             take(table.position, iter(table.flows), iter(table.steps))

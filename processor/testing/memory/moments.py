@@ -44,7 +44,7 @@ class Fault(StrEnum):
     FETCH_REPEATS = "fetch repeats what was fetched"
     TABLE_READ_FAILS = "table cannot be read"
     TABLE_CORRUPT = "table found damaged"
-    OTHER_HAND = "another hand on the table"
+    OTHER_WRITER = "another hand on the table"
     FORWARD_FAILS = "forward lost"
     FORWARD_UNANSWERED = "answer to a forward lost"
     BATCH_LOST = "record batch lost"

@@ -302,7 +302,7 @@ class SimTable(ModelTable):
         return await super().armed()
 
     async def untouched(self) -> bool:
-        if await self._life.at(Op.TOUCH) is Fault.OTHER_HAND:
+        if await self._life.at(Op.TOUCH) is Fault.OTHER_WRITER:
             meddle(self._file, self._life.rng)
         return await super().untouched()
 

@@ -196,9 +196,9 @@ class ModelTable:
             steps.pop(at, None)
         for step in changes.steps:
             steps[step.step.flow_id, step.step.run_id] = step.doc
-        for answer in changes.ledger_entries:
-            ledger.pop(answer.key, None)
-            ledger[answer.key] = answer
+        for entry in changes.ledger_entries:
+            ledger.pop(entry.key, None)
+            ledger[entry.key] = entry
         if changes.forget_before_ms is not None:
             looked_at = FORGET_FACTOR * len(changes.ledger_entries) + FORGET_EXTRA
             for key in list(ledger)[:looked_at]:
@@ -229,9 +229,9 @@ class ModelTable:
             steps.pop(at, None)
         for step in chunk.steps:
             steps[step.flow_id, step.run_id] = step.doc
-        for answer in chunk.ledger_entries:
-            ledger.pop(answer.key, None)
-            ledger[answer.key] = answer
+        for entry in chunk.ledger_entries:
+            ledger.pop(entry.key, None)
+            ledger[entry.key] = entry
         self._file.content = Content(old.checkpoint, flows, steps, ledger)
 
     async def end_restore(self, after: Checkpoint) -> None:
@@ -308,8 +308,8 @@ def table_of(path: str, partition: int, partitions: int, content: Content) -> Ta
     flows = []
     for flow_id, row in content.flows.items():
         flow = Flow.model_validate_json(row.doc)
-        told = (flow.revision, flow.status.value, flow.owner_session_key, flow.updated_at)
-        flows.append(TableFlow(flow_id, row.doc.decode(), row.last_event_id, row.chain, *told))
+        columns = (flow.revision, flow.status.value, flow.owner_session_key, flow.updated_at)
+        flows.append(TableFlow(flow_id, row.doc.decode(), row.last_event_id, row.chain, *columns))
     return Table(
         partition,
         TablePosition(path, partitions, *checkpoint.position, restored=checkpoint.audit >= 0),

@@ -15,7 +15,7 @@ from typing import Final
 from yarl import URL
 
 QUESTION: Final = "Taskflow-Peer"
-ANSWER: Final = "Taskflow-Peer-Answer"
+RESPONSE: Final = "Taskflow-Peer-Answer"
 _NONCE_BYTES: Final = 16
 _KEY_USE: Final = b"taskflow-peer-1"
 
@@ -61,13 +61,13 @@ class Exchange:
     def sign(self, status: int, body: bytes) -> str:
         """The header ANSWER of an answer."""
         digest = _digest(body)
-        return f"{digest} {self._answer_code(status, digest)}"
+        return f"{digest} {self._response_code(status, digest)}"
 
     def expect(self, header: str, status: int) -> str:
         """The digest that the body of an answer with this header has. Raises ForgedError, so that
         no body of a stranger's is read."""
         digest, _, code = header.partition(" ")
-        if not _same(code, self._answer_code(status, digest)):
+        if not _same(code, self._response_code(status, digest)):
             raise ForgedError
         return digest
 
@@ -76,24 +76,24 @@ class Exchange:
         if not _same(digest, _digest(body)):
             raise ForgedError
 
-    def event_code(self, number: int, name: str, event_id: str, data: bytes) -> str:
+    def event_code(self, sequence: int, name: str, event_id: str, data: bytes) -> str:
         """The code of the event with this number, from 0, of a stream."""
         return _code(
             self.key,
             b"event",
             self.nonce.encode(),
-            str(number).encode(),
+            str(sequence).encode(),
             name.encode(),
             event_id.encode(),
             data,
         )
 
-    def check_event(self, code: str, number: int, name: str, event_id: str, data: bytes) -> None:
+    def check_event(self, code: str, sequence: int, name: str, event_id: str, data: bytes) -> None:
         """Raises ForgedError."""
-        if not _same(code, self.event_code(number, name, event_id, data)):
+        if not _same(code, self.event_code(sequence, name, event_id, data)):
             raise ForgedError
 
-    def _answer_code(self, status: int, digest: str) -> str:
+    def _response_code(self, status: int, digest: str) -> str:
         return _code(
             self.key, b"answer", self.nonce.encode(), str(status).encode(), digest.encode()
         )

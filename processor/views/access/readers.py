@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from processor.telemetry.http.problem import ProblemError
 from processor.telemetry.http.tokens import carries
-from processor.views.access.peer_key import ANSWER, QUESTION, Exchange, ForgedError
+from processor.views.access.peer_key import QUESTION, RESPONSE, Exchange, ForgedError
 from processor.views.peers import Peers
 from processor.views.problem_details import problem_of
 
@@ -61,7 +61,7 @@ class Readers:
             if isinstance(response, web.Response):
                 body = response.body
                 assert body is None or isinstance(body, bytes)
-                response.headers[ANSWER] = exchange.sign(response.status, body or b"")
+                response.headers[RESPONSE] = exchange.sign(response.status, body or b"")
             return response
 
         return admit

@@ -211,7 +211,7 @@ class ViewsApp(faust.App):
                 "caught_up": view.caught_up(partition),
                 "broken": view.broken.get(partition),
             }
-            for partition in sorted(view.owned)
+            for partition in sorted(view.own_partitions)
         }
         return {
             "ready": view.ready() and self._rights.denied is None,
@@ -259,7 +259,7 @@ async def audit(stream: Any) -> None:
 async def deadletters(stream: Any) -> None:
     """Keeps the newest dead letters."""
     async for chunks in stream.take(BATCH_CHUNKS, within=BATCH_WITHIN_S):
-        await app.view.project_letters([record for chunk in chunks for record in chunk])
+        await app.view.project_dead_letters([record for chunk in chunks for record in chunk])
 
 
 async def _assigned(_: Any, partitions: set[TP], **__: Any) -> None:

@@ -76,9 +76,9 @@ def test_wrong_use_is_code_2_and_says_what(
 ) -> None:
     assert main(arguments) == WRONG_USE
 
-    told = capsys.readouterr()
-    assert about in told.err
-    assert "Traceback" not in told.err
+    captured = capsys.readouterr()
+    assert about in captured.err
+    assert "Traceback" not in captured.err
 
 
 def test_a_bad_setting_is_code_2_and_one_sentence(

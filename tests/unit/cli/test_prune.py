@@ -28,7 +28,7 @@ from processor.settings import VARIABLES
 from tests.support.builders import document
 from tests.unit.adapters.sqlite.tables import NOON_MS, uuid
 
-Answer = Callable[[str], Outcome]
+Respond = Callable[[str], Outcome]
 
 
 def ended(n: int, status: FlowStatus = FlowStatus.FINISHED) -> Ended:
@@ -58,8 +58,8 @@ def outcome(flow_id: str, code: Code | None = None) -> Outcome:
 class Client:
     """Answers by flow id, accepted unless told otherwise; notes what it was asked."""
 
-    def __init__(self, answer: Mapping[str, Code | Exception] | None = None) -> None:
-        self.answer = answer or {}
+    def __init__(self, scripted: Mapping[str, Code | Exception] | None = None) -> None:
+        self.scripted = scripted or {}
         self.asked: list[dict[str, Any]] = []
         self.under_way = 0
         self.most_under_way = 0
@@ -77,13 +77,13 @@ class Client:
         self.most_under_way = max(self.most_under_way, self.under_way)
         await asyncio.sleep(0)
         self.under_way -= 1
-        answer = self.answer.get(command["flow_id"])
-        if isinstance(answer, Exception):
-            raise answer
-        return outcome(command["flow_id"], answer)
+        scripted = self.scripted.get(command["flow_id"])
+        if isinstance(scripted, Exception):
+            raise scripted
+        return outcome(command["flow_id"], scripted)
 
 
-def no_answer(flow_id: str) -> OutcomeTimeout:
+def no_outcome(flow_id: str) -> OutcomeTimeout:
     command: Command = COMMANDS.validate_python(document("prune", flow_id=flow_id))
     return OutcomeTimeout(command, None, "No outcome came within 30 s")
 
@@ -110,8 +110,8 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.fixture
 def given_client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Client]:
-    def given(answer: Mapping[str, Code | Exception] | None = None) -> Client:
-        client = Client(answer)
+    def given(scripted: Mapping[str, Code | Exception] | None = None) -> Client:
+        client = Client(scripted)
         monkeypatch.setattr(sending, "FlowClient", lambda _: client)
         return client
 
@@ -135,7 +135,7 @@ async def test_each_flow_is_asked_for_once_by_the_operator_and_not_all_at_once()
     assert [command["flow_id"] for command in client.asked] == flow_ids
     assert client.most_under_way == IN_FLIGHT
     assert {(c["kind"], c["issued_by"]) for c in client.asked} == {("prune", "operator:ana")}
-    assert pruning.answers == {("accepted", None): len(flow_ids)}
+    assert pruning.tally == {("accepted", None): len(flow_ids)}
     assert (pruning.done, pruning.left) == (True, [])
 
 
@@ -154,18 +154,18 @@ async def test_each_is_pruned_at_the_revision_that_was_seen_and_at_no_other() ->
 async def test_a_flow_that_is_gone_already_is_done_and_any_other_refusal_is_not() -> None:
     gone = order_for([ended(1), ended(2)], by="me")
     await gone.all(Client({uuid(1): Code.NOT_FOUND}), 1)
-    assert gone.answers == {("rejected", "not_found"): 1, ("accepted", None): 1}
+    assert gone.tally == {("rejected", "not_found"): 1, ("accepted", None): 1}
     assert gone.done
 
     live = order_for([ended(1), ended(2)], by="me")
     await live.all(Client({uuid(1): Code.ILLEGAL_TRANSITION}), 1)
-    assert live.answers == {("rejected", "illegal_transition"): 1, ("accepted", None): 1}
+    assert live.tally == {("rejected", "illegal_transition"): 1, ("accepted", None): 1}
     assert not live.done
 
 
 async def test_where_nobody_answers_no_more_is_asked_for() -> None:
     flow_ids = [uuid(n) for n in range(3 * IN_FLIGHT)]
-    client = Client({flow_id: no_answer(flow_id) for flow_id in flow_ids})
+    client = Client({flow_id: no_outcome(flow_id) for flow_id in flow_ids})
     pruning = order_for(map(ended, range(len(flow_ids))), by="me")
 
     await pruning.all(client, 1)
@@ -187,8 +187,8 @@ def test_a_dry_run_lists_and_sends_nothing(
 
     assert main(["prune", "--older-than", "0s", "--dry-run", "--owner", "me"]) == DONE
 
-    told = capsys.readouterr()
-    assert [orjson.loads(line) for line in told.out.splitlines()] == [
+    captured = capsys.readouterr()
+    assert [orjson.loads(line) for line in captured.out.splitlines()] == [
         {
             "flow_id": uuid(n),
             "status": status,
@@ -197,7 +197,7 @@ def test_a_dry_run_lists_and_sends_nothing(
         }
         for n, status in enumerate(("finished", "failed", "cancelled"))
     ]
-    assert told.err == "3 flows would be pruned.\n"
+    assert captured.err == "3 flows would be pruned.\n"
     assert asked_for["owner"] == "me"
     assert client.asked == []
 
@@ -218,32 +218,32 @@ def test_in_a_pipe_the_answers_are_counted_in_json_lines(
 
     assert main(["prune", "--older-than", "30d", "--yes"]) == DONE
 
-    told = capsys.readouterr()
-    assert [orjson.loads(line) for line in told.out.splitlines()] == [
+    captured = capsys.readouterr()
+    assert [orjson.loads(line) for line in captured.out.splitlines()] == [
         {"verdict": "accepted", "code": None, "flows": 2},
         {"verdict": "rejected", "code": "not_found", "flows": 1},
     ]
-    assert told.err == ""
+    assert captured.err == ""
     assert all(re.match(r"operator:.", command["issued_by"]) for command in client.asked)
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "sentence"),
+    ("scripted", "code", "sentence"),
     [
         (Code.ILLEGAL_TRANSITION, REFUSED, ""),
-        (no_answer(uuid(2)), REFUSED, "Is a worker running?\n1 flow without an answer"),
+        (no_outcome(uuid(2)), REFUSED, "Is a worker running?\n1 flow without an answer"),
         (BrokerUnreachable("Nobody answers."), UNREACHABLE, "Nobody answers."),
     ],
 )
 def test_what_is_refused_or_not_answered_has_its_exit_code(
-    answer: Code | Exception,
+    scripted: Code | Exception,
     code: int,
     sentence: str,
     asked_for: dict[str, Any],
     given_client: Callable[..., Client],
     capsys: Any,
 ) -> None:
-    given_client({uuid(2): answer})
+    given_client({uuid(2): scripted})
     assert main(["prune", "--older-than", "30d", "--yes"]) == code
     assert sentence in capsys.readouterr().err
 
@@ -265,12 +265,12 @@ def test_on_a_terminal_it_asks_before(
 
     assert main(["prune", "--older-than", "30d"]) == code
 
-    told = capsys.readouterr()
-    assert "Prune 3 flows? This cannot be undone." in told.err
-    assert all(uuid(n) in told.out for n in range(3))
+    captured = capsys.readouterr()
+    assert "Prune 3 flows? This cannot be undone." in captured.err
+    assert all(uuid(n) in captured.out for n in range(3))
     assert len(client.asked) == asked
-    assert ("Nothing was pruned." in told.err) is (asked == 0)
-    assert ("accepted" in told.out) is (asked > 0)
+    assert ("Nothing was pruned." in captured.err) is (asked == 0)
+    assert ("accepted" in captured.out) is (asked > 0)
 
 
 @pytest.mark.usefixtures("terminal")

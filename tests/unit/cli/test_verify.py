@@ -41,9 +41,9 @@ class Taken:
         self.steps: list[TableStep] = [*steps]
 
 
-def image(state_dir: Path, partition: int = 0) -> Any:
+def read_table(state_dir: Path, partition: int = 0) -> Any:
     taken = Taken()
-    return taken, LocalTables(Settings(state_dir=state_dir)).image(partition, taken)
+    return taken, LocalTables(Settings(state_dir=state_dir)).read_table(partition, taken)
 
 
 async def written(state_dir: Path) -> Path:
@@ -56,7 +56,7 @@ async def written(state_dir: Path) -> Path:
 async def test_an_image_holds_all_of_a_table(tmp_path: Path) -> None:
     path = await written(tmp_path)
 
-    taken, problem = image(tmp_path)
+    taken, problem = read_table(tmp_path)
 
     assert problem is None
     assert (taken.position.path, taken.position.partitions) == (str(path), 4)
@@ -75,7 +75,7 @@ async def test_bytes_that_are_no_text_any_more_are_seen(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE flow SET doc = CAST(X'FF' || doc AS TEXT) WHERE n = 1")
 
-    taken, problem = image(tmp_path)
+    taken, problem = read_table(tmp_path)
 
     assert problem is None
     assert taken.flows[0].doc.startswith("\N{REPLACEMENT CHARACTER}")
@@ -85,8 +85,8 @@ async def test_a_damaged_table_is_a_problem_and_a_missing_one_is_none(tmp_path: 
     path = await written(tmp_path)
     path.write_bytes(path.read_bytes()[:4096] + b"\xaa" * 4096 * 3)
 
-    _, problem = image(tmp_path)
-    _, missing = image(tmp_path, partition=3)
+    _, problem = read_table(tmp_path)
+    _, missing = read_table(tmp_path, partition=3)
 
     assert problem is not None
     assert problem.damaged
@@ -99,7 +99,7 @@ async def test_a_table_of_another_format_is_no_damage(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("PRAGMA user_version = 99")
 
-    _, problem = image(tmp_path)
+    _, problem = read_table(tmp_path)
 
     assert problem is not None
     assert not problem.damaged

@@ -51,16 +51,16 @@ def a_call(command_id: str = COMMAND) -> Pending:
 async def test_the_outcome_of_our_own_record_answers_the_call() -> None:
     call = a_call()
     call.written(at(7))
-    call.offer(answer := outcome(at(7)))
-    assert call.future.result() == answer
+    call.offer(final := outcome(at(7)))
+    assert call.future.result() == final
 
 
 async def test_an_outcome_may_come_before_the_place_of_the_record_is_known() -> None:
     call = a_call()
-    call.offer(answer := outcome(at(7)))
+    call.offer(final := outcome(at(7)))
     assert not call.future.done()
     call.written(at(7))
-    assert call.future.result() == answer
+    assert call.future.result() == final
 
 
 async def test_of_two_calls_with_one_id_each_hears_of_its_own_record() -> None:
@@ -79,17 +79,17 @@ async def test_a_forwarded_record_is_answered_by_the_outcome_of_its_copy() -> No
     call.written(at(7))
     call.offer(outcome(at(7), verdict="forwarded", revision=None, status=None))
     assert not call.future.done()
-    call.offer(answer := outcome(at(3, partition=2)))
-    assert call.future.result() == answer
+    call.offer(final := outcome(at(3, partition=2)))
+    assert call.future.result() == final
 
 
 async def test_the_outcome_of_the_copy_may_be_read_first() -> None:
     call = a_call()
     call.written(at(7))
-    call.offer(answer := outcome(at(3, partition=2)))
+    call.offer(final := outcome(at(3, partition=2)))
     assert not call.future.done()
     call.offer(outcome(at(7), verdict="forwarded", revision=None, status=None))
-    assert call.future.result() == answer
+    assert call.future.result() == final
 
 
 async def test_without_a_place_an_equal_command_on_the_same_topic_answers() -> None:
@@ -98,15 +98,15 @@ async def test_without_a_place_an_equal_command_on_the_same_topic_answers() -> N
     call.offer(outcome(at(5), command_digest=OTHER_DIGEST, verdict="rejected"))
     call.offer(outcome(at(6, topic="t.control")))
     assert not call.future.done()
-    call.offer(answer := outcome(at(7)))
-    assert call.future.result() == answer
+    call.offer(final := outcome(at(7)))
+    assert call.future.result() == final
 
 
 async def test_a_record_that_was_written_twice_is_answered_by_either() -> None:
     call = a_call()
     call.written_twice()
-    call.offer(answer := outcome(at(7)))
-    assert call.future.result() == answer
+    call.offer(final := outcome(at(7)))
+    assert call.future.result() == final
 
 
 async def test_an_outcome_without_ids_is_known_by_its_source() -> None:
@@ -116,20 +116,20 @@ async def test_an_outcome_without_ids_is_known_by_its_source() -> None:
         other.written(at(8))
         registry.deliver(
             KEY,
-            answer := outcome(
+            final := outcome(
                 at(7), verdict="quarantined", code="internal_error", command_id=None, flow_id=None
             ),
         )
-    assert call.future.result() == answer
+    assert call.future.result() == final
     assert not other.future.done()
 
 
 async def test_at_the_deadline_the_answer_to_an_equal_sending_serves() -> None:
     call = a_call()
     call.written(at(9))
-    call.offer(answer := outcome(at(7)))
+    call.offer(final := outcome(at(7)))
     assert not call.future.done()
-    assert call.at_the_deadline() == answer
+    assert call.at_the_deadline() == final
 
 
 @pytest.mark.parametrize("code", ["forbidden", "not_owner", "idempotency_conflict"])

@@ -99,7 +99,7 @@ class Items:
 
     def __init__(self) -> None:
         self.waiting: asyncio.Queue[ReceivedItem] = asyncio.Queue()
-        self.done: list[int] = []
+        self.finished: list[int] = []
         self.closed = False
 
     def put(self, run_id: str = "one", task: str = "classify", lease_ms: int = HOUR_MS) -> None:
@@ -123,8 +123,8 @@ class Items:
         assert max_records > 0
         return [await self.waiting.get()]
 
-    def answered(self, place: Place) -> None:
-        self.done.append(place.offset)
+    def done(self, place: Place) -> None:
+        self.finished.append(place.offset)
 
     async def close(self) -> None:
         self.closed = True
@@ -251,7 +251,7 @@ async def test_a_step_that_is_not_to_be_started_is_answered_and_left(code: Any) 
 
     async with working(classify, broker, items, concurrency=1):
         await until(lambda: "complete_step" in broker.kinds, broker)
-    assert items.done == [0, 1]
+    assert items.finished == [0, 1]
 
 
 async def test_a_start_without_an_answer_is_sent_again_as_it_was(
@@ -297,12 +297,12 @@ async def test_a_lease_that_is_over_cancels_the_handler_and_nothing_is_recorded(
     broker.lease_ms = 600
     items.put(lease_ms=1000)
     silent = asyncio.Event()
-    answer = broker.send
+    sent = broker.send
 
     async def send(command: Any, **how: Any) -> Outcome:
         if command.kind == "extend_step":
             await silent.wait()
-        return await answer(command, **how)
+        return await sent(command, **how)
 
     broker.send = send  # type: ignore[method-assign]
 

@@ -40,7 +40,7 @@ CASES = [
     for line in (ROOT / "schemas/vectors/conformance.jsonl").read_text("utf-8").splitlines()
 ]
 COMMANDS_SENT = [sent["value"] for case in CASES for sent in case["commands"]]
-EVENTS_EXPECTED = [e for case in CASES for answer in case["expect"] for e in answer["events"]]
+EVENTS_EXPECTED = [e for case in CASES for expect in case["expect"] for e in expect["events"]]
 SOURCE = {"topic": "taskflow.commands", "partition": 0, "offset": 0}
 
 EXAMPLES = {

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from processor.contract import COMMANDS, EVENTS, Cursor, Outcome
 from tests.support.builders import document
 
-NUMBER_MAX = 2**53 - 1
+INTEGER_MAX = 2**53 - 1
 
 
 def reads(kind: str, **fields: Any) -> bool:
@@ -87,10 +87,10 @@ def test_a_uuid_is_36_characters_in_lower_case(field: str, uuid: str | None, fit
     ("revision", "fits"),
     [
         (0, True),
-        (NUMBER_MAX, True),
+        (INTEGER_MAX, True),
         (None, True),
         (-1, False),
-        (NUMBER_MAX + 1, False),
+        (INTEGER_MAX + 1, False),
         (1.0, False),
         (True, False),
         ("1", False),

@@ -54,8 +54,8 @@ def test_a_dead_letter_counts_with_its_key_its_value_and_its_headers(
     assert whole.handled == COUNT
     # All are of one length, and so are their outcomes: offsets have one digit.
     (each,) = {
-        size_bytes(outcome) + size_bytes(letter)
-        for outcome, letter in zip(whole.outcomes, whole.dead_letters, strict=True)
+        size_bytes(outcome) + size_bytes(dead_letter)
+        for outcome, dead_letter in zip(whole.outcomes, whole.dead_letters, strict=True)
     }
 
     # A batch is full once it is larger than it may be.

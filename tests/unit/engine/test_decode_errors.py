@@ -150,8 +150,8 @@ def test_a_dead_letter_of_an_invalid_command_carries_its_errors() -> None:
 
     batch = partition.handle([Appended("t.commands", 0, 0, MORNING, b"k", value)])
 
-    (letter,) = batch.dead_letters
-    message = dict(letter.headers)["taskflow-message"]
+    (dead_letter,) = batch.dead_letters
+    message = dict(dead_letter.headers)["taskflow-message"]
     assert message is not None
     outcome = json.loads(batch.outcomes[0].value or b"")
     assert outcome["message"] == message.decode()

@@ -4,7 +4,9 @@ from processor.engine.flow_cache import FlowCache, weight_bytes
 from processor.engine.rows import FlowRow, StepRow
 from tests.unit.adapters.sqlite.tables import flow_row, managed_row, uuid
 
-FLOWS: dict[str, FlowRow | None] = {uuid(number): flow_row(number) for number in range(3)}
+FLOWS: dict[str, FlowRow | None] = {
+    uuid(row_number): flow_row(row_number) for row_number in range(3)
+}
 STEPS: dict[tuple[str, str], StepRow | None] = {
     (uuid(0), run_id): managed_row(0, run_id) for run_id in "ab"
 }

@@ -32,7 +32,7 @@ def record(**fields: Any) -> Any:
     return SimpleNamespace(**{**given, "key": KEY, "value": b"{", "headers": [], **fields})
 
 
-def buried(source: Any, **where: Any) -> DeadLetterRecord:
+def quarantined(source: Any, **where: Any) -> DeadLetterRecord:
     made = dead_letter(source, Code.MALFORMED, "it is not JSON")
     place = {"topic": "t.deadletters", "partition": 3, "offset": 5, **where}
     return dead_letter_of(
@@ -41,18 +41,18 @@ def buried(source: Any, **where: Any) -> DeadLetterRecord:
 
 
 def test_a_letter_says_what_it_is_of() -> None:
-    letter = buried(record())
+    dead_letter = quarantined(record())
 
     source = RecordPlace("t.commands", 3, 9)
     facts = DeadLetterFacts("malformed", "it is not JSON", source, NOON_MS, None)
-    assert letter.facts == facts
-    assert letter.sendable is None
+    assert dead_letter.facts == facts
+    assert dead_letter.sendable is None
 
 
 def test_what_goes_back_is_the_record_as_it_was_and_names_the_letter() -> None:
     source = record(headers=[("traceparent", b"00-x"), (CODE, b"its own")])
 
-    sent = outbound(buried(source), "t.deadletters")
+    sent = outbound(quarantined(source), "t.deadletters")
 
     assert (sent.topic, sent.key, sent.value) == ("t.commands", KEY, b"{")
     assert sent.headers == [*source.headers, (REDRIVEN_FROM, b"t.deadletters/3/5")]
@@ -68,27 +68,27 @@ def test_burying_and_sending_back_is_the_identity(headers: Any, large: bool) -> 
     value = b"x" * (COMMAND_MAX_BYTES + large)
     source = record(headers=headers, value=value)
 
-    letter = buried(source)
+    dead_letter = quarantined(source)
 
     if large:
-        assert letter.facts.truncated == COMMAND_MAX_BYTES + 1
-        assert letter.sendable is not None
-    assert outbound(letter, "d").headers[:-1] == headers
-    assert letter.value == value[:COMMAND_MAX_BYTES]
+        assert dead_letter.facts.truncated == COMMAND_MAX_BYTES + 1
+        assert dead_letter.sendable is not None
+    assert outbound(dead_letter, "d").headers[:-1] == headers
+    assert dead_letter.value == value[:COMMAND_MAX_BYTES]
 
 
 def test_a_second_journey_names_the_second_letter_only() -> None:
     travelled = [(REDRIVEN_FROM, b"t.deadletters/0/0"), (FORWARDED_FROM, b"t.commands/1/2")]
 
-    sent = outbound(buried(record(headers=travelled), offset=6), "t.deadletters")
+    sent = outbound(quarantined(record(headers=travelled), offset=6), "t.deadletters")
 
     assert sent.headers == [(REDRIVEN_FROM, b"t.deadletters/3/6")]
 
 
 def test_it_goes_to_the_partition_of_its_key_or_where_it_lay() -> None:
-    assert partition_for(outbound(buried(record()), "d"), 7) == partition_of(KEY, 7)
-    assert partition_for(outbound(buried(record(key=None)), "d"), 7) == 3
-    edited = outbound(buried(record(key=None)), "d", key=KEY, value=b"{}")
+    assert partition_for(outbound(quarantined(record()), "d"), 7) == partition_of(KEY, 7)
+    assert partition_for(outbound(quarantined(record(key=None)), "d"), 7) == 3
+    edited = outbound(quarantined(record(key=None)), "d", key=KEY, value=b"{}")
     assert (partition_for(edited, 7), edited.value) == (partition_of(KEY, 7), b"{}")
 
 
@@ -108,12 +108,12 @@ def test_it_goes_to_the_partition_of_its_key_or_where_it_lay() -> None:
     ],
 )
 def test_letters_are_chosen(wanted: Wanted, takes: bool) -> None:
-    assert wanted.takes(buried(record())) is takes
+    assert wanted.takes(quarantined(record())) is takes
 
 
 def test_a_record_that_nobody_buried_is_shown_too() -> None:
-    letter = dead_letter_of(record(headers=[("x", b"1")]))
+    dead_letter = dead_letter_of(record(headers=[("x", b"1")]))
 
-    assert letter.facts == DeadLetterFacts("", "", None, None, None)
-    assert letter.headers == [("x", b"1")]
-    assert letter.sendable == "it does not say where it came from"
+    assert dead_letter.facts == DeadLetterFacts("", "", None, None, None)
+    assert dead_letter.headers == [("x", b"1")]
+    assert dead_letter.sendable == "it does not say where it came from"

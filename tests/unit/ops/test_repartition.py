@@ -13,7 +13,7 @@ from processor.ops.repartition.steps import Step, merged_by_time
 from tests.support.moved_deployment import differences, moved, side, undecided
 from tests.support.partition import Appended
 from tests.support.random_histories import check, random_history
-from tests.support.recorded_deployment import TOPICS, edit, told
+from tests.support.recorded_deployment import TOPICS, edit, violations
 
 WINDOW_MS = 3_600_000
 
@@ -28,7 +28,7 @@ async def test_the_new_side_verifies_and_has_the_same_flows_and_history(
     new = await moved(old, to)
 
     report = await new.verify(at_rest=False)
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert differences(old, new) == []
     left = sum(len(undecided(old, name, q)) for name in SOURCES for q in range(count))
     assert report.counts["undecided"] == left
@@ -58,7 +58,7 @@ async def test_what_retention_took_stays_behind_and_history_does_not() -> None:
     new = await moved(old, 7)
 
     report = await new.verify(at_rest=False)
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     mine, theirs = side(old, copy=False), side(new, copy=True)
     mine.forget(2**60)
     assert list(mine.differences(theirs)) == []

@@ -25,7 +25,7 @@ def given(stage: Stage, *numbers: int) -> None:
     stage.kafka.send(*(create(n) for n in numbers), partition=HERE)
 
 
-async def answered(stage: Stage) -> list[tuple[str, str | None]]:
+async def outcomes_of(stage: Stage) -> list[tuple[str, str | None]]:
     await stage.works()
     outcomes = stage.kafka.read(stage.place.topics.outcomes, HERE)
     return [(one["verdict"], one["code"]) for one in outcomes]
@@ -38,7 +38,7 @@ def copies(stage: Stage) -> int:
 async def test_forwards_go_out_before_the_outcome_is_committed(stage: Stage) -> None:
     given(stage, RIGHT[0], WRONG[0])
 
-    assert await answered(stage) == [("accepted", None), ("forwarded", None)]
+    assert await outcomes_of(stage) == [("accepted", None), ("forwarded", None)]
 
     assert stage.kafka.journal == ["fence", "forward", "begin", "commit"]
     (copy,) = stage.kafka.log(stage.place.topics.commands, 3).committed(0, 9)
@@ -52,7 +52,7 @@ async def test_a_forward_that_fails_is_sent_again_and_nothing_is_committed_befor
     given(stage, WRONG[0], RIGHT[0])
     stage.script.at(point, OSError("broker away"))
 
-    assert await answered(stage) == [("forwarded", None), ("accepted", None)]
+    assert await outcomes_of(stage) == [("forwarded", None), ("accepted", None)]
 
     assert copies(stage) == (1 if point is Point.FORWARD else 2)
     assert stage.kafka.journal.count("begin") == 1
@@ -64,7 +64,7 @@ async def test_after_a_crash_a_forward_is_there_at_least_once(stage: Stage, poin
     stage.script.at(point, stage.script.crash)
     await stage.crashes()
 
-    assert await answered(stage) == [("forwarded", None), ("accepted", None)]
+    assert await outcomes_of(stage) == [("forwarded", None), ("accepted", None)]
 
     assert copies(stage) == (2 if point in (Point.FORWARDED, Point.COMMIT) else 1)
 
@@ -75,7 +75,7 @@ async def test_a_copy_that_is_too_large_is_quarantined_and_the_rest_forwarded_on
     given(stage, WRONG[0], RIGHT[0], WRONG[1])
     stage.forwarder.too_large = {(stage.place.topics.commands, 0)}
 
-    assert await answered(stage) == [
+    assert await outcomes_of(stage) == [
         ("quarantined", "internal_error"),
         ("accepted", None),
         ("forwarded", None),
@@ -88,7 +88,7 @@ async def test_a_copy_that_is_too_large_is_quarantined_and_the_rest_forwarded_on
 async def test_event_ids_of_a_partition_begin_at_its_own_number(stage: Stage) -> None:
     given(stage, RIGHT[0])
 
-    await answered(stage)
+    await outcomes_of(stage)
 
     (event,) = stage.kafka.read(stage.place.topics.audit, HERE)
     assert event["id"] == HERE * 2**40 + 1

@@ -13,7 +13,7 @@ from processor.adapters.sqlite import FlowTable, ledger, open_table, table_path
 from processor.adapters.sqlite.dump import dump
 from processor.cli.rebuild.tables import all_rows
 from processor.engine.batch import Outgoing
-from processor.partition import standby
+from processor.partition import standby as standby_module
 from processor.partition.standby import StandbyPhase, StandbyReplica
 from processor.recovery.ledger_window import LATE_MAX_MS
 from processor.recovery.rebuild import first_difference
@@ -21,18 +21,18 @@ from processor.telemetry.metrics import Metrics
 from processor.testing.memory.kafka import PATIENCE_S
 from tests.support.scripted_ports import Point, Script, ScriptedHistory, Stage
 from tests.unit.commands import create, finish, life, prune, start
-from tests.unit.recovery.test_restore import traffic, worked
+from tests.unit.recovery.deployments import traffic, worked
 
 MINUTE_S = 60.0
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standby, "LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(standby, "BACKOFF_MIN_S", 0.0)
+    monkeypatch.setattr(standby_module, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(standby_module, "BACKOFF_MIN_S", 0.0)
 
 
-class Beside:
+class Standby:
     """A follower on a disk of its own, beside the owner of `stage`."""
 
     def __init__(self, stage: Stage) -> None:
@@ -44,7 +44,7 @@ class Beside:
         self.history = ScriptedHistory(stage.kafka, self.script, stage.place.partition)
         self.open = 0
         self.opened = 0
-        self.follower = StandbyReplica(
+        self.replica = StandbyReplica(
             stage.place,
             open_table=self._open,
             history=self.history,
@@ -76,9 +76,9 @@ class Beside:
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[StandbyReplica]:
-        task = asyncio.create_task(self.follower.run())
+        task = asyncio.create_task(self.replica.run())
         try:
-            yield self.follower
+            yield self.replica
         finally:
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -94,8 +94,8 @@ class Beside:
         # A look that began before what we wait for was there is not enough.
         for _ in range(2):
             async with self.turn:
-                self.follower.lag = None
-            await self.until(lambda: self.follower.lag == 0)
+                self.replica.lag = None
+            await self.until(lambda: self.replica.lag == 0)
 
     async def looks(self) -> None:
         async with self.following():
@@ -116,46 +116,46 @@ class Beside:
 
 
 @pytest.fixture
-def beside(stage: Stage) -> Beside:
-    return Beside(stage)
+def standby(stage: Stage) -> Standby:
+    return Standby(stage)
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_its_table_is_the_owners_however_the_looks_fall(stage: Stage, seed: int) -> None:
-    beside = Beside(stage)
+    standby = Standby(stage)
     async with stage.running():
         for n, (topic, command) in enumerate(traffic(seed)):
             stage.kafka.send(command, topic=topic)
             if n % 30 == seed:
                 await stage.quiet()
-                await beside.looks()
+                await standby.looks()
         await stage.quiet()
-    await beside.looks()
+    await standby.looks()
 
-    assert beside.difference() is None
-    assert beside.open == 0
+    assert standby.difference() is None
+    assert standby.open == 0
 
 
-async def test_it_keeps_up_with_an_owner_that_goes_on(stage: Stage, beside: Beside) -> None:
-    async with stage.running(), beside.following() as follower:
+async def test_it_keeps_up_with_an_owner_that_goes_on(stage: Stage, standby: Standby) -> None:
+    async with stage.running(), standby.following() as replica:
         for number in range(30):
             stage.kafka.send(*life(number))
             await asyncio.sleep(0)
         await stage.quiet()
-        await beside.looked()
-        assert follower.phase is StandbyPhase.FOLLOWING
-        assert beside.metric("taskflow_standby_lag_records") == 0
-    assert beside.difference() is None
-    assert beside.opened == 1
-    assert beside.metric("taskflow_standby_lag_records") is None, "nobody looks any more"
+        await standby.looked()
+        assert replica.phase is StandbyPhase.FOLLOWING
+        assert standby.metric("taskflow_standby_lag_records") == 0
+    assert standby.difference() is None
+    assert standby.opened == 1
+    assert standby.metric("taskflow_standby_lag_records") is None, "nobody looks any more"
 
 
-async def test_a_takeover_on_its_table_restores_nothing(stage: Stage, beside: Beside) -> None:
+async def test_a_takeover_on_its_table_restores_nothing(stage: Stage, standby: Standby) -> None:
     await worked(stage)
-    await beside.looks()
+    await standby.looks()
     stage.kafka.send(create(70), start(70))
     await stage.works()
-    stage.state_dir = beside.state_dir
+    stage.state_dir = standby.state_dir
     reads = stage.script.passed[Point.READ]
 
     with structlog.testing.capture_logs() as logs:
@@ -171,59 +171,61 @@ async def test_a_takeover_on_its_table_restores_nothing(stage: Stage, beside: Be
     stage.assert_clean()
 
 
-async def test_what_is_not_committed_is_not_followed(stage: Stage, beside: Beside) -> None:
+async def test_what_is_not_committed_is_not_followed(stage: Stage, standby: Standby) -> None:
     stage.kafka.send(create(1))
     await stage.works()
-    await beside.looks()
-    before = await beside.checkpoint()
+    await standby.looks()
+    before = await standby.checkpoint()
     stage.kafka.send(create(2))
     stage.script.at(Point.COMMIT, stage.script.crash)
     await stage.crashes()
 
-    await beside.looks()
+    await standby.looks()
 
     assert stage.kafka.log(stage.place.topics.audit).end > before.audit
-    assert await beside.checkpoint() == before
+    assert await standby.checkpoint() == before
 
 
-async def test_it_writes_nothing_to_kafka_and_fences_nobody(stage: Stage, beside: Beside) -> None:
+async def test_it_writes_nothing_to_kafka_and_fences_nobody(stage: Stage, standby: Standby) -> None:
     await worked(stage)
     journal = list(stage.kafka.journal)
     ends = {name: stage.kafka.log(name).end for name, _ in stage.place.topics}
     offsets = dict(stage.kafka.group_offsets)
 
-    await beside.looks()
+    await standby.looks()
 
     assert stage.kafka.journal == journal
     assert {name: stage.kafka.log(name).end for name, _ in stage.place.topics} == ends
     assert stage.kafka.group_offsets == offsets
 
 
-async def test_pruned_flows_go_with_their_tombstones(stage: Stage, beside: Beside) -> None:
+async def test_pruned_flows_go_with_their_tombstones(stage: Stage, standby: Standby) -> None:
     stage.kafka.send(*life(1), *life(2))
     await stage.works()
-    await beside.looks()
+    await standby.looks()
     stage.kafka.send(prune(1), topic="control")
     await stage.works()
     stage.kafka.compact(stage.place.topics.state)
 
-    await beside.looks()
+    await standby.looks()
 
-    assert beside.difference() is None
+    assert standby.difference() is None
 
 
-async def test_an_error_is_told_and_what_follows_begins_again(stage: Stage, beside: Beside) -> None:
+async def test_an_error_is_told_and_what_follows_begins_again(
+    stage: Stage, standby: Standby
+) -> None:
     await worked(stage)
-    beside.script.at(Point.READ, OSError("the broker went away"))
-    async with beside.following() as follower:
-        await beside.until(lambda: follower.error is not None)
-        assert follower.error == "OSError: the broker went away"
-        await beside.looked()
-        assert follower.error is None
-    assert beside.difference() is None
+    standby.script.at(Point.READ, OSError("the broker went away"))
+    async with standby.following() as replica:
+        await standby.until(lambda: replica.error is not None)
+        assert replica.error == "OSError: the broker went away"
+        await standby.looked()
+        assert replica.error is None
+    assert standby.difference() is None
 
 
-async def test_a_filling_that_was_cut_short_is_begun_anew(stage: Stage, beside: Beside) -> None:
+async def test_a_filling_that_was_cut_short_is_begun_anew(stage: Stage, standby: Standby) -> None:
     await worked(stage)
     reached = asyncio.Event()
 
@@ -231,92 +233,92 @@ async def test_a_filling_that_was_cut_short_is_begun_anew(stage: Stage, beside: 
         reached.set()
         await asyncio.Event().wait()
 
-    beside.script.at(Point.READ, hang, nth=9)
-    async with beside.following():
+    standby.script.at(Point.READ, hang, nth=9)
+    async with standby.following():
         await asyncio.wait_for(reached.wait(), PATIENCE_S)
-    assert beside.open == 0
+    assert standby.open == 0
 
-    await beside.looks()
+    await standby.looks()
 
-    assert beside.difference() is None
+    assert standby.difference() is None
 
 
-async def test_a_table_of_other_topics_is_filled_anew(stage: Stage, beside: Beside) -> None:
+async def test_a_table_of_other_topics_is_filled_anew(stage: Stage, standby: Standby) -> None:
     other = Stage(stage.state_dir.with_name("elsewhere"), stage.place)
     await worked(other, seed=5)
-    beside.state_dir = other.state_dir
+    standby.state_dir = other.state_dir
     await worked(stage, seed=2)
 
-    await beside.looks()
+    await standby.looks()
 
-    assert beside.difference() is None
+    assert standby.difference() is None
 
 
 async def test_topics_that_are_made_anew_while_it_follows_are_noticed(
-    stage: Stage, beside: Beside
+    stage: Stage, standby: Standby
 ) -> None:
-    async with beside.following() as follower:
+    async with standby.following() as replica:
         stage.kafka.send(*life(1), *life(2))
         await stage.works()
-        await beside.looked()
+        await standby.looked()
         for name, _ in stage.place.topics:
             stage.kafka.log(name).entries.clear()
             stage.kafka.log(name)._stable_end = 0
-        await beside.looked()
+        await standby.looked()
         stage.lose_disk()
         stage.kafka.send(create(9))
         await stage.works()
-        await beside.looked()
-        assert follower.phase is StandbyPhase.FOLLOWING
-    assert beside.difference() is None
+        await standby.looked()
+        assert replica.phase is StandbyPhase.FOLLOWING
+    assert standby.difference() is None
 
 
 async def test_answers_that_nobody_can_ask_for_go(
-    stage: Stage, beside: Beside, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, standby: Standby, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "GENERATION_MIN_ROWS", 4)
     window_ms = stage.place.dedupe_window_ms + LATE_MAX_MS
     stage.kafka.send(*life(1))
     await stage.works()
-    await beside.looks()
+    await standby.looks()
     for number in (2, 3):
         stage.later(window_ms + 1)
         stage.kafka.send(*life(number))
         await stage.works()
-        await beside.looks()
+        await standby.looks()
 
-    with dump(beside.path) as rows:
+    with dump(standby.path) as rows:
         # Each look asks from where it begins: those of the flow before are still there.
         assert rows.counts()[2] == 2 * len(life(1))
 
 
 async def test_a_foreign_transaction_keeps_the_others_waiting_for_a_while_only(
-    stage: Stage, beside: Beside, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, standby: Standby, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(standby, "SETTLE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(standby_module, "SETTLE_TIMEOUT_S", 0.01)
     stage.kafka.send(*life(1))
     await stage.works()
     foreign = stage.kafka.begin()
     stage.kafka.put([Outgoing(b"x", b"{}", ())], stage.place.topics.state, 0, foreign)
 
-    async with beside.following() as follower:
-        await beside.until(lambda: follower.error is not None)
-        async with asyncio.timeout(PATIENCE_S), beside.turn:
-            assert follower.phase is StandbyPhase.FAILED
+    async with standby.following() as replica:
+        await standby.until(lambda: replica.error is not None)
+        async with asyncio.timeout(PATIENCE_S), standby.turn:
+            assert replica.phase is StandbyPhase.FAILED
 
 
 async def test_a_table_that_another_hand_wrote_to_is_filled_anew(
-    stage: Stage, beside: Beside
+    stage: Stage, standby: Standby
 ) -> None:
     stage.kafka.send(*life(1))
     await stage.works()
-    async with beside.following():
-        await beside.looked()
-        async with beside._open() as meddling:
+    async with standby.following():
+        await standby.looked()
+        async with standby._open() as meddling:
             await meddling._connection.execute("DELETE FROM flow")
             await meddling._connection.commit()
         stage.kafka.send(*life(2))
         await stage.works()
-        await beside.until(lambda: beside.opened >= 3)
-        await beside.looked()
-    assert beside.difference() is None
+        await standby.until(lambda: standby.opened >= 3)
+        await standby.looked()
+    assert standby.difference() is None

@@ -285,8 +285,8 @@ async def test_what_was_committed_and_lost_its_markers_is_in_no_table_afterwards
     with structlog.testing.capture_logs() as logs:
         await stage.works()
 
-    (told,) = [one["reason"] for one in logs if one["event"] == "the table is filled anew"]
-    assert told.startswith("it is ahead of the topics")
+    (reason,) = [one["reason"] for one in logs if one["event"] == "the table is filled anew"]
+    assert reason.startswith("it is ahead of the topics")
     assert kafka.log(topics.state).stable_end == kafka.log(topics.state).end
     stage.assert_clean()
 

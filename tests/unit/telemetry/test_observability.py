@@ -181,7 +181,7 @@ PYTHONS = {"exc_info", "stack_info", "extra"}
 """What Python's own logging takes; a traceback becomes `exception`."""
 
 
-def told() -> Iterator[tuple[str, str]]:
+def documented() -> Iterator[tuple[str, str]]:
     """The names of the fields that our logs use, with where."""
     for path in sorted((ROOT / "processor").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -204,10 +204,10 @@ PROMISED = {
 
 
 def test_logs_use_the_names_that_are_promised() -> None:
-    unknown = {field: where for field, where in told() if field not in PROMISED | PYTHONS}
+    unknown = {field: where for field, where in documented() if field not in PROMISED | PYTHONS}
     assert unknown == {}, "processor/telemetry/README.md has the names: take one, or add one"
 
 
 def test_no_name_is_promised_that_nobody_uses() -> None:
     always = {"at", "level", "logger", "message", "exception"}
-    assert PROMISED - always == {field for field, _ in told()} - PYTHONS
+    assert PROMISED - always == {field for field, _ in documented()} - PYTHONS

@@ -51,7 +51,7 @@ def decided(provider: TracerProvider, *headers: bytes | None, value: bytes | Non
         )
         for n, header in enumerate(headers)
     ]
-    answer = {
+    doc = {
         "command_id": prepared.command.command_id,
         "flow_id": FLOW,
         "kind": "start_running",
@@ -61,7 +61,7 @@ def decided(provider: TracerProvider, *headers: bytes | None, value: bytes | Non
         "event_ids": [5],
     }
     WorkerTraces(provider, group_id="workers").decided(
-        [(item, orjson.dumps(answer)) for item in items],
+        [(item, orjson.dumps(doc)) for item in items],
         len(items),
         began_ns=1_000,
         decided_ns=2_000,
@@ -179,6 +179,6 @@ def test_a_worker_without_the_extra_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     exporter = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
     monkeypatch.setitem(sys.modules, exporter, None)
     endpoint = {tracing.ENDPOINTS[0]: "http://127.0.0.1:4318"}
-    with capture_logs() as told, worker_traces(group_id="g", instance="i", environ=endpoint) as it:
+    with capture_logs() as logs, worker_traces(group_id="g", instance="i", environ=endpoint) as it:
         assert it is None
-    assert 'pip install "taskflow-kafka[otel]"' in told[0]["event"]
+    assert 'pip install "taskflow-kafka[otel]"' in logs[0]["event"]

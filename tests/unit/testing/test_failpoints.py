@@ -60,7 +60,7 @@ async def test_a_point_breaks_at_its_time_and_at_no_other() -> None:
 
 
 def test_unset_nothing_of_it_is_even_imported() -> None:
-    told = subprocess.run(
+    output = subprocess.run(
         [
             *(sys.executable, "-c"),
             "import sys, processor.worker.composition as b;"
@@ -73,7 +73,7 @@ def test_unset_nothing_of_it_is_even_imported() -> None:
         text=True,
         check=True,
     )
-    assert told.stdout.strip() == "[]"
+    assert output.stdout.strip() == "[]"
 
 
 async def test_a_full_disk_amid_a_write_leaves_nothing_of_it_and_the_next_one_is_whole(

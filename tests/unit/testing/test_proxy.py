@@ -17,7 +17,7 @@ class Upstream:
     """Answers each request with its correlation id and `says`."""
 
     def __init__(self) -> None:
-        self.heard: list[int] = []
+        self.received: list[int] = []
         self.says = b"fine"
         self.port = 0
 
@@ -27,9 +27,9 @@ class Upstream:
                 (size,) = struct.unpack(">i", await reader.readexactly(4))
                 body = await reader.readexactly(size)
                 api_key, _, correlation_id = struct.unpack(">hhi", body[:8])
-                self.heard.append(api_key)
-                answer = struct.pack(">i", correlation_id) + self.says
-                writer.write(struct.pack(">i", len(answer)) + answer)
+                self.received.append(api_key)
+                response = struct.pack(">i", correlation_id) + self.says
+                writer.write(struct.pack(">i", len(response)) + response)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -47,7 +47,7 @@ class Client:
         body = struct.pack(">hhi", api_key, 0, self._correlation_id)
         self._writer.write(struct.pack(">i", len(body)) + body)
 
-    async def answer(self, *, within_s: float = patience(5.0)) -> bytes:
+    async def response(self, *, within_s: float = patience(5.0)) -> bytes:
         """Raises IncompleteReadError when the connection breaks, TimeoutError in silence."""
         async with asyncio.timeout(within_s):
             (size,) = struct.unpack(">i", await self._reader.readexactly(4))
@@ -81,7 +81,7 @@ SILENT_S = 0.2
 async def test_without_a_word_all_goes_through(upstream: Upstream) -> None:
     async with proxied(f"127.0.0.1:{upstream.port}") as proxy, connected(proxy) as client:
         client.ask(PRODUCE)
-        assert await client.answer() == b"fine"
+        assert await client.response() == b"fine"
         assert not proxy.befallen
 
 
@@ -101,21 +101,21 @@ async def test_a_request_meets_its_fate_and_others_of_its_kind_do_not(
         proxy.decide_once(END_TXN, fate)
         async with connected(proxy) as client:
             client.ask(PRODUCE)
-            assert await client.answer() == b"fine"
+            assert await client.response() == b"fine"
             client.ask(END_TXN)
             with pytest.raises(asyncio.IncompleteReadError if breaks else TimeoutError):
-                await client.answer(within_s=5.0 if breaks else SILENT_S)
+                await client.response(within_s=5.0 if breaks else SILENT_S)
             if fate is Fate.SWALLOW:  # only the answer was lost
                 client.ask(END_TXN)
-                assert await client.answer() == b"fine"
+                assert await client.response() == b"fine"
             if fate is Fate.SILENCE:  # half open for good
                 client.ask(PRODUCE)
                 with pytest.raises(TimeoutError):
-                    await client.answer(within_s=SILENT_S)
+                    await client.response(within_s=SILENT_S)
         async with connected(proxy) as another:
             another.ask(END_TXN)
-            assert await another.answer() == b"fine"
-        assert (upstream.heard.count(END_TXN) - 1 - (fate is Fate.SWALLOW)) == int(arrives)
+            assert await another.response() == b"fine"
+        assert (upstream.received.count(END_TXN) - 1 - (fate is Fate.SWALLOW)) == int(arrives)
         assert proxy.befallen == {("EndTxn", fate.name): 1}
 
 
@@ -125,10 +125,10 @@ async def test_a_late_request_arrives_later_and_what_is_behind_it_too(upstream: 
         client.ask(PRODUCE)
         client.ask(END_TXN)
         with pytest.raises(TimeoutError):
-            await client.answer(within_s=SILENT_S / 4)
-        assert upstream.heard == []
-        assert [await client.answer() for _ in range(2)] == [b"fine", b"fine"]
-        assert upstream.heard == [PRODUCE, END_TXN]
+            await client.response(within_s=SILENT_S / 4)
+        assert upstream.received == []
+        assert [await client.response() for _ in range(2)] == [b"fine", b"fine"]
+        assert upstream.received == [PRODUCE, END_TXN]
 
 
 async def test_a_held_request_arrives_when_it_is_released(upstream: Upstream) -> None:
@@ -136,10 +136,10 @@ async def test_a_held_request_arrives_when_it_is_released(upstream: Upstream) ->
         proxy.decide_once(END_TXN, Fate.HOLD)
         client.ask(END_TXN)
         with pytest.raises(asyncio.IncompleteReadError):
-            await client.answer()
-        assert upstream.heard == []
+            await client.response()
+        assert upstream.received == []
         assert await proxy.release() == b"fine"
-        assert upstream.heard == [END_TXN]
+        assert upstream.received == [END_TXN]
 
 
 async def test_frozen_nothing_goes_through_and_thawed_nothing_is_lost(upstream: Upstream) -> None:
@@ -147,26 +147,26 @@ async def test_frozen_nothing_goes_through_and_thawed_nothing_is_lost(upstream: 
         proxy.freeze()
         client.ask(PRODUCE)
         with pytest.raises(TimeoutError):
-            await client.answer(within_s=SILENT_S)
-        assert upstream.heard == []
+            await client.response(within_s=SILENT_S)
+        assert upstream.received == []
         proxy.thaw()
-        assert await client.answer() == b"fine"
+        assert await client.response() == b"fine"
 
 
 async def test_where_an_answer_names_the_broker_it_names_the_proxy(upstream: Upstream) -> None:
     async with proxied(f"127.0.0.1:{upstream.port}") as proxy, connected(proxy) as client:
         upstream.says = b"\x00\x09127.0.0.1" + struct.pack(">i", upstream.port)
         client.ask(KINDS["Metadata"])
-        assert await client.answer() == b"\x00\x09127.0.0.1" + struct.pack(">i", proxy.port)
+        assert await client.response() == b"\x00\x09127.0.0.1" + struct.pack(">i", proxy.port)
         client.ask(KINDS["Fetch"])  # a record may hold anything
-        assert await client.answer() == upstream.says
+        assert await client.response() == upstream.says
 
 
 async def test_without_a_broker_the_connection_breaks(upstream: Upstream) -> None:
     async with proxied("127.0.0.1:1") as proxy, connected(proxy) as client:
         client.ask(PRODUCE)
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-            await client.answer()
+            await client.response()
 
 
 def test_foul_weather_is_the_same_for_the_same_seed_and_spares_other_kinds() -> None:

@@ -26,13 +26,13 @@ def small() -> Any:
     return recorded
 
 
-async def problem(answer: Any, status: Any, code: Any) -> Any:
+async def problem(response: Any, status: Any, code: Any) -> Any:
     """The refusal, checked against its model."""
-    assert (answer.status, answer.content_type) == (status, "application/problem+json")
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    told = models.Problem.model_validate_json(await answer.read())
-    assert (told.status, told.code) == (status, code)
-    return told
+    assert (response.status, response.content_type) == (status, "application/problem+json")
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    body = models.Problem.model_validate_json(await response.read())
+    assert (body.status, body.code) == (status, code)
+    return body
 
 
 REFUSED = [
@@ -69,9 +69,9 @@ REFUSED = [
 async def test_parameters_that_cannot_be_understood_are_refused_by_name(served: Any) -> None:
     async with served(small()) as (client, _):
         for path, field in REFUSED:
-            async with client.get(path) as answer:
-                told = await problem(answer, 400, "bad_request")
-                assert field in {one["field"] for one in told.errors}, path
+            async with client.get(path) as response:
+                body = await problem(response, 400, "bad_request")
+                assert field in {one["field"] for one in body.errors}, path
 
 
 async def test_whoever_leaves_a_stream_is_no_error(
@@ -79,10 +79,10 @@ async def test_whoever_leaves_a_stream_is_no_error(
 ) -> None:
     monkeypatch.setattr(streams, "HEARTBEAT_S", 0.01)
     async with served(small()) as (client, view):
-        answer = await client.get("/v1/stream")
-        assert await answer.content.readuntil(b"{}\n\n")
+        response = await client.get("/v1/stream")
+        assert await response.content.readuntil(b"{}\n\n")
         assert open_streams(view) == 1
-        answer.close()
+        response.close()
         while open_streams(view):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert caplog.messages == []
@@ -101,18 +101,18 @@ async def test_what_is_not_there_is_told(served: Any) -> None:
             (f"/v1/flows/{flow_id(1)}?revision=9", "revision_unknown"),
             ("/v2", "not_found"),
         ):
-            async with client.get(path) as answer:
-                await problem(answer, 404, code)
-        async with client.delete("/v1/flows") as answer:
-            await problem(answer, 405, "method_not_allowed")
+            async with client.get(path) as response:
+                await problem(response, 404, code)
+        async with client.delete("/v1/flows") as response:
+            await problem(response, 405, "method_not_allowed")
 
 
 async def test_without_a_token_commands_are_switched_off(served: Any) -> None:
     async with served(small()) as (client, _):
         for headers in ({}, {"Authorization": f"Bearer {TOKEN}"}, {"Authorization": "Bearer "}):
-            async with client.post("/v1/commands", json={}, headers=headers) as answer:
-                told = await problem(answer, 403, "forbidden")
-                assert "TASKFLOW_VIEWS_TOKEN" in told.detail
+            async with client.post("/v1/commands", json={}, headers=headers) as response:
+                body = await problem(response, 403, "forbidden")
+                assert "TASKFLOW_VIEWS_TOKEN" in body.detail
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ async def test_a_wrong_token_is_refused(served: Any, given: Any) -> None:
     headers = {} if given is None else {"Authorization": given}
     async with (
         served(small(), views_token=TOKEN) as (client, _),
-        client.post("/v1/commands", json=create(2, "no"), headers=headers) as answer,
+        client.post("/v1/commands", json=create(2, "no"), headers=headers) as response,
     ):
-        await problem(answer, 401, "unauthorized")
-        assert answer.headers["WWW-Authenticate"] == "Bearer"
-        assert TOKEN not in await answer.text()
+        await problem(response, 401, "unauthorized")
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert TOKEN not in await response.text()
 
 
 async def test_with_the_token_a_body_that_is_no_command_is_refused_before_kafka(
@@ -140,11 +140,11 @@ async def test_with_the_token_a_body_that_is_no_command_is_refused_before_kafka(
             (b"[]", 400, "bad_request"),
             (b" " * (COMMAND_MAX_BYTES + 1), 413, "too_large"),
         ):
-            async with client.post("/v1/commands", data=data, headers=headers) as answer:
-                await problem(answer, status, code)
+            async with client.post("/v1/commands", data=data, headers=headers) as response:
+                await problem(response, status, code)
         plain = {**headers, "Content-Type": "text/plain"}
-        async with client.post("/v1/commands", data=b"{}", headers=plain) as answer:
-            await problem(answer, 400, "bad_request")
+        async with client.post("/v1/commands", data=b"{}", headers=plain) as response:
+            await problem(response, 400, "bad_request")
 
 
 async def test_hostile_texts_come_back_as_json_and_nothing_else(served: Any) -> None:
@@ -164,38 +164,38 @@ async def test_hostile_texts_come_back_as_json_and_nothing_else(served: Any) -> 
             "/v1/deadletters",
             "/v1/statistics",
         ):
-            async with client.get(path) as answer:
-                assert (answer.status, answer.content_type) == (200, "application/json"), path
-                assert answer.headers["X-Content-Type-Options"] == "nosniff"
-                assert answer.headers["Cache-Control"] == "no-store"
-                assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
-                raw = await answer.read()
+            async with client.get(path) as response:
+                assert (response.status, response.content_type) == (200, "application/json"), path
+                assert response.headers["X-Content-Type-Options"] == "nosniff"
+                assert response.headers["Cache-Control"] == "no-store"
+                assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
+                raw = await response.read()
                 assert not [byte for byte in raw if byte < 32], "control characters are escaped"
                 json.loads(raw)
-        async with client.get(f"/v1/flows/{flow_id(1)}") as answer:
-            flow = (await answer.json())["flow"]
+        async with client.get(f"/v1/flows/{flow_id(1)}") as response:
+            flow = (await response.json())["flow"]
             assert flow["goal"] == HOSTILE
             assert flow["state_json"][HOSTILE] == [HOSTILE]
             assert flow["state_json"]["big"] == big
-        async with client.get("/v1/deadletters") as answer:
-            (letter,) = (await answer.json())["items"]
-            assert letter["value"] == "{<script>alert(9)</script>\ufffd\x00"
+        async with client.get("/v1/deadletters") as response:
+            (dead_letter,) = (await response.json())["items"]
+            assert dead_letter["value"] == "{<script>alert(9)</script>\ufffd\x00"
 
 
 async def test_a_hostile_parameter_is_not_given_back(served: Any) -> None:
     hostile = {"limit": "<script>", "<script>": "1"}
-    async with served(small()) as (client, _), client.get("/v1/flows", params=hostile) as answer:
-        await problem(answer, 400, "bad_request")
+    async with served(small()) as (client, _), client.get("/v1/flows", params=hostile) as response:
+        await problem(response, 400, "bad_request")
 
 
 async def test_the_largest_state_comes_back_whole(served: Any) -> None:
     recorded = Recorded()
     recorded.send(("commands", create(1, "large", state_json=LARGE)))
     async with served(recorded) as (client, _):
-        async with client.get(f"/v1/flows/{flow_id(1)}") as answer:
-            assert (await answer.json())["flow"]["state_json"] == LARGE
-        async with client.get("/v1/flows") as answer:
-            (item,) = (await answer.json())["items"]
+        async with client.get(f"/v1/flows/{flow_id(1)}") as response:
+            assert (await response.json())["flow"]["state_json"] == LARGE
+        async with client.get("/v1/flows") as response:
+            (item,) = (await response.json())["items"]
             assert item["state_bytes"] == STATE_MAX_BYTES
 
 
@@ -204,19 +204,19 @@ async def test_what_is_not_projected_yet_is_told_and_what_comes_in_time_is_await
 ) -> None:
     recorded = small()
     async with served(recorded) as (client, view):
-        async with client.get("/v1/flows?after=1,2&wait=0") as answer:
-            assert answer.status == 200
-        async with client.get("/v1/flows?after=3&wait=0") as answer:
-            await problem(answer, 503, "not_yet")
-            assert answer.headers["Retry-After"] == "1"
-        async with client.get(f"/v1/flows/{flow_id(1)}?after=1,3&wait=10") as answer:
-            await problem(answer, 503, "not_yet")
+        async with client.get("/v1/flows?after=1,2&wait=0") as response:
+            assert response.status == 200
+        async with client.get("/v1/flows?after=3&wait=0") as response:
+            await problem(response, 503, "not_yet")
+            assert response.headers["Retry-After"] == "1"
+        async with client.get(f"/v1/flows/{flow_id(1)}?after=1,3&wait=10") as response:
+            await problem(response, 503, "not_yet")
         recorded.send(("commands", command(1, "finish")))
         asked = client.get(f"/v1/flows/{flow_id(1)}?after=3&wait=30000")
 
-        async def answered() -> Any:
-            async with asked as answer:
-                return answer.status, (await answer.json())["flow"]["status"]
+        async def responded() -> Any:
+            async with asked as response:
+                return response.status, (await response.json())["flow"]["status"]
 
         begun, includes = asyncio.Event(), view.includes
 
@@ -225,7 +225,7 @@ async def test_what_is_not_projected_yet_is_told_and_what_comes_in_time_is_await
             return await includes(*arguments)
 
         monkeypatch.setattr(view, "includes", noted)
-        task = asyncio.create_task(answered())
+        task = asyncio.create_task(responded())
         await begun.wait()
         assert not task.done()
         await view.project(messages(recorded))
@@ -235,13 +235,13 @@ async def test_what_is_not_projected_yet_is_told_and_what_comes_in_time_is_await
 async def test_an_event_of_a_partition_that_nobody_has_cannot_be_awaited(served: Any) -> None:
     async with served(small()) as (client, view):
         view.assign([])
-        async with client.get("/v1/flows?after=1&wait=30000") as answer:
-            await problem(answer, 503, "not_yet")
-        async with client.get(f"/v1/flows/{flow_id(1)}") as answer:
-            await problem(answer, 503, "unavailable")
-        async with client.get("/v1/flows") as answer:
-            told = await answer.json()
-            assert (told["items"], told["view"]["complete"], told["view"]["missing"]) == (
+        async with client.get("/v1/flows?after=1&wait=30000") as response:
+            await problem(response, 503, "not_yet")
+        async with client.get(f"/v1/flows/{flow_id(1)}") as response:
+            await problem(response, 503, "unavailable")
+        async with client.get("/v1/flows") as response:
+            body = await response.json()
+            assert (body["items"], body["view"]["complete"], body["view"]["missing"]) == (
                 [], False, [0],
             )  # fmt: skip
 
@@ -261,19 +261,19 @@ async def test_answers_are_what_their_models_say(served: Any) -> None:
             ("/v1/statistics", models.Statistics),
             ("/v1/deadletters", models.DeadLetterPage),
         ):
-            async with client.get(path) as answer:
-                assert answer.status == 200, path
-                model.model_validate_json(await answer.read())
-        async with client.get("/v1/statistics") as answer:
-            told = await answer.json()
-            assert told["events_total"] == len(some)
-            assert told["flows_total"] == len(found.flows)
+            async with client.get(path) as response:
+                assert response.status == 200, path
+                model.model_validate_json(await response.read())
+        async with client.get("/v1/statistics") as response:
+            body = await response.json()
+            assert body["events_total"] == len(some)
+            assert body["flows_total"] == len(found.flows)
 
 
 async def test_a_file_of_the_page_that_did_not_change_is_not_sent_again(served: Any) -> None:
     async with served(small()) as (client, _):
-        async with client.get("/static/app.js") as answer:
-            etag = answer.headers["ETag"]
-        async with client.get("/static/app.js", headers={"If-None-Match": etag}) as answer:
-            assert answer.status == 304
-            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        async with client.get("/static/app.js") as response:
+            etag = response.headers["ETag"]
+        async with client.get("/static/app.js", headers={"If-None-Match": etag}) as response:
+            assert response.status == 304
+            assert response.headers["X-Content-Type-Options"] == "nosniff"

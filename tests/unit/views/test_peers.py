@@ -14,7 +14,7 @@ from aiohttp import ClientSession, web
 
 from processor.settings import Settings
 from processor.views import peers as peers_module
-from processor.views.access.peer_key import ANSWER, QUESTION, ForgedError, PeerKey
+from processor.views.access.peer_key import QUESTION, RESPONSE, ForgedError, PeerKey
 from processor.views.access.peer_secret import peer_secret
 from tests.support.recorded_deployment import Recorded
 from tests.support.served_views import SECRET, ServedView, serving
@@ -52,14 +52,14 @@ async def pair(
 
 @asynccontextmanager
 async def stranger(
-    answer: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    respond: Callable[[web.Request], Awaitable[web.StreamResponse]],
 ) -> AsyncIterator[tuple[str, list[web.Request]]]:
     """A server that somebody has put at an address of the group; what it is asked."""
     asked: list[web.Request] = []
 
     async def noted(request: web.Request) -> web.StreamResponse:
         asked.append(request)
-        return await answer(request)
+        return await respond(request)
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", noted)
@@ -73,11 +73,11 @@ async def stranger(
 
 
 @asynccontextmanager
-async def beside_a_stranger(
-    folder: Path, answer: Callable[[web.Request], Awaitable[web.StreamResponse]], **options: Any
+async def with_a_stranger(
+    folder: Path, respond: Callable[[web.Request], Awaitable[web.StreamResponse]], **options: Any
 ) -> AsyncIterator[tuple[ServedView, list[web.Request]]]:
     """A worker with half of the partitions; the group says that a stranger has the others."""
-    async with stranger(answer) as (address, asked):
+    async with stranger(respond) as (address, asked):
         group = {address: THEIRS}
         async with serving(folder, some(), shared_out=lambda: group, **options) as here:
             here.view.assign(OURS)
@@ -97,18 +97,18 @@ async def test_workers_with_the_same_secret_answer_for_all_partitions(tmp_path: 
     async with pair(tmp_path, views_read_token=token) as both:
         for here in both:
             for path in PATHS:
-                status, told = await get(here, path, Authorization=f"Bearer {token}")
-                assert status == 200, told
-                assert (told["view"]["complete"], len(told["view"]["partitions"])) == (True, 4)
+                status, body = await get(here, path, Authorization=f"Bearer {token}")
+                assert status == 200, body
+                assert (body["view"]["complete"], len(body["view"]["partitions"])) == (True, 4)
             _, flows = await get(here, "/v1/flows", Authorization=f"Bearer {token}")
             assert {item["partition"] for item in flows["items"]} == {0, 1, 2, 3}
             assert len(flows["items"]) == 24
-            _, told = await get(here, "/v1/statistics", Authorization=f"Bearer {token}")
-            assert told["flows_total"] == 24
+            _, body = await get(here, "/v1/statistics", Authorization=f"Bearer {token}")
+            assert body["flows_total"] == 24
             for item in flows["items"]:
                 path = f"/v1/flows/{item['id']}"
-                status, told = await get(here, path, Authorization=f"Bearer {token}")
-                assert (status, told["flow"]["goal"]) == (200, item["goal"])
+                status, body = await get(here, path, Authorization=f"Bearer {token}")
+                assert (status, body["flow"]["goal"]) == (200, item["goal"])
                 status, problem = await get(
                     here, f"{path}?revision=99", Authorization=f"Bearer {token}"
                 )
@@ -145,9 +145,9 @@ async def test_workers_with_different_secrets_leave_each_other_out(
     async with pair(tmp_path, their_secret=their_secret) as both:
         for here, own, other in ((both[0], OURS, THEIRS), (both[1], THEIRS, OURS)):
             for path in PATHS:
-                status, told = await get(here, path)
+                status, body = await get(here, path)
                 assert status == 200
-                assert (told["view"]["complete"], set(told["view"]["missing"])) == (False, other)
+                assert (body["view"]["complete"], set(body["view"]["missing"])) == (False, other)
             _, flows = await get(here, "/v1/flows")
             assert {item["partition"] for item in flows["items"]} == own
 
@@ -163,19 +163,19 @@ async def forged(request: web.Request) -> web.Response:
         "next_cursor": None, "view": view, "flow": {"goal": "forged"}, "minutes": {},
         "totals": [{"flows": {"running": 10**6}, "kinds": {}, "cancel_requested": 0}],
     }  # fmt: skip
-    return web.json_response(document, headers={ANSWER: f"{'0' * 64} {'0' * 64}"})
+    return web.json_response(document, headers={RESPONSE: f"{'0' * 64} {'0' * 64}"})
 
 
 async def test_what_a_stranger_forges_is_in_no_answer(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with beside_a_stranger(tmp_path, forged) as (here, asked):
+    async with with_a_stranger(tmp_path, forged) as (here, asked):
         for path in PATHS:
-            status, told = await get(here, path)
-            assert (status, told["view"]["missing"]) == (200, [2, 3])
-            assert "forged" not in json.dumps(told)
-        _, told = await get(here, "/v1/statistics")
-        assert told["flows_total"] < 24
+            status, body = await get(here, path)
+            assert (status, body["view"]["missing"]) == (200, [2, 3])
+            assert "forged" not in json.dumps(body)
+        _, body = await get(here, "/v1/statistics")
+        assert body["flows_total"] < 24
         assert asked, "it was asked"
         for request in asked:
             assert SECRET not in str(request.headers) + request.path_qs
@@ -187,9 +187,9 @@ async def test_a_refusal_of_a_stranger_is_none_of_ours(tmp_path: Path) -> None:
         body = {"code": "bad_request", "detail": "forged", "errors": []}
         return web.json_response(body, status=400)
 
-    async with beside_a_stranger(tmp_path, refuses) as (here, _):
-        status, told = await get(here, "/v1/flows")
-        assert (status, told["view"]["missing"]) == (200, [2, 3])
+    async with with_a_stranger(tmp_path, refuses) as (here, _):
+        status, body = await get(here, "/v1/flows")
+        assert (status, body["view"]["missing"]) == (200, [2, 3])
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -202,7 +202,7 @@ async def test_a_redirect_is_not_followed(tmp_path: Path, status: int) -> None:
         async def away(_: web.Request) -> web.Response:
             return web.Response(status=status, headers={"Location": f"{elsewhere}/secret"})
 
-        async with beside_a_stranger(tmp_path, away) as (here, asked):
+        async with with_a_stranger(tmp_path, away) as (here, asked):
             for path in (*PATHS, "/v1/stream?since=beginning"):
                 if path.startswith("/v1/stream"):
                     await read_stream(here, 2)
@@ -217,7 +217,7 @@ async def test_a_bomb_is_not_unpacked_and_not_even_read(tmp_path: Path) -> None:
 
     async def bomb(request: web.Request) -> web.StreamResponse:
         packed = gzip.compress(bytes(64 * 1024 * 1024))
-        response = web.StreamResponse(headers={"Content-Encoding": "gzip", ANSWER: "x x"})
+        response = web.StreamResponse(headers={"Content-Encoding": "gzip", RESPONSE: "x x"})
         await response.prepare(request)
         for start in range(0, len(packed), 4096):
             await response.write(packed[start : start + 4096])
@@ -225,11 +225,11 @@ async def test_a_bomb_is_not_unpacked_and_not_even_read(tmp_path: Path) -> None:
             await asyncio.sleep(0)
         return response
 
-    async with beside_a_stranger(tmp_path, bomb) as (here, _):
+    async with with_a_stranger(tmp_path, bomb) as (here, _):
         began_s = time.monotonic()
         for _ in range(4):
-            status, told = await get(here, "/v1/flows")
-            assert (status, told["view"]["missing"]) == (200, [2, 3])
+            status, body = await get(here, "/v1/flows")
+            assert (status, body["view"]["missing"]) == (200, [2, 3])
         assert time.monotonic() - began_s < 3
         assert here.peers._session is not None
         await asyncio.sleep(0.1)
@@ -238,17 +238,17 @@ async def test_a_bomb_is_not_unpacked_and_not_even_read(tmp_path: Path) -> None:
 async def test_a_stranger_that_does_not_answer_is_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers_module, "ANSWER_MAX_S", 0.3)
+    monkeypatch.setattr(peers_module, "RESPONSE_MAX_S", 0.3)
 
     async def silent(_: web.Request) -> web.Response:
         await asyncio.sleep(60)
         return web.Response()
 
-    async with beside_a_stranger(tmp_path, silent) as (here, asked):
+    async with with_a_stranger(tmp_path, silent) as (here, asked):
         began_s = time.monotonic()
         for _ in range(10):
-            status, told = await get(here, "/v1/flows")
-            assert (status, told["view"]["missing"]) == (200, [2, 3])
+            status, body = await get(here, "/v1/flows")
+            assert (status, body["view"]["missing"]) == (200, [2, 3])
         assert time.monotonic() - began_s < 2
         assert len(asked) == 1
 
@@ -256,54 +256,58 @@ async def test_a_stranger_that_does_not_answer_is_waited_for_once(
 async def test_a_body_that_never_ends_is_read_for_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers_module, "ANSWER_MAX_S", 0.5)
-    monkeypatch.setattr(peers_module, "ANSWER_MAX_BYTES", 100_000)
+    monkeypatch.setattr(peers_module, "RESPONSE_MAX_S", 0.5)
+    monkeypatch.setattr(peers_module, "RESPONSE_MAX_BYTES", 100_000)
     key = PeerKey(SECRET)
 
     async def endless(request: web.Request) -> web.StreamResponse:
         """Signed by somebody who knows the secret, for argument's sake."""
         address = f"http://{request.host}"
         exchange = key.admit(request.headers[QUESTION], address, request.raw_path)
-        response = web.StreamResponse(headers={ANSWER: exchange.sign(200, b"")})
+        response = web.StreamResponse(headers={RESPONSE: exchange.sign(200, b"")})
         await response.prepare(request)
         while True:
             await response.write(bytes(10_000))
             await asyncio.sleep(0)
 
-    async with beside_a_stranger(tmp_path, endless) as (here, _):
-        status, told = await get(here, "/v1/flows")
-        assert (status, told["view"]["missing"]) == (200, [2, 3])
+    async with with_a_stranger(tmp_path, endless) as (here, _):
+        status, body = await get(here, "/v1/flows")
+        assert (status, body["view"]["missing"]) == (200, [2, 3])
 
 
 def relay(to: Callable[[], str], alter: Callable[[bytes], bytes] = lambda body: body) -> Any:
     """Asks on what it is asked, and answers what it hears, altered."""
 
-    async def answer(request: web.Request) -> web.StreamResponse:
+    async def respond(request: web.Request) -> web.StreamResponse:
         headers = {QUESTION: request.headers[QUESTION]}
         async with (
             ClientSession() as session,
-            session.get(f"{to()}{request.path_qs}", headers=headers) as heard,
+            session.get(f"{to()}{request.path_qs}", headers=headers) as upstream,
         ):
-            kept = {name: heard.headers[name] for name in (ANSWER,) if name in heard.headers}
-            if "event-stream" in heard.headers.get("Content-Type", ""):
+            kept = {
+                name: upstream.headers[name] for name in (RESPONSE,) if name in upstream.headers
+            }
+            if "event-stream" in upstream.headers.get("Content-Type", ""):
                 response = web.StreamResponse(headers=kept)
                 await response.prepare(request)
-                async for line in heard.content:
+                async for line in upstream.content:
                     await response.write(alter(line))
                 return response
-            return web.Response(body=alter(await heard.read()), status=heard.status, headers=kept)
+            return web.Response(
+                body=alter(await upstream.read()), status=upstream.status, headers=kept
+            )
 
-    return answer
+    return respond
 
 
 async def test_a_question_for_one_address_is_not_answered_at_another(tmp_path: Path) -> None:
     # A stranger in the group, who asks the honest worker on.
     async with (
         serving(tmp_path / "b", some()) as honest,
-        beside_a_stranger(tmp_path / "a", relay(lambda: honest.url)) as (here, asked),
+        with_a_stranger(tmp_path / "a", relay(lambda: honest.url)) as (here, asked),
     ):
-        status, told = await get(here, "/v1/flows")
-        assert (status, told["view"]["missing"]) == (200, [2, 3])
+        status, body = await get(here, "/v1/flows")
+        assert (status, body["view"]["missing"]) == (200, [2, 3])
         async with honest.client.get(
             asked[0].path_qs, headers={QUESTION: asked[0].headers[QUESTION]}
         ) as response:
@@ -322,12 +326,12 @@ async def test_an_answer_that_was_altered_on_its_way_is_left_out(tmp_path: Path)
         pair(tmp_path, theirs_at=proxy) as (ours, theirs),
     ):
         where.append(theirs.url)
-        _, told = await get(ours, "/v1/flows")
-        assert told["view"]["complete"], "a proxy in between is no harm"
+        _, body = await get(ours, "/v1/flows")
+        assert body["view"]["complete"], "a proxy in between is no harm"
         altered[0] = True
-        _, told = await get(ours, "/v1/flows")
-        assert told["view"]["missing"] == [2, 3]
-        assert "gaol" not in json.dumps(told)
+        _, body = await get(ours, "/v1/flows")
+        assert body["view"]["missing"] == [2, 3]
+        assert "gaol" not in json.dumps(body)
 
 
 async def test_an_event_of_a_stream_that_was_altered_is_left_out(tmp_path: Path) -> None:
@@ -353,11 +357,11 @@ async def test_an_event_of_a_stream_that_was_altered_is_left_out(tmp_path: Path)
 
 async def test_only_workers_are_asked_for_raw_statistics(tmp_path: Path) -> None:
     async with pair(tmp_path) as (ours, _):
-        status, told = await get(ours, "/internal/statistics")
-        assert (status, told["code"]) == (403, "forbidden")
+        status, body = await get(ours, "/internal/statistics")
+        assert (status, body["code"]) == (403, "forbidden")
         for header in ("", "x", "0" * 32, f"{'0' * 32} {'0' * 64}", "ü ü"):
-            status, told = await get(ours, "/internal/statistics", **{QUESTION: header})
-            assert (status, told["code"]) == (401, "unauthorized")
+            status, body = await get(ours, "/internal/statistics", **{QUESTION: header})
+            assert (status, body["code"]) == (401, "unauthorized")
 
 
 @pytest.mark.parametrize(
@@ -370,8 +374,8 @@ async def test_what_is_no_address_is_not_asked(tmp_path: Path, address: str) -> 
     group = {address: THEIRS}
     async with serving(tmp_path, some(), shared_out=lambda: group) as here:
         here.view.assign(OURS)
-        status, told = await get(here, "/v1/flows")
-        assert (status, told["view"]["missing"]) == (200, [2, 3])
+        status, body = await get(here, "/v1/flows")
+        assert (status, body["view"]["missing"]) == (200, [2, 3])
 
 
 async def test_a_stranger_at_our_own_address_takes_nothing_from_us(tmp_path: Path) -> None:
@@ -379,8 +383,8 @@ async def test_a_stranger_at_our_own_address_takes_nothing_from_us(tmp_path: Pat
     async with serving(tmp_path, some(), shared_out=lambda: group) as here:
         here.view.assign(OURS)
         group[here.peers.own.upper().replace("HTTP", "http")] = {0, 1, 2, 3}
-        status, told = await get(here, "/v1/flows")
-        assert (status, told["view"]["missing"]) == (200, [2, 3])
+        status, body = await get(here, "/v1/flows")
+        assert (status, body["view"]["missing"]) == (200, [2, 3])
 
 
 # The key and the secret
@@ -389,13 +393,13 @@ async def test_a_stranger_at_our_own_address_takes_nothing_from_us(tmp_path: Pat
 def test_each_part_of_an_exchange_is_bound_to_the_others() -> None:
     key = PeerKey(SECRET)
     asking, header = key.ask("http://b:1", "/v1/flows?x=1")
-    answering = key.admit(header, "http://b:1", "/v1/flows?x=1")
+    admitted = key.admit(header, "http://b:1", "/v1/flows?x=1")
     for address, path in (("http://c:1", "/v1/flows?x=1"), ("http://b:1", "/v1/flows?x=2")):
         with pytest.raises(ForgedError):
             key.admit(header, address, path)
     with pytest.raises(ForgedError):
         PeerKey("another secret").admit(header, "http://b:1", "/v1/flows?x=1")
-    signed = answering.sign(200, b"body")
+    signed = admitted.sign(200, b"body")
     digest = asking.expect(signed, 200)
     asking.check(digest, b"body")
     with pytest.raises(ForgedError):
@@ -405,7 +409,7 @@ def test_each_part_of_an_exchange_is_bound_to_the_others() -> None:
     other, _ = key.ask("http://b:1", "/v1/flows?x=1")
     with pytest.raises(ForgedError):
         other.expect(signed, 200)
-    code = answering.event_code(0, "event", "id", b"data")
+    code = admitted.event_code(0, "event", "id", b"data")
     asking.check_event(code, 0, "event", "id", b"data")
     for changed in ((1, "event", "id", b"data"), (0, "ready", "id", b"data"),
                     (0, "event", "di", b"data"), (0, "event", "id", b"dato")):  # fmt: skip

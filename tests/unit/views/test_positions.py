@@ -34,9 +34,9 @@ async def refused(client: Any, path: Any, field: Any, **headers: Any) -> None:
     async with asyncio.timeout(10), client.get(path, headers=headers) as response:
         body = await response.read() if response.status == 400 else b""
         assert response.status == 400, (path, headers, body[:200])
-        told = models.Problem.model_validate_json(body)
-        assert told.code == "bad_request"
-        assert {error["field"] for error in told.errors} == {field}, path
+        body = models.Problem.model_validate_json(body)
+        assert body.code == "bad_request"
+        assert {error["field"] for error in body.errors} == {field}, path
 
 
 OUTSIDE = [
@@ -167,8 +167,8 @@ async def test_a_page_of_events_that_begins_ahead_of_the_view_is_its_newest(serv
             newest = (await response.json())["items"]
         ahead = {str(p): (p + 1) * ID - 1 for p in range(PARTITIONS)}
         async with client.get(f"/v1/events?cursor={packed(ahead)}") as response:
-            told = await response.json()
-            assert (told["items"], told["next_cursor"]) == (newest, None)
+            body = await response.json()
+            assert (body["items"], body["next_cursor"]) == (newest, None)
 
 
 async def test_pages_lead_through_everything_once(served: Any) -> None:

@@ -89,14 +89,14 @@ def assert_folded(recorded: Any, sizes: Any) -> None:
     known, steps, minutes, totals, events = projected(recorded, sizes)
     docs = docs_of(messages(recorded))
     found = expected(docs)
-    assert {viewed.number: viewed.flow for viewed in known.values()} == found.flows
+    assert {viewed.row_number: viewed.flow for viewed in known.values()} == found.flows
     assert {at: step.step for at, step in steps.items()} == found.steps
     assert [event[-1] for event in events] == docs
     for viewed in known.values():
         own = [at for at, e in found.events.items() if e["flow_id"] == viewed.flow.id]
-        own = [at for at in own if at >= viewed.number]
+        own = [at for at in own if at >= viewed.row_number]
         assert (viewed.events, viewed.last_event_id) == (len(own), max(own))
-        assert viewed.since_ms == found.lives[viewed.number][-1][0]
+        assert viewed.since_ms == found.lives[viewed.row_number][-1][0]
     assert_counted(
         found,
         {at: minute.as_json() for at, minute in minutes.items()},
@@ -122,7 +122,7 @@ async def rows_of(view: Any) -> Any:
     steps = await read_rows("SELECT flow, run_id, doc FROM step")
     events = await read_rows("SELECT doc FROM event ORDER BY id")
     return (
-        {number: flow_of(row) for number, *row in flows},
+        {row_number: flow_of(row) for row_number, *row in flows},
         {(flow, run): orjson.loads(doc) for flow, run, doc in steps},
         [doc for (doc,) in events],
     )
@@ -226,8 +226,8 @@ async def test_dead_letters_do_not_hide_a_gap_that_stays(tmp_path: Path) -> None
     async with opened_view(tmp_path, recorded.partitions) as view:
         for offset in range(RESEEKS_MAX + 1):
             await view.project([one for one in holed if one.partition == 0])
-            letter = {"partition": 0, "offset": offset, "timestamp": 1_000, "headers": ()}
-            await view.project_letters([SimpleNamespace(key=None, value=b"", **letter)])
+            dead_letter = {"partition": 0, "offset": offset, "timestamp": 1_000, "headers": ()}
+            await view.project_dead_letters([SimpleNamespace(key=None, value=b"", **dead_letter)])
         assert list(view.broken) == [0]
 
 

@@ -34,14 +34,14 @@ async def all_of(client: Any, path: Any, limit: Any, **parameters: Any) -> Any:
     items, pages, cursor = [], 0, None
     while True:
         asked = {**parameters, "limit": limit} | ({"cursor": cursor} if cursor else {})
-        async with client.get(path, params=asked) as answer:
-            told = await answer.json()
-            assert answer.status == 200, told
-        assert len(told["items"]) <= limit
-        items += told["items"]
+        async with client.get(path, params=asked) as response:
+            body = await response.json()
+            assert response.status == 200, body
+        assert len(body["items"]) <= limit
+        items += body["items"]
         pages += 1
         assert pages <= 2000, "it does not end"
-        cursor = told["next_cursor"]
+        cursor = body["next_cursor"]
         if cursor is None:
             return items, pages
 
@@ -170,11 +170,11 @@ async def test_a_flow_is_shown_as_it_was_at_each_of_its_revisions(served: Any) -
                 flow = evolve(flow, fact_of(event))
                 was[event["revision"]] = flow
             for revision, wanted in was.items():
-                async with client.get(f"/v1/flows/{last.id}?revision={revision}") as answer:
-                    assert (await answer.json())["flow"] == wanted.model_dump(mode="json")
+                async with client.get(f"/v1/flows/{last.id}?revision={revision}") as response:
+                    assert (await response.json())["flow"] == wanted.model_dump(mode="json")
                 asked += 1
-            async with client.get(f"/v1/flows/{last.id}") as answer:
-                assert (await answer.json())["flow"] == last.model_dump(mode="json")
+            async with client.get(f"/v1/flows/{last.id}") as response:
+                assert (await response.json())["flow"] == last.model_dump(mode="json")
     assert asked > 20
 
 
@@ -187,15 +187,15 @@ async def test_steps_are_shown_as_they_were_too(served: Any) -> None:
         recorded.send(("commands", command(1, "update_state", patch={"at": status})))
     async with served(recorded) as (client, _):
         revision = {"running": None, "succeeded": None}
-        async with client.get(f"/v1/flows/{flow_id(1)}/history") as answer:
-            for event in (await answer.json())["items"]:
+        async with client.get(f"/v1/flows/{flow_id(1)}/history") as response:
+            for event in (await response.json())["items"]:
                 if event["kind"] == "state_updated":
                     revision[event["payload_json"]["patch"]["at"]] = event["revision"]
         for status, at in revision.items():
-            async with client.get(f"/v1/flows/{flow_id(1)}?revision={at}") as answer:
-                told = await answer.json()
-                assert told["flow"]["state_json"]["at"] == status
-        assert told["steps"][0]["status"] == "succeeded"
+            async with client.get(f"/v1/flows/{flow_id(1)}?revision={at}") as response:
+                body = await response.json()
+                assert body["flow"]["state_json"]["at"] == status
+        assert body["steps"][0]["status"] == "succeeded"
 
 
 async def test_words_of_the_goal_are_found_whatever_their_case_and_accents(served: Any) -> None:
@@ -271,13 +271,13 @@ async def test_flows_whose_wait_ends_are_found_soonest_first(served: Any) -> Non
 
 
 async def test_pages_of_dead_letters_give_each_once_newest_first(served: Any) -> None:
-    letters = messages(RECORDED, "deadletters")
-    assert len(letters) > 1
+    dead_letters = messages(RECORDED, "deadletters")
+    assert len(dead_letters) > 1
     async with served(RECORDED) as (client, _):
         items, pages = await all_of(client, "/v1/deadletters", 1)
-    assert pages == len(letters)
+    assert pages == len(dead_letters)
     assert sorted((one["partition"], one["offset"]) for one in items) == sorted(
-        (letter.partition, letter.offset) for letter in letters
+        (dead_letter.partition, dead_letter.offset) for dead_letter in dead_letters
     )
     assert all(a["at"] >= b["at"] for a, b in pairwise(items))
 

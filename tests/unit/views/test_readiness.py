@@ -19,7 +19,7 @@ def handed(some: Any, end: Any) -> Any:
 
 
 async def test_before_the_group_or_the_broker_has_spoken_it_is_not_ready(tmp_path: Path) -> None:
-    async with opened_view(tmp_path, 1, owned=False) as view:
+    async with opened_view(tmp_path, 1, assigned=False) as view:
         assert not view.ready()
         view.assign([0])
         assert not view.ready(), "where the audit ends is not known yet"
@@ -94,10 +94,10 @@ async def test_what_is_broken_or_cannot_be_written_is_not_ready(tmp_path: Path) 
 async def test_a_load_balancer_hears_it_by_the_status(served: Any) -> None:
     recorded = random_history(20)
     async with served(recorded) as (client, view):
-        async with client.get("/ready") as answer:
-            assert (answer.status, (await answer.json())["ready"]) == (503, False)
-        async with client.get("/live") as answer:
-            assert answer.status == 200, "it answers while it catches up"
-        view.measure({p: handed(some, 0) for p in view.owned if (some := of(recorded, p))})
-        async with client.get("/ready") as answer:
-            assert (answer.status, (await answer.json())["ready"]) == (200, True)
+        async with client.get("/ready") as response:
+            assert (response.status, (await response.json())["ready"]) == (503, False)
+        async with client.get("/live") as response:
+            assert response.status == 200, "it answers while it catches up"
+        view.measure({p: handed(some, 0) for p in view.own_partitions if (some := of(recorded, p))})
+        async with client.get("/ready") as response:
+            assert (response.status, (await response.json())["ready"]) == (200, True)

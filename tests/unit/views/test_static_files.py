@@ -20,9 +20,9 @@ async def served(path: str, **headers: str) -> tuple[int, str, Mapping[str, str]
         port = runner.addresses[0][1]
         async with (
             ClientSession() as session,
-            session.get(f"http://127.0.0.1:{port}{path}", headers=headers) as answer,
+            session.get(f"http://127.0.0.1:{port}{path}", headers=headers) as response,
         ):
-            return answer.status, await answer.text(), answer.headers.copy()
+            return response.status, await response.text(), response.headers.copy()
     finally:
         await runner.cleanup()
 

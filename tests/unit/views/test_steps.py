@@ -18,12 +18,12 @@ from tests.support.stub_views import flow_id
 SCHEDULED = 3
 
 
-def event(number: int, n: int, kind: str, payload: dict[str, Any]) -> bytes:
+def event(row_number: int, n: int, kind: str, payload: dict[str, Any]) -> bytes:
     """Event `n` of partition 0, of flow `number`."""
     return orjson.dumps(
         {
             "id": n,
-            "flow_id": flow_id(number),
+            "flow_id": flow_id(row_number),
             "kind": kind,
             "payload_json": payload,
             "at": instant(MORNING + n * 1000),
@@ -100,7 +100,7 @@ def test_a_changed_step_keeps_its_number_and_takes_the_changes() -> None:
     )
 
     (step,) = done.steps.values()
-    assert (step.number, step.flow) == (2, 1)
+    assert (step.row_number, step.flow) == (2, 1)
     assert step.step == {**a_step("a"), **changes}
 
 

@@ -56,12 +56,12 @@ def test_what_one_lacks_is_said_of_all(word: str) -> None:
 
 def test_metrics_keep_their_process() -> None:
     texts = {}
-    for number, events in enumerate((3, 4)):
+    for index, events in enumerate((3, 4)):
         metrics = Metrics()
         metrics.events.inc(events)
         metrics.batch_size.observe(5)
         metrics.commands.labels("cancel", "accepted", "").inc()
-        texts[number] = metrics.text().decode()
+        texts[index] = metrics.text().decode()
 
     merged = list(text_string_to_metric_families(merged_metrics(texts).decode()))
 

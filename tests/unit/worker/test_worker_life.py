@@ -27,7 +27,7 @@ class ScriptedMember:
         self.started = asyncio.Event()
         self.stopped = asyncio.Event()
         self.unfetched: set[int] = set()
-        self.answers = True
+        self.responds = True
         self.breaks: Exception | None = None
 
     async def start(self) -> None:
@@ -39,7 +39,7 @@ class ScriptedMember:
         self.stopped.set()
 
     async def undone(self, partitions: Iterable[int]) -> set[int]:
-        if not self.answers:
+        if not self.responds:
             await asyncio.Event().wait()
         return self.unfetched & set(partitions)
 
@@ -353,7 +353,7 @@ async def test_the_watchdog_replaces_a_consumer_that_gets_no_answer_at_all() -> 
     stage = Stage(watchdog_timeout_s=0.02)
     async with stage.running():
         first = await stage.member()
-        first.answers = False
+        first.responds = False
         await stage.member()
         assert first.stopped.is_set()
 

@@ -122,10 +122,10 @@ async def test_of_two_twins_exactly_one_goes_on(late: int) -> None:
 async def twins_in(order: tuple[int, ...], late: int) -> None:
     holder: list[str] = []
     twins = [Twin("a", holder), Twin("b", holder)]
-    for number, turn in enumerate((*order, *(0, 1) * 6)):
+    for index, turn in enumerate((*order, *(0, 1) * 6)):
         await twins[turn].step()
         for twin in twins:
-            twin.now_s += SESSION_S + 1 if number < late else 0.1
+            twin.now_s += SESSION_S + 1 if index < late else 0.1
 
     ends = sorted((twin.stopped, twin.holds) for twin in twins)
     assert ends == [(False, True), (True, False)], order

@@ -43,9 +43,9 @@ class AdmissionChecks:
         add: Add,
     ) -> None:
         """Check that an accepted command was allowed to do what it did."""
-        kind, owned = command.get("kind", ""), source.topic == self._topics.commands
+        kind, by_owner = command.get("kind", ""), source.topic == self._topics.commands
         doc = before.doc if before is not None else None
-        if owned and kind in CONTROL_ONLY:
+        if by_owner and kind in CONTROL_ONLY:
             add("I4", "control_only", f"{kind} was accepted on {source.topic}.")
         expires_at = command.get("expires_at")
         if expires_at is not None and source.timestamp > parse_timestamp(expires_at):
@@ -54,7 +54,7 @@ class AdmissionChecks:
         if doc is None:
             if creates:
                 owner = command.get("owner_session_key", command.get("issued_by"))
-                if owned and owner != command.get("issued_by"):
+                if by_owner and owner != command.get("issued_by"):
                     add("I4", "not_the_owner", "It makes a flow of another owner.")
                 if "expected_revision" in command:
                     add("I4", "revision_ignored", "A create that expects a revision.")
@@ -72,13 +72,15 @@ class AdmissionChecks:
                 f"It expected {expected}, but the flow was at {doc['revision']}.",
             )
         owner = doc.get("owner_session_key", command.get("issued_by"))
-        if owned and kind not in OPEN_TO_ALL and command.get("issued_by") != owner:
+        if by_owner and kind not in OPEN_TO_ALL and command.get("issued_by") != owner:
             add("I4", "not_the_owner", f"Issued by {command.get('issued_by')!r}, not by the owner.")
         of_steps = STEP_COMMANDS if doc["status"] in LIVE else frozenset()
         if kind not in FITTING[doc["status"]] | ALWAYS | of_steps:
             add("I4", "illegal_move", f"{kind} of a flow that was {doc['status']}.")
         if kind in STEP_COMMANDS:
-            self._steps.accepted(command, outcome, doc, source.timestamp, owned=owned, add=add)
+            self._steps.accepted(
+                command, outcome, doc, source.timestamp, by_owner=by_owner, add=add
+            )
         wait = doc.get("wait_json")
         if kind == "resume_external" and isinstance(wait, dict):
             for name in ("topic", "correlation_id"):
@@ -103,9 +105,9 @@ class AdmissionChecks:
         kind, doc = command.get("kind", ""), before.doc if before is not None else None
         about_step = kind in STEP_COMMANDS or code == "step_exists"
         if about_step and code in STEP_CODES and doc is not None and before is not None:
-            owned = source.topic == self._topics.commands
+            by_owner = source.topic == self._topics.commands
             return self._steps.founded(
-                code, command, source.timestamp, owned=owned, whole=before.whole
+                code, command, source.timestamp, by_owner=by_owner, whole=before.whole
             )
         match code:
             case "forbidden":

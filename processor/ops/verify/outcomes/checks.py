@@ -199,8 +199,8 @@ class OutcomeChecks:
         if verdict != "duplicate" and not (verdict == "accepted" and outcome["dry_run"]):
             self._report.checked["I3"] += 1
             if (outcome["revision"], outcome["status"]) != now:
-                told = (outcome["revision"], outcome["status"])
-                add("I3", "outcome_revision", f"It says {told}, but the flow is at {now}.")
+                stated = (outcome["revision"], outcome["status"])
+                add("I3", "outcome_revision", f"It says {stated}, but the flow is at {now}.")
         expected: Any = None
         if doc is not None:
             if "cancel_requested" not in doc:

@@ -27,7 +27,7 @@ async def check_forwards(
     """
     missing = {
         (one.origin.split("/")[0], one.home)
-        for one, same in scratch.forwards_beside_copies()
+        for one, same in scratch.forward_pairs()
         if same is None
     }
     for topic, home in missing:
@@ -38,7 +38,7 @@ async def check_forwards(
                 for record in records:
                     if (origin := forwarded_from(record.headers)) is not None:
                         scratch.put_copy(str(origin), copied(record))
-    for one, same in scratch.forwards_beside_copies():
+    for one, same in scratch.forward_pairs():
         report.checked["I9"] += 1
         topic = one.origin.split("/")[0]
         read = ranges[topic, one.home]

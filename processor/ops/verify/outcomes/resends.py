@@ -28,7 +28,7 @@ class ResendChecks:
     def forget(self, before_ms: int) -> None:
         """No command appended before `before_ms` comes any more. Kept twice as long as needed, for
         a broker's clock that was set back."""
-        self._scratch.forget_answers(before_ms - 2 * self._window_ms)
+        self._scratch.forget_outcomes(before_ms - 2 * self._window_ms)
 
     def check(self, outcome: Doc, at_ms: int, add: Add) -> None:
         """Check the outcome of a command appended at `at_ms`."""
@@ -37,7 +37,7 @@ class ResendChecks:
             return
         self._report.checked["I2"] += 1
         key = hash16(f"{outcome['flow_id']}{outcome['command_id']}".encode())
-        first = self._scratch.answer(key)
+        first = self._scratch.outcome(key)
         if first is not None and at_ms - first.at_ms > self._window_ms:
             first = None
         resent = verdict == "duplicate" or code == "idempotency_conflict"
@@ -58,12 +58,12 @@ class ResendChecks:
                 "accepted_twice" if verdict == "accepted" else "resend_not_seen",
                 f"Sent again within the window, and {verdict} anew.",
             )
-        elif first.answer != _answer(outcome, outcome["original"]):
+        elif first.repeated != _repeated_hash(outcome, outcome["original"]):
             add("I2", "another_answer", "The resend got another answer than the first.")
         if first is None and not resent and not outcome["dry_run"] and code not in FORGOTTEN:
-            answer = SeenOutcome(at_ms, outcome["command_digest"], _answer(outcome, verdict))
-            self._scratch.put_answer(key, answer)
+            seen = SeenOutcome(at_ms, outcome["command_digest"], _repeated_hash(outcome, verdict))
+            self._scratch.put_outcome(key, seen)
 
 
-def _answer(outcome: Doc, verdict: Any) -> bytes:
+def _repeated_hash(outcome: Doc, verdict: Any) -> bytes:
     return hash16(canonical([verdict, *(outcome[name] for name in _REPEATED)]))

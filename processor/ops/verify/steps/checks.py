@@ -101,8 +101,8 @@ class StepChecks:
         kind, changes = event["kind"], event["payload_json"]["changes"]
         origins, to, _ = rules.MOVES[kind]
         if step["status"] not in origins or changes.get("status") != to:
-            told = changes.get("status", "as it was")
-            add("I14", "step_move", f"{kind} of a step that is {step['status']}; it is {told}.")
+            stated = changes.get("status", "as it was")
+            add("I14", "step_move", f"{kind} of a step that is {step['status']}; it is {stated}.")
         started = kind == "step_started"
         was, now = step["execution"]["attempt"], changes["execution"]["attempt"]
         if now != was + started:
@@ -117,8 +117,8 @@ class StepChecks:
         if command["kind"] in rules.COMMANDS:
             caused = rules.caused(command, step, flow["cancel_requested"], at_ms)
             if kind != caused:
-                told = caused or "nothing"
-                add("I14", "other_step_event", f"It should have caused {told}, by its past.")
+                stated = caused or "nothing"
+                add("I14", "other_step_event", f"It should have caused {stated}, by its past.")
                 return
         elif kind != "step_cancelled" or flow["status"] not in TERMINAL:
             add("I14", "other_step_event", f"{command['kind']} does not cause {kind}.")
@@ -130,7 +130,7 @@ class StepChecks:
     # Outcomes
 
     def accepted(
-        self, command: Doc, outcome: Doc, flow: Doc, at_ms: int, *, owned: bool, add: Add
+        self, command: Doc, outcome: Doc, flow: Doc, at_ms: int, *, by_owner: bool, add: Add
     ) -> None:
         """Check an accepted command about a step before its events are folded."""
         kind, flow_id, run_id = command["kind"], outcome["flow_id"], command.get("run_id", "")
@@ -146,7 +146,7 @@ class StepChecks:
         if step["status"] not in rules.ORIGINS[kind]:
             add("I14", "step_illegal_move", f"{kind} of a step that was {step['status']}.")
             return
-        if kind in rules.HELD and not rules.is_held_by(command, step, owned=owned):
+        if kind in rules.HELD and not rules.is_held_by(command, step, by_owner=by_owner):
             add("I14", "not_the_holder", f"{kind} from one that did not hold the step.")
         if kind in ("start_step", "wake_step") and not rules.is_due(command, step, at_ms):
             add("I14", "step_early", f"{kind} before its time.")
@@ -159,7 +159,7 @@ class StepChecks:
         if not same(outcome["details"], expected):
             add("I14", "step_details", f"details are {outcome['details']}, not {expected}.")
 
-    def founded(self, code: str, command: Doc, at_ms: int, *, owned: bool, whole: bool) -> bool:
+    def founded(self, code: str, command: Doc, at_ms: int, *, by_owner: bool, whole: bool) -> bool:
         """Whether a refusal that is about a step may be right."""
         kind, flow_id, run_id = command["kind"], command["flow_id"], command.get("run_id", "")
         step = self._managed.get(flow_id, run_id)
@@ -178,7 +178,7 @@ class StepChecks:
             case "not_holder":
                 if step is None:
                     return not whole
-                return not rules.is_held_by(command, step, owned=owned)
+                return not rules.is_held_by(command, step, by_owner=by_owner)
             case "not_due" if step is not None:
                 return not rules.is_due(command, step, at_ms)
             case _:

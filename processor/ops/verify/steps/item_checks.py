@@ -86,10 +86,10 @@ class ItemChecks:
         """Check all of `steps`. At rest, look again for what is missing, within the grace."""
         began = time.monotonic()
         while True:
-            for number in range(self._partitions):
-                watcher.at(number, "work items")
-                async with logs(number) as log:
-                    await self._read(number, log, watcher)
+            for partition in range(self._partitions):
+                watcher.at(partition, "work items")
+                async with logs(partition) as log:
+                    await self._read(partition, log, watcher)
             missing = any(self._is_missing(one) for one in self._store.awaited())
             grace_s = self._scope.grace_s if self._scope.at_rest else 0.0
             if not missing or time.monotonic() - began >= grace_s:
@@ -97,10 +97,10 @@ class ItemChecks:
             await asyncio.sleep(LOOK_AGAIN_S)
         self._end()
 
-    async def _read(self, number: int, log: Log, watcher: Watcher) -> None:
+    async def _read(self, partition: int, log: Log, watcher: Watcher) -> None:
         """Read what has come to a partition of `steps` since the last time."""
         offset_range, since = await log.offset_range(self._topic), self._scope.since_ms
-        start = self._next.get(number)
+        start = self._next.get(partition)
         if start is None:
             start = offset_range.start
             if since is not None:
@@ -108,17 +108,17 @@ class ItemChecks:
                 start = offset_range.stable if found is None else found
         watcher.expect(offset_range.stable - start)
         stream = RecordStream(log, self._topic, start, offset_range.stable, watcher.read)
-        await self._stream(number, stream, offset_range)
-        self._next[number] = offset_range.stable
+        await self._stream(partition, stream, offset_range)
+        self._next[partition] = offset_range.stable
 
-    async def _stream(self, number: int, stream: RecordStream, offset_range: LogRange) -> None:
-        if number not in self._lost_ms:
-            self._lost_ms[number] = -1
+    async def _stream(self, partition: int, stream: RecordStream, offset_range: LogRange) -> None:
+        if partition not in self._lost_ms:
+            self._lost_ms[partition] = -1
             if offset_range.start > 0:
                 head = await stream.head()
-                self._lost_ms[number] = float("inf") if head is None else head.timestamp
+                self._lost_ms[partition] = float("inf") if head is None else head.timestamp
                 self._report.uncovered(
-                    f"{self._topic}/{number} begins at offset {offset_range.start}: whether the "
+                    f"{self._topic}/{partition} begins at offset {offset_range.start}: whether the "
                     "steps that were offered before had their work items is not known."
                 )
         while (record := await stream.take()) is not None:
@@ -154,8 +154,8 @@ class ItemChecks:
             return
         self._store.seen(event_id)
         headers = dict(record.headers)
-        told = _digest(item, headers.get(TASK_HEADER) or b"", _traces(record.headers))
-        if expected is not None and told != expected:
+        stated = _digest(item, headers.get(TASK_HEADER) or b"", _traces(record.headers))
+        if expected is not None and stated != expected:
             about = f"It is not what event {event_id} says of its step."
             self._add(record, "item_differs", about, flow_id)
 
@@ -174,8 +174,8 @@ class ItemChecks:
             return False  # it may be under way
         key = f"{awaited.flow_id}/{awaited.run_id}".encode()
         return not any(
-            self._may_lie_on(number, key) and awaited.at_ms <= lost_ms
-            for number, lost_ms in self._lost_ms.items()
+            self._may_lie_on(partition, key) and awaited.at_ms <= lost_ms
+            for partition, lost_ms in self._lost_ms.items()
         )
 
     def _end(self) -> None:

@@ -121,10 +121,10 @@ def timed_out(execution: Doc, at_ms: int) -> bool:
     return until is not None and parse_timestamp(until) <= at_ms
 
 
-def is_held_by(command: Doc, step: Doc, *, owned: bool) -> bool:
+def is_held_by(command: Doc, step: Doc, *, by_owner: bool) -> bool:
     """Whether a command names the step's attempt and, from `commands`, comes from its holder."""
     return command.get("attempt") == step["execution"]["attempt"] and (
-        not owned or command.get("issued_by") == step["child_session_key"]
+        not by_owner or command.get("issued_by") == step["child_session_key"]
     )
 
 
@@ -178,8 +178,8 @@ def details(command: Doc, step: Doc, cancel_requested: bool, at_ms: int) -> Doc:
         return {"attempt": execution["attempt"] + 1, "due_at": renewed}
     if kind == "extend_step":
         due_at = renewed if _extends(command, execution, at_ms) else execution["due_at"]
-        told = {"attempt": execution["attempt"], "due_at": due_at}
-        return {**told, "cancel_requested": cancel_requested}
+        stated = {"attempt": execution["attempt"], "due_at": due_at}
+        return {**stated, "cancel_requested": cancel_requested}
     return {}
 
 

@@ -13,18 +13,18 @@ class Group:
 
     def __init__(self) -> None:
         self.commits: list[dict[TopicPartition, int]] = []
-        self._answers: list[asyncio.Future[None]] = []
+        self._commits: list[asyncio.Future[None]] = []
 
     async def commit(self, offsets: Offsets) -> None:
         self.commits.append(dict(offsets))
-        self._answers.append(asyncio.get_running_loop().create_future())
-        await self._answers[-1]
+        self._commits.append(asyncio.get_running_loop().create_future())
+        await self._commits[-1]
 
-    def answer(self, number: int, error: Exception | None = None) -> None:
+    def finish(self, number: int, error: Exception | None = None) -> None:
         if error is None:
-            self._answers[number].set_result(None)
+            self._commits[number].set_result(None)
         else:
-            self._answers[number].set_exception(error)
+            self._commits[number].set_exception(error)
 
 
 def of(partition: int) -> dict[TopicPartition, int]:
@@ -45,12 +45,12 @@ async def test_who_asks_while_a_commit_is_under_way_shares_the_next() -> None:
     await let_it_run()
     assert group.commits == [of(1)]
 
-    group.answer(0)
+    group.finish(0)
     await let_it_run()
     assert first.done()
     assert not any(task.done() for task in others), "the first began before they asked"
     assert group.commits == [of(1), of(2) | of(3) | of(4)]
-    group.answer(1)
+    group.finish(1)
     await asyncio.gather(first, *others)
 
 
@@ -61,11 +61,11 @@ async def test_an_error_is_heard_by_those_whose_commit_it_was_and_by_nobody_else
     await let_it_run()
     others = [asyncio.create_task(proofs.prove(of(n))) for n in (2, 3)]
     await let_it_run()
-    group.answer(0, ConnectionError("gone"))
+    group.finish(0, ConnectionError("gone"))
     with pytest.raises(ConnectionError):
         await first
     await let_it_run()
-    group.answer(1)
+    group.finish(1)
     await asyncio.gather(*others)
 
 
@@ -79,7 +79,7 @@ async def test_who_does_not_wait_any_more_does_not_end_it_for_others(
     assert group.commits == [of(1) | of(2)]
     gone.cancel()
     await let_it_run()
-    group.answer(0)
+    group.finish(0)
     await stays
     assert gone.cancelled()
 
@@ -87,10 +87,10 @@ async def test_who_does_not_wait_any_more_does_not_end_it_for_others(
     await let_it_run()
     alone.cancel()
     await let_it_run()
-    group.answer(1, ConnectionError("nobody hears this"))
+    group.finish(1, ConnectionError("nobody hears this"))
     await let_it_run()
     assert "never retrieved" not in caplog.text
     again = asyncio.create_task(proofs.prove(of(3)))
     await let_it_run()
-    group.answer(2)
+    group.finish(2)
     await again

@@ -34,7 +34,7 @@ class Client:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
-        self.answers = True
+        self.responds = True
         self.breaks = False
         self.asked_at: list[float] = []
         monkeypatch.setattr(asyncio, "sleep", self._sleep)
@@ -47,7 +47,7 @@ class Client:
         self.asked_at.append(self.now_s)
         if self.breaks:
             raise KeyError("something that aiokafka did not foresee")
-        return self.answers
+        return self.responds
 
     async def ask(self, times: int, cluster: Cluster = ALL_LED) -> list[float]:
         """The seconds from each question to the next."""
@@ -62,7 +62,7 @@ async def test_a_broker_that_is_away_is_asked_ever_more_rarely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = Client(monkeypatch)
-    client.answers = False
+    client.responds = False
 
     assert await client.ask(8) == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
 
@@ -84,16 +84,16 @@ async def test_what_nobody_foresaw_is_asking_in_vain_and_not_the_end_of_asking(
 
 async def test_who_is_answered_asks_again_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client(monkeypatch)
-    client.answers = False
+    client.responds = False
     await client.ask(8)
-    client.answers = True
+    client.responds = True
 
     assert await client.ask(4) == [0.0, 0.0, 0.0]
 
 
 async def test_time_that_has_passed_anyhow_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client(monkeypatch)
-    client.answers = False
+    client.responds = False
     await client.ask(8)
     client.now_s += 60.0
     began = client.now_s

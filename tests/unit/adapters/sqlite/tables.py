@@ -142,7 +142,7 @@ def step_snapshot(row: StepRow) -> StepSnapshot:
     )
 
 
-def answer(
+def ledger_entry(
     number: int, *, at_ms: int = NOON_MS, code: Code | None = None, **details: Any
 ) -> LedgerEntry:
     return LedgerEntry(

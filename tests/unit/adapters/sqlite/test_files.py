@@ -42,9 +42,9 @@ async def starts_empty(state_dir: Path, because: str, **identity: Any) -> None:
             assert await table.checkpoint() is None
             assert await table.count_flows() == 0
             await table.write(Changes(inserted=[flow_row(1)]), before=None, after=at(1))
-    (told,) = logs
-    assert told["log_level"] == "warning"
-    assert because in told["reason"]
+    (logged,) = logs
+    assert logged["log_level"] == "warning"
+    assert because in logged["reason"]
     async with opened(state_dir, **identity) as table:
         assert await table.checkpoint() == at(1)
 

@@ -101,11 +101,11 @@ async def test_a_sound_table_is_checked_beside_its_writes(
     verdicts: asyncio.Queue[str] = asyncio.Queue()
     ask = checking._verdict
 
-    async def told(connection: sqlite3.Connection) -> str:
+    async def check(connection: sqlite3.Connection) -> str:
         verdicts.put_nowait(await ask(connection))
         return checking.SOUND
 
-    monkeypatch.setattr(checking, "_verdict", told)
+    monkeypatch.setattr(checking, "_verdict", check)
     async with opened(tmp_path) as table:
         await table.write(Changes(inserted=[flow_row(300)]), before=at(1), after=at(2))
         await checked(table, verdicts)
@@ -123,11 +123,11 @@ async def test_a_table_closes_without_waiting_for_its_check(
     began = asyncio.Event()
     ask = checking._verdict
 
-    async def told(connection: sqlite3.Connection) -> str:
+    async def check(connection: sqlite3.Connection) -> str:
         began.set()
         return await ask(connection)
 
-    monkeypatch.setattr(checking, "_verdict", told)
+    monkeypatch.setattr(checking, "_verdict", check)
     monkeypatch.setattr(checking, "CHECK", ENDLESS)
     async with asyncio.timeout(patience(30)):
         async with opened(tmp_path) as table:

@@ -12,7 +12,7 @@ from processor.adapters.sqlite import FlowTable, TableConflict, TableCorrupt, le
 from processor.adapters.sqlite.write_batch import FORGET_EXTRA, FORGET_FACTOR
 from processor.contract.outcomes import Code
 from processor.engine.rows import Changes, Checkpoint, LedgerEntry, Position, RestoreChunk
-from tests.unit.adapters.sqlite.tables import NOON_MS, answer, at, foreign, opened
+from tests.unit.adapters.sqlite.tables import NOON_MS, at, foreign, ledger_entry, opened
 
 SMALL = 64
 """Rows of a generation, here."""
@@ -32,18 +32,18 @@ class _Writer:
         self._position = 0
 
     async def write(
-        self, answers: Iterable[LedgerEntry], *, forget_before_ms: int | None = None
+        self, ledger_entries: Iterable[LedgerEntry], *, forget_before_ms: int | None = None
     ) -> None:
         self._position += 1
-        changes = Changes(ledger_entries=list(answers), forget_before_ms=forget_before_ms)
+        changes = Changes(ledger_entries=list(ledger_entries), forget_before_ms=forget_before_ms)
         await self._table.write(changes, before=self._before, after=at(self._position))
         self._before = at(self._position)
 
 
-def answers(count: int, *, first: int = 0) -> list[LedgerEntry]:
+def ledger_entries(count: int, *, first: int = 0) -> list[LedgerEntry]:
     """Answers under keys as random as digests are; a ms lies between two of them."""
     return [
-        answer(n)._replace(key=random.Random(n).randbytes(16), at_ms=NOON_MS + n)
+        ledger_entry(n)._replace(key=random.Random(n).randbytes(16), at_ms=NOON_MS + n)
         for n in range(first, first + count)
     ]
 
@@ -58,7 +58,7 @@ def rows(table: FlowTable, of: str = "ledger") -> int:
 
 
 async def test_answers_of_all_generations_are_found_and_after_it_was_closed(tmp_path: Path) -> None:
-    written = answers(1000)
+    written = ledger_entries(1000)
     keys = [one.key for one in written]
     async with opened(tmp_path) as table:
         writer = _Writer(table)
@@ -68,11 +68,13 @@ async def test_answers_of_all_generations_are_found_and_after_it_was_closed(tmp_
         assert await table.ledger_entries(keys) == by_key(written)
     async with opened(tmp_path) as table:
         assert await table.ledger_entries(keys) == by_key(written)
-        assert await table.ledger_entries([one.key for one in answers(1000, first=1000)]) == {}
+        assert (
+            await table.ledger_entries([one.key for one in ledger_entries(1000, first=1000)]) == {}
+        )
 
 
 async def test_of_one_key_the_newest_answer_counts(tmp_path: Path) -> None:
-    older, *others = answers(3 * SMALL)
+    older, *others = ledger_entries(3 * SMALL)
     newer = older._replace(at_ms=NOON_MS + 10_000, code=Code.NOT_FOUND)
     newest = older._replace(at_ms=NOON_MS + 20_000, digest=bytes(16))
     async with opened(tmp_path) as table:
@@ -88,12 +90,12 @@ async def test_of_one_key_the_newest_answer_counts(tmp_path: Path) -> None:
 
 async def test_full_generations_are_forgotten_in_bounded_steps(tmp_path: Path) -> None:
     """Not before all of one is out of date, and never the newest."""
-    written = answers(3000)
+    written = ledger_entries(3000)
     old_ms = written[-1].at_ms + 1
     async with opened(tmp_path) as table:
         writer = _Writer(table)
         await writer.write(written)
-        new = answers(10, first=5000)
+        new = ledger_entries(10, first=5000)
         await writer.write(new, forget_before_ms=old_ms - 1)
         assert rows(table) == 3010
         await writer.write([], forget_before_ms=old_ms)
@@ -102,7 +104,7 @@ async def test_full_generations_are_forgotten_in_bounded_steps(tmp_path: Path) -
     async with opened(tmp_path) as table:  # in the middle of it
         writer = _Writer(table)
         writer._before, writer._position = at(3), 3
-        more = answers(10, first=6000)
+        more = ledger_entries(10, first=6000)
         await writer.write(more, forget_before_ms=old_ms)
         assert rows(table) == 3020 - 2 * FORGET_EXTRA - FORGET_FACTOR * len(more)
         await writer.write([], forget_before_ms=old_ms)
@@ -116,7 +118,7 @@ async def test_full_generations_are_forgotten_in_bounded_steps(tmp_path: Path) -
 async def test_a_write_that_failed_leaves_nothing_and_the_next_one_is_found(
     tmp_path: Path,
 ) -> None:
-    first, lost, second = (answers(SMALL, first=n * SMALL) for n in range(3))
+    first, lost, second = (ledger_entries(SMALL, first=n * SMALL) for n in range(3))
     keys = [one.key for one in [*first, *lost, *second]]
     async with opened(tmp_path) as table:
         writer = _Writer(table)
@@ -133,7 +135,7 @@ async def test_a_write_that_failed_leaves_nothing_and_the_next_one_is_found(
 async def test_answers_that_were_filled_are_found_and_others_appended_to_them(
     tmp_path: Path,
 ) -> None:
-    filled, later = answers(500), answers(100, first=500)
+    filled, later = ledger_entries(500), ledger_entries(100, first=500)
     async with opened(tmp_path) as table:
         await table.begin_restore(at(1))
         for start in range(0, 500, 100):
@@ -150,9 +152,9 @@ async def test_answers_that_were_filled_are_found_and_others_appended_to_them(
 )
 async def test_a_damaged_filter_or_tag_is_not_believed(tmp_path: Path, damage: str) -> None:
     async with opened(tmp_path) as table:
-        await _Writer(table).write(answers(SMALL))
+        await _Writer(table).write(ledger_entries(SMALL))
         await table.write(
-            Changes(ledger_entries=answers(1, first=SMALL)), before=at(1), after=at(2)
+            Changes(ledger_entries=ledger_entries(1, first=SMALL)), before=at(1), after=at(2)
         )
     with closing(sqlite3.connect(table.path)) as db, db:
         db.execute(damage)
@@ -166,7 +168,7 @@ def test_few_keys_that_are_not_there_are_looked_for() -> None:
     for start in range(0, 20 * SMALL, SMALL):
         values = [
             value
-            for entry in answers(SMALL, first=start)
+            for entry in ledger_entries(SMALL, first=start)
             for value in row_codec.ledger_values(entry)
         ]
         one.append(values)

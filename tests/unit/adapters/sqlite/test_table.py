@@ -23,11 +23,11 @@ from processor.contract.outcomes import Code
 from processor.engine.rows import Changes
 from tests.unit.adapters.sqlite.tables import (
     NOON_MS,
-    answer,
     at,
     flow_row,
     foreign,
     later,
+    ledger_entry,
     opened,
     step_row,
     uuid,
@@ -59,14 +59,16 @@ async def refused(table: FlowTable, changes: Changes, *, position: int = 1) -> N
 async def test_what_is_written_comes_back(table: FlowTable) -> None:
     flows = [flow_row(n, revision=n % 3) for n in range(1, 700)]
     steps = [step_row(1, "run"), step_row(1, "r\x1e\x1f\x00ü"), step_row(2, "run")]
-    answers = [
-        answer(1),
-        answer(2, code=Code.REVISION_MISMATCH, expected=1, actual=2),
-        answer(3, attempt=1, due_at="2026-05-28T20:31:43.000Z"),
+    ledger_entries = [
+        ledger_entry(1),
+        ledger_entry(2, code=Code.REVISION_MISMATCH, expected=1, actual=2),
+        ledger_entry(3, attempt=1, due_at="2026-05-28T20:31:43.000Z"),
     ]
 
     await table.write(
-        Changes(inserted=flows, steps=steps, ledger_entries=answers), before=None, after=at(1)
+        Changes(inserted=flows, steps=steps, ledger_entries=ledger_entries),
+        before=None,
+        after=at(1),
     )
 
     assert await table.checkpoint() == at(1)
@@ -78,7 +80,7 @@ async def test_what_is_written_comes_back(table: FlowTable) -> None:
         uuid(3): [],
     }
     found = await table.ledger_entries([n.to_bytes(16, "big") for n in range(100)])
-    assert found == {row.key: row for row in answers}
+    assert found == {row.key: row for row in ledger_entries}
     assert await table.next_row_number() == 700
     assert await table.count_flows() == 699
     assert table.size_bytes() > 0
@@ -222,14 +224,14 @@ async def test_an_edited_flow_is_not_believed(tmp_path: Path, edit: str) -> None
 
 
 async def test_an_edited_step_or_answer_is_not_believed(table: FlowTable) -> None:
-    changes = Changes(steps=[step_row(1, "run")], ledger_entries=[answer(1)])
+    changes = Changes(steps=[step_row(1, "run")], ledger_entries=[ledger_entry(1)])
     await table.write(changes, before=None, after=at(1))
     foreign(table, "UPDATE step SET doc = replace(doc, 'task\"', 'tusk\"')")
     foreign(table, "UPDATE ledger SET details = '[\"nonsense\",{}]'")
     with pytest.raises(TableCorrupt):
         await table.steps([(uuid(1), "run")])
     with pytest.raises(TableCorrupt):
-        await table.ledger_entries([answer(1).key])
+        await table.ledger_entries([ledger_entry(1).key])
 
 
 async def test_a_cancelled_write_is_finished_before_the_next_call(table: FlowTable) -> None:
@@ -293,7 +295,7 @@ async def test_a_full_disk_fails_the_batch_and_nothing_of_it_is_there(table: Flo
         updated=[(before, later(before))],
         # More than the cache holds, so that it spills before the commit.
         inserted=[flow_row(n, state_json="x" * 200_000) for n in range(2, 80)],
-        ledger_entries=[answer(n) for n in range(1000)],
+        ledger_entries=[ledger_entry(n) for n in range(1000)],
     )
 
     with full_disk(table.size_bytes() + 100_000), pytest.raises(TableFailed) as failure:
@@ -317,7 +319,9 @@ async def test_a_locked_file_fails_the_batch(table: FlowTable) -> None:
 
 
 async def test_clear_leaves_nothing(table: FlowTable) -> None:
-    changes = Changes(inserted=[flow_row(1)], steps=[step_row(1, "a")], ledger_entries=[answer(1)])
+    changes = Changes(
+        inserted=[flow_row(1)], steps=[step_row(1, "a")], ledger_entries=[ledger_entry(1)]
+    )
     await table.write(changes, before=None, after=at(1))
     await table.clear()
     assert await content(table) == []

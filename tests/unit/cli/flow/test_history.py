@@ -78,25 +78,25 @@ def _recorded(
     monkeypatch: pytest.MonkeyPatch, commands: Sequence[tuple[str, dict[str, Any]]]
 ) -> Past:
     partition = Partition()
-    told = Past([], {})
+    past = Past([], {})
     for hour, (name, command) in enumerate(commands):
         at_ms = MORNING + hour * HOUR_MS
         ((outcome, events, _),) = partition.send(Sent(name, at_ms, command))
         assert outcome["verdict"] == "accepted", outcome
         for event in events:
-            place = ("taskflow.audit", 0, len(told.records), at_ms, FLOW_ID.encode())
-            told.records.append(Appended(*place, orjson.dumps(event)))
-            told.outcomes[event["id"]] = outcome
+            place = ("taskflow.audit", 0, len(past.records), at_ms, FLOW_ID.encode())
+            past.records.append(Appended(*place, orjson.dumps(event)))
+            past.outcomes[event["id"]] = outcome
 
     async def read(*_: Any) -> list[Appended]:
-        return told.records
+        return past.records
 
     async def outcomes_of(_: Any, __: Any, event_ids: list[int]) -> dict[int, dict[str, Any]]:
-        return {event_id: told.outcomes[event_id] for event_id in event_ids}
+        return {event_id: past.outcomes[event_id] for event_id in event_ids}
 
     monkeypatch.setattr(travel, "_read", read)
     monkeypatch.setattr(travel, "outcomes_of", outcomes_of)
-    return told
+    return past
 
 
 def _observed(status: str) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def test_history_for_people(
 
     assert main(["flow", "history", FLOW_ID]) == DONE
 
-    assert_told_to_people(capsys.readouterr().out)
+    assert_shown_to_people(capsys.readouterr().out)
 
 
 def test_history_for_people_is_the_same_from_views(
@@ -171,7 +171,7 @@ def test_history_for_people_is_the_same_from_views(
 
     assert main(["flow", "history", FLOW_ID]) == DONE
 
-    assert_told_to_people(capsys.readouterr().out)
+    assert_shown_to_people(capsys.readouterr().out)
 
 
 def test_a_pipe_is_answered_from_the_topic(
@@ -185,7 +185,7 @@ def test_a_pipe_is_answered_from_the_topic(
     assert len(taskflow(capsys, "history", FLOW_ID)) == len(past.records)
 
 
-def assert_told_to_people(out: str) -> None:
+def assert_shown_to_people(out: str) -> None:
     assert "life 1" in out
     assert re.search("wake on control, ended the wait by timer +1 h waiting", out)
     assert "In all: created 1 h, running 4 h, waiting 1 h, failed 1 h." in out
@@ -302,11 +302,11 @@ def test_history_names_step_attempt_and_failure(
     assert main(["flow", "history", FLOW_ID]) == DONE
 
     out = capsys.readouterr().out
-    for told in (
+    for past in (
         *("card 7 0/3, schedule_step on commands", "card 7 1/3: no answer, fail_step"),
         *("card 7 2/3, complete_step", "ended the wait by steps"),
     ):
-        assert told in out, out
+        assert past in out, out
 
 
 def test_people_see_tables(

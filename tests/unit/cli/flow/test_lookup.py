@@ -231,8 +231,8 @@ async def test_without_a_broker_the_tables_are_shown_and_it_is_said(
     topics.away = BrokerUnreachable("Nobody answers.")
 
     assert await listed(settings) == [here.flow.id]
-    told = capsys.readouterr().err
-    assert told == (
+    output = capsys.readouterr().err
+    assert output == (
         f"Nobody answers. Shown are the tables in {settings.state_dir}, as new as their worker "
         "left them; 1 of 2 partitions have none there.\n"
     )

@@ -24,8 +24,8 @@ def timer(left_ms: int) -> dict[str, object]:
 
 
 def shown_to_people(width: int = 200) -> tuple[Console, io.StringIO]:
-    told = io.StringIO()
-    return Console(file=told, width=width, highlight=False), told
+    errors = io.StringIO()
+    return Console(file=errors, width=width, highlight=False), errors
 
 
 @pytest.mark.parametrize(
@@ -80,36 +80,36 @@ def test_who_does_not_wait_waits_for_nothing() -> None:
 
 
 def test_waiting_flows_are_one_a_row() -> None:
-    out, told = shown_to_people()
+    out, errors = shown_to_people()
     event = {"kind": "external_event", "topic": "payments", "correlation_id": "p-7"}
     flows = [waiting(timer(7_500_000), 1), waiting(event, 2)]
 
     print_waits(out, flows, NOON_MS)
 
-    head, *rows = told.getvalue().splitlines()
+    head, *rows = errors.getvalue().splitlines()
     assert head.split() == ["id", "waits", "for", "until", "left", "owner", "step", "goal"]
     assert "timer                 2026-11-22 14:05:00  in 2 h 5 min  owner" in rows[0]
     assert "event payments / p-7  -                    -             owner" in rows[1]
 
 
 def test_what_a_producer_wrote_moves_no_cursor() -> None:
-    out, told = shown_to_people()
+    out, errors = shown_to_people()
     event = {"kind": "external_event", "topic": "t", "correlation_id": "\x1b[2J\u009b1m"}
 
     print_waits(out, [waiting(event, owner_session_key="a\nb")], NOON_MS)
     found = Found(waiting(event, goal="\x1b]0;one\nline").model_dump(mode="json"), 1, "00", [])
     print_flow(out, found, NOON_MS)
 
-    assert told.getvalue().isprintable() or {
-        char for char in told.getvalue() if not char.isprintable()
+    assert errors.getvalue().isprintable() or {
+        char for char in errors.getvalue() if not char.isprintable()
     } == {"\n"}
-    assert "event t / \\x1b[2J\\x9b1m" in told.getvalue()
-    assert "a\\x0ab" in told.getvalue()
+    assert "event t / \\x1b[2J\\x9b1m" in errors.getvalue()
+    assert "a\\x0ab" in errors.getvalue()
 
 
 @pytest.mark.parametrize("width", [60, 200])
 def test_a_flow_is_shown_with_the_time_left_and_its_steps_in_full(width: int) -> None:
-    out, told = shown_to_people(width)
+    out, errors = shown_to_people(width)
     steps = [
         step_row(1, name, at_ms=NOON_MS + n).step.model_dump(mode="json")
         for n, name in enumerate(("classify", "file"))
@@ -119,7 +119,7 @@ def test_a_flow_is_shown_with_the_time_left_and_its_steps_in_full(width: int) ->
 
     print_flow(out, Found(flow, 1, "00", steps), NOON_MS)
 
-    text = told.getvalue()
+    text = errors.getvalue()
     whole = "".join(text.split())
     assert [*flow] == [
         word for line in text.splitlines() for word in line.split()[:1] if word in flow
@@ -134,14 +134,14 @@ def test_a_flow_is_shown_with_the_time_left_and_its_steps_in_full(width: int) ->
 
 
 def test_no_time_is_left_of_no_wait() -> None:
-    out, told = shown_to_people()
+    out, errors = shown_to_people()
     print_flow(out, Found(flow_row(1).flow.model_dump(mode="json"), 1, "00", []), NOON_MS)
-    assert "time left" not in told.getvalue()
-    assert "steps" not in told.getvalue()
+    assert "time left" not in errors.getvalue()
+    assert "steps" not in errors.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("status", "about", "told"),
+    ("status", "about", "errors"),
     [
         ("running", {"due": 200_000}, "attempt 2 of 3, lease ends in 3 min 20 s\n"),
         ("running", {"due": -5000}, "lease was over 5 s ago\n"),
@@ -156,7 +156,7 @@ def test_no_time_is_left_of_no_wait() -> None:
     ],
 )
 def test_a_managed_step_is_shown_with_its_attempt_and_lease(
-    status: str, about: dict[str, int | None], told: str
+    status: str, about: dict[str, int | None], errors: str
 ) -> None:
     def at(left_ms: int | None) -> str | None:
         return None if left_ms is None else instant(NOON_MS + left_ms)
@@ -182,7 +182,7 @@ def test_a_managed_step_is_shown_with_its_attempt_and_lease(
     print_flow(out, Found(flow, 1, "00", [step]), NOON_MS)
 
     text = shown.getvalue()
-    assert told in text
+    assert errors in text
     assert "by bank:one\n  last failure 1 min 1 s ago: no\\x1b[2J answer\n" in text
     assert 'progress {"asked":1}\n  input {"card":7}\n' in text
 

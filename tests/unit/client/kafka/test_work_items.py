@@ -16,11 +16,11 @@ def test_an_item_that_is_not_answered_holds_the_offset() -> None:
     tracker = OffsetTracker()
     for offset in (5, 6, 9):
         tracker.received(offset)
-    tracker.answered(6)
+    tracker.done(6)
     assert tracker.committable == 5
-    tracker.answered(5)
+    tracker.done(5)
     assert tracker.committable == 9
-    tracker.answered(9)
+    tracker.done(9)
     assert tracker.committable == 10
 
 
@@ -33,7 +33,7 @@ def test_the_offset_never_moves_back_and_leaves_no_item_behind(offsets: Any, rng
     last = tracker.committable
     rng.shuffle(left)
     while left:
-        tracker.answered(left.pop())
+        tracker.done(left.pop())
         assert tracker.committable is not None
         assert last is not None
         assert tracker.committable >= last

@@ -67,14 +67,14 @@ def decided(recorded: Recorded) -> Iterator[tuple[Place, dict[str, Any], dict[st
                 yield place, orjson.loads(sources[place[0], place[2]]), outcome
 
 
-def told(findings: Findings) -> str:
+def text_of(findings: Findings) -> str:
     return "\n".join(map(str, findings.first[:5]))
 
 
 async def test_an_unchanged_build_decides_everything_as_it_was(history: Recorded) -> None:
     findings = await check(history)
 
-    assert findings.ok, told(findings)
+    assert findings.ok, text_of(findings)
     assert findings.commands.total() >= COUNT
     assert len(findings.commands) > 12
     assert findings.records["outcomes"] == findings.commands.total()
@@ -92,15 +92,15 @@ async def test_a_file_holds_all_of_it_and_is_the_same_each_time(
 
     from_file, from_topics = await check_file(tmp_path / "one.gz"), await check(history)
 
-    assert from_file.ok, told(from_file)
+    assert from_file.ok, text_of(from_file)
     assert from_file.as_json() == from_topics.as_json()
     assert (tmp_path / "one.gz").read_bytes() == (tmp_path / "two.gz").read_bytes()
 
 
 async def test_what_does_not_fit_into_memory_is_in_a_file(history: Recorded) -> None:
-    findings = await check(history, flows_bytes=40_000, answers_max=50)
+    findings = await check(history, flows_bytes=40_000, ledger_max=50)
 
-    assert findings.ok, told(findings)
+    assert findings.ok, text_of(findings)
     assert findings.commands.total() >= COUNT
 
 
@@ -125,7 +125,7 @@ def resume_needs_a_patch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler_module, "decide", changed)
 
 
-def finish_tells_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def finish_says_more(monkeypatch: pytest.MonkeyPatch) -> None:
     def changed(command: Any, *args: Any, **more: Any) -> Decision:
         decision = decide(command, *args, **more)
         if command.kind == "finish" and decision.facts:
@@ -162,7 +162,7 @@ RULES: dict[str, tuple[Planted, Touched]] = {
         ),
     ),
     "writes another event": (
-        finish_tells_more,
+        finish_says_more,
         lambda command, outcome: (
             bool(command["kind"] == "finish" and outcome["event_ids"])
             and outcome["verdict"] == "accepted"
@@ -229,9 +229,9 @@ async def test_other_words_for_what_is_no_command_are_no_difference(
 
     findings = await check(history)
 
-    assert findings.ok, told(findings)
-    letters = findings.records["dead_letters"]
-    assert findings.not_compared == {check_module.REWORDED: 2 * letters}
+    assert findings.ok, text_of(findings)
+    dead_letters = findings.records["dead_letters"]
+    assert findings.not_compared == {check_module.REWORDED: 2 * dead_letters}
 
 
 async def test_a_shorter_window_shows_in_the_resends_that_it_no_longer_knows(
@@ -314,9 +314,9 @@ async def test_a_copy_that_is_made_in_another_way_shows(
 async def test_another_dead_letter_shows(
     history: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bury = handler_module.dead_letter
+    quarantine = handler_module.dead_letter
     monkeypatch.setattr(
-        handler_module, "dead_letter", lambda *given: bury(*given)._replace(value=b"gone")
+        handler_module, "dead_letter", lambda *given: quarantine(*given)._replace(value=b"gone")
     )
 
     findings = await check(history)
@@ -446,7 +446,7 @@ async def test_what_retention_took_is_folded_from_the_audit(
 
     findings = await check(short)
 
-    assert findings.ok, told(findings)
+    assert findings.ok, text_of(findings)
     assert 0.3 * COUNT < findings.commands.total() <= COUNT * 1.1
     if names != ("deadletters",):
         assert findings.begins[0]["with"] == "a fold of the audit"
@@ -480,7 +480,7 @@ async def test_since_a_time_and_a_file_of_it(history: Recorded, tmp_path: Path) 
         await check_file(tmp_path / "late.gz"),
     )
 
-    assert findings.ok, told(findings)
+    assert findings.ok, text_of(findings)
     assert 0 < findings.commands.total() < COUNT * 0.7
     assert from_file.as_json() == findings.as_json()
 
@@ -501,7 +501,7 @@ async def test_where_nothing_is_left_the_present_is_compared_all_the_same(
 
     findings = await check(gone)
 
-    assert findings.ok, told(findings)
+    assert findings.ok, text_of(findings)
     assert findings.commands.total() == 0
     assert findings.records["snapshots"] > 100
 
@@ -525,7 +525,7 @@ async def test_a_resend_of_what_was_answered_before_is_taken_as_given() -> None:
 
     findings = await check(recorded)
 
-    assert findings.ok, told(findings)
+    assert findings.ok, text_of(findings)
     assert findings.commands == {"set_waiting": 1}
     assert sum(findings.not_compared.values()) == 1
 
@@ -570,15 +570,15 @@ def test_a_file_that_was_not_finished_takes_no_name(tmp_path: Path) -> None:
 def test_answers_are_forgotten_in_memory_and_in_the_file(history: Recorded) -> None:
     def kept_entries(**bounds: int) -> list[int]:
         with open_store(**bounds) as store:
-            fill(store, history)
+            keep_all(store, history)
             store.forget(MORNING + HOUR_MS)
-            return [row.at_ms for row in store.answers()]
+            return [row.at_ms for row in store.ledger()]
 
-    assert kept_entries(answers_max=7) == kept_entries()
+    assert kept_entries(ledger_max=7) == kept_entries()
     assert min(kept_entries()) >= MORNING + HOUR_MS
 
 
-def fill(store: Store, history: Recorded) -> None:
+def keep_all(store: Store, history: Recorded) -> None:
     for row in history.owner(0).ledger.values():
         store.keep(Changes(ledger_entries=[row]))
 

@@ -140,14 +140,14 @@ async def test_a_run_that_is_done_writes_what_came_since() -> None:
 @pytest.mark.parametrize("starts", [{}, {0: 200, 1: 100}])
 async def test_a_selection_is_of_flows_owners_and_kinds(starts: dict[int, int]) -> None:
     owner = "agent:joe:session:2"
-    owned: set[bytes] = set()
+    own: set[bytes] = set()
     expected = []
     for record in events():
         event = orjson.loads(record.value)
         if event["kind"] == "created":
             theirs = event["payload_json"]["owner_session_key"] == owner
-            (owned.add if theirs else owned.discard)(record.key)
-        wanted = record.key in owned and event["kind"] in ("started", "finished")
+            (own.add if theirs else own.discard)(record.key)
+        wanted = record.key in own and event["kind"] in ("started", "finished")
         if wanted and record.offset >= starts.get(record.partition, 0):
             expected.append((record.partition, record.offset))
     target = Target()

@@ -13,7 +13,7 @@ from processor.engine.partitioner import partition_of
 from tests.support import builders as given
 from tests.support.builders import EXECUTOR, HOUR_MS, TIMER, document
 from tests.support.partition import Appended
-from tests.support.recorded_deployment import Recorded, edit, kinds, told
+from tests.support.recorded_deployment import Recorded, edit, kinds, violations
 from tests.unit.ops.verify.histories import ABOUT, ONE
 from tests.unit.ops.verify.test_steps import LEASE_MS, of_step, scheduled
 
@@ -74,7 +74,7 @@ async def test_items_that_are_there_once_or_twice_are_in_order(history: Recorded
 
     report = await history.verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.checked["I15"] == report.counts["work_items"] == 12
 
 
@@ -179,7 +179,7 @@ async def test_items_stay_where_they_are_when_the_topic_grows(history: Recorded)
 
     report = await history.verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.counts["work_items"] == 6
 
 
@@ -188,7 +188,7 @@ async def test_what_retention_took_of_the_items_is_not_known(history: Recorded) 
         history.of("steps", number).clear()
         history.starts["steps", number] = history.end("steps", number)
     report = await history.verify()
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert any("steps/0 begins at offset" in sentence for sentence in report.not_covered)
 
     # Behind what it took, all is looked at.
@@ -207,7 +207,7 @@ async def test_items_of_events_that_are_not_kept_are_not_known(history: Recorded
 
     report = await history.verify()
 
-    assert not [kind for kind in kinds(report) if kind[0] == "I15"], told(report)
+    assert not [kind for kind in kinds(report) if kind[0] == "I15"], violations(report)
 
 
 async def test_an_item_that_is_under_way_is_not_missing(history: Recorded) -> None:
@@ -223,7 +223,7 @@ async def test_an_item_that_is_under_way_is_not_missing(history: Recorded) -> No
 
 async def test_one_flow_alone_has_its_items(history: Recorded) -> None:
     report = await history.verify(flow_id=ONE)
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.checked["I15"] == 6
 
     lost("a")(history)
@@ -247,9 +247,9 @@ async def test_since_a_time_only_later_items_are_looked_at() -> None:
 
 
 def lapsing(
-    answered_ms: int, *, wake_first: bool = True, before: bool = False, by: str = TIMER
+    decided_ms: int, *, wake_first: bool = True, before: bool = False, by: str = TIMER
 ) -> Recorded:
-    """A lease that ends, an answer `answered_ms` after its end, and a wake; which is decided first?
+    """A lease that ends, an answer `decided_ms` after its end, and a wake; which is decided first?
     `before`: another command came before the answer, later by its time."""
     history = Recorded()
     history.send(
@@ -258,26 +258,26 @@ def lapsing(
         of_step("start_step", ONE, "a"),
     )
     end_ms = history.now + LEASE_MS
-    answer = of_step("complete_step", ONE, "a", attempt=1, issued_by=EXECUTOR)
+    decide_at = of_step("complete_step", ONE, "a", attempt=1, issued_by=EXECUTOR)
     wake = of_step("wake_step", ONE, "a", issued_by=by)
     if before:
         history.send(of_step("extend_step", ONE, "none", attempt=1), at_ms=end_ms + 1)
-    history.send(answer, at_ms=end_ms + answered_ms, decide=False)
-    history.send(wake, at_ms=max(end_ms, end_ms + answered_ms), decide=False)
+    history.send(decide_at, at_ms=end_ms + decided_ms, decide=False)
+    history.send(wake, at_ms=max(end_ms, end_ms + decided_ms), decide=False)
     batch = [history.of("commands")[-1], history.of("control")[-1]]
     history.decide(0, batch[::-1] if wake_first else batch)
     history.keep_tables()
     return history
 
 
-@pytest.mark.parametrize("answered_ms", [-LEASE_MS + 1, -1, 0])
+@pytest.mark.parametrize("decided_ms", [-LEASE_MS + 1, -1, 0])
 async def test_an_answer_within_the_lease_is_decided_before_the_lease_ends(
-    answered_ms: int,
+    decided_ms: int,
 ) -> None:
-    right = await lapsing(answered_ms, wake_first=False).verify()
-    assert right.ok, told(right)
+    right = await lapsing(decided_ms, wake_first=False).verify()
+    assert right.ok, violations(right)
 
-    wrong = await lapsing(answered_ms).verify()
+    wrong = await lapsing(decided_ms).verify()
     assert kinds(wrong) == {("I17", "decided_after_lease")}
     assert wrong.checked["I17"] == 1
     (found,) = wrong.first.values()
@@ -287,7 +287,7 @@ async def test_an_answer_within_the_lease_is_decided_before_the_lease_ends(
 async def test_an_answer_behind_the_lease_may_be_decided_late() -> None:
     report = await lapsing(1).verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.checked["I17"] == 1
 
 
@@ -298,7 +298,7 @@ async def test_a_clock_that_was_set_back_is_no_early_end() -> None:
 async def test_a_lease_that_an_operator_ended_is_his() -> None:
     report = await lapsing(-1, by="operator:ana").verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.checked["I17"] == 0
 
 

@@ -17,7 +17,7 @@ from processor.engine.partitioner import partition_of
 from processor.ops.verify.partition import BEFORE_SINCE_MS
 from processor.ops.verify.ports import Watcher
 from tests.support.builders import FLOW_ID, HOUR_MS, document
-from tests.support.recorded_deployment import Recorded, edit, kinds, told
+from tests.support.recorded_deployment import Recorded, edit, kinds, violations
 from tests.support.strategies import lives
 from tests.unit.ops.verify.histories import ABOUT, ONE, TWO
 from tests.unit.ops.verify.test_verify import CLEAN, THREE, snapshot
@@ -39,7 +39,7 @@ async def test_every_case_of_the_contract_is_clean(case: Any) -> None:
 
     report = await history.verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.counts["outcomes"] == len(case["commands"]) + history.wakes
 
 
@@ -71,7 +71,7 @@ async def test_whatever_is_sent_to_flows_is_clean(some: Any, random: Any) -> Non
 
     report = await history.verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
 
 
 def on_partition(number: Any, partitions: Any, *, salt: str = "") -> Any:
@@ -96,7 +96,7 @@ async def test_what_was_forwarded_is_clean_and_has_its_copy() -> None:
 
     report = await history.verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     verdicts = [json.loads(r.value)["verdict"] for r in history.of("outcomes")]
     assert verdicts.count("forwarded") == 1
     assert report.counts["flows"] == 2
@@ -136,7 +136,7 @@ async def test_whoever_says_that_his_record_is_a_copy_is_taken_for_it() -> None:
     report = await history.verify()
 
     assert len(history.of("deadletters")) == len(claims)
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
 
 
 async def test_a_copy_that_comes_while_other_partitions_are_read_counts() -> None:
@@ -160,7 +160,7 @@ async def test_a_copy_that_comes_while_other_partitions_are_read_counts() -> Non
                 history.records |= {(name, 0): after[name] for name in names}
 
     report = await history.verify(Meanwhile(), at_rest=False)
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
 
 
 async def test_flows_and_events_on_a_foreign_partition_are_found() -> None:
@@ -186,7 +186,7 @@ async def test_one_flow_alone_has_its_whole_story_and_nobody_elses() -> None:
     theirs = await history.verify(flow_id=THREE)
     mine = await history.verify(flow_id=ONE)
 
-    assert theirs.ok, told(theirs)
+    assert theirs.ok, violations(theirs)
     assert theirs.counts["flows"] == 1
     assert theirs.checked["I7"] == 9 + 2  # its events, its tail on state and in the table
     assert {flow.flow_id for flow in mine.first.values()} == {ONE}
@@ -197,7 +197,7 @@ async def test_one_flow_is_looked_for_on_its_partition_only() -> None:
     history = on_two_partitions()
     report = await history.verify(flow_id=on_partition(1, 2))
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.partitions == [1]
     assert report.tables == ["table-1"]
 
@@ -235,7 +235,7 @@ async def test_since_a_time_only_what_came_later_is_read() -> None:
 
     report = await history.verify(since_ms=today)
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.counts["outcomes"] == 5
     assert report.tables == ["table-0"]
     assert any("taken as given" in sentence for sentence in report.not_covered)
@@ -248,14 +248,14 @@ async def test_since_any_moment_a_clean_history_is_clean(since_ms: int) -> None:
 
     report = await history.verify(since_ms=history_start + since_ms)
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
 
 
 async def test_since_after_everything_there_is_nothing_to_be_found() -> None:
     history, today = two_days()
     report = await history.verify(since_ms=today + BEFORE_SINCE_MS + HOUR_MS)
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.counts["outcomes"] == 0
 
 
@@ -282,7 +282,7 @@ async def test_since_a_time_what_was_planted_later_is_found(
 
     report = await history.verify(since_ms=today)
 
-    assert found in kinds(report), told(report)
+    assert found in kinds(report), violations(report)
 
 
 async def test_since_a_time_a_snapshot_that_outlived_its_prune_is_found() -> None:
@@ -310,7 +310,7 @@ async def test_what_retention_took_is_told_and_is_no_violation() -> None:
 
     report = await history.verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.counts["outcomes_without_kept_command"] > 0
     assert report.counts["events_without_kept_outcome"] > 0
     begun = [s for s in report.not_covered if "begins at offset" in s]
@@ -340,7 +340,7 @@ async def test_an_audit_without_its_front_is_followed_from_where_it_begins() -> 
 
     report = await history.verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert any("taken as given" in sentence for sentence in report.not_covered)
 
 
@@ -353,7 +353,7 @@ async def test_a_compacted_state_is_clean() -> None:
 
     report = await history.verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
 
 
 # Tables
@@ -366,7 +366,7 @@ async def test_a_table_that_lags_is_compared_where_it_stands() -> None:
     history.send(("commands", document("cancel", flow_id=ONE)))
 
     report = await history.verify()
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.tables == [table.position.path]
 
     table.flows[0] = table.flows[0]._replace(doc="{}")

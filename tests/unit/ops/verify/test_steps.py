@@ -9,7 +9,7 @@ from processor.contract.events import CHAIN_HEADER
 from processor.ops.verify.contract import hash16
 from tests.support import builders as given
 from tests.support.builders import EXECUTOR, HOUR_MS, STRANGER, document
-from tests.support.recorded_deployment import Recorded, edit, kinds, told
+from tests.support.recorded_deployment import Recorded, edit, kinds, violations
 from tests.unit.ops.verify.histories import ABOUT, ONE, TWO
 
 LEASE_MS = 5_000
@@ -91,7 +91,7 @@ def history() -> Recorded:
 async def test_a_clean_history_has_no_violations(history: Recorded) -> None:
     report = await history.verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.checked["I14"] > 20
     assert report.checked["I16"] == 3  # a join that begins, one that is over, a flow's end
     codes = {json.loads(record.value)["code"] for record in history.of("outcomes")}

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import builders as given
 from tests.support.builders import MORNING, document
-from tests.support.recorded_deployment import Recorded, edit, kinds, told
+from tests.support.recorded_deployment import Recorded, edit, kinds, violations
 from tests.unit.ops.verify.histories import ABOUT, ONE, TWO, a_days_work
 
 LATER = MORNING + 60_000
@@ -123,7 +123,7 @@ async def test_what_compaction_has_removed_is_not_missing() -> None:
 
     report = await history.verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
 
 
 # Waits
@@ -175,7 +175,7 @@ async def test_a_flow_that_its_transaction_takes_out_of_the_wait_needs_no_wake()
 
     report = await history.verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.checked["I13"] == 1
 
 

@@ -12,7 +12,7 @@ from processor.ops.verify.ports import TableProblem
 from processor.ops.verify.report import INVARIANTS
 from tests.support import builders as given
 from tests.support.builders import HOUR_MS, MORNING, STRANGER, document
-from tests.support.recorded_deployment import Recorded, edit, kinds, renumbered, told
+from tests.support.recorded_deployment import Recorded, edit, kinds, renumbered, violations
 from tests.unit.ops.verify.histories import ABOUT, ONE, TWO, a_days_work
 
 THREE = "9d1c2f5e-58a7-5bb4-8d0c-2d8d3b0a4c11"
@@ -70,7 +70,7 @@ async def test_a_clean_history_has_no_violations_and_each_invariant_is_looked_at
 ) -> None:
     report = await history.verify()
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.counts["outcomes"] == len(history.of("outcomes")) == 43
     assert report.counts["events"] == len(history.of("audit"))
     assert report.counts["undecided"] == 0
@@ -90,7 +90,7 @@ async def test_a_clean_history_holds_without_a_table_and_while_work_goes_on(
 
     report = await history.verify(at_rest=False)
 
-    assert report.ok, told(report)
+    assert report.ok, violations(report)
     assert report.counts["undecided"] == 1
     assert "Partition 0: there is no table at hand." in report.not_covered
 
@@ -231,9 +231,9 @@ def an_event_of_nobody(history: Recorded) -> None:
 def moved_on_by_nobody(history: Recorded) -> None:
     an_event_of_nobody(history)
     index = cursor(-1)
-    told = json.loads(history.of("state")[index].value)
-    change("state", index, next_event_id=told["next_event_id"] + 1)(history)
-    table_at(next_event_id=told["next_event_id"] + 1)(history)
+    doc = json.loads(history.of("state")[index].value)
+    change("state", index, next_event_id=doc["next_event_id"] + 1)(history)
+    table_at(next_event_id=doc["next_event_id"] + 1)(history)
 
 
 FIRST_START = outcome(kind="start_running", verdict="accepted")
@@ -466,7 +466,7 @@ async def test_a_planted_defect_is_found_and_named(
 
     report = await history.verify()
 
-    assert (invariant, kind) in kinds(report), told(report)
+    assert (invariant, kind) in kinds(report), violations(report)
     first = report.first[invariant, kind]
     assert first.partition == 0
     assert first.message

@@ -173,7 +173,7 @@ class Sequence:
         for n in some:
             self.send("commands", "cancel", n)
 
-    def an_operator_does_it_by_hand(self, n: int, kind: str) -> None:
+    def an_operator_does_it(self, n: int, kind: str) -> None:
         self.send("control", kind, n, issued_by="operator:ana")
 
     def time_passes(self, ms: int) -> None:
@@ -289,7 +289,7 @@ class Sequence:
             elif deed < 15:
                 self.it_is_pruned_and_lives_again(some[0])
             elif deed < 16:
-                self.an_operator_does_it_by_hand(some[0], chance.choice(("wake", "prune")))
+                self.an_operator_does_it(some[0], chance.choice(("wake", "prune")))
             else:
                 self.something_happens(some[0], chance.choice(OTHER_KINDS))
         self.time_passes(chance.choice(PAST_MS))

@@ -533,16 +533,16 @@ async def test_whatever_is_sent_is_answered_in_order_or_not_at_all_and_is_no_err
             async with connected(where) as connection:
                 await connection.send(request)
                 async with asyncio.timeout(10):
-                    answer = await connection.reader.read(65536)
-            if answer.startswith(b"HTTP/1.1 100"):
-                answer = answer.partition(b"\r\n\r\n")[2]
-            if not answer:
+                    response = await connection.reader.read(65536)
+            if response.startswith(b"HTTP/1.1 100"):
+                response = response.partition(b"\r\n\r\n")[2]
+            if not response:
                 continue  # it was not whole
-            head, _, body = answer.partition(b"\r\n\r\n")
+            head, _, body = response.partition(b"\r\n\r\n")
             status = int(head.split()[1])
             statuses[status] += 1
             if status >= 400 and body:
-                assert b"application/problem+json" in head, (request, answer)
+                assert b"application/problem+json" in head, (request, response)
         assert (await ask(where, get("/big"))).status == 200
     assert {400, 404, 405, 408} <= statuses.keys()
     assert 500 not in statuses
