@@ -11,7 +11,7 @@ from tests.support import machine
 
 
 @pytest.mark.parametrize(
-    ("told", "taken"), [("0.2", 1.0), ("1", 1.0), ("3.5", 3.5), ("99", machine.SLOWNESS_MAX)]
+    ("expected", "taken"), [("0.2", 1.0), ("1", 1.0), ("3.5", 3.5), ("99", machine.SLOWNESS_MAX)]
 )
 def test_slowness_is_bounded(monkeypatch: pytest.MonkeyPatch, expected: str, taken: float) -> None:
     monkeypatch.setenv(machine.VARIABLE, expected)

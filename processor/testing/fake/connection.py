@@ -223,7 +223,7 @@ class FakeItemReader:
             self._open[record.partition, record.offset] = record
         return item
 
-    def answered(self, place: Place) -> None:
+    def done(self, place: Place) -> None:
         self._open.pop((place.partition, place.offset), None)
 
     async def close(self) -> None:
