@@ -82,7 +82,7 @@ class HistoryReader:
             stream = self._stream(topics.dead_letters)
             self._dead_letters = DeadLetterChecks(parts.report, stream, front=front)
         self._front = starts[topics.outcomes] > 0 or parts.since
-        parts.outcome_checks.level = parts.fold.whole and not self._front
+        parts.outcome_checks.begin(late=self._front)
         self.sources: dict[str, SourceTopic] = {}
         for name, cut in (
             (topics.commands, parts.cut["commands"]),
@@ -264,7 +264,7 @@ class HistoryReader:
             await self._fold_one(*head, command, source)
             caused.append(head)
         self._front = False
-        self._parts.outcome_checks.level = self._fold.whole
+        self._parts.outcome_checks.begin(late=False)
         return caused
 
     async def _head_event(self) -> tuple[LogRecord, Doc] | None:

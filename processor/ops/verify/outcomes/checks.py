@@ -45,11 +45,7 @@ class _Adder:
 
 
 class OutcomeChecks:
-    """Holds outcomes of one partition against what they answer, in the order of decision.
-
-    `level`: whether a flow that the fold does not have is not there: it is not so while the fold
-    has still to come to where the outcomes begin.
-    """
+    """Holds outcomes of one partition against what they answer, in the order of decision."""
 
     def __init__(
         self,
@@ -72,7 +68,12 @@ class OutcomeChecks:
         self._only = only
         self._admission = AdmissionChecks(fold.steps, topics)
         self.resends = ResendChecks(scratch, report, window_ms=window_ms)
-        self.level = fold.whole
+        self._knows_flows = fold.whole
+        """Whether a flow that the fold does not have is not there."""
+
+    def begin(self, *, late: bool) -> None:
+        """Note whether the fold has still to come to where the outcomes begin."""
+        self._knows_flows = self._fold.whole and not late
 
     def read(self, record: LogRecord) -> Doc | None:
         """The outcome in a record; None if it is none."""
@@ -153,7 +154,7 @@ class OutcomeChecks:
             add("I12", "decided_elsewhere", "The flow belongs to another partition.")
         self.resends.check(outcome, source.timestamp, add)
         self._report.checked["I4"] += 1
-        known = self.level or before is not None
+        known = self._knows_flows or before is not None
         if verdict == "accepted":
             self._admission.accepted(command, outcome, source, before, known=known, add=add)
         elif verdict == "rejected" and not self._admission.founded(
@@ -193,7 +194,7 @@ class OutcomeChecks:
         doc = entry.doc if entry is not None else None
         if doc is not None and caused:
             self._fold.steps.ended(flow_id, doc, [event for _, event in caused], add)
-        if doc is None and not self.level and entry is None:
+        if doc is None and not self._knows_flows and entry is None:
             return
         now = (doc.get("revision"), doc.get("status")) if doc else (None, None)
         if verdict != "duplicate" and not (verdict == "accepted" and outcome["dry_run"]):
