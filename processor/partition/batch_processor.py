@@ -38,11 +38,7 @@ from processor.engine.batch import (
 )
 from processor.engine.command_handler import CommandHandler
 from processor.engine.flow_cache import FlowCache
-from processor.engine.ports import (
-    Table,
-    TransactionalProducer,
-    Written,
-)
+from processor.engine.ports import Table, TransactionalProducer, Written
 from processor.engine.rows import Checkpoint, Position
 from processor.errors import ProducerSuspect, TableDistrusted
 from processor.partition.hidden_records import HiddenRecordsWatch
@@ -117,7 +113,6 @@ class BatchProcessor:
         self.idle.set()
         self.failures_in_a_row = 0
         self._cache_bytes = cache_bytes
-        self._source = ports.source
         self._traces = traces
         self._pace = pace
         self._log = log.bind(partition=place.partition)
@@ -183,6 +178,30 @@ class BatchProcessor:
         finally:
             self.idle.set()
 
+    async def _process(self, table: Table, writer: TransactionalProducer, due: DueTask) -> None:
+        """Bring a batch of what is pending, and what is `due`, through its life."""
+        began_ns = time.time_ns()
+        with self._waiting("disk"):
+            items, loaded = await load_state(self.queue.pending, self.cache, table)
+        batch, outbound = await self._decide(table, writer, items, loaded)
+        decided_ns = time.time_ns()
+        sent = self.scheduler.send(batch, due)
+        outbound.put(self.place.topics.control, sent.records)
+        written = await self._commit(table, writer, batch, outbound)
+        if self._traces is not None:
+            self._traces.decided(
+                batch.traced,
+                batch.handled,
+                began_ns=began_ns,
+                decided_ns=decided_ns,
+                committed_ns=time.time_ns(),
+            )
+        self.scheduler.written(batch, sent, written, loaded, self.monotonic())
+        self._measure(items, batch, outbound)
+        self._last_batch_records = batch.handled
+        self.failures_in_a_row = 0
+        self.status.error = None
+
     # 1. Poll
 
     async def _has_room(self) -> bool:
@@ -213,35 +232,11 @@ class BatchProcessor:
             fetched = await self.queue.fetch(
                 timeout_s=min(self._pace.fetch_s, math.inf if wait_s is None else wait_s)
             )
-        hidden = self._source.hidden(self.place.partition)
+        hidden = self.ports.source.hidden(self.place.partition)
         self.status.waits = self._hidden.look(hidden, self.monotonic())
         return await self.queue.put(fetched)
 
     # 2. Decide
-
-    async def _process(self, table: Table, writer: TransactionalProducer, due: DueTask) -> None:
-        """Bring a batch of what is pending, and what is `due`, through its life."""
-        began_ns = time.time_ns()
-        with self._waiting("disk"):
-            items, loaded = await load_state(self.queue.pending, self.cache, table)
-        batch, outbound = await self._decide(table, writer, items, loaded)
-        decided_ns = time.time_ns()
-        sent = self.scheduler.send(batch, due)
-        outbound.put(self.place.topics.control, sent.records)
-        written = await self._commit(table, writer, batch, outbound)
-        if self._traces is not None:
-            self._traces.decided(
-                batch.traced,
-                batch.handled,
-                began_ns=began_ns,
-                decided_ns=decided_ns,
-                committed_ns=time.time_ns(),
-            )
-        self.scheduler.written(batch, sent, written, loaded, self.monotonic())
-        self._measure(items, batch, outbound)
-        self._last_batch_records = batch.handled
-        self.failures_in_a_row = 0
-        self.status.error = None
 
     async def _decide(
         self,
@@ -312,11 +307,13 @@ class BatchProcessor:
     ) -> Written:
         """Write a batch: all of it to Kafka, then to the table, then to memory."""
         topics, before = self.place.topics, self._checkpoint
+        # 3. Transaction
         with self.metrics.commit_seconds.time(), self._waiting("broker"):
             written = await writer.write(outbound.packs)
         self.outbox.put(batch.work)
         self._first_unwritten = batch.first_unwritten
-        self._source.decided(self.place.partition, batch.position)
+        self.ports.source.decided(self.place.partition, batch.position)
+        # 4. Table
         oldest_ms = self.queue.oldest_to_come_ms(batch)
         # No command that can still come looks back further than this.
         outbound.changes.forget_before_ms = oldest_ms - self.place.dedupe_window_ms - LATE_MAX_MS
@@ -328,6 +325,7 @@ class BatchProcessor:
         )
         with self.metrics.table_seconds.time(), self._waiting("disk"):
             await table.write(outbound.changes, before=before, after=after)
+        # 5. Memory
         self._checkpoint = after
         self._next_row_number += batch.created
         self.queue.advance(after.position, batch.handled)
@@ -370,7 +368,7 @@ class BatchProcessor:
         """Where the consumer has stepped over markers alone, tell the group, so that lag tools see
         no lag at rest; and say so in the cursor, at most hourly: retention may take those markers
         and must not seem to take commands."""
-        ahead = self._source.ahead(self.place.partition)
+        ahead = self.ports.source.ahead(self.place.partition)
         old = self._checkpoint.position
         if ahead is None or (ahead.commands <= old.commands and ahead.control <= old.control):
             return
@@ -379,7 +377,7 @@ class BatchProcessor:
         )
         if position != self._reported:
             self._reported = position
-            self._source.decided(self.place.partition, position)
+            self.ports.source.decided(self.place.partition, position)
         if self.monotonic() - self._cursor_written_at >= CURSOR_ONLY_EVERY_S:
             await self._write_cursor(table, position)
 
