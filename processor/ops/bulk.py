@@ -139,33 +139,20 @@ Order = Callable[[Any], dict[str, object]]
 
 def order(action: BulkAction, by: str, reason: str | None = None) -> Order:
     """An order for flows."""
-
-    def command(target: BulkTarget) -> dict[str, object]:
-        made: dict[str, object] = {
-            "kind": action.value,
-            "flow_id": target.flow_id,
-            "issued_by": by,
-            "expected_revision": target.revision,
-        }
-        if reason is not None:
-            made["reason"] = reason
-        return made
-
-    return command
+    return _order(action, by, lambda flow: {"expected_revision": flow.revision}, reason=reason)
 
 
 def step_order(action: BulkAction, by: str, attempts: int | None = None) -> Order:
     """An order for steps; `attempts` are those of a `retry_step`."""
+    return _order(action, by, lambda step: {"run_id": step.run_id}, attempts=attempts)
 
-    def command(target: StepTarget) -> dict[str, object]:
-        made: dict[str, object] = {
-            "kind": action.value,
-            "flow_id": target.flow_id,
-            "issued_by": by,
-            "run_id": target.run_id,
-        }
-        if attempts is not None:
-            made["attempts"] = attempts
-        return made
 
-    return command
+def _order(action: BulkAction, by: str, about: Order, **given: object) -> Order:
+    said = {name: value for name, value in given.items() if value is not None}
+    return lambda target: {
+        "kind": action.value,
+        "flow_id": target.flow_id,
+        "issued_by": by,
+        **about(target),
+        **said,
+    }
