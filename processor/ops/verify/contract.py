@@ -83,6 +83,30 @@ FITTING: Final[Mapping[str, frozenset[str]]] = {
     "waiting": frozenset({"resume", "resume_external", "fail", "cancel", "update_state", "wake"}),
     **dict.fromkeys(TERMINAL, frozenset({"prune"})),
 }
+FORGOTTEN: Final = frozenset({"forbidden", "not_owner", "idempotency_conflict"})
+"""Refusals that leave a command id free."""
+REFUSALS: Final = frozenset(
+    {
+        "idempotency_conflict",
+        "forbidden",
+        "expired",
+        "already_exists",
+        "not_found",
+        "not_owner",
+        "revision_mismatch",
+        "already_terminal",
+        "cancel_pending",
+        "illegal_transition",
+        "step_exists",
+        "step_not_found",
+        "wait_mismatch",
+        "not_due",
+        "not_holder",
+        "invalid_data",
+        "state_too_large",
+        "too_many_steps",
+    }
+)
 CODES: Final[Mapping[str, frozenset[str | None]]] = {
     # verdict: its codes
     "accepted": frozenset({None}),
@@ -97,51 +121,9 @@ CODES: Final[Mapping[str, frozenset[str | None]]] = {
             "internal_error",
         ]
     ),
-    "rejected": frozenset(
-        [
-            "idempotency_conflict",
-            "forbidden",
-            "expired",
-            "already_exists",
-            "not_found",
-            "not_owner",
-            "revision_mismatch",
-            "already_terminal",
-            "cancel_pending",
-            "illegal_transition",
-            "step_exists",
-            "step_not_found",
-            "wait_mismatch",
-            "not_due",
-            "not_holder",
-            "invalid_data",
-            "state_too_large",
-            "too_many_steps",
-        ]
-    ),
-    "duplicate": frozenset(
-        [
-            None,
-            "expired",
-            "already_exists",
-            "not_found",
-            "revision_mismatch",
-            "already_terminal",
-            "cancel_pending",
-            "illegal_transition",
-            "step_exists",
-            "step_not_found",
-            "wait_mismatch",
-            "not_due",
-            "not_holder",
-            "invalid_data",
-            "state_too_large",
-            "too_many_steps",
-        ]
-    ),
+    "rejected": REFUSALS,
+    "duplicate": REFUSALS - FORGOTTEN | {None},
 }
-FORGOTTEN: Final = frozenset({"forbidden", "not_owner", "idempotency_conflict"})
-"""Refusals that leave a command id free."""
 OUTCOME_FIELDS: Final = frozenset(
     [
         "command_id",
