@@ -229,7 +229,7 @@ class Settings(BaseSettings):
         AfterValidator(as_faults),
         Expected("crash points such as K6:kill@3 or K8:delay=2s@*, separated by commas"),
     ] = None
-    """Where a worker breaks itself on purpose, and how; see processor/faults."""
+    """Where a worker breaks itself on purpose, and how; see processor/testing/failpoints."""
 
     @classmethod
     def settings_customise_sources(

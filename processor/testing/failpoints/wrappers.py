@@ -41,8 +41,8 @@ Opened = Callable[[], AbstractAsyncContextManager[FlowTable]]
 
 
 class FailpointWrappers:
-    """Wraps the parts that bootstrap has made. Nothing of it exists unless TASKFLOW_FAULTS is set,
-    so that an owner without it pays nothing."""
+    """Wraps the parts that the composition root has made. Nothing of it exists unless
+    TASKFLOW_FAULTS is set, so that a worker without it pays nothing."""
 
     def __init__(self, faults: str) -> None:
         self._points = Failpoints(parse_faults(faults))
