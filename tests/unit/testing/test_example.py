@@ -1,0 +1,46 @@
+"""The example of processor/docs/testing.md passes as it stands there, and starts no JVM."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.examples import examples
+
+ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "processor" / "docs" / "testing.md"
+NO_PROGRAMS = """
+import subprocess
+
+def refuse(*_, **__):
+    raise AssertionError("a process was started")
+
+subprocess.Popen.__init__ = refuse
+"""
+
+
+def test_its_five_tests_pass(tmp_path: Path) -> None:
+    files = examples(PAGE.read_text("utf-8"), mark="file")
+    assert set(files) == {"orders.py", "test_orders.py"}
+    for name, code in files.items():
+        (tmp_path / name).write_text(code)
+    (tmp_path / "conftest.py").write_text(NO_PROGRAMS)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-W",
+        "error",
+        "-p",
+        "processor.testing.plugin",
+    ]
+    for option in ("asyncio_mode=auto", "asyncio_default_fixture_loop_scope=function"):
+        command += ["-o", option]
+    environ = {name: value for name, value in os.environ.items() if "TASKFLOW" not in name}
+    environ["PYTHONPATH"] = str(ROOT)
+
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 passed" in done.stdout
