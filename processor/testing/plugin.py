@@ -1,7 +1,7 @@
 """The pytest plugin: fixtures for tests of services. Loading it imports nothing but pytest."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 BROKERS = "TASKFLOW_BOOTSTRAP_SERVERS"
 
 
+def _fail_without(extras: str, error: ModuleNotFoundError) -> NoReturn:
+    pytest.fail(
+        f'{error.name} is not installed: pip install "taskflow-kafka[{extras}]"', pytrace=False
+    )
+
+
 @pytest.fixture
 def taskflow_fake(monkeypatch: pytest.MonkeyPatch) -> Iterator["TaskflowFake"]:
     """The real engine on Kafka in memory, for one test; its time can be moved.
@@ -19,8 +25,11 @@ def taskflow_fake(monkeypatch: pytest.MonkeyPatch) -> Iterator["TaskflowFake"]:
     Clients that take their settings from the environment are connected to it, and all others that
     are given `taskflow_fake.settings`.
     """
+    try:
+        from processor.testing.fake import TaskflowFake
+    except ModuleNotFoundError as error:
+        _fail_without("testing", error)
     from processor.settings import load_settings
-    from processor.testing.fake import TaskflowFake
 
     fake = TaskflowFake(load_settings())
     monkeypatch.setenv(BROKERS, fake.settings.bootstrap_servers)
@@ -35,7 +44,9 @@ def taskflow_broker() -> Iterator["TaskflowBroker"]:
     Clients are connected to it that are given `taskflow_broker.settings`. Tests share it: give
     each flow an id of its own.
     """
-    from processor.testing.broker import running_broker
-
+    try:
+        from processor.testing.broker import running_broker
+    except ModuleNotFoundError as error:
+        _fail_without("testing,broker", error)
     with running_broker() as broker:
         yield broker

@@ -12,7 +12,7 @@ import pytest
 
 import processor
 from processor.cli.main import WRONG_USE, main
-from processor.errors import DISTRIBUTION, install_line
+from processor.errors import DISTRIBUTION, install_line, missing_extra
 from processor.settings import VARIABLES
 
 ROOT = Path(__file__).parents[3]
@@ -78,6 +78,22 @@ def test_the_views_say_so(
     assert said.endswith(
         ' the extra `views`, which is not installed: pip install "taskflow-kafka[views]"\n'
     )
+
+
+def test_each_module_of_an_extra_names_it() -> None:
+    """In what `missing_extra` says; modules that come with several are the smallest extra's."""
+    modules = {"faust-streaming": "faust", "prometheus-client": "prometheus_client"}
+    told = {}
+    for extra in ("cli", "worker", "views", "broker", "testing"):
+        for line in PROJECT["optional-dependencies"][extra]:
+            name = re.split(r"[\[<>=;]", line)[0]
+            if name not in (DISTRIBUTION, "aiokafka"):
+                told[modules.get(name, name)] = extra
+    for module, extra in told.items():
+        missing = missing_extra(ModuleNotFoundError(name=f"{module}.inner"))
+        assert missing is not None, module
+        assert str(missing).endswith(install_line(extra)), module
+    assert missing_extra(ModuleNotFoundError(name="schemas")) is None
 
 
 def test_the_distribution_has_one_name() -> None:
