@@ -14,7 +14,7 @@ from processor.contract.commands import (
     SetWaiting,
 )
 from processor.contract.events import EventKind
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code
 from processor.contract.values import (
     PROMPT_MAX_BYTES,
@@ -45,6 +45,7 @@ from processor.domain.decision import (
 )
 from processor.domain.evolve import STATE_UPDATED
 from processor.domain.facts import Fact
+from processor.domain.flow import Flow
 from processor.domain.joins import join_holds
 from processor.domain.steps import NO_STEPS, FlowSteps
 from processor.domain.transitions import (

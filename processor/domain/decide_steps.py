@@ -13,7 +13,6 @@ from processor.contract.commands import (
     StepCommand,
 )
 from processor.contract.events import EventKind
-from processor.contract.flow import Flow
 from processor.contract.outcomes import Code
 from processor.contract.steps import Execution, ManagedStep, Step, StepStatus
 from processor.contract.values import (
@@ -38,6 +37,7 @@ from processor.domain.decision import (
 )
 from processor.domain.evolve import evolve_step, failure
 from processor.domain.facts import Fact
+from processor.domain.flow import Flow
 from processor.domain.joins import join_holds
 from processor.domain.steps import FlowSteps, StepTotals, execution_doc, input_bytes
 from processor.domain.transitions import OWNER, RUNNING, STEP_MOVES, WAITING, Authority

@@ -8,10 +8,11 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from processor.contract.events import EventKind
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code
 from processor.contract.values import DAY_MS
 from processor.domain.facts import Fact, new_fact
+from processor.domain.flow import Flow
 
 
 @dataclass(frozen=True, slots=True)

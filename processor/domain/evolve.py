@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from processor.contract.events import EventKind
-from processor.contract.flow import Flow
 from processor.contract.steps import (
     Execution,
     ManagedStep,
@@ -14,6 +13,7 @@ from processor.contract.steps import (
     StepStatus,
 )
 from processor.domain.facts import Fact
+from processor.domain.flow import Flow, new_flow
 
 # Python 3.11 runs a function whenever an enum is asked for a member: half of what evolving cost.
 CREATED: Final = EventKind.CREATED
@@ -54,10 +54,10 @@ def failure(reason: str, at: str) -> dict[str, Any]:
 
 def evolve(flow: Flow | None, fact: Fact) -> Flow | None:
     """The flow after `fact`; None once it is pruned. `flow` is None only before `created`."""
-    kind, _, at, revision, status, payload = fact
+    kind, flow_id, at, revision, status, payload = fact
     if kind is CREATED:
         return Flow(
-            id=fact.flow_id,
+            id=flow_id,
             **payload,
             wait_json=None,
             status=status,
@@ -67,33 +67,32 @@ def evolve(flow: Flow | None, fact: Fact) -> Flow | None:
             updated_at=at,
         )
     if flow is None:
-        raise ValueError(f"{kind} of a flow that was never created: {fact.flow_id}")
-    changes: dict[str, Any] = {"status": status, "revision": revision, "updated_at": at}
+        raise ValueError(f"{kind} of a flow that was never created: {flow_id}")
+    _, controller, goal, owner, origin, step, state, wait, _, cancel_requested, _, created, _ = flow
     if kind is STATE_UPDATED:
-        changes["state_json"] = merge(flow.state_json, payload["patch"])
-        if payload["next_step"] is not None:
-            changes["current_step"] = payload["next_step"]
-    elif kind is STARTED:
-        pass
+        state = merge(state, payload["patch"])
+        step = payload["next_step"] or step
     elif kind is WAITING:
-        changes["wait_json"] = payload["wait"]
+        wait = payload["wait"]
     elif kind is RESUMED:
-        changes["wait_json"] = None
-        changes["state_json"] = merge_if_any(flow.state_json, payload["state_patch"])
+        wait = None
+        state = merge_if_any(state, payload["state_patch"])
     elif kind is FINISHED:
-        changes["state_json"] = merge_if_any(flow.state_json, payload["final_state"])
+        state = merge_if_any(state, payload["final_state"])
     elif kind is FAILED:
-        changes["wait_json"] = None
-        changes["state_json"] = merge(flow.state_json, failure(payload["reason"], at))
+        wait = None
+        state = merge(state, failure(payload["reason"], at))
     elif kind is CANCEL_REQUESTED:
-        changes["cancel_requested"] = True
+        cancel_requested = True
     elif kind is CANCELLED:
-        changes["wait_json"] = None
+        wait = None
     elif kind is PRUNED:
         return None
-    else:
+    elif kind is not STARTED:
         return flow  # what happens to a step
-    return flow.changed(changes)
+    about = flow_id, controller, goal, owner, origin
+    now = step, state, wait, status, cancel_requested, revision, created, at
+    return new_flow(about + now)
 
 
 def fold(flow: Flow | None, facts: Iterable[Fact]) -> Flow | None:

@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Final
 
 from processor.contract.commands import CONTROL_ONLY, CommandKind, StepCommand
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code
 from processor.contract.steps import StepStatus
+from processor.domain.flow import Flow
 
 # By name, here and elsewhere: Python 3.11 runs a function whenever an enum is asked for a member.
 CREATED, RUNNING, WAITING = FlowStatus.CREATED, FlowStatus.RUNNING, FlowStatus.WAITING

@@ -1,8 +1,8 @@
 """Compute when a wait ends by itself."""
 
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from processor.contract.flow import Flow
+from processor.contract.flow import FlowStatus
 from processor.contract.values import parse_timestamp
 from processor.domain.transitions import WAITING
 
@@ -10,7 +10,18 @@ AT_ONCE_MS: Final = 0
 """Due since ever: somebody asked to cancel the flow."""
 
 
-def due_ms(flow: Flow) -> int | None:
+class MayWait(Protocol):
+    """What is asked of a flow, as it is decided on or as it is published."""
+
+    @property
+    def status(self) -> FlowStatus: ...
+    @property
+    def wait_json(self) -> Any: ...
+    @property
+    def cancel_requested(self) -> bool: ...
+
+
+def due_ms(flow: MayWait) -> int | None:
     """When `flow` is to be woken, in milliseconds of the broker's clock; None: not by itself."""
     if flow.status is not WAITING:
         return None

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from processor.contract.commands import COMMANDS, MODELS, Command
 from processor.contract.events import TRACEPARENT_HEADER, TRACEPARENT_MAX_BYTES, EventKind
-from processor.contract.flow import WAITS, Flow, FlowStatus
+from processor.contract.flow import WAITS, FlowStatus
 from processor.contract.headers import Headers
 from processor.contract.outcomes import Code, Verdict
 from processor.contract.steps import Step
@@ -27,6 +27,7 @@ from processor.contract.values import (
     instant,
 )
 from processor.domain.facts import Fact
+from processor.domain.flow import Flow
 from processor.engine.decode_errors import (
     OUT_OF_RANGE,
     TOO_DEEP,
@@ -100,6 +101,9 @@ class _Malformed(ValueError):
 _SORTED: Final = orjson.OPT_SORT_KEYS
 _validated: Final[Callable[[Mapping[str, Any]], Command]] = COMMANDS.validator.validate_python
 _UUID: Final = re.compile(UUID_PATTERN.removesuffix("$") + r"\Z", re.ASCII)
+_HEAD_FIELDS: Final = Flow._fields[: Flow._fields.index("current_step")]
+_HEAD_END: Final = b'","current_step":'
+"""Within a text, a quotation mark is escaped: there is no second one of these."""
 _ORIGINAL: Final = ',"original":"%s"}'
 # A number that orjson writes in another way than the canonical form does: below 1e-4.
 _MAYBE_TINY: Final = re.compile(rb"[:,\[]-?(?:0\.0000|\d(?:\.\d+)?e-)")
@@ -196,13 +200,29 @@ def outcome_doc(
     ).encode()
 
 
-def flow_doc(flow: Flow) -> bytes:
+def flow_doc(flow: Flow, before: bytes | None = None) -> bytes:
     """A flow as it is written, on `state` and in the table.
 
-    It is kept in memory, too, so it is a copy: what orjson 3.13 returns holds on to all the room
-    that it was written in, 4 KiB at least.
+    `before` is the document of any of its revisions: the head, up to `current_step`, never changes.
+    The document is kept in memory, too, and must not be what orjson returns: that holds on to all
+    the room that it was written in, 4 KiB at least.
     """
-    return bytes(memoryview(orjson.dumps(flow.__dict__ | {"status": flow.status._value_})))
+    *about, step, state, wait, status, cancel_requested, revision, created_at, updated_at = flow
+    if before is None:
+        head = orjson.dumps(dict(zip(_HEAD_FIELDS, about, strict=True)))[:-1]
+    else:
+        head = before[: before.index(_HEAD_END) + 1]
+    tail = (
+        f',"status":"{status._value_}",'
+        f'"cancel_requested":{"true" if cancel_requested else "false"},"revision":{revision},'
+        f'"created_at":"{created_at}","updated_at":"{updated_at}"}}'
+    )
+    parts = (
+        *(head, b',"current_step":', orjson.dumps(step)),
+        *(b',"state_json":', orjson.dumps(state)),
+        *(b',"wait_json":', b"null" if wait is None else orjson.dumps(wait), tail.encode()),
+    )
+    return b"".join(parts)
 
 
 def step_doc(step: Step) -> bytes:

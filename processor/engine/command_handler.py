@@ -11,7 +11,7 @@ from typing import Any, Final
 from processor.contract import dead_letters
 from processor.contract.commands import MODELS, Command
 from processor.contract.events import CHAIN_HEADER, CHAIN_START
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import FlowStatus
 from processor.contract.headers import Headers, RecordPlace, forwarded_from
 from processor.contract.outcomes import FORGOTTEN, Code, Verdict
 from processor.contract.steps import ManagedStep, StepStatus
@@ -19,6 +19,7 @@ from processor.domain import messages
 from processor.domain.decide import decide
 from processor.domain.decision import Decision
 from processor.domain.evolve import evolve, evolve_step
+from processor.domain.flow import Flow
 from processor.domain.steps import (
     NO_STEPS,
     NO_TOTALS,
@@ -537,15 +538,14 @@ class CommandHandler:
         batch.state.append(cursor_record(self._place.partition, batch.position, oldest_unwritten))
 
     def _row(self, flow: Flow, entry: _Entry) -> FlowRow:
-        if entry.base is not None:
-            row_number = entry.base.row_number
+        base = entry.base
+        if base is not None:
+            row_number, doc = base.row_number, flow_doc(flow, base.doc)
         else:
-            row_number = self._next_row_number
+            row_number, doc = self._next_row_number, flow_doc(flow)
             self._next_row_number += 1
             self.batch.created += 1
-        return new_flow_row(
-            (flow, flow_doc(flow), entry.last_event_id, entry.chain, row_number, entry.totals)
-        )
+        return new_flow_row((flow, doc, entry.last_event_id, entry.chain, row_number, entry.totals))
 
 
 def _size_bytes(record: Outgoing) -> int:

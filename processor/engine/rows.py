@@ -6,9 +6,10 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code, Verdict
 from processor.contract.steps import Step, StepStatus
+from processor.domain.flow import Flow
 from processor.domain.steps import NO_TOTALS, StepTotals
 
 

@@ -12,8 +12,9 @@ from typing import Any, Final, NamedTuple
 import aiosqlite
 import orjson
 
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import FlowStatus
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
+from processor.domain.flow import Flow
 from processor.errors import TaskflowError
 from processor.runtime import private_directory
 from processor.views.projection import ProjectionChanges, Viewed, ViewedStep, wait_ends_ms
@@ -385,7 +386,7 @@ def marks(values: Sequence[Any]) -> str:
 
 def flow_of(row: Sequence[Any]) -> Flow:
     """The flow in a row of FLOW_COLUMNS, which is believed."""
-    return Flow.model_construct(
+    return Flow(
         id=row[0],
         controller_id=row[1],
         goal=row[2],

@@ -8,10 +8,11 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from processor.contract.events import EventKind
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import FlowStatus
 from processor.contract.values import EVENTS_PER_PARTITION, parse_timestamp
 from processor.domain.evolve import CREATED, PRUNED, STEP_KINDS, evolve
 from processor.domain.facts import Fact, new_fact
+from processor.domain.flow import Flow
 from processor.errors import TaskflowError
 from processor.views.aggregates import MinuteCounts, Totals
 

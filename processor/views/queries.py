@@ -5,10 +5,10 @@ from typing import Any, Final
 
 import orjson
 
-from processor.contract.flow import Flow
 from processor.contract.steps import Step
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
 from processor.domain.evolve import PRUNED, STEP_KINDS, evolve, evolve_step
+from processor.domain.flow import Flow
 from processor.domain.transitions import OWNER, allowed_from
 from processor.engine.codec import fact_of
 from processor.views.database import FLOW_COLUMNS, Database, ViewReader, flow_of, marks
@@ -201,7 +201,7 @@ def _flow_body(
     found: Flow, steps: list[Any], total: int, partition: int, events: int, last_event_id: int
 ) -> Json:
     return {
-        "flow": found.__dict__,
+        "flow": found._asdict(),
         "steps": steps,
         "steps_total": total,
         "allowed": allowed_from(found.status, found.cancel_requested, OWNER),

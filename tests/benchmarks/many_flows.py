@@ -24,9 +24,10 @@ import uvloop
 from confluent_kafka import Producer
 
 from processor.adapters.kafka.topic_admin import create_topics
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import FlowStatus
 from processor.contract.topics import Topics
 from processor.contract.values import instant
+from processor.domain.flow import Flow
 from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from processor.engine.batch import cursor_record, first_event_id, snapshot_of
 from processor.engine.codec import flow_doc
@@ -63,7 +64,7 @@ def snapshots(count: int) -> Iterator[Sent]:
         flow_ids(min(SOME, count - begun), first=begun + 1) for begun in range(0, count, SOME)
     )
     at, placeholder = instant(time.time_ns() // 1_000_000), "f" * 36
-    flow = Flow.model_construct(
+    flow = Flow(
         id=placeholder,
         controller_id="bench/inbox",
         goal="triage the inbox",

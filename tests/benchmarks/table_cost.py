@@ -19,12 +19,13 @@ from typing import Any
 from uuid import UUID
 
 import aiosqlite
-import orjson
 
 from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.adapters.sqlite import readonly_queries as queries
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import FlowStatus
 from processor.contract.values import instant
+from processor.domain.flow import Flow
+from processor.engine.codec import flow_doc
 from processor.engine.rows import Changes, Checkpoint, FlowRow, LedgerEntry, Position, ledger_key
 
 BATCH = 1000
@@ -55,14 +56,14 @@ def flow_row(number: int, revision: int) -> FlowRow:
         created_at="2026-11-22T21:02:08.123Z",
         updated_at="2026-11-22T21:02:08.123Z",
     )
-    doc = orjson.dumps(flow.model_dump(mode="json"))
+    doc = flow_doc(flow)
     return FlowRow(flow, doc, 2**40 * 3 + number + revision, bytes(16), number)
 
 
 def changed(row: FlowRow, **values: Any) -> FlowRow:
     """The row after one more change."""
-    flow = row.flow.changed({"revision": row.flow.revision + 1, **values})
-    doc = orjson.dumps(flow.model_dump(mode="json"))
+    flow = row.flow._replace(revision=row.flow.revision + 1, **values)
+    doc = flow_doc(flow)
     return row._replace(flow=flow, doc=doc, last_event_id=row.last_event_id + 1)
 
 

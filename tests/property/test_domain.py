@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import orjson
 from hypothesis import given
 
-from processor.contract import CONTROL_ONLY, Code, Command, Flow, FlowStatus, Step
+from processor.contract import CONTROL_ONLY, Code, Command, FlowStatus, Step
 from processor.domain import messages
 from processor.domain.decide import decide
 from processor.domain.decision import Decision
 from processor.domain.evolve import STEP_KINDS, evolve
+from processor.domain.flow import Flow
 from processor.domain.transitions import CREATES, STEP_COMMANDS, TERMINAL, Authority, allowed
 from processor.engine.codec import encode, fact_of
 from tests.support.flow_history import FlowHistory

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from processor.contract.events import EventKind
-from processor.contract.flow import Flow
 from processor.contract.steps import STEPS
 from processor.contract.values import parse_timestamp
 from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.facts import Fact
+from processor.domain.flow import Flow
 from processor.engine.codec import fact_of
 from processor.views.database import open_database
 from processor.views.faust import app

@@ -264,7 +264,7 @@ class ShownViews:
 
 
 def summary(partition: int, flow: Any, first_event_id: int) -> dict[str, Any]:
-    doc = flow.model_dump(mode="json")
+    doc = flow._asdict()
     state = doc.pop("state_json")
     wait = doc["wait_json"] or {}
     return {
@@ -284,7 +284,7 @@ def _at_revision(events: Sequence[dict[str, Any]], revision: int) -> dict[str, A
             body = (kind, event["flow_id"], event["at"], event["revision"], status)
             flow = evolve(flow, Fact(*body, event["payload_json"]))
     assert flow is not None
-    made: dict[str, Any] = flow.model_dump(mode="json")
+    made: dict[str, Any] = flow._asdict()
     return made
 
 

@@ -9,10 +9,11 @@ import orjson
 from pydantic import ValidationError
 
 from processor.adapters.sqlite.errors import TableCorrupt
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code
 from processor.contract.steps import STEPS, StepStatus
 from processor.contract.values import parse_timestamp
+from processor.domain.flow import read_flow
 from processor.domain.steps import NO_TOTALS, StepTotals, input_bytes, step_due_ms
 from processor.domain.transitions import WAITING
 from processor.domain.waits import due_ms
@@ -102,24 +103,20 @@ def _totals(row_number: int, text: bytes) -> StepTotals:
 
 
 def update_values(was: FlowRow, row: FlowRow) -> tuple[Any, ...]:
-    """`flow_key` of one and `flow_values` of the other. Each update takes this way, so a model's
-    `__dict__` is asked: its values cost half of what attributes do."""
+    """What an update must find, and what it sets: a flow's owner never changes."""
     old, _, old_event_id, _, row_number, _ = was
     flow, doc, last_event_id, chain, _, totals = row
-    before, now = old.__dict__, flow.__dict__
-    flow_id, status = now["id"], now["status"]
+    status = flow.status
     return (
         row_number,
-        before["id"],
-        before["revision"],
+        old.revision,
         old_event_id,
-        now["revision"],
+        flow.revision,
         last_event_id,
         chain,
         status._value_,
-        now["owner_session_key"],
-        now["updated_at"],
-        flow_crc(row_number, flow_id, last_event_id, chain, doc),
+        flow.updated_at,
+        flow_crc(row_number, flow.id, last_event_id, chain, doc),
         due_ms(flow) if status is WAITING else None,
         None if totals is NO_TOTALS else totals_text(row_number, totals),
         doc.decode(),
@@ -139,14 +136,14 @@ def flow_row(fields: list[bytes]) -> FlowRow:
     try:
         row_number, flow_id, revision, last_event_id, chain, crc, steps, doc = fields
         row = FlowRow(
-            flow=Flow.model_validate_json(doc),
+            flow=read_flow(orjson.loads(doc)),
             doc=doc,
             last_event_id=int(last_event_id),
             chain=bytes.fromhex(chain.decode()),
             row_number=int(row_number),
             totals=_totals(int(row_number), steps),
         )
-    except (ValueError, ValidationError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise TableCorrupt("a flow's row is not what was written") from error
     flow = row.flow
     said = flow_crc(row.row_number, flow.id, row.last_event_id, row.chain, doc)

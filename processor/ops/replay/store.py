@@ -15,9 +15,9 @@ from typing import Any, Final
 import orjson
 
 from processor.contract.events import CHAIN_START
-from processor.contract.flow import Flow
 from processor.contract.steps import STEPS, Step
 from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
+from processor.domain.flow import read_flow
 from processor.domain.steps import NO_TOTALS, StepTotals, is_live, run_id_of
 from processor.engine.batch import Decoded, LoadedState, needs, snapshot_of, step_needs
 from processor.engine.codec import encode, fact_of, flow_doc, step_doc
@@ -314,8 +314,8 @@ def known_doc(known: Known) -> dict[str, Any]:
 
 
 def read_known(doc: dict[str, Any]) -> Known:
-    """Raises ValidationError, KeyError."""
-    flow = Flow.model_validate(doc["flow"], strict=False)
+    """Raises ValidationError of a step, KeyError, TypeError."""
+    flow = read_flow(doc["flow"])
     chain = bytes.fromhex(doc["chain"])
     row = new_flow_row((flow, flow_doc(flow), doc["last_event_id"], chain, 1, NO_TOTALS))
     known = Known(row, {})

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from processor.contract.flow import Flow
+from processor.domain.flow import Flow
 from processor.domain.waits import AT_ONCE_MS, due_ms
 from processor.engine.batch import Decoded
 from processor.engine.codec import Readable, Record

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import NamedTuple
 
+import orjson
+
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt
 from processor.adapters.sqlite.write_batch import FORGET_EXTRA, FORGET_FACTOR
-from processor.contract.flow import Flow
 from processor.contract.steps import STEPS, StepStatus
 from processor.contract.values import parse_timestamp
+from processor.domain.flow import read_flow
 from processor.domain.steps import NO_TOTALS, StepTotals, is_live, step_due_ms
 from processor.domain.transitions import TERMINAL
 from processor.domain.waits import due_ms
@@ -288,12 +290,12 @@ def _kept(row: FlowRow, row_number: int) -> Kept:
 
 
 def _restored(one: Snapshot, row_number: int) -> Kept:
-    flow = Flow.model_validate_json(one.doc)
+    flow = read_flow(orjson.loads(one.doc))
     return _kept(FlowRow(flow, one.doc, one.last_event_id, one.chain, row_number), row_number)
 
 
 def _flow_row(kept: Kept) -> FlowRow:
-    flow = Flow.model_validate_json(kept.doc)
+    flow = read_flow(orjson.loads(kept.doc))
     return FlowRow(flow, kept.doc, kept.last_event_id, kept.chain, kept.row_number, kept.totals)
 
 
@@ -307,7 +309,7 @@ def table_of(path: str, partition: int, partitions: int, content: Content) -> Ta
     assert checkpoint is not None
     flows = []
     for flow_id, row in content.flows.items():
-        flow = Flow.model_validate_json(row.doc)
+        flow = read_flow(orjson.loads(row.doc))
         columns = (flow.revision, flow.status.value, flow.owner_session_key, flow.updated_at)
         flows.append(TableFlow(flow_id, row.doc.decode(), row.last_event_id, row.chain, *columns))
     return Table(

@@ -9,11 +9,13 @@ from uuid import UUID, uuid5
 import orjson
 
 from processor.adapters.sqlite import FlowTable, open_table, table_path
-from processor.contract.flow import Flow, FlowStatus
+from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code
 from processor.contract.steps import Execution, ManagedStep, ObservedStep, StepStatus
 from processor.contract.values import instant, parse_timestamp
+from processor.domain.flow import Flow
 from processor.domain.waits import due_ms
+from processor.engine.codec import flow_doc
 from processor.engine.rows import (
     Checkpoint,
     FlowRow,
@@ -57,7 +59,7 @@ def flow_row(number: int, *, revision: int = 0, event: int | None = None, **valu
             **values,
         }
     )
-    doc = orjson.dumps(flow.model_dump(mode="json"))
+    doc = flow_doc(flow)
     event = 100 * number + revision if event is None else event
     return FlowRow(flow, doc, event, bytes([revision]) * 16, number)
 

@@ -97,7 +97,7 @@ def test_what_a_producer_wrote_moves_no_cursor() -> None:
     event = {"kind": "external_event", "topic": "t", "correlation_id": "\x1b[2J\u009b1m"}
 
     print_waits(out, [waiting(event, owner_session_key="a\nb")], NOON_MS)
-    found = Found(waiting(event, goal="\x1b]0;one\nline").model_dump(mode="json"), 1, "00", [])
+    found = Found(waiting(event, goal="\x1b]0;one\nline")._asdict(), 1, "00", [])
     print_flow(out, found, NOON_MS)
 
     assert errors.getvalue().isprintable() or {
@@ -115,7 +115,7 @@ def test_a_flow_is_shown_with_the_time_left_and_its_steps_in_full(width: int) ->
         for n, name in enumerate(("classify", "file"))
     ]
     steps[0] |= {"child_session_key": "session:7", "result_json": {"text": "x" * 300}}
-    flow = waiting(timer(7_500_000)).model_dump(mode="json")
+    flow = waiting(timer(7_500_000))._asdict()
 
     print_flow(out, Found(flow, 1, "00", steps), NOON_MS)
 
@@ -135,7 +135,7 @@ def test_a_flow_is_shown_with_the_time_left_and_its_steps_in_full(width: int) ->
 
 def test_no_time_is_left_of_no_wait() -> None:
     out, errors = shown_to_people()
-    print_flow(out, Found(flow_row(1).flow.model_dump(mode="json"), 1, "00", []), NOON_MS)
+    print_flow(out, Found(flow_row(1).flow._asdict(), 1, "00", []), NOON_MS)
     assert "time left" not in errors.getvalue()
     assert "steps" not in errors.getvalue()
 
