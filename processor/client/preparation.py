@@ -8,7 +8,8 @@ from uuid import uuid4
 from processor.client.errors import InvalidCommand
 from processor.contract import Command, instant
 from processor.contract.commands import CommandBase
-from processor.engine.codec import Draft, Readable, decode, encode
+from processor.engine.codec import Draft, Readable, decode
+from processor.engine.encoding import encode
 
 
 class Prepared(NamedTuple):

@@ -1,11 +1,8 @@
 """Decide a command: checks 8 to 17 of the contract in their order, then the facts that follow."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Final, assert_never
+from typing import Any, assert_never
 
 from processor.contract.commands import (
-    CONTROL_ONLY,
     Command,
     CommandKind,
     CreateManaged,
@@ -50,16 +47,11 @@ from processor.domain.joins import join_holds
 from processor.domain.steps import NO_STEPS, FlowSteps
 from processor.domain.transitions import (
     GONE,
-    OPEN_TO_ALL,
     OWNER,
+    RULES,
     TERMINAL,
     Authority,
     destination,
-    refusal,
-)
-
-KINDS_BY_NAME: Final[Mapping[str, CommandKind]] = MappingProxyType(
-    {str(kind): kind for kind in CommandKind}
 )
 
 
@@ -77,8 +69,8 @@ def decide(
     `steps` are the flow's steps, as far as the command needs them. A dry run is decided like any
     other: what to do with the facts is the caller's.
     """
-    kind = KINDS_BY_NAME[command.kind]
-    if authority is OWNER and kind in CONTROL_ONLY:
+    rules = RULES[command.kind]
+    if authority is OWNER and rules.control_only:
         return rejected(Code.FORBIDDEN)
     if command.expires_at is not None and at_ms > parse_timestamp(command.expires_at):
         return rejected(Code.EXPIRED, expires_at=command.expires_at)
@@ -86,18 +78,16 @@ def decide(
         return _decide_create(command, flow, at_ms, authority)
     if flow is None:
         return rejected(Code.NOT_FOUND)
-    if (
-        authority is OWNER
-        and command.issued_by != flow.owner_session_key
-        and kind not in OPEN_TO_ALL
-    ):
+    if authority is OWNER and command.issued_by != flow.owner_session_key and not rules.open_to_all:
         return rejected(Code.NOT_OWNER)
     expected = command.expected_revision
     if expected is not None and expected != flow.revision:
         return rejected(Code.REVISION_MISMATCH, expected=expected, actual=flow.revision)
-    if (code := refusal(kind, flow.status, flow.cancel_requested)) is not None:
+    code = rules.refusals[flow.cancel_requested, flow.status._value_]
+    if code is not None:
         if code is not Code.ILLEGAL_TRANSITION:
             return rejected(code)
+        kind = rules.kind
         to = GONE if kind is CommandKind.PRUNE else destination(kind, flow.status, False)
         return rejected(code, **{"from": str(flow.status), "to": to and str(to)})
     return _follow(command, flow, at_ms, authority, steps, limits)

@@ -156,6 +156,35 @@ def refusal(kind: CommandKind, status: FlowStatus, cancel_requested: bool) -> Co
     return None if status in KINDS[kind].origins else Code.ILLEGAL_TRANSITION
 
 
+@dataclass(frozen=True, slots=True)
+class KindRules:
+    """What checks 8 to 15 must know of a kind of command."""
+
+    kind: CommandKind
+    control_only: bool
+    open_to_all: bool
+    refusals: Mapping[tuple[bool, str], Code | None]
+    """`refusal`, by whether a cancel is pending and the flow's status."""
+
+
+RULES: Final[Mapping[str, KindRules]] = MappingProxyType(
+    {
+        kind.value: KindRules(
+            kind,
+            kind in CONTROL_ONLY,
+            kind in OPEN_TO_ALL,
+            {
+                (pending, status.value): None if kind in CREATES else refusal(kind, status, pending)
+                for pending in (False, True)
+                for status in FlowStatus
+            },
+        )
+        for kind in CommandKind
+    }
+)
+"""By a kind's name: Python 3.11 runs a function whenever it hashes an enum's member."""
+
+
 @cache
 def allowed_from(
     status: FlowStatus, cancel_requested: bool, authority: Authority

@@ -14,7 +14,8 @@ from processor.contract.steps import TASK_HEADER, ManagedStep, Step
 from processor.contract.topics import Topics
 from processor.contract.values import EVENTS_PER_PARTITION, SCHEMA_VERSION
 from processor.domain.decision import Limits
-from processor.engine.codec import Readable, Record, Unreadable, encode
+from processor.engine.codec import Readable, Record, Unreadable
+from processor.engine.encoding import encode
 from processor.engine.rows import Changes, FlowRow, LedgerEntry, Position, StepRow
 
 Decoded = Readable | Unreadable

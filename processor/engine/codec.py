@@ -1,22 +1,21 @@
-"""Decode commands by checks 1 to 5 of the contract, and encode what is published."""
+"""Decode commands by checks 1 to 5 of the contract, and events."""
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from processor.contract.commands import COMMANDS, MODELS, Command
 from processor.contract.events import TRACEPARENT_HEADER, TRACEPARENT_MAX_BYTES, EventKind
 from processor.contract.flow import WAITS, FlowStatus
 from processor.contract.headers import Headers
-from processor.contract.outcomes import Code, Verdict
-from processor.contract.steps import Step
+from processor.contract.outcomes import Code
 from processor.contract.values import (
     COMMAND_MAX_BYTES,
     DEPTH_MAX,
@@ -24,10 +23,8 @@ from processor.contract.values import (
     KEY_MAX_BYTES,
     SCHEMA_VERSION,
     UUID_PATTERN,
-    instant,
 )
 from processor.domain.facts import Fact
-from processor.domain.flow import Flow
 from processor.engine.decode_errors import (
     OUT_OF_RANGE,
     TOO_DEEP,
@@ -101,10 +98,6 @@ class _Malformed(ValueError):
 _SORTED: Final = orjson.OPT_SORT_KEYS
 _validated: Final[Callable[[Mapping[str, Any]], Command]] = COMMANDS.validator.validate_python
 _UUID: Final = re.compile(UUID_PATTERN.removesuffix("$") + r"\Z", re.ASCII)
-_HEAD_FIELDS: Final = Flow._fields[: Flow._fields.index("current_step")]
-_HEAD_END: Final = b'","current_step":'
-"""Within a text, a quotation mark is escaped: there is no second one of these."""
-_ORIGINAL: Final = ',"original":"%s"}'
 # A number that orjson writes in another way than the canonical form does: below 1e-4.
 _MAYBE_TINY: Final = re.compile(rb"[:,\[]-?(?:0\.0000|\d(?:\.\d+)?e-)")
 _OPTIONAL: Final = {
@@ -117,39 +110,6 @@ _OPTIONAL_OF_WAITS: Final = {
 }
 
 
-def encode(value: Any) -> bytes:
-    """Compact JSON, non-ASCII as it is."""
-    return orjson.dumps(value)
-
-
-@lru_cache(maxsize=1024)
-def text_doc(text: str) -> str:
-    """`text` as JSON. Senders, topics and sentences come again and again."""
-    return orjson.dumps(text).decode()
-
-
-def source_doc(record: Record) -> str:
-    """Where `record` lies, as outcomes and events name it."""
-    topic = text_doc(record.topic)
-    return f'{{"topic":{topic},"partition":{record.partition},"offset":{record.offset}}}'
-
-
-# Outcomes and events are written by hand: a dictionary of 15 keys that orjson then walks takes
-# twice the time. Ids, kinds, statuses and times hold nothing that JSON would escape.
-
-
-def event_doc(event_id: int, fact: Fact, command: Command, source: str) -> bytes:
-    """The FlowEvent that `fact` becomes; `source` as of `source_doc`."""
-    kind, flow_id, at, revision, status, payload = fact
-    before = f'{{"id":{event_id},"flow_id":"{flow_id}","kind":"{kind._value_}","payload_json":'
-    after = (
-        f',"at":"{at}","revision":{revision},"status":"{status._value_}",'
-        f'"command_id":"{command.command_id}","actor":{text_doc(command.issued_by)},'
-        f'"source":{source},"schema_version":{SCHEMA_VERSION}}}'
-    )
-    return before.encode() + orjson.dumps(payload) + after.encode()
-
-
 def fact_of(event: Mapping[str, Any]) -> Fact:
     """What a FlowEvent as JSON says that happened."""
     return Fact(
@@ -160,78 +120,6 @@ def fact_of(event: Mapping[str, Any]) -> Fact:
         FlowStatus(event["status"]),
         event["payload_json"],
     )
-
-
-def outcome_doc(
-    item: Readable | Unreadable,
-    verdict: Verdict,
-    code: Code | None,
-    message: str,
-    revision: int | None,
-    status: FlowStatus | None,
-    event_ids: Sequence[int],
-    allowed: str,
-    details: Mapping[str, Any],
-    original: Verdict | None,
-    source: str,
-) -> bytes:
-    """The outcome of `item`; `allowed` is JSON, `source` as of `source_doc`."""
-    if isinstance(item, Readable):
-        command = item.command
-        flag = "true" if command.dry_run else "false"
-        about = (
-            f'{{"command_id":"{command.command_id}","flow_id":"{command.flow_id}",'
-            f'"kind":"{command.kind}"'
-        )
-    else:
-        flag = orjson.dumps(item.dry_run).decode()
-        known = {"command_id": item.command_id, "flow_id": item.flow_id, "kind": item.kind}
-        about = orjson.dumps(known).decode()[:-1]
-    code_doc = "null" if code is None else f'"{code._value_}"'
-    status_doc = "null" if status is None else f'"{status._value_}"'
-    digest_doc = "null" if item.digest is None else f'"{item.digest.hex()}"'
-    return (
-        f'{about},"verdict":"{verdict._value_}","code":{code_doc},"message":{text_doc(message)},'
-        f'"revision":{"null" if revision is None else revision},"status":{status_doc},'
-        f'"event_ids":{orjson.dumps(event_ids).decode()},"allowed":{allowed},'
-        f'"details":{orjson.dumps(details).decode() if details else "{}"},"dry_run":{flag},'
-        f'"command_digest":{digest_doc},"source":{source},"at":"{instant(item.record.timestamp)}"'
-        f"{'}' if original is None else _ORIGINAL % original._value_}"
-    ).encode()
-
-
-def flow_doc(flow: Flow, before: bytes | None = None) -> bytes:
-    """A flow as it is written, on `state` and in the table.
-
-    `before` is the document of any of its revisions: the head, up to `current_step`, never changes.
-    The document is kept in memory, too, and must not be what orjson returns: that holds on to all
-    the room that it was written in, 4 KiB at least.
-    """
-    *about, step, state, wait, status, cancel_requested, revision, created_at, updated_at = flow
-    if before is None:
-        head = orjson.dumps(dict(zip(_HEAD_FIELDS, about, strict=True)))[:-1]
-    else:
-        head = before[: before.index(_HEAD_END) + 1]
-    tail = (
-        f',"status":"{status._value_}",'
-        f'"cancel_requested":{"true" if cancel_requested else "false"},"revision":{revision},'
-        f'"created_at":"{created_at}","updated_at":"{updated_at}"}}'
-    )
-    parts = (
-        *(head, b',"current_step":', orjson.dumps(step)),
-        *(b',"state_json":', orjson.dumps(state)),
-        *(b',"wait_json":', b"null" if wait is None else orjson.dumps(wait), tail.encode()),
-    )
-    return b"".join(parts)
-
-
-def step_doc(step: Step) -> bytes:
-    """A step as it is written, on `state` and in the table."""
-    return orjson.dumps(step.__dict__, default=_fields)
-
-
-def _fields(model: BaseModel) -> dict[str, Any]:
-    return model.__dict__
 
 
 def traceparent(headers: Headers) -> Headers:

@@ -11,7 +11,8 @@ from processor.contract.values import parse_timestamp
 from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.flow import Flow
 from processor.domain.steps import run_id_of
-from processor.engine.codec import fact_of, flow_doc, step_doc
+from processor.engine.codec import fact_of
+from processor.engine.encoding import flow_doc, step_doc
 from processor.ops.json_path import ABSENT, Change, Path, changes, same, value_at, written
 
 Doc = dict[str, Any]

@@ -12,7 +12,8 @@ from processor.contract.steps import Step
 from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.flow import Flow
 from processor.domain.steps import NO_TOTALS
-from processor.engine.codec import Record, fact_of, flow_doc, step_doc
+from processor.engine.codec import Record, fact_of
+from processor.engine.encoding import flow_doc, step_doc
 from processor.engine.ports import Table
 from processor.engine.rows import Changes, FlowRow, Position, StepRow
 from processor.errors import HistoryLost

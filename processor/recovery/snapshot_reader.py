@@ -12,7 +12,8 @@ from processor.contract.state import CURSOR_PREFIX
 from processor.contract.steps import StepStatus
 from processor.contract.values import parse_timestamp
 from processor.domain.waits import due_ms_of
-from processor.engine.codec import Record, encode
+from processor.engine.codec import Record
+from processor.engine.encoding import encode
 from processor.engine.rows import (
     LedgerEntry,
     RestoreChunk,

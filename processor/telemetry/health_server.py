@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from processor.engine.codec import encode
+from processor.engine.encoding import encode
 from processor.settings import Address
 
 if TYPE_CHECKING:

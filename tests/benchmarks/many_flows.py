@@ -30,7 +30,7 @@ from processor.contract.values import instant
 from processor.domain.flow import Flow
 from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from processor.engine.batch import cursor_record, first_event_id, snapshot_of
-from processor.engine.codec import flow_doc
+from processor.engine.encoding import flow_doc
 from processor.engine.rows import FlowRow, Position
 from processor.settings import Settings
 from tests.benchmarks import throughput

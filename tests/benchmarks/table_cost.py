@@ -25,7 +25,7 @@ from processor.adapters.sqlite import readonly_queries as queries
 from processor.contract.flow import FlowStatus
 from processor.contract.values import instant
 from processor.domain.flow import Flow
-from processor.engine.codec import flow_doc
+from processor.engine.encoding import flow_doc
 from processor.engine.rows import Changes, Checkpoint, FlowRow, LedgerEntry, Position, ledger_key
 
 BATCH = 1000

@@ -13,7 +13,8 @@ from processor.domain.decision import Decision
 from processor.domain.evolve import STEP_KINDS, evolve
 from processor.domain.flow import Flow
 from processor.domain.transitions import CREATES, STEP_COMMANDS, TERMINAL, Authority, allowed
-from processor.engine.codec import encode, fact_of
+from processor.engine.codec import fact_of
+from processor.engine.encoding import encode
 from tests.support.flow_history import FlowHistory
 from tests.support.strategies import Sent, lives, sent_commands
 

@@ -31,12 +31,12 @@ from processor.engine.rows import (
 
 # Stored: a new status takes a new number.
 _STATUS_CODES: Final = {
-    FlowStatus.CREATED: 1,
-    FlowStatus.RUNNING: 2,
-    FlowStatus.WAITING: 3,
-    FlowStatus.CANCELLED: 4,
-    FlowStatus.FINISHED: 5,
-    FlowStatus.FAILED: 6,
+    "created": 1,
+    "running": 2,
+    "waiting": 3,
+    "cancelled": 4,
+    "finished": 5,
+    "failed": 6,
 }
 STEP_STATUSES: Final = {
     StepStatus.PENDING: 1,
@@ -46,7 +46,7 @@ STEP_STATUSES: Final = {
     StepStatus.CANCELLED: 5,
 }
 """Of managed steps; indexes.sql and statements.py name 1 and 2, bulk_load 4 and 5."""
-_STATUSES: Final = {code: status for status, code in _STATUS_CODES.items()}
+_STATUSES: Final = {code: FlowStatus(status) for status, code in _STATUS_CODES.items()}
 ENTRY: Final = struct.Struct("<16s16sqqqIB")
 """An answer but for its code and details: key, digest, append time, revision, first event, number
 of events, status."""
@@ -231,7 +231,7 @@ def ledger_values(row: LedgerEntry) -> tuple[None, None, bytes, str | None]:
         _NO_REVISION if revision is None else revision,
         first_event_id,
         event_count,
-        _NO_STATUS if status is None else _STATUS_CODES[status],
+        _NO_STATUS if status is None else _STATUS_CODES[status._value_],
     )
     if code is None and not details:
         return None, None, entry, None

@@ -20,7 +20,8 @@ from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.flow import read_flow
 from processor.domain.steps import NO_TOTALS, StepTotals, is_live, run_id_of
 from processor.engine.batch import Decoded, LoadedState, needs, snapshot_of, step_needs
-from processor.engine.codec import encode, fact_of, flow_doc, step_doc
+from processor.engine.codec import fact_of
+from processor.engine.encoding import encode, flow_doc, step_doc
 from processor.engine.flow_cache import weight_bytes
 from processor.engine.rows import Changes, FlowRow, LedgerEntry, StepRow, new_flow_row
 from processor.ops.verify.scratch_store import ScratchFailed

@@ -7,7 +7,7 @@ from processor.contract.commands import Prune
 from processor.contract.values import parse_timestamp
 from processor.domain.transitions import TERMINAL
 from processor.engine.batch import Outgoing
-from processor.engine.codec import encode
+from processor.engine.encoding import encode
 from processor.engine.ports import Table
 from processor.engine.rows import Deadline, FlowRow
 

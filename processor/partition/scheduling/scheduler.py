@@ -13,7 +13,8 @@ from processor.contract.outcomes import Verdict
 from processor.contract.steps import StepStatus
 from processor.domain.waits import AT_ONCE_MS, due_ms
 from processor.engine.batch import LoadedState, Outgoing, WriteSet
-from processor.engine.codec import Readable, encode
+from processor.engine.codec import Readable
+from processor.engine.encoding import encode
 from processor.engine.ports import Table, Written
 from processor.engine.rows import Deadline, FlowRow
 from processor.partition.scheduling.broker_clock import BrokerClock

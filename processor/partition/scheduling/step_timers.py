@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from processor.contract.steps import StepStatus
 from processor.domain.steps import step_due_ms
 from processor.engine.batch import Outgoing, WriteSet
-from processor.engine.codec import encode
+from processor.engine.encoding import encode
 from processor.engine.ports import Table
 from processor.engine.rows import StepDue, StepRow
 from processor.partition.scheduling.timers import (

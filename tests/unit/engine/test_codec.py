@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from processor.engine.codec import Readable, Unreadable, decode, flow_doc
+from processor.engine.codec import Readable, Unreadable, decode
+from processor.engine.encoding import flow_doc
 from tests.support.builders import FLOW_ID, document
 from tests.support.partition import Appended
 from tests.unit.adapters.sqlite.tables import flow_row

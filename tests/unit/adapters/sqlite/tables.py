@@ -15,7 +15,7 @@ from processor.contract.steps import Execution, ManagedStep, ObservedStep, StepS
 from processor.contract.values import instant, parse_timestamp
 from processor.domain.flow import Flow
 from processor.domain.waits import due_ms
-from processor.engine.codec import flow_doc
+from processor.engine.encoding import flow_doc
 from processor.engine.rows import (
     Checkpoint,
     FlowRow,

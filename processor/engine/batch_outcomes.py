@@ -1,0 +1,86 @@
+"""Write a batch's outcomes, and the dead letters of what is quarantined."""
+
+from processor.contract import dead_letters
+from processor.contract.headers import RecordPlace
+from processor.contract.outcomes import Code, Verdict
+from processor.domain import messages
+from processor.engine.batch import Decoded, Forward, Outgoing, WriteSet, new_outgoing
+from processor.engine.codec import Readable, Unreadable, traceparent
+from processor.engine.dead_letter import OUTCOME_KEY_MAX_BYTES, dead_letter
+from processor.engine.encoding import Answer, outcome_doc, source_doc
+
+
+class BatchOutcomes:
+    """Puts one outcome for each record into `batch`."""
+
+    def __init__(self, batch: WriteSet) -> None:
+        self._batch = batch
+        self.size_bytes = 0
+        """Of all that was put."""
+        self.verdict = Verdict.ACCEPTED
+        """Of the newest outcome."""
+
+    def put(self, item: Decoded, answer: Answer, source: str | None = None) -> None:
+        """Answer `item`; the last that is done for it. `source` is JSON, as of `source_doc`."""
+        record, batch = item.record, self._batch
+        value = outcome_doc(item, answer, source or source_doc(record))
+        key: bytes | None
+        kind: str
+        if isinstance(item, Readable):
+            kind = item.command.kind
+            key = record.key  # the flow id, by check 5
+        else:
+            kind = item.kind or "unknown"
+            if item.flow_id is not None:
+                key = item.flow_id.encode()
+            else:
+                key = record.key and record.key[:OUTCOME_KEY_MAX_BYTES]
+        headers = traceparent(record.headers) if record.headers else ()
+        batch.outcomes.append(new_outgoing((key, value, headers)))
+        if headers:
+            batch.traced.append((item, value))
+        verdict, code = answer[:2]
+        self.verdict = verdict
+        self.size_bytes += len(value) + len(key or b"")
+        batch.tally[kind, verdict._value_, "" if code is None else code._value_] += 1
+
+    def quarantine(self, item: Unreadable) -> None:
+        """Set `item` aside."""
+        message = messages.refused(item.code, {**item.details, "problem": item.problem})
+        letter = dead_letter(item.record, item.code, message)
+        self.put(item, Answer(Verdict.QUARANTINED, item.code, message, details=item.details))
+        self._batch.dead_letters.append(letter)
+        self.size_bytes += _size_bytes(letter)
+
+    def forward(self, item: Readable, partition: int) -> None:
+        """Have `item` sent again, to the partition that its key belongs to."""
+        record = item.record
+        origin = str(RecordPlace(record.topic, record.partition, record.offset))
+        header = (dead_letters.FORWARDED_FROM, origin.encode())
+        copy = Outgoing(record.key, record.value, [*record.headers, header])
+        source = (record.topic, record.offset)
+        self._batch.forwards.append(Forward(record.topic, partition, copy, source))
+        details = {"partition": partition}
+        self.put(item, Answer(Verdict.FORWARDED, None, messages.FORWARDED, details=details))
+
+
+def set_aside(item: Decoded, code: Code) -> Unreadable:
+    """A record that could be read as a command, and is quarantined all the same."""
+    if isinstance(item, Unreadable):
+        return Unreadable(item.record, code)
+    command = item.command
+    return Unreadable(
+        item.record,
+        code,
+        command_id=command.command_id,
+        flow_id=command.flow_id,
+        kind=command.kind,
+        dry_run=bool(command.dry_run),
+        digest=item.digest,
+    )
+
+
+def _size_bytes(record: Outgoing) -> int:
+    """What a record of any bytes takes: a sender may put all of it into its key or its headers."""
+    headers = sum(len(name) + len(value or b"") for name, value in record.headers)
+    return len(record.key or b"") + len(record.value or b"") + headers
