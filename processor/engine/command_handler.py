@@ -238,11 +238,11 @@ class CommandHandler:
         batch.audit += after.events
         self._size_bytes += after.size_bytes
         self._next_event_id += len(after.events)
-        if after.steps:
-            for at, row in after.steps.items():
+        if after.of_steps is not None:
+            for at, row in after.of_steps.rows.items():
                 self._steps.put(at, row, headers)
-            batch.step_events += after.step_events
-            batch.work += after.work
+            batch.step_events += after.of_steps.events
+            batch.work += after.of_steps.work
             entry.totals = after.totals
         entry.flow, entry.chain = after.flow, after.chain
         entry.last_event_id = self._next_event_id - 1

@@ -16,19 +16,28 @@ from processor.engine.encoding import event_doc, step_doc
 from processor.engine.rows import StepRow
 
 
+class StepConsequences:
+    """What a command makes of steps, and the work items that it offers."""
+
+    __slots__ = ("events", "rows", "work")
+
+    def __init__(self) -> None:
+        self.rows: dict[StepKey, StepRow] = {}
+        self.events: list[StepEvent] = []
+        self.work: list[WorkRecord] = []
+
+
 class Consequences:
     """What a command makes of its flow. Nothing of it stands until the command is answered."""
 
-    __slots__ = ("chain", "events", "flow", "size_bytes", "step_events", "steps", "totals", "work")
+    __slots__ = ("chain", "events", "flow", "of_steps", "size_bytes", "totals")
 
     def __init__(self, flow: Flow | None, chain: bytes, totals: StepTotals) -> None:
         self.flow = flow
         self.chain = chain
         self.totals = totals
         self.events: list[Outgoing] = []
-        self.steps: dict[StepKey, StepRow] = {}
-        self.step_events: list[StepEvent] = []
-        self.work: list[WorkRecord] = []
+        self.of_steps: StepConsequences | None = None
         self.size_bytes = 0
 
     def imagine(self, facts: Iterable[Fact]) -> None:
@@ -65,11 +74,15 @@ class Consequences:
         step = evolve_step(was, fact)
         doc = step_doc(step)
         self.totals = self.totals.after(was, step)
-        self.steps[at] = StepRow(step, doc)
+        of_steps = self.of_steps
+        if of_steps is None:
+            of_steps = self.of_steps = StepConsequences()
+        of_steps.rows[at] = StepRow(step, doc)
         self.size_bytes += len(doc)
         if offers_work(step, fact):
             offered = work_record(event_id, step, headers)
-            self.work.append(offered)
+            of_steps.work.append(offered)
             self.size_bytes += len(offered.record.value or b"")
         if step.runtime == "managed":
-            self.step_events.append(StepEvent(fact.kind, was, step, fact.payload.get("reason")))
+            reason = fact.payload.get("reason")
+            of_steps.events.append(StepEvent(fact.kind, was, step, reason))

@@ -134,22 +134,25 @@ def flow_doc(flow: Flow, before: bytes | None = None) -> bytes:
     The document is kept in memory, too, and must not be what orjson returns: that holds on to all
     the room that it was written in, 4 KiB at least.
     """
-    *about, step, state, wait, status, cancel_requested, revision, created_at, updated_at = flow
+    _, _, _, _, _, step, state, wait, status, cancel_requested, revision, created, updated = flow
     if before is None:
-        head = orjson.dumps(dict(zip(_HEAD_FIELDS, about, strict=True)))[:-1]
+        head = orjson.dumps(dict(zip(_HEAD_FIELDS, flow, strict=False)))[:-1]
     else:
         head = before[: before.index(_HEAD_END) + 1]
     tail = (
-        f',"status":"{status._value_}",'
+        f'"status":"{status._value_}",'
         f'"cancel_requested":{"true" if cancel_requested else "false"},"revision":{revision},'
-        f'"created_at":"{created_at}","updated_at":"{updated_at}"}}'
+        f'"created_at":"{created}","updated_at":"{updated}"}}'
     )
-    parts = (
-        *(head, b',"current_step":', orjson.dumps(step)),
-        *(b',"state_json":', orjson.dumps(state)),
-        *(b',"wait_json":', b"null" if wait is None else orjson.dumps(wait), tail.encode()),
+    step_json, state_json = orjson.dumps(step), orjson.dumps(state)
+    wait_json = b"null" if wait is None else orjson.dumps(wait)
+    return b'%b,"current_step":%b,"state_json":%b,"wait_json":%b,%b' % (
+        head,
+        step_json,
+        state_json,
+        wait_json,
+        tail.encode(),
     )
-    return b"".join(parts)
 
 
 def step_doc(step: Step) -> bytes:
