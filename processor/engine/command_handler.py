@@ -296,12 +296,14 @@ class CommandHandler:
         if flow is None:
             return None
         if base is None:
-            row_number, doc = self._next_row_number, flow_doc(flow)
+            row_number = self._next_row_number
             self._next_row_number += 1
             batch.created += 1
         else:
-            row_number, doc = base.row_number, flow_doc(flow, base.doc)
-        row = new_flow_row((flow, doc, entry.last_event_id, entry.chain, row_number, entry.totals))
+            row_number = base.row_number
+        row = new_flow_row(
+            (flow, flow_doc(flow), entry.last_event_id, entry.chain, row_number, entry.totals)
+        )
         if base is None:
             batch.changes.inserted.append(row)
         else:

@@ -22,9 +22,6 @@ from processor.domain.flow import Flow
 from processor.domain.transitions import Authority, allowed_from
 from processor.engine.codec import Readable, Record, Unreadable
 
-_HEAD_FIELDS: Final = Flow._fields[: Flow._fields.index("current_step")]
-_HEAD_END: Final = b'","current_step":'
-"""Within a text, a quotation mark is escaped: there is no second one of these."""
 _END: Final = "}"
 _ORIGINAL_END: Final = ',"original":"%s"}'
 _ALLOWED: Final = {
@@ -127,32 +124,43 @@ def allowed_doc(flow: Flow | None, authority: Authority) -> str:
     return _ALLOWED[authority._value_, flow.cancel_requested, flow.status._value_]
 
 
-def flow_doc(flow: Flow, before: bytes | None = None) -> bytes:
+def flow_doc(flow: Flow) -> bytes:
     """A flow as it is written, on `state` and in the table.
 
-    `before` is the document of any of its revisions: the head, up to `current_step`, never changes.
-    The document is kept in memory, too, and must not be what orjson returns: that holds on to all
-    the room that it was written in, 4 KiB at least.
+    It is kept in memory, too, so it is a copy: what orjson 3.13 returns holds on to all the room
+    that it was written in, 4 KiB at least.
     """
-    _, _, _, _, _, step, state, wait, status, cancel_requested, revision, created, updated = flow
-    if before is None:
-        head = orjson.dumps(dict(zip(_HEAD_FIELDS, flow, strict=False)))[:-1]
-    else:
-        head = before[: before.index(_HEAD_END) + 1]
-    tail = (
-        f'"status":"{status._value_}",'
-        f'"cancel_requested":{"true" if cancel_requested else "false"},"revision":{revision},'
-        f'"created_at":"{created}","updated_at":"{updated}"}}'
-    )
-    step_json, state_json = orjson.dumps(step), orjson.dumps(state)
-    wait_json = b"null" if wait is None else orjson.dumps(wait)
-    return b'%b,"current_step":%b,"state_json":%b,"wait_json":%b,%b' % (
-        head,
-        step_json,
-        state_json,
-        wait_json,
-        tail.encode(),
-    )
+    (
+        flow_id,
+        controller,
+        goal,
+        owner,
+        origin,
+        step,
+        state,
+        wait,
+        status,
+        cancel_requested,
+        revision,
+        created_at,
+        updated_at,
+    ) = flow
+    document = {
+        "id": flow_id,
+        "controller_id": controller,
+        "goal": goal,
+        "owner_session_key": owner,
+        "requester_origin": origin,
+        "current_step": step,
+        "state_json": state,
+        "wait_json": wait,
+        "status": status._value_,
+        "cancel_requested": cancel_requested,
+        "revision": revision,
+        "created_at": created_at,
+        "updated_at": updated_at,
+    }
+    return bytes(memoryview(orjson.dumps(document)))
 
 
 def step_doc(step: Step) -> bytes:

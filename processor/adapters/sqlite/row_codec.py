@@ -109,6 +109,7 @@ def update_values(was: FlowRow, row: FlowRow) -> tuple[Any, ...]:
     status = flow.status
     return (
         row_number,
+        old.id,
         old.revision,
         old_event_id,
         flow.revision,

@@ -177,13 +177,14 @@ DELETE_THESE_STEPS = Rows(
 UPDATE_FLOWS = Rows(
     """
     UPDATE flow SET
-        revision = v.column4, last_event_id = v.column5, chain = v.column6, status = v.column7,
-        updated_at = v.column8, crc = v.column9, due_ms = v.column10, steps = v.column11,
-        doc = v.column12
+        revision = v.column5, last_event_id = v.column6, chain = v.column7, status = v.column8,
+        updated_at = v.column9, crc = v.column10, due_ms = v.column11, steps = v.column12,
+        doc = v.column13
     FROM (VALUES :rows) AS v
-    WHERE flow.n = v.column1 AND flow.revision = v.column2 AND flow.last_event_id = v.column3
+    WHERE flow.n = v.column1 AND flow.id = v.column2
+    AND flow.revision = v.column3 AND flow.last_event_id = v.column4
     """,
-    12,
+    13,
 )
 INSERT_FLOWS = Rows(
     """

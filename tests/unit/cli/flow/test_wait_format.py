@@ -178,7 +178,7 @@ def test_a_managed_step_is_shown_with_its_attempt_and_lease(
         },
     }
 
-    flow = flow_row(1).flow.model_dump(mode="json")
+    flow = flow_row(1).flow._asdict()
     print_flow(out, Found(flow, 1, "00", [step]), NOON_MS)
 
     text = shown.getvalue()

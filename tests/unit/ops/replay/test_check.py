@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
+import processor.engine.batch_outcomes as outcomes_module
 import processor.engine.command_handler as handler_module
 from processor.cli.main import DONE, REFUSED, WRONG_USE, main
 from processor.cli.replay import check as program
@@ -301,7 +302,7 @@ async def test_a_copy_that_is_made_in_another_way_shows(
     def changed(topic: str, partition: int, record: Any, source: Any) -> Forward:
         return Forward(topic, partition, record._replace(value=record.value + b" "), source)
 
-    monkeypatch.setattr(handler_module, "Forward", changed)
+    monkeypatch.setattr(outcomes_module, "Forward", changed)
 
     findings = await check(history)
 
