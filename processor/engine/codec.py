@@ -21,7 +21,6 @@ from processor.contract.values import (
     DEPTH_MAX,
     INTEGER_MAX,
     KEY_MAX_BYTES,
-    SCHEMA_VERSION,
     UUID_PATTERN,
 )
 from processor.domain.facts import Fact

@@ -315,9 +315,9 @@ async def test_a_copy_that_is_made_in_another_way_shows(
 async def test_another_dead_letter_shows(
     history: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quarantine = handler_module.dead_letter
+    quarantine = outcomes_module.dead_letter
     monkeypatch.setattr(
-        handler_module, "dead_letter", lambda *given: quarantine(*given)._replace(value=b"gone")
+        outcomes_module, "dead_letter", lambda *given: quarantine(*given)._replace(value=b"gone")
     )
 
     findings = await check(history)
