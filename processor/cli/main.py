@@ -8,7 +8,7 @@ from typing import Final
 
 import typer
 
-from processor.cli.common.lazy_group import HELP_OPTIONS, Entry, LazyGroup
+from processor.cli.common.lazy_group import HELP_OPTIONS, LazyCommand, LazyGroup
 from processor.errors import ExtraMissing, TaskflowError, missing_extra
 
 DONE, REFUSED, WRONG_USE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -59,8 +59,8 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
 }
 """By panel and command: the module in `processor.cli`, and the first sentence of the help."""
 
-COMMANDS: Final[Mapping[str, Entry]] = {
-    name: Entry(f"processor.cli.{module}", panel, summary)
+COMMANDS: Final[Mapping[str, LazyCommand]] = {
+    name: LazyCommand(f"processor.cli.{module}", panel, summary)
     for panel, commands in _PANELS.items()
     for name, (module, summary) in commands.items()
 }
@@ -74,7 +74,7 @@ Try `taskflow demo`: it needs nothing but this installation. Settings are enviro
 Exit codes: 0 done; 1 refused, or a check failed; 2 wrong use; 3 broker unreachable."""
 
 
-class Commands(LazyGroup):
+class CommandGroup(LazyGroup):
     """The commands of the program."""
 
     entries = COMMANDS
@@ -84,7 +84,7 @@ def program() -> typer.Typer:
     """The program; a command's module is imported when the command is chosen."""
     app = typer.Typer(
         name="taskflow",
-        cls=Commands,
+        cls=CommandGroup,
         help=HELP,
         no_args_is_help=True,
         rich_markup_mode="markdown",

@@ -58,7 +58,7 @@ new_snapshot: Final[Callable[[tuple[str, int, bytes, int | None, bytes]], Snapsh
 )
 
 
-class StepSnapshot(NamedTuple):
+class StepSnapshotRow(NamedTuple):
     """A step as `state` has it, no model made of it.
 
     `status` is None of an observed one, `due_ms` of all but managed ones that have not ended;
@@ -172,7 +172,7 @@ class RestoreChunk:
 
     flows: list[Snapshot] = field(default_factory=list)
     flows_gone: list[str] = field(default_factory=list)
-    steps: list[StepSnapshot] = field(default_factory=list)
+    steps: list[StepSnapshotRow] = field(default_factory=list)
     steps_gone: list[tuple[str, str]] = field(default_factory=list)
     ledger_entries: list[LedgerEntry] = field(default_factory=list)
 

@@ -23,7 +23,7 @@ recovery begins again."""
 OffsetRanges = Mapping[str, OffsetRange]
 
 
-class Cursor(NamedTuple):
+class NewestCursor(NamedTuple):
     """How far a partition is, as its newest transaction says: decided, and with its work items, of
     which those of the event `first_unwritten` and of later ones may not be written."""
 
@@ -73,7 +73,10 @@ async def whole(place: PartitionConfig, history: LogReader) -> bool:
 
 
 async def stand(
-    place: PartitionConfig, history: LogReader, offset_ranges: OffsetRanges, cursor: Cursor | None
+    place: PartitionConfig,
+    history: LogReader,
+    offset_ranges: OffsetRanges,
+    cursor: NewestCursor | None,
 ) -> PartitionCheckpoint:
     """Where the topics say that the partition stands, checked against each other.
 
@@ -88,7 +91,7 @@ async def stand(
                 f"{topics.state} partition {place.partition} holds no cursor although commands "
                 f"were decided: the topic was truncated or made anew. {_restores(place)}"
             )
-        cursor = Cursor(await _beginning(place, history), first_event_id(place.partition))
+        cursor = NewestCursor(await _beginning(place, history), first_event_id(place.partition))
     follows = first_event_id(place.partition)
     if last_event is not None:
         follows = orjson.loads(last_event.value or b"")["id"] + 1
@@ -120,7 +123,7 @@ def check_cursor(place: PartitionConfig, cursor: Position, follows: int) -> None
 
 async def newest_cursor(
     place: PartitionConfig, history: LogReader, offset_ranges: OffsetRanges
-) -> Cursor | None:
+) -> NewestCursor | None:
     """How far the partition is decided, as the newest transaction says. Raises WrittenByNewer."""
     key, state = f"{CURSOR_PREFIX}{place.partition}".encode(), place.topics.state
     record = await last_record(
@@ -133,7 +136,7 @@ async def newest_cursor(
     position = Position(cursor["commands"], cursor["control"], cursor["next_event_id"])
     # Before there were managed steps, a cursor did not say it.
     offered = cursor.get("offered", position.next_event_id - 1)
-    return Cursor(position, max(offered + 1, first_event_id(place.partition)))
+    return NewestCursor(position, max(offered + 1, first_event_id(place.partition)))
 
 
 async def _beginning(place: PartitionConfig, history: LogReader) -> Position:

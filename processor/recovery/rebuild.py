@@ -114,7 +114,7 @@ async def _fill_ledger(
     return after
 
 
-class Difference(NamedTuple):
+class TableDifference(NamedTuple):
     """A row that two tables do not have alike; `column` None: only one of them has it."""
 
     what: str
@@ -130,7 +130,7 @@ class Difference(NamedTuple):
         return f"{self.what} {self.key}: {self.column} is {self.live}, rebuilt {self.built}"
 
 
-class Rows(NamedTuple):
+class TableRows(NamedTuple):
     """A table's rows of one kind, each a key and its columns, in the order of the keys."""
 
     what: str
@@ -138,7 +138,9 @@ class Rows(NamedTuple):
     rows: Iterator[tuple[str, Sequence[Any]]]
 
 
-def first_difference(live: Iterable[Rows], built: Iterable[Rows]) -> Difference | None:
+def first_difference(
+    live: Iterable[TableRows], built: Iterable[TableRows]
+) -> TableDifference | None:
     """The first row that is not the same in both, as canonical JSON; None if all are."""
     for here, there in zip(live, built, strict=True):
         found = _first_of(here, there)
@@ -147,17 +149,17 @@ def first_difference(live: Iterable[Rows], built: Iterable[Rows]) -> Difference 
     return None
 
 
-def _first_of(live: Rows, built: Rows) -> Difference | None:
+def _first_of(live: TableRows, built: TableRows) -> TableDifference | None:
     here, there = next(live.rows, None), next(built.rows, None)
     while here is not None or there is not None:
         if there is None or (here is not None and here[0].encode() < there[0].encode()):
             assert here is not None
-            return Difference(live.what, here[0], None, "", None)
+            return TableDifference(live.what, here[0], None, "", None)
         if here is None or here[0] != there[0]:
-            return Difference(live.what, there[0], None, None, "")
+            return TableDifference(live.what, there[0], None, None, "")
         for column, mine, other in zip(live.columns, here[1], there[1], strict=True):
             if mine != other and canonical(mine) != canonical(other):
-                return Difference(live.what, here[0], column, str(mine), str(other))
+                return TableDifference(live.what, here[0], column, str(mine), str(other))
         here, there = next(live.rows, None), next(built.rows, None)
     return None
 

@@ -18,7 +18,7 @@ from processor.engine.rows import (
     LedgerEntry,
     RestoreChunk,
     Snapshot,
-    StepSnapshot,
+    StepSnapshotRow,
     ledger_key,
     new_snapshot,
 )
@@ -73,15 +73,15 @@ def _snapshot(flow_id: str, value: bytes) -> Snapshot:
     return new_snapshot((flow_id, last_event_id, bytes.fromhex(chain), due_ms, doc))
 
 
-def _step_snapshot(flow_id: str, run_id: str, step: Mapping[str, Any]) -> StepSnapshot:
+def _step_snapshot(flow_id: str, run_id: str, step: Mapping[str, Any]) -> StepSnapshotRow:
     doc = encode(step)
     if step["runtime"] != "managed":
-        return StepSnapshot(flow_id, run_id, None, None, 0, doc)
+        return StepSnapshotRow(flow_id, run_id, None, None, 0, doc)
     status, due_at = StepStatus(step["status"]), step["execution"]["due_at"]
     if due_at is None:
-        return StepSnapshot(flow_id, run_id, status, None, 0, doc)
+        return StepSnapshotRow(flow_id, run_id, status, None, 0, doc)
     input_bytes = len(encode(step["input_json"]))
-    return StepSnapshot(flow_id, run_id, status, parse_timestamp(due_at), input_bytes, doc)
+    return StepSnapshotRow(flow_id, run_id, status, parse_timestamp(due_at), input_bytes, doc)
 
 
 def take_ledger_entries(records: Sequence[Record], chunk: RestoreChunk) -> None:

@@ -36,7 +36,7 @@ async def serve(
     from aiohttp import web
 
     from processor.telemetry.http.hosts import HostPolicy
-    from processor.telemetry.http.limits import Limits
+    from processor.telemetry.http.limits import HttpLimits
     from processor.telemetry.http.server import listening
 
     app = web.Application()
@@ -45,7 +45,7 @@ async def serve(
         app,
         address,
         OTHERWISE,
-        limits=Limits(connections=CONNECTIONS_MAX),
+        limits=HttpLimits(connections=CONNECTIONS_MAX),
         hosts=HostPolicy(hosts),
     ) as where:
         yield where

@@ -11,7 +11,7 @@ from processor.client import FlowClient
 from processor.contract.events import TRACEPARENT_HEADER
 from processor.runtime import end_tasks
 from processor.settings import Settings
-from processor.telemetry.http.limits import Limits
+from processor.telemetry.http.limits import HttpLimits
 from processor.telemetry.http.problem import ProblemError
 from processor.telemetry.http.server import read_body
 from processor.telemetry.http.tokens import carries
@@ -24,7 +24,7 @@ _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f
 class CommandEndpoint:
     """Publishes what comes with the token; without TASKFLOW_VIEWS_TOKEN nothing does."""
 
-    def __init__(self, settings: Settings, limits: Limits) -> None:
+    def __init__(self, settings: Settings, limits: HttpLimits) -> None:
         self._settings = settings
         self._limits = limits
         self._client: FlowClient | None = None

@@ -13,7 +13,7 @@ from processor.contract.values import EVENTS_PER_PARTITION
 from processor.views.aggregates import MinuteCounts, Totals
 from processor.views.database import Database, DeadLetterRow, ProjectionBatch, ViewPosition
 from processor.views.dead_letters import dead_letter_row
-from processor.views.faust.tables import Table
+from processor.views.faust.tables import ViewTable
 from processor.views.metrics import ViewMetrics
 from processor.views.projection import (
     AuditEvent,
@@ -36,7 +36,7 @@ RESEEKS_MAX: Final = 3
 _log = logging.getLogger(__name__)
 
 
-class Message(Protocol):
+class ViewMessage(Protocol):
     """What is read of a record, as aiokafka gives it; `timestamp` in milliseconds."""
 
     partition: int
@@ -117,8 +117,8 @@ class ReadModel:
         database: Database,
         topics: Topics,
         *,
-        minutes: Table,
-        totals: Table,
+        minutes: ViewTable,
+        totals: ViewTable,
         metrics: ViewMetrics,
         reseek: Callable[[int], Awaitable[None]],
     ) -> None:
@@ -261,7 +261,7 @@ class ReadModel:
 
     # What comes in
 
-    async def project(self, messages: Sequence[Message]) -> None:
+    async def project(self, messages: Sequence[ViewMessage]) -> None:
         """Records of `audit`, in order within each partition; what we have already is dropped.
 
         Returns when they are in the database; what fails there is tried again without end. What
@@ -297,7 +297,7 @@ class ReadModel:
                     return
             await asyncio.sleep(RETRY_S)
 
-    async def project_dead_letters(self, messages: Sequence[Message]) -> None:
+    async def project_dead_letters(self, messages: Sequence[ViewMessage]) -> None:
         """Records of `deadletters`, as `project`."""
         topic = self._topics.dead_letters
         while True:
@@ -321,7 +321,7 @@ class ReadModel:
             await asyncio.sleep(RETRY_S)
 
     async def _new_of(
-        self, messages: Sequence[Message]
+        self, messages: Sequence[ViewMessage]
     ) -> tuple[list[AuditEvent], dict[tuple[str, int], ViewPosition]]:
         """What follows what we have, and the positions after it."""
         topic = self._topics.audit
@@ -438,7 +438,7 @@ class ReadModel:
         _log.exception("a batch could not be projected; it is tried again")
         await self.load()
 
-    def _measured(self, batch: list[AuditEvent], messages: Sequence[Message]) -> None:
+    def _measured(self, batch: list[AuditEvent], messages: Sequence[ViewMessage]) -> None:
         kinds: dict[str, int] = {}
         for one in batch:
             kind = one.event["kind"]

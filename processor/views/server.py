@@ -10,7 +10,7 @@ from processor.contract.values import COMMAND_MAX_BYTES
 from processor.settings import Address, Settings
 from processor.telemetry.health_server import VIEWS_OTHERWISE, Report, Scraped, health_routes
 from processor.telemetry.http.hosts import HostPolicy
-from processor.telemetry.http.limits import Limits
+from processor.telemetry.http.limits import HttpLimits
 from processor.telemetry.http.server import listening
 from processor.views import openapi
 from processor.views.api import Api
@@ -21,9 +21,9 @@ OTHER_CONNECTIONS: Final = 384
 """As many for requests that wait for events (128), for queries, and for clients that idle."""
 
 
-def limits_of(settings: Settings) -> Limits:
+def limits_of(settings: Settings) -> HttpLimits:
     """What clients of a view worker may take."""
-    return Limits(
+    return HttpLimits(
         connections=settings.views_streams + OTHER_CONNECTIONS,
         body_bytes=COMMAND_MAX_BYTES,
     )
@@ -34,7 +34,7 @@ async def serve(
     address: Address,
     api: Api,
     *,
-    limits: Limits,
+    limits: HttpLimits,
     hosts: HostPolicy,
     report: Report,
     metrics: Scraped,

@@ -8,9 +8,16 @@ from hypothesis import strategies as st
 
 from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
 from processor.engine.batch import Outgoing
-from processor.ops.replay.file_reader import Source, reading
+from processor.ops.replay.file_reader import FileSource, reading
 from processor.ops.replay.file_writer import BLOCK_MAX, writing
-from processor.ops.replay.recorded import Beginning, Decided, Head, Rules, Snapshot, Transaction
+from processor.ops.replay.recorded import (
+    Beginning,
+    Decided,
+    Head,
+    RecordedSnapshot,
+    RecordedTransaction,
+    Rules,
+)
 from processor.ops.replay.store import open_store
 
 RULES = Rules("flows", 3, 60_000, 60_000)
@@ -27,7 +34,7 @@ def decisions(draw: st.DrawFn) -> Decided:
     """As a rule as the processor writes them, which a file tells in fewer words."""
     topic = draw(st.sampled_from(("flows.commands", "flows.control")))
     place = draw(st.tuples(st.integers(0, 2**53), st.integers(0, 2**43)))
-    record = Source(topic, 1, *place, draw(values), draw(values), draw(headers))
+    record = FileSource(topic, 1, *place, draw(values), draw(values), draw(headers))
     trace = [header for header in record.headers if header[0] == TRACEPARENT_HEADER][-1:]
     chained = st.binary(min_size=16, max_size=16).map(lambda chain: [(CHAIN_HEADER, chain), *trace])
     usual = st.builds(Outgoing, st.just(record.key), values, st.just(trace)) | outgoing
@@ -49,10 +56,10 @@ def normal(one: Decided) -> tuple[object, ...]:
 @settings(max_examples=50)
 @given(
     st.lists(st.lists(decisions(), min_size=1, max_size=4), max_size=3),
-    st.lists(st.builds(Snapshot, st.binary(), st.binary()), max_size=3),
+    st.lists(st.builds(RecordedSnapshot, st.binary(), st.binary()), max_size=3),
 )
 async def test_a_history_comes_back_as_it_was(
-    transactions: list[list[Decided]], snapshots: list[Snapshot]
+    transactions: list[list[Decided]], snapshots: list[RecordedSnapshot]
 ) -> None:
     with TemporaryDirectory() as home:
         path = Path(home) / "history.gz"
@@ -65,7 +72,7 @@ async def test_a_history_comes_back_as_it_was(
 
 
 async def test_a_transaction_of_several_blocks_is_one(tmp_path: Path) -> None:
-    record = Source("flows.commands", 1, 5, 6, b"k", b"{}")
+    record = FileSource("flows.commands", 1, 5, 6, b"k", b"{}")
     event = Outgoing(b"k", b"{}", [(CHAIN_HEADER, bytes(16))])
     some = [Decided(record, Outgoing(b"k", b"{}", ()), [event]) for _ in range(BLOCK_MAX + 1)]
     write(tmp_path / "history.gz", [some, some[:BLOCK_MAX], some[:1]], [])
@@ -75,21 +82,21 @@ async def test_a_transaction_of_several_blocks_is_one(tmp_path: Path) -> None:
     assert [len(transaction) for transaction in read] == [BLOCK_MAX + 1, BLOCK_MAX, 1]
 
 
-def write(path: Path, transactions: list[list[Decided]], snapshots: list[Snapshot]) -> None:
+def write(path: Path, transactions: list[list[Decided]], snapshots: list[RecordedSnapshot]) -> None:
     """Partition 1 has all of it, and so has 0, which is to be passed over."""
     with writing(path) as writer, open_store() as store:
         writer.head(Head("0", "now", RULES, (0, 1)))
         for partition in (0, 1):
             writer.begin(partition, BEGINNING, store)
             for some in transactions:
-                writer.transaction(Transaction.of(some))
+                writer.transaction(RecordedTransaction.of(some))
             writer.snapshots(snapshots)
             writer.end(partition, ["flow"])
 
 
 async def everything(
     path: Path, partition: int
-) -> tuple[list[list[tuple[object, ...]]], list[Snapshot], list[str]]:
+) -> tuple[list[list[tuple[object, ...]]], list[RecordedSnapshot], list[str]]:
     transactions, snapshots = [], []
     with reading(path) as history, open_store() as store:
         rules = history.head().rules

@@ -26,7 +26,7 @@ from processor.partition.ports import PartitionPorts
 from processor.partition.processor import PartitionProcessor
 from processor.partition.standby import StandbyReplica
 from processor.recovery import restore as recovery_module
-from processor.testing.memory.deployment import Table
+from processor.testing.memory.deployment import TableContents
 from processor.testing.memory.group import SESSION_S, SimGroup, SimMember
 from processor.testing.memory.kafka import Transaction, TxnState
 from processor.testing.memory.ports import (
@@ -614,7 +614,7 @@ class Simulation:
             found += self.kafka.mixed(partition)
         return found
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[TableContents]:
         """The tables on the disks of all hosts."""
         return [
             table_of(f"{host.name}/{partition}", partition, self.partitions, file.content)

@@ -2,7 +2,7 @@
 and compaction have left, and with the tables of one machine."""
 
 from processor.ops.verify.report import Report
-from processor.testing.memory.deployment import Deployment, Table, without_a_loop
+from processor.testing.memory.deployment import Deployment, TableContents, without_a_loop
 from tests.simulation.history import TOPICS, Simulation
 
 
@@ -20,7 +20,7 @@ def verified(simulation: Simulation) -> Report:
             left.records[short, partition] = list(log.committed(log.start, log.end))
             left.starts[short, partition] = log.start
             left.ends[short, partition] = (log.stable_end, log.end)
-    first: dict[int, Table] = {}
+    first: dict[int, TableContents] = {}
     for table in simulation.tables():
         first.setdefault(table.partition, table)
     left.tables = [*first.values()]

@@ -8,7 +8,7 @@ from processor.engine.batch import first_event_id
 from processor.engine.rows import Position
 from processor.ops.repartition.comparing import ComparedSide
 from processor.ops.repartition.rewriting import CopiedRecord, Rewriter
-from processor.ops.repartition.steps import OldPartition, Step, merged_by_time
+from processor.ops.repartition.steps import MoveStep, OldPartition, merged_by_time
 from processor.ops.verify.record_stream import RecordStream
 from tests.support.partition import Appended
 from tests.support.recorded_deployment import TOPICS, Recorded
@@ -26,7 +26,7 @@ async def moved(old: Recorded, to: int) -> Recorded:
         record = copy.record
         return new.append(name, number, record.key, record.value, tuple(record.headers)).offset
 
-    def write(step: Step) -> None:
+    def write(step: MoveStep) -> None:
         if rewriter.dropped(step):
             return
         number, offset = rewriter.home(step), None

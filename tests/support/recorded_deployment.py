@@ -15,7 +15,7 @@ from processor.engine.rows import Position
 from processor.ops.verify.ports import TableFlow, TablePosition, TableStep
 from processor.ops.verify.report import Report
 from processor.partition.scheduling.scheduler import wake_record
-from processor.testing.memory.deployment import Deployment, Table
+from processor.testing.memory.deployment import Deployment, TableContents
 from tests.support.builders import MORNING
 from tests.support.partition import Appended, Partition
 
@@ -115,7 +115,7 @@ class Recorded(Deployment):
     def keep_tables(self) -> None:
         """Tables as their owners have them now."""
         self.tables = [
-            Table(
+            TableContents(
                 partition,
                 TablePosition(
                     f"table-{partition}", self.partitions, *owner.position, restored=True

@@ -6,16 +6,16 @@ from pathlib import Path
 from processor.adapters.sqlite import TableCorrupt, TableFailed
 from processor.adapters.sqlite import readonly_queries as queries
 from processor.ops.verify.ports import TableFlow, TablePosition, TableProblem, TableStep
-from processor.testing.memory.deployment import Table
+from processor.testing.memory.deployment import TableContents
 
 
-def read_tables(state_dirs: Iterable[Path], prefix: str) -> list[Table]:
+def read_tables(state_dirs: Iterable[Path], prefix: str) -> list[TableContents]:
     """All tables of `prefix`, also while workers write them; those that are just being made, or
     thrown away, are left out."""
-    found: list[Table] = []
+    found: list[TableContents] = []
 
     def take(partition: int, path: Path, whole: queries.Whole) -> None:
-        table = Table(
+        table = TableContents(
             partition,
             TablePosition(str(path), whole.partitions, *whole.position, whole.restored),
             [TableFlow(*row) for row in whole.flows],
@@ -25,13 +25,17 @@ def read_tables(state_dirs: Iterable[Path], prefix: str) -> list[Table]:
 
     for state_dir in state_dirs:
         for partition, path in queries.tables(state_dir, prefix).items():
-            read: list[Table] = []
+            read: list[TableContents] = []
             try:
                 queries.whole(path, lambda whole, at=(partition, path): take(*at, whole))  # type: ignore[misc]
             except TableFailed:
                 continue
             except TableCorrupt as error:
                 nowhere = TablePosition(str(path), 0, -1, -1, -1, restored=False)
-                read = [Table(partition, nowhere, problem=TableProblem(str(error), damaged=True))]
+                read = [
+                    TableContents(
+                        partition, nowhere, problem=TableProblem(str(error), damaged=True)
+                    )
+                ]
             found += read[-1:]
     return found

@@ -26,7 +26,7 @@ from processor.engine.rows import (
     Snapshot,
     StepDue,
     StepRow,
-    StepSnapshot,
+    StepSnapshotRow,
 )
 
 # Stored: a new status takes a new number.
@@ -197,7 +197,7 @@ def step_values(row: StepRow) -> tuple[Any, ...]:
     )
 
 
-def step_snapshot_values(snapshot: StepSnapshot) -> tuple[Any, ...]:
+def step_snapshot_values(snapshot: StepSnapshotRow) -> tuple[Any, ...]:
     """The same of a step as `state` has it."""
     flow_id, run_id, status, due_ms, size_bytes, doc = snapshot
     index = None if status is None else STEP_STATUSES[status]

@@ -15,7 +15,7 @@ from processor.adapters.sqlite import row_codec as records
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt, as_table_errors
 from processor.adapters.sqlite.internals import data_version, run_in_thread
 from processor.adapters.sqlite.ledger import Ledger
-from processor.adapters.sqlite.write_batch import ChangePack, Deed
+from processor.adapters.sqlite.write_batch import Deed, WriteBatch
 from processor.contract.steps import StepStatus
 from processor.contract.values import instant
 from processor.engine.rows import (
@@ -188,12 +188,12 @@ class FlowTable:
         return version == self._data_version
 
     @staticmethod
-    def new_pack() -> ChangePack:
+    def new_pack() -> WriteBatch:
         """An empty one, for the next `write`."""
-        return ChangePack()
+        return WriteBatch()
 
     async def write(
-        self, changes: ChangePack | Changes, *, before: Checkpoint | None, after: Checkpoint
+        self, changes: WriteBatch | Changes, *, before: Checkpoint | None, after: Checkpoint
     ) -> None:
         """Write a batch in one transaction, in the order that Changes documents.
 
@@ -245,7 +245,7 @@ class FlowTable:
             with suppress(sqlite3.Error):
                 await self._connection.close()
 
-    async def _write(self, pack: ChangePack, before: Checkpoint | None, after: Checkpoint) -> None:
+    async def _write(self, pack: WriteBatch, before: Checkpoint | None, after: Checkpoint) -> None:
         ledger = await self._loaded_ledger()
         self._ledger = None  # until what it goes ahead of is written
         deeds = [self._store(before, after), *pack.deeds(ledger)]

@@ -23,7 +23,7 @@ class Deed(NamedTuple):
     unless: str | None = None
 
 
-class ChangePack:
+class WriteBatch:
     """What one write does: all that was taken out of some Changes, in the order that those
     document."""
 

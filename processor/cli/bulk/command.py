@@ -99,7 +99,7 @@ def bulk(
     if attempts is not None and action != "retry_step":
         raise WrongUse("--attempts belongs to retry_step.")
     from processor.cli.bulk.execute import BulkExecution, carry_out, counted_as, sum_up
-    from processor.cli.bulk.selection import Selection, preview
+    from processor.cli.bulk.selection import BulkSelection, preview
     from processor.cli.flow.execute import login
     from processor.contract.values import instant
     from processor.ops.bulk import GONE, STEPS_FROM, BulkAction, Filter
@@ -112,12 +112,12 @@ def bulk(
     conditions = [condition_of(text) for text in where]
     if chosen in STEPS_FROM:
         steps = StepFilter(None, task, _step_statuses(chosen, status), holder, before, failure)
-        meant = Selection(chosen, Filter(chosen, owner, where=conditions), steps, attempts)
+        meant = BulkSelection(chosen, Filter(chosen, owner, where=conditions), steps, attempts)
     elif task or holder or failure:
         raise WrongUse("--task, --holder and --failure are for retry_step and cancel_step.")
     else:
         flows = Filter(chosen, owner, _flow_status(status), before, conditions)
-        meant = Selection(chosen, flows, None, reason)
+        meant = BulkSelection(chosen, flows, None, reason)
     settings = settings_and_logs(quiet=True)
     targets = run(lambda: meant.targets(settings))
     counted = counted_as(meant.noun, len(targets))

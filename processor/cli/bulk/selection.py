@@ -31,7 +31,7 @@ from processor.ops.step_filter import StepFilter
 from processor.settings import Settings
 
 
-class Selection(NamedTuple):
+class BulkSelection(NamedTuple):
     """An action with what it is for: `flows`, or those of their steps that `steps` means.
 
     `given`: the reason of `fail`, the attempts of `retry_step`.
@@ -73,7 +73,7 @@ class Selection(NamedTuple):
         return step_order(self.action, by, None if self.given is None else int(self.given))
 
 
-def preview(meant: Selection, targets: Sequence[Target], json: bool) -> None:
+def preview(meant: BulkSelection, targets: Sequence[Target], json: bool) -> None:
     """Print what an order is for, and its digest."""
     found, noun = meant.digest(targets), meant.noun
     if not for_people(json):

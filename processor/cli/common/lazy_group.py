@@ -15,7 +15,7 @@ KINDS: Final[Mapping[str, str]] = {
 HELP_OPTIONS: Final = ["-h", "--help"]
 
 
-class Entry(NamedTuple):
+class LazyCommand(NamedTuple):
     """A command as its group lists it. `module` has it as `app` if it is a group itself, else as a
     function of the command's name; `summary` is the first sentence of its help."""
 
@@ -28,7 +28,7 @@ class LazyGroup(TyperGroup):
     """Commands of `entries`, which a subclass sets. In help and completion a placeholder stands for
     a command; the command itself is loaded once it is chosen."""
 
-    entries: Mapping[str, Entry] = {}
+    entries: Mapping[str, LazyCommand] = {}
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -52,7 +52,7 @@ class LazyGroup(TyperGroup):
         return name, (name and load(name, self.entries[name])) or command, rest
 
 
-def load(name: str, entry: Entry) -> Any:
+def load(name: str, entry: LazyCommand) -> Any:
     """Import a command's module and make the command of it."""
     module = import_module(entry.module)
     app: typer.Typer | None = getattr(module, "app", None)

@@ -27,7 +27,7 @@ from processor.cli.rebuild.common import (
 from processor.engine.batch import PartitionConfig
 from processor.errors import TableDistrusted
 from processor.recovery.consistent_cut import ConsistentCut, consistent_cut, standing_of
-from processor.recovery.rebuild import Rows, catch_up, first_difference
+from processor.recovery.rebuild import TableRows, catch_up, first_difference
 from processor.recovery.rebuild import rebuild as make_anew
 from processor.runtime import private_directory
 from processor.settings import Settings
@@ -155,11 +155,11 @@ async def _difference(
     return None if found is None else str(found)
 
 
-def all_rows(rows: Dump, since_ms: int) -> Iterator[Rows]:
+def all_rows(rows: Dump, since_ms: int) -> Iterator[TableRows]:
     """What is compared of a table."""
-    yield Rows("flow", FLOW_COLUMNS, rows.flows())
-    yield Rows("step", STEP_COLUMNS, rows.steps())
-    yield Rows("answer", LEDGER_COLUMNS, rows.ledger_entries(since_ms))
+    yield TableRows("flow", FLOW_COLUMNS, rows.flows())
+    yield TableRows("step", STEP_COLUMNS, rows.steps())
+    yield TableRows("answer", LEDGER_COLUMNS, rows.ledger_entries(since_ms))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from processor.engine.batch import Outgoing, first_event_id
 from processor.engine.ports import OffsetRange as Whole
 from processor.engine.rows import Position
 from processor.ops.repartition.rewriting import CopiedRecord, Rewriter, progress_of
-from processor.ops.repartition.steps import OldPartition, Step, merged_by_time
+from processor.ops.repartition.steps import MoveStep, OldPartition, merged_by_time
 from processor.ops.verify.record_stream import RecordStream
 from processor.recovery.checkpoint import last_record
 from processor.settings import Settings
@@ -41,7 +41,7 @@ class CopyTarget:
     writer: BulkCopy
     position: Position
     progress: dict[str, int] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[MoveStep] = field(default_factory=list)
 
 
 async def newest(
@@ -148,7 +148,7 @@ class TopicCopy:
                     self._settings, self._new.topics.outcomes, target.partition, 1
                 )
 
-    async def _write(self, targets: Sequence[CopyTarget], steps: AsyncIterator[Step]) -> None:
+    async def _write(self, targets: Sequence[CopyTarget], steps: AsyncIterator[MoveStep]) -> None:
         seen: dict[str, int] = {}
         count = size_bytes = 0
         async for step in steps:
@@ -260,13 +260,13 @@ def _opener(log: PartitionLog, bar: Bar) -> Any:
     return lambda topic, start, end: RecordStream(log, topic, start, end, bar.advance)
 
 
-def _is_copied(step: Step, progress: Mapping[str, int]) -> bool:
+def _is_copied(step: MoveStep, progress: Mapping[str, int]) -> bool:
     if step.front:
         return step.events[0].offset < progress.get(f"audit/{step.partition}", 0)
     assert step.outcome is not None
     return step.outcome.offset < progress.get(f"outcomes/{step.partition}", 0)
 
 
-def _records(step: Step) -> Any:
+def _records(step: MoveStep) -> Any:
     parts = (step.source, step.outcome, step.dead_letter)
     return chain(step.events, (record for record in parts if record is not None))

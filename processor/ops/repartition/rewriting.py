@@ -25,7 +25,7 @@ from processor.contract.values import parse_timestamp
 from processor.engine.batch import Outgoing, cursor_record, first_event_id
 from processor.engine.partitioner import partition_of
 from processor.engine.rows import Position
-from processor.ops.repartition.steps import Step
+from processor.ops.repartition.steps import MoveStep
 from processor.ops.verify.ports import LogRecord
 
 LATE_MAX_MS: Final = 16 * 60_000
@@ -61,7 +61,7 @@ class Rewriter:
         self._ids: dict[int, int] = {}
         self._recent: deque[tuple[int, int]] = deque()
 
-    def home(self, step: Step) -> int:
+    def home(self, step: MoveStep) -> int:
         if step.events:
             return self._of_key(step.events[0].key, step.partition)
         assert step.outcome is not None
@@ -73,11 +73,11 @@ class Rewriter:
             return otherwise % self._partitions
         return partition_of(key, self._partitions)
 
-    def dropped(self, step: Step) -> bool:
+    def dropped(self, step: MoveStep) -> bool:
         """A forward is no answer: its copy has one, and lies right on the new side anyway."""
         return step.doc is not None and step.doc["verdict"] == Verdict.FORWARDED
 
-    def source(self, step: Step) -> CopiedRecord:
+    def source(self, step: MoveStep) -> CopiedRecord:
         """The decided record as it lies on the new side."""
         assert step.source is not None
         return self.command(step.source)
@@ -93,7 +93,7 @@ class Rewriter:
     def command_home(self, record: LogRecord) -> int:
         return self._of_key(record.key, record.partition)
 
-    def rest(self, partition: int, step: Step, offset: int | None) -> list[CopiedRecord]:
+    def rest(self, partition: int, step: MoveStep, offset: int | None) -> list[CopiedRecord]:
         """What the step caused, on partition `number`; `offset` is its record's there."""
         while self._recent and self._recent[0][0] < step.at_ms - self._keep_ms:
             self._ids.pop(self._recent.popleft()[1], None)

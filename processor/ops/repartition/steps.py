@@ -16,7 +16,7 @@ from processor.ops.verify.record_stream import RecordStream
 OpenStream = Callable[[str, int, int], RecordStream]
 
 
-class Step(NamedTuple):
+class MoveStep(NamedTuple):
     """One decided record. Where retention took it or its outcome, only its events are left:
     `source`, `outcome` and `doc` are None, and `events` is one event. `at_ms` orders the steps of
     different partitions; within one, it never goes back."""
@@ -67,7 +67,7 @@ class OldPartition:
                     end = record.offset + 1
         return end
 
-    async def front(self, end: int) -> AsyncIterator[Step]:
+    async def front(self, end: int) -> AsyncIterator[MoveStep]:
         """Events whose outcomes lie before `end`, or are gone. To be read to its end before
         `steps`."""
         audit = self._stream(self._topics.audit)
@@ -88,7 +88,7 @@ class OldPartition:
                 return
             await audit.take()
             at_ms = max(at_ms, parse_timestamp(doc["at"]))
-            yield Step(self._partition, at_ms, None, None, None, [event], None)
+            yield MoveStep(self._partition, at_ms, None, None, None, [event], None)
 
     async def _first_event(self, offset: int) -> int | None:
         """The first event that an outcome from `offset` on names."""
@@ -101,7 +101,7 @@ class OldPartition:
                 return int(doc["event_ids"][0])
         return None
 
-    async def steps(self) -> AsyncIterator[Step]:
+    async def steps(self) -> AsyncIterator[MoveStep]:
         """In the order of decision. Raises HistoryLost where the topics do not fit together."""
         outcomes = self._stream(self._topics.outcomes)
         at_ms = 0
@@ -120,7 +120,7 @@ class OldPartition:
             if doc["verdict"] == Verdict.QUARANTINED:
                 dead_letter = await self._dead_letter_of(place)
             at_ms = max(at_ms, parse_timestamp(doc["at"]))
-            yield Step(self._partition, at_ms, source, record, doc, events, dead_letter)
+            yield MoveStep(self._partition, at_ms, source, record, doc, events, dead_letter)
         if await self._stream(self._topics.audit).take() is not None:
             raise self._apart("there are events that no outcome names")
 
@@ -173,7 +173,7 @@ class OldPartition:
         )
 
 
-async def merged_by_time(streams: Sequence[AsyncIterator[Step]]) -> AsyncIterator[Step]:
+async def merged_by_time(streams: Sequence[AsyncIterator[MoveStep]]) -> AsyncIterator[MoveStep]:
     """By time, each stream in its own order."""
     heads = {n: head async for n, head in _firsts(streams)}
     while heads:
@@ -184,7 +184,9 @@ async def merged_by_time(streams: Sequence[AsyncIterator[Step]]) -> AsyncIterato
             heads[first] = following
 
 
-async def _firsts(streams: Sequence[AsyncIterator[Step]]) -> AsyncIterator[tuple[int, Step]]:
+async def _firsts(
+    streams: Sequence[AsyncIterator[MoveStep]],
+) -> AsyncIterator[tuple[int, MoveStep]]:
     for partition, stream in enumerate(streams):
         head = await anext(stream, None)
         if head is not None:

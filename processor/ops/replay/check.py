@@ -34,11 +34,11 @@ from processor.ops.replay.recorded import (
     Beginning,
     Decided,
     RecordedPartition,
+    RecordedTransaction,
     Rules,
-    Transaction,
 )
 from processor.ops.replay.snapshots import Snapshots
-from processor.ops.replay.store import Store
+from processor.ops.replay.store import ReplayStore
 from processor.ops.replay.wakes import Wakes
 from processor.recovery.ledger_window import LATE_MAX_MS
 from processor.recovery.snapshot_reader import ledger_entry_of
@@ -59,7 +59,7 @@ async def replay(
     recorded: RecordedPartition,
     rules: Rules,
     partition: int,
-    store: Store,
+    store: ReplayStore,
     findings: Findings,
     copies: Copies,
     *,
@@ -98,7 +98,7 @@ class Check:
         self,
         rules: Rules,
         partition: int,
-        store: Store,
+        store: ReplayStore,
         beginning: Beginning,
         findings: Findings,
         copies: Copies,
@@ -115,7 +115,7 @@ class Check:
         if beginning.front_ms is not None:
             self._wakes.excuse_all()
 
-    def take(self, done: Transaction) -> None:
+    def take(self, done: RecordedTransaction) -> None:
         """Compare the commands of one transaction."""
         items: Sequence[Decoded] = [*map(decode, done.records)]
         self._observe(done.records, items)
@@ -141,7 +141,7 @@ class Check:
 
     # Deciding
 
-    def _handle(self, done: Transaction, items: Sequence[Decoded]) -> WriteSet:
+    def _handle(self, done: RecordedTransaction, items: Sequence[Decoded]) -> WriteSet:
         unforwardable = frozenset(
             (done.records[n].topic, done.records[n].offset)
             for n in done.dead_letters
@@ -166,7 +166,7 @@ class Check:
 
     def _one(self, one: Decided, item: Decoded) -> None:
         """Compare a command by itself, and go on from what is recorded of it."""
-        batch = self._handle(Transaction.of([one]), [item])
+        batch = self._handle(RecordedTransaction.of([one]), [item])
         (outcome,) = batch.outcomes
         kind = _kind(item)
         why: list[Field] = [
@@ -279,8 +279,8 @@ class Check:
     # Resends, of which the history may not hold the first
 
     def _known_resends(
-        self, done: Transaction, items: Sequence[Decoded]
-    ) -> tuple[Transaction, Sequence[Decoded]]:
+        self, done: RecordedTransaction, items: Sequence[Decoded]
+    ) -> tuple[RecordedTransaction, Sequence[Decoded]]:
         """Without those of which it does not."""
         assert self._front_ms is not None
         newest_ms = max(record.timestamp for record in done.records)
@@ -301,7 +301,7 @@ class Check:
                         continue
                 firsts.add(key)
             kept.append((one, item))
-        return Transaction.of(one for one, _ in kept), [item for _, item in kept]
+        return RecordedTransaction.of(one for one, _ in kept), [item for _, item in kept]
 
     # What a record tells besides
 
@@ -313,7 +313,7 @@ class Check:
             if record.topic != commands:
                 self._wakes.observe(record, item)
 
-    def _count_up(self, done: Transaction) -> None:
+    def _count_up(self, done: RecordedTransaction) -> None:
         records = self._findings.records
         records["outcomes"] += len(done.outcomes)
         records["events"] += len(done.events)
@@ -329,7 +329,7 @@ _NONE: Final = Outgoing(None, None, ())
 _CONFLICT: Final = frozenset({Code.IDEMPOTENCY_CONFLICT})
 
 
-def _all_alike(done: Transaction, batch: WriteSet) -> bool:
+def _all_alike(done: RecordedTransaction, batch: WriteSet) -> bool:
     return (
         _alike(done.outcomes, batch.outcomes)
         and _alike(done.events, batch.audit)

@@ -27,18 +27,18 @@ from processor.ops.replay.recorded import (
     Beginning,
     Head,
     HistoryUnusable,
+    RecordedSnapshot,
+    RecordedTransaction,
     Rules,
-    Snapshot,
-    Transaction,
 )
-from processor.ops.replay.store import Store, read_known
+from processor.ops.replay.store import ReplayStore, read_known
 
 BUFFER_BYTES: Final = 256 * 1024
 CHAIN_BYTES: Final = len(CHAIN_START)
 
 
 @dataclass(slots=True)
-class Source:
+class FileSource:
     """A command's record, as it is kept."""
 
     topic: str
@@ -164,7 +164,7 @@ class FilePartition:
     _waking: Sequence[str] = ()
     _parts: Iterator[Mapping[str, Any]] = field(default_factory=lambda: iter(()))
 
-    async def begin(self, store: Store) -> Beginning:
+    async def begin(self, store: ReplayStore) -> Beginning:
         doc = self._doc
         beginning = Beginning(
             doc["next_event_id"], doc["front_ms"], doc["commands"], doc["control"]
@@ -181,23 +181,24 @@ class FilePartition:
                 break
         return beginning
 
-    async def decided(self) -> AsyncIterator[Transaction]:
+    async def decided(self) -> AsyncIterator[RecordedTransaction]:
         topics = self._rules.place(self.partition).topics
-        done = Transaction()
+        done = RecordedTransaction()
         while "offsets" in self._doc:
             doc = self._doc
             _load(done, doc, self._all.values(doc), topics, self.partition)
             if doc["ends"]:
                 yield done
-                done = Transaction()
+                done = RecordedTransaction()
             self._doc = next(self._parts)
 
-    async def snapshots(self) -> AsyncIterator[Sequence[Snapshot]]:
+    async def snapshots(self) -> AsyncIterator[Sequence[RecordedSnapshot]]:
         while "snapshots" in self._doc:
             keys = map(_bytes, self._doc["snapshots"])
             values = self._all.values(self._doc)
             yield [
-                Snapshot(key or b"", value or b"") for key, value in zip(keys, values, strict=True)
+                RecordedSnapshot(key or b"", value or b"")
+                for key, value in zip(keys, values, strict=True)
             ]
             self._doc = next(self._parts)
         self._waking = self._doc["waking"]
@@ -208,7 +209,7 @@ class FilePartition:
 
 
 def _load(
-    done: Transaction,
+    done: RecordedTransaction,
     doc: Mapping[str, Any],
     values: Sequence[bytes | None],
     topics: Topics,
@@ -230,7 +231,7 @@ def _load(
         traces = [different_traces[n] for n in doc["headers_of"]]
     first = len(done.records)
     done.records.extend(
-        map(Source, names, repeat(partition), doc["offsets"], doc["at"], keys, values, headers)
+        map(FileSource, names, repeat(partition), doc["offsets"], doc["at"], keys, values, headers)
     )
     outcomes = values[count : 2 * count]
     written = [*map(new_outgoing, zip(keys, outcomes, traces, strict=True))]

@@ -30,10 +30,10 @@ from processor.ops.replay.recorded import (
     Beginning,
     Decided,
     Head,
-    Snapshot,
-    Transaction,
+    RecordedSnapshot,
+    RecordedTransaction,
 )
-from processor.ops.replay.store import Store, known_doc
+from processor.ops.replay.store import ReplayStore, known_doc
 
 LEVEL: Final = 3
 """Of gzip; higher ones take longer and save little."""
@@ -66,7 +66,7 @@ class HistoryWriter:
             }
         )
 
-    def begin(self, partition: int, beginning: Beginning, store: Store) -> None:
+    def begin(self, partition: int, beginning: Beginning, store: ReplayStore) -> None:
         """A partition, with what is known before its first command."""
         self._commands = self._events = 0
         self._line({"partition": partition, **beginning._asdict()})
@@ -75,7 +75,7 @@ class HistoryWriter:
         for entry in store.ledger():
             self._line({"answer": [*_ledger_doc(entry)]})
 
-    def transaction(self, done: Transaction) -> None:
+    def transaction(self, done: RecordedTransaction) -> None:
         each = [*done.each()]
         for start in range(0, len(each), BLOCK_MAX):
             some = each[start : start + BLOCK_MAX]
@@ -83,7 +83,7 @@ class HistoryWriter:
             self._commands += len(some)
         self._events += len(done.events)
 
-    def snapshots(self, some: Sequence[Snapshot]) -> None:
+    def snapshots(self, some: Sequence[RecordedSnapshot]) -> None:
         if some:
             self._block({"snapshots": [text_of(key) for key, _ in some]}, [v for _, v in some])
 

@@ -18,11 +18,11 @@ from processor.ops.replay.recorded import (
     Beginning,
     Decided,
     HistoryUnusable,
+    RecordedSnapshot,
+    RecordedTransaction,
     Rules,
-    Snapshot,
-    Transaction,
 )
-from processor.ops.replay.store import Store
+from processor.ops.replay.store import ReplayStore
 from processor.ops.verify.ports import Log, LogRange, LogRecord
 from processor.ops.verify.record_stream import OnRead, RecordStream
 from processor.partition.scheduling.timers import ACTOR
@@ -67,7 +67,7 @@ class LivePartition:
         offset_range = await self._log.offset_range(self._topics.outcomes)
         return offset_range.stable - offset_range.start
 
-    async def begin(self, store: Store) -> Beginning:
+    async def begin(self, store: ReplayStore) -> Beginning:
         topics, log = self._topics, self._log
         # Outcomes first: what they speak of is there by now.
         for topic in (topics.outcomes, topics.audit, topics.dead_letters, *self._sources):
@@ -90,14 +90,14 @@ class LivePartition:
         self._open(topics.dead_letters, self._offset_ranges[topics.dead_letters].start)
         return Beginning(next_id, point.at_ms, *(starts[topic] for topic in self._sources))
 
-    async def decided(self) -> AsyncIterator[Transaction]:
+    async def decided(self) -> AsyncIterator[RecordedTransaction]:
         outcomes = self._streams[self._topics.outcomes]
-        batch = Transaction()
+        batch = RecordedTransaction()
         follows = -1
         while (record := await outcomes.take()) is not None:
             if record.offset != follows and batch:
                 yield batch
-                batch = Transaction()
+                batch = RecordedTransaction()
             batch.add(await self._one(record))
             follows = record.offset + 1
         if batch:
@@ -109,14 +109,14 @@ class LivePartition:
         for stream in self._streams.values():
             await stream.close()
 
-    async def snapshots(self) -> AsyncIterator[Sequence[Snapshot]]:
+    async def snapshots(self) -> AsyncIterator[Sequence[RecordedSnapshot]]:
         offset_range = await self._log.offset_range(self._topics.state)
         cursor = CURSOR_PREFIX.encode()
         async for records in self._log.read(
             self._topics.state, offset_range.start, offset_range.stable
         ):
             yield [
-                Snapshot(record.key, record.value)
+                RecordedSnapshot(record.key, record.value)
                 for record in records
                 if record.key and record.value and not record.key.startswith(cursor)
             ]
@@ -163,7 +163,7 @@ class LivePartition:
                 break
         return point or _Point(outcomes.stable, self._since_ms or 0)
 
-    async def _keep_ledger(self, store: Store, point: _Point) -> None:
+    async def _keep_ledger(self, store: ReplayStore, point: _Point) -> None:
         """Answers that a command from `point` on may be a resend of."""
         if point.outcome >= self._offset_ranges[self._topics.outcomes].stable:
             return
@@ -184,7 +184,7 @@ class LivePartition:
                     return caused[0]
         return None
 
-    async def _fold(self, store: Store, until_id: int | None) -> int:
+    async def _fold(self, store: ReplayStore, until_id: int | None) -> int:
         """Fold the events before `until_id`; the id that comes next. Raises HistoryUnusable."""
         topic = self._topics.audit
         offset_range = self._offset_ranges[topic]

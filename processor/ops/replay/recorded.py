@@ -10,7 +10,7 @@ from processor.domain.decision import Limits
 from processor.engine.batch import Outgoing, PartitionConfig
 from processor.engine.codec import Record
 from processor.errors import TaskflowError
-from processor.ops.replay.store import Store
+from processor.ops.replay.store import ReplayStore
 
 FORMAT: Final = 2
 """Of a history in a file."""
@@ -59,7 +59,7 @@ class Decided(NamedTuple):
 
 
 @dataclass(slots=True)
-class Transaction:
+class RecordedTransaction:
     """The commands of one transaction in the order of decision, and what was written about them,
     in columns: as a rule all of it is as the code at hand writes it, and is never taken apart."""
 
@@ -99,7 +99,7 @@ class Transaction:
         return len(self.records)
 
 
-class Snapshot(NamedTuple):
+class RecordedSnapshot(NamedTuple):
     """A flow or a step as `state` has it."""
 
     key: bytes
@@ -122,14 +122,14 @@ class Beginning(NamedTuple):
 class RecordedPartition(Protocol):
     """The history of one partition, read once from front to end."""
 
-    async def begin(self, store: Store) -> Beginning:
+    async def begin(self, store: ReplayStore) -> Beginning:
         """Put into `store` what was known before the first decision."""
 
-    def decided(self) -> AsyncIterator[Transaction]:
+    def decided(self) -> AsyncIterator[RecordedTransaction]:
         """One transaction at a time, in the order of decision. Each is whole, but dead letters may
         be missing where retention took them."""
 
-    def snapshots(self) -> AsyncIterator[Sequence[Snapshot]]:
+    def snapshots(self) -> AsyncIterator[Sequence[RecordedSnapshot]]:
         """What `state` says of flows and steps, older snapshots too, once all decisions were read;
         some may be of later."""
 

@@ -7,8 +7,8 @@ import orjson
 
 from processor.engine.batch import Outgoing, PartitionConfig, snapshot_of
 from processor.ops.replay.differences import CHANGED, Difference, Findings, fields_of
-from processor.ops.replay.recorded import Snapshot
-from processor.ops.replay.store import Known, Store
+from processor.ops.replay.recorded import RecordedSnapshot
+from processor.ops.replay.store import Known, ReplayStore
 
 STATE: Final = "(state)"
 """In place of a command's kind, which is not known."""
@@ -17,13 +17,13 @@ STATE: Final = "(state)"
 class Snapshots:
     """Of one partition."""
 
-    def __init__(self, place: PartitionConfig, store: Store, findings: Findings) -> None:
+    def __init__(self, place: PartitionConfig, store: ReplayStore, findings: Findings) -> None:
         self._place = place
         self._store = store
         self._findings = findings
         self._differing: dict[bytes, Difference] = {}
 
-    def compare(self, snapshots: Sequence[Snapshot]) -> None:
+    def compare(self, snapshots: Sequence[RecordedSnapshot]) -> None:
         """Some of them, in their order. Older and newer ones are passed over."""
         for key, value in snapshots:
             flow_id, _, run_id = key.decode().partition("/")

@@ -60,14 +60,14 @@ def open_store(
     *,
     flows_bytes: int = FLOWS_BYTES,
     ledger_max: int = LEDGER_MAX,
-) -> Iterator["Store"]:
+) -> Iterator["ReplayStore"]:
     """An empty one; its file is made when it is needed and removed in the end.
 
     Raises ScratchFailed, also out of the block.
     """
     try:
         with TemporaryDirectory(prefix="taskflow-replay-", dir=directory) as home:
-            store = Store(Path(home) / "store.db", flows_bytes, ledger_max)
+            store = ReplayStore(Path(home) / "store.db", flows_bytes, ledger_max)
             try:
                 yield store
             finally:
@@ -76,7 +76,7 @@ def open_store(
         raise ScratchFailed(f"The temporary file in {directory or 'TMPDIR'}: {error}.") from error
 
 
-class Store:
+class ReplayStore:
     """Made by `open_store`."""
 
     def __init__(self, path: Path, flows_bytes: int, ledger_max: int) -> None:

@@ -7,7 +7,7 @@ from processor.domain.waits import AT_ONCE_MS, due_ms
 from processor.engine.batch import Decoded
 from processor.engine.codec import Readable, Record
 from processor.ops.replay.differences import ADDED, MISSING, Findings
-from processor.ops.replay.store import Store
+from processor.ops.replay.store import ReplayStore
 from processor.partition.scheduling.timers import ACTOR
 
 Differs = Callable[[Record, str, str], None]
@@ -18,7 +18,7 @@ class Wakes:
     """Of one partition. A transaction sends a wake for each flow that it asks to cancel and that
     still waits when it ends; the wake comes with a later one."""
 
-    def __init__(self, store: Store, findings: Findings, differs: Differs) -> None:
+    def __init__(self, store: ReplayStore, findings: Findings, differs: Differs) -> None:
         self._store = store
         self._findings = findings
         self._differs = differs

@@ -26,7 +26,7 @@ from processor.ops.verify.contract import (
 )
 from processor.ops.verify.ports import LogRecord
 from processor.ops.verify.report import Report
-from processor.ops.verify.scratch_store import Entry, ScratchStore
+from processor.ops.verify.scratch_store import FoldedFlow, ScratchStore
 from processor.ops.verify.steps.checks import StepChecks
 
 STEP_FIELDS: Final = frozenset(
@@ -72,7 +72,7 @@ class EventChecks:
         self.next_id: int | None = partition * EVENTS_PER_PARTITION + 1 if whole else None
         """The id that must come next; None if it is not known."""
 
-    def flow(self, flow_id: str) -> Entry | None:
+    def flow(self, flow_id: str) -> FoldedFlow | None:
         return self._scratch.flow(flow_id)
 
     def read(self, record: LogRecord) -> Doc | None:
@@ -147,13 +147,13 @@ class EventChecks:
             if self.whole:
                 self._scratch.drop_flow(flow_id)
             else:
-                gone = Entry(None, event["id"], chain, True, 0)
+                gone = FoldedFlow(None, event["id"], chain, True, 0)
                 self._scratch.put_flow(flow_id, gone)
             return
         weight = (before.weight if before else 0) + len(record.value or b"")
-        self._scratch.put_flow(flow_id, Entry(doc, event["id"], chain, whole, weight))
+        self._scratch.put_flow(flow_id, FoldedFlow(doc, event["id"], chain, whole, weight))
 
-    def _chain(self, record: LogRecord, before: Entry | None, add: "Add") -> bytes:
+    def _chain(self, record: LogRecord, before: FoldedFlow | None, add: "Add") -> bytes:
         """The event's chain value as its header has it, so that one break is told once."""
         values = [value or b"" for name, value in record.headers if name == CHAIN_HEADER]
         if len(values) != 1 or len(values[0]) != 16:
@@ -173,7 +173,7 @@ class EventChecks:
         return values[0]
 
     def _held_against(
-        self, event: Doc, command: Doc, source: LogRecord, before: Entry | None, add: "Add"
+        self, event: Doc, command: Doc, source: LogRecord, before: FoldedFlow | None, add: "Add"
     ) -> None:
         self._report.checked["I9"] += 1
         for name, expected in (

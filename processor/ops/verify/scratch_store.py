@@ -62,7 +62,7 @@ class ScratchFailed(TaskflowError):
     verified. TMPDIR chooses another place."""
 
 
-class Entry:
+class FoldedFlow:
     """A flow as folded so far. `doc` None: it is gone, which is remembered only where the fold did
     not begin at the beginning. Not `whole`: its first events were not seen, and `doc` holds the
     fields that are known."""
@@ -145,7 +145,7 @@ class ScratchStore:
         self.managed = StepStore(db)
         # One transaction that never ends: nothing of this is to survive.
         db.execute("BEGIN")
-        self._flows: OrderedDict[str, Entry | None] = OrderedDict()
+        self._flows: OrderedDict[str, FoldedFlow | None] = OrderedDict()
         self._weight = 0
         self._outcomes = 0
         self._forget_at = FORGET_AFTER
@@ -171,7 +171,7 @@ class ScratchStore:
 
     # Folded flows
 
-    def flow(self, flow_id: str) -> Entry | None:
+    def flow(self, flow_id: str) -> FoldedFlow | None:
         if flow_id in self._flows:
             self._flows.move_to_end(flow_id)
             return self._flows[flow_id]
@@ -182,11 +182,11 @@ class ScratchStore:
         if row is not None:
             last_event_id, chain, whole, doc = row
             known = None if doc is None else orjson.loads(doc)
-            entry = Entry(known, last_event_id, chain, bool(whole), len(doc or b""))
+            entry = FoldedFlow(known, last_event_id, chain, bool(whole), len(doc or b""))
         self._keep(flow_id, entry)
         return entry
 
-    def put_flow(self, flow_id: str, entry: Entry) -> None:
+    def put_flow(self, flow_id: str, entry: FoldedFlow) -> None:
         self._forget(flow_id)
         entry.dirty = True
         self._keep(flow_id, entry)
@@ -200,7 +200,7 @@ class ScratchStore:
         old = self._flows.pop(flow_id, None)
         self._weight -= old.weight if old else 0
 
-    def _keep(self, flow_id: str, entry: Entry | None) -> None:
+    def _keep(self, flow_id: str, entry: FoldedFlow | None) -> None:
         self._flows[flow_id] = entry
         self._weight += entry.weight if entry else 0
         if len(self._flows) > CACHED_FLOWS or self._weight > CACHED_BYTES:
@@ -307,7 +307,7 @@ class ScratchStore:
         self._db.execute(f"DELETE FROM {where}_flow")
         self._db.execute(f"DELETE FROM {where}_step")
 
-    def flow_pairs(self, where: str) -> Iterator[tuple[str, Entry, SeenFlow | None]]:
+    def flow_pairs(self, where: str) -> Iterator[tuple[str, FoldedFlow, SeenFlow | None]]:
         """Each folded flow with what is seen of it."""
         self.flush()
         for row in self._db.execute(
@@ -317,7 +317,7 @@ class ScratchStore:
         ):
             flow_id, doc, last_event_id, chain, whole, *seen = row
             known = None if doc is None else orjson.loads(doc)
-            entry = Entry(known, last_event_id, chain, bool(whole), 0)
+            entry = FoldedFlow(known, last_event_id, chain, bool(whole), 0)
             yield flow_id, entry, None if seen[0] is None else SeenFlow(*seen)
 
     def flows_only(self, where: str) -> Iterator[SeenFlow]:

@@ -20,7 +20,7 @@ from processor.ops.verify.contract import (
 )
 from processor.ops.verify.ports import LogRecord, TableFlow, TablePosition, TableStep
 from processor.ops.verify.report import Report
-from processor.ops.verify.scratch_store import Entry, ScratchStore, SeenFlow, SeenStep
+from processor.ops.verify.scratch_store import FoldedFlow, ScratchStore, SeenFlow, SeenStep
 
 T = TypeVar("T")
 
@@ -295,7 +295,7 @@ class SnapshotChecks:
             self._add(f"{what}_step_extra", message, name, place, flow_id)
 
     def _flow(
-        self, what: str, name: str, flow_id: str, entry: Entry, seen: SeenFlow | None
+        self, what: str, name: str, flow_id: str, entry: FoldedFlow, seen: SeenFlow | None
     ) -> None:
         doc = entry.doc
         if doc is None:

@@ -11,7 +11,7 @@ from processor.ops.verify.contract import Doc, canonical, hash16, parsed
 from processor.ops.verify.ports import LogRecord
 from processor.ops.verify.record_stream import RecordStream
 from processor.ops.verify.report import Report
-from processor.ops.verify.scratch_store import Entry, ScratchStore
+from processor.ops.verify.scratch_store import FoldedFlow, ScratchStore
 from processor.ops.verify.snapshot_checks import TRANSACTION_MAX_KEYS, StateReader, StateWrite
 
 REQUESTS_MAX: Final = 50_000
@@ -182,7 +182,7 @@ class Transactions:
         self._report.at(record, invariant, kind, message, flow_id)
 
 
-def _is_flow(entry: Entry | None, record: LogRecord, written: Doc) -> bool:
+def _is_flow(entry: FoldedFlow | None, record: LogRecord, written: Doc) -> bool:
     """Whether a record of `state` says of a flow what its fold says."""
     doc = entry.doc if entry is not None else None
     if record.value is None or entry is None or doc is None:

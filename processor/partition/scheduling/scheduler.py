@@ -26,7 +26,7 @@ from processor.partition.scheduling.step_timers import (
     is_due,
     wake_step_record,
 )
-from processor.partition.scheduling.timers import ACTOR, Change, Timers, WakeOutcome, Wakeup
+from processor.partition.scheduling.timers import ACTOR, TimerChange, Timers, WakeOutcome, Wakeup
 from processor.telemetry.metrics import Metrics
 
 CLOCK_MAX_AGE_S: Final = 600.0
@@ -231,11 +231,11 @@ def _waits(
     return fetch
 
 
-def _changes(batch: WriteSet) -> Iterator[Change[str]]:
+def _changes(batch: WriteSet) -> Iterator[TimerChange[str]]:
     for was, row in batch.waits:
         known = was or row
         if known is not None:
-            yield Change(known.flow.id, _due_ms(was), _due_ms(row))
+            yield TimerChange(known.flow.id, _due_ms(was), _due_ms(row))
 
 
 def _due_ms(row: FlowRow | None) -> int | None:

@@ -12,8 +12,8 @@ from processor.engine.ports import Table
 from processor.engine.rows import StepDue, StepRow
 from processor.partition.scheduling.timers import (
     ACTOR,
-    Change,
-    Decided,
+    DecidedWakes,
+    TimerChange,
     Timers,
     WakeOutcome,
     Wakeup,
@@ -147,7 +147,7 @@ class StepTimers:
         outcomes: Iterable[WakeOutcome[Key]],
         loaded: Mapping[Key, StepRow],
         now_ms: int | None,
-    ) -> list[Decided]:
+    ) -> list[DecidedWakes]:
         """Take in a written batch; see `Timers.written`. It was decided on the `loaded` steps."""
         outcomes = list(outcomes)
         left = [
@@ -176,11 +176,11 @@ def _fetch(
     return fetch
 
 
-def _changes(batch: WriteSet, status: StepStatus) -> Iterator[Change[Key]]:
+def _changes(batch: WriteSet, status: StepStatus) -> Iterator[TimerChange[Key]]:
     for key, (was, row) in batch.steps.items():
         before_ms, after_ms = _due_ms(was, status), _due_ms(row, status)
         if before_ms is not None or after_ms is not None:
-            yield Change(key, before_ms, after_ms)
+            yield TimerChange(key, before_ms, after_ms)
 
 
 def _due_ms(row: StepRow | None, status: StepStatus) -> int | None:

@@ -46,7 +46,7 @@ class WakeOutcome(NamedTuple, Generic[K]):
     accepted: bool
 
 
-class Change(NamedTuple, Generic[K]):
+class TimerChange(NamedTuple, Generic[K]):
     """When `key` was due before a batch and when it is due after it; None: never."""
 
     key: K
@@ -54,7 +54,7 @@ class Change(NamedTuple, Generic[K]):
     after_ms: int | None
 
 
-class Decided(NamedTuple):
+class DecidedWakes(NamedTuple):
     """What became of the wakes of a batch."""
 
     lags_ms: list[int]
@@ -128,12 +128,12 @@ class Timers(Generic[K]):
 
     def written(
         self,
-        changes: Iterable[Change[K]],
+        changes: Iterable[TimerChange[K]],
         wakeups: Mapping[K, Wakeup],
         outcomes: Iterable[WakeOutcome[K]],
         left: Mapping[K, int | None],
         now_ms: int | None,
-    ) -> Decided:
+    ) -> DecidedWakes:
         """Take in a written batch: its `changes`, the `wakeups` that were sent with it, the
         `outcomes` of earlier wakes that it decided, and when it `left` those due, that they are
         about."""
@@ -158,7 +158,7 @@ class Timers(Generic[K]):
         decided: Mapping[K, tuple[Wakeup, WakeOutcome[K]]],
         left: Mapping[K, int | None],
         now_ms: int | None,
-    ) -> Decided:
+    ) -> DecidedWakes:
         """What still has a time is woken again, or waits for another one already."""
         lags_ms: list[int] = []
         ended = retried = 0
@@ -183,7 +183,7 @@ class Timers(Generic[K]):
             refusals = self._refusals[key] = self._refusals.get(key, -1) + 1
             pause_ms = min(RETRY_MIN_MS * 2 ** min(refusals, REFUSALS_MAX), RETRY_MAX_MS)
             self._put(key, max(over_ms, woken_ms + pause_ms))
-        return Decided(lags_ms, ended, retried, too_early)
+        return DecidedWakes(lags_ms, ended, retried, too_early)
 
     def _changed(self, key: K, before_ms: int | None, after_ms: int | None) -> None:
         self.armed += (after_ms is not None) - (before_ms is not None)

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from processor.telemetry.http.limits import Limits
+from processor.telemetry.http.limits import HttpLimits
 from processor.telemetry.http.problem import ProblemError
 
 EVICTED_AFTER_S: Final = 1.0
@@ -31,19 +31,19 @@ class ConnectionPool:
     the one that has been idle for longest, else one whose client does not read; else it is refused.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: HttpLimits) -> None:
         self.limits = limits
         self._limit = limits.connections_now
         # Dictionaries for the sake of their order: the oldest is the first.
-        self._open: dict[Connection, None] = {}
-        self._fresh: dict[Connection, None] = {}
-        self._idle: dict[Connection, None] = {}
-        self._stalled: dict[Connection, float] = {}
+        self._open: dict[HttpConnection, None] = {}
+        self._fresh: dict[HttpConnection, None] = {}
+        self._idle: dict[HttpConnection, None] = {}
+        self._stalled: dict[HttpConnection, float] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def admit(self, connection: "Connection") -> bool:
+    def admit(self, connection: "HttpConnection") -> bool:
         """Take a connection in; False: there is no room."""
         if len(self._open) >= self._limit:
             if (victim := self._victim()) is None:
@@ -53,7 +53,7 @@ class ConnectionPool:
         self._open[connection] = self._fresh[connection] = None
         return True
 
-    def _victim(self) -> "Connection | None":
+    def _victim(self) -> "HttpConnection | None":
         for candidates in (self._fresh, self._idle):
             if candidates:
                 return next(iter(candidates))
@@ -61,17 +61,17 @@ class ConnectionPool:
             return connection if time.monotonic() - since_s > EVICTED_AFTER_S else None
         return None
 
-    def works(self, connection: "Connection") -> None:
+    def works(self, connection: "HttpConnection") -> None:
         """A request of the connection has begun."""
         self._fresh.pop(connection, None)
         self._idle.pop(connection, None)
 
-    def rests(self, connection: "Connection") -> None:
+    def rests(self, connection: "HttpConnection") -> None:
         """Its response is written."""
         if connection in self._open:
             self._idle[connection] = None
 
-    def stalls(self, connection: "Connection") -> None:
+    def stalls(self, connection: "HttpConnection") -> None:
         """Its client does not read; the longest wait is ended where too much waits."""
         self._stalled[connection] = time.monotonic()
         unsent = sum(one.unsent_bytes for one in self._stalled)
@@ -81,15 +81,15 @@ class ConnectionPool:
             self._stalled.pop(longest)
             longest.drop()
 
-    def flows(self, connection: "Connection") -> None:
+    def flows(self, connection: "HttpConnection") -> None:
         self._stalled.pop(connection, None)
 
-    def forget(self, connection: "Connection") -> None:
+    def forget(self, connection: "HttpConnection") -> None:
         for group in (self._open, self._fresh, self._idle, self._stalled):
             group.pop(connection, None)
 
 
-class Connection(web.RequestHandler):
+class HttpConnection(web.RequestHandler):
     """One connection: aiohttp's, with deadlines, a place in the pool, and problem documents."""
 
     def __init__(
@@ -278,7 +278,7 @@ class Connection(web.RequestHandler):
                 self.transport.write_eof()
 
 
-def too_large_head(limits: Limits) -> ProblemError:
+def too_large_head(limits: HttpLimits) -> ProblemError:
     return ProblemError(
         "headers_too_large",
         f"A request has at most {limits.headers} headers, each of at most {limits.line_bytes} "

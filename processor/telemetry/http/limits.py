@@ -10,7 +10,7 @@ _CONNECTIONS_MIN: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class HttpLimits:
     """Times are in seconds, sizes in bytes."""
 
     connections: int

@@ -10,8 +10,8 @@ from aiohttp import web
 from processor.errors import TaskflowError
 from processor.settings import Address
 from processor.telemetry.http.hosts import HostPolicy
-from processor.telemetry.http.internals import Connection, ConnectionPool, too_large_head
-from processor.telemetry.http.limits import Limits
+from processor.telemetry.http.internals import ConnectionPool, HttpConnection, too_large_head
+from processor.telemetry.http.limits import HttpLimits
 from processor.telemetry.http.problem import HEADERS, ProblemError
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -30,7 +30,7 @@ async def listening(
     address: Address,
     otherwise: str,
     *,
-    limits: Limits,
+    limits: HttpLimits,
     hosts: HostPolicy,
     problem_of: ToProblem | None = None,
 ) -> AsyncIterator[Address]:
@@ -82,19 +82,21 @@ class _Site(web.BaseSite):
         server = self._runner.server
         assert server is not None
         self._server = await loop.create_server(
-            lambda: Connection(self._pool, server, loop),
+            lambda: HttpConnection(self._pool, server, loop),
             self._address.host,
             self._address.port,
             backlog=self._backlog,
         )
 
 
-def _guarded(handler: Handler, limits: Limits, hosts: HostPolicy, problem_of: ToProblem) -> Handler:
+def _guarded(
+    handler: Handler, limits: HttpLimits, hosts: HostPolicy, problem_of: ToProblem
+) -> Handler:
     """`handler` for requests that are let in; a problem document for all others and all errors."""
 
     async def guarded(request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
-        assert isinstance(connection, Connection)
+        assert isinstance(connection, HttpConnection)
         connection.works()
         try:
             hosts.check(request)
@@ -114,7 +116,7 @@ def _guarded(handler: Handler, limits: Limits, hosts: HostPolicy, problem_of: To
     return guarded
 
 
-def _check_sizes(request: web.BaseRequest, limits: Limits) -> None:
+def _check_sizes(request: web.BaseRequest, limits: HttpLimits) -> None:
     if sum(len(name) + len(value) + 4 for name, value in request.raw_headers) > limits.head_bytes:
         raise too_large_head(limits)
     if (request.content_length or 0) > limits.body_bytes:
@@ -123,7 +125,7 @@ def _check_sizes(request: web.BaseRequest, limits: Limits) -> None:
         raise ProblemError("unsupported_media_type", "Send the body as it is, without an encoding.")
 
 
-async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
+async def read_body(request: web.BaseRequest, limits: HttpLimits) -> bytes:
     """The body of a request. Raises ProblemError: too large, too late, or broken."""
     body = bytearray()
     try:

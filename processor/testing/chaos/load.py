@@ -34,7 +34,7 @@ Doc = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Flow:
+class LoadFlow:
     id: str
     owner: str
     past: int = 0
@@ -55,7 +55,7 @@ class Load:
     failed: bool = False
     """Whether something was not sent: an idempotent producer's sequence is off from then on, and
     it would go on asking for ever."""
-    _alive: list[Flow] = field(default_factory=list)
+    _alive: list[LoadFlow] = field(default_factory=list)
     _last: list[tuple[str, bytes, bytes]] = field(default_factory=list)
 
     def next(self) -> tuple[str, bytes, bytes, int | None]:
@@ -80,7 +80,7 @@ class Load:
     def _command(self) -> tuple[str, bytes, bytes]:
         dice = self.dice
         if dice.random() < 0.15 or not self._alive:
-            flow = Flow(self._id(), dice.choice(OWNERS))
+            flow = LoadFlow(self._id(), dice.choice(OWNERS))
             self._alive.append(flow)
             if len(self._alive) > FLOWS_MAX:
                 self._alive.pop(0)
@@ -109,7 +109,7 @@ class Load:
         )
 
     def _written(
-        self, topic: str, flow: Flow, kind: str, fields: Mapping[str, Any]
+        self, topic: str, flow: LoadFlow, kind: str, fields: Mapping[str, Any]
     ) -> tuple[str, bytes, bytes]:
         command = {
             "kind": kind,

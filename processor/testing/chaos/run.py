@@ -144,7 +144,7 @@ async def torture(plan: ChaosPlan, *, environ: Mapping[str, str], notify: Notify
     return result
 
 
-class Stage:
+class ChaosStage:
     """Broker, proxy and workers, as long as a trial lasts."""
 
     def __init__(
@@ -168,7 +168,7 @@ class Stage:
 @asynccontextmanager
 async def _stage(
     plan: ChaosPlan, prefix: str, home: Path, environ: Mapping[str, str], notify: Notify
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[ChaosStage]:
     async with AsyncExitStack() as stack:
         broker, proxy, address, through = None, None, plan.bootstrap, plan.bootstrap
         if address is None:
@@ -189,7 +189,7 @@ async def _stage(
             else:
                 own["TASKFLOW_STANDBY"] = "true"
             made.append(WorkerProcess(f"w{nth}", home, {**base, **own}))
-        stage = Stage(settings, made, broker, proxy)
+        stage = ChaosStage(settings, made, broker, proxy)
         try:
             await asyncio.gather(*(worker.start() for worker in made))
             for worker in made:
@@ -235,7 +235,9 @@ async def _delete_topics(settings: Settings) -> None:
             await admin.delete_topics([name for name, _ in Topics(settings.topic_prefix)])
 
 
-async def _carry_out(stage: Stage, plan: ChaosPlan, result: ChaosResult, notify: Notify) -> None:
+async def _carry_out(
+    stage: ChaosStage, plan: ChaosPlan, result: ChaosResult, notify: Notify
+) -> None:
     settings = stage.settings
     topics, connection = Topics(settings.topic_prefix), connection_options(settings, "torture")
     outcomes = OutcomeTracker(connection, topics, plan.partitions)
@@ -263,7 +265,7 @@ async def _carry_out(stage: Stage, plan: ChaosPlan, result: ChaosResult, notify:
 
 
 async def _faults(
-    stage: Stage,
+    stage: ChaosStage,
     plan: ChaosPlan,
     result: ChaosResult,
     outcomes: OutcomeTracker,
@@ -293,7 +295,7 @@ async def _faults(
         )
 
 
-async def _come_to_rest(stage: Stage, outcomes: OutcomeTracker, result: ChaosResult) -> None:
+async def _come_to_rest(stage: ChaosStage, outcomes: OutcomeTracker, result: ChaosResult) -> None:
     """Everybody ends once as it should, and goes on without retention, which would go on for as
     long as flows are kept; then the last waits end."""
     for worker in stage.workers:
@@ -318,7 +320,7 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-async def _verdict(stage: Stage, result: ChaosResult, notify: Notify) -> None:
+async def _verdict(stage: ChaosStage, result: ChaosResult, notify: Notify) -> None:
     """`taskflow verify` looks at the topics, and at the tables of each worker."""
     notify("verifying the topics and the tables of all workers ...")
     verified = await asyncio.gather(

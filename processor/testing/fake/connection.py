@@ -34,7 +34,7 @@ class Fake(Protocol):
     def monotonic(self) -> float: ...
 
 
-class Written(NamedTuple):
+class ProducedRecord(NamedTuple):
     """Where a record was appended."""
 
     partition: int
@@ -104,7 +104,7 @@ class FakeProducer:
         *,
         partition: int | None = None,
         handed_over: Callable[[], None],
-    ) -> Written:
+    ) -> ProducedRecord:
         if self._closed:
             raise ProducerClosed
         self._fake.ensure_running()
@@ -112,7 +112,7 @@ class FakeProducer:
         if partition is None:
             partition = partition_of(key or b"", kafka.partitions)
         handed_over()
-        return Written(partition, kafka.append(topic, partition, key, value, headers))
+        return ProducedRecord(partition, kafka.append(topic, partition, key, value, headers))
 
     async def close(self) -> None:
         self._closed = True

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Table:
+class TableContents:
     """A table of one partition, as lists of rows; or what kept it from being read."""
 
     partition: int
@@ -75,7 +75,7 @@ class Deployment:
     records: dict[tuple[str, int], list[Appended]] = field(default_factory=dict)
     starts: dict[tuple[str, int], int] = field(default_factory=dict)
     ends: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
-    tables: list[Table] = field(default_factory=list)
+    tables: list[TableContents] = field(default_factory=list)
     steps_partitions: int | None = None
 
     chunk: ClassVar[int] = 1_000
@@ -173,7 +173,7 @@ class MemoryLog:
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
-    all: dict[int, Table]
+    all: dict[int, TableContents]
 
     def read_table(self, partition: int, take: TakeTable) -> TableProblem | None:
         table = self.all.get(partition)

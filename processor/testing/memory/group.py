@@ -10,7 +10,7 @@ from processor.engine.ports import Fetched, HiddenRecords
 from processor.engine.rows import Position
 from processor.errors import OwnershipLost, TaskflowError
 from processor.testing.memory.moments import Fault, Op
-from processor.testing.memory.ports import Life, Unanswered
+from processor.testing.memory.ports import ProcessLife, Unanswered
 from processor.testing.memory.timed_kafka import At, SimKafka, wake
 
 SESSION_S: Final = 6.0
@@ -105,7 +105,7 @@ class SimMember:
         self,
         group: SimGroup,
         kafka: SimKafka,
-        life: Life,
+        life: ProcessLife,
         on_assigned: Callable[[frozenset[int]], None],
         on_revoked: Callable[[], Any],
     ) -> None:

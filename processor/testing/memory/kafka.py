@@ -12,7 +12,7 @@ import orjson
 from processor.contract.headers import Headers
 from processor.contract.topics import Topics
 from processor.engine.batch import Outgoing
-from processor.testing.memory.deployment import SOURCES, TOPICS, Deployment, Table
+from processor.testing.memory.deployment import SOURCES, TOPICS, Deployment, TableContents
 from processor.testing.memory.record import Appended
 
 NOON_MS = 1_780_010_800_000
@@ -38,7 +38,7 @@ class Transaction:
 
 
 @dataclass(slots=True)
-class Entry:
+class LogEntry:
     """One offset of a log: a record, or a marker."""
 
     record: Appended | None
@@ -52,12 +52,12 @@ class Entry:
 
 
 @dataclass(slots=True)
-class Log:
+class SimLog:
     """A topic's partition. The entries before `start` are gone for readers, not for
     `deployment`."""
 
     start: int = 0
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[LogEntry] = field(default_factory=list)
     at: tuple[str, int] = ("", 0)
     _stable_end: int = 0
 
@@ -97,17 +97,17 @@ class MemoryKafka:
         self.group_offsets: dict[tuple[str, int], int] = {}
         self.journal: list[str] = []
         """What was done to it, in order: `fence`, `begin`, `commit`, `abort`, `forward`."""
-        self._logs: dict[tuple[str, int], Log] = {}
+        self._logs: dict[tuple[str, int], SimLog] = {}
         self._epochs: dict[str, int] = {}
         self._open: dict[str, Transaction] = {}
         self._lost: dict[str, list[Transaction]] = {}
         self._changed = asyncio.Event()
 
-    def log(self, topic: str, partition: int = 0) -> Log:
+    def log(self, topic: str, partition: int = 0) -> SimLog:
         at = (topic, partition)
         log = self._logs.get(at)
         if log is None:
-            log = self._logs[at] = Log(at=at)
+            log = self._logs[at] = SimLog(at=at)
         return log
 
     def later(self, ms: int) -> None:
@@ -138,7 +138,7 @@ class MemoryKafka:
     ) -> int:
         log = self.log(topic, partition)
         record = Appended(topic, partition, log.end, self.now_ms, key, value, tuple(headers))
-        log.entries.append(Entry(record, transaction))
+        log.entries.append(LogEntry(record, transaction))
         if transaction is not None:
             transaction.touched.add(log.at)
             transaction.unmarked.add(log.at)
@@ -171,7 +171,7 @@ class MemoryKafka:
 
     def mark(self, transaction: Transaction, at: tuple[str, int]) -> None:
         """Write the marker that ends it on one partition."""
-        self.log(*at).entries.append(Entry(None))
+        self.log(*at).entries.append(LogEntry(None))
         transaction.unmarked.discard(at)
         self.notify()
 
@@ -266,7 +266,7 @@ class MemoryKafka:
         commands = sum(len(self.read(t)) for t in (self.topics.commands, self.topics.control))
         return len(self.outcomes) >= commands
 
-    def deployment(self, window_ms: int, tables: Sequence[Table] = ()) -> Deployment:
+    def deployment(self, window_ms: int, tables: Sequence[TableContents] = ()) -> Deployment:
         """All that was ever committed, whatever retention and compaction have taken since."""
         counts = {**dict.fromkeys(TOPICS, self.partitions), "steps": self.steps_partitions}
         seen = Deployment(

@@ -29,7 +29,7 @@ class Unanswered(TaskflowError):
     retriable = True
 
 
-class Life(Protocol):
+class ProcessLife(Protocol):
     """The worker that calls: whatever it asks for may go wrong, if it is still there to ask."""
 
     rng: Random
@@ -65,7 +65,7 @@ class Calm:
 class SimWriter:
     """The partition's transactional producer."""
 
-    def __init__(self, kafka: SimKafka, life: Life, partition: int) -> None:
+    def __init__(self, kafka: SimKafka, life: ProcessLife, partition: int) -> None:
         self.suspect = False
         self.transactional_id = f"{kafka.topics.prefix}-{partition}"
         self._kafka = kafka
@@ -184,7 +184,9 @@ class SimWriter:
 class SimHistory:
     """A partition's topics, read back `chunk` records at a time."""
 
-    def __init__(self, kafka: SimKafka, life: Life, partition: int, chunk: int = 2_000) -> None:
+    def __init__(
+        self, kafka: SimKafka, life: ProcessLife, partition: int, chunk: int = 2_000
+    ) -> None:
         self._kafka = kafka
         self._life = life
         self._partition = partition
@@ -245,7 +247,7 @@ class SimHistory:
 class SimForwarder:
     """Puts copies onto their partitions."""
 
-    def __init__(self, kafka: SimKafka, life: Life) -> None:
+    def __init__(self, kafka: SimKafka, life: ProcessLife) -> None:
         self._kafka = kafka
         self._life = life
 
@@ -264,7 +266,7 @@ class SimForwarder:
 class SimWorkItems:
     """Puts work items onto their partitions."""
 
-    def __init__(self, kafka: SimKafka, life: Life) -> None:
+    def __init__(self, kafka: SimKafka, life: ProcessLife) -> None:
         self._kafka = kafka
         self._life = life
 
@@ -283,7 +285,7 @@ class SimWorkItems:
 class SimTable(ModelTable):
     """A table whose owner may be gone before or after each write."""
 
-    def __init__(self, file: ModelFile, life: Life) -> None:
+    def __init__(self, file: ModelFile, life: ProcessLife) -> None:
         super().__init__(file)
         self._life = life
         self._recovered = False
@@ -341,7 +343,7 @@ def meddle(file: ModelFile, rng: Random) -> None:
 
 @asynccontextmanager
 async def open_table(
-    disk: dict[int, ModelFile], partition: int, life: Life, kind: type[SimTable] = SimTable
+    disk: dict[int, ModelFile], partition: int, life: ProcessLife, kind: type[SimTable] = SimTable
 ) -> AsyncIterator[SimTable]:
     """The file of a partition, made if missing; thrown away in the end if it is doubted."""
     if await life.at(Op.OPEN) is Fault.OPEN_FAILS:

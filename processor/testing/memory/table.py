@@ -31,7 +31,7 @@ from processor.engine.rows import (
     StepRow,
 )
 from processor.ops.verify.ports import TableFlow, TablePosition, TableStep
-from processor.testing.memory.deployment import Table
+from processor.testing.memory.deployment import TableContents
 
 
 class Kept(NamedTuple):
@@ -303,7 +303,7 @@ def _step_row(doc: bytes) -> StepRow:
     return StepRow(STEPS.validate_json(doc), doc)
 
 
-def table_of(path: str, partition: int, partitions: int, content: Content) -> Table:
+def table_of(path: str, partition: int, partitions: int, content: Content) -> TableContents:
     """What a reader of the file would find."""
     checkpoint = content.checkpoint
     assert checkpoint is not None
@@ -312,7 +312,7 @@ def table_of(path: str, partition: int, partitions: int, content: Content) -> Ta
         flow = read_flow(orjson.loads(row.doc))
         columns = (flow.revision, flow.status.value, flow.owner_session_key, flow.updated_at)
         flows.append(TableFlow(flow_id, row.doc.decode(), row.last_event_id, row.chain, *columns))
-    return Table(
+    return TableContents(
         partition,
         TablePosition(path, partitions, *checkpoint.position, restored=checkpoint.audit >= 0),
         flows,

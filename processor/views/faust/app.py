@@ -34,7 +34,7 @@ from processor.views.command_endpoint import CommandEndpoint
 from processor.views.consumer_group import WorkerGroup
 from processor.views.database import open_database, remove
 from processor.views.faust.sensor import ViewSensor
-from processor.views.faust.tables import Table, Tables
+from processor.views.faust.tables import ViewTable, ViewTables
 from processor.views.faust.transport import CommittedConsumer, CommittedTransport
 from processor.views.metrics import ViewMetrics
 from processor.views.peers import Peers
@@ -82,8 +82,8 @@ class ViewsApp(faust.App):
             web_enabled=False,
             topic_allow_declare=False,
             topic_disable_leader=True,
-            TableManager=Tables,
-            Table=Table,
+            TableManager=ViewTables,
+            ViewTable=ViewTable,
             Monitor=ViewSensor,
             broker_session_timeout=settings.session_timeout_ms / 1000,
             broker_request_timeout=max(40.0, settings.session_timeout_ms / 1000),

@@ -28,7 +28,7 @@ class Store(MemoryStore[Any, Any]):
         self.unwritten[key] = value
 
 
-class Table(faust.Table[Any, Any]):
+class ViewTable(faust.Table[Any, Any]):
     """Keyed by partition; values are JSON objects."""
 
     def _new_store(self) -> Store:
@@ -92,7 +92,7 @@ class Table(faust.Table[Any, Any]):
             self._maybe_set_key_ttl(key, partition)
 
 
-class Tables(TableManager):
+class ViewTables(TableManager):
     """Without changelog topics: there is nothing to recover from Kafka."""
 
     def add(self, table: Any) -> Any:

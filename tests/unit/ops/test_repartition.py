@@ -9,7 +9,7 @@ import pytest
 from processor.contract.headers import MOVED_FROM
 from processor.engine.rows import Position
 from processor.ops.repartition.rewriting import Rewriter, progress_of
-from processor.ops.repartition.steps import Step, merged_by_time
+from processor.ops.repartition.steps import MoveStep, merged_by_time
 from tests.support.moved_deployment import differences, moved, side, undecided
 from tests.support.partition import Appended
 from tests.support.random_histories import check, random_history
@@ -109,9 +109,9 @@ def test_progress_stands_on_the_cursor() -> None:
 
 
 async def test_steps_of_different_partitions_come_by_time() -> None:
-    async def stream(q: int, *times: int) -> AsyncIterator[Step]:
+    async def stream(q: int, *times: int) -> AsyncIterator[MoveStep]:
         for at in times:
-            yield Step(q, at, None, None, None, [], None)
+            yield MoveStep(q, at, None, None, None, [], None)
 
     streams = [stream(0, 1, 5), stream(1), stream(2, 2, 3, 9)]
     merged = [step async for step in merged_by_time(streams)]

@@ -14,7 +14,7 @@ from processor.ops.verify.contract import (
     Doc,
 )
 from processor.ops.verify.ports import LogRecord
-from processor.ops.verify.scratch_store import Entry
+from processor.ops.verify.scratch_store import FoldedFlow
 from processor.ops.verify.steps.checks import Add, StepChecks
 from processor.ops.verify.steps.rules import COMMANDS as STEP_COMMANDS
 
@@ -37,7 +37,7 @@ class AdmissionChecks:
         command: Doc,
         outcome: Doc,
         source: LogRecord,
-        before: Entry | None,
+        before: FoldedFlow | None,
         *,
         known: bool,
         add: Add,
@@ -99,7 +99,7 @@ class AdmissionChecks:
                 )
 
     def founded(
-        self, code: str, command: Doc, source: LogRecord, before: Entry | None, *, known: bool
+        self, code: str, command: Doc, source: LogRecord, before: FoldedFlow | None, *, known: bool
     ) -> bool:
         """Whether the refusal `code` may be right, as far as the flow's past tells."""
         kind, doc = command.get("kind", ""), before.doc if before is not None else None

@@ -23,7 +23,7 @@ from processor.engine.rows import (
     Position,
     Snapshot,
     StepRow,
-    StepSnapshot,
+    StepSnapshotRow,
 )
 
 NOON_MS = 1_795_348_800_000
@@ -130,13 +130,13 @@ def managed_row(
     return StepRow(step, orjson.dumps(step.model_dump(mode="json")))
 
 
-def step_snapshot(row: StepRow) -> StepSnapshot:
+def step_snapshot(row: StepRow) -> StepSnapshotRow:
     """The step as `state` has it."""
     step = row.step
     if step.runtime != "managed":
-        return StepSnapshot(step.flow_id, step.run_id, None, None, 0, row.doc)
+        return StepSnapshotRow(step.flow_id, step.run_id, None, None, 0, row.doc)
     due_at = step.execution.due_at
-    return StepSnapshot(
+    return StepSnapshotRow(
         *(step.flow_id, step.run_id, step.status),
         None if due_at is None else parse_timestamp(due_at),
         0 if due_at is None else len(orjson.dumps(step.input_json)),

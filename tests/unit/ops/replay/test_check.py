@@ -24,7 +24,7 @@ from processor.ops.replay import differences
 from processor.ops.replay.differences import Findings
 from processor.ops.replay.file_writer import writing
 from processor.ops.replay.recorded import HistoryUnusable, Rules
-from processor.ops.replay.store import Store, open_store
+from processor.ops.replay.store import ReplayStore, open_store
 from tests.support.builders import HOUR_MS, MORNING, document, manual
 from tests.support.random_histories import check, check_file, export, random_history, rules_of
 from tests.support.recorded_deployment import Recorded
@@ -579,7 +579,7 @@ def test_answers_are_forgotten_in_memory_and_in_the_file(history: Recorded) -> N
     assert min(kept_entries()) >= MORNING + HOUR_MS
 
 
-def keep_all(store: Store, history: Recorded) -> None:
+def keep_all(store: ReplayStore, history: Recorded) -> None:
     for row in history.owner(0).ledger.values():
         store.keep(Changes(ledger_entries=[row]))
 

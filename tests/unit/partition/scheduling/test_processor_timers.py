@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from processor.partition.processor import PartitionProcessor
-from processor.testing.memory.kafka import Entry, Transaction
+from processor.testing.memory.kafka import LogEntry, Transaction
 from tests.support.builders import HOUR_MS, NOON, TIMER, document, external_event, manual, timer
 from tests.support.scripted_ports import Point, Stage
 from tests.unit.commands import create, flow_id, observe, start, update
@@ -191,7 +191,7 @@ async def test_an_operator_in_between_makes_our_wake_too_late_and_nothing_more(
 def transaction_of(stage: Stage, topic: str, kind: str) -> Transaction | None:
     """In which transaction the only record of a kind was written to a topic."""
 
-    def is_it(entry: Entry) -> bool:
+    def is_it(entry: LogEntry) -> bool:
         return (
             entry.readable
             and entry.record is not None

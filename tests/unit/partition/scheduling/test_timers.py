@@ -18,7 +18,7 @@ from processor.partition.scheduling.timers import (
     RETRY_MAX_MS,
     RETRY_MIN_MS,
     UNDECIDED_MAX,
-    Change,
+    TimerChange,
     Timers,
     WakeOutcome,
     Wakeup,
@@ -59,14 +59,16 @@ def written(
     answers: Sequence[WakeOutcome[str]],
     flows: Mapping[str, FlowRow | None],
     now_ms: int,
-) -> timers.Decided:
+) -> timers.DecidedWakes:
     """A batch is written that changed what flows wait for."""
 
     def over(row: FlowRow | None) -> int | None:
         return None if row is None else due_ms(row.flow)
 
     changes = [
-        Change(known.flow.id, over(was), over(row)) for was, row in waits if (known := was or row)
+        TimerChange(known.flow.id, over(was), over(row))
+        for was, row in waits
+        if (known := was or row)
     ]
     left = {flow_id: over(row) for flow_id, row in flows.items()}
     return some.written(changes, wakeups, answers, left, now_ms)
@@ -78,7 +80,7 @@ def send(some: Flows, taken: dict[str, int]) -> None:
     written(some, [], wakeups, [], {}, NOON_MS)
 
 
-def refused(some: Flows, row: FlowRow, at_ms: int) -> timers.Decided:
+def refused(some: Flows, row: FlowRow, at_ms: int) -> timers.DecidedWakes:
     """The wake of a flow that goes on waiting, appended at `at_ms`, comes to nothing."""
     answer = WakeOutcome(row.flow.id, row.flow.id, at_ms, False)
     return written(some, [], {}, [answer], {row.flow.id: row}, NOON_MS)

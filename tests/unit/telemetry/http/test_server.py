@@ -18,7 +18,7 @@ from aiohttp import web
 from processor.settings import Address
 from processor.telemetry.health_server import serve
 from processor.telemetry.http.hosts import HostPolicy
-from processor.telemetry.http.limits import Limits
+from processor.telemetry.http.limits import HttpLimits
 from processor.telemetry.http.problem import ProblemError
 from processor.telemetry.http.server import listening, read_body
 from tests.support.raw_http import ask, connected, get
@@ -42,7 +42,7 @@ async def health(**options: Any) -> AsyncIterator[tuple[str, int]]:
 @asynccontextmanager
 async def server(*hosts: str, **limits: Any) -> AsyncIterator[tuple[str, int]]:
     """One that echoes bodies, has a large one of its own, and fails when asked to."""
-    bounds = Limits(**{"connections": 8, "body_bytes": 1000, **limits})
+    bounds = HttpLimits(**{"connections": 8, "body_bytes": 1000, **limits})
 
     async def echo(request: pytest.FixtureRequest) -> Any:
         return web.Response(body=await read_body(request, bounds))
@@ -418,13 +418,13 @@ async def test_connections_that_work_are_kept_and_one_more_is_refused() -> None:
 def test_a_process_with_few_descriptors_keeps_most_of_them_for_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert Limits(connections=64).connections_now == 64
+    assert HttpLimits(connections=64).connections_now == 64
     monkeypatch.setattr(resource, "getrlimit", lambda _: (128, 128))
-    assert Limits(connections=64).connections_now == 32
+    assert HttpLimits(connections=64).connections_now == 32
     monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
-    assert Limits(connections=64).connections_now == 16
+    assert HttpLimits(connections=64).connections_now == 16
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
-    assert Limits(connections=64).connections_now == 64
+    assert HttpLimits(connections=64).connections_now == 64
 
 
 async def test_requests_that_are_sent_at_once_are_answered_in_order() -> None:
