@@ -20,8 +20,11 @@ COMMIT_EVERY_S: Final = 1.0
 
 
 class SimGroup:
-    """The coordinator. A rebalance asks all members back, waits for them, and gives out anew; who
-    does not come, because it is stopped or dead, is no member any more and does not know it."""
+    """The group coordinator.
+
+    A rebalance waits for all members to rejoin, and assigns partitions anew. A member that does
+    not rejoin, because it is stopped or dead, is removed without hearing of it.
+    """
 
     def __init__(self, kafka: SimKafka, rng: Random) -> None:
         self.generation = 0
@@ -33,7 +36,7 @@ class SimGroup:
         self._balancing = False
 
     async def run(self) -> None:
-        """Balance whenever somebody comes, goes, or asks for it."""
+        """Rebalance whenever a member joins, leaves, or asks for it."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -48,7 +51,7 @@ class SimGroup:
         self._wanted.set()
 
     def admit(self, member: "SimMember") -> None:
-        """Give everything to a member that is the only one, at once."""
+        """Assign all partitions to `member` as the only one, at once."""
         self.members, member.joined = [member], self.generation
         member.assigned_again(self.generation, frozenset(range(self._kafka.partitions)))
 
@@ -58,13 +61,13 @@ class SimGroup:
             self._wanted.set()
 
     def expire(self, member: "SimMember") -> None:
-        """Its session is over."""
+        """Remove a member whose session has ended."""
         if member in self.members:
             self.session_ended()
         self.leave(member)
 
     def knows(self, member: "SimMember") -> bool:
-        """Whether it is of the present generation, and no rebalance is under way."""
+        """Return whether it is in the current generation, and no rebalance is under way."""
         return member in self.members and member.joined == self.generation and not self._balancing
 
     async def _balance(self) -> None:
@@ -99,7 +102,7 @@ class SimGroup:
 
 
 class SimMember:
-    """A worker's consumer, as processor.worker.worker runs it and an owner uses it."""
+    """The port GroupConsumer, and what a worker asks of its member beside it."""
 
     def __init__(
         self,
@@ -142,7 +145,7 @@ class SimMember:
         self._group.leave(self)
 
     async def come_back(self) -> None:
-        """Let go of everything, finish what is in hand, and be ready to be given anew."""
+        """Give all partitions back and finish the batches under way, to rejoin the group."""
         await self._life.at(Op.CONFIRM)
         await self._let_go()
 
@@ -155,7 +158,7 @@ class SimMember:
         await self._on_revoked()
 
     def assigned_again(self, generation: int, partitions: frozenset[int]) -> None:
-        """The group's word, unless it is an old one, or nobody listens at the moment."""
+        """Take an assignment, unless it is of an older generation or the worker is stopped."""
         if generation != self._group.generation or self._stopped or not self._life.listens:
             return
         self._next.clear()

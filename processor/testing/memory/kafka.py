@@ -16,7 +16,7 @@ from processor.testing.memory.deployment import SOURCES, TOPICS, Deployment, Tab
 from processor.testing.memory.record import Appended
 
 NOON_MS = 1_780_010_800_000
-"""When it begins."""
+"""The first append time, in ms since 1970."""
 PATIENCE_S = 20.0
 """How long to wait for what must happen."""
 
@@ -32,9 +32,9 @@ class Transaction:
     state: TxnState = TxnState.OPEN
     touched: set[tuple[str, int]] = field(default_factory=set)
     unmarked: set[tuple[str, int]] = field(default_factory=set)
-    """Those of `touched` where no marker stands yet: to their readers it is open."""
+    """Those of `touched` without a marker yet; readers of them see it as open."""
     ends_late: bool = False
-    """Whether the broker has been told to commit it, and will have when somebody looks."""
+    """Whether a commit is under way, which takes effect when the next producer fences."""
 
 
 @dataclass(slots=True)
@@ -148,7 +148,7 @@ class MemoryKafka:
     def send(
         self, *commands: dict[str, Any], topic: str = "commands", partition: int = 0
     ) -> list[int]:
-        """Append commands, at now; their offsets."""
+        """Append commands at the present time; return their offsets."""
         name = f"{self.topics.prefix}.{topic}"
         return [
             self.append(name, partition, one["flow_id"].encode(), orjson.dumps(one))
@@ -161,7 +161,7 @@ class MemoryKafka:
         self.append(self.topics.commands, 0, key, value, (), transaction)
 
     def begin(self) -> Transaction:
-        """A transaction of somebody else's."""
+        """Begin a transaction of a foreign producer."""
         return Transaction()
 
     def end(self, transaction: Transaction, state: TxnState) -> None:
@@ -197,8 +197,8 @@ class MemoryKafka:
         self._end(self._open.pop(transactional_id), TxnState.COMMITTED)
 
     def lose_markers(self, transactional_id: str) -> Transaction:
-        """The coordinator takes the open transaction for ended, without a marker of it anywhere:
-        no fence ends it any more."""
+        """Make the coordinator take the open transaction for ended, without writing its markers: no
+        fence ends it any more (KIP-664)."""
         lost = self._open.pop(transactional_id)
         self._lost.setdefault(transactional_id, []).append(lost)
         return lost

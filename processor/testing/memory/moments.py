@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Op(StrEnum):
-    """A moment in the life of an owner at which it is in the hands of others."""
+    """A call of a partition processor to one of its ports."""
 
     OPEN = "opening the table"
     CONFIRM = "confirming the ownership"

@@ -24,13 +24,13 @@ LATE_MAX_S: Final = 8.0
 
 
 class Unanswered(TaskflowError):
-    """A request failed, or nobody knows what became of it."""
+    """A request failed, or its answer was lost."""
 
     retriable = True
 
 
 class ProcessLife(Protocol):
-    """The worker that calls: whatever it asks for may go wrong, if it is still there to ask."""
+    """The worker that calls. It decides at each call what goes wrong, and whether it still runs."""
 
     rng: Random
     context: Context | None
@@ -38,17 +38,17 @@ class ProcessLife(Protocol):
 
     @property
     def listens(self) -> bool:
-        """Whether what others tell reaches it at the moment."""
+        """Whether it runs, and so receives assignments."""
 
     async def at(self, op: Op) -> Fault | None:
-        """Come to a moment; what goes wrong there is for the caller to do."""
+        """Return the fault that the caller has to bring about here; None: nothing goes wrong."""
 
     async def reach(self, op: Op) -> Fault | None:
         """As `at`, where the broker is needed. Raises Unanswered if it is away."""
 
 
 class Calm:
-    """A worker to whom nothing happens."""
+    """A worker for which nothing goes wrong."""
 
     listens = True
     context: Context | None = None
@@ -245,7 +245,7 @@ class SimHistory:
 
 
 class SimForwarder:
-    """Puts copies onto their partitions."""
+    """The port Forwarder."""
 
     def __init__(self, kafka: SimKafka, life: ProcessLife) -> None:
         self._kafka = kafka
@@ -264,7 +264,7 @@ class SimForwarder:
 
 
 class SimWorkItems:
-    """Puts work items onto their partitions."""
+    """The port WorkItemProducer."""
 
     def __init__(self, kafka: SimKafka, life: ProcessLife) -> None:
         self._kafka = kafka

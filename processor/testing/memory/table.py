@@ -70,7 +70,7 @@ class Content:
 
 
 class ModelFile:
-    """One table file. `version` counts the commits of hands that are not the owner's."""
+    """One table file. `version` counts the commits of other writers than the partition's owner."""
 
     def __init__(self) -> None:
         self.content = Content()
@@ -85,7 +85,7 @@ class ModelFile:
 
 
 class ModelTable:
-    """A connection to a file, as FlowTable is one."""
+    """The port Table, on a ModelFile."""
 
     def __init__(self, file: ModelFile) -> None:
         self._file = file
@@ -304,7 +304,7 @@ def _step_row(doc: bytes) -> StepRow:
 
 
 def table_of(path: str, partition: int, partitions: int, content: Content) -> TableContents:
-    """What a reader of the file would find."""
+    """Return the file's content as `taskflow verify` reads it."""
     checkpoint = content.checkpoint
     assert checkpoint is not None
     flows = []

@@ -16,7 +16,7 @@ At = tuple[str, int]
 """A topic's partition."""
 
 TRANSACTION_TIMEOUT_S: Final = 15.0
-"""As adapters/kafka/writer.py asks for."""
+"""As adapters/kafka/transactional_producer.py asks for."""
 TOMBSTONES_LIVE_MS: Final = 86_400_000
 """`delete.retention.ms` of the state topic."""
 
@@ -32,7 +32,7 @@ class SimKafka(MemoryKafka):
         """How long the next marker takes; asked for each partition of a transaction that ends."""
         self.timed_out: Callable[[], None] = lambda: None
         self.refused: Callable[[], None] = lambda: None
-        """Called when a late owner's request was refused."""
+        """Called when a request of a fenced producer is refused."""
         self.away_until_s = 0.0
         self.held: dict[str, int] = {}
         """Requests to commit that are under way, by transactional id: the epoch of each."""
@@ -54,10 +54,10 @@ class SimKafka(MemoryKafka):
     # Waiting for what happens
 
     def notify(self) -> None:
-        """Whoever waits, waits for some partitions: `append` and `mark` wake them."""
+        """Do nothing: `append` and `mark` wake the watchers of their partition."""
 
     def watch(self, ats: Iterable[At]) -> asyncio.Future[None]:
-        """Done once something happens on one of these partitions, or when its holder says so."""
+        """Return a future that is done at the next append or marker on one of these partitions."""
         future = asyncio.get_running_loop().create_future()
         for at in ats:
             self._waiters.setdefault(at, []).append(future)
