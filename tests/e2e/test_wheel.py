@@ -182,7 +182,7 @@ async def test_beside_openstacks_taskflow_a_client_sends_and_reads(
         said = await shown(
             (client_environment.python, "-c", BESIDE_OPENSTACK), cwd=tmp_path, environ=environ
         )
-    assert said == "True ['created', 'finished']\n"
+    assert said == "True ['created', 'started', 'finished']\n"
 
 
 @pytest.mark.timeout(300)
