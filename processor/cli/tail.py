@@ -116,7 +116,7 @@ def _print(
     flow: str | None,
     one_partition: bool = False,
 ) -> None:
-    from processor.adapters.kafka.topic_reader import time_of
+    from processor.adapters.kafka.reader.topic_reader import time_of
     from processor.engine.ports import Start
 
     if from_beginning and since is not None:
@@ -137,8 +137,8 @@ async def _read(
     key: bytes | None,
     one_partition: bool,
 ) -> None:
-    from processor.adapters.kafka.topic_admin import partition_counts
-    from processor.adapters.kafka.topic_reader import read
+    from processor.adapters.kafka.admin.topic_admin import partition_counts
+    from processor.adapters.kafka.reader.topic_reader import read
     from processor.engine.partitioner import partition_of
 
     partitions = None

@@ -37,7 +37,7 @@ def create() -> None:
     TASKFLOW_STEPS_PARTITIONS, TASKFLOW_REPLICATION_FACTOR, TASKFLOW_SECURITY_PROTOCOL,
     `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
     """
-    from processor.adapters.kafka.topic_admin import create_topics
+    from processor.adapters.kafka.admin.topic_admin import create_topics
 
     settings = settings_and_logs(quiet=True)
     made = run(lambda: create_topics(settings))
@@ -62,7 +62,7 @@ def check(
 
     Settings: as for `topics create`.
     """
-    from processor.adapters.kafka.topic_admin import check_topics
+    from processor.adapters.kafka.admin.topic_admin import check_topics
 
     settings = settings_and_logs(quiet=True)
     mismatches = run(lambda: check_topics(settings))

@@ -57,7 +57,7 @@ class Producer(Protocol):
 
 
 class Reader(Protocol):
-    """Reads committed records of one topic; see `processor.adapters.kafka.topic_reader`."""
+    """Reads committed records of one topic; see `processor.adapters.kafka.reader.topic_reader`."""
 
     positions: dict[int, int]
 

@@ -9,20 +9,20 @@ import structlog
 
 from processor.adapters.kafka.access.authorization import ensure_startable
 from processor.adapters.kafka.access.rights_watch import RightsWatch
-from processor.adapters.kafka.client_config import client_id, compression_type, connection_options
-from processor.adapters.kafka.forwarder import PlainForwarder
-from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
-from processor.adapters.kafka.log_reader import KafkaLogReader, LogReaders
-from processor.adapters.kafka.record_decoder import read_any_record
-from processor.adapters.kafka.topic_admin import (
+from processor.adapters.kafka.admin.topic_admin import (
     layout_changed,
 )
-from processor.adapters.kafka.topics_watch import TopicsWatch
-from processor.adapters.kafka.transactional_producer import (
+from processor.adapters.kafka.admin.topics_watch import TopicsWatch
+from processor.adapters.kafka.client_config import client_id, compression_type, connection_options
+from processor.adapters.kafka.consumer.group_consumer import KafkaGroupConsumer
+from processor.adapters.kafka.producer.forwarder import PlainForwarder
+from processor.adapters.kafka.producer.transactional_producer import (
     KafkaTransactionalProducer,
     producers_stopped,
 )
-from processor.adapters.kafka.work_item_producer import KafkaWorkItemProducer
+from processor.adapters.kafka.producer.work_item_producer import KafkaWorkItemProducer
+from processor.adapters.kafka.reader.log_reader import KafkaLogReader, LogReaders
+from processor.adapters.kafka.reader.record_decoder import read_any_record
 from processor.adapters.sqlite import (
     FlowTable,
     open_table,

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import psutil
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.contract.topics import Topics
 from processor.settings import Settings
 from tests.benchmarks.running import running_worker

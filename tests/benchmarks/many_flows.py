@@ -23,7 +23,7 @@ import psutil
 import uvloop
 from confluent_kafka import Producer
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.contract.flow import FlowStatus
 from processor.contract.topics import Topics
 from processor.contract.values import instant

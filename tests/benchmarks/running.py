@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.contract.topics import Topics
 from processor.settings import Settings
 

@@ -18,7 +18,7 @@ import uvloop
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata, TopicPartition
 
-from processor.adapters.kafka.transactional_producer import (
+from processor.adapters.kafka.producer.transactional_producer import (
     BATCH_MAX_BYTES,
     KafkaTransactionalProducer,
     RecordPack,

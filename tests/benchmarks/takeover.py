@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.contract.topics import Topics
 from processor.embedded.broker import embedded_broker
 from processor.settings import Settings

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import psutil
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.sqlite.integrity_check import BACKGROUND_AFTER_S
 from processor.client import AuditStream, FlowClient
 from processor.contract import FlowEvent

@@ -16,8 +16,8 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from processor.adapters.kafka.topic_admin import open_admin
-from processor.adapters.kafka.topic_reader import read
+from processor.adapters.kafka.admin.topic_admin import open_admin
+from processor.adapters.kafka.reader.topic_reader import read
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.partition import batch_processor

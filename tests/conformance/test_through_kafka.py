@@ -12,7 +12,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.topic_reader import read
+from processor.adapters.kafka.reader.topic_reader import read
 from processor.domain.steps import step_due_ms
 from processor.domain.transitions import STEP_COMMANDS
 from processor.domain.waits import due_ms

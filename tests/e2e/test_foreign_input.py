@@ -11,8 +11,8 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.record_writer import write_record
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
+from processor.adapters.kafka.producer.record_writer import write_record
 from processor.cli.main import main
 from processor.embedded.broker import EmbeddedBroker
 from processor.engine.partitioner import partition_of

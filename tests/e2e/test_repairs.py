@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.bulk_copy import BulkCopy
+from processor.adapters.kafka.producer.bulk_copy import BulkCopy
 from processor.cli.repartition import copy as copying
 from processor.client import FlowClient
 from processor.settings import Settings

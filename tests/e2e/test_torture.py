@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.topic_admin import open_admin
+from processor.adapters.kafka.admin.topic_admin import open_admin
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.testing.chaos import faults as menu

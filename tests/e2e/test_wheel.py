@@ -117,8 +117,8 @@ def test_the_wheel_installs_one_import_name(wheel: Path) -> None:
     needed = (
         "py.typed",
         "adapters/sqlite/schema.sql",
-        "views/schema.sql",
-        "views/static/index.html",
+        "views/model/schema.sql",
+        "views/http/static/index.html",
         "embedded/jars.lock",
     )
     assert {f"processor/{name}" for name in needed} <= set(names)

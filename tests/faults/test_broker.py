@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.cli.common.history import PartitionLog
 from processor.cli.verify.execute import LocalTables
 from processor.contract.topics import Topics

@@ -11,7 +11,7 @@ from uuid import UUID
 from aiokafka import AIOKafkaProducer
 from confluent_kafka import Producer
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.ops.verify.contract import home_of
 from processor.settings import Settings

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import aiohttp
 
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.kafka.client_config import client_id
-from processor.adapters.kafka.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.load import under_load

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
-from processor.adapters.kafka.topic_admin import create_topics, partition_counts
+from processor.adapters.kafka.admin.topic_admin import create_topics, partition_counts
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.machine import patience

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.partition.standby import LOOK_EVERY_S
 from processor.settings import Settings

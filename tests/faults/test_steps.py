@@ -11,8 +11,8 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.topic_admin import create_topics
-from processor.adapters.kafka.topic_reader import read
+from processor.adapters.kafka.admin.topic_admin import create_topics
+from processor.adapters.kafka.reader.topic_reader import read
 from processor.contract.values import parse_timestamp
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings

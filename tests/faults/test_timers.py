@@ -13,7 +13,7 @@ from uuid import UUID, uuid5
 
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.contract.values import instant, parse_timestamp
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings

@@ -13,10 +13,10 @@ import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import KafkaError
 
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
+from processor.adapters.kafka.reader.topic_reader import TopicReader
 from processor.adapters.kafka.shutdown import stop_producer
-from processor.adapters.kafka.topic_admin import create_topics
-from processor.adapters.kafka.topic_reader import TopicReader
 from processor.client import (
     AuditGap,
     AuditStream,

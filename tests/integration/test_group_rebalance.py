@@ -3,9 +3,9 @@
 import asyncio
 from contextlib import AsyncExitStack
 
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.kafka.client_config import connection_options
-from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.consumer.group_consumer import KafkaGroupConsumer
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings

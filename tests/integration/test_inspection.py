@@ -4,8 +4,8 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.cluster_inspection import api_versions, group_members, hanging
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.cluster_inspection import api_versions, group_members, hanging
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings

@@ -17,16 +17,16 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.kafka.client_config import connection_options
+from processor.adapters.kafka.consumer.group_consumer import KafkaGroupConsumer
 from processor.adapters.kafka.errors import RequestFailed
-from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
-from processor.adapters.kafka.log_reader import KafkaLogReader
-from processor.adapters.kafka.topic_admin import create_topics
-from processor.adapters.kafka.transactional_producer import (
+from processor.adapters.kafka.producer.transactional_producer import (
     CommitUncertain,
     KafkaTransactionalProducer,
     producers_stopped,
 )
+from processor.adapters.kafka.reader.log_reader import KafkaLogReader
 from processor.contract.topics import MESSAGE_MAX_BYTES, Topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.engine.batch import Outgoing, cursor_record

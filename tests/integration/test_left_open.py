@@ -10,7 +10,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 
-from processor.adapters.kafka.topic_reader import read
+from processor.adapters.kafka.reader.topic_reader import read
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from processor.settings import Settings

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from processor.adapters.kafka.admin.topic_admin import create_topics, partition_counts
 from processor.adapters.kafka.errors import AccessDenied
-from processor.adapters.kafka.topic_admin import create_topics, partition_counts
 from processor.client import FlowClient
 from processor.contract.rights import Role, rights
 from processor.contract.topics import Topics

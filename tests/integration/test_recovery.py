@@ -19,9 +19,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.kafka.errors import TopicsWrong
-from processor.adapters.kafka.topic_admin import create_topics
-from processor.adapters.kafka.topic_reader import read
+from processor.adapters.kafka.reader.topic_reader import read
 from processor.adapters.sqlite import table_path
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker

@@ -8,9 +8,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import MessageSizeTooLargeError
 
-from processor.adapters.kafka.client_config import client_id, connection_options, ensure_reachable
-from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
-from processor.adapters.kafka.topic_admin import (
+from processor.adapters.kafka.admin.topic_admin import (
     Mismatch,
     check_topics,
     create_topics,
@@ -18,7 +16,9 @@ from processor.adapters.kafka.topic_admin import (
     partition_counts,
     topic_configs,
 )
-from processor.adapters.kafka.topic_reader import read, time_of
+from processor.adapters.kafka.client_config import client_id, connection_options, ensure_reachable
+from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
+from processor.adapters.kafka.reader.topic_reader import read, time_of
 from processor.client.kafka.command_producer import CommandProducer
 from processor.contract.topics import SPECS, Topics
 from processor.embedded.broker import EmbeddedBroker

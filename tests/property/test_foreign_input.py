@@ -30,8 +30,8 @@ from processor.ops.deadletters import (
 from processor.ops.replay.selection import mark_of
 from processor.telemetry.terminal import OBEYED, visible_json
 from processor.telemetry.tracing import WorkerTraces
-from processor.views.dead_letters import dead_letter_row
-from processor.views.projection import project, read
+from processor.views.model.dead_letters import dead_letter_row
+from processor.views.model.projection import project, read
 from tests.support.foreign_records import recorded
 from tests.support.moved_deployment import differences, moved
 from tests.support.partition import Appended

@@ -10,14 +10,14 @@ from typing import Any, Final, Protocol
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.kafka.client_config import connection_options
-from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
-from processor.adapters.kafka.log_reader import KafkaLogReader
-from processor.adapters.kafka.topic_admin import create_topics
-from processor.adapters.kafka.transactional_producer import (
+from processor.adapters.kafka.consumer.group_consumer import KafkaGroupConsumer
+from processor.adapters.kafka.producer.transactional_producer import (
     KafkaTransactionalProducer,
     producers_stopped,
 )
+from processor.adapters.kafka.reader.log_reader import KafkaLogReader
 from processor.contract.topics import Topics
 from processor.engine.batch import Outgoing
 from processor.engine.ports import GroupConsumer, LogReader, OffsetRange, TransactionalProducer

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.client import FlowClient
 from processor.embedded import broker as embedded
 from processor.settings import Settings

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings
 from tests.support.expected_statistics import Counted

@@ -10,8 +10,8 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from processor.adapters.kafka.record_decoder import read_any_record
-from processor.adapters.kafka.topic_admin import partition_counts
+from processor.adapters.kafka.admin.topic_admin import partition_counts
+from processor.adapters.kafka.reader.record_decoder import read_any_record
 from processor.contract.topics import Topics
 from processor.settings import Settings
 from processor.testing.memory.deployment import SOURCES, TOPICS, Deployment, items_left

@@ -16,10 +16,10 @@ from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.facts import Fact
 from processor.domain.flow import Flow
 from processor.engine.codec import fact_of
-from processor.views.database import open_database
 from processor.views.faust import app
 from processor.views.metrics import ViewMetrics
-from processor.views.read_model import ReadModel
+from processor.views.model.database import open_database
+from processor.views.model.read_model import ReadModel
 from tests.support.recorded_deployment import TOPICS, Recorded
 
 LIVE = ("created", "running", "waiting")

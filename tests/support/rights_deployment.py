@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from processor.adapters.kafka.topic_admin import create_topics
-from processor.adapters.kafka.topic_reader import read
+from processor.adapters.kafka.admin.topic_admin import create_topics
+from processor.adapters.kafka.reader.topic_reader import read
 from processor.client import AuditStream
 from processor.client.kafka.command_producer import CommandProducer
 from processor.contract.rights import Right, Role, rights

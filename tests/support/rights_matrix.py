@@ -17,8 +17,8 @@ from uuid import uuid4
 from aiohttp import ClientSession
 
 from processor.adapters.kafka.access.authorization import ensure_startable
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.kafka.errors import NotAuthorized
-from processor.adapters.kafka.topic_admin import create_topics
 from processor.client import (
     AuditStream,
     CommandNotSent,

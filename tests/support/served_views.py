@@ -12,12 +12,12 @@ from processor.settings import Address, Settings
 from processor.telemetry.http.hosts import HostPolicy
 from processor.views.access.peer_key import PeerKey
 from processor.views.access.readers import Readers
-from processor.views.api import Api
-from processor.views.command_endpoint import CommandEndpoint
 from processor.views.consumer_group import WorkerGroup
-from processor.views.peers import Peers
-from processor.views.read_model import ReadModel
-from processor.views.server import limits_of, serve
+from processor.views.http.api import Api
+from processor.views.http.command_endpoint import CommandEndpoint
+from processor.views.http.server import limits_of, serve
+from processor.views.model.read_model import ReadModel
+from processor.views.query.peers import Peers
 from tests.support.read_model_harness import view_of
 from tests.support.recorded_deployment import Recorded
 

@@ -20,8 +20,8 @@ from processor.contract.values import instant, parse_timestamp
 from processor.domain.evolve import evolve
 from processor.domain.facts import Fact
 from processor.domain.transitions import OWNER, allowed
-from processor.views import models
-from processor.views.static_files import page_routes
+from processor.views.http import models
+from processor.views.http.static_files import page_routes
 from tests.support.builders import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from tests.support.machine import patience
 from tests.support.recorded_deployment import Recorded

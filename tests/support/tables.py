@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from processor.adapters.sqlite import TableCorrupt, TableFailed
-from processor.adapters.sqlite import readonly_queries as queries
+from processor.adapters.sqlite.readonly import queries as queries
 from processor.ops.verify.ports import TableFlow, TablePosition, TableProblem, TableStep
 from processor.testing.memory.deployment import TableContents
 

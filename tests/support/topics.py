@@ -4,7 +4,7 @@ import asyncio
 
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from processor.adapters.kafka.topic_admin import open_admin, topic_configs
+from processor.adapters.kafka.admin.topic_admin import open_admin, topic_configs
 from processor.contract.topics import COMMANDS, CONTROL
 from processor.settings import Settings
 from tests.support.machine import patience

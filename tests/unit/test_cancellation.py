@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from processor.adapters.kafka import transactional_producer
-from processor.adapters.kafka.commit_coalescer import CommitCoalescer
-from processor.adapters.kafka.forwarder import PlainForwarder
-from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
-from processor.adapters.kafka.transactional_producer import KafkaTransactionalProducer
+from processor.adapters.kafka.consumer.commit_coalescer import CommitCoalescer
+from processor.adapters.kafka.consumer.group_consumer import KafkaGroupConsumer
+from processor.adapters.kafka.producer import transactional_producer
+from processor.adapters.kafka.producer.forwarder import PlainForwarder
+from processor.adapters.kafka.producer.transactional_producer import KafkaTransactionalProducer
 from processor.client.kafka.command_producer import CommandProducer
 from processor.contract.topics import Topics
 from processor.engine.batch import PartitionConfig

@@ -38,10 +38,11 @@ VERIFIERS_KNOW = {"contract", "errors", "ops"}
 KNOW_KAFKA = {"adapters", "views", "engine", "client", "embedded", "testing", "cli"}
 KNOW_SQLITE = {
     ROOT / "processor" / "adapters" / "sqlite",
+    ROOT / "processor" / "adapters" / "sqlite" / "readonly",
     ROOT / "processor" / "ops" / "verify" / "scratch_store.py",
     ROOT / "processor" / "ops" / "verify" / "steps" / "store.py",
     ROOT / "processor" / "ops" / "replay" / "store.py",
-    ROOT / "processor" / "views" / "database.py",
+    ROOT / "processor" / "views" / "model" / "database.py",
 }
 """The table's adapter; temporary files; and the views, which are an application of their own."""
 NOT_IN_PURE_VIEWS = {
@@ -149,7 +150,11 @@ def test_clients_of_kafka_and_sqlite_stay_in_their_rooms() -> None:
 
 
 def test_what_views_make_of_events_and_outcomes_is_pure() -> None:
-    for name in ("projection", "aggregates", "scatter_gather", "pagination", "dead_letters"):
+    pure = (
+        *("model/projection", "model/aggregates", "model/dead_letters"),
+        *("query/scatter_gather", "http/pagination"),
+    )
+    for name in pure:
         path = ROOT / "processor" / "views" / f"{name}.py"
         assert not {module.split(".")[0] for module in imported(path)} & NOT_IN_PURE_VIEWS, path
 

@@ -11,7 +11,7 @@ from processor.adapters.sqlite.files import open_table, table_path
 from processor.adapters.sqlite.lock import state_dir_lock
 from processor.embedded.directory import open_directory
 from processor.runtime import private_directory
-from processor.views.database import open_database
+from processor.views.model.database import open_database
 
 
 def mode(path: Path) -> int:

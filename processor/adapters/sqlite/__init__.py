@@ -1,6 +1,6 @@
 """The local table: one SQLite file per partition, a fold of its topics.
 
-`files.open_table` opens it, `table.FlowTable` is it, `queries` looks on, `lock` keeps a second
+`files.open_table` opens it, `table.FlowTable` is it, `readonly` looks on, `lock` keeps a second
 worker out. README.md says what was decided and measured.
 """
 

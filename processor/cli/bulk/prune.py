@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from processor.adapters.sqlite.readonly_queries import Ended
+from processor.adapters.sqlite.readonly.queries import Ended
 from processor.cli.bulk.execute import SHOWN, BulkExecution, flows
 from processor.cli.common.output import (
     console,

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
+from processor.adapters.kafka.admin.topic_admin import partition_counts
 from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.errors import (
     PositionLost,
@@ -12,8 +13,7 @@ from processor.adapters.kafka.errors import (
     explain,
     explained,
 )
-from processor.adapters.kafka.log_reader import KafkaLogReader
-from processor.adapters.kafka.topic_admin import partition_counts
+from processor.adapters.kafka.reader.log_reader import KafkaLogReader
 from processor.cli.common.runner import Refused
 from processor.contract.topics import Topics
 from processor.ops.verify.ports import LogRange

@@ -45,7 +45,7 @@ def settings_and_logs(*, quiet: bool = False) -> Settings:
     `quiet`: for a command that ends by itself, where aiokafka's retries are nobody's concern and
     what fails is said in a sentence.
     """
-    from processor.adapters.kafka.record_decoder import read_any_record
+    from processor.adapters.kafka.reader.record_decoder import read_any_record
     from processor.settings import load_settings
     from processor.telemetry.logging import configure_logs
 

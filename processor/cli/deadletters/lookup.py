@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
-from processor.adapters.kafka.topic_admin import count_partitions
-from processor.adapters.kafka.topic_reader import read, time_of
+from processor.adapters.kafka.admin.topic_admin import count_partitions
+from processor.adapters.kafka.reader.topic_reader import read, time_of
 from processor.cli.common.options import flow_id_of, since_ms
 from processor.cli.common.progress import progress_bar
 from processor.cli.common.runner import Refused, WrongUse

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from processor.adapters.kafka.topic_admin import count_partitions
-from processor.adapters.kafka.topic_reader import TopicReader
+from processor.adapters.kafka.admin.topic_admin import count_partitions
+from processor.adapters.kafka.reader.topic_reader import TopicReader
 from processor.cli.common.output import (
     console,
     for_people,

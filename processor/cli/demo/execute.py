@@ -11,8 +11,8 @@ from uuid import uuid4
 from rich.console import Console
 from rich.text import Text
 
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.kafka.errors import BrokerUnreachable
-from processor.adapters.kafka.topic_admin import create_topics
 from processor.cli.common.child_processes import (
     ChildProcess,
     ViewsChild,

@@ -11,7 +11,7 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from processor.adapters.kafka.topic_reader import read
+from processor.adapters.kafka.reader.topic_reader import read
 from processor.cli.common.output import status_text
 from processor.cli.tail import as_text
 from processor.contract.topics import Topics

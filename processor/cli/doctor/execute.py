@@ -11,15 +11,15 @@ from uuid import uuid4
 
 from rich.text import Text
 
-from processor.adapters.kafka import cluster_inspection as inspection
 from processor.adapters.kafka.access.authorization import missing_rights
 from processor.adapters.kafka.access.principal import principal
+from processor.adapters.kafka.admin import cluster_inspection as inspection
+from processor.adapters.kafka.admin.topic_admin import check_topics, partition_counts
 from processor.adapters.kafka.client_config import ensure_reachable
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, NotAuthorized
-from processor.adapters.kafka.log_reader import KafkaLogReader
-from processor.adapters.kafka.topic_admin import check_topics, partition_counts
-from processor.adapters.kafka.topic_reader import end_offsets
-from processor.adapters.sqlite import readonly_queries as queries
+from processor.adapters.kafka.reader.log_reader import KafkaLogReader
+from processor.adapters.kafka.reader.topic_reader import end_offsets
+from processor.adapters.sqlite.readonly import queries as queries
 from processor.cli.common.history import open_history
 from processor.cli.common.output import console, for_people, table, write_json
 from processor.cli.common.runner import run

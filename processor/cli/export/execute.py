@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processor.adapters.kafka.log_reader import KafkaLogReader
-from processor.adapters.kafka.topic_admin import count_partitions
-from processor.adapters.sqlite.export import Export, exporting
+from processor.adapters.kafka.admin.topic_admin import count_partitions
+from processor.adapters.kafka.reader.log_reader import KafkaLogReader
+from processor.adapters.sqlite.readonly.export import Export, exporting
 from processor.cli.common.history import open_history
 from processor.cli.common.output import console, for_people, table, write_json
 from processor.cli.common.progress import Bar, progress_bar

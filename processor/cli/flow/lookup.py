@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import orjson
 from aiokafka import ConsumerRecord
 
+from processor.adapters.kafka.admin.topic_admin import partition_counts
 from processor.adapters.kafka.client_config import ensure_reachable
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
-from processor.adapters.kafka.topic_admin import partition_counts
-from processor.adapters.kafka.topic_reader import end_offsets, read
-from processor.adapters.sqlite import readonly_queries as queries
-from processor.adapters.sqlite.readonly_queries import Ended
+from processor.adapters.kafka.reader.topic_reader import end_offsets, read
+from processor.adapters.sqlite.readonly import queries as queries
+from processor.adapters.sqlite.readonly.queries import Ended
 from processor.cli.common.output import say
 from processor.cli.common.progress import progress_bar
 from processor.contract.flow import Flow, FlowStatus

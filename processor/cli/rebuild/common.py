@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from processor.adapters.kafka.client_config import compression_type, connection_options
-from processor.adapters.kafka.transactional_producer import (
+from processor.adapters.kafka.producer.transactional_producer import (
     KafkaTransactionalProducer,
     producers_stopped,
 )

@@ -9,10 +9,16 @@ from pathlib import Path
 
 import typer
 
-from processor.adapters.sqlite import readonly_queries as queries
 from processor.adapters.sqlite import table_path
-from processor.adapters.sqlite.dump import FLOW_COLUMNS, LEDGER_COLUMNS, STEP_COLUMNS, Dump, dump
 from processor.adapters.sqlite.files import copy, put_in_place
+from processor.adapters.sqlite.readonly import queries as queries
+from processor.adapters.sqlite.readonly.dump import (
+    FLOW_COLUMNS,
+    LEDGER_COLUMNS,
+    STEP_COLUMNS,
+    Dump,
+    dump,
+)
 from processor.cli.common.confirm import Confirmation
 from processor.cli.common.history import open_history
 from processor.cli.common.output import say

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from processor.adapters.sqlite import table_path
-from processor.adapters.sqlite.dump import Dump, dump
+from processor.adapters.sqlite.readonly.dump import Dump, dump
 from processor.cli.common.confirm import Confirmation
 from processor.cli.common.history import open_history
 from processor.cli.common.output import for_people, say

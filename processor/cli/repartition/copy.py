@@ -9,10 +9,10 @@ from typing import Any
 
 import orjson
 
-from processor.adapters.kafka import bulk_copy as copier
-from processor.adapters.kafka.bulk_copy import BulkCopy
 from processor.adapters.kafka.client_config import compression_type, connection_options
-from processor.adapters.kafka.log_reader import KafkaLogReader
+from processor.adapters.kafka.producer import bulk_copy as copier
+from processor.adapters.kafka.producer.bulk_copy import BulkCopy
+from processor.adapters.kafka.reader.log_reader import KafkaLogReader
 from processor.cli.common.history import PartitionLog
 from processor.cli.common.progress import Bar
 from processor.cli.common.runner import Refused

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from processor.adapters.kafka import bulk_copy as copier
-from processor.adapters.kafka import cluster_inspection as inspection
+from processor.adapters.kafka.admin import cluster_inspection as inspection
+from processor.adapters.kafka.admin.topic_admin import partition_counts
 from processor.adapters.kafka.errors import explained
-from processor.adapters.kafka.topic_admin import partition_counts
-from processor.adapters.kafka.transactional_producer import producers_stopped
+from processor.adapters.kafka.producer import bulk_copy as copier
+from processor.adapters.kafka.producer.transactional_producer import producers_stopped
 from processor.cli.common.progress import progress_bar
 from processor.cli.common.runner import Refused
 from processor.cli.repartition.copy import TopicCopy, newest

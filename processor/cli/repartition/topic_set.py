@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from processor.adapters.kafka.client_config import compression_type, connection_options
 from processor.adapters.kafka.errors import explained
-from processor.adapters.kafka.log_reader import KafkaLogReader
-from processor.adapters.kafka.transactional_producer import (
+from processor.adapters.kafka.producer.transactional_producer import (
     KafkaTransactionalProducer,
     producers_stopped,
 )
+from processor.adapters.kafka.reader.log_reader import KafkaLogReader
 from processor.cli.common.history import PartitionLog, open_history, open_log
 from processor.cli.common.runner import Refused
 from processor.contract.topics import Topics

@@ -1,6 +1,7 @@
 """Set a consumer group's offsets by time, for `taskflow replay group`."""
 
-from processor.adapters.kafka.group_offsets import (
+from processor.adapters.kafka.admin.topic_admin import partition_counts
+from processor.adapters.kafka.consumer.group_offsets import (
     LATEST_MS,
     GroupOccupied,
     committed_offsets,
@@ -8,7 +9,6 @@ from processor.adapters.kafka.group_offsets import (
     offsets_at,
     set_offsets,
 )
-from processor.adapters.kafka.topic_admin import partition_counts
 from processor.cli.common.confirm import Confirmation
 from processor.cli.common.options import since_ms
 from processor.cli.common.output import console, for_people, say, table, write_json

@@ -5,9 +5,13 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from processor.adapters.kafka.group_offsets import committed_offsets, offsets_at
-from processor.adapters.kafka.topic_admin import count_partitions, partition_counts, topic_configs
-from processor.adapters.kafka.topic_reader import read
+from processor.adapters.kafka.admin.topic_admin import (
+    count_partitions,
+    partition_counts,
+    topic_configs,
+)
+from processor.adapters.kafka.consumer.group_offsets import committed_offsets, offsets_at
+from processor.adapters.kafka.reader.topic_reader import read
 from processor.cli.common.history import PartitionLog, reading_explained
 from processor.cli.common.progress import Bar, progress_bar
 from processor.cli.common.runner import Refused, WrongUse

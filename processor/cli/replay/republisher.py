@@ -9,11 +9,11 @@ from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 
 from processor.adapters.kafka.internals import count_commits, quiet_failures
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
-from processor.adapters.kafka.shutdown import stop_producer
-from processor.adapters.kafka.transactional_producer import (
+from processor.adapters.kafka.producer.transactional_producer import (
     BATCH_MAX_BYTES,
     RETRY_BACKOFF_MS,
 )
+from processor.adapters.kafka.shutdown import stop_producer
 from processor.engine.partitioner import partition_of
 from processor.errors import TaskflowError
 from processor.ops.replay.republish import RepublishedRecord

@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from processor.adapters.kafka.admin.topic_admin import count_partitions
 from processor.adapters.kafka.client_config import compression_type, connection_options
 from processor.adapters.kafka.errors import explained
-from processor.adapters.kafka.topic_admin import count_partitions
 from processor.cli.common.confirm import Confirmation
 from processor.cli.common.options import flow_id_of, since_ms
 from processor.cli.common.output import console, for_people, say, table, write_json

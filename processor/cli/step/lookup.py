@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from processor.adapters.sqlite import readonly_queries as queries
+from processor.adapters.sqlite.readonly import queries as queries
 from processor.cli.flow.lookup import find_flow, places_of, snapshots
 from processor.ops.step_filter import StepFilter
 from processor.settings import Settings

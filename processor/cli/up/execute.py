@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import typer
 
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.kafka.client_config import connection_options, ensure_reachable
-from processor.adapters.kafka.topic_admin import create_topics
 from processor.cli.common.child_processes import ViewsChild, views_installed, views_kept_running
 from processor.cli.common.output import say, somebody_to_ask
 from processor.cli.common.runner import WrongUse, embedded_port

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from processor.adapters.sqlite import TableCorrupt, TableFailed
-from processor.adapters.sqlite import readonly_queries as queries
+from processor.adapters.sqlite.readonly import queries as queries
 from processor.cli.common.history import open_log, partitions_of
 from processor.cli.common.output import console, for_people, plain, say, table, write_json
 from processor.cli.common.progress import Bar, progress_bar

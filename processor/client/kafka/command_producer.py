@@ -25,8 +25,8 @@ from processor.adapters.kafka.client_config import (
     ensure_reachable,
 )
 from processor.adapters.kafka.errors import NotAuthorized, explain, explained
-from processor.adapters.kafka.plain_producer import start_producer
-from processor.adapters.kafka.record_writer import write_record
+from processor.adapters.kafka.producer.plain_producer import start_producer
+from processor.adapters.kafka.producer.record_writer import write_record
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.client.errors import CommandNotSent
 from processor.contract.headers import Headers

@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterable
 
 from processor.adapters.kafka.access.authorization import missing_rights
-from processor.adapters.kafka.topic_admin import count_partitions
-from processor.adapters.kafka.topic_reader import TopicReader
+from processor.adapters.kafka.admin.topic_admin import count_partitions
+from processor.adapters.kafka.reader.topic_reader import TopicReader
 from processor.client.kafka.command_producer import CommandProducer
 from processor.client.kafka.work_items import WorkItemReader
 from processor.contract.rights import Operation, Right

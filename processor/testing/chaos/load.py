@@ -14,7 +14,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from processor.adapters.kafka.plain_producer import start_producer
+from processor.adapters.kafka.producer.plain_producer import start_producer
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.contract.topics import Topics
 from processor.contract.values import instant

@@ -19,8 +19,8 @@ from typing import Any, Final
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
+from processor.adapters.kafka.admin.topic_admin import create_topics, open_admin
 from processor.adapters.kafka.client_config import connection_options
-from processor.adapters.kafka.topic_admin import create_topics, open_admin
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from processor.embedded.errors import EmbeddedBrokerError

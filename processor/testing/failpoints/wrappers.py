@@ -7,8 +7,11 @@ from typing import Any, Final
 
 import structlog
 
-from processor.adapters.kafka.group_consumer import KafkaGroupConsumer
-from processor.adapters.kafka.transactional_producer import KafkaTransactionalProducer, RecordPack
+from processor.adapters.kafka.consumer.group_consumer import KafkaGroupConsumer
+from processor.adapters.kafka.producer.transactional_producer import (
+    KafkaTransactionalProducer,
+    RecordPack,
+)
 from processor.adapters.sqlite import files, statements
 from processor.adapters.sqlite.table import FlowTable
 from processor.engine.batch import Outgoing

@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 
 from aiokafka.errors import ProducerClosed
 
+from processor.adapters.kafka.admin.topic_admin import require
 from processor.adapters.kafka.errors import PositionLost
-from processor.adapters.kafka.topic_admin import require
-from processor.adapters.kafka.topic_reader import POLL_RECORDS_MAX
+from processor.adapters.kafka.reader.topic_reader import POLL_RECORDS_MAX
 from processor.client.kafka.work_items import received
 from processor.client.ports import Place, ReceivedItem
 from processor.contract.headers import Headers

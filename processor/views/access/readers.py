@@ -10,8 +10,8 @@ from pydantic import SecretStr
 from processor.telemetry.http.problem import ProblemError
 from processor.telemetry.http.tokens import carries
 from processor.views.access.peer_key import QUESTION, RESPONSE, Exchange, ForgedError
-from processor.views.peers import Peers
-from processor.views.problem_details import problem_of
+from processor.views.http.problem_details import problem_of
+from processor.views.query.peers import Peers
 
 _EXCHANGE: Final = web.RequestKey("exchange", Exchange)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

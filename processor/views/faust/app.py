@@ -19,7 +19,7 @@ from faust.types import TP
 from yarl import URL
 
 from processor.adapters.kafka.access.rights_watch import RightsWatch
-from processor.adapters.kafka.record_decoder import read_any_record
+from processor.adapters.kafka.reader.record_decoder import read_any_record
 from processor.adapters.sqlite.lock import state_dir_lock
 from processor.contract import Topics
 from processor.contract.rights import Role
@@ -29,17 +29,17 @@ from processor.telemetry.http.hosts import HostPolicy, is_loopback
 from processor.views.access.peer_key import PeerKey, address_of
 from processor.views.access.peer_secret import peer_secret
 from processor.views.access.readers import Readers
-from processor.views.api import Api
-from processor.views.command_endpoint import CommandEndpoint
 from processor.views.consumer_group import WorkerGroup
-from processor.views.database import open_database, remove
 from processor.views.faust.sensor import ViewSensor
 from processor.views.faust.tables import ViewTable, ViewTables
 from processor.views.faust.transport import CommittedConsumer, CommittedTransport
+from processor.views.http.api import Api
+from processor.views.http.command_endpoint import CommandEndpoint
+from processor.views.http.server import limits_of, serve
 from processor.views.metrics import ViewMetrics
-from processor.views.peers import Peers
-from processor.views.read_model import ReadModel, ReadModelState
-from processor.views.server import limits_of, serve
+from processor.views.model.database import open_database, remove
+from processor.views.model.read_model import ReadModel, ReadModelState
+from processor.views.query.peers import Peers
 
 BATCH_CHUNKS: Final = 4
 BATCH_WITHIN_S: Final = 0.02

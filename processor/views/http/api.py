@@ -12,21 +12,22 @@ from processor.contract.values import EVENTS_PER_PARTITION
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings
 from processor.telemetry.http.problem import ProblemError
-from processor.views import models, queries, scatter_gather, step_queries
 from processor.views.access.readers import Readers, exchange_of
-from processor.views.aggregates import added_minutes, added_totals
-from processor.views.command_endpoint import CommandEndpoint
 from processor.views.consumer_group import WorkerGroup
-from processor.views.models import ReadQuery
-from processor.views.pagination import keyset, read_vector
-from processor.views.peers import PeerFailed, Peers
-from processor.views.positions import Positions
-from processor.views.problem_details import ViewProblemError
-from processor.views.projection import at_ms
-from processor.views.queries import BadQuery
-from processor.views.read_model import ReadModel
-from processor.views.routes import ROUTES, Route
-from processor.views.server_sent_events import EventStreams
+from processor.views.http import models
+from processor.views.http.command_endpoint import CommandEndpoint
+from processor.views.http.models import ReadQuery
+from processor.views.http.pagination import keyset, read_vector
+from processor.views.http.problem_details import ViewProblemError
+from processor.views.http.routes import ROUTES, Route
+from processor.views.http.server_sent_events import EventStreams
+from processor.views.model.aggregates import added_minutes, added_totals
+from processor.views.model.positions import Positions
+from processor.views.model.projection import at_ms
+from processor.views.model.read_model import ReadModel
+from processor.views.query import queries, scatter_gather, step_queries
+from processor.views.query.peers import PeerFailed, Peers
+from processor.views.query.queries import BadQuery
 
 _LATEST: Final = 2**63
 

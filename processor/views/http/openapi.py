@@ -1,4 +1,4 @@
-"""Generate openapi.json from routes and models: `python -m processor.views.openapi`.
+"""Generate openapi.json from routes and models: `python -m processor.views.http.openapi`.
 
 With `--check` it writes nothing, and exits 1 if the file is stale.
 """
@@ -15,8 +15,8 @@ from typing import Any, Final
 from pydantic.json_schema import models_json_schema
 
 from processor.contract.values import UUID_PATTERN
-from processor.views.models import Problem, Query
-from processor.views.routes import ROUTES, Route
+from processor.views.http.models import Problem, Query
+from processor.views.http.routes import ROUTES, Route
 
 HOME: Final = Path(__file__).parent / "openapi.json"
 _REF: Final = "#/components/schemas/{model}"
@@ -169,7 +169,9 @@ def _one_line(value: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None, path: Path = HOME) -> int:
-    parser = argparse.ArgumentParser(prog="python -m processor.views.openapi", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m processor.views.http.openapi", description=__doc__
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
     check: bool = parser.parse_args(arguments).check
     if path.exists() and path.read_text("utf-8") == text():

@@ -11,8 +11,8 @@ from processor.adapters.kafka.errors import BrokerUnreachable
 from processor.client.errors import CommandNotSent, InvalidCommand, OutcomeTimeout
 from processor.telemetry.http.problem import ProblemError
 from processor.telemetry.http.server import problem_of_http
-from processor.views.database import Overloaded, TooExpensive
-from processor.views.queries import BadQuery, RevisionUnknown
+from processor.views.model.database import Overloaded, TooExpensive
+from processor.views.query.queries import BadQuery, RevisionUnknown
 
 _log = logging.getLogger(__name__)
 

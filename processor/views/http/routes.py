@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from processor.views import models
+from processor.views.http import models
 
 
 @dataclass(frozen=True, slots=True)

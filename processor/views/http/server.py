@@ -12,10 +12,10 @@ from processor.telemetry.health_server import VIEWS_OTHERWISE, Report, Scraped, 
 from processor.telemetry.http.hosts import HostPolicy
 from processor.telemetry.http.limits import HttpLimits
 from processor.telemetry.http.server import listening
-from processor.views import openapi
-from processor.views.api import Api
-from processor.views.problem_details import problem_of
-from processor.views.static_files import page_routes
+from processor.views.http import openapi
+from processor.views.http.api import Api
+from processor.views.http.problem_details import problem_of
+from processor.views.http.static_files import page_routes
 
 OTHER_CONNECTIONS: Final = 384
 """As many for requests that wait for events (128), for queries, and for clients that idle."""

@@ -1,0 +1,1 @@
+"""The read model: rows made of FlowEvents."""

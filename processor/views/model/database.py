@@ -17,7 +17,7 @@ from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_times
 from processor.domain.flow import Flow
 from processor.errors import TaskflowError
 from processor.runtime import private_directory
-from processor.views.projection import ProjectionChanges, Viewed, ViewedStep, wait_ends_ms
+from processor.views.model.projection import ProjectionChanges, Viewed, ViewedStep, wait_ends_ms
 
 FORMAT: Final = 3
 NAME: Final = "views.sqlite"

@@ -6,7 +6,7 @@ import orjson
 
 from processor.contract.headers import DeadLetterFacts, RecordPlace, split_dead_letter
 from processor.contract.values import instant
-from processor.views.database import DeadLetterRow
+from processor.views.model.database import DeadLetterRow
 
 VALUE_SHOWN: Final = 2048
 KEY_SHOWN: Final = 256

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from processor.contract.values import EVENTS_PER_PARTITION, parse_timestamp
-from processor.views.pagination import BadCursor, read_keyset, read_vector
-from processor.views.queries import BadQuery
+from processor.views.http.pagination import BadCursor, read_keyset, read_vector
+from processor.views.query.queries import BadQuery
 
 _LATEST_MS: Final = parse_timestamp("9999-12-31T23:59:59.999Z")
 _FOREIGN: Final = "it is no `next_cursor` of this question"

@@ -14,7 +14,7 @@ from processor.domain.evolve import CREATED, PRUNED, STEP_KINDS, evolve
 from processor.domain.facts import Fact, new_fact
 from processor.domain.flow import Flow
 from processor.errors import TaskflowError
-from processor.views.aggregates import MinuteCounts, Totals
+from processor.views.model.aggregates import MinuteCounts, Totals
 
 _KINDS: Final = {kind.value: kind for kind in EventKind}
 _STATUSES: Final = {status.value: status for status in FlowStatus}

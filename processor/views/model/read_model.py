@@ -10,12 +10,12 @@ from typing import Any, Final, Protocol
 
 from processor.contract import Topics
 from processor.contract.values import EVENTS_PER_PARTITION
-from processor.views.aggregates import MinuteCounts, Totals
-from processor.views.database import Database, DeadLetterRow, ProjectionBatch, ViewPosition
-from processor.views.dead_letters import dead_letter_row
 from processor.views.faust.tables import ViewTable
 from processor.views.metrics import ViewMetrics
-from processor.views.projection import (
+from processor.views.model.aggregates import MinuteCounts, Totals
+from processor.views.model.database import Database, DeadLetterRow, ProjectionBatch, ViewPosition
+from processor.views.model.dead_letters import dead_letter_row
+from processor.views.model.projection import (
     AuditEvent,
     CannotFollow,
     ProjectionChanges,

@@ -1,0 +1,1 @@
+"""Answer queries from the read model and from other view workers."""

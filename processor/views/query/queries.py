@@ -11,8 +11,7 @@ from processor.domain.evolve import PRUNED, STEP_KINDS, evolve, evolve_step
 from processor.domain.flow import Flow
 from processor.domain.transitions import OWNER, allowed_from
 from processor.engine.codec import fact_of
-from processor.views.database import FLOW_COLUMNS, Database, ViewReader, flow_of, marks
-from processor.views.models import (
+from processor.views.http.models import (
     EVENTS_BYTES,
     STEPS_BYTES,
     DeadLettersQuery,
@@ -20,8 +19,9 @@ from processor.views.models import (
     FlowsQuery,
     HistoryQuery,
 )
-from processor.views.pagination import BadCursor, keyset, read_keyset
-from processor.views.search import SCANNED_MAX, search
+from processor.views.http.pagination import BadCursor, keyset, read_keyset
+from processor.views.model.database import FLOW_COLUMNS, Database, ViewReader, flow_of, marks
+from processor.views.query.search import SCANNED_MAX, search
 
 Json = dict[str, Any]
 

@@ -6,15 +6,15 @@ from typing import Any
 from processor.contract.events import EventKind
 from processor.contract.flow import FlowStatus
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
-from processor.views.aggregates import (
+from processor.views.http.pagination import keyset, vector
+from processor.views.model.aggregates import (
     MinuteCounts,
     StatusDuration,
     Totals,
     added_minutes,
     added_totals,
 )
-from processor.views.pagination import keyset, vector
-from processor.views.projection import MINUTE_MS
+from processor.views.model.projection import MINUTE_MS
 
 Json = dict[str, Any]
 RATE_MINUTES = 5

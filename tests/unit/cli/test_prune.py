@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from processor.adapters.kafka.errors import BrokerUnreachable
-from processor.adapters.sqlite.readonly_queries import Ended
+from processor.adapters.sqlite.readonly.queries import Ended
 from processor.cli.bulk import execute as sending
 from processor.cli.bulk import prune as program
 from processor.cli.bulk.prune import pruning as order_for

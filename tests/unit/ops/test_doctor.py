@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from processor.adapters.kafka.cluster_inspection import decodable
+from processor.adapters.kafka.admin.cluster_inspection import decodable
 from processor.contract.rights import Role, rights
 from processor.contract.topics import Topics
 from processor.ops import doctor

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from processor.adapters.sqlite import FlowTable, ledger, open_table, table_path
-from processor.adapters.sqlite.dump import dump
+from processor.adapters.sqlite.readonly.dump import dump
 from processor.cli.rebuild.tables import all_rows
 from processor.engine.batch import Outgoing
 from processor.partition import standby as standby_module

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from processor.adapters.sqlite import FlowTable, open_table
-from processor.adapters.sqlite.dump import dump
+from processor.adapters.sqlite.readonly.dump import dump
 from processor.cli.rebuild.tables import all_rows
 from processor.cli.rebuild.topics import snapshots
 from processor.recovery.consistent_cut import consistent_cut

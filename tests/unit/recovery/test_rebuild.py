@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from processor.adapters.sqlite.dump import dump
+from processor.adapters.sqlite.readonly.dump import dump
 from processor.errors import HistoryLost
 from processor.recovery.consistent_cut import consistent_cut
 from processor.recovery.rebuild import catch_up, rebuild

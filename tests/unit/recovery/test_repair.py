@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from processor.adapters.sqlite.dump import dump
+from processor.adapters.sqlite.readonly.dump import dump
 from processor.cli.rebuild.topics import snapshots
 from processor.recovery import repair
 from processor.recovery.consistent_cut import MovedOn, consistent_cut

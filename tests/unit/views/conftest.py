@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from processor.views.read_model import ReadModel
+from processor.views.model.read_model import ReadModel
 from tests.support.recorded_deployment import Recorded
 from tests.support.served_views import serving
 

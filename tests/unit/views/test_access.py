@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from processor.views import api, models
+from processor.views.http import api, models
 from tests.support.random_histories import random_history
 from tests.support.raw_http import connected, get
 from tests.support.recorded_deployment import Recorded
@@ -133,7 +133,7 @@ async def test_a_stream_keeps_little_for_a_client_that_does_not_read(
     served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = []
-    from processor.views import server_sent_events
+    from processor.views.http import server_sent_events
 
     put = server_sent_events.StreamQueue.put
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from processor.views.read_model import ReadModelState
+from processor.views.model.read_model import ReadModelState
 from tests.support.random_histories import random_history
 from tests.support.read_model_harness import messages, opened_view
 

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from processor.adapters.kafka.static_membership import StaticMembership
+from processor.adapters.kafka.consumer.static_membership import StaticMembership
 from processor.errors import InstanceIdTaken
 
 SESSION_S = 10.0

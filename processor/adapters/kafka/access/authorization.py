@@ -19,9 +19,9 @@ from aiokafka.protocol.api import Request
 from aiokafka.protocol.transaction import EndTxnRequest
 
 from processor.adapters.kafka.access.topic_lookup import UNREPORTED, allows, look_up
+from processor.adapters.kafka.admin.topic_admin import Mismatch, ensure_topics, open_admin
 from processor.adapters.kafka.errors import NotAuthorized
 from processor.adapters.kafka.internals import send_request
-from processor.adapters.kafka.topic_admin import Mismatch, ensure_topics, open_admin
 from processor.contract.rights import Operation, ResourceKind, Right, Role, rights
 from processor.contract.topics import Topics
 from processor.settings import Settings

@@ -1,0 +1,1 @@
+"""Topics, rights and the state of a cluster."""

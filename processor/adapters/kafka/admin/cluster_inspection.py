@@ -31,12 +31,12 @@ from aiokafka.protocol.transaction import (
     InitProducerIdRequest,
 )
 
+from processor.adapters.kafka.admin.topic_admin import open_admin
 from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.errors import ReadFailed, explain, explained
 from processor.adapters.kafka.internals import send_request, spoken_versions
-from processor.adapters.kafka.log_reader import LogReaders
-from processor.adapters.kafka.range_reader import RangeReader
-from processor.adapters.kafka.topic_admin import open_admin
+from processor.adapters.kafka.reader.log_reader import LogReaders
+from processor.adapters.kafka.reader.range_reader import RangeReader
 from processor.contract.rights import Operation, on_group
 from processor.settings import Settings
 

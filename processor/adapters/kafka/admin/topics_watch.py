@@ -6,8 +6,12 @@ from typing import Final
 
 import structlog
 
+from processor.adapters.kafka.admin.topic_admin import (
+    counted_partitions,
+    layout_changed,
+    open_admin,
+)
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable
-from processor.adapters.kafka.topic_admin import counted_partitions, layout_changed, open_admin
 from processor.contract.topics import STEPS, Topics
 from processor.settings import Settings
 

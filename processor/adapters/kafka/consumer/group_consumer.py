@@ -20,9 +20,10 @@ from aiokafka.errors import (
     UnknownMemberIdError,
 )
 
-from processor.adapters.kafka.commit_coalescer import CommitCoalescer
+from processor.adapters.kafka.consumer.commit_coalescer import CommitCoalescer
+from processor.adapters.kafka.consumer.fetch_hold import BUSY_MS, FetchHold
+from processor.adapters.kafka.consumer.static_membership import StaticMembership
 from processor.adapters.kafka.errors import RequestFailed, authorized
-from processor.adapters.kafka.fetch_hold import BUSY_MS, FetchHold
 from processor.adapters.kafka.internals import (
     Fetch,
     client_of,
@@ -32,10 +33,9 @@ from processor.adapters.kafka.internals import (
     member_id,
     raise_coordination_error,
 )
-from processor.adapters.kafka.log_reader import LogReaders
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
+from processor.adapters.kafka.reader.log_reader import LogReaders
 from processor.adapters.kafka.shutdown import stop_consumer
-from processor.adapters.kafka.static_membership import StaticMembership
 from processor.contract.rights import Operation, on_group
 from processor.contract.topics import Topics
 from processor.engine.ports import Fetched, HiddenRecords

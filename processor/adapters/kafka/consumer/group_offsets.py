@@ -17,10 +17,10 @@ from aiokafka.errors import (
 )
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from processor.adapters.kafka.admin.topic_admin import open_admin
 from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.errors import explained
 from processor.adapters.kafka.shutdown import stop_consumer
-from processor.adapters.kafka.topic_admin import open_admin
 from processor.contract.rights import Operation, on_group
 from processor.errors import TaskflowError
 from processor.settings import Settings

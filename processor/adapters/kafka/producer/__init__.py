@@ -1,0 +1,1 @@
+"""Write records, in transactions and outside of them."""

@@ -11,14 +11,14 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
 from aiokafka.structs import TopicPartition
 
-from processor.adapters.kafka.bounded_decompression import UNPACKED_MAX_BYTES
+from processor.adapters.kafka.admin.topic_admin import open_admin, partition_counts, topic_configs
 from processor.adapters.kafka.errors import TopicsWrong
-from processor.adapters.kafka.record_writer import write_record
-from processor.adapters.kafka.topic_admin import open_admin, partition_counts, topic_configs
-from processor.adapters.kafka.transactional_producer import (
+from processor.adapters.kafka.producer.record_writer import write_record
+from processor.adapters.kafka.producer.transactional_producer import (
     CommitUncertain,
     KafkaTransactionalProducer,
 )
+from processor.adapters.kafka.reader.bounded_decompression import UNPACKED_MAX_BYTES
 from processor.contract.rights import Operation
 from processor.contract.topics import DEAD_LETTER_MAX_BYTES, STEPS, Topics
 from processor.engine.batch import Outgoing

@@ -11,7 +11,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
-from processor.adapters.kafka.plain_producer import STOP_TIMEOUT_S, start_producer
+from processor.adapters.kafka.producer.plain_producer import STOP_TIMEOUT_S, start_producer
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.contract.topics import DEAD_LETTER_MAX_BYTES
 from processor.engine.batch import Forward

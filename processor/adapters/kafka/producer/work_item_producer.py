@@ -11,9 +11,9 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from processor.adapters.kafka.plain_producer import STOP_TIMEOUT_S, start_producer
+from processor.adapters.kafka.producer.plain_producer import STOP_TIMEOUT_S, start_producer
+from processor.adapters.kafka.producer.transactional_producer import BATCH_MAX_BYTES, RecordPack
 from processor.adapters.kafka.shutdown import stop_producer
-from processor.adapters.kafka.transactional_producer import BATCH_MAX_BYTES, RecordPack
 from processor.contract.topics import MESSAGE_MAX_BYTES
 from processor.engine.batch import Outgoing
 from processor.engine.partitioner import partition_of

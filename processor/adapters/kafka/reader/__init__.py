@@ -1,0 +1,1 @@
+"""Read committed records back, between offsets."""

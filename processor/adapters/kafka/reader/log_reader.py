@@ -17,7 +17,7 @@ from processor.adapters.kafka.errors import (
 )
 from processor.adapters.kafka.internals import client_of, keep_topics
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
-from processor.adapters.kafka.range_reader import RangeReader
+from processor.adapters.kafka.reader.range_reader import RangeReader
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.contract.rights import Operation, on_group
 from processor.engine.codec import Record

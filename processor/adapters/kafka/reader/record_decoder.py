@@ -16,12 +16,12 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import decode_varint_py
 
-from processor.adapters.kafka.bounded_decompression import may_exceed, unpacked
 from processor.adapters.kafka.internals import (
     RecordBatchReader,
     read_bytes,
     use_record_reader,
 )
+from processor.adapters.kafka.reader.bounded_decompression import may_exceed, unpacked
 from processor.contract.values import COMMAND_MAX_BYTES
 
 _LENGTH: Final = struct.Struct(">i")

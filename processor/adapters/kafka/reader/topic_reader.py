@@ -12,6 +12,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
+from processor.adapters.kafka.admin.topic_admin import count_partitions
 from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.errors import (
     BrokerUnreachable,
@@ -22,9 +23,8 @@ from processor.adapters.kafka.errors import (
 )
 from processor.adapters.kafka.internals import client_of
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
-from processor.adapters.kafka.range_reader import RangeReader
+from processor.adapters.kafka.reader.range_reader import RangeReader
 from processor.adapters.kafka.shutdown import stop_consumer
-from processor.adapters.kafka.topic_admin import count_partitions
 from processor.contract.rights import Operation, on_topic
 from processor.engine.ports import Start
 from processor.runtime import backoff_s

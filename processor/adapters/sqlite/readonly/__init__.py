@@ -1,0 +1,1 @@
+"""Read tables beside their worker, and exports of them."""

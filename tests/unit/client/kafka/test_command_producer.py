@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from processor.adapters.kafka import plain_producer
+from processor.adapters.kafka.producer import plain_producer
 from processor.client.kafka import command_producer as module
 from processor.client.kafka.command_producer import LINGER_MS, CommandProducer
 from processor.settings import Settings

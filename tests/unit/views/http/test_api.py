@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from processor.contract.values import COMMAND_MAX_BYTES, STATE_MAX_BYTES
-from processor.views import models
-from processor.views import server_sent_events as streams
+from processor.views.http import models
+from processor.views.http import server_sent_events as streams
 from tests.support.random_histories import random_history
 from tests.support.read_model_harness import docs_of, expected, messages
 from tests.support.recorded_deployment import Recorded

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
-from processor.views import openapi
-from processor.views.openapi import openapi_document
-from processor.views.routes import ROUTES
+from processor.views.http import openapi
+from processor.views.http.openapi import openapi_document
+from processor.views.http.routes import ROUTES
 
 
 def test_the_document_is_what_the_models_say() -> None:
-    assert openapi.HOME.read_text("utf-8") == openapi.text(), "python -m processor.views.openapi"
+    program = "python -m processor.views.http.openapi"
+    assert openapi.HOME.read_text("utf-8") == openapi.text(), program
 
 
 def test_a_stale_document_is_told_and_written_anew(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from aiohttp import ClientSession, web
 
-from processor.views.static_files import HOME, TYPES, page_routes
+from processor.views.http.static_files import HOME, TYPES, page_routes
 
 PAGE = (HOME / "index.html").read_text("utf-8")
 

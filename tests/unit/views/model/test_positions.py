@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from processor.contract.values import EVENTS_PER_PARTITION
-from processor.views import models, server_sent_events
-from processor.views.database import Database
+from processor.views.http import models, server_sent_events
+from processor.views.model.database import Database
 from tests.support.recorded_deployment import Recorded
 from tests.support.stub_views import create, flow_id
 

@@ -14,11 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from processor.domain.transitions import Authority
-from processor.views import read_model as views
-from processor.views.aggregates import MinuteCounts, Totals, bucket
-from processor.views.database import FLOW_COLUMNS, flow_of
-from processor.views.projection import ProjectionFailed, project, read
-from processor.views.read_model import RESEEKS_MAX
+from processor.views.model import read_model as views
+from processor.views.model.aggregates import MinuteCounts, Totals, bucket
+from processor.views.model.database import FLOW_COLUMNS, flow_of
+from processor.views.model.projection import ProjectionFailed, project, read
+from processor.views.model.read_model import RESEEKS_MAX
 from tests.support.machine import patience
 from tests.support.random_histories import random_history
 from tests.support.read_model_harness import docs_of, expected, messages, opened_view

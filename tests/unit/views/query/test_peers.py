@@ -13,9 +13,9 @@ import pytest
 from aiohttp import ClientSession, web
 
 from processor.settings import Settings
-from processor.views import peers as peers_module
 from processor.views.access.peer_key import QUESTION, RESPONSE, ForgedError, PeerKey
 from processor.views.access.peer_secret import peer_secret
+from processor.views.query import peers as peers_module
 from tests.support.recorded_deployment import Recorded
 from tests.support.served_views import SECRET, ServedView, serving
 from tests.support.stub_views import create

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from processor.contract.values import instant, parse_timestamp
 from processor.domain.evolve import evolve
 from processor.engine.codec import fact_of
-from processor.views.models import FlowsQuery
-from processor.views.pagination import BadCursor, keyset, read_keyset, read_vector, vector
-from processor.views.queries import _flows_sql
+from processor.views.http.models import FlowsQuery
+from processor.views.http.pagination import BadCursor, keyset, read_keyset, read_vector, vector
+from processor.views.query.queries import _flows_sql
 from tests.support.builders import HOUR_MS, MORNING
 from tests.support.random_histories import OWNERS, random_history
 from tests.support.read_model_harness import docs_of, expected, messages

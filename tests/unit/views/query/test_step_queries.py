@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from processor.contract.values import instant
-from processor.views.projection import ViewedStep, project, read
+from processor.views.model.projection import ViewedStep, project, read
 from tests.support.builders import MORNING
 from tests.support.recorded_deployment import Recorded
 from tests.support.stub_views import flow_id

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from aiokafka import TopicPartition
 
-from processor.adapters.kafka.commit_coalescer import CommitCoalescer, Offsets
+from processor.adapters.kafka.consumer.commit_coalescer import CommitCoalescer, Offsets
 
 
 class Group:

@@ -5,7 +5,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.subscription_state import SubscriptionState
 
-from processor.adapters.kafka.fetch_hold import AT_REST_MS, BUSY_MS, BUSY_S, FetchHold
+from processor.adapters.kafka.consumer.fetch_hold import AT_REST_MS, BUSY_MS, BUSY_S, FetchHold
 from processor.adapters.kafka.internals import hold_fetches
 
 

@@ -7,7 +7,10 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import RecordMetadata, TopicPartition
 
-from processor.adapters.kafka.transactional_producer import KafkaTransactionalProducer, RecordPack
+from processor.adapters.kafka.producer.transactional_producer import (
+    KafkaTransactionalProducer,
+    RecordPack,
+)
 from processor.contract.topics import Topics
 from processor.engine.batch import Outgoing
 

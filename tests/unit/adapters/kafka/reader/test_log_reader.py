@@ -14,7 +14,6 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
-from processor.adapters.kafka import log_reader as history_module
 from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.errors import (
     HistoryStalled,
@@ -23,7 +22,8 @@ from processor.adapters.kafka.errors import (
     ReadFailed,
 )
 from processor.adapters.kafka.internals import keep_topics
-from processor.adapters.kafka.log_reader import KafkaLogReader, LogReaders
+from processor.adapters.kafka.reader import log_reader as history_module
+from processor.adapters.kafka.reader.log_reader import KafkaLogReader, LogReaders
 from processor.settings import Settings
 
 PASSES_S = 1.0

@@ -5,7 +5,7 @@ from typing import Any
 
 from aiokafka import TopicPartition
 
-from processor.adapters.kafka.range_reader import RangeReader
+from processor.adapters.kafka.reader.range_reader import RangeReader
 
 ONE, TWO = TopicPartition("t", 0), TopicPartition("t", 1)
 

@@ -10,10 +10,15 @@ from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatchBuilder, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 
-from processor.adapters.kafka import bounded_decompression as unpacking
-from processor.adapters.kafka.bounded_decompression import EXPANDS_AT_MOST
 from processor.adapters.kafka.internals import BATCH_HEADER_BYTES
-from processor.adapters.kafka.record_decoder import LenientRecords, _cut, _ends, read_any_record
+from processor.adapters.kafka.reader import bounded_decompression as unpacking
+from processor.adapters.kafka.reader.bounded_decompression import EXPANDS_AT_MOST
+from processor.adapters.kafka.reader.record_decoder import (
+    LenientRecords,
+    _cut,
+    _ends,
+    read_any_record,
+)
 from processor.contract.values import COMMAND_MAX_BYTES
 
 KIB = 1024

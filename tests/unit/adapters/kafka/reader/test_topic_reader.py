@@ -8,9 +8,9 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, OffsetOutOfRangeError
 
-from processor.adapters.kafka import topic_reader as module
 from processor.adapters.kafka.errors import PositionLost
-from processor.adapters.kafka.topic_reader import TopicReader
+from processor.adapters.kafka.reader import topic_reader as module
+from processor.adapters.kafka.reader.topic_reader import TopicReader
 from processor.settings import Settings
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from processor.adapters.sqlite import TableCorrupt, TableFailed, open_table, table_path
-from processor.adapters.sqlite import readonly_queries as queries
 from processor.adapters.sqlite.files import SCHEMA
+from processor.adapters.sqlite.readonly import queries as queries
 from processor.contract.flow import FlowStatus
 from processor.contract.values import instant
 from processor.engine.rows import Changes, FlowRow
