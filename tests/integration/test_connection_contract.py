@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from aiokafka.errors import ProducerClosed
 
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.kafka.errors import TopicsWrong
-from processor.adapters.kafka.topic_admin import create_topics
 from processor.client.connection import connect
 from processor.client.ports import Connection, ItemReader, Reader, ReceivedItem
 from processor.contract import Topics, instant

@@ -16,7 +16,7 @@ At = tuple[str, int]
 """A topic's partition."""
 
 TRANSACTION_TIMEOUT_S: Final = 15.0
-"""As adapters/kafka/transactional_producer.py asks for."""
+"""As adapters/kafka/producer/transactional_producer.py asks for."""
 TOMBSTONES_LIVE_MS: Final = 86_400_000
 """`delete.retention.ms` of the state topic."""
 
