@@ -80,7 +80,7 @@ class StepAttempt:
         self._shared = shared
         self._lease = Lease(shared.connection.monotonic)
         self._lost = asyncio.Event()
-        self._number = 0
+        self._attempt = 0
         """Counted from 1; 0 until the step is started."""
 
     async def run(self) -> None:
@@ -94,7 +94,7 @@ class StepAttempt:
         self._shared.done(self._received.place)
         if started is None:
             return
-        self._number, event_id = started
+        self._attempt, event_id = started
         if self._shared.stopping.is_set():
             await self._release()
             return
@@ -143,7 +143,7 @@ class StepAttempt:
         progress, failure = await self._previous(event_id)
         step = Step(
             received.item,
-            attempt=self._number,
+            attempt=self._attempt,
             lease=lease,
             report=report,
             last_progress=progress,
@@ -155,7 +155,11 @@ class StepAttempt:
             if self._shared.traces is None
             else self._shared.traces.working(
                 step.task,
-                {"flow.id": step.flow_id, "step.run_id": step.run_id, "step.attempt": self._number},
+                {
+                    "flow.id": step.flow_id,
+                    "step.run_id": step.run_id,
+                    "step.attempt": self._attempt,
+                },
                 step.traceparent,
             )
         )
@@ -186,7 +190,7 @@ class StepAttempt:
         error = handling.exception()
         if error is None:
             try:
-                outcome = await self._answered("complete_step", result_json=handling.result())
+                outcome = await self._outcome_of("complete_step", result_json=handling.result())
             except InvalidCommand as refused:
                 error = GiveUp(f"the result is not JSON that can be recorded: {refused}")
             else:
@@ -202,13 +206,13 @@ class StepAttempt:
             fields["retry_after_ms"] = round(error.seconds * 1000)
         else:
             step.log.error("the handler failed", exc_info=error)
-        _say(step, await self._answered("fail_step", **fields))
+        _say(step, await self._outcome_of("fail_step", **fields))
 
     async def _release(self) -> None:
         """Give the step back unharmed; if that fails, its lease runs out."""
         with suppress(TimeoutError):
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
-                await self._answered("release_step")
+                await self._outcome_of("release_step")
 
     # The lease
 
@@ -230,7 +234,7 @@ class StepAttempt:
 
     async def _extend(self, **progress: Any) -> None:
         sent_s = self._shared.connection.monotonic()
-        outcome = await self._answered("extend_step", **progress)
+        outcome = await self._outcome_of("extend_step", **progress)
         if is_accepted(outcome):
             self._granted(sent_s, outcome)
             if outcome.details.get("cancel_requested"):
@@ -245,16 +249,16 @@ class StepAttempt:
         due_ms = parse_timestamp(outcome.details["due_at"])
         self._lease.granted(sent_s, parse_timestamp(outcome.at), due_ms)
 
-    async def _answered(self, kind: str, **fields: Any) -> Outcome:
+    async def _outcome_of(self, kind: str, **fields: Any) -> Outcome:
         return await self._shared.commands.done(
-            self._received, kind, attempt=self._number, **fields
+            self._received, kind, attempt=self._attempt, **fields
         )
 
     # What the attempt before left
 
     async def _previous(self, event_id: int) -> tuple[Any, StepFailure | None]:
         """What the attempt before left: the `step_started` event has the step's execution."""
-        if self._number == 1:
+        if self._attempt == 1:
             return None, None
         try:
             async with asyncio.timeout(AUDIT_TIMEOUT_S):

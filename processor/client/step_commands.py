@@ -53,7 +53,7 @@ class StepCommands:
     async def outcome(self, command: Command, received: ReceivedItem) -> Outcome:
         """Send this command, the same each time, until its outcome comes. Raises as `done`."""
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception(_may_yet_be_answered),
+            retry=retry_if_exception(_may_get_outcome),
             wait=wait_exponential(multiplier=RETRY_PAUSE_MIN_S, max=RETRY_PAUSE_MAX_S),
             before_sleep=_say_again,
             reraise=True,
@@ -69,7 +69,7 @@ class StepCommands:
         return outcome
 
 
-def _may_yet_be_answered(error: BaseException) -> bool:
+def _may_get_outcome(error: BaseException) -> bool:
     if isinstance(error, InvalidCommand | AccessDenied | ProducerClosed):
         return False
     if isinstance(error, OutcomeTimeout | CommandNotSent | BrokerUnreachable):

@@ -1,13 +1,21 @@
 """Write a batch's outcomes, and the dead letters of what is quarantined."""
 
+from hashlib import blake2b
+from typing import Final
+
 from processor.contract import dead_letters
 from processor.contract.headers import RecordPlace
 from processor.contract.outcomes import Code, Verdict
+from processor.contract.values import COMMAND_MAX_BYTES, instant
 from processor.domain import messages
 from processor.engine.batch import Decoded, Forward, Outgoing, WriteSet, new_outgoing
-from processor.engine.codec import Readable, Unreadable, traceparent
-from processor.engine.dead_letter import OUTCOME_KEY_MAX_BYTES, dead_letter
-from processor.engine.encoding import Answer, outcome_doc, source_doc
+from processor.engine.codec import Readable, Record, Unreadable, traceparent
+from processor.engine.encoding import OutcomeContent, outcome_doc, source_doc
+
+OUTCOME_KEY_MAX_BYTES: Final = 512 * 1024
+"""An unreadable record's key is its outcome's key too, up to what the topic takes."""
+ORIGINALS_MAX_BYTES: Final = 2 * 1024 * 1024
+"""Key and headers that a dead letter repeats; a compressed bomb may hold far more."""
 
 
 class BatchOutcomes:
@@ -20,10 +28,10 @@ class BatchOutcomes:
         self.verdict = Verdict.ACCEPTED
         """Of the newest outcome."""
 
-    def put(self, item: Decoded, answer: Answer, source: str | None = None) -> None:
+    def put(self, item: Decoded, content: OutcomeContent, source: str | None = None) -> None:
         """Answer `item`; the last that is done for it. `source` is JSON, as of `source_doc`."""
         record, batch = item.record, self._batch
-        value = outcome_doc(item, answer, source or source_doc(record))
+        value = outcome_doc(item, content, source or source_doc(record))
         key: bytes | None
         kind: str
         if isinstance(item, Readable):
@@ -39,7 +47,7 @@ class BatchOutcomes:
         batch.outcomes.append(new_outgoing((key, value, headers)))
         if headers:
             batch.traced.append((item, value))
-        verdict, code = answer[:2]
+        verdict, code = content[:2]
         self.verdict = verdict
         self.size_bytes += len(value) + len(key or b"")
         batch.tally[kind, verdict._value_, "" if code is None else code._value_] += 1
@@ -47,10 +55,12 @@ class BatchOutcomes:
     def quarantine(self, item: Unreadable) -> None:
         """Set `item` aside."""
         message = messages.refused(item.code, {**item.details, "problem": item.problem})
-        letter = dead_letter(item.record, item.code, message)
-        self.put(item, Answer(Verdict.QUARANTINED, item.code, message, details=item.details))
-        self._batch.dead_letters.append(letter)
-        self.size_bytes += _size_bytes(letter)
+        quarantined = dead_letter(item.record, item.code, message)
+        self.put(
+            item, OutcomeContent(Verdict.QUARANTINED, item.code, message, details=item.details)
+        )
+        self._batch.dead_letters.append(quarantined)
+        self.size_bytes += _size_bytes(quarantined)
 
     def forward(self, item: Readable, partition: int) -> None:
         """Have `item` sent again, to the partition that its key belongs to."""
@@ -61,7 +71,7 @@ class BatchOutcomes:
         source = (record.topic, record.offset)
         self._batch.forwards.append(Forward(record.topic, partition, copy, source))
         details = {"partition": partition}
-        self.put(item, Answer(Verdict.FORWARDED, None, messages.FORWARDED, details=details))
+        self.put(item, OutcomeContent(Verdict.FORWARDED, None, messages.FORWARDED, details=details))
 
 
 def set_aside(item: Decoded, code: Code) -> Unreadable:
@@ -84,3 +94,24 @@ def _size_bytes(record: Outgoing) -> int:
     """What a record of any bytes takes: a sender may put all of it into its key or its headers."""
     headers = sum(len(name) + len(value or b"") for name, value in record.headers)
     return len(record.key or b"") + len(record.value or b"") + headers
+
+
+def dead_letter(record: Record, code: Code, message: str) -> Outgoing:
+    """The record as it was, with the reason added as headers."""
+    value = record.value
+    added = [
+        (dead_letters.CODE, str(code)),
+        (dead_letters.MESSAGE, message),
+        (dead_letters.SOURCE_TOPIC, record.topic),
+        (dead_letters.SOURCE_PARTITION, str(record.partition)),
+        (dead_letters.SOURCE_OFFSET, str(record.offset)),
+        (dead_letters.SOURCE_TIMESTAMP, instant(record.timestamp)),
+    ]
+    if value is not None and len(value) > COMMAND_MAX_BYTES:
+        added.append((dead_letters.TRUNCATED, str(len(value))))
+        added.append((dead_letters.DIGEST, blake2b(value, digest_size=16).hexdigest()))
+        value = value[:COMMAND_MAX_BYTES]
+    key, originals = record.key, list(record.headers)
+    if len(key or b"") + sum(len(k) + len(v or b"") for k, v in originals) > ORIGINALS_MAX_BYTES:
+        key, originals = key and key[:OUTCOME_KEY_MAX_BYTES], []
+    return Outgoing(key, value, [*originals, *((name, text.encode()) for name, text in added)])

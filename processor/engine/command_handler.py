@@ -31,10 +31,10 @@ from processor.engine.batch_steps import BatchSteps, StepKey
 from processor.engine.codec import Readable, traceparent
 from processor.engine.consequences import Consequences
 from processor.engine.encoding import (
-    Answer,
+    OutcomeContent,
     allowed_doc,
     flow_doc,
-    new_answer,
+    new_outcome_content,
     source_doc,
 )
 from processor.engine.partitioner import partition_of
@@ -164,7 +164,7 @@ class CommandHandler:
         authority = OWNER if record.topic == self._commands else OPERATOR
         first = self._ledger.get(ledger_key) or self._memory.ledger.get(ledger_key)
         if first is not None and record.timestamp - first.at_ms <= self._place.dedupe_window_ms:
-            self._outcomes.put(item, _answer_to_resend(item, first, entry.flow, authority))
+            self._outcomes.put(item, _content_of_resend(item, first, entry.flow, authority))
             return
         steps = NO_STEPS
         if entry.flow is not None and command.kind in _NEED_STEPS:
@@ -209,7 +209,7 @@ class CommandHandler:
             after.follow(facts, item, self._next_event_id, headers, source, self._steps)
         flow = after.flow
         revision, status = (flow.revision, flow.status) if flow else (None, None)
-        answer = new_answer(
+        content = new_outcome_content(
             (
                 ACCEPTED if code is None else REJECTED,
                 code,
@@ -223,7 +223,7 @@ class CommandHandler:
                 None,
             )
         )
-        self._outcomes.put(item, answer, source)
+        self._outcomes.put(item, content, source)
         if not dry_run and (code is None or code._value_ not in _FORGOTTEN):
             about = ledger_key, record.timestamp, digest, code, revision, status
             caused = self._next_event_id, len(after.events), details
@@ -349,18 +349,18 @@ def _message(kind: str, decision: Decision, *, dry_run: bool) -> str:
     return messages.DRY_RUN_ACCEPTED if dry_run else messages.accepted(kind)
 
 
-def _answer_to_resend(
+def _content_of_resend(
     item: Readable, first: LedgerEntry, flow: Flow | None, authority: Authority
-) -> Answer:
+) -> OutcomeContent:
     """Check 7: the first outcome again, or a conflict with it."""
     now = allowed_doc(flow, authority)
     if first.digest != item.digest:
         conflict = Code.IDEMPOTENCY_CONFLICT
         revision, status = (flow.revision, flow.status) if flow else (None, None)
         message = messages.refused(conflict, {})
-        return Answer(REJECTED, conflict, message, revision, status, allowed=now)
+        return OutcomeContent(REJECTED, conflict, message, revision, status, allowed=now)
     said = Decision((), first.code, first.details)
-    return Answer(
+    return OutcomeContent(
         Verdict.DUPLICATE,
         first.code,
         _message(item.command.kind, said, dry_run=False),

@@ -34,7 +34,7 @@ _ALLOWED: Final = {
 }
 
 
-class Answer(NamedTuple):
+class OutcomeContent(NamedTuple):
     """What an outcome says of its command, beside what the record itself says.
 
     `allowed` is JSON. The events are `event_count` from `first_event_id` on.
@@ -52,12 +52,14 @@ class Answer(NamedTuple):
     original: Verdict | None = None
 
 
-_Answer = tuple[
+_OutcomeContent = tuple[
     *tuple[Verdict, Code | None, str, int | None, FlowStatus | None, int, int, str],
     *tuple[Mapping[str, Any], Verdict | None],
 ]
 # As domain.flow.new_flow.
-new_answer: Final[Callable[[_Answer], Answer]] = partial(tuple.__new__, Answer)
+new_outcome_content: Final[Callable[[_OutcomeContent], OutcomeContent]] = partial(
+    tuple.__new__, OutcomeContent
+)
 
 
 def encode(value: Any) -> bytes:
@@ -89,9 +91,9 @@ def event_doc(event_id: int, fact: Fact, command: Command, source: str) -> bytes
     return before.encode() + orjson.dumps(payload) + after.encode()
 
 
-def outcome_doc(item: Readable | Unreadable, answer: Answer, source: str) -> bytes:
+def outcome_doc(item: Readable | Unreadable, content: OutcomeContent, source: str) -> bytes:
     """The outcome of `item`; `source` as of `source_doc`."""
-    verdict, code, message, revision, status, first, count, allowed, details, original = answer
+    verdict, code, message, revision, status, first, count, allowed, details, original = content
     if isinstance(item, Readable):
         command = item.command
         flag = "true" if command.dry_run else "false"

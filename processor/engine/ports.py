@@ -97,7 +97,7 @@ OnHanging = Callable[[Sequence[str]], Awaitable[None]]
 """Hears the topics on which a transaction stays open, and may end it."""
 
 
-Tell = Callable[[str | None], None]
+OnWait = Callable[[str | None], None]
 """Hears what is waited for, in a sentence, and None when that is over."""
 
 

@@ -8,8 +8,8 @@ from processor.engine.ports import (
     Forwarder,
     GroupConsumer,
     LogReader,
+    OnWait,
     Table,
-    Tell,
     TransactionalProducer,
     WorkItemProducer,
 )
@@ -25,4 +25,4 @@ class PartitionPorts:
     work_items: WorkItemProducer
     open_table: Callable[[], AbstractAsyncContextManager[Table]]
     new_writer: Callable[[], TransactionalProducer]
-    new_history: Callable[[Tell], LogReader]
+    new_history: Callable[[OnWait], LogReader]

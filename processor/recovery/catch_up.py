@@ -69,14 +69,14 @@ class CatchUp:
         async for records in self._history.read(
             outcomes, checkpoint.outcomes, offset_ranges[outcomes].end
         ):
-            checkpoint = await remember(
+            checkpoint = await write_ledger(
                 self._topics, self._table, records, checkpoint, forget_before_ms=forget_before_ms
             )
             self.records += len(records)
         return checkpoint
 
 
-async def remember(
+async def write_ledger(
     topics: Topics,
     table: Table,
     records: Sequence[Record],

@@ -13,7 +13,7 @@ from processor.engine.batch import PartitionConfig, first_event_id
 from processor.engine.ports import LogReader, Table
 from processor.engine.rows import Changes, Checkpoint, Position
 from processor.errors import HistoryLost, WrittenByNewer
-from processor.recovery.catch_up import remember
+from processor.recovery.catch_up import write_ledger
 from processor.recovery.checkpoint import (
     OffsetRanges,
     PartitionCheckpoint,
@@ -83,7 +83,7 @@ async def fold_audit(
                     ) from error
             row_number = fold.next_row_number
             checkpoint = await _write_unfinished(place, table, fold.changes(), checkpoint)
-    return await _fill_ledger(place, table, history, offset_ranges, standing, checkpoint)
+    return await _restore_ledger(place, table, history, offset_ranges, standing, checkpoint)
 
 
 async def _write_unfinished(
@@ -94,7 +94,7 @@ async def _write_unfinished(
     return after
 
 
-async def _fill_ledger(
+async def _restore_ledger(
     place: PartitionConfig,
     table: Table,
     history: LogReader,
@@ -108,7 +108,9 @@ async def _fill_ledger(
     if since is not None:
         checkpoint = checkpoint or await _write_unfinished(place, table, Changes(), None)
         async for records in history.read(place.topics.outcomes, since, outcomes.end):
-            checkpoint = await remember(place.topics, table, records, checkpoint, positions=False)
+            checkpoint = await write_ledger(
+                place.topics, table, records, checkpoint, positions=False
+            )
     after = restored(place, offset_ranges, standing)
     await table.write(Changes(), before=checkpoint, after=after)
     return after

@@ -158,7 +158,7 @@ class Restore:
         loop = asyncio.get_running_loop()
         began = loop.time()
         flows = await self._restore_topic(state, *offset_ranges[state], take_snapshots)
-        filled_at = loop.time()
+        snapshots_at = loop.time()
         since = await ledger_start(self._place, self._history, standing)
         ledger_entries = 0
         if since is not None:
@@ -172,9 +172,9 @@ class Restore:
             "the table was filled from the state topic",
             flows=await self._table.count_flows(),
             snapshots=flows,
-            snapshots_s=round(filled_at - began, 3),
+            snapshots_s=round(snapshots_at - began, 3),
             answers=ledger_entries,
-            answers_s=round(ends - filled_at, 3),
+            answers_s=round(ends - snapshots_at, 3),
             indexes_s=round(loop.time() - ends, 3),
         )
         return checkpoint

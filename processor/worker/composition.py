@@ -34,7 +34,7 @@ from processor.contract.rights import Role
 from processor.contract.topics import STEPS, Topics
 from processor.domain.decision import Limits
 from processor.engine.batch import PartitionConfig
-from processor.engine.ports import Tell
+from processor.engine.ports import OnWait
 from processor.partition.batch_processor import BatchProcessor
 from processor.partition.ports import PartitionPorts
 from processor.partition.processor import PartitionProcessor
@@ -276,7 +276,7 @@ def _processor(
             commit_timeout_s=settings.commit_timeout_ms / 1000,
         )
 
-    def new_history(on_wait: Tell) -> KafkaLogReader:
+    def new_history(on_wait: OnWait) -> KafkaLogReader:
         return KafkaLogReader(
             connection,
             partition,

@@ -93,9 +93,11 @@ class Peer:
         """Topics for its audit and its answers, and one for commands where it is given none."""
         own = f"peer-{uuid.uuid4().hex[:8]}"
         audit, outcomes = _audit(own), f"{own}-outcomes"
-        answers = outcomes if self.whole_contract else audit
-        channel = Channel(own, commands or f"{own}-commands", answers)
-        await create_plain_topics(bootstrap, {audit, answers} | ({channel.commands} - {commands}))
+        outcomes_path = outcomes if self.whole_contract else audit
+        channel = Channel(own, commands or f"{own}-commands", outcomes_path)
+        await create_plain_topics(
+            bootstrap, {audit, outcomes_path} | ({channel.commands} - {commands})
+        )
         return channel
 
     @asynccontextmanager

@@ -21,7 +21,7 @@ from uuid import UUID
 import aiosqlite
 
 from processor.adapters.sqlite import FlowTable, open_table, table_path
-from processor.adapters.sqlite.readonly import queries as queries
+from processor.adapters.sqlite.readonly import queries
 from processor.contract.flow import FlowStatus
 from processor.contract.values import instant
 from processor.domain.flow import Flow

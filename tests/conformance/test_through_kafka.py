@@ -58,12 +58,12 @@ def is_timeless(case: Any) -> bool:
 
 def stated(outcome: Any, events: list[Any], expected: Any) -> Any:
     """What is told of one command, as far as a case expects it; work items lie elsewhere."""
-    answer = {name: outcome.get(name) for name in expected_of(expected)}
-    answer["events"] = [
+    stated = {name: outcome.get(name) for name in expected_of(expected)}
+    stated["events"] = [
         {name: value for name, value in event.items() if name not in ("id", "source")}
         for event in events
     ]
-    return answer
+    return stated
 
 
 def expected_of(expected: Any) -> Any:

@@ -447,7 +447,7 @@ def test_a_broker_of_ones_own(prefix: str, tmp_path: Path) -> None:
         assert broker.wait(timeout=patience(60)) == 0
 
 
-def assert_main_job(output: str) -> None:
+def assert_demo(output: str) -> None:
     for word in ("accepted", "duplicate", "forwarded", "quarantined", "not_owner", "a second"):
         assert word in output
     for word in ("taskflow:timer", '{"by":"timer"', '{"by":"timeout"', '{"by":"external_event"'):
@@ -468,7 +468,7 @@ def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path) -> None:
         output, complaints = demo.communicate()
 
     assert demo.returncode == 0, complaints
-    assert_main_job(output)
+    assert_demo(output)
     assert len(seen) >= 4  # supervisor, JVM, worker, views
     psutil.wait_procs(seen, timeout=patience(10))
     assert not [process for process in seen if process.is_running()]
@@ -506,7 +506,7 @@ def test_a_demo_that_is_kept_does_the_main_job_and_answers_until_ctrl_c(tmp_path
             line = demo.stdout.readline()
             assert line, "it ended"
             output += line
-        assert_main_job(output)
+        assert_demo(output)
         url = output.partition("Look at ")[2].split()[0]
         assert url == f"http://{env['TASKFLOW_VIEWS_HTTP']}"
         with urlopen(url, timeout=patience(10)) as page:

@@ -61,7 +61,7 @@ class Command(WorkerProcess):
         (views,) = self.views()
         views.kill()
 
-    async def until_views_answer(self) -> None:
+    async def until_views_respond(self) -> None:
         async with asyncio.timeout(patience(60)), aiohttp.ClientSession() as session:
             while True:
                 with contextlib.suppress(aiohttp.ClientError):
@@ -86,7 +86,7 @@ async def test_up_outlives_its_views_and_its_broker_and_answers_every_command_on
             async with under_load(up.bootstrap, prefix, seed=14, per_s=100) as load:
                 await up.kill_views()
                 await up.until_printed("The view worker was killed by SIGKILL; it is started again")
-                await up.until_views_answer()
+                await up.until_views_respond()
                 for kill in range(1, broker_kills + 1):
                     acknowledged = len(load.acknowledged)
                     await up.kill_kafka()

@@ -16,7 +16,7 @@ from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.engine.batch import Forward, Outgoing, PartitionConfig
 from processor.engine.codec import Headers, Record
 from processor.engine.partitioner import partition_of
-from processor.engine.ports import Fetched, HiddenRecords, OffsetRange, OnHanging, Tell, Written
+from processor.engine.ports import Fetched, HiddenRecords, OffsetRange, OnHanging, OnWait, Written
 from processor.engine.rows import Changes, Checkpoint, FlowRow, Position, RestoreChunk
 from processor.errors import OwnershipLost
 from processor.partition.batch_processor import BatchProcessor
@@ -304,7 +304,7 @@ class ScriptedHistory:
         kafka: MemoryKafka,
         script: Script,
         partition: int,
-        on_wait: Tell = lambda _: None,
+        on_wait: OnWait = lambda _: None,
     ) -> None:
         self.closed = False
         self.hanging_reported = False
@@ -497,8 +497,10 @@ class Stage:
         self.writers.append(writer)
         return writer
 
-    def _new_history(self, tell: Tell) -> ScriptedHistory:
-        self.histories.append(ScriptedHistory(self.kafka, self.script, self.place.partition, tell))
+    def _new_history(self, on_wait: OnWait) -> ScriptedHistory:
+        self.histories.append(
+            ScriptedHistory(self.kafka, self.script, self.place.partition, on_wait)
+        )
         return self.histories[-1]
 
     @asynccontextmanager

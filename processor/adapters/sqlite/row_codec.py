@@ -259,7 +259,7 @@ def ledger_entry(entry: bytes, said: bytes) -> LedgerEntry:
         raise TableCorrupt("a ledger entry is not what was written") from error
 
 
-def numbered_ledger_entry(fields: list[bytes]) -> tuple[int, LedgerEntry]:
+def ledger_row(fields: list[bytes]) -> tuple[int, LedgerEntry]:
     """A row of statements.LEDGER: its number and the answer."""
     try:
         row_number, entry, said = fields

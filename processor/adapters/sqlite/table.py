@@ -110,7 +110,7 @@ class FlowTable:
             tags = [(tag,) for tag in ledger.tags(keys)]
         if not tags:
             return {}
-        rows = await self._read(statements.LEDGER, tags, records.numbered_ledger_entry)
+        rows = await self._read(statements.LEDGER, tags, records.ledger_row)
         wanted = set(keys)
         # Of one key the newest counts.
         return {row.key: row for _, row in sorted(rows, key=first) if row.key in wanted}

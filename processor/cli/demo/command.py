@@ -24,8 +24,8 @@ def demo(
 
     Settings: TASKFLOW_CACHE_DIR, TASKFLOW_BROKER_HEAP, TASKFLOW_VIEWS_HTTP with `--keep`.
     """
-    from processor.cli.demo.execute import show_main_job
+    from processor.cli.demo.execute import show_demo
     from processor.embedded.environment import need_extra
 
     need_extra()
-    show_main_job(settings_and_logs(quiet=True), keep=keep)
+    show_demo(settings_and_logs(quiet=True), keep=keep)

@@ -50,7 +50,7 @@ from processor.runtime import end_tasks, unless_stopped
 from processor.settings import Address, Settings
 
 
-def show_main_job(settings: Settings, *, keep: bool) -> None:
+def show_demo(settings: Settings, *, keep: bool) -> None:
     """Show it; with `keep`, leave it up until a signal comes."""
     left_up = asyncio.Event()
     try:

@@ -23,7 +23,7 @@ from processor.engine.ports import (
     LogReader,
     OffsetRange,
     OnHanging,
-    Tell,
+    OnWait,
     TransactionalProducer,
     WorkItemProducer,
     Written,
@@ -85,7 +85,7 @@ class FailpointWrappers:
         """K12 and K13."""
         return _WorkItems(producer, self._points)
 
-    def history(self, new: Callable[[Tell], LogReader]) -> Callable[[Tell], LogReader]:
+    def history(self, new: Callable[[OnWait], LogReader]) -> Callable[[OnWait], LogReader]:
         """K10."""
         return lambda commit: _History(new(commit), self._points)
 

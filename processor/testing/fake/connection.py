@@ -196,7 +196,7 @@ class FakeItemReader:
             if items:
                 return items
             group.given_back.clear()
-            came = kafka.watch((self._topic, number) for number in range(kafka.partitions))
+            came = kafka.watch((self._topic, partition) for partition in range(kafka.partitions))
             returned = asyncio.ensure_future(group.given_back.wait())
             try:
                 await asyncio.wait((came, returned), return_when=asyncio.FIRST_COMPLETED)
@@ -208,11 +208,11 @@ class FakeItemReader:
         taken: list[Record] = []
         while group.returned and len(taken) < records_max:
             taken.append(group.returned.popleft())
-        for number in range(self._fake.kafka.partitions):
-            log = self._fake.kafka.log(self._topic, number)
-            some = list(log.committed(group.next[number], log.end))[: records_max - len(taken)]
+        for partition in range(self._fake.kafka.partitions):
+            log = self._fake.kafka.log(self._topic, partition)
+            some = list(log.committed(group.next[partition], log.end))[: records_max - len(taken)]
             if some:
-                group.next[number] = some[-1].offset + 1
+                group.next[partition] = some[-1].offset + 1
             taken += some
         return taken
 

@@ -40,7 +40,7 @@ PACE: Final = Pace(fetch_s=86_400.0, between_s=0.0)
 CACHE_BYTES: Final = 2**20
 BATCH_MAX_RECORDS: Final = 1_000
 
-_numbers = count(1)
+_instances = count(1)
 
 
 class TaskflowFake:
@@ -55,7 +55,7 @@ class TaskflowFake:
         """`settings`: all but the brokers count; the topics and one partition are there."""
         self.settings = settings.model_copy(
             update={
-                "bootstrap_servers": f"taskflow-fake-{next(_numbers)}.invalid:9092",
+                "bootstrap_servers": f"taskflow-fake-{next(_instances)}.invalid:9092",
                 "partitions": 1,
             }
         )
@@ -64,7 +64,7 @@ class TaskflowFake:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.kafka = SimKafka(self._topics, self.settings.partitions, self.monotonic)
         self.kafka.now_ms = time.time_ns() // 1_000_000
-        self._files = {number: ModelFile() for number in range(self.settings.partitions)}
+        self._files = {partition: ModelFile() for partition in range(self.settings.partitions)}
         self._groups: dict[str, Group] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -134,16 +134,16 @@ class TaskflowFake:
     def deployment(self) -> Deployment:
         """Return all that was committed, and the tables."""
         tables = [
-            table_of(f"memory/{number}", number, self.settings.partitions, file.content)
-            for number, file in self._files.items()
+            table_of(f"memory/{partition}", partition, self.settings.partitions, file.content)
+            for partition, file in self._files.items()
             if file.content.checkpoint is not None
         ]
         return self.kafka.deployment(self.settings.dedupe_window_ms, tables)
 
     def _values(self, topic: str, flow_id: str | None) -> Iterator[bytes]:
         key = None if flow_id is None else flow_id.encode()
-        for number in range(self.settings.partitions):
-            log = self.kafka.log(topic, number)
+        for partition in range(self.settings.partitions):
+            log = self.kafka.log(topic, partition)
             for record in log.committed(log.start, log.end):
                 if key is None or record.key == key:
                     yield record.value or b""
@@ -180,7 +180,9 @@ class TaskflowFake:
             # The clock of a loop that was moved before is ahead; the broker's is right.
             self.kafka.now_ms -= round(clock.ahead_s * 1000)
         self._clock, self._loop = clock, loop
-        source = FakeSource(self.kafka, lambda number: self._files[number].content.next_due_ms())
+        source = FakeSource(
+            self.kafka, lambda partition: self._files[partition].content.next_due_ms()
+        )
         self._tasks = [
             loop.create_task(self._processor(partition, source).run()) for partition in self._files
         ]

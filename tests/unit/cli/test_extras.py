@@ -83,13 +83,13 @@ def test_the_views_say_so(
 def test_each_module_of_an_extra_names_it() -> None:
     """In what `missing_extra` says; modules that come with several are the smallest extra's."""
     modules = {"faust-streaming": "faust", "prometheus-client": "prometheus_client"}
-    told = {}
+    output = {}
     for extra in ("cli", "worker", "views", "broker", "testing"):
         for line in PROJECT["optional-dependencies"][extra]:
             name = re.split(r"[\[<>=;]", line)[0]
             if name not in (DISTRIBUTION, "aiokafka"):
-                told[modules.get(name, name)] = extra
-    for module, extra in told.items():
+                output[modules.get(name, name)] = extra
+    for module, extra in output.items():
         missing = missing_extra(ModuleNotFoundError(name=f"{module}.inner"))
         assert missing is not None, module
         assert str(missing).endswith(install_line(extra)), module

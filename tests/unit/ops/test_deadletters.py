@@ -11,7 +11,7 @@ from processor.contract.dead_letters import CODE, FORWARDED_FROM, REDRIVEN_FROM
 from processor.contract.headers import DeadLetterFacts, RecordPlace
 from processor.contract.outcomes import Code
 from processor.contract.values import COMMAND_MAX_BYTES
-from processor.engine.dead_letter import dead_letter
+from processor.engine.batch_outcomes import dead_letter
 from processor.engine.partitioner import partition_of
 from processor.ops.deadletters import (
     DeadLetterRecord,

@@ -29,7 +29,7 @@ from tests.unit.commands import (
 TRAFFIC = 160
 HELD = ("extend_step", "complete_step", "fail_step", "release_step")
 STEPS = ("schedule_step", "schedule_step", "start_step", "start_step", *HELD, "retry_step")
-OWNED = {"issued_by": create(0)["issued_by"]}
+ISSUED = {"issued_by": create(0)["issued_by"]}
 
 
 def traffic(seed: int) -> list[tuple[str, dict[str, Any]]]:
@@ -56,7 +56,7 @@ def traffic(seed: int) -> list[tuple[str, dict[str, Any]]]:
                     "commands",
                     schedule(number, run_id, input_json={"n": number})
                     if kind == "schedule_step"
-                    else {**step(kind, number, run_id, **fields), **(issued_by or OWNED)},
+                    else {**step(kind, number, run_id, **fields), **(issued_by or ISSUED)},
                 )
             )
         else:

@@ -43,7 +43,7 @@ async def test_both_ways_to_make_a_table_anew_agree_with_the_live_one(
 
 
 @pytest.mark.parametrize(
-    ("sql", "told"),
+    ("sql", "sentence"),
     [
         ("UPDATE flow SET doc = replace(doc, 'goal 2', 'goal X') WHERE n = 2", "flow {}: doc is"),
         ("UPDATE flow SET chain = zeroblob(16) WHERE n = 2", "flow {}: chain is 0000"),
@@ -57,7 +57,7 @@ async def test_both_ways_to_make_a_table_anew_agree_with_the_live_one(
         ("UPDATE ledger SET details = '[\"not_found\",{}]'", "answer"),
     ],
 )
-async def test_the_first_difference_is_named(stage: Stage, sql: str, told: str) -> None:
+async def test_the_first_difference_is_named(stage: Stage, sql: str, sentence: str) -> None:
     for number in (1, 2):
         stage.kafka.send(*life(number))
     await stage.works()
@@ -67,7 +67,7 @@ async def test_the_first_difference_is_named(stage: Stage, sql: str, told: str) 
         db.commit()
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    assert told.format(flow_id(2)) in str(difference(stage.path, built))
+    assert sentence.format(flow_id(2)) in str(difference(stage.path, built))
 
 
 async def test_a_table_that_is_behind_is_compared_where_the_topics_are(stage: Stage) -> None:

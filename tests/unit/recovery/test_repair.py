@@ -59,8 +59,8 @@ async def test_a_topic_that_was_made_anew_is_read_from_its_start_once_that_is_ac
     lose(stage, stage.place.topics.commands)
     stage.kafka.later(1)
     stage.kafka.send(*(create(10 + n) for n in range(new)))
-    told = await stopped(stage)
-    assert "made anew. `taskflow rebuild --skip-lost --partition 0`" in told
+    sentence = await stopped(stage)
+    assert "made anew. `taskflow rebuild --skip-lost --partition 0`" in sentence
 
     plan = await skipped(stage)
     await stage.works()
@@ -69,7 +69,7 @@ async def test_a_topic_that_was_made_anew_is_read_from_its_start_once_that_is_ac
     sources = [one["source"]["offset"] for one in stage.kafka.outcomes]
     assert sources == [0, 1, *range(new)]
     await stage.works()
-    assert stage.errors[-1] in told  # nothing new
+    assert stage.errors[-1] in sentence  # nothing new
 
 
 async def test_of_a_topic_that_was_cut_what_is_left_is_not_decided_again(stage: Stage) -> None:
@@ -165,9 +165,9 @@ async def test_a_state_topic_that_was_put_back_gets_its_tombstones(stage: Stage)
     stage.kafka.send(prune(1), topic="control")
     await stage.works()
     lose(stage, stage.place.topics.state, keep=old)
-    told = await stopped(stage)
-    assert "was truncated or put back" in told
-    assert "--restore-state" in told
+    sentence = await stopped(stage)
+    assert "was truncated or put back" in sentence
+    assert "--restore-state" in sentence
 
     await restored(stage)
     stage.lose_disk()
@@ -219,9 +219,9 @@ async def test_a_state_topic_with_fewer_records_than_there_are_flows_is_not_beli
     assert cursor.record is not None
     stage.kafka.append("taskflow.state", 0, b"cursor/0", cursor.record.value)
 
-    told = await stopped(stage)
+    sentence = await stopped(stage)
 
-    assert "ends at offset 1, but the table has 20 flows" in told
+    assert "ends at offset 1, but the table has 20 flows" in sentence
     await restored(stage)
     await stage.works()
     stage.lose_disk()
@@ -236,10 +236,10 @@ async def test_an_audit_that_lost_events_cannot_be_mended_and_is_not_written_on(
     await stage.works()
     lose(stage, stage.place.topics.audit)
 
-    told = await stopped(stage)
+    sentence = await stopped(stage)
 
-    assert "names 5 as the next event, but the audit topic ends before 1" in told
-    assert "put the topic back from a copy" in told
+    assert "names 5 as the next event, but the audit topic ends before 1" in sentence
+    assert "put the topic back from a copy" in sentence
 
 
 async def test_lost_outcomes_cost_the_memory_of_resends_and_nothing_else(stage: Stage) -> None:
@@ -262,7 +262,7 @@ async def test_what_a_newer_version_wrote_is_not_decided_on(stage: Stage) -> Non
     stage.kafka.append(stage.place.topics.state, 0, b"cursor/0", newer)
     stage.kafka.send(create(2))
 
-    told = await stopped(stage)
+    sentence = await stopped(stage)
 
-    assert told.startswith("WrittenByNewer")
-    assert "install the version that wrote it" in told
+    assert sentence.startswith("WrittenByNewer")
+    assert "install the version that wrote it" in sentence

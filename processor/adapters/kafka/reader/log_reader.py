@@ -21,7 +21,7 @@ from processor.adapters.kafka.reader.range_reader import RangeReader
 from processor.adapters.kafka.shutdown import stop_consumer
 from processor.contract.rights import Operation, on_group
 from processor.engine.codec import Record
-from processor.engine.ports import HiddenRecords, OffsetRange, OnHanging, Tell
+from processor.engine.ports import HiddenRecords, OffsetRange, OnHanging, OnWait
 from processor.errors import TaskflowError
 
 log = structlog.get_logger()
@@ -109,7 +109,7 @@ class KafkaLogReader:
         *,
         topics: Sequence[str] = (),
         stall_timeout_s: float = STALL_TIMEOUT_S,
-        on_wait: Tell = lambda _: None,
+        on_wait: OnWait = lambda _: None,
         readers: LogReaders | None = None,
         patience_s: float = 0.0,
         in_step: bool = False,

@@ -135,15 +135,15 @@ async def test_a_write_that_failed_leaves_nothing_and_the_next_one_is_found(
 async def test_answers_that_were_filled_are_found_and_others_appended_to_them(
     tmp_path: Path,
 ) -> None:
-    filled, later = ledger_entries(500), ledger_entries(100, first=500)
+    full, later = ledger_entries(500), ledger_entries(100, first=500)
     async with opened(tmp_path) as table:
         await table.begin_restore(at(1))
         for start in range(0, 500, 100):
-            await table.restore(RestoreChunk(ledger_entries=filled[start : start + 100]))
+            await table.restore(RestoreChunk(ledger_entries=full[start : start + 100]))
         await table.end_restore(at(2))
         await table.write(Changes(ledger_entries=later), before=at(2), after=at(3))
-        assert await table.ledger_entries([one.key for one in [*filled, *later]]) == by_key(
-            [*filled, *later]
+        assert await table.ledger_entries([one.key for one in [*full, *later]]) == by_key(
+            [*full, *later]
         )
 
 

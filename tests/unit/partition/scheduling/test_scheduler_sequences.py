@@ -45,8 +45,8 @@ def at_once(work: Coroutine[Any, Any, T]) -> T:
     try:
         work.send(None)
     except StopIteration as done:
-        answer: T = done.value
-        return answer
+        ledger_entry: T = done.value
+        return ledger_entry
     raise AssertionError("it waits for something")
 
 

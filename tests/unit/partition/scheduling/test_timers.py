@@ -56,7 +56,7 @@ def written(
     some: Flows,
     waits: Sequence[tuple[FlowRow | None, FlowRow | None]],
     wakeups: Mapping[str, Wakeup],
-    answers: Sequence[WakeOutcome[str]],
+    ledger_entries: Sequence[WakeOutcome[str]],
     flows: Mapping[str, FlowRow | None],
     now_ms: int,
 ) -> timers.DecidedWakes:
@@ -71,7 +71,7 @@ def written(
         if (known := was or row)
     ]
     left = {flow_id: over(row) for flow_id, row in flows.items()}
-    return some.written(changes, wakeups, answers, left, now_ms)
+    return some.written(changes, wakeups, ledger_entries, left, now_ms)
 
 
 def send(some: Flows, taken: dict[str, int]) -> None:
@@ -82,8 +82,8 @@ def send(some: Flows, taken: dict[str, int]) -> None:
 
 def refused(some: Flows, row: FlowRow, at_ms: int) -> timers.DecidedWakes:
     """The wake of a flow that goes on waiting, appended at `at_ms`, comes to nothing."""
-    answer = WakeOutcome(row.flow.id, row.flow.id, at_ms, False)
-    return written(some, [], {}, [answer], {row.flow.id: row}, NOON_MS)
+    ledger_entry = WakeOutcome(row.flow.id, row.flow.id, at_ms, False)
+    return written(some, [], {}, [ledger_entry], {row.flow.id: row}, NOON_MS)
 
 
 def test_what_is_over_is_taken_once_the_earliest_first() -> None:
@@ -118,12 +118,12 @@ def test_wakes_go_out_in_portions_and_no_more_than_a_few_are_undecided() -> None
         sizes = [*sizes, len(taken)]
     assert sizes == [AT_ONCE_MAX, UNDECIDED_MAX - AT_ONCE_MAX, 0, 0]
     assert some.next_ms() is None  # nothing to hurry for, until some are decided
-    answers = [WakeOutcome(uuid(n), uuid(n), NOON_MS, True) for n in range(1, 11)]
+    ledger_entries = [WakeOutcome(uuid(n), uuid(n), NOON_MS, True) for n in range(1, 11)]
     gone = [
         (waiting(n, NOON_MS), later(waiting(n, NOON_MS), status=FlowStatus.RUNNING))
         for n in range(1, 11)
     ]
-    report = written(some, gone, {}, answers, {}, NOON_MS + 7)
+    report = written(some, gone, {}, ledger_entries, {}, NOON_MS + 7)
     assert (report.ended, report.retried, report.lags_ms) == (10, 0, [7] * 10)
     assert len(some.take(NOON_MS)) == 10
 
@@ -172,9 +172,9 @@ def test_a_table_that_names_too_early_a_time_says_nothing_of_the_clock() -> None
 def test_somebody_elses_wake_decides_nothing_about_ours() -> None:
     some = loaded(Waits((1, NOON_MS)))
     send(some, some.take(NOON_MS))
-    answer = WakeOutcome(uuid(1), uuid(99), NOON_MS, False)
+    ledger_entry = WakeOutcome(uuid(1), uuid(99), NOON_MS, False)
     row = waiting(1, NOON_MS)
-    report = written(some, [], {}, [answer], {uuid(1): row}, NOON_MS)
+    report = written(some, [], {}, [ledger_entry], {uuid(1): row}, NOON_MS)
     assert (report.ended, report.retried, some.overdue(NOON_MS)) == (0, 0, 1)
 
 
@@ -236,8 +236,8 @@ def test_a_refused_wake_of_a_flow_that_was_touched_leaves_what_it_waits_for_now(
     send(some, some.take(NOON_MS))
     was = waiting(1, NOON_MS)
     row = later(was, status=FlowStatus.RUNNING) if wait is None else waiting(1, wait)
-    answer = WakeOutcome(uuid(1), uuid(1), NOON_MS - 1, False)
-    written(some, [(was, row)], {}, [answer], {uuid(1): row}, NOON_MS)
+    ledger_entry = WakeOutcome(uuid(1), uuid(1), NOON_MS - 1, False)
+    written(some, [(was, row)], {}, [ledger_entry], {uuid(1): row}, NOON_MS)
     expected = wait is not None and wait <= NOON_MS + NEAR_MS
     assert (some.next_ms() is not None) is expected
     assert some.armed == (wait is not None)
@@ -249,8 +249,8 @@ def test_a_flow_that_is_woken_and_waits_anew_in_one_batch_is_not_forgotten(at_ms
     some = loaded(Waits((1, NOON_MS)))
     send(some, some.take(NOON_MS))
     was, row = waiting(1, NOON_MS), waiting(1, at_ms)
-    answer = WakeOutcome(uuid(1), uuid(1), NOON_MS, True)
-    report = written(some, [(was, row)], {}, [answer], {uuid(1): row}, NOON_MS + 3)
+    ledger_entry = WakeOutcome(uuid(1), uuid(1), NOON_MS, True)
+    report = written(some, [(was, row)], {}, [ledger_entry], {uuid(1): row}, NOON_MS + 3)
     assert (report.ended, report.retried, report.lags_ms) == (1, 0, [3])
     again = some.next_ms() or loaded(Waits((1, at_ms)), at_ms, some).next_ms()
     assert again == at_ms
@@ -259,11 +259,11 @@ def test_a_flow_that_is_woken_and_waits_anew_in_one_batch_is_not_forgotten(at_ms
 def test_a_copy_of_our_wake_is_no_second_answer() -> None:
     some = loaded(Waits((1, NOON_MS)))
     send(some, some.take(NOON_MS))
-    answers = [
+    ledger_entries = [
         WakeOutcome(uuid(1), uuid(1), NOON_MS, True),
         WakeOutcome(uuid(1), uuid(1), NOON_MS + 1, False),
     ]
-    report = written(some, [], {}, answers, {uuid(1): None}, NOON_MS)
+    report = written(some, [], {}, ledger_entries, {uuid(1): None}, NOON_MS)
     assert (report.ended, report.retried) == (1, 0)
 
 

@@ -136,18 +136,18 @@ class Away:
         self.starts.append(offset)
         self._position = offset
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         if self.for_calls:
             self.for_calls -= 1
             raise self.error
 
     async def offsets_for_times(self, times: Mapping[TopicPartition, int]) -> Any:
-        self._answer()
+        self._respond()
         return dict.fromkeys(times, SimpleNamespace(offset=7))
 
     async def getmany(self, tp: TopicPartition, **how: Any) -> Mapping[TopicPartition, Any]:
         if self._position % 2:
-            self._answer()
+            self._respond()
         self._position += 1
         return {tp: [SimpleNamespace(offset=self._position - 1)]}
 
@@ -210,16 +210,16 @@ async def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "notified"),
     [
         (TopicAuthorizationFailedError("t.audit"), NotAuthorized),
         (OffsetOutOfRangeError({TopicPartition("t.audit", 3): 1}), PositionLost),
     ],
 )
 async def test_what_waiting_does_not_mend_is_told_at_once(
-    monkeypatch: pytest.MonkeyPatch, error: KafkaError, told: type[Exception]
+    monkeypatch: pytest.MonkeyPatch, error: KafkaError, notified: type[Exception]
 ) -> None:
     away = Away(1, error)
-    with pytest.raises(told):
+    with pytest.raises(notified):
         await Missing(monkeypatch, away, 60.0).all()
     assert away.starts == [0]

@@ -18,12 +18,12 @@ class Consumer:
     """A consumer of aiokafka's that has nothing to say."""
 
     def __init__(
-        self, *, fails_with: Exception | None = None, heard_ms: float | None = None
+        self, *, fails_with: Exception | None = None, received_ms: float | None = None
     ) -> None:
         self.sought: dict[int, int] = {}
         self.closed = False
         self._fails_with = fails_with
-        self._heard_ms = heard_ms
+        self._received_ms = received_ms
         self._client = self
 
     async def start(self) -> None: ...
@@ -49,7 +49,7 @@ class Consumer:
         return self.sought[tp.partition]
 
     def last_poll_timestamp(self, _: TopicPartition) -> float | None:
-        return self._heard_ms
+        return self._received_ms
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ async def test_a_broken_consumer_is_let_go_of_and_replaced_at_its_position() -> 
 
 async def test_a_silent_consumer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STALL_S", 0.0)
-    silent, healthy = Consumer(heard_ms=(time.time() - 60) * 1000), Consumer()
+    silent, healthy = Consumer(received_ms=(time.time() - 60) * 1000), Consumer()
     reader = a_reader(silent, healthy)
     await reader.poll(wait_s=0)
     assert silent.closed
@@ -89,7 +89,7 @@ async def test_a_silent_consumer_is_replaced(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_a_consumer_that_hears_of_nothing_new_is_kept() -> None:
-    quiet = Consumer(heard_ms=time.time() * 1000)
+    quiet = Consumer(received_ms=time.time() * 1000)
     reader = a_reader(quiet)
     for _ in range(3):
         await reader.poll(wait_s=0)
@@ -106,7 +106,7 @@ async def test_a_position_that_is_gone_is_told() -> None:
 
 async def test_a_poll_that_is_cancelled_keeps_its_consumer() -> None:
     """As when somebody waits for the next event with a deadline."""
-    quiet = Consumer(heard_ms=time.time() * 1000)
+    quiet = Consumer(received_ms=time.time() * 1000)
     reader = a_reader(quiet)
     await reader.poll(wait_s=0)
     polling = asyncio.ensure_future(reader.poll(wait_s=0))
