@@ -18,7 +18,7 @@ from processor.adapters.kafka.errors import PositionLost
 from processor.client.connection import connect
 from processor.client.errors import CommandNotSent, OutcomeTimeout
 from processor.client.flow_handle import FlowHandle
-from processor.client.pending import NoLongerRead, Pending, Registry
+from processor.client.pending_outcome import NoLongerRead, Pending, Registry
 from processor.client.preparation import Prepared, prepare
 from processor.contract import Command, Outcome, Source, Topics
 from processor.contract.events import TRACEPARENT_HEADER

@@ -16,7 +16,7 @@ from processor.cli.common.progress import Bar
 from processor.cli.replay.parallel import Comparison, compare
 from processor.ops.replay.differences import Findings
 from processor.ops.replay.file_reader import reading
-from processor.ops.replay.recorded import RecordedPartition
+from processor.ops.replay.recorded_history import RecordedPartition
 from processor.ops.replay.store import open_store
 from processor.settings import Settings
 from tests.support.random_histories import export, random_history

@@ -24,7 +24,7 @@ print(schemas.__file__)
 """
 CLIENT_MAX_BYTES = 40_000_000
 """What a client installs, without the pip and setuptools that the environment brings along."""
-BESIDE_OPENSTACK = """
+WITH_OPENSTACK = """
 import asyncio
 import schemas
 import taskflow.engines
@@ -180,7 +180,7 @@ async def test_beside_openstacks_taskflow_a_client_sends_and_reads(
     }
     async with running_worker(settings):
         said = await shown(
-            (client_environment.python, "-c", BESIDE_OPENSTACK), cwd=tmp_path, environ=environ
+            (client_environment.python, "-c", WITH_OPENSTACK), cwd=tmp_path, environ=environ
         )
     assert said == "True ['created', 'started', 'finished']\n"
 

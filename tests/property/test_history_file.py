@@ -10,7 +10,7 @@ from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
 from processor.engine.batch import Outgoing
 from processor.ops.replay.file_reader import FileSource, reading
 from processor.ops.replay.file_writer import BLOCK_MAX, writing
-from processor.ops.replay.recorded import (
+from processor.ops.replay.recorded_history import (
     Beginning,
     Decided,
     Head,

@@ -6,8 +6,8 @@ from typing import Any
 
 from processor.engine.batch import first_event_id
 from processor.engine.rows import Position
-from processor.ops.repartition.comparing import ComparedSide
-from processor.ops.repartition.rewriting import CopiedRecord, Rewriter
+from processor.ops.repartition.comparison import ComparedSide
+from processor.ops.repartition.rewriter import CopiedRecord, Rewriter
 from processor.ops.repartition.steps import MoveStep, OldPartition, merged_by_time
 from processor.ops.verify.record_stream import RecordStream
 from tests.support.partition import Appended

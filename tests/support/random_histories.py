@@ -20,7 +20,7 @@ from processor.ops.replay.differences import Findings
 from processor.ops.replay.file_reader import reading
 from processor.ops.replay.file_writer import writing
 from processor.ops.replay.live import LivePartition
-from processor.ops.replay.recorded import Head, Rules
+from processor.ops.replay.recorded_history import Head, Rules
 from processor.ops.replay.store import open_store
 from tests.support.builders import DAY_MS, MINUTE_MS, TIMER
 from tests.support.partition import Appended

@@ -22,7 +22,7 @@ from processor.contract.topics import Topics
 from processor.engine.batch import Outgoing, first_event_id
 from processor.engine.ports import OffsetRange as Whole
 from processor.engine.rows import Position
-from processor.ops.repartition.rewriting import CopiedRecord, Rewriter, progress_of
+from processor.ops.repartition.rewriter import CopiedRecord, Rewriter, progress_of
 from processor.ops.repartition.steps import MoveStep, OldPartition, merged_by_time
 from processor.ops.verify.record_stream import RecordStream
 from processor.recovery.checkpoint import last_record

@@ -14,7 +14,7 @@ from processor.cli.common.runner import Refused
 from processor.cli.repartition.copy import TopicCopy, newest
 from processor.cli.repartition.topic_set import STOP_TIMEOUT_S, TopicSet
 from processor.contract.topics import Topics
-from processor.ops.repartition.comparing import ComparedSide as Compared
+from processor.ops.repartition.comparison import ComparedSide as Compared
 from processor.settings import Settings
 
 

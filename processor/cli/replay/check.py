@@ -20,7 +20,7 @@ from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.ops.replay.differences import Difference, Findings
 from processor.ops.replay.file_reader import reading
-from processor.ops.replay.recorded import Head, Rules
+from processor.ops.replay.recorded_history import Head, Rules
 from processor.runtime import now_ms
 from processor.settings import Settings
 

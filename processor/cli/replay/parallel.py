@@ -18,7 +18,7 @@ from processor.ops.replay.differences import Findings
 from processor.ops.replay.file_reader import reading
 from processor.ops.replay.file_writer import writing
 from processor.ops.replay.live import LivePartition
-from processor.ops.replay.recorded import Head, RecordedPartition, Rules
+from processor.ops.replay.recorded_history import Head, RecordedPartition, Rules
 from processor.ops.replay.store import FLOWS_BYTES, open_store
 from processor.runtime import tune_interpreter
 from processor.settings import Settings, load_settings

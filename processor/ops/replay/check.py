@@ -30,7 +30,7 @@ from processor.ops.replay.differences import (
     fields_of,
     reworded,
 )
-from processor.ops.replay.recorded import (
+from processor.ops.replay.recorded_history import (
     Beginning,
     Decided,
     RecordedPartition,

@@ -22,7 +22,7 @@ from processor.contract.values import SCHEMA_VERSION
 from processor.engine.batch import Outgoing, new_outgoing
 from processor.engine.rows import LedgerEntry
 from processor.ops.replay.file_writer import trace_of
-from processor.ops.replay.recorded import (
+from processor.ops.replay.recorded_history import (
     FORMAT,
     Beginning,
     Head,

@@ -25,7 +25,7 @@ from processor.contract.topics import CONTROL
 from processor.contract.values import SCHEMA_VERSION
 from processor.engine.batch import Outgoing
 from processor.engine.rows import LedgerEntry
-from processor.ops.replay.recorded import (
+from processor.ops.replay.recorded_history import (
     FORMAT,
     Beginning,
     Decided,

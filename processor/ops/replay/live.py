@@ -14,7 +14,7 @@ from processor.contract.headers import MOVED_FROM, RecordPlace, chain_of, split_
 from processor.contract.state import CURSOR_PREFIX
 from processor.engine.batch import Outgoing, first_event_id, new_outgoing
 from processor.engine.codec import Readable, decode
-from processor.ops.replay.recorded import (
+from processor.ops.replay.recorded_history import (
     Beginning,
     Decided,
     HistoryUnusable,

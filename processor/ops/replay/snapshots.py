@@ -7,7 +7,7 @@ import orjson
 
 from processor.engine.batch import Outgoing, PartitionConfig, snapshot_of
 from processor.ops.replay.differences import CHANGED, Difference, Findings, fields_of
-from processor.ops.replay.recorded import RecordedSnapshot
+from processor.ops.replay.recorded_history import RecordedSnapshot
 from processor.ops.replay.store import Known, ReplayStore
 
 STATE: Final = "(state)"

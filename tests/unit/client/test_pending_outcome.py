@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from processor.client.pending import SEEN_MAX, NoLongerRead, Pending, Registry
+from processor.client.pending_outcome import SEEN_MAX, NoLongerRead, Pending, Registry
 from processor.contract import Outcome, Source
 
 FLOW = "8f14e45f-ceea-467f-9575-0cb0a9b1c8a1"

@@ -8,7 +8,7 @@ import pytest
 
 from processor.contract.headers import MOVED_FROM
 from processor.engine.rows import Position
-from processor.ops.repartition.rewriting import Rewriter, progress_of
+from processor.ops.repartition.rewriter import Rewriter, progress_of
 from processor.ops.repartition.steps import MoveStep, merged_by_time
 from tests.support.moved_deployment import differences, moved, side, undecided
 from tests.support.partition import Appended

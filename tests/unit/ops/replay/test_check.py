@@ -23,7 +23,7 @@ from processor.ops.replay import check as check_module
 from processor.ops.replay import differences
 from processor.ops.replay.differences import Findings
 from processor.ops.replay.file_writer import writing
-from processor.ops.replay.recorded import HistoryUnusable, Rules
+from processor.ops.replay.recorded_history import HistoryUnusable, Rules
 from processor.ops.replay.store import ReplayStore, open_store
 from tests.support.builders import HOUR_MS, MORNING, document, manual
 from tests.support.random_histories import check, check_file, export, random_history, rules_of

@@ -15,11 +15,11 @@ async def test_asyncio_tells_its_selector_how_long_it_would_wait() -> None:
     loop: Any = asyncio.get_running_loop()
     assert isinstance(loop, asyncio.BaseEventLoop)
     assert isinstance(loop._selector, selectors.BaseSelector)
-    told: list[float | None] = []
+    notified: list[float | None] = []
     select = loop._selector.select
-    loop._selector.select = lambda timeout: told.append(timeout) or select(timeout)
+    loop._selector.select = lambda timeout: notified.append(timeout) or select(timeout)
     await asyncio.sleep(0.01)
-    assert any(timeout is not None and 0 < timeout <= 0.01 for timeout in told)
+    assert any(timeout is not None and 0 < timeout <= 0.01 for timeout in notified)
 
 
 async def test_timers_fire_in_their_order_each_at_its_time() -> None:
