@@ -73,7 +73,8 @@ async def _read_by_all(made: Recorded) -> None:
     await _verify_and_replay(made)
     new = await moved(made, 3)
     assert differences(made, new) == []
-    report = await new.verify()
+    # No owner has offered its pending steps yet.
+    report = await new.verify(at_rest=False)
     assert report.ok, violations(report)
 
 
