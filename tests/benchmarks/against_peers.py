@@ -140,7 +140,7 @@ async def throughput_of(
         # As long a topic, of which it does a share.
         count = int(count * contestant.share)
     async with (
-        Watch(bootstrap, channel.outcomes_path) as watch,
+        Watch(bootstrap, channel.outcomes_topic) as watch,
         contestant.running(home, bootstrap, channel) as process,
     ):
         return await measured(watch, process, psutil.Process(broker.pid), count)
@@ -156,7 +156,7 @@ async def latency_of(
             paced.Load(
                 broker.bootstrap,
                 channel.commands,
-                channel.outcomes_path,
+                channel.outcomes_topic,
                 rate_per_s,
                 seconds,
                 contestant.reference_words,

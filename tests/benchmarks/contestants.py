@@ -39,7 +39,7 @@ class Channel(NamedTuple):
 
     name: str
     commands: str
-    outcomes_path: str
+    outcomes_topic: str
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Peer:
             "PEER_BOOTSTRAP": bootstrap,
             "PEER_INPUT": channel.commands,
             "PEER_AUDIT": _audit(channel.name),
-            "PEER_OUTCOMES": channel.outcomes_path,
+            "PEER_OUTCOMES": channel.outcomes_topic,
             "PEER_APP_ID": channel.name,
             "PEER_STATE_DIR": str(state_dir),
         }

@@ -75,7 +75,7 @@ class Load:
 
     bootstrap: str
     commands: str
-    outcomes_path: str
+    outcomes_topic: str
     rate_per_s: int
     seconds: int
     reference_words: bool
@@ -106,7 +106,7 @@ class Outcomes:
         self._consumer = Consumer(
             {
                 "bootstrap.servers": load.bootstrap,
-                "group.id": f"{load.outcomes_path}-measured",
+                "group.id": f"{load.outcomes_topic}-measured",
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,
                 "fetch.wait.max.ms": 100,
@@ -114,7 +114,7 @@ class Outcomes:
         )
         self._consumer.assign(
             [
-                TopicPartition(load.outcomes_path, p, OFFSET_BEGINNING)
+                TopicPartition(load.outcomes_topic, p, OFFSET_BEGINNING)
                 for p in range(load.partitions)
             ]
         )
