@@ -89,6 +89,8 @@ class Ledger:
         self._next_row = next_row
         self._forgotten_to = forgotten_to
         """No row up to this one is there."""
+        self._newest_from = next_row
+        """The first row of the newest generation."""
         self._outlived: list[Generation] = []
         """Those that are being removed."""
 
@@ -108,9 +110,11 @@ class Ledger:
                 Generation(index, bytearray(bits), last_row=last_row, newest_ms=newest_ms)
             )
         last_row = generations[-1].last_row if generations else 0
-        index = generations[-1].index + 1 if generations else 1
+        sealed = generations[-1].index if generations else 0
         rows = db.execute(LOAD_CURRENT, (last_row,)).fetchall()
-        if any(tag >> TAG_BITS != index for _, tag, _ in rows):
+        # Once the full ones are forgotten, only the rows say which generation is the newest.
+        index = rows[0][1] >> TAG_BITS if rows else sealed + 1
+        if index <= sealed or any(tag >> TAG_BITS != index for _, tag, _ in rows):
             raise TableCorrupt("a row of the ledger is of another generation")
         next_row = rows[-1][0] + 1 if rows else last_row + 1
         ((oldest,),) = db.execute(LOAD_OLDEST).fetchall()
@@ -120,6 +124,7 @@ class Ledger:
         if len(entries) != _words_of.size * len(rows):
             raise TableCorrupt("a row of the ledger is not what was written")
         ledger._generations[-1].note(list(_words_of.iter_unpack(entries)))
+        ledger._newest_from -= len(rows)
         return ledger
 
     def tags(self, keys: Sequence[bytes]) -> list[int]:
@@ -156,8 +161,7 @@ class Ledger:
     def sealing(self) -> Iterator[tuple[str, Sequence[Any]]]:
         """Statements that keep the newest generation's filter once it is full; a new one begins."""
         newest = self._generations[-1]
-        before = self._generations[-2].last_row if len(self._generations) > 1 else 0
-        if newest.last_row - before < newest.room:
+        if self._next_row - self._newest_from < newest.room:
             return
         bits = bytes(newest.bits)
         yield SEAL, (newest.index, newest.last_row, newest.newest_ms, crc32(bits), bits)
@@ -181,3 +185,4 @@ class Ledger:
         held = self._next_row - 1 - self._forgotten_to
         rows = max(GENERATION_MIN_ROWS, 1 << (held // GENERATIONS).bit_length())
         self._generations.append(Generation.for_rows(index, rows))
+        self._newest_from = self._next_row

@@ -113,6 +113,20 @@ async def test_full_generations_are_forgotten_in_bounded_steps(tmp_path: Path) -
         assert rows(table, "generation") == 0
         found = await table.ledger_entries([one.key for one in [*new, *more]])
         assert found == by_key([*new, *more])
+    async with opened(tmp_path) as table:  # of the full generations none is left
+        found = await table.ledger_entries([one.key for one in [*new, *more]])
+        assert found == by_key([*new, *more])
+
+
+async def test_a_generation_is_kept_until_it_is_full_when_it_is_the_only_one(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as table:
+        writer = _Writer(table)
+        await writer.write(ledger_entries(SMALL))
+        await writer.write(ledger_entries(1, first=SMALL), forget_before_ms=NOON_MS + SMALL)
+        await writer.write(ledger_entries(1, first=SMALL + 1))
+        assert (rows(table), rows(table, "generation")) == (2, 0)
 
 
 async def test_a_write_that_failed_leaves_nothing_and_the_next_one_is_found(
