@@ -24,6 +24,7 @@ def torture(
         None, "--kills", min=1, help="Nothing but kill -9, until there were so many."
     ),
     workers: int = typer.Option(2, "--workers", min=1, max=16, help="How many are started."),
+    executors: int = typer.Option(2, "--executors", min=1, max=16, help="How many do steps."),
     per_s: int = typer.Option(200, "--rate", min=1, help="Commands a second."),
     bootstrap: str | None = typer.Option(
         None, "--bootstrap", help="A cluster host:port,... of yours that may be disturbed."
@@ -33,12 +34,13 @@ def torture(
 ) -> None:
     """Break everything, again and again, and see that nothing is lost.
 
-    An acceptance test: it starts an embedded Apache Kafka and workers of its own, sends commands of
-    every kind all the time, and draws one fault after the other: kill -9, crash points, stopped
-    and late workers, damaged and lost tables, full disks, a broker that is killed or stopped,
-    requests that are lost, late, cut off or never answered. Each comes only once the last has
-    healed: all workers are ready, and all that the broker had acknowledged is answered. In the end
-    it runs `taskflow verify`. Everything is thrown away, unless something was violated.
+    An acceptance test: it starts an embedded Apache Kafka, workers and executors of its own, sends
+    commands of every kind all the time, and draws one fault after the other: kill -9, crash points,
+    stopped and late workers and executors, damaged and lost tables, full disks, a broker that is
+    killed or stopped, requests that are lost, late, cut off or never answered. Each comes only once
+    the last has healed: all workers are ready, and all that the broker had acknowledged is
+    answered. In the end each step must have ended, once, and `taskflow verify` looks at everything.
+    Everything is thrown away, unless something was violated.
 
     With --bootstrap it uses that cluster, under a topic prefix of its own, and breaks only its own
     workers; it asks before. That is no thing to do to a cluster that others need.
@@ -77,6 +79,7 @@ def torture(
         seconds=seconds,
         kills=kills,
         workers=workers,
+        executors=executors,
         per_s=per_s,
         bootstrap=bootstrap,
     )

@@ -27,6 +27,7 @@ def _show(out: Console, result: ChaosResult) -> None:
     rows += [(name, f"{count:,}") for name, count in sorted(result.faults.items())]
     rows += [(f"of them kill -9: {what}", f"{n:,}") for what, n in sorted(result.kills.items())]
     rows += [(f"outcomes: {name}", f"{count:,}") for name, count in result.verdicts.most_common()]
+    rows += [(f"steps: {name}", f"{count:,}") for name, count in sorted(result.steps.items())]
     print_rows(out, ("what", "how often"), rows)
     healed = ", ".join(f"{name} {value:g} s" for name, value in result.as_json()["heal_s"].items())
     out.print(plain(f"Healed within: {healed or 'there was nothing to heal'}."))

@@ -2,16 +2,20 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
 from processor.embedded.broker import EmbeddedBroker
+from processor.testing.chaos.load import LEASE_MS
 from processor.testing.chaos.proxy import KINDS, Fate, Proxy
 from processor.testing.chaos.worker_process import (
     AT_A_POINT,
     CAN_LIMIT_FILES,
+    EXECUTING,
     READY,
+    ExecutorProcess,
     WorkerEnded,
     WorkerProcess,
     WorkerSilent,
@@ -35,6 +39,7 @@ class Stage(Protocol):
     """What faults are done to."""
 
     workers: list[WorkerProcess]
+    executors: list[ExecutorProcess]
     session_s: float
     """After this time without a sign of life a worker's partitions go to others."""
     broker: EmbeddedBroker | None
@@ -42,7 +47,10 @@ class Stage(Protocol):
     """Between the workers and the broker, if the broker is ours."""
 
     def killed(self, what: str) -> None:
-        """Count a kill -9 of `what`: worker or broker."""
+        """Count a kill -9 of `what`: worker, executor or broker."""
+
+    def stopped(self, holder: str, seconds: float) -> None:
+        """Note that the executor `holder` was stopped for so long, until now."""
 
 
 class Act(NamedTuple):
@@ -61,6 +69,25 @@ async def _kill(stage: Stage, dice: random.Random) -> str:
     stage.killed("worker")
     await worker.start()
     return worker.name
+
+
+async def _kill_executor(stage: Stage, dice: random.Random) -> str:
+    executor = dice.choice(stage.executors)
+    await executor.kill()
+    stage.killed("executor")
+    await executor.start()
+    return executor.name
+
+
+async def _stop_executor(stage: Stage, dice: random.Random) -> str:
+    """An executor that is stopped past its leases, and continued."""
+    executor = dice.choice(stage.executors)
+    began = time.monotonic()
+    executor.pause()
+    await asyncio.sleep(dice.uniform(1.5, 3) * LEASE_MS / 1000)
+    stage.stopped(executor.holder, time.monotonic() - began)
+    executor.resume()
+    return executor.name
 
 
 async def _kill_all(stage: Stage, dice: random.Random) -> str:
@@ -90,7 +117,7 @@ async def _stop(stage: Stage, dice: random.Random) -> str:
 async def _point(stage: Stage, dice: random.Random) -> str:
     """A worker that breaks at a named point."""
     worker = dice.choice(stage.workers)
-    point = dice.choice([f"K{nth}" for nth in range(12)])
+    point = dice.choice([f"K{nth}" for nth in range(14)])
     actions = ["kill", "kill", "kill", "stop", f"delay={dice.randrange(100, 3_000)}ms"]
     actions += ["raise"] if point != "K5" else []
     actions += ["full", "full"] if point == "K8" else []
@@ -232,6 +259,8 @@ async def _freeze(stage: Stage, dice: random.Random) -> str:
 MENU: Final = (
     Act("kill a worker", 8, _kill),
     Act("kill all workers", 2, _kill_all),
+    Act("kill an executor", 4, _kill_executor),
+    Act("stop an executor past its leases", 4, _stop_executor),
     Act("break at a point", 8, _point),
     Act("stop a worker past its session", 3, _stop),
     Act("a worker leaves and comes back", 2, _leave),
@@ -248,6 +277,7 @@ MENU: Final = (
 KILLS: Final = (
     Act("kill a worker", 7, _kill),
     Act("kill all workers", 1, _kill_all),
+    Act("kill an executor", 3, _kill_executor),
     Act("kill the broker", 1, _kill_broker, needs_broker=True),
 )
 """What `--kills` draws from."""
@@ -261,7 +291,11 @@ def draw(menu: tuple[Act, ...], dice: random.Random, *, with_broker: bool) -> Ac
 
 
 async def healed(stage: Stage) -> None:
-    """Wait until every worker has said once that it is ready; raises what it is not for."""
+    """Wait until every worker and executor has said once that it is ready; raises what it is not
+    for."""
     for worker in stage.workers:
         worker.check()
         await worker.until_printed(READY, timeout_s=READY_TIMEOUT_S)
+    for executor in stage.executors:
+        executor.check()
+        await executor.until_printed(EXECUTING, timeout_s=READY_TIMEOUT_S)

@@ -26,6 +26,11 @@ RUBBISH: Final = (b"\xff\xfe", b"", b"[]", b'{"kind":"dance"}', b'{"n":NaN}', b"
 FLOWS_MAX: Final = 300
 RESENT_MAX: Final = 500
 LONGEST_WAIT_S: Final = 5
+TASK: Final = "endure"
+"""What all steps are to do."""
+LEASE_MS: Final = 2_000
+WORK_S: Final = (0, 0.01, 0.1, 0.25, 0.5, 1, 3)
+"""How long a step takes: its input. The longest needs its lease extended."""
 BURSTS_PER_S: Final = 50
 SEND_TIMEOUT_MS: Final = 60_000
 STOP_TIMEOUT_S: Final = 2.0
@@ -95,9 +100,36 @@ class Load:
         topic = self.topics.control if kind in _BY_OPERATORS else self.topics.commands
         return self._written(topic, flow, kind.partition(" ")[0], _FIELDS[kind](self, flow.past))
 
+    def step(self, past: int) -> Doc:
+        """A step to be scheduled, of one of few run ids."""
+        dice = self.dice
+        step: Doc = {
+            "run_id": f"step-{past % 5}",
+            "task": TASK,
+            "input_json": dice.choice(WORK_S),
+            "lease_ms": LEASE_MS,
+            "backoff_ms": dice.choice((0, 200)),
+            "max_attempts": dice.choice((1, 3, 5)),
+        }
+        for name in ("not_before", "timeout_at"):
+            if dice.random() < 0.1:
+                step[name] = self._soon()
+        return step
+
+    def join(self) -> Doc:
+        """A wait for all steps of the flow, or for one of them."""
+        dice = self.dice
+        wait: Doc = {"kind": "steps", "timeout_at": self._soon()}
+        if dice.random() < 0.5:
+            wait |= {"run_ids": ["step-1"], "mode": dice.choice(("any", "all", "all_or_failure"))}
+        return wait
+
+    def _soon(self) -> str:
+        return instant(int(time.time() * 1000) + self.dice.randrange(500, LONGEST_WAIT_S * 1000))
+
     def wait(self) -> Doc:
         """One of the three kinds, over soon if by itself."""
-        soon = instant(int(time.time() * 1000) + self.dice.randrange(500, LONGEST_WAIT_S * 1000))
+        soon = self._soon()
         return self.dice.choice(
             [
                 {"kind": "timer", "at": soon},
@@ -159,6 +191,11 @@ _FIELDS: Final[Mapping[str, Any]] = {
     },
     "set_waiting": lambda load, past: {"wait": load.wait()},
     "set_waiting again": lambda load, past: {"wait": load.wait()},
+    "set_waiting for steps": lambda load, past: {"wait": load.join()},
+    **{f"schedule_step {n}": lambda load, past: load.step(past) for n in range(4)},
+    "cancel_step": lambda load, past: {"run_id": f"step-{past % 5}"},
+    "retry_step": lambda load, past: {"run_id": f"step-{past % 5}"},
+    "wake_step": lambda load, past: {"run_id": f"step-{past % 5}"},
     "resume": lambda load, past: {"state_patch": {"resumed": past}},
     "resume_external": lambda load, past: {"topic": "t", "correlation_id": "c", "payload": past},
     "finish": lambda load, past: {"final_state": {"past": past}},
@@ -170,7 +207,7 @@ _FIELDS: Final[Mapping[str, Any]] = {
     "prune": lambda load, past: {},
 }
 """Each kind and its fields; what stands behind the kind only tells entries apart."""
-_BY_OPERATORS: Final = frozenset({"fail", "wake", "prune"})
+_BY_OPERATORS: Final = frozenset({"fail", "wake", "wake_step", "prune"})
 
 
 @asynccontextmanager

@@ -30,7 +30,14 @@ from processor.testing.chaos.faults import KILLS, MENU, Act, draw, healed
 from processor.testing.chaos.load import LONGEST_WAIT_S, Load, under_load
 from processor.testing.chaos.outcome_tracker import NotHealed, OutcomeTracker
 from processor.testing.chaos.proxy import Proxy, proxied
-from processor.testing.chaos.worker_process import READY, WorkerEnded, WorkerProcess, WorkerSilent
+from processor.testing.chaos.step_audit import Stop, read_steps
+from processor.testing.chaos.worker_process import (
+    READY,
+    ExecutorProcess,
+    WorkerEnded,
+    WorkerProcess,
+    WorkerSilent,
+)
 
 HEAL_TIMEOUT_S: Final = 120.0
 START_TIMEOUT_S: Final = 90.0
@@ -52,6 +59,7 @@ class ChaosPlan:
     seconds: float | None
     kills: int | None = None
     workers: int = 2
+    executors: int = 2
     partitions: int = 4
     per_s: int = 200
     bootstrap: str | None = None
@@ -70,6 +78,8 @@ class ChaosResult:
     sent: Counter[str] = field(default_factory=Counter)
     acknowledged: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
+    steps: Counter[str] = field(default_factory=Counter)
+    """How often what happened to steps."""
     heal_s: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     verified: list[dict[str, Any]] = field(default_factory=list)
@@ -87,6 +97,7 @@ class ChaosResult:
             "seed": plan.seed,
             "prefix": self.prefix,
             "workers": plan.workers,
+            "executors": plan.executors,
             "partitions": plan.partitions,
             "per_s": plan.per_s,
             "broker": "embedded" if plan.bootstrap is None else "given",
@@ -99,6 +110,7 @@ class ChaosResult:
                 "acknowledged": self.acknowledged,
                 "verdicts": dict(sorted(self.verdicts.items())),
             },
+            "steps": dict(sorted(self.steps.items())),
             "heal_s": _spread(self.heal_s),
             "violations": self.violations,
             "verified": self.verified,
@@ -151,18 +163,26 @@ class ChaosStage:
         self,
         settings: Settings,
         workers: list[WorkerProcess],
+        executors: list[ExecutorProcess],
         broker: EmbeddedBroker | None,
         proxy: Proxy | None,
     ) -> None:
         self.settings = settings
         self.workers = workers
+        self.executors = executors
         self.broker = broker
         self.proxy = proxy
         self.session_s = settings.session_timeout_ms / 1000
         self.kills: Counter[str] = Counter()
+        self.stops: list[Stop] = []
 
     def killed(self, what: str) -> None:
         self.kills[what] += 1
+
+    def stopped(self, holder: str, seconds: float) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        if self.broker is not None:  # another's clock is not ours
+            self.stops.append(Stop(holder, now_ms - int(seconds * 1000), now_ms))
 
 
 @asynccontextmanager
@@ -189,19 +209,21 @@ async def _stage(
             else:
                 own["TASKFLOW_STANDBY"] = "true"
             made.append(WorkerProcess(f"w{nth}", home, {**base, **own}))
-        stage = ChaosStage(settings, made, broker, proxy)
+        near = {**base, "TASKFLOW_BOOTSTRAP_SERVERS": address}
+        executors = [ExecutorProcess(f"e{n}", home, near) for n in range(plan.executors)]
+        stage = ChaosStage(settings, made, executors, broker, proxy)
         try:
-            await asyncio.gather(*(worker.start() for worker in made))
+            await asyncio.gather(*(process.start() for process in (*made, *executors)))
             for worker in made:
                 await worker.until_printed(READY, timeout_s=START_TIMEOUT_S)
             yield stage
         finally:
             if proxy is not None:
                 proxy.thaw()
-            for worker in made:
-                if worker.running:
-                    worker.resume()
-                    await worker.kill()
+            for process in (*made, *executors):
+                if process.running:
+                    process.resume()
+                    await process.kill()
 
 
 def _environment(plan: ChaosPlan, prefix: str, environ: Mapping[str, str]) -> dict[str, str]:
@@ -310,6 +332,12 @@ async def _come_to_rest(stage: ChaosStage, outcomes: OutcomeTracker, result: Cha
         for partition in range(stage.settings.partitions)
     ]
     await outcomes.rest(sources, rest_s=REST_S, timeout_s=HEAL_TIMEOUT_S)
+    for executor in stage.executors:
+        if (code := await executor.end()) != 0:
+            result.violations.append(f"{executor.name} ended with code {code}, not 0.")
+    audit = await read_steps(stage.settings, stage.stops)
+    result.steps = audit.counts
+    result.violations += audit.violations
 
 
 def _enough(kills: Counter[str], wanted: int | None) -> bool:

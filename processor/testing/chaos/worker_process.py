@@ -1,7 +1,8 @@
-"""Run workers as processes: start, kill, stop and starve them."""
+"""Run workers and executors as processes: start, kill, stop and starve them."""
 
 import asyncio
 import os
+import re
 import resource
 import signal
 import sys
@@ -14,13 +15,18 @@ from typing import Final
 from processor.errors import TaskflowError
 from processor.runtime import sleep_unless
 from processor.settings import PREFIX
+from processor.testing.chaos.load import TASK
 
 KEPT_BYTES: Final = 256 * 1024
 """Of what a worker has said, in memory; its log has all of it."""
 READY: Final = '"worker ready"'
 AT_A_POINT: Final = '"a crash point is reached"'
-LANDMARKS: Final = (READY, AT_A_POINT)
-"""What is listened for, in a worker's log of JSON lines."""
+EXECUTING: Final = "doing steps of "
+LANDMARKS: Final = (READY, AT_A_POINT, EXECUTING)
+"""What is listened for, in a worker's log of JSON lines, and in what an executor says."""
+
+GROUP: Final = "torture-executors"
+FAILING_S: Final = 0.25
 
 CAN_LIMIT_FILES: Final = hasattr(resource, "prlimit")
 """Linux lets us change the limits of a child that runs."""
@@ -39,6 +45,8 @@ class WorkerProcess:
 
     It ends with us, however we end: it holds the other end of its standard input.
     """
+
+    command: tuple[str, ...] = ("worker", "--with-parent")
 
     def __init__(self, name: str, home: Path, environment: Mapping[str, str]) -> None:
         self.name = name
@@ -72,7 +80,7 @@ class WorkerProcess:
         self._output = ""
         self._seen.clear()
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "processor", "worker", "--with-parent"),
+            *(sys.executable, "-m", "processor", *self.command),
             env={**self._environment, **own},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -165,6 +173,23 @@ class WorkerProcess:
     def tables(self) -> list[Path]:
         """Its table files, the largest first."""
         return sorted(self.state_dir.glob("*.db"), key=lambda path: -path.stat().st_size)
+
+
+class ExecutorProcess(WorkerProcess):
+    """`taskflow step run`: does the steps of the load, each with a program of its own that sleeps
+    for as long as the input says, and fails where that is FAILING_S."""
+
+    command = (
+        *("step", "run", "--with-parent", "--task", TASK, "--group", GROUP),
+        *("--concurrency", "8", "--drain", "5s", "--", "sh", "-c"),
+        f'read s; sleep "$s"; case "$s" in {FAILING_S}) exit 1;; esac; echo "$s"',
+    )
+
+    @property
+    def holder(self) -> str:
+        """Its `issued_by` in this run, once it has said what it does."""
+        found = re.search(rf"{EXECUTING}{TASK} as (\S+);", self.told)
+        return "" if found is None else found[1]
 
 
 def flip(path: Path, at: int, mask: int) -> None:

@@ -15,6 +15,7 @@ KINDS = {
     *("create_managed", "create_mirrored", "start_running", "set_waiting", "resume"),
     *("resume_external", "finish", "fail", "request_cancel", "cancel", "update_state"),
     *("record_step_observation", "wake", "prune"),
+    *("schedule_step", "cancel_step", "retry_step", "wake_step"),
 }
 
 
@@ -36,8 +37,9 @@ def test_at_a_given_cluster_only_workers_are_broken() -> None:
     assert not [act.name for act in MENU if "broker" in act.name and not act.needs_broker]
 
 
-def test_kills_are_kill_9_of_workers_and_of_the_broker_and_nothing_else() -> None:
-    assert {act.name for act in KILLS} == {"kill a worker", "kill all workers", "kill the broker"}
+def test_kills_are_kill_9_of_workers_executors_and_the_broker_and_nothing_else() -> None:
+    workers = {"kill a worker", "kill all workers"}
+    assert {act.name for act in KILLS} == workers | {"kill an executor", "kill the broker"}
 
 
 def test_the_load_has_every_kind_every_wait_and_records_of_every_trouble() -> None:
@@ -58,9 +60,10 @@ def test_the_load_has_every_kind_every_wait_and_records_of_every_trouble() -> No
         ("external_event", True),
         ("manual", False),
         ("manual", True),
+        ("steps", True),
     }
     control = {orjson.loads(v)["kind"] for topic, _, v, _ in records if topic == TOPICS.control}
-    assert control == {"fail", "wake", "prune"}
+    assert control == {"fail", "wake", "wake_step", "prune"}
 
 
 def test_the_load_is_the_same_for_the_same_seed() -> None:
