@@ -229,6 +229,8 @@ class _Connection:
                         continue
                     case Fate.LATE:
                         await asyncio.sleep(late_s)
+                if upstream.is_closing():  # the broker is gone
+                    return
                 self._asked[correlation_id] = (api_key, fate)
                 upstream.write(frame + body)
                 await upstream.drain()

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from processor.adapters.kafka.topic_reader import read
+from processor.adapters.kafka.reader.topic_reader import read
 from processor.contract.topics import Topics
 from processor.contract.values import parse_timestamp
 from processor.settings import Settings

@@ -181,14 +181,14 @@ class ExecutorProcess(WorkerProcess):
 
     command = (
         *("step", "run", "--with-parent", "--task", TASK, "--group", GROUP),
-        *("--concurrency", "8", "--drain", "5s", "--", "sh", "-c"),
+        *("--concurrency", "16", "--drain", "5s", "--", "sh", "-c"),
         f'read s; sleep "$s"; case "$s" in {FAILING_S}) exit 1;; esac; echo "$s"',
     )
 
     @property
     def holder(self) -> str:
         """Its `issued_by` in this run, once it has said what it does."""
-        found = re.search(rf"{EXECUTING}{TASK} as (\S+);", self.told)
+        found = re.search(rf"{EXECUTING}{TASK} as (\S+);", self.output)
         return "" if found is None else found[1]
 
 
