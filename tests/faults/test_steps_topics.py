@@ -43,7 +43,7 @@ async def settled(
 
 
 async def program(*arguments: str, env: dict[str, str]) -> tuple[int, str]:
-    """Exit code of the program, and what it told."""
+    """Exit code of the program, and what it printed."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "processor", *arguments),
         env=env,
@@ -51,8 +51,8 @@ async def program(*arguments: str, env: dict[str, str]) -> tuple[int, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    told, _ = await process.communicate()
-    return process.returncode or 0, told.decode()
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()
 
 
 async def test_steps_grows_under_a_worker_that_goes_on(
@@ -84,13 +84,13 @@ async def test_steps_grows_under_a_worker_that_goes_on(
         await send(producer, prefix, *(schedule(1, f"c{run}") for run in runs))
         world = await settled(broker, prefix, PARTITIONS, worker.state_dir)
         env = environment(broker.bootstrap, prefix, worker.state_dir)
-        code, told = await program("verify", "--at-rest", env=env)
+        code, output = await program("verify", "--at-rest", env=env)
         assert await worker.end() == 0
 
     assert under_it.steps_partitions == world.steps_partitions == GROWN
     under_it.assert_clean()
     world.assert_clean()
-    assert code == 0, told
+    assert code == 0, output
     found = items(world)
     assert {item["run_id"] for _, item in found} == {f"{x}{run}" for x in "abc" for run in runs}
     for partition, item in found:
@@ -130,8 +130,8 @@ async def test_a_repartition_takes_live_steps_along(
     env = environment(broker.bootstrap, prefix, tmp_path / "none", PARTITIONS=f"{PARTITIONS}")
     home = tmp_path / "new"
     home.mkdir()
-    code, told = await program("repartition", "--to", "3", "--prefix", new, "--yes", env=env)
-    assert code == 0, told
+    code, output = await program("repartition", "--to", "3", "--prefix", new, "--yes", env=env)
+    assert code == 0, output
 
     async with (
         workers(1, home, broker.bootstrap, new, PARTITIONS="3") as (worker,),
@@ -163,6 +163,6 @@ async def test_a_repartition_takes_live_steps_along(
     assert last == {(flow_id(4), "resumed")} | {
         (flow_id(number), "step_succeeded") for number in (0, 1, 4, 5)
     }
-    answers = [json.loads(record.value or b"") for record in world.all_of("outcomes")]
-    codes = {(answer["flow_id"], answer["code"]) for answer in answers if answer["code"]}
+    outcomes = [json.loads(record.value or b"") for record in world.all_of("outcomes")]
+    codes = {(outcome["flow_id"], outcome["code"]) for outcome in outcomes if outcome["code"]}
     assert {(flow_id(2), "not_due"), (flow_id(5), "illegal_transition")} == codes
