@@ -83,7 +83,7 @@ class ViewsApp(faust.App):
             topic_allow_declare=False,
             topic_disable_leader=True,
             TableManager=ViewTables,
-            ViewTable=ViewTable,
+            Table=ViewTable,
             Monitor=ViewSensor,
             broker_session_timeout=settings.session_timeout_ms / 1000,
             broker_request_timeout=max(40.0, settings.session_timeout_ms / 1000),
