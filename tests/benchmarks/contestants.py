@@ -152,10 +152,11 @@ async def create_plain_topics(bootstrap: str, names: Iterable[str]) -> None:
 # Building
 
 
-def _python_peer(build: Path, name: str) -> Sequence[str]:
-    """An environment with the peer's own library."""
+def python_app(build: Path, folder: Path) -> Sequence[str]:
+    """How to run the `app.py` in `folder`, in an environment with the libraries that it needs."""
+    name = folder.name
     home = build / name
-    wanted = HERE / name / "requirements.txt"
+    wanted = folder / "requirements.txt"
     done = home / "done"
     if not done.exists() or done.read_text() != wanted.read_text():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
@@ -163,7 +164,7 @@ def _python_peer(build: Path, name: str) -> Sequence[str]:
         if subprocess.run(pip, check=False).returncode:
             raise Missing(f"{name}: its library could not be installed")
         done.write_text(wanted.read_text())
-    return [str(home / "bin" / "python"), str(HERE / name / "app.py")]
+    return [str(home / "bin" / "python"), str(folder / "app.py")]
 
 
 def _java_peers(build: Path) -> Sequence[str]:
@@ -186,7 +187,7 @@ def _java_peers(build: Path) -> Sequence[str]:
 
 def _faust_peer(build: Path) -> Sequence[str]:
     worker = ("--loop", "uvloop", "worker", "-l", "warn", "--without-web")
-    return [*_python_peer(build, "faust"), *worker]
+    return [*python_app(build, HERE / "faust"), *worker]
 
 
 def _built(build: Path, make: Callable[[Path], Sequence[str]]) -> Sequence[str] | None:
@@ -205,7 +206,7 @@ def peers_for_throughput(build: Path) -> Iterator[Peer]:
             for commit_ms in (100, 1_000):
                 yield _streams_whole(streams, threads, commit_ms)
         yield from (_streams_reference(streams, commit_ms) for commit_ms in (100, 1_000))
-    if (quix := _built(build, lambda home: _python_peer(home, "quix"))) is not None:
+    if (quix := _built(build, lambda home: python_app(home, HERE / "quix"))) is not None:
         yield _every(1_000, "Quix Streams", quix)
     if (faust := _built(build, _faust_peer)) is not None:
         yield _every(1_000, "Faust", faust, share=1 / 8)
@@ -217,7 +218,7 @@ def peers_for_latency(build: Path) -> Iterator[Peer]:
         for commit_ms in (100, 10):
             yield _streams_whole(streams, 1, commit_ms)
             yield _streams_reference(streams, commit_ms)
-    if (quix := _built(build, lambda home: _python_peer(home, "quix"))) is not None:
+    if (quix := _built(build, lambda home: python_app(home, HERE / "quix"))) is not None:
         yield _every(100, "Quix Streams", quix)
         yield _every(10, "Quix Streams", quix)
     if (faust := _built(build, _faust_peer)) is not None:

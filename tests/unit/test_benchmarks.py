@@ -7,9 +7,15 @@ from typing import Any
 import orjson
 import pytest
 
+from processor.contract.steps import STEPS
+from processor.engine.codec import Draft, Readable, decode
 from processor.engine.partitioner import partition_of
 from tests.benchmarks import many_flows, paced
+from tests.benchmarks.jobs.effects import Effects, after_kills, latency, throughput
 from tests.benchmarks.results import KEPT, PLOTS, Run, digest, kept
+from tests.benchmarks.steps import handler, lapse
+from tests.benchmarks.steps.leases import step_snapshot
+from tests.benchmarks.steps.work import PER_FLOW, Work, step_of
 from tests.benchmarks.throughput import command
 from tests.benchmarks.views import slowest_per_s
 
@@ -109,3 +115,59 @@ def test_figures_are_kept_as_they_are(tmp_path: Path) -> None:
 def test_a_plot_shows_what_is_kept(name: str) -> None:
     drawn = (DRAWN / f"{name}.svg").read_text("utf-8")
     assert digest(PLOTS[name]) in drawn, "the figures are newer: make plots"
+
+
+def test_a_whole_step_is_three_commands_that_can_be_read() -> None:
+    work, step = Work(3, 4), 2 * PER_FLOW + 1
+    made = [
+        work.create(2),
+        work.schedule(step, lapse.SCHEDULE),
+        work.start(step),
+        work.start(step, 2),
+        work.complete(step, 2),
+    ]
+    read = [decode(Draft(one.key, one.value)) for one in made]
+    commands = [one.command for one in read if isinstance(one, Readable)]
+    assert [one.kind for one in commands] == [
+        "create_managed",
+        "schedule_step",
+        "start_step",
+        "start_step",
+        "complete_step",
+    ]
+    assert len({one.command_id for one in commands}) == len(made)
+    assert {one.flow_id for one in commands} == {made[0].key.decode()}
+    assert {one.partition for one in made} == {partition_of(made[0].key, 4)}
+    assert step_of(made[0].key + b"/run-%d" % step) == step
+
+
+def test_a_lease_at_rest_is_a_step_as_state_has_it() -> None:
+    flow_id = str(uuid.uuid4())
+    key, value = step_snapshot(flow_id, "run-1")
+    step = STEPS.validate_python(orjson.loads(value)["step"], strict=False)
+    assert key.decode() == f"{flow_id}/run-1"
+    assert step.id == str(uuid.uuid5(uuid.UUID(flow_id), "run-1"))
+
+
+def test_a_handler_that_never_began_is_told() -> None:
+    r = handler.result([1.0, 2.0, 3.0], [1.02, 2.04, 0.0])
+    assert (r["steps"], r["not_begun"]) == (3, 1)
+    assert r["p99"] == pytest.approx(40)
+
+
+def test_the_way_of_a_lapsed_lease_is_told_in_parts() -> None:
+    """Of three, the first is skipped and the last not handed out."""
+    rows = [(0, 9_000, 9_000.0), (1, 2_100, 2_130.0)]
+    r = lapse.result(rows, {0: 0, 1: 2_000, 2: 3_000}, {0: 1, 1: 2_040}, steps=3, skipped=1)
+    assert (r["leases"], r["not_handed_out"]) == (2, 1)
+    assert (r["wake_p99"], r["item_p99"], r["seen_p99"]) == (40, 60, 130)
+
+
+def test_jobs_are_judged_by_their_effects() -> None:
+    lines = """begins 0 10.0\nends 0 10.5\nbegins 1 10.0\nbegins 2 10.1\nends 2 11.0
+    begins 2 15.0\nends 2 16.0""".splitlines()
+    effects = Effects.of(lines)
+    assert after_kills(effects, range(4)) == {"kill_jobs": 4, "lost": 2, "twice": 1}
+    assert throughput(effects, [0, 2]) == {"jobs": 2, "jobs_per_s": 2 / 1.0}
+    r = latency(effects, [0, 1, 2], 9.9, 10, skipped=1)
+    assert (r["latency_jobs"], r["max"]) == (2, pytest.approx(0, abs=1e-6))

@@ -37,6 +37,7 @@ class Work:
 
     def __init__(self, flows: int, partitions: int) -> None:
         self._keys: Sequence[bytes] = [flow_id.encode() for flow_id in flow_ids(flows)]
+        self._partitions = partitions
         self._places = [partition_of(key, partitions) for key in self._keys]
 
     def create(self, flow: int) -> Made:
@@ -52,9 +53,15 @@ class Work:
         fields = b',"run_id":"run-%d"' % step
         return self._made(b"start_step", START, number, step // PER_FLOW, HOLDER, fields)
 
-    def complete(self, step: int) -> Made:
-        fields = b',"run_id":"run-%d","attempt":1,"result_json":{"label":"invoice"}' % step
-        return self._made(b"complete_step", COMPLETE, step, step // PER_FLOW, HOLDER, fields)
+    def complete(self, step: int, attempt: int = 1) -> Made:
+        fields = b',"run_id":"run-%d","attempt":%d,"result_json":{"label":"invoice"}'
+        flow = step // PER_FLOW
+        return self._made(b"complete_step", COMPLETE, step, flow, HOLDER, fields % (step, attempt))
+
+    def place(self, flow_id: str, value: bytes) -> Made:
+        """Any other command of any flow."""
+        key = flow_id.encode()
+        return Made(partition_of(key, self._partitions), key, value)
 
     def _made(
         self, kind: bytes, which: int, number: int, flow: int, by: str, fields: bytes
