@@ -29,7 +29,7 @@ class Shape:
 
     steps: int = 100_000
     flows: int = 5_000
-    in_flight: int = 16_000
+    in_flight: int = 8_000
     processes: int = 2
 
 
