@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.embedded.broker import embedded_broker
 from processor.settings import Settings
 from tests.benchmarks.contestants import BUILD, Missing, python_app

@@ -16,7 +16,7 @@ from typing import Final
 
 from confluent_kafka import Producer
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.client import Step, StepWorker
 from processor.contract.topics import Topics
 from processor.settings import Settings

@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Producer, TopicPartition
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.contract.topics import Topics
 from processor.contract.values import parse_timestamp
 from processor.settings import Settings

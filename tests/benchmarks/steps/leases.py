@@ -12,7 +12,7 @@ from typing import Final
 
 import orjson
 
-from processor.adapters.kafka.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.contract.topics import Topics
 from processor.contract.values import DAY_MS, instant
 from processor.domain.decide_steps import step_id
