@@ -43,16 +43,17 @@ ROOT: Final = Path(__file__).parents[3]
 class Bench:
     """One contestant with its service: jobs are sent, workers come and go, effects are read."""
 
-    def __init__(self, contestant: Contestant, home: Path, told: dict[str, str]) -> None:
+    def __init__(self, contestant: Contestant, home: Path, variables: dict[str, str]) -> None:
         self._contestant = contestant
         self._file = home / "effects"
-        self._told = told
+        self._log = home / "workers.log"
+        self._variables = variables
         self._sent = 0
 
     def environment(self, slots: int) -> dict[str, str]:
         return {
             **os.environ,
-            **self._told,
+            **self._variables,
             "PYTHONPATH": str(ROOT),
             "JOBS_EFFECTS": str(self._file),
             "JOBS_LEASE_S": str(LEASE_S),
@@ -60,13 +61,18 @@ class Bench:
         }
 
     async def worker(self, slots: int) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *(*self._contestant.command, "work"),
-            env=self.environment(slots),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with self._log.open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *(*self._contestant.command, "work"),
+                env=self.environment(slots),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def log(self) -> str:
+        """What the workers have written."""
+        return self._log.read_text()
 
     async def enqueue(
         self, count: int, *, rate_per_s: int = 0, work_s: float = 0.0
@@ -97,10 +103,6 @@ class Bench:
         return True
 
 
-def kill(worker: asyncio.subprocess.Process) -> None:
-    os.killpg(worker.pid, signal.SIGKILL)
-
-
 async def measure(
     contestant: Contestant, steps: Sequence[str], chosen: argparse.Namespace
 ) -> dict[str, Any]:
@@ -108,8 +110,8 @@ async def measure(
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "service"
         home.mkdir()
-        told = await stack.enter_async_context(contestant.service(home))
-        bench = Bench(contestant, home, dict(told))
+        variables = await stack.enter_async_context(contestant.service(home))
+        bench = Bench(contestant, home, dict(variables))
         if contestant.name.startswith("procrastinate"):
             await bench_schema(bench, contestant)
         if "throughput" in steps:
@@ -160,14 +162,16 @@ class _Workers:
         return self
 
     async def replace(self, number: int) -> None:
-        kill(self._running[number])
-        await self._running[number].wait()
+        worker = self._running[number]
+        assert worker.returncode is None, f"a worker has ended by itself:\n{self._bench.log()}"
+        os.killpg(worker.pid, signal.SIGKILL)
+        await worker.wait()
         self._running[number] = await self._bench.worker(self._slots)
 
     async def __aexit__(self, *_: object) -> None:
         for worker in self._running:
             if worker.returncode is None:
-                kill(worker)
+                os.killpg(worker.pid, signal.SIGKILL)
                 await worker.wait()
 
 

@@ -103,12 +103,12 @@ async def _running(*command: str) -> AsyncIterator[None]:
         await process.wait()
 
 
-async def _until(answers: Sequence[str]) -> None:
+async def _until(command: Sequence[str]) -> None:
     """Wait until a command succeeds."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             probe = await asyncio.create_subprocess_exec(
-                *answers, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+                *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
             )
             if await probe.wait() == 0:
                 return

@@ -92,7 +92,7 @@ class Bench:
 
     async def rest(self) -> AsyncIterator[str]:
         yield "\nLeases at rest, one worker:\n"
-        yield "| leases | filled in s | tables MiB | CPU at rest, % of a core | MiB |"
+        yield "| leases | restored in s | tables MiB | CPU at rest, % of a core | MiB |"
         yield "| ---: | ---: | ---: | ---: | ---: |"
         for count in (0, self._chosen.leases):
             r = self._took(
@@ -102,7 +102,7 @@ class Bench:
                 ),
             )
             yield (
-                f"| {count:,} | {r['filled_s']:.1f} | {r['table_mib']:,.0f} | "
+                f"| {count:,} | {r['restored_s']:.1f} | {r['table_mib']:,.0f} | "
                 f"{r['idle_percent']:.1f} | {r['mib']:,.0f} |"
             )
 

@@ -75,14 +75,14 @@ async def measure(home: Path, bootstrap: str, count: int, *, prefix: str) -> dic
     send(bootstrap, state, held(count))
     end_with_cursors(bootstrap, state)
     async with watched_worker(settings, home / prefix) as worker:
-        filled_s, _ = await worker.taken_over()
+        restored_s, _ = await worker.taken_over()
         await worker.until(count, "taskflow_steps_running")
         table_bytes = await worker.says("taskflow_table_bytes")
         await worker.until_idle()
         busy = await worker.busy(IDLE_S)
         return {
             "leases": count,
-            "filled_s": filled_s,
+            "restored_s": restored_s,
             "table_mib": table_bytes / 2**20,
             "idle_percent": 100 * busy,
             "mib": memory_bytes(worker.process) / 2**20,

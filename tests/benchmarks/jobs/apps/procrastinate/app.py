@@ -31,8 +31,8 @@ async def classify(number: int, work_s: float) -> str:
 @app.task(name="retry_stalled_jobs", queueing_lock="retry_stalled_jobs")
 async def retry_stalled_jobs(timestamp: int) -> None:
     stalled = await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=LEASE_S)
-    for job in stalled:
-        await app.job_manager.retry_job(job)
+    for one in stalled:
+        await app.job_manager.retry_job(one)
 
 
 async def main() -> None:

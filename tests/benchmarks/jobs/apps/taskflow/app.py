@@ -39,13 +39,13 @@ async def enqueue(first: int, count: int, rate_per_s: int, work_s: float) -> Non
                 left_s = due.began_s + number / rate_per_s - effect.time.time()
                 await asyncio.sleep(max(0.0, left_s))
             flow = flows[number // PER_FLOW]
-            job = {"number": first + number, "work_s": work_s}
+            about = {"number": first + number, "work_s": work_s}
             sending.add(
                 asyncio.create_task(
                     flow.schedule(
                         f"job-{first + number}",
                         "classify",
-                        job,
+                        about,
                         lease=LEASE,
                         backoff=timedelta(0),
                         max_attempts=100,
