@@ -69,7 +69,7 @@ class BatchProcessor:
     `cache_bytes` is what the flow caches of all partitions of this process may take together.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         place: PartitionConfig,
         ports: PartitionPorts,

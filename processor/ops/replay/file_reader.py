@@ -266,7 +266,7 @@ def _bytes(doc: Any) -> bytes | None:
     return None if doc is None else bytes.fromhex(doc["hex"])
 
 
-def _ledger_entry(
+def _ledger_entry(  # noqa: PLR0913
     key: str,
     at_ms: int,
     digest: str,

@@ -63,7 +63,7 @@ OpenStream = Callable[[int, int, int], RecordStream]
 """Partition, start, end."""
 
 
-async def republish(
+async def republish(  # noqa: PLR0913
     ranges: Mapping[int, ReplayRange],
     selection: Selection,
     open_stream: OpenStream,
