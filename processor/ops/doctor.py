@@ -12,7 +12,7 @@ from processor.contract.values import instant
 
 PYTHON_MIN: Final = (3, 11)
 AIOKAFKA: Final = "0.14.0"
-"""The one version whose private steps we count (adapters/kafka/writer.py)."""
+"""The one version whose private steps we count (adapters/kafka/internals.py)."""
 OPEN_LONG_MS: Final = 15_000
 """As long as the broker lets an owner's transaction stay open: an older one is not a batch's."""
 UNDECIDED_LATE_MS: Final = 10_000

@@ -99,9 +99,6 @@ class ScriptedStandby:
         self.may_end = asyncio.Event()
         self.may_end.set()
 
-    def share(self, partitions: int) -> None:
-        self.shares.append(partitions)
-
     async def run(self) -> None:
         self.begun.set()
         try:
