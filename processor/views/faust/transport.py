@@ -19,6 +19,7 @@ from aiokafka import ConsumerRecord
 from aiokafka.errors import (
     CommitFailedError,
     GroupAuthorizationFailedError,
+    KafkaConnectionError,
     TopicAuthorizationFailedError,
 )
 from faust.transport.drivers import aiokafka as driver
@@ -33,6 +34,7 @@ TURN_S: Final = 0.05
 """For how long a fetch waits. Faust leaves out partitions of which enough is buffered, and waits
 for the others: a full second, in which those that have records run dry."""
 DENIED_PAUSE_S: Final = 0.5
+UNREACHABLE_PAUSE_S: Final = 0.5
 POLL_MAX_RECORDS: Final = 2000
 CHUNK_MAX_RECORDS: Final = 500
 CHUNK_MAX_BYTES: Final = 1024 * 1024
@@ -58,6 +60,18 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         super().__post_init__()
         self.fetched: dict[TP, int] = {}
         """Behind the last record that Faust was given."""
+
+    async def on_start(self) -> None:
+        """Wait for the broker, as workers do. Faust would end the process with a traceback."""
+        while not self.should_stop:
+            try:
+                await super().on_start()
+            except KafkaConnectionError as error:
+                self.log.warning("The broker is not reached, and waited for: %s", error)
+                await self._ensure_consumer().stop()
+                await asyncio.sleep(UNREACHABLE_PAUSE_S)
+            else:
+                return
 
     def _create_worker_consumer(self, transport: driver.Transport) -> Any:
         conf = self.app.conf

@@ -11,6 +11,7 @@ from unittest import mock
 
 import aiokafka
 import pytest
+from aiokafka.errors import KafkaConnectionError
 from faust.transport.consumer import Consumer, ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as driver
 from hypothesis import given
@@ -37,6 +38,7 @@ def test_the_faust_that_runs_is_the_locked_one() -> None:
 
 def test_faust_has_what_is_overridden_with_the_same_parameters() -> None:
     for ours, theirs, name in (
+        (CommittedThread, driver.AIOKafkaConsumerThread, "on_start"),
         (CommittedThread, driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
         (CommittedThread, driver.AIOKafkaConsumerThread, "seek_to_committed"),
         (CommittedConsumer, driver.Consumer, "_new_consumer_thread"),
@@ -71,6 +73,24 @@ def test_faust_hands_on_what_is_fetched_as_it_is_and_makes_messages_of_it() -> N
     assert "to_message = self._to_message" in getmany
     assert "yield tp, to_message(tp, record)" in getmany
     assert "records = await self._getmany(" in inspect.getsource(Consumer._wait_next_records)
+
+
+async def test_a_broker_that_is_away_at_the_start_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away, there = mock.AsyncMock(), mock.AsyncMock()
+    away.start.side_effect = KafkaConnectionError("nobody listens")
+    consumers = iter((away, away, there))
+    monkeypatch.setattr(transport, "UNREACHABLE_PAUSE_S", 0)
+    thread = CommittedThread(mock.MagicMock())
+    thread.thread_loop.close()
+    monkeypatch.setattr(thread, "_create_consumer", lambda loop: next(consumers))
+
+    await thread.on_start()
+
+    there.start.assert_awaited_once()
+    there.stop.assert_not_awaited()
+    assert away.stop.await_count == 2
 
 
 def records(*sizes: Any) -> Any:
