@@ -100,7 +100,7 @@ async def everything(
     transactions, snapshots = [], []
     with reading(path) as history, open_store() as store:
         rules = history.head().rules
-        part = next(history.partitions(rules, lambda partition: partition == partition))
+        part = next(history.partitions(rules, lambda one: one == partition))
         assert await part.begin(store) == BEGINNING
         async for done in part.decided():
             transactions.append([*map(normal, done.each())])

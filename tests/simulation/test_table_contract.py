@@ -204,8 +204,8 @@ async def test_a_newer_answer_takes_the_place_of_an_older_and_old_ones_may_be_fo
 ) -> None:
     async with holding(open_it) as table:
         for offset, (number, at_ms) in enumerate([(1, 10), (2, -1), (1, 30), (3, 25)], start=1):
-            ledger_entries = [ledger_entry(number, at_ms=FORGOTTEN_MS + at_ms)]
-            changes = Changes(ledger_entries=ledger_entries, forget_before_ms=FORGOTTEN_MS)
+            entries = [ledger_entry(number, at_ms=FORGOTTEN_MS + at_ms)]
+            changes = Changes(ledger_entries=entries, forget_before_ms=FORGOTTEN_MS)
             await table.write(changes, before=at(offset), after=at(offset + 1))
         found = await ledger_entries(table)
         assert sorted(one.at_ms - FORGOTTEN_MS for one in found.values()) == [25, 30]

@@ -81,19 +81,19 @@ class Reader:
         return present
 
     def _read_outcome(self, record: Any, expected: Expected, outcome: Wrote) -> None:
-        stated, expected = compact_json(outcome.value), expected.outcome
-        assert list(stated) == OUTCOME_FIELDS + ["original"] * ("original" in expected)
+        stated, promised = compact_json(outcome.value), expected.outcome
+        assert list(stated) == OUTCOME_FIELDS + ["original"] * ("original" in promised)
         assert len(stated.pop("message")) > 10
         details = self._details[place_of(stated)] = stated["details"]
         if expected.original is not None:
             assert details == self._details[place_of(expected.original)]
         elif expected.wrong_fields is not None:
             check_errors(details, expected.wrong_fields)
-        elif expected["details"] is not None:
-            assert details == expected["details"]
+        elif promised["details"] is not None:
+            assert details == promised["details"]
         free = {"details": None}
-        assert sorted_compact(stated | free) == sorted_compact(expected | free)
-        flow_id = expected["flow_id"]
+        assert sorted_compact(stated | free) == sorted_compact(promised | free)
+        flow_id = promised["flow_id"]
         assert outcome.key == (record.key if flow_id is None else flow_id.encode())
         assert list(outcome.headers) == traces(record)
 
