@@ -1,5 +1,6 @@
 """The page, driven in a real Chromium as somebody on call would: by mouse, keyboard and phone."""
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
@@ -283,7 +284,8 @@ async def test_nobody_listens_behind_a_hidden_page(browser: Browser) -> None:
                 "document.dispatchEvent(new Event('visibilitychange'))"
             )
             await views.until_followed_by(listeners)
-            views.send(create(902 + listeners, "behind it"))
+            # Newer than the events of each partition: the page orders what it reads by time.
+            views.send(create(902 + listeners, "behind it"), at_ms=time.time_ns() // 1_000_000)
         await expect(page.locator("tbody tr").first).to_contain_text(flow_id(903))
         await expect(page.locator("tbody")).to_contain_text(flow_id(902))
 
