@@ -297,9 +297,9 @@ async def test_a_quarantined_command_without_ids_is_known_by_its_source(settings
         return [Scripted(record.partition, lost)]
 
     async with processor(settings, quarantine), FlowClient(settings) as client:
-        answered = await client.send(create())
-    assert answered.verdict == "quarantined"
-    assert answered.code == "internal_error"
+        received = await client.send(create())
+    assert received.verdict == "quarantined"
+    assert received.code == "internal_error"
 
 
 async def test_without_an_answer_the_command_may_be_sent_again(settings: Settings) -> None:
