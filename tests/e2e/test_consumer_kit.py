@@ -22,7 +22,7 @@ from processor.embedded import environment
 from processor.embedded.broker import EmbeddedBroker
 from processor.embedded.jars import ensure_jars
 from processor.settings import Settings
-from tests.support.examples import examples, go_modules, shown, spoken
+from tests.support.examples import examples, go_program, shown, spoken
 from tests.support.forked_program import inherited
 from tests.support.worker import running_worker
 
@@ -145,15 +145,7 @@ async def test_java(audit: Audit) -> None:
 async def test_go(audit: Audit) -> None:
     ((name, code),) = examples(KIT, mark="compiles where go is", language="go").items()
     (audit.home / name).write_text(code)
-    environ = {**audit.environ, **await go_modules(audit.home, audit.environ)}
-    for command in (
-        ("go", "mod", "init", "kit"),
-        ("go", "get", "github.com/twmb/franz-go/pkg/kgo"),
-        ("go", "vet", "."),
-        ("go", "build", "-o", "audit", "."),
-    ):
-        await shown(command, cwd=audit.home, environ=environ)
-    assert not await shown(("gofmt", "-l", name), cwd=audit.home, environ=environ)
+    program = await go_program(audit.home, name, audit.environ)
 
-    command = (str(audit.home / "audit"), *audit.where)
+    command = (str(program), *audit.where)
     await spoken(command, cwd=audit.home, environ=audit.environ, until=audit.complete)

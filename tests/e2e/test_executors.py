@@ -16,7 +16,7 @@ from processor.client import FlowClient
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
-from tests.support.examples import examples, go_modules, shown, started
+from tests.support.examples import examples, go_program, started
 from tests.support.forked_program import inherited
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
@@ -88,20 +88,11 @@ async def test_kcat_and_a_shell(place: Place) -> None:
 async def test_go(place: Place) -> None:
     ((name, code),) = examples(PAGE, mark="runs where go is", language="go").items()
     (place.home / name).write_text(code)
-    environ = {**place.environ, **await go_modules(place.home, place.environ)}
-    for command in (
-        ("go", "mod", "init", "executor"),
-        ("go", "get", "github.com/twmb/franz-go/pkg/kgo"),
-        ("go", "vet", "."),
-        ("go", "build", "-o", "executor", "."),
-    ):
-        await shown(command, cwd=place.home, environ=environ)
-    assert not await shown(("gofmt", "-l", name), cwd=place.home, environ=environ)
+    program = await go_program(place.home, name, place.environ)
 
     settings = place.settings
-    program = str(place.home / "executor")
-    command = (program, settings.bootstrap_servers, settings.topic_prefix, "words")
-    await does_its_steps(place, command, environ, lease_s=patience(2))
+    command = (str(program), settings.bootstrap_servers, settings.topic_prefix, "words")
+    await does_its_steps(place, command, place.environ, lease_s=patience(2))
 
 
 async def does_its_steps(

@@ -90,3 +90,17 @@ async def go_modules(home: Path, environ: Mapping[str, str]) -> dict[str, str]:
             "franz-go is not in Go's module cache: go mod download github.com/twmb/franz-go"
         )
     return {"GOPROXY": f"file://{cache}/cache/download", "GOSUMDB": "off"}
+
+
+async def go_program(home: Path, source: str, environ: Mapping[str, str]) -> Path:
+    """Compile the Go file `source` in `home`, vetted and formatted; returns the program."""
+    inside = {**environ, **await go_modules(home, environ)}
+    for command in (
+        ("go", "mod", "init", "example"),
+        ("go", "get", "github.com/twmb/franz-go/pkg/kgo"),
+        ("go", "vet", "."),
+        ("go", "build", "-o", "example", "."),
+    ):
+        await shown(command, cwd=home, environ=inside)
+    assert not await shown(("gofmt", "-l", source), cwd=home, environ=inside)
+    return home / "example"
