@@ -32,8 +32,8 @@ from processor.engine.flow_cache import FlowCache
 from processor.engine.rows import Checkpoint, Position
 from processor.runtime import GC_THRESHOLDS
 from processor.settings import Settings
+from processor.testing.memory.record import Appended
 from tests.benchmarks.throughput import command
-from tests.support.partition import Appended
 
 BATCH: Final = 1_000
 FLOWS: Final = 5_000

@@ -27,6 +27,7 @@ from processor.settings import Settings
 from processor.testing.memory.deployment import Deployment
 from tests.conformance.test_through_kafka import CASES as ALL
 from tests.conformance.test_through_kafka import PARTITIONS, rows_of, stated_of
+from tests.support.json_values import json_of
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.worker import running_worker
@@ -76,9 +77,7 @@ async def keep_given_times(settings: Settings) -> None:
 def expected_items(case: Any, world: Deployment) -> list[Any]:
     """The work items of a case, with the ids of the events that offered them."""
     flow_id = case["commands"][0]["value"]["flow_id"]
-    outcomes = [
-        o for r in world.all_of("outcomes") if (o := json.loads(r.value))["flow_id"] == flow_id
-    ]
+    outcomes = [o for r in world.all_of("outcomes") if (o := json_of(r))["flow_id"] == flow_id]
     expected = []
     for outcome, said in zip(outcomes, case["expect"], strict=True):
         for item in said.get("work", ()):

@@ -20,6 +20,7 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.testing.memory.deployment import Deployment
 from tests.support.builders import DAY_MS, MORNING
+from tests.support.json_values import json_of
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.partition import Partition, Sent
@@ -77,10 +78,8 @@ def without_times(value: Any) -> Any:
 def stated_of(case: Any, world: Deployment) -> list[Any]:
     """What the topics tell of a case's commands, as the case expects it."""
     flow_id = case["commands"][0]["value"]["flow_id"]
-    outcomes = [
-        o for r in world.all_of("outcomes") if (o := json.loads(r.value))["flow_id"] == flow_id
-    ]
-    events = [e for r in world.all_of("audit") if (e := json.loads(r.value))["flow_id"] == flow_id]
+    outcomes = [o for r in world.all_of("outcomes") if (o := json_of(r))["flow_id"] == flow_id]
+    events = [e for r in world.all_of("audit") if (e := json_of(r))["flow_id"] == flow_id]
     return [
         stated(outcome, [e for e in events if e["source"] == outcome["source"]], expected)
         for outcome, expected in zip(outcomes, case["expect"], strict=True)
@@ -90,9 +89,7 @@ def stated_of(case: Any, world: Deployment) -> list[Any]:
 def work_of(case: Any, world: Deployment) -> list[Any]:
     """The work items that a case expects, with the ids that their events have got."""
     flow_id = case["commands"][0]["value"]["flow_id"]
-    outcomes = [
-        o for r in world.all_of("outcomes") if (o := json.loads(r.value))["flow_id"] == flow_id
-    ]
+    outcomes = [o for r in world.all_of("outcomes") if (o := json_of(r))["flow_id"] == flow_id]
     return [
         {name: value for name, value in item.items() if name != "event"}
         | {"event_id": outcome["event_ids"][item["event"]]}

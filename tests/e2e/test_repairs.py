@@ -144,7 +144,7 @@ def test_four_partitions_become_seven_and_nothing_is_lost(
         }
     )
     taskflow.set(PARTITIONS="4", STATE_DIR=str(old.state_dir))
-    load = Load(None, old.topic_prefix, random.Random(5))  # type: ignore[arg-type]
+    load = Load(None, old.topic_prefix, random.Random(5))
     made = [load.next() for _ in range(300)]
     first = str(uuid4())
     command = create(first, command_id=str(uuid4()), expires_at="2999-01-01T00:00:00.000Z")

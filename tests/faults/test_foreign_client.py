@@ -15,6 +15,7 @@ from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.ops.verify.contract import home_of
 from processor.settings import Settings
+from tests.support.json_values import json_of
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
@@ -77,14 +78,14 @@ async def test_all_of_a_foreign_clients_commands_end_in_order(
         assert [await worker.end() for worker in pair] == [0, 0]
 
     world.assert_clean()
-    verdicts = [json.loads(record.value)["verdict"] for record in world.all_of("outcomes")]
+    verdicts = [json_of(record)["verdict"] for record in world.all_of("outcomes")]
     assert verdicts.count("accepted") == len(sent)
     forwarded = verdicts.count("forwarded")
     assert forwarded > len(sent) / 2
     assert len(verdicts) == len(sent) + forwarded
     output = {}
     for record in world.all_of("outcomes"):
-        outcome = json.loads(record.value)
+        outcome = json_of(record)
         if outcome["verdict"] == "accepted":
             output.setdefault(outcome["flow_id"], []).append(outcome["command_id"])
     for flow_id, command_ids in output.items():
@@ -115,7 +116,7 @@ async def test_a_copy_that_lies_wrong_again_is_quarantined(
         assert await worker.end() == 0
 
     world.assert_clean()
-    (outcome,) = (json.loads(record.value) for record in world.all_of("outcomes"))
+    (outcome,) = (json_of(record) for record in world.all_of("outcomes"))
     assert (outcome["verdict"], outcome["code"]) == ("quarantined", "invalid_key")
     (dead_letter,) = world.of("deadletters", wrong)
     assert (dead_letter.key, dead_letter.value) == (key, value)

@@ -12,10 +12,10 @@ from confluent_kafka import Producer
 from processor.embedded.broker import EmbeddedBroker
 from processor.ops.verify.contract import home_of
 from processor.settings import Settings
+from processor.testing.memory.record import Appended
 from tests.support.builders import DAY_MS, HOUR_MS
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
-from tests.support.partition import Appended
 from tests.support.reference_assertions import read_partition
 from tests.support.reference_model import Contract
 from tests.support.traffic import Life

@@ -8,6 +8,7 @@ from aiokafka import AIOKafkaProducer
 from processor.contract.values import LIVE_STEPS_MAX, parse_timestamp
 from processor.settings import Settings
 from tests.support.builders import FLOW_ID, document
+from tests.support.json_values import json_of
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.worker import running_worker
@@ -43,18 +44,16 @@ async def test_a_flow_with_a_thousand_pending_steps_ends_in_one_transaction(
 
     world.assert_clean()
     outcome = next(
-        record
-        for record in world.all_of("outcomes")
-        if json.loads(record.value)["kind"] == "cancel"
+        record for record in world.all_of("outcomes") if json_of(record)["kind"] == "cancel"
     )
-    doc = json.loads(outcome.value)
+    doc = json_of(outcome)
     assert (doc["verdict"], len(doc["event_ids"])) == ("accepted", 1 + LIVE_STEPS_MAX)
     # Between two cursors lies one transaction.
     state = [*world.all_of("state")][::-1]
     assert state[0].key == b"cursor/0"
     last = [*takewhile(lambda record: record.key != b"cursor/0", state[1:])]
     assert len(last) == 1 + LIVE_STEPS_MAX
-    statuses = {json.loads(r.value)["step"]["status"] for r in last if b"/" in r.key}
+    statuses = {json_of(r)["step"]["status"] for r in last if b"/" in r.key}
     assert statuses == {"cancelled"}
     assert sent.timestamp == parse_timestamp(doc["at"])
     record_property("append_to_append_ms", outcome.timestamp - sent.timestamp)

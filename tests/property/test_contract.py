@@ -12,7 +12,8 @@ from processor.domain.decision import Limits
 from processor.engine.batch import PartitionConfig, WriteSet, first_event_id
 from processor.engine.rows import Position
 from processor.ops.verify.contract import home_of
-from tests.support.partition import Appended, Partition
+from processor.testing.memory.record import Appended
+from tests.support.partition import Partition
 from tests.support.reference_assertions import Reader
 from tests.support.reference_model import Contract, Expected
 from tests.support.reference_values import sorted_compact

@@ -30,11 +30,12 @@ from processor.ops.deadletters import (
 from processor.ops.replay.selection import mark_of
 from processor.telemetry.terminal import OBEYED, visible_json
 from processor.telemetry.tracing import WorkerTraces
+from processor.testing.memory.record import Appended
 from processor.views.model.dead_letters import dead_letter_row
 from processor.views.model.projection import project, read
 from tests.support.foreign_records import recorded
+from tests.support.json_values import json_of
 from tests.support.moved_deployment import differences, moved
-from tests.support.partition import Appended
 from tests.support.random_histories import check, check_file, export
 from tests.support.recorded_deployment import Recorded, violations
 from tests.support.reference_model import is_copy
@@ -80,7 +81,7 @@ async def _read_by_all(made: Recorded) -> None:
 
 def _engine_decides_each(made: Recorded, partition: int) -> None:
     """One outcome for each record, and one dead letter for each that was quarantined."""
-    outcomes = [json.loads(record.value) for record in made.of("outcomes", partition)]
+    outcomes = [json_of(record) for record in made.of("outcomes", partition)]
     for name in ("commands", "control"):
         offsets = [
             outcome["source"]["offset"]
@@ -118,7 +119,7 @@ def _traces(made: Recorded, partition: int) -> None:
     }
     traced = []
     for outcome in made.of("outcomes", partition):
-        source = json.loads(outcome.value)["source"]
+        source = json_of(outcome)["source"]
         traced.append((decode(sources[source["topic"], source["offset"]]), outcome.value))
     TRACES.decided(traced, len(traced), began_ns=1, decided_ns=2, committed_ns=3)
 

@@ -160,7 +160,7 @@ class TableFirst(BatchProcessor):
         )
         await table.write(outbound.changes, before=self._checkpoint, after=after)
         quiet = _WrittenBefore(table)
-        written = await super()._commit(quiet, writer, batch, outbound)  # type: ignore[arg-type]
+        written = await super()._commit(quiet, writer, batch, outbound)
         self._checkpoint = after
         return written
 

@@ -13,9 +13,9 @@ from aiokafka import AIOKafkaProducer
 from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings
+from processor.testing.memory.record import Appended
 from tests.support.expected_statistics import Counted
 from tests.support.load import Load
-from tests.support.partition import Appended
 from tests.support.recorded_deployment import Recorded
 from tests.support.views import PARTITIONS, ViewProcess
 

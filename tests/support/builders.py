@@ -191,11 +191,13 @@ def accepted(
     at: int = NOON,
     authority: Authority | None = None,
     steps: FlowSteps = NO_STEPS,
-) -> Flow | None:
-    """The flow after `command`, which must not be refused."""
+) -> Flow:
+    """The flow after `command`, which must not be refused, and not end in a pruned flow."""
     decision = decided(command, flow, at=at, authority=authority, steps=steps)
     assert decision.accepted, f"{command.kind}: {decision}"
-    return fold(flow, decision.facts)
+    after = fold(flow, decision.facts)
+    assert after is not None, f"{command.kind} left no flow"
+    return after
 
 
 def decided(
@@ -220,7 +222,7 @@ def given(*commands: Command, at: int = MORNING) -> Flow:
     flow: Flow | None = None
     for one in commands:
         flow = accepted(one, flow, at=at)
-    assert flow is not None, "a given flow was created, and not pruned"
+    assert flow is not None, "no commands are given"
     return flow
 
 

@@ -62,7 +62,7 @@ class ForkedProgram:
 
     def where(self, environment: Mapping[str, str]) -> "ForkedProgram":
         """The same with these variables too; taken by turns."""
-        made = ForkedProgram(self._process, self._environment | environment)
+        made = ForkedProgram(self._process, {**self._environment, **environment})
         made._turn = self._turn
         return made
 
@@ -175,7 +175,7 @@ def _reap(children: dict[int, str]) -> None:
     """Tell the exit codes of those that have ended."""
     for pid, path in [*children.items()]:
         ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended and children.pop(pid, None):
+        if ended and children.pop(pid, ""):
             Path(f"{path}.new").write_text(str(os.waitstatus_to_exitcode(status)), "ascii")
             Path(f"{path}.new").rename(path)
 
@@ -243,7 +243,7 @@ def _become(
     os.environ.update(environment)
     sys.argv[1:] = arguments
     os.close(0)
-    sys.stdin = None  # type: ignore[assignment]
+    sys.stdin = None
     if stdin is not None:
         os.dup2(stdin, 0)
         sys.stdin = os.fdopen(0, closefd=False)
@@ -258,7 +258,7 @@ def _become(
             os.close(reader)
         case _:
             os.dup2(out, 1)
-    sys.stdout = None if stdout == "closed" else os.fdopen(1, "w", closefd=False)  # type: ignore[assignment]
+    sys.stdout = None if stdout == "closed" else os.fdopen(1, "w", closefd=False)
 
     from processor.cli.main import entry_point
 
@@ -266,9 +266,9 @@ def _become(
     try:
         code = entry_point()
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
         code = 1
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     os._exit(code)
 

@@ -22,8 +22,8 @@ from processor.ops.verify.ports import LogRange
 from processor.ops.verify.report import Report
 from processor.ops.verify.scope import Scope
 from processor.ops.verify.verify import verify
+from processor.testing.memory.record import Appended
 from tests.support.builders import HOUR_MS, MORNING
-from tests.support.partition import Appended
 
 TOPICS = Topics()
 AT_ONCE = 1_000

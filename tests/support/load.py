@@ -19,6 +19,15 @@ RUBBISH = (b"\xff\xfe", b"", b"[]", b'{"kind":"dance"}', b'{"n":NaN}')
 
 
 @dataclass(slots=True)
+class Flow:
+    """A flow that commands are sent for, and how many there were."""
+
+    id: str
+    owner: str
+    past: int = 0
+
+
+@dataclass(slots=True)
 class Load:
     """Made by `under_load`; `acknowledged` are places (full topic, partition, offset)."""
 
@@ -26,7 +35,7 @@ class Load:
     prefix: str
     random: random.Random
     acknowledged: set[tuple[str, int, int]] = field(default_factory=set)
-    _alive: list[dict[str, Any]] = field(default_factory=list)
+    _alive: list[Flow] = field(default_factory=list)
     _sent: list[tuple[str, bytes, bytes]] = field(default_factory=list)
 
     def next(self) -> tuple[str, bytes, bytes]:
@@ -37,7 +46,7 @@ class Load:
         if chance < 0.10 and self._sent:
             return rng.choice(self._sent[-500:])
         if chance < 0.25 or not self._alive:
-            flow = {"id": str(self._id()), "owner": rng.choice(OWNERS), "past": 0}
+            flow = Flow(str(self._id()), rng.choice(OWNERS))
             self._alive.append(flow)
             if len(self._alive) > 200:
                 self._alive.pop(0)
@@ -45,39 +54,40 @@ class Load:
             kind = rng.choice(("create_managed", "create_mirrored"))
             return self._command("commands", flow, kind, **about, state_json={"é": 0})
         flow = rng.choice(self._alive)
-        flow["past"] += 1
-        past, run = flow["past"], f"run-{rng.randrange(3)}"
+        flow.past += 1
+        past, run = flow.past, f"run-{rng.randrange(3)}"
         step = {"run_id": run, "task": "t", "status": "running", "result_json": {"n": past}}
-        topic, kind, fields = rng.choice(
-            [
-                ("commands", "start_running", {}),
-                ("commands", "update_state", {"patch": {"n": past, "f": past / 7}}),
-                ("commands", "update_state", {"patch": {"n": past}, "next_step": f"s{past}"}),
-                ("commands", "update_state", {"patch": {}, "expected_revision": past}),
-                ("commands", "record_step_observation", step),
-                ("commands", "set_waiting", {"wait": {"kind": "manual"}}),
-                ("commands", "resume", {"state_patch": {"resumed": past}}),
-                ("commands", "finish", {"dry_run": past % 2 == 0}),
-                ("control", "fail", {"reason": "why not"}),
-                ("commands", "cancel", {"issued_by": "stranger"}),
-                ("control", "prune", {}),
-                ("commands", "request_cancel", {}) if past > 5 else ("control", "wake", {}),
-            ]
-        )
+        commands: list[tuple[str, str, dict[str, Any]]] = [
+            ("commands", "start_running", {}),
+            ("commands", "update_state", {"patch": {"n": past, "f": past / 7}}),
+            ("commands", "update_state", {"patch": {"n": past}, "next_step": f"s{past}"}),
+            ("commands", "update_state", {"patch": {}, "expected_revision": past}),
+            ("commands", "record_step_observation", step),
+            ("commands", "set_waiting", {"wait": {"kind": "manual"}}),
+            ("commands", "resume", {"state_patch": {"resumed": past}}),
+            ("commands", "finish", {"dry_run": past % 2 == 0}),
+            ("control", "fail", {"reason": "why not"}),
+            ("commands", "cancel", {"issued_by": "stranger"}),
+            ("control", "prune", {}),
+            ("commands", "request_cancel", {}) if past > 5 else ("control", "wake", {}),
+        ]
+        topic, kind, fields = rng.choice(commands)
         return self._command(topic, flow, kind, **fields)
 
     def _id(self) -> uuid.UUID:
         return uuid.UUID(int=self.random.getrandbits(128), version=4)
 
-    def _command(self, topic: str, flow: dict[str, Any], kind: str, **fields: Any) -> Any:
+    def _command(
+        self, topic: str, flow: Flow, kind: str, **fields: Any
+    ) -> tuple[str, bytes, bytes]:
         command = {
             "kind": kind,
             "command_id": str(self._id()),
-            "flow_id": flow["id"],
-            "issued_by": flow["owner"],
+            "flow_id": flow.id,
+            "issued_by": flow.owner,
             **fields,
         }
-        sent = (topic, flow["id"].encode(), json.dumps(command, ensure_ascii=False).encode())
+        sent = (topic, flow.id.encode(), json.dumps(command, ensure_ascii=False).encode())
         self._sent.append(sent)
         return sent
 

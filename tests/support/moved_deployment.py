@@ -10,7 +10,7 @@ from processor.ops.repartition.comparison import ComparedSide
 from processor.ops.repartition.rewriter import CopiedRecord, Rewriter
 from processor.ops.repartition.steps import MoveStep, OldPartition, merged_by_time
 from processor.ops.verify.record_stream import RecordStream
-from tests.support.partition import Appended
+from processor.testing.memory.record import Appended
 from tests.support.recorded_deployment import TOPICS, Recorded
 
 

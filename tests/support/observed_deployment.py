@@ -15,8 +15,8 @@ from processor.adapters.kafka.reader.record_decoder import read_any_record
 from processor.contract.topics import Topics
 from processor.settings import Settings
 from processor.testing.memory.deployment import SOURCES, TOPICS, Deployment, items_left
+from processor.testing.memory.record import Appended
 from tests.support.machine import patience
-from tests.support.partition import Appended
 from tests.support.tables import read_tables
 
 REQUEST_TIMEOUT_MS = int(patience(40_000))

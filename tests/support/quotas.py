@@ -7,7 +7,7 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Float64, Int16, Int32, Schema, String
 
 
-class AlterClientQuotasResponse(Response):
+class AlterClientQuotasResponse(Response):  # type: ignore[misc]
     API_KEY = 49
     API_VERSION = 0
     SCHEMA = Schema(
@@ -23,7 +23,7 @@ class AlterClientQuotasResponse(Response):
     )
 
 
-class AlterClientQuotasRequestStruct(RequestStruct):
+class AlterClientQuotasRequestStruct(RequestStruct):  # type: ignore[misc]
     API_KEY = 49
     API_VERSION = 0
     RESPONSE_TYPE = AlterClientQuotasResponse
@@ -42,7 +42,7 @@ class AlterClientQuotasRequestStruct(RequestStruct):
     )
 
 
-class AlterClientQuotasRequest(Request[AlterClientQuotasRequestStruct]):
+class AlterClientQuotasRequest(Request[AlterClientQuotasRequestStruct]):  # type: ignore[misc]
     API_KEY = 49
 
     def __init__(self, client_id: str, limits: Mapping[str, float]) -> None:

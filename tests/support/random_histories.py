@@ -21,9 +21,9 @@ from processor.ops.replay.file_reader import reading
 from processor.ops.replay.file_writer import writing
 from processor.ops.replay.live import LivePartition
 from processor.ops.replay.recorded_history import Head, Rules
-from processor.ops.replay.store import open_store
+from processor.ops.replay.store import FLOWS_BYTES, LEDGER_MAX, open_store
+from processor.testing.memory.record import Appended
 from tests.support.builders import DAY_MS, MINUTE_MS, TIMER
-from tests.support.partition import Appended
 from tests.support.recorded_deployment import Recorded
 
 OWNERS = ("agent:kate:session:1", "agent:joe:session:2")
@@ -203,14 +203,15 @@ async def check(
     *,
     rules: Rules | None = None,
     since_ms: int | None = None,
-    **bounds: int,
+    flows_bytes: int = FLOWS_BYTES,
+    ledger_max: int = LEDGER_MAX,
 ) -> Findings:
     """A replay of all partitions, as they stand on the topics."""
     rules = rules or rules_of(recorded)
     findings, copies = Findings(), Copies()
     for partition in range(recorded.partitions):
         async with recorded.logs(partition) as log:
-            with open_store(**bounds) as store:
+            with open_store(flows_bytes=flows_bytes, ledger_max=ledger_max) as store:
                 live = LivePartition(log, rules, partition, since_ms=since_ms)
                 await replay(live, rules, partition, store, findings, copies)
     copies.compare(findings)

@@ -16,8 +16,10 @@ from processor.ops.verify.ports import TableFlow, TablePosition, TableStep
 from processor.ops.verify.report import Report
 from processor.partition.scheduling.scheduler import wake_record
 from processor.testing.memory.deployment import Deployment, TableContents
+from processor.testing.memory.record import Appended
 from tests.support.builders import MORNING
-from tests.support.partition import Appended, Partition
+from tests.support.json_values import json_of
+from tests.support.partition import Partition
 
 TOPICS = Topics()
 Body = dict[str, Any] | bytes | None
@@ -160,7 +162,7 @@ def violations(report: Report) -> str:
 
 def edit(record: Appended, **fields: Any) -> Appended:
     """With other fields in its JSON."""
-    return replaced(record, value=json.dumps({**json.loads(record.value), **fields}).encode())
+    return replaced(record, value=json.dumps({**json_of(record), **fields}).encode())
 
 
 def renumbered(records: Iterable[Appended]) -> list[Appended]:

@@ -55,8 +55,8 @@ class Reader:
             for event in expected.events
         ]
         assert len(audit) == len(events)
-        for (record, expected), event in zip(events, audit, strict=True):
-            self._read_event(record, expected, event)
+        for (record, promised), event in zip(events, audit, strict=True):
+            self._read_event(record, promised, event)
         spoiled = [
             (record, expected.outcome)
             for record, expected in zip(records, all_expected, strict=True)

@@ -154,8 +154,10 @@ def wrong_in_command(value: Doc) -> set[str]:
 
 def equal_form(value: Doc) -> Doc:
     kind = value.get("kind")
-    known = isinstance(kind, str) and kind in OWN
-    plain = without_absent(value, COMMON | OWN[kind]) if known else dict(value)
+    if isinstance(kind, str) and kind in OWN:
+        plain = without_absent(value, COMMON | OWN[kind])
+    else:
+        plain = dict(value)
     wait = plain.get("wait")
     if isinstance(wait, dict) and isinstance(wait.get("kind"), str) and wait["kind"] in WAITS:
         plain["wait"] = without_absent(wait, WAITS[wait["kind"]])
@@ -289,11 +291,12 @@ class Contract:
             self._say(outcome, known, from_owner)
             outcome |= {"verdict": "rejected", "code": refused.code, "details": refused.details}
         else:
-            before = known and dict(known.flow)
-            would_be = known and json.loads(compact(known.flow))
+            before = dict(known.flow) if known else None
+            would_be: Doc | None = json.loads(compact(known.flow)) if known else None
             for kind, payload in events:
                 would_be = after(would_be, kind, payload, outcome["flow_id"], outcome["at"])
                 last = would_be or before
+                assert last is not None, "a flow is pruned only where there is one"
                 outcome |= {"revision": last["revision"], "status": last["status"]}
                 if not dry:
                     self._write(expected, command, kind, payload, would_be, last)
@@ -377,8 +380,7 @@ class Contract:
             raise Refused("not_owner")
         expected = command.get("expected_revision", flow["revision"])
         if expected != flow["revision"]:
-            details = {"expected": expected, "actual": flow["revision"]}
-            raise Refused("revision_mismatch", details)
+            raise Refused("revision_mismatch", {"expected": expected, "actual": flow["revision"]})
         if (code := stopped_by_status(kind, flow)) is not None:
             details = None
             if code == "illegal_transition":

@@ -163,7 +163,7 @@ async def _denied_while_running(place: Deployment, right: Right, settings: Setti
         while (body := await response())["denied"] is None:
             assert time.monotonic() - began < SAYS_WITHIN_S, body
             await asyncio.sleep(0.05)
-        assert body["ready"] is False
+        assert not body["ready"]
         denied = str(body["denied"])
         await place.allow([right])
         outcomes = await asyncio.gather(*sent)

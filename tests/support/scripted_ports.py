@@ -13,8 +13,9 @@ from typing import Any
 import orjson
 
 from processor.adapters.sqlite import FlowTable, open_table, table_path
+from processor.contract.headers import Headers
 from processor.engine.batch import Forward, Outgoing, PartitionConfig
-from processor.engine.codec import Headers, Record
+from processor.engine.codec import Record
 from processor.engine.partitioner import partition_of
 from processor.engine.ports import Fetched, HiddenRecords, OffsetRange, OnHanging, OnWait, Written
 from processor.engine.rows import Changes, Checkpoint, FlowRow, Position, RestoreChunk
@@ -25,8 +26,9 @@ from processor.partition.processor import PartitionProcessor
 from processor.partition.status import PartitionPhase
 from processor.telemetry.metrics import Metrics
 from processor.testing.memory.kafka import MemoryKafka
+from processor.testing.memory.record import Appended
 from tests.support.machine import patience
-from tests.support.partition import PLACE, Appended
+from tests.support.partition import PLACE
 from tests.support.tables import read_tables
 
 PATIENCE_S = patience(20.0)

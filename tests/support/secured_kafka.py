@@ -127,10 +127,10 @@ class SecuredKafka:
         deadline = time.monotonic() + _TIMEOUT_S
         every = AclBindingFilter(
             ResourceType.ANY,
-            None,
+            None,  # type: ignore[arg-type]
             ResourcePatternType.ANY,
             principal,
-            None,
+            None,  # type: ignore[arg-type]
             AclOperation.ANY,
             AclPermissionType.ANY,
         )
@@ -167,8 +167,11 @@ def _allowed_to_read(jwks: Path) -> Iterator[None]:
     """A JVM that is started meanwhile may read keys there: Kafka asks for a system property."""
     options = embedded._jvm_options
 
-    def with_property(*how: Any) -> list[str]:
-        return [*options(*how), f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={jwks.as_uri()}"]
+    def with_property(directory: Path, heap: str) -> list[str]:
+        return [
+            *options(directory, heap),
+            f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={jwks.as_uri()}",
+        ]
 
     embedded._jvm_options = with_property
     try:

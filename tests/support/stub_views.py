@@ -117,7 +117,7 @@ class ShownViews:
         flow_id = request.match_info["flow_id"]
         found = next(((p, flow) for p, flow in self._rows() if flow.id == flow_id), None)
         if found is None:
-            return _problem(404, "not_found", "There is no such flow.")
+            return _no_such_flow()
         partition, flow = found
         at = flow.revision if query.revision is None else query.revision
         kept = self.recorded.owner(partition).steps.items()
@@ -321,12 +321,16 @@ def _json(model: type[BaseModel], **fields: Any) -> web.Response:
     return web.Response(text=response.model_dump_json(), content_type="application/json")
 
 
-def _problem(status: int, code: str, detail: str) -> web.Response:
+def _no_such_flow() -> web.Response:
     body = models.Problem(
-        type=f"urn:taskflow:problem:{code}", title=code, status=status, code=code, detail=detail
+        type="urn:taskflow:problem:not_found",
+        title="not_found",
+        status=404,
+        code="not_found",
+        detail="There is no such flow.",
     )
     return web.Response(
-        status=status, text=body.model_dump_json(), content_type="application/problem+json"
+        status=404, text=body.model_dump_json(), content_type="application/problem+json"
     )
 
 

@@ -1,10 +1,11 @@
 """Reading of the tables that workers have written."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from processor.adapters.sqlite import TableCorrupt, TableFailed
-from processor.adapters.sqlite.readonly import queries as queries
+from processor.adapters.sqlite.readonly import queries
 from processor.ops.verify.ports import TableFlow, TablePosition, TableProblem, TableStep
 from processor.testing.memory.deployment import TableContents
 
@@ -27,7 +28,7 @@ def read_tables(state_dirs: Iterable[Path], prefix: str) -> list[TableContents]:
         for partition, path in queries.tables(state_dir, prefix).items():
             read: list[TableContents] = []
             try:
-                queries.whole(path, lambda whole, at=(partition, path): take(*at, whole))  # type: ignore[misc]
+                queries.whole(path, partial(take, partition, path))
             except TableFailed:
                 continue
             except TableCorrupt as error:

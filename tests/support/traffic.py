@@ -9,11 +9,11 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from processor.ops.verify.contract import home_of
+from processor.testing.memory.record import Appended
 from tests.support.builders import FLOW_ID, MORNING, OWNER, STRANGER
-from tests.support.partition import Appended
 from tests.support.reference_model import CONTROL_ONLY, LIVE, MOVES, OWN, Contract, Known
 from tests.support.reference_steps import MOVES as STEP_MOVES
-from tests.support.reference_values import REQUIRED, compact, milliseconds, written
+from tests.support.reference_values import REQUIRED, compact, written
 
 PARTITION, PARTITIONS = 1, 3
 WINDOW_MS, HORIZON_MS = 3_000, 20_000
@@ -123,7 +123,7 @@ class Sender(Random):
             if status in LIVE and self.coin():
                 kinds = ["schedule_step", *(kind for kind in STEP_MOVES if fitting(kind, known))]
         (kind,) = self.choices(kinds, [OFTEN.get(kind, 2) for kind in kinds])
-        command = {
+        command: dict[str, Any] = {
             "kind": kind,
             "command_id": str(uuid5(UUID(FLOW_ID), f"{len(life.records)}")),
             "flow_id": flow_id,
@@ -206,11 +206,12 @@ class Sender(Random):
     def time(self, at_ms: int) -> Any:
         if self.seldom() and self.coin():
             return self.choice(STRANGE_TIMES)
-        text = written(at_ms + self.choice(SHIFTS_MS))
+        due_ms = at_ms + self.choice(SHIFTS_MS)
+        text = written(due_ms)
         if self.seldom():
             return text.lower().replace("z", "9999z")
         if self.seldom():
-            return written(milliseconds(text) + 19_800_000).replace("Z", "+05:30")
+            return written(due_ms + 19_800_000).replace("Z", "+05:30")
         return text
 
     def spoil(self, command: dict[str, Any]) -> None:

@@ -149,7 +149,7 @@ async def working(
 ) -> AsyncIterator[Any]:
     worker = StepWorker({"classify": handler}, group="inbox", settings=Settings(), **options)
     worker._client = broker  # type: ignore[assignment]
-    worker._reader = items  # type: ignore[assignment]
+    worker._reader = items
     async with worker:
         running = asyncio.create_task(worker.run())
         try:

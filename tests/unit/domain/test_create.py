@@ -1,7 +1,7 @@
 """`create_managed` and `create_mirrored`."""
 
 from processor.contract import Code, instant
-from processor.domain.decide import rejected
+from processor.domain.decision import rejected
 from processor.domain.flow import Flow
 from tests.support.builders import (
     FLOW_ID,

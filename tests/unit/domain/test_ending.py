@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from processor.contract import Code, instant
-from processor.domain.decide import rejected
+from processor.domain.decision import rejected
 from tests.support.builders import (
     NOON,
     accepted,

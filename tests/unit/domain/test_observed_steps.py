@@ -6,7 +6,7 @@ from uuid import UUID, uuid5
 import pytest
 
 from processor.contract import Code, ObservedStep, StepStatus, instant
-from processor.domain.decide import rejected
+from processor.domain.decision import rejected
 from tests.support.builders import (
     FLOW_ID,
     MORNING,

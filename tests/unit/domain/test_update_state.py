@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from processor.contract import Code
-from processor.domain.decide import rejected
+from processor.domain.decision import rejected
 from processor.domain.evolve import merge
 from tests.support.builders import accepted, create, decided, given, set_waiting, start, update
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from processor.contract import Code, instant
-from processor.domain.decide import Limits, decide, rejected
+from processor.domain.decide import decide
+from processor.domain.decision import Limits, rejected
 from tests.support.builders import (
     DAY_MS,
     HOUR_MS,

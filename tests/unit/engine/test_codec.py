@@ -8,8 +8,8 @@ import pytest
 
 from processor.engine.codec import Readable, Unreadable, decode
 from processor.engine.encoding import flow_doc
+from processor.testing.memory.record import Appended
 from tests.support.builders import FLOW_ID, document
-from tests.support.partition import Appended
 from tests.unit.adapters.sqlite.tables import flow_row
 
 KEY = FLOW_ID.encode()

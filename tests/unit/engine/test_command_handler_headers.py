@@ -4,8 +4,9 @@ import json
 
 from processor.contract.events import TRACEPARENT_HEADER, TRACEPARENT_MAX_BYTES
 from processor.engine.batch import Outgoing, WriteSet
+from processor.testing.memory.record import Appended
 from tests.support.builders import FLOW_ID, NOON, document
-from tests.support.partition import Appended, Partition
+from tests.support.partition import Partition
 
 LONGEST = b"t" * TRACEPARENT_MAX_BYTES
 TOO_LONG = LONGEST + b"t"

@@ -5,7 +5,8 @@ import orjson
 from processor.engine.batch import AT_ONCE, LoadedState
 from processor.engine.codec import decode
 from processor.engine.command_handler import CommandHandler
-from tests.support.partition import PLACE, Appended, Partition, Sent
+from processor.testing.memory.record import Appended
+from tests.support.partition import PLACE, Partition, Sent
 from tests.unit.commands import create, finish, flow_id, prune, start
 
 STEPS = 10_000

@@ -9,8 +9,9 @@ from processor.engine.batch import LoadedState, Outgoing, WriteSet
 from processor.engine.codec import decode
 from processor.engine.command_handler import CommandHandler
 from processor.engine.rows import Position
+from processor.testing.memory.record import Appended
 from tests.support.builders import MORNING
-from tests.support.partition import PLACE, Appended
+from tests.support.partition import PLACE
 
 COUNT = 10
 KIB = 1024

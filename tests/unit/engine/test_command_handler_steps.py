@@ -11,8 +11,10 @@ from processor.engine.batch import LoadedState, first_event_id, needs, step_need
 from processor.engine.codec import decode
 from processor.engine.command_handler import CommandHandler
 from processor.engine.rows import Position
+from processor.testing.memory.record import Appended
 from tests.support.builders import EXECUTOR, FLOW_ID, MORNING, TIMER, document, steps
-from tests.support.partition import PLACE, Appended, Partition, Sent
+from tests.support.json_values import json_of
+from tests.support.partition import PLACE, Partition, Sent
 
 ABOUT = {"controller_id": "c", "goal": "g", "requester_origin": "r"}
 TRACE = (("traceparent", b"00-1"), ("mine", b""))
@@ -77,7 +79,7 @@ def test_steps_that_were_not_loaded_fail_the_command_and_never_outlive_the_flow(
     batch = handler.handle(items)
 
     assert [str(fault) for _, fault in batch.faults] == ["0 of 2 live steps were loaded"]
-    assert json.loads(batch.outcomes[0].value)["code"] == "internal_error"
+    assert json_of(batch.outcomes[0])["code"] == "internal_error"
     assert not batch.audit
 
 
@@ -94,7 +96,7 @@ def test_a_work_item_carries_the_task_and_the_trace_and_nothing_of_the_sender_s(
         ("taskflow-task", "größe".encode()),
         ("traceparent", b"00-1"),
     ]
-    assert json.loads(item.record.value)["event_id"] == item.event_id == 3
+    assert json_of(item.record)["event_id"] == item.event_id == 3
 
 
 def test_a_batch_says_what_its_steps_were_and_are() -> None:
@@ -147,7 +149,7 @@ def test_the_cursor_says_up_to_which_event_all_work_items_are_written(
 
     batch = handler.finish(oldest_unwritten)
 
-    assert json.loads(batch.state[-1].value)["offered"] == offered
+    assert json_of(batch.state[-1])["offered"] == offered
 
 
 def test_needed_of_steps_are_those_that_are_named_or_listed_and_live_ones_only_for_an_end() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from processor.engine.batch import WriteSet
+from processor.testing.memory.record import Appended
 from tests.support.builders import FLOW_ID, NOON, document
-from tests.support.partition import Appended, Partition
+from tests.support.partition import Partition
 
 TRACE = [("traceparent", b"of the request")]
 OTHER = [("traceparent", b"of another command")]

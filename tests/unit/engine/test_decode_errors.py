@@ -10,8 +10,9 @@ from processor.contract.commands import MODELS
 from processor.contract.values import COMMAND_MAX_BYTES
 from processor.engine.codec import Readable, Unreadable, decode
 from processor.engine.decode_errors import bounded, nearest_first
+from processor.testing.memory.record import Appended
 from tests.support.builders import FLOW_ID, MORNING, document
-from tests.support.partition import Appended, Partition
+from tests.support.partition import Partition
 
 DEEP = "it is nested deeper than 64"
 RANGE = "a number is out of range: at most 9,007,199,254,740,991 either way"

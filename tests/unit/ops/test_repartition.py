@@ -1,6 +1,5 @@
 """Random histories on N partitions, written anew on M: verified, and held against the old side."""
 
-import json
 from collections.abc import AsyncIterator
 
 import orjson
@@ -10,8 +9,9 @@ from processor.contract.headers import MOVED_FROM
 from processor.engine.rows import Position
 from processor.ops.repartition.rewriter import Rewriter, progress_of
 from processor.ops.repartition.steps import MoveStep, merged_by_time
+from processor.testing.memory.record import Appended
+from tests.support.json_values import json_of
 from tests.support.moved_deployment import differences, moved, side, undecided
-from tests.support.partition import Appended
 from tests.support.random_histories import check, random_history
 from tests.support.recorded_deployment import TOPICS, edit, violations
 
@@ -34,7 +34,7 @@ async def test_the_new_side_verifies_and_has_the_same_flows_and_history(
     assert report.counts["undecided"] == left
     ids = {record.headers for some in (new.of("audit", p) for p in range(to)) for record in some}
     names = [dict(headers)[MOVED_FROM] for headers in ids]
-    old_ids = [json.loads(r.value)["id"] for q in range(count) for r in old.of("audit", q)]
+    old_ids = [json_of(r)["id"] for q in range(count) for r in old.of("audit", q)]
     assert sorted(names) == sorted(f"taskflow/{old_id}".encode() for old_id in old_ids)
     # The header says where a copy comes from; no decision made it, and none is missed.
     replayed = await check(new)
@@ -75,7 +75,7 @@ async def test_what_is_not_the_same_is_told(name: str) -> None:
     if name == "state":
         snapshots = [n for n, one in enumerate(some) if (one.value or b"").startswith(b'{"flow"')]
         newest = snapshots[-1]
-        value = json.loads(some[newest].value)
+        value = json_of(some[newest])
         some[newest] = edit(some[newest], flow=value["flow"] | {"goal": "another"})
     elif name == "audit":
         some[3] = edit(some[3], actor="somebody else")

@@ -12,8 +12,8 @@ from processor.engine.ports import Fetched
 from processor.engine.rows import Position
 from processor.partition.input_queue import InputQueue
 from processor.testing.memory.kafka import TxnState
+from processor.testing.memory.record import Appended
 from tests.support.builders import HOUR_MS, MINUTE_MS
-from tests.support.partition import Appended
 from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, start, update
 

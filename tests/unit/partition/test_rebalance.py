@@ -53,7 +53,7 @@ async def test_records_that_an_assignment_outlives_while_they_are_read_are_dropp
 
     decode = input_queue.decode
 
-    def rebalanced(record: Any) -> Any:  # type: ignore[no-untyped-def]
+    def rebalanced(record: Any) -> Any:
         if stage.source.generation == 1:
             stage.source.rebalance()
         return decode(record)

@@ -176,7 +176,7 @@ async def test_a_record_that_breaks_its_handling_is_set_aside_and_the_rest_goes_
 
     decide = handler.decide
 
-    def breaks(command: Any, *rest: Any, **how: Any) -> Any:  # type: ignore[no-untyped-def]
+    def breaks(command: Any, *rest: Any, **how: Any) -> Any:
         if command.kind == "record_step_observation":
             raise ZeroDivisionError
         return decide(command, *rest, **how)

@@ -12,6 +12,7 @@ from processor.cli.flow import execute as flow_program
 from processor.cli.flow import history as travel
 from processor.cli.main import DONE, REFUSED, WRONG_USE, main
 from processor.contract.values import instant
+from processor.testing.memory.record import Appended
 from tests.support.builders import (
     FLOW_ID,
     HOUR_MS,
@@ -22,7 +23,7 @@ from tests.support.builders import (
     document,
     timer,
 )
-from tests.support.partition import Appended, Partition, Sent
+from tests.support.partition import Partition, Sent
 
 ABOUT = {"controller_id": "c", "goal": "g", "requester_origin": "r"}
 

@@ -16,7 +16,8 @@ from processor.cli.replay import check as program
 from processor.contract.outcomes import Code
 from processor.domain import decide as decide_module
 from processor.domain import evolve as evolve_module
-from processor.domain.decide import Decision, decide, rejected
+from processor.domain.decide import decide
+from processor.domain.decision import Decision, rejected
 from processor.engine.batch import Forward
 from processor.engine.rows import Changes
 from processor.ops.replay import check as check_module
@@ -26,6 +27,7 @@ from processor.ops.replay.file_writer import writing
 from processor.ops.replay.recorded_history import HistoryUnusable, Rules
 from processor.ops.replay.store import ReplayStore, open_store
 from tests.support.builders import HOUR_MS, MORNING, document, manual
+from tests.support.json_values import json_of
 from tests.support.random_histories import check, check_file, export, random_history, rules_of
 from tests.support.recorded_deployment import Recorded
 
@@ -61,7 +63,7 @@ def decided(recorded: Recorded) -> Iterator[tuple[Place, dict[str, Any], dict[st
             for record in recorded.of(name, partition)
         }
         for record in recorded.of("outcomes", partition):
-            outcome = orjson.loads(record.value)
+            outcome = json_of(record)
             name = outcome["source"]["topic"].rpartition(".")[2]
             place = (name, partition, outcome["source"]["offset"])
             if outcome["verdict"] != "quarantined":
@@ -396,7 +398,7 @@ async def test_an_event_that_is_recorded_in_another_way_shows_with_its_fields(
     audit = edited.of("audit", 0)
     at = next(n for n, record in enumerate(audit) if b'"state_updated"' in record.value)
     record = audit[at]
-    event = orjson.loads(record.value)
+    event = json_of(record)
     value = orjson.dumps({**event, "actor": "somebody"})
     audit[at] = type(record)(
         *(record.topic, record.partition, record.offset, record.timestamp, record.key, value),

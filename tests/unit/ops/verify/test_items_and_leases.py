@@ -1,7 +1,6 @@
 """What verify finds of work items (I15), of leases that have expired (I17), and of steps whose time
 has passed (I13)."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,9 +9,10 @@ import pytest
 
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.engine.partitioner import partition_of
+from processor.testing.memory.record import Appended
 from tests.support import builders as given
 from tests.support.builders import EXECUTOR, HOUR_MS, TIMER, document
-from tests.support.partition import Appended
+from tests.support.json_values import json_of
 from tests.support.recorded_deployment import Recorded, edit, kinds, violations
 from tests.unit.ops.verify.histories import ABOUT, ONE
 from tests.unit.ops.verify.test_steps import LEASE_MS, of_step, scheduled
@@ -53,7 +53,7 @@ def history() -> Recorded:
 def items(history: Recorded) -> list[tuple[list[Appended], int, dict[str, Any]]]:
     """Where each work item lies, and what it says, in order of their events."""
     found = [
-        (records, index, json.loads(record.value))
+        (records, index, json_of(record))
         for (name, _), records in sorted(history.records.items())
         if name == "steps"
         for index, record in enumerate(records)
@@ -130,9 +130,9 @@ def moved(history: Recorded) -> None:
 
 def of_a_start(history: Recorded) -> None:
     (started, *_) = [
-        json.loads(record.value)["id"]
+        json_of(record)["id"]
         for record in history.of("audit")
-        if json.loads(record.value)["kind"] == "step_started"
+        if json_of(record)["kind"] == "step_started"
     ]
     edited(event_id=started)(history)
 

@@ -17,6 +17,7 @@ from processor.engine.partitioner import partition_of
 from processor.ops.verify.partition import BEFORE_SINCE_MS
 from processor.ops.verify.ports import Watcher
 from tests.support.builders import FLOW_ID, HOUR_MS, document
+from tests.support.json_values import json_of
 from tests.support.recorded_deployment import Recorded, edit, kinds, violations
 from tests.support.strategies import lives
 from tests.unit.ops.verify.histories import ABOUT, ONE, TWO
@@ -97,7 +98,7 @@ async def test_what_was_forwarded_is_clean_and_has_its_copy() -> None:
     report = await history.verify()
 
     assert report.ok, violations(report)
-    verdicts = [json.loads(r.value)["verdict"] for r in history.of("outcomes")]
+    verdicts = [json_of(r)["verdict"] for r in history.of("outcomes")]
     assert verdicts.count("forwarded") == 1
     assert report.counts["flows"] == 2
 
@@ -334,7 +335,7 @@ async def test_an_audit_without_its_front_is_followed_from_where_it_begins() -> 
     history.starts["audit", 0] = records[5].offset
     del records[:5]
     outcomes = history.of("outcomes")
-    named = [i for i, r in enumerate(outcomes) if json.loads(r.value)["event_ids"]]
+    named = [i for i, r in enumerate(outcomes) if json_of(r)["event_ids"]]
     history.starts["outcomes", 0] = outcomes[named[9]].offset
     del outcomes[: named[9]]
 

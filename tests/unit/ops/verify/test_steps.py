@@ -9,6 +9,7 @@ from processor.contract.events import CHAIN_HEADER
 from processor.ops.verify.contract import hash16
 from tests.support import builders as given
 from tests.support.builders import EXECUTOR, HOUR_MS, STRANGER, document
+from tests.support.json_values import json_of
 from tests.support.recorded_deployment import Recorded, edit, kinds, violations
 from tests.unit.ops.verify.histories import ABOUT, ONE, TWO
 
@@ -94,15 +95,15 @@ async def test_a_clean_history_has_no_violations(history: Recorded) -> None:
     assert report.ok, violations(report)
     assert report.checked["I14"] > 20
     assert report.checked["I16"] == 3  # a join that begins, one that is over, a flow's end
-    codes = {json.loads(record.value)["code"] for record in history.of("outcomes")}
+    codes = {json_of(record)["code"] for record in history.of("outcomes")}
     about_steps = {"step_exists", "step_not_found", "not_holder", "not_due", "illegal_transition"}
     assert about_steps <= codes
-    events = {json.loads(record.value)["kind"] for record in history.of("audit")}
+    events = {json_of(record)["kind"] for record in history.of("audit")}
     assert len({kind for kind in events if kind.startswith("step_")}) >= 8
 
 
 def events(kind: str) -> Any:
-    return [i for i, r in enumerate(CLEAN.of("audit")) if json.loads(r.value)["kind"] == kind]
+    return [i for i, r in enumerate(CLEAN.of("audit")) if json_of(r)["kind"] == kind]
 
 
 def rechained(history: Recorded) -> None:
@@ -110,7 +111,7 @@ def rechained(history: Recorded) -> None:
     chains: dict[str, bytes] = {}
     records = history.of("audit")
     for index, record in enumerate(records):
-        flow_id = json.loads(record.value)["flow_id"]
+        flow_id = json_of(record)["flow_id"]
         chains[flow_id] = hash16(chains.get(flow_id, bytes(16)) + record.value)
         headers = [(n, chains[flow_id] if n == CHAIN_HEADER else v) for n, v in record.headers]
         records[index] = record.__class__(
@@ -155,9 +156,7 @@ def sent_by(command_kind: Any, name: Any, **fields: Any) -> Any:
 
     def plant(history: Recorded) -> None:
         records = history.of(name)
-        index = next(
-            i for i, r in enumerate(records) if json.loads(r.value)["kind"] == command_kind
-        )
+        index = next(i for i, r in enumerate(records) if json_of(r)["kind"] == command_kind)
         records[index] = edit(records[index], **fields)
 
     return plant
@@ -168,7 +167,7 @@ def accepted(code: Any, nth: int = 0) -> Any:
 
     def plant(history: Recorded) -> None:
         records = history.of("outcomes")
-        found = [i for i, r in enumerate(records) if json.loads(r.value)["code"] == code]
+        found = [i for i, r in enumerate(records) if json_of(r)["code"] == code]
         index = found[nth]
         records[index] = edit(records[index], verdict="accepted", code=None, details={})
 
@@ -181,7 +180,7 @@ def refused(kind: str, code: Any, nth: int = 0) -> Any:
         found = [
             i
             for i, r in enumerate(records)
-            if (o := json.loads(r.value))["kind"] == kind and o["verdict"] == "accepted"
+            if (o := json_of(r))["kind"] == kind and o["verdict"] == "accepted"
         ]
         records[found[nth]] = edit(records[found[nth]], verdict="rejected", code=code)
 
@@ -194,7 +193,7 @@ def details(kind: str, **fields: Any) -> Any:
         index = next(
             i
             for i, r in enumerate(records)
-            if (o := json.loads(r.value))["kind"] == kind and o["verdict"] == "accepted"
+            if (o := json_of(r))["kind"] == kind and o["verdict"] == "accepted"
         )
         records[index] = edit(records[index], details=fields)
 

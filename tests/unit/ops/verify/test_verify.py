@@ -12,6 +12,7 @@ from processor.ops.verify.ports import TableProblem
 from processor.ops.verify.report import INVARIANTS
 from tests.support import builders as given
 from tests.support.builders import HOUR_MS, MORNING, STRANGER, document
+from tests.support.json_values import json_of
 from tests.support.recorded_deployment import Recorded, edit, kinds, renumbered, violations
 from tests.unit.ops.verify.histories import ABOUT, ONE, TWO, a_days_work
 
@@ -148,7 +149,7 @@ def place(topic: Any, matches: Any) -> Any:
 
 
 def event(kind: str, nth: int = 0) -> Any:
-    found = [i for i, r in enumerate(CLEAN.of("audit")) if json.loads(r.value)["kind"] == kind]
+    found = [i for i, r in enumerate(CLEAN.of("audit")) if json_of(r)["kind"] == kind]
     return found[nth]
 
 
@@ -224,7 +225,7 @@ def a_stranger(history: Recorded) -> None:
 def an_event_of_nobody(history: Recorded) -> None:
     """Appended by somebody who knows the rules, but wrote no outcome."""
     last = history.of("audit")[-1]
-    number = json.loads(last.value)["id"] + 1
+    number = json_of(last)["id"] + 1
     history.of("audit").append(replace(edit(last, id=number), offset=last.offset + 1))
 
 

@@ -21,8 +21,9 @@ from processor.engine.rows import Deadline, FlowRow
 from processor.partition.scheduling.scheduler import Scheduler
 from processor.partition.scheduling.step_timers import Commands
 from processor.telemetry.metrics import Metrics
+from processor.testing.memory.record import Appended
 from tests.support.builders import NOON, document, timer
-from tests.support.partition import Appended, Partition
+from tests.support.partition import Partition
 from tests.unit.commands import flow_id
 
 NEAR_MAX = 4

@@ -49,7 +49,7 @@ async def offsets(reading: RangeReader) -> dict[TopicPartition, list[int]]:
 
 
 async def test_each_partition_is_read_to_its_end_and_nothing_behind_it() -> None:
-    reading = RangeReader(Consumer(), {ONE: 1, TWO: 4}, {ONE: 6, TWO: 5})  # type: ignore[arg-type]
+    reading = RangeReader(Consumer(), {ONE: 1, TWO: 4}, {ONE: 6, TWO: 5})
 
     assert await offsets(reading) == {ONE: [1, 2, 3, 4, 5], TWO: [4]}
 
