@@ -59,7 +59,7 @@ class Point(StrEnum):
     ITEMS_WRITTEN = "after work items were written"
 
 
-Action = BaseException | Callable[[], Awaitable[None] | None]
+Action = BaseException | Callable[[], object]
 
 
 class Script:
@@ -81,7 +81,7 @@ class Script:
             raise action
         if action is not None:
             done = action()
-            if done is not None:
+            if isinstance(done, Awaitable):
                 await done
 
     async def crash(self) -> None:

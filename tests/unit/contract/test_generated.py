@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ EXAMPLES = {
     "cursor": [examples.CURSOR],
     "dead-letter-headers": [examples.DEAD_LETTER_HEADERS],
 }
-READERS = {
+READERS: dict[str, Callable[[str], object]] = {
     "command": COMMANDS.validate_json,
     "outcome": Outcome.model_validate_json,
     "flow-event": EVENTS.validate_json,

@@ -159,7 +159,7 @@ def test_infinity_and_nan_are_no_revision() -> None:
 def test_a_command_is_read_only() -> None:
     command = COMMANDS.validate_python(document("cancel"))
     with pytest.raises(ValidationError):
-        command.issued_by = "somebody"
+        command.issued_by = "somebody"  # type: ignore[misc]
 
 
 def test_published_messages_are_read_from_their_json() -> None:

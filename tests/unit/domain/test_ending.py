@@ -6,6 +6,7 @@ import pytest
 
 from processor.contract import Code, instant
 from processor.domain.decision import rejected
+from processor.domain.evolve import fold
 from tests.support.builders import (
     NOON,
     accepted,
@@ -87,7 +88,7 @@ def test_what_has_ended_can_be_pruned(past: Any) -> None:
         flow.revision,
         flow.status,
     )
-    assert accepted(prune(), flow) is None
+    assert fold(flow, decision.facts) is None
 
 
 @pytest.mark.parametrize("flow", [given(create()), RUNNING, WAITING], ids=lambda f: f.status)
@@ -97,5 +98,6 @@ def test_what_lives_cannot_be_pruned(flow: Any) -> None:
 
 
 def test_after_a_prune_the_id_starts_anew() -> None:
-    assert accepted(prune(), given(create(), cancel())) is None
+    ended = given(create(), cancel())
+    assert fold(ended, decided(prune(), ended).facts) is None
     assert accepted(create(), None).revision == 0

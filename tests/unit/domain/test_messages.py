@@ -40,10 +40,12 @@ SECRET = "hunter2"
 RUNNING = given(create(), start())
 WAITING = given(create(), start(), set_waiting(external_event(correlation_id=SECRET)))
 LARGE = SECRET * 64 * 1024
-OWNER = {"authority": Authority.OWNER}
 
 REFUSED = [
-    (decided(wake(), RUNNING, **OWNER), "This kind is only taken from the control topic."),
+    (
+        decided(wake(), RUNNING, authority=Authority.OWNER),
+        "This kind is only taken from the control topic.",
+    ),
     (
         decided(start(expires_at="2020-01-01T00:00:00Z"), RUNNING),
         "The broker appended the command after its expires_at.",

@@ -60,7 +60,7 @@ def test_every_kind_but_the_creates_has_its_place_in_the_table() -> None:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("status", list(FlowStatus))
 def test_what_is_not_refused_is_a_legal_move_or_stays(
-    kind: str, status: Any, cancel_requested: bool
+    kind: CommandKind, status: Any, cancel_requested: bool
 ) -> None:
     if refusal(kind, status, cancel_requested) is None:
         to = destination(kind, status, cancel_requested)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from processor.contract.commands import COMMANDS
+from processor.contract.commands import COMMANDS, CancelStep, RetryStep
 from processor.contract.flow import FlowStatus
 from processor.contract.steps import StepStatus
 from processor.domain.transitions import MOVES, TERMINAL
@@ -163,5 +163,6 @@ def test_each_step_gets_its_command(action: str, attempts: int | None) -> None:
     made = step_order(BulkAction(action), "operator:ana", attempts)(StepTarget.of(STEP))
 
     command = COMMANDS.validate_python({**made, "command_id": uuid(2)})
+    assert isinstance(command, CancelStep | RetryStep)
     assert (command.kind, command.run_id, command.issued_by) == (action, "mail-7", "operator:ana")
     assert getattr(command, "attempts", None) == attempts

@@ -33,7 +33,7 @@ async def test_the_new_side_verifies_and_has_the_same_flows_and_history(
     left = sum(len(undecided(old, name, q)) for name in SOURCES for q in range(count))
     assert report.counts["undecided"] == left
     ids = {record.headers for some in (new.of("audit", p) for p in range(to)) for record in some}
-    names = [dict(headers)[MOVED_FROM] for headers in ids]
+    names = [dict(headers)[MOVED_FROM] or b"" for headers in ids]
     old_ids = [json_of(r)["id"] for q in range(count) for r in old.of("audit", q)]
     assert sorted(names) == sorted(f"taskflow/{old_id}".encode() for old_id in old_ids)
     # The header says where a copy comes from; no decision made it, and none is missed.

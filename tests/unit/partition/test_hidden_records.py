@@ -52,16 +52,12 @@ async def test_what_is_hidden_counts_as_lag_and_is_said(stage: Stage, name: str)
 
     async with stage.running() as owner:
         await stage.quiet()
-        assert owner.lag == 6
-        assert owner.status.waits is None
+        assert (owner.lag, owner.status.waits) == (6, None)
         async with asyncio.timeout(PATIENCE_S):
-            while owner.status.waits is None:
-                stage.later(100)  # the fetch in hand ends, and the owner looks
+            while (waits := owner.status.waits) is None:
+                stage.later(100)  # the pending fetch ends, and the processor looks
                 await asyncio.sleep(0.001)
-        assert (
-            f"open on {topic} partition 0 from offset 0 on and hides 6 offsets"
-            in owner.status.waits
-        )
+        assert f"open on {topic} partition 0 from offset 0 on and hides 6 offsets" in waits
 
         stage.kafka.end(foreign, TxnState.ABORTED)
         async with asyncio.timeout(PATIENCE_S):

@@ -189,7 +189,12 @@ OLD_MS, NEW_MS = 1_000 * HOUR_MS, 1_005 * HOUR_MS
     ids=["at its end", "a record is pending", "it lags", "it lags and pends", "nothing is known"],
 )
 async def test_outcomes_are_forgotten_by_the_newest_record_of_a_topic_only_where_nothing_is_left(
-    stage: Stage, old: str, lag: int | None, pending: bool, forgets: bool
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    old: str,
+    lag: int | None,
+    pending: bool,
+    forgets: bool,
 ) -> None:
     """The topic `old` was last heard of five hours before the other one."""
     topics = stage.place.topics
@@ -200,7 +205,8 @@ async def test_outcomes_are_forgotten_by_the_newest_record_of_a_topic_only_where
     )
     queue = InputQueue(stage.place, stage.source, batch_max_records=4, appended=lambda _: None)
     await queue.attach(Position(0, 0, 1))
-    stage.source.lags = lambda _: (lag, 0) if old == "commands" else (0, lag)  # type: ignore
+    lags = (lag, 0) if old == "commands" else (0, lag)
+    monkeypatch.setattr(stage.source, "lags", lambda _: lags)
     if pending:
         record = [Appended(of_old, 0, 0, OLD_MS, b"k", b"{}")]
         await queue.put(Fetched(record, []) if old == "commands" else Fetched([], record))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from processor.engine.codec import decode
 from processor.engine.rows import Position
 from processor.partition import input_queue
 from processor.partition.status import PartitionPhase
@@ -50,8 +51,6 @@ async def test_records_that_an_assignment_outlives_while_they_are_read_are_dropp
     stage.kafka.send(create(1), create(2))
     begun: list[int] = []
     stage.script.at(Point.BEGIN, lambda: begun.append(stage.source.generation))
-
-    decode = input_queue.decode
 
     def rebalanced(record: Any) -> Any:
         if stage.source.generation == 1:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from processor.domain.decide import decide
+from processor.engine import command_handler
 from processor.engine.rows import Position
 from processor.testing.memory.kafka import TxnState
 from tests.support.scripted_ports import Point, Stage
@@ -172,16 +174,12 @@ async def test_an_hour_counts_from_the_last_transaction(stage: Stage) -> None:
 async def test_a_record_that_breaks_its_handling_is_set_aside_and_the_rest_goes_on(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from processor.engine import command_handler as handler
-
-    decide = handler.decide
-
     def breaks(command: Any, *rest: Any, **how: Any) -> Any:
         if command.kind == "record_step_observation":
             raise ZeroDivisionError
         return decide(command, *rest, **how)
 
-    monkeypatch.setattr(handler, "decide", breaks)
+    monkeypatch.setattr(command_handler, "decide", breaks)
     stage.kafka.send(create(1), observe(1), start(1))
 
     await stage.works()

@@ -51,7 +51,7 @@ def series() -> dict[str, set[str]]:
         labels = (
             {collector.label}
             if isinstance(collector, BulkHistogram)
-            else set(collector._labelnames)
+            else set(collector._labelnames)  # type: ignore[attr-defined]
         )
         for metric in collector.collect():
             endings = {

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import structlog
+from rich.text import Text
 
 from processor.cli.common import output
 from processor.settings import Settings
@@ -47,10 +48,10 @@ def test_json_with_escapes_is_the_same_json() -> None:
         lambda: output.write_json({HOSTILE: HOSTILE}),
         lambda: output.say(HOSTILE),
         lambda: output.console().print(HOSTILE, markup=False),
-        lambda: output.console().print(output.Text(HOSTILE, style="red"), style="bold"),
+        lambda: output.console().print(Text(HOSTILE, style="red"), style="bold"),
         lambda: output.console().print(output.table(HOSTILE, (HOSTILE,), [(HOSTILE,)])),
         lambda: output.console().print(
-            output.table(None, ("code",), [(output.Text(HOSTILE, style="red"),)])
+            output.table(None, ("code",), [(Text(HOSTILE, style="red"),)])
         ),
         lambda: output.print_rows(
             output.console(), ("a", "b"), [(HOSTILE, output.status_text(HOSTILE))]

@@ -13,11 +13,14 @@ import processor.engine.batch_outcomes as outcomes_module
 import processor.engine.command_handler as handler_module
 from processor.cli.main import DONE, REFUSED, WRONG_USE, main
 from processor.cli.replay import check as program
+from processor.contract.events import EventKind
+from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code
-from processor.domain import decide as decide_module
+from processor.contract.values import instant, parse_timestamp
 from processor.domain import evolve as evolve_module
+from processor.domain import messages
 from processor.domain.decide import decide
-from processor.domain.decision import Decision, rejected
+from processor.domain.decision import Decision, happened, rejected
 from processor.engine.batch import Forward
 from processor.engine.rows import Changes
 from processor.ops.replay import check as check_module
@@ -25,7 +28,7 @@ from processor.ops.replay import differences
 from processor.ops.replay.differences import Findings
 from processor.ops.replay.file_writer import writing
 from processor.ops.replay.recorded_history import HistoryUnusable, Rules
-from processor.ops.replay.store import ReplayStore, open_store
+from processor.ops.replay.store import LEDGER_MAX, ReplayStore, open_store
 from tests.support.builders import HOUR_MS, MORNING, document, manual
 from tests.support.json_values import json_of
 from tests.support.random_histories import check, check_file, export, random_history, rules_of
@@ -58,7 +61,7 @@ def decided(recorded: Recorded) -> Iterator[tuple[Place, dict[str, Any], dict[st
     """Place, command and outcome of all that could be read."""
     for partition in range(recorded.partitions):
         sources = {
-            (name, record.offset): record.value
+            (name, record.offset): record
             for name in ("commands", "control")
             for record in recorded.of(name, partition)
         }
@@ -67,7 +70,7 @@ def decided(recorded: Recorded) -> Iterator[tuple[Place, dict[str, Any], dict[st
             name = outcome["source"]["topic"].rpartition(".")[2]
             place = (name, partition, outcome["source"]["offset"])
             if outcome["verdict"] != "quarantined":
-                yield place, orjson.loads(sources[place[0], place[2]]), outcome
+                yield place, json_of(sources[place[0], place[2]]), outcome
 
 
 def text_of(findings: Findings) -> str:
@@ -143,13 +146,8 @@ def a_created_flow_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     def changed(command: Any, flow: Any, at_ms: int, **more: Any) -> Decision:
         decision = decide(command, flow, at_ms, **more)
         if command.kind == "fail" and decision.details.get("from") == "created":
-            return decide_module._happened(
-                flow,
-                decide_module.instant(at_ms),
-                decide_module.EventKind.FAILED,
-                decide_module.FlowStatus.FAILED,
-                {"reason": command.reason},
-            )
+            reason = {"reason": command.reason}
+            return happened(flow, instant(at_ms), EventKind.FAILED, FlowStatus.FAILED, reason)
         return decision
 
     monkeypatch.setattr(handler_module, "decide", changed)
@@ -202,7 +200,7 @@ async def test_a_rule_that_was_changed_shows_in_the_commands_that_it_touches_and
 async def test_a_sentence_that_was_changed_touches_outcomes_only(
     history: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handler_module.messages, "FORWARDED", "Sent on.")
+    monkeypatch.setattr(messages, "FORWARDED", "Sent on.")
 
     findings = await check(history)
 
@@ -222,10 +220,10 @@ async def test_a_sentence_that_was_changed_touches_outcomes_only(
 async def test_other_words_for_what_is_no_command_are_no_difference(
     history: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = handler_module.messages.refused
+    refused = messages.refused
     reasons = {Code.MALFORMED, Code.INVALID_COMMAND, Code.UNSUPPORTED_VERSION}
     monkeypatch.setattr(
-        handler_module.messages,
+        messages,
         "refused",
         lambda code, *given: "No." if code in reasons else refused(code, *given),
     )
@@ -265,7 +263,7 @@ async def test_a_shorter_window_shows_in_the_resends_that_it_no_longer_knows(
 
 
 def handler_time(outcome: dict[str, Any]) -> int:
-    return decide_module.parse_timestamp(outcome["at"])
+    return parse_timestamp(outcome["at"])
 
 
 async def test_another_way_of_evolving_shows_in_the_snapshots(
@@ -284,7 +282,7 @@ async def test_another_way_of_evolving_shows_in_the_snapshots(
         one.flow_id for one in findings.first if one.record == "snapshot" and one.what == "changed"
     }
     newest = {
-        record.key.decode(): record.value
+        (record.key or b"").decode(): record.value
         for partition in range(PARTITIONS)
         for record in history.of("state", partition)
     }
@@ -357,7 +355,7 @@ async def test_a_flow_that_is_cancelled_in_the_same_transaction_needs_no_wake(
         ("commands", document("finish")),
     )
     # So that each command of the transaction is looked at by itself.
-    monkeypatch.setattr(handler_module.messages, "refused", lambda *_: "No.")
+    monkeypatch.setattr(messages, "refused", lambda *_: "No.")
 
     findings = await check(recorded)
 
@@ -396,7 +394,7 @@ async def test_an_event_that_is_recorded_in_another_way_shows_with_its_fields(
 ) -> None:
     edited = history.copy()
     audit = edited.of("audit", 0)
-    at = next(n for n, record in enumerate(audit) if b'"state_updated"' in record.value)
+    at = next(n for n, record in enumerate(audit) if json_of(record)["kind"] == "state_updated")
     record = audit[at]
     event = json_of(record)
     value = orjson.dumps({**event, "actor": "somebody"})
@@ -565,14 +563,14 @@ async def test_a_damaged_file_is_said(
 
 def test_a_file_that_was_not_finished_takes_no_name(tmp_path: Path) -> None:
     with pytest.raises(TypeError), writing(tmp_path / "history.gz") as writer:
-        writer.snapshots([None])
+        writer.snapshots([None])  # type: ignore[list-item]
 
     assert list(tmp_path.iterdir()) == []
 
 
 def test_answers_are_forgotten_in_memory_and_in_the_file(history: Recorded) -> None:
-    def kept_entries(**bounds: int) -> list[int]:
-        with open_store(**bounds) as store:
+    def kept_entries(ledger_max: int = LEDGER_MAX) -> list[int]:
+        with open_store(ledger_max=ledger_max) as store:
             keep_all(store, history)
             store.forget(MORNING + HOUR_MS)
             return [row.at_ms for row in store.ledger()]

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from processor.contract.values import EVENTS_PER_PARTITION
+from processor.contract.values import EVENTS_PER_PARTITION, instant
 from processor.engine.partitioner import partition_of
 from processor.testing.memory.record import Appended
-from tests.support import builders as given
 from tests.support.builders import EXECUTOR, HOUR_MS, TIMER, document
 from tests.support.json_values import json_of
 from tests.support.recorded_deployment import Recorded, edit, kinds, violations
@@ -27,7 +26,7 @@ def offered() -> Recorded:
     all_of.send(
         ("commands", document("create_mirrored", flow_id=ONE, **ABOUT)),
         *(scheduled(ONE, run_id) for run_id in "abce"),
-        scheduled(ONE, "d", not_before=given.instant(all_of.now + HOUR_MS)),
+        scheduled(ONE, "d", not_before=instant(all_of.now + HOUR_MS)),
     )
     all_of.send(
         of_step("wake_step", ONE, "a", issued_by=TIMER),

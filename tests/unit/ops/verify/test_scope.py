@@ -109,14 +109,14 @@ async def test_a_copy_that_was_lost_or_changed_is_found() -> None:
         (index,) = (i for i, r in enumerate(history.of("commands", 1)) if len(r.headers) == 3)
         record = history.of("commands", 1)[index]
         history.of("commands", 1)[index] = replace(
-            record, headers=record.headers[: 2 if history is lost else 1] + record.headers[3:]
+            record, headers=(*record.headers[: 2 if history is lost else 1], *record.headers[3:])
         )
-    record = changed.of("commands", 1)
-    changed.of("commands", 1)[:] = [
+    records = changed.of("commands", 1)
+    records[:] = [
         replace(r, headers=(*r.headers[:1], ("taskflow-forwarded-from", b"taskflow.commands/0/1")))
         if len(r.headers) == 1
         else r
-        for r in record
+        for r in records
     ]
 
     assert ("I9", "forward_without_copy") in kinds(await lost.verify())

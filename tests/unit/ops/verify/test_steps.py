@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from processor.contract.events import CHAIN_HEADER
+from processor.contract.values import instant
 from processor.ops.verify.contract import hash16
 from tests.support import builders as given
 from tests.support.builders import EXECUTOR, HOUR_MS, STRANGER, document
@@ -35,7 +36,7 @@ def a_history() -> Recorded:
     all_of.send(
         ("commands", document("create_mirrored", **one, **ABOUT)),
         scheduled(ONE, "a", max_attempts=4),
-        scheduled(ONE, "b", not_before=given.instant(all_of.now + HOUR_MS)),
+        scheduled(ONE, "b", not_before=instant(all_of.now + HOUR_MS)),
         of_step("start_step", ONE, "a"),
         of_step("start_step", ONE, "b"),
         of_step("start_step", ONE, "a"),
@@ -112,7 +113,7 @@ def rechained(history: Recorded) -> None:
     records = history.of("audit")
     for index, record in enumerate(records):
         flow_id = json_of(record)["flow_id"]
-        chains[flow_id] = hash16(chains.get(flow_id, bytes(16)) + record.value)
+        chains[flow_id] = hash16(chains.get(flow_id, bytes(16)) + (record.value or b""))
         headers = [(n, chains[flow_id] if n == CHAIN_HEADER else v) for n, v in record.headers]
         records[index] = record.__class__(
             *(record.topic, record.partition, record.offset, record.timestamp),

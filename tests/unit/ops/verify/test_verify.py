@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from processor.contract.values import instant
 from processor.ops.verify.contract import home_of
 from processor.ops.verify.ports import TableProblem
 from processor.ops.verify.report import INVARIANTS
@@ -47,7 +48,7 @@ def a_history() -> Recorded:
         ("commands", document("wake", **one)),
         ("commands", document("start_running", **one)),
         ("commands", document("create_managed", **one, **ABOUT)),
-        ("commands", document("finish", **one, expires_at=given.instant(MORNING))),
+        ("commands", document("finish", **one, expires_at=instant(MORNING))),
         ("commands", document("record_step_observation", **one, **{**step, "status": "running"})),
         ("control", document("prune", **one)),
         ("commands", document("fail", flow_id=ONE, reason="r", schema_version=2)),

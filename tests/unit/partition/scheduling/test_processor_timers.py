@@ -310,10 +310,8 @@ async def test_a_wait_is_set_to_later_while_its_wake_is_under_way(
 
     async with stage.running():
         await stage.quiet()
-        stage.script.at(
-            Point.BEGIN,
-            lambda: stage.kafka.send(resume(1), set_waiting(1, timer(NOON + later_ms))) and None,
-        )
+        touch = resume(1), set_waiting(1, timer(NOON + later_ms))
+        stage.script.at(Point.BEGIN, lambda: stage.kafka.send(*touch))
         await stage.goes_on(5_000)
         assert codes(stage) == ["not_due"]
         await stage.goes_on(later_ms - 5_001)
@@ -361,7 +359,7 @@ async def test_a_refused_wake_is_sent_again_also_if_the_same_batch_touched_the_f
     async with stage.running():
         await stage.quiet()
         stage.kafka.later(-1_000)
-        stage.script.at(Point.BEGIN, lambda: stage.kafka.send(touch) and None)
+        stage.script.at(Point.BEGIN, lambda: stage.kafka.send(touch))
         await stage.goes_on(5_000)
         assert codes(stage) == ["not_due"]
         await stage.goes_on(1_000)

@@ -9,12 +9,13 @@ import json
 import random
 from collections.abc import Coroutine
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import pytest
 
 from processor.contract.values import parse_timestamp
+from processor.engine import ports
 from processor.engine.batch import LoadedState
 from processor.engine.ports import Written
 from processor.engine.rows import Deadline, FlowRow
@@ -62,7 +63,7 @@ def over_ms(flow: Any) -> int | None:
 
 
 class Table:
-    """As the local table finds flows by time."""
+    """As the local table finds flows by time; the rest of a table is not asked for."""
 
     def __init__(self, partition: Partition) -> None:
         self._partition = partition
@@ -107,7 +108,7 @@ class Sequence:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.partition = Partition()
-        self.table: Any = Table(self.partition)
+        self.table = cast(ports.Table, Table(self.partition))
         self.undecided: list[Appended] = []
         self.ends = {"commands": 0, "control": 0}
         self.broker_ms = NOON
@@ -116,14 +117,14 @@ class Sequence:
         self.commands = Commands(decided=lambda: 0, pending=lambda: False, end=self.commands_end)
         numbers = count(1)
         self.metrics = Metrics()
-        self.errands = Scheduler(
+        self.scheduler = Scheduler(
             0,
             commands_topic="taskflow.commands",
             retain_ms=RETAIN_MS,
             metrics=self.metrics,
             new_id=lambda: str(UUID(int=next(numbers))),
         )
-        at_once(self.errands.begin(self.table, 0))
+        at_once(self.scheduler.begin(self.table, 0))
 
     # What others do
 
@@ -205,7 +206,7 @@ class Sequence:
 
     def decide(self, count: int) -> bool:
         """One round of the owner's loop; whether anything was done."""
-        errands, records = self.errands, self.undecided[:count]
+        errands, records = self.scheduler, self.undecided[:count]
         for topic in self.ends:
             if some := [r for r in records if r.topic == f"taskflow.{topic}"]:
                 errands.observe(some[-1].timestamp, self.at_s)
@@ -255,7 +256,7 @@ class Sequence:
         assert len(under_way["prune"]) <= STEP_MAX or not sent
 
     def another_takes_over(self) -> None:
-        at_once(self.errands.begin(self.table, self.ends["control"]))
+        at_once(self.scheduler.begin(self.table, self.ends["control"]))
 
     def until_nothing_is_left(self) -> None:
         for _ in range(400):
@@ -264,7 +265,7 @@ class Sequence:
         raise AssertionError("the owner comes to no end")
 
     def memory_is_bounded_and_the_armed_are_counted(self) -> None:
-        timers = self.errands._timers
+        timers = self.scheduler._timers
         assert len(timers._near) <= NEAR_MAX + len(timers._refusals)
         assert len(timers._queue) <= 2 * NEAR_MAX + len(timers._refusals) + UNDECIDED_MAX
         assert timers.armed == len(self.table.waits())

@@ -10,9 +10,9 @@ from processor.contract.steps import StepStatus
 from processor.contract.values import instant
 from processor.partition.scheduling.step_timers import CommandsHorizon
 from processor.testing.memory.kafka import TxnState
-from tests.support.builders import NOON, TIMER
+from tests.support.builders import NOON, TIMER, document
 from tests.support.scripted_ports import Point, Stage
-from tests.unit.commands import create, document, flow_id, schedule, start, step
+from tests.unit.commands import create, flow_id, schedule, start, step
 
 LEASE_MS = 10_000
 
@@ -111,7 +111,7 @@ async def test_a_step_that_failed_comes_back_after_its_pause_and_is_offered(stag
 
 async def test_a_step_that_nobody_starts_is_offered_again_less_and_less_often(stage: Stage) -> None:
     stage.kafka.send(create(1), schedule(1, lease_ms=LEASE_MS))
-    offered = []
+    offered: list[int] = []
     async with stage.running():
         await stage.quiet()
         for second in range(80):

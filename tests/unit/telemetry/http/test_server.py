@@ -36,6 +36,7 @@ async def health(**options: Any) -> AsyncIterator[tuple[str, int]]:
         return b"metric 1\n"
 
     async with serve(LOCAL, report=report, metrics=metrics, **options) as where:
+        assert where is not None
         yield where
 
 
@@ -44,17 +45,18 @@ async def server(*hosts: str, **limits: Any) -> AsyncIterator[tuple[str, int]]:
     """One that echoes bodies, has a large one of its own, and fails when asked to."""
     bounds = HttpLimits(**{"connections": 8, "body_bytes": 1000, **limits})
 
-    async def echo(request: pytest.FixtureRequest) -> Any:
+    async def echo(request: web.Request) -> Any:
         return web.Response(body=await read_body(request, bounds))
 
     async def big(_: Any) -> Any:
         return web.Response(body=bytes(BIG))
 
-    async def fails(_: Any) -> None:
+    async def fails(_: Any) -> web.Response:
         raise RuntimeError("hidden words")
 
-    async def worker_blocked(_: Any) -> None:
+    async def worker_blocked(_: Any) -> web.Response:
         await asyncio.Event().wait()
+        raise AssertionError("nothing sets the event")
 
     app = web.Application()
     app.add_routes(

@@ -10,14 +10,20 @@ import pytest
 from processor.testing.fake.internals import LoopClock
 
 
-async def test_asyncio_tells_its_selector_how_long_it_would_wait() -> None:
+async def test_asyncio_tells_its_selector_how_long_it_would_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The private name `_selector`: in which file and for what, see internals.py."""
-    loop: Any = asyncio.get_running_loop()
-    assert isinstance(loop, asyncio.BaseEventLoop)
-    assert isinstance(loop._selector, selectors.BaseSelector)
+    selector: Any = getattr(asyncio.get_running_loop(), "_selector")  # noqa: B009
+    assert isinstance(selector, selectors.BaseSelector)
     notified: list[float | None] = []
-    select = loop._selector.select
-    loop._selector.select = lambda timeout: notified.append(timeout) or select(timeout)
+    select = selector.select
+
+    def watched(timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        notified.append(timeout)
+        return select(timeout)
+
+    monkeypatch.setattr(selector, "select", watched)
     await asyncio.sleep(0.01)
     assert any(timeout is not None and 0 < timeout <= 0.01 for timeout in notified)
 

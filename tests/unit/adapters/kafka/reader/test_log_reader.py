@@ -1,5 +1,6 @@
 """Reading back through a consumer that does as the test says."""
 
+import time
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +47,7 @@ class Consumer:
         self._stalls_at = stalls_at
         self._position = 0
         self._now_s = 100.0
-        monkeypatch.setattr(history_module.time, "monotonic", lambda: self._now_s)
+        monkeypatch.setattr(time, "monotonic", lambda: self._now_s)
 
     def assign(self, tps: Any) -> None: ...
 

@@ -43,7 +43,8 @@ def packed(plain: Any, codec: Any) -> Any:
 
 
 def read(data: Any, reader: Any = LenientRecords) -> Any:
-    records, found = reader(data), []
+    records = reader(data)
+    found: list[Any] = []
     while records.has_next():
         found.extend(
             (r.offset, r.timestamp, r.key, r.value, list(r.headers)) for r in records.next_batch()

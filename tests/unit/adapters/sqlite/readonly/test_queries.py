@@ -105,9 +105,13 @@ async def test_what_ended_is_read_in_portions_over_all_partitions(
 ) -> None:
     def over(number: int, at_ms: int, status: FlowStatus = FlowStatus.FINISHED) -> FlowRow:
         owner = "odd" if number % 2 else "even"
-        at = instant(at_ms)
-        about = {"status": status, "updated_at": at, "owner_session_key": owner}
-        return flow_row(number, revision=number, **about)
+        return flow_row(
+            number,
+            revision=number,
+            status=status,
+            updated_at=instant(at_ms),
+            owner_session_key=owner,
+        )
 
     failed, cancelled, finished = FlowStatus.FAILED, FlowStatus.CANCELLED, FlowStatus.FINISHED
     await given(
