@@ -108,7 +108,8 @@ class Sequence:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.partition = Partition()
-        self.table = cast(ports.Table, Table(self.partition))
+        self.table = Table(self.partition)
+        self.table_port = cast(ports.Table, self.table)
         self.undecided: list[Appended] = []
         self.ends = {"commands": 0, "control": 0}
         self.broker_ms = NOON
@@ -124,7 +125,7 @@ class Sequence:
             metrics=self.metrics,
             new_id=lambda: str(UUID(int=next(numbers))),
         )
-        at_once(self.scheduler.begin(self.table, 0))
+        at_once(self.scheduler.begin(self.table_port, 0))
 
     # What others do
 
@@ -210,7 +211,7 @@ class Sequence:
         for topic in self.ends:
             if some := [r for r in records if r.topic == f"taskflow.{topic}"]:
                 errands.observe(some[-1].timestamp, self.at_s)
-        due = at_once(errands.due(self.table, self.control_done, self.commands, self.at_s))
+        due = at_once(errands.due(self.table_port, self.control_done, self.commands, self.at_s))
         if not records and not due:
             if errands.asks_the_time(self.at_s):
                 errands.observe(self.broker_ms, self.at_s)
@@ -256,7 +257,7 @@ class Sequence:
         assert len(under_way["prune"]) <= STEP_MAX or not sent
 
     def another_takes_over(self) -> None:
-        at_once(self.scheduler.begin(self.table, self.ends["control"]))
+        at_once(self.scheduler.begin(self.table_port, self.ends["control"]))
 
     def until_nothing_is_left(self) -> None:
         for _ in range(400):

@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import Metric
 from processor.settings import VARIABLES, Settings, load_settings
 from processor.telemetry.metrics import Metrics
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "processor" / "docs"
 LINK = re.compile(r"\]\((?!https?://)([^) ]+)\)")
 
