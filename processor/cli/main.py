@@ -26,11 +26,11 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "send": ("send.command", "Send commands, one JSON object a line."),
         "flow": ("flow.commands", "Look at flows, and cancel or resume them as an operator."),
         "step": ("step.commands", "Schedule, look at, retry, cancel and do managed steps."),
-        "audit": ("tail", "Print the FlowEvents, what happened to flows, as JSON lines."),
-        "outcomes": ("tail", "Print the outcomes, one for each command, as JSON lines."),
+        "audit": ("tail", "Print the FlowEvents, what happened to flows."),
+        "outcomes": ("tail", "Print the outcomes, one for each command."),
     },
     "Look": {
-        "steps": ("tail", "Print the work items, steps that are offered, as JSON lines."),
+        "steps": ("tail", "Print the work items, steps that are offered."),
         "top": (
             "top.command",
             "Show what is going on, live: rates, partitions, flows and events.",

@@ -1,15 +1,24 @@
-"""`taskflow audit`, `outcomes`, `deadletters`, `steps`: a topic as JSON lines."""
+"""`taskflow audit`, `outcomes`, `deadletters`, `steps`: a topic as rows, or as JSON lines."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import heapq
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from processor.cli.common.options import flow_id_of, since_ms
-from processor.cli.common.output import ReaderHasGone, write_json, write_line
+from processor.cli.common.options import FLOW, JSON_LINES, id_or_prefix, is_prefix, since_ms
+from processor.cli.common.output import (
+    ReaderHasGone,
+    console,
+    for_people,
+    say,
+    write_json,
+    write_line,
+)
 from processor.cli.common.runner import WrongUse, run, settings_and_logs
 from processor.cli.common.standard_streams import reader_has_gone
 from processor.contract.topics import Topics
@@ -26,9 +35,30 @@ FROM_BEGINNING = typer.Option(
 SINCE = typer.Option(
     None, "--since", help="From this time on: 2026-11-22T21:02:08Z, or 10m for ten minutes ago."
 )
-FLOW = typer.Option(None, "--flow", help="Only the records of this flow.")
+LIMIT = typer.Option(
+    50, "--limit", min=1, max=100_000, help="On a terminal, without --follow: the newest so many."
+)
+KIND = typer.Option([], "--kind", help="Only events of this kind, such as failed; repeatable.")
+NEAR_THE_END = 4
+"""Offsets to look at for each record that is wanted: markers of transactions take some of them."""
 
-Printer = Callable[["ConsumerRecord", bool], None]
+AsJson = Callable[["ConsumerRecord", bool], None]
+
+
+class TopicTail(NamedTuple):
+    """What of a topic is printed, and how."""
+
+    topic: str
+    as_json: AsJson
+    follow: bool
+    from_beginning: bool
+    since: str | None
+    flow: str | None
+    limit: int
+    json: bool
+    kinds: Sequence[str] = ()
+    one_partition: bool = False
+    """Whether all records of a flow lie on its own partition."""
 
 
 def audit(
@@ -36,12 +66,16 @@ def audit(
     from_beginning: bool = FROM_BEGINNING,
     since: str | None = SINCE,
     flow: str | None = FLOW,
+    limit: int = LIMIT,
+    kind: list[str] = KIND,
+    json: bool = JSON_LINES,
 ) -> None:
-    """Print the FlowEvents, what happened to flows, as JSON lines.
+    """Print the FlowEvents, what happened to flows.
 
-    Without an option it prints all that is there, and ends. With --follow it begins at the end
-    and goes on until Ctrl-C, unless --from-beginning or --since say where to begin. The events
-    of a flow come in their order; between partitions they come by time, roughly.
+    A terminal gets the newest as a table, a pipe all that is there as JSON lines. With --follow it
+    begins at the end and goes on until Ctrl-C, unless --from-beginning or --since say where to
+    begin. The events of a flow come in their order; between partitions they come by time, roughly.
+    --flow takes the beginning of an id, too.
 
     Example: `taskflow audit --since 10m --follow`
 
@@ -50,7 +84,8 @@ def audit(
     """
     settings = settings_and_logs(quiet=True)
     topic = Topics(settings.topic_prefix).audit
-    _print(settings, topic, _value, follow, from_beginning, since, flow, one_partition=True)
+    how = (follow, from_beginning, since, flow, limit, json)
+    _print(settings, TopicTail(topic, _value, *how, kinds=kind, one_partition=True))
 
 
 def outcomes(
@@ -58,8 +93,10 @@ def outcomes(
     from_beginning: bool = FROM_BEGINNING,
     since: str | None = SINCE,
     flow: str | None = FLOW,
+    limit: int = LIMIT,
+    json: bool = JSON_LINES,
 ) -> None:
-    """Print the outcomes, one for each command, as JSON lines.
+    """Print the outcomes, one for each command.
 
     Options and settings are those of `taskflow audit`.
 
@@ -67,7 +104,8 @@ def outcomes(
     """
     settings = settings_and_logs(quiet=True)
     topic = Topics(settings.topic_prefix).outcomes
-    _print(settings, topic, _value, follow, from_beginning, since, flow)
+    how = (follow, from_beginning, since, flow, limit, json)
+    _print(settings, TopicTail(topic, _value, *how))
 
 
 def deadletters(
@@ -75,17 +113,20 @@ def deadletters(
     from_beginning: bool = FROM_BEGINNING,
     since: str | None = SINCE,
     flow: str | None = FLOW,
+    limit: int = LIMIT,
+    json: bool = JSON_LINES,
 ) -> None:
-    """Print the dead letters, what could not be read as a command, as JSON lines.
+    """Print the dead letters, what could not be read as a command.
 
-    Key, value and headers are texts, or {"base64": "..."} where they are not UTF-8. --flow
-    compares the record's key. Options and settings are those of `taskflow audit`.
+    In JSON, key, value and headers are texts, or {"base64": "..."} where they are not UTF-8. --flow
+    compares the beginning of the record's key. Options and settings are those of `taskflow audit`.
 
     Example: `taskflow deadletters --since 1d`
     """
     settings = settings_and_logs(quiet=True)
     topic = Topics(settings.topic_prefix).dead_letters
-    _print(settings, topic, _dead_letter, follow, from_beginning, since, flow)
+    how = (follow, from_beginning, since, flow, limit, json)
+    _print(settings, TopicTail(topic, _dead_letter, *how))
 
 
 def steps(
@@ -93,8 +134,10 @@ def steps(
     from_beginning: bool = FROM_BEGINNING,
     since: str | None = SINCE,
     flow: str | None = FLOW,
+    limit: int = LIMIT,
+    json: bool = JSON_LINES,
 ) -> None:
-    """Print the work items, steps that are offered, as JSON lines.
+    """Print the work items, steps that are offered.
 
     An item may come twice, and its step may have been started since: `taskflow step list` shows
     how steps stand. Options and settings are those of `taskflow audit`.
@@ -103,57 +146,110 @@ def steps(
     """
     settings = settings_and_logs(quiet=True)
     topic = Topics(settings.topic_prefix).steps
-    _print(settings, topic, _value, follow, from_beginning, since, flow)
+    how = (follow, from_beginning, since, flow, limit, json)
+    _print(settings, TopicTail(topic, _value, *how))
 
 
-def _print(
-    settings: Settings,
-    topic: str,
-    printer: Printer,
-    follow: bool,
-    from_beginning: bool,
-    since: str | None,
-    flow: str | None,
-    one_partition: bool = False,
-) -> None:
+def _print(settings: Settings, asked: TopicTail) -> None:
     from processor.adapters.kafka.reader.topic_reader import time_of
     from processor.engine.ports import Start
 
-    if from_beginning and since is not None:
+    if asked.from_beginning and asked.since is not None:
         raise WrongUse("--from-beginning and --since both say where to begin; take one.")
-    start: Start = "end" if follow and not from_beginning else "beginning"
-    if since is not None:
-        start = time_of(since_ms(since))
-    key = None if flow is None else flow_id_of(flow).encode()
-    run(lambda: _read(settings, topic, printer, start, follow, key, one_partition))
+    start: Start = "end" if asked.follow and not asked.from_beginning else "beginning"
+    if asked.since is not None:
+        start = time_of(since_ms(asked.since))
+    key = None if asked.flow is None else id_or_prefix(asked.flow)
+    run(lambda: _show(settings, asked, start, key))
 
 
-async def _read(
-    settings: Settings,
-    topic: str,
-    printer: Printer,
-    start: Any,
-    follow: bool,
-    key: bytes | None,
-    one_partition: bool,
-) -> None:
+async def _show(settings: Settings, asked: TopicTail, start: Any, key: str | None) -> None:
+    people = for_people(asked.json)
+    if people:
+        from processor.cli.stream_rows import ROWS, StreamRows
+
+        rows = StreamRows(console(), ROWS[asked.topic.rpartition(".")[2]])
+        if not asked.follow:
+            newest, whole = await _newest(settings, asked, start, key)
+            for record in newest:
+                rows.show(record)
+            if not newest:
+                say("There is nothing so far.")
+            elif not whole:
+                say(f"The newest {len(newest):,}; --limit shows more of them, --json all.")
+            return
+    async with aclosing(_records(settings, asked, start, key)) as records:
+        async for record in records:
+            if people:
+                rows.show(record)
+            else:
+                asked.as_json(record, asked.follow)
+            if reader_has_gone():
+                raise ReaderHasGone
+
+
+async def _newest(
+    settings: Settings, asked: TopicTail, start: Any, key: str | None
+) -> tuple[list[ConsumerRecord], bool]:
+    """The newest records, at most `limit` of them, the oldest first; whether they are all."""
+    from processor.adapters.kafka.admin.topic_admin import count_partitions
+    from processor.adapters.kafka.reader.topic_reader import end_offsets
+
+    if start == "beginning" and key is None and not asked.kinds:
+        count = (await count_partitions(settings, [asked.topic]))[asked.topic]
+        ends = await end_offsets(settings, asked.topic, range(count))
+        near = {p: max(0, end - NEAR_THE_END * asked.limit) for p, end in ends.items()}
+        found, _ = await _collected(settings, asked, near, key)
+        if len(found) == asked.limit or not any(near.values()):
+            return found, not any(near.values())
+    return await _collected(settings, asked, start, key)
+
+
+async def _collected(
+    settings: Settings, asked: TopicTail, start: Any, key: str | None
+) -> tuple[list[ConsumerRecord], bool]:
+    newest: list[tuple[int, int, int, ConsumerRecord]] = []
+    whole = True
+    async with aclosing(_records(settings, asked, start, key)) as records:
+        async for record in records:
+            place = (record.timestamp, record.partition, record.offset, record)
+            if len(newest) < asked.limit:
+                heapq.heappush(newest, place)
+            else:
+                whole = False
+                heapq.heappushpop(newest, place)
+    return [record for *_, record in sorted(newest, key=lambda place: place[:3])], whole
+
+
+async def _records(
+    settings: Settings, asked: TopicTail, start: Any, key: str | None
+) -> AsyncGenerator[ConsumerRecord]:
+    """The records that are meant."""
     from processor.adapters.kafka.admin.topic_admin import partition_counts
     from processor.adapters.kafka.reader.topic_reader import read
     from processor.engine.partitioner import partition_of
 
+    wanted = None if key is None else key.encode()
     partitions = None
-    if key is not None and one_partition:
-        count = (await partition_counts(settings, [topic])).get(topic)
-        partitions = None if count is None else [partition_of(key, count)]
-    records = read(settings, topic, start=start, follow=follow, partitions=partitions)
-    try:
+    if wanted is not None and asked.one_partition and not is_prefix(wanted.decode()):
+        count = (await partition_counts(settings, [asked.topic])).get(asked.topic)
+        partitions = None if count is None else [partition_of(wanted, count)]
+    records = read(settings, asked.topic, start=start, follow=asked.follow, partitions=partitions)
+    async with aclosing(records):
         async for record in records:
-            if key is None or (record.key or b"").partition(b"/")[0] == key:
-                printer(record, follow)
-            if reader_has_gone():
-                raise ReaderHasGone
-    finally:
-        await records.aclose()
+            if wanted is not None and not (record.key or b"").startswith(wanted):
+                continue
+            if not asked.kinds or _kind(record) in asked.kinds:
+                yield record
+
+
+def _kind(record: ConsumerRecord) -> str | None:
+    import orjson
+
+    try:
+        return str(orjson.loads(record.value or b"")["kind"])
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _value(record: ConsumerRecord, flush: bool) -> None:

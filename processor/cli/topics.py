@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from processor.cli.common.output import console, for_people, say, table, write_json
+from processor.cli.common.output import console, for_people, plain, say, write_json
 from processor.cli.common.runner import WrongUse, run, settings_and_logs
 from processor.contract.rights import ROLES, Role, rights
 from processor.contract.topics import SPECS, Topics
@@ -25,29 +25,43 @@ app = typer.Typer(
 
 
 @app.command("create")
-def create() -> None:
+def create(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Instead of the seven: topics for `replay to`."),
+    ] = None,
+) -> None:
     """Make those of the seven topics that are missing, and add the partitions that `steps` lacks.
     What is there stays as it is otherwise.
+
+    With names: make these, in full as they stand here, for `taskflow replay to`: with as many
+    partitions as the audit, the events' own timestamps, and without an end of retention.
 
     Prints the names of the topics that it made or that grew.
 
     Example: `TASKFLOW_PARTITIONS=12 TASKFLOW_REPLICATION_FACTOR=3 taskflow topics create`
 
+    Example: `taskflow topics create billing.rebuild`
+
     Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_PARTITIONS,
     TASKFLOW_STEPS_PARTITIONS, TASKFLOW_REPLICATION_FACTOR, TASKFLOW_SECURITY_PROTOCOL,
     `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
     """
-    from processor.adapters.kafka.admin.topic_admin import create_topics
+    from processor.adapters.kafka.admin.topic_admin import create_replay_topics, create_topics
 
     settings = settings_and_logs(quiet=True)
-    made = run(lambda: create_topics(settings))
+    if own := sorted({*(names or ())} & {name for name, _ in Topics(settings.topic_prefix)}):
+        raise WrongUse(f"{own[0]} is one of the seven: `taskflow topics create` makes these.")
+    made = run(lambda: create_replay_topics(settings, names) if names else create_topics(settings))
     for name in made:
         if for_people():
             console().print(f"made {name}", markup=False)
         else:
-            write_json({"topic": name, "partitions": settings.partitions_of(name)})
+            write_json(
+                {"topic": name} | ({} if names else {"partitions": settings.partitions_of(name)})
+            )
     if not made:
-        say("All seven topics are there already.")
+        say(f"{'All of them' if names else 'All seven topics'} are there already.")
 
 
 @app.command("check")
@@ -68,8 +82,10 @@ def check(
     mismatches = run(lambda: check_topics(settings))
     if for_people(json):
         if mismatches:
-            rows = [(m.topic, m.what, m.found, m.expected, m.cure) for m in mismatches]
-            console().print(table(None, ("topic", "what", "is", "must be", "what to do"), rows))
+            out = console()
+            for mismatch in mismatches:
+                out.print(plain(f"{mismatch}."))
+                out.print(plain(f"  {mismatch.cure}"), style="dim")
     else:
         for mismatch in mismatches:
             write_json(asdict(mismatch) | {"cure": mismatch.cure})

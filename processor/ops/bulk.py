@@ -28,6 +28,9 @@ class BulkAction(StrEnum):
     CANCEL_STEP = "cancel_step"
 
 
+GOAL_KEPT: Final = 240
+"""Characters of a goal that a target keeps: there may be millions of them."""
+
 FROM: Final[Mapping[BulkAction, frozenset[FlowStatus]]] = {
     BulkAction.CANCEL: frozenset(FlowStatus) - TERMINAL,
     BulkAction.FAIL: frozenset({FlowStatus.RUNNING, FlowStatus.WAITING}),
@@ -52,12 +55,14 @@ GONE: Final[Mapping[BulkAction, frozenset[Code]]] = {
 
 
 class BulkTarget(NamedTuple):
-    """A flow as it was seen."""
+    """A flow as it was seen; of its goal the beginning."""
 
     flow_id: str
     status: str
     updated_at: str
     revision: int
+    owner: str = ""
+    goal: str = ""
 
     @property
     def seen(self) -> tuple[object, ...]:
@@ -123,7 +128,14 @@ class Filter(NamedTuple):
         )
         if not meant:
             return None
-        return BulkTarget(flow["id"], flow["status"], flow["updated_at"], flow["revision"])
+        return BulkTarget(
+            flow_id=flow["id"],
+            status=flow["status"],
+            updated_at=flow["updated_at"],
+            revision=flow["revision"],
+            owner=flow["owner_session_key"],
+            goal=flow["goal"][:GOAL_KEPT],
+        )
 
 
 def digest(action: BulkAction, given: str | int | None, targets: Iterable[Target]) -> str:

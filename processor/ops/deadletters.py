@@ -129,7 +129,7 @@ def redriven_spot(record: Record, name: str) -> Spot | None:
 
 
 class Wanted(NamedTuple):
-    """Which letters are meant; what is None or empty does not matter."""
+    """Which letters are meant; what is None or empty does not matter. `key`: how it begins."""
 
     spots: Sequence[Spot] = ()
     code: str | None = None
@@ -143,5 +143,5 @@ class Wanted(NamedTuple):
             and self.code in (None, dead_letter.facts.code)
             and (self.since_ms is None or dead_letter.at_ms >= self.since_ms)
             and (self.until_ms is None or dead_letter.at_ms < self.until_ms)
-            and self.key in (None, dead_letter.key)
+            and (self.key is None or (dead_letter.key or b"").startswith(self.key))
         )

@@ -19,7 +19,7 @@ from tests.support.cli_runner import child_worker
 from tests.support.forked_program import STREAMS, ForkedProgram, Result, forked_program
 
 FLOW = "6f1f3a52-0000-4000-8000-000000000001"
-WAITING = "6f1f3a52-0000-4000-8000-000000000002"
+WAITING = "7f1f3a52-0000-4000-8000-000000000002"
 NOBODYS = "6f1f3a52-0000-4000-8000-00000000ffff"
 STATE = "state ?#%41" if sys.platform == "darwin" else os.fsdecode(b"st\xe4te ?#%41")
 """Names that a URI would have to quote, and that are not UTF-8."""
@@ -235,6 +235,31 @@ def test_what_does_not_exist_is_said(
     assert done.code == code, done
     assert " ".join(said.split()) in " ".join(done.err.split())
     assert "Traceback" not in done.err + done.out
+
+
+def test_the_beginning_of_an_id_stands_for_it(deployment: Deployment) -> None:
+    for line in ("show {flow}", "history {flow}", "blame {flow} status", "diff {flow} 0 1"):
+        whole = deployment.run("flow", *line.split())
+        assert deployment.run("flow", *line.format(flow=FLOW[:8]).split()) == whole
+        assert whole.code == DONE
+    assert deployment.run("step", "show", WAITING[:8].upper(), "bill").code == DONE
+    for command in ("audit", "outcomes", "steps"):
+        whole = deployment.run(command, "--flow", WAITING)
+        assert whole.out
+        assert deployment.run(command, "--flow", WAITING[:10]) == whole
+    unknown = deployment.run("flow", "cancel", "0000")
+    assert unknown.code == REFUSED
+    assert "No flow's id begins with 0000" in unknown.err
+
+
+def test_a_topic_for_a_replay_is_made_as_it_must_be(deployment: Deployment) -> None:
+    assert deployment.run("topics", "create", "edges.rebuild").code == DONE
+    assert deployment.run("replay", "to", "edges.rebuild", "--dry-run").code == DONE
+    again = deployment.run("topics", "create", "edges.rebuild")
+    assert (again.code, again.out, again.err) == (DONE, "", "All of them are there already.\n")
+    refused = deployment.run("topics", "create", "edges.audit")
+    assert refused.code == WRONG_USE
+    assert "edges.audit is one of the seven" in refused.err
 
 
 def test_a_state_directory_may_have_any_name(deployment: Deployment) -> None:

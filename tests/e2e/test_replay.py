@@ -238,7 +238,7 @@ async def test_a_topic_that_would_replace_times_or_go_by_them_is_refused(
     assert "would remove them soon. Set it to -1" in removed[2]
     assert "Set it to CreateTime" in refused[2]
     assert missing[2].startswith("nowhere does not exist")
-    assert "make it, with message.timestamp.type=CreateTime" in missing[2]
+    assert "makes it, with message.timestamp.type=CreateTime" in missing[2]
     target = await deployment.topic("partitions", 1)
     far = await deployment.replay("to", target, "--offsets", "9:0-1", "--yes")
     assert (far[0], far[2]) == (2, f"There is no partition 9 of {deployment.audit} among 2.\n")

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from processor.cli.common.output import console, for_people, say, table, verdict_text, write_json
 from processor.cli.common.progress import Bar, progress_bar
+from processor.cli.common.rows import Column, print_rows, short_ids
 from processor.cli.send.pipeline import IN_FLIGHT, accepted
 from processor.client import CommandNotSent, FlowClient, OutcomeTimeout
 from processor.contract.outcomes import Code, Outcome
@@ -129,10 +130,15 @@ def sum_up(doing: BulkExecution, json: bool) -> None:
             console().print(table(None, ("verdict", "code", f"{noun}s"), counted))
         if skipped:
             seen = "expected_revision" if noun == "flow" else "run_id"
-            columns = ("flow_id", seen, "code", "message")
-            console().print(
-                table("skipped", columns, [[_cell(row[c]) for c in columns] for row in skipped])
-            )
+            ids = short_ids(row["flow_id"] for row in skipped)
+            rows = [
+                (ids[row["flow_id"]], str(row[seen]), _cell(row["code"]), row["message"])
+                for row in skipped
+            ]
+            console().print("skipped", style="bold")
+            named = Column("rev" if noun == "flow" else "run", 3 if noun == "flow" else 10)
+            columns = (Column("flow"), named, Column("code", 12), Column("why", 24))
+            print_rows(console(), columns, rows)
     if doing.unanswered:
         say(f"{doing.unanswered[0].sentence} Is a worker running?")
         say(

@@ -7,13 +7,14 @@ from processor.cli.bulk.execute import SHOWN, BulkExecution, flows
 from processor.cli.common.output import (
     console,
     for_people,
-    print_rows,
     say,
     status_text,
     write_json,
 )
+from processor.cli.common.rows import age, moment, print_rows, short_ids
 from processor.contract.outcomes import Code
 from processor.ops.bulk import BulkAction, BulkTarget, order
+from processor.runtime import now_ms
 
 
 def pruning(ended: Iterable[Ended], *, by: str) -> BulkExecution:
@@ -34,10 +35,16 @@ def preview(ended: Sequence[Ended], json: bool) -> None:
                 }
             )
     elif ended:
+        ids, now = short_ids(flow.flow_id for flow in ended[:SHOWN]), now_ms()
         rows = [
-            (flow.flow_id, status_text(flow.status), flow.updated_at[:19].replace("T", " "))
+            (
+                ids[flow.flow_id],
+                status_text(flow.status),
+                age(flow.updated_at, now),
+                moment(flow.updated_at),
+            )
             for flow in ended[:SHOWN]
         ]
-        print_rows(console(), ("id", "status", "updated"), rows)
+        print_rows(console(), ("id", "status", "changed", "at (UTC)"), rows)
         if len(ended) > SHOWN:
             say(f"… and {flows(len(ended) - SHOWN)} more; --json shows all.")

@@ -8,15 +8,16 @@ from processor.cli.common.output import (
     Row,
     console,
     for_people,
-    print_rows,
     say,
     short,
     status_text,
     write_json,
 )
+from processor.cli.common.rows import Column, age, print_rows, short_ids
 from processor.cli.flow.lookup import select_flows
 from processor.cli.step.lookup import select_steps
 from processor.ops.bulk import (
+    GOAL_KEPT,
     BulkAction,
     BulkTarget,
     Filter,
@@ -28,6 +29,7 @@ from processor.ops.bulk import (
     step_order,
 )
 from processor.ops.step_filter import StepFilter
+from processor.runtime import now_ms
 from processor.settings import Settings
 
 
@@ -85,25 +87,29 @@ def preview(meant: BulkSelection, targets: Sequence[Target], json: bool) -> None
         return
     columns = _FLOW_COLUMNS if meant.steps is None else _STEP_COLUMNS
     if targets:
-        print_rows(console(), columns, [_cells(target) for target in targets[:SHOWN]])
+        ids, now = short_ids(target.flow_id for target in targets[:SHOWN]), now_ms()
+        rows = [_cells(target, ids[target.flow_id], now) for target in targets[:SHOWN]]
+        print_rows(console(), columns, rows)
     if len(targets) > SHOWN:
         say(f"… and {counted_as(noun, len(targets) - SHOWN)} more; --json shows all.")
     say(f"{meant.action} applies to {counted_as(noun, len(targets))}; digest {found}.")
 
 
-_FLOW_COLUMNS = ("id", "status", "rev", "updated")
-_STEP_COLUMNS = ("flow", "run", "status", "try", "task", "last failure")
+_FLOW_COLUMNS = (
+    *(Column("id"), Column("status"), Column("changed"), Column("rev", rank=1)),
+    *(Column("owner", 12), Column("goal", 24)),
+)
+_STEP_COLUMNS = (
+    *(Column("flow"), Column("run", 10), Column("status"), Column("changed", rank=2)),
+    *(Column("try"), Column("task", 8), Column("holder", 8, rank=1), Column("last failure", 14)),
+)
 
 
-def _cells(target: Target) -> Row:
+def _cells(target: Target, flow_id: str, now_ms: int) -> Row:
+    status, changed = status_text(target.status), age(target.updated_at, now_ms)
     if isinstance(target, BulkTarget):
-        status = status_text(target.status)
-        return (target.flow_id, status, str(target.revision), target.updated_at[:19])
-    return (
-        target.flow_id[:8],
-        short(target.run_id, 20),
-        status_text(target.status),
-        f"{target.attempt}/{target.max_attempts}",
-        short(target.task, 16),
-        short(target.failure, 200),
-    )
+        goal = short(target.goal, GOAL_KEPT)
+        return (flow_id, status, changed, str(target.revision), target.owner, goal)
+    tries = f"{target.attempt}/{target.max_attempts}"
+    failure, holder = short(target.failure, 200), target.holder or ""
+    return (flow_id, target.run_id, status, changed, tries, target.task, holder, failure)

@@ -21,7 +21,10 @@ JSON_LINES: Final = typer.Option(False, "--json", help="JSON lines also on a ter
 WHERE: Final = typer.Option(
     [], "--where", help="A condition on the flow; may be given again, all must hold."
 )
-FLOW_ID: Final = typer.Argument(..., help="The flow's id.")
+FLOW_ID: Final = typer.Argument(..., help="The flow's id, or a unique beginning of it.")
+FLOW: Final = typer.Option(None, "--flow", help="Only the records of this flow, or of ids like it.")
+PREFIX_LEAST: Final = 4
+"""Characters of a flow id, at least, that stand for it."""
 
 
 def duration_ms(text: str, option: str) -> int:
@@ -59,8 +62,25 @@ def flow_id_of(text: str) -> str:
     from processor.contract.values import UUID_PATTERN
 
     if re.fullmatch(UUID_PATTERN.rstrip("$"), text.lower()) is None:
-        raise WrongUse(f"{text!r} is no flow id: a UUID has 36 characters.")
+        raise WrongUse(
+            f"{text!r} is no flow id: a UUID has 36 characters, of which the first "
+            f"{PREFIX_LEAST} or more will do."
+        )
     return text.lower()
+
+
+def is_prefix(text: str) -> bool:
+    """Whether `text` is the beginning of a UUID in lower case, and not a whole one."""
+    whole = "00000000-0000-0000-0000-000000000000"
+    return PREFIX_LEAST <= len(text) < len(whole) and all(
+        sign == "-" if place == "-" else sign in "0123456789abcdef"
+        for sign, place in zip(text, whole, strict=False)
+    )
+
+
+def id_or_prefix(text: str) -> str:
+    """A flow id, or the beginning of ids, as it is written. Raises WrongUse."""
+    return text.lower() if is_prefix(text.lower()) else flow_id_of(text)
 
 
 def condition_of(text: str) -> "Condition":

@@ -112,20 +112,6 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Row]) -> Tab
     return made
 
 
-def print_rows(out: Console, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Each row on one line, cut off at the terminal's right: rich would cut in every column,
-    ids included."""
-    shown = [[Text(column, style="bold") for column in columns]]
-    shown += [[cell if isinstance(cell, Text) else plain(cell) for cell in row] for row in rows]
-    widths = [max(cell.cell_len for cell in column) for column in zip(*shown, strict=True)]
-    for cells in shown:
-        line = Text()
-        for cell, width in zip(cells, widths, strict=True):
-            line.append_text(cell).append(" " * (width - cell.cell_len + 2))
-        line.rstrip()
-        out.print(line, no_wrap=True, overflow="ellipsis", soft_wrap=False)
-
-
 def plain(text: str) -> Text:
     """One line of text that is no markup; what a terminal would obey is shown instead: a
     producer's text must not move its cursor."""

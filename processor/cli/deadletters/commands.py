@@ -11,19 +11,19 @@ from rich.text import Text
 
 from processor.cli import tail as streams
 from processor.cli.common.confirm import DRY_RUN, YES, Confirmation
-from processor.cli.common.options import JSON, duration_ms
+from processor.cli.common.options import FLOW, JSON, JSON_LINES, duration_ms
 from processor.cli.common.output import (
     console,
     for_people,
     plain,
-    print_rows,
     say,
     somebody_to_ask,
     table,
     write_json,
 )
 from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
-from processor.cli.tail import FLOW, FOLLOW, FROM_BEGINNING, as_text
+from processor.cli.tail import FOLLOW, FROM_BEGINNING, LIMIT, as_text
+from processor.runtime import now_ms
 
 if TYPE_CHECKING:
     from processor.ops.deadletters import DeadLetterRecord
@@ -47,18 +47,21 @@ def deadletters(
     from_beginning: bool = FROM_BEGINNING,
     since: str | None = streams.SINCE,
     flow: str | None = FLOW,
+    limit: int = LIMIT,
+    json: bool = JSON_LINES,
 ) -> None:
     """Look at dead letters, and send them back.
 
-    A dead letter is a record that could not be read as a command. Without a subcommand they are
-    printed as JSON lines; options and settings are those of `taskflow audit`. Key, value and
-    headers are texts, or {"base64": "..."} where they are not UTF-8. --flow compares the record's
-    key. `list`, `show`, `edit` and `redrive` find out what is wrong with them and send them back.
+    A dead letter is a record that could not be read as a command. Without a subcommand a terminal
+    gets the newest as a table, and a pipe all of them as JSON lines; options and settings are those
+    of `taskflow audit`. Key, value and headers are texts, or {"base64": "..."} where they are not
+    UTF-8. --flow compares the beginning of the record's key. `list`, `show`, `edit` and `redrive`
+    find out what is wrong with them and send them back.
 
     Example: `taskflow deadletters --since 1d`
     """
     if context.invoked_subcommand is None:
-        streams.deadletters(follow, from_beginning, since, flow)
+        streams.deadletters(follow, from_beginning, since, flow, limit, json)
 
 
 @app.command("list")
@@ -66,27 +69,27 @@ def list_(
     code: str | None = CODE,
     since: str | None = SINCE,
     until: str | None = UNTIL,
-    flow: str | None = typer.Option(None, "--flow", help="Only letters with this key."),
+    flow: str | None = typer.Option(None, "--flow", help="Only letters whose key begins so."),
     redriven: bool = typer.Option(
         False, "--redriven", help="Also say which were sent back, and where they lie since."
     ),
+    limit: int = LIMIT,
     json: bool = JSON,
 ) -> None:
-    """List dead letters, the oldest first: place, time, code, where they came from, and why.
+    """List dead letters, the newest last: place, age, code, where they came from, and why.
 
-    A pipe gets a JSON line for each, with `faults`: what is wrong with its value today, and where.
-    --redriven reads the source topics from the first letter's time on.
+    A terminal shows the newest, as many as --limit says. A pipe gets a JSON line for each, with
+    `faults`: what is wrong with its value today, and where. --redriven reads the source topics from
+    the first letter's time on.
 
     Example: `taskflow deadletters list --code malformed --since 1d`
     """
     from processor.cli.deadletters.lookup import (
         find_dead_letters,
-        reason_of,
+        print_dead_letters,
         row_of,
-        source_of,
         wanted_of,
     )
-    from processor.contract.values import instant
 
     settings = settings_and_logs(quiet=True)
     wanted = wanted_of((), code, since, until, flow)
@@ -98,18 +101,9 @@ def list_(
                 row_of(dead_letter, sent) | {"message": dead_letter.facts.message, "faults": faults}
             )
         return
-    rows = [
-        (
-            str(dead_letter.spot),
-            instant(dead_letter.at_ms)[:19].replace("T", " "),
-            Text(dead_letter.facts.code, style="red"),
-            source_of(dead_letter),
-            sent.get(dead_letter.spot, "") if redriven else "",
-            reason_of(dead_letter),
-        )
-        for dead_letter in dead_letters
-    ]
-    print_rows(console(), ("letter", "at", "code", "from", "sent back to", "why"), rows)
+    print_dead_letters(console(), dead_letters[-limit:], sent if redriven else None, now_ms())
+    if len(dead_letters) > limit:
+        say(f"The newest {limit:,} of {len(dead_letters):,}; --limit or --json shows more.")
 
 
 @app.command("show")

@@ -5,10 +5,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
+from rich.console import Console
+from rich.text import Text
+
 from processor.adapters.kafka.admin.topic_admin import count_partitions
 from processor.adapters.kafka.reader.topic_reader import read, time_of
-from processor.cli.common.options import flow_id_of, since_ms
+from processor.cli.common.options import id_or_prefix, since_ms
 from processor.cli.common.progress import progress_bar
+from processor.cli.common.rows import Column, age, print_rows
 from processor.cli.common.runner import Refused, WrongUse
 from processor.contract.outcomes import Code
 from processor.contract.topics import Topics
@@ -34,7 +38,7 @@ def wanted_of(
         code,
         None if since is None else since_ms(since),
         None if until is None else since_ms(until, "--until"),
-        None if flow is None else flow_id_of(flow).encode(),
+        None if flow is None else id_or_prefix(flow).encode(),
     )
 
 
@@ -130,6 +134,32 @@ def reason_of(dead_letter: DeadLetterRecord) -> str:
     if dead_letter.facts.code != Code.INVALID_COMMAND:
         return dead_letter.facts.message
     return faults_text(dead_letter.diagnosis) or dead_letter.facts.message
+
+
+def print_dead_letters(
+    out: Console,
+    dead_letters: Sequence[DeadLetterRecord],
+    sent: Mapping[Spot, str] | None,
+    now_ms: int,
+) -> None:
+    """Dead letters, one a row, for people; `sent` as of `find_dead_letters`, or None."""
+    rows = [
+        (
+            str(dead_letter.spot),
+            age(instant(dead_letter.at_ms), now_ms),
+            Text(dead_letter.facts.code, style="red"),
+            source_of(dead_letter),
+            *(() if sent is None else (sent.get(dead_letter.spot, ""),)),
+            reason_of(dead_letter),
+        )
+        for dead_letter in dead_letters
+    ]
+    columns = (
+        *(Column("letter"), Column("age"), Column("code", 12), Column("from", 12, rank=2)),
+        *(() if sent is None else (Column("sent back to", 16, rank=1),)),
+        Column("why", 40),
+    )
+    print_rows(out, columns, rows)
 
 
 def fault_text(at: int | None, problem: str, path: str | None) -> str:

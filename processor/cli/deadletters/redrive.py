@@ -11,12 +11,12 @@ from processor.adapters.kafka.reader.topic_reader import TopicReader
 from processor.cli.common.output import (
     console,
     for_people,
-    print_rows,
     say,
     verdict_text,
     write_json,
 )
 from processor.cli.common.progress import progress_bar
+from processor.cli.common.rows import Column, age, print_rows
 from processor.cli.deadletters.lookup import faults_text
 from processor.client.errors import CommandNotSent
 from processor.client.kafka.command_producer import CommandProducer
@@ -73,8 +73,13 @@ def preview(
         for row in rows:
             write_json(row)
     elif rows:
-        columns = ("letter", "at", "code", "to", "today", "stays")
-        print_rows(console(), columns, [[row[name] or "" for name in columns] for row in rows])
+        now, names = now_ms(), ("letter", "code", "to", "today", "stays")
+        cells = [[age(str(row["at"]), now), *(row[name] or "" for name in names)] for row in rows]
+        columns = (
+            *(Column("age", rank=2), Column("letter"), Column("code", 10, rank=3)),
+            *(Column("to", 8, rank=1), Column("today", 12), Column("stays", 24)),
+        )
+        print_rows(console(), columns, cells)
 
 
 def _expired(dead_letter: DeadLetterRecord) -> str:
@@ -152,7 +157,8 @@ async def send_back(
             (row["letter"], row["to"], verdict_text(row["verdict"] or "?"), row["code"] or "")
             for row in rows
         ]
-        print_rows(console(), ("letter", "sent back to", "verdict", "code"), shown)
+        columns = (Column("letter"), Column("sent back to", 16), Column("verdict"), Column("code"))
+        print_rows(console(), columns, shown)
     if unanswered := sum(row["verdict"] is None for row in rows):
         say(f"{dead_letters_text(unanswered)} without an outcome so far. Is a worker running?")
     return done

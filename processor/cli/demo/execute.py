@@ -40,7 +40,7 @@ from processor.cli.demo.scenarios import (
     first_story,
     waits_that_end,
 )
-from processor.cli.flow.execute import print_history
+from processor.cli.flow.event_text import print_events
 from processor.cli.flow.lookup import history
 from processor.client import FlowClient
 from processor.embedded.broker import embedded_broker, free_port
@@ -117,7 +117,7 @@ async def _play_and_show(
 async def _run_executors(settings: Settings, out: Console, directory: Path) -> None:
     out.print("[bold]8.[/] Handing out three steps to executors, and killing one amid its step:")
     flow_id = await killed_executor(settings, directory, environment_of(settings))
-    print_history(out, [event async for event in history(settings, flow_id)])
+    print_events(out, [event async for event in history(settings, flow_id)])
 
 
 async def _leave_up(settings: Settings, out: Console, left_up: asyncio.Event) -> None:
@@ -194,10 +194,10 @@ def _conclude(
     out.print(table(None, ("verdict", "code", "outcomes"), rows))
     out.print("[bold]5.[/] The history of one flow, which another client created and an operator")
     out.print("   resumed and cancelled:")
-    print_history(out, events)
+    print_events(out, events)
     out.print("[bold]6.[/] The history of one that waited: until a time, for an event that did not")
     out.print("   come in time, for one that came, and until its cancellation was asked for:")
-    print_history(out, waits)
+    print_events(out, waits)
     out.print("[bold]7.[/] The dead letter of what was no command, kept as it was:")
     for one in quarantined:
         out.print(Text(f"   {one['value']!s} ({one['code']}: {one['message']})"))

@@ -3,7 +3,7 @@
 import getpass
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import orjson
@@ -11,12 +11,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from processor.cli.common.options import condition_of, duration_ms, flow_id_of, since_ms
+from processor.cli.common.options import condition_of, duration_ms, since_ms
 from processor.cli.common.output import (
     console,
     for_people,
     plain,
-    print_rows,
     say,
     short,
     status_text,
@@ -24,8 +23,10 @@ from processor.cli.common.output import (
     write_json,
     write_line,
 )
+from processor.cli.common.rows import Column, age, print_rows, short_ids
 from processor.cli.common.runner import Refused, run, settings_and_logs
 from processor.cli.flow import history as travel
+from processor.cli.flow.flow_ids import flow_id_at
 from processor.cli.flow.lookup import Found, find_flow, list_flows, list_waiting
 from processor.cli.flow.view_lookup import shown_flow, shown_flows
 from processor.cli.flow.wait_format import ago_or_in, awaited, step_due, time_left, until
@@ -35,6 +36,17 @@ from processor.contract.outcomes import Outcome, Verdict
 from processor.runtime import now_ms
 from processor.settings import Settings
 from processor.telemetry.terminal import visible
+
+GOAL_SHOWN: Final = 240
+"""Characters of a goal that the widest terminal may show in a row."""
+_FLOWS: Final = (
+    *(Column("id"), Column("status"), Column("changed"), Column("rev", rank=2)),
+    *(Column("owner", 8, rank=1), Column("step", 6, rank=3), Column("goal", 24)),
+)
+_WAITS: Final = (
+    *(Column("id"), Column("waits for", 14), Column("until", rank=2), Column("left", 9)),
+    *(Column("owner", 8, rank=1), Column("step", 6, rank=3), Column("goal", 18)),
+)
 
 
 def list_all(
@@ -78,7 +90,7 @@ def list_all(
     elif waiting:
         print_waits(console(), flows, now_ms())
     else:
-        _print_flows(console(), flows)
+        print_flows(console(), flows, now_ms())
 
 
 def show_then(
@@ -86,7 +98,7 @@ def show_then(
 ) -> None:
     """Print a flow as it was. Raises Refused."""
     settings = settings_and_logs(quiet=True)
-    wanted = flow_id_of(flow_id)
+    wanted = flow_id_at(settings, flow_id)
     then, moment = travel.found_then(settings, wanted, revision=revision, at=at, life=life)
     if for_people(json):
         print_flow(console(), then, moment.at_ms if at is None else since_ms(at, "--at"))
@@ -98,7 +110,7 @@ def show_then(
 def show_now(flow_id: str, *, json: bool) -> None:
     """Print a flow as it is. Raises Refused."""
     settings = settings_and_logs(quiet=True)
-    wanted = flow_id_of(flow_id)
+    wanted = flow_id_at(settings, flow_id)
 
     async def looked_up() -> Found | None:
         known = await shown_flow(settings, wanted) if for_people(json) else None
@@ -124,19 +136,20 @@ def _found_doc(found: Found) -> dict[str, object]:
 
 def print_waits(out: Console, flows: Sequence[Flow], now_ms: int) -> None:
     """Waiting flows, one a row, for people."""
+    ids = short_ids(flow.id for flow in flows)
     rows = [
         (
-            flow.id,
+            ids[flow.id],
             short(awaited(flow)),
             until(flow),
             time_left(flow, now_ms),
             flow.owner_session_key,
             flow.current_step,
-            short(flow.goal),
+            short(flow.goal, GOAL_SHOWN),
         )
         for flow in flows
     ]
-    print_rows(out, ("id", "waits for", "until", "left", "owner", "step", "goal"), rows)
+    print_rows(out, _WAITS, rows)
 
 
 def print_flow(out: Console, found: Found, now_ms: int) -> None:
@@ -182,26 +195,6 @@ def _step_lines(step: Mapping[str, Any], now_ms: int) -> Iterator[Text]:
     yield plain(f"  step id {step['id']}")
 
 
-def print_history(out: Console, events: Sequence[bytes]) -> None:
-    """FlowEvents, one a row, for people."""
-    rows = []
-    for raw in events:
-        event = orjson.loads(raw)
-        payload = event["payload_json"]
-        rows.append(
-            (
-                event["at"][:23].replace("T", " "),
-                Text(event["kind"], style="bold"),
-                status_text(event["status"]),
-                str(event["revision"]),
-                event["actor"],
-                short(orjson.dumps(payload).decode()) if payload else "",
-            )
-        )
-    columns = ("at", "event", "status", "rev", "by", "payload")
-    print_rows(out, columns, rows)
-
-
 def login() -> str:
     """Who sits at this terminal; a container may know no name."""
     try:
@@ -210,20 +203,22 @@ def login() -> str:
         return f"uid-{os.getuid()}"
 
 
-def _print_flows(out: Console, flows: Sequence[Flow]) -> None:
+def print_flows(out: Console, flows: Sequence[Flow], now_ms: int) -> None:
+    """Flows, one a row, for people."""
+    ids = short_ids(flow.id for flow in flows)
     rows = [
         (
-            flow.id,
-            status_text(flow.status + (" (cancel requested)" if flow.cancel_requested else "")),
+            ids[flow.id],
+            status_text(flow.status).append(" (cancel)" if flow.cancel_requested else ""),
+            age(flow.updated_at, now_ms),
             str(flow.revision),
-            flow.updated_at[:19].replace("T", " "),
             flow.owner_session_key,
             flow.current_step,
-            short(flow.goal),
+            short(flow.goal, GOAL_SHOWN),
         )
         for flow in flows
     ]
-    print_rows(out, ("id", "status", "rev", "updated", "owner", "step", "goal"), rows)
+    print_rows(out, _FLOWS, rows)
 
 
 def send_one(kind: str, flow_id: str, timeout: str, json: bool) -> None:
@@ -233,7 +228,7 @@ def send_one(kind: str, flow_id: str, timeout: str, json: bool) -> None:
     command = {
         "kind": kind,
         "command_id": str(uuid4()),
-        "flow_id": flow_id_of(flow_id),
+        "flow_id": flow_id_at(settings, flow_id),
         "issued_by": f"operator:{login()}",
     }
     outcome = run(lambda: send_as_operator(settings, command, timeout_s))

@@ -10,12 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from processor.cli.common.history import open_history
-from processor.cli.common.options import flow_id_of, since_ms
+from processor.cli.common.options import since_ms
 from processor.cli.common.output import (
     console,
     for_people,
     plain,
-    print_rows,
     say,
     short,
     status_text,
@@ -23,14 +22,16 @@ from processor.cli.common.output import (
     write_json,
 )
 from processor.cli.common.progress import progress_bar
+from processor.cli.common.rows import Column, print_rows
 from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
+from processor.cli.flow.event_text import times_of, what_of
+from processor.cli.flow.flow_ids import flow_id_at
 from processor.cli.flow.lookup import Found, events_of
 from processor.cli.flow.view_lookup import shown_history
 from processor.cli.flow.wait_format import span
 from processor.contract.events import CHAIN_HEADER
 from processor.contract.topics import Topics
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
-from processor.domain.evolve import STEP_KINDS
 from processor.ops.flow_path import STEPS, parse_flow_path
 from processor.ops.flow_timeline import (
     Explanation,
@@ -49,6 +50,12 @@ BEFORE_MS: Final = 1_000
 """How much earlier than an event its outcome may be appended, at first; and how much at most: as
 long as a transaction lasts."""
 AROUND_MS: Final = 15_000
+
+_HISTORY: Final = (
+    *(Column("at"), Column("event"), Column("what", 18), Column("why", 14)),
+    *(Column("after", rank=2), Column("status", rank=4), Column("rev", rank=3)),
+    Column("by", 8, rank=1),
+)
 
 Doc = dict[str, Any]
 
@@ -84,7 +91,8 @@ def show_history(flow_id: str, *, json: bool) -> None:
     """Print what happened to a flow, from its events and the outcomes that are kept."""
     settings = settings_and_logs(quiet=True)
     people = for_people(json)
-    past = (people and _seen(settings, flow_id)) or _past(settings, flow_id)
+    wanted = flow_id_at(settings, flow_id)
+    past = (people and _seen(settings, wanted)) or _past(settings, wanted)
     why = run(lambda: outcomes_of(settings, past, [*past.appended]))
     if not people:
         for life in past.lives:
@@ -218,30 +226,30 @@ def _note(records: Sequence[Any], past: FlowPast, found: dict[int, Doc]) -> None
 def print_story(out: Console, life: Life, why: Mapping[int, Doc], now_ms: int) -> None:
     """A life, one event a row, and how long it was in each status, for people."""
     rows = []
-    for one in explanations(life):
+    explained = [*explanations(life)]
+    heading, times = times_of([one.event for one in explained])
+    for one, at in zip(explained, times, strict=True):
         event, outcome = one.event, why.get(one.event["id"])
-        reason = event["source"]["topic"].rpartition(".")[2]
+        topic = event["source"]["topic"].rpartition(".")[2]
+        reason = f"on {topic}"
         if outcome is not None:
-            reason = f"{outcome['kind']} on {reason}"
-        if one.ended is not None:
-            reason += f", ended the wait by {one.ended}"
-        payload = event["payload_json"]
-        if event["kind"] in STEP_KINDS:
-            reason = f"{_of_step(payload)}, {reason}"
+            reason = outcome["kind"] + (f" {reason}" if topic == "control" else "")
+        if one.ended not in (None, "command"):
+            reason = f"{one.ended}: {reason}"
         rows.append(
             (
-                event["at"][:23].replace("T", " "),
+                at,
                 Text(event["kind"], style="bold"),
+                what_of(event),
                 reason,
                 _left(one),
                 status_text(event["status"]),
                 str(event["revision"]),
                 event["actor"],
-                short(orjson.dumps(payload).decode()) if payload else "",
             )
         )
-    columns = ("at", "event", "why", "after", "status", "rev", "by", "payload")
-    print_rows(out, columns, rows)
+    out.print(Text(heading, style="dim"))
+    print_rows(out, _HISTORY, rows)
     spent: Counter[str] = Counter()
     for stay in life.stays():
         if stay.left_ms is not None:
@@ -251,15 +259,6 @@ def print_story(out: Console, life: Life, why: Mapping[int, Doc], now_ms: int) -
     if last.left_ms is None:
         parts.append(f"{last.status} for {span(max(0, now_ms - last.entered_ms))} now")
     out.print(plain(f"In all: {', '.join(parts)}."))
-
-
-def _of_step(payload: Doc) -> str:
-    """Which step, which attempt, and the reason of a failure."""
-    step = payload.get("step") or payload["changes"]
-    execution = step.get("execution")
-    tries = f" {execution['attempt']}/{execution['max_attempts']}" if execution else ""
-    reason = f": {short(payload['reason'], 200)}" if payload.get("reason") else ""
-    return f"{short(payload.get('run_id') or step['run_id'], 24)}{tries}{reason}"
 
 
 def _left(one: Explanation) -> str:
@@ -282,7 +281,7 @@ def _explained(one: Explanation, why: Mapping[int, Doc]) -> Doc:
 
 def _past(settings: Settings, flow_id: str) -> FlowPast:
     """Raises Refused if nothing ever happened to it."""
-    wanted = flow_id_of(flow_id)
+    wanted = flow_id_at(settings, flow_id)
     records: list[ConsumerRecord] = run(lambda: _read(settings, wanted))
     if not records:
         raise Refused(f"There is no flow {wanted} under {settings.topic_prefix!r}.")
@@ -298,13 +297,12 @@ def _past(settings: Settings, flow_id: str) -> FlowPast:
 def _seen(settings: Settings, flow_id: str) -> FlowPast | None:
     """As views know it, which is without chains; None where they cannot say. An event's own time,
     when its command was appended, stands for when it was: outcomes follow it soon."""
-    wanted = flow_id_of(flow_id)
-    events = run(lambda: shown_history(settings, wanted))
+    events = run(lambda: shown_history(settings, flow_id))
     if events is None:
         return None
     appended = {event["id"]: parse_timestamp(event["at"]) for event in events}
     partition = events[0]["id"] // EVENTS_PER_PARTITION
-    return FlowPast(wanted, lives((event, None) for event in events), partition, appended)
+    return FlowPast(flow_id, lives((event, None) for event in events), partition, appended)
 
 
 async def _read(settings: Settings, flow_id: str) -> list[ConsumerRecord]:

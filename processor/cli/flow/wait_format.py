@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from processor.cli.common.rows import moment
+from processor.cli.flow.event_text import wait_text
 from processor.contract.flow import Flow
 from processor.contract.steps import StepStatus
 from processor.contract.values import parse_timestamp
@@ -13,24 +15,14 @@ _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 def awaited(flow: Flow) -> str:
     """Empty for a flow that does not wait."""
-    match flow.wait_json:
-        case {"kind": "external_event", "topic": topic, "correlation_id": correlation_id}:
-            return f"event {topic} / {correlation_id}"
-        case {"kind": "steps", "run_ids": run_ids, **rest}:
-            which = "one of the steps" if rest.get("mode") == "any" else "the steps"
-            return f"{which} {', '.join(run_ids)}"
-        case {"kind": "steps"}:
-            return "all its steps"
-        case {"kind": kind}:
-            return str(kind)
-    return ""
+    return wait_text(flow.wait_json or {})
 
 
 def until(flow: Flow) -> str:
     """The time that the wait itself names, to the second; `-` if it names none."""
     wait = flow.wait_json or {}
     named = wait.get("at") or wait.get("timeout_at")
-    return named[:19].replace("T", " ") if named else "-"
+    return moment(named) if named else "-"
 
 
 def time_left(flow: Flow, now_ms: int) -> str:

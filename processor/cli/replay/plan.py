@@ -64,7 +64,7 @@ async def look(settings: Settings, order: ReplayOrder, *, count: bool) -> Replay
     counts = await partition_counts(settings, [order.topic], Operation.WRITE)
     if order.topic not in counts:
         raise Refused(
-            f"{order.topic} does not exist; make it, with "
+            f"{order.topic} does not exist; `taskflow topics create {order.topic}` makes it, with "
             f"{TIMESTAMPS}=CreateTime and retention.ms=-1."
         )
     counts = await count_partitions(settings, [audit])

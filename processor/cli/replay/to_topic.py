@@ -9,10 +9,11 @@ from processor.adapters.kafka.admin.topic_admin import count_partitions
 from processor.adapters.kafka.client_config import compression_type, connection_options
 from processor.adapters.kafka.errors import explained
 from processor.cli.common.confirm import Confirmation
-from processor.cli.common.options import flow_id_of, since_ms
+from processor.cli.common.options import since_ms
 from processor.cli.common.output import console, for_people, say, table, write_json
 from processor.cli.common.progress import Bar, progress_bar
 from processor.cli.common.runner import WrongUse, run
+from processor.cli.flow.flow_ids import flow_id_at
 from processor.cli.replay.plan import ReplayOrder, ReplayPlan, group_of, look, streams
 from processor.cli.replay.republisher import Republisher
 from processor.contract.rights import Operation
@@ -45,7 +46,9 @@ def replay_to(
     if topic in dict(Topics(settings.topic_prefix)):
         raise WrongUse(f"{topic} is one of taskflow's own topics; events are replayed to others.")
     selection = Selection(
-        frozenset(map(flow_id_of, asked.flows)), frozenset(asked.owners), frozenset(asked.kinds)
+        frozenset(flow_id_at(settings, flow) for flow in asked.flows),
+        frozenset(asked.owners),
+        frozenset(asked.kinds),
     )
     order = ReplayOrder(
         topic,

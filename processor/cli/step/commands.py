@@ -20,13 +20,11 @@ from processor.cli.common.options import (
     OUTCOME_TIMEOUT,
     ago_ms,
     duration_ms,
-    flow_id_of,
 )
 from processor.cli.common.output import (
     console,
     for_people,
     plain,
-    print_rows,
     say,
     short,
     status_text,
@@ -34,6 +32,7 @@ from processor.cli.common.output import (
     write_json,
     write_line,
 )
+from processor.cli.common.rows import Column, print_rows, short_ids
 from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs, stop_with_parent
 from processor.runtime import now_ms, unless_stopped
 
@@ -118,15 +117,17 @@ def list_(
 
     Settings: as for `taskflow flow list`.
     """
+    from processor.cli.flow.flow_ids import flow_id_at
+    from processor.cli.flow.wait_format import ago_or_in
     from processor.cli.step.lookup import list_steps
     from processor.contract.steps import StepStatus
     from processor.contract.values import instant
-    from processor.ops.step_filter import StepFilter
+    from processor.ops.step_filter import StepFilter, failure_of
 
     settings = settings_and_logs(quiet=True)
     before = None if older_than is None else instant(ago_ms(older_than, "--older-than"))
     meant = StepFilter(
-        flow_id=None if flow is None else flow_id_of(flow),
+        flow_id=None if flow is None else flow_id_at(settings, flow),
         task=task,
         statuses=None if status is None else {StepStatus(status)},
         holder=holder,
@@ -140,22 +141,26 @@ def list_(
     elif not steps:
         say("No steps match.")
     else:
-        print_rows(
-            console(),
-            ("flow", "run", "status", "try", "due", "task", "holder"),
-            [
-                (
-                    step["flow_id"][:8],
-                    short(step["run_id"], 24),
-                    status_text(step["status"]),
-                    f"{step['execution']['attempt']}/{step['execution']['max_attempts']}",
-                    _due(step["execution"]["due_at"]),
-                    short(step["task"], 24),
-                    step["child_session_key"] or "",
-                )
-                for step in steps
-            ],
+        columns = (
+            *(Column("flow"), Column("run", 10), Column("status"), Column("try")),
+            *(Column("due", 12), Column("task", 8), Column("last failure", 14, rank=1)),
+            Column("holder", 8, rank=2),
         )
+        ids, now = short_ids(step["flow_id"] for step in steps), now_ms()
+        rows = [
+            (
+                ids[step["flow_id"]],
+                step["run_id"],
+                status_text(step["status"]),
+                f"{step['execution']['attempt']}/{step['execution']['max_attempts']}",
+                ago_or_in(due, now) if (due := step["execution"]["due_at"]) else "",
+                step["task"],
+                short(failure_of(step), 200),
+                step["child_session_key"] or "",
+            )
+            for step in steps
+        ]
+        print_rows(console(), columns, rows)
 
 
 @app.command("show")
@@ -166,10 +171,11 @@ def show(flow_id: str = FLOW_ID, run_id: str = RUN_ID, json: bool = JSON) -> Non
 
     Settings: as for `taskflow flow list`.
     """
+    from processor.cli.flow.flow_ids import flow_id_at
     from processor.cli.step.lookup import find_step
 
     settings = settings_and_logs(quiet=True)
-    wanted = flow_id_of(flow_id)
+    wanted = flow_id_at(settings, flow_id)
     step = run(lambda: find_step(settings, wanted, run_id))
     if step is None:
         raise Refused(f"There is no step {run_id!r} of flow {wanted}.")
@@ -291,6 +297,7 @@ def _as_operator(
     kind: str, flow_id: str, run_id: str, timeout: str, json: bool, **fields: Any
 ) -> None:
     from processor.cli.flow.execute import login
+    from processor.cli.flow.flow_ids import flow_id_at
     from processor.cli.send.pipeline import accepted, send_as_operator
 
     settings = settings_and_logs(quiet=True)
@@ -298,7 +305,7 @@ def _as_operator(
     command = {
         "kind": kind,
         "command_id": str(uuid4()),
-        "flow_id": flow_id_of(flow_id),
+        "flow_id": flow_id_at(settings, flow_id),
         "issued_by": f"operator:{login()}",
         "run_id": run_id,
         **fields,
@@ -348,10 +355,6 @@ def _time(text: str, option: str) -> str:
         return instant(now_ms() + ahead_ms)
     except OverflowError:
         raise WrongUse(f"{option} is {text!r}, which ends after the year 9999.") from None
-
-
-def _due(due_at: str | None) -> str:
-    return "" if due_at is None else due_at[:19].replace("T", " ")
 
 
 def _cell(value: object) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from processor.cli.common.output import console, for_people, plain, print_rows, say, write_json
+from processor.cli.common.output import console, for_people, plain, say, write_json
+from processor.cli.common.rows import print_rows
 from processor.cli.common.runner import run
 from processor.testing.chaos.run import ChaosPlan, ChaosResult, torture
 

@@ -5,7 +5,7 @@ What the command needs is imported when it runs.
 
 import typer
 
-from processor.cli.common.options import duration_ms, flow_id_of, since_ms
+from processor.cli.common.options import duration_ms, since_ms
 from processor.cli.common.runner import settings_and_logs
 
 
@@ -37,11 +37,12 @@ def verify(
     Settings: TASKFLOW_BOOTSTRAP_SERVERS, TASKFLOW_TOPIC_PREFIX, TASKFLOW_STATE_DIR,
     TASKFLOW_DEDUPE_WINDOW, TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
     """
+    from processor.cli.flow.flow_ids import flow_id_at
     from processor.cli.verify.execute import verify_deployment
 
     settings = settings_and_logs(quiet=True)
     since_at = None if since is None else since_ms(since)
     grace_s = duration_ms(grace, "--grace") / 1000
-    flow_id = None if flow is None else flow_id_of(flow)
+    flow_id = None if flow is None else flow_id_at(settings, flow)
     if not verify_deployment(settings, since_at, flow_id, at_rest, grace_s, json=json):
         raise typer.Exit(1)

@@ -44,7 +44,8 @@ def test_an_order_is_for_the_statuses_that_it_may_lead_from() -> None:
     assert FROM[BulkAction.CANCEL] == frozenset(MOVES)
     assert FROM[BulkAction.FAIL] == {s for s, to in MOVES.items() if FlowStatus.FAILED in to}
     assert FROM[BulkAction.PRUNE] == TERMINAL
-    meant = BulkTarget(uuid(1), "waiting", FLOW["updated_at"], 3)
+    about = FLOW["owner_session_key"], FLOW["goal"]
+    meant = BulkTarget(uuid(1), "waiting", FLOW["updated_at"], 3, *about)
     assert Filter(BulkAction.RESUME).target(FLOW) == meant
     assert Filter(BulkAction.RESUME).target(FLOW | {"status": "running"}) is None
     assert Filter(BulkAction.PRUNE).target(FLOW) is None

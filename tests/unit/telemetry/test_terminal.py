@@ -10,7 +10,7 @@ import pytest
 import structlog
 from rich.text import Text
 
-from processor.cli.common import output
+from processor.cli.common import output, rows
 from processor.settings import Settings
 from processor.telemetry.logging import configure_logs
 from processor.telemetry.terminal import OBEYED, visible, visible_json
@@ -53,7 +53,7 @@ def test_json_with_escapes_is_the_same_json() -> None:
         lambda: output.console().print(
             output.table(None, ("code",), [(Text(HOSTILE, style="red"),)])
         ),
-        lambda: output.print_rows(
+        lambda: rows.print_rows(
             output.console(), ("a", "b"), [(HOSTILE, output.status_text(HOSTILE))]
         ),
         lambda: log(Settings(log_format="console")),

@@ -21,7 +21,7 @@ from processor.adapters.kafka.access.topic_lookup import allows, look_up
 from processor.adapters.kafka.client_config import connection_options, ensure_reachable
 from processor.adapters.kafka.errors import NotAuthorized, TopicsWrong, explain, explained
 from processor.contract.rights import Operation, Right, Role, on_topic
-from processor.contract.topics import MESSAGE_MAX_BYTES, STEPS, Topics, TopicSpec
+from processor.contract.topics import AUDIT, MESSAGE_MAX_BYTES, STEPS, Topics, TopicSpec
 from processor.settings import Settings
 
 REQUEST_TIMEOUT_MS = 10_000
@@ -128,6 +128,21 @@ async def create_topics(settings: Settings) -> list[str]:
                 )
             await asyncio.sleep(0.05)
     return made
+
+
+async def create_replay_topics(settings: Settings, names: Sequence[str]) -> list[str]:
+    """Make those of `names` that are missing, as `replay to` needs them: with the partitions of the
+    audit and its settings, but with the events' own timestamps. Returns the names of those made.
+
+    Raises BrokerUnreachable, NotAuthorized, and TopicsWrong without an audit topic.
+    """
+    audit = Topics(settings.topic_prefix).audit
+    config = {**AUDIT.config, "message.timestamp.type": "CreateTime"}
+    async with open_admin(settings) as admin:
+        existing = await _partitions(admin, settings, [audit, *names], Operation.DESCRIBE)
+        count = require([audit], existing)[audit]
+        missing = {name: TopicSpec(name, "", config) for name in names if name not in existing}
+        return await _create(admin, missing, settings, count) if missing else []
 
 
 async def _all_there(admin: AIOKafkaAdminClient, settings: Settings) -> bool:
@@ -264,13 +279,17 @@ async def _partitions(
 
 
 async def _create(
-    admin: AIOKafkaAdminClient, wanted: Mapping[str, TopicSpec], settings: Settings
+    admin: AIOKafkaAdminClient,
+    wanted: Mapping[str, TopicSpec],
+    settings: Settings,
+    partitions: int | None = None,
 ) -> list[str]:
+    """`partitions`: of each, instead of those that the settings name."""
     response = await admin.create_topics(
         [
             NewTopic(
                 name,
-                num_partitions=settings.partitions_of(name),
+                num_partitions=partitions or settings.partitions_of(name),
                 replication_factor=settings.replication_factor,
                 topic_configs=dict(spec.config),
             )

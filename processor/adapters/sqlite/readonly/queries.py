@@ -266,6 +266,17 @@ ENDED: Final = """
 """
 
 
+def ids_with_prefix(paths: Iterable[Path], prefix: str) -> list[str]:
+    """The ids of flows that begin with `prefix`, which holds hexadecimal digits and hyphens."""
+
+    def some(_: Path, db: sqlite3.Connection) -> list[str]:
+        # Behind every digit and the hyphen comes `g`.
+        rows = db.execute("SELECT id FROM flow WHERE id >= ?1 AND id < ?1 || 'g'", (prefix,))
+        return [flow_id for (flow_id,) in rows]
+
+    return [flow_id for path in paths for flow_id in _look(path, some)]
+
+
 def find_flow(paths: Iterable[Path], flow_id: str) -> FlowView | None:
     """The flow with its steps; None if no table has it."""
 

@@ -188,7 +188,7 @@ def test_a_pipe_is_answered_from_the_topic(
 
 def assert_shown_to_people(out: str) -> None:
     assert "life 1" in out
-    assert re.search("wake on control, ended the wait by timer +1 h waiting", out)
+    assert re.search("timer: wake on control +1 h waiting", out)
     assert "In all: created 1 h, running 4 h, waiting 1 h, failed 1 h." in out
     assert "finished for" in out
 
@@ -304,8 +304,8 @@ def test_history_names_step_attempt_and_failure(
 
     out = capsys.readouterr().out
     for past in (
-        *("card 7 0/3, schedule_step on commands", "card 7 1/3: no answer, fail_step"),
-        *("card 7 2/3, complete_step", "ended the wait by steps"),
+        *("card 7 0/3             schedule_step", "card 7 1/3: no answer  fail_step"),
+        *("card 7 2/3             complete_step", "by steps               steps: complete_step"),
     ):
         assert past in out, out
 

@@ -11,7 +11,10 @@ import pytest
 
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable
 from processor.adapters.sqlite import open_table, table_path
+from processor.cli.common.runner import WrongUse
+from processor.cli.flow import flow_ids
 from processor.cli.flow import lookup as flows
+from processor.cli.flow.flow_ids import ids_with_prefix
 from processor.contract.flow import FlowStatus
 from processor.contract.values import instant
 from processor.engine.partitioner import partition_of
@@ -190,6 +193,38 @@ async def test_ended_flows_come_by_their_last_change_from_tables_and_topic_alike
         for row in (first, second, third, fourth)
     ]
     assert others == found[2:]
+
+
+async def test_ids_are_found_by_their_beginning_in_tables_and_topic_alike(
+    settings: Settings, topics: Topics
+) -> None:
+    here, there, gone = flow_on(0), flow_on(1), flow_on(1, start=300)
+    await given_table(settings, 0, here)
+    topics.ends = {0: TABLE_AUDIT, 1: 9}
+    topics.state = [(1, row.flow.id, snapshot(row)) for row in (there, gone)]
+    topics.state += [(1, gone.flow.id, None), (1, f"{there.flow.id}/run-1", b"{}")]
+
+    alike = sorted([here.flow.id, there.flow.id])
+    assert await ids_with_prefix(settings, here.flow.id[:8]) == alike
+    assert await ids_with_prefix(settings, here.flow.id[:35]) == [
+        flow_id for flow_id in alike if flow_id[:35] == here.flow.id[:35]
+    ]
+    assert await ids_with_prefix(settings, "ffff") == []
+
+
+def test_a_beginning_that_several_ids_have_is_refused_with_these(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def several(_: Settings, prefix: str) -> list[str]:
+        return [uuid(n) for n in range(7) if uuid(n).startswith(prefix)]
+
+    monkeypatch.setattr(flow_ids, "ids_with_prefix", several)
+    with pytest.raises(WrongUse, match=f"7 flows' ids begin with .*: {uuid(0)}, .* …$"):
+        flow_ids.flow_id_at(settings, uuid(0)[:8])
+    assert flow_ids.flow_id_at(settings, uuid(9).upper()) == uuid(9)
+    for text in ("abc", "6f1f3a52x", "6f1f3a520", "", "me"):
+        with pytest.raises(WrongUse, match="is no flow id"):
+            flow_ids.flow_id_at(settings, text)
 
 
 async def test_a_table_of_another_number_of_partitions_is_not_believed(

@@ -1,0 +1,45 @@
+"""Find the flow whose id begins as typed: tables and `flow list` show 8 characters of it."""
+
+from contextlib import aclosing
+from typing import Final
+
+from processor.adapters.sqlite.readonly import queries
+from processor.cli.common.options import flow_id_of, is_prefix
+from processor.cli.common.runner import Refused, WrongUse, run
+from processor.cli.flow.lookup import places_of, snapshots
+from processor.settings import Settings
+
+CANDIDATES: Final = 5
+
+
+def flow_id_at(settings: Settings, text: str) -> str:
+    """The id of the flow that `text` names, in full or by a unique beginning of its id.
+
+    What is written in full is not looked up. Raises WrongUse, Refused if no flow's id begins so,
+    or several do, and what `list_flows` raises.
+    """
+    prefix = text.lower()
+    if not is_prefix(prefix):
+        return flow_id_of(text)
+    found = run(lambda: ids_with_prefix(settings, prefix))
+    match found:
+        case [flow_id]:
+            return flow_id
+        case []:
+            raise Refused(
+                f"No flow's id begins with {prefix} under {settings.topic_prefix!r}; a flow that "
+                "was pruned is named by its full id."
+            )
+    shown = ", ".join(found[:CANDIDATES]) + (" …" if len(found) > CANDIDATES else "")
+    raise WrongUse(f"{len(found)} flows' ids begin with {prefix}; type more of one: {shown}")
+
+
+async def ids_with_prefix(settings: Settings, prefix: str) -> list[str]:
+    """The ids, in order, of the flows that there are. Raises as `list_flows` does."""
+    places = await places_of(settings)
+    found = set(queries.ids_with_prefix(places.tables.values(), prefix))
+    async with aclosing(snapshots(settings, places.topic)) as records:
+        async for key, value in records:
+            if key.startswith(prefix) and "/" not in key:
+                (found.discard if value is None else found.add)(key)
+    return sorted(found)
