@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 
@@ -288,13 +289,11 @@ class Producer:
 async def fence() -> Waits:
     awaited = Awaited()
     producer = KafkaTransactionalProducer({}, Topics(), 0, compression=None, commit_timeout_s=60.0)
-    original = transactional_producer.AIOKafkaProducer
-    transactional_producer.AIOKafkaProducer = lambda **how: Producer(awaited)
-    try:
+    with mock.patch.object(
+        transactional_producer, "AIOKafkaProducer", return_value=Producer(awaited)
+    ):
         waits = called_once(producer.start, awaited.completes)
         await asyncio.sleep(0)
-    finally:
-        transactional_producer.AIOKafkaProducer = original
     return waits
 
 

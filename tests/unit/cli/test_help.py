@@ -118,7 +118,7 @@ def test_choices_that_are_written_out_are_those_of_the_models() -> None:
     assert get_args(ActionName) == tuple(BulkAction)
     assert get_args(StepStatusName) == tuple(StepStatus)
     assert get_args(SourceName) == tuple(TableSource)
-    assert tuple(EventKindName) == tuple(EventKind)
+    assert list(map(str, EventKindName)) == list(map(str, EventKind))
 
 
 @pytest.fixture

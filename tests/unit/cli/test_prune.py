@@ -22,8 +22,8 @@ from processor.cli.send.pipeline import IN_FLIGHT
 from processor.client import OutcomeTimeout
 from processor.contract.commands import COMMANDS, Command
 from processor.contract.flow import FlowStatus
-from processor.contract.outcomes import Code, Outcome, Source, Verdict
-from processor.contract.values import instant
+from processor.contract.outcomes import Code, Outcome, Verdict
+from processor.contract.values import Source, instant
 from processor.settings import VARIABLES
 from tests.support.builders import document
 from tests.unit.adapters.sqlite.tables import NOON_MS, uuid

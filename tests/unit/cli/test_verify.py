@@ -157,8 +157,7 @@ def test_retention_that_came_first_is_no_broker_that_is_away() -> None:
 
 async def test_the_bar_comes_to_its_end() -> None:
     class Bar(Watcher):
-        total = done = 0
-        at_first = None
+        total = done = at_first = 0
 
         def expect(self, offsets: Any) -> None:
             self.total += offsets

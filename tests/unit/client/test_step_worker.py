@@ -104,17 +104,15 @@ class Items:
 
     def put(self, run_id: str = "one", task: str = "classify", lease_ms: int = HOUR_MS) -> None:
         item = WorkItem(
-            **{
-                "flow_id": FLOW,
-                "run_id": run_id,
-                "task": task,
-                "attempt": 1,
-                "max_attempts": 3,
-                "input_json": {"mail": 7},
-                "lease_ms": lease_ms,
-                "event_id": 3,
-                "at": instant(NOON_MS),
-            }
+            flow_id=FLOW,
+            run_id=run_id,
+            task=task,
+            attempt=1,
+            max_attempts=3,
+            input_json={"mail": 7},
+            lease_ms=lease_ms,
+            event_id=3,
+            at=instant(NOON_MS),
         )
         place = Place(0, self.waiting.qsize(), 1)
         self.waiting.put_nowait(ReceivedItem(item, place, NOON_MS, None))
@@ -374,13 +372,14 @@ async def test_no_more_is_in_hand_than_concurrency_allows() -> None:
         await turn.acquire()
         running -= 1
 
+    def has(kind: str, count: int) -> Callable[[], bool]:
+        return lambda: broker.kinds.count(kind) >= count
+
     async with working(classify, broker, items, concurrency=2):
-        for done in range(6):
-            await until(
-                lambda done=done: broker.kinds.count("start_step") >= min(done + 2, 6), broker
-            )
+        for started in (2, 3, 4, 5, 6, 6):
+            await until(has("start_step", started), broker)
             turn.release()
-        await until(lambda: broker.kinds.count("complete_step") == 6, broker)
+        await until(has("complete_step", 6), broker)
     assert most == 2
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from processor.contract.commands import UpdateState
 from processor.engine.codec import Readable, Unreadable, decode
 from processor.engine.encoding import flow_doc
 from processor.testing.memory.record import Appended
@@ -66,6 +67,7 @@ def test_of_a_repeated_name_the_last_counts_everywhere() -> None:
     value = before + good.replace('"HERE"', '{"a":{"b":1,"b":2},"a":{"b":3,"b":4}}')
     item = read(value.encode())
     assert isinstance(item, Readable)
+    assert isinstance(item.command, UpdateState)
     assert item.command.patch == {"a": {"b": 4}}
 
 

@@ -47,7 +47,7 @@ def traffic(seed: int) -> list[tuple[str, dict[str, Any]]]:
             made.append(("control", prune(number)))
         elif kind in STEPS:
             run_id = f"run/{chance.randrange(5)}"
-            fields = {"attempt": chance.choice([1, 1, 2])} if kind in HELD else {}
+            fields: dict[str, Any] = {"attempt": chance.choice([1, 1, 2])} if kind in HELD else {}
             if kind == "fail_step":
                 fields |= {"reason": "503", "retry": chance.random() < 0.7, "retry_after_ms": 0}
             issued_by = {} if kind in ("schedule_step", "retry_step") else {"issued_by": "x:1"}

@@ -14,6 +14,7 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 from faust.transport.consumer import Consumer, ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,7 +125,7 @@ def test_chunks_are_all_records_in_order_and_none_is_too_large(
 async def test_a_chunk_is_a_message_that_acknowledges_all_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tp, some = driver.TP("taskflow.audit", 3), records(1, 2, 3)
+    tp, some = TP("taskflow.audit", 3), records(1, 2, 3)
 
     async def fetched(self: Any, active: Any, timeout: Any) -> Any:
         assert timeout == transport.TURN_S
@@ -132,7 +133,7 @@ async def test_a_chunk_is_a_message_that_acknowledges_all_of_it(
 
     monkeypatch.setattr(driver.Consumer, "_getmany", fetched)
     consumer = CommittedConsumer.__new__(CommittedConsumer)
-    consumer.app = SimpleNamespace(consumer_generation_id=7)
+    monkeypatch.setattr(consumer, "app", SimpleNamespace(consumer_generation_id=7), raising=False)
     ((chunk,),) = (await consumer._getmany({tp}, 1.0)).values()
     message = consumer._to_message(tp, chunk)
     assert list(message.value) == some
@@ -142,21 +143,17 @@ async def test_a_chunk_is_a_message_that_acknowledges_all_of_it(
 async def test_what_an_agent_gets_is_the_chunk_itself() -> None:
     chunk = tuple(records(1, 2))
     for agent in (app.audit, app.deadletters):
-        message = SimpleNamespace(key=None, value=chunk, headers={})
+        message: Any = SimpleNamespace(key=None, value=chunk, headers={})
         event = await agent.channel.decode(message)
         assert event.value is chunk
 
 
 def made_consumer(monkeypatch: pytest.MonkeyPatch) -> Any:
-    made = {}
-    monkeypatch.setattr(
-        transport.aiokafka, "AIOKafkaConsumer", lambda **options: made.update(options) or made
-    )
-    thread = SimpleNamespace(app=app.app)
+    monkeypatch.setattr(aiokafka, "AIOKafkaConsumer", dict)
+    thread: Any = SimpleNamespace(app=app.app)
     given = CommittedTransport.__new__(CommittedTransport)
     given.settings = app.app.settings_
-    CommittedThread._create_worker_consumer(thread, given)
-    return made
+    return CommittedThread._create_worker_consumer(thread, given)
 
 
 def test_the_consumer_reads_only_what_is_committed_and_commits_nothing_by_itself(
@@ -180,7 +177,10 @@ def test_the_application_makes_this_transport() -> None:
 
 
 async def test_after_an_assignment_our_own_positions_are_sought() -> None:
-    sought, partitions = [], [driver.TP("taskflow.audit", 0), driver.TP("taskflow.audit", 3)]
+    sought, partitions = (
+        [],
+        [TP("taskflow.audit", 0), TP("taskflow.audit", 3)],
+    )
     consumer = SimpleNamespace(
         assignment=lambda: partitions, seek=lambda tp, offset: sought.append((tp, offset))
     )

@@ -1,5 +1,7 @@
 """One worker as several processes: what each is given, and what they say together."""
 
+from collections.abc import Mapping
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -8,8 +10,12 @@ from processor.settings import Address, Settings
 from processor.telemetry.metrics import Metrics
 from processor.worker.supervisor import environment_of, merged_metrics, merged_report
 
+NOTHING: Mapping[str, str] = {}
 
-def report(*partitions: int, ready: bool = True, **said: str) -> dict[str, object]:
+
+def report(
+    *partitions: int, ready: bool = True, said: Mapping[str, str] = NOTHING
+) -> dict[str, object]:
     about = {str(n): {"lag": n} for n in partitions}
     nothing = {"denied": None, "missing": None}
     return {"ready": ready, "joined": True, **nothing, **said, "partitions": about}
@@ -50,7 +56,7 @@ def test_they_are_not_ready_while_one_is_not(other: dict[str, object] | None) ->
 @pytest.mark.parametrize("word", ["denied", "missing"])
 def test_what_one_lacks_is_said_of_all(word: str) -> None:
     said = "User:w lacks Read on topic t.audit."
-    assert merged_report([report(0), report(1, **{word: said}), None])[word] == said
+    assert merged_report([report(0), report(1, said={word: said}), None])[word] == said
     assert merged_report([report(0), report(1)])[word] is None
 
 

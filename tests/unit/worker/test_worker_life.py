@@ -174,13 +174,13 @@ async def test_each_partition_that_it_is_given_has_an_owner_and_a_share_of_the_m
     stage = Stage()
     async with stage.running():
         member = await stage.member()
-        assert not stage.worker.ready
+        ready = [stage.worker.ready]
         member.assigned(frozenset({0, 3}))
         assert [processor.partition for processor in stage.owners] == [0, 3]
         assert [processor.shares for processor in stage.owners] == [[2], [2]]
-        assert stage.worker.ready
+        ready.append(stage.worker.ready)
         stage.owners[1].status.phase = PartitionPhase.RECOVERING
-        assert not stage.worker.ready
+        assert [*ready, stage.worker.ready] == [False, True, False]
         assert stage.worker.report()["partitions"]["3"]["phase"] == "bringing the table up to date"
 
 

@@ -1,6 +1,8 @@
 """A person's `flow list`, `show` and `history` are answered by views that are ours and up to
 date."""
 
+from typing import Any
+
 import pytest
 
 from processor.cli.flow import view_lookup as shown
@@ -15,7 +17,7 @@ def views() -> ShownViews:
     return story()
 
 
-def at(url: str, **fields: str) -> Settings:
+def at(url: str, **fields: Any) -> Settings:
     host, _, port = url.removeprefix("http://").partition(":")
     return Settings(views_http=Address(host, int(port)), **fields)
 
@@ -26,7 +28,7 @@ async def listed(settings: Settings, **wanted: object) -> list[Flow] | None:
 
 
 async def test_flows_are_listed_over_all_pages(
-    views: ShownViews, capsys: pytest.CaptureFixture
+    views: ShownViews, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with showing(views) as url:
         flows = await listed(at(url), limit=60)

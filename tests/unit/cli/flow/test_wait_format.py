@@ -1,6 +1,7 @@
 """What people see of waits: what for, until when, and how much longer."""
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,11 +16,15 @@ from tests.unit.adapters.sqlite.tables import NOON_MS, flow_row, step_row
 HOUR_MS = 3_600_000
 
 
-def waiting(wait: dict[str, object], number: int = 1, **values: object) -> Flow:
-    return flow_row(number, status=FlowStatus.WAITING, wait_json=wait, **values).flow
+def flow_of(number: int, **values: Any) -> Flow:
+    return Flow.model_validate(flow_row(number, **values).flow._asdict())
 
 
-def timer(left_ms: int) -> dict[str, object]:
+def waiting(wait: dict[str, Any], number: int = 1, **values: Any) -> Flow:
+    return flow_of(number, status=FlowStatus.WAITING, wait_json=wait, **values)
+
+
+def timer(left_ms: int) -> dict[str, Any]:
     return {"kind": "timer", "at": instant(NOON_MS + left_ms)}
 
 
@@ -75,7 +80,7 @@ def test_a_wait_is_said_with_its_end_and_the_time_left(
 
 
 def test_who_does_not_wait_waits_for_nothing() -> None:
-    flow = flow_row(1).flow
+    flow = flow_of(1)
     assert (awaited(flow), until(flow), time_left(flow, NOON_MS)) == ("", "-", "-")
 
 
@@ -97,7 +102,7 @@ def test_what_a_producer_wrote_moves_no_cursor() -> None:
     event = {"kind": "external_event", "topic": "t", "correlation_id": "\x1b[2J\u009b1m"}
 
     print_waits(out, [waiting(event, owner_session_key="a\nb")], NOON_MS)
-    found = Found(waiting(event, goal="\x1b]0;one\nline")._asdict(), 1, "00", [])
+    found = Found(waiting(event, goal="\x1b]0;one\nline").model_dump(mode="json"), 1, "00", [])
     print_flow(out, found, NOON_MS)
 
     assert errors.getvalue().isprintable() or {
@@ -115,7 +120,7 @@ def test_a_flow_is_shown_with_the_time_left_and_its_steps_in_full(width: int) ->
         for n, name in enumerate(("classify", "file"))
     ]
     steps[0] |= {"child_session_key": "session:7", "result_json": {"text": "x" * 300}}
-    flow = waiting(timer(7_500_000))._asdict()
+    flow = waiting(timer(7_500_000)).model_dump(mode="json")
 
     print_flow(out, Found(flow, 1, "00", steps), NOON_MS)
 

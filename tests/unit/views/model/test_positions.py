@@ -148,12 +148,22 @@ CURSORS = [
 ]
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[Database]:
+    """Takes note of each database that is read."""
+    read, asked = Database.reading, list[Database]()
+
+    def reading(database: Database, *, stream: bool = False) -> Any:
+        asked.append(database)
+        return read(database, stream=stream)
+
+    monkeypatch.setattr(Database, "reading", reading)
+    return asked
+
+
 async def test_a_page_goes_on_in_its_partitions_only(
     served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Database.reading
-    asked = []
-    monkeypatch.setattr(Database, "reading", lambda self: asked.append(1) or read(self))
+    asked = watched(monkeypatch)
     async with served(some()) as (client, _):
         asked.clear()
         for path, cursor in CURSORS:
@@ -198,8 +208,7 @@ async def test_no_position_whatever_makes_a_failure_or_many_queries(
 ) -> None:
     """Random positions of every kind."""
     chance = random.Random(14)
-    read, asked = Database.reading, []
-    monkeypatch.setattr(Database, "reading", lambda self: asked.append(1) or read(self))
+    asked = watched(monkeypatch)
 
     def number() -> Any:
         return chance.choice(

@@ -17,11 +17,11 @@ from processor.domain.transitions import Authority
 from processor.views.model import read_model as views
 from processor.views.model.aggregates import MinuteCounts, Totals, bucket
 from processor.views.model.database import FLOW_COLUMNS, flow_of
-from processor.views.model.projection import ProjectionFailed, project, read
+from processor.views.model.projection import ProjectionFailed, ViewedStep, project, read
 from processor.views.model.read_model import RESEEKS_MAX
 from tests.support.machine import patience
 from tests.support.random_histories import random_history
-from tests.support.read_model_harness import docs_of, expected, messages, opened_view
+from tests.support.read_model_harness import Reseeks, docs_of, expected, messages, opened_view
 from tests.support.recorded_deployment import Recorded, edit
 from tests.support.strategies import lives
 
@@ -51,14 +51,18 @@ def lived(life: Any) -> Any:
 
 def projected(recorded: Any, sizes: Any) -> Any:
     """All of it, in batches: what is known after it, and the changes put together."""
-    known, steps, minutes, totals, events = {}, {}, {}, {}, []
+    known: dict[str, Any] = {}
+    steps: dict[tuple[int, str], ViewedStep] = {}
+    minutes: dict[tuple[int, int], MinuteCounts] = {}
+    totals: dict[int, Totals] = {}
+    events: list[Any] = []
     for batch in batches(docs_of(messages(recorded)), sizes):
         changes = project([read(doc) for doc in batch], known, steps)
         steps = {at: doc for at, doc in steps.items() if at[0] not in changes.pruned}
-        for at, minute in changes.minutes.items():
-            minutes.setdefault(at, MinuteCounts()).add(minute)
-        for at, some in changes.totals.items():
-            totals.setdefault(at, Totals()).add(some)
+        for minute_of, minute in changes.minutes.items():
+            minutes.setdefault(minute_of, MinuteCounts()).add(minute)
+        for partition, some in changes.totals.items():
+            totals.setdefault(partition, Totals()).add(some)
         events += changes.events
         assert not changes.flows.keys() & changes.pruned.keys()
     return known, steps, minutes, totals, events
@@ -208,6 +212,7 @@ async def test_a_gap_is_read_again_and_one_that_stays_stops_its_partition_alone(
         for _ in range(1 + RESEEKS_MAX + 1):
             assert 0 not in view.broken
             await view.project(holed)
+        assert isinstance(view._reseek, Reseeks)
         assert view._reseek == [0] * (1 + RESEEKS_MAX)
         assert list(view.broken) == [0]
         assert "--rebuild" in view.broken[0]

@@ -36,7 +36,8 @@ async def pair(
     folder: Path, *, theirs_at: str | None = None, their_secret: str | None = SECRET, **options: Any
 ) -> AsyncIterator[tuple[ServedView, ServedView]]:
     """Two workers that share the partitions; the second is found at `theirs_at`, or where it is."""
-    recorded, group = some(), {}
+    recorded = some()
+    group: dict[str, Any] = {}
     async with (
         serving(folder / "a", recorded, shared_out=lambda: group, **options) as ours,
         serving(

@@ -1,5 +1,6 @@
 """What the view's rows answer: filters, pages, words, and a flow as it was."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -62,7 +63,7 @@ async def test_pages_give_each_flow_once_in_order(served: Any, sort: str, limit:
     assert order == sorted(order, reverse=sort != "wait")
 
 
-FILTERS = {
+FILTERS: dict[str, Callable[[Any], bool]] = {
     f"owner={OWNERS[0]}": lambda flow: flow.owner_session_key == OWNERS[0],
     "owner=nobody": lambda _: False,
     "controller=load": lambda flow: flow.controller_id == "load",
@@ -164,7 +165,7 @@ async def test_a_flow_is_shown_as_it_was_at_each_of_its_revisions(served: Any) -
     async with served(RECORDED) as (client, _):
         for number, last in [*FOUND.flows.items()][:12]:
             flow = None
-            was = {}
+            was: dict[int, Any] = {}
             own = [e for at, e in sorted(FOUND.events.items()) if at >= number]
             for event in (e for e in own if e["flow_id"] == last.id):
                 flow = evolve(flow, fact_of(event))
