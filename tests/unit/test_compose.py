@@ -1,6 +1,7 @@
-"""docker-compose.yml says what the program, its settings and the embedded broker say, too.
+"""docker-compose.yml and the Dockerfile say what the program, its settings and the embedded broker
+say, too.
 
-It is read here, not run: that takes a container engine.
+They are read here, not run: that takes a container engine.
 """
 
 import re
@@ -18,6 +19,11 @@ ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = sorted(name for name, service in SERVICES.items() if "build" in service)
+DOCKERFILE = ROOT / COMPOSE["x-taskflow"]["build"]["dockerfile"]
+RECIPE = DOCKERFILE.read_text("utf-8")
+COPIED = [
+    name for line in RECIPE.splitlines() if line.startswith("COPY") for name in line.split()[1:-1]
+]
 
 
 def settings_of(service: str) -> Settings:
@@ -40,7 +46,7 @@ def test_the_services_are_kafka_its_topics_workers_and_views() -> None:
 def test_what_a_service_runs_is_a_command_of_the_program(service: str) -> None:
     command = all_commands()[tuple(SERVICES[service]["command"])]
     assert not hasattr(command, "commands"), "it is a group of commands"
-    assert 'ENTRYPOINT ["taskflow"]' in SERVICES[service]["build"]["dockerfile_inline"]
+    assert 'ENTRYPOINT ["taskflow"]' in RECIPE
 
 
 @pytest.mark.parametrize("service", OURS)
@@ -73,8 +79,7 @@ def test_no_container_may_do_more_than_run(service: str) -> None:
 
 
 def test_what_it_runs_is_named_by_digest() -> None:
-    recipe = SERVICES["worker"]["build"]["dockerfile_inline"]
-    lines = recipe.splitlines()
+    lines = RECIPE.splitlines()
     bases = [line.split()[1] for line in lines if line.startswith("FROM ")]
     stages = {line.split()[3] for line in lines if line.startswith("FROM ") and " AS " in line}
     images = [SERVICES["kafka"]["image"], *(base for base in bases if base not in stages)]
@@ -86,8 +91,7 @@ def test_what_it_runs_is_named_by_digest() -> None:
 
 
 def test_nothing_is_installed_that_was_not_held_to_its_hash() -> None:
-    recipe = SERVICES["worker"]["build"]["dockerfile_inline"]
-    pips = re.findall(r"pip (download|install|wheel) ([^\n]*)", recipe)
+    pips = re.findall(r"pip (download|install|wheel) ([^\n]*)", RECIPE)
     (first, *others) = pips
     assert first[0] == "download"
     assert {"--require-hashes", "--only-binary", "--no-deps"} <= set(first[1].split())
@@ -136,7 +140,7 @@ def test_views_are_where_a_browser_looks_for_them_and_can_be_many() -> None:
     assert address.host == "0.0.0.0"
     assert views["ports"] == [f"127.0.0.1:{Settings().views_http.port}-8909:{address.port}"]
     assert views["depends_on"] == SERVICES["worker"]["depends_on"]
-    assert "[views]" in views["build"]["dockerfile_inline"]
+    assert "[views]" in RECIPE
 
 
 def test_views_are_healthy_while_they_catch_up_however_long_that_takes() -> None:
@@ -165,14 +169,27 @@ def test_a_worker_is_asked_whether_it_is_ready_and_given_time_to_stop() -> None:
     assert parse_duration(worker["stop_grace_period"]) >= 10_000
 
 
+def test_all_services_are_built_by_the_same_dockerfile() -> None:
+    for service in OURS:
+        assert SERVICES[service]["build"] == COMPOSE["x-taskflow"]["build"]
+    assert ROOT / COMPOSE["x-taskflow"]["build"]["context"] == ROOT
+
+
 def test_what_the_image_takes_in_is_there() -> None:
-    recipe = SERVICES["worker"]["build"]["dockerfile_inline"]
-    assert recipe == SERVICES["topics"]["build"]["dockerfile_inline"]
-    assert "$" not in recipe  # Compose would put a variable there
-    copied = [line.split()[1:-1] for line in recipe.splitlines() if line.startswith("COPY")]
-    for name in (name for names in copied for name in names):
+    for name in COPIED:
         assert (ROOT / name).exists(), name
     # What the build reads of pyproject.toml's files has to be among them.
-    assert {"pyproject.toml", "README.md", "LICENSE", "processor"} <= {
-        name for names in copied for name in names
-    }
+    assert {"pyproject.toml", "README.md", "LICENSE", "processor"} <= set(COPIED)
+
+
+def test_nothing_else_is_sent_to_the_builder() -> None:
+    lines = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text("utf-8").splitlines()
+    assert lines[0] == "*"
+    assert {line.removeprefix("!") for line in lines if line.startswith("!")} == set(COPIED)
+
+
+def test_the_container_runs_as_nobody_else() -> None:
+    """By the id that its directory belongs to; a name would be no proof for Kubernetes."""
+    (user,) = re.findall(r"^USER (\d+)$", RECIPE, re.M)
+    assert f"useradd --uid {user} " in RECIPE
+    assert user != "0"
