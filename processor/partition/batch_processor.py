@@ -222,8 +222,8 @@ class BatchProcessor:
     async def _poll(self) -> bool:
         """Fetch what is to be decided next. False: for an assignment that is over."""
         if self._last_batch_records < AT_ONCE:
-            # After a small batch, leave a moment for the next one to grow, and for the broker to
-            # write the markers of the last: what comes in waits less than for one more transaction.
+            # After a small transaction, leave a moment for the next one to grow, and for the broker
+            # to write the markers of the last: what comes in waits less than for one more.
             between_s = self._pace.between_s
             moment_s = self.status.progressed_at + between_s - self.monotonic()
             await asyncio.sleep(max(0.0, min(moment_s, between_s)))
@@ -310,6 +310,8 @@ class BatchProcessor:
         # 3. Transaction
         with self.metrics.commit_seconds.time(), self._waiting("broker"):
             written = await writer.write(outbound.packs)
+        self.progressed()
+        self._cursor_written_at = self.status.progressed_at
         self.outbox.put(batch.work)
         self._first_unwritten = batch.first_unwritten
         self.ports.source.decided(self.place.partition, batch.position)
@@ -332,8 +334,6 @@ class BatchProcessor:
         self.cache.put(batch.flows)
         steps = ((key, row) for key, (_, row) in batch.steps.items())
         self.cache.put({key: row if row and is_live(row.step) else None for key, row in steps})
-        self.progressed()
-        self._cursor_written_at = self.status.progressed_at
         if writer.suspect:
             raise ProducerSuspect("a commit was sent twice; the producer is replaced")
         return written

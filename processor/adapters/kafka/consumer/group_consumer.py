@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from math import ceil
 from typing import Any, Final
 
 import structlog
@@ -22,6 +21,7 @@ from aiokafka.errors import (
 
 from processor.adapters.kafka.consumer.commit_coalescer import CommitCoalescer
 from processor.adapters.kafka.consumer.fetch_hold import BUSY_MS, FetchHold
+from processor.adapters.kafka.consumer.read_ahead import ReadAhead
 from processor.adapters.kafka.consumer.static_membership import StaticMembership
 from processor.adapters.kafka.errors import RequestFailed, authorized
 from processor.adapters.kafka.internals import (
@@ -120,6 +120,8 @@ class KafkaGroupConsumer:
         )
         back_off_metadata(client_of(self._consumer))
         self._hold = FetchHold(partial(hold_fetches, self._consumer))
+        self._ahead: dict[int, ReadAhead] = {}
+        """Of each partition that is attached."""
         self._ends = LogReaders(connection, topics=[topics.commands])
         self._asking_ends = asyncio.Lock()
         self._proofs = CommitCoalescer(self._consumer.commit)
@@ -140,6 +142,7 @@ class KafkaGroupConsumer:
         if self._committing is not None:
             await end_tasks(self._committing)
             await self._commit_decided(timeout_s=timeout_s / 2)
+        await asyncio.gather(*(ahead.stop() for ahead in self._ahead.values()))
         await stop_consumer(self._consumer, timeout_s=timeout_s)
         await self._ends.close()
 
@@ -197,6 +200,9 @@ class KafkaGroupConsumer:
     def assigned_now(self, tps: Iterable[TopicPartition]) -> None:
         """No await in here: whatever the group's offsets would fetch must not reach anyone."""
         tps = set(tps)
+        for ahead in self._ahead.values():
+            ahead.drop()
+        self._ahead.clear()
         self._consumer.pause(*tps)
         for tp in tps:
             self._consumer.seek(tp, 0)
@@ -271,23 +277,27 @@ class KafkaGroupConsumer:
 
     def attach(self, partition: int, position: Position) -> None:
         commands, control = self._pair(partition)
+        if (ahead := self._ahead.pop(partition, None)) is not None:
+            ahead.drop()
         try:
             self._consumer.seek(commands, position.commands)
             self._consumer.seek(control, position.control)
             self._consumer.resume(commands, control)
         except IllegalStateError as error:
             raise OwnershipLost(f"partition {partition} is not assigned any more") from error
+        self._ahead[partition] = ReadAhead(self._consumer, commands, control)
         self._hold.busy()
 
     async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
         """Raises SourceFailed if the consumer itself is broken, else RequestFailed."""
         commands, control = self._pair(partition)
         await self._check()
+        ahead = self._ahead.get(partition)
+        if ahead is None:
+            return Fetched((), ())  # the group has assigned anew: to be attached again
         try:
             with self._authorized():
-                fetched = await self._consumer.getmany(
-                    commands, control, timeout_ms=ceil(timeout_s * 1000), max_records=max_records
-                )
+                fetched = await ahead.take(max_records=max_records, timeout_s=timeout_s)
         except ConsumerStoppedError as error:
             self.failed.set()
             raise SourceFailed("the consumer is stopped") from error
@@ -354,7 +364,11 @@ class KafkaGroupConsumer:
         return {tp.partition for tp in tps if (self._fetch(tp).position or 0) < ends[tp]}
 
     def _fetch(self, tp: TopicPartition) -> Fetch:
-        return last_fetch(self._consumer, tp)
+        """As the last fetch had it, its position before what is held."""
+        fetch = last_fetch(self._consumer, tp)
+        ahead = self._ahead.get(tp.partition)
+        held = None if ahead is None else ahead.position(tp)
+        return fetch if held is None else fetch._replace(position=held)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
