@@ -1,5 +1,5 @@
 """Views without Kafka for the page and the terminal: the HTTP API over what a real handler has
-decided. Each answer is one of the API's own models."""
+decided. Each answer is one of the API's own responses."""
 
 import asyncio
 import base64
@@ -20,7 +20,7 @@ from processor.contract.values import instant, parse_timestamp
 from processor.domain.evolve import evolve
 from processor.domain.facts import Fact
 from processor.domain.transitions import OWNER, allowed
-from processor.views.http import models
+from processor.views.http import parameters, responses
 from processor.views.http.static_files import page_routes
 from tests.support.builders import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from tests.support.machine import patience
@@ -100,7 +100,7 @@ class ShownViews:
         return web.json_response({"ready": True, "brokers": self.brokers, "prefix": self.prefix})
 
     async def _flows(self, request: web.Request) -> web.Response:
-        query = self._query(request, models.FlowsQuery)
+        query = self._query(request, parameters.FlowsQuery)
         firsts = {e["flow_id"]: e["id"] for e in reversed(self._events())}
         found = [summary(p, flow, firsts[flow.id]) for p, flow in self._rows()]
         kept = [one for one in found if _fits(one, query)]
@@ -110,10 +110,10 @@ class ShownViews:
             )
         else:
             kept.sort(key=lambda one: (one[f"{query.sort}_at"], one["id"]), reverse=True)
-        return self._page(models.FlowPage, kept, query)
+        return self._page(responses.FlowPage, kept, query)
 
     async def _flow(self, request: web.Request) -> web.Response:
-        query = self._query(request, models.FlowQuery)
+        query = self._query(request, parameters.FlowQuery)
         flow_id = request.match_info["flow_id"]
         found = next(((p, flow) for p, flow in self._rows() if flow.id == flow_id), None)
         if found is None:
@@ -124,7 +124,7 @@ class ShownViews:
         steps = [row.step.model_dump(mode="json") for key, row in kept if key[0] == flow_id]
         events = [event for event in self._events() if event["flow_id"] == flow_id]
         return _json(
-            models.FlowAnswer,
+            responses.FlowAnswer,
             flow=_at_revision(events, at),
             steps=steps,
             steps_total=len(steps),
@@ -136,18 +136,20 @@ class ShownViews:
         )
 
     async def _history(self, request: web.Request) -> web.Response:
-        query = self._query(request, models.HistoryQuery)
+        query = self._query(request, parameters.HistoryQuery)
         flow_id = request.match_info["flow_id"]
         events = [event for event in self._events() if event["flow_id"] == flow_id]
-        return self._page(models.EventPage, events if query.order == "asc" else events[::-1], query)
+        return self._page(
+            responses.EventPage, events if query.order == "asc" else events[::-1], query
+        )
 
     async def _newest(self, request: web.Request) -> web.Response:
-        query = self._query(request, models.EventsQuery)
+        query = self._query(request, parameters.EventsQuery)
         events = sorted(self._events(), key=lambda event: (event["at"], event["id"]), reverse=True)
-        return self._page(models.EventPage, events, query)
+        return self._page(responses.EventPage, events, query)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        query = self._query(request, models.StreamQuery)
+        query = self._query(request, parameters.StreamQuery)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -161,20 +163,22 @@ class ShownViews:
                     continue
                 if query.flow not in (None, event["flow_id"]):
                     continue
-                body = models.StreamEvent(event=EVENTS.validate_json(json.dumps(event)), owner=None)
+                body = responses.StreamEvent(
+                    event=EVENTS.validate_json(json.dumps(event)), owner=None
+                )
                 text = f"id: {event['id']}\nevent: event\ndata: {body.model_dump_json()}\n\n"
                 await response.write(text.encode())
         finally:
             self._streams.discard(queue)
 
     async def _statistics(self, request: web.Request) -> web.Response:
-        query = self._query(request, models.StatisticsQuery)
+        query = self._query(request, parameters.StatisticsQuery)
         events, rows = self._events(), self._rows()
         kinds = Counter(event["kind"] for event in events)
         minutes = Counter((event["at"][:16], event["kind"]) for event in events)
         ended = {kind: kinds[kind] for kind in ("finished", "failed", "cancelled")}
         return _json(
-            models.Statistics,
+            responses.Statistics,
             flows={s: sum(flow.status == s for _, flow in rows) for s in FlowStatus},
             flows_total=len(rows),
             cancel_requested=sum(flow.cancel_requested for _, flow in rows),
@@ -199,7 +203,7 @@ class ShownViews:
         )  # fmt: skip
 
     async def _dead_letters(self, request: web.Request) -> web.Response:
-        query = self._query(request, models.DeadLettersQuery)
+        query = self._query(request, parameters.DeadLettersQuery)
         items = []
         for p in range(self.recorded.partitions):
             for record in self.recorded.of("deadletters", p):
@@ -223,7 +227,7 @@ class ShownViews:
                         "size": len(record.value or b""),
                     }
                 )
-        return self._page(models.DeadLetterPage, items[::-1], query)
+        return self._page(responses.DeadLetterPage, items[::-1], query)
 
     async def _partitions(self, request: web.Request) -> web.Response:
         items = []
@@ -244,7 +248,7 @@ class ShownViews:
             )
         waiting = [item["commands"]["behind"] for item in items]
         return _json(
-            models.Partitions,
+            responses.Partitions,
             items=items,
             group_state="Stable",
             unassigned=[item["partition"] for item in items if item["worker"] is None],
@@ -288,7 +292,7 @@ def _at_revision(events: Sequence[dict[str, Any]], revision: int) -> dict[str, A
     return made
 
 
-def _fits(one: dict[str, Any], query: models.FlowsQuery) -> bool:
+def _fits(one: dict[str, Any], query: parameters.FlowsQuery) -> bool:
     before: Callable[[str, str | None], bool] = lambda at, limit: (  # noqa: E731
         limit is None or parse_timestamp(at) < parse_timestamp(limit)
     )
@@ -322,7 +326,7 @@ def _json(model: type[BaseModel], **fields: Any) -> web.Response:
 
 
 def _no_such_flow() -> web.Response:
-    body = models.Problem(
+    body = responses.Problem(
         type="urn:taskflow:problem:not_found",
         title="not_found",
         status=404,

@@ -43,6 +43,7 @@ KNOW_SQLITE = {
     ROOT / "processor" / "ops" / "verify" / "steps" / "store.py",
     ROOT / "processor" / "ops" / "replay" / "store.py",
     ROOT / "processor" / "views" / "model" / "database.py",
+    ROOT / "processor" / "views" / "model" / "reader_pool.py",
 }
 """The table's adapter; temporary files; and the views, which are an application of their own."""
 NOT_IN_PURE_VIEWS = {

@@ -8,25 +8,23 @@ from typing import Any, Final, TypeVar
 import orjson
 from aiohttp import web
 
-from processor.contract.values import EVENTS_PER_PARTITION
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings
 from processor.telemetry.http.problem import ProblemError
 from processor.views.access.readers import Readers, exchange_of
 from processor.views.consumer_group import WorkerGroup
-from processor.views.http import models
+from processor.views.http import parameters
 from processor.views.http.command_endpoint import CommandEndpoint
-from processor.views.http.models import ReadQuery
 from processor.views.http.pagination import keyset, read_vector
-from processor.views.http.problem_details import ViewProblemError
+from processor.views.http.parameters import ReadQuery
 from processor.views.http.routes import ROUTES, Route
 from processor.views.http.server_sent_events import EventStreams
 from processor.views.model.aggregates import added_minutes, added_totals
-from processor.views.model.positions import Positions
 from processor.views.model.projection import at_ms
 from processor.views.model.read_model import ReadModel
 from processor.views.query import queries, scatter_gather, step_queries
-from processor.views.query.peers import PeerFailed, Peers
+from processor.views.query.fan_out import FanOut
+from processor.views.query.peers import Peers
 from processor.views.query.queries import BadQuery
 
 _LATEST: Final = 2**63
@@ -35,8 +33,6 @@ Json = dict[str, Any]
 Q = TypeVar("Q", bound=ReadQuery)
 _INTERNAL: Final = "/internal/statistics"
 """Statistics before they are added up, which the workers ask each other for."""
-WAITING_MAX: Final = 128
-"""Requests that wait for events at the same time; one more is answered `not_yet` at once."""
 
 
 class Api:
@@ -53,9 +49,7 @@ class Api:
         readers: Readers,
     ) -> None:
         self.readers = readers
-        self._positions = Positions(settings.partitions)
-        self._waiting = 0
-        self._all = range(settings.partitions)
+        self._fan_out = FanOut(view, peers, settings.partitions)
         self._view = view
         self._peers = peers
         self._group = group
@@ -112,108 +106,10 @@ class Api:
 
         return parsed
 
-    # Asking
-
-    async def _ask(
-        self,
-        request: web.Request,
-        query: ReadQuery,
-        local: Callable[[Collection[int]], Awaitable[Json]],
-        *,
-        wanted: Collection[int] | None = None,
-        path: str | None = None,
-    ) -> tuple[list[Json], Json]:
-        """Each worker's answer, ours first, and `view` of all.
-
-        `wanted`: the partitions that matter, all if None. Raises Problem.
-        """
-        self._positions.check_after(query.after)
-        wanted = self._all if wanted is None else wanted
-        ours = self._view.own_partitions & set(wanted)
-        others = {
-            url: shared
-            for url, theirs in (self._peers.others() if query.scope == "all" else {}).items()
-            if (shared := (theirs & set(wanted)) - ours)
-        }
-        after = _by_partition(query.after)
-        homeless = after.keys() - ours - set().union(*others.values())
-        if homeless & set(wanted):
-            raise _not_yet()
-        given = {key: value for key, value in request.query.items() if key != "after"}
-        parameters = {}
-        for url, theirs in others.items():
-            theirs_after = [e for p in theirs for e in after.get(p, ())]
-            parameters[url] = {**given, "scope": "local"}
-            if theirs_after:
-                parameters[url]["after"] = ",".join(map(str, theirs_after))
-        own_after = [e for p in ours for e in after.get(p, ())]
-        wait_s = query.wait / 1000
-        if own_after and not await self._includes(own_after, wait_s):
-            raise _not_yet()
-        path = path or request.path
-        views = [self._shown(p) for p in sorted(ours)]
-        lag_ms = self._lag_ms(ours)
-        mine = await local(ours)
-        parts, seen = [mine], [(views, lag_ms)]
-        asked = await self._peers.ask_all(path, parameters, wait_s) if parameters else ()
-        for theirs, found in zip(others.values(), asked, strict=False):
-            if isinstance(found, PeerFailed):
-                _raise_if_final(found)
-                continue
-            parts.append(found)
-            shown = [v for v in found["view"]["partitions"] if v["partition"] in theirs]
-            seen.append((shown, found["view"]["lag_ms"]))
-        all_of = wanted if query.scope == "all" else ours
-        return parts, scatter_gather.view_of(seen, all_of)
-
-    async def _includes(self, event_ids: list[int], wait_s: float) -> bool:
-        """Whether the events are projected within `wait_s`, or now where too many wait."""
-        self._waiting += 1
-        try:
-            return await self._view.includes(
-                event_ids, wait_s if self._waiting <= WAITING_MAX else 0
-            )
-        finally:
-            self._waiting -= 1
-
-    def _shown(self, partition: int) -> Json:
-        return {
-            "partition": partition,
-            "event_id": self._view.position(partition).event_id,
-            "behind": self._view.behind(partition),
-        }
-
-    def _lag_ms(self, partitions: Collection[int]) -> int | None:
-        lags = [self._view.lag_ms(partition) for partition in partitions]
-        return None if None in lags else max((lag or 0 for lag in lags), default=0)
-
-    async def _of_one(
-        self,
-        request: web.Request,
-        query: ReadQuery,
-        local: Callable[[Collection[int]], Awaitable[Json | None]],
-    ) -> Json:
-        """The answer of the worker that has the flow of this path. Raises Problem."""
-        flow_id = request.match_info["flow_id"]
-        partition = partition_of(flow_id.encode(), len(self._all))
-
-        async def here(partitions: Collection[int]) -> Json:
-            return await local(partitions) or {} if partition in partitions else {}
-
-        parts, view = await self._ask(request, query, here, wanted=[partition])
-        if not view["complete"]:
-            raise ViewProblemError(
-                "unavailable", f"No view worker answers for partition {partition}."
-            )
-        found = next((part for part in parts if part), None)
-        if found is None:
-            raise ProblemError("not_found", "There is no such flow.")
-        return {**found, "view": view}
-
     # Answering
 
-    async def _flows(self, request: web.Request, query: models.FlowsQuery) -> Json:
-        self._positions.check_flows(query.cursor, query.sort)
+    async def _flows(self, request: web.Request, query: parameters.FlowsQuery) -> Json:
+        self._fan_out.positions.check_flows(query.cursor, query.sort)
         ascending = query.sort == "wait"
         return await self._page(
             request,
@@ -224,8 +120,8 @@ class Api:
             ascending=ascending,
         )
 
-    async def _steps(self, request: web.Request, query: models.StepsQuery) -> Json:
-        self._positions.check_flows(query.cursor, step_queries.ORDER)
+    async def _steps(self, request: web.Request, query: parameters.StepsQuery) -> Json:
+        self._fan_out.positions.check_flows(query.cursor, step_queries.ORDER)
         return await self._page(
             request,
             query,
@@ -238,7 +134,7 @@ class Api:
     async def _page(
         self,
         request: web.Request,
-        query: models.PageQuery,
+        query: parameters.PageQuery,
         ours: Callable[[Collection[int]], Awaitable[list[tuple[tuple[int, int], Json]]]],
         key_of: Callable[[Json], tuple[int, int]],
         *,
@@ -250,7 +146,7 @@ class Api:
         async def local(partitions: Collection[int]) -> Json:
             return {"rows": await ours(partitions)}
 
-        parts, view = await self._ask(request, query, local)
+        parts, view = await self._fan_out.ask(request, query, local)
         rows = [
             part["rows"] if "rows" in part else [(key_of(item), item) for item in part["items"]]
             for part in parts
@@ -262,26 +158,26 @@ class Api:
             cursor = keyset(kind, *max_key(rows, ascending=ascending))
         return {"items": items, "next_cursor": cursor, "view": view}
 
-    async def _flow(self, request: web.Request, query: models.FlowQuery) -> Json:
+    async def _flow(self, request: web.Request, query: parameters.FlowQuery) -> Json:
         async def local(_: Collection[int]) -> Json | None:
             return await queries.flow(
                 self._view.database, request.match_info["flow_id"], query.revision
             )
 
-        return await self._of_one(request, query, local)
+        return await self._fan_out.of_one(request, query, local)
 
-    async def _history(self, request: web.Request, query: models.HistoryQuery) -> Json:
-        partition = partition_of(request.match_info["flow_id"].encode(), len(self._all))
-        self._positions.check_history(query.cursor, query.order, partition)
+    async def _history(self, request: web.Request, query: parameters.HistoryQuery) -> Json:
+        partition = partition_of(request.match_info["flow_id"].encode(), len(self._fan_out.all))
+        self._fan_out.positions.check_history(query.cursor, query.order, partition)
 
         async def local(_: Collection[int]) -> Json | None:
             found = await queries.history(self._view.database, request.match_info["flow_id"], query)
             return None if found is None else {"items": found[0], "next_cursor": found[1]}
 
-        return await self._of_one(request, query, local)
+        return await self._fan_out.of_one(request, query, local)
 
-    async def _events(self, request: web.Request, query: models.EventsQuery) -> Json:
-        asked = self._positions.of_events(query.cursor)
+    async def _events(self, request: web.Request, query: parameters.EventsQuery) -> Json:
+        asked = self._fan_out.positions.of_events(query.cursor)
 
         async def local(partitions: Collection[int]) -> Json:
             tops = {
@@ -296,7 +192,7 @@ class Api:
             rows, floors = await queries.events(self._view.database, query, tops)
             return {"rows": rows, "floors": floors}
 
-        parts, view = await self._ask(request, query, local)
+        parts, view = await self._fan_out.ask(request, query, local)
         pages = [
             (part["rows"], part["floors"])
             if "rows" in part
@@ -309,11 +205,11 @@ class Api:
         items, cursor = scatter_gather.event_page(pages, query.limit)
         return {"items": items, "next_cursor": cursor, "view": view}
 
-    async def _statistics(self, request: web.Request, query: models.StatisticsQuery) -> Json:
+    async def _statistics(self, request: web.Request, query: parameters.StatisticsQuery) -> Json:
         async def local(partitions: Collection[int]) -> Json:
             return self._counted(partitions, query.minutes)
 
-        parts, view = await self._ask(request, query, local, path=_INTERNAL)
+        parts, view = await self._fan_out.ask(request, query, local, path=_INTERNAL)
         counted = [
             ({int(start): some for start, some in part["minutes"].items()}, part["totals"])
             for part in parts
@@ -337,25 +233,25 @@ class Api:
     async def _raw_statistics(self, request: web.Request) -> web.Response:
         if exchange_of(request) is None:
             raise ProblemError("forbidden", "Only view workers ask each other for this.")
-        query = models.StatisticsQuery.model_validate(dict(request.query))
+        query = parameters.StatisticsQuery.model_validate(dict(request.query))
 
         async def local(partitions: Collection[int]) -> Json:
             return self._counted(partitions, query.minutes)
 
-        (counted,), view = await self._ask(request, query, local)
+        (counted,), view = await self._fan_out.ask(request, query, local)
         minutes = {
             start: [added_minutes(some).as_json()] for start, some in counted["minutes"].items()
         }
         totals = [added_totals(counted["totals"]).as_json()]
         return _json({"minutes": minutes, "totals": totals, "view": view}, 200)
 
-    async def _deadletters(self, request: web.Request, query: models.DeadLettersQuery) -> Json:
-        self._positions.check_dead_letters(query.cursor)
+    async def _deadletters(self, request: web.Request, query: parameters.DeadLettersQuery) -> Json:
+        self._fan_out.positions.check_dead_letters(query.cursor)
 
         async def local(partitions: Collection[int]) -> Json:
             return {"rows": await queries.dead_letters(self._view.database, query, partitions)}
 
-        parts, view = await self._ask(request, query, local)
+        parts, view = await self._fan_out.ask(request, query, local)
         rows = [
             part["rows"]
             if "rows" in part
@@ -372,7 +268,7 @@ class Api:
         return {"ends": {partition: self._view.end(partition) for partition in partitions}}
 
     async def _partitions(self, request: web.Request, query: ReadQuery) -> Json:
-        parts, view = await self._ask(request, query, self._ends)
+        parts, view = await self._fan_out.ask(request, query, self._ends)
         ends: dict[int, int | None] = dict(parts[0]["ends"])
         for part in parts[1:]:
             ends |= {item["partition"]: item["audit_end"] for item in part["items"]}
@@ -380,7 +276,7 @@ class Api:
         owners |= dict.fromkeys(self._view.own_partitions, self._peers.own)
         shown = {each["partition"]: each for each in view["partitions"]}
         standing = await self._group.standing()
-        over = self._all if query.scope == "all" else sorted(self._view.own_partitions)
+        over = self._fan_out.all if query.scope == "all" else sorted(self._view.own_partitions)
         items = [
             {
                 "partition": partition,
@@ -399,10 +295,14 @@ class Api:
             "view": view,
         }
 
-    async def _stream(self, request: web.Request, query: models.StreamQuery) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, query: parameters.StreamQuery
+    ) -> web.StreamResponse:
         return await self._streams.serve(request, query)
 
-    async def _command(self, request: web.Request, query: models.CommandQuery) -> tuple[int, Json]:
+    async def _command(
+        self, request: web.Request, query: parameters.CommandQuery
+    ) -> tuple[int, Json]:
         return await self._commands.take(request, query)
 
 
@@ -418,26 +318,6 @@ def _dead_letter_key(item: Mapping[str, Any]) -> tuple[int, int, int]:
 
 def _done(part: Json) -> dict[int, int]:
     return dict.fromkeys((view["partition"] for view in part["view"]["partitions"]), 0)
-
-
-def _by_partition(event_ids: Collection[int]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for event_id in event_ids:
-        found.setdefault(event_id // EVENTS_PER_PARTITION, []).append(event_id)
-    return found
-
-
-def _not_yet() -> ViewProblemError:
-    return ViewProblemError("not_yet", "Ask again, or with a longer `wait`; or leave `after` out.")
-
-
-def _raise_if_final(failed: PeerFailed) -> None:
-    """A peer that refuses refuses for all; one that is silent leaves a gap that is told."""
-    problem = failed.problem
-    if problem is not None and problem.get("code") in (
-        *("bad_request", "not_yet", "not_found", "revision_unknown", "too_expensive"),
-    ):
-        raise ViewProblemError(problem["code"], problem["detail"], errors=problem.get("errors", ()))
 
 
 def _json(body: Any, status: int) -> web.Response:

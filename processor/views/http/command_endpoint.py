@@ -15,7 +15,7 @@ from processor.telemetry.http.limits import HttpLimits
 from processor.telemetry.http.problem import ProblemError
 from processor.telemetry.http.server import read_body
 from processor.telemetry.http.tokens import carries
-from processor.views.http.models import CommandQuery
+from processor.views.http.parameters import CommandQuery
 
 PUBLISH_TIMEOUT_S: Final = 30.0
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")

@@ -15,7 +15,8 @@ from typing import Any, Final
 from pydantic.json_schema import models_json_schema
 
 from processor.contract.values import UUID_PATTERN
-from processor.views.http.models import Problem, Query
+from processor.views.http.parameters import Query
+from processor.views.http.responses import Problem
 from processor.views.http.routes import ROUTES, Route
 
 HOME: Final = Path(__file__).parent / "openapi.json"

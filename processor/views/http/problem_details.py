@@ -11,7 +11,7 @@ from processor.adapters.kafka.errors import BrokerUnreachable
 from processor.client.errors import CommandNotSent, InvalidCommand, OutcomeTimeout
 from processor.telemetry.http.problem import ProblemError
 from processor.telemetry.http.server import problem_of_http
-from processor.views.model.database import Overloaded, TooExpensive
+from processor.views.model.reader_pool import Overloaded, TooExpensive
 from processor.views.query.queries import BadQuery, RevisionUnknown
 
 _log = logging.getLogger(__name__)

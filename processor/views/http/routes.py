@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from processor.views.http import models
+from processor.views.http import parameters, responses
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Route:
     method: Literal["GET", "POST"]
     path: str
     summary: str
-    query: type[models.Query] | None
+    query: type[parameters.Query] | None
     responses: dict[int, type[BaseModel]]
     problems: tuple[int, ...]
     body: type[BaseModel] | None = None
@@ -35,30 +35,31 @@ _ONE: Final = (*_READ, 404)
 
 ROUTES: Final = (
     Route("flows", "GET", "/v1/flows", "Flows by owner, status, controller, wait, age, goal",
-          models.FlowsQuery, {200: models.FlowPage}, _READ),
+          parameters.FlowsQuery, {200: responses.FlowPage}, _READ),
     Route("flow", "GET", "/v1/flows/{flow_id}", "One flow with its steps, now or at a revision",
-          models.FlowQuery, {200: models.FlowAnswer}, _ONE),
+          parameters.FlowQuery, {200: responses.FlowAnswer}, _ONE),
     Route("steps", "GET", "/v1/steps", "Managed steps by task, status, holder, flow, age",
-          models.StepsQuery, {200: models.StepPage}, _READ),
+          parameters.StepsQuery, {200: responses.StepPage}, _READ),
     Route("history", "GET", "/v1/flows/{flow_id}/history",
           "A flow's events; those of a pruned flow, too",
-          models.HistoryQuery, {200: models.EventPage}, _ONE),
+          parameters.HistoryQuery, {200: responses.EventPage}, _ONE),
     Route("events", "GET", "/v1/events", "The newest events of all flows, newest first",
-          models.EventsQuery, {200: models.EventPage}, _READ),
+          parameters.EventsQuery, {200: responses.EventPage}, _READ),
     Route("stream", "GET", "/v1/stream",
           "Events as they happen (server-sent events): of one flow, of an owner's, or all",
-          models.StreamQuery, {200: models.StreamEvent}, _READ, media_type="text/event-stream"),
+          parameters.StreamQuery, {200: responses.StreamEvent}, _READ,
+          media_type="text/event-stream"),
     Route("statistics", "GET", "/v1/statistics",
           "Counts, rates, failure ratio, and how long flows stay in a status",
-          models.StatisticsQuery, {200: models.Statistics}, _READ),
+          parameters.StatisticsQuery, {200: responses.Statistics}, _READ),
     Route("deadletters", "GET", "/v1/deadletters", "What could not be read as a command",
-          models.DeadLettersQuery, {200: models.DeadLetterPage}, _READ),
+          parameters.DeadLettersQuery, {200: responses.DeadLetterPage}, _READ),
     Route("partitions", "GET", "/v1/partitions", "Who decides and who projects what; how far",
-          models.ReadQuery, {200: models.Partitions}, _READ),
+          parameters.ReadQuery, {200: responses.Partitions}, _READ),
     Route("command", "POST", "/v1/commands",
           "Publish a command, and await its outcome if asked to; needs the write token",
-          models.CommandQuery, {200: models.Published, 202: models.Published},
-          (*_ANY, 401, 413, 415, 502, 504), body=models.CommandBody,
+          parameters.CommandQuery, {200: responses.Published, 202: responses.Published},
+          (*_ANY, 401, 413, 415, 502, 504), body=responses.CommandBody,
           description="Without `wait` the command is published and nothing more: 202 says that "
           "Kafka has acknowledged it, and not that it is accepted. With `wait` the response is its "
           "outcome, 200 for every verdict. `command_id` is made up where it is missing; send one "

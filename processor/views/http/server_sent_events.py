@@ -15,11 +15,11 @@ from processor.runtime import end_tasks
 from processor.telemetry.http.problem import ProblemError
 from processor.views.access.peer_key import RESPONSE, Exchange
 from processor.views.access.readers import exchange_of
-from processor.views.http.models import StreamQuery
 from processor.views.http.pagination import BadCursor, read_vector, vector
-from processor.views.model.database import Overloaded, TooExpensive
+from processor.views.http.parameters import StreamQuery
 from processor.views.model.positions import Positions
 from processor.views.model.read_model import ReadModel
+from processor.views.model.reader_pool import Overloaded, TooExpensive
 from processor.views.query.peers import PeerFailed, Peers
 from processor.views.query.queries import events_after
 

@@ -3,55 +3,48 @@
 import asyncio
 import logging
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import aiosqlite
 import orjson
 
-from processor.contract.flow import FlowStatus
-from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
-from processor.domain.flow import Flow
 from processor.errors import TaskflowError
 from processor.runtime import private_directory
-from processor.views.model.projection import ProjectionChanges, Viewed, ViewedStep, wait_ends_ms
+from processor.views.model.projection import ProjectionChanges, Viewed, ViewedStep
+from processor.views.model.reader_pool import PAGE_CACHE_KIB, ViewReader, lent, pool_of
+from processor.views.model.rows import (
+    DROP_DEAD_LETTERS,
+    FLOW_COLUMNS,
+    INSERT_FLOW,
+    MUTABLE,
+    PUT_STEP,
+    UPDATE_FLOW,
+    flow_of,
+    flow_row,
+    inserted_row,
+    marks,
+    pruned_row,
+    step_row,
+)
 
 FORMAT: Final = 3
 NAME: Final = "views.sqlite"
 READERS: Final = 4
-QUERY_MAX_S: Final = 2.0
-"""A query that takes longer is given up, so that none can starve the others."""
-QUEUE_MAX_S: Final = 4.0
-"""For how long a query waits for a connection."""
 DEAD_LETTERS_KEPT: Final = 1000
 """Dead letters of one partition; the topic has them all."""
-_PAGE_CACHE_KIB: Final = 64 * 1024
 _CHECKPOINT_PAGES: Final = 16_000
 """64 MiB. Flows come in the order of no index on their ids or owners, so that a batch dirties pages
 all over the file: with a quarter of this each of them is written to the file twice as often."""
 _VARIABLES: Final = 500
-_PROGRESS_STEPS: Final = 10_000
 
 _log = logging.getLogger(__name__)
 
 
 class ViewUnusable(TaskflowError):
     """The view's file cannot be opened; the worker was not started."""
-
-
-class TooExpensive(TaskflowError):
-    """A query took longer than it may; a narrower one will do."""
-
-    retriable = True
-
-
-class Overloaded(TaskflowError):
-    """So many queries are waiting that this one was given up."""
-
-    retriable = True
 
 
 class ViewPosition(NamedTuple):
@@ -96,8 +89,8 @@ class Database:
         self._writer = writer
         self._readers = readers
         # Streams have one of their own: they read much, and nobody waits for their next event.
-        self._for_streams = _pool(readers[:1])
-        self._for_questions = _pool(readers[1:])
+        self._for_streams = pool_of(readers[:1])
+        self._for_questions = pool_of(readers[1:])
 
     async def positions(self) -> dict[tuple[str, int], ViewPosition]:
         rows = await self._writer.execute_fetchall(
@@ -154,21 +147,21 @@ class Database:
 
     async def _write(self, batch: ProjectionBatch) -> None:
         writer, changes = self._writer, batch.changes
-        new = [_flow_row(v) for n, v in changes.flows.items() if n in changes.created]
-        old = [_flow_row(v) for n, v in changes.flows.items() if n not in changes.created]
-        gone = [_pruned_row(v) for v in changes.pruned.values()]
+        new = [flow_row(v) for n, v in changes.flows.items() if n in changes.created]
+        old = [flow_row(v) for n, v in changes.flows.items() if n not in changes.created]
+        gone = [pruned_row(v) for v in changes.pruned.values()]
         new += [row for row in gone if row[-1] in changes.created]
         old += [row for row in gone if row[-1] not in changes.created]
         await writer.execute("BEGIN IMMEDIATE")
         try:
             if new:
-                await writer.executemany(_INSERT_FLOW, [_inserted(row) for row in new])
+                await writer.executemany(INSERT_FLOW, [inserted_row(row) for row in new])
                 goals = [(row[-1], row[-2]) for row in new]
                 await writer.executemany("INSERT INTO goal (rowid, words) VALUES (?, ?)", goals)
             if old:
-                await writer.executemany(_UPDATE_FLOW, [(*row[:_MUTABLE], row[-1]) for row in old])
+                await writer.executemany(UPDATE_FLOW, [(*row[:MUTABLE], row[-1]) for row in old])
             if changes.steps:
-                await writer.executemany(_PUT_STEP, [_step_row(s) for s in changes.steps.values()])
+                await writer.executemany(PUT_STEP, [step_row(s) for s in changes.steps.values()])
             if changes.pruned:
                 row_numbers = [(row_number,) for row_number in changes.pruned]
                 await writer.executemany("DELETE FROM step WHERE flow = ?", row_numbers)
@@ -181,7 +174,7 @@ class Database:
                     (partition, partition, DEAD_LETTERS_KEPT)
                     for partition in {dead_letter.partition for dead_letter in batch.dead_letters}
                 ]
-                await writer.executemany(_DROP_DEAD_LETTERS, oldest)
+                await writer.executemany(DROP_DEAD_LETTERS, oldest)
             dropped = [key for key, doc in batch.aggregates.items() if doc is None]
             kept = [(*key, doc) for key, doc in batch.aggregates.items() if doc is not None]
             await writer.executemany("INSERT OR REPLACE INTO aggregate VALUES (?, ?, ?, ?)", kept)
@@ -201,14 +194,14 @@ class Database:
 
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows, all from one state of the file. Raises TooExpensive, Overloaded."""
-        async with _taken(self._for_questions) as reader:
+        async with lent(self._for_questions) as reader:
             return await reader.rows(sql, parameters)
 
     @asynccontextmanager
     async def reading(self, *, stream: bool = False) -> AsyncIterator["ViewReader"]:
         """Several queries that see one state of the file, in QUERY_MAX_S all together; `stream`:
         for one, and not for a question. Raises TooExpensive, Overloaded."""
-        async with _taken(self._for_streams if stream else self._for_questions) as reader:
+        async with lent(self._for_streams if stream else self._for_questions) as reader:
             await reader.connection.execute("BEGIN")
             try:
                 yield reader
@@ -223,71 +216,6 @@ class Database:
         for reader in self._readers:
             await reader.connection.close()
         await self._writer.close()
-
-
-class ViewReader:
-    """A connection that reads; a query that passes `deadline_s` (monotonic) is given up."""
-
-    def __init__(self, connection: aiosqlite.Connection) -> None:
-        self.connection = connection
-        self.deadline_s = 0.0
-
-    async def prepare(self) -> None:
-        """Called once, before the first query."""
-        await self.connection.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB // 4}")
-        await self.connection.execute("PRAGMA mmap_size = 268435456")
-        await self.connection.set_progress_handler(
-            lambda: time.monotonic() > self.deadline_s, _PROGRESS_STEPS
-        )
-
-    async def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Raises TooExpensive."""
-        try:
-            return list(await self.connection.execute_fetchall(sql, parameters))  # type: ignore[arg-type]
-        except sqlite3.OperationalError as error:
-            if "interrupted" in str(error):
-                raise TooExpensive(f"The query took longer than {QUERY_MAX_S:g} s.") from None
-            raise
-
-
-async def _rollback(reader: ViewReader) -> None:
-    with suppress(sqlite3.Error, ValueError):  # ValueError: closed meanwhile
-        await reader.connection.rollback()
-
-
-_ReaderPool = asyncio.Queue[ViewReader]
-
-
-def _pool(readers: Sequence[ViewReader]) -> _ReaderPool:
-    pool: _ReaderPool = asyncio.Queue()
-    for reader in readers:
-        pool.put_nowait(reader)
-    return pool
-
-
-@asynccontextmanager
-async def _taken(pool: _ReaderPool) -> AsyncIterator[ViewReader]:
-    """A reader for one question. Raises Overloaded if none is free in time."""
-    try:
-        async with asyncio.timeout(QUEUE_MAX_S):
-            reader = await pool.get()
-    except TimeoutError:
-        raise Overloaded("Too many questions are being answered; ask again.") from None
-    reader.deadline_s = time.monotonic() + QUERY_MAX_S
-    try:
-        yield reader
-    except asyncio.CancelledError:
-        # Its thread may still be at a query, which ends now, since nobody waits for it.
-        reader.deadline_s = 0.0
-        asyncio.ensure_future(_rollback(reader)).add_done_callback(
-            lambda _: pool.put_nowait(reader)
-        )
-        raise
-    except BaseException:
-        pool.put_nowait(reader)
-        raise
-    else:
-        pool.put_nowait(reader)
 
 
 @asynccontextmanager
@@ -343,118 +271,8 @@ async def _format_of(path: Path) -> int | None:
 async def _prepare(writer: aiosqlite.Connection) -> None:
     await writer.execute("PRAGMA journal_mode = WAL")
     await writer.execute("PRAGMA synchronous = NORMAL")
-    await writer.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB}")
+    await writer.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
     await writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     if not await writer.execute_fetchall("SELECT 1 FROM sqlite_master LIMIT 1"):
         schema = (Path(__file__).parent / "schema.sql").read_text("utf-8")
         await writer.executescript(f"BEGIN;{schema};PRAGMA user_version = {FORMAT};COMMIT;")
-
-
-# Rows. What never changes after the creation comes after what does.
-_CHANGING: Final = (
-    "status", "updated_ms", "since_ms", "cancel", "revision", "events", "last_event_id",
-    "wait_kind", "wait_ends_ms", "pruned", "step", "wait", "state_bytes", "state",
-)  # fmt: skip
-_FIXED: Final = ("id", "partition", "created_ms", "owner", "controller", "origin", "goal")
-_MUTABLE: Final = len(_CHANGING)
-_INSERT_FLOW: Final = (
-    f"INSERT INTO flow (n, {', '.join((*_CHANGING, *_FIXED))}) "
-    f"VALUES ({', '.join('?' * (1 + len(_CHANGING) + len(_FIXED)))})"
-)
-_PUT_STEP: Final = (
-    "INSERT INTO step (n, flow, run_id, task, status, holder, updated_ms, doc) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (flow, run_id) DO UPDATE SET "
-    "task = excluded.task, status = excluded.status, holder = excluded.holder, "
-    "updated_ms = excluded.updated_ms, doc = excluded.doc"
-)
-_UPDATE_FLOW: Final = f"UPDATE flow SET {', '.join(f'{c} = ?' for c in _CHANGING)} WHERE n = ?"
-_DROP_DEAD_LETTERS: Final = (
-    'DELETE FROM letter WHERE partition = ? AND "offset" <= (SELECT "offset" FROM letter '
-    'WHERE partition = ? ORDER BY "offset" DESC LIMIT 1 OFFSET ?)'
-)
-FLOW_COLUMNS: Final = (
-    "id, controller, goal, owner, origin, step, state, wait, status, cancel, revision, "
-    "created_ms, updated_ms"
-)
-"""In the order of Flow's fields."""
-_STATUSES: Final = {status.value: status for status in FlowStatus}
-
-
-def marks(values: Sequence[Any]) -> str:
-    return ", ".join("?" * len(values))
-
-
-def flow_of(row: Sequence[Any]) -> Flow:
-    """The flow in a row of FLOW_COLUMNS, which is believed."""
-    return Flow(
-        id=row[0],
-        controller_id=row[1],
-        goal=row[2],
-        owner_session_key=row[3],
-        requester_origin=row[4],
-        current_step=row[5],
-        state_json=orjson.loads(row[6]),
-        wait_json=orjson.loads(row[7]),
-        status=_STATUSES[row[8]],
-        cancel_requested=bool(row[9]),
-        revision=row[10],
-        created_at=instant(row[11]),
-        updated_at=instant(row[12]),
-    )
-
-
-def _flow_row(viewed: Viewed) -> tuple[Any, ...]:
-    flow = viewed.flow
-    wait = flow.wait_json
-    state = orjson.dumps(flow.state_json)
-    viewed.state_bytes = len(state)
-    return (
-        flow.status.value,
-        parse_timestamp(flow.updated_at),
-        viewed.since_ms,
-        int(flow.cancel_requested),
-        flow.revision,
-        viewed.events,
-        viewed.last_event_id,
-        None if wait is None else wait["kind"],
-        wait_ends_ms(wait),
-        0,
-        flow.current_step,
-        orjson.dumps(wait).decode(),
-        len(state),
-        state.decode(),
-        flow.id,
-        viewed.row_number // EVENTS_PER_PARTITION,
-        parse_timestamp(flow.created_at),
-        flow.owner_session_key,
-        flow.controller_id,
-        flow.requester_origin,
-        flow.goal,
-        viewed.row_number,
-    )
-
-
-def _step_row(viewed: ViewedStep) -> tuple[Any, ...]:
-    step = viewed.step
-    return (
-        viewed.row_number,
-        viewed.flow,
-        step["run_id"],
-        step["task"],
-        step["status"],
-        step["child_session_key"],
-        parse_timestamp(step["updated_at"]),
-        orjson.dumps(step).decode(),
-    )
-
-
-def _pruned_row(viewed: Viewed) -> tuple[Any, ...]:
-    """What is left for the sake of the events: no wait, no state."""
-    row = list(_flow_row(viewed))
-    row[7:10] = (None, None, 1)
-    row[11:14] = ("null", 0, "null")
-    return tuple(row)
-
-
-def _inserted(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (row[-1], *row[:-1])

@@ -1,12 +1,13 @@
 """Format dead letters for the views. Pure."""
 
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
 from processor.contract.headers import DeadLetterFacts, RecordPlace, split_dead_letter
 from processor.contract.values import instant
 from processor.views.model.database import DeadLetterRow
+from processor.views.model.projection import ViewMessage
 
 VALUE_SHOWN: Final = 2048
 KEY_SHOWN: Final = 256
@@ -14,7 +15,7 @@ NOWHERE: Final = RecordPlace("", 0, 0)
 NO_FACTS: Final = DeadLetterFacts("unknown", "", None, None, None)
 
 
-def dead_letter_row(message: Any) -> DeadLetterRow:
+def dead_letter_row(message: ViewMessage) -> DeadLetterRow:
     """The row of a record of `deadletters`, whatever stands in it."""
     _, facts = split_dead_letter(message.headers or ())
     facts = facts or NO_FACTS

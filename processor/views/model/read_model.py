@@ -3,10 +3,9 @@
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final
 
 from processor.contract import Topics
 from processor.contract.values import EVENTS_PER_PARTITION
@@ -15,6 +14,7 @@ from processor.views.metrics import ViewMetrics
 from processor.views.model.aggregates import MinuteCounts, Totals
 from processor.views.model.database import Database, DeadLetterRow, ProjectionBatch, ViewPosition
 from processor.views.model.dead_letters import dead_letter_row
+from processor.views.model.flow_cache import Flows
 from processor.views.model.projection import (
     AuditEvent,
     CannotFollow,
@@ -22,29 +22,18 @@ from processor.views.model.projection import (
     ProjectionFailed,
     Viewed,
     ViewedStep,
+    ViewMessage,
     changed_steps,
     project,
     read,
 )
+from processor.views.model.signal import Signal
 
-CACHE_BYTES: Final = 64 * 1024 * 1024
-_FLOW_BYTES: Final = 2_500
 RETRY_S: Final = 1.0
 RESEEKS_MAX: Final = 3
 """How often a partition is read again from where we are before a gap is believed."""
 
 _log = logging.getLogger(__name__)
-
-
-class ViewMessage(Protocol):
-    """What is read of a record, as aiokafka gives it; `timestamp` in milliseconds."""
-
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Any
 
 
 @dataclass(slots=True)
@@ -55,53 +44,6 @@ class ReadModelState:
     at: int
     end: int | None
     handed: int
-
-
-class Signal:
-    """Wakes everybody who waits."""
-
-    def __init__(self) -> None:
-        self._waiting: asyncio.Future[None] | None = None
-
-    def set(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
-        self._waiting = None
-
-    async def wait(self) -> None:
-        if self._waiting is None:
-            self._waiting = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._waiting)
-
-
-class Flows:
-    """The flows changed last, by their ids; what falls out is read from the database again."""
-
-    def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
-        self._limit_bytes = limit_bytes
-        self._bytes = 0
-        self._held: OrderedDict[str, tuple[Viewed, int]] = OrderedDict()
-
-    def get(self, flow_id: str) -> Viewed | None:
-        held = self._held.get(flow_id)
-        return None if held is None else held[0]
-
-    def put(self, viewed: Viewed) -> None:
-        self.drop(viewed.flow.id)
-        weight = _FLOW_BYTES + 3 * viewed.state_bytes
-        self._held[viewed.flow.id] = (viewed, weight)
-        self._bytes += weight
-        while self._bytes > self._limit_bytes:
-            _, (_, lost) = self._held.popitem(last=False)
-            self._bytes -= lost
-
-    def drop(self, flow_id: str) -> None:
-        if (held := self._held.pop(flow_id, None)) is not None:
-            self._bytes -= held[1]
-
-    def clear(self) -> None:
-        self._held.clear()
-        self._bytes = 0
 
 
 class ReadModel:

@@ -11,7 +11,8 @@ from processor.domain.evolve import PRUNED, STEP_KINDS, evolve, evolve_step
 from processor.domain.flow import Flow
 from processor.domain.transitions import OWNER, allowed_from
 from processor.engine.codec import fact_of
-from processor.views.http.models import (
+from processor.views.http.pagination import BadCursor, keyset, read_keyset
+from processor.views.http.parameters import (
     EVENTS_BYTES,
     STEPS_BYTES,
     DeadLettersQuery,
@@ -19,8 +20,9 @@ from processor.views.http.models import (
     FlowsQuery,
     HistoryQuery,
 )
-from processor.views.http.pagination import BadCursor, keyset, read_keyset
-from processor.views.model.database import FLOW_COLUMNS, Database, ViewReader, flow_of, marks
+from processor.views.model.database import Database
+from processor.views.model.reader_pool import ViewReader
+from processor.views.model.rows import FLOW_COLUMNS, flow_of, marks
 from processor.views.query.search import SCANNED_MAX, search
 
 Json = dict[str, Any]

@@ -6,8 +6,9 @@ from typing import Any, Final
 import orjson
 
 from processor.contract.values import parse_timestamp
-from processor.views.http.models import StepsQuery
-from processor.views.model.database import Database, marks
+from processor.views.http.parameters import StepsQuery
+from processor.views.model.database import Database
+from processor.views.model.rows import marks
 from processor.views.query.queries import cursor_of
 
 Json = dict[str, Any]

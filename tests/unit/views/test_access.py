@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from processor.views.http import api, models
+from processor.views.http import responses
+from processor.views.query import fan_out
 from tests.support.random_histories import random_history
 from tests.support.raw_http import connected, get
 from tests.support.recorded_deployment import Recorded
@@ -36,7 +37,7 @@ async def test_nothing_is_read_without_the_token(served: Any) -> None:
                 async with client.get(path, headers=headers) as response:
                     body = await response.read()
                     assert response.status == 401, (path, given)
-                    assert models.Problem.model_validate_json(body).code == "unauthorized"
+                    assert responses.Problem.model_validate_json(body).code == "unauthorized"
                     assert response.headers["WWW-Authenticate"] == "Bearer"
                     assert TOKEN.encode() not in body
 
@@ -95,7 +96,7 @@ async def test_a_wait_is_a_duration_like_any_other(served: Any, wait: str, statu
 async def test_no_more_requests_wait_than_a_limit_and_the_others_hear_it_at_once(
     served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "WAITING_MAX", 3)
+    monkeypatch.setattr(fan_out, "WAITING_MAX", 3)
     async with served(small()) as (client, _):
 
         async def status() -> Any:
@@ -116,7 +117,7 @@ async def test_no_more_streams_are_open_than_a_limit(served: Any) -> None:
         async with client.get("/v1/stream") as response:
             body = await response.read()
             assert response.status == 503
-            assert models.Problem.model_validate_json(body).code == "busy"
+            assert responses.Problem.model_validate_json(body).code == "busy"
         open_ones[0].close()
         async with asyncio.timeout(10):
             while True:

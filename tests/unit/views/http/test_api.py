@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from processor.contract.values import COMMAND_MAX_BYTES, STATE_MAX_BYTES
-from processor.views.http import models
+from processor.views.http import responses
 from processor.views.http import server_sent_events as streams
 from tests.support.random_histories import random_history
 from tests.support.read_model_harness import docs_of, expected, messages
@@ -30,7 +30,7 @@ async def problem(response: Any, status: Any, code: Any) -> Any:
     """The refusal, checked against its model."""
     assert (response.status, response.content_type) == (status, "application/problem+json")
     assert response.headers["X-Content-Type-Options"] == "nosniff"
-    body = models.Problem.model_validate_json(await response.read())
+    body = responses.Problem.model_validate_json(await response.read())
     assert (body.status, body.code) == (status, code)
     return body
 
@@ -253,13 +253,13 @@ async def test_answers_are_what_their_models_say(served: Any) -> None:
     flow = next(iter(found.flows.values()))
     async with served(recorded) as (client, _):
         for path, model in (
-            ("/v1/flows", models.FlowPage),
-            ("/v1/flows?sort=wait", models.FlowPage),
-            (f"/v1/flows/{flow.id}", models.FlowAnswer),
-            (f"/v1/flows/{flow.id}/history", models.EventPage),
-            ("/v1/events", models.EventPage),
-            ("/v1/statistics", models.Statistics),
-            ("/v1/deadletters", models.DeadLetterPage),
+            ("/v1/flows", responses.FlowPage),
+            ("/v1/flows?sort=wait", responses.FlowPage),
+            (f"/v1/flows/{flow.id}", responses.FlowAnswer),
+            (f"/v1/flows/{flow.id}/history", responses.EventPage),
+            ("/v1/events", responses.EventPage),
+            ("/v1/statistics", responses.Statistics),
+            ("/v1/deadletters", responses.DeadLetterPage),
         ):
             async with client.get(path) as response:
                 assert response.status == 200, path

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from processor.contract.values import EVENTS_PER_PARTITION
-from processor.views.http import models, server_sent_events
+from processor.views.http import responses, server_sent_events
 from processor.views.model.database import Database
 from tests.support.recorded_deployment import Recorded
 from tests.support.stub_views import create, flow_id
@@ -34,7 +34,7 @@ async def refused(client: Any, path: Any, field: Any, **headers: Any) -> None:
     async with asyncio.timeout(10), client.get(path, headers=headers) as response:
         body = await response.read() if response.status == 400 else b""
         assert response.status == 400, (path, headers, body[:200])
-        body = models.Problem.model_validate_json(body)
+        body = responses.Problem.model_validate_json(body)
         assert body.code == "bad_request"
         assert {error["field"] for error in body.errors} == {field}, path
 

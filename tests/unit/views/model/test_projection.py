@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from processor.domain.transitions import Authority
 from processor.views.model import read_model as views
 from processor.views.model.aggregates import MinuteCounts, Totals, bucket
-from processor.views.model.database import FLOW_COLUMNS, flow_of
 from processor.views.model.projection import ProjectionFailed, ViewedStep, project, read
 from processor.views.model.read_model import RESEEKS_MAX
+from processor.views.model.rows import FLOW_COLUMNS, flow_of
 from tests.support.machine import patience
 from tests.support.random_histories import random_history
 from tests.support.read_model_harness import Reseeks, docs_of, expected, messages, opened_view

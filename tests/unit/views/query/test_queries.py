@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from processor.contract.values import instant, parse_timestamp
 from processor.domain.evolve import evolve
 from processor.engine.codec import fact_of
-from processor.views.http.models import FlowsQuery
 from processor.views.http.pagination import BadCursor, keyset, read_keyset, read_vector, vector
+from processor.views.http.parameters import FlowsQuery
 from processor.views.query.queries import _flows_sql
 from tests.support.builders import HOUR_MS, MORNING
 from tests.support.random_histories import OWNERS, random_history
