@@ -53,13 +53,12 @@ def views(
 
 async def _serve(settings: Settings, stop: asyncio.Event, *, rebuild: bool) -> None:
     from processor.adapters.kafka.access.authorization import ensure_startable
-    from processor.contract.rights import Role
 
     try:
-        from processor.views.faust.app import app
+        from processor.views.faust.app import app, role_of
     except ModuleNotFoundError as missing:
         raise ExtraMissing(f"The views need {missing.name} of", "views") from None
-    await ensure_startable(settings, Role.VIEWS)
+    await ensure_startable(settings, role_of(settings))
     app.rebuild = rebuild
     app.loop = asyncio.get_running_loop()
     await app.start()

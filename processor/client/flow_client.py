@@ -5,7 +5,7 @@ import getpass
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -193,16 +193,18 @@ class FlowClient:
         control: bool = False,
         timeout_s: float = TIMEOUT_S,
         traceparent: str | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
     ) -> Outcome:
         """Write `command` and await its outcome: accepted, rejected, duplicate or quarantined.
 
         `control`: on the control topic, with an operator's authority. `timeout_s` is for all of
-        it. `traceparent`: W3C trace context for everything that the command causes.
+        it. `traceparent`: W3C trace context for everything that the command causes. `headers`:
+        more of the record's, which nothing that it causes carries.
 
         Raises OutcomeTimeout if it may still be applied, and can be sent again; InvalidCommand,
         CommandNotSent, BrokerUnreachable and TopicsWrong if it will not be.
         """
-        sending = self._sending(command, control=control, traceparent=traceparent)
+        sending = self._sending(command, control=control, traceparent=traceparent, headers=headers)
         pending = sending.pending = Pending(
             sending.key, sending.command.command_id, sending.digest, sending.topic
         )
@@ -228,12 +230,13 @@ class FlowClient:
         control: bool = False,
         timeout_s: float = TIMEOUT_S,
         traceparent: str | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
     ) -> Receipt:
         """Write `command` and return once all replicas have it, without awaiting its outcome.
 
         Raises as `send` does; OutcomeTimeout here means that Kafka did not acknowledge it.
         """
-        sending = self._sending(command, control=control, traceparent=traceparent)
+        sending = self._sending(command, control=control, traceparent=traceparent, headers=headers)
         try:
             async with asyncio.timeout(timeout_s), self._slots:
                 return await self._produce(sending)
@@ -250,11 +253,16 @@ class FlowClient:
         )
 
     def _sending(
-        self, command: Command | Mapping[str, Any], *, control: bool, traceparent: str | None
+        self,
+        command: Command | Mapping[str, Any],
+        *,
+        control: bool,
+        traceparent: str | None,
+        headers: Sequence[tuple[str, bytes]],
     ) -> "_Sending":
-        headers = [] if traceparent is None else [(TRACEPARENT_HEADER, traceparent.encode())]
+        traced = [] if traceparent is None else [(TRACEPARENT_HEADER, traceparent.encode())]
         topic = self._topics.control if control else self._topics.commands
-        return _Sending(*self._prepare(command), topic=topic, headers=headers)
+        return _Sending(*self._prepare(command), topic=topic, headers=[*headers, *traced])
 
     async def _produce(self, sending: "_Sending") -> Receipt:
         if self._closed:

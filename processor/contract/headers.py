@@ -24,6 +24,10 @@ MOVED_FROM: Final = "taskflow-moved-from"
 """On an event that a repartition copied: the prefix it came from and the id it had, prefix/id."""
 PROGRESS: Final = "taskflow-repartition"
 """On a cursor, while topics are being filled: how far the old side is copied, as JSON."""
+ISSUED_BY: Final = "taskflow-issued-by"
+"""On a record that an operator sent by HTTP: who did, as they say."""
+REASON: Final = "taskflow-reason"
+"""On such a record: why, in their words."""
 ADDED: Final = (
     *(dead_letters.CODE, dead_letters.MESSAGE, dead_letters.SOURCE_TOPIC),
     *(dead_letters.SOURCE_PARTITION, dead_letters.SOURCE_OFFSET, dead_letters.SOURCE_TIMESTAMP),

@@ -79,6 +79,7 @@ class Role(StrEnum):
     CONSUMER = "consumer"
     OPERATOR = "operator"
     VIEWS = "views"
+    VIEWS_ACTING = "views-acting"
     WORKER = "worker"
     ADMIN = "admin"
 
@@ -92,7 +93,8 @@ ROLES: Final[Mapping[Role, str]] = MappingProxyType(
             "uses the program: `flow`, `send --control`, `audit`, `outcomes`, `deadletters`, "
             "`verify`, `replay`, `bulk`, `prune`, `export`, `doctor`, `topics check`"
         ),
-        Role.VIEWS: "runs `taskflow views`, without a write token",
+        Role.VIEWS: "runs `taskflow views`, without TASKFLOW_VIEWS_TOKEN or an operator token",
+        Role.VIEWS_ACTING: "runs `taskflow views` with TASKFLOW_VIEWS_OPERATOR_TOKEN",
         Role.WORKER: "runs `taskflow worker`, also with `--processes` or TASKFLOW_STANDBY",
         Role.ADMIN: "runs `taskflow topics create`",
     }
@@ -178,6 +180,23 @@ def _views(topics: Topics, group_id: str) -> tuple[Right, ...]:
     )
 
 
+def _views_acting(topics: Topics, group_id: str) -> tuple[Right, ...]:
+    acts = (
+        on_topic(Operation.WRITE, topics.control, "actions go there, with an operator's authority"),
+        on_topic(Operation.WRITE, topics.commands, "dead letters that came there go back"),
+        on_topic(Operation.READ, topics.outcomes, "show what came of an action"),
+    )
+    seen = {right.resource for right in acts}
+    return (
+        *acts,
+        *(
+            right
+            for right in _views(topics, group_id)
+            if right.operation is not Operation.DESCRIBE or right.resource not in seen
+        ),
+    )
+
+
 def _worker(topics: Topics, group_id: str) -> tuple[Right, ...]:
     sources = (topics.commands, topics.control)
     results = (topics.outcomes, topics.audit, topics.state)
@@ -218,6 +237,7 @@ _TABLE: Final = MappingProxyType(
         Role.CONSUMER: _consumer,
         Role.OPERATOR: _operator,
         Role.VIEWS: _views,
+        Role.VIEWS_ACTING: _views_acting,
         Role.WORKER: _worker,
         Role.ADMIN: _admin,
     }

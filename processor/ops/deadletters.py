@@ -98,20 +98,22 @@ def outbound(
     *,
     key: bytes | None = None,
     value: bytes | None = None,
+    headers: Headers = (),
 ) -> RedriveRecord:
     """Make the record that goes back for a dead letter of the topic `name`, with `key` and `value`
-    if they were edited. The dead letter must say where it came from."""
+    if they were edited, and `headers` behind its own. The dead letter must say where it came from.
+    """
     source = dead_letter.facts.source
     assert source is not None, "what does not say where it came from stays"
     origin = str(RecordPlace(name, *dead_letter.spot))
-    headers = [*without_journey(dead_letter.headers), (dead_letters.REDRIVEN_FROM, origin.encode())]
+    journey = (dead_letters.REDRIVEN_FROM, origin.encode())
     key = dead_letter.key if key is None else key
     return RedriveRecord(
         source.topic,
         source.partition if key is None else None,
         key,
         dead_letter.value if value is None else value,
-        headers,
+        [*without_journey(dead_letter.headers), *headers, journey],
     )
 
 

@@ -157,6 +157,10 @@ class Settings(BaseSettings):
         SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
     ] = None
     """Whoever sends it may publish commands by HTTP."""
+    views_operator_token: Annotated[
+        SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
+    ] = None
+    """Whoever sends it may act by HTTP and in the page with an operator's authority."""
     views_read_token: Annotated[
         SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
     ] = None
@@ -261,6 +265,14 @@ class Settings(BaseSettings):
             raise _contradiction(
                 f"{variable('ssl_certfile')} is missing, but {variable('ssl_keyfile')} is given"
             )
+        for name in ("views_read_token", "views_token"):
+            if self.views_operator_token is not None and self.views_operator_token == getattr(
+                self, name
+            ):
+                raise _contradiction(
+                    f"{variable('views_operator_token')} is the same as {variable(name)}: who may "
+                    "read or publish could act"
+                )
         return self
 
     def _one_source_of_tokens(self) -> None:

@@ -16,6 +16,7 @@ from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.facts import Fact
 from processor.domain.flow import Flow
 from processor.engine.codec import fact_of
+from processor.testing.memory.deployment import Deployment
 from processor.views.faust import app
 from processor.views.metrics import ViewMetrics
 from processor.views.model.database import open_database
@@ -26,7 +27,7 @@ LIVE = ("created", "running", "waiting")
 ENDS = ("finished", "failed", "cancelled")
 
 
-def messages(recorded: Recorded, name: str = "audit") -> list[Any]:
+def messages(recorded: Deployment, name: str = "audit") -> list[Any]:
     """All of a topic, one partition after the other."""
     return [record for p in range(recorded.partitions) for record in recorded.of(name, p)]
 

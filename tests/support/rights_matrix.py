@@ -65,8 +65,10 @@ def one_of_each(role: Role, right: Right, phase: str) -> bool:
     """Enough to meet each way in which Kafka refuses: what runs in seconds."""
     topic = right.resource.name.rpartition(".")[2]
     if phase == START:
-        return role not in (Role.VIEWS, Role.ADMIN) or topic == "audit"
+        return role not in (Role.VIEWS, Role.VIEWS_ACTING, Role.ADMIN) or topic == "audit"
     match role:
+        case Role.VIEWS_ACTING:
+            return right.operation is Operation.WRITE
         case Role.WORKER:
             written = right.operation is Operation.WRITE and topic not in ("commands", "control")
             return written or right.resource.kind is ResourceKind.GROUP or topic == "commands"
@@ -334,20 +336,22 @@ async def called(program: ForkedProgram, place: Deployment, *arguments: str) -> 
     return result
 
 
-async def views_rows(place: Deployment, home: Path, chosen: Chosen) -> list[Row]:
+async def views_rows(place: Deployment, home: Path, role: Role, chosen: Chosen) -> list[Row]:
     rows = []
+    acting = {"VIEWS_OPERATOR_TOKEN": "a token of the operators"}
     for right in place.rights:
-        if chosen(Role.VIEWS, right, START):
+        if chosen(role, right, START):
             async with place.without(right):
-                starting = ensure_startable(place.settings(), Role.VIEWS)
+                starting = ensure_startable(place.settings(), role)
                 sentence = await said(starting, NotAuthorized)
             rows.append(place.row(right, "its start", sentence))
     async with FlowClient(place.administrator()) as client, ClientSession() as session:
         view = ViewProcess(
-            *("views", home, place.kafka.scram, place.prefix, free_port(), session), partitions=1
+            *(str(role), home, place.kafka.scram, place.prefix, free_port(), session), partitions=1
         )
         view.choose(
-            **{n.removeprefix("TASKFLOW_"): value for n, value in place.environment().items()}
+            **{n.removeprefix("TASKFLOW_"): value for n, value in place.environment().items()},
+            **(acting if role is Role.VIEWS_ACTING else {}),
         )
         await view.start()
         try:
@@ -356,7 +360,7 @@ async def views_rows(place: Deployment, home: Path, chosen: Chosen) -> list[Row]
             assert "at" in partitions["items"][0]["worker"], partitions
             sent = []
             for right in place.rights:
-                if not chosen(Role.VIEWS, right, RUNNING):
+                if not chosen(role, right, RUNNING):
                     continue
                 async with place.without(right):
                     began = time.monotonic()
@@ -417,7 +421,11 @@ async def matrix(
         with_worker(Role.EXECUTOR, lambda place: executor_rows(place, chosen)),
         with_worker(Role.CONSUMER, lambda place: consumer_rows(place, chosen)),
         with_worker(Role.OPERATOR, lambda place: operator_rows(place, program, home, chosen)),
-        with_worker(Role.VIEWS, lambda place: views_rows(place, home, chosen)),
+        with_worker(Role.VIEWS, lambda place: views_rows(place, home, Role.VIEWS, chosen)),
+        with_worker(
+            Role.VIEWS_ACTING,
+            lambda place: views_rows(place, home, Role.VIEWS_ACTING, chosen),
+        ),
         *(in_turn(worker_rows(kafka, n, chosen)) for n in numbers[Role.WORKER]),
         *(in_turn(admin_rows(kafka, n, chosen)) for n in numbers[Role.ADMIN]),
     ]

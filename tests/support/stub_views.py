@@ -253,6 +253,7 @@ class ShownViews:
             group_state="Stable",
             unassigned=[item["partition"] for item in items if item["worker"] is None],
             undecided=sum(waiting),
+            actions=False,
             view=self._view(),
         )
 

@@ -115,15 +115,10 @@ def show(place: str = PLACE, save: Path | None = SAVE, json: bool = JSON) -> Non
     Example: `taskflow deadletters show 2/17`
     """
     from processor.cli.deadletters.edit import write_file
-    from processor.cli.deadletters.lookup import (
-        fault_text,
-        find_dead_letter,
-        row_of,
-        source_of,
-        spot_of,
-    )
+    from processor.cli.deadletters.lookup import find_dead_letter, row_of, source_of, spot_of
     from processor.contract.values import instant
     from processor.ops.diagnose import diagnose, hex_dump
+    from processor.ops.redrive import fault_text
 
     settings = settings_and_logs(quiet=True)
     dead_letter, sent = run(lambda: find_dead_letter(settings, spot_of(place)))
@@ -189,8 +184,9 @@ def edit(
     if value is None and not somebody_to_ask():
         raise WrongUse("There is no terminal for an editor: name a file by --value.")
     from processor.cli.deadletters.edit import in_editor, key_for, read_file, write_file
-    from processor.cli.deadletters.lookup import fault_text, find_dead_letter, spot_of
+    from processor.cli.deadletters.lookup import find_dead_letter, spot_of
     from processor.ops.diagnose import diagnose
+    from processor.ops.redrive import fault_text
 
     settings = settings_and_logs(quiet=True)
     dead_letter, _ = run(lambda: find_dead_letter(settings, spot_of(place)))
@@ -252,13 +248,8 @@ def redrive(
         spot_of,
         wanted_of,
     )
-    from processor.cli.deadletters.redrive import (
-        Plan,
-        dead_letters_text,
-        preview,
-        send_back,
-        why_not,
-    )
+    from processor.cli.deadletters.redrive import dead_letters_text, preview, send_all
+    from processor.ops.redrive import Plan, why_not
 
     spots = [spot_of(place) for place in places or ()]
     if not (spots or code or since or until or everything):
@@ -304,7 +295,7 @@ def redrive(
     else:
         ask.before(f"Send {dead_letters_text(len(going))} back?", "Nothing was sent.")
         chosen = [dead_letter for dead_letter, _ in going]
-        done &= run(lambda: send_back(settings, chosen, plan, timeout_s, json))
+        done &= run(lambda: send_all(settings, chosen, plan, timeout_s, json))
     if not done:
         raise typer.Exit(1)
 

@@ -7,22 +7,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-import orjson
-
 from processor.cli.common.options import flow_id_of
 from processor.cli.common.runner import Refused, WrongUse
 from processor.ops.deadletters import DeadLetterRecord
+from processor.ops.redrive import Plan
 
 
 def key_for(dead_letter: DeadLetterRecord, value: bytes, given: str | None) -> bytes | None:
     """The key that an edited value goes out with: as told, or the flow's that it names."""
     if given is not None:
         return flow_id_of(given).encode()
-    try:
-        flow_id = orjson.loads(value)["flow_id"]
-    except (ValueError, TypeError, LookupError):
-        return dead_letter.key
-    return flow_id.encode() if isinstance(flow_id, str) else dead_letter.key
+    return Plan.editing(dead_letter, value).key
 
 
 def in_editor(value: bytes) -> bytes:

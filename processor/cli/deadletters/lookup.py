@@ -19,7 +19,7 @@ from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.engine.ports import Start
 from processor.ops.deadletters import DeadLetterRecord, Spot, Wanted, dead_letter_of, redriven_spot
-from processor.ops.diagnose import Diagnosis
+from processor.ops.redrive import faults_text
 from processor.settings import Settings
 
 _SPOT: Final = re.compile(r"([0-9]{1,9})/([0-9]{1,18})")
@@ -123,11 +123,6 @@ def source_of(dead_letter: DeadLetterRecord) -> str:
     )
 
 
-def faults_text(found: Diagnosis) -> str:
-    """All that is wrong with a value, on one line."""
-    return "; ".join(fault_text(fault.at, fault.problem, fault.path) for fault in found.faults)
-
-
 def reason_of(dead_letter: DeadLetterRecord) -> str:
     """Why it is a dead letter. Where that is fields, its record says so and no more: they are found
     again."""
@@ -160,9 +155,3 @@ def print_dead_letters(
         Column("why", 40),
     )
     print_rows(out, columns, rows)
-
-
-def fault_text(at: int | None, problem: str, path: str | None) -> str:
-    """What is wrong with a value, and where in it."""
-    where = "" if at is None else f"at byte {at}: "
-    return f"{where}{f'{path}: ' if path else ''}{problem}"

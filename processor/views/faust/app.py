@@ -71,7 +71,7 @@ class ViewsApp(faust.App):
         self.rebuild = rebuild
         self.topics_ = Topics(settings.topic_prefix)
         self.metrics_ = ViewMetrics()
-        self._rights = RightsWatch(settings, Role.VIEWS)
+        self._rights = RightsWatch(settings, role_of(settings))
         self._open: AsyncExitStack | None = None
         self._view: ReadModel | None = None
         super().__init__(
@@ -224,6 +224,11 @@ class ViewsApp(faust.App):
             "peers": sorted(self._shared_out()),
             "partitions": partitions,
         }
+
+
+def role_of(settings: Settings) -> Role:
+    """The role whose rights a view worker needs."""
+    return Role.VIEWS if settings.views_operator_token is None else Role.VIEWS_ACTING
 
 
 def _reachable(address: Address) -> Address:

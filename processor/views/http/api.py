@@ -17,6 +17,7 @@ from processor.views.http import parameters
 from processor.views.http.command_endpoint import CommandEndpoint
 from processor.views.http.pagination import keyset, read_vector
 from processor.views.http.parameters import ReadQuery
+from processor.views.http.redrive_endpoint import RedriveEndpoint
 from processor.views.http.routes import ROUTES, Route
 from processor.views.http.server_sent_events import EventStreams
 from processor.views.model.aggregates import added_minutes, added_totals
@@ -54,6 +55,8 @@ class Api:
         self._peers = peers
         self._group = group
         self._commands = commands
+        self._redrives = RedriveEndpoint(settings, commands)
+        self._actions = settings.views_operator_token is not None
         self._streams = EventStreams(
             view, peers, settings.partitions, streams_max=settings.views_streams
         )
@@ -92,7 +95,7 @@ class Api:
         self, route: Route, handler: Callable[..., Awaitable[Any]]
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def parsed(request: web.Request) -> web.StreamResponse:
-            if route.body is None:  # commands have a token of their own
+            if route.token == "read":  # the others look at their own
                 self.readers.check(request)
             given = dict(request.query)
             if len(given) < len(request.query):
@@ -292,6 +295,7 @@ class Api:
             "group_state": standing.state,
             "unassigned": standing.unassigned(over),
             "undecided": standing.undecided(over),
+            "actions": self._actions,
             "view": view,
         }
 
@@ -304,6 +308,14 @@ class Api:
         self, request: web.Request, query: parameters.CommandQuery
     ) -> tuple[int, Json]:
         return await self._commands.take(request, query)
+
+    async def _control(
+        self, request: web.Request, query: parameters.CommandQuery
+    ) -> tuple[int, Json]:
+        return await self._commands.act(request, query)
+
+    async def _redrive(self, request: web.Request, query: parameters.CommandQuery) -> Json:
+        return await self._redrives.take(request, query)
 
 
 def max_key(rows: Iterable[Iterable[tuple[Any, Any]]], *, ascending: bool) -> tuple[int, ...]:

@@ -1,45 +1,105 @@
-"""Publish commands that come by HTTP, for producers without a Kafka client."""
+"""Publish commands that come by HTTP: of producers without a Kafka client, and of operators."""
 
 import asyncio
+import logging
 import re
-from typing import Any, Final
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, TypeVar
 
 import orjson
 from aiohttp import web
 
 from processor.client import FlowClient
 from processor.contract.events import TRACEPARENT_HEADER
+from processor.contract.headers import REASON
 from processor.runtime import end_tasks
 from processor.settings import Settings
 from processor.telemetry.http.limits import HttpLimits
 from processor.telemetry.http.problem import ProblemError
 from processor.telemetry.http.server import read_body
 from processor.telemetry.http.tokens import carries
-from processor.views.http.parameters import CommandQuery
+from processor.telemetry.terminal import visible
+from processor.views.http.parameters import CommandQuery, ControlBody
 
 PUBLISH_TIMEOUT_S: Final = 30.0
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
+_log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
 
 class CommandEndpoint:
-    """Publishes what comes with the token; without TASKFLOW_VIEWS_TOKEN nothing does."""
+    """Publishes commands: to `commands` with TASKFLOW_VIEWS_TOKEN, and to `control` with
+    TASKFLOW_VIEWS_OPERATOR_TOKEN. Without the token of its kind, none."""
 
     def __init__(self, settings: Settings, limits: HttpLimits) -> None:
         self._settings = settings
         self._limits = limits
         self._client: FlowClient | None = None
         self._opening = asyncio.Lock()
-        self._publishing: set[asyncio.Task[tuple[int, dict[str, Any]]]] = set()
+        self._publishing: set[asyncio.Task[Any]] = set()
 
-    async def take(self, request: web.Request, query: CommandQuery) -> tuple[int, dict[str, Any]]:
-        """Status and answer. Raises ProblemError, and what FlowClient raises."""
-        self._authorize(request)
-        command = await self._body(request)
-        traceparent = request.headers.get(TRACEPARENT_HEADER)
-        if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
-            traceparent = None
-        # A command that is on its way is not held back because its sender has left.
-        task = asyncio.ensure_future(self._publish(command, query.wait / 1000, traceparent))
+    async def take(self, request: web.Request, query: CommandQuery) -> tuple[int, Json]:
+        """Status and response. Raises ProblemError, and what FlowClient raises."""
+        if self._settings.views_token is None:
+            raise ProblemError(
+                "forbidden", "Commands are taken only where TASKFLOW_VIEWS_TOKEN is set."
+            )
+        if not carries(request, self._settings.views_token.get_secret_value()):
+            raise ProblemError("unauthorized", "Send the write token as `Authorization: Bearer …`.")
+        command = await self.body(request)
+        return await self.finish(self._publish(command, query.wait / 1000, _traceparent(request)))
+
+    async def act(self, request: web.Request, query: CommandQuery) -> tuple[int, Json]:
+        """An operator's command goes to `control`; as `take`."""
+        self.authorize_operator(request)
+        order = ControlBody.model_validate(await self.body(request), strict=False)
+        _log.info(
+            "%s by HTTP: %s of flow %s%s, because %s",
+            *(visible(order.issued_by), order.kind, order.flow_id),
+            *(" (dry run)" if order.dry_run else "", visible(order.reason)),
+        )
+        headers = [(REASON, order.reason.encode())]
+        return await self.finish(
+            self._publish(
+                order.command(),
+                query.wait / 1000,
+                _traceparent(request),
+                control=True,
+                headers=headers,
+            )
+        )
+
+    def authorize_operator(self, request: web.Request) -> None:
+        """Raises ProblemError unless the request has the operator token."""
+        token = self._settings.views_operator_token
+        if token is None:
+            raise ProblemError(
+                "forbidden", "Actions are taken only where TASKFLOW_VIEWS_OPERATOR_TOKEN is set."
+            )
+        if not carries(request, token.get_secret_value()):
+            raise ProblemError(
+                "unauthorized", "Send the operator token as `Authorization: Bearer …`."
+            )
+
+    async def body(self, request: web.Request) -> Json:
+        """The JSON object of a request. Raises ProblemError."""
+        if request.content_type != "application/json":
+            raise ProblemError("bad_request", "The body must be application/json.")
+        try:
+            command = orjson.loads(await read_body(request, self._limits))
+        except ValueError:
+            raise ProblemError("bad_request", "The body is not JSON.") from None
+        if not isinstance(command, dict):
+            raise ProblemError("bad_request", "The body is not a JSON object.")
+        return command
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`, which goes on where its sender has left: a command that is on its way is
+        not held back."""
+        task = asyncio.ensure_future(work)
         self._publishing.add(task)
         task.add_done_callback(self._published)
         return await asyncio.shield(task)
@@ -50,19 +110,31 @@ class CommandEndpoint:
             await self._client.__aexit__(None, None, None)
 
     async def _publish(
-        self, command: dict[str, Any], wait_s: float, traceparent: str | None
-    ) -> tuple[int, dict[str, Any]]:
+        self,
+        command: Json,
+        wait_s: float,
+        traceparent: str | None,
+        *,
+        control: bool = False,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> tuple[int, Json]:
         client = await self._ready()
         if not wait_s:
             receipt = await client.publish(
-                command, timeout_s=PUBLISH_TIMEOUT_S, traceparent=traceparent
+                command,
+                control=control,
+                timeout_s=PUBLISH_TIMEOUT_S,
+                traceparent=traceparent,
+                headers=headers,
             )
             sent = receipt.command
             place = {"topic": receipt.topic, "partition": receipt.partition}
             offset: int | None = receipt.offset
             return 202, _accepted(sent.command_id, sent.flow_id, {**place, "offset": offset}, None)
         sent = client.prepare(command)
-        outcome = await client.send(sent, timeout_s=wait_s, traceparent=traceparent)
+        outcome = await client.send(
+            sent, control=control, timeout_s=wait_s, traceparent=traceparent, headers=headers
+        )
         return 200, _accepted(
             sent.command_id,
             sent.flow_id,
@@ -70,19 +142,10 @@ class CommandEndpoint:
             outcome.model_dump(mode="json", exclude_none=False),
         )
 
-    def _published(self, task: asyncio.Task[tuple[int, dict[str, Any]]]) -> None:
+    def _published(self, task: asyncio.Task[Any]) -> None:
         self._publishing.discard(task)
         if not task.cancelled():
-            task.exception()  # raised by `take`, if its client is still there
-
-    def _authorize(self, request: web.Request) -> None:
-        token = self._settings.views_token
-        if token is None:
-            raise ProblemError(
-                "forbidden", "Commands are taken only where TASKFLOW_VIEWS_TOKEN is set."
-            )
-        if not carries(request, token.get_secret_value()):
-            raise ProblemError("unauthorized", "Send the write token as `Authorization: Bearer …`.")
+            task.exception()  # raised by `finish`, if its client is still there
 
     async def _ready(self) -> FlowClient:
         async with self._opening:
@@ -93,16 +156,10 @@ class CommandEndpoint:
                 self._client = client
             return self._client
 
-    async def _body(self, request: web.Request) -> dict[str, Any]:
-        if request.content_type != "application/json":
-            raise ProblemError("bad_request", "The body must be application/json.")
-        try:
-            command = orjson.loads(await read_body(request, self._limits))
-        except ValueError:
-            raise ProblemError("bad_request", "The body is not JSON.") from None
-        if not isinstance(command, dict):
-            raise ProblemError("bad_request", "The body is not a JSON object.")
-        return command
+
+def _traceparent(request: web.Request) -> str | None:
+    given = request.headers.get(TRACEPARENT_HEADER)
+    return given if given is not None and _TRACEPARENT.fullmatch(given) else None
 
 
 def _accepted(

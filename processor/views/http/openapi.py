@@ -27,6 +27,7 @@ _FLOW_ID: Final[dict[str, Any]] = {
     "required": True,
     "schema": {"type": "string", "pattern": UUID_PATTERN},
 }
+_PLACE: Final = re.compile(r"\{(partition|offset)\}")
 _LAST_EVENT_ID: Final[dict[str, Any]] = {
     "name": "Last-Event-ID",
     "in": "header",
@@ -77,6 +78,12 @@ def openapi_document() -> dict[str, Any]:
                     "scheme": "bearer",
                     "description": "TASKFLOW_VIEWS_TOKEN; without it no commands are taken.",
                 },
+                "operator": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "TASKFLOW_VIEWS_OPERATOR_TOKEN; without it there are no "
+                    "actions. Neither of the other two stands for it.",
+                },
             },
         },
     }
@@ -90,6 +97,10 @@ def text() -> str:
 
 def _operation(route: Route) -> dict[str, Any]:
     parameters: list[dict[str, Any]] = [_FLOW_ID] if "{flow_id}" in route.path else []
+    parameters += [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}}
+        for name in _PLACE.findall(route.path)
+    ]
     if route.media_type == "text/event-stream":
         parameters.append(_LAST_EVENT_ID)
     if route.query is not None:
@@ -108,7 +119,7 @@ def _operation(route: Route) -> dict[str, Any]:
                 for status in sorted(route.problems)
             },
         },
-        "security": [{"read": []}, {}] if route.body is None else [{"write": []}],
+        "security": [{"read": []}, {}] if route.token == "read" else [{route.token: []}],
     }
     if route.description:
         operation["description"] = route.description

@@ -1,4 +1,4 @@
-"""Parameters of the views' HTTP requests: the models behind the OpenAPI document."""
+"""Parameters and bodies of the views' HTTP requests: the models behind the OpenAPI document."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,10 @@ from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code
 from processor.contract.steps import StepStatus
 from processor.contract.values import (
+    COMMAND_MAX_BYTES,
     EventId,
+    Json,
+    LongText,
     Revision,
     Text,
     Timestamp,
@@ -163,3 +166,64 @@ class CommandQuery(Query):
     wait: Annotated[Wait, Field(json_schema_extra={"default": "0s"})] = 0
     """For how long to await the outcome: a duration of at most 30s, such as `5s`; a number alone is
     milliseconds. Without it the command is only published."""
+
+
+# Bodies
+
+
+class CommandBody(BaseModel):
+    """Any command, see the JSON Schema `command`; `command_id` is made up where it is missing. With
+    one of your own, the same body sent again within the dedupe window is answered `duplicate`; an
+    `expires_at` within that window keeps it from being applied twice however late a copy comes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    flow_id: Uuid
+    issued_by: Text
+
+
+class RequestBody(BaseModel):
+    """What bodies of operators share: nothing unknown is taken."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    issued_by: Text
+    """The person who acts, such as `operator:kate`: claimed, and not proven. The audit has it as
+    the event's `actor`."""
+    reason: LongText
+    """Why. It stands in the header `taskflow-reason` of the record that is written, whose place the
+    events' `source` has, and in the log of the view worker."""
+    dry_run: bool = False
+    """Decide, and change nothing: a preview."""
+
+
+class ControlBody(RequestBody):
+    """An operator's command, which goes to `control`: the flow's owner is not asked."""
+
+    kind: Literal["cancel", "request_cancel", "resume", "fail", "retry_step", "cancel_step"]
+    flow_id: Uuid
+    command_id: Uuid | None = None
+    """Made up where it is missing."""
+    expected_revision: Revision | None = None
+    """Refused unless the flow is still at this revision."""
+    state_patch: Json = None
+    """Of `resume`: merged into the state."""
+    run_id: Text | None = None
+    """Of `retry_step` and `cancel_step`."""
+    attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Of `retry_step`."""
+
+    def command(self) -> dict[str, Any]:
+        """As it is published; `reason` is a field of `fail` alone."""
+        given = self.model_dump(exclude_unset=True)
+        if self.kind != "fail":
+            del given["reason"]
+        return given
+
+
+class RedriveBody(RequestBody):
+    """A dead letter goes back to the topic that it came from."""
+
+    value: Annotated[str, StringConstraints(max_length=COMMAND_MAX_BYTES)] | None = None
+    """Instead of its own value; its key is then the `flow_id` in it."""

@@ -1,4 +1,4 @@
-"""Bodies of the views' HTTP requests and responses: the models behind the OpenAPI document."""
+"""Responses of the views' HTTP API: the models behind the OpenAPI document."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ from pydantic import (
 
 from processor.contract.events import AnyEvent, EventKind
 from processor.contract.flow import Flow, FlowStatus
-from processor.contract.outcomes import Outcome
+from processor.contract.outcomes import Code, Outcome
 from processor.contract.steps import AnyStep, Execution, StepStatus
 from processor.contract.values import (
     EventId,
@@ -249,6 +249,8 @@ class Partitions(ResponseModel):
     """Partitions that no worker decides, so that their commands wait; null: Kafka does not say."""
     undecided: Annotated[int, Field(ge=0)] | None
     """Offsets of commands and control that no worker has decided yet, in all; null: not known."""
+    actions: bool
+    """Whether this worker takes actions: TASKFLOW_VIEWS_OPERATOR_TOKEN is set."""
     view: View
 
 
@@ -270,16 +272,31 @@ class Published(ResponseModel):
     outcome: Outcome | None
 
 
-class CommandBody(BaseModel):
-    """Any command, see the JSON Schema `command`; `command_id` is made up where it is missing. With
-    one of your own, the same body sent again within the dedupe window is answered `duplicate`; an
-    `expires_at` within that window keeps it from being applied twice however late a copy comes."""
+class ValueFault(ResponseModel):
+    """What is wrong with a value."""
 
-    model_config = ConfigDict(extra="allow")
+    at: Annotated[int, Field(ge=0)] | None
+    """Bytes from its beginning; null: nowhere in particular."""
+    problem: str
+    path: str | None
 
-    kind: str
-    flow_id: Uuid
-    issued_by: Text
+
+class Redrive(ResponseModel):
+    """A dead letter as it goes back, or as it went."""
+
+    partition: Annotated[int, Field(ge=0)]
+    offset: Annotated[int, Field(ge=0)]
+    topic: str | None
+    """Where it goes back to; null: it does not say where it came from."""
+    value: str | None
+    """What goes back, whole; null where it is empty, or not UTF-8."""
+    code: Code | None
+    """What the processor would say of it today; null: it would be read."""
+    faults: list[ValueFault]
+    stays: str | None
+    """Why it cannot go back, or should not."""
+    outcome: Outcome | None
+    """Of the command that went back; null in a preview."""
 
 
 # The stream

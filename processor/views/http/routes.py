@@ -24,6 +24,7 @@ class Route:
     responses: dict[int, type[BaseModel]]
     problems: tuple[int, ...]
     body: type[BaseModel] | None = None
+    token: Literal["read", "write", "operator"] = "read"
     media_type: str = "application/json"
     description: str = ""
     notes: Mapping[int, str] = field(default_factory=dict)
@@ -32,6 +33,14 @@ class Route:
 _ANY: Final = (400, 403, 408, 414, 421, 431, 503)
 _READ: Final = (*_ANY, 401)
 _ONE: Final = (*_READ, 404)
+_WRITE: Final = (*_READ, 413, 415, 502, 504)
+_NOTES: Final = {
+    200: "The outcome, whatever its verdict: accepted, rejected, duplicate, quarantined.",
+    202: "Published and acknowledged, not decided yet: `outcome` is null. The command may still be "
+    "rejected; its outcome comes on the topic `outcomes`.",
+    502: "Not acknowledged by Kafka. It may be published all the same.",
+    504: "Published, and no outcome within `wait`. It may still be applied.",
+}
 
 ROUTES: Final = (
     Route("flows", "GET", "/v1/flows", "Flows by owner, status, controller, wait, age, goal",
@@ -59,16 +68,28 @@ ROUTES: Final = (
     Route("command", "POST", "/v1/commands",
           "Publish a command, and await its outcome if asked to; needs the write token",
           parameters.CommandQuery, {200: responses.Published, 202: responses.Published},
-          (*_ANY, 401, 413, 415, 502, 504), body=responses.CommandBody,
+          _WRITE, body=parameters.CommandBody, token="write",
           description="Without `wait` the command is published and nothing more: 202 says that "
           "Kafka has acknowledged it, and not that it is accepted. With `wait` the response is its "
           "outcome, 200 for every verdict. `command_id` is made up where it is missing; send one "
           "of your own, and the same body again after 502 or 504, or after no response: within "
           "the dedupe window it is applied once, and the copy is answered `duplicate`.",
-          notes={200: "The outcome, whatever its verdict: accepted, rejected, duplicate, "
-                 "quarantined.",
-                 202: "Published and acknowledged, not decided yet: `outcome` is null. The command "
-                 "may still be rejected; its outcome comes on the topic `outcomes`.",
-                 502: "Not acknowledged by Kafka. It may be published all the same.",
-                 504: "Published, and no outcome within `wait`. It may still be applied."}),
+          notes=_NOTES),
+    Route("control", "POST", "/v1/control",
+          "Act on a flow or a step with an operator's authority; needs the operator token",
+          parameters.CommandQuery, {200: responses.Published, 202: responses.Published},
+          _WRITE, body=parameters.ControlBody, token="operator",
+          description="The command goes to `control`, issued by the person who is named. With "
+          "`dry_run` it is decided and changes nothing: a preview. `expected_revision` refuses "
+          "what has changed since.",
+          notes=_NOTES),
+    Route("redrive", "POST", "/v1/deadletters/{partition}/{offset}/redrive",
+          "Send a dead letter back, edited or as it is; needs the operator token",
+          parameters.CommandQuery, {200: responses.Redrive},
+          (*_WRITE, 404), body=parameters.RedriveBody, token="operator",
+          description="With `dry_run` the letter is shown whole, with what the processor would "
+          "say of it today, and nothing is sent. Else `wait` is needed, and the response has the "
+          "outcome. A letter that would only become a dead letter again is refused. Whether it "
+          "was sent back before is not looked for: `taskflow deadletters list` does.",
+          notes={**_NOTES, 200: "The letter as it goes back, or with its outcome."}),
 )  # fmt: skip
