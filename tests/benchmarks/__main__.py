@@ -102,6 +102,11 @@ async def report_latency(
     Run("latency", arguments(chosen), rows).keep(chosen.results)
 
 
+async def _program(module: str, *arguments: str) -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", module, *arguments)
+    await process.wait()
+
+
 async def main(chosen: argparse.Namespace) -> None:
     print(machine())
     print(f"load average before: {os.getloadavg()[0]:.2f}\n", flush=True)
@@ -112,8 +117,7 @@ async def main(chosen: argparse.Namespace) -> None:
     if chosen.timers_only is None and chosen.takeover_only is None:
         print("\nRecorded commands through `taskflow replay check`, from a file:\n", flush=True)
         # A process of its own, as the program is: it has a loop and processes of its own.
-        command = (sys.executable, "-m", "tests.benchmarks.replay")
-        await (await asyncio.create_subprocess_exec(*command)).wait()
+        await _program("tests.benchmarks.replay")
         print()
     if chosen.takeover_only is None:
         async for line in timers.report(
@@ -136,8 +140,7 @@ async def main(chosen: argparse.Namespace) -> None:
     if chosen.timers_only is None and not chosen.takeover_only:
         print("\nViews:\n", flush=True)
         sizes = ("--flows", str(chosen.flows), "--seconds", str(chosen.seconds))
-        command = (sys.executable, "-m", "tests.benchmarks.views", *sizes)
-        await (await asyncio.create_subprocess_exec(*command)).wait()
+        await _program("tests.benchmarks.views", *sizes)
 
 
 if __name__ == "__main__":

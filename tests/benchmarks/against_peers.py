@@ -168,6 +168,7 @@ async def report_throughput(
     chosen: argparse.Namespace, home: Path, broker: EmbeddedBroker, rows: list[dict[str, Any]]
 ) -> AsyncIterator[str]:
     others = [p for p in peers_for_throughput(chosen.build) if chosen.only in p.name]
+    contestants: list[Contestant] = [*map(Taskflow, chosen.processes), *others]
     yield (
         f"{chosen.commands:,} commands over {FLOWS:,} flows, {PARTITIONS} partitions; "
         "CPU seconds per 100,000 commands, from the program's start:\n"
@@ -177,7 +178,7 @@ async def report_throughput(
     await create_plain_topics(broker.bootstrap, [INPUT])
     await load(Settings(bootstrap_servers=broker.bootstrap), chosen.commands)
     for turn in range(chosen.runs):
-        for contestant in (*map(Taskflow, chosen.processes), *others):
+        for contestant in contestants:
             load_average = os.getloadavg()[0]
             r = await throughput_of(contestant, home, broker, chosen.commands)
             rows.append({"of": contestant.name, "turn": turn, "load_average": load_average, **r})
@@ -192,6 +193,7 @@ async def report_latency(
     chosen: argparse.Namespace, home: Path, broker: EmbeddedBroker, rows: list[dict[str, Any]]
 ) -> AsyncIterator[str]:
     others = [p for p in peers_for_latency(chosen.build) if chosen.only in p.name]
+    contestants: list[Contestant] = [*map(Taskflow, chosen.processes), *others]
     yield (
         f"\nFrom when a command was due to its answer, {paced.FLOWS:,} flows, {PARTITIONS} "
         f"partitions, {chosen.seconds} s each, after {paced.AT_FIRST:,} commands at once; ms:\n"
@@ -199,7 +201,7 @@ async def report_latency(
     yield paced.HEADER.format("")
     for turn in range(chosen.runs):
         for rate_per_s in chosen.rates:
-            for contestant in (*map(Taskflow, chosen.processes), *others):
+            for contestant in contestants:
                 if not isinstance(contestant, Taskflow) and rate_per_s > contestant.most_per_s:
                     continue
                 load_average = os.getloadavg()[0]

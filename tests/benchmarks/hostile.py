@@ -236,7 +236,8 @@ async def _undecided(settings: Settings, count: int) -> int:
         bootstrap_servers=settings.bootstrap_servers, isolation_level="read_committed"
     ) as consumer:
         audit = Topics(settings.topic_prefix).audit
-        ends = await consumer.end_offsets([TopicPartition(audit, p) for p in range(PARTITIONS)])
+        places = [TopicPartition(audit, p) for p in range(PARTITIONS)]
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(places)
     return max(0, 2 * count - sum(ends.values()))
 
 

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -358,7 +359,8 @@ async def measure_lag(home: Path, bootstrap: str, seconds: int) -> dict[str, lis
 # The herd
 
 
-class Herd(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Herd:
     """How `count` waits ended that were over in the same second, and the ordinary commands
     before and during that, in milliseconds."""
 

@@ -71,7 +71,7 @@ def expected_of(expected: Any) -> Any:
     return {name: value for name, value in expected.items() if name != "work"}
 
 
-def without_times(value: Any) -> Any:
+def without_times(value: Any) -> object:
     return json.loads(INSTANT.sub('"a time"', json.dumps(value)))
 
 

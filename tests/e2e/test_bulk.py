@@ -62,8 +62,12 @@ def test_no_flow_is_changed_behind_the_back_of_who_looked(
         assert (made["flows"], made["events"]) == (len(flows), 40 + 40 + 40)
         assert taskflow("export", str(file), code=2) == []
         with closing(sqlite3.connect(file)) as db:
-            output = db.execute("SELECT status, count(*) FROM flow GROUP BY 1").fetchall()
-            assert dict(output) == {"cancelled": len(flows) - len(moved), "created": len(moved)}
+            counts = db.execute("SELECT status, count(*) FROM flow GROUP BY 1").fetchall()
+            by_status: dict[str, int] = dict(counts)
+            assert by_status == {
+                "cancelled": len(flows) - len(moved),
+                "created": len(moved),
+            }
             events = [json.loads(doc) for (doc,) in db.execute("SELECT doc FROM event ORDER BY id")]
             assert sorted(taskflow("audit"), key=lambda event: event["id"]) == events
             newest = "SELECT max(e.id) = f.last_event_id AND e.chain = f.chain FROM flow f"

@@ -107,8 +107,8 @@ async def does_its_steps(
         async with started(command, cwd=place.home, environ=environ) as process:
             long = {"text": "longer than its lease", "pause_ms": int(lease_s * 1300)}
             await flow.schedule("long", TASK, long, lease=timedelta(seconds=lease_s))
-            bad = {"max_attempts": 2, "backoff": timedelta(0)}
-            await flow.schedule("bad", TASK, {"text": ""}, **bad)
+            bad = {"text": ""}
+            await flow.schedule("bad", TASK, bad, max_attempts=2, backoff=timedelta(0))
             await flow.join(["before", "long", "bad"])
             assert await flow.until("running") == "running"
             await committed(settings, "words")

@@ -5,6 +5,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -153,10 +154,10 @@ def test_every_command_reads_what_any_sender_writes(
             *(("export", export), ("rebuild", "--check")),
         ]
         for command in commands:
-            shown = on_a_terminal(monkeypatch, lambda c=command: main(c))
-            assert "Traceback" not in shown, (command, shown)
-            shown = without_styles(shown)
-            assert not OBEYED.search(shown), (command, ascii(shown)[:2_000])
+            printed = on_a_terminal(monkeypatch, partial(main, command))
+            assert "Traceback" not in printed, (command, printed)
+            text = without_styles(printed)
+            assert not OBEYED.search(text), (command, ascii(text)[:2_000])
         assert taskflow("verify")[0]["ok"], taskflow("verify")[0]["violations"]
         assert taskflow("replay", "check")[0]["ok"]
     (report,) = taskflow("verify", "--at-rest")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 from uuid import uuid4
 
@@ -52,7 +53,7 @@ def taskflow(env: Environment, *arguments: str, stdin: str = "") -> Result:
     return done
 
 
-def lines(done: Result) -> list[dict[str, object]]:
+def lines(done: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.out.splitlines()]
 
 
@@ -290,7 +291,7 @@ def test_what_has_ended_is_pruned_by_hand_and_its_history_stays(
 ) -> None:
     mine, yours, waiting = (str(uuid4()) for _ in range(3))
 
-    def commands(flow: str, by: str, last: dict[str, object]) -> Iterator[dict[str, object]]:
+    def commands(flow: str, by: str, last: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield create(flow, by)
         yield {"kind": "start_running", "flow_id": flow, "issued_by": by}
         yield {"flow_id": flow, "issued_by": by, **last}

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ async def test_a_foreign_record_on_a_given_clusters_audit_is_a_violation(
     monkeypatch.setattr(trial, "HEAL_TIMEOUT_S", 5.0)
     monkeypatch.setattr(menu, "READY_TIMEOUT_S", 5.0)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(trial.tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", None)
     plan = trial.ChaosPlan(seed=4, seconds=0.5, workers=1, partitions=1, bootstrap=broker.bootstrap)
     output: list[str] = []
 

@@ -227,12 +227,15 @@ async def test_a_worker_answers_for_the_hosts_that_it_is_told(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path, unused_tcp_port: int
 ) -> None:
     where = ("127.0.0.1", unused_tcp_port)
-    chosen = {"HTTP": f"127.0.0.1:{unused_tcp_port}", "HTTP_HOSTS": "worker-1, *.svc"}
+    http = f"127.0.0.1:{unused_tcp_port}"
     await create_topics(
         Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     )
     async with workers(
-        1, tmp_path, broker.bootstrap, prefix, PARTITIONS=str(PARTITIONS), **chosen
+        *(1, tmp_path, broker.bootstrap, prefix),
+        PARTITIONS=str(PARTITIONS),
+        HTTP=http,
+        HTTP_HOSTS="worker-1, *.svc",
     ) as (worker,):
         await worker.start()
         await worker.until_ready()

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from aiokafka import AIOKafkaProducer
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
@@ -30,7 +30,7 @@ def commands() -> Iterator[Any]:
     rng = random.Random(3)
     flows = [str(UUID(int=rng.getrandbits(128), version=4)) for _ in range(FLOWS)]
     about = {"controller_id": "c", "goal": "Ankommen, trotz CRC32 — 着く", "requester_origin": "r"}
-    bodies = [
+    bodies: list[dict[str, Any]] = [
         {"kind": "create_managed", **about},
         {"kind": "start_running"},
         *({"kind": "update_state", "patch": {"n": n}} for n in range(UPDATES)),
@@ -47,14 +47,19 @@ def commands() -> Iterator[Any]:
 def produce(bootstrap: Any, topic: Any, sent: Any) -> None:
     """With librdkafka's own partitioner, `consistent_random`: CRC32 of the key."""
     producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True})
-    refused = []
+    refused: list[KafkaError] = []
+
+    def delivered(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            refused.append(error)
+
     for command in sent:
         producer.produce(
             topic,
             json.dumps(command).encode(),
             command["flow_id"].encode(),
             headers=[("traceparent", b"00-ab"), ("nothing", None)],
-            on_delivery=lambda error, _: error and refused.append(error),
+            on_delivery=delivered,
         )
         producer.poll(0)
     assert producer.flush(30) == 0
@@ -83,7 +88,7 @@ async def test_all_of_a_foreign_clients_commands_end_in_order(
     forwarded = verdicts.count("forwarded")
     assert forwarded > len(sent) / 2
     assert len(verdicts) == len(sent) + forwarded
-    output = {}
+    output: dict[str, list[str]] = {}
     for record in world.all_of("outcomes"):
         outcome = json_of(record)
         if outcome["verdict"] == "accepted":

@@ -25,6 +25,7 @@ from tests.support.topics import set_compression
 
 PARTITIONS = 2
 KIB = 1024
+FORGED = ("taskflow-code", "taskflow-source-offset", "taskflow-digest")
 LIMIT = 512 * KIB
 OUTCOME_S = patience(1.0)
 MEMORY_MAX_BYTES = 512 * KIB * KIB
@@ -145,7 +146,7 @@ def everything() -> Iterator[Sent]:
     for version in (2, 0, True, "1", 1.0, [1], -1):
         yield a_create(f"version {version!r}", "unsupported_version", schema_version=version)
     yield a_create("version null", None, schema_version=None)
-    for name, fields in {
+    fields_of: dict[str, dict[str, Any]] = {
         "unknown kind": {"kind": "dance"},
         "no kind": {"kind": ...},
         "kind of another type": {"kind": ["create_managed"]},
@@ -165,7 +166,8 @@ def everything() -> Iterator[Sent]:
         "flow id of another type": {"flow_id": 1},
         "time without offset": {"expires_at": "2999-01-01T00:00:00"},
         "30 unknown fields": {f"x{n}": n for n in range(30)},
-    }.items():
+    }
+    for name, fields in fields_of.items():
         yield a_create(name, "invalid_command", **fields)
     # Keys and sizes
     yield Sent("no key", "invalid_key", good.value, None)
@@ -180,17 +182,16 @@ def everything() -> Iterator[Sent]:
     yield Sent("rubbish at the limit", "malformed", b"\xff" * LIMIT)
     yield Sent("rubbish over the limit", "too_large", b"\xff" * (LIMIT + 1))
     # Headers
-    huge: list[tuple[str, bytes | None]] = [("h", _random.randbytes(1000 * KIB))]
-    forged = [("taskflow-code", b"x"), ("taskflow-source-offset", b"x"), ("taskflow-digest", b"x")]
-    for name, headers in {
+    headers_of: dict[str, list[tuple[str, bytes | None]]] = {
         "a header without value": [("h", None), ("traceparent", None), ("", b"")],
-        "huge headers": huge,
+        "huge headers": [("h", _random.randbytes(1000 * KIB))],
         "ten thousand headers": [(str(n), b"") for n in range(10_000)],
-        "forged headers": forged,
-    }.items():
-        yield Sent(f"rubbish with {name}", "malformed", b"\xff", b"k", list(headers))
+        "forged headers": [(name, b"x") for name in FORGED],
+    }
+    for name, headers in headers_of.items():
+        yield Sent(f"rubbish with {name}", "malformed", b"\xff", b"k", headers)
         sent = a_create(f"a good command with {name}", None)
-        yield Sent(sent.name, None, sent.value, sent.key, list(headers))
+        yield Sent(sent.name, None, sent.value, sent.key, headers)
 
 
 def bombs() -> Iterator[Sent]:
@@ -341,7 +342,8 @@ async def test_a_bomb_is_defused_and_the_partition_goes_on(
 
 async def read(broker: EmbeddedBroker, topic: Any, count: Any) -> Any:
     """The first `count` records of partition 0."""
-    partition, records = TopicPartition(topic, 0), []
+    partition = TopicPartition(topic, 0)
+    records: list[Any] = []
     consumer = AIOKafkaConsumer(
         bootstrap_servers=broker.bootstrap,
         auto_offset_reset="earliest",

@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
@@ -39,15 +40,16 @@ class Family(WorkerProcess):
             assert time.monotonic() < deadline_s, self.output()[-4000:]
             await asyncio.sleep(0.05)
 
-    async def report(self) -> dict[str, object]:
+    async def report(self) -> dict[str, Any]:
         async with aiohttp.ClientSession() as session, session.get(f"{self.url}/ready") as response:
-            body: dict[str, object] = await response.json()
+            body: dict[str, Any] = await response.json()
             return body
 
     @property
     def url(self) -> str:
         lines = [json.loads(line) for line in self.output().splitlines() if line.startswith("{")]
-        return "http://" + [line["http"] for line in lines if "processes" in line][-1]
+        *_, newest = (line["http"] for line in lines if "processes" in line)
+        return f"http://{newest}"
 
 
 async def gone(processes: list[psutil.Process]) -> None:

@@ -110,7 +110,8 @@ async def test_a_repartition_takes_live_steps_along(
     )
     await create_topics(settings)
     later_ms = int(time.time() * 1000) + DAY_MS
-    new, lasting = f"{prefix}-new", {"lease_ms": LEASE_MS, "backoff_ms": LEASE_MS}
+    new = f"{prefix}-new"
+    lasting: dict[str, Any] = {"lease_ms": LEASE_MS, "backoff_ms": LEASE_MS}
     async with (
         workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS=f"{PARTITIONS}") as (worker,),
         AIOKafkaProducer(bootstrap_servers=broker.bootstrap) as producer,

@@ -55,7 +55,8 @@ async def first_value(bootstrap: str, topic: str) -> bytes | None:
         consumer.assign([TopicPartition(topic, 0)])
         await consumer.seek_to_beginning()
         record = await asyncio.wait_for(consumer.getone(), patience(20))
-        return record.value
+        value: bytes | None = record.value
+        return value
 
 
 @contextlib.contextmanager

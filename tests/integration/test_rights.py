@@ -118,7 +118,7 @@ async def test_processes_and_standbys_need_the_rights_of_a_worker_and_no_more(
     await assert_decided_once(place, 2)
 
 
-async def test_a_password_of_a_file_stands_nowhere(secured: SecuredKafka, tmp_path: Path):
+async def test_a_password_of_a_file_stands_nowhere(secured: SecuredKafka, tmp_path: Path) -> None:
     """Neither in argv and environment, nor in what a worker says, however much that is."""
     place = await deployment(secured, Role.WORKER)
     file = tmp_path / "password"

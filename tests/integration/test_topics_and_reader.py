@@ -33,8 +33,8 @@ def settings(broker: EmbeddedBroker, prefix: str) -> Settings:
     return Settings(bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=3)
 
 
-async def values(settings: Settings, topic: str, start: Start = "beginning") -> list[bytes | None]:
-    return [record.value async for record in read(settings, topic, start=start)]
+async def values(settings: Settings, topic: str, start: Start = "beginning") -> list[bytes]:
+    return [record.value or b"" async for record in read(settings, topic, start=start)]
 
 
 async def test_the_topics_are_made_once_and_are_as_they_must_be(settings: Settings) -> None:

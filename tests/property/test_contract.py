@@ -34,7 +34,8 @@ def contract() -> Contract:
 
 def batches_of(seeds: list[int]) -> list[list[Appended]]:
     """A record of each seed, in batches as polls may bring them."""
-    life, batches = Life(contract()), [[]]
+    life = Life(contract())
+    batches: list[list[Appended]] = [[]]
     for seed in seeds:
         batches[-1].append(life.go_on(seed))
         if seed % 5 == 0:
@@ -81,11 +82,11 @@ class Batches:
         assert touched <= written.keys()
         assert {key.partition("/")[0] for key in written} <= touched | {"cursor"}
         self.state |= written
-        events = self.reader.contract.events
+        count = self.reader.contract.events
         cursor: dict[str, Any] = {
             "commands": self.position["t.commands"],
             "control": self.position["t.control"],
-            "next_event_id": PARTITION * 2**40 + events + 1,
+            "next_event_id": PARTITION * 2**40 + count + 1,
             "offered": self._offered(all_expected, batch),
             "schema_version": 1,
         }

@@ -38,7 +38,7 @@ from tests.support.json_values import json_of
 from tests.support.moved_deployment import differences, moved
 from tests.support.random_histories import check, check_file, export
 from tests.support.recorded_deployment import Recorded, violations
-from tests.support.reference_model import is_copy
+from tests.support.reference_values import is_copy
 
 RECORDS_MIN, RECORDS_MAX = 20, 40
 """Of one example."""
@@ -120,13 +120,13 @@ def _traces(made: Recorded, partition: int) -> None:
     traced = []
     for outcome in made.of("outcomes", partition):
         source = json_of(outcome)["source"]
-        traced.append((decode(sources[source["topic"], source["offset"]]), outcome.value))
+        traced.append((decode(sources[source["topic"], source["offset"]]), outcome.value or b""))
     TRACES.decided(traced, len(traced), began_ns=1, decided_ns=2, committed_ns=3)
 
 
 def _views(made: Recorded, partition: int) -> None:
     """What comes from the audit; and of dead letters, whoever wrote them, one row each."""
-    project([read(record.value) for record in made.of("audit", partition)], {}, {})
+    project([read(record.value or b"") for record in made.of("audit", partition)], {}, {})
     for name in ("deadletters", "commands", "control"):
         for record in made.of(name, partition):
             row = dead_letter_row(record)

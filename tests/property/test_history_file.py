@@ -97,7 +97,8 @@ def write(path: Path, transactions: list[list[Decided]], snapshots: list[Recorde
 async def everything(
     path: Path, partition: int
 ) -> tuple[list[list[tuple[object, ...]]], list[RecordedSnapshot], list[str]]:
-    transactions, snapshots = [], []
+    transactions: list[list[tuple[object, ...]]] = []
+    snapshots: list[RecordedSnapshot] = []
     with reading(path) as history, open_store() as store:
         rules = history.head().rules
         part = next(history.partitions(rules, lambda one: one == partition))

@@ -5,6 +5,7 @@ from typing import Any
 from hypothesis import given
 
 from processor.contract import EventKind, FlowStatus, ManagedStep, Step
+from processor.contract.commands import CompleteStep, ExtendStep, FailStep, ReleaseStep
 from processor.contract.steps import LIVE
 from processor.domain.evolve import STEP_KINDS, evolve_step
 from processor.domain.facts import Fact
@@ -16,6 +17,9 @@ from tests.support.reference_steps import join_is_over
 from tests.support.strategies import lives, step_lives
 
 ENDS = {EventKind.STEP_SUCCEEDED, EventKind.STEP_FAILED, EventKind.STEP_CANCELLED}
+
+
+OfAnAttempt = ExtendStep | CompleteStep | FailStep | ReleaseStep
 
 
 def changes_of(moment: Any) -> list[tuple[Fact, Step | None, Step]]:
@@ -48,7 +52,7 @@ def test_what_is_counted_of_the_steps_is_what_there_is(history: Any) -> None:
 def test_only_the_holder_of_an_attempt_records_what_came_of_it(history: Any) -> None:
     for moment in life_of(history):
         command = moment.command
-        if "attempt" not in type(command).model_fields or moment.authority is not OWNER:
+        if not isinstance(command, OfAnAttempt) or moment.authority is not OWNER:
             continue
         for _, was, _ in changes_of(moment):
             assert isinstance(was, ManagedStep)
@@ -103,6 +107,7 @@ def test_a_join_waits_exactly_until_it_holds(history: Any) -> None:
         facts, flow = moment.decision.facts, moment.after
         steps = {run_id: step.model_dump(mode="json") for run_id, step in moment.steps.items()}
         if any(fact.payload.get("by") == "steps" for fact in facts):
+            assert moment.before is not None
             wait = moment.before.wait_json or facts[0].payload["wait"]
             assert join_is_over(wait, steps)
             assert not moment.before.cancel_requested

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor.contract.values import instant
+from processor.contract.values import instant, parse_timestamp
 from processor.domain.transitions import Authority
 from processor.ops import flow_timeline as story
 from processor.ops.json_path import parse
@@ -101,7 +101,7 @@ def text_at(value: Any, path: str) -> str | None:
     """What stands at a path, as text; None: nothing."""
     for step in parse(path):
         try:
-            value = value[step] if isinstance(value, dict | list) else {}[step]
+            value = value[step]
         except (KeyError, IndexError, TypeError):
             return None
     return json.dumps(value, sort_keys=True)
@@ -115,7 +115,7 @@ def test_at_every_revision_and_every_time_it_is_as_a_brute_force_fold_says(histo
     explained = story.lives((event, None) for event in events)
 
     assert [moment.document for life in explained for moment in life.moments] == states
-    for at_ms in {0} | {story.parse_timestamp(e["at"]) + d for e in events for d in (-1, 0, 1)}:
+    for at_ms in {0} | {parse_timestamp(e["at"]) + d for e in events for d in (-1, 0, 1)}:
         before = [n for n, event in enumerate(events) if event["at"] <= instant(at_ms)]
         moment = story.at_time(explained, at_ms)
         if not before:

@@ -28,15 +28,17 @@ from processor.partition.packs import TransactionPacks
 from processor.partition.processor import PartitionProcessor
 from processor.partition.scheduling.step_timers import Commands
 from processor.partition.takeover import Takeover
+from processor.testing.memory.moments import Op
 from processor.testing.memory.ports import (
+    ProcessLife,
     SimHistory,
     SimTable,
     SimWorkItems,
     SimWriter,
     open_table,
 )
+from processor.testing.memory.table import ModelFile
 from processor.testing.memory.timed_kafka import SimKafka
-from tests.simulation.faults import Op
 from tests.simulation.history import Parts
 
 Records = Mapping[str, Sequence[Outgoing]]
@@ -253,8 +255,10 @@ class _Forgetful(SimTable):
 
 def _table(kind: type[SimTable]) -> Callable[..., Any]:
     @asynccontextmanager
-    async def opened(*how: Any) -> AsyncIterator[SimTable]:
-        async with open_table(*how, kind=kind) as table:
+    async def opened(
+        disk: dict[int, ModelFile], partition: int, life: ProcessLife
+    ) -> AsyncIterator[SimTable]:
+        async with open_table(disk, partition, life, kind=kind) as table:
             yield table
 
     return opened

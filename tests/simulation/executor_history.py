@@ -9,8 +9,9 @@ import orjson
 
 from processor.ops.verify.contract import home_of
 from processor.testing.memory.deployment import Deployment, items_left
+from processor.testing.memory.moments import Fault
 from tests.simulation.executors import Executor, ExecutorGroup
-from tests.simulation.faults import Dice, Fault
+from tests.simulation.faults import Dice
 from tests.simulation.history import TOPICS, Parts, Simulation, life_of_tasks
 from tests.simulation.step_traffic import StepTraffic
 from tests.support.builders import DAY_MS

@@ -29,6 +29,7 @@ from processor.recovery import restore as recovery_module
 from processor.testing.memory.deployment import TableContents
 from processor.testing.memory.group import SESSION_S, SimGroup, SimMember
 from processor.testing.memory.kafka import Transaction, TxnState
+from processor.testing.memory.moments import Fault, Op
 from processor.testing.memory.ports import (
     SimForwarder,
     SimHistory,
@@ -42,7 +43,7 @@ from processor.testing.memory.timed_kafka import SimKafka
 from processor.worker import worker as worker_module
 from processor.worker.worker import Worker
 from tests.simulation.executors import Executor
-from tests.simulation.faults import Dice, Fault, Op
+from tests.simulation.faults import Dice
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.traffic import Traffic
 from tests.support.builders import DAY_MS, HOUR_MS, MINUTE_MS
@@ -593,7 +594,7 @@ class Simulation:
 
     def _cursor(self, partition: int) -> tuple[int, int, int] | None:
         doc = self._newest_cursor(partition)
-        return doc and (doc["commands"], doc["control"], doc["next_event_id"])
+        return None if doc is None else (doc["commands"], doc["control"], doc["next_event_id"])
 
     def _newest_cursor(self, partition: int) -> dict[str, int] | None:
         log = self.kafka.log(TOPICS.state, partition)

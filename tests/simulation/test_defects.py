@@ -2,9 +2,9 @@
 
 import pytest
 
+from processor.testing.memory.moments import Fault
 from tests.simulation.defects import DEFECTS, Defect
 from tests.simulation.executor_history import BY_ITS_CLOCK
-from tests.simulation.faults import Fault
 from tests.simulation.history import Parts, Simulation
 from tests.simulation.running import replay, run, simulation
 from tests.simulation.verifying import verified

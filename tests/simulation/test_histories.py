@@ -5,8 +5,8 @@ from typing import Final
 
 import pytest
 
+from processor.testing.memory.moments import Fault
 from tests.simulation.faults import FAULTS_OF_STEPS as OF_STEPS
-from tests.simulation.faults import Fault
 from tests.simulation.running import report, run, summary
 
 HISTORIES: Final = int(os.environ.get("TASKFLOW_TEST_HISTORIES", "10000"))

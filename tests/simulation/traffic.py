@@ -9,7 +9,7 @@ import orjson
 from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.ops.verify.contract import home_of
-from tests.simulation.faults import Fault
+from processor.testing.memory.moments import Fault
 from tests.support.builders import DAY_MS
 
 OWNERS: Final = ("agent:kate", "agent:joe")
@@ -86,8 +86,8 @@ class Traffic:
             again = rng.choice(self._sent)._replace(fault=Fault.RESEND)
             if chance < 0.05 and again.value is not None:
                 # The same id with another command.
-                value = again.value.replace(b'"issued_by":"agent', b'"issued_by":"agentx')
-                again = again._replace(value=value)
+                other = again.value.replace(b'"issued_by":"agent', b'"issued_by":"agentx')
+                again = again._replace(value=other)
             return again
         if chance < 0.6:
             flow = rng.choice(self._flows)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 from processor.testing.memory.deployment import Deployment
 from tests.support.reference_model import Contract, Expected
@@ -20,12 +20,15 @@ EVENT_FIELDS = [
 ]  # fmt: skip
 
 
-class Wrote(NamedTuple):
+class Wrote(Protocol):
     """A record that the processor wrote."""
 
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Headers: ...
 
 
 class Reader:
@@ -115,16 +118,12 @@ def read_partition(world: Deployment, partition: int, contract: Contract) -> lis
     reader = Reader(contract)
     all_expected = reader.read(
         decided(world, partition),
-        outcomes=wrote(world.of("outcomes", partition)),
-        audit=wrote(world.of("audit", partition)),
-        dead_letters=wrote(world.of("deadletters", partition)),
+        outcomes=world.of("outcomes", partition),
+        audit=world.of("audit", partition),
+        dead_letters=world.of("deadletters", partition),
     )
     assert sorted_compact(present(world, partition)) == sorted_compact(reader.present())
     return all_expected
-
-
-def wrote(records: Sequence[Any]) -> list[Wrote]:
-    return [Wrote(record.key, record.value, record.headers) for record in records]
 
 
 def decided(world: Deployment, partition: int) -> list[Any]:

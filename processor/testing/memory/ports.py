@@ -33,8 +33,10 @@ class ProcessLife(Protocol):
     """The worker that calls. It decides at each call what goes wrong, and whether it still runs."""
 
     rng: Random
-    context: Context | None
-    """In which its tasks are to run, so that they end with it."""
+
+    @property
+    def context(self) -> Context | None:
+        """In which its tasks are to run, so that they end with it."""
 
     @property
     def listens(self) -> bool:

@@ -73,7 +73,7 @@ def run(flight: Flight) -> None:
         assert time.monotonic() < deadline_s, f"{len(done)} of {flight.steps} work items"
         for item in consumer.consume(2_000, POLL_S):
             assert not item.error(), item.error()
-            step = step_of(item.key())
+            step = step_of(item.key() or b"")
             if step in done:
                 continue  # a work item may come twice
             done.add(step)

@@ -84,10 +84,11 @@ def run(load: Lapses) -> None:
     def take(wait_s: float) -> None:
         for item in items.consume(1_000, wait_s):
             now_ms = time.time() * 1000
-            assert not item.error() or item.error().code() == KafkaError._PARTITION_EOF
-            if item.error():
+            if (error := item.error()) is not None:
+                assert error.code() == KafkaError._PARTITION_EOF, error
                 continue
-            step, attempt = step_of(item.key()), orjson.loads(item.value())["attempt"]
+            step = step_of(item.key() or b"")
+            attempt = orjson.loads(item.value() or b"")["attempt"]
             if attempt > 1 and step not in seen.at_ms:
                 seen.appended_ms[step], seen.at_ms[step] = item.timestamp()[1], now_ms
             # The second holder ends it.
@@ -208,10 +209,10 @@ def _audited(settings: Settings) -> tuple[dict[int, int], dict[int, int]]:
     unread = PARTITIONS
     while unread:
         for record in audit.consume(10_000, 1.0):
-            if record.error():
-                unread -= record.error().code() == KafkaError._PARTITION_EOF
+            if (error := record.error()) is not None:
+                unread -= error.code() == KafkaError._PARTITION_EOF
                 continue
-            event = orjson.loads(record.value())
+            event = orjson.loads(record.value() or b"")
             if event["kind"] not in ("step_started", "step_retried"):
                 continue
             step = int(event["payload_json"]["run_id"].removeprefix("run-"))

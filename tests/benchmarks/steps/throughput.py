@@ -89,7 +89,7 @@ def event_kinds(settings: Settings) -> Counter[str]:
     while open_partitions:
         for record in consumer.consume(10_000, 1.0):
             if (error := record.error()) is None:
-                kinds[orjson.loads(record.value())["kind"]] += 1
+                kinds[orjson.loads(record.value() or b"")["kind"]] += 1
             elif error.code() == KafkaError._PARTITION_EOF:
                 open_partitions.discard(record.partition())
             else:

@@ -57,7 +57,11 @@ async def test_an_action_is_decided_as_the_person_who_is_named_with_the_reason_b
     caplog.set_level(logging.INFO, "processor.views.http")
     async with FlowClient() as client:
         flow = await waiting(client)
-    resume = {"kind": "resume", "flow_id": flow.id, "state_patch": {"paid": True}}
+    resume: dict[str, Any] = {
+        "kind": "resume",
+        "flow_id": flow.id,
+        "state_patch": {"paid": True},
+    }
 
     status, preview = await act(here, **resume, expected_revision=2, dry_run=True)
     assert (status, preview["outcome"]["verdict"]) == (200, "accepted")
