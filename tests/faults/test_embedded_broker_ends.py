@@ -40,7 +40,7 @@ class Command(WorkerProcess):
         )
 
     def _arguments(self) -> tuple[str, ...]:
-        return (self.name,)
+        return tuple(self.name.split())
 
     async def kill_kafka(self) -> float:
         """SIGKILL the JVM as soon as there is one; when that was, by `time.monotonic`."""
@@ -137,7 +137,7 @@ async def test_a_broker_that_keeps_ending_ends_the_command(prefix: str, tmp_path
 
 
 async def test_a_demo_whose_broker_dies_says_so_and_ends(prefix: str, tmp_path: Path) -> None:
-    demo = Command("demo", tmp_path, prefix)
+    demo = Command("demo --verbose", tmp_path, prefix)
     await demo.start()
     try:
         await demo.until_printed("created", times=3, timeout_s=patience(60))

@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from rich.console import Console
 from rich.text import Text
 
 from processor.adapters.kafka.admin.topic_admin import create_topics
@@ -21,7 +21,7 @@ from processor.cli.common.child_processes import (
     environment_of,
     views_installed,
 )
-from processor.cli.common.output import console, say, table, verdict_text
+from processor.cli.common.output import console, say
 from processor.cli.common.runner import Interrupted, run
 from processor.cli.common.views_client import asking
 from processor.cli.demo.foreign_client import foreigners, misplaced_by_crc32
@@ -33,6 +33,7 @@ from processor.cli.demo.observer import (
     dead_letters,
     observing,
 )
+from processor.cli.demo.report import DemoReport
 from processor.cli.demo.scenarios import (
     NotAsExpected,
     Scenario,
@@ -40,8 +41,8 @@ from processor.cli.demo.scenarios import (
     first_story,
     waits_that_end,
 )
-from processor.cli.flow.event_text import print_events
 from processor.cli.flow.lookup import history
+from processor.cli.invocation import program_as_called
 from processor.client import FlowClient
 from processor.embedded.broker import embedded_broker, free_port
 from processor.embedded.keeper import GIVE_UP_AT, kept_running
@@ -50,78 +51,83 @@ from processor.runtime import end_tasks, unless_stopped
 from processor.settings import Address, Settings
 
 
-def show_demo(settings: Settings, *, keep: bool) -> None:
+def show_demo(settings: Settings, *, keep: bool, verbose: bool) -> None:
     """Show it; with `keep`, leave it up until a signal comes."""
     left_up = asyncio.Event()
+    report = DemoReport(console(), verbose=verbose)
     try:
-        run(lambda: _demo(settings, left_up if keep else None))
+        run(lambda: _demo(settings, report, left_up if keep else None))
     except Interrupted:
         if not left_up.is_set():
             raise
-    console().print(
-        "Nothing is left running. Next: `taskflow up` keeps everything on this machine."
-    )
+    report.out.print("Nothing is left running. Next:")
+    program = program_as_called()
+    for command, does in (
+        ("up", "a broker, a worker and the page, until Ctrl-C; the data stays"),
+        ("demo --keep", "this again, left up, with its page to look at"),
+        ("demo --verbose", "this again, with every event as it comes"),
+        ("--help", "all commands"),
+    ):
+        report.out.print(f"  {f'{program} {command}':<{len(program) + 17}}{does}", markup=False)
 
 
-async def _demo(chosen: Settings, left_up: asyncio.Event | None) -> None:
+async def _demo(chosen: Settings, report: DemoReport, left_up: asyncio.Event | None) -> None:
     """`left_up` is set when all was shown and is left up; then only a signal ends it. None: it is
     not left up."""
-    out = console()
-    out.print("[bold]1.[/] Starting Apache Kafka, a real one, for this demo only ...")
     broker_ended = asyncio.Event()
-    async with (
-        embedded_broker(heap=chosen.broker_heap, cache_dir=chosen.cache_dir) as broker,
-        kept_running(broker, broker_ended, say, give_up_at=1 if left_up is None else GIVE_UP_AT),
-    ):
-        # In the broker's own directory, which goes with it, also when we are killed.
-        directory = broker.data_dir / "demo"
-        settings = Settings(
-            bootstrap_servers=broker.bootstrap,
-            state_dir=directory / "state",
-            http=None,
-            views_http=Address("127.0.0.1", free_port()) if left_up is None else chosen.views_http,
-        )
-        await create_topics(settings)
-        out.print(f"   Kafka answers at {broker.bootstrap}; the seven topics are made.")
-        out.print("[bold]2.[/] Starting a worker as a process of its own ...")
+    async with AsyncExitStack() as stack:
+        with report.stage("Starting Apache Kafka") as done:
+            broker = await stack.enter_async_context(
+                embedded_broker(
+                    heap=chosen.broker_heap,
+                    cache_dir=chosen.cache_dir,
+                    progress=report.progress,
+                )
+            )
+            give_up_at = 1 if left_up is None else GIVE_UP_AT
+            await stack.enter_async_context(
+                kept_running(broker, broker_ended, say, give_up_at=give_up_at)
+            )
+            # In the broker's own directory, which goes with it, also when we are killed.
+            directory = broker.data_dir / "demo"
+            http = Address("127.0.0.1", free_port()) if left_up is None else chosen.views_http
+            settings = Settings(
+                bootstrap_servers=broker.bootstrap,
+                state_dir=directory / "state",
+                http=None,
+                views_http=http,
+            )
+            await create_topics(settings)
+            done.append(f"Apache Kafka answers at {broker.bootstrap}, with the seven topics")
         async with child_worker(environment_of(settings), directory / "worker.log") as worker:
-            shows = _play_and_show(settings, out, directory, left_up)
+            shows = _play_and_show(settings, report, directory, left_up)
             await unless_stopped(_unless_ended("worker", worker, shows), broker_ended)
 
 
 async def _play_and_show(
-    settings: Settings, out: Console, directory: Path, left_up: asyncio.Event | None
+    settings: Settings, report: DemoReport, directory: Path, left_up: asyncio.Event | None
 ) -> None:
     """The stories, and what the views make of them; they start meanwhile."""
     if not views_installed():
-        await _play(settings, out)
-        await _run_executors(settings, out, directory)
-        out.print(f"The views show it live: {install_line('views')}", markup=False)
+        await _play(settings, report, directory)
+        report.out.print(f"The page shows it live: {install_line('views')}", markup=False)
         if left_up is not None:
-            await _leave_up(settings, out, left_up)
+            await _leave_up(settings, report, left_up)
         return
     environment, log = environment_of(settings), directory / "views.log"
     async with child_views(settings, environment, log) as views:
-        await _unless_ended("view worker", views, _play(settings, out))
-        await _unless_ended("view worker", views, _run_executors(settings, out, directory))
+        await _unless_ended("view worker", views, _play(settings, report, directory))
         if not await views.ready():
             raise DemoFailed(f"The views did not start:\n{views.last_words()}")
-        out.print(f"[bold]9.[/] What the views have seen: {await _seen(settings, views)}.")
+        report.out.print(f"What the views have seen: {await _seen(settings, views)}.")
         if left_up is None:
-            out.print("   To look at it: `taskflow demo --keep`.")
             return
-        out.print(f"   Look at {views.url} (every flow, live).")
-        await _unless_ended("view worker", views, _leave_up(settings, out, left_up))
+        report.out.print(f"Look at {views.url} (every flow, live).", markup=False)
+        await _unless_ended("view worker", views, _leave_up(settings, report, left_up))
 
 
-async def _run_executors(settings: Settings, out: Console, directory: Path) -> None:
-    out.print("[bold]8.[/] Handing out three steps to executors, and killing one amid its step:")
-    flow_id = await killed_executor(settings, directory, environment_of(settings))
-    print_events(out, [event async for event in history(settings, flow_id)])
-
-
-async def _leave_up(settings: Settings, out: Console, left_up: asyncio.Event) -> None:
-    out.print(f"   Kafka answers at {settings.bootstrap_servers}. Ctrl-C ends it all.")
+async def _leave_up(settings: Settings, report: DemoReport, left_up: asyncio.Event) -> None:
+    report.out.print(f"Kafka answers at {settings.bootstrap_servers}. Ctrl-C ends it all.")
     left_up.set()
     await asyncio.Event().wait()
 
@@ -138,30 +144,66 @@ async def _seen(settings: Settings, views: ViewsChild) -> str:
     return f"{statistics['flows_total']} flows ({by_status}), {statistics['events_total']} events"
 
 
-async def _play(settings: Settings, out: Console) -> None:
-    async with observing(settings, out) as observer:
-        out.print("[bold]3.[/] Telling stories to it; these are the FlowEvents, as they come:")
-        async with FlowClient(settings) as client:
-            scenario, patient = Scenario(client), Scenario(client)
-            await first_story(scenario)
-            flow_id, waiting_id = misplaced_by_crc32(settings.partitions), str(uuid4())
-            (sent, seconds), _ = await _together(
-                [
-                    _play_all(settings, observer, scenario, flow_id),
-                    waits_that_end(patient, waiting_id, observer.event),
-                ]
-            )
-        commands = scenario.sent + patient.sent
-        expected = commands.total() + 3  # the malformed one, the misplaced one and its copy
-        await observer.in_time(observer.reach(expected), expected)
-        history_of = [event async for event in history(settings, flow_id)]
-        history_of_waits = [event async for event in history(settings, waiting_id)]
-        quarantined = [one async for one in dead_letters(settings)]
-    _conclude(out, observer, commands, history_of, history_of_waits, quarantined)
-    out.print(
-        f"{sent} commands were answered in {seconds:.2f} s, {sent / seconds:.0f} a second: each "
-        "flow's next command waited for the answer to the one before."
-    )
+async def _play(settings: Settings, report: DemoReport, directory: Path) -> None:
+    """All stories at once: those of FlowClients, the one that waits, and that of executors."""
+    flow_id, waiting_id = misplaced_by_crc32(settings.partitions), str(uuid4())
+    steps_id = str(uuid4())
+    with report.stage("Starting a worker, and sending it commands") as done:
+        async with observing(settings, report.event, apart=steps_id) as observer:
+            async with FlowClient(settings) as client:
+                scenario, patient = Scenario(client), Scenario(client)
+                await first_story(scenario)
+                (sent, seconds), _, _ = await _together(
+                    [
+                        _play_all(settings, observer, scenario, flow_id),
+                        waits_that_end(patient, waiting_id, observer.event),
+                        killed_executor(settings, directory, environment_of(settings), steps_id),
+                    ]
+                )
+            commands = scenario.sent + patient.sent
+            expected = commands.total() + 3  # the malformed one, the misplaced one and its copy
+            await observer.in_time(observer.reach(expected), expected)
+        done += [
+            f"a worker has decided {observer.outcomes} records; each flow's next command waited "
+            "for the outcome before",
+            f"{sent} commands in {seconds:.1f} s; two executors did three steps, though one was "
+            "killed amid its own",
+        ]
+    histories = [
+        [event async for event in history(settings, one)] for one in (flow_id, waiting_id, steps_id)
+    ]
+    quarantined = [one async for one in dead_letters(settings)]
+    _conclude(report, observer, commands, histories, quarantined)
+
+
+def _conclude(
+    report: DemoReport,
+    observer: Observer,
+    commands: Counter[str],
+    histories: Sequence[Sequence[bytes]],
+    quarantined: Sequence[dict[str, Any]],
+) -> None:
+    moved, waited, stepped = histories
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(commands.items()))
+    report.only_verbose(f"   {kinds}; {observer.wakes} wake by the processor itself")
+    counted = sorted(observer.verdicts.items())
+    words = ", ".join(f"{count} {code or verdict}" for (verdict, code), count in counted)
+    report.out.print(Text.assemble(("Outcomes: ", "bold"), words))
+    for one in quarantined:
+        because = f"{one['value']!s} ({one['code']}: {one['message']})"
+        report.out.print(Text.assemble(("Its dead letter: ", "bold"), because))
+    if report.verbose:
+        title = "A flow that another client created, and an operator resumed and cancelled:"
+        report.history(title, moved)
+        report.history("A flow of three steps; the executor of one was killed:", stepped)
+    title = "A flow that waited for a time, twice for an event, and until it was cancelled:"
+    report.history(title, waited)
+    found = len(quarantined), len(moved), len(waited)
+    if found != (1, 6, 11):
+        raise NotAsExpected(
+            f"There are {found[0]} dead letters, and {found[1]} and {found[2]} events of the two "
+            "flows, but 1, 6 and 11 were expected."
+        )
 
 
 async def _play_all(
@@ -174,39 +216,6 @@ async def _play_all(
     seconds, sent = time.monotonic() - began, scenario.sent.total() - before
     await foreigners(settings, observer, scenario, flow_id)
     return sent, seconds
-
-
-def _conclude(
-    out: Console,
-    observer: Observer,
-    commands: Counter[str],
-    events: Sequence[bytes],
-    waits: Sequence[bytes],
-    quarantined: Sequence[dict[str, Any]],
-) -> None:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(commands.items()))
-    out.print("[bold]4.[/] What became of the commands:")
-    out.print(Text(f"   {kinds}; {observer.wakes} wake by the processor itself"))
-    rows = [
-        (verdict_text(verdict), code, str(count))
-        for (verdict, code), count in sorted(observer.verdicts.items())
-    ]
-    out.print(table(None, ("verdict", "code", "outcomes"), rows))
-    out.print("[bold]5.[/] The history of one flow, which another client created and an operator")
-    out.print("   resumed and cancelled:")
-    print_events(out, events)
-    out.print("[bold]6.[/] The history of one that waited: until a time, for an event that did not")
-    out.print("   come in time, for one that came, and until its cancellation was asked for:")
-    print_events(out, waits)
-    out.print("[bold]7.[/] The dead letter of what was no command, kept as it was:")
-    for one in quarantined:
-        out.print(Text(f"   {one['value']!s} ({one['code']}: {one['message']})"))
-    found = len(quarantined), len(events), len(waits)
-    if found != (1, 6, 11):
-        raise NotAsExpected(
-            f"There are {found[0]} dead letters, and {found[1]} and {found[2]} events of the two "
-            "flows, but 1, 6 and 11 were expected."
-        )
 
 
 async def _together(stories: Sequence[Any]) -> list[Any]:

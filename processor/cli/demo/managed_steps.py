@@ -21,16 +21,18 @@ PROGRAM: Final = (sys.executable, "-c", "import time; time.sleep(0.5); print(inp
 
 
 async def killed_executor(
-    settings: Settings, directory: Path, environment: Mapping[str, str]
-) -> str:
-    """Run a flow with STEPS steps, kill the first executor amid one, and return the flow's id."""
+    settings: Settings, directory: Path, environment: Mapping[str, str], flow_id: str
+) -> None:
+    """Run a flow with STEPS steps, and kill the first executor amid one."""
     environment = {**environment, "TASKFLOW_SESSION_TIMEOUT": SESSION}
     async with (
         asyncio.timeout(TIMEOUT_S),
         child_executor(TASK, PROGRAM, environment, directory / "executor-1.log") as first,
         FlowClient(settings, session="session:pictures") as client,
     ):
-        flow = await client.create("Resize three pictures", controller="pictures", origin="upload")
+        flow = await client.create(
+            "Resize three pictures", flow_id=flow_id, controller="pictures", origin="upload"
+        )
         await flow.start()
         for nth in range(STEPS):
             await flow.schedule(f"picture-{nth}", TASK, {"picture": nth}, lease=LEASE)
@@ -42,4 +44,3 @@ async def killed_executor(
         async with child_executor(TASK, PROGRAM, environment, directory / "executor-2.log"):
             await flow.until("running")
             await flow.finish()
-        return flow.id

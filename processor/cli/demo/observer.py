@@ -8,11 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from rich.console import Console
-from rich.text import Text
 
 from processor.adapters.kafka.reader.topic_reader import read
-from processor.cli.common.output import status_text
 from processor.cli.tail import as_text
 from processor.contract.topics import Topics
 from processor.errors import TaskflowError
@@ -32,8 +29,10 @@ class DemoFailed(TaskflowError):
 
 @dataclass(slots=True)
 class Observer:
-    """The outcomes and the FlowEvents as they stand on their topics."""
+    """The outcomes and the FlowEvents as they stand on their topics, but for those of the flow
+    `apart`."""
 
+    apart: str = ""
     verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
     wakes: int = 0
     """Outcomes of the processor's own commands."""
@@ -44,6 +43,8 @@ class Observer:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def count_outcome(self, outcome: dict[str, Any]) -> None:
+        if outcome["flow_id"] == self.apart:
+            return
         self.verdicts[outcome["verdict"], outcome["code"] or ""] += 1
         self.wakes += outcome["kind"] == "wake"
         if outcome["verdict"] != "forwarded" and outcome["command_id"] is not None:
@@ -95,11 +96,13 @@ class Observer:
 
 
 @asynccontextmanager
-async def observing(settings: Settings, out: Console) -> AsyncIterator[Observer]:
-    """Follows the topics until the block ends; the FlowEvents are shown on `out`."""
-    observer = Observer()
+async def observing(
+    settings: Settings, show: Callable[[dict[str, Any]], None], *, apart: str
+) -> AsyncIterator[Observer]:
+    """Follows the topics until the block ends; `show` gets each FlowEvent."""
+    observer = Observer(apart)
     listening = [
-        asyncio.ensure_future(_show_events(settings, out, observer)),
+        asyncio.ensure_future(_show_events(settings, show, observer)),
         asyncio.ensure_future(_count_outcomes(settings, observer)),
     ]
     try:
@@ -108,16 +111,14 @@ async def observing(settings: Settings, out: Console) -> AsyncIterator[Observer]
         await end_tasks(*listening)
 
 
-async def _show_events(settings: Settings, out: Console, observer: Observer) -> None:
+async def _show_events(
+    settings: Settings, show: Callable[[dict[str, Any]], None], observer: Observer
+) -> None:
     topic = Topics(settings.topic_prefix).audit
     async with aclosing(read(settings, topic, follow=True)) as records:
         async for record in records:
             event = orjson.loads(record.value)
-            line = Text(f"   {event['at'][11:23]} {event['flow_id'][:8]} ", style="dim")
-            line.append(f"{event['kind']:<17}", style="bold not dim")
-            line.append_text(status_text(f"{event['status']:<10}"))
-            line.append(f" r{event['revision']:<2} {event['actor']}")
-            out.print(line, soft_wrap=True)
+            show(event)
             observer.see(event)
 
 

@@ -3,6 +3,8 @@
 What the command needs is imported when it runs.
 """
 
+import os
+
 import typer
 
 from processor.cli.common.runner import run_until_stopped, settings_and_logs
@@ -13,6 +15,9 @@ def up(
         False,
         "--use-broker",
         help="Use the broker at TASKFLOW_BOOTSTRAP_SERVERS instead of an embedded one.",
+    ),
+    verbose: bool = typer.Option(
+        False, "--verbose", "-v", help="Show what worker and views log; else only warnings."
     ),
 ) -> None:
     """Run an embedded broker, a worker and the views until Ctrl-C. The data is kept.
@@ -27,5 +32,8 @@ def up(
     """
     from processor.cli.up.execute import serve
 
+    if not verbose:
+        # Also of the views, whose process gets this environment.
+        os.environ.setdefault("TASKFLOW_LOG_LEVEL", "warning")
     settings = settings_and_logs()
     run_until_stopped(lambda stop: serve(settings, stop, use_broker=use_broker))

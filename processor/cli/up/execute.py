@@ -12,6 +12,7 @@ from processor.adapters.kafka.client_config import connection_options, ensure_re
 from processor.cli.common.child_processes import ViewsChild, views_installed, views_kept_running
 from processor.cli.common.output import say, somebody_to_ask
 from processor.cli.common.runner import WrongUse, embedded_port
+from processor.cli.invocation import program_as_called, settings_to_repeat
 from processor.embedded.broker import broker_responds, embedded_broker
 from processor.embedded.environment import need_extra
 from processor.embedded.keeper import kept_running
@@ -122,23 +123,30 @@ async def _greet(
 ) -> None:
     await ready.wait()
     seen = views is not None and await views.ready()
-    say(f"taskflow is up: Kafka at {address}, topics {settings.topic_prefix}.*")
-    if settings.http is not None:
-        say(f"health and metrics: http://{settings.http}/ready and /metrics")
-    if views is None:
-        say(f"no views: they need {install_line('views')}")
+    page = None if views is None else views.url
+    say("\n".join(greeting(settings, address, page, seen=seen)))
+
+
+def greeting(settings: Settings, address: str, page: str | None, *, seen: bool) -> list[str]:
+    """What is said once all is up, the page first; `page` is None without views, and `seen` is
+    whether they answer."""
+    program = program_as_called()
+    if page is None:
+        first = f"taskflow is up; the page needs {install_line('views')}"
+    elif seen:
+        first = f"taskflow is up: {page} shows every flow, live"
     else:
-        say(f"flows, live: {views.url}" if seen else "the views did not start; see above")
-    say("Type next, in another terminal:")
-    say("  taskflow audit --follow")
-    say(f"  echo '{EXAMPLE}' | taskflow send --wait")
-    say("  taskflow flow list")
-    if seen:
-        say("  taskflow top")
-    say("Ctrl-C ends it; the data stays.")
-
-
-EXAMPLE = (
-    '{"kind":"create_managed","flow_id":"6f1f3a52-0000-4000-8000-000000000001",'
-    '"issued_by":"me","controller_id":"trial","goal":"Try taskflow","requester_origin":"terminal"}'
-)
+        first = "taskflow is up, but the views did not start; see above"
+    health = "" if settings.http is None else f"; health http://{settings.http}/ready, /metrics"
+    lines = [
+        first,
+        f"Kafka at {address}, topics {settings.topic_prefix}.*{health}",
+        f"data in {settings.state_dir.absolute()}",
+        "Type next, in another terminal:",
+    ]
+    if (line := settings_to_repeat(settings)) is not None:
+        lines.append(f"  {line}")
+    lines.append(f"  {program} flow create 'Try taskflow'")
+    lines.append(f"  {program} audit --follow")
+    lines.append(f"  {program} {'top' if seen else 'flow list'}")
+    return [*lines, "Ctrl-C ends it; the data stays."]
