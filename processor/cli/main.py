@@ -2,6 +2,7 @@
 tracebacks.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -24,7 +25,7 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
     },
     "Use": {
         "send": ("send.command", "Send commands, one JSON object a line."),
-        "flow": ("flow.commands", "Look at flows, and cancel or resume them as an operator."),
+        "flow": ("flow.commands", "Create, change and look at flows, as an operator."),
         "step": ("step.commands", "Schedule, look at, retry, cancel and do managed steps."),
         "audit": ("tail", "Print the FlowEvents, what happened to flows."),
         "outcomes": ("tail", "Print the outcomes, one for each command."),
@@ -69,7 +70,8 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = {
 HELP: Final = """A Kafka-native processor for durable task flows.
 
 Try `taskflow demo`: it needs nothing but this installation. Settings are environment variables
-`TASKFLOW_...`; the help of each command names those that it reads.
+`TASKFLOW_...`; the help of each command names those that it reads. `--profile NAME`, or
+`TASKFLOW_PROFILE`, takes them from `~/.config/taskflow/profiles.toml`; the environment wins.
 
 Exit codes: 0 done; 1 refused, or a check failed; 2 wrong use; 3 broker unreachable."""
 
@@ -107,8 +109,18 @@ def _options(
     version: bool = typer.Option(
         False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
     ),
+    profile: str | None = typer.Option(
+        None, "--profile", metavar="NAME", help="The settings of a cluster by name, from a file."
+    ),
 ) -> None:
-    return None
+    """What holds for all commands. Raises BadSetting."""
+    name = profile or os.environ.pop("TASKFLOW_PROFILE", None)
+    if name:
+        from processor.settings.profiles import apply_profile
+
+        apply_profile(os.environ, name)
+    # Known to us, and no settings of those that read them next.
+    os.environ.pop("TASKFLOW_PROFILES", None)
 
 
 def entry_point() -> int:

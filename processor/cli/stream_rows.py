@@ -105,6 +105,14 @@ def _dead_letter(record: ConsumerRecord) -> Sequence[Cell]:
 
 
 ROWS: Final[Mapping[str, RowKind]] = {
+    "flow": RowKind(
+        (
+            *(Column("at"), Column("event"), Column("status", rank=1)),
+            *(Column("rev", rank=2), Column("by", 12), Column("what", 24)),
+        ),
+        (8, 16, 9, 3, 24, SHOWN_MAX),
+        lambda record: _event(record)[1:],
+    ),
     "audit": RowKind(
         (
             *(Column("at"), Column("flow"), Column("event"), Column("status", rank=3)),
@@ -138,4 +146,4 @@ ROWS: Final[Mapping[str, RowKind]] = {
         _dead_letter,
     ),
 }
-"""By the name of the topic, without its prefix."""
+"""By the name of the topic, without its prefix; `flow`: events of one flow."""

@@ -35,8 +35,15 @@ FROM_BEGINNING = typer.Option(
 SINCE = typer.Option(
     None, "--since", help="From this time on: 2026-11-22T21:02:08Z, or 10m for ten minutes ago."
 )
+NEWEST = 50
+"""How many a terminal gets, unless --limit says otherwise."""
+# Without a default: Typer would import pydantic to convert it, for a group's help, too.
 LIMIT = typer.Option(
-    50, "--limit", min=1, max=100_000, help="On a terminal, without --follow: the newest so many."
+    None,
+    "--limit",
+    min=1,
+    max=100_000,
+    help=f"On a terminal, without --follow: the newest so many; {NEWEST}.",
 )
 KIND = typer.Option([], "--kind", help="Only events of this kind, such as failed; repeatable.")
 NEAR_THE_END = 4
@@ -66,7 +73,7 @@ def audit(
     from_beginning: bool = FROM_BEGINNING,
     since: str | None = SINCE,
     flow: str | None = FLOW,
-    limit: int = LIMIT,
+    limit: int | None = LIMIT,
     kind: list[str] = KIND,
     json: bool = JSON_LINES,
 ) -> None:
@@ -84,7 +91,7 @@ def audit(
     """
     settings = settings_and_logs(quiet=True)
     topic = Topics(settings.topic_prefix).audit
-    how = (follow, from_beginning, since, flow, limit, json)
+    how = (follow, from_beginning, since, flow, limit or NEWEST, json)
     _print(settings, TopicTail(topic, _value, *how, kinds=kind, one_partition=True))
 
 
@@ -93,7 +100,7 @@ def outcomes(
     from_beginning: bool = FROM_BEGINNING,
     since: str | None = SINCE,
     flow: str | None = FLOW,
-    limit: int = LIMIT,
+    limit: int | None = LIMIT,
     json: bool = JSON_LINES,
 ) -> None:
     """Print the outcomes, one for each command.
@@ -104,7 +111,7 @@ def outcomes(
     """
     settings = settings_and_logs(quiet=True)
     topic = Topics(settings.topic_prefix).outcomes
-    how = (follow, from_beginning, since, flow, limit, json)
+    how = (follow, from_beginning, since, flow, limit or NEWEST, json)
     _print(settings, TopicTail(topic, _value, *how))
 
 
@@ -113,7 +120,7 @@ def deadletters(
     from_beginning: bool = FROM_BEGINNING,
     since: str | None = SINCE,
     flow: str | None = FLOW,
-    limit: int = LIMIT,
+    limit: int | None = LIMIT,
     json: bool = JSON_LINES,
 ) -> None:
     """Print the dead letters, what could not be read as a command.
@@ -125,7 +132,7 @@ def deadletters(
     """
     settings = settings_and_logs(quiet=True)
     topic = Topics(settings.topic_prefix).dead_letters
-    how = (follow, from_beginning, since, flow, limit, json)
+    how = (follow, from_beginning, since, flow, limit or NEWEST, json)
     _print(settings, TopicTail(topic, _dead_letter, *how))
 
 
@@ -134,7 +141,7 @@ def steps(
     from_beginning: bool = FROM_BEGINNING,
     since: str | None = SINCE,
     flow: str | None = FLOW,
-    limit: int = LIMIT,
+    limit: int | None = LIMIT,
     json: bool = JSON_LINES,
 ) -> None:
     """Print the work items, steps that are offered.
@@ -146,7 +153,7 @@ def steps(
     """
     settings = settings_and_logs(quiet=True)
     topic = Topics(settings.topic_prefix).steps
-    how = (follow, from_beginning, since, flow, limit, json)
+    how = (follow, from_beginning, since, flow, limit or NEWEST, json)
     _print(settings, TopicTail(topic, _value, *how))
 
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from processor.cli.flow.execute import login
 from processor.cli.main import DONE, REFUSED, WRONG_USE
-from processor.client import FlowClient
+from processor.client import FlowClient, flow_id_for
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.cli_runner import child_worker
@@ -250,6 +251,26 @@ def test_the_beginning_of_an_id_stands_for_it(deployment: Deployment) -> None:
     unknown = deployment.run("flow", "cancel", "0000")
     assert unknown.code == REFUSED
     assert "No flow's id begins with 0000" in unknown.err
+
+
+def test_a_flow_is_created_started_finished_and_watched_by_hand(deployment: Deployment) -> None:
+    flow_id = flow_id_for("order-17")
+    state = ("--state", '{{"cents": 4200}}')
+    created = deployment.run("flow", "create", "Ship order 17", "--key", "order-17", *state)
+    assert json.loads(created.out)["flow_id"] == flow_id
+    assert deployment.run("flow", "create", "Again", "--key", "order-17").code == REFUSED
+    assert deployment.run("flow", "start", flow_id[:8]).code == DONE
+    done = deployment.run("flow", "finish", flow_id[:8], "--state", '{{"shipped": true}}')
+    assert json.loads(done.out)["status"] == "finished"
+
+    watched = deployment.run("flow", "watch", flow_id[:8])
+    assert watched.code == DONE
+    events = [json.loads(line) for line in watched.out.splitlines()]
+    assert [event["kind"] for event in events] == ["created", "started", "finished"]
+    assert {event["actor"] for event in events} == {f"operator:{login()}"}
+    assert deployment.run("flow", "watch", flow_id, "--until", "waiting").code == REFUSED
+    (shown,) = map(json.loads, deployment.run("flow", "show", flow_id).out.splitlines())
+    assert shown["flow"]["state_json"] == {"cents": 4200, "shipped": True}
 
 
 def test_a_topic_for_a_replay_is_made_as_it_must_be(deployment: Deployment) -> None:

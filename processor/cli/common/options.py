@@ -1,8 +1,10 @@
 """Options that several commands take: durations, times, flow ids."""
 
 import re
+import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import typer
 
@@ -81,6 +83,24 @@ def is_prefix(text: str) -> bool:
 def id_or_prefix(text: str) -> str:
     """A flow id, or the beginning of ids, as it is written. Raises WrongUse."""
     return text.lower() if is_prefix(text.lower()) else flow_id_of(text)
+
+
+def json_of(text: str, option: str) -> Any:
+    """A JSON value, or that of `@FILE`, or of `@-`, standard input. Raises WrongUse."""
+    import orjson
+
+    if text.startswith("@"):
+        name = text[1:]
+        if name == "-" and sys.stdin is None:
+            raise WrongUse(f"{option} is @-, but standard input is closed.")
+        try:
+            text = sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise WrongUse(f"{option} {text}: {error}.") from None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise WrongUse(f"{option} is not JSON: {error}.") from None
 
 
 def condition_of(text: str) -> "Condition":

@@ -22,7 +22,7 @@ from processor.cli.common.output import (
     write_json,
 )
 from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs
-from processor.cli.tail import FOLLOW, FROM_BEGINNING, LIMIT, as_text
+from processor.cli.tail import FOLLOW, FROM_BEGINNING, LIMIT, NEWEST, as_text
 from processor.runtime import now_ms
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def deadletters(
     from_beginning: bool = FROM_BEGINNING,
     since: str | None = streams.SINCE,
     flow: str | None = FLOW,
-    limit: int = LIMIT,
+    limit: int | None = LIMIT,
     json: bool = JSON_LINES,
 ) -> None:
     """Look at dead letters, and send them back.
@@ -73,7 +73,7 @@ def list_(
     redriven: bool = typer.Option(
         False, "--redriven", help="Also say which were sent back, and where they lie since."
     ),
-    limit: int = LIMIT,
+    limit: int | None = LIMIT,
     json: bool = JSON,
 ) -> None:
     """List dead letters, the newest last: place, age, code, where they came from, and why.
@@ -101,9 +101,10 @@ def list_(
                 row_of(dead_letter, sent) | {"message": dead_letter.facts.message, "faults": faults}
             )
         return
-    print_dead_letters(console(), dead_letters[-limit:], sent if redriven else None, now_ms())
-    if len(dead_letters) > limit:
-        say(f"The newest {limit:,} of {len(dead_letters):,}; --limit or --json shows more.")
+    most = limit or NEWEST
+    print_dead_letters(console(), dead_letters[-most:], sent if redriven else None, now_ms())
+    if len(dead_letters) > most:
+        say(f"The newest {most:,} of {len(dead_letters):,}; --limit or --json shows more.")
 
 
 @app.command("show")

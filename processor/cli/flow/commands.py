@@ -1,16 +1,14 @@
-"""`taskflow flow`: look at flows, and cancel or resume them as an operator.
+"""`taskflow flow`: create, start, finish, cancel and resume flows as an operator; look at them.
 
 What a command does is imported when it runs.
 """
 
 import typer
 
-from processor.cli.common.options import FLOW_ID, JSON, WHERE, StatusName
+from processor.cli.common.options import FLOW_ID, JSON, WHERE, StatusName, flow_id_of, json_of
 from processor.cli.common.runner import WrongUse
 
-app = typer.Typer(
-    help="Look at flows, and cancel or resume them as an operator.", no_args_is_help=True
-)
+app = typer.Typer(help="Create, change and look at flows, as an operator.", no_args_is_help=True)
 
 OWNER = typer.Option(None, "--owner", help="Only flows of this session key.")
 STATUS = typer.Option(None, "--status", help="Only flows in this status.")
@@ -27,9 +25,120 @@ LIFE = typer.Option(
 FROM = typer.Argument(..., min=0, help="A revision.")
 TO = typer.Argument(..., min=0, help="Another one.")
 PATH = typer.Argument(..., help="A place in the flow, such as state.items[0].")
+UNTIL = typer.Option(
+    None, "--until", help="End once it is in this status; exit code 1 if it ends otherwise."
+)
+USE, LOOK = "Use", "Look"
+"""Panels of the help."""
 
 
-@app.command("list")
+@app.command("create", rich_help_panel=USE)
+def create(
+    goal: str = typer.Argument(..., help="What it is for, for people."),
+    flow_id: str | None = typer.Option(None, "--id", help="Its id, a UUID; random unless given."),
+    key: str | None = typer.Option(
+        None, "--key", help="A key of yours instead, such as order-17: the same id each time."
+    ),
+    owner: str | None = typer.Option(
+        None, "--owner", help="The session whose commands it takes; you, unless given."
+    ),
+    controller: str | None = typer.Option(
+        None, "--controller", help="The component that drives it; the owner, unless given."
+    ),
+    origin: str = typer.Option("terminal", "--origin", help="Where the request came from."),
+    state: str | None = typer.Option(None, "--state", help="JSON, or @FILE, or @- for stdin."),
+    step: str | None = typer.Option(None, "--step", help="Its current step, in your words."),
+    running: bool = typer.Option(False, "--running", help="Its work has begun elsewhere."),
+    timeout: str = TIMEOUT,
+    json: bool = JSON,
+) -> None:
+    """Create a flow, as an operator. Exit code 1 if the processor refuses.
+
+    The command goes to the control topic, as `operator:{login}`, and needs a running worker.
+
+    Example: `taskflow flow create 'Ship order 17' --key order-17 --state '{"cents": 4200}'`
+
+    Settings: as for `flow list`.
+    """
+    if flow_id is not None and key is not None:
+        raise WrongUse("--id and --key both say which flow; take one.")
+    from processor.cli.flow.execute import create_one
+
+    create_one(
+        goal,
+        flow_id=None if flow_id is None else flow_id_of(flow_id),
+        key=key,
+        owner=owner,
+        running=running,
+        timeout=timeout,
+        json=json,
+        **({} if controller is None else {"controller_id": controller}),
+        requester_origin=origin,
+        current_step=step,
+        state_json=None if state is None else json_of(state, "--state"),
+    )
+
+
+@app.command("start", rich_help_panel=USE)
+def start(flow_id: str = FLOW_ID, timeout: str = TIMEOUT, json: bool = JSON) -> None:
+    """Start a created flow, as an operator. Exit code 1 if the processor refuses.
+
+    The command goes to the control topic, as `operator:{login}`, and needs a running worker.
+
+    Example: `taskflow flow start 6f1f3a52`
+
+    Settings: as for `flow list`.
+    """
+    from processor.cli.flow.execute import send_one
+
+    send_one("start_running", flow_id, timeout, json)
+
+
+@app.command("finish", rich_help_panel=USE)
+def finish(
+    flow_id: str = FLOW_ID,
+    state: str | None = typer.Option(
+        None, "--state", help="Merged into its state: JSON, or @FILE, or @- for stdin."
+    ),
+    timeout: str = TIMEOUT,
+    json: bool = JSON,
+) -> None:
+    """Finish a running flow, as an operator. Exit code 1 if the processor refuses.
+
+    The command goes to the control topic, as `operator:{login}`, and needs a running worker.
+
+    Example: `taskflow flow finish 6f1f3a52 --state '{"shipped": true}'`
+
+    Settings: as for `flow list`.
+    """
+    from processor.cli.flow.execute import send_one
+
+    fields = {} if state is None else {"final_state": json_of(state, "--state")}
+    send_one("finish", flow_id, timeout, json, **fields)
+
+
+@app.command("watch", rich_help_panel=LOOK)
+def watch(
+    flow_id: str = FLOW_ID,
+    until: StatusName | None = UNTIL,
+    json: bool = typer.Option(False, "--json", help="JSON lines also on a terminal."),
+) -> None:
+    """Show what happened to one flow, and go on with what comes until it has ended.
+
+    A pipe gets the FlowEvents as JSON lines. A flow that is not there yet is waited for, by its
+    full id.
+
+    Example: `taskflow flow watch 6f1f3a52 --until waiting`
+
+    Settings: as for `flow list`.
+    """
+    from processor.cli.flow.watch import watch_flow
+
+    if not watch_flow(flow_id, until, json=json):
+        raise typer.Exit(1)
+
+
+@app.command("list", rich_help_panel=LOOK)
 def list_(
     owner: str | None = OWNER,
     status: StatusName | None = STATUS,
@@ -66,7 +175,7 @@ def list_(
     list_all(owner, status, where, waiting=waiting, limit=limit, json=json)
 
 
-@app.command("show")
+@app.command("show", rich_help_panel=LOOK)
 def show(
     flow_id: str = FLOW_ID,
     revision: int | None = REVISION,
@@ -95,7 +204,7 @@ def show(
         execute.show_now(flow_id, json=json)
 
 
-@app.command("history")
+@app.command("history", rich_help_panel=LOOK)
 def history(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
     """Show what happened to one flow: who did what, why, and how long it was in each state.
 
@@ -117,7 +226,7 @@ def history(flow_id: str = FLOW_ID, json: bool = JSON) -> None:
     show_history(flow_id, json=json)
 
 
-@app.command("diff")
+@app.command("diff", rich_help_panel=LOOK)
 def diff(
     flow_id: str = FLOW_ID,
     before: int = FROM,
@@ -139,7 +248,7 @@ def diff(
     show_difference(flow_id, before, after, life=life, json=json)
 
 
-@app.command("blame")
+@app.command("blame", rich_help_panel=LOOK)
 def blame(
     flow_id: str = FLOW_ID, path: str = PATH, life: int | None = LIFE, json: bool = JSON
 ) -> None:
@@ -158,7 +267,7 @@ def blame(
     show_blame(flow_id, path, life=life, json=json)
 
 
-@app.command("cancel")
+@app.command("cancel", rich_help_panel=USE)
 def cancel(flow_id: str = FLOW_ID, timeout: str = TIMEOUT, json: bool = JSON) -> None:
     """Cancel a flow, as an operator. Exit code 1 if the processor refuses.
 
@@ -173,7 +282,7 @@ def cancel(flow_id: str = FLOW_ID, timeout: str = TIMEOUT, json: bool = JSON) ->
     send_one("cancel", flow_id, timeout, json)
 
 
-@app.command("resume")
+@app.command("resume", rich_help_panel=USE)
 def resume(flow_id: str = FLOW_ID, timeout: str = TIMEOUT, json: bool = JSON) -> None:
     """Resume a waiting flow, as an operator. Exit code 1 if the processor refuses.
 

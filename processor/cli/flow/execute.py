@@ -221,7 +221,30 @@ def print_flows(out: Console, flows: Sequence[Flow], now_ms: int) -> None:
     print_rows(out, _FLOWS, rows)
 
 
-def send_one(kind: str, flow_id: str, timeout: str, json: bool) -> None:
+def create_one(
+    goal: str,
+    *,
+    flow_id: str | None,
+    key: str | None,
+    owner: str | None,
+    running: bool,
+    timeout: str,
+    json: bool,
+    **fields: Any,
+) -> None:
+    """Create a flow as this operator, and print its outcome."""
+    from processor.client import flow_id_for
+
+    if key is not None:
+        flow_id = flow_id_for(key)
+    whose = owner or f"operator:{login()}"
+    about = {"goal": goal, "owner_session_key": whose, "controller_id": whose}
+    given = {name: value for name, value in fields.items() if value is not None}
+    kind = "create_mirrored" if running else "create_managed"
+    send_one(kind, flow_id or str(uuid4()), timeout, json, **(about | given))
+
+
+def send_one(kind: str, flow_id: str, timeout: str, json: bool, **fields: Any) -> None:
     """Send a command to `control` as this operator, and print its outcome."""
     settings = settings_and_logs(quiet=True)
     timeout_s = duration_ms(timeout, "--timeout") / 1000
@@ -230,6 +253,7 @@ def send_one(kind: str, flow_id: str, timeout: str, json: bool) -> None:
         "command_id": str(uuid4()),
         "flow_id": flow_id_at(settings, flow_id),
         "issued_by": f"operator:{login()}",
+        **fields,
     }
     outcome = run(lambda: send_as_operator(settings, command, timeout_s))
     if for_people(json):

@@ -5,8 +5,6 @@ What a command needs is imported when it runs.
 
 import asyncio
 import shutil
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
@@ -20,6 +18,7 @@ from processor.cli.common.options import (
     OUTCOME_TIMEOUT,
     ago_ms,
     duration_ms,
+    json_of,
 )
 from processor.cli.common.output import (
     console,
@@ -83,7 +82,7 @@ def schedule(
     """
     fields: dict[str, Any] = {
         "task": task,
-        "input_json": _json(input_),
+        "input_json": json_of(input_, "--input"),
         "max_attempts": max_attempts,
         "lease_ms": duration_ms(lease, "--lease"),
         "backoff_ms": duration_ms(backoff, "--backoff"),
@@ -325,22 +324,6 @@ def _sentence(outcome: "Outcome", run_id: str) -> str:
     if outcome.verdict is Verdict.ACCEPTED:
         return f"accepted: step {run_id} of {outcome.flow_id}"
     return f"{outcome.verdict} ({outcome.code}): {outcome.message}"
-
-
-def _json(text: str) -> Any:
-    """Raises WrongUse."""
-    if text.startswith("@"):
-        try:
-            name = text[1:]
-            if name == "-" and sys.stdin is None:
-                raise WrongUse("--input is @-, but standard input is closed.")
-            text = sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise WrongUse(f"--input {text}: {error}.") from None
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise WrongUse(f"--input is not JSON: {error}.") from None
 
 
 def _time(text: str, option: str) -> str:

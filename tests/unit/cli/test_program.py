@@ -17,6 +17,7 @@ from processor.settings import VARIABLES, BadSetting, Settings
 COMMANDS = (
     *("demo", "up", "broker", "topics create", "topics check", "worker", "send"),
     *("audit", "outcomes", "deadletters"),
+    *("flow create", "flow start", "flow finish", "flow watch"),
     *("flow list", "flow show", "flow history", "flow cancel", "flow resume"),
     *("prune", "rebuild", "verify", "torture"),
 )
