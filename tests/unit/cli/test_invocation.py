@@ -1,11 +1,11 @@
 """What is to be typed next is said so that it can be copied: the program as it was called, the
 settings that are not the defaults."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from processor.cli import invocation
 from processor.cli.invocation import program_as_called, settings_to_repeat
 from processor.cli.up.execute import greeting
 from processor.settings import Address, Settings
@@ -33,7 +33,7 @@ def test_one_that_it_does_not_find_is_called_by_its_path(installed: Path) -> Non
 def test_a_module_is_called_as_one_unless_its_program_is_there(
     installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(invocation.sys, "executable", str(installed.with_name("python3")))
+    monkeypatch.setattr(sys, "executable", str(installed.with_name("python3")))
     assert program_as_called("/x/processor/__main__.py", found="") == "'my env/bin/taskflow'"
     installed.unlink()
     module = program_as_called("/x/processor/__main__.py", found="")
