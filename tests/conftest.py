@@ -25,7 +25,8 @@ os.environ["TASKFLOW_BROKER_JIT"] = "quick"
 os.environ["TASKFLOW_BROKER_AOT"] = str(Path(sys.prefix) / "kafka.aot")
 
 
-SIMULATION = Path(__file__).parent / "simulation"
+MANY_TIMES = [Path(__file__).parent / folder for folder in ("simulation", "property")]
+"""They run the same lines thousands of times, which all have tests of their own."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,8 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         marker = item.get_closest_marker("timeout")
         if marker is not None:
             item.add_marker(pytest.mark.timeout(machine.patience(marker.args[0])), append=False)
-        if SIMULATION in item.path.parents:
-            # It runs the same lines millions of times, which all have tests of their own.
+        if any(folder in item.path.parents for folder in MANY_TIMES):
             item.add_marker(pytest.mark.no_cover)
 
 

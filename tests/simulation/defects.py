@@ -345,17 +345,19 @@ DEFECTS: Final[Mapping[str, Defect]] = {
     "events are swapped": Defect(Parts(writer=SwapsEvents), 20, "I3"),
     "an event is edited": Defect(Parts(writer=EditsEvent), 20, "I7"),
     "an outcome is dropped": Defect(Parts(writer=DropsOutcome), 20, "I1"),
-    "SQLite is committed first": Defect(Parts(batches=TableFirst), 1_000, "I5"),
+    "SQLite is committed first": Defect(Parts(batches=TableFirst), 1_000, "I5", 317),
     "the group's offsets are trusted": Defect(Parts(processor=TrustsGroup), 200, "I1"),
     "fencing is skipped": Defect(Parts(writer=SkipsFencing), 1_000, "I1"),
-    "a send future is not awaited": Defect(Parts(writer=ForgetsSendFuture), 500, "I1"),
+    "a send future is not awaited": Defect(Parts(writer=ForgetsSendFuture), 500, "I1", 37),
     "a commit sent twice is ignored": Defect(Parts(writer=IgnoresSecondCommit), 1_000, "I1", 595),
     "a batch takes two transactions": Defect(Parts(writer=TwoTransactions), 200, "I9"),
     "open transactions are ignored": Defect(
         Parts(history=IgnoresOpenTransactions), 2_500, "I1", 385
     ),
     "another hand is not noticed": Defect(Parts(table=_table(_Unwatched)), 2_500, "I5", 353),
-    "a standby reads what is not committed": Defect(Parts(standby=ReadsUncommitted), 1_000, None),
+    "a standby reads what is not committed": Defect(
+        Parts(standby=ReadsUncommitted), 1_000, None, 26
+    ),
     "answers are not remembered": Defect(Parts(table=_table(_Forgetful)), 20, "I2"),
     "anybody holds a step": Defect(
         Parts(patches=[(decide_steps, "_is_held", _held_by_anybody)]), 50, "I14", executors=True

@@ -43,7 +43,11 @@ def verify_sees(defect: Defect, seed: int) -> str | None:
 
 
 @pytest.mark.parametrize("executors", [False, True])
-@pytest.mark.parametrize("seeds", [range(100), range(100, 200)])
+@pytest.mark.parametrize(
+    "seeds",
+    [range(50), pytest.param(range(50, 200), marks=pytest.mark.soak)],
+    ids=["soon", "later"],
+)
 def test_what_verify_sees_of_whole_histories_is_in_order(seeds: range, executors: bool) -> None:
     for seed in seeds:
         history = ran(seed, executors=executors)

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from processor.embedded.jars import locked_jars
 
@@ -35,6 +33,10 @@ def document(text: str) -> dict[str, Any]:
 
 
 def test_it_is_cyclonedx(text: str) -> None:
+    # Late: what it imports makes grammars of URIs for two seconds, in each process.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
 

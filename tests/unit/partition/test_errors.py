@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-from processor.adapters.kafka.errors import RequestFailed
 from processor.adapters.sqlite import TableFailed
 from processor.errors import OwnershipLost
 from processor.partition.processor import PartitionProcessor
@@ -170,28 +169,6 @@ async def test_a_partition_that_keeps_failing_waits_longer_each_time(
         await stage.quiet()
 
     assert pauses[:9] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
-
-
-async def test_a_partition_goes_on_after_more_failures_than_a_float_can_count(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By its pauses of 5 s, a broker that is away for 90 minutes."""
-    from processor.partition import processor as partition
-
-    monkeypatch.setattr(partition, "BACKOFF_MIN_S", 0.05)
-
-    async def at_once(released: asyncio.Event, pause_s: float) -> bool:
-        return released.is_set()
-
-    monkeypatch.setattr(partition, "sleep_unless", at_once)
-    stage.kafka.send(create(1))
-    for nth in range(1, 1_100):
-        stage.script.at(Point.FENCE, RequestFailed("broker away"), nth=nth)
-
-    async with stage.running():
-        await stage.quiet()
-
-    assert len(stage.kafka.outcomes) == 1
 
 
 async def test_an_error_that_never_ends_can_be_released(stage: Stage) -> None:
