@@ -129,6 +129,7 @@ def acls(
     Settings: TASKFLOW_TOPIC_PREFIX, TASKFLOW_GROUP_ID, TASKFLOW_BOOTSTRAP_SERVERS.
     """
     from processor.ops.acls import kafka_acls, strimzi_user
+    from processor.ops.yaml_text import to_yaml
 
     settings = settings_and_logs(quiet=True)
     whom = f"User:{role}" if principal is None else principal
@@ -138,6 +139,6 @@ def acls(
     names = Topics(settings.topic_prefix)
     needed = rights(role, names, settings.group_id, executors=group)
     if form is AclFormat.STRIMZI:
-        typer.echo(strimzi_user(needed, whom))
+        typer.echo(to_yaml(strimzi_user(needed, whom)), nl=False)
     else:
         typer.echo("\n".join(kafka_acls(needed, whom, settings.bootstrap_servers)))

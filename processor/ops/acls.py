@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
 from processor.contract.rights import Operation, Resource, ResourceKind, Right
 
@@ -21,6 +21,7 @@ _KINDS: Final = list(_FLAGS)
 
 STRIMZI_CLUSTER: Final = "my-cluster"
 """What stands for the name of the Kafka resource, which we do not know."""
+STRIMZI_VERSION: Final = "kafka.strimzi.io/v1"
 
 
 def by_resource(rights: Sequence[Right]) -> list[tuple[Resource, list[Operation]]]:
@@ -47,35 +48,34 @@ def kafka_acls(rights: Sequence[Right], principal: str, bootstrap: str) -> list[
     return lines
 
 
-def strimzi_user(rights: Sequence[Right], principal: str) -> str:
+def strimzi_user(
+    rights: Sequence[Right], principal: str, cluster: str = STRIMZI_CLUSTER
+) -> dict[str, Any]:
     """A `KafkaUser`: with SCRAM, or with a certificate if the principal is the subject of one."""
     name = principal.partition(":")[2]
     by_certificate = name.startswith("CN=")
-    lines = [
-        "apiVersion: kafka.strimzi.io/v1",
-        "kind: KafkaUser",
-        "metadata:",
-        f"  name: {_quoted(name.removeprefix('CN='))}",
-        "  labels:",
-        f"    strimzi.io/cluster: {STRIMZI_CLUSTER}",
-        "spec:",
-        "  authentication:",
-        f"    type: {'tls' if by_certificate else 'scram-sha-512'}",
-        "  authorization:",
-        "    type: simple",
-        "    acls:",
-    ]
-    for resource, operations in by_resource(rights):
-        lines += [
-            "      - resource:",
-            f"          type: {_STRIMZI_TYPES[resource.kind]}",
-            f"          name: {_quoted(resource.name)}",
-            f"          patternType: {'prefix' if resource.prefixed else 'literal'}",
-            f"        operations: [{', '.join(operations)}]",
-        ]
-    return "\n".join(lines)
-
-
-def _quoted(text: str) -> str:
-    """As YAML takes it, whatever it holds: names of Kafka may look like numbers."""
-    return "'" + text.replace("'", "''") + "'"
+    return {
+        "apiVersion": STRIMZI_VERSION,
+        "kind": "KafkaUser",
+        "metadata": {
+            "name": name.removeprefix("CN="),
+            "labels": {"strimzi.io/cluster": cluster},
+        },
+        "spec": {
+            "authentication": {"type": "tls" if by_certificate else "scram-sha-512"},
+            "authorization": {
+                "type": "simple",
+                "acls": [
+                    {
+                        "resource": {
+                            "type": _STRIMZI_TYPES[resource.kind],
+                            "name": resource.name,
+                            "patternType": "prefix" if resource.prefixed else "literal",
+                        },
+                        "operations": [str(operation) for operation in operations],
+                    }
+                    for resource, operations in by_resource(rights)
+                ],
+            },
+        },
+    }

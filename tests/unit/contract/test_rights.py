@@ -17,6 +17,7 @@ from processor.contract.rights import (
 )
 from processor.contract.topics import Topics
 from processor.ops.acls import by_resource, kafka_acls, strimzi_user
+from processor.ops.yaml_text import to_yaml
 
 TOPICS = Topics("shop's")
 GROUP = "shop workers"
@@ -85,7 +86,7 @@ def test_the_lines_for_kafka_acls_are_what_a_shell_takes(needed: tuple[Right, ..
 
 
 def test_the_yaml_for_strimzi_says_the_same(needed: tuple[Right, ...]) -> None:
-    user = yaml.safe_load(strimzi_user(needed, "User:shop-worker"))
+    user = yaml.safe_load(to_yaml(strimzi_user(needed, "User:shop-worker")))
 
     assert (user["apiVersion"], user["kind"]) == ("kafka.strimzi.io/v1", "KafkaUser")
     assert user["metadata"]["name"] == "shop-worker"
@@ -103,7 +104,7 @@ def test_the_yaml_for_strimzi_says_the_same(needed: tuple[Right, ...]) -> None:
 
 
 def test_who_comes_with_a_certificate_gets_one_from_strimzi() -> None:
-    user = yaml.safe_load(strimzi_user(rights(Role.CONSUMER, TOPICS, GROUP), "User:CN=billing"))
+    user = strimzi_user(rights(Role.CONSUMER, TOPICS, GROUP), "User:CN=billing")
 
     assert user["metadata"]["name"] == "billing"
     assert user["spec"]["authentication"] == {"type": "tls"}
