@@ -22,6 +22,7 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "topics": ("topics", "Make the topics, or compare them with what they must be."),
         "worker": ("worker", "Run one processor until SIGTERM or Ctrl-C."),
         "views": ("views", "Serve the audit as a page, an HTTP API and live streams."),
+        "deploy": ("deploy.commands", "Write manifests for Kubernetes, or units for systemd."),
     },
     "Use": {
         "send": ("send.command", "Send commands, one JSON object a line."),

@@ -48,9 +48,7 @@ def kafka_acls(rights: Sequence[Right], principal: str, bootstrap: str) -> list[
     return lines
 
 
-def strimzi_user(
-    rights: Sequence[Right], principal: str, cluster: str = STRIMZI_CLUSTER
-) -> dict[str, Any]:
+def strimzi_user(rights: Sequence[Right], principal: str) -> dict[str, Any]:
     """A `KafkaUser`: with SCRAM, or with a certificate if the principal is the subject of one."""
     name = principal.partition(":")[2]
     by_certificate = name.startswith("CN=")
@@ -59,7 +57,7 @@ def strimzi_user(
         "kind": "KafkaUser",
         "metadata": {
             "name": name.removeprefix("CN="),
-            "labels": {"strimzi.io/cluster": cluster},
+            "labels": {"strimzi.io/cluster": STRIMZI_CLUSTER},
         },
         "spec": {
             "authentication": {"type": "tls" if by_certificate else "scram-sha-512"},

@@ -1,0 +1,1 @@
+"""`taskflow deploy`: manifests and units."""

@@ -1,0 +1,55 @@
+"""Topics and users for Strimzi, from the table of topics and the table of rights."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from processor.contract.rights import Role, rights
+from processor.ops.acls import STRIMZI_VERSION, strimzi_user
+from processor.ops.deployment.plan import KubernetesDeployment
+
+
+def kafka_topics(deployment: KubernetesDeployment) -> Iterator[dict[str, Any]]:
+    """What `taskflow topics create` makes."""
+    settings = deployment.settings
+    for topic, spec in deployment.topics:
+        made = deployment.resource(
+            f"{STRIMZI_VERSION} KafkaTopic",
+            deployment.named(spec.name),
+            "kafka",
+            {
+                "topicName": topic,
+                "partitions": settings.partitions_of(topic),
+                "replicas": settings.replication_factor,
+                "config": dict(spec.config),
+            },
+        )
+        yield _of_the_cluster(deployment, made)
+
+
+def has_users(deployment: KubernetesDeployment) -> bool:
+    """Whether Strimzi makes users of the kind that the settings ask for."""
+    settings = deployment.settings
+    if settings.uses_sasl:
+        return settings.sasl_mechanism == "SCRAM-SHA-512"
+    return settings.uses_ssl
+
+
+def kafka_users(deployment: KubernetesDeployment, *roles: Role) -> Iterator[dict[str, Any]]:
+    """A user for each of `roles`, with the rights of `taskflow topics acls`."""
+    settings = deployment.settings
+    subject = "" if settings.uses_sasl else "CN="
+    for role in roles:
+        needed = rights(role, deployment.topics, settings.group_id)
+        user = strimzi_user(needed, f"User:{subject}{deployment.principal(role)}")
+        yield _of_the_cluster(
+            deployment,
+            deployment.resource(
+                f"{STRIMZI_VERSION} KafkaUser", user["metadata"]["name"], role, user["spec"]
+            ),
+        )
+
+
+def _of_the_cluster(deployment: KubernetesDeployment, resource: dict[str, Any]) -> dict[str, Any]:
+    """Strimzi's operators look at the label."""
+    resource["metadata"]["labels"]["strimzi.io/cluster"] = deployment.kafka_cluster
+    return resource

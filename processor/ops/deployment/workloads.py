@@ -1,0 +1,251 @@
+"""Pods: a StatefulSet of workers, one of views, and the Services that find them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from processor.contract.rights import Role
+from processor.ops.deployment.access import (
+    HOME,
+    Mount,
+    access_environment,
+    access_mounts,
+    secret_mount,
+)
+from processor.ops.deployment.operators import Operator
+from processor.ops.deployment.plan import (
+    GRACE_S,
+    VIEWS_MIB,
+    KubernetesDeployment,
+    memory_mib,
+)
+
+USER_ID: Final = 1000
+"""Of the Dockerfile's user."""
+WORKER_PORT: Final = 8900
+VIEWS_PORT: Final = 8901
+DATA: Final = "/data"
+PORT_NAME: Final = "http"
+PEER_SECRET: Final = "peer-secret"
+READ_TOKEN: Final = "read-token"
+POD_NAME: Final = {"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+CLUSTER_HOSTS: Final = ("*.svc", "*.svc.cluster.local")
+"""What requests by the full name of a Service ask for."""
+
+
+def scaled(deployment: KubernetesDeployment) -> bool:
+    """Whether the number of workers is KEDA's to say. It has no tokens of service accounts."""
+    return Operator.KEDA in deployment.operators and not deployment.settings.uses_oauth
+
+
+def workers(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
+    """The StatefulSet of `taskflow worker` and its Service."""
+    role = Role.WORKER
+    name = deployment.named(role)
+    processes = deployment.processes
+    arguments = ["worker"] if processes == 1 else ["worker", "--processes", str(processes)]
+    container = _container(
+        deployment,
+        role,
+        arguments,
+        port=WORKER_PORT,
+        environment={
+            "TASKFLOW_STATE_DIR": DATA,
+            "TASKFLOW_HTTP": f"0.0.0.0:{WORKER_PORT}",
+            "TASKFLOW_HTTP_HOSTS": _hosts(deployment),
+            # The StatefulSet's ordinal: the same pod gets its partitions, and has their tables.
+            "TASKFLOW_INSTANCE_ID": POD_NAME,
+        },
+        resources=_resources(memory_mib(deployment.settings, processes), cores=processes),
+    )
+    count = {} if scaled(deployment) else {"replicas": deployment.workers}
+    return [
+        _headless(deployment, role, WORKER_PORT),
+        deployment.resource(
+            "apps/v1 StatefulSet", name, role, count | _stateful(deployment, role, container)
+        ),
+    ]
+
+
+def views(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
+    """The StatefulSet of `taskflow views`, its Service, and one for readers."""
+    role = Role.VIEWS
+    name, readers = deployment.named(role), deployment.named(f"{role}-http")
+    secrets = f"{HOME}/{role}"
+    container = _container(
+        deployment,
+        role,
+        ["views"],
+        port=VIEWS_PORT,
+        environment={
+            "TASKFLOW_STATE_DIR": DATA,
+            "TASKFLOW_VIEWS_HTTP": f"0.0.0.0:{VIEWS_PORT}",
+            "POD_NAME": POD_NAME,
+            "TASKFLOW_VIEWS_ADVERTISE": f"http://$(POD_NAME).{name}:{VIEWS_PORT}",
+            "TASKFLOW_HTTP_HOSTS": _hosts(deployment, readers),
+            "TASKFLOW_VIEWS_PEER_SECRET_FILE": f"{secrets}/{PEER_SECRET}",
+            "TASKFLOW_VIEWS_READ_TOKEN_FILE": f"{secrets}/{READ_TOKEN}",
+        },
+        resources=_resources(VIEWS_MIB, cores=1),
+        mounts=[secret_mount(role, deployment.named(f"{role}-tokens"))],
+    )
+    return [
+        _headless(deployment, role, VIEWS_PORT),
+        deployment.resource(
+            "v1 Service",
+            readers,
+            "readers",
+            {
+                "selector": deployment.labels(role),
+                "ports": [{"name": PORT_NAME, "port": VIEWS_PORT, "targetPort": PORT_NAME}],
+            },
+        ),
+        deployment.resource(
+            "apps/v1 StatefulSet",
+            name,
+            role,
+            {"replicas": deployment.views} | _stateful(deployment, role, container),
+        ),
+    ]
+
+
+def _hosts(deployment: KubernetesDeployment, *services: str) -> str:
+    return ",".join((*services, *CLUSTER_HOSTS, *deployment.settings.http_hosts))
+
+
+def _headless(deployment: KubernetesDeployment, role: Role, port: int) -> dict[str, Any]:
+    """Gives each pod a name, and Prometheus all of them, also those that are not ready."""
+    return deployment.resource(
+        "v1 Service",
+        deployment.named(role),
+        role,
+        {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": deployment.labels(role),
+            "ports": [{"name": PORT_NAME, "port": port, "targetPort": PORT_NAME}],
+        },
+    )
+
+
+def _stateful(
+    deployment: KubernetesDeployment, role: Role, container: tuple[dict[str, Any], list[Mount]]
+) -> dict[str, Any]:
+    """A StatefulSet's spec, without its replicas.
+
+    All pods start at once; an update takes one after the other, each once the last is ready.
+    """
+    described, mounts = container
+    labels = deployment.labels(role)
+    return {
+        "serviceName": deployment.named(role),
+        "podManagementPolicy": "Parallel",
+        "selector": {"matchLabels": labels},
+        # Tables are caches: who deletes the deployment loses none of the data.
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
+        "template": {
+            "metadata": {"labels": labels},
+            "spec": {
+                "terminationGracePeriodSeconds": GRACE_S,
+                "automountServiceAccountToken": False,
+                "enableServiceLinks": False,
+                "securityContext": {
+                    "runAsNonRoot": True,
+                    "runAsUser": USER_ID,
+                    "runAsGroup": USER_ID,
+                    "fsGroup": USER_ID,
+                    "fsGroupChangePolicy": "OnRootMismatch",
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
+                "topologySpreadConstraints": [
+                    {
+                        "maxSkew": 1,
+                        "topologyKey": "kubernetes.io/hostname",
+                        "whenUnsatisfiable": "ScheduleAnyway",
+                        "labelSelector": {"matchLabels": labels},
+                    }
+                ],
+                "containers": [described],
+                "volumes": [
+                    {"name": mount.name, **mount.source} for mount in mounts if mount.source
+                ],
+            },
+        },
+        "volumeClaimTemplates": [
+            {
+                "metadata": {"name": "data"},
+                "spec": {
+                    "accessModes": ["ReadWriteOnce"],
+                    "resources": {"requests": {"storage": deployment.storage}},
+                },
+            }
+        ],
+    }
+
+
+def _container(
+    deployment: KubernetesDeployment,
+    role: Role,
+    arguments: list[str],
+    *,
+    port: int,
+    environment: Mapping[str, Any],
+    resources: Mapping[str, Any],
+    mounts: Iterable[Mount] = (),
+) -> tuple[dict[str, Any], list[Mount]]:
+    """A container, and what it mounts."""
+    mounted = [
+        Mount("data", DATA, {}, read_only=False),
+        Mount("tmp", "/tmp", {"emptyDir": {}}, read_only=False),
+        *access_mounts(deployment, role),
+        *mounts,
+    ]
+    defaults = {"TASKFLOW_PARTITIONS": str(deployment.settings.partitions)}
+    variables: dict[str, Any] = (
+        {**defaults, "TASKFLOW_LOG_FORMAT": "json", **deployment.environment}
+        | access_environment(deployment, role)
+        | dict(environment)
+    )
+    described = {
+        "name": str(role),
+        "image": deployment.container,
+        "args": arguments,
+        "env": [
+            {"name": name, **(value if isinstance(value, dict) else {"value": value})}
+            for name, value in variables.items()
+        ],
+        "ports": [{"name": PORT_NAME, "containerPort": port}],
+        # A process that responds late is busy: only one that does not for a minute is stopped.
+        "startupProbe": _probe("/live", period_s=2, failures=60),
+        "livenessProbe": _probe("/live", period_s=10, failures=6),
+        "readinessProbe": _probe("/ready", period_s=5, failures=2),
+        "resources": dict(resources),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "volumeMounts": [
+            {"name": mount.name, "mountPath": mount.path}
+            | ({"readOnly": True} if mount.read_only else {})
+            for mount in mounted
+        ],
+    }
+    return described, mounted
+
+
+def _probe(path: str, *, period_s: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": PORT_NAME},
+        "periodSeconds": period_s,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def _resources(memory_mib: int, *, cores: int) -> dict[str, Any]:
+    """Half of what is used under full load is set aside of the cores, all of the memory."""
+    memory = f"{memory_mib}Mi"
+    return {
+        "requests": {"cpu": f"{500 * cores}m", "memory": memory},
+        "limits": {"memory": memory},
+    }

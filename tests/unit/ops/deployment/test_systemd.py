@@ -1,0 +1,108 @@
+"""Units that systemd takes, with settings as they were given and no secrets."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path, PurePath
+
+import pytest
+
+from processor.contract.rights import Role
+from processor.ops.deployment.plan import memory_mib
+from processor.ops.deployment.systemd import Machine, units
+from processor.settings import VARIABLES, Settings, load_settings
+from processor.worker.supervisor import END_TIMEOUT_S
+
+ENVIRON = {
+    "TASKFLOW_BOOTSTRAP_SERVERS": "kafka-1:9093,kafka-2:9093",
+    "TASKFLOW_SECURITY_PROTOCOL": "SASL_SSL",
+    "TASKFLOW_SASL_USERNAME": 'shop "50%"',
+    "TASKFLOW_SASL_PASSWORD_FILE": "/etc/taskflow/password",
+    "TASKFLOW_SSL_CAFILE": "/etc/taskflow/ca.crt",
+    "TASKFLOW_HTTP": "0.0.0.0:8900",
+    "PATH": "/usr/bin",
+}
+SPECIFIERS = {"%S": "/var/lib", "%d": "/run/credentials", "%H": "box", "%%": "%"}
+
+
+def machine(program: str = "/opt/taskflow/bin/taskflow", processes: int = 1) -> Machine:
+    settings = load_settings(
+        {name: value for name, value in ENVIRON.items() if name.startswith("TASKFLOW_")}
+        | {"TASKFLOW_SASL_PASSWORD_FILE": "", "TASKFLOW_SASL_PASSWORD": "unknown here"}
+    )
+    return Machine("shop", settings, ENVIRON, PurePath(program), processes)
+
+
+def environment(unit: str) -> dict[str, str]:
+    """As the service has it on the host `box`."""
+    found = {}
+    for line in re.findall(r'^Environment="(.*)"$', unit, re.M):
+        name, _, value = line.partition("=")
+        value = re.sub(r"\\(.)", r"\1", value)
+        found[name] = re.sub("%.", lambda match: SPECIFIERS[match[0]], value)
+    return found
+
+
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed (Debian: apt-get install systemd)")
+    paths = []
+    for name, text in units(machine(program=sys.executable)).items():
+        paths.append(tmp_path / name)
+        paths[-1].write_text(text, "utf-8")
+
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *paths],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_there_is_one_for_workers_and_one_for_views() -> None:
+    found = units(machine(processes=2))
+    assert list(found) == ["shop-worker.service", "shop-views.service"]
+    worker, views = found.values()
+    assert 'ExecStart="/opt/taskflow/bin/taskflow" worker --processes 2\n' in worker
+    assert 'ExecStart="/opt/taskflow/bin/taskflow" views\n' in views
+
+
+@pytest.mark.parametrize("role", [Role.WORKER, Role.VIEWS])
+def test_settings_stand_in_it_as_they_were_given(role: Role) -> None:
+    found = environment(units(machine())[f"shop-{role}.service"])
+
+    for name in ("TASKFLOW_BOOTSTRAP_SERVERS", "TASKFLOW_SASL_USERNAME", "TASKFLOW_HTTP"):
+        assert found[name] == ENVIRON[name]
+    assert found["TASKFLOW_STATE_DIR"] == f"/var/lib/shop-{role}"
+    assert f"StateDirectory=shop-{role}\n" in units(machine())[f"shop-{role}.service"]
+    assert found.get("TASKFLOW_INSTANCE_ID") == ("box" if role is Role.WORKER else None)
+    assert "PATH" not in found
+
+
+def test_files_are_given_to_the_service_as_credentials() -> None:
+    unit = units(machine())["shop-worker.service"]
+    found = environment(unit)
+    credentials = dict(re.findall(r"^LoadCredential=(\w+):(.*)$", unit, re.M))
+    assert credentials == {
+        name: ENVIRON[name] for name in ("TASKFLOW_SASL_PASSWORD_FILE", "TASKFLOW_SSL_CAFILE")
+    }
+    for name in credentials:
+        assert found[name] == f"/run/credentials/{name}"
+
+
+def test_a_wrong_setting_is_not_tried_again_and_a_stop_has_its_time() -> None:
+    unit = units(machine())["shop-worker.service"]
+    assert "Restart=on-failure\n" in unit
+    assert "RestartPreventExitStatus=2\n" in unit
+    (stop_s,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.M)
+    assert int(stop_s) >= 2 * END_TIMEOUT_S
+    assert f"MemoryMax={memory_mib(Settings(), 1)}M\n" in unit
+
+
+def test_every_name_is_a_setting() -> None:
+    for unit in units(machine()).values():
+        names = {name.removesuffix("_FILE") for name in environment(unit)}
+        assert names - {"XDG_STATE_HOME"} <= VARIABLES.keys()
