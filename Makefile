@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-# The tests start hundreds of Python processes: each would compile all modules anew.
+# The tests start hundreds of Python processes: each would compile all modules again.
 export PYTHONDONTWRITEBYTECODE :=
 
 VENV := .venv
@@ -108,11 +108,11 @@ soak: $(STAMP) ## Kills all 500 times, breaks all for 20 minutes, runs what is t
 	$(BIN)/pytest tests/integration/test_rights.py --all-rights --timeout 1800
 	$(BIN)/pytest tests/property/test_foreign_input.py --foreign-records $(FOREIGN_RECORDS) --timeout 7200
 
-schemas: $(STAMP) ## Writes schemas/json and asyncapi.yaml anew from the models
+schemas: $(STAMP) ## Generates schemas/json and asyncapi.yaml from the models
 	$(BIN)/python -m processor.contract.publication.generate
 
 # uv resolves for every platform at once, which pip cannot; it is needed for nothing else.
-lock: $(STAMP) ## Resolves requirements.lock anew (make lock UPGRADE=--upgrade for newer versions)
+lock: $(STAMP) ## Resolves requirements.lock again (make lock UPGRADE=--upgrade for newer versions)
 	@$(BIN)/python -m venv $(VENV)/uv && $(VENV)/uv/bin/pip install --quiet uv
 	@$(VENV)/uv/bin/uv pip compile pyproject.toml $(UPGRADE) --quiet --universal --python-version 3.11 \
 	  --all-extras --generate-hashes --no-emit-index-url --no-emit-find-links \

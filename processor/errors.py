@@ -75,7 +75,7 @@ class CursorMissing(TaskflowError):
 
 
 class HistoryLost(TaskflowError):
-    """The topics no longer hold what the partition needs next; somebody must say what is lost."""
+    """The topics no longer hold what the partition needs next; an operator has to decide."""
 
 
 class WrittenByNewer(TaskflowError):
@@ -83,7 +83,7 @@ class WrittenByNewer(TaskflowError):
 
 
 class TableDistrusted(TaskflowError):
-    """The local table contradicts what was decided, or another hand wrote to it; it is filled
-    anew from the topics."""
+    """The local table contradicts what was decided, or another hand wrote to it; it is
+    restored from the topics."""
 
     retriable = True

@@ -47,7 +47,7 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "deadletters": ("deadletters.commands", "Look at dead letters, and send them back."),
         "bulk": ("bulk.command", "Change many flows, or many managed steps, as an operator."),
         "prune": ("bulk.prune_command", "Remove flows that have ended, with their steps."),
-        "rebuild": ("rebuild.command", "Make tables anew, or repair what a partition stopped for."),
+        "rebuild": ("rebuild.command", "Rebuild tables, or repair what a partition stopped for."),
         "repartition": ("repartition.command", "Copy everything to another number of partitions."),
     },
     "Prove": {

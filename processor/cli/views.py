@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def views(
     rebuild: bool = typer.Option(
-        False, "--rebuild", help="Drop the view and project it anew from the beginning."
+        False, "--rebuild", help="Drop the view and project it again from the beginning."
     ),
     with_parent: bool = typer.Option(
         False, "--with-parent", hidden=True, help="Stop when standard input ends."

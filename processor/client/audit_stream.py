@@ -144,7 +144,7 @@ class AuditStream:
     def _take(self) -> AuditRecord | None:
         """The next record in hand; None if it is not asked for.
 
-        One that raises stays in hand, so that nobody gets past it by asking again.
+        One that raises stays the next one: asking again does not skip it.
         """
         record = self._fetched[0]
         taken = None

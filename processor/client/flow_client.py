@@ -322,7 +322,7 @@ class FlowClient:
                     for record in await self._outcomes.poll(wait_s=POLL_WAIT_S):
                         self._deliver(record)
                 except PositionLost as lost:
-                    _log.warning("outcomes were lost or made anew: %s", lost)
+                    _log.warning("outcomes were lost or recreated: %s", lost)
                     await self._outcomes.rewind(lost.positions)
         except TaskflowError as error:
             self._pending.fail(f"The outcomes can no longer be read: {error}")
@@ -335,7 +335,7 @@ class FlowClient:
         try:
             outcome = Outcome.model_validate_json(record.value or b"")
         except ValidationError:
-            # Without its fields nobody knows whose it is; that call runs into its timeout.
+            # Without its fields its call is unknown; that call runs into its timeout.
             _log.error(
                 "%s/%d holds no outcome at offset %d",
                 record.topic,

@@ -111,8 +111,8 @@ class FlowHandle:
     ) -> Outcome:
         """running → waiting, until a `resume_external` with this topic and correlation id.
 
-        `prompt`: what whoever answers needs to know; readers of the views see it. `timeout`: the
-        flow is resumed then all the same.
+        `prompt`: what the person who answers needs to know; readers of the views see it.
+        `timeout`: the flow is resumed then all the same.
         """
         wait = {"kind": "external_event", "topic": topic, "correlation_id": correlation_id}
         return await self._wait(wait, expected, prompt=prompt, timeout=timeout)

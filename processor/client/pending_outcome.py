@@ -14,7 +14,7 @@ SEEN_MAX: Final = 16
 
 
 class NoLongerRead(Exception):
-    """Nobody reads the outcomes any more; the text says why."""
+    """The outcomes are no longer read; the text says why."""
 
 
 class Pending:
@@ -105,7 +105,7 @@ class Registry:
             if not self._by_key[pending.key]:
                 del self._by_key[pending.key]
             if pending.future.done() and not pending.future.cancelled():
-                pending.future.exception()  # looked at, so that nobody complains about it
+                pending.future.exception()  # retrieved, so that asyncio does not log it
 
     def wants(self, key: bytes | None) -> bool:
         return key in self._by_key

@@ -82,7 +82,7 @@ class Connection(Protocol):
         """Return the time of day, in ms since 1970."""
 
     def monotonic(self) -> float:
-        """Return seconds of a clock that nobody sets."""
+        """Return seconds of a monotonic clock."""
 
     def producer(self) -> Producer: ...
     def reader(self, topic: str) -> Reader: ...

@@ -88,7 +88,7 @@ class StepAttempt:
         try:
             started = await self._start()
         except InvalidCommand as error:
-            # An item that no command can name is nobody's work.
+            # No command can name the step of this item: it is skipped.
             _log.error("a work item cannot be started: %s", error)
             started = None
         self._shared.done(self._received.place)

@@ -239,7 +239,7 @@ class ExtendStep(HeldStep):
 
 
 class CompleteStep(HeldStep):
-    """running → succeeded; also pending → succeeded, while nobody has started it since."""
+    """running → succeeded; also pending → succeeded, while no executor has started it since."""
 
     kind: Literal["complete_step"] = "complete_step"
     result_json: Json = None

@@ -1,4 +1,4 @@
-"""`python -m processor.embedded lock`: resolve Apache Kafka anew and write the checksum lock."""
+"""`python -m processor.embedded lock`: resolve Apache Kafka again and write the checksum lock."""
 
 import argparse
 import sys

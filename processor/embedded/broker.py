@@ -239,7 +239,7 @@ def _jvm_options(directory: Path, heap: str) -> list[str]:
 
 
 class _GivenUp(Exception):
-    """Nobody waits for the work any more."""
+    """No caller waits for the work any more."""
 
 
 async def _in_thread(work: Callable[[Progress], T], progress: Progress) -> T:
@@ -257,7 +257,7 @@ async def _in_thread(work: Callable[[Progress], T], progress: Progress) -> T:
     except asyncio.CancelledError:
         cancelled.set()
         await asyncio.wait([done])
-        done.exception()  # looked at, so that nobody complains about it
+        done.exception()  # retrieved, so that asyncio does not log it
         raise
 
 

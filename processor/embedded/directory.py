@@ -18,7 +18,7 @@ from processor.embedded.environment import java_environment, usable
 from processor.embedded.errors import BrokerDidNotStart, DataDirInUse
 from processor.runtime import private_directory
 
-# Longer than the supervisor's grace: whoever starts again right after a kill -9 need not care.
+# Longer than the supervisor's grace: a start right after a kill -9 waits long enough.
 LOCK_PATIENCE_S = 5.0
 FORMAT_TIMEOUT_S = 120.0
 
@@ -34,7 +34,7 @@ advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs=logs
 
-# There is nobody to replicate to.
+# There is no broker to replicate to.
 default.replication.factor=1
 offsets.topic.replication.factor=1
 transaction.state.log.replication.factor=1
@@ -48,7 +48,7 @@ offsets.topic.num.partitions=4
 transaction.state.log.num.partitions=4
 share.coordinator.state.topic.num.partitions=1
 
-# Nobody waits for a second member, a dead one may be noticed soon, and so may an
+# No member waits for a second one, a dead one may be noticed soon, and so may an
 # abandoned transaction (10 s between looks otherwise).
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000

@@ -31,7 +31,7 @@ class DataDirInUse(EmbeddedBrokerError):
 
 
 class PortTaken(EmbeddedBrokerError):
-    """Somebody else listens on the port; no broker was started."""
+    """Another process listens on the port; no broker was started."""
 
 
 class BrokerKeepsEnding(EmbeddedBrokerError):

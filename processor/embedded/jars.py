@@ -77,7 +77,7 @@ def ensure_jars(
             _fetch_missing(home, jars, progress, fetch)
     paths = [home / jar.filename for jar in jars]
     for jar, path in zip(jars, paths, strict=True):
-        _check(jar, path, f"Delete {path} to have it fetched anew.")
+        _check(jar, path, f"Delete {path} to have it fetched again.")
     return paths
 
 

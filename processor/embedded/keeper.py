@@ -55,7 +55,7 @@ async def keep_running(
     pause_s = PAUSE_MIN_S
     while True:
         responded_at = time.monotonic()
-        while broker.running:  # noqa: ASYNC110 (a process tells its end to whoever asks)
+        while broker.running:  # noqa: ASYNC110 (the end of a process is polled)
             await asyncio.sleep(POLL_S)
         why, last_words = f"Apache Kafka {broker.how_it_ended}", broker.last_words()
         if time.monotonic() - responded_at >= SOUND_AFTER_S:

@@ -79,7 +79,7 @@ def _context(scratch: Path, on_bytes: OnBytes) -> "MavenContext":
     return MavenContext(
         resolver=PythonResolver(progress_callback=on_file),
         repo_cache=scratch,
-        # A mirror that somebody set up for jgo is asked first; the checksums hold for it too.
+        # A mirror that was set up for jgo is asked first; the checksums hold for it too.
         remote_repos={**GlobalSettings.load().repositories, "central": MAVEN_CENTRAL_URL},
         timeout=TIMEOUT_S,
     )

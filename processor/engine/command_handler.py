@@ -254,7 +254,7 @@ class CommandHandler:
             self._forget_flow(flow_id, entry, headers)
 
     def _forget_flow(self, flow_id: str, entry: _Entry, headers: Headers) -> None:
-        """What a prune takes along: the row, the steps, and the chain, which starts anew."""
+        """What a prune takes along: the row, the steps, and the chain, which restarts."""
         if entry.base is not None:
             self.batch.changes.deleted.append(entry.base)
             self.batch.waits.append((entry.base, None))

@@ -1,7 +1,7 @@
 """Select the flows or steps of a bulk order, and compute the digest of what was shown.
 
 An order names each flow at the revision at which it was seen, so that none is changed behind the
-back of whoever looked. A step has no revision: its status decides.
+back of the operator who looked. A step has no revision: its status decides.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

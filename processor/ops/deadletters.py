@@ -80,7 +80,7 @@ class RedriveRecord(NamedTuple):
 
 
 def dead_letter_of(record: Record) -> DeadLetterRecord:
-    """Read a record of the dead letters' topic, whoever wrote it."""
+    """Read a record of the dead letters' topic, from any producer."""
     headers, facts = split_dead_letter(record.headers)
     return DeadLetterRecord(
         Spot(record.partition, record.offset),

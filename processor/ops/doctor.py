@@ -1,6 +1,6 @@
 """Judge what `taskflow doctor` found: each finding is good, a warning or bad, with what to do.
 
-Facts in, findings out: whoever asks has been to the broker and to the disk already.
+Facts in, findings out: the caller has read the broker and the disk already.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,7 +61,7 @@ class Mismatched(NamedTuple):
 class Undecided(NamedTuple):
     """What a partition has still to decide: offsets behind its cursor, and the append time (ms) of
     the first record among them, None if there are only transaction markers. `hidden`: offsets that
-    lie behind an open transaction, which nobody can tell anything of."""
+    lie behind an open transaction, of which nothing is known."""
 
     partition: int
     offsets: int
@@ -266,7 +266,7 @@ def tables(
 
 
 def _table(one: TableSeen, partitions: int | None) -> Finding:
-    again = f"`taskflow rebuild --partition {one.partition}` makes it anew (stop its worker)."
+    again = f"`taskflow rebuild --partition {one.partition}` rebuilds it (stop its worker)."
     name = f"{one.path}"
     if one.problem is not None:
         return Finding("tables", Level.BAD, f"{name}: {one.problem}", again)
@@ -283,7 +283,7 @@ def _table(one: TableSeen, partitions: int | None) -> Finding:
             *("tables", Level.WARNING),
             f"{name} is {-one.behind} offsets ahead of the audit topic: it is of other topics, or "
             "the broker lost what it had acknowledged",
-            "Its next owner fills it anew by itself; look at `taskflow verify` then.",
+            "Its next owner restores it by itself; look at `taskflow verify` then.",
         )
     # Behind the last record stands the marker of its transaction, which no table sees.
     level = "level with the audit topic" if one.behind <= 1 else f"{one.behind:,} offsets behind"

@@ -8,7 +8,7 @@ A batch lives in five steps. After a crash, the next take-over goes on from the 
    where they arrive.
 3. Transaction: write events, outcomes, state, dead letters and the cursor to Kafka, all or nothing.
    A crash before its end leaves an open transaction, which the next owner's fencing aborts: the
-   batch is decided anew. What a crash during its end leaves, the topics tell.
+   batch is decided again. What a crash during its end leaves, the topics tell.
 4. Table: write the changes to the table. A crash before this leaves a table that is behind the
    topics, which the take-over brings up to date.
 5. Memory: show the batch to cache, timers and metrics. A crash before this loses nothing that is
@@ -252,7 +252,7 @@ class BatchProcessor:
         finally:
             undisturbed = await untouched
         if not undisturbed:
-            raise TableDistrusted("another hand wrote to the table; it is filled anew")
+            raise TableDistrusted("another hand wrote to the table; it is restored")
         if batch.forwards:
             with self._waiting("broker"):
                 refused = await self.ports.forwarder.forward(batch.forwards)

@@ -137,5 +137,5 @@ def _check_live(memory: LoadedState, flow_ids: Iterable[str]) -> None:
         if (there := len(memory.live.get(flow_id, ()))) != expected:
             raise TableDistrusted(
                 f"the table has {there} live steps of flow {flow_id}, which has {expected}; it is "
-                "filled anew"
+                "restored"
             )

@@ -33,7 +33,7 @@ log = structlog.get_logger()
 LOOK_EVERY_S: Final = 1.0
 """How old a follower's table is at most, where the worker has time for it."""
 SETTLE_TIMEOUT_S: Final = 10.0
-"""How long a table that is to be filled may wait for somebody's open transaction; meanwhile the
+"""How long a table that is to be filled may wait for a foreign open transaction; meanwhile the
 other partitions are not followed."""
 FORGET_EVERY_S: Final = 60.0
 BACKOFF_MIN_S: Final = 0.5
@@ -130,7 +130,7 @@ class StandbyReplica:
         if checkpoint is not None and (seen is None or _shrunk(seen, offset_ranges)):
             why = await contradiction(self.place, table, self._history, checkpoint, offset_ranges)
             if why is not None:
-                self._log.info("the standby's table is filled anew", reason=why)
+                self._log.info("the standby's table is restored", reason=why)
                 checkpoint = None
         if checkpoint is None:
             checkpoint = await self._restore(table)
@@ -163,7 +163,7 @@ class StandbyReplica:
         return checkpoint
 
     async def _ask_what_to_forget(self, checkpoint: Checkpoint) -> None:
-        """Answers that nobody can ask for any more go as they do at the owner's, or the ledger
+        """Outcomes outside of the dedupe window go as they do at the owner's, or the ledger
         would grow for as long as we follow."""
         if self._monotonic() - self._forget_asked_at >= FORGET_EVERY_S:
             self._forget_before_ms = await asked_for_since_ms(
@@ -173,7 +173,7 @@ class StandbyReplica:
 
 
 def _shrunk(seen: OffsetRanges, offset_ranges: OffsetRanges) -> bool:
-    """Whether a topic has lost something at either end, as one that was made anew."""
+    """Whether a topic has lost something at either end, as one that was recreated."""
     return any(
         offset_ranges[name].end < old.end or offset_ranges[name].start != old.start
         for name, old in seen.items()

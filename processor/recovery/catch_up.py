@@ -58,8 +58,8 @@ class CatchUp:
                         raise
                     except Exception as error:
                         raise TableDistrusted(
-                            f"the table cannot be rolled forward by the event at offset "
-                            f"{record.offset} of {audit} ({error}); it is filled anew"
+                            f"the table cannot be caught up with the event at offset "
+                            f"{record.offset} of {audit} ({error}); it is restored"
                         ) from error
                 row_number = fold.next_row_number
                 after = checkpoint._replace(position=position, audit=record.offset + 1)

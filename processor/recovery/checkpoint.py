@@ -89,7 +89,7 @@ async def stand(
         if last_event is not None or last_outcome is not None:
             raise CursorMissing(
                 f"{topics.state} partition {place.partition} holds no cursor although commands "
-                f"were decided: the topic was truncated or made anew. {_restores(place)}"
+                f"were decided: the topic was truncated or recreated. {_restores(place)}"
             )
         cursor = NewestCursor(await _beginning(place, history), first_event_id(place.partition))
     follows = first_event_id(place.partition)
@@ -101,7 +101,7 @@ async def stand(
 
 def _restores(place: PartitionConfig) -> str:
     how = repair("--restore-state", place.partition)
-    return f"{how} writes it anew from audit and outcomes."
+    return f"{how} rewrites it from audit and outcomes."
 
 
 def check_cursor(place: PartitionConfig, cursor: Position, follows: int) -> None:
@@ -115,7 +115,7 @@ def check_cursor(place: PartitionConfig, cursor: Position, follows: int) -> None
     if cursor.next_event_id > follows:
         raise HistoryLost(
             f"the cursor of partition {place.partition} names {cursor.next_event_id} as the next "
-            f"event, but the audit topic ends before {follows}: it was truncated or made anew. "
+            f"event, but the audit topic ends before {follows}: it was truncated or recreated. "
             "Nothing else holds those events: put the topic back from a copy, or begin with topics "
             "of another TASKFLOW_TOPIC_PREFIX."
         )
@@ -140,7 +140,7 @@ async def newest_cursor(
 
 
 async def _beginning(place: PartitionConfig, history: LogReader) -> Position:
-    """Where a partition starts that nobody has ever decided a command of."""
+    """Where a partition starts of which no command was ever decided."""
     commands = await history.offset_range(place.topics.commands)
     control = await history.offset_range(place.topics.control)
     return Position(commands.start, control.start, first_event_id(place.partition))
@@ -178,7 +178,7 @@ async def losses(
         elif offset_range.end < offset:
             sentence = (
                 f"{name} ends at offset {offset_range.end}, but {offset} is next: the topic was "
-                "truncated or made anew"
+                "truncated or recreated"
             )
         elif (
             decided is not None
@@ -187,7 +187,7 @@ async def losses(
         ):
             sentence = (
                 f"{name} holds another record at offset {decided[0]} than the one that was "
-                f"decided there, and {offset} is next: the topic was made anew"
+                f"decided there, and {offset} is next: the topic was recreated"
             )
         else:
             continue

@@ -22,7 +22,7 @@ AT_REST_TRIES: Final = 3
 
 
 class MovedOn(TaskflowError):
-    """Somebody wrote to the partition between the look and the deed; nothing was changed."""
+    """The partition was written to between the check and the change; nothing was changed."""
 
     retriable = True
 

@@ -21,12 +21,12 @@ async def end_left_open(
     place: PartitionConfig, history: LogReader, writer: TransactionalProducer, hidden: Sequence[str]
 ) -> None:
     """Abort what is open under our own transactional id; `writer` has fenced. `hidden`: topics
-    whose newest records are hidden by a transaction, whoever's it is.
+    whose newest records are hidden by a transaction of any producer.
 
     Each of our transactions writes to `state`. One that is open there and visible nowhere may be
-    aborted, whatever its coordinator had decided: nobody has seen of it, a table that has is
-    filled anew, and its commands are decided again. Of one that is committed on some topics and
-    open on others, an abort would leave half: it is left to whoever can tell.
+    aborted, whatever its coordinator had decided: no reader has seen of it, a table that has is
+    restored, and its commands are decided again. Of one that is committed on some topics and
+    open on others, an abort would leave half: it is left to an operator.
     """
     if place.topics.state in hidden and await whole(place, history):
         log.warning(

@@ -1,4 +1,4 @@
-"""Build a table anew beside the live one, and compare the two.
+"""Rebuild a table beside the live one, and compare the two.
 
 A table that is made while a worker elsewhere goes on writing is behind, which the next takeover
 mends.
@@ -30,7 +30,7 @@ from processor.recovery.restore import Restore
 async def rebuild(
     place: PartitionConfig, table: Table, view: ConsistentCut, *, from_audit: bool
 ) -> Checkpoint:
-    """Fill `table` anew. Raises CursorMissing, HistoryLost or WrittenByNewer."""
+    """Restore `table`. Raises CursorMissing, HistoryLost or WrittenByNewer."""
     standing = await standing_of(place, view)
     if from_audit:
         return await fold_audit(place, table, view, view.offset_ranges, standing)
@@ -50,7 +50,7 @@ async def fold_audit(
     offset_ranges: OffsetRanges,
     standing: PartitionCheckpoint,
 ) -> Checkpoint:
-    """Fill the table anew: flows and steps by folding `audit` from its first event on, each
+    """Restore the table: flows and steps by folding `audit` from its first event on, each
     flow's chain verified; ledger entries from `outcomes`.
 
     Raises HistoryLost if `audit` does not hold all that ever happened, as it was written.

@@ -68,7 +68,7 @@ async def _goes_on(place: PartitionConfig, view: ConsistentCut, loss: Loss) -> i
     """The first offset that was never decided.
 
     Where the topic ends too early: behind all that is no newer than its last decided record. Of a
-    topic that was cut, all that is left was decided; of one that was made anew, nothing was.
+    topic that was cut, all that is left was decided; of one that was recreated, nothing was.
     """
     if loss.offset_range.start > loss.next:
         return loss.offset_range.start
@@ -93,7 +93,7 @@ async def skip(
     agreed: Skip,
 ) -> None:
     """Write the cursor that was agreed on. Raises MovedOn if it is not what would be planned now,
-    once nobody else can write."""
+    once no other producer can write."""
 
     async def needed() -> bool:
         now = await plan_skip(place, history)
@@ -152,7 +152,7 @@ class _Pen:
             writer.discard()
 
 
-# Writing `state` anew
+# Writing `state` again
 
 
 class Restoration(NamedTuple):

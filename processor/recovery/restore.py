@@ -44,8 +44,8 @@ log = structlog.get_logger()
 class RestoreMethod(StrEnum):
     """What a recovery had to do to the table."""
 
-    WARM = "rolled forward"
-    RESTORED = "filled anew"
+    WARM = "caught up"
+    RESTORED = "restored"
 
 
 class Restore:
@@ -95,7 +95,7 @@ class Restore:
                 place, self._table, history, checkpoint, offset_ranges, cursor and cursor.position
             )
         ):
-            self._log.warning("the table is filled anew", reason=why)
+            self._log.warning("the table is restored", reason=why)
             checkpoint = None
         if checkpoint is None or cursor is None:
             self.how = RestoreMethod.RESTORED
@@ -123,13 +123,13 @@ class Restore:
 
     async def _look_for_lost_state(self, state: OffsetRange) -> None:
         """Each flow was written to `state` at least once. An owner that writes while the topic is
-        made anew does not notice, and whoever filled a table from it would miss flows."""
+        recreated does not notice, and a table restored from it would miss flows."""
         flows = await self._table.count_flows()
         if flows > state.end:
             raise HistoryLost(
                 f"{self._topics.state} partition {self._place.partition} ends at offset "
                 f"{state.end}, but the table has {flows} flows: the topic was truncated or made "
-                f"anew. {self._repair('--restore-state')} writes it anew from audit and outcomes."
+                f"again. {self._repair('--restore-state')} rewrites it from audit and outcomes."
             )
 
     # Rolling forward
@@ -140,7 +140,7 @@ class Restore:
         checkpoint = await self._forward.advance(checkpoint, offset_ranges)
         check_cursor(self._place, cursor, checkpoint.position.next_event_id)
         if checkpoint.position != cursor:
-            # The cursor steps over markers, and over what somebody accepted as lost.
+            # The cursor steps over markers, and over what an operator accepted as lost.
             after = checkpoint._replace(position=cursor)
             await self._table.write(Changes(), before=checkpoint, after=after)
             checkpoint = after
@@ -151,7 +151,7 @@ class Restore:
     async def from_state(
         self, offset_ranges: OffsetRanges, standing: PartitionCheckpoint
     ) -> Checkpoint:
-        """Fill the table anew: flows and steps from `state`, answers from `outcomes`. It is worth
+        """Restore the table: flows and steps from `state`, answers from `outcomes`. It is worth
         nothing until that has come to its end: the position comes last."""
         state, outcomes = self._topics.state, self._topics.outcomes
         await self._table.begin_restore(unfinished(self._place))

@@ -33,7 +33,7 @@ WAITING: Final = b'"status":"waiting"'
 def take_snapshots(records: Sequence[Record], chunk: RestoreChunk) -> None:
     """What `records` say of flows and steps, each of them once.
 
-    A million flows are read like this, so no model is made of them: whoever loads a row makes one,
+    A million flows are read like this, so no model is made of them: the loader of a row makes one,
     and finds what is none.
     """
     for record in records:
@@ -92,7 +92,7 @@ def take_ledger_entries(records: Sequence[Record], chunk: RestoreChunk) -> None:
 
 
 def ledger_entry_of(outcome: Mapping[str, Any]) -> LedgerEntry | None:
-    """The ledger's row of an outcome; None if a resend would be decided anew."""
+    """The ledger's row of an outcome; None if a resend would be decided again."""
     if outcome["verdict"] not in (Verdict.ACCEPTED, Verdict.REJECTED) or outcome["dry_run"]:
         return None
     code = Code(outcome["code"]) if outcome["code"] else None

@@ -15,7 +15,7 @@ from processor.recovery.ledger_window import first_record
 from processor.recovery.snapshot_reader import ledger_entry_of
 
 TABLE_MAX_AGE_MS: Final = int(STATE.config["delete.retention.ms"]) // 2
-"""A table that was away for longer is filled anew: reading the present is shorter by then."""
+"""A table that was away for longer is restored: reading the present is shorter by then."""
 
 
 async def contradiction(
@@ -29,7 +29,7 @@ async def contradiction(
     """Why the table cannot be rolled forward; None if it can. Without a `cursor` it may be
     ahead of what is visible of `state`.
 
-    Its offsets may by chance lie within topics that were made anew, or another cluster's: so
+    Its offsets may by chance lie within topics that were recreated, or another cluster's: so
     what lies right before them must be what the table knows.
     """
     outcomes_topic = place.topics.outcomes
@@ -104,7 +104,7 @@ async def _knows_outcomes_before(
         if ledger_entry is not None
     }
     found = await table.ledger_entries(sorted(newest))
-    # Whoever answered without an event noted which one would have come next.
+    # An outcome without an event notes which event would have come next.
     return all(
         (row if row.event_count else row._replace(first_event_id=0)) == newest[key]
         for key, row in found.items()

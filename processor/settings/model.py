@@ -156,11 +156,11 @@ class Settings(BaseSettings):
     views_token: Annotated[
         SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
     ] = None
-    """Whoever sends it may publish commands by HTTP."""
+    """A request that carries it may publish commands by HTTP."""
     views_operator_token: Annotated[
         SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
     ] = None
-    """Whoever sends it may act by HTTP and in the page with an operator's authority."""
+    """A request that carries it acts by HTTP and in the page with an operator's authority."""
     views_read_token: Annotated[
         SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
     ] = None
@@ -225,7 +225,7 @@ class Settings(BaseSettings):
     commit_timeout_ms: Annotated[DurationMs, *between("1s", "10m")] = 10 * SECOND_MS
     """A transaction that takes longer is given up, and its partition taken over again."""
     watchdog_timeout_ms: Annotated[DurationMs, *between("1s", "1h")] = 30 * SECOND_MS
-    """A consumer that makes no progress for this long, with work there, is started anew."""
+    """A consumer that makes no progress for this long, with work there, is restarted."""
 
     # For tests only
     faults: Annotated[

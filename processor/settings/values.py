@@ -23,7 +23,7 @@ FAULT: Final = (
     r":(?P<action>kill|stop|(?<!K5:)raise|(?<=K8:)full|delay=(?P<delay>[0-9]{1,12}(?:ms|[smhd])))"
     r"(?:@(?P<nth>[1-9][0-9]{0,8}|\*))?"
 )
-"""A crash point, what happens there, and at which time; what is raised at K5 would reach nobody."""
+"""A crash point, what happens there, and at which time; an exception raised at K5 would be lost."""
 
 
 class Expected(NamedTuple):
@@ -78,7 +78,7 @@ def _address(text: str) -> Address:
 
 def as_addresses(text: str) -> str:
     if not all(_address(part).port for part in text.split(",")):
-        raise ValueError("port 0 is nobody's")
+        raise ValueError("port 0 cannot be connected to")
     return ",".join(part.strip() for part in text.split(","))
 
 

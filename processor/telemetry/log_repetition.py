@@ -26,7 +26,7 @@ class RepetitionFilter(logging.Filter):
         if record.name.partition(".")[0] not in LIBRARIES:
             return True
         if record.exc_info and (error := record.exc_info[1]) is not None:
-            # What it means to us is logged by us; a traceback of a library's insides helps nobody.
+            # What it means to us is logged by us; a traceback of a library's insides does not help.
             record.msg, record.args = f"{record.getMessage()}: {error!r}", ()
             record.exc_info = None
         key = record.name, str(record.msg)

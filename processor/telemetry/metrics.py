@@ -143,7 +143,7 @@ class Metrics(Exposed):
         ready: Callable[[], float],
         standby: Callable[[], float],
     ) -> None:
-        """Read these whenever somebody asks."""
+        """Read these at each scrape."""
         self._assigned.set_function(assigned)
         self._ready.set_function(ready)
         self._standby.set_function(standby)
@@ -168,7 +168,7 @@ class Metrics(Exposed):
         pending_records: Callable[[], float],
         pending_bytes: Callable[[], float],
     ) -> None:
-        """Read these of a partition whenever somebody asks."""
+        """Read these of a partition at each scrape."""
         label = str(partition)
         self._lag.labels(label).set_function(lag)
         self._table_bytes.labels(label).set_function(table_bytes)
@@ -179,7 +179,7 @@ class Metrics(Exposed):
     def watch_timers(
         self, partition: int, *, armed: Callable[[], float], due: Callable[[], float]
     ) -> None:
-        """Read these of a partition whenever somebody asks."""
+        """Read these of a partition at each scrape."""
         label = str(partition)
         self._armed.labels(label).set_function(armed)
         self._due.labels(label).set_function(due)
@@ -192,7 +192,7 @@ class Metrics(Exposed):
         running: Callable[[], float],
         items_waiting: Callable[[], float],
     ) -> None:
-        """Read these of a partition whenever somebody asks."""
+        """Read these of a partition at each scrape."""
         label = str(partition)
         self._steps_pending.labels(label).set_function(pending)
         self._steps_running.labels(label).set_function(running)
@@ -216,7 +216,7 @@ class Metrics(Exposed):
     def watch_standby(
         self, partition: int, *, lag: Callable[[], float], table_bytes: Callable[[], float]
     ) -> None:
-        """Read these of a partition that is followed whenever somebody asks."""
+        """Read these of a standby replica at each scrape."""
         label = str(partition)
         self._standby_lag.labels(label).set_function(lag)
         self._standby_bytes.labels(label).set_function(table_bytes)

@@ -30,8 +30,8 @@ class StepMetrics:
         self._tasks: set[str] = set()
         self._events = exposed.counter(
             "taskflow_step_events",
-            "Events of managed steps, by task and event; `reoffered` is a step that nobody had "
-            "started since it was offered before",
+            "Events of managed steps, by task and event; `reoffered` is a step that no executor "
+            "had started since it was offered before",
             "task",
             "event",
         )

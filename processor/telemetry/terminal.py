@@ -1,6 +1,6 @@
 """Escape control and bidirectional characters, so that a terminal shows text and does not obey it.
 
-Whoever sends commands chooses goals, keys and headers. On a terminal their control characters
+The senders of commands choose goals, keys and headers. On a terminal their control characters
 would move the cursor or set the title, and their formatting characters reorder or hide what stands
 beside them, so both are written out. In a pipe or a file they stay as they are.
 """

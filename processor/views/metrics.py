@@ -61,7 +61,7 @@ class ViewMetrics(Exposed):
         )
 
     def show(self, *, partitions: Callable[[], float], broken: Callable[[], float]) -> None:
-        """Read these whenever somebody asks."""
+        """Read these at each scrape."""
         self._partitions.set_function(partitions)
         self._broken.set_function(broken)
 

@@ -86,7 +86,7 @@ def merged_report(reports: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]
 
 def merged_metrics(texts: Mapping[int, str]) -> bytes:
     """The metrics of several processes, each sample with the label `process`. They are not summed:
-    a counter that begins anew with its process would seem to go back."""
+    a counter that starts over with its process would seem to go back."""
     families: dict[str, Metric] = {}
     for index, text in texts.items():
         for family in text_string_to_metric_families(text):

@@ -67,7 +67,7 @@ class _Stall:
 
 
 class Worker:
-    """Runs until `stop` is set; whatever fails is begun anew.
+    """Runs until `stop` is set; whatever fails is started again.
 
     `new_processor` makes the processor of a partition. Without progress for `watchdog_timeout_s`
     although there is work, the consumer is replaced. `new_standby` makes the standby replica of a
@@ -150,7 +150,7 @@ class Worker:
     # Its life
 
     def renew(self) -> None:
-        """Begin anew what does not run, instead of when its back-off ends: what it waited for is
+        """Start again what does not run, instead of when its back-off ends: what it waited for is
         there."""
         if self._member is not None and not (self.ready and self._processors):
             self._member.failed.set()
@@ -174,7 +174,7 @@ class Worker:
                 await member.start()
                 await self._until_stopped_or_stalled(member, stop)
             except Exception as error:
-                log.error("the consumer failed and is started anew", error=repr(error))
+                log.error("the consumer failed and is restarted", error=repr(error))
             finally:
                 self._joined.clear()
                 await self._leave(member)
@@ -209,8 +209,8 @@ class Worker:
     async def _until_stopped_or_stalled(self, member: Member, stop: asyncio.Event) -> None:
         ends = {
             asyncio.create_task(stop.wait()): "",
-            asyncio.create_task(member.failed.wait()): "the consumer failed and is started anew",
-            asyncio.create_task(self._stalled(member)): "the consumer is stuck and is started anew",
+            asyncio.create_task(member.failed.wait()): "the consumer failed and is restarted",
+            asyncio.create_task(self._stalled(member)): "the consumer is stuck and is restarted",
         }
         try:
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -223,7 +223,7 @@ class Worker:
 
     async def _stalled(self, member: Member) -> None:
         """Return once a running partition holds work that has not moved for the watchdog's time,
-        or nobody has answered for so long.
+        or no broker has answered for so long.
 
         The broker is asked: a consumer that no longer fetches does not know what it misses.
         """
@@ -312,8 +312,8 @@ class Worker:
     # Partitions of others
 
     def _stand_by(self, partition: int) -> None:
-        """Follow the partition, unless somebody in this worker has it. Not before the group has
-        spoken: what it gives us is filled by its owner."""
+        """Follow the partition, unless a part of this worker has it. Not before the group has
+        spoken: what it gives us is restored by its owner."""
         if (
             self._new_standby is None
             or not self._joined.is_set()
@@ -325,7 +325,7 @@ class Worker:
         self._standbys[partition] = _StandbyTask(standby, task)
 
     def _stop_standby(self, partition: int) -> None:
-        """Whoever takes the partition waits until its table is closed."""
+        """The next owner of the partition waits until its table is closed."""
         following = self._standbys.pop(partition, None)
         if following is not None:
             task = asyncio.create_task(_cancelled(following.task), name=f"leaving-{partition}")

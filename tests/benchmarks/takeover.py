@@ -246,7 +246,7 @@ async def killed(settings: Settings, victim: Worker, survivor: Worker) -> list[T
     if victim is survivor:
         await victim.start()
     taken = await survivor.until_printed(TAKEN_OVER, len(mine), since=kill_at)
-    assert {line["table"] for line in taken} == {"rolled forward"}, taken
+    assert {line["table"] for line in taken} == {"caught up"}, taken
     assigned = at(survivor.lines(ASSIGNED, since=kill_at)[0])
     await asyncio.sleep(1.0)
     outcomes = await outcomes_since(settings, assigned)

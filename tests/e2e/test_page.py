@@ -235,9 +235,6 @@ async def test_every_page_fits_and_can_be_read(
             assert await seen.page.evaluate(CONTRAST) == [], name
 
 
-LENGTHS = "all => all.map(one => one.textContent.length)"
-
-
 async def test_what_somebody_wrote_is_harmless(
     browser: Browser, views: ShownViews, tmp_path: Path
 ) -> None:

@@ -51,8 +51,8 @@ async def test_who_follows_takes_over_with_a_warm_table(
             since = lines(other)[before:]
             taken = [line for line in since if line["message"] == TAKEN_OVER]
             assert len(taken) == PARTITIONS // 2
-            assert {line["table"] for line in taken} == {"rolled forward"}
-            assert not [line for line in since if "filled" in str(line["message"])]
+            assert {line["table"] for line in taken} == {"caught up"}
+            assert not [line for line in since if "restored" in str(line["message"])]
             # It comes back, and gets back its share; the other goes on following it.
             followed = other.output().count(FOLLOWS)
             await victim.start()

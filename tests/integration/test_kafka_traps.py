@@ -115,7 +115,7 @@ def test_what_the_writer_counts_is_where_it_was_in_this_version_of_aiokafka() ->
     assert version("aiokafka") == "0.14.0"
     assert inspect.iscoroutinefunction(Sender._do_txn_commit)
     assert list(inspect.signature(Sender._do_txn_commit).parameters) == ["self", "commit_result"]
-    # It is looked up anew for each commit, so that a counted one is met.
+    # It is looked up again for each commit, so that a counted one is met.
     assert "self._do_txn_commit(" in inspect.getsource(Sender._maybe_do_transactional_request)
 
 

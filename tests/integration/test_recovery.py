@@ -1,4 +1,4 @@
-"""What is missing on a real Kafka: topics cut and made anew, offsets and ids deleted, partitions
+"""What is missing on a real Kafka: topics cut and recreated, offsets and ids deleted, partitions
 added; and `taskflow rebuild`, as an operator uses it."""
 
 import asyncio
@@ -171,7 +171,7 @@ async def test_tables_made_anew_from_state_and_from_audit_are_the_live_ones(
     code, _, err = await cluster.taskflow("rebuild", "--check")
     assert code == 1
     assert "updated_at is x, rebuilt 20" in err
-    assert "`taskflow rebuild --partition 0` makes it anew" in err
+    assert "`taskflow rebuild --partition 0` rebuilds it" in err
 
     code, _, err = await cluster.taskflow("rebuild", "--partition", "0")
     assert (code, "take --yes" in err) == (2, True)
@@ -213,7 +213,7 @@ async def test_a_topic_of_commands_that_was_made_anew(cluster: Cluster, new: int
     await cluster.make_anew(cluster.topics.commands)
     await cluster.send(*(create(10 + n) for n in range(new)))
 
-    async with cluster.blocked_worker("made anew. `taskflow rebuild --skip-lost --partition 0`"):
+    async with cluster.blocked_worker("recreated. `taskflow rebuild --skip-lost --partition 0`"):
         code, _, err = await cluster.taskflow("rebuild", "--skip-lost", "--yes")
         assert code == 0, err
         await cluster.decided(2 + new)

@@ -73,7 +73,7 @@ async def test_a_topic_that_was_made_anew_is_named_with_its_repair(cluster: Clus
         await cluster.taskflow("topics", "create")
 
         def lost(state: dict[str, Any]) -> bool:
-            return "made anew" in str(state["partitions"].get("0", {}).get("error"))
+            return "recreated" in str(state["partitions"].get("0", {}).get("error"))
 
         state = await until_reported(cluster, lost, within_s=patience(10))
         assert not state["ready"]

@@ -74,7 +74,7 @@ class FlowHistory:
 
     @property
     def totals(self) -> StepTotals:
-        """The steps, counted anew."""
+        """The steps, counted again."""
         totals = NO_TOTALS
         for step in self.steps.values():
             totals = totals.after(None, step)

@@ -1,6 +1,6 @@
 """The program in processes that are forked from one that has imported everything.
 
-A process that starts anew takes half a second for its imports; this one takes none, and may have
+A process that restarts takes half a second for its imports; this one takes none, and may have
 its standard streams closed, full or broken like any other.
 
     python forked_program.py < calls > results

@@ -21,7 +21,7 @@ _KNOCK_S = 3.0
 
 
 class _Hidden(str):
-    """A secret that aiokafka can use and nobody sees in a repr."""
+    """A secret that aiokafka can use and no repr shows."""
 
     __slots__ = ()
 

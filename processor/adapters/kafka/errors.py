@@ -70,8 +70,8 @@ class AccessDenied(BrokerUnreachable):
 
 
 class NotAuthorized(AccessDenied):
-    """An ACL is missing; `missing` are the rights that it must give. Nothing was lost: whoever asks
-    again once it is there goes on."""
+    """An ACL is missing; `missing` are the rights that it must give. Nothing was lost: once it is
+    there, a caller that asks again goes on."""
 
     def __init__(
         self, who: str, where: str, missing: Sequence[Right], role: Role | None = None
@@ -146,7 +146,9 @@ def explain(
                 "TASKFLOW_SECURITY_PROTOCOL and TASKFLOW_SSL_CAFILE."
             )
         if isinstance(cause, TokenUnavailable):
-            return AccessDenied(f"{cause.args[0]}; without one Kafka at {where} lets nobody in.")
+            return AccessDenied(
+                f"{cause.args[0]}; Kafka at {where} refuses a connection without one."
+            )
         if isinstance(cause, _NO_ENTRY):
             return AccessDenied(_no_entry(cause, settings, where))
         if isinstance(cause, _FORBIDDEN):

@@ -77,7 +77,7 @@ def prepare(db: sqlite3.Connection, unfinished: Checkpoint) -> None:
         db.execute(f"DROP INDEX IF EXISTS {name}")
     _store(db, unfinished)
     db.commit()
-    if _is_durable(db):  # else somebody reads what was there before, and each step is made so
+    if _is_durable(db):  # else a reader has the old rows, and each step is made so
         db.execute("PRAGMA synchronous = OFF")
     db.execute("PRAGMA temp_store = FILE")  # an index may be sorted that memory does not hold
 
@@ -188,7 +188,7 @@ def _make_durable(db: sqlite3.Connection) -> None:
         db.execute("UPDATE stored SET as_of_ms = as_of_ms")
         if _is_durable(db):
             return
-    raise sqlite3.OperationalError("somebody reads the table for so long that it cannot be filled")
+    raise sqlite3.OperationalError("a reader holds the table for too long: it cannot be restored")
 
 
 def _is_durable(db: sqlite3.Connection) -> bool:

@@ -48,7 +48,7 @@ async def open_table(
 ) -> AsyncIterator[FlowTable]:
     """The table at `path`, made if missing; closed, and removed if doubted, in the end.
 
-    A file that is damaged, of another format or of another partition is removed and made anew,
+    A file that is damaged, of another format or of another partition is removed and recreated,
     empty: it is a cache of Kafka. A large one is checked while it is used, so that opening takes
     no longer for a million flows than for one. Raises TableFailed if SQLite cannot use the path.
     """
@@ -75,7 +75,7 @@ async def open_table(
     finally:
         await table.close()
         if table.doubted:
-            discard(path, why="it was damaged or written by somebody else")
+            discard(path, why="it was damaged or written by another process")
 
 
 def discard(path: Path, *, why: str) -> None:
@@ -85,7 +85,7 @@ def discard(path: Path, *, why: str) -> None:
 
 
 def copy(path: Path, to: Path) -> None:
-    """Copy a table that nobody has open, with the log that a killed worker left. Raises TableFailed
+    """Copy a table that is not open, with the log that a killed worker left. Raises TableFailed
     if it cannot be read or written."""
     remove(to)
     try:
@@ -97,8 +97,8 @@ def copy(path: Path, to: Path) -> None:
 
 
 def put_in_place(built: Path, path: Path) -> None:
-    """Make a table that nobody has open the one at `path`. A crash in between leaves none there,
-    and it is filled anew."""
+    """Move a table that is not open to `path`. A crash in between leaves none there,
+    and it is restored."""
     remove(path)
     built.replace(path)
 

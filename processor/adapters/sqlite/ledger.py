@@ -80,7 +80,7 @@ class Generation:
 class Ledger:
     """What is known of a table's ledger without asking it: its generations and the next row.
 
-    It runs ahead of the table while a batch is written: after a write that failed, load it anew.
+    It runs ahead of the table while a batch is written: after a write that failed, load it again.
     """
 
     def __init__(self, generations: list[Generation], next_row: int, forgotten_to: int = 0) -> None:

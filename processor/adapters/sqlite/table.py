@@ -176,7 +176,7 @@ class FlowTable:
         )
 
     async def untouched(self) -> bool:
-        """Whether nobody else has committed to the file since it was opened or cleared.
+        """Whether no other connection has committed to the file since it was opened or cleared.
 
         SQLite's `data_version` changes by other connections' commits only; a foreign
         `wal_checkpoint(TRUNCATE)` counts too. Once False, it stays False until `clear`.
@@ -200,7 +200,7 @@ class FlowTable:
         `before` is the checkpoint now (None: an empty table), `after` the next one. Raises
         TableConflict, with nothing written, unless it is, unless each updated or deleted flow is
         at the revision and event that it was decided on, unless each inserted one is new, or if
-        somebody else has written to the file.
+        another connection has written to the file.
 
         A caller that is cancelled leaves the write running; the next call waits for it.
         """
@@ -219,7 +219,7 @@ class FlowTable:
         """Remove all rows and trust the file again, to be filled; it stands at `unfinished`.
 
         Until `end_restore` it has no index, and what is committed may be lost with the power. What
-        fails on the way, or is cut short, leaves a table to be filled anew.
+        fails on the way, or is cut short, leaves a table to be restored.
         """
         await self._unless_cancelled(self._begin_restore, unfinished)
 
@@ -268,7 +268,7 @@ class FlowTable:
                     self._do(connection, deed)
                 connection.commit()
             except BaseException:
-                # Nobody else can have committed since the position was compared, but SQLite
+                # No one else can have committed since the position was compared, but SQLite
                 # drops its pages when a write fails, and then counts the rows it reads as news.
                 with suppress(sqlite3.Error):
                     connection.rollback()
@@ -289,7 +289,7 @@ class FlowTable:
         was = () if before is None else records.checkpoint_values(before)
         sql = statements.STORE_FIRST if before is None else statements.STORE_NEXT
         parameters = (*records.checkpoint_values(after), self._data_version, *was)
-        return Deed(sql, parameters, 1, "it was written by somebody else")
+        return Deed(sql, parameters, 1, "it was written by another process")
 
     async def _clear(self) -> None:
         await self._connection.execute("BEGIN IMMEDIATE")
@@ -319,7 +319,7 @@ class FlowTable:
     async def _unless_cancelled(
         self, work: Callable[[sqlite3.Connection, A], None], what: A
     ) -> None:
-        """A step of a filling: where nobody waits for it any more, it is worth nothing."""
+        """Do a step of a restore. Its result is dropped once the caller has stopped waiting."""
         try:
             await self._undisturbed(lambda: run_in_thread(self._connection, work, what))
         except asyncio.CancelledError:
@@ -336,7 +336,7 @@ class FlowTable:
     def _finished(self, work: asyncio.Task[None]) -> None:
         self._lock.release()
         if not work.cancelled():
-            work.exception()  # whoever was cancelled meanwhile does not ask for it
+            work.exception()  # retrieved: a caller that was cancelled does not ask for it
 
     async def _transaction(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         with self._as_table_errors():

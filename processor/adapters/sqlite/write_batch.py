@@ -57,7 +57,7 @@ class WriteBatch:
             self.forget_before_ms = changes.forget_before_ms
 
     def deeds(self, ledger: Ledger) -> Iterator[Deed]:
-        """What was asked for, as statements. `ledger` goes ahead: after a failure load it anew."""
+        """What was asked for, as statements. `ledger` goes ahead: after a failure load it again."""
         yield from _each(statements.DELETE_FLOWS, self._deleted, "a flow to delete has changed")
         yield from _each(statements.DELETE_STEPS, self._without_steps)
         yield from _each(statements.UPDATE_FLOWS, self._updated, "a flow to update has changed")

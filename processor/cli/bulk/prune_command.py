@@ -28,7 +28,7 @@ def prune(
 
     Flows are found as by `flow list`. Each gets a `prune` on the control topic, as
     `operator:{login}` and at the revision at which it was seen, which needs a running worker: a
-    flow that was pruned and created anew since is left as it is, and listed. Prints the number of
+    flow that was pruned and created again since is left as it is, and listed. Prints the number of
     flows for each verdict and code. A flow that is gone already (`not_found`) is done; exit code 1
     after any other refusal. It asks before; in a pipe it takes --yes. If it is interrupted, running
     it again goes on with the flows that are left.

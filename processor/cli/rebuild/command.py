@@ -1,4 +1,4 @@
-"""`taskflow rebuild`: make tables anew or compare them; repair what a partition stopped for.
+"""`taskflow rebuild`: rebuild tables or compare them; repair what a partition stopped for.
 
 What the command needs is imported when it runs.
 """
@@ -28,18 +28,18 @@ def rebuild(
         False, "--skip-lost", help="Go on behind commands that commands or control lost."
     ),
     restore_state: bool = typer.Option(
-        False, "--restore-state", help="Write the state topic anew from audit and outcomes."
+        False, "--restore-state", help="Write the state topic again from audit and outcomes."
     ),
     dry_run: bool = DRY_RUN,
     yes: bool = YES,
     json: bool = typer.Option(False, "--json", help="JSON lines also on a terminal."),
 ) -> None:
-    """Make tables anew, or repair what a partition stopped for.
+    """Rebuild tables, or repair what a partition stopped for.
 
     Tables are caches: flows and steps come from `state`, or are folded from `audit`; answers come
     from `outcomes`, the position from `state`. It needs the worker of TASKFLOW_STATE_DIR stopped;
     others may go on. A table is replaced once the new one is whole. With --check nothing is
-    replaced: each table is compared, row by row, with one made anew; exit code 1 and the first
+    replaced: each table is compared, row by row, with a rebuilt one; exit code 1 and the first
     difference if they differ.
 
     --skip-lost and --restore-state write to `state`, as the partition's owner. They are what a

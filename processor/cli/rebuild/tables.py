@@ -1,4 +1,4 @@
-"""`taskflow rebuild` of tables: make them anew, or compare them."""
+"""`taskflow rebuild` of tables: rebuild them, or compare them."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ from processor.engine.batch import PartitionConfig
 from processor.errors import TableDistrusted
 from processor.recovery.consistent_cut import ConsistentCut, consistent_cut, standing_of
 from processor.recovery.rebuild import TableRows, catch_up, first_difference
-from processor.recovery.rebuild import rebuild as make_anew
+from processor.recovery.rebuild import rebuild as rebuild_table
 from processor.runtime import private_directory
 from processor.settings import Settings
 
@@ -46,7 +46,7 @@ class TableSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RebuiltTable:
-    """A table that was made anew; `difference` is the first one from the live table."""
+    """A rebuilt table; `difference` is the first one from the live table."""
 
     partition: int
     source: str
@@ -67,7 +67,7 @@ def rebuild_tables(
     show: ProgressDisplay,
     ask: Confirmation,
 ) -> None:
-    """Make tables anew, or with `check` compare them with ones that were. Raises Refused."""
+    """Rebuild tables, or with `check` compare them with ones that were. Raises Refused."""
     there = queries.tables(settings.state_dir, settings.topic_prefix)
     partitions = partitions or [p for p in there if p < settings.partitions]
     if not partitions:
@@ -77,10 +77,10 @@ def rebuild_tables(
         raise Refused(f"There is no table of partition {missing[0]} in {settings.state_dir}.")
     if not check:
         say(
-            f"{_tables_of(partitions)} in {settings.state_dir} would be made anew from {source} "
+            f"{_tables_of(partitions)} in {settings.state_dir} would be rebuilt from {source} "
             "and outcomes; each is replaced once the new one is whole."
         )
-        if not ask.before("Make them anew?"):
+        if not ask.before("Rebuild them?"):
             return
     made = run(lambda: _make(settings, partitions, source, check))
     columns = ["partition", "source", "flows", "steps", "answers", "seconds", "records_per_s"]
@@ -90,10 +90,10 @@ def rebuild_tables(
         say(
             f"{len(differing)} of {len(made)} tables differ. The first, of partition "
             f"{first.partition}: {first.difference}. `taskflow rebuild --partition "
-            f"{first.partition}` makes it anew."
+            f"{first.partition}` rebuilds it."
         )
         raise typer.Exit(1)
-    how = "agree with the topics" if check else "were made anew"
+    how = "agree with the topics" if check else "were rebuilt"
     say(f"{_tables_of(partitions)} {how}.")
 
 
@@ -128,7 +128,7 @@ async def _make_one(
         topics = (place.topics.outcomes, f"{settings.topic_prefix}.{source}")
         progress.begin(f"partition {partition}", [view.offset_ranges[topic] for topic in topics])
         async with opened(settings, partition, built) as made:
-            await make_anew(place, made, view, from_audit=source is TableSource.AUDIT)
+            await rebuild_table(place, made, view, from_audit=source is TableSource.AUDIT)
         with dump(built) as rows:
             counts = rows.counts()
         done = RebuiltTable(

@@ -80,7 +80,7 @@ async def _skip(settings: Settings, plans: Mapping[int, Skip]) -> None:
 def restore_state_topic(
     settings: Settings, partition: int, show: ProgressDisplay, ask: Confirmation
 ) -> None:
-    """Write a partition of `state` anew."""
+    """Write a partition of `state` again."""
     with tempfile.TemporaryDirectory(prefix="taskflow-") as scratch:
         built = table_path(Path(scratch), settings.topic_prefix, partition)
         plan = run(lambda: _plan_restoration(settings, partition, built))
@@ -99,9 +99,9 @@ def restore_state_topic(
             show.all([row], list(row))
             topic = Topics(settings.topic_prefix).state
             say(f"They would be written to {topic}, and then the cursor.")
-            if ask.before(f"Write partition {partition} of it anew?"):
+            if ask.before(f"Write partition {partition} of it again?"):
                 run(lambda: _restore(settings, partition, plan, rows))
-                say(f"Partition {partition} of {topic} is written anew.")
+                say(f"Partition {partition} of {topic} is rewritten.")
 
 
 async def _plan_restoration(settings: Settings, partition: int, built: Path) -> Restoration | None:

@@ -24,7 +24,7 @@ def repartition(
 ) -> None:
     """Copy everything to another number of partitions. The copy is under another prefix.
 
-    Commands, outcomes, events, dead letters and the present are written anew: each flow's order
+    Commands, outcomes, events, dead letters and the present are rewritten: each flow's order
     is kept, events get new ids and chains and name their old id in `taskflow-moved-from`, records
     keep their times, so that resends are still recognised and retention goes on. The old topics
     stay as they are.

@@ -107,7 +107,7 @@ class TopicSet:
             if (start := some[self.topics.audit].start) > 0:
                 raise Refused(
                     f"{self.topics.audit}/{q} begins at offset {start}: its "
-                    "chains have no beginning that could be written anew."
+                    "chains have no beginning that could be rewritten."
                 )
 
     async def fence(self) -> None:

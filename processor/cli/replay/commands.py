@@ -73,7 +73,7 @@ OWNER = typer.Option(None, "--owner", help="Only flows of this session key; may 
 KIND = typer.Option(None, "--kind", help="Only events of this kind; may be repeated.")
 RATE = typer.Option(None, "--rate", min=0.1, help="At most so many events a second.")
 RUN = typer.Option(
-    None, "--run", help="A name for this run; the same one goes on, another begins anew."
+    None, "--run", help="A name for this run; the same one goes on, another starts over."
 )
 GROUP = typer.Argument(..., help="The consumer group's id.")
 MOMENT = typer.Option(

@@ -37,7 +37,7 @@ from processor.settings import Settings
 CLOSE_TIMEOUT_S: Final = 5.0
 RETRY_PAUSE_S: Final = 0.2
 ACK_TIMEOUT_S: Final = 45.0
-"""aiokafka gives a batch up after 40 s, but not if its sender hangs: then nobody ever would."""
+"""aiokafka gives a batch up after 40 s, but waits for ever if its sender hangs."""
 BATCH_BYTES: Final = 128 * 1024
 
 _OF_THE_PRODUCER: Final = (
@@ -87,7 +87,7 @@ class CommandProducer:
         """Write a record to `partition`, or to that of its key; answers when all replicas have it.
 
         Calls `handed_over` each time that the record may from now on be written: more than once
-        if it is written anew through another producer. Tries until it is cancelled; the record
+        if it is rewritten through another producer. Tries until it is cancelled; the record
         may then still be written. Raises CommandNotSent if Kafka refuses it.
         """
         while not self._closed:
@@ -151,5 +151,5 @@ class CommandProducer:
 
 def _is_refusal(error: KafkaError) -> bool:
     """Whether it is about this record (too large, not authorized, against a policy), rather than
-    the producer's trouble, or nobody knows whose: a bare KafkaError is aiokafka's own."""
+    the producer's trouble, or of unknown origin: a bare KafkaError is aiokafka's own."""
     return not (error.retriable or isinstance(error, _OF_THE_PRODUCER) or type(error) is KafkaError)

@@ -86,7 +86,7 @@ class HistoryFile:
         if doc["taskflow_history"] != FORMAT or doc["schema_version"] > SCHEMA_VERSION:
             raise HistoryUnusable(
                 f"{self._path} was written by taskflow {doc['taskflow']}, in a form that this "
-                f"version, {processor.__version__}, cannot read: run that one, or export it anew."
+                f"version, {processor.__version__}, cannot read: run that one, or export it again."
             )
         rules = Rules(
             doc["topic_prefix"],
@@ -109,7 +109,7 @@ class HistoryFile:
                 self._pass_over(partition)
 
     def parts(self) -> Iterator[Mapping[str, Any]]:
-        """What is left. Whoever takes a block reads its `values` next."""
+        """What is left. A caller that takes a block reads its `values` next."""
         while (doc := self._doc()) is not None:
             yield doc
         raise HistoryUnusable(f"{self._path} ends in the middle of a partition.")

@@ -1,4 +1,4 @@
-"""The contract's rules, written anew from its text alone.
+"""The contract's rules, written a second time, from its text alone.
 
 Shares no rule with the processor: a mistake there must not hide here. What is shared is the
 published language, names and the form of times among it.

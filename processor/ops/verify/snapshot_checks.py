@@ -283,7 +283,7 @@ class SnapshotChecks:
                     )
                 self._add(f"{what}_flow_extra", message, name, seen.place, seen.flow_id)
         if first_event_id is not None:
-            return  # of steps nobody can tell which are older
+            return  # of steps it is unknown which are older
         for flow_id, run_id, place in self._scratch.unequal_steps(where):
             missing = place < 0 and what == "state"
             message = (

@@ -10,7 +10,7 @@ class BrokerClock:
 
     A record was appended before its append time is known here, so each append time is a lower bound
     of the broker's clock. The highest bound of the last one to two minutes counts. A clock that
-    somebody sets on this machine therefore never decides when a flow is woken.
+    an operator sets on this machine therefore never decides when a flow is woken.
     """
 
     def __init__(self) -> None:

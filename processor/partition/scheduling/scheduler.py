@@ -91,7 +91,7 @@ class Scheduler:
         self._needs_clock = False
 
     async def begin(self, table: Table, control_end: int) -> None:
-        """Begin anew after a takeover. Up to `control_end` there may be commands of the last owner
+        """Start again after a takeover. Up to `control_end` there may be commands of the last owner
         to itself: none is sent before those are decided."""
         self._forget()
         self._held_until = control_end

@@ -55,7 +55,6 @@ class Load:
     dice: random.Random
     sent: Counter[str] = field(default_factory=Counter)
     acknowledged: int = 0
-    unacknowledged: int = 0
     marks: dict[tuple[str, int], int] = field(default_factory=dict)
     failed: bool = False
     """Whether something was not sent: an idempotent producer's sequence is off from then on, and
@@ -164,11 +163,9 @@ class Load:
             try:
                 sending.append(await producer.send(topic, value, key, partition=partition))
             except KafkaError:
-                self.unacknowledged += 1
                 self.failed = True
         for done in await asyncio.gather(*sending, return_exceptions=True):
             if isinstance(done, KafkaError | asyncio.CancelledError):
-                self.unacknowledged += 1
                 self.failed = True
             elif isinstance(done, BaseException):
                 raise done
@@ -238,7 +235,7 @@ async def under_load(
         while not stop.is_set():
             if load.failed:
                 await replace_producer()
-            # By the clock: a pause of ours is made up for, and nobody's answer is waited for.
+            # By the clock: a pause of ours is made up for, and no outcome is waited for.
             due = int((time.monotonic() - began) * per_s) - sent
             if due > 0:
                 bursts.add(asyncio.create_task(load.send(producer, due)))

@@ -87,8 +87,8 @@ def foul(
 class Proxy:
     """Made by `proxied`; `decide_once` says what happens to the next request of a kind.
 
-    The broker's own address, where answers name it, becomes the proxy's, so that whoever comes
-    here stays here; for that, it listens on 127.0.0.1.
+    The broker's own address, where answers name it, becomes the proxy's, so that a client
+    that comes here stays here; for that, it listens on 127.0.0.1.
     """
 
     def __init__(self, upstream: tuple[str, int]) -> None:

@@ -318,7 +318,7 @@ async def _faults(
 
 
 async def _come_to_rest(stage: ChaosStage, outcomes: OutcomeTracker, result: ChaosResult) -> None:
-    """Everybody ends once as it should, and goes on without retention, which would go on for as
+    """Each process ends once as it should, and goes on without retention, which would go on for as
     long as flows are kept; then the last waits end."""
     for worker in stage.workers:
         if (code := await worker.end()) != 0:

@@ -33,7 +33,7 @@ CAN_LIMIT_FILES: Final = hasattr(resource, "prlimit")
 
 
 class WorkerEnded(TaskflowError):
-    """A worker ended although nobody had ended it."""
+    """A worker ended by itself."""
 
 
 class WorkerSilent(TaskflowError):

@@ -45,9 +45,9 @@ class FailpointAction(StrEnum):
     KILL = "kill"
     """SIGKILL."""
     STOP = "stop"
-    """SIGSTOP; whoever sends SIGCONT lets it go on."""
+    """SIGSTOP, until SIGCONT."""
     RAISE = "raise"
-    """An error that nobody foresees."""
+    """An unexpected error."""
     DELAY = "delay"
     FULL = "full"
     """The table may take no further page in this transaction, as on a full disk; K8 only."""
@@ -105,7 +105,7 @@ class Failpoints:
             _break(fault)
 
     def reach_in_thread(self, point: str) -> FailpointAction | None:
-        """As `reach`, where blocking harms nobody; the action that was due."""
+        """As `reach`, where blocking is harmless; return the action that was due."""
         fault = self._due(point)
         if fault is None:
             return None

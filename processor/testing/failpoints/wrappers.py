@@ -279,7 +279,7 @@ class _History:
     async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         async for records in self._inner.read(topic, start, end):
             yield records
-            await self._points.reach("K10")  # whoever reads on has stored what it read
+            await self._points.reach("K10")  # a reader that goes on has stored what it read
 
     async def offset_at(self, topic: str, at_ms: int) -> int | None:
         return await self._inner.offset_at(topic, at_ms)

@@ -61,7 +61,7 @@ class LoopClock:
             self._jumping -= 1
 
     async def idle(self) -> None:
-        """Wait until nothing on the loop can go on without time or somebody outside."""
+        """Wait until nothing on the loop can go on without time or an event from outside."""
         future = self._loop.create_future()
         self._idle.append(future)
         await future

@@ -22,7 +22,7 @@ COMMIT_EVERY_S: Final = 1.0
 class SimGroup:
     """The group coordinator.
 
-    A rebalance waits for all members to rejoin, and assigns partitions anew. A member that does
+    A rebalance waits for all members to rejoin, and assigns partitions again. A member that does
     not rejoin, because it is stopped or dead, is removed without hearing of it.
     """
 

@@ -33,7 +33,7 @@ class Fault(StrEnum):
     # Anywhere
     KILL = "worker killed"
     PAUSE = "worker stopped and continued"
-    SLOW = "somebody is slow"
+    SLOW = "a part is slow"
     # At one of the moments above
     OPEN_FAILS = "table cannot be opened"
     CONFIRM_FAILS = "group does not answer a confirmation"

@@ -333,7 +333,7 @@ class SimTable(ModelTable):
 
 
 def meddle(file: ModelFile, rng: Random) -> None:
-    """Somebody else commits to the file: rows go, or all is as it was some time ago."""
+    """Another process commits to the file: rows go, or all is as it was some time ago."""
     old = file.content
     if file.past and rng.random() < 0.5:
         file.content = rng.choice(file.past[-5:])

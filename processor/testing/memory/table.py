@@ -178,7 +178,9 @@ class ModelTable:
     ) -> None:
         old = self._content
         if old.checkpoint != before or self._file.version != self._version:
-            raise TableConflict("it was written by somebody else; nothing of the batch was written")
+            raise TableConflict(
+                "it was written by another process; nothing of the batch was written"
+            )
         flows, steps, ledger = dict(old.flows), dict(old.steps), dict(old.ledger)
         for row in changes.deleted:
             _found(flows, row, "delete")

@@ -162,9 +162,9 @@ class ViewsApp(faust.App):
             _log.info("views answer at %s", peers.own)
             if settings.views_read_token is None and not is_loopback(address.host):
                 _log.warning(
-                    "whoever reaches %s can read all flows, with their prompts, and with the "
-                    "correlation ids by which anyone may resume them; TASKFLOW_VIEWS_READ_TOKEN "
-                    "keeps others out",
+                    "every client that reaches %s can read all flows, with their prompts, and with "
+                    "the correlation ids by which anyone may resume them; "
+                    "TASKFLOW_VIEWS_READ_TOKEN keeps others out",
                     address,
                 )
             self._open = stack.pop_all()

@@ -146,7 +146,7 @@ class EventStreams:
     async def _serve_share(
         self, writer: EventWriter, query: StreamQuery, after: dict[int, int], ready: bool
     ) -> bool:
-        """Until the partitions are shared out anew: who was sent nothing more has lost nothing,
+        """Until the partitions are shared out again: who was sent nothing more has lost nothing,
         since `after` says how far each is. Whether `ready` was sent."""
         queue = StreamQueue(CHUNK_BYTES)
         wanted = (

@@ -77,7 +77,7 @@ class ProjectionBatch(NamedTuple):
 
 
 def remove(folder: Path) -> None:
-    """Drop the view; it is projected anew from the beginning."""
+    """Drop the view; it is rebuilt from the beginning."""
     for path in folder.glob(f"{NAME}*"):
         path.unlink()
 
@@ -88,7 +88,7 @@ class Database:
     def __init__(self, writer: aiosqlite.Connection, readers: Sequence["ViewReader"]) -> None:
         self._writer = writer
         self._readers = readers
-        # Streams have one of their own: they read much, and nobody waits for their next event.
+        # Streams have one of their own: they read much, and no request waits for their next event.
         self._for_streams = pool_of(readers[:1])
         self._for_questions = pool_of(readers[1:])
 
@@ -228,7 +228,7 @@ async def open_database(folder: Path) -> AsyncIterator[Database]:
     try:
         private_directory(folder)
         if await _format_of(path) not in (None, FORMAT):
-            _log.warning("%s has another format and is projected anew", path)
+            _log.warning("%s has another format and is rebuilt", path)
             remove(folder)
         writer = await aiosqlite.connect(path, isolation_level=None, cached_statements=256)
     except (OSError, sqlite3.Error) as error:

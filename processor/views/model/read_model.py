@@ -284,7 +284,7 @@ class ReadModel:
                     raise ProjectionFailed(
                         f"{topic}/{partition} has event {one.event['id']} at offset "
                         f"{message.offset}, but {here.event_id + 1} must come next. If the topic "
-                        "was made anew: taskflow views --rebuild."
+                        "was recreated: taskflow views --rebuild."
                     )
             except ProjectionFailed as failed:
                 stopped.add(partition)

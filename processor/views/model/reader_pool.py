@@ -83,7 +83,7 @@ async def lent(pool: ReaderPool) -> AsyncIterator[ViewReader]:
     try:
         yield reader
     except asyncio.CancelledError:
-        # Its thread may still be at a query, which ends now, since nobody waits for it.
+        # Its thread may still be at a query, which ends now: its request is gone.
         reader.deadline_s = 0.0
         asyncio.ensure_future(_rollback(reader)).add_done_callback(
             lambda _: pool.put_nowait(reader)

@@ -4,7 +4,7 @@ import asyncio
 
 
 class Signal:
-    """Wakes everybody who waits."""
+    """Wakes all waiters."""
 
     def __init__(self) -> None:
         self._waiting: asyncio.Future[None] | None = None

@@ -1,4 +1,4 @@
-"""Find flows by what somebody types: an id or its beginning, an owner, or words of the goal."""
+"""Find flows by typed text: an id or its beginning, an owner, or words of the goal."""
 
 import re
 from collections.abc import Collection

@@ -28,8 +28,6 @@ from processor.settings import VARIABLES
 from tests.support.builders import document
 from tests.unit.adapters.sqlite.tables import NOON_MS, uuid
 
-Respond = Callable[[str], Outcome]
-
 
 def ended(n: int, status: FlowStatus = FlowStatus.FINISHED) -> Ended:
     return Ended(uuid(n), instant(NOON_MS + n), status, revision=n + 3)

@@ -268,9 +268,9 @@ async def test_a_start_without_an_answer_is_sent_again_as_it_was(
 
     await once(classify, broker, "complete_step")
 
-    first, again, anew, _ = broker.sent
-    assert first == again, "it may have been applied already"
-    assert anew["command_id"] != first["command_id"], "an expired one will never be"
+    first, repeated, renewed, _ = broker.sent
+    assert first == repeated, "it may have been applied already"
+    assert renewed["command_id"] != first["command_id"], "an expired one will never be"
 
 
 async def test_a_refused_extension_cancels_the_handler_and_nothing_is_recorded() -> None:

@@ -1,4 +1,4 @@
-"""Random histories on N partitions, written anew on M: verified, and held against the old side."""
+"""Random histories on N partitions, rewritten on M: verified, and held against the old side."""
 
 from collections.abc import AsyncIterator
 

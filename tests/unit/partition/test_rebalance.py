@@ -1,4 +1,4 @@
-"""The group goes on: what is kept, what is fetched anew, and what is dropped."""
+"""The group goes on: what is kept, what is fetched again, and what is dropped."""
 
 from dataclasses import replace
 from typing import Any

@@ -127,7 +127,7 @@ async def test_a_table_that_was_away_for_half_of_delete_retention_is_filled_anew
 
 @pytest.mark.parametrize(
     ("away_ms", "table"),
-    [(TABLE_MAX_AGE_MS - 1, "rolled forward"), (TABLE_MAX_AGE_MS, "filled anew")],
+    [(TABLE_MAX_AGE_MS - 1, "caught up"), (TABLE_MAX_AGE_MS, "restored")],
 )
 async def test_a_table_from_before_the_first_answer_is_as_old_as_that(
     stage: Stage, away_ms: int, table: str
@@ -188,7 +188,7 @@ async def test_a_topic_that_was_made_anew_is_told_and_not_read_from_its_start(
     async with stage.running():
         errors = await stage.failed()
 
-    assert "ends at offset 1, but 2 is next: the topic was truncated or made anew" in errors[0]
+    assert "ends at offset 1, but 2 is next: the topic was truncated or recreated" in errors[0]
     assert len(stage.kafka.outcomes) == 2
 
 
@@ -285,7 +285,7 @@ async def test_what_was_committed_and_lost_its_markers_is_in_no_table_afterwards
     with structlog.testing.capture_logs() as logs:
         await stage.works()
 
-    (reason,) = [one["reason"] for one in logs if one["event"] == "the table is filled anew"]
+    (reason,) = [one["reason"] for one in logs if one["event"] == "the table is restored"]
     assert reason.startswith("it is ahead of the topics")
     assert kafka.log(topics.state).stable_end == kafka.log(topics.state).end
     stage.assert_clean()

@@ -137,5 +137,5 @@ async def restored(stage: Stage) -> None:
 
 
 def lose(stage: Stage, topic: str, *, keep: int = 0) -> None:
-    """The topic is made anew, or (`keep`) cut at an offset."""
+    """The topic is recreated, or (`keep`) cut at an offset."""
     del stage.kafka.log(topic).entries[keep:]

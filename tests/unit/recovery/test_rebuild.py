@@ -1,4 +1,4 @@
-"""Tables that are made anew, and what differs between two."""
+"""Rebuilt tables, and what differs between two."""
 
 import shutil
 import sqlite3

@@ -60,7 +60,7 @@ async def test_a_topic_that_was_made_anew_is_read_from_its_start_once_that_is_ac
     stage.kafka.later(1)
     stage.kafka.send(*(create(10 + n) for n in range(new)))
     sentence = await stopped(stage)
-    assert "made anew. `taskflow rebuild --skip-lost --partition 0`" in sentence
+    assert "recreated. `taskflow rebuild --skip-lost --partition 0`" in sentence
 
     plan = await skipped(stage)
     await stage.works()
@@ -214,7 +214,7 @@ async def test_a_state_topic_with_fewer_records_than_there_are_flows_is_not_beli
     stage.kafka.send(*(create(n) for n in range(20)))
     await stage.works()
     cursor = stage.kafka.log(stage.place.topics.state).entries[-2]
-    # An owner that went on writing while the topic was made anew leaves a right cursor.
+    # An owner that went on writing while the topic was recreated leaves a right cursor.
     lose(stage, stage.place.topics.state)
     assert cursor.record is not None
     stage.kafka.append("taskflow.state", 0, b"cursor/0", cursor.record.value)

@@ -53,7 +53,7 @@ def test_people_can_ask_for_sentences() -> None:
 
 
 class Outcome(StrEnum):
-    RESTORED = "filled anew"
+    RESTORED = "restored"
 
 
 def test_an_enum_is_written_as_its_value_wherever_it_stands() -> None:
@@ -67,10 +67,10 @@ def test_an_enum_is_written_as_its_value_wherever_it_stands() -> None:
     (line,) = logged(Settings(), ("taken over", fields))
 
     assert "Outcome" not in people
-    assert "table='filled anew'" in people
+    assert "table=restored" in people
     entry = json.loads(line)
-    assert entry["table"] == "filled anew"
-    assert (entry["several"], entry["by"]) == (["filled anew"], {"filled anew": ["filled anew"]})
+    assert entry["table"] == "restored"
+    assert (entry["several"], entry["by"]) == (["restored"], {"restored": ["restored"]})
 
 
 def test_the_level_is_respected() -> None:

@@ -31,7 +31,7 @@ class CommitCoalescer:
         if self._next is None:
             self._next = asyncio.create_task(self._commit_asked(), name="proof of membership")
             self._next.add_done_callback(_retrieved)
-        # Whoever is cancelled leaves it to the others.
+        # A cancelled caller leaves it to the others.
         await asyncio.shield(self._next)
 
     async def _commit_asked(self) -> None:
@@ -42,6 +42,6 @@ class CommitCoalescer:
 
 
 def _retrieved(task: asyncio.Task[None]) -> None:
-    """Whoever asked may be gone, and an error that nobody hears of is told by asyncio."""
+    """Retrieve the error: the caller may be gone, and asyncio would log it."""
     if not task.cancelled():
         task.exception()

@@ -187,7 +187,7 @@ class KafkaGroupConsumer:
         """Raises SourceFailed if coordination has given up.
 
         Seen without aiokafka's `check_errors`, which lets coordination go on: it would join once
-        more, on a consumer that we are about to stop, and throw out whoever has our name.
+        more, on a consumer that we are about to stop, and remove the member that has our name.
         """
         error = coordination_error(self._consumer)
         if error is not None:
@@ -257,7 +257,7 @@ class KafkaGroupConsumer:
             await self._commit_decided()
 
     async def _commit_decided(self, *, timeout_s: float = COMMIT_TIMEOUT_S) -> None:
-        """Commit offsets for lag tools. They stand in no transaction: whoever takes over starts
+        """Commit offsets for lag tools. They are in no transaction: the next owner starts
         from the cursor, and a commit that fails is made good by the next one."""
         decided, self._decided = self._decided, {}
         offsets = {
@@ -294,7 +294,7 @@ class KafkaGroupConsumer:
         await self._check()
         ahead = self._ahead.get(partition)
         if ahead is None:
-            return Fetched((), ())  # the group has assigned anew: to be attached again
+            return Fetched((), ())  # the group has assigned again: to be attached again
         try:
             with self._authorized():
                 fetched = await ahead.take(max_records=max_records, timeout_s=timeout_s)

@@ -18,7 +18,7 @@ Records = dict[TopicPartition, list[ConsumerRecord]]
 
 
 class ReadAhead:
-    """The records of `partitions` that `consumer` has fetched and nobody has taken yet.
+    """The records of `partitions` that `consumer` has fetched and that were not taken yet.
 
     aiokafka sends a broker no fetch while records of any of its partitions wait in the consumer,
     for 0.1 s at most, and each fetch leaves out the partitions whose records wait. If a partition
@@ -66,7 +66,7 @@ class ReadAhead:
         return taken
 
     def drop(self) -> None:
-        """Forget what is held, and read no more. Whoever waits gets nothing."""
+        """Forget what is held, and read no more. A waiting caller gets nothing."""
         self._held = {}
         self._reading.cancel()
         self._some.set()
@@ -98,4 +98,4 @@ class ReadAhead:
     def _ended(self, reading: asyncio.Task[None]) -> None:
         self._some.set()
         if not reading.cancelled():
-            reading.exception()  # retrieved: where nobody takes any more, asyncio is silent
+            reading.exception()  # retrieved, so that asyncio does not log it

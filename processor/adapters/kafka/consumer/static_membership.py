@@ -50,7 +50,7 @@ class StaticMembership:
             self._since = self._monotonic()
 
     async def lost(self, member_id: str) -> InstanceIdTaken | None:
-        """Why we must not join again, now that we are `member_id` ("": nobody) to the group.
+        """Why we must not join again, now that we are `member_id` ("": no member) to the group.
 
         Who held the name for a session and more takes it back; who had just got it gives it up. So
         of two that live, the one that came later stops, and of a sleeper and its successor, the

@@ -33,7 +33,7 @@ from processor.runtime import end_tasks
 log = structlog.get_logger()
 
 TRANSACTION_TIMEOUT_MS: Final = 15_000
-"""After this the broker aborts what a dead owner left open, if nobody fenced it before."""
+"""After this the broker aborts what a dead owner left open, unless it was fenced before."""
 REQUEST_TIMEOUT_MS: Final = 5_000
 RETRY_BACKOFF_MS: Final = 10
 BATCH_MAX_BYTES: Final = MESSAGE_MAX_BYTES - 64 * 1024
@@ -113,7 +113,7 @@ class KafkaTransactionalProducer:
         self.suspect = False
 
     async def start(self) -> None:
-        """Fence whoever wrote before us: what they left open is aborted or completed."""
+        """Fence the producer before us: what it left open is aborted or completed."""
         self._producer = AIOKafkaProducer(
             **self._connection,
             transactional_id=f"{self._topics.prefix}-{self._partition}",
@@ -153,9 +153,9 @@ class KafkaTransactionalProducer:
     async def write(self, records: Mapping[str, RecordPack | Sequence[Outgoing]]) -> Written:
         """Write `records` by topic in one transaction.
 
-        The group's offsets are not in it: nobody starts from them, and they would cost two of the
-        five requests and a marker of their own. After any error the producer is of no more use:
-        its sequence may be off.
+        The group's offsets are not in it: no consumer starts from them, and they would cost
+        two of the five requests and a marker of their own. After any error the producer is of no
+        more use: its sequence may be off.
         """
         producer = self._producer
         assert producer is not None, "a writer is started before it writes"

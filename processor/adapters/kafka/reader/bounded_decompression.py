@@ -1,7 +1,7 @@
 """Decompress record batches up to a bound of memory.
 
 aiokafka unpacks a batch whole. Of zeros, zstd makes 32,000 times less, so that one record batch of
-1 MiB would need 32 GiB, again each time that it is fetched: nobody would ever get past it. The
+1 MiB would need 32 GiB, again each time that it is fetched: no consumer would get past it. The
 packed size alone tells of most batches that they are harmless; others are unpacked into a buffer
 that has an end.
 """

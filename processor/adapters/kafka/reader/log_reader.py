@@ -47,7 +47,7 @@ class LogReaders:
     """Consumers to read back with, of one isolation level each, made when they are asked for.
 
     Several histories may share them as long as no two of them read at the same time. Used again
-    after `close`, they are made anew.
+    after `close`, they are recreated.
     """
 
     def __init__(self, connection: Mapping[str, Any], *, topics: Sequence[str] = ()) -> None:

@@ -40,7 +40,7 @@ BACKOFF_MAX_S: Final = 2.0
 POLL_RECORDS_MAX: Final = 1000
 POLL_S: Final = 0.5
 REQUEST_TIMEOUT_MS: Final = 10_000
-"""Of a read to an end, which somebody waits for."""
+"""Of a read to an end, for which a caller waits."""
 
 _log = logging.getLogger(__name__)
 

@@ -119,7 +119,7 @@ def exporting(path: Path) -> Iterator[Export]:
         part.unlink(missing_ok=True)
         try:
             with closing(sqlite3.connect(part, isolation_level=None)) as db:
-                # Nobody sees the file before it is whole, so nothing need be rolled back.
+                # The file is not visible before it is whole, so nothing need be rolled back.
                 db.execute("PRAGMA journal_mode = OFF")
                 db.execute("PRAGMA synchronous = OFF")
                 db.executescript(files(__package__).joinpath("export.sql").read_text("utf-8"))

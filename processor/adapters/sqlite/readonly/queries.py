@@ -27,7 +27,7 @@ BUSY_TIMEOUT_S: Final = 0.25
 ATTEMPTS: Final = 3
 ENDED_AT_ONCE: Final = 1000
 """Rows of a long list that are read before the table is let go again: a worker's log grows for as
-long as somebody reads."""
+long as a reader is open."""
 
 
 class FlowView(NamedTuple):
@@ -303,8 +303,8 @@ def _look(path: Path, query: Callable[[Path, sqlite3.Connection], T]) -> T:
     log = path.with_name(path.name + "-wal")
     with as_table_errors(path):
         for _ in range(ATTEMPTS):
-            # Opened in the usual way, a table without a log would get one. Read as if nobody
-            # could write it, and again if somebody began to.
+            # Opened in the usual way, a table without a log would get one. Read as if it
+            # could not be written, and again if a worker began to write.
             at_rest = not log.exists()
             try:
                 with closing(_open(path, "&immutable=1" if at_rest else "")) as db:

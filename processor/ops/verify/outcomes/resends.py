@@ -56,7 +56,7 @@ class ResendChecks:
             add(
                 "I2",
                 "accepted_twice" if verdict == "accepted" else "resend_not_seen",
-                f"Sent again within the window, and {verdict} anew.",
+                f"Sent again within the window, and {verdict} again.",
             )
         elif first.repeated != _repeated_hash(outcome, outcome["original"]):
             add("I2", "another_answer", "The resend got another answer than the first.")

@@ -198,7 +198,7 @@ async def test_a_filling_that_cannot_be_made_durable_fails_and_stays_unfinished(
         with closing(sqlite3.connect(path, isolation_level=None)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM flow").fetchone()
-            with pytest.raises(TableFailed, match="somebody reads the table"):
+            with pytest.raises(TableFailed, match="a reader holds the table"):
                 await table.end_restore(at(3))
         assert await table.checkpoint() == at(0)
 

@@ -546,7 +546,7 @@ async def test_a_resend_of_what_was_answered_before_is_taken_as_given() -> None:
             lambda raw: compress(
                 decompress(raw).replace(b'"taskflow_history":2', b'"taskflow_history":1')
             ),
-            "run that one, or export it anew",
+            "run that one, or export it again",
         ),
     ],
 )

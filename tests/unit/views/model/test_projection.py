@@ -133,10 +133,10 @@ async def rows_of(view: Any) -> Any:
 
 
 async def assert_once(folder: Any, recorded: Any, deliveries: Any) -> None:
-    """After all `deliveries` (slices of the topic, and whether the worker starts anew before),
+    """After all `deliveries` (slices of the topic; whether the view is loaded again after it),
     and then the whole of it."""
     some = messages(recorded)
-    for start, size, anew in deliveries:
+    for start, size, restarted in deliveries:
         async with opened_view(folder, recorded.partitions) as view:
             for partition in range(recorded.partitions):
                 own = [one for one in some if one.partition == partition]
@@ -147,7 +147,7 @@ async def assert_once(folder: Any, recorded: Any, deliveries: Any) -> None:
                 )  # fmt: skip
                 # What is delivered begins behind us, never beyond us, as after a seek.
                 await view.project(own[max(upto - start, 0) : upto + size])
-                if anew:
+                if restarted:
                     await view.load()
     async with opened_view(folder, recorded.partitions) as view:
         await view.project(some)
