@@ -1,6 +1,6 @@
 """Decide a command: checks 8 to 17 of the contract in their order, then the facts that follow."""
 
-from typing import Any, assert_never
+from typing import assert_never
 
 from processor.contract.commands import (
     Command,
@@ -20,7 +20,6 @@ from processor.contract.values import (
     instant,
     parse_timestamp,
 )
-from processor.domain import evolve
 from processor.domain.decide_steps import (
     cancelled_with_flow,
     decide_step,
@@ -34,13 +33,23 @@ from processor.domain.decision import (
     DEFAULT_LIMITS,
     Decision,
     Limits,
+    changed,
     happened,
     oversize,
     rejected,
     size_bytes,
     time_problem,
 )
-from processor.domain.evolve import STATE_UPDATED
+from processor.domain.evolve import (
+    CANCEL_REQUESTED,
+    CANCELLED,
+    FAILED,
+    FINISHED,
+    RESUMED,
+    STARTED,
+    STATE_UPDATED,
+    WAITING,
+)
 from processor.domain.facts import Fact
 from processor.domain.flow import Flow
 from processor.domain.joins import join_holds
@@ -135,28 +144,15 @@ def _follow(
 
     match command.kind:
         case "update_state":
-            patch = command.patch
-            return _to_state(
-                flow,
-                at,
-                evolve.merge(flow.state_json, patch),
-                STATE_UPDATED,
-                None,
-                {"patch": patch, "next_step": command.next_step},
-            )
+            update = {"patch": command.patch, "next_step": command.next_step}
+            return changed(flow, at, STATE_UPDATED, None, update)
         case "start_running":
-            return happened(flow, at, EventKind.STARTED, FlowStatus.RUNNING, {})
+            return happened(flow, at, STARTED, FlowStatus.RUNNING, {})
         case "set_waiting":
             return _wait(command, flow, at_ms, steps, limits)
         case "resume":
-            return _to_state(
-                flow,
-                at,
-                evolve.merge_if_any(flow.state_json, command.state_patch),
-                EventKind.RESUMED,
-                FlowStatus.RUNNING,
-                {"by": "command", "state_patch": command.state_patch},
-            )
+            resume = {"by": "command", "state_patch": command.state_patch}
+            return changed(flow, at, RESUMED, FlowStatus.RUNNING, resume)
         case "resume_external":
             wait_json = flow.wait_json
             if (wait_json["kind"], wait_json.get("topic"), wait_json.get("correlation_id")) != (
@@ -166,32 +162,18 @@ def _follow(
             ):
                 return rejected(Code.WAIT_MISMATCH, waits_for=wait_json["kind"])
             patch = None if command.payload is None else {"resume_event": command.payload}
-            return _to_state(
-                flow,
-                at,
-                evolve.merge_if_any(flow.state_json, patch),
-                EventKind.RESUMED,
-                FlowStatus.RUNNING,
-                {"by": "external_event", "state_patch": patch},
-            )
+            resume = {"by": "external_event", "state_patch": patch}
+            return changed(flow, at, RESUMED, FlowStatus.RUNNING, resume)
         case "finish":
-            finished = _to_state(
-                flow,
-                at,
-                evolve.merge_if_any(flow.state_json, command.final_state),
-                EventKind.FINISHED,
-                FlowStatus.FINISHED,
-                {"final_state": command.final_state},
-            )
-            return _with_steps(finished, steps)
+            final = {"final_state": command.final_state}
+            return _with_steps(changed(flow, at, FINISHED, FlowStatus.FINISHED, final), steps)
         case "fail":
             reason = {"reason": command.reason}
-            failed = happened(flow, at, EventKind.FAILED, FlowStatus.FAILED, reason)
-            return _with_steps(failed, steps)
+            return _with_steps(happened(flow, at, FAILED, FlowStatus.FAILED, reason), steps)
         case "request_cancel":
             if flow.cancel_requested or flow.status in TERMINAL:
                 return ACCEPTED_AS_IS
-            return happened(flow, at, EventKind.CANCEL_REQUESTED, None, {})
+            return happened(flow, at, CANCEL_REQUESTED, None, {})
         case "cancel":
             return _cancelled(flow, at, steps)
         case "wake":
@@ -204,10 +186,8 @@ def _follow(
                 return rejected(Code.WAIT_MISMATCH, waits_for=wait_json["kind"])
             if at_ms < parse_timestamp(due):
                 return rejected(Code.NOT_DUE, due=due)
-            by = "timer" if is_timer else "timeout"
-            return happened(
-                flow, at, EventKind.RESUMED, FlowStatus.RUNNING, {"by": by, "state_patch": None}
-            )
+            resume = {"by": "timer" if is_timer else "timeout", "state_patch": None}
+            return happened(flow, at, RESUMED, FlowStatus.RUNNING, resume)
         case "record_step_observation":
             return _observe(command, flow, at, steps, limits)
         case (
@@ -230,23 +210,6 @@ def _follow(
             assert_never(command)
 
 
-def _to_state(
-    flow: Flow,
-    at: str,
-    state: Any,
-    kind: EventKind,
-    to: FlowStatus | None,
-    payload: dict[str, Any],
-) -> Decision:
-    """As `_happened`, if the new `state` is small enough."""
-    # What stays as it is was small enough when it was written (a failure may exceed).
-    if state is not flow.state_json:
-        too_large = oversize(state, STATE_MAX_BYTES, "state_json")
-        if too_large is not None:
-            return too_large
-    return happened(flow, at, kind, to, payload)
-
-
 def _wait(
     command: SetWaiting, flow: Flow, at_ms: int, steps: FlowSteps, limits: Limits
 ) -> Decision:
@@ -262,7 +225,7 @@ def _wait(
     ) > PROMPT_MAX_BYTES:
         problem = f"takes {size} bytes of at most {PROMPT_MAX_BYTES}"
         return rejected(Code.INVALID_DATA, field="wait.prompt", problem=problem)
-    waiting = happened(flow, at, EventKind.WAITING, FlowStatus.WAITING, {"wait": written})
+    waiting = happened(flow, at, WAITING, FlowStatus.WAITING, {"wait": written})
     if wait.kind != "steps":
         return waiting
     if not set(wait.run_ids or ()) <= steps.listed.keys():
@@ -275,7 +238,7 @@ def _wait(
 
 
 def _cancelled(flow: Flow, at: str, steps: FlowSteps) -> Decision:
-    decision = happened(flow, at, EventKind.CANCELLED, FlowStatus.CANCELLED, {})
+    decision = happened(flow, at, CANCELLED, FlowStatus.CANCELLED, {})
     return _with_steps(decision, steps)
 
 
@@ -284,7 +247,7 @@ def _with_steps(end: Decision, steps: FlowSteps) -> Decision:
     if not steps.live or end.code is not None:
         return end
     (fact,) = end.facts
-    return Decision((fact, *(cancelled_with_flow(step, fact) for step in steps.live)))
+    return end._replace(facts=(fact, *(cancelled_with_flow(step, fact) for step in steps.live)))
 
 
 def _observe(

@@ -10,7 +10,8 @@ import orjson
 from processor.contract.events import EventKind
 from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code
-from processor.contract.values import DAY_MS
+from processor.contract.values import DAY_MS, STATE_MAX_BYTES
+from processor.domain.evolve import evolve
 from processor.domain.facts import Fact, new_fact
 from processor.domain.flow import Flow
 
@@ -31,11 +32,15 @@ NO_DETAILS: Final[dict[str, Any]] = {}
 
 
 class Decision(NamedTuple):
-    """Accepted with its facts, in order, or refused with a code; details of either."""
+    """Accepted with its facts, in order, or refused with a code; details of either.
+
+    `flow` is the flow after the facts, where deciding had to know it.
+    """
 
     facts: tuple[Fact, ...] = ()
     code: Code | None = None
     details: dict[str, Any] = NO_DETAILS
+    flow: Flow | None = None
 
     @property
     def accepted(self) -> bool:
@@ -43,9 +48,9 @@ class Decision(NamedTuple):
 
 
 # As rows.new_flow_row.
-new_decision: Final[Callable[[tuple[tuple[Fact, ...], Code | None, dict[str, Any]]], Decision]] = (
-    partial(tuple.__new__, Decision)
-)
+new_decision: Final[
+    Callable[[tuple[tuple[Fact, ...], Code | None, dict[str, Any], Flow | None]], Decision]
+] = partial(tuple.__new__, Decision)
 ACCEPTED_AS_IS: Final = Decision()
 """Accepted, and nothing happened."""
 
@@ -59,7 +64,22 @@ def happened(
 ) -> Decision:
     """Accepted with one fact that changes the flow; `to` None: the status stays."""
     fact = new_fact((kind, flow.id, at, flow.revision + 1, to or flow.status, payload))
-    return new_decision(((fact,), None, NO_DETAILS))
+    return new_decision(((fact,), None, NO_DETAILS, None))
+
+
+def changed(
+    flow: Flow, at: str, kind: EventKind, to: FlowStatus | None, payload: dict[str, Any]
+) -> Decision:
+    """As `happened`, if the state that comes of it is small enough (check 17)."""
+    fact = new_fact((kind, flow.id, at, flow.revision + 1, to or flow.status, payload))
+    after = evolve(flow, fact)
+    assert after is not None, "only a prune ends a flow"
+    # What stays as it is was small enough when it was written (a failure may exceed).
+    if after.state_json is not flow.state_json:
+        size = len(orjson.dumps(after.state_json))
+        if size > STATE_MAX_BYTES:
+            return too_large(size, STATE_MAX_BYTES, "state_json")
+    return new_decision(((fact,), None, NO_DETAILS, after))
 
 
 def time_problem(until_ms: int, at_ms: int, limits: Limits) -> str | None:
@@ -81,8 +101,10 @@ def oversize(value: Any, limit_bytes: int, field_name: str) -> Decision | None:
 
 
 def over_limit(size: int, limit_bytes: int, field_name: str) -> Decision | None:
-    if size <= limit_bytes:
-        return None
+    return too_large(size, limit_bytes, field_name) if size > limit_bytes else None
+
+
+def too_large(size: int, limit_bytes: int, field_name: str) -> Decision:
     return rejected(
         Code.STATE_TOO_LARGE, field=field_name, size_bytes=size, limit_bytes=limit_bytes
     )

@@ -13,7 +13,7 @@ from processor.contract.steps import (
     StepStatus,
 )
 from processor.domain.facts import Fact
-from processor.domain.flow import Flow, new_flow
+from processor.domain.flow import Flow
 
 # Python 3.11 runs a function whenever an enum is asked for a member: half of what evolving cost.
 CREATED: Final = EventKind.CREATED
@@ -32,6 +32,7 @@ PRUNED: Final = EventKind.PRUNED
 _STATUSES: Final = {str(status): status for status in StepStatus}
 STEP_KINDS: Final = frozenset(kind for kind in EventKind if kind.startswith("step_"))
 """What happens to a step of a flow; the flow stays as it is."""
+STEP_KIND_NAMES: Final = frozenset(map(str, STEP_KINDS))
 
 
 def merge(state: Any, patch: Any) -> Any:
@@ -68,31 +69,30 @@ def evolve(flow: Flow | None, fact: Fact) -> Flow | None:
         )
     if flow is None:
         raise ValueError(f"{kind} of a flow that was never created: {flow_id}")
-    _, controller, goal, owner, origin, step, state, wait, _, cancel_requested, _, created, _ = flow
-    if kind is STATE_UPDATED:
-        state = merge(state, payload["patch"])
-        step = payload["next_step"] or step
-    elif kind is WAITING:
-        wait = payload["wait"]
-    elif kind is RESUMED:
-        wait = None
-        state = merge_if_any(state, payload["state_patch"])
-    elif kind is FINISHED:
-        state = merge_if_any(state, payload["final_state"])
-    elif kind is FAILED:
-        wait = None
-        state = merge(state, failure(payload["reason"], at))
-    elif kind is CANCEL_REQUESTED:
-        cancel_requested = True
-    elif kind is CANCELLED:
-        wait = None
-    elif kind is PRUNED:
+    if kind is PRUNED:
         return None
-    elif kind is not STARTED:
-        return flow  # what happens to a step
-    about = flow_id, controller, goal, owner, origin
-    now = step, state, wait, status, cancel_requested, revision, created, at
-    return new_flow(about + now)
+    if kind in STEP_KINDS:
+        return flow
+    after = flow.copy()
+    after.status, after.revision, after.updated_at = status, revision, at
+    if kind is STATE_UPDATED:
+        after.state_json = merge(flow.state_json, payload["patch"])
+        after.current_step = payload["next_step"] or flow.current_step
+    elif kind is WAITING:
+        after.wait_json = payload["wait"]
+    elif kind is RESUMED:
+        after.wait_json = None
+        after.state_json = merge_if_any(flow.state_json, payload["state_patch"])
+    elif kind is FINISHED:
+        after.state_json = merge_if_any(flow.state_json, payload["final_state"])
+    elif kind is FAILED:
+        after.wait_json = None
+        after.state_json = merge(flow.state_json, failure(payload["reason"], at))
+    elif kind is CANCEL_REQUESTED:
+        after.cancel_requested = True
+    elif kind is CANCELLED:
+        after.wait_json = None
+    return after
 
 
 def fold(flow: Flow | None, facts: Iterable[Fact]) -> Flow | None:

@@ -1,17 +1,21 @@
 """A flow as commands are decided on it and facts are folded into it."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 from processor.contract.flow import FlowStatus
 
+_STATUSES: Final = {status.value: status for status in FlowStatus}
+_new: Final = object.__new__
 
-class Flow(NamedTuple):
+
+@dataclass(eq=True)
+class Flow:
     """The fields of the published model, in its order; nothing is validated.
 
-    A tuple, since each command makes a new one: `new_flow` takes a fraction of what a model's copy
-    does, and a flow in memory a third of the room.
+    Shared by whoever knows it, so never changed: what happens to it is done to a `copy`. Without
+    slots, since orjson writes it as it is then, in half the time.
     """
 
     id: str
@@ -28,11 +32,23 @@ class Flow(NamedTuple):
     created_at: str
     updated_at: str
 
-
-_Fields = tuple[str, str, str, str, str, str, Any, Any, FlowStatus, bool, int, str, str]
-# A named tuple's own constructor is a Python function that takes twice the time.
-new_flow: Final[Callable[[_Fields], Flow]] = partial(tuple.__new__, Flow)
-_STATUSES: Final = {status.value: status for status in FlowStatus}
+    def copy(self) -> "Flow":
+        """One to be changed; a fifth faster than the constructor, and several times than `copy`."""
+        flow = _new(Flow)
+        flow.id = self.id
+        flow.controller_id = self.controller_id
+        flow.goal = self.goal
+        flow.owner_session_key = self.owner_session_key
+        flow.requester_origin = self.requester_origin
+        flow.current_step = self.current_step
+        flow.state_json = self.state_json
+        flow.wait_json = self.wait_json
+        flow.status = self.status
+        flow.cancel_requested = self.cancel_requested
+        flow.revision = self.revision
+        flow.created_at = self.created_at
+        flow.updated_at = self.updated_at
+        return flow
 
 
 def read_flow(document: Mapping[str, Any]) -> Flow:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from processor.contract.events import EventKind
 from processor.contract.headers import Headers
@@ -45,6 +45,47 @@ class Outgoing(NamedTuple):
 new_outgoing: Final[Callable[[tuple[bytes | None, bytes | None, Headers]], Outgoing]] = partial(
     tuple.__new__, Outgoing
 )
+
+
+class Pack(Protocol):
+    """Records that go out together, to one topic, in the order in which they are added."""
+
+    def add(self, key: bytes | None, value: bytes | None, headers: Headers, /) -> None: ...
+    def __len__(self) -> int: ...
+
+
+class Records(list[Outgoing]):
+    """A pack that keeps its records as they are."""
+
+    def add(self, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        self.append(new_outgoing((key, value, headers)))
+
+
+class ChangePack(Protocol):
+    """What one batch writes to the table, in the order that Changes documents."""
+
+    forget_before_ms: int | None
+
+    def delete(self, row: FlowRow, /) -> None: ...
+    def update(self, was: FlowRow, row: FlowRow, /) -> None: ...
+    def insert(self, row: FlowRow, /) -> None: ...
+    def put_step(self, row: StepRow, /) -> None: ...
+    def put_ledger_entry(self, entry: LedgerEntry, /) -> None: ...
+
+
+class Outbound(Protocol):
+    """Where what a batch writes is put as soon as it is made."""
+
+    @property
+    def audit(self) -> Pack: ...
+    @property
+    def outcomes(self) -> Pack: ...
+    @property
+    def state(self) -> Pack: ...
+    @property
+    def dead_letters(self) -> Pack: ...
+    @property
+    def changes(self) -> ChangePack: ...
 
 
 class WorkRecord(NamedTuple):
@@ -108,18 +149,19 @@ class LoadedState:
 
 @dataclass(slots=True)
 class WriteSet:
-    """Everything that one batch writes, all of it or nothing.
+    """Everything that one batch writes, all of it or nothing, and what is to be known of it.
 
     `handled` counts the records from the front that it covers; `faults` are exceptions that
-    quarantined a record as `internal_error`, for the log.
+    quarantined a record as `internal_error`, for the log. Records and changes are here unless
+    another Outbound takes them.
     """
 
     position: Position
     handled: int = 0
-    audit: list[Outgoing] = field(default_factory=list)
-    outcomes: list[Outgoing] = field(default_factory=list)
-    state: list[Outgoing] = field(default_factory=list)
-    dead_letters: list[Outgoing] = field(default_factory=list)
+    audit: Records = field(default_factory=Records)
+    outcomes: Records = field(default_factory=Records)
+    state: Records = field(default_factory=Records)
+    dead_letters: Records = field(default_factory=Records)
     forwards: list[Forward] = field(default_factory=list)
     wakes: list[tuple[str, Headers]] = field(default_factory=list)
     """Ids of waiting flows that the batch asked to cancel, each to be woken in its transaction,

@@ -1,16 +1,18 @@
 """Write a batch's outcomes, and the dead letters of what is quarantined."""
 
+from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 from processor.contract import dead_letters
-from processor.contract.headers import RecordPlace
+from processor.contract.headers import Headers, RecordPlace
 from processor.contract.outcomes import Code, Verdict
 from processor.contract.values import COMMAND_MAX_BYTES, instant
 from processor.domain import messages
-from processor.engine.batch import Decoded, Forward, Outgoing, WriteSet, new_outgoing
+from processor.domain.decision import NO_DETAILS
+from processor.engine.batch import Decoded, Forward, Outbound, Outgoing, WriteSet
 from processor.engine.codec import Readable, Record, Unreadable, traceparent
-from processor.engine.encoding import OutcomeContent, outcome_doc, source_doc
+from processor.engine.encoding import NO_RESULT, OutcomeHead, outcome_doc, source_doc
 
 OUTCOME_KEY_MAX_BYTES: Final = 512 * 1024
 """An unreadable record's key is its outcome's key too, up to what the topic takes."""
@@ -19,47 +21,56 @@ ORIGINALS_MAX_BYTES: Final = 2 * 1024 * 1024
 
 
 class BatchOutcomes:
-    """Puts one outcome for each record into `batch`."""
+    """Puts one outcome for each record of `batch` into `outbound`."""
 
-    def __init__(self, batch: WriteSet) -> None:
+    def __init__(self, batch: WriteSet, outbound: Outbound) -> None:
         self._batch = batch
+        self._outcomes = outbound.outcomes
+        self._add = outbound.outcomes.add
+        self._dead_letters = outbound.dead_letters
         self.size_bytes = 0
         """Of all that was put."""
         self.verdict = Verdict.ACCEPTED
         """Of the newest outcome."""
 
-    def put(self, item: Decoded, content: OutcomeContent, source: str | None = None) -> None:
-        """Answer `item`; the last that is done for it. `source` is JSON, as of `source_doc`."""
+    def __len__(self) -> int:
+        """How many were put."""
+        return len(self._outcomes)
+
+    def put(
+        self,
+        item: Decoded,
+        head: OutcomeHead,
+        result: str = NO_RESULT,
+        details: Mapping[str, Any] = NO_DETAILS,
+        *,
+        source: str | None = None,
+        original: Verdict | None = None,
+    ) -> None:
+        """Answer `item`; the last that is done for it. `result` and `source` are JSON, as of
+        `result_doc` and `source_doc`."""
         record, batch = item.record, self._batch
-        value = outcome_doc(item, content, source or source_doc(record))
-        key: bytes | None
-        kind: str
-        if isinstance(item, Readable):
-            kind = item.command.kind
-            key = record.key  # the flow id, by check 5
-        else:
-            kind = item.kind or "unknown"
-            if item.flow_id is not None:
-                key = item.flow_id.encode()
-            else:
-                key = record.key and record.key[:OUTCOME_KEY_MAX_BYTES]
-        headers = traceparent(record.headers) if record.headers else ()
-        batch.outcomes.append(new_outgoing((key, value, headers)))
-        if headers:
+        source = source or source_doc(record)
+        value = outcome_doc(item, head, result, details, source, original)
+        key = record.key  # the flow id, by check 5
+        if not isinstance(item, Readable):
+            flow_id = item.flow_id
+            key = flow_id.encode() if flow_id else key and key[:OUTCOME_KEY_MAX_BYTES]
+        headers: Headers = ()
+        if record.headers and (headers := traceparent(record.headers)):
             batch.traced.append((item, value))
-        verdict, code = content[:2]
-        self.verdict = verdict
+        self._add(key, value, headers)
+        self.verdict = head.verdict
         self.size_bytes += len(value) + len(key or b"")
-        batch.tally[kind, verdict._value_, "" if code is None else code._value_] += 1
+        batch.tally[head.labels] += 1
 
     def quarantine(self, item: Unreadable) -> None:
         """Set `item` aside."""
         message = messages.refused(item.code, {**item.details, "problem": item.problem})
         quarantined = dead_letter(item.record, item.code, message)
-        self.put(
-            item, OutcomeContent(Verdict.QUARANTINED, item.code, message, details=item.details)
-        )
-        self._batch.dead_letters.append(quarantined)
+        head = OutcomeHead(item.kind, Verdict.QUARANTINED, item.code, message)
+        self.put(item, head, details=item.details)
+        self._dead_letters.add(*quarantined)
         self.size_bytes += _size_bytes(quarantined)
 
     def forward(self, item: Readable, partition: int) -> None:
@@ -70,8 +81,8 @@ class BatchOutcomes:
         copy = Outgoing(record.key, record.value, [*record.headers, header])
         source = (record.topic, record.offset)
         self._batch.forwards.append(Forward(record.topic, partition, copy, source))
-        details = {"partition": partition}
-        self.put(item, OutcomeContent(Verdict.FORWARDED, None, messages.FORWARDED, details=details))
+        head = OutcomeHead(item.command.kind, Verdict.FORWARDED, None, messages.FORWARDED)
+        self.put(item, head, details={"partition": partition})
 
 
 def set_aside(item: Decoded, code: Code) -> Unreadable:

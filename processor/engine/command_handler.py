@@ -4,37 +4,43 @@ Pure: the same records on the same memory give the same bytes. One Handler handl
 """
 
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from typing import Final
 
-from processor.contract.commands import MODELS, Command
-from processor.contract.events import CHAIN_START
+from processor.contract.commands import MODELS
+from processor.contract.events import CHAIN_HEADER, CHAIN_START
 from processor.contract.headers import Headers, forwarded_from
 from processor.contract.outcomes import FORGOTTEN, Code, Verdict
 from processor.domain import messages
 from processor.domain.decide import decide
 from processor.domain.decision import Decision
+from processor.domain.evolve import fold
 from processor.domain.flow import Flow
-from processor.domain.steps import NO_STEPS, NO_TOTALS
+from processor.domain.steps import NO_STEPS, NO_TOTALS, StepTotals
 from processor.domain.transitions import OPERATOR, OWNER, WAITING, Authority
 from processor.engine.batch import (
     Decoded,
     LoadedState,
+    Outbound,
     PartitionConfig,
     WriteSet,
     cursor_record,
-    new_outgoing,
     sliced,
     snapshot_of,
 )
 from processor.engine.batch_outcomes import BatchOutcomes, set_aside
 from processor.engine.batch_steps import BatchSteps, StepKey
 from processor.engine.codec import Readable, traceparent
-from processor.engine.consequences import Consequences
+from processor.engine.consequences import StepConsequences
 from processor.engine.encoding import (
-    OutcomeContent,
+    ACCEPTED_HEADS,
+    DRY_RUN_HEADS,
+    OutcomeHead,
     allowed_doc,
+    event_doc,
     flow_doc,
-    new_outcome_content,
+    refused_head,
+    result_doc,
     source_doc,
 )
 from processor.engine.partitioner import partition_of
@@ -47,8 +53,6 @@ from processor.engine.rows import (
     new_ledger_entry,
 )
 
-# Python 3.11 runs a function whenever an enum is asked for a member, and to hash one.
-ACCEPTED, REJECTED = Verdict.ACCEPTED, Verdict.REJECTED
 _FORGOTTEN: Final = frozenset(code.value for code in FORGOTTEN)
 _NEED_STEPS: Final = frozenset({"finish", "fail", "cancel", "wake", "set_waiting"}) | {
     kind for kind, model in MODELS.items() if "run_id" in model.model_fields
@@ -56,24 +60,10 @@ _NEED_STEPS: Final = frozenset({"finish", "fail", "cancel", "wake", "set_waiting
 """Kinds of command for which something must be known of the flow's steps."""
 
 
-class _Entry:
-    """A flow while its batch is handled. `base` is the row in the table, which a prune ends."""
-
-    __slots__ = ("base", "chain", "flow", "headers", "last_event_id", "totals")
-
-    def __init__(self, base: FlowRow | None) -> None:
-        self.base = base
-        self.flow: Flow | None = base.flow if base else None
-        self.chain = base.chain if base else CHAIN_START
-        self.last_event_id = base.last_event_id if base else 0
-        self.headers: Headers = ()
-        self.totals = base.totals if base else NO_TOTALS
-
-    @property
-    def to_be_woken(self) -> bool:
-        """Whether it waits and is to be cancelled, and did not and was not before the batch."""
-        base = self.base
-        return _cancels_from_wait(self.flow) and not (base and _cancels_from_wait(base.flow))
+_FlowNow = tuple[Flow | None, int, bytes, StepTotals, Headers]
+"""A flow that the batch has changed, as it is now (None: pruned): its last event id and chain, the
+totals of its steps, and the headers that go on from its newest command. A plain tuple, since each
+command makes one."""
 
 
 class CommandHandler:
@@ -81,6 +71,7 @@ class CommandHandler:
 
     `position` is where the batch starts, `next_row_number` the next free row number of the table;
     `unforwardable` names records (topic, offset) that the broker would not take as copies.
+    Records and changes go to `outbound`, else into the batch.
     """
 
     def __init__(
@@ -91,6 +82,7 @@ class CommandHandler:
         *,
         next_row_number: int,
         unforwardable: frozenset[tuple[str, int]] = frozenset(),
+        outbound: Outbound | None = None,
     ) -> None:
         self._place = place
         self._memory = memory
@@ -103,11 +95,14 @@ class CommandHandler:
             place.topics.control: position.control,
         }
         self.batch = WriteSet(position)
-        """In the making; what stands in its lists of records may be taken out at any time."""
-        self._outcomes = BatchOutcomes(self.batch)
+        outbound = outbound or self.batch
+        self._add_event, self._add_state = outbound.audit.add, outbound.state.add
+        self._changes = outbound.changes
+        self._outcomes = BatchOutcomes(self.batch, outbound)
         self._steps = BatchSteps(memory)
-        self._entries: dict[str, _Entry] = {}
-        self._touched: dict[str, _Entry] = {}
+        self._touched: dict[str, _FlowNow] = {}
+        self._pruned: set[str] = set()
+        """Flows whose row in the table is gone."""
         self._ledger: dict[bytes, LedgerEntry] = {}
         self._asked: dict[str, Headers] = {}
         """The flows that were asked to cancel, with what the newest request leaves behind."""
@@ -132,6 +127,8 @@ class CommandHandler:
                 else:
                     outcomes.quarantine(item)
             except Exception as fault:  # one record's trouble is not the partition's
+                if len(outcomes) > batch.handled:
+                    raise  # it was answered: what of it is packed cannot be taken back
                 batch.faults.append((record, fault))
                 outcomes.quarantine(set_aside(item, Code.INTERNAL_ERROR))
             topic, at_ms = record.topic, record.timestamp
@@ -157,27 +154,39 @@ class CommandHandler:
 
     def _handle(self, item: Readable) -> None:
         record, command, _, ledger_key = item
-        entry = self._entry(command.flow_id)
+        flow, _, chain, totals, _ = self._now(command.flow_id)
         # A flow that is known lies right: only an unknown one is worth the hash.
-        if entry.flow is None and not self._lies_right(item):
+        if flow is None and not self._lies_right(item):
             return
         authority = OWNER if record.topic == self._commands else OPERATOR
         first = self._ledger.get(ledger_key) or self._memory.ledger.get(ledger_key)
         if first is not None and record.timestamp - first.at_ms <= self._place.dedupe_window_ms:
-            self._outcomes.put(item, _content_of_resend(item, first, entry.flow, authority))
+            self._put_resend(item, first, flow, authority)
             return
         steps = NO_STEPS
-        if entry.flow is not None and command.kind in _NEED_STEPS:
-            steps = self._steps.needed_by(command, entry.flow, entry.totals)
+        if flow is not None and command.kind in _NEED_STEPS:
+            steps = self._steps.needed_by(command, flow, totals)
         decision = decide(
             command,
-            entry.flow,
+            flow,
             record.timestamp,
             authority=authority,
             steps=steps,
             limits=self._place.limits,
         )
-        self._apply(item, entry, authority, decision)
+        if command.dry_run:
+            self._put_dry_run(item, decision, flow, authority)
+        else:
+            self._apply(item, (flow, chain, totals), authority, decision)
+
+    def _now(self, flow_id: str) -> _FlowNow:
+        now = self._touched.get(flow_id)
+        if now is not None:
+            return now
+        row = self._memory.flows[flow_id]
+        if row is None:
+            return None, 0, CHAIN_START, NO_TOTALS, ()
+        return row.flow, row.last_event_id, row.chain, row.totals, ()
 
     def _lies_right(self, item: Readable) -> bool:
         """Check 6; what lies wrong is answered here."""
@@ -194,79 +203,108 @@ class CommandHandler:
         return False
 
     def _apply(
-        self, item: Readable, entry: _Entry, authority: Authority, decision: Decision
+        self,
+        item: Readable,
+        before: tuple[Flow | None, bytes, StepTotals],
+        authority: Authority,
+        decision: Decision,
     ) -> None:
         """Answer a decided command, and take in what happened: all that can fail comes before."""
         record, command, digest, ledger_key = item
-        facts, code, details = decision
-        source = source_doc(record)
+        flow, chain, totals = before
+        facts, code, details, after = decision
+        kind, source = command.kind, source_doc(record)
         headers = traceparent(record.headers) if record.headers else ()
-        dry_run = bool(command.dry_run)
-        after = Consequences(entry.flow, entry.chain, entry.totals)
-        if dry_run:
-            after.imagine(facts)
-        else:
-            after.follow(facts, item, self._next_event_id, headers, source, self._steps)
-        flow = after.flow
-        revision, status = (flow.revision, flow.status) if flow else (None, None)
-        content = new_outcome_content(
-            (
-                ACCEPTED if code is None else REJECTED,
-                code,
-                _message(command.kind, decision, dry_run=dry_run),
-                revision,
-                status,
-                self._next_event_id,
-                len(after.events),
-                allowed_doc(entry.flow if dry_run else flow, authority),
-                details,
-                None,
-            )
-        )
-        self._outcomes.put(item, content, source)
-        if not dry_run and (code is None or code._value_ not in _FORGOTTEN):
+        if after is None:
+            after = fold(flow, facts)
+        first_event_id = event_id = self._next_event_id
+        events, size_bytes = [], 0
+        for fact in facts:
+            value = event_doc(event_id, fact, command, source)
+            chain = blake2b(chain + value, digest_size=16).digest()
+            events.append((record.key, value, [(CHAIN_HEADER, chain), *headers]))
+            size_bytes += len(value)
+            event_id += 1
+        of_steps: StepConsequences | None = None
+        if facts and kind in _NEED_STEPS:
+            of_steps = StepConsequences(totals)
+            of_steps.follow(facts, first_event_id, headers, self._steps)
+        count = event_id - first_event_id
+        head = ACCEPTED_HEADS[kind] if code is None else refused_head(kind, code, details)
+        revision, status = (after.revision, after.status) if after else (None, None)
+        result = result_doc(revision, status, first_event_id, count, allowed_doc(after, authority))
+        self._outcomes.put(item, head, result, details, source=source)
+        if code is None or code._value_ not in _FORGOTTEN:
             about = ledger_key, record.timestamp, digest, code, revision, status
-            caused = self._next_event_id, len(after.events), details
-            self._ledger[ledger_key] = new_ledger_entry(about + caused)
-        if after.events:
-            self._take_in(command, entry, after, headers)
+            entry = new_ledger_entry((*about, first_event_id, count, details))
+            self._ledger[ledger_key] = entry
+            self._changes.put_ledger_entry(entry)
+        if not facts:
+            return
+        for event in events:
+            self._add_event(*event)
+        self._size_bytes += size_bytes
+        self._next_event_id = event_id
+        if of_steps is not None:
+            self._take_in_steps(of_steps, headers)
+            totals = of_steps.totals
+        if kind == "request_cancel":
+            self._asked[command.flow_id] = headers
+        if after is None:
+            self._forget_flow(command.flow_id, headers)
+            chain, totals = CHAIN_START, NO_TOTALS
+        self._touched[command.flow_id] = after, event_id - 1, chain, totals, headers
 
-    def _take_in(
-        self, command: Command, entry: _Entry, after: Consequences, headers: Headers
+    def _put_dry_run(
+        self, item: Readable, decision: Decision, flow: Flow | None, authority: Authority
     ) -> None:
-        batch, flow_id = self.batch, command.flow_id
-        batch.audit += after.events
-        self._size_bytes += after.size_bytes
-        self._next_event_id += len(after.events)
-        if after.of_steps is not None:
-            for at, row in after.of_steps.rows.items():
-                self._steps.put(at, row, headers)
-            batch.step_events += after.of_steps.events
-            batch.work += after.of_steps.work
-            entry.totals = after.totals
-        entry.flow, entry.chain = after.flow, after.chain
-        entry.last_event_id = self._next_event_id - 1
-        entry.headers = headers
-        self._touched[flow_id] = entry
-        if command.kind == "request_cancel":
-            self._asked[flow_id] = headers
-        if after.flow is None:
-            self._forget_flow(flow_id, entry, headers)
+        """Answer what the command would do; `allowed` is of the flow as it is."""
+        facts, code, details, after = decision
+        if after is None:
+            after = fold(flow, facts)
+        kind = item.command.kind
+        head = DRY_RUN_HEADS[kind] if code is None else refused_head(kind, code, details)
+        revision, status = (after.revision, after.status) if after else (None, None)
+        result = result_doc(revision, status, 0, 0, allowed_doc(flow, authority))
+        self._outcomes.put(item, head, result, details)
 
-    def _forget_flow(self, flow_id: str, entry: _Entry, headers: Headers) -> None:
-        """What a prune takes along: the row, the steps, and the chain, which restarts."""
-        if entry.base is not None:
-            self.batch.changes.deleted.append(entry.base)
-            self.batch.waits.append((entry.base, None))
-        entry.base, entry.chain, entry.last_event_id = None, CHAIN_START, 0
-        entry.totals = NO_TOTALS
+    def _put_resend(
+        self, item: Readable, first: LedgerEntry, flow: Flow | None, authority: Authority
+    ) -> None:
+        """Check 7: the first outcome again, or a conflict with it."""
+        kind, allowed = item.command.kind, allowed_doc(flow, authority)
+        if first.digest != item.digest:
+            head = refused_head(kind, Code.IDEMPOTENCY_CONFLICT, {})
+            revision, status = (flow.revision, flow.status) if flow else (None, None)
+            self._outcomes.put(item, head, result_doc(revision, status, 0, 0, allowed))
+            return
+        code, details = first.code, first.details
+        message = messages.accepted(kind) if code is None else messages.refused(code, details, kind)
+        head = OutcomeHead(kind, Verdict.DUPLICATE, code, message)
+        result = result_doc(
+            first.revision, first.status, first.first_event_id, first.event_count, allowed
+        )
+        self._outcomes.put(item, head, result, details, original=first.verdict)
+
+    def _take_in_steps(self, of_steps: StepConsequences, headers: Headers) -> None:
+        for at, row in of_steps.rows.items():
+            self._steps.put(at, row, headers)
+        self.batch.step_events += of_steps.events
+        self.batch.work += of_steps.work
+        self._size_bytes += of_steps.size_bytes
+
+    def _row_before(self, flow_id: str) -> FlowRow | None:
+        """The flow's row in the table, unless the batch has pruned it."""
+        return None if flow_id in self._pruned else self._memory.flows[flow_id]
+
+    def _forget_flow(self, flow_id: str, headers: Headers) -> None:
+        """What a prune takes along: the row and the steps."""
+        base = self._row_before(flow_id)
+        if base is not None:
+            self._changes.delete(base)
+            self.batch.waits.append((base, None))
+            self._pruned.add(flow_id)
         self._steps.remove_all(flow_id, headers)
-
-    def _entry(self, flow_id: str) -> _Entry:
-        entry = self._entries.get(flow_id)
-        if entry is None:
-            entry = self._entries[flow_id] = _Entry(self._memory.flows[flow_id])
-        return entry
 
     # What the batch leaves
 
@@ -279,11 +317,11 @@ class CommandHandler:
         """
         batch = self.batch
         for some in sliced(list(self._touched.items())):
-            for flow_id, entry in some:
-                row = self._settle_flow(entry)
+            for flow_id, now in some:
+                row = self._settle_flow(flow_id, now)
                 batch.flows[flow_id] = row
                 snapshot = None if row is None else snapshot_of(row)
-                batch.state.append(new_outgoing((flow_id.encode(), snapshot, entry.headers)))
+                self._add_state(flow_id.encode(), snapshot, now[-1])
             yield
         for steps in sliced(list(self._steps.touched())):
             for at, rows, headers in steps:
@@ -291,23 +329,22 @@ class CommandHandler:
             yield
         self._settle_rest(oldest_unwritten)
 
-    def _settle_flow(self, entry: _Entry) -> FlowRow | None:
-        batch, base, flow = self.batch, entry.base, entry.flow
+    def _settle_flow(self, flow_id: str, now: _FlowNow) -> FlowRow | None:
+        flow, last_event_id, chain, totals, _ = now
         if flow is None:
             return None
+        batch, base = self.batch, self._row_before(flow_id)
         if base is None:
             row_number = self._next_row_number
             self._next_row_number += 1
             batch.created += 1
         else:
             row_number = base.row_number
-        row = new_flow_row(
-            (flow, flow_doc(flow), entry.last_event_id, entry.chain, row_number, entry.totals)
-        )
+        row = new_flow_row((flow, flow_doc(flow), last_event_id, chain, row_number, totals))
         if base is None:
-            batch.changes.inserted.append(row)
+            self._changes.insert(row)
         else:
-            batch.changes.updated.append((base, row))
+            self._changes.update(base, row)
         if flow.status is WAITING or (base is not None and base.flow.status is WAITING):
             batch.waits.append((base, row))
         return row
@@ -318,16 +355,20 @@ class CommandHandler:
         batch, (_, row) = self.batch, rows
         batch.steps[at] = rows
         if row is not None:
-            batch.changes.steps.append(row)
+            self._changes.put_step(row)
         key = f"{at[0]}/{at[1]}".encode()
         value = row and b'{"step":%b}' % row.doc
-        batch.state.append(new_outgoing((key, value, headers)))
+        self._add_state(key, value, headers)
+
+    def _to_be_woken(self, flow_id: str) -> bool:
+        """Whether it waits and is to be cancelled, and did not and was not before the batch."""
+        flow, base = self._touched[flow_id][0], self._row_before(flow_id)
+        return _cancels_from_wait(flow) and not (base and _cancels_from_wait(base.flow))
 
     def _settle_rest(self, oldest_unwritten: int | None) -> None:
-        batch, changes = self.batch, self.batch.changes
-        changes.ledger_entries.extend(self._ledger.values())
+        batch = self.batch
         for flow_id, headers in self._asked.items():
-            if self._touched[flow_id].to_be_woken:
+            if self._to_be_woken(flow_id):
                 batch.wakes.append((flow_id, headers))
         topics = self._place.topics
         batch.position = Position(
@@ -336,39 +377,9 @@ class CommandHandler:
         if oldest_unwritten is None:
             oldest_unwritten = batch.work[0].event_id if batch.work else self._next_event_id
         batch.first_unwritten = oldest_unwritten
-        batch.state.append(cursor_record(self._place.partition, batch.position, oldest_unwritten))
+        cursor = cursor_record(self._place.partition, batch.position, oldest_unwritten)
+        self._add_state(*cursor)
 
 
 def _cancels_from_wait(flow: Flow | None) -> bool:
     return flow is not None and flow.cancel_requested and flow.status is WAITING
-
-
-def _message(kind: str, decision: Decision, *, dry_run: bool) -> str:
-    if decision.code is not None:
-        return messages.refused(decision.code, decision.details, kind)
-    return messages.DRY_RUN_ACCEPTED if dry_run else messages.accepted(kind)
-
-
-def _content_of_resend(
-    item: Readable, first: LedgerEntry, flow: Flow | None, authority: Authority
-) -> OutcomeContent:
-    """Check 7: the first outcome again, or a conflict with it."""
-    now = allowed_doc(flow, authority)
-    if first.digest != item.digest:
-        conflict = Code.IDEMPOTENCY_CONFLICT
-        revision, status = (flow.revision, flow.status) if flow else (None, None)
-        message = messages.refused(conflict, {})
-        return OutcomeContent(REJECTED, conflict, message, revision, status, allowed=now)
-    said = Decision((), first.code, first.details)
-    return OutcomeContent(
-        Verdict.DUPLICATE,
-        first.code,
-        _message(item.command.kind, said, dry_run=False),
-        first.revision,
-        first.status,
-        first.first_event_id,
-        first.event_count,
-        now,
-        first.details,
-        first.verdict,
-    )

@@ -4,19 +4,20 @@ By hand where each command takes the way: a dictionary of 15 keys that orjson th
 the time. Ids, kinds, statuses and times hold nothing that JSON would escape.
 """
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Final
 
 import orjson
 from pydantic import BaseModel
 
-from processor.contract.commands import Command
+from processor.contract.commands import MODELS, Command
 from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code, Verdict
 from processor.contract.steps import Step
 from processor.contract.values import SCHEMA_VERSION, instant
-from processor.domain.decision import NO_DETAILS
+from processor.domain import messages
 from processor.domain.facts import Fact
 from processor.domain.flow import Flow
 from processor.domain.transitions import Authority, allowed_from
@@ -32,34 +33,36 @@ _ALLOWED: Final = {
     for cancel_requested in (False, True)
     for status in FlowStatus
 }
+_STATUS_DOCS: Final = {status.value: f'"{status.value}"' for status in FlowStatus}
 
 
-class OutcomeContent(NamedTuple):
-    """What an outcome says of its command, beside what the record itself says.
+class OutcomeHead:
+    """What an outcome says first: the same for all commands of a kind that are accepted.
 
-    `allowed` is JSON. The events are `event_count` from `first_event_id` on.
+    `doc` is that as JSON; `labels` are kind, verdict and code, for metrics.
     """
 
-    verdict: Verdict
-    code: Code | None
-    message: str
-    revision: int | None = None
-    status: FlowStatus | None = None
-    first_event_id: int = 0
-    event_count: int = 0
-    allowed: str = "null"
-    details: Mapping[str, Any] = NO_DETAILS
-    original: Verdict | None = None
+    __slots__ = ("doc", "labels", "verdict")
+
+    def __init__(self, kind: str | None, verdict: Verdict, code: Code | None, message: str) -> None:
+        name, reason = verdict._value_, code and code._value_
+        said = {"kind": kind, "verdict": name, "code": reason, "message": message}
+        self.doc = f",{orjson.dumps(said).decode()[1:-1]}"
+        self.labels = (kind or "unknown", name, reason or "")
+        self.verdict = verdict
 
 
-_OutcomeContent = tuple[
-    *tuple[Verdict, Code | None, str, int | None, FlowStatus | None, int, int, str],
-    *tuple[Mapping[str, Any], Verdict | None],
-]
-# As domain.flow.new_flow.
-new_outcome_content: Final[Callable[[_OutcomeContent], OutcomeContent]] = partial(
-    tuple.__new__, OutcomeContent
+ACCEPTED_HEADS: Final[Mapping[str, OutcomeHead]] = MappingProxyType(
+    {kind: OutcomeHead(kind, Verdict.ACCEPTED, None, messages.accepted(kind)) for kind in MODELS}
 )
+DRY_RUN_HEADS: Final[Mapping[str, OutcomeHead]] = MappingProxyType(
+    {kind: OutcomeHead(kind, Verdict.ACCEPTED, None, messages.DRY_RUN_ACCEPTED) for kind in MODELS}
+)
+
+
+def refused_head(kind: str, code: Code, details: dict[str, Any]) -> OutcomeHead:
+    """What the outcome of a rejected command says first."""
+    return OutcomeHead(kind, Verdict.REJECTED, code, messages.refused(code, details, kind))
 
 
 def encode(value: Any) -> bytes:
@@ -91,30 +94,44 @@ def event_doc(event_id: int, fact: Fact, command: Command, source: str) -> bytes
     return before.encode() + orjson.dumps(payload) + after.encode()
 
 
-def outcome_doc(item: Readable | Unreadable, content: OutcomeContent, source: str) -> bytes:
-    """The outcome of `item`; `source` as of `source_doc`."""
-    verdict, code, message, revision, status, first, count, allowed, details, original = content
-    if isinstance(item, Readable):
-        command = item.command
-        flag = "true" if command.dry_run else "false"
-        about = (
-            f'{{"command_id":"{command.command_id}","flow_id":"{command.flow_id}",'
-            f'"kind":"{command.kind}"'
-        )
-    else:
-        flag = orjson.dumps(item.dry_run).decode()
-        known = {"command_id": item.command_id, "flow_id": item.flow_id, "kind": item.kind}
-        about = orjson.dumps(known).decode()[:-1]
-    code_doc = "null" if code is None else f'"{code._value_}"'
-    status_doc = "null" if status is None else f'"{status._value_}"'
-    digest_doc = "null" if item.digest is None else f'"{item.digest.hex()}"'
+def result_doc(
+    revision: int | None, status: FlowStatus | None, first: int, count: int, allowed: str
+) -> str:
+    """Where the flow of an outcome is, the `count` events from id `first` on, and what is allowed
+    next, as of `allowed_doc`."""
     event_ids = first if count == 1 else ",".join(map(str, range(first, first + count)))
     return (
-        f'{about},"verdict":"{verdict._value_}","code":{code_doc},"message":{text_doc(message)},'
-        f'"revision":{"null" if revision is None else revision},"status":{status_doc},'
-        f'"event_ids":[{event_ids}],"allowed":{allowed},'
-        f'"details":{orjson.dumps(details).decode() if details else "{}"},"dry_run":{flag},'
-        f'"command_digest":{digest_doc},"source":{source},"at":"{instant(item.record.timestamp)}"'
+        f'"revision":{"null" if revision is None else revision},'
+        f'"status":{"null" if status is None else _STATUS_DOCS[status._value_]},'
+        f'"event_ids":[{event_ids}],"allowed":{allowed}'
+    )
+
+
+NO_RESULT: Final = result_doc(None, None, 0, 0, "null")
+
+
+def outcome_doc(
+    item: Readable | Unreadable,
+    head: OutcomeHead,
+    result: str,
+    details: Mapping[str, Any],
+    source: str,
+    original: Verdict | None = None,
+) -> bytes:
+    """The outcome of `item`; `result` as of `result_doc`, `source` as of `source_doc`."""
+    if isinstance(item, Readable):
+        record, command, digest, _ = item
+        about = f'{{"command_id":"{command.command_id}","flow_id":"{command.flow_id}"'
+        flag, digest_doc = ("true" if command.dry_run else "false"), f'"{digest.hex()}"'
+    else:
+        record = item.record
+        about = encode({"command_id": item.command_id, "flow_id": item.flow_id}).decode()[:-1]
+        flag = encode(item.dry_run).decode()
+        digest_doc = "null" if item.digest is None else f'"{item.digest.hex()}"'
+    return (
+        f"{about}{head.doc},{result},"
+        f'"details":{encode(details).decode() if details else "{}"},"dry_run":{flag},'
+        f'"command_digest":{digest_doc},"source":{source},"at":"{instant(record.timestamp)}"'
         f"{_END if original is None else _ORIGINAL_END % original._value_}"
     ).encode()
 
@@ -132,37 +149,7 @@ def flow_doc(flow: Flow) -> bytes:
     It is kept in memory, too, so it is a copy: what orjson 3.13 returns holds on to all the room
     that it was written in, 4 KiB at least.
     """
-    (
-        flow_id,
-        controller,
-        goal,
-        owner,
-        origin,
-        step,
-        state,
-        wait,
-        status,
-        cancel_requested,
-        revision,
-        created_at,
-        updated_at,
-    ) = flow
-    document = {
-        "id": flow_id,
-        "controller_id": controller,
-        "goal": goal,
-        "owner_session_key": owner,
-        "requester_origin": origin,
-        "current_step": step,
-        "state_json": state,
-        "wait_json": wait,
-        "status": status._value_,
-        "cancel_requested": cancel_requested,
-        "revision": revision,
-        "created_at": created_at,
-        "updated_at": updated_at,
-    }
-    return bytes(memoryview(orjson.dumps(document)))
+    return bytes(memoryview(orjson.dumps(flow)))
 
 
 def step_doc(step: Step) -> bytes:

@@ -8,10 +8,9 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
 from processor.contract.steps import StepStatus
-from processor.engine.batch import Forward, Outgoing
+from processor.engine.batch import ChangePack, Forward, Outgoing, Pack
 from processor.engine.codec import Record
 from processor.engine.rows import (
-    Changes,
     Checkpoint,
     Deadline,
     FlowRow,
@@ -145,13 +144,6 @@ class Written(NamedTuple):
     age_s: float
 
 
-class Pack(Protocol):
-    """Records that go out together, to one topic, in the order in which they were put in."""
-
-    def extend(self, records: Sequence[Outgoing], /) -> None: ...
-    def __len__(self) -> int: ...
-
-
 class TransactionalProducer(Protocol):
     """The partition's transactional producer."""
 
@@ -191,15 +183,6 @@ class WorkItemProducer(Protocol):
     async def write(self, records: Sequence[Outgoing]) -> None:
         """Write all, acknowledged, each to the partition of its own key, in order there. Raises if
         any may be missing."""
-
-
-class ChangePack(Protocol):
-    """The changes of one `write`, ready to be written."""
-
-    forget_before_ms: int | None
-
-    def take(self, changes: Changes, /) -> None:
-        """Add what stands in `changes`."""
 
 
 class Table(Protocol):

@@ -195,6 +195,21 @@ class Changes:
     ledger_entries: list[LedgerEntry] = field(default_factory=list)
     forget_before_ms: int | None = None
 
+    def delete(self, row: FlowRow) -> None:
+        self.deleted.append(row)
+
+    def update(self, was: FlowRow, row: FlowRow) -> None:
+        self.updated.append((was, row))
+
+    def insert(self, row: FlowRow) -> None:
+        self.inserted.append(row)
+
+    def put_step(self, row: StepRow) -> None:
+        self.steps.append(row)
+
+    def put_ledger_entry(self, entry: LedgerEntry) -> None:
+        self.ledger_entries.append(entry)
+
     def take(self, others: "Changes") -> None:
         """Add what stands in `others`."""
         self.deleted += others.deleted

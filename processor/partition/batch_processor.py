@@ -186,7 +186,8 @@ class BatchProcessor:
         batch, outbound = await self._decide(table, writer, items, loaded)
         decided_ns = time.time_ns()
         sent = self.scheduler.send(batch, due)
-        outbound.put(self.place.topics.control, sent.records)
+        for record in sent.records:
+            outbound.control.add(*record)
         written = await self._commit(table, writer, batch, outbound)
         if self._traces is not None:
             self._traces.decided(
@@ -276,25 +277,23 @@ class BatchProcessor:
         refused: frozenset[tuple[str, int]],
     ) -> tuple[WriteSet, TransactionPacks]:
         """Decide `items`, as many as make a batch; its records are packed on the way."""
+        outbound = TransactionPacks(self.place.topics, writer, table)
         handler = CommandHandler(
             self.place,
             loaded,
             self._checkpoint.position,
             next_row_number=self._next_row_number,
             unforwardable=refused,
+            outbound=outbound,
         )
-        batch, outbound = handler.batch, TransactionPacks(self.place.topics, writer, table)
         for some in sliced(items):
             has_room = handler.add(some)
-            outbound.take(batch)
             await asyncio.sleep(0)
             if not has_room:
                 break
         for _ in handler.settle(self.outbox.oldest_event_id):
-            outbound.take(batch)
             await asyncio.sleep(0)
-        outbound.take(batch)
-        return batch, outbound
+        return handler.batch, outbound
 
     # 3 to 5. Transaction, table, memory
 
@@ -346,7 +345,7 @@ class BatchProcessor:
             seconds = self.clock() - items[0].record.timestamp / 1000
             metrics.end_to_end_seconds.observe(max(0.0, seconds))
             metrics.batch_size.observe(batch.handled)
-        metrics.events.inc(outbound.count(self.place.topics.audit))
+        metrics.events.inc(len(outbound.audit))
         for labels, count in batch.tally.items():
             metrics.commands.labels(*labels).inc(count)
         metrics.steps.observe(batch.step_events)
@@ -387,7 +386,7 @@ class BatchProcessor:
         outbound = TransactionPacks(self.place.topics, writer, table)
         first_unwritten = self.outbox.oldest_event_id or position.next_event_id
         cursor = cursor_record(self.place.partition, position, first_unwritten)
-        outbound.put(self.place.topics.state, [cursor])
+        outbound.state.add(*cursor)
         batch = WriteSet(position, first_unwritten=first_unwritten)
         written = await self._commit(table, writer, batch, outbound)
         self.scheduler.observe(written.at_ms, self.monotonic() - written.age_s)

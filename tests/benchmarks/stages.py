@@ -25,11 +25,12 @@ from processor.adapters.kafka.producer.transactional_producer import (
 )
 from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.contract.topics import Topics
-from processor.engine.batch import LoadedState, PartitionConfig, first_event_id, needs
+from processor.engine.batch import LoadedState, PartitionConfig, first_event_id, needs, sliced
 from processor.engine.codec import decode
 from processor.engine.command_handler import CommandHandler
 from processor.engine.flow_cache import FlowCache
 from processor.engine.rows import Checkpoint, Position
+from processor.partition.packs import TransactionPacks
 from processor.runtime import GC_THRESHOLDS
 from processor.settings import Settings
 from processor.testing.memory.record import Appended
@@ -107,6 +108,9 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
     writer: Any = SimpleNamespace(_partition=PLACE.partition)
     cache = FlowCache(256 * 2**20)
     producer: Any = _Producer(compression)
+
+    packing: Any = SimpleNamespace(new_pack=lambda: RecordPack(producer.create_batch))
+
     position = Position(0, 0, first_event_id(PLACE.partition))
     checkpoint: Checkpoint | None = None
     next_row_number = 1
@@ -122,31 +126,29 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
             memory = LoadedState(flows={flow_id: flows.get(flow_id) for flow_id in needed.flows})
         with costs_of.stage("recall: table"):
             memory.ledger = await table.ledger_entries(needed.ledger)
-        with costs_of.stage("decide and encode"):
-            handler = CommandHandler(PLACE, memory, position, next_row_number=next_row_number)
-            for at in range(0, BATCH, 50):
-                handler.add(items[at : at + 50])
-        with costs_of.stage("settle"):
+        with costs_of.stage("decide, encode, pack"):
+            outbound = TransactionPacks(topics, packing, table)
+            handler = CommandHandler(
+                PLACE, memory, position, next_row_number=next_row_number, outbound=outbound
+            )
+            for slice_ in sliced(items):
+                handler.add(slice_)
+        with costs_of.stage("settle and pack"):
             batch = handler.finish()
         assert batch.handled == BATCH
         assert set(batch.tally) <= {(c.command.kind, "accepted", "") for c in items}  # type: ignore[union-attr]
-        with costs_of.stage("record batches"):
-            for topic, outgoing in (
-                (topics.audit, batch.audit),
-                (topics.outcomes, batch.outcomes),
-                (topics.state, batch.state),
-            ):
-                pack = RecordPack(producer.create_batch)
-                pack.extend(outgoing)
-                await KafkaTransactionalProducer._send(writer, producer, topic, pack)
-        batch.changes.forget_before_ms = APPENDED_AT_MS - 1
+        with costs_of.stage("compress and send"):
+            for topic, pack in outbound.packs.items():
+                await KafkaTransactionalProducer._send(writer, producer, topic, pack)  # type: ignore[arg-type]
+        changes: Any = outbound.changes
+        changes.forget_before_ms = APPENDED_AT_MS - 1
         after = Checkpoint(batch.position, start, start, batch.newest_ms)
         with costs_of.stage("write the table"):
-            await table.write(batch.changes, before=checkpoint, after=after)
+            await table.write(changes, before=checkpoint, after=after)
         with costs_of.stage("cache"):
             cache.put(batch.flows)
         position, checkpoint = batch.position, after
-        next_row_number += len(batch.changes.inserted)
+        next_row_number += batch.created
 
 
 async def measure(runs: int = 3) -> dict[str, Cost]:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from sqlite3 import connect
 from typing import Any
@@ -62,7 +63,7 @@ def flow_row(number: int, revision: int) -> FlowRow:
 
 def changed(row: FlowRow, **values: Any) -> FlowRow:
     """The row after one more change."""
-    flow = row.flow._replace(revision=row.flow.revision + 1, **values)
+    flow = replace(row.flow, revision=row.flow.revision + 1, **values)
     doc = flow_doc(flow)
     return row._replace(flow=flow, doc=doc, last_event_id=row.last_event_id + 1)
 

@@ -156,8 +156,8 @@ class TableFirst(BatchProcessor):
         topics, partition = self.place.topics, self.place.partition
         after = Checkpoint(
             batch.position,
-            kafka.log(topics.audit, partition).end + outbound.count(topics.audit),
-            kafka.log(topics.outcomes, partition).end + outbound.count(topics.outcomes),
+            kafka.log(topics.audit, partition).end + len(outbound.audit),
+            kafka.log(topics.outcomes, partition).end + len(outbound.outcomes),
             max(batch.newest_ms, self._checkpoint.as_of_ms),
         )
         await table.write(outbound.changes, before=self._checkpoint, after=after)

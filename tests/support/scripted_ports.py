@@ -14,7 +14,7 @@ import orjson
 
 from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.contract.headers import Headers
-from processor.engine.batch import Forward, Outgoing, PartitionConfig
+from processor.engine.batch import Forward, Outgoing, PartitionConfig, Records
 from processor.engine.codec import Record
 from processor.engine.partitioner import partition_of
 from processor.engine.ports import Fetched, HiddenRecords, OffsetRange, OnHanging, OnWait, Written
@@ -271,8 +271,8 @@ class ScriptedWriter:
         await self._script.reach(Point.FENCE)
         self._epoch = self._kafka.fence(self._id)
 
-    def new_pack(self) -> list[Outgoing]:
-        return []
+    def new_pack(self) -> Records:
+        return Records()
 
     async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
         assert self._epoch, "a writer is started before it writes"

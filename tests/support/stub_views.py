@@ -269,7 +269,7 @@ class ShownViews:
 
 
 def summary(partition: int, flow: Any, first_event_id: int) -> dict[str, Any]:
-    doc = flow._asdict()
+    doc = {**vars(flow)}
     state = doc.pop("state_json")
     wait = doc["wait_json"] or {}
     return {
@@ -289,7 +289,7 @@ def _at_revision(events: Sequence[dict[str, Any]], revision: int) -> dict[str, A
             body = (kind, event["flow_id"], event["at"], event["revision"], status)
             flow = evolve(flow, Fact(*body, event["payload_json"]))
     assert flow is not None
-    made: dict[str, Any] = flow._asdict()
+    made: dict[str, Any] = {**vars(flow)}
     return made
 
 

@@ -18,7 +18,7 @@ of github.com/aio-libs/aiokafka where one was found (November 2026).
   (test_kafka_traps).
 - hold_fetches: the hold of a fetch is fixed when a consumer is made (test_fetch_hold).
 - count_commits: a lost connection repeats EndTxn silently (test_kafka_traps).
-- append, close_batch: the public wrapper takes as long again as the record itself
+- appender, close_batch: the public wrapper takes as long again as the record itself
   (test_transactional_producer).
 - hear_denials: records are sent although their partition was denied to the transaction, and are
   refused for another reason (test_rights).
@@ -31,7 +31,7 @@ of github.com/aio-libs/aiokafka where one was found (November 2026).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -200,17 +200,11 @@ def count_commits(producer: AIOKafkaProducer, attempted: Callable[[], None]) -> 
     producer._sender._do_txn_commit = counted
 
 
-def append(
-    batch: BatchBuilder, records: Sequence[tuple[Any, Any, Any]], index: int, first: int = 0
-) -> int:
-    """Append `records[first:]` (key, value, headers), the first with `number`, until one does not
-    fit; return how many were appended."""
-    add = batch._builder.append
-    for count, (key, value, headers) in enumerate(records[first:] if first else records):
-        listed = headers if type(headers) is list else list(headers)
-        if add(index + count, None, key, value, listed) is None:
-            return count
-    return len(records) - first
+def appender(batch: BatchBuilder) -> Callable[..., object | None]:
+    """What appends a record (its number in the batch, None, key, value, a list of headers) to
+    `batch`; it returns None where the record does not fit."""
+    append: Callable[..., object | None] = batch._builder.append
+    return append
 
 
 def close_batch(batch: BatchBuilder, count: int) -> None:

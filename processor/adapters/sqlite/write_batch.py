@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from processor.adapters.sqlite import row_codec as records
 from processor.adapters.sqlite import statements
 from processor.adapters.sqlite.ledger import ROW_WIDTH, Ledger
-from processor.engine.rows import Changes
+from processor.engine.rows import Changes, FlowRow, LedgerEntry, StepRow
 
 FORGET_FACTOR: Final = 2
 FORGET_EXTRA: Final = 1000
@@ -37,22 +37,35 @@ class WriteBatch:
         self._steps: list[Any] = []
         self._ledger_entries: list[Any] = []
 
+    def delete(self, row: FlowRow) -> None:
+        self._deleted += records.flow_key(row)
+        self._without_steps.append(row.flow.id)
+
+    def update(self, was: FlowRow, row: FlowRow) -> None:
+        self._updated += records.update_values(was, row)
+
+    def insert(self, row: FlowRow) -> None:
+        self._inserted += (row.row_number, row.flow.id, *records.flow_values(row))
+
+    def put_step(self, row: StepRow) -> None:
+        self._steps += records.step_values(row)
+
+    def put_ledger_entry(self, entry: LedgerEntry) -> None:
+        self._ledger_entries += records.ledger_values(entry)
+
     def take(self, changes: Changes) -> None:
         """Add what stands in `changes`."""
         for row in changes.deleted:
-            self._deleted += records.flow_key(row)
-            self._without_steps.append(row.flow.id)
-        updated = self._updated
+            self.delete(row)
         for was, row in changes.updated:
-            updated += records.update_values(was, row)
+            self.update(was, row)
         for row in changes.inserted:
-            self._inserted += (row.row_number, row.flow.id, *records.flow_values(row))
+            self.insert(row)
         self._deleted_steps += chain.from_iterable(changes.deleted_steps)
         for step in changes.steps:
-            self._steps += records.step_values(step)
-        ledger_entries = self._ledger_entries
-        for ledger_entry in changes.ledger_entries:
-            ledger_entries += records.ledger_values(ledger_entry)
+            self.put_step(step)
+        for entry in changes.ledger_entries:
+            self.put_ledger_entry(entry)
         if changes.forget_before_ms is not None:
             self.forget_before_ms = changes.forget_before_ms
 

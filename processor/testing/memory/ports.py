@@ -9,7 +9,7 @@ from random import Random
 from typing import Final, Protocol
 
 from processor.adapters.sqlite.errors import TableFailed
-from processor.engine.batch import Forward, Outgoing
+from processor.engine.batch import Forward, Outgoing, Records
 from processor.engine.codec import Record
 from processor.engine.partitioner import partition_of
 from processor.engine.ports import OffsetRange, OnHanging, Written
@@ -92,8 +92,8 @@ class SimWriter:
             await asyncio.sleep(CONCURRENT_RETRY_S)
             await self._life.at(Op.FENCED)
 
-    def new_pack(self) -> list[Outgoing]:
-        return []
+    def new_pack(self) -> Records:
+        return Records()
 
     async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
         assert self._epoch, "a writer is started before it writes"

@@ -203,7 +203,7 @@ def _flow_body(
     found: Flow, steps: list[Any], total: int, partition: int, events: int, last_event_id: int
 ) -> Json:
     return {
-        "flow": found._asdict(),
+        "flow": {**vars(found)},
         "steps": steps,
         "steps_total": total,
         "allowed": allowed_from(found.status, found.cancel_requested, OWNER),

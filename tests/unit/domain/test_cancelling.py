@@ -1,5 +1,6 @@
 """`request_cancel` and `cancel`."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,8 +32,8 @@ ENDED += [given(create(), cancel())]
 @pytest.mark.parametrize("flow", LIVE, ids=lambda f: f.status)
 def test_a_request_leaves_the_status_and_is_remembered(flow: Any) -> None:
     after = accepted(request_cancel(), flow)
-    assert after == flow._replace(
-        cancel_requested=True, revision=flow.revision + 1, updated_at=instant(NOON)
+    assert after == replace(
+        flow, cancel_requested=True, revision=flow.revision + 1, updated_at=instant(NOON)
     )
 
 

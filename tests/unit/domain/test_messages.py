@@ -157,7 +157,7 @@ REFUSED_STEPS = [
     ids=[f"{number} {command.kind}" for number, (_, command, _) in enumerate(REFUSED_STEPS)],
 )
 def test_so_is_a_refusal_that_is_about_steps(history: Any, command: Any, sentence: Any) -> None:
-    code, details = history.decide(command)[1:]
+    _, code, details, _ = history.decide(command)
     assert messages.refused(code, details, command.kind) == sentence
 
 

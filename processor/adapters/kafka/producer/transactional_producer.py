@@ -15,7 +15,7 @@ from aiokafka.structs import RecordMetadata
 from processor.adapters.kafka.errors import authorized, foreseen
 from processor.adapters.kafka.internals import (
     add_partition,
-    append,
+    appender,
     close_batch,
     count_commits,
     quiet_failures,
@@ -23,6 +23,7 @@ from processor.adapters.kafka.internals import (
 )
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.shutdown import stop_producer
+from processor.contract.headers import Headers
 from processor.contract.rights import Operation, Resource, ResourceKind, Right
 from processor.contract.topics import DEAD_LETTER_MAX_BYTES, MESSAGE_MAX_BYTES, Topics
 from processor.engine.batch import Outgoing
@@ -57,22 +58,27 @@ class RecordPack:
         self._new_batch = new_batch
         self._full: list[BatchBuilder] = []
         self._batch = new_batch()
-        self._count = self._in_batch = 0
+        self._append = appender(self._batch)
+        self._in_full = self._in_batch = 0
 
     def __len__(self) -> int:
-        return self._count
+        return self._in_full + self._in_batch
 
-    def extend(self, records: Sequence[Outgoing]) -> None:
-        first = append(self._batch, records, self._in_batch)
-        self._in_batch += first
-        while first < len(records):
-            close_batch(self._batch, self._in_batch)
-            self._full.append(self._batch)
-            self._batch = self._new_batch()
-            self._in_batch = append(self._batch, records, 0, first)
-            assert self._in_batch, "each record fits into an empty batch"
-            first += self._in_batch
-        self._count += len(records)
+    def add(self, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        listed = headers if type(headers) is list else list(headers)
+        if self._append(self._in_batch, None, key, value, listed) is None:
+            self._begin_batch()
+            fits = self._append(0, None, key, value, listed) is not None
+            assert fits, "each record fits into an empty batch"
+        self._in_batch += 1
+
+    def _begin_batch(self) -> None:
+        close_batch(self._batch, self._in_batch)
+        self._full.append(self._batch)
+        self._in_full += self._in_batch
+        self._in_batch = 0
+        self._batch = self._new_batch()
+        self._append = appender(self._batch)
 
     def batches(self) -> list[BatchBuilder]:
         """All, to be sent in this order; the last one's number of records is `in_last`."""
@@ -147,7 +153,8 @@ class KafkaTransactionalProducer:
         if isinstance(records, RecordPack):
             return records
         pack = self.new_pack()
-        pack.extend(records)
+        for record in records:
+            pack.add(*record)
         return pack
 
     async def write(self, records: Mapping[str, RecordPack | Sequence[Outgoing]]) -> Written:

@@ -61,7 +61,8 @@ class KafkaWorkItemProducer:
         self, producer: AIOKafkaProducer, partition: int, records: Sequence[Outgoing]
     ) -> None:
         pack = RecordPack(producer.create_batch)
-        pack.extend(records)
+        for record in records:
+            pack.add(*record)
         sent = [
             await producer.send_batch(batch, self._topic, partition=partition)
             for batch in pack.batches()

@@ -17,7 +17,7 @@ HOUR_MS = 3_600_000
 
 
 def flow_of(number: int, **values: Any) -> Flow:
-    return Flow.model_validate(flow_row(number, **values).flow._asdict())
+    return Flow.model_validate(vars(flow_row(number, **values).flow))
 
 
 def waiting(wait: dict[str, Any], number: int = 1, **values: Any) -> Flow:
@@ -140,7 +140,7 @@ def test_a_flow_is_shown_with_the_time_left_and_its_steps_in_full(width: int) ->
 
 def test_no_time_is_left_of_no_wait() -> None:
     out, errors = shown_to_people()
-    print_flow(out, Found(flow_row(1).flow._asdict(), 1, "00", []), NOON_MS)
+    print_flow(out, Found(vars(flow_row(1).flow), 1, "00", []), NOON_MS)
     assert "time left" not in errors.getvalue()
     assert "steps" not in errors.getvalue()
 
@@ -183,7 +183,7 @@ def test_a_managed_step_is_shown_with_its_attempt_and_lease(
         },
     }
 
-    flow = flow_row(1).flow._asdict()
+    flow = vars(flow_row(1).flow)
     print_flow(out, Found(flow, 1, "00", [step]), NOON_MS)
 
     text = shown.getvalue()

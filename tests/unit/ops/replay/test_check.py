@@ -330,7 +330,7 @@ async def test_a_wake_that_is_not_asked_for_any_more_shows(
     history: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unchanged = await check(history)
-    monkeypatch.setattr(handler_module._Entry, "to_be_woken", False)
+    monkeypatch.setattr(handler_module.CommandHandler, "_to_be_woken", lambda *_: False)
 
     findings = await check(history)
 

@@ -47,7 +47,7 @@ async def written(records: list[Outgoing], size_bytes: int) -> tuple[Producer, R
     writer = KafkaTransactionalProducer({}, Topics(), 3, compression=None, commit_timeout_s=1)
     pack = RecordPack(producer.create_batch)
     for record in records:
-        pack.extend([record])
+        pack.add(*record)
     assert len(pack) == len(records)
     return producer, await writer._send(producer, "a", pack)
 
