@@ -14,9 +14,7 @@ app = typer.Typer(
     help="Write manifests for Kubernetes, or units for systemd.", no_args_is_help=True
 )
 
-NAME = typer.Option(
-    None, "--name", help="What all names begin with. [default: the topic prefix, if it can be one]"
-)
+NAME = typer.Option(None, "--name", help="What all names begin with; else it is the topic prefix.")
 PROCESSES = typer.Option(
     1, "--processes", min=1, help="Of each worker, as in `taskflow worker --processes`."
 )
@@ -27,7 +25,7 @@ WITHOUT = typer.Option(
     [], "--without", help="An operator that the cluster does not have; may be given again."
 )
 PROGRAM = typer.Option(
-    None, "--program", help="Where `taskflow` is installed. [default: where this one is]"
+    None, "--program", help="Where `taskflow` is installed; else where this one is."
 )
 YES = typer.Option(False, "--yes", "-y", help="Replace files that are there.")
 
@@ -40,7 +38,7 @@ def kubernetes(
     ],
     name: str | None = NAME,
     namespace: str | None = typer.Option(
-        None, "--namespace", "-n", help="Stands in each manifest. [default: kubectl's]"
+        None, "--namespace", "-n", help="Stands in each manifest; else kubectl says."
     ),
     workers: int = typer.Option(
         2, "--workers", min=1, help="How many workers; with KEDA, at least."
@@ -56,8 +54,8 @@ def kubernetes(
     ca_secret: str | None = typer.Option(
         None,
         "--ca-secret",
-        help="The Secret whose `ca.crt` to trust, or `system`. [default: Strimzi's, or the "
-        "system's without Strimzi]",
+        help="The Secret whose `ca.crt` to trust, or `system`; else Strimzi's, or without Strimzi "
+        "the system's.",
     ),
     without: list[Operator] = WITHOUT,
     output: Path | None = OUTPUT,

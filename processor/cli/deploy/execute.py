@@ -31,8 +31,9 @@ USERNAME: Final = variable("sasl_username")
 TOKEN_FILE: Final = variable("sasl_oauth_token_file")
 TOKEN_COMMAND: Final = variable("sasl_oauth_token_command")
 CA_OF_THE_SYSTEM: Final = "system"
-ABSENT: Final = "is read where it runs"
-"""Stands for a secret that is not known here."""
+VIEWS_TOKEN: Final = variable("views_token")
+ABSENT: Final = "not known here"
+"""Stands for what only the machine that it runs on has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ def write_manifests(options: KubernetesOptions, output: Path | None, *, replace:
     deployment = _deployment(options, settings, environ)
     if settings.replication_factor == 1 and Operator.STRIMZI in deployment.operators:
         say("warning: TASKFLOW_REPLICATION_FACTOR is 1: each topic has one copy of its data.")
+    if environ.get(VIEWS_TOKEN) or environ.get(f"{VIEWS_TOKEN}_FILE"):
+        say(f"{VIEWS_TOKEN} is left out: the views have no right to publish for services.")
     if Operator.KEDA in deployment.operators and not scaled(deployment):
         say("There is no ScaledObject: KEDA takes no tokens of service accounts.")
     texts = {name: as_text(documents) for name, documents in manifests(deployment).items()}
@@ -134,7 +137,10 @@ def _settings(environ: Mapping[str, str], absent: Mapping[str, str]) -> Settings
     """The settings in `environ`; what stands in files is not read, since they are elsewhere.
     `absent`: what stands for settings that are not there. Raises BadSetting."""
     given = {name: value for name, value in environ.items() if name not in SECRET_FILES}
-    given |= {secret: ABSENT for file, secret in SECRET_FILES.items() if environ.get(file)}
+    # Each another text: two tokens must not be the same.
+    given |= {
+        secret: f"{ABSENT}: {secret}" for file, secret in SECRET_FILES.items() if environ.get(file)
+    }
     return load_settings({**absent, **given}, warn=lambda sentence: say(f"warning: {sentence}"))
 
 

@@ -55,7 +55,7 @@ def access_mounts(deployment: KubernetesDeployment, role: Role) -> Iterator[Moun
             },
         )
     elif settings.security_protocol != "PLAINTEXT":
-        yield secret_mount("user", deployment.principal(role))
+        yield secret_mount("user", deployment.named(role))
 
 
 def access_environment(deployment: KubernetesDeployment, role: Role) -> dict[str, str]:
@@ -67,7 +67,7 @@ def access_environment(deployment: KubernetesDeployment, role: Role) -> dict[str
     if settings.uses_oauth:
         found["sasl_oauth_token_file"] = f"{HOME}/token/token"
     elif settings.uses_sasl:
-        found["sasl_username"] = deployment.principal(role)
+        found["sasl_username"] = deployment.named(role)
         found["sasl_password_file"] = f"{HOME}/user/password"
     elif settings.uses_ssl:
         found["ssl_certfile"] = f"{HOME}/user/user.crt"

@@ -87,7 +87,7 @@ def _trigger(deployment: KubernetesDeployment, topic: str) -> dict[str, str]:
 def _secrets(deployment: KubernetesDeployment) -> list[dict[str, str]]:
     """What KEDA reads of Secrets, by its own parameters."""
     settings = deployment.settings
-    user = deployment.principal(Role.WORKER)
+    user = deployment.named(Role.WORKER)
     found: list[dict[str, str]] = []
     if settings.uses_ssl and deployment.ca_secret is not None:
         found.append({"parameter": "ca", "name": deployment.ca_secret, "key": "ca.crt"})

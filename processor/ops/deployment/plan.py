@@ -91,9 +91,11 @@ class KubernetesDeployment:
             "spec": spec,
         }
 
-    def principal(self, role: Role) -> str:
-        """The KafkaUser of a role, which is the name of its Secret, too."""
-        return self.named(role)
+    @property
+    def views_role(self) -> Role:
+        """What views may do, by whether they have a token of operators."""
+        acting = self.settings.views_operator_token is not None
+        return Role.VIEWS_ACTING if acting else Role.VIEWS
 
 
 def name_from(prefix: str) -> str | None:

@@ -35,12 +35,14 @@ def has_users(deployment: KubernetesDeployment) -> bool:
 
 
 def kafka_users(deployment: KubernetesDeployment, *roles: Role) -> Iterator[dict[str, Any]]:
-    """A user for each of `roles`, with the rights of `taskflow topics acls`."""
+    """A user for workers or views, with the rights of `taskflow topics acls`. Its name is that of
+    the Secret that Strimzi makes for it."""
     settings = deployment.settings
     subject = "" if settings.uses_sasl else "CN="
     for role in roles:
-        needed = rights(role, deployment.topics, settings.group_id)
-        user = strimzi_user(needed, f"User:{subject}{deployment.principal(role)}")
+        acting = deployment.views_role if role is Role.VIEWS else role
+        needed = rights(acting, deployment.topics, settings.group_id)
+        user = strimzi_user(needed, f"User:{subject}{deployment.named(role)}")
         yield _of_the_cluster(
             deployment,
             deployment.resource(

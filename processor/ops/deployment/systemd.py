@@ -16,6 +16,7 @@ CREDENTIALS: Final = (
     *map(variable, ("ssl_cafile", "ssl_certfile", "ssl_keyfile")),
 )
 """Files that systemd reads as root and shows to the service alone."""
+OF_VIEWS: Final = frozenset(name for name in CREDENTIALS if "_VIEWS_" in name)
 OWN_FILES: Final = frozenset({"TASKFLOW_SASL_OAUTH_TOKEN_FILE", "TASKFLOW_SASL_USERNAME"})
 """Passed on as they are. A token changes while the service runs, which reads the file itself."""
 ADDRESSES: Final = ("TASKFLOW_HTTP", "TASKFLOW_VIEWS_HTTP", "TASKFLOW_VIEWS_ADVERTISE")
@@ -82,7 +83,10 @@ def _unit(machine: Machine, role: Role, arguments: list[str], max_mib: int) -> s
         "Type=exec",
         " ".join([f"ExecStart={_quoted(str(machine.program))}", *arguments]),
         *(f"Environment={_quoted(line)}" for line in _environment(machine, role, service)),
-        *_credentials(machine),
+        *(
+            f"LoadCredential={name}:{_escaped(path)}"
+            for name, path in _credentials(machine, role).items()
+        ),
         f"StateDirectory={service}",
         "StateDirectoryMode=0700",
         "Restart=on-failure",
@@ -116,16 +120,17 @@ def _environment(machine: Machine, role: Role, service: str) -> list[str]:
     else:
         # Where it keeps the secret that it would share with others of its user.
         found["XDG_STATE_HOME"] = f"%S/{service}"
-    found |= {name: f"%d/{name}" for name in CREDENTIALS if machine.environ.get(name)}
+    found |= {name: f"%d/{name}" for name in _credentials(machine, role)}
     return [f"{name}={value}" for name, value in found.items()]
 
 
-def _credentials(machine: Machine) -> list[str]:
-    return [
-        f"LoadCredential={name}:{_escaped(machine.environ[name])}"
+def _credentials(machine: Machine, role: Role) -> dict[str, str]:
+    """The files that a service of this role needs, by their variables."""
+    return {
+        name: machine.environ[name]
         for name in CREDENTIALS
-        if machine.environ.get(name)
-    ]
+        if machine.environ.get(name) and (role is Role.VIEWS or name not in OF_VIEWS)
+    }
 
 
 def _escaped(value: str) -> str:

@@ -27,6 +27,7 @@ DATA: Final = "/data"
 PORT_NAME: Final = "http"
 PEER_SECRET: Final = "peer-secret"
 READ_TOKEN: Final = "read-token"
+OPERATOR_TOKEN: Final = "operator-token"
 POD_NAME: Final = {"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
 CLUSTER_HOSTS: Final = ("*.svc", "*.svc.cluster.local")
 """What requests by the full name of a Service ask for."""
@@ -70,7 +71,9 @@ def views(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
     """The StatefulSet of `taskflow views`, its Service, and one for readers."""
     role = Role.VIEWS
     name, readers = deployment.named(role), deployment.named(f"{role}-http")
-    secrets = f"{HOME}/{role}"
+    tokens = {"PEER_SECRET": PEER_SECRET, "READ_TOKEN": READ_TOKEN}
+    if deployment.views_role is Role.VIEWS_ACTING:
+        tokens["OPERATOR_TOKEN"] = OPERATOR_TOKEN
     container = _container(
         deployment,
         role,
@@ -82,8 +85,10 @@ def views(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
             "POD_NAME": POD_NAME,
             "TASKFLOW_VIEWS_ADVERTISE": f"http://$(POD_NAME).{name}:{VIEWS_PORT}",
             "TASKFLOW_HTTP_HOSTS": _hosts(deployment, readers),
-            "TASKFLOW_VIEWS_PEER_SECRET_FILE": f"{secrets}/{PEER_SECRET}",
-            "TASKFLOW_VIEWS_READ_TOKEN_FILE": f"{secrets}/{READ_TOKEN}",
+            **{
+                f"TASKFLOW_VIEWS_{name}_FILE": f"{HOME}/{role}/{key}"
+                for name, key in tokens.items()
+            },
         },
         resources=_resources(VIEWS_MIB, cores=1),
         mounts=[secret_mount(role, deployment.named(f"{role}-tokens"))],

@@ -6,14 +6,14 @@ import pytest
 import yaml
 
 from processor.cli.main import DONE, WRONG_USE, main
-from processor.settings import VARIABLES
+from processor.settings import SECRET_FILES, VARIABLES
 
 KUBERNETES = ["deploy", "kubernetes", "--image", "registry.example.org/taskflow:1"]
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in VARIABLES:
+    for name in (*VARIABLES, *SECRET_FILES):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TASKFLOW_BOOTSTRAP_SERVERS", "kafka:9093")
     monkeypatch.setenv("TASKFLOW_REPLICATION_FACTOR", "3")
@@ -113,6 +113,20 @@ def test_what_cannot_be_is_refused(
     said = capsys.readouterr()
     assert said.err.startswith(sentence)
     assert said.out == ""
+
+
+def test_tokens_of_views_that_stand_in_files_are_not_read_and_differ(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for token in ("READ_TOKEN", "OPERATOR_TOKEN", "TOKEN"):
+        environment.setenv(f"TASKFLOW_VIEWS_{token}_FILE", f"/not/on/this/machine/{token}")
+    assert main(KUBERNETES) == DONE
+    said = capsys.readouterr()
+    assert "/etc/taskflow/views/operator-token\n" in said.out
+    assert "/not/on/this/machine" not in said.out
+    assert said.err == (
+        "TASKFLOW_VIEWS_TOKEN is left out: the views have no right to publish for services.\n"
+    )
 
 
 def test_what_is_doubtful_is_said(

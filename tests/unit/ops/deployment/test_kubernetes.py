@@ -19,7 +19,9 @@ from tests.support.program_tree import all_commands
 
 ROOT = Path(__file__).parents[4]
 DOCKERFILE = (ROOT / "processor/ops/deployment/Dockerfile").read_text("utf-8")
-FILES = {"ca.crt", "user.crt", "user.key", "password", "token", "peer-secret", "read-token"}
+FILES = {"ca.crt", "user.crt", "user.key", "password", "token", "peer-secret"} | {
+    *("read-token", "operator-token")
+}
 """Keys of Secrets, and the token of a service account."""
 
 
@@ -213,6 +215,18 @@ def test_users_have_the_rights_of_their_role_and_no_others() -> None:
         assert [(acl["resource"]["name"], acl["operations"]) for acl in acls] == [
             (resource.name, operations) for resource, operations in needed
         ]
+
+
+def test_views_with_an_operators_token_may_act_and_others_may_not() -> None:
+    token = {"TASKFLOW_VIEWS_OPERATOR_TOKEN": "what operators know"}
+    for environ, role in (({}, Role.VIEWS), (token, Role.VIEWS_ACTING)):
+        found = manifests(deployment("scram", environ))
+        acls = the(found, "KafkaUser", "shop-views")["authorization"]["acls"]
+        needed = by_resource(rights(role, deployment().topics, "shop"))
+        assert [acl["resource"]["name"] for acl in acls] == [one.name for one, _ in needed]
+        variables = environment(found, Role.VIEWS)
+        assert ("TASKFLOW_VIEWS_OPERATOR_TOKEN_FILE" in variables) == bool(environ)
+        assert "TASKFLOW_VIEWS_OPERATOR_TOKEN_FILE" not in environment(found, Role.WORKER)
 
 
 @pytest.mark.parametrize("access", ["nothing", "another password", "token"])

@@ -20,6 +20,7 @@ ENVIRON = {
     "TASKFLOW_SASL_USERNAME": 'shop "50%"',
     "TASKFLOW_SASL_PASSWORD_FILE": "/etc/taskflow/password",
     "TASKFLOW_SSL_CAFILE": "/etc/taskflow/ca.crt",
+    "TASKFLOW_VIEWS_READ_TOKEN_FILE": "/etc/taskflow/read-token",
     "TASKFLOW_HTTP": "0.0.0.0:8900",
     "PATH": "/usr/bin",
 }
@@ -30,6 +31,7 @@ def machine(program: str = "/opt/taskflow/bin/taskflow", processes: int = 1) -> 
     settings = load_settings(
         {name: value for name, value in ENVIRON.items() if name.startswith("TASKFLOW_")}
         | {"TASKFLOW_SASL_PASSWORD_FILE": "", "TASKFLOW_SASL_PASSWORD": "unknown here"}
+        | {"TASKFLOW_VIEWS_READ_TOKEN_FILE": ""}
     )
     return Machine("shop", settings, ENVIRON, PurePath(program), processes)
 
@@ -82,13 +84,16 @@ def test_settings_stand_in_it_as_they_were_given(role: Role) -> None:
     assert "PATH" not in found
 
 
-def test_files_are_given_to_the_service_as_credentials() -> None:
-    unit = units(machine())["shop-worker.service"]
+@pytest.mark.parametrize(
+    ("role", "more"), [(Role.WORKER, ()), (Role.VIEWS, ("TASKFLOW_VIEWS_READ_TOKEN_FILE",))]
+)
+def test_files_are_given_to_the_service_as_credentials(role: Role, more: tuple[str, ...]) -> None:
+    unit = units(machine())[f"shop-{role}.service"]
     found = environment(unit)
     credentials = dict(re.findall(r"^LoadCredential=(\w+):(.*)$", unit, re.M))
-    assert credentials == {
-        name: ENVIRON[name] for name in ("TASKFLOW_SASL_PASSWORD_FILE", "TASKFLOW_SSL_CAFILE")
-    }
+    names = {"TASKFLOW_SASL_PASSWORD_FILE", "TASKFLOW_SSL_CAFILE", *more}
+    assert credentials == {name: ENVIRON[name] for name in names}
+    assert found.keys() >= names
     for name in credentials:
         assert found[name] == f"/run/credentials/{name}"
 
