@@ -83,7 +83,7 @@ class WrittenByNewer(TaskflowError):
 
 
 class TableDistrusted(TaskflowError):
-    """The local table contradicts what was decided, or another hand wrote to it; it is
+    """The local table contradicts what was decided, or another process wrote to it; it is
     restored from the topics."""
 
     retriable = True

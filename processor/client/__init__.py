@@ -1,4 +1,4 @@
-"""For programs that use taskflow: send commands, do steps, follow the audit."""
+"""The API for programs that use taskflow: send commands, do steps, follow the audit."""
 
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
 from processor.client.audit_stream import AuditRecord, AuditStream

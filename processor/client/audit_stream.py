@@ -99,7 +99,7 @@ class AuditStream:
 
     @property
     def position(self) -> dict[int, int]:
-        """The next offset of each partition: store it once the event in hand is dealt with, and
+        """The next offset of each partition: store it once the last event is dealt with, and
         give it as `start` to go on behind that event."""
         return dict(self._position)
 
@@ -125,7 +125,7 @@ class AuditStream:
                 record = self._take()
                 if record is not None:
                     return record
-            # Nothing is in hand: whatever the reader is past needs no reading again.
+            # Nothing is pending: whatever the reader is past needs no reading again.
             self._position |= self._reader.positions
             if not self._follow:
                 self._position = {p: min(at, self._ends[p]) for p, at in self._position.items()}
@@ -142,7 +142,7 @@ class AuditStream:
                 ) from lost
 
     def _take(self) -> AuditRecord | None:
-        """The next record in hand; None if it is not asked for.
+        """The next fetched record; None if it is not asked for.
 
         One that raises stays the next one: asking again does not skip it.
         """

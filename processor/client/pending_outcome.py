@@ -24,7 +24,7 @@ class Pending:
     call produced, so that of two calls with the same command id one hears `accepted` and the
     other `duplicate`. It becomes loose, and takes any final outcome of an equal command on the
     same topic, when its record's place cannot be known: the record was forwarded, or Kafka may
-    have it without having told us where.
+    have it without having said where.
     """
 
     def __init__(self, key: bytes, command_id: str, digest: str, topic: str) -> None:
@@ -38,7 +38,7 @@ class Pending:
         self._seen: deque[Outcome] = deque(maxlen=SEEN_MAX)
 
     def written(self, source: Source | None) -> None:
-        """Kafka has the record; None: at a place that it did not tell."""
+        """Kafka has the record; None: at an unknown place."""
         self._source = source
         self._loose = self._loose or source is None
         self._settle()
@@ -54,7 +54,7 @@ class Pending:
         self._settle()
 
     def at_the_deadline(self) -> Outcome | None:
-        """What another sending of an equal command was told, if that holds for this one too."""
+        """The outcome of another sending of an equal command, if it holds for this one too."""
         if self.future.done() and not self.future.cancelled() and not self.future.exception():
             return self.future.result()
         return next((o for o in self._finals() if o.code not in FORGOTTEN), None)
@@ -114,7 +114,7 @@ class Registry:
         """Offers `outcome`, found under `key`, to all whom it may concern."""
         by_id = self._by_key.get(key, {})
         if outcome.command_id is None:
-            # The processor could not read whose it is; the source may still tell.
+            # The processor could not read its command id; the source may identify it.
             for pendings in by_id.values():
                 for pending in pendings:
                     pending.offer(outcome)

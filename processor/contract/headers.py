@@ -1,4 +1,4 @@
-"""Tell the headers that the processor adds from a sender's, by where they stand.
+"""Distinguish the headers that the processor adds from a sender's, by their position.
 
 A sender may write any header, ours included, with any bytes or none, and as often as it likes.
 Copies and dead letters repeat all of them, and what the processor adds stands behind them. So only
@@ -23,7 +23,7 @@ SIZE_MAX: Final = 2**31 - 1
 MOVED_FROM: Final = "taskflow-moved-from"
 """On an event that a repartition copied: the prefix it came from and the id it had, prefix/id."""
 PROGRESS: Final = "taskflow-repartition"
-"""On a cursor, while topics are being filled: how far the old side is copied, as JSON."""
+"""On a cursor, while topics are being copied: how far the old side is copied, as JSON."""
 ISSUED_BY: Final = "taskflow-issued-by"
 """On a record that an operator sent by HTTP: who did, as they say."""
 REASON: Final = "taskflow-reason"

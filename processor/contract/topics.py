@@ -8,7 +8,7 @@ from typing import Final
 _DAY_MS: Final = 86_400_000
 
 MESSAGE_MAX_BYTES: Final = 1024 * 1024 + 12
-"""What a Kafka topic takes unless told otherwise; no record of ours but a dead letter is larger
+"""What a Kafka topic takes by default; no record of ours but a dead letter is larger
 than a command may be."""
 DEAD_LETTER_MAX_BYTES: Final = 4 * 1024 * 1024
 """A dead letter holds the original key and headers beside up to 512 KiB of value."""

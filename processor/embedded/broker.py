@@ -186,7 +186,7 @@ async def embedded_broker(
 async def broker_responds(bootstrap: str, *, timeout_s: float = 3.0, **client_options: Any) -> bool:
     """Whether a Kafka broker answers at one of the addresses `host:port,…`; never raises for it.
 
-    It does when it has told its versions and metadata. `client_options` go to aiokafka's client
+    It does when it has sent its versions and metadata. `client_options` go to aiokafka's client
     as they are: security_protocol, ssl_context, sasl_….
     """
     # aiokafka logs a failed connection as an error; here it is an answer like any other.

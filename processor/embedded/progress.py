@@ -22,7 +22,7 @@ def to_stderr(line: str) -> None:
 
 
 class Meter:
-    """Counts what came of `sizes` (name -> bytes); tells it at most every EVERY_S seconds."""
+    """Counts what came of `sizes` (name -> bytes); prints it at most every EVERY_S seconds."""
 
     def __init__(self, sizes: Mapping[str, int], progress: Progress) -> None:
         self._sizes = dict(sizes)

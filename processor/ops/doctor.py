@@ -80,7 +80,7 @@ class Open(NamedTuple):
 
 class TableSeen(NamedTuple):
     """A table file: `problem` is what its check said, None if it is sound; `behind` how many
-    offsets of `audit` it has not seen, None if that cannot be told, below 0 if it is ahead."""
+    offsets of `audit` it has not seen, None if that is unknown, below 0 if it is ahead."""
 
     path: str
     partition: int
@@ -274,7 +274,7 @@ def _table(one: TableSeen, partitions: int | None) -> Finding:
         return Finding(
             *("tables", Level.BAD),
             f"{name} holds one of {one.partitions} partitions, but the topics have {partitions}",
-            "It is of other topics: remove it, a worker fills its own.",
+            "It is of other topics: remove it, a worker restores its own.",
         )
     if one.behind is None:
         return Finding("tables", Level.GOOD, f"{name} is sound")

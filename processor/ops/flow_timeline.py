@@ -153,7 +153,7 @@ def difference(before: Moment, after: Moment) -> list[Change]:
 
 
 class Explanation(NamedTuple):
-    """What an event tells by itself. `left` is the stay that it ended, `ended` what ended a wait:
+    """What an event says by itself. `left` is the stay that it ended, `ended` what ended a wait:
     `command`, `external_event`, `timer`, `timeout`, `steps`, `cancel` or `failure`; else None."""
 
     event: Doc

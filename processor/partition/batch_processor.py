@@ -8,7 +8,7 @@ A batch lives in five steps. After a crash, the next take-over goes on from the 
    where they arrive.
 3. Transaction: write events, outcomes, state, dead letters and the cursor to Kafka, all or nothing.
    A crash before its end leaves an open transaction, which the next owner's fencing aborts: the
-   batch is decided again. What a crash during its end leaves, the topics tell.
+   batch is decided again. A crash during its end leaves what the topics say.
 4. Table: write the changes to the table. A crash before this leaves a table that is behind the
    topics, which the take-over brings up to date.
 5. Memory: show the batch to cache, timers and metrics. A crash before this loses nothing that is
@@ -253,7 +253,7 @@ class BatchProcessor:
         finally:
             undisturbed = await untouched
         if not undisturbed:
-            raise TableDistrusted("another hand wrote to the table; it is restored")
+            raise TableDistrusted("another process wrote to the table; it is restored")
         if batch.forwards:
             with self._waiting("broker"):
                 refused = await self.ports.forwarder.forward(batch.forwards)
@@ -364,7 +364,7 @@ class BatchProcessor:
         )
 
     async def _keep_cursor_up(self, table: Table) -> None:
-        """Where the consumer has stepped over markers alone, tell the group, so that lag tools see
+        """Where the consumer has stepped over markers alone, commit that, so that lag tools see
         no lag at rest; and say so in the cursor, at most hourly: retention may take those markers
         and must not seem to take commands."""
         ahead = self.ports.source.ahead(self.place.partition)
@@ -381,7 +381,7 @@ class BatchProcessor:
             await self._write_cursor(table, position)
 
     async def _write_cursor(self, table: Table, position: Position) -> None:
-        """A transaction with nothing but the cursor; it tells the broker's clock, too."""
+        """A transaction with nothing but the cursor; it shows the broker's clock, too."""
         writer = self._writer_in_use()
         outbound = TransactionPacks(self.place.topics, writer, table)
         first_unwritten = self.outbox.oldest_event_id or position.next_event_id

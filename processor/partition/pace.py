@@ -1,10 +1,10 @@
-"""How long a partition waits of its own accord."""
+"""The pauses of a partition processor."""
 
 from typing import Final, NamedTuple
 
 
 class Pace(NamedTuple):
-    """How long a partition waits of its own accord."""
+    """The pauses of a partition processor."""
 
     fetch_s: float = 0.5
     """For commands, before it looks at everything else again."""

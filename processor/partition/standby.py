@@ -1,9 +1,9 @@
 """Keep a table of a partition that another worker decides close to its topics, so that a take-over
 needs no restore.
 
-A follower reads what is committed and writes its own table, and nothing else: it fences nobody,
-joins no group, and decides nothing. Whether the partition ever comes to its worker is the group's
-to say; the takeover then finds a table that is behind by what came in since the last look.
+A standby replica reads what is committed and writes its own table, and nothing else: it fences no
+producer, joins no group, and decides nothing. If the group gives the partition to its worker, the
+takeover finds a table that is behind by what came in since the last look.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from processor.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 LOOK_EVERY_S: Final = 1.0
-"""How old a follower's table is at most, where the worker has time for it."""
+"""How old a standby replica's table is at most, where the worker has time for it."""
 SETTLE_TIMEOUT_S: Final = 10.0
-"""How long a table that is to be filled may wait for a foreign open transaction; meanwhile the
+"""How long a table that is to be restored may wait for a foreign open transaction; meanwhile the
 other partitions are not followed."""
 FORGET_EVERY_S: Final = 60.0
 BACKOFF_MIN_S: Final = 0.5
@@ -42,7 +42,7 @@ BACKOFF_MAX_S: Final = 30.0
 
 class StandbyPhase(StrEnum):
     WAITING = "waiting for its turn"
-    RESTORING = "filling the table"
+    RESTORING = "restoring the table"
     FOLLOWING = "following"
     FAILED = "failed, trying again"
 
@@ -50,8 +50,8 @@ class StandbyPhase(StrEnum):
 class StandbyReplica:
     """Follows one partition until it is cancelled; the table is closed by then.
 
-    `turn` is shared by all followers of a worker, and so are the clients behind their histories:
-    one reads at a time, so that owners beside them keep most of the processor.
+    `turn` is shared by all standby replicas of a worker, and so are the clients of their log
+    readers: one reads at a time, so that partition processors keep most of the CPU.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a partition processor shows of itself."""
+"""The status of a partition processor, as others see it."""
 
 from dataclasses import dataclass
 from enum import StrEnum

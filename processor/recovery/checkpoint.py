@@ -17,7 +17,7 @@ TAIL: Final = 64
 """Offsets to look back for a topic's last record at first; the rest are markers."""
 
 UNFINISHED: Final = (-1, -1)
-"""Offsets of a table whose filling has not come to its end: they meet no topic, so that the next
+"""Offsets of a table whose restore is not completed: they meet no topic, so that the next
 recovery begins again."""
 
 OffsetRanges = Mapping[str, OffsetRange]
@@ -257,14 +257,14 @@ def check_version(value: Mapping[str, Any], record: Record) -> None:
 
 
 def unfinished(place: PartitionConfig) -> Checkpoint:
-    """The checkpoint of a table whose filling has not come to its end."""
+    """The checkpoint of a table whose restore is not completed."""
     return Checkpoint(Position(0, 0, first_event_id(place.partition)), *UNFINISHED, 0)
 
 
 def restored(
     place: PartitionConfig, offset_ranges: OffsetRanges, standing: PartitionCheckpoint
 ) -> Checkpoint:
-    """The checkpoint of a table that was filled with all up to the ends of `offset_ranges`."""
+    """The checkpoint of a table that was restored up to the ends of `offset_ranges`."""
     as_of_ms = standing.last_outcome.timestamp if standing.last_outcome else 0
     audit, outcomes = offset_ranges[place.topics.audit], offset_ranges[place.topics.outcomes]
     return Checkpoint(standing.position, audit.end, outcomes.end, as_of_ms)

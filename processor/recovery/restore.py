@@ -1,9 +1,9 @@
 """Bring a partition's table to where its topics are: catch up, or restore from `state`.
 
 How far the partition is decided says the newest cursor on `state`, which every transaction writes.
-A table that was here before is rolled forward to there: flows and steps by folding `audit`, ledger
+A table that was here before catches up to there: flows and steps by folding `audit`, ledger
 entries from `outcomes`. An empty one, one that was away for too long, or one of other topics is
-filled from `state` and from the outcomes of the dedupe window. A table is never rolled forward from
+restored from `state` and from the outcomes of the dedupe window. A table never catches up from
 `state`: the tombstones of what was pruned in between may be gone.
 
 Where the topics contradict each other, or lost what comes next, nothing is touched, and the error
@@ -146,7 +146,7 @@ class Restore:
             checkpoint = after
         return checkpoint
 
-    # Filling
+    # Restoring
 
     async def from_state(
         self, offset_ranges: OffsetRanges, standing: PartitionCheckpoint
@@ -169,7 +169,7 @@ class Restore:
         ends = loop.time()
         await self._table.end_restore(checkpoint)
         self._log.info(
-            "the table was filled from the state topic",
+            "the table was restored from the state topic",
             flows=await self._table.count_flows(),
             snapshots=flows,
             snapshots_s=round(snapshots_at - began, 3),

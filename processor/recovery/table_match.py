@@ -1,4 +1,4 @@
-"""Tell whether a table is of these topics, and how far behind them it may be."""
+"""Decide whether a table is of these topics, and how far behind them it may be."""
 
 from typing import Final
 
@@ -35,7 +35,7 @@ async def contradiction(
     outcomes_topic = place.topics.outcomes
     audit, outcomes = offset_ranges[place.topics.audit], offset_ranges[outcomes_topic]
     if (checkpoint.audit, checkpoint.outcomes) == UNFINISHED:
-        return "its last filling did not come to an end"
+        return "its last restore was not completed"
     if cursor is not None and any(
         ours > theirs for ours, theirs in zip(checkpoint.position, cursor, strict=True)
     ):

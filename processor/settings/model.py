@@ -179,7 +179,7 @@ class Settings(BaseSettings):
         BeforeValidator(lower),
         Expected("debug, info, warning or error"),
     ] = "info"
-    """The least that is told."""
+    """The lowest level that is logged."""
     log_format: Annotated[
         Literal["auto", "console", "json"],
         BeforeValidator(lower),

@@ -1,4 +1,4 @@
-"""What can be seen of managed steps from outside."""
+"""Metrics of managed steps."""
 
 from collections import Counter as Tally
 from collections.abc import Iterable

@@ -116,8 +116,8 @@ class WorkerTraces:
         decided_ns: int,
         committed_ns: int,
     ) -> None:
-        """Tell of a batch of `count` records that is committed: of those that are `traced`, with
-        their outcomes. Times are nanoseconds since 1970."""
+        """Record a committed batch of `count` records: those that are `traced`, with their
+        outcomes. Times are nanoseconds since 1970."""
         for item, outcome in traced:
             if (parent := _sampled_parent(item)) is not None:
                 self._record(item, outcome, parent, (began_ns, decided_ns, committed_ns), count)
@@ -176,7 +176,7 @@ def worker_traces(
     *, group_id: str, instance: str, environ: Mapping[str, str] | None = None
 ) -> Iterator[WorkerTraces | None]:
     """A worker's traces, sent by OTLP over HTTP to where the `OTEL_` variables say; None where
-    they name no endpoint. What is in hand at the end is sent, within STOP_TIMEOUT_S."""
+    they name no endpoint. Pending spans are sent at the end, within STOP_TIMEOUT_S."""
     environ = os.environ if environ is None else environ
     if not any(environ.get(name) for name in ENDPOINTS):
         yield None

@@ -231,7 +231,7 @@ def _opens(
 
 
 def _standby_readers(settings: Settings) -> LogReaders:
-    """Of all followers together; nothing is opened before one of them asks."""
+    """Of all standby replicas together; nothing is opened before one of them asks."""
     topics = [name for name, spec in Topics(settings.topic_prefix) if spec is not STEPS]
     return LogReaders(connection_options(settings, "standby"), topics=topics)
 

@@ -123,7 +123,7 @@ class Child:
         return None if self._process is None else self._process.pid
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set; it then finishes what is in hand. Raises ProcessEnded."""
+        """Until `stop` is set; it then finishes the pending batches. Raises ProcessEnded."""
         pause_s = RESTART_PAUSE_MIN_S
         stopping = asyncio.create_task(stop.wait())
         try:

@@ -20,7 +20,7 @@ from processor.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 DRAIN_TIMEOUT_S: Final = 4.0
-"""What is in hand may take this long to finish; shutting down takes 5 s at most."""
+"""Pending batches may take this long to finish; shutting down takes 5 s at most."""
 REVOKE_TIMEOUT_S: Final = 3.0
 RESTART_PAUSE_S: Final = 0.5
 
@@ -74,8 +74,8 @@ class Worker:
     partition that is another's; None: nothing does.
     `partitions`: how many there are to be followed.
 
-    A partition's table has one user at a time: an owner or a follower begins once whoever was
-    there before has closed it.
+    A partition's table has one user at a time: a processor or a standby replica begins once
+    the one that was there before has closed it.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Worker:
             self._member.failed.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Be a member of the group until `stop` is set; then finish what is in hand and leave.
+        """Be a member of the group until `stop` is set; then finish the pending batches and leave.
 
         Raises what the member was refused for.
         """
@@ -270,7 +270,7 @@ class Worker:
             self._stand_by(partition)
 
     async def _revoked(self) -> None:
-        """Let the batches in hand finish before the group goes on without us."""
+        """Let the pending batches finish before the group goes on without us."""
         idle = [
             asyncio.ensure_future(taken.processor.idle()) for taken in self._processors.values()
         ]
@@ -313,7 +313,7 @@ class Worker:
 
     def _stand_by(self, partition: int) -> None:
         """Follow the partition, unless a part of this worker has it. Not before the group has
-        spoken: what it gives us is restored by its owner."""
+        spoken: what it gives us is restored by its processor."""
         if (
             self._new_standby is None
             or not self._joined.is_set()
@@ -334,7 +334,7 @@ class Worker:
 
 
 async def _end(taken: _ProcessorTask, earlier: asyncio.Task[None] | None) -> None:
-    """Wait for the batch in hand of a released owner, and for whoever owned before and may not
+    """Wait for the pending batch of a released processor, and for one that owned before and may not
     have ended either."""
     with suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_TIMEOUT_S):

@@ -101,7 +101,7 @@ class Worker:
 
 ASSIGNED = "the group has assigned partitions"
 TAKEN_OVER = "the partition is taken over"
-RESTORED_LINE = "the table was filled from the state topic"
+RESTORED_LINE = "the table was restored from the state topic"
 FOLLOWS = "the standby follows"
 
 

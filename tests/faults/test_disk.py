@@ -18,8 +18,8 @@ from tests.support.processes import WorkerProcess, workers
 
 PARTITIONS = 2
 PATIENCE_S = patience(45.0)
-RESTORED_LINE = '"the table was filled from the state topic"'
-THROWN_AWAY = '"table thrown away; it will be filled from Kafka"'
+RESTORED_LINE = '"the table was restored from the state topic"'
+REMOVED = '"table removed; it is restored from Kafka"'
 
 
 def largest(worker: WorkerProcess) -> Any:
@@ -69,9 +69,9 @@ async def test_a_table_survives_its_disk(
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 ((root,),) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'flow'")
             flip(path, (root - 1) * 4096, 0xFF)
-            thrown_away = worker.output().count(THROWN_AWAY)
+            thrown_away = worker.output().count(REMOVED)
             await worker.start()
-            await worker.until_printed(THROWN_AWAY, times=thrown_away + 1)
+            await worker.until_printed(REMOVED, times=thrown_away + 1)
             await worker.until_ready(times=4)
             await worker.kill()
             for path in worker.state_dir.glob("*.db*"):

@@ -105,7 +105,7 @@ async def test_a_killed_process_is_started_again_and_a_killed_parent_takes_all_a
     assert observer.decided >= load.acknowledged
     assert len(load.acknowledged) > 500
     world.assert_clean()
-    assert "thrown away" not in worker.output()
+    assert "table removed" not in worker.output()
 
 
 async def test_a_process_that_is_refused_ends_the_worker(

@@ -234,7 +234,7 @@ class ReadsUncommitted(SimHistory):
 
 
 class _Unwatched(SimTable):
-    """Does not look whether another hand was on the file."""
+    """Does not look whether another process wrote to the file."""
 
     async def untouched(self) -> bool:
         await super().untouched()
@@ -354,7 +354,7 @@ DEFECTS: Final[Mapping[str, Defect]] = {
     "open transactions are ignored": Defect(
         Parts(history=IgnoresOpenTransactions), 2_500, "I1", 385
     ),
-    "another hand is not noticed": Defect(Parts(table=_table(_Unwatched)), 2_500, "I5", 353),
+    "another writer is not noticed": Defect(Parts(table=_table(_Unwatched)), 2_500, "I5", 353),
     "a standby reads what is not committed": Defect(
         Parts(standby=ReadsUncommitted), 1_000, None, 26
     ),

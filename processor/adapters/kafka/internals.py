@@ -208,7 +208,7 @@ def appender(batch: BatchBuilder) -> Callable[..., object | None]:
 
 
 def close_batch(batch: BatchBuilder, count: int) -> None:
-    """Tell `batch` that `count` records were appended to it."""
+    """Count `count` appended records in `batch`."""
     batch._relative_offset = count
 
 

@@ -65,7 +65,7 @@ SIZES: Final = (2_048, 512, 128, 32, 8, 2, 1)
 for the GIL. Few sizes: a statement stays prepared, and keeps what it was given last."""
 OFF: Final = 0
 CHECKPOINT_TRIES: Final = 30
-"""How often to wait for those who look on (a second each) before what is filled is made durable."""
+"""How often to wait for readers (a second each) before the restored rows are made durable."""
 
 
 def prepare(db: sqlite3.Connection, unfinished: Checkpoint) -> None:
@@ -129,7 +129,7 @@ def finish(db: sqlite3.Connection, after: Checkpoint) -> None:
 
 
 def ensure_indexes(db: sqlite3.Connection, _: None = None) -> None:
-    """Make those that a filling which was cut short has left out."""
+    """Make the indexes that an interrupted restore has left out."""
     for statement in INDEXES:
         db.execute(statement.replace(" INDEX ", " INDEX IF NOT EXISTS ", 1))
 

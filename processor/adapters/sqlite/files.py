@@ -80,7 +80,7 @@ async def open_table(
 
 def discard(path: Path, *, why: str) -> None:
     """Remove a table, and say so."""
-    log.warning("table thrown away; it will be filled from Kafka", path=str(path), reason=why)
+    log.warning("table removed; it is restored from Kafka", path=str(path), reason=why)
     remove(path)
 
 

@@ -49,7 +49,7 @@ class FlowTable:
         data_version: int,
         usual: Sequence[str] = (),
     ) -> None:
-        """`usual`: PRAGMAs of the connection, to be set again after a filling."""
+        """`usual`: PRAGMAs of the connection, to be set again after a restore."""
         self._usual = usual
         self._connection = connection
         self._path = path
@@ -57,7 +57,7 @@ class FlowTable:
         self._lock = asyncio.Lock()
         self._unfinished: asyncio.Task[None] | None = None
         self.doubted = False
-        """Whether another hand or a damage was seen: the file goes when the table is closed."""
+        """Whether a foreign write or a damage was seen: the file goes when the table is closed."""
         self._damage: str | None = None
         self._next_row_number = 1
         self._ledger: Ledger | None = None
@@ -216,7 +216,7 @@ class FlowTable:
         await self._undisturbed(self._clear)
 
     async def begin_restore(self, unfinished: Checkpoint) -> None:
-        """Remove all rows and trust the file again, to be filled; it stands at `unfinished`.
+        """Remove all rows and trust the file again, to be restored; it stands at `unfinished`.
 
         Until `end_restore` it has no index, and what is committed may be lost with the power. What
         fails on the way, or is cut short, leaves a table to be restored.
@@ -344,7 +344,7 @@ class FlowTable:
             try:
                 await work()
             except BaseException:
-                # The statement in hand may still run in its thread; this one comes after it.
+                # The pending statement may still run in its thread; this one comes after it.
                 with suppress(sqlite3.Error):
                     await self._connection.rollback()
                 raise

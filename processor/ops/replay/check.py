@@ -234,7 +234,7 @@ class Check:
             elif alike(recorded, made):
                 continue
             else:
-                # The chain of the second follows from the first, which was told already.
+                # The chain of the second follows from the first, which was reported already.
                 fields = fields_of(recorded, made, chain=not differs)
                 if not fields:
                     continue
@@ -303,7 +303,7 @@ class Check:
             kept.append((one, item))
         return RecordedTransaction.of(one for one, _ in kept), [item for _, item in kept]
 
-    # What a record tells besides
+    # What a record says besides
 
     def _observe(self, records: Sequence[Record], items: Sequence[Decoded]) -> None:
         commands = self._commands

@@ -191,7 +191,7 @@ class LivePartition:
         if offset_range.start > 0:
             raise HistoryUnusable(
                 f"{topic} partition {self._place.partition} begins at offset {offset_range.start}: "
-                "what flows were before cannot be told."
+                "what flows were before is unknown."
             )
         stream = RecordStream(self._log, topic, offset_range.start, offset_range.stable, _ignored)
         self._streams[topic] = stream
@@ -292,7 +292,7 @@ def _kept(record: LogRecord) -> Outgoing:
 
 
 def _caused(record: LogRecord, outcome: Mapping[str, Any] | None = None) -> Sequence[int] | None:
-    """The ids of the events that an outcome tells of as its own."""
+    """The ids of the events that an outcome names as its own."""
     if outcome is None:
         if _DECIDED not in (record.value or b""):
             return None

@@ -77,7 +77,7 @@ async def republish(  # noqa: PLR0913
 ) -> RepublishProgress:
     """Write the events of `ranges`, by their append times as far as partitions allow.
 
-    `per_s` events a second at most; `written` is told how many more were committed.
+    `per_s` events a second at most; `written` is called with how many more were committed.
     """
     done = RepublishProgress()
     events = _Merged(ranges, selection, open_stream)

@@ -11,7 +11,7 @@ from processor.ops.replay.store import ReplayStore
 from processor.partition.scheduling.timers import ACTOR
 
 Differs = Callable[[Record, str, str], None]
-"""Told a record, whether its wake is added or missing, and the flow."""
+"""Called with a record, whether its wake is added or missing, and the flow."""
 
 
 class Wakes:

@@ -154,7 +154,7 @@ class EventChecks:
         self._scratch.put_flow(flow_id, FoldedFlow(doc, event["id"], chain, whole, weight))
 
     def _chain(self, record: LogRecord, before: FoldedFlow | None, add: "Add") -> bytes:
-        """The event's chain value as its header has it, so that one break is told once."""
+        """The event's chain value as its header has it, so that one break is reported once."""
         values = [value or b"" for name, value in record.headers if name == CHAIN_HEADER]
         if len(values) != 1 or len(values[0]) != 16:
             add("I7", "chain_missing", f"{len(values)} chain headers of 16 bytes, not one.")

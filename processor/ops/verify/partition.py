@@ -179,7 +179,7 @@ class PartitionVerification:
 
     async def _settled(self, names: Sequence[str], *, rest_s: float = 0.0) -> dict[str, LogRange]:
         """The extents of topics, once what is open now has ended, and once they have not moved for
-        `rest_s`. A transaction that stays open is told; what it hides is not looked at."""
+        `rest_s`. A transaction that stays open is reported; what it hides is not looked at."""
         began = time.monotonic()
         wanted = last = {name: await self._log.offset_range(name) for name in names}
         moved_at = began
@@ -252,7 +252,7 @@ class PartitionVerification:
         if position is None:
             return False
         if not position.restored:
-            self._report.uncovered(f"{position.path} is not filled yet.")
+            self._report.uncovered(f"{position.path} is not restored yet.")
         elif position.partitions != self._scope.partitions:
             self._add(
                 *("I12", "table_of_other_topics", position.path, -1),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from processor.ops.verify.ports import Log, LogRecord
 
 OnRead = Callable[[int], None]
-"""Is told how many offsets were read since the last time."""
+"""Called with how many offsets were read since the last call."""
 
 
 class RecordStream:

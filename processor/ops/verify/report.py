@@ -17,7 +17,7 @@ INVARIANTS: Final[Mapping[str, str]] = MappingProxyType(
         "I5": "table, state and the fold of audit are the same",
         "I6": "positions never move back, nor past what is committed",
         "I7": "every flow's chain verifies",
-        "I8": "one writer at a time, as far as its traces tell",
+        "I8": "one writer at a time, as far as its traces show",
         "I9": "what one command causes is there together",
         "I10": "every command is answered",
         "I11": "no transaction stays open",

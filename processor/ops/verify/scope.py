@@ -38,7 +38,7 @@ class Scope:
 def left_out(scope: Scope) -> list[str]:
     """What these options, or a consumer's means, do not look at, in sentences."""
     parts = [
-        "I8: no consumer is told which producer wrote a record. What two writers would leave "
+        "I8: no consumer can see which producer wrote a record. What two writers would leave "
         "behind is looked for: ids twice or missing, a cursor that goes back, a key twice in one "
         "transaction, an outcome twice.",
         "A table's ledger of answers and its times of waits.",

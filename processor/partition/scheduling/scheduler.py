@@ -118,7 +118,7 @@ class Scheduler:
         return bool(self._timers.armed or self._steps.armed)
 
     def asks_the_time(self, at_s: float) -> bool:
-        """Whether the broker should be made to tell its clock, by any transaction; `at_s` is our
+        """Whether the broker should be asked for its clock, by any transaction; `at_s` is our
         monotonic clock, here and below."""
         if self._clock.age_s(at_s) == float("inf"):
             return self._needs_clock

@@ -136,7 +136,7 @@ class StepTimers:
             return
         horizon.reached(commands.decided())
         if next_ms <= horizon.at_ms or horizon.awaits_end or commands.pending():
-            return  # what is in hand moves it further, without a question
+            return  # pending records move it further, without a question
         horizon.ends(await commands.end(), now_ms)
         horizon.reached(commands.decided())
 

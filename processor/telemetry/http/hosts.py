@@ -1,4 +1,4 @@
-"""Which host names a server answers for, and which other sites may send it requests.
+"""The host names that a server answers for, and the other sites that may send it requests.
 
 A page of another site can make a browser send requests here. It reads the answers if its own name
 is made to resolve to this machine (DNS rebinding): then the request names that host. The page of a

@@ -1,4 +1,4 @@
-"""What clients of an HTTP server may take: connections, time, bytes."""
+"""Limits of an HTTP server's clients: connections, time, bytes."""
 
 import resource
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ from aiohttp import web
 
 
 def carries(request: web.BaseRequest, token: str) -> bool:
-    """Whether the request has `token` as `Authorization: Bearer …`. How long this takes tells
+    """Whether the request has `token` as `Authorization: Bearer …`. The time that it takes tells
     nothing about how much of it is right."""
     kind, _, given = request.headers.get("Authorization", "").partition(" ")
     same = hmac.compare_digest(

@@ -1,4 +1,4 @@
-"""Follow `outcomes`, and tell which acknowledged commands have theirs."""
+"""Follow `outcomes`, and say which acknowledged commands have theirs."""
 
 import asyncio
 import time

@@ -242,7 +242,7 @@ def _environment(plan: ChaosPlan, prefix: str, environ: Mapping[str, str]) -> di
         "TASKFLOW_HTTP": "off",
         "TASKFLOW_LOG_FORMAT": "json",
         "TASKFLOW_LOG_LEVEL": "info",
-        # A cluster takes no shorter one than 6 s, unless it is told to.
+        # A cluster takes no shorter one than 6 s by default.
         "TASKFLOW_SESSION_TIMEOUT": "2s" if plan.bootstrap is None else "6s",
         "TASKFLOW_COMMIT_TIMEOUT": "5s",
         "TASKFLOW_WATCHDOG_TIMEOUT": "10s",

@@ -26,7 +26,7 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "K2": "its transaction has begun",
         "K3": "a part of it is acknowledged, and not all",
         "K4": "all of it is acknowledged",
-        "K5": "the group was told how far we are",
+        "K5": "the offsets were committed to the group",
         "K6": "the commit (EndTxn) is on its way",
         "K7": "Kafka has committed",
         "K8": "the table's transaction is open, and has the new position",

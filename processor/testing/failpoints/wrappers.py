@@ -38,7 +38,7 @@ END_TXN: Final = 26
 UNTIL_WRITTEN: Final = 3
 """Turns of the event loop after which what was sent is on its way, uvloop's own queue included."""
 PAGES_MAX: Final = 1_073_741_823
-"""As many as SQLite takes unless told otherwise."""
+"""As many as SQLite takes by default."""
 
 Opened = Callable[[], AbstractAsyncContextManager[FlowTable]]
 
@@ -57,7 +57,7 @@ class FailpointWrappers:
             self._watch_making()
 
     def member(self, member: KafkaGroupConsumer) -> KafkaGroupConsumer:
-        """K5. What was raised there would end the task that tells the group, and nobody would
+        """K5. What was raised there would end the task that commits offsets, and no one would
         hear of it: parse refuses that."""
         patched: Any = member
         commit = patched._commit_decided

@@ -1,4 +1,4 @@
-"""Kafka in memory, as far as a partition owner can tell it from the real one: logs with
+"""Kafka in memory, as far as a partition processor can tell it from the real one: logs with
 transactions, markers and retention, and a producer epoch that fences."""
 
 import asyncio

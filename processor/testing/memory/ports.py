@@ -1,5 +1,8 @@
-"""What an owner has of the outside, on simulated Kafka and a table in memory. Each call is a moment
-at which its worker may be killed or stopped, and the call may fail before or after its effect."""
+"""The ports of a partition processor, on simulated Kafka and a table in memory.
+
+Each call is a moment at which its worker may be killed or stopped, and the call may fail before or
+after its effect.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -1,1 +1,1 @@
-"""Who may ask a view worker: readers with a token, and the other view workers."""
+"""Access to a view worker: readers with a token, and the other view workers."""

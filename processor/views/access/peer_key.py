@@ -1,4 +1,4 @@
-"""How view workers prove to each other that they share a secret, without ever sending it.
+"""A proof among view workers that they share a secret, without sending it.
 
 A question carries a nonce and a code over the nonce, the path, and the address that is asked: a
 worker at any other address can neither answer it nor ask it on. An answer carries a code over that

@@ -1,4 +1,4 @@
-"""Where the secret is that the view workers share."""
+"""The secret that the view workers share, and where it is."""
 
 import logging
 import os

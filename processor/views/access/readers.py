@@ -1,4 +1,4 @@
-"""Which requests are answered: those with the read token, and those of the other view workers."""
+"""The requests that are answered: those with the read token or of the other view workers."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final

@@ -55,7 +55,7 @@ class _StrictAuthenticator(OAuthAuthenticator):  # type: ignore[misc]
 
 
 class StrictConnection(AIOKafkaConnection):  # type: ignore[misc]
-    """A connection that tells whether our OAuth token was taken."""
+    """A connection that shows whether our OAuth token was accepted."""
 
     def authenticator_oauth(self) -> OAuthAuthenticator:
         return _StrictAuthenticator(sasl_oauth_token_provider=self._sasl_oauth_token_provider)

@@ -10,7 +10,7 @@ from processor.settings import Settings
 def principal(settings: Settings) -> str:
     """As ACLs name it, such as `User:alice`.
 
-    A broker decides that, and tells it to no client: this is what it makes of our credentials
+    A broker decides that, and no client can ask for it: this is what it makes of our credentials
     unless it has rules of its own. Of a client certificate it takes the subject, of an OAuth token
     the claim `sub`.
     """
@@ -25,7 +25,7 @@ def principal(settings: Settings) -> str:
 
 
 def principal_of(connection: Mapping[str, Any]) -> str:
-    """The same by the options of a client of aiokafka, as far as they tell."""
+    """The same by the options of a client of aiokafka, as far as they name it."""
     provider = connection.get("sasl_oauth_token_provider")
     user = connection.get("sasl_plain_username") if provider is None else provider.subject
     if user is not None:

@@ -52,7 +52,7 @@ async def look_up(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str,
 
 
 async def _unreported(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, TopicFound]:
-    """As a broker before Kafka 2.3 tells it."""
+    """As a broker before Kafka 2.3 returns it."""
     found = dict.fromkeys(names, TopicFound(None, False, UNREPORTED))
     for topic in await admin.describe_topics():
         if topic["topic"] in found and topic["error_code"] == 0:

@@ -15,8 +15,8 @@ BUSY_S: Final = 1.0
 
 
 class FetchHold:
-    """Tells `apply` the hold in ms whenever it changes: short while partitions have something to do
-    or were attached a moment ago, long at rest."""
+    """Pass the hold in ms to `apply` whenever it changes: short while partitions have something
+    to do or were attached a moment ago, long at rest."""
 
     def __init__(
         self, apply: Callable[[int], None], monotonic: Callable[[], float] = time.monotonic

@@ -64,7 +64,7 @@ ENDS_TIMEOUT_S: Final = 5.0
 class KafkaGroupConsumer:
     """One consumer in the group, for all partitions of a worker.
 
-    `on_assigned` is told the partition numbers that are ours, without an await between that and
+    `on_assigned` gets the partitions that are ours, without an await between that and
     aiokafka's own bookkeeping; `on_revoked` is awaited before the group goes on.
     """
 
@@ -271,7 +271,7 @@ class KafkaGroupConsumer:
             async with asyncio.timeout(timeout_s):
                 await self._consumer.commit(offsets)
         except (KafkaError, ConsumerStoppedError, TimeoutError) as error:
-            log.debug("the group was not told how far we are", error=repr(error))
+            log.debug("the offsets were not committed to the group", error=repr(error))
 
     # What is new
 

@@ -26,14 +26,14 @@ from processor.settings import Settings
 
 TIME_TYPE: Final = "message.timestamp.type"
 WHILE_COPIED_TIME: Final = "CreateTime"
-"""While topics are filled, records keep the time they bring; no worker starts on such topics."""
+"""While topics are copied, records keep their timestamps; no worker starts on such topics."""
 COPIED_MAX_BYTES: Final = UNPACKED_MAX_BYTES + DEAD_LETTER_MAX_BYTES
 """The largest record that can have been read: the old topics may have taken compressed ones."""
 WHILE_COPIED: Final = {
     TIME_TYPE: WHILE_COPIED_TIME,
     "max.message.bytes": str(COPIED_MAX_BYTES),
 }
-"""Settings of topics that are being filled, beside their own."""
+"""Settings of topics that are being copied, beside their own."""
 
 Timed = tuple[str, Outgoing, int]
 """Topic, record, and the time it keeps in ms; below 0: now."""
@@ -87,7 +87,7 @@ class BulkCopy(KafkaTransactionalProducer):
 
 
 async def make_for_copy(settings: Settings, topics: Topics, partitions: int) -> None:
-    """Make the topics, to be filled; those that are there stay. `steps` gets no fewer partitions
+    """Make the topics of the copy; those that are there stay. `steps` gets no fewer partitions
     than the others. Raises TopicsWrong if refused."""
     steps = max(partitions, settings.steps_partitions)
     async with open_admin(settings) as admin:

@@ -37,7 +37,7 @@ FETCH_MAX_WAIT_MS: Final = 10
 SETTLE_POLL_S: Final = 0.02
 SETTLE_REPORT_S: Final = 5.0
 HANGING_AFTER_S: Final = 0.5
-"""After this an open transaction is no batch under way; told again after twice as long."""
+"""After this an open transaction is no batch under way; reported again after twice as long."""
 STALL_TIMEOUT_S: Final = 30.0
 ASK_AGAIN_S: Final = 0.5
 STOP_TIMEOUT_S: Final = 2.0

@@ -82,7 +82,7 @@ def tables(state_dir: Path, prefix: str) -> dict[int, Path]:
 
 
 def progress(path: Path) -> Progress | None:
-    """How far the table at `path` is; None if it is not filled, or nothing can be read in it."""
+    """How far the table at `path` is; None if it is not restored, or nothing can be read in it."""
 
     def look(_: Path, db: sqlite3.Connection) -> Progress | None:
         found = db.execute("SELECT partitions, audit FROM about, stored").fetchone()
@@ -236,7 +236,7 @@ def whole(path: Path, take: Callable[[Whole], None]) -> None:
             "SELECT partitions, commands, control, next_event_id, audit FROM about, stored"
         ).fetchone()
         if found is None:
-            raise TableFailed(f"{path} is not filled yet")
+            raise TableFailed(f"{path} is not restored yet")
         partitions, *position, audit = found
         flows = db.execute(
             "SELECT id, doc, last_event_id, chain, revision, status, owner, updated_at FROM flow"

@@ -101,7 +101,7 @@ class AdmissionChecks:
     def founded(
         self, code: str, command: Doc, source: LogRecord, before: FoldedFlow | None, *, known: bool
     ) -> bool:
-        """Whether the refusal `code` may be right, as far as the flow's past tells."""
+        """Whether the refusal `code` may be right, as far as the flow's past shows."""
         kind, doc = command.get("kind", ""), before.doc if before is not None else None
         about_step = kind in STEP_COMMANDS or code == "step_exists"
         if about_step and code in STEP_CODES and doc is not None and before is not None:

@@ -216,7 +216,7 @@ class OutcomeChecks:
     ) -> None:
         code = outcome["code"]
         if any(outcome[name] is not None for name in ("revision", "status", "allowed")):
-            add("I1", "outcome_of_nothing", "It tells of a flow, but the command was quarantined.")
+            add("I1", "outcome_of_nothing", "It names a flow, but the command was quarantined.")
         read = None if code in ("too_large", "malformed") else raw
         known = read or {}
         kind = known.get("kind")

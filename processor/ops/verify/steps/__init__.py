@@ -1,1 +1,1 @@
-"""What verify knows of managed steps."""
+"""The checks of managed steps."""

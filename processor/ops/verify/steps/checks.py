@@ -1,4 +1,4 @@
-"""What must hold of managed steps: I13, their times; I14, how each moves; I16, how flows and joins
+"""Checks of managed steps: I13, their times; I14, how each moves; I16, how flows and joins
 end.
 """
 

@@ -1,4 +1,4 @@
-"""What must hold of work items: I15, each names an offering, each offering has one."""
+"""Checks of work items: I15, each names an offering, each offering has one."""
 
 import asyncio
 import time

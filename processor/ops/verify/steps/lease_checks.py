@@ -1,4 +1,4 @@
-"""What must hold of leases that have expired: I17."""
+"""Checks of leases that have expired: I17."""
 
 from collections.abc import Callable
 from typing import Final

@@ -487,7 +487,7 @@ async def test_since_a_time_and_a_file_of_it(history: Recorded, tmp_path: Path) 
 
 
 async def test_an_audit_that_does_not_reach_back_is_said(history: Recorded) -> None:
-    with pytest.raises(HistoryUnusable, match="what flows were before cannot be told"):
+    with pytest.raises(HistoryUnusable, match="what flows were before is unknown"):
         await check(shortened(history, 0.2, "commands", "audit"))
 
 

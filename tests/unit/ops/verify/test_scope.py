@@ -383,4 +383,4 @@ async def test_a_table_that_is_just_being_filled_is_not_compared() -> None:
     report = await history.verify()
 
     assert report.ok
-    assert "table-0 is not filled yet." in report.not_covered
+    assert "table-0 is not restored yet." in report.not_covered
