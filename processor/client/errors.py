@@ -34,7 +34,7 @@ class CommandNotSent(TaskflowError):
 
 
 class OutcomeTimeout(TaskflowError):
-    """No answer came in time. The command may still be applied.
+    """No outcome came in time. The command may still be applied.
 
     Sending `command`, the very same, again is safe: within the dedupe window it is applied once,
     and after its `expires_at` never. `receipt` is None if Kafka has not acknowledged it either.
@@ -54,7 +54,7 @@ class OutcomeTimeout(TaskflowError):
 class CommandRefused(TaskflowError):
     """The processor refused a command of a FlowHandle; nothing was changed.
 
-    `outcome` is the whole answer, `code` why, and `allowed` the kinds that would be taken now.
+    `outcome` is all of it, `code` why, and `allowed` the kinds that would be taken now.
     """
 
     def __init__(self, outcome: Outcome) -> None:

@@ -20,7 +20,7 @@ class NoLongerRead(Exception):
 class Pending:
     """One call of `send` that awaits its outcome.
 
-    Exact as long as it can be: the answer is the outcome whose source is the record that this
+    Exact as long as it can be: the outcome is the one whose source is the record that this
     call produced, so that of two calls with the same command id one hears `accepted` and the
     other `duplicate`. It becomes loose, and takes any final outcome of an equal command on the
     same topic, when its record's place cannot be known: the record was forwarded, or Kafka may

@@ -13,7 +13,7 @@ from processor.engine.encoding import encode
 
 
 class Prepared(NamedTuple):
-    """A command as it is written. `digest` is `command_digest` of the outcomes that answer it."""
+    """A command as it is written. `digest` is `command_digest` of its outcomes."""
 
     command: Command
     key: bytes

@@ -65,7 +65,7 @@ class CommandBase(Message):
     expires_at: Timestamp | None = None
     """Refuse if the broker appended the command later."""
     dry_run: bool | None = False
-    """Decide and answer; nothing else changes or is recorded."""
+    """Decide and write the outcome; nothing else changes or is recorded."""
     schema_version: Literal[1] | None = 1
     """Anything else is quarantined as `unsupported_version`."""
 

@@ -1,4 +1,4 @@
-"""Outcomes: the answer to each record of `commands` and `control`, exactly one each."""
+"""Outcomes: exactly one for each record of `commands` and `control`."""
 
 from enum import StrEnum
 from typing import Any
@@ -87,7 +87,7 @@ class Outcome(Message):
     command_digest: Digest | None
     """Hex BLAKE2b-128 of the command as JSON with sorted keys, compact, UTF-8."""
     source: Source
-    """The record that this answers."""
+    """The record whose outcome this is."""
     at: Instant
     """The broker's append time of that record."""
     original: Verdict | None = Field(default=None)

@@ -47,7 +47,7 @@ class BatchOutcomes:
         source: str | None = None,
         original: Verdict | None = None,
     ) -> None:
-        """Answer `item`; the last that is done for it. `result` and `source` are JSON, as of
+        """Write the outcome of `item`, as the last step. `result` and `source` are JSON, as of
         `result_doc` and `source_doc`."""
         record, batch = item.record, self._batch
         source = source or source_doc(record)

@@ -143,7 +143,7 @@ def digest_of(mapping: Mapping[str, Any]) -> bytes:
 
 
 def command_digest(mapping: Mapping[str, Any]) -> str:
-    """`command_digest` of the outcome that answers the command `mapping`."""
+    """`command_digest` of the outcome of the command `mapping`."""
     return digest_of(mapping).hex()
 
 

@@ -189,7 +189,7 @@ class CommandHandler:
         return row.flow, row.last_event_id, row.chain, row.totals, ()
 
     def _lies_right(self, item: Readable) -> bool:
-        """Check 6; what lies wrong is answered here."""
+        """Check 6; a record on the wrong partition gets its outcome here."""
         place, record = self._place, item.record
         right = partition_of(item.command.flow_id.encode(), place.partitions)
         if right == place.partition:
@@ -209,7 +209,7 @@ class CommandHandler:
         authority: Authority,
         decision: Decision,
     ) -> None:
-        """Answer a decided command, and take in what happened: all that can fail comes before."""
+        """Write the outcome of a decided command and apply its facts; fallible steps come first."""
         record, command, digest, ledger_key = item
         flow, chain, totals = before
         facts, code, details, after = decision

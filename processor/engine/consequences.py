@@ -14,7 +14,7 @@ from processor.engine.rows import StepRow
 
 class StepConsequences:
     """What a command makes of steps, and the work items that it offers. Nothing of it stands until
-    the command is answered. `totals` count the flow's steps."""
+    the command has its outcome. `totals` count the flow's steps."""
 
     __slots__ = ("events", "rows", "size_bytes", "totals", "work")
 

@@ -74,7 +74,7 @@ class StepSnapshotRow(NamedTuple):
 
 
 class LedgerEntry(NamedTuple):
-    """An outcome in the ledger, from which a resend is answered.
+    """An outcome in the ledger, which a resend gets.
 
     `key` is `ledger_key(flow_id, command_id)`; `digest` the command's; events are
     `first_event_id` … + `event_count` - 1. `code` is None for an accepted command.
@@ -182,8 +182,8 @@ class Changes:
     """Everything that one batch writes to the table.
 
     Applied in this order: flows deleted, with their steps; flows updated and inserted; steps
-    deleted (flow id, run id; there or not) and upserted; answers remembered (a newer one under
-    the same key counts); answers older than `forget_before_ms` dropped, as far as that is
+    deleted (flow id, run id; there or not) and upserted; ledger entries added (a newer one under
+    the same key counts); entries older than `forget_before_ms` dropped, as far as that is
     convenient. `updated` pairs the row that was decided on with the new one.
     """
 

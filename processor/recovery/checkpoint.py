@@ -199,7 +199,7 @@ async def _newest_decided(
     place: PartitionConfig, history: LogReader, offset_ranges: OffsetRanges
 ) -> dict[str, tuple[int, int]]:
     """Offset and append time (ms) of the newest decided record of each source topic, as far as the
-    newest answers name one."""
+    newest ledger entries name one."""
     start, end = offset_ranges[place.topics.outcomes]
     found = {}
     async for records in history.read(place.topics.outcomes, max(start, end - TAIL), end):

@@ -194,7 +194,7 @@ async def plan_restoration(
 async def _decided(place: PartitionConfig, view: ConsistentCut, topic: str) -> int:
     """The offset after the last one of `topic` that was decided.
 
-    Answers are kept longer than commands: where there is none, nothing that is left was decided.
+    Outcomes are kept longer than commands: where there is none, nothing that is left was decided.
     """
     found = 0
     for name in (place.topics.outcomes, place.topics.audit):

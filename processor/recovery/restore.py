@@ -70,7 +70,7 @@ class Restore:
     async def run(
         self, *, trust_table: bool = True, on_hanging: OnHanging | None = None
     ) -> Checkpoint:
-        """Bring the table to the end of the topics and answer how far that is; `on_hanging` as of
+        """Bring the table to the end of the topics and return how far that is; `on_hanging` as of
         `LogReader`.
 
         Raises CursorMissing, HistoryLost or WrittenByNewer, with the table as it was, if the topics
@@ -151,7 +151,7 @@ class Restore:
     async def from_state(
         self, offset_ranges: OffsetRanges, standing: PartitionCheckpoint
     ) -> Checkpoint:
-        """Restore the table: flows and steps from `state`, answers from `outcomes`. It is worth
+        """Restore the table: flows and steps from `state`, the ledger from `outcomes`. It is worth
         nothing until that has come to its end: the position comes last."""
         state, outcomes = self._topics.state, self._topics.outcomes
         await self._table.begin_restore(unfinished(self._place))
@@ -173,8 +173,8 @@ class Restore:
             flows=await self._table.count_flows(),
             snapshots=flows,
             snapshots_s=round(snapshots_at - began, 3),
-            answers=ledger_entries,
-            answers_s=round(ends - snapshots_at, 3),
+            outcomes=ledger_entries,
+            outcomes_s=round(ends - snapshots_at, 3),
             indexes_s=round(loop.time() - ends, 3),
         )
         return checkpoint

@@ -46,7 +46,7 @@ async def contradiction(
     if not outcomes.start <= checkpoint.outcomes <= outcomes.end:
         return "it does not meet the outcomes topic"
     as_of_ms = checkpoint.as_of_ms
-    if not as_of_ms:  # nothing was answered by then
+    if not as_of_ms:  # nothing was decided by then
         first = await first_record(history, outcomes_topic, *outcomes)
         as_of_ms = 0 if first is None else first.timestamp
     too_late_ms = as_of_ms + TABLE_MAX_AGE_MS
@@ -59,7 +59,9 @@ async def contradiction(
     if not await _knows_outcomes_before(
         place, table, history, OffsetRange(outcomes.start, checkpoint.outcomes)
     ):
-        return "its newest answers are not those of the outcomes topic: it is of other topics"
+        return (
+            "its newest ledger entries are not those of the outcomes topic: it is of other topics"
+        )
     return None
 
 

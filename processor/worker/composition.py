@@ -68,7 +68,7 @@ async def run_worker(
     AddressInUse if it cannot start, InstanceIdTaken if another worker has its name, TopicsWrong
     once the topics have another number of partitions; it goes on through every other error.
     `stop` is set when it ends by itself, too. `lock`: whether the state directory is held, which
-    a process among several leaves to their parent; `listening` hears where HTTP answers.
+    a process among several leaves to their parent; `listening` is called with the address of HTTP.
     """
     with ExitStack() as held:
         if lock:

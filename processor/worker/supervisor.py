@@ -168,7 +168,7 @@ class Child:
         return self._process
 
     async def _read_output(self, process: asyncio.subprocess.Process) -> None:
-        """Where it answers, which it says in its first line."""
+        """Its address, which it says in its first line."""
         assert process.stdout is not None
         if line := await process.stdout.readline():
             address = json.loads(line)["http"]
@@ -198,7 +198,7 @@ class Child:
                 await process.wait()
 
     async def fetch(self, session: aiohttp.ClientSession, path: str) -> bytes | None:
-        """What it answers over HTTP; None if it does not."""
+        """Its response over HTTP; None if there is none."""
         if self._url is None:
             return None
         try:

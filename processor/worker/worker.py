@@ -223,7 +223,7 @@ class Worker:
 
     async def _stalled(self, member: Member) -> None:
         """Return once a running partition holds work that has not moved for the watchdog's time,
-        or no broker has answered for so long.
+        or no broker has responded for so long.
 
         The broker is asked: a consumer that no longer fetches does not know what it misses.
         """
@@ -240,7 +240,7 @@ class Worker:
                 async with asyncio.timeout(self._watchdog_timeout_s / 5):
                     undone = await member.undone(running)
             except Exception as error:
-                log.warning("the watchdog got no answer from the broker", error=repr(error))
+                log.warning("the watchdog got no response from the broker", error=repr(error))
                 if time.monotonic() - responded_at > self._watchdog_timeout_s:
                     return
                 continue

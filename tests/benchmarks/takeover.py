@@ -153,14 +153,14 @@ async def restored(home: Path, settings: Settings, processes: int) -> Line:
     finally:
         await worker.end()
         shutil.rmtree(worker.state_dir)
-    flows, outcomes = (sum(line[name] for line in restored) for name in ("flows", "answers"))
+    flows, outcomes = (sum(line[name] for line in restored) for name in ("flows", "outcomes"))
     # The partitions are filled side by side.
     from_state_s = max(line["snapshots_s"] + line["indexes_s"] for line in restored)
     return {
         "flows": flows,
         "flows_per_s": flows / from_state_s,
-        "answers": outcomes,
-        "answers_per_s": outcomes / max(line["answers_s"] for line in restored)
+        "outcomes": outcomes,
+        "outcomes_per_s": outcomes / max(line["outcomes_s"] for line in restored)
         if outcomes
         else 0.0,
         "whole_s": max(at(line) for line in taken) - assigned,
@@ -169,13 +169,13 @@ async def restored(home: Path, settings: Settings, processes: int) -> Line:
 
 async def report_restored(home: Path, settings: Settings) -> AsyncIterator[str]:
     yield f"A worker with an empty disk, {PARTITIONS} partitions at once:\n"
-    yield "| processes | flows | flows/s, indexes included | answers | answers/s | all of it, s |"
+    yield "| processes | flows | flows/s, indexes included | outcomes | outcomes/s | all of it, s |"
     yield "| ---: | ---: | ---: | ---: | ---: | ---: |"
     for processes in (1, 2):
         r = await restored(home, settings, processes)
         yield (
-            f"| {processes} | {r['flows']:,} | {r['flows_per_s']:,.0f} | {r['answers']:,} | "
-            f"{r['answers_per_s']:,.0f} | {r['whole_s']:.1f} |"
+            f"| {processes} | {r['flows']:,} | {r['flows_per_s']:,.0f} | {r['outcomes']:,} | "
+            f"{r['outcomes_per_s']:,.0f} | {r['whole_s']:.1f} |"
         )
     yield ""
 

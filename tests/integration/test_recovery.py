@@ -162,7 +162,7 @@ async def test_tables_made_anew_from_state_and_from_audit_are_the_live_ones(
         assert code == 0, err
         (row,) = map(json.loads, out.splitlines())
         assert row["difference"] is None
-        assert min(row["flows"], row["steps"], row["answers"]) > 0
+        assert min(row["flows"], row["steps"], row["outcomes"]) > 0
 
     with closing(sqlite3.connect(cluster.path())) as db:
         edited = db.execute("UPDATE flow SET updated_at = 'x' WHERE n = (SELECT min(n) FROM flow)")

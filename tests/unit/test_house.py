@@ -32,12 +32,10 @@ AS_A_WHOLE = {"number": "partition, row_number", "numbers": "partitions, row_num
 NOT_OF_PARTITIONS = ("processor/partition", "processor/worker", "processor/recovery")
 """Where `owner` would be the partition processor: the owner is the flow's."""
 PUBLISHED = {
-    ("processor/cli/rebuild/tables.py", "answers"),
-    ("processor/ops/repartition/comparison.py", "answers"),
     ("processor/views/http/responses.py", "FlowAnswer"),
     ("tests/unit/test_compose.py", "container_image"),
 }
-"""A field of what a command prints, a schema of the HTTP API, a word of Docker's."""
+"""A schema of the HTTP API, a word of Docker's."""
 
 TWO_HOMES = {"Flow"}
 """The published model, and the one that the engine works with."""

@@ -128,7 +128,7 @@ class Ledger:
         return ledger
 
     def tags(self, keys: Sequence[bytes]) -> list[int]:
-        """The index keys under which answers to `keys` may stand; a few that do not."""
+        """The index keys under which entries of `keys` may be; some are not."""
         halves = list(_halves.iter_unpack(b"".join(keys)))
         lows = [low for low, _ in halves]
         found: list[int] = []

@@ -48,8 +48,8 @@ STEP_STATUSES: Final = {
 """Of managed steps; indexes.sql and statements.py name 1 and 2, bulk_load 4 and 5."""
 _STATUSES: Final = {code: FlowStatus(status) for status, code in _STATUS_CODES.items()}
 ENTRY: Final = struct.Struct("<16s16sqqqIB")
-"""An answer but for its code and details: key, digest, append time, revision, first event, number
-of events, status."""
+"""A ledger entry but for its code and details: key, digest, append time, revision, first event,
+number of events, status."""
 _entry: Final = ENTRY.pack
 _NO_REVISION: Final = -1
 _NO_STATUS: Final = 0
@@ -260,7 +260,7 @@ def ledger_entry(entry: bytes, said: bytes) -> LedgerEntry:
 
 
 def ledger_row(fields: list[bytes]) -> tuple[int, LedgerEntry]:
-    """A row of statements.LEDGER: its number and the answer."""
+    """A row of statements.LEDGER: its number and the entry."""
     try:
         row_number, entry, said = fields
         return int(row_number), ledger_entry(bytes.fromhex(entry.decode()), said)

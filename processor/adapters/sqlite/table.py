@@ -104,7 +104,7 @@ class FlowTable:
         return found
 
     async def ledger_entries(self, keys: Sequence[bytes]) -> dict[bytes, LedgerEntry]:
-        """The answers remembered under `keys`; whether they are too old is for the caller."""
+        """The ledger entries of `keys`; whether they are too old is for the caller."""
         async with self._turn():
             ledger = await self._loaded_ledger()
             tags = [(tag,) for tag in ledger.tags(keys)]

@@ -11,7 +11,7 @@ from processor.engine.rows import Changes, FlowRow, LedgerEntry, StepRow
 
 FORGET_FACTOR: Final = 2
 FORGET_EXTRA: Final = 1000
-"""Per write, up to 2 × the answers remembered + 1000 of the oldest are removed."""
+"""Per write, up to 2 × the ledger entries added + 1000 of the oldest are removed."""
 
 
 class Deed(NamedTuple):

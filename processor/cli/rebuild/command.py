@@ -36,10 +36,10 @@ def rebuild(
 ) -> None:
     """Rebuild tables, or repair what a partition stopped for.
 
-    Tables are caches: flows and steps come from `state`, or are folded from `audit`; answers come
-    from `outcomes`, the position from `state`. It needs the worker of TASKFLOW_STATE_DIR stopped;
-    others may go on. A table is replaced once the new one is whole. With --check nothing is
-    replaced: each table is compared, row by row, with a rebuilt one; exit code 1 and the first
+    Tables are caches: flows and steps come from `state`, or are folded from `audit`; the ledger
+    comes from `outcomes`, the position from `state`. It needs the worker of TASKFLOW_STATE_DIR
+    stopped; others may go on. A table is replaced once the new one is whole. With --check nothing
+    is replaced: each table is compared, row by row, with a rebuilt one; exit code 1 and the first
     difference if they differ.
 
     --skip-lost and --restore-state write to `state`, as the partition's owner. They are what a

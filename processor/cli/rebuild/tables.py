@@ -52,7 +52,7 @@ class RebuiltTable:
     source: str
     flows: int
     steps: int
-    answers: int
+    outcomes: int
     records: int
     seconds: float
     records_per_s: int
@@ -83,7 +83,7 @@ def rebuild_tables(
         if not ask.before("Rebuild them?"):
             return
     made = run(lambda: _make(settings, partitions, source, check))
-    columns = ["partition", "source", "flows", "steps", "answers", "seconds", "records_per_s"]
+    columns = ["partition", "source", "flows", "steps", "outcomes", "seconds", "records_per_s"]
     show.all([asdict(one) for one in made], [*columns, *(["difference"] if check else [])])
     if differing := [one for one in made if one.difference is not None]:
         first = differing[0]
@@ -154,7 +154,7 @@ async def _difference(
     place: PartitionConfig, view: ConsistentCut, live: Path, built: Path
 ) -> str | None:
     last_outcome = (await standing_of(place, view)).last_outcome
-    # Older answers are kept for a while longer, by each table for as long as it happened to.
+    # Older ledger entries are kept for a while longer, by each table for as long as it happened to.
     since_ms = last_outcome.timestamp - place.dedupe_window_ms if last_outcome else 0
     with dump(live) as here, dump(built) as there:
         found = first_difference(all_rows(here, since_ms), all_rows(there, since_ms))

@@ -84,7 +84,7 @@ class CommandProducer:
         partition: int | None = None,
         handed_over: Callable[[], None],
     ) -> RecordMetadata:
-        """Write a record to `partition`, or to that of its key; answers when all replicas have it.
+        """Write a record to `partition`, or to that of its key; returns when all replicas have it.
 
         Calls `handed_over` each time that the record may from now on be written: more than once
         if it is rewritten through another producer. Tries until it is cancelled; the record

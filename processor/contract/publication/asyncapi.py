@@ -157,7 +157,7 @@ _CARRIES: Final = {
 _OPERATIONS: Final = {
     "sendCommand": ("send", "commands", "A flow's owner asks for a change."),
     "sendControl": ("send", "control", "An operator asks for a change; the broker's ACLs decide."),
-    "receiveOutcome": ("receive", "outcomes", "The answer to each record, exactly one."),
+    "receiveOutcome": ("receive", "outcomes", "The outcome of each record, exactly one."),
     "followAudit": ("receive", "audit", "Everything that ever happened, in order by partition."),
     "followState": ("receive", "state", "The present of every flow and step."),
     "receiveWork": ("receive", "steps", "An executor finds the steps that it may start."),

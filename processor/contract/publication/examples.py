@@ -1,4 +1,4 @@
-"""One short story as it stands on the topics: a flow is created, and its creation is answered."""
+"""One short story on the topics: a flow is created, and its creation has an outcome."""
 
 from typing import Any, Final
 

@@ -22,7 +22,7 @@ class Counts(NamedTuple):
     flows: int
     steps: int
     events: int
-    answers: int
+    outcomes: int
 
 
 class ComparedSide:
@@ -71,7 +71,7 @@ class ComparedSide:
         self.present[key] = _hash(canonical(value.get("flow", value.get("step"))))
 
     def outcome(self, record: LogRecord) -> None:
-        """Of the last answer to each command, which is what a resend gets."""
+        """The last outcome of each command, which is what a resend gets."""
         doc = orjson.loads(record.value or b"")
         if doc["verdict"] in (Verdict.ACCEPTED, Verdict.REJECTED) and not doc["dry_run"]:
             names = ("flow_id", "command_id", "verdict", "code", "revision", "command_digest", "at")
@@ -79,7 +79,7 @@ class ComparedSide:
             self.outcomes[key] = parse_timestamp(doc["at"])
 
     def forget(self, before_ms: int) -> None:
-        """Answers to what was appended earlier do not count."""
+        """Outcomes of what was appended earlier do not count."""
         self.outcomes = {key: at for key, at in self.outcomes.items() if at >= before_ms}
 
     def newest_ms(self) -> int:
@@ -97,7 +97,7 @@ class ComparedSide:
             if not went_on and self.present.get(key) != other.present.get(key):
                 yield f"{'Step' if '/' in key else 'Flow'} {key} is not the same."
         if missing := len(self.outcomes.keys() - other.outcomes.keys()):
-            yield f"{missing} answers that a resend would get are missing."
+            yield f"{missing} outcomes that a resend would get are missing."
 
     def _placed(self, flow_id: str, record: LogRecord) -> None:
         home = partition_of(flow_id.encode(), self._partitions)

@@ -74,7 +74,7 @@ class Rewriter:
         return partition_of(key, self._partitions)
 
     def dropped(self, step: MoveStep) -> bool:
-        """A forward is no answer: its copy has one, and lies right on the new side anyway."""
+        """A forward is no outcome: its copy has one, and the new side places it right."""
         return step.doc is not None and step.doc["verdict"] == Verdict.FORWARDED
 
     def source(self, step: MoveStep) -> CopiedRecord:

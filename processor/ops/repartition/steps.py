@@ -139,7 +139,7 @@ class OldPartition:
                 return record
             if record.offset > offset:
                 break
-        raise self._apart(f"{topic} has no record at offset {offset}, which was answered")
+        raise self._apart(f"{topic} has no record at offset {offset}, which has an outcome")
 
     async def _dead_letter_of(self, place: Mapping[str, Any]) -> LogRecord | None:
         """Retention may have taken it: dead letters are kept for less long than outcomes."""

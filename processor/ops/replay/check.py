@@ -46,10 +46,8 @@ from processor.recovery.snapshot_reader import ledger_entry_of
 FORGET_EVERY: Final = 10_000
 LAG_MAX_MS: Final = 86_400_000
 """How much older than the newest a command may be that comes next, for its topic lags behind the
-other; a day of answers costs disk, and no more."""
-NO_ORIGINAL: Final = (
-    "commands that were answered as resends of what was answered before the history begins"
-)
+other; a day of outcomes costs disk, and no more."""
+NO_ORIGINAL: Final = "commands that were resends of commands from before the history begins"
 REWORDED: Final = "sentences that say why a record is no command, which have other words now"
 NO_DEAD_LETTER: Final = "dead letters that retention has taken"
 _RESEND_MARKS: Final = (b'"verdict":"duplicate"', b'"code":"idempotency_conflict"')

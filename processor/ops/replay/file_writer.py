@@ -1,9 +1,9 @@
 """Write a history to a file: gzip-compressed, self-describing lines and columns.
 
 The first line names the format, the version that wrote it and the rules. Then come the partitions,
-one after the other: a line for where its history begins, with flows and answers as they were then
-if that is not the very beginning; blocks of commands; blocks of flows and steps as `state` had them
-in the end; and a line for the end.
+one after the other: a line for where its history begins, with flows and ledger entries as they
+were then if that is not the very beginning; blocks of commands; blocks of flows and steps as
+`state` had them in the end; and a line for the end.
 
 A block is a line of JSON, and as many bytes of values as it says, each value a line of its own,
 byte for byte: the commands', then their outcomes', events' and dead letters'. The JSON has all else

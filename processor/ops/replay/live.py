@@ -1,6 +1,6 @@
 """Read the history of one partition number from its topics.
 
-The order is that of the outcomes, and in step with them are read the commands that they answer,
+The order is that of the outcomes, and in step with them are read their commands,
 the events that they name, and the dead letters. An outcome's offset follows right upon the one
 before if both are of one transaction: behind the last stands the transaction's marker.
 """
@@ -40,7 +40,7 @@ class _Point(NamedTuple):
 
 
 class LivePartition:
-    """Reads `log` once. `since_ms`: leave out what was answered before; what came of it is taken
+    """Reads `log` once. `since_ms`: leave out what was decided before; what came of it is taken
     from the fold of `audit`. `on_read` is called with how many outcomes
     were passed."""
 
@@ -146,8 +146,8 @@ class LivePartition:
             least = outcomes.stable if found is None else max(least, found)
         if least == 0 and not any(starts.values()):
             return None
-        # Each topic's commands are answered in their order: once its first that is left was
-        # answered, none is missing any more.
+        # Each topic's commands are decided in their order: once its first that is left was
+        # decided, none is missing any more.
         missing = {topic for topic, start in starts.items() if start > 0}
         point: _Point | None = None
         async for records in self._log.read(self._topics.outcomes, outcomes.start, outcomes.stable):
@@ -164,7 +164,7 @@ class LivePartition:
         return point or _Point(outcomes.stable, self._since_ms or 0)
 
     async def _keep_ledger(self, store: ReplayStore, point: _Point) -> None:
-        """Answers that a command from `point` on may be a resend of."""
+        """Outcomes that a command from `point` on may be a resend of."""
         if point.outcome >= self._offset_ranges[self._topics.outcomes].stable:
             return
         since_ms = max(0, point.at_ms - self._place.dedupe_window_ms - LATE_MAX_MS)
@@ -212,7 +212,7 @@ class LivePartition:
         return next_id
 
     async def _first_sources(self, start: int) -> dict[str, int]:
-        """The first offset of each source that an outcome from `start` on answers."""
+        """The first offset of each source that has its outcome from `start` on."""
         found: dict[str, int] = {}
         end = self._offset_ranges[self._topics.outcomes].stable
         async for records in self._log.read(self._topics.outcomes, start, end):
@@ -244,7 +244,7 @@ class LivePartition:
         while source is not None and source.offset < place["offset"]:
             source = await stream.take()
         if source is None or source.offset != place["offset"]:
-            raise self._broken(record, f"answers {place}, which is not there")
+            raise self._broken(record, f"is of {place}, which is not there")
         return source
 
     async def _event(self, event_id: int, record: LogRecord) -> Outgoing:

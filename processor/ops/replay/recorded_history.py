@@ -110,7 +110,7 @@ class Beginning(NamedTuple):
     """Where a partition's history begins.
 
     `next_event_id` is the first event's id. `front_ms` is None at the very beginning; else what was
-    answered before that time may not be known. `commands` and `control` are the first offsets.
+    decided before that time may not be known. `commands` and `control` are the first offsets.
     """
 
     next_event_id: int

@@ -157,7 +157,7 @@ class ReplayStore:
                     yield _read(raw)
 
     def ledger(self) -> Iterator[LedgerEntry]:
-        """All answers, the oldest first. Nothing may be changed meanwhile."""
+        """All ledger entries, the oldest first. Nothing may be changed meanwhile."""
         if self._spilled_ledger:
             for key, raw in self._db.execute("SELECT key, row FROM answer ORDER BY n"):
                 if key not in self._ledger:
@@ -187,7 +187,7 @@ class ReplayStore:
         self._spill()
 
     def keep_ledger(self, rows: Iterable[LedgerEntry]) -> None:
-        """Answers, in the order in which they were given."""
+        """Ledger entries, in the order in which they were made."""
         entries = self._ledger
         for row in rows:
             if row.key in entries:
@@ -195,7 +195,7 @@ class ReplayStore:
             entries[row.key] = row
 
     def forget(self, before_ms: int) -> None:
-        """Drop answers that no command appended from now on can be a resend of."""
+        """Drop ledger entries that no command appended from now on can be a resend of."""
         entries = self._ledger
         while entries:
             key = next(iter(entries))

@@ -164,7 +164,7 @@ class HistoryReader:
         place = outcome["source"]
         source, offset = self.sources.get(place["topic"]), place["offset"]
         if source is None or place["partition"] != self._parts.partition:
-            self._add(record, "I12", "outcome_elsewhere", f"It answers {place}.", outcome)
+            self._add(record, "I12", "outcome_elsewhere", f"It is of {place}.", outcome)
             return False, None
         if source.stream is None:
             self._open(source, max(offset, source.offset_range.start))
@@ -181,12 +181,12 @@ class HistoryReader:
                 record,
                 "I1",
                 "outcome_out_of_order",
-                f"It answers {place}, but stands behind a later one's.",
+                f"It is of {place}, but follows a later one's.",
                 outcome,
             )
             return True, source.late.pop(offset)
         if offset < source.decided_to:
-            self._add(record, "I1", "outcome_repeated", f"{place} was answered before.", outcome)
+            self._add(record, "I1", "outcome_repeated", f"{place} had its outcome before.", outcome)
             return False, None
         source.decided_to = offset + 1
         if offset < source.offset_range.start:
@@ -232,7 +232,7 @@ class HistoryReader:
         source.stream = self._parts.open_stream(source.topic, start, source.offset_range.stable)
 
     async def _forget(self) -> None:
-        """Drop answers that no command still to come can be a resend of."""
+        """Drop outcomes that no command still to come can be a resend of."""
         heads = [await s.stream.head() for s in self.sources.values() if s.stream is not None]
         times = [head.timestamp for head in heads if head is not None]
         if times:

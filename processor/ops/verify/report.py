@@ -11,7 +11,7 @@ from processor.ops.verify.ports import LogRecord
 INVARIANTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "I1": "each command has exactly one outcome, each outcome its command",
-        "I2": "a command id is accepted at most once; a resend gets the first answer",
+        "I2": "a command id is accepted at most once; a resend gets the first outcome",
         "I3": "revisions and event ids have no gap and no repeat",
         "I4": "every move is legal, by who may make it and when",
         "I5": "table, state and the fold of audit are the same",
@@ -19,7 +19,7 @@ INVARIANTS: Final[Mapping[str, str]] = MappingProxyType(
         "I7": "every flow's chain verifies",
         "I8": "one writer at a time, as far as its traces show",
         "I9": "what one command causes is there together",
-        "I10": "every command is answered",
+        "I10": "every command has an outcome",
         "I11": "no transaction stays open",
         "I12": "all records of a flow are on its partition",
         "I13": "every wait ends at its time, and not before",

@@ -41,12 +41,12 @@ def left_out(scope: Scope) -> list[str]:
         "I8: no consumer can see which producer wrote a record. What two writers would leave "
         "behind is looked for: ids twice or missing, a cursor that goes back, a key twice in one "
         "transaction, an outcome twice.",
-        "A table's ledger of answers and its times of waits.",
+        "A table's ledger and its times of waits.",
     ]
     if scope.since_ms is not None:
         parts.append(
             f"Before {instant(scope.since_ms)}: each flow's past, its chain up to the first event "
-            "seen, and answers to which later commands are resends, are taken as given; flows that "
+            "seen, and outcomes that later resends get, are taken as given; flows that "
             "did not change since, and steps in state and tables, are not compared."
         )
     if scope.flow_id is not None:

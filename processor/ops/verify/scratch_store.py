@@ -21,7 +21,7 @@ PAGES_KIB: Final = 32 * 1024
 CACHED_FLOWS: Final = 4_000
 CACHED_BYTES: Final = 16 * 1024 * 1024
 FORGET_AFTER: Final = 50_000
-"""How many answers come in before those that are too old are looked for."""
+"""How many outcomes come in before those that are too old are looked for."""
 
 _SEEN: Final = """
     CREATE TABLE {0}_flow (
@@ -100,7 +100,7 @@ class SeenStep(NamedTuple):
 
 
 class SeenOutcome(NamedTuple):
-    """The first answer to a command: its time, its command's digest, and what a resend repeats."""
+    """The first outcome of a command: its time, its command's digest, and what a resend repeats."""
 
     at_ms: int
     command: str | None
@@ -264,7 +264,7 @@ class ScratchStore:
         ((steps,),) = self._db.execute("SELECT count(*) FROM step")
         return flows, steps
 
-    # What was answered
+    # Outcomes
 
     def outcome(self, key: bytes) -> SeenOutcome | None:
         row = self._db.execute(
@@ -277,7 +277,7 @@ class ScratchStore:
         self._db.execute("INSERT OR REPLACE INTO answer VALUES (NULL, ?, ?, ?, ?)", (key, *outcome))
 
     def forget_outcomes(self, before_ms: int) -> None:
-        """Drop those that are older; seldom enough that it costs each answer next to nothing."""
+        """Drop those that are older; seldom enough that it costs each outcome next to nothing."""
         if self._outcomes >= self._forget_at:
             self._db.execute("DELETE FROM answer WHERE at_ms < ?", (before_ms,))
             ((self._outcomes,),) = self._db.execute("SELECT count(*) FROM answer")

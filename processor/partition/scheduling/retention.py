@@ -56,7 +56,7 @@ class Retention:
 
     def written(self, prunes: Mapping[str, str], decided: Iterable[Prune]) -> None:
         """A batch is written: `prunes` (command id by flow id) were sent with it, and `decided`
-        are those that it answered."""
+        are those that it returned."""
         self._undecided.update(prunes)
         for prune in decided:
             if self._undecided.get(prune.flow_id) == prune.command_id:

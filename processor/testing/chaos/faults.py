@@ -54,7 +54,7 @@ class Stage(Protocol):
 
 
 class Act(NamedTuple):
-    """`play` does it and undoes it; what it answers is added to its name in the log. `weight`: how
+    """`play` does it and undoes it; what it returns is added to its name in the log. `weight`: how
     often it is drawn, against the others."""
 
     name: str

@@ -26,7 +26,7 @@ class NotHealed(TaskflowError):
 
 class OutcomeTracker:
     """Reads on from where it was each time it is asked. An owner decides each topic in the order
-    of its offsets, so that one offset for each source partition says what is answered."""
+    of its offsets, so that one offset for each source partition says what has its outcome."""
 
     def __init__(self, connection: Mapping[str, Any], topics: Topics, partitions: int) -> None:
         self.verdicts: Counter[str] = Counter()
@@ -37,7 +37,7 @@ class OutcomeTracker:
         self._consumer: AIOKafkaConsumer | None = None
 
     async def until(self, marks: Mapping[tuple[str, int], int], *, timeout_s: float) -> float:
-        """Wait until all below `marks` is answered; how long that took, in seconds.
+        """Wait until all below `marks` has its outcome; how long that took, in seconds.
 
         Raises NotHealed.
         """

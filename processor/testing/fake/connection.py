@@ -227,7 +227,7 @@ class FakeItemReader:
         self._open.pop((place.partition, place.offset), None)
 
     async def close(self) -> None:
-        """Give back what was not answered, as the group of a consumer that leaves does."""
+        """Give back what was not acknowledged, as the group of a consumer that leaves does."""
         self._group.returned.extend(self._open.values())
         self._open.clear()
         self._group.given_back.set()

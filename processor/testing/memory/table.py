@@ -60,7 +60,7 @@ class Content:
     flows: Mapping[str, Kept] = field(default_factory=dict)
     steps: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
     ledger: Mapping[bytes, LedgerEntry] = field(default_factory=dict)
-    """In the order in which the answers were remembered."""
+    """In the order in which the entries were added."""
 
     def next_due_ms(self) -> int | None:
         """Return when the first of all waits and steps is due; None if nothing is timed."""

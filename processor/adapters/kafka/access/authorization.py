@@ -137,7 +137,7 @@ def _names(wanted: Iterable[Right], kind: ResourceKind) -> set[str]:
 
 
 class _DescribeGroupRequestStruct(DescribeGroupsRequest_v3):  # type: ignore[misc]
-    """aiokafka 0.14 reads the answer to version 3 as one to version 2, without the rights."""
+    """aiokafka 0.14 reads the response to version 3 as one to version 2, without the rights."""
 
     RESPONSE_TYPE = DescribeGroupsResponse_v3
 

@@ -40,7 +40,7 @@ class TokenUnavailable(KafkaConnectionError):  # type: ignore[misc]
 
 
 class _StrictAuthenticator(OAuthAuthenticator):  # type: ignore[misc]
-    """Reads the answer to a token, which aiokafka 0.14 does not: a broker refuses one by a JSON
+    """Reads the response to a token, which aiokafka 0.14 does not: a broker refuses one by a JSON
     object (RFC 7628), and closes the connection with the next request."""
 
     async def step(self, payload: bytes | None) -> tuple[bytes, bool] | None:

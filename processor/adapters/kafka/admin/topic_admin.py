@@ -296,7 +296,7 @@ async def _create(
             for name, spec in wanted.items()
         ]
     )
-    # The answer carries the errors; aiokafka raises none of them.
+    # The response carries the errors; aiokafka raises none of them.
     made: list[str] = []
     for name, code, *message in response.topic_errors:
         error = for_code(code)

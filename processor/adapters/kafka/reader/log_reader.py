@@ -118,7 +118,7 @@ class KafkaLogReader:
         `stall_timeout_s`: how long a read may come no further, as the worker's watchdog has it,
         which does not look at what still recovers. `on_wait` is called with what is waited for,
         and with None when that is over. `patience_s`: for how long a broker that went away is
-        asked again, from its last answer on. `in_step`: each read has a consumer of its own, so
+        asked again, from its last response on. `in_step`: each read has a consumer of its own, so
         that several topics can be read side by side."""
         self._connection = connection
         self._readers = readers or LogReaders(connection, topics=topics)

@@ -65,7 +65,7 @@ class TopicReader:
         self._received_at_s = 0.0
 
     async def open(self, partitions: Collection[int], start: Start) -> dict[int, int]:
-        """Begin at `start`; answers the ends (last stable offsets) as they were before.
+        """Begin at `start`; return the ends (last stable offsets) as they were before.
 
         Raises BrokerUnreachable.
         """

@@ -70,7 +70,7 @@ class Dump:
                     )
 
     def counts(self) -> tuple[int, int, int]:
-        """How many flows, steps and answers."""
+        """How many flows, steps and ledger entries."""
         with as_table_errors(self._path):
             ((flows, steps, ledger_entries),) = self._db.execute(
                 "SELECT (SELECT count(*) FROM flow), (SELECT count(*) FROM step), "

@@ -45,7 +45,7 @@ class _Adder:
 
 
 class OutcomeChecks:
-    """Holds outcomes of one partition against what they answer, in the order of decision."""
+    """Compare outcomes of one partition with their commands, in the order of decision."""
 
     def __init__(
         self,

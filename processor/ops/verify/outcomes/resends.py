@@ -59,7 +59,7 @@ class ResendChecks:
                 f"Sent again within the window, and {verdict} again.",
             )
         elif first.repeated != _repeated_hash(outcome, outcome["original"]):
-            add("I2", "another_answer", "The resend got another answer than the first.")
+            add("I2", "another_answer", "The resend got another outcome than the first.")
         if first is None and not resent and not outcome["dry_run"] and code not in FORGOTTEN:
             seen = SeenOutcome(at_ms, outcome["command_digest"], _repeated_hash(outcome, verdict))
             self._scratch.put_outcome(key, seen)
