@@ -1,7 +1,7 @@
 """Checks 15 to 17 of the contract for commands about managed steps, and the facts that follow."""
 
 from hashlib import sha1
-from typing import Any, Final, NamedTuple, assert_never
+from typing import Any, Final, NamedTuple, assert_never, cast
 
 from processor.contract.commands import (
     ExtendStep,
@@ -14,7 +14,7 @@ from processor.contract.commands import (
 )
 from processor.contract.events import EventKind
 from processor.contract.outcomes import Code
-from processor.contract.steps import Execution, ManagedStep, Step, StepStatus
+from processor.contract.steps import StepStatus
 from processor.contract.values import (
     INPUT_MAX_BYTES,
     LIVE_INPUTS_MAX_BYTES,
@@ -36,9 +36,10 @@ from processor.domain.decision import (
     time_problem,
 )
 from processor.domain.evolve import evolve_step, failure
-from processor.domain.facts import Fact
+from processor.domain.facts import Fact, new_fact
 from processor.domain.flow import Flow
 from processor.domain.joins import join_holds
+from processor.domain.step import Execution, ManagedStep, Step
 from processor.domain.steps import FlowSteps, StepTotals, execution_doc, input_bytes
 from processor.domain.transitions import OWNER, RUNNING, STEP_MOVES, WAITING, Authority
 
@@ -60,10 +61,11 @@ class _Subject(NamedTuple):
 
     def fact(self, kind: EventKind, execution: Execution, **changes: Any) -> Fact:
         """The step's execution becomes `execution`, and other fields what `changes` says."""
-        at = instant(self.at_ms)
-        changed = {**changes, "updated_at": at, "execution": execution_doc(execution)}
-        payload = {"run_id": self.step.run_id, "changes": changed}
-        return Fact(kind, self.flow.id, at, self.flow.revision, self.flow.status, payload)
+        flow, _, step, at_ms = self
+        at = changes["updated_at"] = instant(at_ms)
+        changes["execution"] = execution_doc(execution)
+        payload = {"run_id": step.run_id, "changes": changes}
+        return new_fact((kind, flow.id, at, flow.revision, flow.status, payload))
 
 
 def decide_step(
@@ -88,7 +90,7 @@ def decide_step(
         to = move.to and str(move.to)
         return rejected(Code.ILLEGAL_TRANSITION, **{"from": str(step.status), "to": to})
     subject = _Subject(flow, steps, step, at_ms)
-    if isinstance(command, HeldStep) and not _is_held(command, step, authority):
+    if move.held and not _is_held(cast(HeldStep, command), step, authority):
         attempt, due_at = step.execution.attempt, step.execution.due_at
         return rejected(Code.NOT_HOLDER, attempt=attempt, due_at=due_at)
     match command.kind:
@@ -157,16 +159,18 @@ def _schedule(
     )
     if refused is not None:
         return refused
-    execution = Execution(
-        attempt=0,
-        max_attempts=command.max_attempts or 3,
-        lease_ms=command.lease_ms or 300_000,
-        backoff_ms=1_000 if command.backoff_ms is None else command.backoff_ms,
-        offers=0,
-        due_at=None,
-        timeout_at=command.timeout_at,
-        progress=None,
-        last_failure=None,
+    execution = Execution.of(
+        {
+            "attempt": 0,
+            "max_attempts": command.max_attempts or 3,
+            "lease_ms": command.lease_ms or 300_000,
+            "backoff_ms": 1_000 if command.backoff_ms is None else command.backoff_ms,
+            "offers": 0,
+            "due_at": None,
+            "timeout_at": command.timeout_at,
+            "progress": None,
+            "last_failure": None,
+        }
     )
     if not_before_ms is not None and not_before_ms > at_ms:
         execution = executions.delayed(execution, not_before_ms)
@@ -187,8 +191,8 @@ def _schedule(
         "input_json": command.input_json,
         "execution": execution_doc(execution),
     }
-    fact = Fact(EventKind.STEP_SCHEDULED, flow.id, at, flow.revision, flow.status, {"step": step})
-    return Decision((fact,))
+    scheduled = (EventKind.STEP_SCHEDULED, flow.id, at, flow.revision, flow.status, {"step": step})
+    return Decision((new_fact(scheduled),))
 
 
 def _start(command: StartStep, subject: _Subject) -> Decision:
@@ -196,7 +200,7 @@ def _start(command: StartStep, subject: _Subject) -> Decision:
     if execution.offers == 0 and at_ms < executions.due_ms(execution):
         return rejected(Code.NOT_DUE, due=execution.due_at)
     attempt = execution.attempt + 1
-    leased = executions.leased(execution.changed({"attempt": attempt}), at_ms)
+    leased = executions.leased(execution, at_ms, attempt=attempt)
     fact = subject.fact(
         EventKind.STEP_STARTED, leased, status="running", child_session_key=command.issued_by
     )
@@ -208,7 +212,7 @@ def _extend(command: ExtendStep, subject: _Subject) -> Decision:
     too_large = oversize(progress, PROGRESS_MAX_BYTES, "progress_json")
     if too_large is not None:
         return too_large
-    extended = executions.leased(execution, subject.at_ms)
+    extended = executions.leased(execution, subject.at_ms, attempt=execution.attempt)
     if progress is not None:
         extended = extended.changed({"progress": progress})
     elif (

@@ -4,16 +4,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from processor.contract.events import EventKind
-from processor.contract.steps import (
-    Execution,
-    ManagedStep,
-    ObservedStep,
-    Step,
-    StepFailure,
-    StepStatus,
-)
 from processor.domain.facts import Fact
 from processor.domain.flow import Flow
+from processor.domain.step import Step, changed_step, read_step
 
 # Python 3.11 runs a function whenever an enum is asked for a member: half of what evolving cost.
 CREATED: Final = EventKind.CREATED
@@ -29,7 +22,6 @@ STEP_OBSERVED: Final = EventKind.STEP_OBSERVED
 STEP_SCHEDULED: Final = EventKind.STEP_SCHEDULED
 PRUNED: Final = EventKind.PRUNED
 
-_STATUSES: Final = {str(status): status for status in StepStatus}
 STEP_KINDS: Final = frozenset(kind for kind in EventKind if kind.startswith("step_"))
 """What happens to a step of a flow; the flow stays as it is."""
 STEP_KIND_NAMES: Final = frozenset(map(str, STEP_KINDS))
@@ -108,31 +100,8 @@ def evolve_step(step: Step | None, fact: Fact) -> Step:
     Raises ValueError if there is no managed step for the fact to change.
     """
     kind, payload = fact.kind, fact.payload
-    if kind is STEP_OBSERVED:
-        return ObservedStep.model_validate(payload["step"], strict=False)
-    if kind is STEP_SCHEDULED:
-        return _managed(payload["step"])
+    if kind is STEP_SCHEDULED or kind is STEP_OBSERVED:
+        return read_step(payload["step"])
     if step is None or step.runtime != "managed":
         raise ValueError(f"{kind} of a step that was never scheduled: {fact.flow_id}")
-    changes = payload["changes"]
-    changed = {**changes, "execution": _execution(changes["execution"])}
-    if "status" in changes:
-        changed["status"] = _STATUSES[changes["status"]]
-    return step.changed(changed)
-
-
-def _managed(step: dict[str, Any]) -> ManagedStep:
-    return ManagedStep.trusted(
-        {
-            **step,
-            "status": _STATUSES[step["status"]],
-            "execution": _execution(step["execution"]),
-        }
-    )
-
-
-def _execution(doc: dict[str, Any]) -> Execution:
-    last_failure = doc["last_failure"]
-    if last_failure is None:
-        return Execution.trusted(doc)
-    return Execution.trusted({**doc, "last_failure": StepFailure.trusted(last_failure)})
+    return changed_step(step, payload["changes"])

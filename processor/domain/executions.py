@@ -5,8 +5,8 @@ Times are milliseconds of the broker's clock. No `due_at` lies behind `timeout_a
 
 from typing import Final
 
-from processor.contract.steps import Execution, ManagedStep, StepFailure
 from processor.contract.values import DAY_MS, instant, parse_timestamp
+from processor.domain.step import Execution, ManagedStep
 
 _HOUR_MS: Final = 3_600_000
 _JITTER: Final = 1024
@@ -27,9 +27,10 @@ def delayed(execution: Execution, until_ms: int) -> Execution:
     return execution.changed({"offers": 0, "due_at": _cut(execution, until_ms)})
 
 
-def leased(execution: Execution, at_ms: int) -> Execution:
-    """The execution of a step whose lease begins, or is renewed, at `at_ms`."""
-    return execution.changed({"offers": 0, "due_at": _cut(execution, at_ms + execution.lease_ms)})
+def leased(execution: Execution, at_ms: int, *, attempt: int) -> Execution:
+    """The execution of a step whose lease begins in this attempt, or is renewed, at `at_ms`."""
+    due_at = _cut(execution, at_ms + execution.lease_ms)
+    return execution.changed({"attempt": attempt, "offers": 0, "due_at": due_at})
 
 
 def ended(execution: Execution) -> Execution:
@@ -39,7 +40,7 @@ def ended(execution: Execution) -> Execution:
 
 def failed(execution: Execution, reason: str, at_ms: int) -> Execution:
     """The execution with its newest failure."""
-    return execution.changed({"last_failure": StepFailure(reason=reason, at=instant(at_ms))})
+    return execution.changed({"last_failure": {"reason": reason, "at": instant(at_ms)}})
 
 
 def backoff_ms(step: ManagedStep) -> int:

@@ -6,9 +6,10 @@ from typing import Any, Final, NamedTuple, TypeGuard
 import orjson
 
 from processor.contract.events import EventKind
-from processor.contract.steps import LIVE, Execution, ManagedStep, Step, StepStatus
+from processor.contract.steps import LIVE, StepStatus
 from processor.contract.values import parse_timestamp
 from processor.domain.facts import Fact
+from processor.domain.step import Execution, ManagedStep, Step
 
 _PENDING: Final = StepStatus.PENDING
 UNSUCCESSFUL: Final = frozenset({StepStatus.FAILED, StepStatus.CANCELLED})
@@ -36,16 +37,21 @@ class StepTotals(NamedTuple):
 
     def after(self, before: Step | None, after: Step) -> "StepTotals":
         """The totals once a step that was `before` (None: not there) is `after`."""
-        if before is not None and after.status in LIVE and before.status in LIVE:
-            return self  # an input never changes
-        live_before, bytes_before, unsuccessful_before = _counted(before)
-        live, size, unsuccessful = _counted(after)
-        return StepTotals(
-            self.steps + (before is None),
-            self.live + live - live_before,
-            self.live_bytes + size - bytes_before,
-            self.unsuccessful + unsuccessful - unsuccessful_before,
-        )
+        was_live, now_live = before is not None and is_live(before), is_live(after)
+        if was_live and now_live:
+            return self
+        steps, live, live_bytes, unsuccessful = self
+        if was_live or now_live:
+            size = input_bytes(after)  # an input never changes
+            live, live_bytes = (
+                live + now_live - was_live,
+                live_bytes + (size if now_live else -size),
+            )
+        if before is None:
+            steps += 1
+        elif not was_live:
+            unsuccessful -= _is_unsuccessful(before)
+        return StepTotals(steps, live, live_bytes, unsuccessful + _is_unsuccessful(after))
 
 
 NO_TOTALS: Final = StepTotals()
@@ -69,17 +75,13 @@ class FlowSteps(NamedTuple):
 NO_STEPS: Final = FlowSteps()
 
 
-def _counted(step: Step | None) -> tuple[int, int, int]:
-    if step is None or step.runtime != "managed":
-        return 0, 0, 0
-    if step.status in LIVE:
-        return 1, input_bytes(step), 0
-    return 0, 0, int(step.status in UNSUCCESSFUL)
+def _is_unsuccessful(step: Step) -> bool:
+    return step.runtime == "managed" and step.status in UNSUCCESSFUL
 
 
-def input_bytes(step: ManagedStep) -> int:
+def input_bytes(step: Step) -> int:
     """What `input_json` takes, as written."""
-    return len(orjson.dumps(step.input_json))
+    return len(orjson.dumps(step.input_json)) if step.runtime == "managed" else 0
 
 
 def is_live(step: Step) -> TypeGuard[ManagedStep]:
@@ -89,8 +91,7 @@ def is_live(step: Step) -> TypeGuard[ManagedStep]:
 
 def execution_doc(execution: Execution) -> dict[str, Any]:
     """`execution` as JSON, in a fact's payload."""
-    failure = execution.last_failure
-    return execution.__dict__ | {"last_failure": None if failure is None else {**failure.__dict__}}
+    return execution.__dict__
 
 
 def offers_work(after: Step, fact: Fact) -> TypeGuard[ManagedStep]:

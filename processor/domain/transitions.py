@@ -108,23 +108,27 @@ OPEN_TO_ALL: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class StepMove:
-    """From which statuses a kind leads a step where; `to` None: that depends on the step."""
+    """From which statuses a kind leads a step where; `to` None: that depends on the step. `held`:
+    only for the holder of the attempt that the command names."""
 
     origins: frozenset[StepStatus]
     to: StepStatus | None
+    held: bool
 
 
-def _step_from(*origins: StepStatus, to: StepStatus | None) -> StepMove:
-    return StepMove(frozenset(origins), to)
+def _step_from(*origins: StepStatus, to: StepStatus | None, held: bool = False) -> StepMove:
+    return StepMove(frozenset(origins), to, held)
 
 
 STEP_MOVES: Final[Mapping[str, StepMove]] = MappingProxyType(
     {
         "start_step": _step_from(PENDING, to=StepStatus.RUNNING),
-        "extend_step": _step_from(StepStatus.RUNNING, to=None),
-        "complete_step": _step_from(StepStatus.RUNNING, PENDING, to=StepStatus.SUCCEEDED),
-        "fail_step": _step_from(StepStatus.RUNNING, to=None),
-        "release_step": _step_from(StepStatus.RUNNING, to=PENDING),
+        "extend_step": _step_from(StepStatus.RUNNING, to=None, held=True),
+        "complete_step": _step_from(
+            StepStatus.RUNNING, PENDING, to=StepStatus.SUCCEEDED, held=True
+        ),
+        "fail_step": _step_from(StepStatus.RUNNING, to=None, held=True),
+        "release_step": _step_from(StepStatus.RUNNING, to=PENDING, held=True),
         "cancel_step": _step_from(PENDING, StepStatus.RUNNING, to=StepStatus.CANCELLED),
         "retry_step": _step_from(PENDING, StepStatus.FAILED, StepStatus.CANCELLED, to=PENDING),
         "wake_step": _step_from(PENDING, StepStatus.RUNNING, to=None),

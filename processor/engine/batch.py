@@ -10,10 +10,11 @@ from processor.contract.events import EventKind
 from processor.contract.headers import Headers
 from processor.contract.outcomes import Verdict
 from processor.contract.state import CURSOR_PREFIX
-from processor.contract.steps import TASK_HEADER, ManagedStep, Step
+from processor.contract.steps import TASK_HEADER
 from processor.contract.topics import Topics
 from processor.contract.values import EVENTS_PER_PARTITION, SCHEMA_VERSION
 from processor.domain.decision import Limits
+from processor.domain.step import ManagedStep, Step
 from processor.engine.codec import Readable, Record, Unreadable
 from processor.engine.encoding import encode
 from processor.engine.rows import Changes, FlowRow, LedgerEntry, Position, StepRow

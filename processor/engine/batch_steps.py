@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from processor.contract.commands import Command
 from processor.contract.headers import Headers
-from processor.contract.steps import ManagedStep, StepStatus
+from processor.contract.steps import StepStatus
 from processor.domain.flow import Flow
+from processor.domain.step import ManagedStep
 from processor.domain.steps import NO_STEPS, FlowSteps, StepTotals, is_live
 from processor.engine.batch import LoadedState
 from processor.engine.rows import StepRow
@@ -59,9 +60,11 @@ class BatchSteps:
         run_id: str | None = command.__dict__.get("run_id")
         if run_id is not None:
             row = self.row((flow.id, run_id))
+            named = None if row is None else row.step
             wait = flow.wait_json
-            joined = wait.get("run_ids") if wait and wait["kind"] == "steps" else None
-            return FlowSteps(totals, row and row.step, self._listed(flow.id, joined))
+            if wait is None or wait["kind"] != "steps":
+                return FlowSteps(totals, named)
+            return FlowSteps(totals, named, self._listed(flow.id, wait.get("run_ids")))
         if command.kind == "set_waiting":
             run_ids = command.wait.run_ids if command.wait.kind == "steps" else None
             return FlowSteps(totals, None, self._listed(flow.id, run_ids))

@@ -9,7 +9,7 @@ from processor.domain.steps import StepTotals, offers_work, run_id_of
 from processor.engine.batch import StepEvent, WorkRecord, work_record
 from processor.engine.batch_steps import BatchSteps, StepKey
 from processor.engine.encoding import step_doc
-from processor.engine.rows import StepRow
+from processor.engine.rows import StepRow, new_step_row
 
 
 class StepConsequences:
@@ -41,7 +41,7 @@ class StepConsequences:
         step = evolve_step(was, fact)
         doc = step_doc(step)
         self.totals = self.totals.after(was, step)
-        self.rows[at] = StepRow(step, doc)
+        self.rows[at] = new_step_row((step, doc))
         self.size_bytes += len(doc)
         if offers_work(step, fact):
             offered = work_record(event_id, step, headers)

@@ -10,16 +10,15 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
-from pydantic import BaseModel
 
 from processor.contract.commands import MODELS, Command
 from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code, Verdict
-from processor.contract.steps import Step
 from processor.contract.values import SCHEMA_VERSION, instant
 from processor.domain import messages
 from processor.domain.facts import Fact
 from processor.domain.flow import Flow
+from processor.domain.step import Step
 from processor.domain.transitions import Authority, allowed_from
 from processor.engine.codec import Readable, Record, Unreadable
 
@@ -153,9 +152,5 @@ def flow_doc(flow: Flow) -> bytes:
 
 
 def step_doc(step: Step) -> bytes:
-    """A step as it is written, on `state` and in the table."""
-    return orjson.dumps(step.__dict__, default=_fields)
-
-
-def _fields(model: BaseModel) -> dict[str, Any]:
-    return model.__dict__
+    """A step as it is written, on `state` and in the table; a copy, as of `flow_doc`."""
+    return bytes(memoryview(orjson.dumps(step)))

@@ -1,11 +1,32 @@
-"""Compute a flow's partition: Kafka's default hash of the key."""
+"""Compute a record's partition: Kafka's default hash of the key."""
 
 from functools import lru_cache
+from struct import unpack_from
+from typing import Final
 
-from aiokafka.partitioner import murmur2
+_SEED: Final = 0x9747B28C
+_M: Final = 0x5BD1E995
+_32_BITS: Final = 0xFFFFFFFF
 
 
-@lru_cache(maxsize=65_536)
-def partition_of(key: bytes, partitions: int) -> int:
+def hashed_partition(key: bytes, partitions: int) -> int:
     """The partition that Java's and aiokafka's default partitioner give to `key`."""
-    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+    return (_murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+# For keys that come again and again, such as flow ids.
+partition_of: Final = lru_cache(maxsize=65_536)(hashed_partition)
+
+
+def _murmur2(data: bytes) -> int:
+    """MurmurHash2 as of Java's client: aiokafka's own takes the bytes one by one, twice as long."""
+    size = len(data)
+    words = size // 4
+    h = _SEED ^ size
+    for k in unpack_from(f"<{words}I", data):
+        k = k * _M & _32_BITS
+        h = h * _M & _32_BITS ^ (k ^ k >> 24) * _M & _32_BITS
+    if rest := data[4 * words :]:
+        h = (h ^ int.from_bytes(rest, "little")) * _M & _32_BITS
+    h = (h ^ h >> 13) * _M & _32_BITS
+    return h ^ h >> 15

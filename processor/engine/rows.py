@@ -8,8 +8,9 @@ from typing import Any, Final, NamedTuple
 
 from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code, Verdict
-from processor.contract.steps import Step, StepStatus
+from processor.contract.steps import StepStatus
 from processor.domain.flow import Flow
+from processor.domain.step import Step
 from processor.domain.steps import NO_TOTALS, StepTotals
 
 
@@ -41,6 +42,9 @@ class StepRow(NamedTuple):
 
     step: Step
     doc: bytes
+
+
+new_step_row: Final[Callable[[tuple[Step, bytes]], StepRow]] = partial(tuple.__new__, StepRow)
 
 
 class Snapshot(NamedTuple):

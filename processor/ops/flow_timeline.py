@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from processor.contract.steps import Step
 from processor.contract.values import parse_timestamp
 from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.flow import Flow
+from processor.domain.step import Step
 from processor.domain.steps import run_id_of
 from processor.engine.codec import fact_of
 from processor.engine.encoding import flow_doc, step_doc

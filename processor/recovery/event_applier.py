@@ -8,9 +8,9 @@ import orjson
 
 from processor.contract.events import CHAIN_START
 from processor.contract.headers import chain_of
-from processor.contract.steps import Step
 from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.flow import Flow
+from processor.domain.step import Step
 from processor.domain.steps import NO_TOTALS
 from processor.engine.codec import Record, fact_of
 from processor.engine.encoding import flow_doc, step_doc

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from processor.contract.events import EventKind
-from processor.contract.steps import ManagedStep, StepStatus
+from processor.contract.steps import StepStatus
 from processor.contract.values import parse_timestamp
+from processor.domain.step import ManagedStep
 from processor.engine.batch import StepEvent
 from processor.telemetry.exposition import Exposed
 
@@ -20,6 +21,7 @@ OTHERS: Final = "other tasks"
 LEASE_EXPIRED: Final = "lease expired"
 # Python 3.11 runs a function whenever an enum is asked for a member.
 STARTED, DISPATCHED = EventKind.STEP_STARTED, EventKind.STEP_DISPATCHED
+_NAMES: Final = {kind: kind.value.removeprefix("step_") for kind in EventKind}
 REOFFER_MAX_MS: Final = 86_400_000
 
 
@@ -60,8 +62,8 @@ class StepMetrics:
         """Take in events that are committed."""
         tally: Tally[tuple[str, str]] = Tally()
         for kind, was, step, reason in events:
-            task = self._label(step.task)
-            name = kind._value_.removeprefix("step_")
+            task = step.task if step.task in self._tasks else self._label(step.task)
+            name = _NAMES[kind]
             if kind is DISPATCHED and step.execution.offers > 1:
                 name = "reoffered"
             tally[task, name] += 1
@@ -83,8 +85,6 @@ class StepMetrics:
             self._events.labels(*labels).inc(count)
 
     def _label(self, task: str) -> str:
-        if task in self._tasks:
-            return task
         if len(self._tasks) >= TASKS_MAX:
             return OTHERS
         self._tasks.add(task)

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import orjson
 from hypothesis import given
 
-from processor.contract import CONTROL_ONLY, Code, Command, FlowStatus, Step
+from processor.contract import CONTROL_ONLY, Code, Command, FlowStatus
 from processor.domain import messages
 from processor.domain.decide import decide
 from processor.domain.decision import Decision
 from processor.domain.evolve import STEP_KINDS, evolve
 from processor.domain.flow import Flow
+from processor.domain.step import Step
 from processor.domain.transitions import CREATES, STEP_COMMANDS, TERMINAL, Authority, allowed
 from processor.engine.codec import fact_of
 from processor.engine.encoding import encode

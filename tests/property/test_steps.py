@@ -2,15 +2,18 @@
 
 from typing import Any
 
+import orjson
 from hypothesis import given
 
-from processor.contract import EventKind, FlowStatus, ManagedStep, Step
+from processor.contract import EventKind, FlowStatus
 from processor.contract.commands import CompleteStep, ExtendStep, FailStep, ReleaseStep
 from processor.contract.steps import LIVE
 from processor.domain.evolve import STEP_KINDS, evolve_step
 from processor.domain.facts import Fact
+from processor.domain.step import ManagedStep, Step
 from processor.domain.steps import NO_TOTALS, run_id_of
 from processor.domain.transitions import OWNER, TERMINAL
+from processor.engine.encoding import step_doc
 from tests.property.test_domain import life_of
 from tests.support.flow_history import FlowHistory
 from tests.support.reference_steps import join_is_over
@@ -105,7 +108,7 @@ def test_no_step_outlives_its_flow_and_none_ends_with_it_out_of_order(history: A
 def test_a_join_waits_exactly_until_it_holds(history: Any) -> None:
     for moment in life_of(history):
         facts, flow = moment.decision.facts, moment.after
-        steps = {run_id: step.model_dump(mode="json") for run_id, step in moment.steps.items()}
+        steps = {run_id: orjson.loads(step_doc(step)) for run_id, step in moment.steps.items()}
         if any(fact.payload.get("by") == "steps" for fact in facts):
             assert moment.before is not None
             wait = moment.before.wait_json or facts[0].payload["wait"]

@@ -10,12 +10,12 @@ from uuid import UUID, uuid5
 
 from processor.contract.commands import COMMANDS, CONTROL_ONLY, Command
 from processor.contract.outcomes import Code
-from processor.contract.steps import Step
 from processor.contract.values import instant
 from processor.domain.decide import decide
 from processor.domain.decision import Decision
 from processor.domain.evolve import evolve_step, fold
 from processor.domain.flow import Flow
+from processor.domain.step import Step
 from processor.domain.steps import NO_STEPS, FlowSteps
 from processor.domain.transitions import Authority
 

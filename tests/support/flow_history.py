@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
-from processor.contract import Command, ManagedStep, Step
+from processor.contract import Command
 from processor.domain.decide import decide
 from processor.domain.decision import DEFAULT_LIMITS, Decision, Limits
 from processor.domain.evolve import PRUNED, STEP_KINDS, evolve, evolve_step
 from processor.domain.facts import Fact
 from processor.domain.flow import Flow
+from processor.domain.step import ManagedStep, Step
 from processor.domain.steps import NO_TOTALS, FlowSteps, StepTotals, is_live, run_id_of
 from processor.domain.transitions import Authority
 from tests.support.builders import MORNING, NOON, authority_for

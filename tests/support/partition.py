@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from processor.contract import EVENTS, STEPS, Outcome, Topics, WorkItem
+from processor.contract import EVENTS, Outcome, Topics, WorkItem
+from processor.domain.step import read_step
 from processor.domain.steps import is_live
 from processor.engine.batch import (
     LoadedState,
@@ -129,7 +130,7 @@ class Partition:
                 self.steps.pop((flow_id, run_id), None)
             else:
                 doc = value.removeprefix(b'{"step":').removesuffix(b"}")
-                self.steps[flow_id, run_id] = StepRow(STEPS.validate_json(doc), doc)
+                self.steps[flow_id, run_id] = StepRow(read_step(json.loads(doc)), doc)
         self.ledger.update((row.key, row) for row in batch.changes.ledger_entries)
 
     def flow(self, flow_id: str) -> Any:

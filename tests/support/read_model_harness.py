@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from processor.contract.events import EventKind
-from processor.contract.steps import STEPS
 from processor.contract.values import parse_timestamp
 from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.facts import Fact
 from processor.domain.flow import Flow
+from processor.domain.step import read_step
 from processor.engine.codec import fact_of
+from processor.engine.encoding import step_doc
 from processor.testing.memory.deployment import Deployment
 from processor.views.faust import app
 from processor.views.metrics import ViewMetrics
@@ -130,8 +131,8 @@ def expected(docs: Iterable[bytes]) -> Expected:
         if fact.kind in STEP_KINDS:
             run_id = fact.payload.get("run_id") or fact.payload["step"]["run_id"]
             doc = found.steps.get((number, run_id))
-            before = None if doc is None else STEPS.validate_json(json.dumps(doc))
-            found.steps[number, run_id] = evolve_step(before, fact).model_dump(mode="json")
+            before = None if doc is None else read_step(doc)
+            found.steps[number, run_id] = json.loads(step_doc(evolve_step(before, fact)))
     return found
 
 

@@ -11,11 +11,11 @@ from processor.contract import (
     Command,
     CommandKind,
     FlowStatus,
-    ManagedStep,
     StepStatus,
     instant,
 )
 from processor.contract.values import INTEGER_MAX
+from processor.domain.step import ManagedStep
 from processor.domain.transitions import (
     CREATES,
     LIVE,

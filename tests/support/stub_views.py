@@ -121,7 +121,7 @@ class ShownViews:
         partition, flow = found
         at = flow.revision if query.revision is None else query.revision
         kept = self.recorded.owner(partition).steps.items()
-        steps = [row.step.model_dump(mode="json") for key, row in kept if key[0] == flow_id]
+        steps = [json.loads(row.doc) for key, row in kept if key[0] == flow_id]
         events = [event for event in self._events() if event["flow_id"] == flow_id]
         return _json(
             responses.FlowAnswer,

@@ -37,8 +37,8 @@ PUBLISHED = {
 }
 """A schema of the HTTP API, a word of Docker's."""
 
-TWO_HOMES = {"Flow"}
-"""The published model, and the one that the engine works with."""
+TWO_HOMES = {"Execution", "Flow", "ManagedStep", "ObservedStep"}
+"""The published models, and those that the engine works with."""
 NOUNS = {"encoding", "logging", "tracing"}
 """Module names that end like a participle and are none."""
 LINES_MAX = 400

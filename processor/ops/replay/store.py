@@ -15,9 +15,9 @@ from typing import Any, Final
 import orjson
 
 from processor.contract.events import CHAIN_START
-from processor.contract.steps import STEPS, Step
 from processor.domain.evolve import STEP_KINDS, evolve, evolve_step
 from processor.domain.flow import read_flow
+from processor.domain.step import Step, read_step
 from processor.domain.steps import NO_TOTALS, StepTotals, is_live, run_id_of
 from processor.engine.batch import Decoded, LoadedState, needs, snapshot_of, step_needs
 from processor.engine.codec import fact_of
@@ -321,7 +321,7 @@ def read_known(doc: dict[str, Any]) -> Known:
     row = new_flow_row((flow, flow_doc(flow), doc["last_event_id"], chain, 1, NO_TOTALS))
     known = Known(row, {})
     for one in doc["steps"]:
-        step = StepRow(STEPS.validate_python(one, strict=False), encode(one))
+        step = StepRow(read_step(one), encode(one))
         known.steps[step.step.run_id] = step
         known.weight += len(step.doc)
     known.row = row._replace(totals=_totals(known.steps))

@@ -13,9 +13,10 @@ import orjson
 
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt
 from processor.adapters.sqlite.write_batch import FORGET_EXTRA, FORGET_FACTOR
-from processor.contract.steps import STEPS, StepStatus
+from processor.contract.steps import StepStatus
 from processor.contract.values import parse_timestamp
 from processor.domain.flow import read_flow
+from processor.domain.step import read_step
 from processor.domain.steps import NO_TOTALS, StepTotals, is_live, step_due_ms
 from processor.domain.transitions import TERMINAL
 from processor.domain.waits import due_ms
@@ -302,7 +303,7 @@ def _flow_row(kept: Kept) -> FlowRow:
 
 
 def _step_row(doc: bytes) -> StepRow:
-    return StepRow(STEPS.validate_json(doc), doc)
+    return StepRow(read_step(orjson.loads(doc)), doc)
 
 
 def table_of(path: str, partition: int, partitions: int, content: Content) -> TableContents:

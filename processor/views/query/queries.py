@@ -5,12 +5,13 @@ from typing import Any, Final
 
 import orjson
 
-from processor.contract.steps import Step
 from processor.contract.values import EVENTS_PER_PARTITION, instant, parse_timestamp
 from processor.domain.evolve import PRUNED, STEP_KINDS, evolve, evolve_step
 from processor.domain.flow import Flow
+from processor.domain.step import Step
 from processor.domain.transitions import OWNER, allowed_from
 from processor.engine.codec import fact_of
+from processor.engine.encoding import step_doc
 from processor.views.http.pagination import BadCursor, keyset, read_keyset
 from processor.views.http.parameters import (
     EVENTS_BYTES,
@@ -245,7 +246,7 @@ async def _as_it_was(reader: ViewReader, row_number: int, partition: int, revisi
     if found is None or found.revision != revision:
         raise RevisionUnknown("The flow never had this revision.")
     ordered = sorted(steps.values(), key=lambda step: (step.created_at, step.run_id))[:STEPS_MAX]
-    docs = [step.model_dump_json().encode() for step in ordered]
+    docs = [step_doc(step) for step in ordered]
     shown = [orjson.Fragment(doc) for doc in _within([(len(doc), doc) for doc in docs])]
     return _flow_body(found, shown, len(steps), partition, count, last)
 

@@ -238,9 +238,7 @@ def test_backoff_doubles_up_to_an_hour_less_up_to_a_quarter(
     step = scheduled().managed("r1")
     execution = step.execution.changed({"attempt": attempt, "backoff_ms": backoff_ms})
     for first_byte in (0, 1, 255):
-        other = step.model_copy(
-            update={"id": f"{first_byte:02x}{step.id[2:]}", "execution": execution}
-        )
+        other = step.changed({"id": f"{first_byte:02x}{step.id[2:]}", "execution": execution})
         assert executions.backoff_ms(other) == whole_ms * (1024 - first_byte) // 1024
 
 

@@ -5,8 +5,9 @@ from uuid import UUID, uuid5
 
 import pytest
 
-from processor.contract import Code, ObservedStep, StepStatus, instant
+from processor.contract import Code, StepStatus, instant
 from processor.domain.decision import rejected
+from processor.domain.step import ObservedStep
 from tests.support.builders import (
     FLOW_ID,
     MORNING,

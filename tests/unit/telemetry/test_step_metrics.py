@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from processor.contract.events import EventKind
-from processor.contract.steps import ManagedStep, StepStatus
+from processor.contract.steps import StepStatus
 from processor.contract.values import instant
+from processor.domain.step import ManagedStep
 from processor.engine.batch import StepEvent
 from processor.telemetry.metrics import Metrics
 from processor.telemetry.step_metrics import LEASE_EXPIRED, OTHERS, TASKS_MAX
@@ -22,10 +23,8 @@ def step(
 ) -> ManagedStep:
     made = managed_row(1, "r", status, at_ms=NOON_MS).step
     assert isinstance(made, ManagedStep)
-    changed = made.execution.model_copy(update=execution)
-    return made.model_copy(
-        update={"task": task, "updated_at": instant(at_ms), "execution": changed}
-    )
+    changed = made.execution.changed(execution)
+    return made.changed({"task": task, "updated_at": instant(at_ms), "execution": changed})
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from processor.adapters.kafka.producer.transactional_producer import BATCH_MAX_B
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.contract.topics import MESSAGE_MAX_BYTES
 from processor.engine.batch import Outgoing
-from processor.engine.partitioner import partition_of
+from processor.engine.partitioner import hashed_partition
 
 
 class KafkaWorkItemProducer:
@@ -48,7 +48,7 @@ class KafkaWorkItemProducer:
                 count = len(await producer.partitions_for(self._topic))
                 packs: dict[int, list[Outgoing]] = {}
                 for record in records:
-                    packs.setdefault(partition_of(record.key or b"", count), []).append(record)
+                    packs.setdefault(hashed_partition(record.key or b"", count), []).append(record)
                 await asyncio.gather(
                     *(self._send(producer, partition, some) for partition, some in packs.items())
                 )

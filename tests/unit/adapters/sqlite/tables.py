@@ -11,11 +11,12 @@ import orjson
 from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code
-from processor.contract.steps import Execution, ManagedStep, ObservedStep, StepStatus
+from processor.contract.steps import StepStatus
 from processor.contract.values import instant, parse_timestamp
 from processor.domain.flow import Flow
+from processor.domain.step import Execution, ManagedStep, ObservedStep
 from processor.domain.waits import due_ms
-from processor.engine.encoding import flow_doc
+from processor.engine.encoding import flow_doc, step_doc
 from processor.engine.rows import (
     Checkpoint,
     FlowRow,
@@ -88,7 +89,7 @@ def step_row(flow_number: int, run_id: str, *, at_ms: int = NOON_MS) -> StepRow:
         created_at=instant(at_ms),
         updated_at=instant(at_ms),
     )
-    return StepRow(step, orjson.dumps(step.model_dump(mode="json")))
+    return StepRow(step, step_doc(step))
 
 
 def managed_row(
@@ -127,7 +128,7 @@ def managed_row(
             last_failure=None,
         ),
     )
-    return StepRow(step, orjson.dumps(step.model_dump(mode="json")))
+    return StepRow(step, step_doc(step))
 
 
 def step_snapshot(row: StepRow) -> StepSnapshotRow:

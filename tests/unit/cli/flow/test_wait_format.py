@@ -1,6 +1,7 @@
 """What people see of waits: what for, until when, and how much longer."""
 
 import io
+import json
 from typing import Any
 
 import pytest
@@ -116,7 +117,7 @@ def test_what_a_producer_wrote_moves_no_cursor() -> None:
 def test_a_flow_is_shown_with_the_time_left_and_its_steps_in_full(width: int) -> None:
     out, errors = shown_to_people(width)
     steps = [
-        step_row(1, name, at_ms=NOON_MS + n).step.model_dump(mode="json")
+        json.loads(step_row(1, name, at_ms=NOON_MS + n).doc)
         for n, name in enumerate(("classify", "file"))
     ]
     steps[0] |= {"child_session_key": "session:7", "result_json": {"text": "x" * 300}}
@@ -167,7 +168,7 @@ def test_a_managed_step_is_shown_with_its_attempt_and_lease(
         return None if left_ms is None else instant(NOON_MS + left_ms)
 
     out, shown = shown_to_people(80)
-    step = step_row(1, "card-7").step.model_dump(mode="json") | {
+    step = json.loads(step_row(1, "card-7").doc) | {
         "runtime": "managed",
         "status": status,
         "child_session_key": "bank:one",
