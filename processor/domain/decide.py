@@ -52,7 +52,6 @@ from processor.domain.evolve import (
 )
 from processor.domain.facts import Fact
 from processor.domain.flow import Flow
-from processor.domain.joins import join_holds
 from processor.domain.steps import NO_STEPS, FlowSteps
 from processor.domain.transitions import (
     GONE,
@@ -62,6 +61,7 @@ from processor.domain.transitions import (
     Authority,
     destination,
 )
+from processor.domain.waits import join_holds
 
 
 def decide(

@@ -38,10 +38,10 @@ from processor.domain.decision import (
 from processor.domain.evolve import evolve_step, failure
 from processor.domain.facts import Fact, new_fact
 from processor.domain.flow import Flow
-from processor.domain.joins import join_holds
 from processor.domain.step import Execution, ManagedStep, Step
 from processor.domain.steps import FlowSteps, StepTotals, execution_doc, input_bytes
 from processor.domain.transitions import OWNER, RUNNING, STEP_MOVES, WAITING, Authority
+from processor.domain.waits import join_holds
 
 LEASE_EXPIRED: Final = "lease expired"
 TIMEOUT: Final = "timeout"

@@ -1,9 +1,12 @@
-"""Compute when a wait ends by itself."""
+"""Compute when a wait ends: by itself, or with the steps that it is for."""
 
+from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from processor.contract.flow import FlowStatus
+from processor.contract.steps import LIVE, StepStatus
 from processor.contract.values import parse_timestamp
+from processor.domain.steps import UNSUCCESSFUL, StepTotals
 from processor.domain.transitions import WAITING
 
 AT_ONCE_MS: Final = 0
@@ -37,3 +40,23 @@ def due_ms_of(wait: Any, *, cancel_requested: bool) -> int | None:
         return AT_ONCE_MS
     until = wait.get("at" if wait["kind"] == "timer" else "timeout_at")
     return None if until is None else parse_timestamp(until)
+
+
+def join_holds(
+    wait: Mapping[str, Any], totals: StepTotals, listed: Mapping[str, StepStatus]
+) -> bool:
+    """Whether the join `wait` is over.
+
+    `totals` counts the flow's steps, which decide where the join lists none; `listed` has the
+    status of each step that it lists.
+    """
+    mode = wait.get("mode", "all")
+    run_ids = wait.get("run_ids")
+    if run_ids is None:
+        return totals.live == 0 or (mode == "all_or_failure" and totals.unsuccessful > 0)
+    statuses = [listed[run_id] for run_id in run_ids]
+    if mode == "any":
+        return any(status not in LIVE for status in statuses)
+    if mode == "all_or_failure" and not UNSUCCESSFUL.isdisjoint(statuses):
+        return True
+    return LIVE.isdisjoint(statuses)
