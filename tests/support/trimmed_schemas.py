@@ -1,8 +1,8 @@
 """Trim the published schemas of Kubernetes' resources to what `taskflow deploy` writes.
 
-`python -m tests.support.trimmed_schemas NAME SOURCE LICENSE FILE...` writes the file NAME.json of
-tests/unit/ops/deployment/published. FILEs are CustomResourceDefinitions in YAML, or the folder of a
-version within the PyPI package kubernetes-validate.
+`python -m tests.support.trimmed_schemas FOLDER VERSION` writes `kubernetes.json` of
+tests/unit/ops/deployment/published. FOLDER is that of a version of Kubernetes within the PyPI
+package kubernetes-validate, VERSION the package's.
 
 Of each object only the properties remain that some manifest has: no other one is allowed by the
 test, so a manifest with another property needs this once more, with the whole schema.
@@ -10,15 +10,13 @@ test, so a manifest with another property needs this once more, with the whole s
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests.support.deployments import every_kind
 
-PUBLISHED = Path(__file__).parents[1] / "unit" / "ops" / "deployment" / "published"
+PUBLISHED = Path(__file__).parents[1] / "unit/ops/deployment/published/kubernetes.json"
 KEPT = ("type", "enum", "required", "pattern", "minimum", "maximum", "minLength", "maxLength")
 KUBERNETES = {
     "apps/v1 StatefulSet": "statefulset-apps-v1.json",
@@ -59,21 +57,9 @@ def trimmed(schema: Schema, samples: list[Any], definitions: Mapping[str, Schema
     return kept
 
 
-def whole(path: Path) -> Iterator[tuple[str, Schema, Mapping[str, Schema]]]:
-    """The schemas in a file or folder, with the definitions that they refer to."""
-    if path.is_dir():
-        definitions = json.loads((path / "_definitions.json").read_text("utf-8"))["$defs"]
-        for kind, name in KUBERNETES.items():
-            yield kind, json.loads((path / name).read_text("utf-8")), definitions
-        return
-    spec = yaml.safe_load(path.read_text("utf-8"))["spec"]
-    for version in spec["versions"]:
-        kind = f"{spec['group']}/{version['name']} {spec['names']['kind']}"
-        yield kind, version["schema"]["openAPIV3Schema"], {}
-
-
-def main(name: str, source: str, licence: str, *files: str) -> None:
-    """Write one file of schemas."""
+def main(folder: str, version: str) -> None:
+    """Write the file."""
+    definitions = json.loads((Path(folder) / "_definitions.json").read_text("utf-8"))["$defs"]
     written = [
         document
         for found in every_kind().values()
@@ -81,19 +67,18 @@ def main(name: str, source: str, licence: str, *files: str) -> None:
         for document in documents
     ]
     schemas = {}
-    for path in map(Path, files):
-        for kind, schema, definitions in whole(path):
-            samples = [one for one in written if f"{one['apiVersion']} {one['kind']}" == kind]
-            if samples:
-                schemas[kind] = trimmed(schema, samples, definitions)
+    for kind, name in KUBERNETES.items():
+        samples = [one for one in written if f"{one['apiVersion']} {one['kind']}" == kind]
+        whole = json.loads((Path(folder) / name).read_text("utf-8"))
+        schemas[kind] = trimmed(whole, samples, definitions)
     document = {
-        "source": source,
-        "license": licence,
+        "source": f"Kubernetes {version}, in the PyPI package kubernetes-validate {version}",
+        "license": "Apache-2.0",
         "made": "by tests/support/trimmed_schemas.py: properties that no manifest has are left out",
         "schemas": schemas,
     }
     text = json.dumps(document, indent=1, ensure_ascii=False)
-    (PUBLISHED / f"{name}.json").write_text(f"{text}\n", "utf-8")
+    PUBLISHED.write_text(f"{text}\n", "utf-8")
 
 
 if __name__ == "__main__":
