@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import orjson
 from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.contract.headers import Headers
 from processor.engine.batch import Forward, Outgoing, PartitionConfig, Records
-from processor.engine.codec import Record
 from processor.engine.partitioner import partition_of
 from processor.engine.ports import Fetched, HiddenRecords, OffsetRange, OnHanging, OnWait, Written
 from processor.engine.rows import Changes, Checkpoint, FlowRow, Position, RestoreChunk
@@ -26,6 +24,8 @@ from processor.partition.processor import PartitionProcessor
 from processor.partition.status import PartitionPhase
 from processor.telemetry.metrics import Metrics
 from processor.testing.memory.kafka import MemoryKafka
+from processor.testing.memory.moments import Fault, Op
+from processor.testing.memory.ports import Calm, SimHistory
 from processor.testing.memory.record import Appended
 from tests.support.machine import patience
 from tests.support.partition import PLACE
@@ -37,28 +37,6 @@ CHUNK = 3
 """Records that history gives at a time: few, so that what spans two of them is met."""
 
 
-class Point(StrEnum):
-    """Where something can go wrong."""
-
-    OPEN_TABLE = "opening the table"
-    CONFIRM = "confirming the ownership"
-    FENCE = "fencing"
-    SETTLE = "settling"
-    READ = "reading history"
-    FETCH = "fetching"
-    FETCHED = "after the fetch"
-    LOAD = "loading flows"
-    FORWARD = "forwarding"
-    FORWARDED = "after the forward"
-    BEGIN = "beginning a transaction"
-    COMMIT = "before the commit takes effect"
-    COMMITTED = "after the commit took effect"
-    WRITE = "writing the table"
-    WRITTEN = "after the table was written"
-    ITEMS = "writing work items"
-    ITEMS_WRITTEN = "after work items were written"
-
-
 Action = BaseException | Callable[[], object]
 
 
@@ -66,15 +44,15 @@ class Script:
     """What happens the nth time that a point is reached."""
 
     def __init__(self) -> None:
-        self.passed: Counter[Point] = Counter()
+        self.passed: Counter[Op] = Counter()
         self.crashed = asyncio.Event()
-        self._actions: dict[tuple[Point, int], Action] = {}
+        self._actions: dict[tuple[Op, int], Action] = {}
 
-    def at(self, point: Point, action: Action, *, nth: int = 1) -> None:
+    def at(self, point: Op, action: Action, *, nth: int = 1) -> None:
         """Do `action` (raise it, if it is an exception) at the nth time from now."""
         self._actions[point, self.passed[point] + nth] = action
 
-    async def reach(self, point: Point) -> None:
+    async def reach(self, point: Op) -> None:
         self.passed[point] += 1
         action = self._actions.pop((point, self.passed[point]), None)
         if isinstance(action, BaseException):
@@ -155,7 +133,7 @@ class ScriptedSource:
         return self.generation
 
     async def confirm(self, partition: int, position: Position) -> None:
-        await self._script.reach(Point.CONFIRM)
+        await self._script.reach(Op.CONFIRM)
         if partition not in self._assigned:
             raise OwnershipLost(f"partition {partition} is not ours")
         for topic, offset in zip(self._topics(), position, strict=False):
@@ -169,7 +147,7 @@ class ScriptedSource:
             self._next[topic, partition] = offset
 
     async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
-        await self._script.reach(Point.FETCH)
+        await self._script.reach(Op.FETCH)
         generation = self.generation
         fetched = self._drain(partition, max_records)
         while not (fetched[0] or fetched[1] or self._returns_nothing):
@@ -190,7 +168,7 @@ class ScriptedSource:
                 self.starved.clear()
             fetched = self._drain(partition, max_records)
         self._returns_nothing = False
-        await self._script.reach(Point.FETCHED)
+        await self._script.reach(Op.FETCHED)
         return fetched
 
     @property
@@ -268,7 +246,7 @@ class ScriptedWriter:
         self._epoch = 0
 
     async def start(self) -> None:
-        await self._script.reach(Point.FENCE)
+        await self._script.reach(Op.FENCE)
         self._epoch = self._kafka.fence(self._id)
 
     def new_pack(self) -> Records:
@@ -278,15 +256,15 @@ class ScriptedWriter:
         assert self._epoch, "a writer is started before it writes"
         assert not self.discarded, "a discarded writer writes"
         assert not self.suspect, "a suspect producer begins another transaction"
-        await self._script.reach(Point.BEGIN)
+        await self._script.reach(Op.BEGIN)
         kafka, partition = self._kafka, self._place.partition
         transaction = kafka.begin_for(self._id, self._epoch)
         ends = {
             topic: kafka.put(some, topic, partition, transaction) for topic, some in records.items()
         }
-        await self._script.reach(Point.COMMIT)
+        await self._script.reach(Op.COMMIT)
         kafka.commit_for(self._id, self._epoch)
-        await self._script.reach(Point.COMMITTED)
+        await self._script.reach(Op.COMMITTED)
         self.suspect = self.becomes_suspect
         return Written(ends, kafka.now_ms, 0.0)
 
@@ -298,8 +276,22 @@ class ScriptedWriter:
         self._kafka.notify()
 
 
-class ScriptedHistory:
-    """A partition's topics, read back some records at a time."""
+class ScriptedLife(Calm):
+    """A worker to which at each moment happens what the script says."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__()
+        self._script = script
+
+    async def at(self, op: Op) -> Fault | None:
+        await self._script.reach(op)
+        return None
+
+    reach = at
+
+
+class ScriptedHistory(SimHistory):
+    """A partition's topics, read back some records at a time; it reports what stays open."""
 
     def __init__(
         self,
@@ -308,60 +300,27 @@ class ScriptedHistory:
         partition: int,
         on_wait: OnWait = lambda _: None,
     ) -> None:
+        super().__init__(kafka, ScriptedLife(script), partition, CHUNK)
         self.closed = False
         self.hanging_reported = False
-        """Whether it has told that a transaction stays open, and was heard."""
-        self._kafka = kafka
-        self._script = script
-        self._partition = partition
+        """Whether it has reported a transaction that stays open."""
         self._on_wait = on_wait
 
     async def settled(
         self, topics: Sequence[str], on_hanging: OnHanging | None = None
     ) -> dict[str, OffsetRange]:
-        await self._script.reach(Point.SETTLE)
-        logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
-        offset_ranges = {topic: OffsetRange(log.start, log.end) for topic, log in logs.items()}
-        hidden = [topic for topic, log in logs.items() if log.stable_end < log.end]
+        logs = [self._kafka.log(topic, self._partition) for topic in topics]
+        hidden = [log.at[0] for log in logs if log.stable_end < log.end]
         if hidden and on_hanging is not None:
             await on_hanging(hidden)
             self.hanging_reported = True
             self._kafka.notify()
         if hidden:
             self._on_wait(f"a transaction is open on {hidden[0]}")
-        await self._kafka.until(
-            lambda: all(log.stable_end >= offset_ranges[topic].end for topic, log in logs.items())
-        )
-        self._on_wait(None)
-        return offset_ranges
-
-    async def visible(self, topics: Sequence[str]) -> dict[str, OffsetRange]:
-        logs = {topic: self._kafka.log(topic, self._partition) for topic in topics}
-        return {topic: OffsetRange(log.start, log.stable_end) for topic, log in logs.items()}
-
-    async def read(self, topic: str, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
-        log = self._kafka.log(topic, self._partition)
-        at = start
-        while at < end:
-            await self._script.reach(Point.READ)
-            await self._kafka.until(lambda at=at: log.stable_end > at)  # type: ignore[misc]
-            stable = min(end, log.stable_end)
-            some = list(log.committed(at, stable))[:CHUNK]
-            at = some[-1].offset + 1 if len(some) == CHUNK else stable
-            if some:
-                yield some
-
-    async def offset_at(self, topic: str, at_ms: int) -> int | None:
-        log = self._kafka.log(topic, self._partition)
-        found = (r.offset for r in log.committed(log.start, log.end) if r.timestamp >= at_ms)
-        return next(found, None)
-
-    async def offset_range(self, topic: str) -> OffsetRange:
-        log = self._kafka.log(topic, self._partition)
-        return OffsetRange(log.start, log.end)
-
-    async def stable_end(self, topic: str) -> int:
-        return self._kafka.log(topic, self._partition).stable_end
+        try:
+            return await super().settled(topics)
+        finally:
+            self._on_wait(None)
 
     async def close(self) -> None:
         self.closed = True
@@ -376,12 +335,12 @@ class ScriptedForwarder:
         self._script = script
 
     async def forward(self, forwards: Sequence[Forward]) -> frozenset[tuple[str, int]]:
-        await self._script.reach(Point.FORWARD)
+        await self._script.reach(Op.FORWARD)
         for one in forwards:
             if one.source not in self.too_large:
                 self._kafka.append(one.topic, one.partition, *one.record)
         self._kafka.journal.append("forward")
-        await self._script.reach(Point.FORWARDED)
+        await self._script.reach(Op.FORWARDED)
         return frozenset(self.too_large & {one.source for one in forwards})
 
 
@@ -395,12 +354,12 @@ class ScriptedWorkItems:
         self._script = script
 
     async def write(self, records: Sequence[Outgoing]) -> None:
-        await self._script.reach(Point.ITEMS)
+        await self._script.reach(Op.OFFER)
         self.calls += 1
         for key, value, headers in records:
             number = partition_of(key or b"", self.partitions)
             self._kafka.append(self._kafka.topics.steps, number, key, value, headers)
-        await self._script.reach(Point.ITEMS_WRITTEN)
+        await self._script.reach(Op.OFFERED)
 
 
 class ScriptedTable:
@@ -411,25 +370,25 @@ class ScriptedTable:
         self._script = script
 
     async def flows(self, ids: Sequence[str]) -> dict[str, FlowRow]:
-        await self._script.reach(Point.LOAD)
+        await self._script.reach(Op.LOAD)
         return await self._table.flows(ids)
 
     async def write(
         self, changes: Changes, *, before: Checkpoint | None, after: Checkpoint
     ) -> None:
-        await self._script.reach(Point.WRITE)
+        await self._script.reach(Op.WRITE)
         await self._table.write(changes, before=before, after=after)
-        await self._script.reach(Point.WRITTEN)
+        await self._script.reach(Op.WRITTEN)
 
     async def restore(self, chunk: RestoreChunk) -> None:
-        await self._script.reach(Point.WRITE)
+        await self._script.reach(Op.WRITE)
         await self._table.restore(chunk)
-        await self._script.reach(Point.WRITTEN)
+        await self._script.reach(Op.WRITTEN)
 
     async def end_restore(self, after: Checkpoint) -> None:
-        await self._script.reach(Point.WRITE)
+        await self._script.reach(Op.WRITE)
         await self._table.end_restore(after)
-        await self._script.reach(Point.WRITTEN)
+        await self._script.reach(Op.WRITTEN)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._table, name)
@@ -512,7 +471,7 @@ class Stage:
         if owner.status.phase is PartitionPhase.FAILED:
             self.errors.append(str(owner.status.error))
             self.kafka.notify()
-        await self.script.reach(Point.OPEN_TABLE)
+        await self.script.reach(Op.OPEN)
         place = self.place
         async with open_table(
             table_path(state_dir, place.topics.prefix, place.partition),
@@ -543,9 +502,9 @@ class Stage:
     async def looks_again(self) -> None:
         """The owner's fetch comes back empty, as it does twice a second, and it begins another."""
         await self.quiet()
-        fetches = self.script.passed[Point.FETCH]
+        fetches = self.script.passed[Op.FETCH]
         self.source.return_nothing()
-        await self.kafka.until(lambda: self.script.passed[Point.FETCH] > fetches)
+        await self.kafka.until(lambda: self.script.passed[Op.FETCH] > fetches)
 
     async def settles(self) -> None:
         """Wait until the owner looks again and finds nothing to do."""

@@ -2,7 +2,7 @@
 transactions, markers and retention, and a producer epoch that fences."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -124,6 +124,14 @@ class MemoryKafka:
         async with asyncio.timeout(self.patience_s):
             while not holds():
                 await self._changed.wait()
+
+    def watch(self, ats: Iterable[tuple[str, int]]) -> Awaitable[None]:
+        """Return what is done at the next append or marker, at the latest on one of `ats`."""
+        return self._next_change()
+
+    async def _next_change(self) -> None:
+        async with asyncio.timeout(self.patience_s):
+            await self._changed.wait()
 
     # Writing
 

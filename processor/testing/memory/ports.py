@@ -18,6 +18,7 @@ from processor.engine.partitioner import partition_of
 from processor.engine.ports import OffsetRange, OnHanging, Written
 from processor.engine.rows import Changes, Checkpoint, FlowRow, RestoreChunk
 from processor.errors import TaskflowError
+from processor.testing.memory.kafka import MemoryKafka
 from processor.testing.memory.moments import Fault, Op
 from processor.testing.memory.table import Content, ModelFile, ModelTable
 from processor.testing.memory.timed_kafka import SimKafka
@@ -190,7 +191,7 @@ class SimHistory:
     """A partition's topics, read back `chunk` records at a time."""
 
     def __init__(
-        self, kafka: SimKafka, life: ProcessLife, partition: int, chunk: int = 2_000
+        self, kafka: MemoryKafka, life: ProcessLife, partition: int, chunk: int = 2_000
     ) -> None:
         self._kafka = kafka
         self._life = life

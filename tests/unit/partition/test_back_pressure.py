@@ -8,7 +8,8 @@ import pytest
 
 from processor.partition.input_queue import FETCH_BYTES, LARGE_BYTES
 from processor.testing.memory.kafka import PATIENCE_S
-from tests.support.scripted_ports import Point, Stage
+from processor.testing.memory.moments import Op
+from tests.support.scripted_ports import Stage
 from tests.unit.commands import create
 
 SLOW_S = 30.0
@@ -26,14 +27,14 @@ def metric(stage: Stage, name: str) -> float | None:
 @pytest.mark.parametrize(
     ("point", "waits_for"),
     [
-        (Point.COMMIT, "broker"),
-        (Point.FORWARD, "broker"),
-        (Point.WRITE, "disk"),
-        (Point.LOAD, "disk"),
-        (Point.FETCH, "commands"),
+        (Op.COMMIT, "broker"),
+        (Op.FORWARD, "broker"),
+        (Op.WRITE, "disk"),
+        (Op.LOAD, "disk"),
+        (Op.FETCH, "commands"),
     ],
 )
-async def test_what_is_waited_for_is_told(stage: Stage, point: Point, waits_for: str) -> None:
+async def test_what_is_waited_for_is_told(stage: Stage, point: Op, waits_for: str) -> None:
     stage.place = replace(stage.place, partitions=2)  # so that some are to be forwarded
 
     def slow() -> None:
@@ -50,9 +51,9 @@ async def test_what_is_waited_for_is_told(stage: Stage, point: Point, waits_for:
     assert {waited_s(stage, other) for other in others} == {0.0}
 
 
-@pytest.mark.parametrize("point", [Point.COMMIT, Point.WRITE])
+@pytest.mark.parametrize("point", [Op.COMMIT, Op.WRITE])
 async def test_while_broker_or_disk_are_slow_nothing_more_is_fetched(
-    stage: Stage, point: Point
+    stage: Stage, point: Op
 ) -> None:
     reached, go_on = asyncio.Event(), asyncio.Event()
 
@@ -65,12 +66,12 @@ async def test_while_broker_or_disk_are_slow_nothing_more_is_fetched(
         stage.script.at(point, hang)
         stage.kafka.send(*(create(number) for number in range(100)))
         await asyncio.wait_for(reached.wait(), PATIENCE_S)
-        fetches = stage.script.passed[Point.FETCH]
+        fetches = stage.script.passed[Op.FETCH]
         stage.kafka.send(*(create(number) for number in range(100, 200)))
         for _ in range(50):
             await asyncio.sleep(0)
 
-        assert stage.script.passed[Point.FETCH] == fetches
+        assert stage.script.passed[Op.FETCH] == fetches
         assert metric(stage, "taskflow_in_hand_records") == 4
         assert 4 * 200 < (metric(stage, "taskflow_in_hand_bytes") or 0) < 4 * 1000
         go_on.set()
@@ -86,13 +87,13 @@ async def test_of_large_records_fewer_are_taken_in_hand(stage: Stage) -> None:
 
     def note() -> None:
         pending.append(int(metric(stage, "taskflow_in_hand_records") or 0))
-        stage.script.at(Point.LOAD, note)
+        stage.script.at(Op.LOAD, note)
 
     large = [create(number, state_json={"note": "x" * 60_000}) for number in range(400)]
     each = len(orjson.dumps(large[0]))
     async with stage.running(batch_max_records=1000):
         await stage.quiet()
-        stage.script.at(Point.LOAD, note)
+        stage.script.at(Op.LOAD, note)
         stage.kafka.send(*large)
         await stage.quiet()
         of_large = pending.copy()
@@ -116,14 +117,14 @@ async def test_many_partitions_of_a_process_share_what_may_be_in_hand(
 
     def note() -> None:
         pending.append(int(metric(stage, "taskflow_in_hand_records") or 0))
-        stage.script.at(Point.LOAD, note)
+        stage.script.at(Op.LOAD, note)
 
     async with stage.running(batch_max_records=1000) as owner:
         owner.share(neighbours)
         await stage.quiet()
         stage.kafka.send(*(create(number) for number in range(50)))
         await stage.quiet()
-        stage.script.at(Point.LOAD, note)
+        stage.script.at(Op.LOAD, note)
         stage.kafka.send(*(create(number) for number in range(50, 2050)))
         await stage.quiet()
 

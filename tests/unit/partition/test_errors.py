@@ -10,7 +10,8 @@ from processor.adapters.sqlite import TableFailed
 from processor.errors import OwnershipLost
 from processor.partition.processor import PartitionProcessor
 from processor.partition.status import PartitionPhase
-from tests.support.scripted_ports import Action, Point, Stage
+from processor.testing.memory.moments import Op
+from tests.support.scripted_ports import Action, Stage
 from tests.unit.commands import create, life, prune, update
 
 
@@ -20,39 +21,43 @@ def commit_then_time_out(stage: Stage) -> None:
     raise TimeoutError
 
 
-FAULTS: dict[str, tuple[Point, Callable[[Stage], Action]]] = {
-    "the table cannot be opened": (Point.OPEN_TABLE, lambda _: TableFailed("disk full")),
-    "ownership is lost": (Point.CONFIRM, lambda _: OwnershipLost("the group moved on")),
-    "fencing fails": (Point.FENCE, lambda _: TimeoutError()),
-    "settling fails": (Point.SETTLE, lambda _: OSError("broker away")),
-    "history cannot be read": (Point.READ, lambda _: OSError("broker away")),
-    "a fetch raises": (Point.FETCH, lambda _: OSError("broker away")),
-    "a fetch raises what it had": (Point.FETCHED, lambda _: OSError("broker away")),
-    "the generation changes in mid-fetch": (Point.FETCHED, lambda s: s.source.rebalance),
-    "the generation changes before the commit": (Point.BEGIN, lambda s: s.source.rebalance),
-    "the table cannot be read": (Point.LOAD, lambda _: TableFailed("I/O error")),
-    "a transaction cannot begin": (Point.BEGIN, lambda _: OSError("broker away")),
-    "a commit fails before it took effect": (Point.COMMIT, lambda _: OSError("broker away")),
-    "a commit fails after it took effect": (Point.COMMITTED, lambda _: OSError("broker away")),
-    "a commit hangs, and never takes effect": (Point.COMMIT, lambda _: TimeoutError()),
+FAULTS: dict[str, tuple[Op, Callable[[Stage], Action]]] = {
+    "the table cannot be opened": (Op.OPEN, lambda _: TableFailed("disk full")),
+    "ownership is lost": (Op.CONFIRM, lambda _: OwnershipLost("the group moved on")),
+    "fencing fails": (Op.FENCE, lambda _: TimeoutError()),
+    "settling fails": (Op.SETTLE, lambda _: OSError("broker away")),
+    "history cannot be read": (Op.READ, lambda _: OSError("broker away")),
+    "a fetch raises": (Op.FETCH, lambda _: OSError("broker away")),
+    "a fetch raises what it had": (Op.FETCHED, lambda _: OSError("broker away")),
+    "the generation changes in mid-fetch": (Op.FETCHED, lambda s: s.source.rebalance),
+    "the generation changes before the commit": (Op.BEGIN, lambda s: s.source.rebalance),
+    "the table cannot be read": (Op.LOAD, lambda _: TableFailed("I/O error")),
+    "a transaction cannot begin": (Op.BEGIN, lambda _: OSError("broker away")),
+    "a commit fails before it took effect": (Op.COMMIT, lambda _: OSError("broker away")),
+    "a commit fails after it took effect": (Op.COMMITTED, lambda _: OSError("broker away")),
+    "a commit hangs, and never takes effect": (Op.COMMIT, lambda _: TimeoutError()),
     "a commit hangs, and takes effect late": (
-        Point.COMMIT,
+        Op.COMMIT,
         lambda stage: lambda: commit_then_time_out(stage),
     ),
     "another owner fences before the commit": (
-        Point.COMMIT,
+        Op.COMMIT,
         lambda stage: lambda: void(stage.kafka.fence("taskflow-0")),
     ),
-    "the table cannot be written": (Point.WRITE, lambda _: TableFailed("disk full")),
-    "the table was written, but says not": (Point.WRITTEN, lambda _: TableFailed("I/O error")),
-    "a bug": (Point.LOAD, lambda _: ZeroDivisionError()),
+    "the table cannot be written": (Op.WRITE, lambda _: TableFailed("disk full")),
+    "the table was written, but says not": (Op.WRITTEN, lambda _: TableFailed("I/O error")),
+    "a bug": (Op.LOAD, lambda _: ZeroDivisionError()),
 }
 
 
-COMMITTED = Point.COMMITTED
-NOT_REACHED = {Point.FORWARD, Point.FORWARDED, Point.ITEMS, Point.ITEMS_WRITTEN}
-"""Those that records of other partitions, and steps, have; test_forwards and test_work_items."""
-ONCE_PER_TAKEOVER = {Point.OPEN_TABLE, Point.CONFIRM, Point.FENCE, Point.SETTLE}
+COMMITTED = Op.COMMITTED
+NOT_REACHED = {
+    *(Op.FORWARD, Op.FORWARDED, Op.OFFER, Op.OFFERED),
+    *(Op.FENCED, Op.TOUCH, Op.PRODUCE, Op.RECOVER),
+}
+"""Those that records of other partitions, and steps, have (test_forwards and test_work_items), and
+those of the simulation alone."""
+ONCE_PER_TAKEOVER = {Op.OPEN, Op.CONFIRM, Op.FENCE, Op.SETTLE}
 
 
 def void(_: object) -> None:
@@ -89,7 +94,7 @@ async def test_an_error_while_a_table_is_rolled_forward_loses_nothing(
     stage: Stage, fault: str, nth: int
 ) -> None:
     given(stage)
-    stage.script.at(Point.WRITE, stage.script.crash, nth=3)
+    stage.script.at(Op.WRITE, stage.script.crash, nth=3)
     await stage.crashes()
     point, action = FAULTS[fault]
     stage.script.at(point, action(stage), nth=nth)
@@ -101,16 +106,16 @@ async def test_an_error_while_a_table_is_rolled_forward_loses_nothing(
 
 @pytest.mark.parametrize("disk", ["its disk", "an empty disk"])
 @pytest.mark.parametrize("nth", [1, 2, 3])
-@pytest.mark.parametrize("point", sorted(set(Point) - NOT_REACHED))
+@pytest.mark.parametrize("point", sorted(set(Op) - NOT_REACHED))
 async def test_after_a_crash_the_next_owner_goes_on(
-    stage: Stage, point: Point, nth: int, disk: str
+    stage: Stage, point: Op, nth: int, disk: str
 ) -> None:
     given(stage)
-    if point is Point.READ:
-        stage.script.at(Point.WRITE, TableFailed("disk full"), nth=3)
+    if point is Op.READ:
+        stage.script.at(Op.WRITE, TableFailed("disk full"), nth=3)
     elif point in ONCE_PER_TAKEOVER:
         for before in range(1, nth):
-            stage.script.at(Point.FETCHED, OSError("broker away"), nth=before)
+            stage.script.at(Op.FETCHED, OSError("broker away"), nth=before)
     stage.script.at(point, stage.script.crash, nth=nth)
     await stage.crashes()
     if disk == "an empty disk":
@@ -121,9 +126,9 @@ async def test_after_a_crash_the_next_owner_goes_on(
     stage.assert_clean()
 
 
-@pytest.mark.parametrize("point", [COMMITTED, Point.WRITE, Point.WRITTEN])
+@pytest.mark.parametrize("point", [COMMITTED, Op.WRITE, Op.WRITTEN])
 async def test_a_commit_that_took_effect_but_was_reported_failed_is_not_repeated(
-    stage: Stage, point: Point
+    stage: Stage, point: Op
 ) -> None:
     stage.kafka.send(create(1), update(1, revision=0))
     # An empty table is written once before any batch is.
@@ -137,11 +142,11 @@ async def test_a_commit_that_took_effect_but_was_reported_failed_is_not_repeated
 
 
 async def test_the_error_is_shown_until_the_partition_runs_again(stage: Stage) -> None:
-    stage.script.at(Point.FETCH, OSError("broker away"))
+    stage.script.at(Op.FETCH, OSError("broker away"))
     seen: list[str | None] = []
 
     async with stage.running() as owner:
-        stage.script.at(Point.SETTLE, lambda: seen.append(owner.status.error), nth=2)
+        stage.script.at(Op.SETTLE, lambda: seen.append(owner.status.error), nth=2)
         await stage.kafka.until(lambda: stage.errors and stage.source.idle)
         assert owner.status.error is None
 
@@ -162,7 +167,7 @@ async def test_a_partition_that_keeps_failing_waits_longer_each_time(
 
     stage.kafka.send(create(1))
     for nth in range(1, 10):
-        stage.script.at(Point.BEGIN, OSError("broker away"), nth=nth)
+        stage.script.at(Op.BEGIN, OSError("broker away"), nth=nth)
     monkeypatch.setattr(partition, "sleep_unless", at_once)
 
     async with stage.running():
@@ -174,7 +179,7 @@ async def test_a_partition_that_keeps_failing_waits_longer_each_time(
 async def test_an_error_that_never_ends_can_be_released(stage: Stage) -> None:
     stage.kafka.send(create(1))
     for nth in range(1, 100):
-        stage.script.at(Point.FENCE, OSError("broker away"), nth=nth)
+        stage.script.at(Op.FENCE, OSError("broker away"), nth=nth)
 
     owner: PartitionProcessor
     async with stage.running() as owner:

@@ -7,7 +7,8 @@ from contextlib import closing
 import pytest
 
 from processor.recovery.checkpoint import TAIL
-from tests.support.scripted_ports import Point, Stage
+from processor.testing.memory.moments import Op
+from tests.support.scripted_ports import Stage
 from tests.support.tables import read_tables
 from tests.unit.commands import create, flow_id, start, update
 
@@ -56,7 +57,7 @@ async def test_an_edit_in_the_midst_of_a_commit_is_found_when_the_table_is_writt
 ) -> None:
     given(stage)
     await stage.works()
-    stage.script.at(Point.COMMIT, lambda: edit(stage, "UPDATE flow SET revision = 7"))
+    stage.script.at(Op.COMMIT, lambda: edit(stage, "UPDATE flow SET revision = 7"))
     stage.kafka.send(update(1, revision=0), start(2))
 
     async with stage.running():
@@ -69,7 +70,7 @@ async def test_an_edit_in_the_midst_of_a_commit_is_found_when_the_table_is_writt
 
 async def test_an_edit_during_the_recovery_heals_too(stage: Stage) -> None:
     given(stage)
-    stage.script.at(Point.WRITE, lambda: edit(stage, "DELETE FROM ledger"))
+    stage.script.at(Op.WRITE, lambda: edit(stage, "DELETE FROM ledger"))
 
     await stage.works()
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from processor.engine.partitioner import partition_of
+from processor.testing.memory.moments import Op
 from tests.support.partition import PLACE
-from tests.support.scripted_ports import Point, Stage
+from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, flow_id
 
 HERE = 1
@@ -45,28 +46,28 @@ async def test_forwards_go_out_before_the_outcome_is_committed(stage: Stage) -> 
     assert copy.headers == (("taskflow-forwarded-from", b"taskflow.commands/1/1"),)
 
 
-@pytest.mark.parametrize("point", [Point.FORWARD, Point.FORWARDED])
+@pytest.mark.parametrize("point", [Op.FORWARD, Op.FORWARDED])
 async def test_a_forward_that_fails_is_sent_again_and_nothing_is_committed_before(
-    stage: Stage, point: Point
+    stage: Stage, point: Op
 ) -> None:
     given(stage, WRONG[0], RIGHT[0])
     stage.script.at(point, OSError("broker away"))
 
     assert await outcomes_of(stage) == [("forwarded", None), ("accepted", None)]
 
-    assert copies(stage) == (1 if point is Point.FORWARD else 2)
+    assert copies(stage) == (1 if point is Op.FORWARD else 2)
     assert stage.kafka.journal.count("begin") == 1
 
 
-@pytest.mark.parametrize("point", [Point.FORWARD, Point.FORWARDED, Point.COMMIT, Point.COMMITTED])
-async def test_after_a_crash_a_forward_is_there_at_least_once(stage: Stage, point: Point) -> None:
+@pytest.mark.parametrize("point", [Op.FORWARD, Op.FORWARDED, Op.COMMIT, Op.COMMITTED])
+async def test_after_a_crash_a_forward_is_there_at_least_once(stage: Stage, point: Op) -> None:
     given(stage, WRONG[0], RIGHT[0])
     stage.script.at(point, stage.script.crash)
     await stage.crashes()
 
     assert await outcomes_of(stage) == [("forwarded", None), ("accepted", None)]
 
-    assert copies(stage) == (2 if point in (Point.FORWARDED, Point.COMMIT) else 1)
+    assert copies(stage) == (2 if point in (Op.FORWARDED, Op.COMMIT) else 1)
 
 
 async def test_a_copy_that_is_too_large_is_quarantined_and_the_rest_forwarded_once(

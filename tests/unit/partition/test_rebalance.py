@@ -9,7 +9,8 @@ from processor.engine.codec import decode
 from processor.engine.rows import Position
 from processor.partition import input_queue
 from processor.partition.status import PartitionPhase
-from tests.support.scripted_ports import Point, Stage
+from processor.testing.memory.moments import Op
+from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, update
 
 
@@ -20,14 +21,14 @@ async def test_a_partition_that_stays_keeps_producer_and_memory_and_is_only_soug
 
     async with stage.running() as owner:
         await stage.quiet()
-        loads = stage.script.passed[Point.LOAD]
+        loads = stage.script.passed[Op.LOAD]
         stage.source.rebalance()
         stage.kafka.send(update(1, revision=0))
         await stage.quiet()
         assert owner._batches.cache.flows == 1
 
     assert stage.source.attached == [Position(0, 0, 1), Position(1, 0, 2)]
-    assert stage.script.passed[Point.LOAD] == loads
+    assert stage.script.passed[Op.LOAD] == loads
     assert stage.kafka.journal.count("fence") == 1
     stage.assert_clean()
 
@@ -35,8 +36,8 @@ async def test_a_partition_that_stays_keeps_producer_and_memory_and_is_only_soug
 async def test_records_fetched_for_an_older_generation_are_dropped(stage: Stage) -> None:
     stage.kafka.send(create(1), create(2))
     begun: list[int] = []
-    stage.script.at(Point.FETCHED, stage.source.rebalance)
-    stage.script.at(Point.BEGIN, lambda: begun.append(stage.source.generation))
+    stage.script.at(Op.FETCHED, stage.source.rebalance)
+    stage.script.at(Op.BEGIN, lambda: begun.append(stage.source.generation))
 
     await stage.works()
 
@@ -50,7 +51,7 @@ async def test_records_that_an_assignment_outlives_while_they_are_read_are_dropp
 ) -> None:
     stage.kafka.send(create(1), create(2))
     begun: list[int] = []
-    stage.script.at(Point.BEGIN, lambda: begun.append(stage.source.generation))
+    stage.script.at(Op.BEGIN, lambda: begun.append(stage.source.generation))
 
     def rebalanced(record: Any) -> Any:
         if stage.source.generation == 1:
@@ -68,7 +69,7 @@ async def test_records_that_an_assignment_outlives_while_they_are_read_are_dropp
 
 async def test_records_left_over_from_an_older_generation_are_fetched_anew(stage: Stage) -> None:
     stage.kafka.send(create(1), create(2), create(3))
-    stage.script.at(Point.WRITTEN, stage.source.rebalance, nth=2)
+    stage.script.at(Op.WRITTEN, stage.source.rebalance, nth=2)
     stage.place = replace(stage.place, output_max_bytes=1)
 
     await stage.works()
@@ -109,7 +110,7 @@ async def test_release_finishes_the_batch_in_hand_and_begins_no_more(stage: Stag
     stage.kafka.send(*(create(n) for n in range(8)))
 
     async with stage.running() as owner:
-        stage.script.at(Point.COMMIT, owner.release)
+        stage.script.at(Op.COMMIT, owner.release)
         await stage.kafka.until(lambda: stage.kafka.outcomes)
         await owner.idle()
 
@@ -125,7 +126,7 @@ async def test_what_was_fetched_before_the_release_is_left_to_the_next_owner(
     stage.kafka.send(create(1))
 
     async with stage.running() as owner:
-        stage.script.at(Point.FETCHED, owner.release)
+        stage.script.at(Op.FETCHED, owner.release)
         await stage.kafka.until(lambda: owner.status.phase is PartitionPhase.RELEASED)
 
     assert stage.kafka.outcomes == []
@@ -139,7 +140,7 @@ async def test_an_owner_that_was_fenced_takes_over_again_only_if_the_group_says_
         await stage.quiet()
         stage.kafka.fence("taskflow-0")
         stage.kafka.send(create(1))
-        stage.script.at(Point.FETCHED, lambda: stage.script.at(Point.CONFIRM, stage.source.revoke))
+        stage.script.at(Op.FETCHED, lambda: stage.script.at(Op.CONFIRM, stage.source.revoke))
         errors = await stage.failed(times=2)
         assert stage.kafka.outcomes == []
         assert stage.kafka.journal == ["fence", "fence"]
@@ -156,7 +157,7 @@ async def test_a_lag_is_what_is_not_decided_yet(stage: Stage) -> None:
 
     async with stage.running() as owner:
         for nth in (1, 2, 3):
-            stage.script.at(Point.COMMIT, lambda: seen.append(owner.lag), nth=nth)
+            stage.script.at(Op.COMMIT, lambda: seen.append(owner.lag), nth=nth)
         await stage.quiet()
         assert owner.lag == 0
 

@@ -19,7 +19,8 @@ from processor.recovery.ledger_window import LATE_MAX_MS
 from processor.recovery.rebuild import first_difference
 from processor.telemetry.metrics import Metrics
 from processor.testing.memory.kafka import PATIENCE_S
-from tests.support.scripted_ports import Point, Script, ScriptedHistory, Stage
+from processor.testing.memory.moments import Op
+from tests.support.scripted_ports import Script, ScriptedHistory, Stage
 from tests.unit.commands import create, finish, life, prune, start
 from tests.unit.recovery.deployments import traffic, worked
 
@@ -154,7 +155,7 @@ async def test_a_takeover_on_its_table_restores_nothing(stage: Stage, standby: S
     stage.kafka.send(create(70), start(70))
     await stage.works()
     stage.state_dir = standby.state_dir
-    reads = stage.script.passed[Point.READ]
+    reads = stage.script.passed[Op.READ]
 
     with structlog.testing.capture_logs() as logs:
         stage.kafka.send(finish(70))
@@ -165,7 +166,7 @@ async def test_a_takeover_on_its_table_restores_nothing(stage: Stage, standby: S
     assert taken["records"] == 4, "two events and two outcomes came after the last look"
     assert not [line for line in logs if "restored" in line["event"]]
     assert stage.kafka.outcomes[-1]["verdict"] == "accepted"
-    assert stage.script.passed[Point.READ] > reads
+    assert stage.script.passed[Op.READ] > reads
     stage.assert_clean()
 
 
@@ -175,7 +176,7 @@ async def test_what_is_not_committed_is_not_followed(stage: Stage, standby: Stan
     await standby.looks()
     before = await standby.checkpoint()
     stage.kafka.send(create(2))
-    stage.script.at(Point.COMMIT, stage.script.crash)
+    stage.script.at(Op.COMMIT, stage.script.crash)
     await stage.crashes()
 
     await standby.looks()
@@ -214,7 +215,7 @@ async def test_an_error_is_told_and_what_follows_begins_again(
     stage: Stage, standby: Standby
 ) -> None:
     await worked(stage)
-    standby.script.at(Point.READ, OSError("the broker went away"))
+    standby.script.at(Op.READ, OSError("the broker went away"))
     async with standby.following() as replica:
         await standby.until(lambda: replica.error == "OSError: the broker went away")
         await standby.looked()
@@ -230,7 +231,7 @@ async def test_a_filling_that_was_cut_short_is_begun_anew(stage: Stage, standby:
         reached.set()
         await asyncio.Event().wait()
 
-    standby.script.at(Point.READ, hang, nth=9)
+    standby.script.at(Op.READ, hang, nth=9)
     async with standby.following():
         await asyncio.wait_for(reached.wait(), PATIENCE_S)
     assert standby.open == 0

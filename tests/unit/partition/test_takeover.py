@@ -9,8 +9,9 @@ import structlog
 from processor.engine.rows import Position
 from processor.recovery.table_match import TABLE_MAX_AGE_MS
 from processor.testing.memory.kafka import Transaction, TxnState
+from processor.testing.memory.moments import Op
 from tests.support.builders import DAY_MS, FLOW_ID, HOUR_MS, TIMER, document, timer
-from tests.support.scripted_ports import Point, ScriptedHistory, Stage
+from tests.support.scripted_ports import ScriptedHistory, Stage
 from tests.support.tables import read_tables
 from tests.unit.commands import create, flow_id, life, prune, update
 
@@ -43,12 +44,12 @@ async def test_a_table_is_rolled_forward_by_what_was_decided_elsewhere(stage: St
     stage.kafka.send(update(2, revision=0), *life(3), create(4))
     stage.kafka.send(prune(1), topic="control")
     await stage.works()
-    read = stage.script.passed[Point.READ]
+    read = stage.script.passed[Op.READ]
     stage.state_dir = behind
 
     await stage.works()
 
-    assert stage.script.passed[Point.READ] > read
+    assert stage.script.passed[Op.READ] > read
     stage.assert_clean()
     (table,) = read_tables([stage.state_dir], stage.place.topics.prefix)
     assert flow_id(1) not in table.flow_ids
@@ -85,7 +86,7 @@ async def test_a_filling_that_was_cut_short_begins_again(stage: Stage) -> None:
     stage.kafka.send(*(create(n) for n in range(12)))
     await stage.works()
     stage.lose_disk()
-    stage.script.at(Point.WRITTEN, stage.script.crash, nth=3)
+    stage.script.at(Op.WRITTEN, stage.script.crash, nth=3)
     await stage.crashes()
 
     await stage.works()
@@ -231,7 +232,7 @@ async def test_a_foreign_open_transaction_is_waited_for_and_the_older_cursor_not
     kafka.end(hidden, TxnState.ABORTED)
 
     async with stage.running() as owner:
-        await kafka.until(lambda: stage.script.passed[Point.SETTLE])
+        await kafka.until(lambda: stage.script.passed[Op.SETTLE])
         assert kafka.outcomes == []
         assert (owner.status.waits or "") == f"a transaction is open on {topics.state}"
         kafka.end(foreign, TxnState.ABORTED)
@@ -253,7 +254,7 @@ async def test_what_an_owner_left_open_that_no_fence_ends_is_aborted_and_decided
         kafka.lose_markers(f"{topics.prefix}-0")
         raise ConnectionError("the broker went away")
 
-    stage.script.at(Point.COMMIT, markers_are_lost)
+    stage.script.at(Op.COMMIT, markers_are_lost)
     kafka.send(*commands[1:])
 
     await stage.works()
@@ -280,7 +281,7 @@ async def test_what_was_committed_and_lost_its_markers_is_in_no_table_afterwards
     await stage.works()
     kafka.commit_for = acknowledged  # type: ignore[method-assign]
     kafka.send(create(2))
-    stage.script.at(Point.WRITTEN, ConnectionError("the broker went away"))
+    stage.script.at(Op.WRITTEN, ConnectionError("the broker went away"))
 
     with structlog.testing.capture_logs() as logs:
         await stage.works()
@@ -305,7 +306,7 @@ async def test_what_is_committed_on_one_topic_and_open_on_another_is_left_to_an_
         raise ConnectionError("the broker went away")
 
     left: list[Transaction] = []
-    stage.script.at(Point.COMMIT, one_marker_came)
+    stage.script.at(Op.COMMIT, one_marker_came)
     async with stage.running():
         await kafka.until(lambda: any(one.hanging_reported for one in stage.histories))
         assert "abort" not in kafka.journal
@@ -355,7 +356,7 @@ async def test_a_partition_that_went_to_another_is_neither_fenced_nor_read(stage
 
 async def test_a_partition_that_is_lost_while_it_is_restored_decides_nothing(stage: Stage) -> None:
     stage.kafka.send(create(1))
-    stage.script.at(Point.SETTLE, stage.source.revoke)
+    stage.script.at(Op.SETTLE, stage.source.revoke)
 
     async with stage.running():
         errors = await stage.failed()
@@ -369,8 +370,8 @@ async def test_a_partition_that_is_lost_while_it_is_restored_decides_nothing(sta
 
 async def test_histories_are_closed_also_when_they_fail(stage: Stage) -> None:
     stage.kafka.send(create(1))
-    stage.script.at(Point.READ, OSError("gone"))
-    stage.script.at(Point.SETTLE, OSError("gone"))
+    stage.script.at(Op.READ, OSError("gone"))
+    stage.script.at(Op.SETTLE, OSError("gone"))
 
     await stage.works()
 

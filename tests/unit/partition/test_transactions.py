@@ -9,7 +9,8 @@ from processor.domain.decide import decide
 from processor.engine import command_handler
 from processor.engine.rows import Position
 from processor.testing.memory.kafka import TxnState
-from tests.support.scripted_ports import Point, Stage
+from processor.testing.memory.moments import Op
+from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, observe, start, update
 
 
@@ -47,7 +48,7 @@ async def test_a_batch_is_cut_once_its_output_is_large(stage: Stage) -> None:
     await stage.works()
 
     assert stage.kafka.journal.count("commit") == 3
-    assert stage.script.passed[Point.FETCHED] == 1
+    assert stage.script.passed[Op.FETCHED] == 1
     stage.assert_clean()
 
 
@@ -132,9 +133,9 @@ async def test_markers_alone_move_the_cursor_at_most_hourly(stage: Stage) -> Non
         kafka.end(foreign, TxnState.ABORTED)
         await stage.quiet()
         stage.monotonic_s += seconds
-        fetches = stage.script.passed[Point.FETCH]
+        fetches = stage.script.passed[Op.FETCH]
         stage.source.return_nothing()
-        await kafka.until(lambda: stage.script.passed[Point.FETCH] > fetches and stage.source.idle)
+        await kafka.until(lambda: stage.script.passed[Op.FETCH] > fetches and stage.source.idle)
 
     async with stage.running():
         await markers_come_after(3599.0)

@@ -8,7 +8,8 @@ from processor.engine.partitioner import partition_of
 from processor.partition import work_outbox
 from processor.partition.processor import PartitionProcessor
 from processor.partition.status import PartitionPhase
-from tests.support.scripted_ports import Point, Stage
+from processor.testing.memory.moments import Op
+from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, finish, flow_id, schedule, start, step
 
 STEPS = "taskflow.steps"
@@ -73,8 +74,8 @@ async def test_the_trace_of_the_command_goes_with_the_item(stage: Stage) -> None
 
 async def test_nothing_is_written_before_the_commit(stage: Stage) -> None:
     seen: list[int] = []
-    stage.script.at(Point.COMMIT, lambda: seen.append(len(items(stage))))
-    stage.script.at(Point.COMMITTED, lambda: seen.append(len(items(stage))))
+    stage.script.at(Op.COMMIT, lambda: seen.append(len(items(stage))))
+    stage.script.at(Op.COMMITTED, lambda: seen.append(len(items(stage))))
     stage.kafka.send(create(1), schedule(1))
     async with stage.running():
         await written(stage, 1)
@@ -95,12 +96,12 @@ async def test_items_lie_where_their_own_keys_belong(stage: Stage) -> None:
     assert sorted(there()) == sorted(expected)
 
 
-@pytest.mark.parametrize("point", [Point.ITEMS, Point.ITEMS_WRITTEN])
-async def test_an_attempt_that_fails_is_repeated(stage: Stage, point: Point) -> None:
+@pytest.mark.parametrize("point", [Op.OFFER, Op.OFFERED])
+async def test_an_attempt_that_fails_is_repeated(stage: Stage, point: Op) -> None:
     stage.script.at(point, OSError("broker away"))
     stage.kafka.send(create(1), schedule(1))
     async with stage.running() as owner:
-        await written(stage, 1 if point is Point.ITEMS else 2)
+        await written(stage, 1 if point is Op.OFFER else 2)
         await stage.kafka.until(lambda: len(owner._batches.outbox) == 0)
         assert figure(owner, "taskflow_work_item_failures_total", partition="0") == 1
         assert stage.errors == []
@@ -108,11 +109,9 @@ async def test_an_attempt_that_fails_is_repeated(stage: Stage, point: Point) -> 
 
 
 @pytest.mark.parametrize("disk", ["its disk", "an empty disk"])
-@pytest.mark.parametrize(
-    "point", [Point.COMMITTED, Point.WRITE, Point.WRITTEN, Point.ITEMS, Point.ITEMS_WRITTEN]
-)
+@pytest.mark.parametrize("point", [Op.COMMITTED, Op.WRITE, Op.WRITTEN, Op.OFFER, Op.OFFERED])
 async def test_who_takes_over_writes_what_the_last_owner_may_not_have(
-    stage: Stage, point: Point, disk: str
+    stage: Stage, point: Op, disk: str
 ) -> None:
     stage.kafka.send(create(1), start(1))
     await stage.works()
@@ -161,8 +160,8 @@ async def test_a_step_that_was_started_or_ended_meanwhile_is_left_out(stage: Sta
         step("start_step", 1, "a"),
         step("cancel_step", 1, "b", issued_by=create(1)["issued_by"]),
     )
-    stage.script.at(Point.COMMITTED, stage.script.crash, nth=2)
-    stage.script.at(Point.ITEMS, OSError("broker away"))
+    stage.script.at(Op.COMMITTED, stage.script.crash, nth=2)
+    stage.script.at(Op.OFFER, OSError("broker away"))
     await stage.crashes()
 
     async with stage.running():
@@ -175,7 +174,7 @@ async def test_a_step_that_was_started_or_ended_meanwhile_is_left_out(stage: Sta
 async def test_only_the_newest_offer_of_a_step_is_written_again(stage: Stage) -> None:
     stage.kafka.send(create(1), start(1))
     await stage.works()
-    stage.script.at(Point.COMMITTED, stage.script.crash)
+    stage.script.at(Op.COMMITTED, stage.script.crash)
     stage.kafka.send(
         schedule(1),
         step("start_step", 1),
@@ -207,10 +206,10 @@ async def test_when_too_many_wait_the_partition_waits_and_says_so(
     def fails() -> None:
         stage.kafka.notify()
         if away:
-            stage.script.at(Point.ITEMS, fails)
+            stage.script.at(Op.OFFER, fails)
             raise OSError("the topic is gone")
 
-    stage.script.at(Point.ITEMS, fails)
+    stage.script.at(Op.OFFER, fails)
     stage.kafka.send(create(1), *(schedule(1, f"r{n}") for n in range(11)))
     async with stage.running(batch_max_records=4) as owner:
         await stage.kafka.until(lambda: owner.status.phase is PartitionPhase.BLOCKED)

@@ -11,7 +11,8 @@ from processor.cli.rebuild.topics import snapshots
 from processor.recovery import repair
 from processor.recovery.consistent_cut import MovedOn, consistent_cut
 from processor.recovery.repair import plan_restoration, plan_skip, restore, skip
-from tests.support.scripted_ports import Point, Stage
+from processor.testing.memory.moments import Op
+from tests.support.scripted_ports import Stage
 from tests.support.tables import read_tables
 from tests.unit.commands import (
     create,
@@ -119,10 +120,10 @@ async def test_whoever_is_fenced_while_he_repairs_begins_again(
     def fenced() -> None:
         stage.kafka.fence("taskflow-0")
 
-    stage.script.at(Point.BEGIN, fenced)
-    stage.script.at(Point.COMMIT, fenced, nth=2)
+    stage.script.at(Op.BEGIN, fenced)
+    stage.script.at(Op.COMMIT, fenced, nth=2)
     await restored(stage)
-    stage.script.at(Point.COMMITTED, OSError("the answer was lost"))
+    stage.script.at(Op.COMMITTED, OSError("the answer was lost"))
     await skipped(stage)
 
     assert difference(before, await rebuilt(stage, "after", from_audit=False)) is None

@@ -9,17 +9,18 @@ import pytest
 
 from processor.partition.processor import PartitionProcessor
 from processor.testing.memory.kafka import LogEntry, Transaction
+from processor.testing.memory.moments import Op
 from tests.support.builders import HOUR_MS, NOON, TIMER, document, external_event, manual, timer
-from tests.support.scripted_ports import Point, Stage
+from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, flow_id, observe, start, update
 
 AT_WORK = [
-    *(Point.FETCH, Point.FETCHED, Point.LOAD),
-    *(Point.BEGIN, Point.COMMIT, Point.COMMITTED, Point.WRITE, Point.WRITTEN),
+    *(Op.FETCH, Op.FETCHED, Op.LOAD),
+    *(Op.BEGIN, Op.COMMIT, Op.COMMITTED, Op.WRITE, Op.WRITTEN),
 ]
 TAKING_OVER = [
-    *(Point.OPEN_TABLE, Point.CONFIRM, Point.FENCE, Point.SETTLE),
-    *(Point.READ, Point.WRITE, Point.WRITTEN),
+    *(Op.OPEN, Op.CONFIRM, Op.FENCE, Op.SETTLE),
+    *(Op.READ, Op.WRITE, Op.WRITTEN),
 ]
 
 
@@ -173,7 +174,7 @@ async def test_an_operator_in_between_makes_our_wake_too_late_and_nothing_more(
         def operator() -> None:
             stage.kafka.send(wake(1, issued_by="operator:ana"), topic="control")
 
-        stage.script.at(Point.BEGIN, operator)
+        stage.script.at(Op.BEGIN, operator)
         await stage.goes_on(5_000)
         await stage.goes_on(HOUR_MS)
         assert figure(owner, "taskflow_timers_fired_total") == 0
@@ -243,7 +244,7 @@ async def test_a_flow_taken_over_while_it_is_to_be_cancelled_is_woken(
     stage: Stage, disk: str
 ) -> None:
     stage.kafka.send(*waits(1, manual()), request_cancel(1))
-    stage.script.at(Point.WRITTEN, stage.script.crash, nth=2)
+    stage.script.at(Op.WRITTEN, stage.script.crash, nth=2)
     await stage.crashes()
     without_the_wake(stage)
     assert [one["status"] for one in stage.kafka.outcomes][-1] == "waiting"
@@ -311,7 +312,7 @@ async def test_a_wait_is_set_to_later_while_its_wake_is_under_way(
     async with stage.running():
         await stage.quiet()
         touch = resume(1), set_waiting(1, timer(NOON + later_ms))
-        stage.script.at(Point.BEGIN, lambda: stage.kafka.send(*touch))
+        stage.script.at(Op.BEGIN, lambda: stage.kafka.send(*touch))
         await stage.goes_on(5_000)
         assert codes(stage) == ["not_due"]
         await stage.goes_on(later_ms - 5_001)
@@ -359,7 +360,7 @@ async def test_a_refused_wake_is_sent_again_also_if_the_same_batch_touched_the_f
     async with stage.running():
         await stage.quiet()
         stage.kafka.later(-1_000)
-        stage.script.at(Point.BEGIN, lambda: stage.kafka.send(touch))
+        stage.script.at(Op.BEGIN, lambda: stage.kafka.send(touch))
         await stage.goes_on(5_000)
         assert codes(stage) == ["not_due"]
         await stage.goes_on(1_000)
@@ -462,7 +463,7 @@ async def test_a_herd_goes_through_in_portions(stage: Stage, small: None) -> Non
             undecided.append(len(wakes(stage)) - len(codes(stage)))
 
         for nth in range(1, 60):
-            stage.script.at(Point.COMMITTED, look, nth=nth)
+            stage.script.at(Op.COMMITTED, look, nth=nth)
         await stage.goes_on(6_000)
 
     steps = [after - before for before, after in zip([0, *portions], portions, strict=False)]
@@ -475,7 +476,7 @@ async def test_a_herd_goes_through_in_portions(stage: Stage, small: None) -> Non
 @pytest.mark.parametrize("nth", [1, 2, 4, 7])
 @pytest.mark.parametrize("point", AT_WORK, ids=lambda point: point.name)
 async def test_a_crash_in_the_middle_of_a_herd(
-    stage: Stage, small: None, point: Point, nth: int, disk: str
+    stage: Stage, small: None, point: Op, nth: int, disk: str
 ) -> None:
     await a_herd_is_due(stage)
     await crash_at(stage, point, nth, disk)
@@ -488,10 +489,10 @@ async def test_a_crash_in_the_middle_of_a_herd(
 @pytest.mark.parametrize("disk", ["kept", "lost"])
 @pytest.mark.parametrize("point", TAKING_OVER, ids=lambda point: point.name)
 async def test_a_crash_in_the_middle_of_a_herd_and_another_while_it_is_taken_over(
-    stage: Stage, small: None, point: Point, disk: str
+    stage: Stage, small: None, point: Op, disk: str
 ) -> None:
     await a_herd_is_due(stage)
-    await crash_at(stage, Point.COMMITTED, 3, disk)
+    await crash_at(stage, Op.COMMITTED, 3, disk)
     await crash_at(stage, point, 1, "kept")
 
     await all_end(stage)
@@ -499,8 +500,8 @@ async def test_a_crash_in_the_middle_of_a_herd_and_another_while_it_is_taken_ove
     assert_each_once(stage)
 
 
-@pytest.mark.parametrize("point", [Point.COMMIT, Point.COMMITTED, Point.WRITE, Point.FETCHED])
-async def test_an_error_in_the_middle_of_a_herd(stage: Stage, small: None, point: Point) -> None:
+@pytest.mark.parametrize("point", [Op.COMMIT, Op.COMMITTED, Op.WRITE, Op.FETCHED])
+async def test_an_error_in_the_middle_of_a_herd(stage: Stage, small: None, point: Op) -> None:
     await a_herd_is_due(stage)
     for nth in (2, 5, 9):
         stage.script.at(point, OSError("the network"), nth=nth)
@@ -511,8 +512,8 @@ async def test_an_error_in_the_middle_of_a_herd(stage: Stage, small: None, point
     assert_each_once(stage)
 
 
-@pytest.mark.parametrize("point", [Point.COMMITTED, Point.FETCHED, Point.BEGIN, Point.WRITTEN])
-async def test_a_rebalance_in_the_middle_of_a_herd(stage: Stage, small: None, point: Point) -> None:
+@pytest.mark.parametrize("point", [Op.COMMITTED, Op.FETCHED, Op.BEGIN, Op.WRITTEN])
+async def test_a_rebalance_in_the_middle_of_a_herd(stage: Stage, small: None, point: Op) -> None:
     await a_herd_is_due(stage)
     for nth in range(2, 12, 2):
         stage.script.at(point, stage.source.rebalance, nth=nth)
@@ -532,7 +533,7 @@ async def a_herd_is_due(stage: Stage) -> None:
     stage.later(6_000)
 
 
-async def crash_at(stage: Stage, point: Point, nth: int, disk: str) -> None:
+async def crash_at(stage: Stage, point: Op, nth: int, disk: str) -> None:
     stage.script.at(point, stage.script.crash, nth=nth)
     looking = asyncio.create_task(looks_without_end(stage))
     await stage.crashes(**HOW)

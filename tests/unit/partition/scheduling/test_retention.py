@@ -11,8 +11,9 @@ from processor.contract.flow import FlowStatus
 from processor.contract.values import instant
 from processor.domain import decide
 from processor.partition.scheduling.retention import ACTOR, LOOK_EVERY_S, has_ended
+from processor.testing.memory.moments import Op
 from tests.support.builders import DAY_MS, document
-from tests.support.scripted_ports import Point, Stage
+from tests.support.scripted_ports import Stage
 from tests.unit.adapters.sqlite.tables import NOON_MS, flow_row
 from tests.unit.commands import create, flow_id, life, prune, start
 from tests.unit.partition.scheduling.test_processor_timers import crash_at
@@ -57,7 +58,7 @@ async def test_they_go_a_day_after_their_end_in_small_steps_and_their_audit_stay
         await stage.goes_on(DAY_MS)
         assert prunes(stage) == []
         for nth in range(1, 20):
-            stage.script.at(Point.COMMITTED, lambda: at_once.append(len(prunes(stage))), nth=nth)
+            stage.script.at(Op.COMMITTED, lambda: at_once.append(len(prunes(stage))), nth=nth)
         await stage.goes_on(LOOK_EVERY_MS)
 
     assert sorted(prunes(stage)) == sorted(map(flow_id, range(COUNT)))
@@ -172,8 +173,8 @@ async def test_one_that_begins_a_new_life_in_the_very_batch_is_left_alone(stage:
 
 
 @pytest.mark.parametrize("nth", [1, 2, 4])
-@pytest.mark.parametrize("point", [Point.COMMIT, Point.COMMITTED, Point.WRITTEN])
-async def test_a_crash_in_between_tells_nobody_twice(stage: Stage, point: Point, nth: int) -> None:
+@pytest.mark.parametrize("point", [Op.COMMIT, Op.COMMITTED, Op.WRITTEN])
+async def test_a_crash_in_between_tells_nobody_twice(stage: Stage, point: Op, nth: int) -> None:
     lives(stage)
     await stage.works(batch_max_records=50)
     stage.later(DAY_MS + LOOK_EVERY_MS)

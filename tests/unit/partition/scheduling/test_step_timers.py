@@ -10,8 +10,9 @@ from processor.contract.steps import StepStatus
 from processor.contract.values import instant
 from processor.partition.scheduling.step_timers import CommandsHorizon
 from processor.testing.memory.kafka import TxnState
+from processor.testing.memory.moments import Op
 from tests.support.builders import NOON, TIMER, document
-from tests.support.scripted_ports import Point, Stage
+from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, flow_id, schedule, start, step
 
 LEASE_MS = 10_000
@@ -258,10 +259,8 @@ async def test_busy_commands_need_no_question_for_their_end(stage: Stage) -> Non
     assert stage.source.ends_asked == 0
 
 
-@pytest.mark.parametrize(
-    "point", [Point.BEGIN, Point.COMMIT, Point.COMMITTED, Point.WRITE, Point.WRITTEN]
-)
-async def test_whatever_breaks_a_lease_ends_once(stage: Stage, point: Point) -> None:
+@pytest.mark.parametrize("point", [Op.BEGIN, Op.COMMIT, Op.COMMITTED, Op.WRITE, Op.WRITTEN])
+async def test_whatever_breaks_a_lease_ends_once(stage: Stage, point: Op) -> None:
     stage.kafka.send(*leased(1, max_attempts=1))
     await stage.works()
     stage.script.at(point, OSError("broker away"))
