@@ -16,8 +16,8 @@ _DOUBLINGS_MAX: Final = 40
 
 def offered(execution: Execution, at_ms: int, *, offers: int) -> Execution:
     """The execution of a step that is offered at `at_ms`, for the `offers`th time since it may be
-    started. It is offered again once nobody has started it for a lease, twice as long each time,
-    at most a day."""
+    started. It is offered again once no executor has started it for a lease, twice as long each
+    time, at most a day."""
     wait_ms = min(execution.lease_ms << min(offers - 1, _DOUBLINGS_MAX), DAY_MS)
     return execution.changed({"offers": offers, "due_at": _cut(execution, at_ms + wait_ms)})
 

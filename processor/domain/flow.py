@@ -14,7 +14,7 @@ _new: Final = object.__new__
 class Flow:
     """The fields of the published model, in its order; nothing is validated.
 
-    Shared by whoever knows it, so never changed: what happens to it is done to a `copy`. Without
+    Shared, so never changed: what happens to it is done to a `copy`. Without
     slots, since orjson writes it as it is then, in half the time.
     """
 

@@ -13,7 +13,7 @@ _new: Final = object.__new__
 class _Fields:
     """The fields of a published model, in its order; nothing is validated.
 
-    Shared by whoever knows it, so never changed. Without slots, since orjson writes it as it is
+    Shared, so never changed. Without slots, since orjson writes it as it is
     then.
     """
 

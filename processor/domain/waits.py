@@ -10,7 +10,7 @@ from processor.domain.steps import UNSUCCESSFUL, StepTotals
 from processor.domain.transitions import WAITING
 
 AT_ONCE_MS: Final = 0
-"""Due since ever: somebody asked to cancel the flow."""
+"""Due at once: a cancel of the flow is requested."""
 
 
 class MayWait(Protocol):

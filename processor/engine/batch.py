@@ -187,7 +187,7 @@ class WriteSet:
     control_verdicts: list[tuple[Decoded, Verdict]] = field(default_factory=list)
     """The records of `control`, with what became of them."""
     traced: list[tuple[Decoded, bytes]] = field(default_factory=list)
-    """The records that belong to somebody's trace, with their outcomes."""
+    """The records that belong to a trace, with their outcomes."""
     tally: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """How many outcomes by kind, verdict and code."""
     newest: dict[str, int] = field(default_factory=dict)

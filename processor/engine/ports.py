@@ -65,7 +65,7 @@ class GroupConsumer(Protocol):
 
     def decided(self, partition: int, position: Position) -> None:
         """The partition is decided up to `position`; the group hears of it when it is told next.
-        For lag tools: nobody starts from the group's offsets."""
+        For lag tools: no owner starts from the group's offsets."""
 
     async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
         """What came since the last fetch, or nothing after `timeout_s`."""
@@ -152,7 +152,7 @@ class TransactionalProducer(Protocol):
         """Whether a late request may still be under way: replace the producer, then."""
 
     async def start(self) -> None:
-        """Fence whoever wrote under this partition's transactional id before."""
+        """Fence the earlier producer of this partition's transactional id."""
 
     def new_pack(self) -> Pack:
         """An empty one, for the next `write`."""

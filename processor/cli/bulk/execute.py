@@ -61,7 +61,7 @@ class BulkExecution:
 
     @property
     def left(self) -> list[Target]:
-        """Those that were not asked for, since nobody answered."""
+        """Those that were not sent, since no outcome came."""
         return [target for target in self.targets if target not in self._asked]
 
     @property
@@ -116,7 +116,7 @@ async def carry_out(settings: Settings, bulk: BulkExecution, timeout_s: float, w
 def sum_up(doing: BulkExecution, json: bool) -> None:
     """How many got which answer, and each flow that was not changed."""
     tally = sorted(doing.tally.items(), key=lambda item: (item[0][0], item[0][1] or ""))
-    not_asked = [BulkOutcome(target, None, "Nobody answered before it.") for target in doing.left]
+    not_asked = [BulkOutcome(target, None, "No outcome came before it.") for target in doing.left]
     skipped = [_row(one) for one in (*doing.skipped, *doing.unanswered, *not_asked)]
     noun = noun_of(doing.targets)
     if not for_people(json):

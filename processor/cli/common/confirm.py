@@ -14,7 +14,7 @@ YES: Final = typer.Option(False, "--yes", "-y", help="Do not ask.")
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """Whether to go on after what was shown. Raises WrongUse where nobody could be asked."""
+    """Whether to go on after what was shown. Raises WrongUse without a terminal to ask at."""
 
     dry_run: bool
     yes: bool

@@ -42,7 +42,7 @@ class Interrupted(BaseException):
 def settings_and_logs(*, quiet: bool = False) -> Settings:
     """The settings from the environment, with logs set up accordingly. Raises BadSetting.
 
-    `quiet`: for a command that ends by itself, where aiokafka's retries are nobody's concern and
+    `quiet`: for a command that ends by itself, where aiokafka's retries are of no concern and
     what fails is said in a sentence.
     """
     from processor.adapters.kafka.reader.record_decoder import read_any_record

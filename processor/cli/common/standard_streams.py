@@ -41,7 +41,7 @@ class _Guarded(io.FileIO):
             if self._failure is not None:
                 raise self._failure
             while (written := super().write(data)) is None:
-                # Somebody who shares the descriptor has made it non-blocking.
+                # Another process that shares the descriptor has made it non-blocking.
                 select.select((), (self.fileno(),), ())
             return written
         except BrokenPipeError:
@@ -67,7 +67,7 @@ def guard_standard_streams() -> None:
 
 
 def reader_has_gone() -> bool:
-    """Whether nobody reads standard output any more."""
+    """Whether standard output has no reader any more."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return isinstance(raw, _Guarded) and raw.reader_has_gone
 

@@ -107,7 +107,7 @@ async def report_that_waits(scenario: Scenario, nth: int) -> None:
 
 
 async def payment_from_outside(scenario: Scenario, nth: int) -> None:
-    """An order waits for an event of somebody else, who only knows the correlation id."""
+    """An order waits for an event of another service, which only knows the correlation id."""
     flow, me, paid = str(uuid4()), "session:orders", f"payment-{nth}"
     await scenario.send(
         *("create_managed", flow, me),
@@ -191,7 +191,7 @@ Happened = Callable[[str, int], Awaitable[dict[str, Any]]]
 
 async def waits_that_end(scenario: Scenario, flow: str, happened: Happened) -> None:
     """One flow waits four times: until a time; for an event that does not come in time; for one
-    that comes; and until somebody thinks better of it. What ends three of these waits is the
+    that comes; and until it is cancelled. What ends three of these waits is the
     processor."""
     me, topic = "session:patient", "deliveries"
 

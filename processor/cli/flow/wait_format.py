@@ -27,7 +27,7 @@ def until(flow: Flow) -> str:
 
 def time_left(flow: Flow, now_ms: int) -> str:
     """Until the wait ends by itself, at `now_ms` of the clock that is believed: `in 2 h 5 min`,
-    `overdue 3 s`, `at once` where somebody asked to cancel, `-` if it never does."""
+    `overdue 3 s`, `at once` where a cancel is requested, `-` if it never does."""
     due = due_ms(flow)
     if due is None:
         return "-"

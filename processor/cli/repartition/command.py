@@ -15,7 +15,7 @@ def repartition(
     carry_undecided: bool = typer.Option(
         False,
         "--carry-undecided",
-        help="Commands that nobody decided go along, to be decided there.",
+        help="Undecided commands go along, to be decided there.",
     ),
     check: bool = typer.Option(False, "--check", help="Only hold both sides against each other."),
     dry_run: bool = DRY_RUN,

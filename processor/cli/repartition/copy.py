@@ -135,7 +135,7 @@ class TopicCopy:
             await self._carry(targets, partitions)
 
     async def _begin_later(self, targets: Sequence[CopyTarget]) -> None:
-        """Answers whose commands are gone stay behind, and whoever verifies the new side takes a
+        """Outcomes whose commands are gone stay behind, and a verification of the new side takes a
         topic that begins at 0 for one that has them all."""
         for target in targets:
             async with self._new.history(target.partition) as history:
@@ -224,7 +224,7 @@ class TopicCopy:
     async def _carry(
         self, targets: Sequence[CopyTarget], partitions: Mapping[int, OldPartition]
     ) -> None:
-        """What nobody decided, each topic's in the order of time; behind the cursor, so that the
+        """The undecided commands, each topic's in the order of time; behind the cursor, so that the
         next owner decides it."""
         waiting: dict[int, list[CopiedRecord]] = {}
         # Who goes on later sees by the last of these whether anything was decided since.

@@ -85,7 +85,7 @@ class TopicSet:
         return Seen(offset_ranges, cursors)
 
     async def undecided(self, seen: Seen) -> int:
-        """How many commands nobody has decided."""
+        """How many commands are undecided."""
         count = 0
         for q in range(self.count):
             async with self.history(q) as history:
@@ -111,7 +111,7 @@ class TopicSet:
                 )
 
     async def fence(self) -> None:
-        """Whoever still owns a partition of the old side cannot commit any more."""
+        """Fence the old side: an owner of a partition there cannot commit any more."""
         try:
             for q in range(self.count):
                 writer = KafkaTransactionalProducer(

@@ -28,7 +28,7 @@ class RunTakenOver(TaskflowError):
 
 
 class Republisher:
-    """The producer of one run, under a transactional id of its own: whoever starts it again fences
+    """The producer of one run, under a transactional id of its own: the next start of it fences
     the one before, and what that had not committed is gone.
 
     Its place on `source` is kept as the offsets of a consumer group that has no members, `group`;
@@ -57,7 +57,7 @@ class Republisher:
         self._attempts = 0
 
     async def start(self) -> None:
-        """Fence whoever wrote in this run before us."""
+        """Fence the earlier producer of this run."""
         producer = AIOKafkaProducer(
             **self._connection,
             transactional_id=self._group,

@@ -59,7 +59,7 @@ class _Sending:
         try:
             await asyncio.wait({starting, reporting}, return_when=asyncio.FIRST_EXCEPTION)
             if reporting.done():
-                reporting.result()  # what it raises matters more: nobody hears us, or no broker
+                reporting.result()  # what it raises matters more: no reader of ours, or no broker
             bad = await starting
             failed = await reporting
         finally:
@@ -96,7 +96,7 @@ class _Sending:
             if self._last_of_flow.get(flow_id) is task:
                 del self._last_of_flow[flow_id]
             if not task.cancelled():
-                task.exception()  # looked at: when one ends us, nobody asks for the others
+                task.exception()  # retrieved: when one ends us, the others are not awaited
 
         task = self._last_of_flow[flow_id] = asyncio.ensure_future(in_turn())
         task.add_done_callback(forget)

@@ -181,7 +181,7 @@ class Statistics(ResponseModel):
     """How many flows have each status now."""
     flows_total: int
     cancel_requested: int
-    """Live flows that somebody asked to cancel."""
+    """Live flows with a pending cancel request."""
     events_total: int
     events_by_kind: dict[EventKind, int]
     """Of all time."""
@@ -232,11 +232,11 @@ class TopicLag(ResponseModel):
 class Partition(ResponseModel):
     partition: Annotated[int, Field(ge=0)]
     worker: str | None
-    """The worker that decides it: its client id and host; null: nobody."""
+    """The worker that decides it: its client id and host; null: none."""
     commands: TopicLag | None
     control: TopicLag | None
     view: str | None
-    """Address of the view worker that projects it; null: nobody."""
+    """Address of the view worker that projects it; null: none."""
     projected: PartitionView | None
     audit_end: Annotated[int, Field(ge=0)] | None
 

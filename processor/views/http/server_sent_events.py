@@ -33,7 +33,7 @@ RETRY_S: Final = 0.5
 
 Item = tuple[int, str | None, Any]
 """Event id, owner, document. Id 0: this source has sent what was there when it began; the document
-then says how far that is, by partition, since events that nobody asked for were passed over."""
+then says how far that is, by partition, since events outside of the filter were passed over."""
 
 
 class StreamQueue:
