@@ -23,7 +23,7 @@ from processor.views.http.server_sent_events import EventStreams
 from processor.views.model.aggregates import added_minutes, added_totals
 from processor.views.model.projection import at_ms
 from processor.views.model.read_model import ReadModel
-from processor.views.query import queries, scatter_gather, step_queries
+from processor.views.query import flow_queries, queries, scatter_gather, step_queries
 from processor.views.query.fan_out import FanOut
 from processor.views.query.peers import Peers
 from processor.views.query.queries import BadQuery
@@ -117,8 +117,8 @@ class Api:
         return await self._page(
             request,
             query,
-            lambda partitions: queries.flows(self._view.database, query, partitions),
-            lambda item: queries.flow_key(item, query.sort),
+            lambda partitions: flow_queries.flows(self._view.database, query, partitions),
+            lambda item: flow_queries.flow_key(item, query.sort),
             kind=query.sort,
             ascending=ascending,
         )

@@ -104,9 +104,12 @@ class FlowsQuery(PageQuery):
     updated_before: Timestamp | None = None
     """How old: nothing has changed since then."""
     q: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
-    """Words of the goal, all of them, the last one as a beginning; case and accents don't count.
-    Or an owner, exactly; or an id, or its first 8 characters or more. Of those that match, the
-    20,000 newest are looked at."""
+    """Words of the goal, all of them, the last one as a beginning; case and accents don't count,
+    and Chinese, Japanese and Korean words are found wherever they stand. Or an owner, exactly; or
+    an id, or its first 8 characters or more. Of those that match, the 20,000 newest are looked at.
+    Behind that, or alone, conditions as of `flow list --where`, such as `state.priority = high` or
+    `revision > 3`: all must hold, and the first 20,000 flows in the order of `sort` are looked at.
+    """
     sort: Literal["updated", "created", "wait"] = "updated"
     """`updated` and `created`: newest first; `wait`: only what waits with an end, soonest first."""
 

@@ -167,7 +167,7 @@ class Duration(ResponseModel):
 
 
 class Rates(ResponseModel):
-    """Per second, over the last whole minutes: at most five of those looked at."""
+    """Per second, over the last five minutes of those looked at; the last one is under way."""
 
     created: float
     finished: float

@@ -29,8 +29,9 @@ from processor.views.model.rows import (
     pruned_row,
     step_row,
 )
+from processor.views.model.words import indexed
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 NAME: Final = "views.sqlite"
 READERS: Final = 4
 DEAD_LETTERS_KEPT: Final = 1000
@@ -156,7 +157,7 @@ class Database:
         try:
             if new:
                 await writer.executemany(INSERT_FLOW, [inserted_row(row) for row in new])
-                goals = [(row[-1], row[-2]) for row in new]
+                goals = [(row[-1], indexed(row[-2])) for row in new]
                 await writer.executemany("INSERT INTO goal (rowid, words) VALUES (?, ?)", goals)
             if old:
                 await writer.executemany(UPDATE_FLOW, [(*row[:MUTABLE], row[-1]) for row in old])

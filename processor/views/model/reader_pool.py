@@ -10,6 +10,7 @@ from typing import Any, Final
 import aiosqlite
 
 from processor.errors import TaskflowError
+from processor.views.model.meets import MEETS, meets
 
 QUERY_MAX_S: Final = 2.0
 """A query that takes longer is given up, so that none can starve the others."""
@@ -42,6 +43,7 @@ class ViewReader:
         """Called once, before the first query."""
         await self.connection.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB // 4}")
         await self.connection.execute("PRAGMA mmap_size = 268435456")
+        await self.connection.create_function(MEETS, -1, meets, deterministic=True)
         await self.connection.set_progress_handler(
             lambda: time.monotonic() > self.deadline_s, _PROGRESS_STEPS
         )

@@ -52,6 +52,7 @@ CREATE INDEX flow_created ON flow (created_ms);
 CREATE INDEX flow_waits ON flow (wait_ends_ms) WHERE wait_ends_ms IS NOT NULL;
 CREATE INDEX flow_waiting ON flow (wait_kind, updated_ms) WHERE wait_kind IS NOT NULL;
 
+-- Its words are those of words.py.
 CREATE VIRTUAL TABLE goal USING fts5 (
     words, content='', detail=none, tokenize='unicode61 remove_diacritics 2', columnsize=0
 );

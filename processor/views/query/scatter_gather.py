@@ -103,7 +103,9 @@ def statistics(
         "series": [
             {"at": instant(start * 1000), **_counts(one)} for start, one in by_minute.items()
         ],
-        "rates": _rates([by_minute[start] for start in starts[:-1][-RATE_MINUTES:]]),
+        "rates": _rates(
+            [by_minute[start] for start in starts[-RATE_MINUTES:]], (now_ms % MINUTE_MS) / 1000
+        ),
         "failure_ratio": over_all.failed / ended if ended else None,
         "durations": [_duration(s, over_all.stays[s]) for s in sorted(over_all.stays)],
     }
@@ -116,12 +118,13 @@ def _counts(minute: MinuteCounts) -> Json:
     }
 
 
-def _rates(minutes: Sequence[MinuteCounts]) -> Json:
-    seconds = 60 * len(minutes)
+def _rates(minutes: Sequence[MinuteCounts], under_way_s: float) -> Json:
+    """Per second; the last of `minutes` is under way since `under_way_s`."""
+    seconds = 60 * (len(minutes) - 1) + max(under_way_s, 1.0)
     total = MinuteCounts()
     for minute in minutes:
         total.add(minute)
-    return {name: count / seconds if seconds else 0.0 for name, count in _counts(total).items()}
+    return {name: count / seconds for name, count in _counts(total).items()}
 
 
 def _duration(status: str, stay: StatusDuration) -> Json:

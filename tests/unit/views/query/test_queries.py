@@ -13,7 +13,7 @@ from processor.domain.evolve import evolve
 from processor.engine.codec import fact_of
 from processor.views.http.pagination import BadCursor, keyset, read_keyset, read_vector, vector
 from processor.views.http.parameters import FlowsQuery
-from processor.views.query.queries import _flows_sql
+from processor.views.query.flow_queries import _flows_sql
 from tests.support.builders import HOUR_MS, MORNING
 from tests.support.random_histories import OWNERS, random_history
 from tests.support.read_model_harness import docs_of, expected, messages
@@ -302,3 +302,62 @@ def test_any_other_text_is_no_cursor(text: Any) -> None:
     for reading in (lambda: read_keyset(text, "updated", 2), lambda: read_vector(text)):
         with pytest.raises(BadCursor):
             reading()
+
+
+async def test_words_without_spaces_are_found_wherever_they_stand(served: Any) -> None:
+    recorded = Recorded()
+    for n, goal in enumerate(
+        ("注文4711の在庫を確認する", "발주를 확인한다", "注文を取り消す", "Order 4711")
+    ):
+        recorded.send(("commands", create(n, goal)))
+    async with served(recorded) as (client, _):
+        for text, wanted in (
+            *(("在庫", [0]), ("注文", [0, 2]), ("確認する", [0]), ("在", [0]), ("庫", [0])),
+            *(("在庫 4711", [0]), ("4711 注文", [0]), ("注文4711", [0]), ("4711", [0, 3])),
+            *(("발주", [1]), ("확인", [1]), ("在注", []), ("取り消", [2]), ("文4", [0])),
+        ):
+            items, _ = await all_of(client, "/v1/flows", 10, q=text)
+            assert sorted(one["id"] for one in items) == sorted(map(flow_id, wanted)), text
+
+
+CONDITIONS = {
+    "state.priority=high": [0],
+    "state.priority = high": [0],
+    "!state.priority": [2],
+    "state.tries > 2": [0],
+    "state.tries >= 1": [0, 1],
+    "state.tries > 0 state.priority != high": [1],
+    "invoice state.priority = low": [1],
+    "invoice revision > 0": [0, 1],
+    "status = created": [2],
+    'goal ~ "of M"': [1],
+    "state.list[1] = é": [1],
+    'state["a name"] ~ "\\""': [2],
+    f"{KATE} state.tries=1": [1],
+}
+
+
+async def test_a_field_is_found_in_the_language_of_where(served: Any) -> None:
+    recorded = Recorded()
+    made = [
+        ("invoice 1", "create_mirrored", {"priority": "high", "tries": 3}),
+        ("invoice of May", "create_mirrored", {"priority": "low", "tries": 1, "list": [0, "é"]}),
+        ("report", "create_managed", {"a name": 'a "quote"'}),
+    ]
+    for n, (goal, kind, state) in enumerate(made):
+        recorded.send(("commands", create(n, goal, kind, state_json=state)))
+    async with served(recorded) as (client, _):
+        for text, wanted in CONDITIONS.items():
+            items, _ = await all_of(client, "/v1/flows", 1, q=text)
+            assert sorted(one["id"] for one in items) == sorted(map(flow_id, wanted)), text
+        items, _ = await all_of(client, "/v1/flows", 1, q="state.tries > 0", status="running")
+        assert len(items) == 2
+        for text, problem in (
+            ("state.tries == 1", "== is not an operator; write ="),
+            ("status = dancing", "status"),
+            ("invoice state.", None),
+        ):
+            async with client.get("/v1/flows", params={"q": text}) as response:
+                body = await response.json()
+                assert response.status == (200 if problem is None else 400), text
+                assert problem is None or problem in body["detail"]
