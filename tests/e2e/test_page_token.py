@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from playwright.async_api import expect
+import pytest
+from playwright.async_api import Browser, expect
 
-from tests.support.browser import chromium, needs_chromium, tab
+from tests.support.browser import needs_chromium, tab
 from tests.support.read_model_harness import messages
 from tests.support.recorded_deployment import Recorded
 from tests.support.served_views import serving
@@ -14,12 +15,14 @@ TOKEN = "a-read-token-of-the-views"
 
 
 @needs_chromium
-async def test_the_page_asks_for_the_token_once_and_keeps_it_for_the_tab(tmp_path: Path) -> None:
+@pytest.mark.asyncio(loop_scope="session")
+async def test_the_page_asks_for_the_token_once_and_keeps_it_for_the_tab(
+    browser: Browser, tmp_path: Path
+) -> None:
     recorded = Recorded()
     recorded.send(("commands", create(1, "settle invoice 4711")))
     async with (
         serving(tmp_path, recorded, views_read_token=TOKEN) as here,
-        chromium() as browser,
         tab(browser, refusals=True) as seen,
     ):
         page = seen.page
@@ -34,7 +37,7 @@ async def test_the_page_asks_for_the_token_once_and_keeps_it_for_the_tab(tmp_pat
         await field.fill(TOKEN)
         await page.get_by_role("button", name="Show the flows").click()
         await expect(page.locator("tbody tr")).to_have_count(1)
-        await expect(page.locator("dialog")).to_be_hidden()
+        await expect(page.locator("dialog#token")).to_be_hidden()
         assert TOKEN not in page.url
 
         # The stream has it too, and so has the tab when it is loaded again.

@@ -34,6 +34,8 @@ class ShownViews:
         self.recorded = recorded
         self.orphaned = orphaned
         """A partition without a worker."""
+        self.actions = False
+        """Whether the page shows what an operator may do."""
         self.brokers, self.prefix = "127.0.0.1:9092", "taskflow"
         self.behind = 0
         self.asked: list[str] = []
@@ -253,7 +255,7 @@ class ShownViews:
             group_state="Stable",
             unassigned=[item["partition"] for item in items if item["worker"] is None],
             undecided=sum(waiting),
-            actions=False,
+            actions=self.actions,
             view=self._view(),
         )
 

@@ -1,6 +1,6 @@
 // The HTTP API: see openapi.json.
 
-import { readToken, showTokenForm } from "./token.js";
+import { showTokenForm, tokenOf } from "./token.js";
 
 const RETRY_MS = 1000;
 const REFUSED_RETRY_MS = 3000;
@@ -10,6 +10,7 @@ export class Problem extends Error {
     super(body?.detail ?? body?.title ?? `The views answered ${status}.`);
     this.status = status;
     this.code = body?.code ?? "unavailable";
+    this.errors = body?.errors ?? [];
   }
 }
 
@@ -20,17 +21,17 @@ export function onView(heard) {
   hearing.add(heard);
 }
 
-/** The response to a request, sent with the read token once the views want one. */
-async function request(url, headers, signal) {
+/** The response to a request, sent with the token of its kind once the views want one. Raises Problem if there is none. */
+async function request(url, { kind = "read", headers, ...options }) {
   for (;;) {
-    const token = readToken();
+    const token = tokenOf(kind);
     const sent = token === null ? headers : { ...headers, Authorization: `Bearer ${token}` };
-    const answer = await fetch(url, { signal, headers: sent, cache: "no-store" });
+    const answer = await fetch(url, { ...options, headers: sent, cache: "no-store" });
     if (answer.status !== 401) return answer;
     await answer.body?.cancel();
     // Another request may have got a newer one meanwhile.
-    if (readToken() === token) await showTokenForm(token !== null);
-    signal?.throwIfAborted();
+    if (tokenOf(kind) === token && !(await showTokenForm(kind, token !== null))) throw new Problem(401, { detail: "Without the token nothing was sent.", code: "unauthorized" });
+    options.signal?.throwIfAborted();
   }
 }
 
@@ -39,11 +40,22 @@ export async function get(path, query = {}, signal = undefined) {
   const wanted = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) if (value !== "" && value !== null && value !== undefined) wanted.set(name, value);
   const text = wanted.toString();
+  const body = await json(`v1/${path}${text ? `?${text}` : ""}`, { headers: { Accept: "application/json" }, signal });
+  if (body.view) for (const heard of hearing) heard(body.view);
+  return body;
+}
+
+/** Act with the operator token, and await what comes of it. Raises Problem. */
+export function act(path, body) {
+  return json(`v1/${path}?wait=15s`, { kind: "operator", method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+}
+
+async function json(url, options) {
   let answer;
   try {
-    answer = await request(`v1/${path}${text ? `?${text}` : ""}`, { Accept: "application/json" }, signal);
+    answer = await request(url, options);
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (error.name === "AbortError" || error instanceof Problem) throw error;
     for (const heard of hearing) heard(null);
     throw new Problem(0, { detail: "The views do not answer." });
   }
@@ -52,7 +64,6 @@ export async function get(path, query = {}, signal = undefined) {
     return null;
   });
   if (!answer.ok || body === null) throw new Problem(answer.status, body);
-  if (body.view) for (const heard of hearing) heard(body.view);
   return body;
 }
 
@@ -89,7 +100,7 @@ export function stream(query, heard, signal, states = {}) {
       let pause_ms = RETRY_MS;
       try {
         const headers = { Accept: "text/event-stream", ...(last === null ? {} : { "Last-Event-ID": last }) };
-        const answer = await request(`v1/stream?${new URLSearchParams(query)}`, headers, ended);
+        const answer = await request(`v1/stream?${new URLSearchParams(query)}`, { headers, signal: ended });
         if (answer.ok) {
           states.open?.();
           for await (const { event, id, data } of events(answer.body)) {

@@ -10,7 +10,7 @@ const COLUMNS = ["Time", "Event", "Status", "Flow", "By", "Revision"];
 function made(event) {
   return row(COLUMNS, [
     el("time", { datetime: event.at, title: event.at }, clock(event.at)),
-    event.kind.replace("_", " "),
+    event.kind.replaceAll("_", " "),
     badge(event.status),
     el("a", { href: `#/flows/${event.flow_id}` }, id(event.flow_id)),
     said(event.actor, 60),
@@ -46,6 +46,7 @@ export function showAudit(main, { query, signal }) {
     const tbody = body.tBodies[0];
     const fresh = waiting.splice(0).reverse().map(made);
     tbody.prepend(...fresh);
+    none.hidden = true;
     while (tbody.rows.length > SHOWN_MAX) tbody.lastElementChild.remove();
   };
   const take = (told) => {
@@ -64,7 +65,8 @@ export function showAudit(main, { query, signal }) {
     announce(paused ? "Paused" : "Going on");
     draw();
   });
-  main.append(el("h1", { tabindex: "-1" }, "Audit"), form, el("p", { class: "pages" }, pause, state), el("div", { class: "wide" }, body));
+  const none = el("p", { class: "empty", hidden: true }, owner ? "No events of this owner yet." : "No events yet: each change of a flow is shown here as it is committed.");
+  main.append(el("h1", { tabindex: "-1" }, "Audit"), none, form, el("p", { class: "pages" }, pause, state), el("div", { class: "wide" }, body));
   const timer = setInterval(draw, DRAW_MS);
   signal.addEventListener("abort", () => clearInterval(timer), { once: true });
   // Each time that the stream begins: what there is, and from then on what comes.
@@ -74,6 +76,7 @@ export function showAudit(main, { query, signal }) {
       const newest = new Set(page.items.map((event) => event.id));
       waiting = waiting.filter((event) => !newest.has(event.id));
       if (!paused) body.tBodies[0].replaceChildren(...page.items.map(made));
+      none.hidden = body.tBodies[0].rows.length > 0;
     } catch (error) {
       if (error.name !== "AbortError") state.textContent = line(error.message, 200);
     }

@@ -41,6 +41,23 @@ export function id(text) {
   return el("code", { class: "id" }, line(text));
 }
 
+/** A text with a button that copies it, or `copied` instead. */
+export function copyable(shown, copied = shown, what = "") {
+  const button = el("button", { type: "button", class: "plain copy", title: `Copy ${what || copied}`, "aria-label": `Copy ${what || copied}`, on: { click: async () => {
+    // Only pages of https and of this machine may write to the clipboard.
+    if (!navigator.clipboard) {
+      getSelection().selectAllChildren(button.previousElementSibling);
+      announce("Selected: copy it with the keyboard");
+      return;
+    }
+    await navigator.clipboard.writeText(copied);
+    button.classList.add("done");
+    announce("Copied");
+    setTimeout(() => button.classList.remove("done"), 1200);
+  } } });
+  return el("span", { class: "copyable" }, typeof shown === "string" ? el("code", { class: "id" }, line(shown)) : shown, button);
+}
+
 export function badge(status) {
   return el("span", { class: "badge", "data-status": status }, status);
 }
@@ -86,6 +103,7 @@ setInterval(() => {
 }, 1000);
 
 export const clock = (at) => at.slice(11, 23);
+export const moment = (at) => `${at.slice(0, 10)} ${at.slice(11, 23)}`;
 export const day = (at) => `${at.slice(0, 10)} ${at.slice(11, 19)}`;
 
 /** For people who listen: one sentence, and only when they asked for something. */

@@ -1,8 +1,10 @@
 // One flow: why it stands where it does, its states and steps over time, its events, its state.
 
+import { actionBar, actionsOf } from "./act.js";
 import { Problem, get, keep, stream, unlessGone } from "./api.js";
-import { ago, announce, badge, day, el, id, json, line, number, said, span } from "./dom.js";
+import { ago, announce, badge, copyable, el, json, line, moment, number, said, span } from "./dom.js";
 import { diff } from "./diff.js";
+import { eventItem, written } from "./events.js";
 import { timeline } from "./timeline.js";
 import { why } from "./why.js";
 
@@ -10,37 +12,22 @@ const REFRESH_MS = 5000;
 const EVENTS_PAGE = 100;
 const EVENTS_MAX = 1000;
 
-const SUMMARY = {
-  created: (p) => ["goal ", said(p.goal, 80)],
-  waiting: (p) => [p.wait.kind === "external_event" ? ["for ", said(p.wait.topic, 60)] : p.wait.kind === "timer" ? `until ${day(p.wait.at)}` : p.wait.kind === "steps" ? "for steps" : "for somebody"],
-  resumed: (p) => [`by ${p.by.replace("_", " ")}`],
-  failed: (p) => [said(p.reason, 160)],
-  state_updated: (p) => [p.next_step ? ["step ", said(p.next_step, 60)] : "", p.patch && typeof p.patch === "object" && !Array.isArray(p.patch) ? ` ${Object.keys(p.patch).length} keys` : ""],
-  step_observed: (p) => [said(p.step.task, 60), ` ${p.step.status}`],
-  step_scheduled: (p) => [said(p.step.task, 60), " ", said(p.step.run_id, 40)],
-};
-const ofStep = (p) => [said(p.run_id, 60),
-  p.changes.execution.attempt > 0 ? `, attempt ${p.changes.execution.attempt} of ${p.changes.execution.max_attempts}` : "", p.reason ? [": ", said(p.reason, 160)] : ""];
-
-function eventItem(event, travel) {
-  const details = el("details", { on: { toggle: () => {
-    if (details.open && details.childElementCount === 1) details.append(json(event.payload_json));
-  } } }, el("summary", {}, "payload"));
-  return el("li", { "data-event": event.id, "data-status": event.status },
-    el("p", {}, el("strong", {}, event.kind.replace("_", " ")), " ", el("span", { class: "quiet" }, ((SUMMARY[event.kind] ?? (event.kind.startsWith("step_") ? ofStep : null))?.(event.payload_json) ?? []).flat(2))),
-    el("p", { class: "quiet" }, el("time", { datetime: event.at, title: event.at }, day(event.at)), " by ", said(event.actor, 60), ` · revision ${event.revision} · event ${event.id}`),
-    el("div", { class: "actions" },
-      event.kind.startsWith("step_") || event.kind === "pruned" ? null : el("button", { type: "button", on: { click: () => travel(event.revision, true) } }, "what changed"),
-      details));
-}
-
 function panel(name, title, ...children) {
   return el("section", { class: `panel ${name}-panel`, "aria-labelledby": `${name}-title` }, el("h2", { id: `${name}-title`, tabindex: "-1" }, title), ...children);
+}
+
+/** Make what stands in `place` anew only where `key` is another one: what is being read or copied stays. */
+function showOnce(place, key, made) {
+  if (place.dataset.key === key) return;
+  place.dataset.key = key;
+  place.replaceChildren(...made(key));
 }
 
 export function showFlow(main, { argument: flowId, signal }) {
   const heading = el("h1", { tabindex: "-1" }, "Flow");
   const reasons = el("ul", { class: "why" });
+  const does = el("div", {});
+  const goal = el("div", {});
   const facts = el("dl", { class: "facts" });
   const times = timeline();
   const list = el("ol", { class: "events", reversed: true });
@@ -51,10 +38,10 @@ export function showFlow(main, { argument: flowId, signal }) {
   const forth = el("button", { type: "button" }, "Revision after ›");
   const note = el("p", { class: "empty", hidden: true });
   const content = el("div", { class: "flow", hidden: true },
-    panel("why", "Where it stands", reasons),
+    panel("why", "Where it stands", reasons, does),
     panel("times", "States and steps over time", times.element),
-    el("div", {}, panel("facts", "The flow", facts), panel("events", "Events", list, more)),
-    el("div", {}, panel("state", "State", el("p", { class: "pages" }, back, forth), stateTitle, stateView)));
+    el("div", {}, panel("events", "Events, newest first", list, more)),
+    el("div", {}, panel("facts", "The flow", goal, facts), panel("state", "State", el("p", { class: "pages" }, back, forth), stateTitle, stateView)));
   main.append(heading, note, content);
 
   let flow = null;
@@ -74,29 +61,35 @@ export function showFlow(main, { argument: flowId, signal }) {
   };
   const showFacts = () => {
     const it = flow.flow;
-    heading.replaceChildren(badge(it.status), " ", said(it.goal, 300));
+    heading.replaceChildren(badge(it.status), " ", said(it.goal, 160));
+    showOnce(goal, it.goal.length > 160 || it.goal.includes("\n") ? it.goal : "", (text) => (text ? [el("h3", {}, "Goal"), written(text)] : []));
+    const reason = it.status === "failed" ? it.state_json?.failure?.reason : null;
+    showOnce(does, JSON.stringify([it.status, it.revision, it.cancel_requested]), () => [
+      typeof reason === "string" && (reason.includes("\n") || reason.length > 300) ? el("details", {}, el("summary", {}, "The whole reason"), written(reason)) : null,
+      actionBar(actionsOf(flow))].filter(Boolean));
     document.title = `${line(it.goal, 60)} – taskflow`;
     const entries = [
-      ["Id", id(it.id)],
+      ["Id", copyable(it.id)],
       ["Owner", el("a", { href: `#/flows?${new URLSearchParams({ owner: it.owner_session_key })}` }, said(it.owner_session_key, 120))],
       ["Controller", el("a", { href: `#/flows?${new URLSearchParams({ controller: it.controller_id })}` }, said(it.controller_id, 120))],
-      ["Asked for by", said(it.requester_origin, 120)],
+      ["Origin", said(it.requester_origin, 120)],
       ["Current step", said(it.current_step, 120)],
       ["Revision", number(it.revision)],
       ["Events", number(flow.events)],
       ["Partition", el("a", { href: "#/partitions" }, `${flow.partition}`, partition ? [", decided by ", partition.worker === null ? "nobody" : said(partition.worker, 60)] : null)],
-      ["Created", el("span", {}, day(it.created_at), " · ", ago(it.created_at))],
-      ["Changed", el("span", {}, day(it.updated_at), " · ", ago(it.updated_at))],
-      ["Would be taken now", flow.allowed.length ? flow.allowed.join(", ").replaceAll("_", " ") : "nothing"],
+      ["Created", el("span", {}, moment(it.created_at), " · ", ago(it.created_at))],
+      ["Changed", el("span", {}, moment(it.updated_at), " · ", ago(it.updated_at))],
+      ["Its owner may send", flow.allowed.length ? flow.allowed.join(", ").replaceAll("_", " ") : "nothing"],
     ];
     const wait = it.wait_json;
     if (wait) {
       const until = wait.kind === "timer" ? wait.at : wait.timeout_at;
       entries.splice(1, 0, ["Waits for", el("span", {},
-        wait.kind === "external_event" ? ["the event ", said(wait.topic, 120), ", correlation id ", said(wait.correlation_id, 120)] : wait.kind === "timer" ? "a time" : wait.kind === "steps" ? (wait.run_ids ? ["the steps ", said(wait.run_ids.join(", "), 200)] : "all its steps") : "somebody to resume it",
+        wait.kind === "external_event" ? ["the event ", said(wait.topic, 120), ", correlation id ", copyable(said(wait.correlation_id, 120), wait.correlation_id, "the correlation id")] : wait.kind === "timer" ? "a time" : wait.kind === "steps" ? (wait.run_ids ? ["the steps ", said(wait.run_ids.join(", "), 200)] : "all its steps") : "somebody to resume it",
         until ? [" · ", ago(until, (ms) => (ms > 0 ? `over ${span(ms)}` : `${span(-ms)} left`))] : " · without a limit")]);
     }
-    facts.replaceChildren(...entries.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+    if (wait && wait.prompt !== undefined && wait.prompt !== null) entries.splice(2, 0, ["It asks", typeof wait.prompt === "string" ? written(wait.prompt) : json(wait.prompt)]);
+    showOnce(facts, JSON.stringify([it, flow.events, partition]), () => entries.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
   };
   const showTimes = () => {
     if (flow) times.show(flow.flow, flow.steps, flow.steps_total, [...known].reverse(), cursor === null);
@@ -130,13 +123,16 @@ export function showFlow(main, { argument: flowId, signal }) {
   back.addEventListener("click", () => travel((revision ?? flow.flow.revision) - 1));
   forth.addEventListener("click", () => travel((revision ?? flow.flow.revision) + 1));
 
+  const items = new Map();
   const showEvents = () => {
-    const present = new Set([...list.children].map((item) => item.dataset.event));
-    for (const event of [...known].reverse()) {
-      if (present.has(String(event.id))) continue;
-      const after = [...list.children].find((item) => Number(item.dataset.event) < event.id) ?? null;
-      list.insertBefore(eventItem(event, travel), after);
-    }
+    const owner = flow?.flow.owner_session_key ?? known.find((event) => event.kind === "created")?.payload_json.owner_session_key;
+    known.forEach((event, place) => {
+      const earlier = known[place + 1];
+      if (items.has(event.id)) items.get(event.id).follows(earlier);
+      else items.set(event.id, eventItem(event, earlier, owner, travel));
+      const made = items.get(event.id);
+      if (list.children[place] !== made) list.insertBefore(made, list.children[place] ?? null);
+    });
     more.hidden = cursor === null || known.length >= EVENTS_MAX;
     showTimes();
   };
@@ -164,7 +160,8 @@ export function showFlow(main, { argument: flowId, signal }) {
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       note.hidden = false;
-      note.textContent = error.code === "not_found" ? "There is no such flow; if it was pruned, its events are still here." : line(error.message, 300);
+      if (error.code !== "not_found") note.textContent = line(error.message, 300);
+      else note.replaceChildren(known.length > 0 ? "This flow was pruned; its events are still here. " : "There is no such flow: it may be of another deployment, or not created yet. ", el("a", { href: "#/flows" }, "Show the flows"));
       if (error.code === "not_found" && known.length > 0) content.hidden = false;
     }
   };

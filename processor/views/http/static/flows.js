@@ -1,7 +1,7 @@
 // The table of flows: filters, pages, and rows that change in place.
 
 import { Problem, get, keep, unlessGone } from "./api.js";
-import { ago, announce, badge, el, id, line, row, said, span, table } from "./dom.js";
+import { ago, announce, badge, el, line, row, said, span, table } from "./dom.js";
 
 const REFRESH_MS = 2000;
 const LIMIT = 50;
@@ -36,7 +36,7 @@ function waitWords(flow) {
 function cellsOf(flow) {
   return [
     badge(flow.status),
-    el("a", { href: `#/flows/${flow.id}` }, said(flow.goal, 120)),
+    el("a", { class: "goal", href: `#/flows/${flow.id}` }, said(flow.goal, 120)),
     said(flow.owner_session_key, 60),
     said(flow.current_step, 40),
     el("span", {}, waitWords(flow)),
@@ -44,7 +44,15 @@ function cellsOf(flow) {
   ];
 }
 
-export function showFlows(main, { query, signal }) {
+const CREATE = `echo '{"kind": "create_managed", "flow_id": "'$(uuidgen)'", "issued_by": "me", "controller_id": "me", "requester_origin": "shell", "goal": "try it"}' | taskflow send --wait`;
+
+function noFlows() {
+  return [el("h2", {}, "No flows yet"),
+    el("p", {}, "A flow comes from a ", el("code", {}, "create_managed"), " command on the topic ", el("code", {}, "commands"), ". In a terminal:"),
+    el("pre", { tabindex: "0" }, CREATE), el("p", {}, el("code", {}, "taskflow demo"), " makes some of its own.")];
+}
+
+export function showFlows(main, { query, signal, before, keepPlace }) {
   const question = QUESTIONS.find(([key]) => key === query.get("ask"));
   const preset = question?.[2]() ?? {};
   const own = Object.fromEntries(FIELDS.map((name) => [name, query.get(name) ?? ""]));
@@ -52,10 +60,10 @@ export function showFlows(main, { query, signal }) {
   const filtered = Boolean(question) || FIELDS.some((name) => own[name]);
   /** What a question asks for now, and what else is chosen. */
   const asked = (parameters) => ({ ...parameters(), ...Object.fromEntries(Object.entries(own).filter(([, value]) => value)) });
-  const cursors = [null];
+  const cursors = [...(before.cursors ?? [null])];
   const rows = new Map();
   const body = table("Flows", COLUMNS, []);
-  const note = el("p", { class: "empty", hidden: true });
+  const note = el("div", { class: "empty", role: "status", hidden: true });
   const older = el("button", { type: "button", disabled: true }, "Older ›");
   const newer = el("button", { type: "button", disabled: true }, "‹ Newer");
   const where = el("span", { class: "quiet" }, "");
@@ -71,6 +79,11 @@ export function showFlows(main, { query, signal }) {
     options.map(([value, words]) => el("option", { value, selected: chosen[name] === value }, words))));
   const input = (name, label, type, words) => el("label", {}, label,
     el("input", { name, type, value: chosen[name], placeholder: words, autocomplete: "off", spellcheck: "false", maxlength: 256 }));
+  const chosenCount = FIELDS.filter((name) => name !== "q" && chosen[name]).length;
+  const toggle = el("button", { type: "button", class: "toggle", "aria-expanded": "false", "aria-controls": "more-filters", on: { click: () => {
+    const open = toggle.getAttribute("aria-expanded") !== "true";
+    toggle.setAttribute("aria-expanded", String(open));
+  } } }, chosenCount ? `Filters (${chosenCount})` : "Filters");
   const form = el("form", { class: "filters", role: "search", "aria-label": "Flows", on: {
     submit: (event) => {
       event.preventDefault();
@@ -81,14 +94,15 @@ export function showFlows(main, { query, signal }) {
     },
     change: (event) => { if (event.target.tagName === "SELECT") form.requestSubmit(); },
   } },
-    input("q", "Search", "search", "words, owner or id ( / )"),
-    select("status", "Status", [["", "any"], ...["created", "running", "waiting", "finished", "failed", "cancelled", ...(chosen.status.includes(",") ? [chosen.status] : [])].map((status) => [status, status.replaceAll(",", ", ")])]),
+    input("q", "Search", "search", "id, owner, words, state.key=value"),
+    toggle,
+    el("div", { class: "more", id: "more-filters" }, select("status", "Status", [["", "any"], ...["created", "running", "waiting", "finished", "failed", "cancelled", ...(chosen.status.includes(",") ? [chosen.status] : [])].map((status) => [status, status.replaceAll(",", ", ")])]),
     select("waiting", "Waits for", [["", "anything, or nothing"], ["any", "anything"], ["timer", "a time"], ["external_event", "an event"], ["manual", "somebody"], ["steps", "its steps"]]),
     input("owner", "Owner", "text", "exactly"),
     input("controller", "Controller", "text", "exactly"),
     select("sort", "Order", [["", "changed last"], ["created", "newest"], ["wait", "wait ends soonest"]]),
     el("button", {}, "Find"),
-    filtered ? el("a", { class: "clear", href: "#/flows" }, "Clear") : null);
+    filtered ? el("a", { class: "clear", href: "#/flows" }, "Clear") : null));
   const kept = Object.fromEntries(OF_ANY_QUESTION.map((name) => [name, own[name]]));
   const counts = new Map(QUESTIONS.map(([key]) => [key, el("span", { class: "counted" })]));
   const asking = el("ul", { class: "questions", "aria-label": "What may be stuck" },
@@ -128,8 +142,9 @@ export function showFlows(main, { query, signal }) {
     newer.disabled = cursors.length === 1;
     where.textContent = cursors.length > 1 || next ? `page ${cursors.length}` : "";
     note.hidden = page.items.length > 0;
-    note.replaceChildren(...(filtered ? ["No flows match. ", el("a", { href: "#/flows" }, "Show all")] : ["There are no flows yet: a create_managed command on the topic commands makes one."]));
+    note.replaceChildren(...(filtered ? [own.q ? "No flows match. Words are found from their beginning; a field of the state as state.priority=high. " : "No flows match. ", el("a", { href: "#/flows" }, "Show all")] : noFlows()));
     body.hidden = page.items.length === 0;
+    older.parentElement.hidden = next === null && cursors.length === 1;
   };
   const load = async (wanted) => {
     try {
@@ -140,6 +155,7 @@ export function showFlows(main, { query, signal }) {
     } catch (error) {
       if (error instanceof Problem) {
         note.hidden = false;
+        body.hidden = true;
         note.textContent = line(error.message, 300);
       }
       throw error;
@@ -147,12 +163,19 @@ export function showFlows(main, { query, signal }) {
   };
   const turn = async () => {
     const page = await load(signal);
+    keepPlace({ cursors });
     announce(`Page ${cursors.length}, ${page.items.length} flows`);
     body.scrollIntoView({ block: "nearest" });
   };
   older.addEventListener("click", () => { if (next) { cursors.push(next); turn().catch(unlessGone); } });
   newer.addEventListener("click", () => { if (cursors.length > 1) { cursors.pop(); turn().catch(unlessGone); } });
 
+  body.tBodies[0].addEventListener("click", (event) => {
+    if (event.target.closest("a, button") || event.ctrlKey || event.metaKey || !getSelection().isCollapsed) return;
+    const link = event.target.closest("tr")?.querySelector("a");
+    if (link) location.hash = link.getAttribute("href");
+  });
+  body.classList.add("flows");
   main.append(
     el("h1", { tabindex: "-1" }, "Flows"),
     asking, form, note, el("div", { class: "wide" }, body),

@@ -1,35 +1,26 @@
-// Statistics, dead letters, partitions.
+// Statistics and partitions.
 
-import { Problem, get, keep, unlessGone } from "./api.js";
-import { ago, badge, day, el, line, number, rate, row, said, span, svg, table, visible } from "./dom.js";
+import { get } from "./api.js";
+import { badge, el, number, rate, row, said, span, svg, table } from "./dom.js";
+import { kept } from "./kept.js";
 
-const REFRESH_MS = 3000;
+const HEIGHT = 120;
+const round = (value) => [1, 2, 5].map((one) => one * 10 ** Math.floor(Math.log10(value))).concat(10 ** Math.ceil(Math.log10(value))).find((one) => one >= value) ?? value;
 
-/** Keep `load` going; what it could not do is said above. */
-function kept(main, load, signal) {
-  const note = el("p", { class: "empty", hidden: true });
-  main.append(note);
-  keep(async (wanted) => {
-    try {
-      await load(wanted);
-      note.hidden = true;
-    } catch (error) {
-      if (error instanceof Problem) {
-        note.hidden = false;
-        note.textContent = line(error.message, 300);
-      }
-      throw error;
-    }
-  }, REFRESH_MS, signal);
-}
-
+/** Bars of a minute each, with the axes beside and below them. */
 function chart(series) {
-  const [width, height] = [600, 120];
-  const highest = Math.max(1, ...series.map((minute) => minute.events));
-  const step = width / series.length;
-  const bar = (value, n, name) => svg("rect", { class: name, x: n * step + step * 0.1, width: step * 0.8, y: height - (value / highest) * height, height: (value / highest) * height });
-  return svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", preserveAspectRatio: "none", "aria-label": `Events a minute over ${series.length} minutes, at most ${highest}` },
-    ...series.map((minute, n) => bar(minute.events, n, "events")), ...series.map((minute, n) => bar(minute.failed, n, "failed")));
+  const highest = round(Math.max(1, ...series.map((minute) => minute.events)));
+  const step = 600 / series.length;
+  const bar = (minute, n, name) => svg("rect", { class: name, x: n * step + step * 0.1, width: step * 0.8, y: HEIGHT - (minute[name] / highest) * HEIGHT, height: (minute[name] / highest) * HEIGHT },
+    svg("title", {}, `${minute.at.slice(11, 16)}: ${number(minute.events)} events, ${number(minute.failed)} flows failed`));
+  const lines = [0, 0.5].map((part) => svg("line", { x1: 0, x2: 600, y1: part * HEIGHT, y2: part * HEIGHT, class: "grid" }));
+  const every = Math.max(1, Math.round(series.length / 4));
+  const times = series.filter((_, n) => n % every === 0);
+  return el("div", { class: "plot" },
+    el("ol", { class: "y-axis", "aria-hidden": "true" }, [highest, highest / 2, 0].map((value) => el("li", {}, number(value)))),
+    svg("svg", { viewBox: `0 0 600 ${HEIGHT}`, class: "chart", role: "img", preserveAspectRatio: "none", "aria-label": `Events a minute over ${series.length} minutes, at most ${number(Math.max(0, ...series.map((minute) => minute.events)))}` },
+      ...lines, ...series.map((minute, n) => bar(minute, n, "events")), ...series.map((minute, n) => bar(minute, n, "failed"))),
+    el("ol", { class: "x-axis", "aria-hidden": "true" }, times.map((minute) => el("li", {}, minute.at.slice(11, 16)))));
 }
 
 export function showStatistics(main, { signal }) {
@@ -37,14 +28,14 @@ export function showStatistics(main, { signal }) {
   main.append(el("h1", { tabindex: "-1" }, "Statistics"));
   kept(main, async (wanted) => {
     const found = await get("statistics", { minutes: 60 }, wanted);
-    const durations = ["Status", "Left it", "Mean", "Median", "90 %", "99 %", "Longest"];
-    const kinds = ["Event", "Ever"];
+    const durations = ["Status", "Times left", "Mean", "Median", "90 %", "99 %", "Longest"];
+    const kinds = ["Event", "In all"];
     const rates = ["Per second", "Created", "Finished", "Failed", "Cancelled", "Events"];
     place.replaceChildren(
       el("section", { class: "panel" }, el("h2", {}, "Events a minute, the last hour"), chart(found.series),
-        el("p", { class: "quiet" }, `from ${day(found.series[0]?.at ?? "")}`, found.failure_ratio === null ? "" : ` · ${Math.round(found.failure_ratio * 1000) / 10} % of what ended failed (red)`)),
+        el("p", { class: "quiet" }, "Times are UTC; the last minute is under way.", found.failure_ratio === null ? "" : ` ${Math.round(found.failure_ratio * 1000) / 10} % of the flows that ended have failed (red).`)),
       el("section", { class: "panel" }, el("h2", {}, "Rates"), el("div", { class: "wide" }, table("Rates", rates, [
-        row(rates, ["last minutes", ...["created", "finished", "failed", "cancelled", "events"].map((name) => rate(found.rates[name]))])]))),
+        row(rates, ["last 5 minutes", ...["created", "finished", "failed", "cancelled", "events"].map((name) => rate(found.rates[name]))])]))),
       el("section", { class: "panel" }, el("h2", {}, "How long flows stay in a status"), el("div", { class: "wide" }, table("Durations, the last hour", durations,
         found.durations.map((one) => row(durations, [badge(one.status), number(one.count), ...[one.mean_ms, one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms].map(span)]))))),
       el("section", { class: "panel" }, el("h2", {}, "Events by kind"), el("div", { class: "wide" }, table("Events by kind", kinds,
@@ -52,47 +43,6 @@ export function showStatistics(main, { signal }) {
       ))));
   }, signal);
   main.append(place);
-}
-
-const LETTER = ["When", "Code", "What", "From", "Key", "Bytes", "Value"];
-
-export function showDeadLetters(main, { signal }) {
-  const body = table("Dead letters, newest first", LETTER, []);
-  const older = el("button", { type: "button", hidden: true }, "Older");
-  const none = el("p", { class: "quiet", hidden: true }, "There are none: all records could be read as commands.");
-  let [cursor, first] = [null, null];
-  const made = (letter) => {
-    const value = el("details", { on: { toggle: () => { if (value.open && value.childElementCount === 1) value.append(el("pre", { tabindex: "0" }, el("bdi", {}, visible(letter.value)))); } } }, el("summary", {}, "show"));
-    return row(LETTER, [ago(letter.at), el("code", {}, letter.code), said(letter.message, 200),
-      `${letter.source.topic}/${letter.source.partition} @ ${letter.source.offset}`, letter.key === null ? "none" : said(letter.key, 40), number(letter.size), letter.value ? value : "empty"],
-    { "data-letter": `${letter.partition}/${letter.offset}` });
-  };
-  main.append(el("h1", { tabindex: "-1" }, "Dead letters"));
-  const take = (items, at) => {
-    const there = new Set([...body.tBodies[0].rows].map((one) => one.dataset.letter));
-    const fresh = items.filter((one) => !there.has(`${one.partition}/${one.offset}`)).map(made);
-    if (at === "top") body.tBodies[0].prepend(...fresh);
-    else body.tBodies[0].append(...fresh);
-    body.hidden = body.tBodies[0].rows.length === 0;
-    none.hidden = !body.hidden;
-  };
-  kept(main, async (wanted) => {
-    const page = await get("deadletters", { limit: 50 }, wanted);
-    take(page.items, "top");
-    if (first === null) {
-      first = true;
-      cursor = page.next_cursor;
-      older.hidden = cursor === null;
-    }
-  }, signal);
-  const further = async () => {
-    const page = await get("deadletters", { limit: 50, cursor }, signal);
-    cursor = page.next_cursor;
-    older.hidden = cursor === null || body.tBodies[0].rows.length > 1000;
-    take(page.items, "bottom");
-  };
-  older.addEventListener("click", () => further().catch(unlessGone));
-  main.append(none, el("div", { class: "wide" }, body), older);
 }
 
 const PARTITION = ["Partition", "Decided by", "Commands behind", "Control behind", "Shown by", "Audit behind"];

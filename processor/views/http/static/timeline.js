@@ -1,6 +1,7 @@
 // A flow's states and its steps on one axis of time, attempt by attempt.
 
-import { ago, badge, day, el, json, line, number, said, span } from "./dom.js";
+import { actionBar, actionsOfStep } from "./act.js";
+import { ago, badge, day, el, json, line, moment, number, said, span, visible } from "./dom.js";
 
 const LANES_MAX = 100;
 const SEGMENTS_MAX = 50;
@@ -90,7 +91,7 @@ export function timeline() {
       if (!known.has(step.run_id)) known.set(step.run_id, lane());
       const made = known.get(step.run_id);
       const did = work.get(step.run_id) ?? [{ status: step.status, from: step.created_at, to: ENDED.has(step.status) ? step.updated_at : null }];
-      made.show(stepBars(did, step, scale), stepBadge(step), [step.task, step.run_id], JSON.stringify([did, step.updated_at]), () => stepBody(did, step, from));
+      made.show(stepBars(did, step, scale), stepBadge(step), [step.task, step.run_id], JSON.stringify([did, step.updated_at, flow.status, flow.cancel_requested]), () => [...stepBody(did, step, from), actionBar(actionsOfStep(flow, step))]);
       if (!made.item.isConnected) list.append(made.item);
     }
     left.hidden = total <= shown.length;
@@ -167,7 +168,7 @@ function stateBody(parts, whole) {
   return el("ol", { class: "segments" },
     whole ? null : el("li", { class: "quiet" }, "earlier events are not loaded yet"),
     parts.slice(-SEGMENTS_MAX).map(({ status, from, to, wait }) => el("li", {}, badge(status), waited(wait), " ",
-      el("time", { datetime: from }, day(from)),
+      el("time", { datetime: from }, moment(from)),
       TERMINAL.has(status) ? "" : to ? ` · ${span(Date.parse(to) - Date.parse(from))}` : [" · for ", ago(from, span)])));
 }
 
@@ -210,15 +211,15 @@ function stepBody(did, step, from) {
     ` +${span(Date.parse(began) - from)} · `, to === null ? ["for ", ago(began, span)] : span(Date.parse(to) - Date.parse(began)),
     holder ? [" · ", said(holder, 80)] : "",
     el("span", { class: "quiet" }, ` · lease until ${day(lease)}`),
-    reason ? el("p", { class: "grave reason" }, el("bdi", {}, line(reason, 600))) : null));
+    reason ? el("p", { class: "grave reason text" }, el("bdi", {}, visible(reason))) : null));
   const { execution } = step;
   const failure = execution?.last_failure;
   const facts = [
     ["Run", el("code", {}, el("bdi", {}, line(step.run_id, 256)))],
     ["Task", said(step.task, 256)],
     step.child_session_key ? [execution ? "Holder" : "Session", said(step.child_session_key, 256)] : null,
-    ["Created", el("span", {}, day(step.created_at), " · ", ago(step.created_at))],
-    ["Changed", el("span", {}, day(step.updated_at), " · ", ago(step.updated_at))],
+    ["Created", el("span", {}, moment(step.created_at), " · ", ago(step.created_at))],
+    ["Changed", el("span", {}, moment(step.updated_at), " · ", ago(step.updated_at))],
     due(step),
     execution?.timeout_at ? ["Fails at", el("span", {}, day(execution.timeout_at), " · ", ago(execution.timeout_at))] : null,
     failure ? ["Last failure", el("span", {}, said(failure.reason, 600), " · ", ago(failure.at))] : null,

@@ -1,0 +1,151 @@
+"""What holds on every page: it fits, it can be read, and it says what needs somebody."""
+
+import itertools
+import re
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from tests.support.axe import needs_axe, violations
+from tests.support.browser import DESKTOP, PHONE, needs_chromium, tab
+from tests.support.recorded_deployment import Recorded
+from tests.support.stub_views import ShownViews, flow_id, showing, story
+
+pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="session")]
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+
+
+@pytest.fixture(scope="module")
+def views() -> ShownViews:
+    return story()
+
+
+CONTRAST = """() => {
+  const parse = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return [m[0], m[1], m[2], m[3] ?? 1]; };
+  const lum = (c) => { const [r, g, b] = c.map((v) => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; }); return .2126 * r + .7152 * g + .0722 * b; };
+  const found = new Set();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode, element = node.parentElement;
+    if (!node.textContent.trim() || !element.checkVisibility({ opacityProperty: true }) || element.closest("noscript, .unseen, .skip, :disabled, option")) continue;
+    let back = element;
+    while (back && parse(getComputedStyle(back).backgroundColor)[3] === 0) back = back.parentElement;
+    const [a, b] = [parse(getComputedStyle(element).color), back ? parse(getComputedStyle(back).backgroundColor) : [255, 255, 255]].map((c) => lum(c.slice(0, 3))).sort((x, y) => y - x);
+    const ratio = (a + .05) / (b + .05);
+    if (ratio < 4.5) found.add(`${element.className || element.tagName} ${ratio.toFixed(2)} ${node.textContent.slice(0, 30)}`);
+  }
+  return [...found];
+}"""  # noqa: E501
+
+
+PAGES = {
+    "flows": ("/flows", "tbody tr"),
+    "flow": (f"/flows/{flow_id(7)}", ".events > li"),
+    "steps": (f"/flows/{flow_id(5)}", ".lanes > li:nth-child(5)"),
+    "audit": ("/audit", "tbody tr"),
+    "statistics": ("/statistics", ".chart"),
+    "deadletters": ("/deadletters", "tbody tr"),
+    "partitions": ("/partitions", ".grave"),
+}
+"""Path, and what stands on the page once it is there."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+async def test_every_page_fits_and_can_be_read(
+    browser: Browser,
+    views: ShownViews,
+    scheme: Literal["light", "dark"],
+    size: tuple[int, int],
+    tmp_path: Path,
+) -> None:
+    async with showing(views) as address, tab(browser, size=size, scheme=scheme) as seen:
+        for name, (path, awaited) in PAGES.items():
+            await seen.page.goto(f"{address}/#{path}")
+            await expect(seen.page.locator(f"main {awaited}").first).to_be_visible()
+            for lane in await seen.page.locator(".lanes summary").all():
+                await lane.click()
+            await seen.page.mouse.move(0, 0)
+            await seen.page.screenshot(path=tmp_path / f"{name}.png")
+            too_wide = await seen.page.evaluate(
+                "document.scrollingElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            assert too_wide <= 0, name
+            assert await seen.page.evaluate(CONTRAST) == [], name
+
+
+@needs_axe
+async def test_assistive_technology_stumbles_over_nothing(browser: Browser) -> None:
+    views = story()
+    views.actions = True
+    async with showing(views) as address:
+        for size, scheme in itertools.product((DESKTOP, PHONE), SCHEMES):
+            async with tab(browser, size=size, scheme=scheme) as seen:
+                page = seen.page
+                for path, awaited in PAGES.values():
+                    await page.goto(f"{address}/#{path}")
+                    await expect(page.locator(f"main {awaited}").first).to_be_visible()
+                    for summary in (await page.locator("main summary").all())[:8]:
+                        await summary.click()
+                    assert await violations(page) == [], (path, size, scheme)
+                await page.goto(f"{address}/#/flows/{flow_id(7)}")
+                await page.get_by_role("button", name="Resume …").click()
+                assert await violations(page) == [], ("resume", size, scheme)
+                await page.keyboard.press("Escape")
+                await page.get_by_role("button", name="Keys (?)").click()
+                assert await violations(page) == [], ("keys", size, scheme)
+
+
+async def test_what_needs_somebody_stands_on_every_page(browser: Browser) -> None:
+    views = story()
+    async with showing(views) as address, tab(browser) as seen:
+        page, banner = seen.page, seen.page.locator("#banner")
+        for path, _ in PAGES.values():
+            if path != "/deadletters":
+                await page.goto(f"{address}/#{path}")
+                await expect(banner).to_contain_text("No worker has partition 1. 1,200 commands")
+                await expect(banner).to_contain_text("1 new dead letter")
+        await expect(
+            page.get_by_role("link", name=re.compile(r"Partitions \(1 without a worker\)"))
+        ).to_be_visible()
+        await page.get_by_role("link", name=re.compile(r"Dead letters \(1 new\)")).click()
+        await expect(page.locator("[data-letter]")).to_be_visible()
+        await expect(page.locator("#badge-deadletters")).to_be_hidden()
+        views.orphaned = None
+        await expect(banner).to_be_hidden(timeout=15_000)
+        assert await page.locator("#badge-partitions").is_hidden()
+
+
+async def test_the_way_back_leads_to_the_same_place(browser: Browser) -> None:
+    async with showing(story()) as address, tab(browser) as seen:
+        page, rows = seen.page, seen.page.locator("tbody tr")
+        await page.goto(address)
+        await page.get_by_role("button", name="Older").click()
+        await expect(page.locator(".pages")).to_contain_text("page 2")
+        row = rows.nth(20)
+        flow = await row.get_attribute("data-flow")
+        await row.scroll_into_view_if_needed()
+        await page.wait_for_function("history.state?.scroll > 100")
+        place = await page.evaluate("scrollY")
+        await row.locator("td").first.click()  # the whole row opens its flow
+        await expect(page).to_have_url(f"{address}/#/flows/{flow}")
+        await expect(page.locator(".events > li").first).to_be_visible()
+        assert await page.evaluate("scrollY") == 0
+        await page.go_back()
+        await expect(rows.nth(20)).to_have_attribute("data-flow", flow or "")
+        await expect(page.locator(".pages")).to_contain_text("page 2")
+        assert await page.evaluate("scrollY") == place
+
+
+async def test_an_empty_deployment_and_a_wrong_address_say_what_to_do(browser: Browser) -> None:
+    async with showing(ShownViews(Recorded())) as address, tab(browser) as seen:
+        page = seen.page
+        await page.goto(address)
+        await expect(page.get_by_role("heading", name="No flows yet")).to_be_visible()
+        await expect(page.locator("main pre")).to_contain_text("taskflow send --wait")
+        await page.goto(f"{address}/#/nowhere")
+        await expect(page.get_by_role("heading", name="No such page")).to_be_visible()
+        await page.get_by_role("link", name="Show the flows").click()
+        await expect(page.get_by_role("heading", name="No flows yet")).to_be_visible()
