@@ -25,8 +25,11 @@ os.environ["TASKFLOW_BROKER_JIT"] = "quick"
 os.environ["TASKFLOW_BROKER_AOT"] = str(Path(sys.prefix) / "kafka.aot")
 
 
-MANY_TIMES = [Path(__file__).parent / folder for folder in ("simulation", "property")]
+TESTS = Path(__file__).parent
+MANY_TIMES = {TESTS / "simulation", TESTS / "property"}
 """They run the same lines thousands of times, which all have tests of their own."""
+QUICK = {TESTS / "unit", TESTS / "property"}
+"""Their tests take milliseconds; those of the other folders seconds, most of them to wait."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,13 +65,43 @@ def pytest_report_header() -> str:
     return f"deadlines are those of a quiet machine, times {machine.slowness():.2f}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         marker = item.get_closest_marker("timeout")
         if marker is not None:
             item.add_marker(pytest.mark.timeout(machine.patience(marker.args[0])), append=False)
-        if any(folder in item.path.parents for folder in MANY_TIMES):
+        if MANY_TIMES.intersection(item.path.parents):
             item.add_marker(pytest.mark.no_cover)
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    if processes > 1:
+        items[:] = dealt(items, processes)
+
+
+def dealt(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
+    """The tests in the order in which no process of pytest-xdist is left with long ones at the end.
+
+    It gives each process one stretch of them, and whoever is done takes from the ends of others: so
+    each stretch begins with files whose tests take seconds, and ends with tests of milliseconds.
+    """
+    files: dict[Path | str, list[pytest.Item]] = {}
+    quick = []
+    for item in items:
+        if QUICK.intersection(item.path.parents):
+            quick.append(item)
+        else:
+            # Two files share the broker with rights: it is to be started once.
+            secured = "secured" in getattr(item, "fixturenames", ())
+            files.setdefault("secured" if secured else item.path, []).append(item)
+    long = [*files.values()]
+    stretches = [[item for of in long[n::processes] for item in of] for n in range(processes)]
+    ends = [len(items) * (n + 1) // processes for n in range(processes)]
+    found: list[pytest.Item] = []
+    for stretch, end in zip(stretches, ends, strict=True):
+        found += stretch
+        count = max(0, end - len(found))
+        found += quick[:count]
+        del quick[:count]
+    return found + quick
 
 
 @pytest.fixture

@@ -93,25 +93,6 @@ async def test_it_answers_on_the_loopback_interface_only(broker: EmbeddedBroker)
     assert listening == {"127.0.0.1"}
 
 
-async def test_what_was_written_outlives_a_restart_and_a_kill(
-    broker: EmbeddedBroker, prefix: str
-) -> None:
-    topic, bootstrap, first_pid = f"{prefix}.kept", broker.bootstrap, broker.pid
-    await create_topic(bootstrap, topic)
-    await send(bootstrap, topic, b"here to stay")
-
-    await broker.restart()
-    assert await first_value(broker.bootstrap, topic) == b"here to stay"
-    await broker.kill()
-    assert not broker.running
-    assert not await broker_responds(bootstrap)
-    await broker.restart()
-
-    assert await first_value(bootstrap, topic) == b"here to stay"
-    assert broker.bootstrap == bootstrap
-    assert broker.pid != first_pid
-
-
 async def test_without_a_directory_it_leaves_nothing() -> None:
     async with embedded_broker() as broker:
         pid, data_dir, bootstrap = broker.pid, broker.data_dir, broker.bootstrap
@@ -122,15 +103,24 @@ async def test_without_a_directory_it_leaves_nothing() -> None:
     assert not await broker_responds(bootstrap)
 
 
-async def test_a_named_directory_keeps_its_data_and_its_cluster(
-    tmp_path: Path, prefix: str
-) -> None:
+async def test_a_named_directory_outlives_a_kill_and_an_end(tmp_path: Path, prefix: str) -> None:
+    """One broker of its own: that of the session would recover the logs of all its topics."""
     async with embedded_broker(data_dir=tmp_path / "kafka") as broker:
-        await create_topic(broker.bootstrap, prefix)
-        await send(broker.bootstrap, prefix, b"yesterday")
+        bootstrap, first_pid = broker.bootstrap, broker.pid
+        await create_topic(bootstrap, prefix)
+        await send(bootstrap, prefix, b"here to stay")
+
+        await broker.kill()
+        assert not broker.running
+        assert not await broker_responds(bootstrap)
+        await broker.restart()
+
+        assert await first_value(bootstrap, prefix) == b"here to stay"
+        assert broker.bootstrap == bootstrap
+        assert broker.pid != first_pid
 
     async with embedded_broker(data_dir=tmp_path / "kafka") as broker:
-        assert await first_value(broker.bootstrap, prefix) == b"yesterday"
+        assert await first_value(broker.bootstrap, prefix) == b"here to stay"
 
 
 async def test_a_directory_in_use_is_refused_in_one_sentence(
