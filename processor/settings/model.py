@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     steps_partitions: Annotated[
         int, Field(ge=1, le=10_000), Expected("a whole number of 1 to 10000")
     ] = Field(default_factory=lambda data: data.get("partitions", 4))
-    """Of the topic `steps` alone, at least as many as the others have; it may grow."""
+    """Of the topic `steps` alone, at least as many as the others have; it may grow. Executors see
+    more within 10 s, workers write to them within 30 s."""
     replication_factor: Annotated[
         int, Field(ge=1, le=32), Expected("a whole number of 1 to 32")
     ] = 1

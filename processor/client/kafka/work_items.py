@@ -22,6 +22,8 @@ from processor.engine.codec import Record
 from processor.runtime import backoff_s, end_tasks
 from processor.settings import Settings
 
+METADATA_MAX_AGE_MS: Final = 10_000
+"""How late an executor learns that `steps` has more partitions; aiokafka's default is 5 minutes."""
 COMMIT_EVERY_S: Final = 1.0
 COMMIT_TIMEOUT_S: Final = 5.0
 STOP_TIMEOUT_S: Final = 5.0
@@ -146,6 +148,7 @@ class WorkItemReader:
             isolation_level="read_uncommitted",
             auto_offset_reset="earliest",
             enable_auto_commit=False,
+            metadata_max_age_ms=METADATA_MAX_AGE_MS,
             session_timeout_ms=self._settings.session_timeout_ms,
             heartbeat_interval_ms=self._settings.session_timeout_ms // 5,
             # Long steps fill our hands for hours; heartbeats and leases say who is alive.

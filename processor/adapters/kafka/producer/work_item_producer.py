@@ -7,7 +7,7 @@ transaction is open.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
 
@@ -17,6 +17,9 @@ from processor.adapters.kafka.shutdown import stop_producer
 from processor.contract.topics import MESSAGE_MAX_BYTES
 from processor.engine.batch import Outgoing
 from processor.engine.partitioner import hashed_partition
+
+METADATA_MAX_AGE_MS: Final = 30_000
+"""How late a worker learns that `steps` has more partitions; executors look more often."""
 
 
 class KafkaWorkItemProducer:
@@ -77,6 +80,7 @@ class KafkaWorkItemProducer:
                     compression_type=self._compression,
                     max_batch_size=BATCH_MAX_BYTES,
                     max_request_size=4 * MESSAGE_MAX_BYTES,
+                    metadata_max_age_ms=METADATA_MAX_AGE_MS,
                 )
             return self._producer
 

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processor.client.kafka.work_items import OffsetTracker
+from processor.adapters.kafka.producer.work_item_producer import METADATA_MAX_AGE_MS as WORKERS_MS
+from processor.client.kafka import work_items
+from processor.client.kafka.work_items import METADATA_MAX_AGE_MS, OffsetTracker, WorkItemReader
+from processor.settings import Settings
 
 
 def test_nothing_is_committed_before_the_first_item() -> None:
@@ -39,3 +43,18 @@ def test_the_offset_never_moves_back_and_leaves_no_item_behind(offsets: Any, rng
         assert tracker.committable >= last
         assert tracker.committable == (min(left) if left else offsets[-1] + 1)
         last = tracker.committable
+
+
+async def test_executors_look_for_new_partitions_before_workers_write_to_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Made(Exception):
+        pass
+
+    def consumer(**options: Any) -> None:
+        raise Made(options["metadata_max_age_ms"])
+
+    monkeypatch.setattr(work_items, "AIOKafkaConsumer", consumer)
+    with pytest.raises(Made, match=str(METADATA_MAX_AGE_MS)):
+        await WorkItemReader(Settings(), "group", ["task"]).poll(max_records=1, wait_s=0)
+    assert METADATA_MAX_AGE_MS < WORKERS_MS
