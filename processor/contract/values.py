@@ -42,11 +42,13 @@ _RFC3339 = re.compile(
     re.ASCII,
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TIMES_KNOWN: Final = 8_192
+"""Milliseconds of some seconds: of one step a worker writes three times, and reads each again."""
 NO_TIME: Final = "not an RFC 3339 time with an offset"
 OUTSIDE_THE_YEARS: Final = "outside the years 1..9999 in UTC"
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=TIMES_KNOWN)
 def parse_timestamp(text: str) -> int:
     """Milliseconds since 1970 of an RFC 3339 time with an offset; finer digits are cut off.
 
@@ -75,7 +77,7 @@ def parse_timestamp(text: str) -> int:
     return (delta.days * 86_400 + delta.seconds) * 1000 + int((fraction or "0")[:3].ljust(3, "0"))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=TIMES_KNOWN)
 def instant(at_ms: int) -> str:
     """The one way in which a time is written: RFC 3339, UTC, milliseconds, `Z`.
 

@@ -22,22 +22,19 @@ class BatchSteps:
     def __init__(self, loaded: LoadedState) -> None:
         self._loaded = loaded
         self._loaded_live: dict[str, dict[str, StepRow]] = {}
-        self._before: dict[StepKey, StepRow | None] = {}
-        self._now: dict[StepKey, StepRow | None] = {}
-        self._headers: dict[StepKey, Headers] = {}
+        self._now: dict[StepKey, tuple[StepRow | None, Headers]] = {}
+        """What the batch has touched, with the headers of the command that did so last."""
         self._touched: dict[str, dict[str, None]] = {}
         """By flow, the run ids that the batch has touched."""
 
     def row(self, at: StepKey) -> StepRow | None:
         """The step as it is now, as far as it is known."""
-        return self._now[at] if at in self._now else self._row_before(at)
+        now = self._now.get(at)
+        return self._row_before(at) if now is None else now[0]
 
     def put(self, at: StepKey, row: StepRow | None, headers: Headers) -> None:
         """Take in what a command, with `headers` that go on, made of a step; None: it is gone."""
-        if at not in self._now:
-            self._before[at] = self._row_before(at)
-        self._now[at] = row
-        self._headers[at] = headers
+        self._now[at] = row, headers
         self._touched.setdefault(at[0], {})[at[1]] = None
 
     def remove_all(self, flow_id: str, headers: Headers) -> None:
@@ -52,8 +49,8 @@ class BatchSteps:
     ) -> Iterator[tuple[StepKey, tuple[StepRow | None, StepRow | None], Headers]]:
         """Each step that the batch has touched, as it was and is, in the order in which they were
         touched first."""
-        for at, now in self._now.items():
-            yield at, (self._before[at], now), self._headers[at]
+        for at, (row, headers) in self._now.items():
+            yield at, (self._row_before(at), row), headers
 
     def needed_by(self, command: Command, flow: Flow, totals: StepTotals) -> FlowSteps:
         """What `command` must know of the steps of its `flow`, which are counted in `totals`."""
