@@ -126,6 +126,18 @@ def broker() -> Iterator[EmbeddedBroker]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The DSN of a PostgreSQL for the whole session; each test has a schema of its own there.
+
+    Tests that want it are marked with `needs_postgres` of tests/support/postgres.py.
+    """
+    from tests.support.postgres import running_postgres
+
+    with running_postgres() as dsn:
+        yield dsn
+
+
 @pytest.fixture
 def prefix() -> str:
     """A topic prefix that no other test has."""

@@ -175,6 +175,20 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=10_000), Expected("a whole number of 1 to 10000")
     ] = 128
     """Live streams that a view worker serves at the same time, beside those of other workers."""
+    sink_dsn: Annotated[
+        SecretStr | None, Expected("an address such as postgresql://user@host:5432/database")
+    ] = None
+    """The PostgreSQL that `taskflow sink postgres` writes to."""
+    sink_schema: Annotated[
+        str,
+        Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$"),
+        Expected("1 to 63 lower-case letters, digits and underscores, no digit first"),
+    ] = "public"
+    """The schema of the sink's tables."""
+    sink_http: Annotated[
+        Address | None, BeforeValidator(as_address), Expected("an address host:port, or off")
+    ] = Address("127.0.0.1", 8902)
+    """Where the sink answers /live, /ready and /metrics."""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(lower),

@@ -25,7 +25,7 @@ LAYERS = tuple(
         "recovery adapters telemetry",
         "partition client failpoints",
         "ops",
-        "worker views",
+        "sink worker views",
         "testing",
         "cli",
         "__main__",
@@ -33,7 +33,7 @@ LAYERS = tuple(
 )
 """From the innermost to the outermost, as processor/README.md draws them. A folder imports from
 itself and from the layers before its own."""
-KNOW_ADAPTERS = {"adapters", "worker", "client", "views", "failpoints", "testing", "cli"}
+KNOW_ADAPTERS = {"adapters", "worker", "client", "sink", "views", "failpoints", "testing", "cli"}
 VERIFIERS_KNOW = {"contract", "errors", "ops"}
 """What verifies must share no rule with what it verifies."""
 KNOW_KAFKA = {"adapters", "views", "engine", "client", "embedded", "testing", "cli"}
@@ -149,6 +149,8 @@ def test_clients_of_kafka_and_sqlite_stay_in_their_rooms() -> None:
             assert own_folder(path) in KNOW_KAFKA, path
         if top & {"sqlite3", "aiosqlite"}:
             assert {path, path.parent} & KNOW_SQLITE, path
+        if "asyncpg" in top:
+            assert path == ROOT / "processor" / "sink" / "database.py"
 
 
 def test_what_views_make_of_events_and_outcomes_is_pure() -> None:

@@ -1,0 +1,1 @@
+"""The sink: FlowEvents, and the flows and steps that they make, as rows in PostgreSQL."""
