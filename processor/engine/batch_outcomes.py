@@ -28,6 +28,7 @@ class BatchOutcomes:
         self._outcomes = outbound.outcomes
         self._add = outbound.outcomes.add
         self._dead_letters = outbound.dead_letters
+        self._counts: dict[OutcomeHead, int] = {}
         self.size_bytes = 0
         """Of all that was put."""
         self.verdict = Verdict.ACCEPTED
@@ -36,6 +37,12 @@ class BatchOutcomes:
     def __len__(self) -> int:
         """How many were put."""
         return len(self._outcomes)
+
+    def count_up(self) -> None:
+        """Note in the batch's tally what was put."""
+        for head, count in self._counts.items():
+            self._batch.tally[head.labels] += count
+        self._counts = {}
 
     def put(
         self,
@@ -62,7 +69,7 @@ class BatchOutcomes:
         self._add(key, value, headers)
         self.verdict = head.verdict
         self.size_bytes += len(value) + len(key or b"")
-        batch.tally[head.labels] += 1
+        self._counts[head] = self._counts.get(head, 0) + 1
 
     def quarantine(self, item: Unreadable) -> None:
         """Set `item` aside."""

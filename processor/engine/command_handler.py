@@ -154,7 +154,8 @@ class CommandHandler:
 
     def _handle(self, item: Readable) -> None:
         record, command, _, ledger_key = item
-        flow, _, chain, totals, _ = self._now(command.flow_id)
+        now = self._now(command.flow_id)
+        flow = now[0]
         # A flow that is known lies right: only an unknown one is worth the hash.
         if flow is None and not self._lies_right(item):
             return
@@ -165,7 +166,7 @@ class CommandHandler:
             return
         steps = NO_STEPS
         if flow is not None and command.kind in _NEED_STEPS:
-            steps = self._steps.needed_by(command, flow, totals)
+            steps = self._steps.needed_by(command, flow, now[3])
         decision = decide(
             command,
             flow,
@@ -177,7 +178,7 @@ class CommandHandler:
         if command.dry_run:
             self._put_dry_run(item, decision, flow, authority)
         else:
-            self._apply(item, (flow, chain, totals), authority, decision)
+            self._apply(item, now, authority, decision)
 
     def _now(self, flow_id: str) -> _FlowNow:
         now = self._touched.get(flow_id)
@@ -205,13 +206,13 @@ class CommandHandler:
     def _apply(
         self,
         item: Readable,
-        before: tuple[Flow | None, bytes, StepTotals],
+        now: _FlowNow,
         authority: Authority,
         decision: Decision,
     ) -> None:
         """Write the outcome of a decided command and apply its facts; fallible steps come first."""
         record, command, digest, ledger_key = item
-        flow, chain, totals = before
+        flow, _, chain, totals, _ = now
         facts, code, details, after = decision
         kind, source = command.kind, source_doc(record)
         headers = traceparent(record.headers) if record.headers else ()
@@ -367,6 +368,7 @@ class CommandHandler:
 
     def _settle_rest(self, oldest_unwritten: int | None) -> None:
         batch = self.batch
+        self._outcomes.count_up()
         for flow_id, headers in self._asked.items():
             if self._to_be_woken(flow_id):
                 batch.wakes.append((flow_id, headers))

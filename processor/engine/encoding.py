@@ -71,14 +71,18 @@ def encode(value: Any) -> bytes:
 
 @lru_cache(maxsize=1024)
 def text_doc(text: str) -> str:
-    """`text` as JSON. Senders, topics and sentences come again and again."""
+    """`text` as JSON. Senders come again and again."""
     return orjson.dumps(text).decode()
+
+
+@lru_cache(maxsize=1024)
+def _place_doc(topic: str, partition: int) -> str:
+    return f'{{"topic":{orjson.dumps(topic).decode()},"partition":{partition},"offset":'
 
 
 def source_doc(record: Record) -> str:
     """Where `record` lies, as outcomes and events name it."""
-    topic = text_doc(record.topic)
-    return f'{{"topic":{topic},"partition":{record.partition},"offset":{record.offset}}}'
+    return f"{_place_doc(record.topic, record.partition)}{record.offset}}}"
 
 
 def event_doc(event_id: int, fact: Fact, command: Command, source: str) -> bytes:
@@ -148,7 +152,7 @@ def flow_doc(flow: Flow) -> bytes:
     It is kept in memory, too, so it is a copy: what orjson 3.13 returns holds on to all the room
     that it was written in, 4 KiB at least.
     """
-    return bytes(memoryview(orjson.dumps(flow)))
+    return bytes(memoryview(orjson.dumps(flow.document())))
 
 
 def step_doc(step: Step) -> bytes:

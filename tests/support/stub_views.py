@@ -271,7 +271,7 @@ class ShownViews:
 
 
 def summary(partition: int, flow: Any, first_event_id: int) -> dict[str, Any]:
-    doc = {**vars(flow)}
+    doc = flow.document()
     state = doc.pop("state_json")
     wait = doc["wait_json"] or {}
     return {
@@ -291,7 +291,7 @@ def _at_revision(events: Sequence[dict[str, Any]], revision: int) -> dict[str, A
             body = (kind, event["flow_id"], event["at"], event["revision"], status)
             flow = evolve(flow, Fact(*body, event["payload_json"]))
     assert flow is not None
-    made: dict[str, Any] = {**vars(flow)}
+    made: dict[str, Any] = flow.document()
     return made
 
 

@@ -82,7 +82,7 @@ def _flow_body(
     found: Flow, steps: list[Any], total: int, partition: int, events: int, last_event_id: int
 ) -> Json:
     return {
-        "flow": {**vars(found)},
+        "flow": found.document(),
         "steps": steps,
         "steps_total": total,
         "allowed": allowed_from(found.status, found.cancel_requested, OWNER),

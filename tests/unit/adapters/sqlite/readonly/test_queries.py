@@ -180,7 +180,7 @@ async def test_a_flow_is_shown_with_its_steps_in_order(tmp_path: Path) -> None:
         assert queries.find_flow(paths, uuid(2)) is None
 
     assert view is not None
-    assert view.flow.model_dump() == vars(row.flow)
+    assert view.flow.model_dump() == row.flow.document()
     assert (view.last_event_id, view.chain) == (row.last_event_id, row.chain)
     assert [step.run_id for step in view.steps] == ["c", "a", "b"]
 
