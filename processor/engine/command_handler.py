@@ -154,7 +154,8 @@ class CommandHandler:
 
     def _handle(self, item: Readable) -> None:
         record, command, _, ledger_key = item
-        now = self._now(command.flow_id)
+        flow_id, kind = command.flow_id, command.kind
+        now = self._touched.get(flow_id) or self._as_loaded(flow_id)
         flow = now[0]
         # A flow that is known lies right: only an unknown one is worth the hash.
         if flow is None and not self._lies_right(item):
@@ -165,7 +166,7 @@ class CommandHandler:
             self._put_resend(item, first, flow, authority)
             return
         steps = NO_STEPS
-        if flow is not None and command.kind in _NEED_STEPS:
+        if flow is not None and kind in _NEED_STEPS:
             steps = self._steps.needed_by(command, flow, now[3])
         decision = decide(
             command,
@@ -180,10 +181,7 @@ class CommandHandler:
         else:
             self._apply(item, now, authority, decision)
 
-    def _now(self, flow_id: str) -> _FlowNow:
-        now = self._touched.get(flow_id)
-        if now is not None:
-            return now
+    def _as_loaded(self, flow_id: str) -> _FlowNow:
         row = self._memory.flows[flow_id]
         if row is None:
             return None, 0, CHAIN_START, NO_TOTALS, ()
@@ -296,7 +294,9 @@ class CommandHandler:
 
     def _row_before(self, flow_id: str) -> FlowRow | None:
         """The flow's row in the table, unless the batch has pruned it."""
-        return None if flow_id in self._pruned else self._memory.flows[flow_id]
+        if self._pruned and flow_id in self._pruned:
+            return None
+        return self._memory.flows[flow_id]
 
     def _forget_flow(self, flow_id: str, headers: Headers) -> None:
         """What a prune takes along: the row and the steps."""

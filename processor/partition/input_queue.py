@@ -58,7 +58,7 @@ class InputQueue:
     @property
     def size_bytes(self) -> int:
         """Of the keys and values of all pending records."""
-        return sum(map(_size_bytes, self._pending))
+        return sum(_size_bytes(item.record) for item in self._pending)
 
     @property
     def lag(self) -> int:
@@ -96,11 +96,10 @@ class InputQueue:
         for records in fetched:
             if records:
                 self._appended(records[-1].timestamp)
+                self._record_bytes = sum(map(_size_bytes, records)) // len(records)
         for some in sliced(list(self._in_order(fetched))):
             items.extend(map(decode, some))
             await asyncio.sleep(0)
-        if items:
-            self._record_bytes = sum(map(_size_bytes, items)) // len(items)
         if self.is_outdated:
             return False
         self._pending = items
@@ -159,6 +158,6 @@ class InputQueue:
         return max(1, min(self._batch_max_records, records, fitting))
 
 
-def _size_bytes(item: Decoded) -> int:
-    """Of a record's key and value."""
-    return len(item.record.key or b"") + len(item.record.value or b"")
+def _size_bytes(record: Record) -> int:
+    """Of its key and value."""
+    return len(record.key or b"") + len(record.value or b"")

@@ -40,12 +40,13 @@ async def load_state(
     known = cache.find(needed.flows)
     # In the order of the items, so that what is read covers the first of them.
     missing = [flow_id for flow_id in needed.flows if flow_id not in known]
-    flows: dict[str, FlowRow | None] = {**known}
-    unread = await _load(missing, table.flows, flows)
-    if unread:
-        items = _until(items, lambda item: item.command.flow_id in unread)
-        needed = needs(items)
-    flows = {flow_id: flows.get(flow_id) for flow_id in needed.flows}
+    flows: dict[str, FlowRow | None] = known
+    if missing:
+        unread = await _load(missing, table.flows, flows)
+        if unread:
+            items = _until(items, lambda item: item.command.flow_id in unread)
+            needed = needs(items)
+        flows = {flow_id: flows.get(flow_id) for flow_id in needed.flows}
     memory = LoadedState(flows=flows)
     if needed.steps:
         keys, _ = step_needs(needed, flows)
@@ -69,7 +70,8 @@ async def load_state(
             _check_live(memory, live)
     if needed.pruned:
         memory.run_ids = await table.run_ids(sorted(needed.pruned))
-    memory.flows = {flow_id: flows[flow_id] for flow_id in needed.flows}
+    if len(needed.flows) < len(flows):
+        memory.flows = {flow_id: flows[flow_id] for flow_id in needed.flows}
     memory.ledger = await table.ledger_entries(needed.ledger)
     return items, memory
 

@@ -56,8 +56,7 @@ _NO_STATUS: Final = 0
 
 
 def flow_crc(row_number: int, flow_id: str, last_event_id: int, chain: bytes, doc: bytes) -> int:
-    head = f"{row_number} {flow_id} {last_event_id} ".encode()
-    return crc32(doc, crc32(chain, crc32(head)))
+    return crc32(doc, crc32(f"{row_number} {flow_id} {last_event_id} ".encode() + chain))
 
 
 def flow_key(row: FlowRow) -> tuple[Any, ...]:
