@@ -37,6 +37,15 @@ class StreamRows:
         self._widths = layout(kind.columns, kind.usual, out.width)
         self._day = ""
 
+    def show_all(self, records: Sequence[ConsumerRecord]) -> None:
+        """Print records that are known, each column as wide as they need it."""
+        rows = [self._cells(record) for record in records]
+        heads = [Text(column.name) for column in self._kind.columns]
+        widest = [max(cell.cell_len for cell in one) for one in zip(heads, *rows, strict=True)]
+        self._widths = layout(self._kind.columns, widest, self._out.width)
+        for record in records:
+            self.show(record)
+
     def show(self, record: ConsumerRecord) -> None:
         """Print one record."""
         at = instant(max(record.timestamp, 0))
@@ -45,12 +54,16 @@ class StreamRows:
                 self._print([Text(column.name, style="bold") for column in self._kind.columns])
             self._day = at[:10]
             self._out.print(Text(f"{self._day}, UTC", style="dim"))
+        self._print(self._cells(record))
+
+    def _cells(self, record: ConsumerRecord) -> list[Text]:
+        at = instant(max(record.timestamp, 0))
         try:
             cells = [at[11:19], *self._kind.cells(record)]
         except (ValueError, LookupError, TypeError, AttributeError):
             rest = [""] * (len(self._kind.columns) - 2)
             cells = [at[11:19], *rest, short((record.value or b"").decode("utf-8", "replace"))]
-        self._print([cell if isinstance(cell, Text) else plain(cell) for cell in cells])
+        return [cell if isinstance(cell, Text) else plain(cell) for cell in cells]
 
     def _print(self, cells: Sequence[Text]) -> None:
         line = line_of(cells, self._widths)
@@ -124,7 +137,7 @@ ROWS: Final[Mapping[str, RowKind]] = {
     "outcomes": RowKind(
         (
             *(Column("at"), Column("flow"), Column("command", 13), Column("verdict", 14)),
-            *(Column("rev", rank=1), Column("message", 24)),
+            *(Column("rev", rank=1), Column("message", 29)),
         ),
         (8, ID_LENGTH, 16, 18, 3, SHOWN_MAX),
         _outcome,

@@ -178,8 +178,7 @@ async def _show(settings: Settings, asked: TopicTail, start: Any, key: str | Non
         rows = StreamRows(console(), ROWS[asked.topic.rpartition(".")[2]])
         if not asked.follow:
             newest, whole = await _newest(settings, asked, start, key)
-            for record in newest:
-                rows.show(record)
+            rows.show_all(newest)
             if not newest:
                 say("There is nothing so far.")
             elif not whole:

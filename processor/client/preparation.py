@@ -42,10 +42,11 @@ def prepare(
     read = decode(Draft(key, value))
     if isinstance(read, Readable):
         return Prepared(read.command, key, value, read.digest.hex())
+    errors = read.details.get("errors", ())
+    # The errors name the fields; the problem would say the first of them once more.
+    problem = f": {read.problem}" if read.problem and not errors else ""
     raise InvalidCommand(
-        f"The processor would not take the command ({read.code}"
-        f"{': ' if read.problem else ''}{read.problem}).",
-        read.details.get("errors", ()),
+        f"The processor would not take the command ({read.code}{problem}).", errors
     )
 
 

@@ -22,6 +22,8 @@ from processor.ops.deadletters import DeadLetterRecord, Spot, Wanted, dead_lette
 from processor.ops.redrive import faults_text
 from processor.settings import Settings
 
+_COMMON: Final = "The value is not one JSON object within the limits: "
+"""How the messages of `malformed` begin; what differs follows."""
 _SPOT: Final = re.compile(r"([0-9]{1,9})/([0-9]{1,18})")
 
 
@@ -127,7 +129,7 @@ def reason_of(dead_letter: DeadLetterRecord) -> str:
     """Why it is a dead letter. Where that is fields, its record says so and no more: they are found
     again."""
     if dead_letter.facts.code != Code.INVALID_COMMAND:
-        return dead_letter.facts.message
+        return dead_letter.facts.message.removeprefix(_COMMON)
     return faults_text(dead_letter.diagnosis) or dead_letter.facts.message
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import typer
 
-from processor.cli.common.options import duration_ms
-from processor.cli.common.output import say
+from processor.cli.common.options import JSON_LINES, duration_ms
+from processor.cli.common.output import for_people, say
 from processor.cli.common.runner import WrongUse, run, settings_and_logs
 
 
@@ -20,13 +20,14 @@ def send(
         False, "--control", help="Use the control topic: an operator's authority, no owner check."
     ),
     timeout: str = typer.Option("30s", "--timeout", help="For each command, such as 500ms or 2m."),
+    json: bool = JSON_LINES,
 ) -> None:
     """Send commands, one JSON object a line. A missing `command_id` is added.
 
     Lines of one flow are sent one after the other, in their order; flows do not wait for each
-    other. Prints one JSON line for each command, in the order of the input: where Kafka put it,
-    or with --wait its outcome. The first line that is no command ends it (exit code 2); what
-    came before is sent. Exit code 1 if a command was not sent, not answered in time, or with
+    other. Prints one line for each command, JSON in a pipe, in the order of the input: where Kafka
+    put it, or with --wait its outcome. The first line that is no command ends it (exit code 2);
+    what came before is sent. Exit code 1 if a command was not sent, not answered in time, or with
     --wait not accepted. Sending a line again is safe if it has a `command_id`.
 
     Example: `taskflow send --wait commands.jsonl`
@@ -45,8 +46,7 @@ def send(
         raise WrongUse("Standard input is closed; nothing was sent.")
     if path is None and sys.stdin.isatty():
         say("reading commands from the terminal, one JSON object a line; Ctrl-D ends")
-    failed = run(
-        lambda: send_lines(settings, path, wait=wait, control=control, timeout_s=timeout_s)
-    )
+    how = {"wait": wait, "control": control, "people": for_people(json)}
+    failed = run(lambda: send_lines(settings, path, timeout_s=timeout_s, **how))
     if failed:
         raise typer.Exit(1)

@@ -8,7 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from processor.cli.common.output import say, write_json
+from rich.text import Text
+
+from processor.cli.common.output import console, plain, say, verdict_text, write_json
 from processor.cli.common.runner import Refused, WrongUse
 from processor.client import CommandNotSent, FlowClient, InvalidCommand, OutcomeTimeout, Receipt
 from processor.contract.commands import Command
@@ -24,9 +26,15 @@ Send = Callable[[Command], Awaitable[Result]]
 
 
 async def send_lines(
-    settings: Settings, path: Path | None, *, wait: bool, control: bool, timeout_s: float
+    settings: Settings,
+    path: Path | None,
+    *,
+    wait: bool,
+    control: bool,
+    timeout_s: float,
+    people: bool = False,
 ) -> bool:
-    """Whether anything was not sent, not answered or not accepted."""
+    """Whether anything was not sent, not answered or not accepted. `people`: print sentences."""
     async with FlowClient(settings) as client:
 
         async def one(command: Command) -> Result:
@@ -35,7 +43,7 @@ async def send_lines(
 
         lines = _lines_of(path)
         try:
-            return await _Sending(client, one).all(lines)
+            return await _Sending(client, one, people=people).all(lines)
         finally:
             await lines.aclose()
 
@@ -43,7 +51,8 @@ async def send_lines(
 class _Sending:
     """Lines become calls under way, and calls become lines, in the order of the input."""
 
-    def __init__(self, client: FlowClient, send: Send) -> None:
+    def __init__(self, client: FlowClient, send: Send, *, people: bool) -> None:
+        self._people = people
         self._client = client
         self._send = send
         self._under_way: asyncio.Queue[tuple[int, asyncio.Task[Result]] | None] = asyncio.Queue(
@@ -113,9 +122,11 @@ class _Sending:
                 say(f"Line {index}: {error}")
                 failed = True
                 continue
-            if isinstance(result, Outcome):
+            failed = failed or (isinstance(result, Outcome) and not accepted(result))
+            if self._people:
+                console().print(_line(result), soft_wrap=True)
+            elif isinstance(result, Outcome):
                 write_json(result.model_dump(mode="json", exclude_none=False), flush=True)
-                failed = failed or not accepted(result)
             else:
                 write_json(_receipt(result), flush=True)
         return failed
@@ -138,6 +149,17 @@ async def send_as_operator(
             raise WrongUse(str(error)) from error
         except OutcomeTimeout as error:
             raise Refused(f"{error} Is a worker running?") from error
+
+
+def _line(result: Result) -> Text:
+    """One line for people."""
+    if isinstance(result, Receipt):
+        place = f"{result.topic}/{result.partition}/{result.offset}"
+        return plain(f"sent  {result.command.flow_id}  {result.command.kind}  {place}")
+    said = f"{result.message}" if result.code else f"r{result.revision} {result.status}"
+    code = f" {result.code}" if result.code else ""
+    line = verdict_text(result.verdict).append_text(plain(code))
+    return line.append_text(plain(f"  {result.flow_id}  {result.kind}  {said}"))
 
 
 def _receipt(receipt: Receipt) -> dict[str, Any]:

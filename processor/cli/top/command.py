@@ -17,8 +17,9 @@ def top(
 ) -> None:
     """Show what is going on, live: rates, partitions, flows and events.
 
-    It asks the views (`taskflow views`, `taskflow up`). Keys: a all flows, w waiting, o waits that
-    are over, r running but quiet, c asked to cancel, f failed; q ends it. A pipe gets one JSON
+    It asks the views (`taskflow views`, `taskflow up`). The arrow keys, or j and k, select a flow,
+    Enter looks at it. Other keys: a all flows, w waiting, o waits that are over, r running but
+    quiet, c asked to cancel, f failed; ? shows all keys, q ends it. A pipe gets one JSON
     line, and so does --json. Exit code 1 if no views answer.
 
     Example: `taskflow top --views http://views-1:8901`

@@ -1,5 +1,6 @@
 """`taskflow top` shows what the views know, however small the terminal and hostile the text."""
 
+import re
 import time
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from rich.console import Console
 from processor.cli.common.output import plain
 from processor.cli.common.runner import Refused, WrongUse
 from processor.cli.common.views_client import NoViews, asking, views_url
-from processor.cli.top.execute import QUESTIONS, Shown, _snapshot, bars, refresh, screen
+from processor.cli.top.execute import _snapshot, press, refresh
+from processor.cli.top.screen import QUESTIONS, Shown, bars, screen
 from processor.settings import Address, Settings
 from tests.support.recorded_deployment import Recorded
 from tests.support.served_views import serving
@@ -41,10 +43,10 @@ async def test_counts_partitions_flows_and_events_are_shown(views: ShownViews) -
 
     text = "\n".join(lines)
     assert "up to date" in lines[0]
-    assert "1 created   26 running   3 waiting   50 finished   1 failed" in text
+    assert "1 created  26 running  3 waiting  50 finished  1 failed" in text
     assert "events 12.0/s" in text
-    assert "payments.settled, over" in text
-    assert any(line.split()[:2] == ["1", "nobody"] and "1,200" in line for line in lines)
+    assert "min, payments.settled" in text
+    assert any(line.split()[:3] == ["1", "no", "worker"] and "1,200" in line for line in lines)
     assert "state_updated" in text
 
 
@@ -54,7 +56,7 @@ async def test_each_question_has_its_flows(views: ShownViews, key: str, count: i
         shown = Shown(url, asked=key)
         await refresh(asked, shown, now_ms())
     assert len(shown.flows["items"]) == count
-    assert f"flows: {QUESTIONS[key][0]}" in rendered(shown)[5]
+    assert any(line.startswith(f"flows: {QUESTIONS[key][0]}") for line in rendered(shown))
 
 
 @pytest.mark.parametrize("size", [(200, 60), (80, 24), (40, 12), (20, 5)])
@@ -64,6 +66,58 @@ async def test_it_fits_into_the_terminal(views: ShownViews, size: tuple[int, int
     lines = rendered(shown, *size)
     assert len(lines) <= size[1]
     assert max(map(len, lines)) <= size[0]
+
+
+async def test_80_by_24_has_room_for_flows_and_what_they_are_about(views: ShownViews) -> None:
+    async with showing(views) as url:
+        lines = rendered(await _snapshot(url), 80, 24)
+    at = next(n for n, line in enumerate(lines) if line.startswith("flows: "))
+    assert lines[at].endswith("of 82")
+    head = lines[at + 1]
+    assert head.split()[0] == "id"
+    assert head.split()[-1] == "goal"
+    flows = lines[at + 2 : next(n for n, line in enumerate(lines) if line == "events")]
+    assert len(flows) >= 8
+    assert all(len(line[head.index("goal") :]) >= 4 for line in flows)
+    assert lines[-1].endswith("? help  q end")
+
+
+async def test_a_flow_is_selected_and_looked_at(views: ShownViews) -> None:
+    async with showing(views) as url, asking(url) as asked:
+        shown = await _snapshot(url)
+        ids = [flow["id"] for flow in shown.flows["items"]]
+        for key, at in (("k", 0), ("j", 1), ("j", 2), ("k", 1), *[("j", 81)] * 90):
+            assert not press(shown, key)
+            if len(ids) > at:
+                assert key == "k" or shown.selected in ids[: at + 1]
+        assert shown.selected == ids[-1]
+        shown.select(-100)
+        assert shown.selected == ids[0]
+        assert press(shown, "\r")
+        await refresh(asked, shown, now_ms())
+        text = "\n".join(rendered(shown, 80, 24))
+        assert shown.flow is not None
+        assert f"flow {ids[0]}" in text
+        assert shown.flow["goal"][:40] in text
+        assert "events, the newest first" in text
+        assert "created" in text
+
+        press(shown, "\x1b")
+        assert not shown.opened
+        assert press(shown, "w")
+        assert (shown.asked, shown.selected) == ("w", None)
+        assert press(shown, ""), "each second it asks again"
+
+
+async def test_help_names_all_keys_and_any_key_leaves_it(views: ShownViews) -> None:
+    async with showing(views) as url:
+        shown = await _snapshot(url)
+    press(shown, "?")
+    text = "\n".join(rendered(shown, 80, 24))
+    for key, (words, _) in QUESTIONS.items():
+        assert re.search(rf"^  {key} +{words}", text, re.MULTILINE)
+    press(shown, "w")
+    assert (shown.helps, shown.asked) == (False, "a")
 
 
 async def test_what_a_terminal_would_obey_is_written_out(views: ShownViews) -> None:
