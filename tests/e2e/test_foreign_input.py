@@ -90,21 +90,8 @@ def put(settings: Settings, some: list[Foreign]) -> None:
 
 
 @pytest.fixture
-def settings(broker: EmbeddedBroker, prefix: str, tmp_path: Path) -> Settings:
-    return Settings(
-        bootstrap_servers=broker.bootstrap,
-        topic_prefix=prefix,
-        partitions=PARTITIONS,
-        state_dir=tmp_path / "state",
-        http=None,
-    )
-
-
-@pytest.fixture
-def taskflow(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Shell:
-    return Shell(settings, monkeypatch, capsys)
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"partitions": PARTITIONS})
 
 
 def until_decided(taskflow: Shell) -> None:

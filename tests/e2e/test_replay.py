@@ -5,7 +5,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.ops.replay.selection import Mark, mark_of
 from processor.settings import Settings
+from tests.support.examples import started
 from tests.support.machine import patience
 from tests.support.processes import environment
 from tests.support.random_histories import random_history
@@ -39,21 +40,9 @@ class Deployment:
         self.offsets: dict[int, list[int]] = {}
         """Of the events, by partition."""
 
-    @asynccontextmanager
-    async def running(self, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "processor", "replay", *arguments),
-            env=self.env,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            yield process
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+    def running(self, *arguments: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+        command = (sys.executable, "-m", "processor", "replay", *arguments)
+        return started(command, cwd=Path.cwd(), environ=self.env)
 
     async def replay(self, *arguments: str) -> tuple[int, list[Any], str]:
         """Exit code, what was printed, what was said."""

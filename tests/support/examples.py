@@ -35,6 +35,7 @@ async def started(
         *command,
         cwd=cwd,
         env=environ,
+        stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -22,22 +22,7 @@ from processor.ops.bulk import (
 from processor.ops.conditions import parse_condition
 from processor.ops.step_filter import StepFilter
 from tests.unit.adapters.sqlite.tables import uuid
-
-FLOW: dict[str, Any] = {
-    "id": uuid(1),
-    "controller_id": "inbox",
-    "goal": "Deal with message 7",
-    "owner_session_key": "session-1",
-    "requester_origin": "mail",
-    "current_step": "file",
-    "state_json": {"label": "invoice", "n": 7, "deep": [{"a b": None}], "ok": True},
-    "wait_json": {"kind": "manual"},
-    "status": "waiting",
-    "cancel_requested": False,
-    "revision": 3,
-    "created_at": "2026-11-20T00:00:00.000Z",
-    "updated_at": "2026-11-22T00:00:00.000Z",
-}
+from tests.unit.ops.documents import FLOW
 
 
 def test_an_order_is_for_the_statuses_that_it_may_lead_from() -> None:

@@ -8,30 +8,7 @@ from hypothesis import strategies as st
 
 from processor.ops.conditions import OPERATORS, Condition, parse_condition
 from tests.support.strategies import JSON, TEXTS
-from tests.unit.adapters.sqlite.tables import uuid
-
-FLOW: dict[str, Any] = {
-    "id": uuid(1),
-    "controller_id": "inbox",
-    "goal": "Deal with message 7",
-    "owner_session_key": "session-1",
-    "requester_origin": "mail",
-    "current_step": "file",
-    "state_json": {
-        "label": "invoice",
-        "n": 7,
-        "deep": [{"a b": None}],
-        "ok": True,
-        "a = b": 1,
-        "and": "and",
-    },
-    "wait_json": {"kind": "manual"},
-    "status": "waiting",
-    "cancel_requested": False,
-    "revision": 3,
-    "created_at": "2026-11-20T00:00:00.000Z",
-    "updated_at": "2026-11-22T00:00:00.000Z",
-}
+from tests.unit.ops.documents import FLOW
 
 
 @pytest.mark.parametrize(
