@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
+from aiohttp import ClientSession
 from playwright.async_api import expect
 
 from processor.cli.flow.view_lookup import shown_flow, shown_flows, shown_history
@@ -16,10 +17,12 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Address, Settings
 from tests.support.browser import chromium, needs_chromium, tab
 from tests.support.builders import DAY_MS
+from tests.support.rights_deployment import publish_rubbish
 from tests.support.views import running_views
 from tests.support.worker import running_worker
 
 KATE = "agent:kate:session:abc"
+TOKEN = "a-token-of-the-operators"
 
 
 def create(goal: str) -> dict[str, str]:
@@ -51,13 +54,14 @@ async def test_a_flow_is_found_opened_and_watched_while_it_changes(
     async with running_worker(settings), FlowClient(settings) as client:
         await asyncio.gather(*(client.send(create(f"reindex shard {n}")) for n in range(60)))
         await client.send(idle_flow)
+        await publish_rubbish(settings)
         await client.send({**usual, "kind": "update_state", "patch": {"tries": 1}})
         tomorrow = instant(time.time_ns() // 1_000_000 + DAY_MS)
         await client.send(
             {**usual, "kind": "set_waiting", "wait": {**wait, "timeout_at": tomorrow}}
         )
         async with (
-            running_views(settings, tmp_path, unused_tcp_port) as url,
+            running_views(settings, tmp_path, unused_tcp_port, VIEWS_OPERATOR_TOKEN=TOKEN) as url,
             chromium() as browser,
             tab(browser) as seen,
         ):
@@ -98,3 +102,25 @@ async def test_a_flow_is_found_opened_and_watched_while_it_changes(
             assert found.flow["state_json"]["resume_event"] == {"paid": True}
             assert past is not None
             assert past[-1]["id"] == found.last_event_id
+            await _acted(url, idle_flow["flow_id"])
+
+
+async def _acted(url: str, flow_id: str) -> None:
+    """A dead letter goes back edited, and what it commands is done; by HTTP alone."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    by = {"issued_by": "operator:kate", "reason": "the customer called"}
+    fail = {"command_id": str(uuid4()), "flow_id": flow_id, "issued_by": KATE}
+    async with ClientSession(url, headers=headers) as session:
+        async with session.get("/v1/deadletters") as response:
+            (dead_letter,) = (await response.json())["items"]
+        place = f"/v1/deadletters/{dead_letter['partition']}/{dead_letter['offset']}/redrive"
+        for body, code in (({"dry_run": True}, "malformed"), ({}, None)):
+            value = {} if code else {"value": json.dumps({**fail, "kind": "fail", "reason": "no"})}
+            async with session.post(f"{place}?wait=20s", json=by | body | value) as response:
+                found = await response.json()
+                assert (response.status, found["code"]) == (200, code), found
+        assert found["outcome"]["verdict"] == "accepted"
+        order = {**by, "kind": "cancel", "flow_id": flow_id}
+        async with session.post("/v1/control?wait=20s", json=order) as response:
+            found = await response.json()
+            assert (response.status, found["outcome"]["code"]) == (200, "already_terminal"), found

@@ -131,12 +131,13 @@ async def said(work: Awaitable[Any], *errors: type[TaskflowError]) -> str:
     raise AssertionError("nothing was refused")
 
 
-async def publish_rubbish(place: Deployment) -> None:
+async def publish_rubbish(settings: Settings) -> None:
     """A record that goes to the dead letters."""
-    producer = CommandProducer(place.administrator())
+    producer = CommandProducer(settings)
+    commands = Topics(settings.topic_prefix).commands
     try:
         await producer.start()
-        await producer.send(place.topics.commands, b"x", b"{", [], handed_over=lambda: None)
+        await producer.send(commands, b"x", b"{", [], handed_over=lambda: None)
     finally:
         await producer.close()
 

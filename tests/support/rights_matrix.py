@@ -161,7 +161,7 @@ async def _denied_while_running(place: Deployment, right: Right, settings: Setti
         await place.forbid([right])
         began = time.monotonic()
         sent = send(3)
-        await publish_rubbish(place)
+        await publish_rubbish(place.administrator())
         while (body := await response())["denied"] is None:
             assert time.monotonic() - began < SAYS_WITHIN_S, body
             await asyncio.sleep(0.05)
@@ -306,7 +306,7 @@ async def operator_rows(
     fixed = home / "fixed.json"
     fixed.write_text(json.dumps(command() | {"command_id": str(uuid4())}))
     async with FlowClient(place.administrator()) as client:
-        await publish_rubbish(place)
+        await publish_rubbish(place.administrator())
         for right in place.rights:
             if not chosen(Role.OPERATOR, right, RUNNING):
                 continue

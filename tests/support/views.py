@@ -94,13 +94,16 @@ async def views(
 
 
 @asynccontextmanager
-async def running_views(settings: Settings, home: Path, port: int) -> AsyncIterator[str]:
+async def running_views(
+    settings: Settings, home: Path, port: int, **chosen: str
+) -> AsyncIterator[str]:
     """One view worker for these topics, ready; its address. It ends with the block."""
     async with ClientSession() as session:
         view = ViewProcess(
             *("views", home, settings.bootstrap_servers, settings.topic_prefix, port, session),
             partitions=settings.partitions,
         )
+        view.choose(**chosen)
         await view.start()
         try:
             await view.until(lambda _: True, "/ready")

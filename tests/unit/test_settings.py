@@ -139,6 +139,15 @@ def test_a_bad_secret_is_not_told() -> None:
     assert sentence == "TASKFLOW_VIEWS_TOKEN must be at least 16 characters."
 
 
+@pytest.mark.parametrize("other", ["VIEWS_READ_TOKEN", "VIEWS_TOKEN"])
+def test_who_reads_or_publishes_cannot_act(other: str) -> None:
+    token = "the same for two things"
+    sentence = refused(**{"TASKFLOW_VIEWS_OPERATOR_TOKEN": token, f"TASKFLOW_{other}": token})
+
+    assert sentence.startswith(f"TASKFLOW_VIEWS_OPERATOR_TOKEN is the same as TASKFLOW_{other}")
+    assert token not in sentence
+
+
 def test_a_rule_of_the_flows_may_be_as_short_as_the_shortest_duration() -> None:
     names = ("DEDUPE_WINDOW", "TIMER_MAX_HORIZON", "RETAIN_TERMINAL")
     settings = load_settings({f"TASKFLOW_{name}": "250ms" for name in names})
