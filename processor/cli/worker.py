@@ -71,7 +71,7 @@ def worker(
 
 
 async def _serve_as_one_of_many(settings: Settings, stop: asyncio.Event) -> None:
-    """As a plain worker, but the state directory is the parent's, who hears where we answer."""
+    """As a plain worker, but the state directory is the parent's, which gets our address."""
     from processor.engine.encoding import encode
     from processor.worker.composition import run_worker
 

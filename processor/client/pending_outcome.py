@@ -21,7 +21,7 @@ class Pending:
     """One call of `send` that awaits its outcome.
 
     Exact as long as it can be: the outcome is the one whose source is the record that this
-    call produced, so that of two calls with the same command id one hears `accepted` and the
+    call produced, so that of two calls with the same command id one gets `accepted` and the
     other `duplicate`. It becomes loose, and takes any final outcome of an equal command on the
     same topic, when its record's place cannot be known: the record was forwarded, or Kafka may
     have it without having said where.
@@ -93,7 +93,7 @@ class Registry:
 
     @contextmanager
     def holding(self, pending: Pending) -> Iterator[None]:
-        """`pending` hears of outcomes inside the block."""
+        """`pending` gets outcomes inside the block."""
         pendings = self._by_key.setdefault(pending.key, {}).setdefault(pending.command_id, [])
         pendings.append(pending)
         try:

@@ -219,7 +219,7 @@ def _unreadable(
 
 
 def _flag(value: Any) -> bool | None:
-    """`dry_run` as far as it can be told; absent means false."""
+    """`dry_run` as far as it can be read; absent means false."""
     return bool(value) if value is None or isinstance(value, bool) else None
 
 

@@ -23,7 +23,7 @@ HOW_TO_MAKE_A_FLOW_ID: Final = (
     f"{A_UUID}; of a business key, make one with UUIDv5 (Python: uuid.uuid5(namespace, key))"
 )
 FIELDS_MAX: Final = 64
-"""More than any command has; of more, those that are read or told of are enough."""
+"""More than any command has; of more, those that are read or named are enough."""
 _NAME_SHOWN: Final = 64
 _KIND_COMPARED: Final = 64
 

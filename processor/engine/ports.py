@@ -64,7 +64,7 @@ class GroupConsumer(Protocol):
         """Fetch from `position` on, from now on."""
 
     def decided(self, partition: int, position: Position) -> None:
-        """The partition is decided up to `position`; the group hears of it when it is told next.
+        """The partition is decided up to `position`; the next commit of offsets includes it.
         For lag tools: no owner starts from the group's offsets."""
 
     async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
@@ -79,7 +79,7 @@ class GroupConsumer(Protocol):
 
     def lags(self, partition: int) -> tuple[int | None, int | None]:
         """How many offsets of commands and of control are not fetched yet, as far as the
-        consumer knows; None where it has not heard of the topic's end."""
+        consumer knows; None where the topic's end is unknown."""
 
     def hidden(self, partition: int) -> Sequence[HiddenRecords]:
         """What of commands and control lies behind an open transaction, as of the last fetch."""
@@ -93,11 +93,11 @@ class OffsetRange(NamedTuple):
 
 
 OnHanging = Callable[[Sequence[str]], Awaitable[None]]
-"""Hears the topics on which a transaction stays open, and may end it."""
+"""Called with the topics on which a transaction stays open; may end it."""
 
 
 OnWait = Callable[[str | None], None]
-"""Hears what is waited for, in a sentence, and None when that is over."""
+"""Called with what is waited for, in a sentence, and with None when that is over."""
 
 
 Start = Literal["beginning", "end"] | datetime | Mapping[int, int]
@@ -137,7 +137,7 @@ class LogReader(Protocol):
 
 class Written(NamedTuple):
     """A committed transaction: the next offset of each topic after its records, the newest append
-    time among them (ms), and how long ago the broker told it (s)."""
+    time among them (ms), and how long ago the broker sent it (s)."""
 
     ends: Mapping[str, int]
     at_ms: int

@@ -41,7 +41,7 @@ class Member(GroupConsumer, Protocol):
 
 
 Join = Callable[[Callable[[frozenset[int]], None], Callable[[], Any]], Member]
-"""Makes a member from what hears of assignments and of revocations."""
+"""Makes a member from the callbacks for assignments and for revocations."""
 NewProcessor = Callable[[int, Member], PartitionProcessor]
 NewStandby = Callable[[int], StandbyReplica]
 

@@ -244,7 +244,7 @@ class _Unwatched(SimTable):
 
 
 class _Forgetful(SimTable):
-    """Remembers no answers."""
+    """Keeps no ledger."""
 
     async def write(
         self, changes: Changes, *, before: Checkpoint | None, after: Checkpoint
@@ -358,7 +358,7 @@ DEFECTS: Final[Mapping[str, Defect]] = {
     "a standby reads what is not committed": Defect(
         Parts(standby=ReadsUncommitted), 1_000, None, 26
     ),
-    "answers are not remembered": Defect(Parts(table=_table(_Forgetful)), 20, "I2"),
+    "outcomes are not kept": Defect(Parts(table=_table(_Forgetful)), 20, "I2"),
     "anybody holds a step": Defect(
         Parts(patches=[(decide_steps, "_is_held", _held_by_anybody)]), 50, "I14", executors=True
     ),

@@ -64,7 +64,7 @@ async def until_in_transaction(data_dir: Path, topic: str, partition: int) -> No
 
 
 def foreign_writers(data_dir: Path, prefix: str, partitions: int) -> list[str]:
-    """I8: where a transaction of one owner holds another hand's batch, or an epoch comes back.
+    """I8: where a transaction of one owner holds another producer's batch, or an epoch comes back.
 
     A transactional id keeps its producer id; each fencing raises the epoch.
     """

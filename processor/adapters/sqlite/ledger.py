@@ -18,7 +18,7 @@ from processor.adapters.sqlite.errors import TableCorrupt
 
 GENERATION_MIN_ROWS: Final = 2**15
 GENERATIONS: Final = 16
-"""A new generation has room for a 16th of what is remembered, so that there are few."""
+"""A new generation has room for a 16th of all entries, so that there are few."""
 BITS_PER_ROW: Final = 32
 """With two bits set a row, 0.4 % of the keys that are not there seem to be, in each generation."""
 ROW_WIDTH: Final = 4

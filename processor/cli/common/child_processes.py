@@ -180,7 +180,7 @@ async def _started(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A command of the program as a child that ends with us, however we end: it watches its input.
 
-    In a session of its own: Ctrl-C is ours to hear, and we end it in good order.
+    In a session of its own: Ctrl-C is ours, and we end it in good order.
     """
     with ExitStack() as stack:
         sink = None

@@ -40,7 +40,7 @@ def reading_explained(settings: Settings) -> Iterator[None]:
 async def open_history(
     settings: Settings, partition: int, role: str, topics: Topics | None = None
 ) -> AsyncIterator[KafkaLogReader]:
-    """The topics of partition `number`, those of the settings' prefix unless told; `role` is the
+    """The topics of partition `number`, by default those of the settings' prefix; `role` is the
     client's name. Raises as `reading_explained` also out of the block."""
     history = KafkaLogReader(
         connection_options(settings, role),
@@ -59,7 +59,7 @@ class PartitionLog:
     until that has been in vain for PATIENCE_S."""
 
     def __init__(self, settings: Settings, partition: int, topics: Topics | None = None) -> None:
-        """`topics`: those of the settings' prefix, unless told."""
+        """`topics`: by default those of the settings' prefix."""
         self._reader = reader = KafkaLogReader(
             connection_options(settings, "verify"),
             partition,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 
 class Bar:
-    """Counts units of work, and beside them what is told as the rate, where that is another thing;
+    """Counts units of work, and beside them what is shown as the rate, where that is another thing;
     this one shows nothing."""
 
     def expect(self, units: int) -> None:

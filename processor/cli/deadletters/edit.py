@@ -14,7 +14,7 @@ from processor.ops.redrive import Plan
 
 
 def key_for(dead_letter: DeadLetterRecord, value: bytes, given: str | None) -> bytes | None:
-    """The key that an edited value goes out with: as told, or the flow's that it names."""
+    """The key that an edited value goes out with: as given, or the flow's that it names."""
     if given is not None:
         return flow_id_of(given).encode()
     return Plan.editing(dead_letter, value).key

@@ -219,7 +219,7 @@ async def _play_all(
 
 
 async def _together(stories: Sequence[Any]) -> list[Any]:
-    """What all of them answer, told at once; the first that fails ends the others."""
+    """What all of them return, run at once; the first that fails ends the others."""
     tasks = [asyncio.ensure_future(story) for story in stories]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)

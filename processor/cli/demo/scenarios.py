@@ -162,7 +162,7 @@ async def change_of_mind(scenario: Scenario, nth: int) -> None:
 
 
 async def mistakes(scenario: Scenario, nth: int) -> None:
-    """What a producer can do wrong, and how it is told; none of it changes the flow."""
+    """What a producer can do wrong, and what outcome it gets; none of it changes the flow."""
     flow, me = str(uuid4()), "session:careless"
     create: dict[str, Any] = {
         "controller_id": "lessons",

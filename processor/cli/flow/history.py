@@ -187,7 +187,7 @@ def found_then(
 async def outcomes_of(
     settings: Settings, past: FlowPast, event_ids: Sequence[int]
 ) -> dict[int, Doc]:
-    """The outcomes that tell of these events, by event id; what retention took is missing.
+    """The outcomes that name these events, by event id; what retention took is missing.
 
     An outcome is appended in the same transaction as its events: it is looked for around them.
     """

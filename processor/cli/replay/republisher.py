@@ -81,7 +81,7 @@ class Republisher:
         self, copies: Sequence[RepublishedRecord], positions: Mapping[int, int]
     ) -> None:
         """All of it in one transaction. Raises RunTakenOver, and what Kafka raises; what became of
-        it then is told by the next `start` and the group's offsets."""
+        the next `start` and the group's offsets say it then."""
         producer = self._producer
         assert producer is not None, "a republisher is started before it writes"
         self._attempts = 0

@@ -125,7 +125,7 @@ def _nobody(trouble: str) -> Refused:
 
 @contextmanager
 def _keys(on_key: Callable[[str], None]) -> Iterator[None]:
-    """Hear each key as it is typed; the terminal is as it was afterwards."""
+    """Read each key as it is typed; the terminal is as it was afterwards."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     loop = asyncio.get_running_loop()

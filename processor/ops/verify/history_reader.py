@@ -47,8 +47,8 @@ class SourceTopic:
 @dataclass(slots=True)
 class Parts:
     """What a pass works with. `starts` are the first offsets of `outcomes`, `audit`, dead letters;
-    `cut` is the newest cursor; `tables_are_at` hears before which event the fold stands, and where
-    it began."""
+    `cut` is the newest cursor; `tables_are_at` is called with the event before which the fold
+    is, and where it began."""
 
     topics: Topics
     partition: int

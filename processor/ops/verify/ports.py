@@ -93,7 +93,7 @@ class Tables(Protocol):
 
 
 class Watcher:
-    """Hears how far a verification is; this one does nothing with it."""
+    """Called with how far a verification is; this one does nothing with it."""
 
     def expect(self, offsets: int) -> None:
         """There are so many more to be read, or fewer, than was thought."""

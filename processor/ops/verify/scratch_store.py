@@ -63,7 +63,7 @@ class ScratchFailed(TaskflowError):
 
 
 class FoldedFlow:
-    """A flow as folded so far. `doc` None: it is gone, which is remembered only where the fold did
+    """A flow as folded so far. `doc` None: it is gone, which is kept only where the fold did
     not begin at the beginning. Not `whole`: its first events were not seen, and `doc` holds the
     fields that are known."""
 

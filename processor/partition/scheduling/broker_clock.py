@@ -42,7 +42,7 @@ class BrokerClock:
 
     @property
     def latest_ms(self) -> int:
-        """What the broker's clock said when it was last heard; 0 before that."""
+        """What the broker's clock last said; 0 before that."""
         return 0 if self._observed_s is None else self.now_ms(self._observed_s) or 0
 
     def age_s(self, at_s: float) -> float:

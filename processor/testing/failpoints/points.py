@@ -34,7 +34,7 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "K10": "a takeover has a part of the past in its table",
         "K11": "a table is being made",
         "K12": "work items are to be written, and none is",
-        "K13": "work items are written, and the partition has not heard of it",
+        "K13": "work items are written, and the partition does not know it yet",
     }
 )
 

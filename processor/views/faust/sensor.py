@@ -1,7 +1,7 @@
 """Expose Faust's sensors as metrics.
 
 Faust's own Monitor keeps times of every event, which costs more than projecting one; this one
-hears of what is rare.
+gets what is rare.
 """
 
 import time

@@ -18,7 +18,7 @@ NO_WINDOW: Final = 0
 
 
 class Store(MemoryStore[Any, Any]):
-    """In memory, and remembering what the database does not have yet."""
+    """In memory, with what the database does not have yet."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

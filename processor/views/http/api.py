@@ -226,7 +226,7 @@ class Api:
         view = self._view
         return {
             "minutes": {
-                str(start): some  # as JSON has keys: peers are told this
+                str(start): some  # as JSON has keys: peers get this
                 for start in range(first, now_s + 60, 60)
                 if (some := [m for p in partitions if (m := view.minutes.at(p, start))])
             },

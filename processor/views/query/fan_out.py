@@ -139,7 +139,7 @@ def _not_yet() -> ViewProblemError:
 
 
 def _raise_if_final(failed: PeerFailed) -> None:
-    """A peer that refuses refuses for all; one that is silent leaves a gap that is told."""
+    """A peer that refuses refuses for all; a silent one leaves a gap that is reported."""
     problem = failed.problem
     if problem is not None and problem.get("code") in (
         *("bad_request", "not_yet", "not_found", "revision_unknown", "too_expensive"),

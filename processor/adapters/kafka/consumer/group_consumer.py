@@ -46,7 +46,7 @@ from processor.runtime import end_tasks
 log = structlog.get_logger()
 
 COMMIT_EVERY_S: Final = 1.0
-"""How often the group hears how far we are."""
+"""How often offsets are committed to the group."""
 COMMIT_TIMEOUT_S: Final = 2.0
 REBALANCE_TIMEOUT_MS: Final = 15_000
 """How long the group waits for a member that lives and still gives up its partitions.
@@ -177,7 +177,7 @@ class KafkaGroupConsumer:
 
     async def _watch(self) -> None:
         """Notice, as soon as a heartbeat would, that the group does not let us in: who was given
-        nothing fetches nothing, and would not hear of it."""
+        nothing fetches nothing, and would not notice it."""
         while not self.failed.is_set():
             await asyncio.sleep(self._watch_pause_s)
             with suppress(SourceFailed):
@@ -352,7 +352,7 @@ class KafkaGroupConsumer:
     async def undone(self, partitions: Iterable[int]) -> set[int]:
         await self._check()
         try:
-            # Who was given nothing fetches nothing, and would not hear of it otherwise.
+            # A member without partitions fetches nothing, and would not notice it otherwise.
             raise_coordination_error(self._consumer)
         except KafkaError as error:
             await self._heed(error)

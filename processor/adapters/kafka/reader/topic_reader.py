@@ -32,7 +32,7 @@ from processor.settings import Settings
 
 STOP_TIMEOUT_S: Final = 2.0
 STALL_S: Final = 10.0
-"""A healthy consumer hears from the broker twice a second, also of nothing new."""
+"""A healthy consumer gets a response twice a second, also without records."""
 SILENCE_S: Final = 30.0
 """How long a read to an end waits for the next record."""
 BACKOFF_MIN_S: Final = 0.1
@@ -113,7 +113,7 @@ class TopicReader:
             self._failures = 0
             self._received_at_s = time.monotonic()
         elif self._is_stalled():
-            await self._back_off(f"nothing heard for {STALL_S:.0f} s")
+            await self._back_off(f"no response for {STALL_S:.0f} s")
         return list(heapq.merge(*fetched.values(), key=lambda record: record.timestamp))
 
     async def close(self) -> None:

@@ -431,7 +431,7 @@ DEFECTS = {
         drop("state", cursor(-1)),
         *("I9", "outcome_without_cursor"),
     ),
-    "another hand in a transaction": (a_stranger, "I8", "state_key_twice"),
+    "another producer in a transaction": (a_stranger, "I8", "state_key_twice"),
     "a table's row off by one": (row_doc(revision=3), "I5", "table_flow_differs"),
     "a payload flipped in a table": (row_doc(state_json=[1]), "I5", "table_flow_differs"),
     "a column flipped in a table": (row(status="failed"), "I5", "table_columns"),
