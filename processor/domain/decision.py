@@ -1,4 +1,4 @@
-"""What is decided about one command, and the checks that several kinds share."""
+"""The decision about one command, and the checks that several kinds share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

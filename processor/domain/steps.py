@@ -1,4 +1,4 @@
-"""What decide must know of a flow's steps, and how they are counted."""
+"""A flow's steps as `decide` needs them, and their counts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard

@@ -1,4 +1,4 @@
-"""Whether records of the sources stay hidden behind a transaction that is open."""
+"""A watch for records of the sources that stay hidden behind an open transaction."""
 
 from collections.abc import Sequence
 from typing import Final

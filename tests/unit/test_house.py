@@ -41,6 +41,8 @@ TWO_HOMES = {"Execution", "Flow", "ManagedStep", "ObservedStep"}
 """The published models, and those that the engine works with."""
 NOUNS = {"encoding", "logging", "tracing"}
 """Module names that end like a participle and are none."""
+QUESTIONS = {"How", "What", "When", "Where", "Whether", "Which", "Who", "Why"}
+"""No module's docstring begins with one."""
 LINES_MAX = 400
 MODULES_MAX = 12
 README_LINES_MAX = 150
@@ -131,6 +133,16 @@ def full_folders(root: Path) -> dict[str, int]:
     return {folder: count for folder, count in counts.items() if count > MODULES_MAX}
 
 
+def riddles(root: Path) -> list[str]:
+    """Modules without a docstring, or whose first sentence asks instead of saying what they are."""
+    found = []
+    for path in modules(root, "processor"):
+        said = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+        if not said or said.split(maxsplit=1)[0] in QUESTIONS:
+            found.append(str(path.relative_to(root)))
+    return found
+
+
 def readme_lines(root: Path) -> int:
     return len((root / "README.md").read_text("utf-8").splitlines())
 
@@ -150,6 +162,10 @@ def test_no_public_class_has_two_homes() -> None:
 
 def test_no_module_is_named_by_a_participle() -> None:
     assert participles(ROOT) == []
+
+
+def test_each_module_begins_with_what_it_is() -> None:
+    assert riddles(ROOT) == []
 
 
 def test_a_module_has_at_most_400_lines() -> None:
@@ -214,6 +230,13 @@ def test_a_participle_is_found(tmp_path: Path) -> None:
     plant(tmp_path, "processor/logging.py")
 
     assert participles(tmp_path) == ["comparing", "recorded"]
+
+
+def test_a_module_that_does_not_say_what_it_is_is_found(tmp_path: Path) -> None:
+    plant(tmp_path, "processor/asks.py", '"""What is decided."""')
+    plant(tmp_path, "processor/says.py", '"""The decision."""')
+    plant(tmp_path, "processor/silent.py", "A = 1")
+    assert riddles(tmp_path) == ["processor/asks.py", "processor/silent.py"]
 
 
 def test_a_long_module_is_found(tmp_path: Path) -> None:

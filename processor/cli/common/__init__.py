@@ -1,1 +1,1 @@
-"""What the commands of the program share."""
+"""The parts that the commands of the program share."""

@@ -1,1 +1,1 @@
-"""What a deployment is made of: manifests for Kubernetes, units for systemd, and a Dockerfile."""
+"""The files of a deployment: manifests for Kubernetes, units for systemd, and a Dockerfile."""

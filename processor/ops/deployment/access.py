@@ -1,4 +1,4 @@
-"""How pods prove to Kafka who they are: from files that Secrets and service accounts give."""
+"""The credentials of pods at Kafka: from files that Secrets and service accounts give."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is to be deployed: names, sizes, and the settings that workers and views get."""
+"""The plan of a deployment: names, sizes, and the settings that workers and views get."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What may happen to the pods: evictions, connections, and who scrapes them."""
+"""The policies of the pods: evictions, connections, and who scrapes them."""
 
 from typing import Any, Final
 

@@ -1,5 +1,4 @@
-"""What a deployment leaves on its topics and in its tables, as far as it was seen, and a
-verification of it by `processor.ops.verify`."""
+"""The topics and tables of a deployment, as far as they were seen, for `processor.ops.verify`."""
 
 import json
 from collections import Counter

@@ -1,1 +1,1 @@
-"""What the views use of Faust, and what they override."""
+"""The parts of Faust that the views use, and what they override."""

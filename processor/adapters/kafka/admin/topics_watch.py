@@ -1,4 +1,4 @@
-"""Whether the topics of a worker that runs are still there, with as many partitions as they had."""
+"""A watch over the topics of a running worker: they are there, with all their partitions."""
 
 import asyncio
 from collections.abc import Callable
