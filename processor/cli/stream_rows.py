@@ -121,7 +121,7 @@ ROWS: Final[Mapping[str, RowKind]] = {
     "flow": RowKind(
         (
             *(Column("at"), Column("event"), Column("status", rank=1)),
-            *(Column("rev", rank=2), Column("by", 12), Column("what", 24)),
+            *(Column("rev", rank=2), Column("by", 8), Column("what", 34)),
         ),
         (8, 16, 9, 3, 24, SHOWN_MAX),
         lambda record: _event(record)[1:],
@@ -129,7 +129,7 @@ ROWS: Final[Mapping[str, RowKind]] = {
     "audit": RowKind(
         (
             *(Column("at"), Column("flow"), Column("event"), Column("status", rank=3)),
-            *(Column("rev", rank=2), Column("by", 8, rank=1), Column("what", 24)),
+            *(Column("rev", rank=2), Column("by", 8, rank=1), Column("what", 30)),
         ),
         (8, ID_LENGTH, 16, 9, 3, 24, SHOWN_MAX),
         _event,

@@ -97,7 +97,7 @@ def preview(meant: BulkSelection, targets: Sequence[Target], json: bool) -> None
 
 _FLOW_COLUMNS = (
     *(Column("id"), Column("status"), Column("changed"), Column("rev", rank=1)),
-    *(Column("owner", 12), Column("goal", 24)),
+    *(Column("owner", 8), Column("goal", 36)),
 )
 _STEP_COLUMNS = (
     *(Column("flow"), Column("run", 10), Column("status"), Column("changed", rank=2)),

@@ -41,11 +41,11 @@ GOAL_SHOWN: Final = 240
 """Characters of a goal that the widest terminal may show in a row."""
 _FLOWS: Final = (
     *(Column("id"), Column("status"), Column("changed"), Column("rev", rank=2)),
-    *(Column("owner", 8, rank=1), Column("step", 6, rank=3), Column("goal", 24)),
+    *(Column("owner", 8, rank=1), Column("step", 6, rank=3), Column("goal", 36)),
 )
 _WAITS: Final = (
-    *(Column("id"), Column("waits for", 14), Column("until", rank=2), Column("left", 9)),
-    *(Column("owner", 8, rank=1), Column("step", 6, rank=3), Column("goal", 18)),
+    *(Column("id"), Column("waits for", 14), Column("until", rank=2), Column("left")),
+    *(Column("owner", 8, rank=1), Column("step", 6, rank=3), Column("goal", 28)),
 )
 
 

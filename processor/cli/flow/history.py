@@ -52,7 +52,7 @@ long as a transaction lasts."""
 AROUND_MS: Final = 15_000
 
 _HISTORY: Final = (
-    *(Column("at"), Column("event"), Column("what", 18), Column("why", 14)),
+    *(Column("at"), Column("event"), Column("what", 24), Column("why", 13)),
     *(Column("after", rank=2), Column("status", rank=4), Column("rev", rank=3)),
     Column("by", 8, rank=1),
 )

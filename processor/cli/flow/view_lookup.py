@@ -9,7 +9,6 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from processor.cli.common.output import say
 from processor.cli.common.views_client import Document, NoViews, ViewsClient, asking, views_url
 from processor.cli.flow.lookup import Found
 from processor.contract.flow import Flow, FlowStatus
@@ -81,8 +80,6 @@ async def _asked(
             found = await work(views)
     except NoViews:
         return None
-    if found is not None:
-        say(f"From the views at {views.url}, which are up to date.")
     return found
 
 

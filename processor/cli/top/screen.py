@@ -173,7 +173,7 @@ def bars(values: Sequence[int]) -> str:
 
 _FLOWS: Final = (
     *(Column("id"), Column("status"), Column("changed"), Column("owner", 8, rank=2)),
-    *(Column("step", 6, rank=3), Column("waits for", 14, rank=1), Column("goal", 22)),
+    *(Column("step", 6, rank=3), Column("waits for", 14, rank=1), Column("goal", 28)),
 )
 
 
@@ -215,11 +215,16 @@ def _wait(flow: Mapping[str, Any], now_ms: int) -> str:
         return ""
     what = {"external_event": short(wait.get("topic", ""), 24), "timer": "a time"}
     words = what.get(wait["kind"], wait_text(wait))
-    if flow["wait_ends_at"] is None:
-        return words
-    left_ms = parse_timestamp(flow["wait_ends_at"]) - now_ms
     # The time first: it is what a narrow column keeps.
-    return f"{span(left_ms)} left, {words}" if left_ms > 0 else f"over {span(-left_ms)}, {words}"
+    return ", ".join(filter(None, (_left(flow, now_ms), words)))
+
+
+def _left(flow: Mapping[str, Any], now_ms: int) -> str:
+    """How long the wait still takes, or has been over; empty if it never ends by itself."""
+    if flow["wait_ends_at"] is None:
+        return ""
+    left_ms = parse_timestamp(flow["wait_ends_at"]) - now_ms
+    return f"{span(left_ms)} left" if left_ms > 0 else f"over {span(-left_ms)}"
 
 
 def _opened(shown: Shown, room: int, width: int, now_ms: int) -> list[Text]:
@@ -236,8 +241,8 @@ def _opened(shown: Shown, room: int, width: int, now_ms: int) -> list[Text]:
             ("owner", f"{flow['owner_session_key']}, step {flow['current_step']}"),
         ]
         if flow["wait_json"]:
-            left = "" if flow["wait_ends_at"] is None else f"; {_wait(flow, now_ms)}"
-            fields.append(("waits", f"for {wait_text(flow['wait_json'])}{left}"))
+            waits = filter(None, (_left(flow, now_ms), f"for {wait_text(flow['wait_json'])}"))
+            fields.append(("waits", ", ".join(waits)))
         lines += lines_of((Column("field"), Column("value", 20)), fields, width)[1:]
     events = shown.history.get("items", [])[: max(1, room - len(lines) - 2)]
     if events:
@@ -324,7 +329,7 @@ def _events(statistics: Mapping[str, Any], width: int, most: int) -> list[Text]:
         return [title, Text("none yet", style="dim")]
     columns = (
         *(Column("at (UTC)"), Column("event"), Column("status", rank=2), Column("flow")),
-        *(Column("by", 8, rank=1), Column("what", 20)),
+        *(Column("by", 8, rank=1), Column("what", 28)),
     )
     return [title, *(_cut(line, width) for line in lines_of(columns, rows, width)[1:])]
 

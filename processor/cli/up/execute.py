@@ -137,7 +137,7 @@ def greeting(settings: Settings, address: str, page: str | None, *, seen: bool) 
         first = f"taskflow is up: {page} shows every flow, live"
     else:
         first = "taskflow is up, but the views did not start; see above"
-    health = "" if settings.http is None else f"; health http://{settings.http}/ready, /metrics"
+    health = "" if settings.http is None else f", health http://{settings.http}/ready"
     lines = [
         first,
         f"Kafka at {address}, topics {settings.topic_prefix}.*{health}",
