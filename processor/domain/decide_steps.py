@@ -1,5 +1,7 @@
 """Checks 15 to 17 of the contract for commands about managed steps, and the facts that follow."""
 
+from collections.abc import Callable
+from functools import partial
 from hashlib import sha1
 from typing import Any, Final, NamedTuple, assert_never, cast
 
@@ -26,9 +28,11 @@ from processor.contract.values import (
 )
 from processor.domain import executions
 from processor.domain.decision import (
+    NO_DETAILS,
     Decision,
     Limits,
     horizon_problem,
+    new_decision,
     over_limit,
     oversize,
     rejected,
@@ -68,6 +72,12 @@ class _Subject(NamedTuple):
         return new_fact((kind, flow.id, at, flow.revision, flow.status, payload))
 
 
+# As rows.new_flow_row.
+_new_subject: Final[Callable[[tuple[Flow, FlowSteps, ManagedStep, int]], _Subject]] = partial(
+    tuple.__new__, _Subject
+)
+
+
 def decide_step(
     command: StepCommand,
     flow: Flow,
@@ -89,7 +99,7 @@ def decide_step(
     if step.status not in move.origins:
         to = move.to and str(move.to)
         return rejected(Code.ILLEGAL_TRANSITION, **{"from": str(step.status), "to": to})
-    subject = _Subject(flow, steps, step, at_ms)
+    subject = _new_subject((flow, steps, step, at_ms))
     if move.held and not _is_held(cast(HeldStep, command), step, authority):
         attempt, due_at = step.execution.attempt, step.execution.due_at
         return rejected(Code.NOT_HOLDER, attempt=attempt, due_at=due_at)
@@ -192,7 +202,7 @@ def _schedule(
         "execution": execution_doc(execution),
     }
     scheduled = (EventKind.STEP_SCHEDULED, flow.id, at, flow.revision, flow.status, {"step": step})
-    return Decision((new_fact(scheduled),))
+    return new_decision(((new_fact(scheduled),), None, NO_DETAILS, flow))
 
 
 def _start(command: StartStep, subject: _Subject) -> Decision:
@@ -204,7 +214,8 @@ def _start(command: StartStep, subject: _Subject) -> Decision:
     fact = subject.fact(
         EventKind.STEP_STARTED, leased, status="running", child_session_key=command.issued_by
     )
-    return Decision((fact,), None, {"attempt": attempt, "due_at": leased.due_at})
+    details = {"attempt": attempt, "due_at": leased.due_at}
+    return new_decision(((fact,), None, details, subject.flow))
 
 
 def _extend(command: ExtendStep, subject: _Subject) -> Decision:
@@ -324,7 +335,7 @@ def _with_join(subject: _Subject, end: Fact) -> Decision:
     """The end of the step, followed by that of the join that it makes hold."""
     flow, steps, step, _ = subject
     if flow.status is not WAITING or flow.cancel_requested or flow.wait_json["kind"] != "steps":
-        return Decision((end,))
+        return new_decision(((end,), None, NO_DETAILS, flow))
     after = evolve_step(step, end)
     listed = {**steps.listed, step.run_id: after.status}
     if not join_holds(flow.wait_json, steps.totals.after(step, after), listed):

@@ -1,6 +1,7 @@
 """A flow's steps as `decide` needs them, and their counts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeGuard
 
 import orjson
@@ -72,6 +73,13 @@ class FlowSteps(NamedTuple):
     live: Sequence[ManagedStep] = ()
 
 
+# As rows.new_flow_row.
+new_flow_steps: Final[
+    Callable[
+        [tuple[StepTotals, Step | None, Mapping[str, StepStatus], Sequence[ManagedStep]]], FlowSteps
+    ]
+] = partial(tuple.__new__, FlowSteps)
+NONE_LISTED: Final[Mapping[str, StepStatus]] = {}
 NO_STEPS: Final = FlowSteps()
 
 

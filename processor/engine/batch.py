@@ -106,6 +106,11 @@ class StepEvent(NamedTuple):
     reason: str | None
 
 
+new_step_event: Final[
+    Callable[[tuple[EventKind, Step | None, ManagedStep, str | None]], StepEvent]
+] = partial(tuple.__new__, StepEvent)
+
+
 class Forward(NamedTuple):
     """A record to send again, to the partition that its key belongs to."""
 
@@ -289,7 +294,7 @@ def work_record(event_id: int, step: ManagedStep, headers: Headers) -> WorkRecor
         "at": step.updated_at,
     }
     key = f"{step.flow_id}/{step.run_id}".encode()
-    record = Outgoing(key, encode(item), [(TASK_HEADER, step.task.encode()), *headers])
+    record = new_outgoing((key, encode(item), [(TASK_HEADER, step.task.encode()), *headers]))
     return WorkRecord(event_id, record)
 
 

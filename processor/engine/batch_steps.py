@@ -7,7 +7,14 @@ from processor.contract.headers import Headers
 from processor.contract.steps import StepStatus
 from processor.domain.flow import Flow
 from processor.domain.step import ManagedStep
-from processor.domain.steps import NO_STEPS, FlowSteps, StepTotals, is_live
+from processor.domain.steps import (
+    NO_STEPS,
+    NONE_LISTED,
+    FlowSteps,
+    StepTotals,
+    is_live,
+    new_flow_steps,
+)
 from processor.engine.batch import LoadedState
 from processor.engine.rows import StepRow
 
@@ -60,7 +67,7 @@ class BatchSteps:
             named = None if row is None else row.step
             wait = flow.wait_json
             if wait is None or wait["kind"] != "steps":
-                return FlowSteps(totals, named)
+                return new_flow_steps((totals, named, NONE_LISTED, ()))
             return FlowSteps(totals, named, self._listed(flow.id, wait.get("run_ids")))
         if command.kind == "set_waiting":
             run_ids = command.wait.run_ids if command.wait.kind == "steps" else None

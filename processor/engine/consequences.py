@@ -6,7 +6,7 @@ from processor.contract.headers import Headers
 from processor.domain.evolve import STEP_KINDS, evolve_step
 from processor.domain.facts import Fact
 from processor.domain.steps import StepTotals, offers_work, run_id_of
-from processor.engine.batch import StepEvent, WorkRecord, work_record
+from processor.engine.batch import StepEvent, WorkRecord, new_step_event, work_record
 from processor.engine.batch_steps import BatchSteps, StepKey
 from processor.engine.encoding import step_doc
 from processor.engine.rows import StepRow, new_step_row
@@ -49,4 +49,4 @@ class StepConsequences:
             self.size_bytes += len(offered.record.value or b"")
         if step.runtime == "managed":
             reason = fact.payload.get("reason")
-            self.events.append(StepEvent(fact.kind, was, step, reason))
+            self.events.append(new_step_event((fact.kind, was, step, reason)))
