@@ -88,7 +88,7 @@ ROLES: Final[Mapping[Role, str]] = MappingProxyType(
     {
         Role.PRODUCER: "sends commands of flow owners, and awaits their outcomes",
         Role.EXECUTOR: "does managed steps: `taskflow step run`, StepWorker",
-        Role.CONSUMER: "reads the FlowEvents",
+        Role.CONSUMER: "reads the FlowEvents: AuditStream, `taskflow sink postgres`",
         Role.OPERATOR: (
             "uses the program: `flow`, `send --control`, `audit`, `outcomes`, `deadletters`, "
             "`verify`, `replay`, `bulk`, `prune`, `export`, `doctor`, `topics check`"

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
@@ -27,6 +27,7 @@ FORMAT: Final = "taskflow sink, format 1"
 CONNECT_TIMEOUT_S: Final = 10.0
 STATEMENT_TIMEOUT_S: Final = 300.0
 _SCHEMA: Final = Path(__file__).with_name("schema.sql")
+_COMPARISON: Final = Path(__file__).with_name("comparison.sql")
 _PASSING: Final = ("08", "40", "53", "55", "57")
 """Classes of SQLSTATE that pass: connections, conflicts, resources, locks, an operator's doing."""
 
@@ -75,6 +76,30 @@ def put_rows(table: str, columns: Mapping[str, str]) -> str:
 
 _PUT_FLOWS: Final = put_rows("taskflow_flows", FLOW_COLUMNS)
 _PUT_STEPS: Final = put_rows("taskflow_steps", STEP_COLUMNS)
+
+_UNCHANGED: Final = {
+    "events": "true",
+    "flows": "NOT EXISTS (SELECT FROM changed_flows c WHERE c.flow_id = id)",
+    "steps": (
+        "NOT EXISTS (SELECT FROM changed_flows c "
+        "WHERE c.flow_id = coalesce(written.flow_id, said.flow_id))"
+    ),
+}
+_COMPARED: Final = {
+    table: f"SELECT count(*) FROM taskflow_{table} AS written WHERE "
+    + unchanged.replace("coalesce(written.flow_id, said.flow_id)", "written.flow_id")
+    for table, unchanged in _UNCHANGED.items()
+}
+_DIFFERENCES: Final = {
+    table: (
+        "SELECT id::text, CASE WHEN written.id IS NULL THEN 'missing' "
+        "WHEN said.id IS NULL THEN 'extra' ELSE 'different' END, count(*) OVER () "
+        f"FROM taskflow_{table} AS written FULL JOIN topic_{table} AS said USING (id) "
+        f"WHERE {unchanged} AND written IS DISTINCT FROM said ORDER BY id LIMIT $1"
+    )
+    for table, unchanged in _UNCHANGED.items()
+}
+"""Rows are compared as a whole, jsonb by value."""
 
 
 class DatabaseUnavailable(TaskflowError):
@@ -145,6 +170,14 @@ class SinkDatabase:
                         await self._connection.execute(f'CREATE SCHEMA "{self._schema}"')
                     await self._connection.execute(_SCHEMA.read_text("utf-8"))
                     found = FORMAT
+        self._check_format(found)
+
+    def _check_format(self, found: str | None) -> None:
+        if found is None:
+            raise SinkRefused(
+                f'There are no tables of a sink in schema "{self._schema}": start `taskflow sink '
+                "postgres`, or name its TASKFLOW_SINK_SCHEMA."
+            )
         if found != FORMAT:
             raise SinkRefused(
                 f'The tables in schema "{self._schema}" are {found or "of no sink"!r}, but this '
@@ -158,6 +191,18 @@ class SinkDatabase:
             "WHERE to_regclass('taskflow_positions') IS NOT NULL"
         )
         return found
+
+    @asynccontextmanager
+    async def comparison(self) -> AsyncIterator[None]:
+        """Show the tables as of one moment, with empty ones beside them for what the topics say.
+
+        Raises SinkRefused if there are none.
+        """
+        with database_errors():
+            async with self._connection.transaction(isolation="repeatable_read"):
+                self._check_format(await self._format())
+                await self._connection.execute(_COMPARISON.read_text("utf-8"))
+                yield
 
     async def lock(self, partitions: int, *, wait: bool) -> bool:
         """Keep other sinks off these partitions for as long as the connection lives; whether they
@@ -246,3 +291,40 @@ class SinkDatabase:
                 for partition, position in changes.positions.items()
             ],
         )
+
+    # Within a `comparison`
+
+    async def put_topic_rows(self, table: str, rows: str, gone: Sequence[str]) -> None:
+        """Insert or replace the rows (a JSON array) of `topic_flows` or `topic_steps`; the rows of
+        the ids in `gone` go."""
+        columns = {"flows": FLOW_COLUMNS, "steps": STEP_COLUMNS}[table]
+        await self._connection.execute(put_rows(f"topic_{table}", columns), rows)
+        if gone:
+            await self._connection.execute(
+                f"DELETE FROM topic_{table} WHERE id = ANY($1::uuid[])", gone
+            )
+
+    async def put_topic_events(
+        self, rows: Sequence[tuple[Any, ...]], changed_flows: Sequence[str]
+    ) -> None:
+        await self._connection.copy_records_to_table(
+            "topic_events", records=rows, columns=EVENT_COLUMNS
+        )
+        await self._connection.execute(
+            "INSERT INTO changed_flows SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING",
+            changed_flows,
+        )
+
+    async def count(self, table: str) -> int:
+        counted: int = await self._connection.fetchval(f"SELECT count(*) FROM {table}")
+        return counted
+
+    async def differences(
+        self, table: str, shown_max: int
+    ) -> tuple[int, int, list[dict[str, Any]]]:
+        """How many rows of events, flows or steps were compared, how many differ from what the
+        topics say, and the first of these."""
+        compared = await self._connection.fetchval(_COMPARED[table], timeout=None)
+        rows = await self._connection.fetch(_DIFFERENCES[table], shown_max, timeout=None)
+        shown = [{"table": f"taskflow_{table}", "id": row[0], "row": row[1]} for row in rows]
+        return compared, rows[0][2] if rows else 0, shown

@@ -23,7 +23,8 @@ class SinkMetrics(Exposed):
             "this machine's clock",
         )
         self.failures = self.counter(
-            "taskflow_sink_failures", "Times that the database was lost, and connected to again"
+            "taskflow_sink_failures",
+            "Times that database or brokers were lost, and connected to again",
         )
         self.event_id = self.gauge(
             "taskflow_sink_event_id", "The newest event that is written", "partition"

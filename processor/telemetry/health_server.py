@@ -22,11 +22,17 @@ Scraped = Callable[[], Awaitable[bytes]]
 
 @asynccontextmanager
 async def serve(
-    address: Address | None, *, report: Report, metrics: Scraped, hosts: Iterable[str] = ()
+    address: Address | None,
+    *,
+    report: Report,
+    metrics: Scraped,
+    hosts: Iterable[str] = (),
+    otherwise: str = OTHERWISE,
 ) -> AsyncIterator[Address | None]:
-    """Serve a worker's health until the block ends; the address that is really listened on.
+    """Serve a process's health until the block ends; the address that is really listened on.
 
-    `hosts`: the names that requests may ask for, beside the address and the loopback names.
+    `hosts`: the names that requests may ask for, beside the address and the loopback names;
+    `otherwise`: what to set if the address is taken, and to what.
     Raises AddressInUse.
     """
     if address is None:
@@ -44,7 +50,7 @@ async def serve(
     async with listening(
         app,
         address,
-        OTHERWISE,
+        otherwise,
         limits=HttpLimits(connections=CONNECTIONS_MAX),
         hosts=HostPolicy(hosts),
     ) as where:

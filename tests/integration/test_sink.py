@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from processor.settings import Settings
 from processor.sink.database import DatabaseUnavailable
 from processor.sink.rows import SinkRefused
 from processor.sink.sink import PostgresSink
-from tests.support.builders import document
+from tests.support.builders import document, manual
 from tests.support.json_values import json_of
 from tests.support.machine import patience
 from tests.support.postgres import database, needs_postgres
@@ -333,3 +335,44 @@ async def test_who_does_not_answer_at_the_start_is_said(
 ) -> None:
     with readable(recorded, **settings) as reading, pytest.raises(DatabaseUnavailable):
         await write(reading, "postgresql://user@127.0.0.1:1/db")
+
+
+# The documentation
+
+PAGE = (Path(__file__).parents[2] / "processor/docs/sinking.md").read_text("utf-8")
+
+
+async def test_the_queries_of_the_page_run_and_find_rows(
+    postgres: str, settings: dict[str, Any]
+) -> None:
+    queries = re.findall(r"^```sql\n(.+?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(queries) == 3
+    recorded = a_history()
+    other = "9d1c2f5e-58a7-5bb4-8d0c-2d8d3b0a4c11"
+    recorded.send(
+        ("commands", document("create_mirrored", flow_id=other, **ABOUT)),
+        ("commands", document("set_waiting", flow_id=other, wait=manual())),
+    )
+    with readable(recorded, **settings) as reading:
+        await write(reading, postgres)
+    async with database(postgres, settings["sink_schema"]) as db:
+        for query in queries:
+            assert await db.fetch(query), query
+
+
+async def test_the_page_has_every_column_with_its_type(
+    postgres: str, settings: dict[str, Any]
+) -> None:
+    with readable(Recorded(), **settings) as reading:
+        await write(reading, postgres)
+    async with database(postgres, settings["sink_schema"]) as db:
+        columns = await db.fetch(
+            "SELECT table_name, column_name, replace(data_type, 'timestamp with time zone', "
+            "'timestamptz') FROM information_schema.columns WHERE table_schema = $1",
+            settings["sink_schema"],
+        )
+    documented = set()
+    for table, part in re.findall(r"\*\*(taskflow_\w+)\*\*(.+?)(?=\n\*\*|\n## )", PAGE, re.DOTALL):
+        for names, kind in re.findall(r"^\| (`.+?`) \| (\w+) \|", part, re.MULTILINE):
+            documented |= {(table, name, kind) for name in re.findall(r"`(\w+)`", names)}
+    assert documented == {tuple(column) for column in columns}

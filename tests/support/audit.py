@@ -25,6 +25,7 @@ class Audit:
 
     def __init__(self, prefix: str, producer: AIOKafkaProducer) -> None:
         self.topic = f"{prefix}.audit"
+        self._state = f"{prefix}.state"
         self.events: list[dict[str, Any]] = []
         self.recorded = Recorded(partitions=PARTITIONS)
         self._load = Load(cast(Any, None), prefix, random.Random(5))
@@ -45,9 +46,22 @@ class Audit:
         async with self._producer.transaction():
             for record in records:
                 await self._producer.send(
-                    self.topic, record.value, record.key, partition=record.partition
+                    self.topic,
+                    record.value,
+                    record.key,
+                    partition=record.partition,
+                    headers=list(record.headers),
                 )
         self.events += [json.loads(record.value or b"") for record in records]
+
+    async def write_state(self) -> None:
+        """The snapshots that the workers would have written."""
+        async with self._producer.transaction():
+            for partition in range(PARTITIONS):
+                for record in self.recorded.of("state", partition):
+                    await self._producer.send(
+                        self._state, record.value, record.key, partition=partition
+                    )
 
     def last(self) -> str:
         """The newest event of each partition, as `after` has it."""

@@ -14,7 +14,9 @@ import yaml
 
 from processor.contract.commands import Command
 from processor.contract.outcomes import Code, Verdict
+from processor.sink.metrics import SinkMetrics
 from processor.telemetry.bulk_histogram import BulkHistogram
+from processor.telemetry.exposition import Exposed
 from processor.telemetry.metrics import Metrics
 from processor.views.metrics import ViewMetrics
 
@@ -169,10 +171,11 @@ def test_every_metric_is_on_the_dashboard() -> None:
                 assert metric.name in shown
 
 
-def test_every_metric_of_the_views_is_explained() -> None:
-    rows = re.findall(r"^\| `(taskflow_view_\w+)` \|", README, re.MULTILINE)
+@pytest.mark.parametrize(("part", "made"), [("view", ViewMetrics), ("sink", SinkMetrics)])
+def test_every_metric_of_views_and_sink_is_explained(part: str, made: type[Exposed]) -> None:
+    rows = re.findall(rf"^\| `(taskflow_{part}_\w+)` \|", README, re.MULTILINE)
     endings = {"counter": "_total"}
-    metrics = ViewMetrics().registry.collect()
+    metrics = made().registry.collect()
     assert sorted(rows) == sorted(one.name + endings.get(one.type, "") for one in metrics)
 
 
