@@ -1,4 +1,4 @@
-"""Where the sink's PostgreSQL is."""
+"""The address of the sink's PostgreSQL."""
 
 from processor.cli.common.runner import WrongUse
 from processor.settings import Settings
