@@ -11,9 +11,10 @@ from playwright.async_api import Browser, expect
 from tests.support.axe import needs_axe, violations
 from tests.support.browser import DESKTOP, PHONE, needs_chromium, tab
 from tests.support.recorded_deployment import Recorded
-from tests.support.stub_views import ShownViews, flow_id, showing, story
+from tests.support.stub_views import ShownViews, command, create, flow_id, showing, story
 
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="session")]
+NOON_MS = 1_795_694_400_000
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
@@ -113,8 +114,12 @@ async def test_what_needs_somebody_stands_on_every_page(browser: Browser) -> Non
         await page.get_by_role("link", name=re.compile(r"Dead letters \(1 new\)")).click()
         await expect(page.locator("[data-letter]")).to_be_visible()
         await expect(page.locator("#badge-deadletters")).to_be_hidden()
+        fresh = page.locator("#fresh")
+        await expect(fresh).to_have_text("no worker for partition 1")
+        await expect(fresh).to_have_attribute("data-state", "bad")
         views.orphaned = None
         await expect(banner).to_be_hidden(timeout=15_000)
+        await expect(fresh).to_have_text("up to date")
         assert await page.locator("#badge-partitions").is_hidden()
 
 
@@ -137,6 +142,32 @@ async def test_the_way_back_leads_to_the_same_place(browser: Browser) -> None:
         await expect(rows.nth(20)).to_have_attribute("data-flow", flow or "")
         await expect(page.locator(".pages")).to_contain_text("page 2")
         assert await page.evaluate("scrollY") == place
+
+
+async def test_what_is_long_keeps_its_lines_and_can_be_copied(browser: Browser) -> None:
+    views = ShownViews(Recorded(now=NOON_MS))
+    goal = "Settle the invoices of May:\n- 4711\n- 4712"
+    reason = "Traceback:\n  line 1\n  line 2"
+    views.send(create(1, goal), at_ms=NOON_MS + 123)
+    views.send(command(1, "fail", reason=reason), at_ms=NOON_MS + 1_373)
+    async with (
+        showing(views) as address,
+        tab(browser, permissions=["clipboard-read", "clipboard-write"]) as seen,
+    ):
+        page = seen.page
+        await page.goto(f"{address}/#/flows/{flow_id(1)}")
+        goals = page.locator(".facts-panel .text")
+        assert await goals.inner_text() == goal
+        await page.get_by_text("The whole reason").click()
+        assert await page.locator(".why-panel .text").inner_text() == reason
+        last = page.locator(".events > li").first
+        await expect(last).to_contain_text("+1 s")
+        await expect(last).to_contain_text("Traceback:")
+        assert len(await last.locator("summary").inner_text()) < 80
+        await last.locator("summary").click()
+        await expect(last.locator("time")).to_have_text("2026-11-26 12:00:01.373")
+        await page.get_by_role("button", name=f"Copy {flow_id(1)}").click()
+        assert await page.evaluate("navigator.clipboard.readText()") == flow_id(1)
 
 
 async def test_an_empty_deployment_and_a_wrong_address_say_what_to_do(browser: Browser) -> None:

@@ -283,15 +283,3 @@ async def test_views_that_go_away_are_missed_in_words(browser: Browser, views: S
         seen.complaints = [
             views for views in seen.complaints if "ERR_CONNECTION_REFUSED" not in views
         ]
-
-
-async def test_a_partition_without_a_worker_is_not_up_to_date(
-    browser: Browser, views: ShownViews
-) -> None:
-    views.orphaned = 1
-    async with showing(views) as address, tab(browser) as seen:
-        await seen.page.goto(address)
-        await expect(seen.page.locator("#fresh")).to_have_text("no worker for partition 1")
-        assert await seen.page.locator("#fresh").get_attribute("data-state") == "bad"
-        views.orphaned = None
-        await expect(seen.page.locator("#fresh")).to_have_text("up to date", timeout=15_000)

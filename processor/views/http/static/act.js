@@ -30,9 +30,9 @@ export function actionsOfStep(flow, step) {
 }
 
 /** The same of a dead letter. */
-export function actionsOfDeadLetter(letter) {
+export function actionsOfDeadLetter(letter, done) {
   const place = `${letter.partition}/${letter.offset}`;
-  return [{ path: `deadletters/${place}/redrive`, subject: `${place}, ${letter.code}`, words: "Edit and send back", letter, body: () => ({}) }];
+  return [{ path: `deadletters/${place}/redrive`, subject: `${place}, ${letter.code}`, words: "Edit and send back", letter, done, body: () => ({}) }];
 }
 
 /** Their buttons; they are seen where these views take actions. */
@@ -108,6 +108,7 @@ function open(action) {
       if (!dry && done) {
         for (const one of [preview, confirm, ...form.querySelectorAll("label, .choices")]) one.hidden = true;
         announce(`${action.words}: accepted`);
+        action.done?.();
         close.focus();
       } else if (dry && done) confirm.focus();
     } catch (error) {

@@ -103,7 +103,7 @@ counts.append(
   ...STATUSES.map((status) => count(status, status, `#/flows?status=${status}`)),
   count("rate", "events/s, 5 min", null, hour),
   count("ended", "ended/s, 5 min"),
-  count("ratio", "failed of ended"),
+  count("ratio", "failures, 1 h"),
 );
 
 /** A line of the last hour's events, minute by minute; the one under way is its end. */

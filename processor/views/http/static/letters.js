@@ -18,12 +18,13 @@ function value(letter) {
 
 function made(letter) {
   const place = placeOf(letter);
+  const sent = el("p", { class: "good", hidden: true }, "Sent back.");
   return row(COLUMNS, [
     el("span", { class: "place" }, copyable(place, `taskflow deadletters show ${place}`, "the command that shows it")),
     ago(letter.at), el("code", {}, letter.code), said(letter.message, 200),
     `${letter.source.topic}/${letter.source.partition} @ ${letter.source.offset}`,
     letter.key === null ? "none" : said(letter.key, 40), number(letter.size),
-    el("div", {}, value(letter), actionBar(actionsOfDeadLetter(letter))),
+    el("div", {}, value(letter), actionBar(actionsOfDeadLetter(letter, () => { sent.hidden = false; })), sent),
   ], { "data-letter": place });
 }
 

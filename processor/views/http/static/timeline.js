@@ -167,7 +167,7 @@ function waited(wait) {
 function stateBody(parts, whole) {
   return el("ol", { class: "segments" },
     whole ? null : el("li", { class: "quiet" }, "earlier events are not loaded yet"),
-    parts.slice(-SEGMENTS_MAX).map(({ status, from, to, wait }) => el("li", {}, badge(status), waited(wait), " ",
+    parts.slice(-SEGMENTS_MAX).map(({ status, from, to, wait }) => el("li", {}, badge(status), waited(wait), wait ? " · since " : " ",
       el("time", { datetime: from }, moment(from)),
       TERMINAL.has(status) ? "" : to ? ` · ${span(Date.parse(to) - Date.parse(from))}` : [" · for ", ago(from, span)])));
 }
