@@ -186,7 +186,7 @@ RULES: Final[Mapping[str, KindRules]] = MappingProxyType(
         for kind in CommandKind
     }
 )
-"""By a kind's name: Python 3.11 runs a function whenever it hashes an enum's member."""
+"""By a kind's name, as a command has it."""
 
 
 @cache

@@ -14,7 +14,7 @@ FETCH_BYTES: Final = 2**20
 """How much a partition fetches at once, keys and values, by the size of the records before."""
 FULL_SHARES: Final = 4
 """Of so many partitions in one process each may hold a whole batch; of more, a share."""
-SHARE_MIN: Final = 100
+SHARE_MIN: Final = 150
 LARGE_BYTES: Final = 16 * 2**10
 """What a record is taken for while none has been seen."""
 

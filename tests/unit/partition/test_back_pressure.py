@@ -109,7 +109,7 @@ async def test_of_large_records_fewer_are_taken_in_hand(stage: Stage) -> None:
     )
 
 
-@pytest.mark.parametrize(("neighbours", "share"), [(1, 1000), (4, 1000), (16, 250), (64, 100)])
+@pytest.mark.parametrize(("neighbours", "share"), [(1, 1000), (4, 1000), (16, 250), (64, 150)])
 async def test_many_partitions_of_a_process_share_what_may_be_in_hand(
     stage: Stage, neighbours: int, share: int
 ) -> None:
