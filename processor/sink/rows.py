@@ -125,7 +125,7 @@ def in_sequence(
         if event["id"] != expected:
             raise SinkRefused(
                 f"{_place(record)} is event {event['id']} of flow {event['flow_id']}, but event "
-                f"{expected} must come next: the audit lost events, or was made anew. Bring the "
+                f"{expected} must come next: the audit lost events, or was recreated. Bring the "
                 "events back; or drop the sink's tables, and the audit is written from its "
                 "beginning, if it still has that."
             )

@@ -130,14 +130,14 @@ class PostgresSink:
         if beyond := sorted(p for p in self._positions if p >= partitions):
             raise SinkRefused(
                 f"{self._topic} has {partitions} partitions, but the tables hold events of "
-                f"partitions {beyond}: the topic was made anew. Choose another "
+                f"partitions {beyond}: the topic was recreated. Choose another "
                 "TASKFLOW_SINK_SCHEMA, or drop the sink's tables."
             )
         start = {p: position.audit_offset for p, position in self._positions.items()}
         self._ends = await reader.open(range(partitions), start)
         for partition, position in self._positions.items():
             if position.audit_offset >= self._ends[partition]:
-                raise self._made_anew(partition, f"it ends at offset {self._ends[partition]}")
+                raise self._recreated(partition, f"it ends at offset {self._ends[partition]}")
         self._reached = dict(reader.positions)
 
     async def _write_all(self, reader: Reader, database: SinkDatabase, stop: asyncio.Event) -> None:
@@ -148,7 +148,7 @@ class PostgresSink:
             except PositionLost as lost:
                 raise SinkRefused(
                     f"{self._topic} does not have the offsets that come next, by partition: "
-                    f"{lost.positions}. Events were deleted from the audit, or it was made anew: "
+                    f"{lost.positions}. Events were deleted from the audit, or it was recreated: "
                     "bring them back, or drop the sink's tables."
                 ) from lost
             if records is None:
@@ -171,18 +171,18 @@ class PostgresSink:
         ((_, event),) = read_events([record])
         found = (event["id"], record.offset, chain_of(record.headers))
         if found != position[:3]:
-            raise self._made_anew(
+            raise self._recreated(
                 record.partition, f"offset {record.offset} holds event {event['id']}"
             )
         return True
 
-    def _made_anew(self, partition: int, found: str) -> SinkRefused:
+    def _recreated(self, partition: int, found: str) -> SinkRefused:
         position = self._positions[partition]
         return SinkRefused(
             f"{self._topic}/{partition} does not hold event {position.event_id} at offset "
-            f"{position.audit_offset} as it was written to the tables; {found}. The topic was made "
-            "anew, or has lost its end: choose another TASKFLOW_SINK_SCHEMA, or drop the sink's "
-            "tables."
+            f"{position.audit_offset} as it was written to the tables; {found}. The topic was "
+            "recreated, or has lost its end: choose another TASKFLOW_SINK_SCHEMA, or drop the "
+            "sink's tables."
         )
 
     async def _write(self, database: SinkDatabase, records: Sequence[Record]) -> None:

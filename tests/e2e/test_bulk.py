@@ -26,7 +26,7 @@ def test_no_flow_is_changed_behind_the_back_of_who_looked(
         return {"kind": "update_state", "flow_id": flow, "issued_by": "me", "patch": {"n": n}}
 
     class Raced(FlowClient):
-        """A producer changes some of the flows between the look and the deed."""
+        """A producer changes some of the flows between the preview and the change."""
 
         async def __aenter__(self) -> "Raced":
             await super().__aenter__()

@@ -11,7 +11,7 @@ from tests.support.newcomer import PAGE, ROLES, WIDTH, record, stable
 def test_what_the_page_shows_is_what_a_terminal_shows(
     broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`python -m tests.support.newcomer` writes the page anew."""
+    """`python -m tests.support.newcomer` writes the page again."""
     kept = stable(PAGE.read_text("utf-8"))
     now = stable(record(monkeypatch, broker.bootstrap))
     assert now == kept, "\n".join(difflib.unified_diff(kept, now, "the page", "today", n=1))

@@ -212,11 +212,11 @@ async def test_no_event_is_refused(
 async def test_a_topic_made_anew_is_refused(
     begun: Recorded, postgres: str, settings: dict[str, Any]
 ) -> None:
-    anew = Recorded()
-    sentence = await refused(anew, postgres, settings)
-    assert "made anew" in sentence
-    anew.send(("commands", document("create_mirrored", flow_id=TWO, **ABOUT)))
-    sentence = await refused(anew, postgres, settings)
+    again = Recorded()
+    sentence = await refused(again, postgres, settings)
+    assert "recreated" in sentence
+    again.send(("commands", document("create_mirrored", flow_id=TWO, **ABOUT)))
+    sentence = await refused(again, postgres, settings)
     assert "taskflow.audit/0 does not hold event 2 at offset 1 as it was written" in sentence
 
 

@@ -1,7 +1,7 @@
 """A newcomer's first ten minutes in each of five roles: what is typed, and what a terminal of 80
 columns shows.
 
-    python -m tests.support.newcomer     # records processor/docs/first-ten-minutes.md anew
+    python -m tests.support.newcomer     # records processor/docs/first-ten-minutes.md again
 
 The commands run in this process, beside a real worker and Kafka.
 """
@@ -89,7 +89,7 @@ ROLES: Final = (
             Typed("Commands as JSON lines:", "taskflow send --wait", COMMANDS),
             Typed("One that is none is refused before it is sent:", "taskflow send --wait", WRONG),
             Program("The program of [producing](producing.md):", "producing.md", "life"),
-            Typed("What was answered:", "taskflow outcomes --limit 6"),
+            Typed("The outcomes:", "taskflow outcomes --limit 6"),
         ),
     ),
     Role(

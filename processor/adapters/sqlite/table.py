@@ -15,7 +15,7 @@ from processor.adapters.sqlite import row_codec as records
 from processor.adapters.sqlite.errors import TableConflict, TableCorrupt, as_table_errors
 from processor.adapters.sqlite.internals import data_version, run_in_thread
 from processor.adapters.sqlite.ledger import Ledger
-from processor.adapters.sqlite.write_batch import Deed, WriteBatch
+from processor.adapters.sqlite.write_batch import WriteBatch, WriteStatement
 from processor.contract.steps import StepStatus
 from processor.contract.values import instant
 from processor.engine.rows import (
@@ -248,8 +248,8 @@ class FlowTable:
     async def _write(self, pack: WriteBatch, before: Checkpoint | None, after: Checkpoint) -> None:
         ledger = await self._loaded_ledger()
         self._ledger = None  # until what it goes ahead of is written
-        deeds = [self._store(before, after), *pack.deeds(ledger)]
-        await run_in_thread(self._connection, self._write_now, deeds)
+        writes = [self._store(before, after), *pack.to_statements(ledger)]
+        await run_in_thread(self._connection, self._write_now, writes)
         self._ledger = ledger
 
     async def _loaded_ledger(self) -> Ledger:
@@ -257,15 +257,15 @@ class FlowTable:
             self._ledger = await run_in_thread(self._connection, Ledger.load, None)
         return self._ledger
 
-    def _write_now(self, connection: sqlite3.Connection, deeds: Sequence[Deed]) -> None:
+    def _write_now(self, connection: sqlite3.Connection, writes: Sequence[WriteStatement]) -> None:
         """Everything or nothing, in the connection's own thread."""
-        store, *others = deeds
+        store, *others = writes
         connection.execute("BEGIN IMMEDIATE")
         try:
             self._do(connection, store)
             try:
-                for deed in others:
-                    self._do(connection, deed)
+                for write in others:
+                    self._do(connection, write)
                 connection.commit()
             except BaseException:
                 # No one else can have committed since the position was compared, but SQLite
@@ -280,16 +280,16 @@ class FlowTable:
                 connection.rollback()
             raise
 
-    def _do(self, connection: sqlite3.Connection, deed: Deed) -> None:
-        cursor = connection.execute(deed.sql, deed.parameters)
-        if deed.unless is not None and cursor.rowcount != deed.rows:
-            raise TableConflict(f"{self._path}: {deed.unless}; nothing of the batch was written")
+    def _do(self, connection: sqlite3.Connection, write: WriteStatement) -> None:
+        cursor = connection.execute(write.sql, write.parameters)
+        if write.unless is not None and cursor.rowcount != write.rows:
+            raise TableConflict(f"{self._path}: {write.unless}; nothing of the batch was written")
 
-    def _store(self, before: Checkpoint | None, after: Checkpoint) -> Deed:
+    def _store(self, before: Checkpoint | None, after: Checkpoint) -> WriteStatement:
         was = () if before is None else records.checkpoint_values(before)
         sql = statements.STORE_FIRST if before is None else statements.STORE_NEXT
         parameters = (*records.checkpoint_values(after), self._data_version, *was)
-        return Deed(sql, parameters, 1, "it was written by another process")
+        return WriteStatement(sql, parameters, 1, "it was written by another process")
 
     async def _clear(self) -> None:
         await self._connection.execute("BEGIN IMMEDIATE")

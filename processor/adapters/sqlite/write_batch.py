@@ -14,7 +14,7 @@ FORGET_EXTRA: Final = 1000
 """Per write, up to 2 × the ledger entries added + 1000 of the oldest are removed."""
 
 
-class Deed(NamedTuple):
+class WriteStatement(NamedTuple):
     """A statement of a write. Unless it changes `rows` rows, `unless` says what is wrong."""
 
     sql: str
@@ -69,7 +69,7 @@ class WriteBatch:
         if changes.forget_before_ms is not None:
             self.forget_before_ms = changes.forget_before_ms
 
-    def deeds(self, ledger: Ledger) -> Iterator[Deed]:
+    def to_statements(self, ledger: Ledger) -> Iterator[WriteStatement]:
         """What was asked for, as statements. `ledger` goes ahead: after a failure load it again."""
         yield from _each(statements.DELETE_FLOWS, self._deleted, "a flow to delete has changed")
         yield from _each(statements.DELETE_STEPS, self._without_steps)
@@ -80,15 +80,15 @@ class WriteBatch:
         if self._ledger_entries:
             ledger.append(self._ledger_entries)
             yield from _each(statements.INSERT_LEDGER, self._ledger_entries)
-            yield from (Deed(*statement) for statement in ledger.sealing())
+            yield from (WriteStatement(*statement) for statement in ledger.sealing())
         if self.forget_before_ms is not None:
             rows = FORGET_FACTOR * len(self._ledger_entries) // ROW_WIDTH + FORGET_EXTRA
             forgetting = ledger.forgetting(self.forget_before_ms, rows)
-            yield from (Deed(*statement) for statement in forgetting)
+            yield from (WriteStatement(*statement) for statement in forgetting)
 
 
 def _each(
     rows: statements.Rows, values: Sequence[Any], unless: str | None = None
-) -> Iterator[Deed]:
+) -> Iterator[WriteStatement]:
     for sql, parameters, count in rows.writing(values):
-        yield Deed(sql, parameters, count, unless)
+        yield WriteStatement(sql, parameters, count, unless)

@@ -299,9 +299,9 @@ def _break_writes(table: FlowTable, points: Failpoints) -> None:
     patched: Any = table
     do, write = patched._do, patched.write
 
-    def does(connection: Any, deed: Any) -> None:
-        do(connection, deed)
-        if deed.sql in (statements.STORE_FIRST, statements.STORE_NEXT):
+    def does(connection: Any, statement: Any) -> None:
+        do(connection, statement)
+        if statement.sql in (statements.STORE_FIRST, statements.STORE_NEXT):
             pages = PAGES_MAX
             if points.reach_in_thread("K8") is FailpointAction.FULL:
                 ((pages,),) = connection.execute("PRAGMA page_count").fetchall()

@@ -16,7 +16,7 @@ function panel(name, title, ...children) {
   return el("section", { class: `panel ${name}-panel`, "aria-labelledby": `${name}-title` }, el("h2", { id: `${name}-title`, tabindex: "-1" }, title), ...children);
 }
 
-/** Make what stands in `place` anew only where `key` is another one: what is being read or copied stays. */
+/** Make what stands in `place` again only where `key` is another one: what is being read or copied stays. */
 function showOnce(place, key, made) {
   if (place.dataset.key === key) return;
   place.dataset.key = key;

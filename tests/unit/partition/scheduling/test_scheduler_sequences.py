@@ -278,20 +278,20 @@ class Sequence:
         for _ in range(chance.randrange(4)):
             some = chance.sample(range(FLOWS), chance.choice((1, 2, 8)))
             ahead_ms = chance.choice(AHEAD_MS)
-            deed = chance.randrange(20)
-            if deed < 6:
+            turn = chance.randrange(20)
+            if turn < 6:
                 self.flows_wait(some, ahead_ms)
-            elif deed < 8:
+            elif turn < 8:
                 self.they_wait_for_something_else(some, ahead_ms)
-            elif deed < 12:
+            elif turn < 12:
                 self.steps_are_observed(some)
-            elif deed < 13:
+            elif turn < 13:
                 self.some_end(some)
-            elif deed < 14:
+            elif turn < 14:
                 self.it_waits_without_a_time(some[0])
-            elif deed < 15:
+            elif turn < 15:
                 self.it_is_pruned_and_lives_again(some[0])
-            elif deed < 16:
+            elif turn < 16:
                 self.an_operator_does_it(some[0], chance.choice(("wake", "prune")))
             else:
                 self.something_happens(some[0], chance.choice(OTHER_KINDS))
