@@ -14,7 +14,7 @@ from processor.contract.topics import Topics
 from processor.domain.decide_steps import step_id
 from processor.engine.codec import Record
 from processor.sink.database import SinkDatabase, connected
-from processor.sink.rows import event_row, flow_json, json_array, read_events
+from processor.sink.rows import event_row, flow_json, json_arrays, read_events
 
 CHUNK_RECORDS: Final = 1000
 SHOWN_MAX: Final = 20
@@ -99,7 +99,7 @@ async def _put_state(database: SinkDatabase, records: list[Record]) -> None:
     for table, rows in (("flows", flows), ("steps", steps)):
         gone = [row_id for row_id, doc in rows.items() if doc is None]
         await database.put_topic_rows(
-            table, json_array(doc for doc in rows.values() if doc is not None), gone
+            table, json_arrays(doc for doc in rows.values() if doc is not None), gone
         )
 
 

@@ -25,7 +25,12 @@ from processor.sink.rows import (
 FORMAT: Final = "taskflow sink, format 1"
 """The comment of `taskflow_positions`."""
 CONNECT_TIMEOUT_S: Final = 10.0
+CLOSE_TIMEOUT_S: Final = 2.0
 STATEMENT_TIMEOUT_S: Final = 300.0
+NO_TIMEOUT_S: Final = 10 * 365 * 86_400.0
+"""None would be STATEMENT_TIMEOUT_S."""
+_MAKING_TABLES: Final = 8249
+"""The advisory lock of who makes tables; any number."""
 _SCHEMA: Final = Path(__file__).with_name("schema.sql")
 _COMPARISON: Final = Path(__file__).with_name("comparison.sql")
 _PASSING: Final = ("08", "40", "53", "55", "57")
@@ -141,7 +146,10 @@ async def connected(dsn: str, schema: str) -> AsyncIterator[asyncpg.Connection]:
     try:
         yield connection
     finally:
-        connection.terminate()
+        try:
+            await connection.close(timeout=CLOSE_TIMEOUT_S)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            connection.terminate()
 
 
 class SinkDatabase:
@@ -161,7 +169,7 @@ class SinkDatabase:
                     f"The database's encoding is {encoding}; the sink needs one in UTF8."
                 )
             async with self._connection.transaction():
-                await self._connection.execute("SELECT pg_advisory_xact_lock(8249, 0)")
+                await self._connection.execute("SELECT pg_advisory_xact_lock($1)", _MAKING_TABLES)
                 found = await self._format()
                 if found is None:
                     if not await self._connection.fetchval(
@@ -214,7 +222,7 @@ class SinkDatabase:
             )
             for partition in range(partitions):
                 got = await self._connection.fetchval(
-                    f"SELECT {function}($1, $2)", space, partition, timeout=None
+                    f"SELECT {function}($1, $2)", space, partition, timeout=NO_TIMEOUT_S
                 )
                 if not wait and not got:
                     return False
@@ -278,8 +286,8 @@ class SinkDatabase:
                 "DELETE FROM taskflow_flows WHERE id = ANY($1::uuid[])",
             ):
                 await connection.execute(statement, changes.pruned)
-        for statement, rows in ((_PUT_FLOWS, changes.flows), (_PUT_STEPS, changes.steps)):
-            if rows != "[]":
+        for statement, arrays in ((_PUT_FLOWS, changes.flows), (_PUT_STEPS, changes.steps)):
+            for rows in arrays:
                 await connection.execute(statement, rows)
         await connection.copy_records_to_table(
             "taskflow_events", records=changes.events, columns=EVENT_COLUMNS
@@ -294,11 +302,12 @@ class SinkDatabase:
 
     # Within a `comparison`
 
-    async def put_topic_rows(self, table: str, rows: str, gone: Sequence[str]) -> None:
-        """Insert or replace the rows (a JSON array) of `topic_flows` or `topic_steps`; the rows of
+    async def put_topic_rows(self, table: str, arrays: Sequence[str], gone: Sequence[str]) -> None:
+        """Insert or replace rows (in JSON arrays) of `topic_flows` or `topic_steps`; the rows of
         the ids in `gone` go."""
         columns = {"flows": FLOW_COLUMNS, "steps": STEP_COLUMNS}[table]
-        await self._connection.execute(put_rows(f"topic_{table}", columns), rows)
+        for rows in arrays:
+            await self._connection.execute(put_rows(f"topic_{table}", columns), rows)
         if gone:
             await self._connection.execute(
                 f"DELETE FROM topic_{table} WHERE id = ANY($1::uuid[])", gone
@@ -324,7 +333,7 @@ class SinkDatabase:
     ) -> tuple[int, int, list[dict[str, Any]]]:
         """How many rows of events, flows or steps were compared, how many differ from what the
         topics say, and the first of these."""
-        compared = await self._connection.fetchval(_COMPARED[table], timeout=None)
-        rows = await self._connection.fetch(_DIFFERENCES[table], shown_max, timeout=None)
+        compared = await self._connection.fetchval(_COMPARED[table], timeout=NO_TIMEOUT_S)
+        rows = await self._connection.fetch(_DIFFERENCES[table], shown_max, timeout=NO_TIMEOUT_S)
         shown = [{"table": f"taskflow_{table}", "id": row[0], "row": row[1]} for row in rows]
         return compared, rows[0][2] if rows else 0, shown

@@ -57,6 +57,8 @@ EVENT_COLUMNS: Final = (
     *("command_id", "actor", "source", "chain"),
 )
 """The columns of `taskflow_events`: the fields of a FlowEvent, and its chain."""
+ARRAY_MAX_BYTES: Final = 16 * 1024 * 1024
+"""Of rows that one statement gets; PostgreSQL holds 256 MiB in one jsonb."""
 _ESCAPES: Final = re.compile(r"\\(?:u0000|.)", re.DOTALL)
 _REPLACEMENT: Final = "\ufffd"
 
@@ -77,13 +79,13 @@ class SinkPosition(NamedTuple):
 class SinkChanges(NamedTuple):
     """What a batch of events writes in one transaction.
 
-    `flows` and `steps` are JSON arrays of rows; `pruned` are the ids of flows that go first, with
+    `flows` and `steps` are rows in JSON arrays; `pruned` are the ids of flows that go first, with
     their steps; `events` are rows of EVENT_COLUMNS.
     """
 
     events: Sequence[tuple[Any, ...]]
-    flows: str
-    steps: str
+    flows: Sequence[str]
+    steps: Sequence[str]
     pruned: Sequence[str]
     positions: Mapping[int, SinkPosition]
 
@@ -166,8 +168,8 @@ def changes_of(
     put = [*changes.inserted, *(after for _, after in changes.updated)]
     return SinkChanges(
         [event_row(record, event) for record, event in events],
-        json_array(flow_json(row.doc, row.last_event_id, row.chain) for row in put),
-        json_array(row.doc for row in changes.steps),
+        json_arrays(flow_json(row.doc, row.last_event_id, row.chain) for row in put),
+        json_arrays(row.doc for row in changes.steps),
         [row.flow.id for row in changes.deleted],
         positions,
     )
@@ -180,8 +182,17 @@ def flow_json(doc: bytes, last_event_id: int, chain: bytes) -> bytes:
     )  # fmt: skip
 
 
-def json_array(docs: Iterable[bytes]) -> str:
-    return json_text(f"[{b','.join(docs).decode()}]")
+def json_arrays(docs: Iterable[bytes], max_bytes: int = ARRAY_MAX_BYTES) -> list[str]:
+    """The documents in JSON arrays, each of `max_bytes` or of one document."""
+    arrays: list[list[bytes]] = []
+    size = max_bytes
+    for doc in docs:
+        size += len(doc)
+        if size > max_bytes:
+            arrays.append([])
+            size = len(doc)
+        arrays[-1].append(doc)
+    return [json_text(f"[{b','.join(some).decode()}]") for some in arrays]
 
 
 def event_row(record: Record, event: Mapping[str, Any]) -> tuple[Any, ...]:

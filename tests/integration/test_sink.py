@@ -292,13 +292,17 @@ async def test_a_second_sink_waits_until_the_first_ends(
     begun: Recorded, postgres: str, settings: dict[str, Any]
 ) -> None:
     with readable(begun, **settings) as reading:
-        stops = asyncio.Event(), asyncio.Event()
+        stops = asyncio.Event(), asyncio.Event(), asyncio.Event()
         sinks = [PostgresSink(reading, postgres) for _ in stops]
         first = asyncio.create_task(sinks[0].run(stops[0]))
         await until(lambda: sinks[0].state == "writing")
         second = asyncio.create_task(sinks[1].run(stops[1]))
         await until(lambda: sinks[1].state == "waiting for another sink")
         assert not sinks[1].ready
+        third = asyncio.create_task(sinks[2].run(stops[2]))
+        await until(lambda: sinks[2].state == "waiting for another sink")
+        stops[2].set()
+        await third
         stops[0].set()
         await first
         await until(lambda: sinks[1].state == "writing")
