@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, Protocol, TypeVar
 
+from processor.contract.commands import MODELS
 from processor.contract.events import EventKind
 from processor.contract.headers import Headers
 from processor.contract.outcomes import Verdict
@@ -216,6 +217,11 @@ class Needs(NamedTuple):
 
 
 _MAY_END: Final = frozenset({"finish", "fail", "cancel", "wake"})
+_NAME_A_STEP: Final = frozenset(
+    kind for kind, model in MODELS.items() if "run_id" in model.model_fields
+)
+NEED_STEPS: Final = _MAY_END | _NAME_A_STEP | {"set_waiting"}
+"""Kinds of command for which something must be known of the flow's steps."""
 
 
 def needs(items: Iterable[Decoded]) -> Needs:
@@ -223,15 +229,15 @@ def needs(items: Iterable[Decoded]) -> Needs:
     flows, ledger = needed.flows, needed.ledger
     for item in items:
         if isinstance(item, Readable):
-            command = item.command
-            flow_id = command.flow_id
+            _, command, _, ledger_key = item
+            flow_id, kind = command.flow_id, command.kind
             flows[flow_id] = None
-            ledger.append(item.ledger_key)
-            if (run_id := command.__dict__.get("run_id")) is not None:
-                needed.steps[flow_id, run_id] = None
+            ledger.append(ledger_key)
+            if kind not in NEED_STEPS and kind != "prune":
                 continue
-            kind = command.kind
-            if kind in _MAY_END:
+            if kind in _NAME_A_STEP:
+                needed.steps[flow_id, command.__dict__["run_id"]] = None
+            elif kind in _MAY_END:
                 needed.ending.add(flow_id)
             elif kind == "prune":
                 needed.pruned.add(flow_id)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Final
 
-from processor.contract.commands import MODELS
 from processor.contract.events import CHAIN_HEADER, CHAIN_START
 from processor.contract.headers import Headers, forwarded_from
 from processor.contract.outcomes import FORGOTTEN, Code, Verdict
@@ -19,6 +18,7 @@ from processor.domain.flow import Flow
 from processor.domain.steps import NO_STEPS, NO_TOTALS, StepTotals
 from processor.domain.transitions import OPERATOR, OWNER, WAITING, Authority
 from processor.engine.batch import (
+    NEED_STEPS,
     Decoded,
     LoadedState,
     Outbound,
@@ -54,12 +54,6 @@ from processor.engine.rows import (
 )
 
 _FORGOTTEN: Final = frozenset(code.value for code in FORGOTTEN)
-_NEED_STEPS: Final = frozenset({"finish", "fail", "cancel", "wake", "set_waiting"}) | {
-    kind for kind, model in MODELS.items() if "run_id" in model.model_fields
-}
-"""Kinds of command for which something must be known of the flow's steps."""
-
-
 _FlowNow = tuple[Flow | None, int, bytes, StepTotals, Headers]
 """A flow that the batch has changed, as it is now (None: pruned): its last event id and chain, the
 totals of its steps, and the headers that go on from its newest command. A plain tuple, since each
@@ -166,7 +160,7 @@ class CommandHandler:
             self._put_resend(item, first, flow, authority)
             return
         steps = NO_STEPS
-        if flow is not None and kind in _NEED_STEPS:
+        if flow is not None and kind in NEED_STEPS:
             steps = self._steps.needed_by(command, flow, now[3])
         decision = decide(
             command,
@@ -225,7 +219,7 @@ class CommandHandler:
             size_bytes += len(value)
             event_id += 1
         of_steps: StepConsequences | None = None
-        if facts and kind in _NEED_STEPS:
+        if facts and kind in NEED_STEPS:
             of_steps = StepConsequences(totals)
             of_steps.follow(facts, first_event_id, headers, self._steps)
         count = event_id - first_event_id
