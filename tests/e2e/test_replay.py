@@ -19,14 +19,13 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.ops.replay.selection import Mark, mark_of
 from processor.settings import Settings
 from tests.support.examples import started
-from tests.support.machine import patience
+from tests.support.forked_program import program
 from tests.support.processes import environment
 from tests.support.random_histories import random_history
 from tests.support.recorded_deployment import Recorded
 
 PARTITIONS = 2
 HISTORY = random_history(2_000, seed=9, partitions=PARTITIONS)
-TIMEOUT_S = patience(90)
 
 
 class Deployment:
@@ -46,10 +45,9 @@ class Deployment:
 
     async def replay(self, *arguments: str) -> tuple[int, list[Any], str]:
         """Exit code, what was printed, what was said."""
-        async with self.running(*arguments) as process:
-            out, err = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
-        assert b"Traceback" not in err, err.decode()
-        return process.returncode or 0, [*map(json.loads, out.splitlines())], err.decode()
+        done = await program(self.env, "replay", *arguments)
+        assert "Traceback" not in done.err, done.err
+        return done.code, [*map(json.loads, done.out.splitlines())], done.err
 
     async def topic(self, name: str, partitions: int, **configs: str) -> str:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)

@@ -42,12 +42,12 @@ async def test_workers_come_back_by_themselves(prefix: str, tmp_path: Path, end:
         async with workers(2, tmp_path, broker.bootstrap, prefix) as pair:
             await asyncio.gather(*(worker.start() for worker in pair))
             await asyncio.gather(*(worker.until_ready() for worker in pair))
-            async with under_load(broker.bootstrap, prefix, seed=5, per_s=300) as load:
-                await acknowledged(load, 400)
+            async with under_load(broker.bootstrap, prefix, seed=5, per_s=150) as load:
+                await acknowledged(load, 200)
                 await getattr(broker, end)()
                 await asyncio.sleep(1)  # they meet nobody
                 await broker.start()
-                await acknowledged(load, len(load.acknowledged) + 400)
+                await acknowledged(load, len(load.acknowledged) + 200)
             async with observing(broker.bootstrap, prefix, PARTITIONS) as observer:
                 world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(40))
             assert [worker.running for worker in pair] == [True, True]

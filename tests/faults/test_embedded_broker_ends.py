@@ -84,7 +84,7 @@ async def test_up_outlives_its_views_and_its_broker_and_answers_every_command_on
     try:
         await up.until_printed("taskflow is up", timeout_s=patience(90))
         async with observing(up.bootstrap, prefix, PARTITIONS) as observer:
-            async with under_load(up.bootstrap, prefix, seed=14, per_s=100) as load:
+            async with under_load(up.bootstrap, prefix, seed=14, per_s=50) as load:
                 await up.kill_views()
                 await up.until_printed("The view worker was killed by SIGKILL; it is started again")
                 await up.until_views_respond()
@@ -96,7 +96,7 @@ async def test_up_outlives_its_views_and_its_broker_and_answers_every_command_on
                     # The third end within a minute, none of them after a sound run, is the last.
                     sound_at = time.monotonic() + 1.5 * SOUND_AFTER_S
                     async with asyncio.timeout(patience(60)):
-                        while len(load.acknowledged) < acknowledged + 100:  # noqa: ASYNC110
+                        while len(load.acknowledged) < acknowledged + 50:  # noqa: ASYNC110
                             await asyncio.sleep(0.05)
                     await asyncio.sleep(max(0.0, sound_at - time.monotonic()))
             world = await observer.settled([up.state_dir], timeout_s=patience(60))

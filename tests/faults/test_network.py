@@ -34,13 +34,13 @@ async def test_whatever_becomes_of_a_request_nothing_is_lost(
         worker.choose(INSTANCE_ID="one", COMMIT_TIMEOUT="1s", WATCHDOG_TIMEOUT="3s")
         await worker.start()
         await worker.until_ready()
-        async with under_load(broker.bootstrap, prefix, seed=13, per_s=200) as load:
+        async with under_load(broker.bootstrap, prefix, seed=13, per_s=100) as load:
             # The commit itself, by each way in which it can go wrong; the late one only after
             # another producer has begun the next transaction.
             for fate in COMMITS_MEET:
                 proxy.decide_once(KINDS["EndTxn"], fate, late_s=1.5)
                 await until(lambda fate=fate: proxy.befallen["EndTxn", fate.name] > 0)
-                await until_decided(observer, len(observer.decided) + 50)
+                await until_decided(observer, len(observer.decided) + 25)
                 if fate is Fate.HOLD:
                     await proxy.release()
             # Then everything, at random.

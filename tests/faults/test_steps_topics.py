@@ -1,8 +1,6 @@
 """Managed steps on topics that change: `steps` that grows under a worker, and a repartition."""
 
-import asyncio
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from processor.settings import Settings
 from processor.testing.memory.deployment import Deployment
 from tests.faults.test_steps import PARTITIONS, PATIENCE_S, events, send
 from tests.support.builders import DAY_MS, steps
+from tests.support.forked_program import program
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import environment, workers
@@ -40,19 +39,6 @@ async def settled(
 ) -> Deployment:
     async with observing(broker.bootstrap, prefix, partitions) as observer:
         return await observer.settled([state_dir], timeout_s=patience(PATIENCE_S))
-
-
-async def program(*arguments: str, env: dict[str, str]) -> tuple[int, str]:
-    """Exit code of the program, and what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "processor", *arguments),
-        env=env,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    return process.returncode or 0, output.decode()
 
 
 async def test_steps_grows_under_a_worker_that_goes_on(
@@ -84,13 +70,13 @@ async def test_steps_grows_under_a_worker_that_goes_on(
         await send(producer, prefix, *(schedule(1, f"c{run}") for run in runs))
         world = await settled(broker, prefix, PARTITIONS, worker.state_dir)
         env = environment(broker.bootstrap, prefix, worker.state_dir)
-        code, output = await program("verify", "--at-rest", env=env)
+        done = await program(env, "verify", "--at-rest")
         assert await worker.end() == 0
 
     assert under_it.steps_partitions == world.steps_partitions == GROWN
     under_it.assert_clean()
     world.assert_clean()
-    assert code == 0, output
+    assert done.code == 0, done.out + done.err
     found = items(world)
     assert {item["run_id"] for _, item in found} == {f"{x}{run}" for x in "abc" for run in runs}
     for partition, item in found:
@@ -131,8 +117,8 @@ async def test_a_repartition_takes_live_steps_along(
     env = environment(broker.bootstrap, prefix, tmp_path / "none", PARTITIONS=f"{PARTITIONS}")
     home = tmp_path / "new"
     home.mkdir()
-    code, output = await program("repartition", "--to", "3", "--prefix", new, "--yes", env=env)
-    assert code == 0, output
+    ended = await program(env, "repartition", "--to", "3", "--prefix", new, "--yes")
+    assert ended.code == 0, ended.out + ended.err
 
     async with (
         workers(1, home, broker.bootstrap, new, PARTITIONS="3") as (worker,),

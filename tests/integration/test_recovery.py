@@ -6,7 +6,6 @@ import json
 import shutil
 import socket
 import sqlite3
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.worker import composition as bootstrap
+from tests.support.forked_program import Result, program
 from tests.support.load import under_load
 from tests.support.machine import patience
 from tests.support.processes import environment
@@ -83,23 +83,16 @@ class Cluster:
             while topic not in await create_topics(self.settings):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
-    async def taskflow(self, *arguments: str) -> tuple[int, str, str]:
+    async def taskflow(self, *arguments: str) -> Result:
         """The program's exit code, and what it wrote."""
         settings = self.settings
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "processor", *arguments),
-            env=environment(
-                settings.bootstrap_servers,
-                settings.topic_prefix,
-                settings.state_dir,
-                PARTITIONS=str(settings.partitions),
-            ),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+        where = environment(
+            settings.bootstrap_servers,
+            settings.topic_prefix,
+            settings.state_dir,
+            PARTITIONS=str(settings.partitions),
         )
-        out, err = await asyncio.wait_for(process.communicate(), patience(60))
-        return process.returncode or 0, out.decode(), err.decode()
+        return await program(where, *arguments)
 
     @asynccontextmanager
     async def blocked_worker(self, words: str) -> AsyncIterator[str]:
@@ -151,8 +144,8 @@ async def test_tables_made_anew_from_state_and_from_audit_are_the_live_ones(
 ) -> None:
     bootstrap_servers, prefix = cluster.settings.bootstrap_servers, cluster.settings.topic_prefix
     async with running_worker(cluster.settings):
-        async with under_load(bootstrap_servers, prefix, seed=5, per_s=400) as load:
-            await asyncio.sleep(3)
+        async with under_load(bootstrap_servers, prefix, seed=5, per_s=200) as load:
+            await asyncio.sleep(2)
         await cluster.decided(len(load.acknowledged))
         code, _, err = await cluster.taskflow("rebuild", "--check")
         assert (code, "A worker uses" in err) == (1, True)

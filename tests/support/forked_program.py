@@ -131,6 +131,12 @@ def shared_program() -> ForkedProgram:
     return stack.enter_context(forked_program({}))
 
 
+async def program(environment: Mapping[str, str], *arguments: str) -> Result:
+    """What the program says and how it ends with the settings of an environment."""
+    settings = {name: value for name, value in environment.items() if name not in inherited()}
+    return await asyncio.to_thread(shared_program().where(settings), *arguments)
+
+
 @contextmanager
 def forked_program(environment: Mapping[str, str]) -> Iterator[ForkedProgram]:
     """The process that forks, until the block ends."""
@@ -150,10 +156,14 @@ def forked_program(environment: Mapping[str, str]) -> Iterator[ForkedProgram]:
 
 def _serve(calls: IO[str], results: IO[str]) -> None:
     import processor.cli
+    import processor.views
 
-    for module in pkgutil.walk_packages(processor.cli.__path__, "processor.cli."):
-        import_module(module.name)
+    for package in (processor.cli, processor.views):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name != "processor.views.faust.app":  # it takes settings when imported
+                import_module(module.name)
     import_module("processor.worker.composition")
+    import_module("typer.rich_utils")  # what lays out help, which is most of what help takes
     assert threading.active_count() == 1, "a process with threads must not fork"
     children: dict[int, str] = {}
     signal.signal(signal.SIGCHLD, lambda *_: _reap(children))

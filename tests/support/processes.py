@@ -118,8 +118,9 @@ class ForkedWorker(WorkerProcess):
         if self.clock_ahead_s:
             await super().start()
         else:
-            arguments = self._arguments()
-            self._process = shared_program().start(arguments, self._environment, self.log)
+            how = (self._arguments(), self._environment, self.log)
+            # A call that has its turn may need what runs on this loop.
+            self._process = await asyncio.to_thread(shared_program().start, *how)
 
 
 @asynccontextmanager

@@ -10,15 +10,15 @@ from aiohttp import ClientError, ClientSession
 
 from processor.settings import Settings
 from tests.support.machine import patience
-from tests.support.processes import WorkerProcess
+from tests.support.processes import ForkedWorker, WorkerProcess
 
 PARTITIONS = 2
 PATIENCE_S = patience(60)
 """For what takes a second or two where nothing else runs."""
 
 
-class ViewProcess(WorkerProcess):
-    """`python -m processor views`, and its answers."""
+class ViewProcess(ForkedWorker):
+    """`taskflow views` without its imports, and its answers."""
 
     def __init__(
         self,
@@ -35,14 +35,20 @@ class ViewProcess(WorkerProcess):
         super().__init__(name, home, bootstrap, prefix, **http)
         self.url = f"http://127.0.0.1:{port}"
         self.session = session
-        self.command: tuple[str, ...] = ("-m", "processor", "views")
-        """What Python is to run, from its next start on."""
+        self.command: tuple[str, ...] = ("views",)
+        """What it is to run, from its next start on; with "-m", as Python's arguments."""
 
     def _program(self) -> tuple[str, ...]:
         return self.command
 
     def _arguments(self) -> tuple[str, ...]:
-        return ()
+        return () if self.command[0] == "-m" else self.command
+
+    async def start(self) -> None:
+        if self.command[0] == "-m":
+            await WorkerProcess.start(self)
+        else:
+            await super().start()
 
     async def get(self, path: str, **query: Any) -> tuple[int, Any]:
         """Status and body; 0 while nobody listens."""

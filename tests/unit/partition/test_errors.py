@@ -73,7 +73,7 @@ def given(stage: Stage) -> None:
     stage.kafka.send(create(1), update(9), prune(4), topic="control")
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("nth", [1, pytest.param(2, marks=pytest.mark.soak), 3])
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_after_an_error_the_partition_goes_on(stage: Stage, fault: str, nth: int) -> None:
     point, action = FAULTS[fault]
@@ -88,7 +88,7 @@ async def test_after_an_error_the_partition_goes_on(stage: Stage, fault: str, nt
     stage.assert_clean()
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("nth", [1, pytest.param(2, marks=pytest.mark.soak), 3])
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_an_error_while_a_table_is_rolled_forward_loses_nothing(
     stage: Stage, fault: str, nth: int
@@ -105,7 +105,7 @@ async def test_an_error_while_a_table_is_rolled_forward_loses_nothing(
 
 
 @pytest.mark.parametrize("disk", ["its disk", "an empty disk"])
-@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("nth", [1, pytest.param(2, marks=pytest.mark.soak), 3])
 @pytest.mark.parametrize("point", sorted(set(Op) - NOT_REACHED))
 async def test_after_a_crash_the_next_owner_goes_on(
     stage: Stage, point: Op, nth: int, disk: str

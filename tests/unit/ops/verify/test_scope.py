@@ -9,7 +9,6 @@ from uuid import UUID, uuid5
 
 import pytest
 from hypothesis import given as drawn
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from processor.domain.transitions import Authority
@@ -44,7 +43,6 @@ async def test_every_case_of_the_contract_is_clean(case: Any) -> None:
     assert report.counts["outcomes"] == len(case["commands"]) + history.wakes
 
 
-@settings(max_examples=60)
 @drawn(st.lists(lives(), min_size=1, max_size=3), st.randoms(use_true_random=False))
 async def test_whatever_is_sent_to_flows_is_clean(some: Any, random: Any) -> None:
     """Lives of flows, shuffled into each other, sent in batches, now and then twice."""

@@ -473,7 +473,7 @@ async def test_a_herd_goes_through_in_portions(stage: Stage, small: None) -> Non
 
 
 @pytest.mark.parametrize("disk", ["kept", "lost"])
-@pytest.mark.parametrize("nth", [1, 2, 4, 7])
+@pytest.mark.parametrize("nth", [1, 4, *(pytest.param(n, marks=pytest.mark.soak) for n in (2, 7))])
 @pytest.mark.parametrize("point", AT_WORK, ids=lambda point: point.name)
 async def test_a_crash_in_the_middle_of_a_herd(
     stage: Stage, small: None, point: Op, nth: int, disk: str

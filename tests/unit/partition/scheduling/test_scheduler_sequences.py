@@ -314,7 +314,9 @@ class Sequence:
         assert [one for one in self.table.ends() if one.at_ms < old_ms] == []
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(
+    "seed", [*range(15), *(pytest.param(n, marks=pytest.mark.soak) for n in range(15, 40))]
+)
 def test_whatever_happens_each_wait_is_ended_once(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
