@@ -56,8 +56,11 @@ class LogReaders:
         self._connection = connection
         self._topics = topics
         self._consumers: dict[str, AIOKafkaConsumer] = {}
+        self._closes = 0
 
     async def consumer(self, isolation_level: str) -> AIOKafkaConsumer:
+        """Raises ReadFailed, also if all are closed before this one has connected."""
+        closes = self._closes
         consumer = self._consumers.get(isolation_level)
         if consumer is None:
             consumer = AIOKafkaConsumer(
@@ -76,6 +79,8 @@ class LogReaders:
                     await consumer.start()
                     if self._topics:
                         await client.set_topics(self._topics)
+                if closes != self._closes:
+                    raise ReadFailed("the topics are not read back any more")
             except BaseException:
                 await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
                 raise
@@ -93,6 +98,7 @@ class LogReaders:
             return await work
 
     async def close(self) -> None:
+        self._closes += 1
         consumers, self._consumers = list(self._consumers.values()), {}
         for consumer in consumers:
             await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)

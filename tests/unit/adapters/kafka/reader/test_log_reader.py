@@ -1,12 +1,13 @@
 """Reading back through a consumer that does as the test says."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     KafkaConnectionError,
@@ -224,3 +225,32 @@ async def test_what_waiting_does_not_mend_is_told_at_once(
     with pytest.raises(notified):
         await Missing(monkeypatch, away, 60.0).all()
     assert away.starts == [0]
+
+
+async def test_a_consumer_that_connects_while_all_are_closed_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody would stop it later: a worker's last look at an end may come after its stop."""
+    connecting, connected = asyncio.Event(), asyncio.Event()
+    stopped: list[object] = []
+
+    async def start(consumer: AIOKafkaConsumer) -> None:
+        connecting.set()
+        await connected.wait()
+
+    async def stop(consumer: AIOKafkaConsumer, *, timeout_s: float) -> None:
+        stopped.append(consumer)
+        await consumer.stop()
+
+    monkeypatch.setattr(AIOKafkaConsumer, "start", start)
+    monkeypatch.setattr(history_module, "stop_consumer", stop)
+    readers = LogReaders(connection_options(Settings(), "test"))
+    asking = asyncio.create_task(readers.consumer("read_committed"))
+    await connecting.wait()
+
+    await readers.close()
+    connected.set()
+
+    with pytest.raises(ReadFailed):
+        await asking
+    assert len(stopped) == 1
