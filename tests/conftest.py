@@ -89,9 +89,10 @@ def dealt(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
         if QUICK.intersection(item.path.parents):
             quick.append(item)
         else:
-            # Two files share the broker with rights: it is to be started once.
-            secured = "secured" in getattr(item, "fixturenames", ())
-            files.setdefault("secured" if secured else item.path, []).append(item)
+            # Files share the broker with rights, and the database: each is to be started once.
+            names = getattr(item, "fixturenames", ())
+            shared = next((name for name in ("secured", "postgres") if name in names), None)
+            files.setdefault(shared or item.path, []).append(item)
     long = [*files.values()]
     stretches = [[item for of in long[n::processes] for item in of] for n in range(processes)]
     ends = [len(items) * (n + 1) // processes for n in range(processes)]
