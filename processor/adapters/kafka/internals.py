@@ -18,6 +18,8 @@ of github.com/aio-libs/aiokafka where one was found (November 2026).
   (test_kafka_traps).
 - hold_fetches: the hold of a fetch is fixed when a consumer is made (test_fetch_hold).
 - count_commits: a lost connection repeats EndTxn silently (test_kafka_traps).
+- begin_sooner: a transaction that begins before the last one's markers are written waits 20 ms
+  (test_transactional_producer).
 - appender, close_batch: the public wrapper takes as long again as the record itself
   (test_transactional_producer).
 - hear_denials: records are sent although their partition was denied to the transaction, and are
@@ -36,9 +38,11 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import CoordinationType
 from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError, ProducerClosed
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.producer.sender import BACKOFF_OVERRIDE, AddPartitionsToTxnHandler
 from aiokafka.protocol.api import Request
 from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
 from aiokafka.record.util import decode_varint_py
@@ -198,6 +202,34 @@ def count_commits(producer: AIOKafkaProducer, attempted: Callable[[], None]) -> 
         return await step(commit_result)
 
     producer._sender._do_txn_commit = counted
+
+
+class _SoonerBegin(AddPartitionsToTxnHandler):  # type: ignore[misc]
+    pause_s = BACKOFF_OVERRIDE
+
+    def handle_response(self, resp: Any) -> float | None:
+        pause_s: float | None = super().handle_response(resp)
+        return self.pause_s if pause_s == BACKOFF_OVERRIDE else pause_s
+
+
+def begin_sooner(producer: AIOKafkaProducer, pause_s: float) -> None:
+    """While the broker still writes the markers of the last transaction, have `producer` ask again
+    after `pause_s`, twice as long each time, up to the 20 ms that aiokafka waits."""
+    sender = producer._sender
+    refusals = 0
+
+    async def add_partitions(partitions: Any) -> bool:
+        nonlocal refusals
+        node_id = await sender._find_coordinator(
+            CoordinationType.TRANSACTION, sender._txn_manager.transactional_id
+        )
+        adding = _SoonerBegin(sender, partitions)
+        adding.pause_s = min(pause_s * 2**refusals, BACKOFF_OVERRIDE)
+        added: bool = await adding.do(node_id)
+        refusals = 0 if added else min(refusals + 1, 10)
+        return added
+
+    sender._do_add_partitions_to_txn = add_partitions
 
 
 def appender(batch: BatchBuilder) -> Callable[..., object | None]:

@@ -1,12 +1,16 @@
 """What the writer puts into aiokafka's record batches, past the wrapper that aiokafka offers."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from aiokafka.errors import ConcurrentTransactions
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import RecordMetadata, TopicPartition
 
+from processor.adapters.kafka.internals import begin_sooner
 from processor.adapters.kafka.producer.transactional_producer import (
     KafkaTransactionalProducer,
     RecordPack,
@@ -73,3 +77,43 @@ async def test_what_does_not_fit_goes_into_the_next_batch() -> None:
     assert [[offset for offset, *_ in batch] for batch in producer.batches] == [[0, 1], [0, 1], [0]]
     assert producer.counted == [2, 2, 1]
     assert last.offset == FIRST_OFFSET + 4
+
+
+async def test_a_transaction_begins_soon_after_the_last_ones_markers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guards the private names that `begin_sooner` touches."""
+    partition = TopicPartition("a", 0)
+    codes = [ConcurrentTransactions.errno] * 5 + [0, ConcurrentTransactions.errno, 0]
+    added: list[TopicPartition] = []
+    pauses: list[float] = []
+
+    async def find_coordinator(kind: Any, key: str) -> int:
+        return 1
+
+    async def send(node_id: int, request: Any, *, group: Any) -> Any:
+        return SimpleNamespace(errors=[("a", [(0, codes.pop(0))])])
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    transactions = SimpleNamespace(
+        transactional_id="t",
+        producer_id=1,
+        producer_epoch=0,
+        txn_partitions=set(),
+        partition_added=added.append,
+    )
+    sender: Any = SimpleNamespace(
+        _txn_manager=transactions,
+        _find_coordinator=find_coordinator,
+        _retry_backoff=0.01,
+        client=SimpleNamespace(send=send),
+    )
+    producer: Any = SimpleNamespace(_sender=sender)
+    begin_sooner(producer, 0.003)
+    monkeypatch.setattr("aiokafka.producer.sender.asyncio.sleep", sleep)
+    while codes:
+        await sender._do_add_partitions_to_txn({partition})
+    assert pauses == [0.003, 0.006, 0.012, 0.02, 0.02, 0.003]
+    assert added == [partition, partition]
