@@ -43,7 +43,7 @@ class StepWorker:
 
     `group`: the consumer group that shares the work out; all executors of the same tasks have the
     same one, and it is not the workers' own. `settings`: from the environment if None.
-    `concurrency`: how many steps may be in hand at a time; work items beyond that stay in Kafka.
+    `concurrency`: how many steps may run at a time; work items beyond that stay in Kafka.
     `drain_timeout_s`: how long running steps may take after SIGTERM, SIGINT or `stop()`; what is
     left is released, so that another executor starts it at once.
 
@@ -149,10 +149,10 @@ class StepWorker:
             raise self._failure
 
     def stop(self) -> None:
-        """Take no more work; `run` returns when what is in hand has ended or was released."""
+        """Take no more work; `run` returns when all running steps have ended or were released."""
         self._stopping.set()
 
-    # The work in hand
+    # Running steps
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -170,7 +170,7 @@ class StepWorker:
                 loop.remove_signal_handler(signum)
 
     async def _a_free_slot(self) -> None:
-        """Return when fewer than `concurrency` steps are in hand, or on `stop()`."""
+        """Return when fewer than `concurrency` steps run, or on `stop()`."""
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             while len(self._attempts) >= self._concurrency and not stopping.done():
@@ -185,7 +185,7 @@ class StepWorker:
             self.stop()
 
     async def _drain(self, timeout_s: float) -> None:
-        """Let what is in hand end within `timeout_s`; release the rest."""
+        """Let running steps end within `timeout_s`; release the rest."""
         self._stopping.set()
         if self._attempts and timeout_s > 0 and self._failure is None:
             await asyncio.wait(self._attempts, timeout=timeout_s)

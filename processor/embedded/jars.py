@@ -91,7 +91,7 @@ def _fetch_missing(home: Path, jars: Sequence[Jar], progress: Progress, fetch: F
             # Beside its place, so that the rename is atomic: a jar is there whole or not at all.
             with tempfile.TemporaryDirectory(dir=home, prefix=".fetching-") as scratch:
                 came = _patiently(fetch, jar, Path(scratch), meter)
-                _check(jar, came, "It was thrown away; a mirror or proxy may have changed it.")
+                _check(jar, came, "It was removed; a mirror or proxy may have changed it.")
                 came.replace(home / jar.filename)
         meter.end()
 

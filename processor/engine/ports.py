@@ -233,6 +233,6 @@ class Table(Protocol):
 
     async def restore(self, chunk: RestoreChunk) -> None: ...
     async def end_restore(self, after: Checkpoint) -> None:
-        """The table is what it was filled with, and stands at `after`."""
+        """The restore is complete: the table is at `after`."""
 
     def size_bytes(self) -> int: ...

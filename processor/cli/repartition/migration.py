@@ -89,7 +89,7 @@ class Migration:
         )
 
     async def _opened_halfway(self, counts: Mapping[str, int]) -> bool:
-        """Whether ours are being opened: each of them was filled by us."""
+        """Whether ours are being opened: each of them was copied by us."""
         if not all(name in counts for name, _ in self._new.topics):
             return False
         async with self._new.history(0) as history:

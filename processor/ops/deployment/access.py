@@ -10,7 +10,7 @@ from processor.settings import variable
 
 HOME: Final = "/etc/taskflow"
 READABLE: Final = 0o440
-"""By the group of the pod's files, and by nobody else."""
+"""By the group of the pod's files alone."""
 TOKEN_AUDIENCE: Final = "kafka"
 TOKEN_LIFE_S: Final = 3600
 

@@ -351,7 +351,7 @@ def meddle(file: ModelFile, rng: Random) -> None:
 async def open_table(
     disk: dict[int, ModelFile], partition: int, life: ProcessLife, kind: type[SimTable] = SimTable
 ) -> AsyncIterator[SimTable]:
-    """The file of a partition, made if missing; thrown away in the end if it is doubted."""
+    """The file of a partition, made if missing; removed in the end if it is doubted."""
     if await life.at(Op.OPEN) is Fault.OPEN_FAILS:
         raise TableFailed("the table could not be used: unable to open database file")
     file = disk.setdefault(partition, ModelFile())
