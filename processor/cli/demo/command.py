@@ -11,8 +11,8 @@ import typer
 from processor.cli.common.runner import settings_and_logs
 
 ABOUT: Final = (
-    "A real Kafka, a worker, executors and some 280 commands, a few of them wrong on purpose.",
-    "It takes about 15 s, a first run as long again to fetch Kafka; nothing is left running.",
+    "A real Kafka, a worker, executors and 280 commands, some wrong on purpose.",
+    "It takes about 15 s, twice that where Kafka is to be fetched first.",
 )
 
 

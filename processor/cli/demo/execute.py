@@ -63,7 +63,7 @@ def show_demo(settings: Settings, *, keep: bool, verbose: bool) -> None:
     report.out.print("Nothing is left running. Next:")
     program = program_as_called()
     for command, does in (
-        ("up", "a broker, a worker and the page, until Ctrl-C; the data stays"),
+        ("up", "broker, worker and page until Ctrl-C; the data stays"),
         ("demo --keep", "this again, left up, with its page to look at"),
         ("demo --verbose", "this again, with every event as it comes"),
         ("--help", "all commands"),
@@ -164,10 +164,8 @@ async def _play(settings: Settings, report: DemoReport, directory: Path) -> None
             expected = commands.total() + 3  # the malformed one, the misplaced one and its copy
             await observer.in_time(observer.reach(expected), expected)
         done += [
-            f"a worker has decided {observer.outcomes} records; each flow's next command waited "
-            "for the outcome before",
-            f"{sent} commands in {seconds:.1f} s; two executors did three steps, though one was "
-            "killed amid its own",
+            f"a worker has decided {observer.outcomes} records, each flow's in their order",
+            f"{sent} commands in {seconds:.1f} s; two executors did three steps, one was killed",
         ]
     histories = [
         [event async for event in history(settings, one)] for one in (flow_id, waiting_id, steps_id)

@@ -50,7 +50,9 @@ class DemoReport:
     def progress(self, line: str) -> None:
         """How far the fetching of Kafka is; from any thread."""
         if self._status is not None:
-            self._status.update(Text(line, no_wrap=True, overflow="ellipsis"))
+            text = Text(line)
+            text.truncate(self.out.width - 4, overflow="ellipsis")
+            self._status.update(text)
         elif self.verbose or line.endswith("done"):
             self.out.print(Text(line, style="dim"))
 
