@@ -4,23 +4,24 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientConnectionError, ClientSession
 
 from processor.adapters.kafka.reader.topic_reader import read
 from processor.cli.main import REFUSED
 from processor.contract.topics import Topics
+from processor.contract.values import EVENTS_PER_PARTITION
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.sink.comparison import compare
 from tests.support.audit import Audit, audit_of
+from tests.support.forked_program import program
 from tests.support.machine import patience
 from tests.support.postgres import database, needs_postgres
-from tests.support.processes import ForkedWorker
+from tests.support.processes import ForkedWorker, environment
 
 pytestmark = needs_postgres
 
@@ -32,10 +33,8 @@ KILL_WITHIN_S = 0.3
 class SinkProcess(ForkedWorker):
     """The sink of one schema, which has the prefix as its name."""
 
-    arguments: tuple[str, ...] = ("sink", "postgres")
-
     def _arguments(self) -> tuple[str, ...]:
-        return self.arguments
+        return ("sink", "postgres")
 
 
 @asynccontextmanager
@@ -67,6 +66,19 @@ async def until_written(sink: SinkProcess, dsn: str, schema: str, events: int) -
             if (there := await count_events(dsn, schema)) >= events:
                 return there
             assert sink.running, sink.output()[-4000:]
+            await asyncio.sleep(0.05)
+
+
+async def until_ready_with(session: ClientSession, url: str, events: int) -> None:
+    """Wait until the sink says that it is ready, and has written so many."""
+    async with asyncio.timeout(patience(60)):
+        while True:
+            with suppress(ClientConnectionError):
+                async with session.get(url) as response:
+                    parts = (await response.json())["partitions"].values()
+                    written = sum(part["event_id"] % EVENTS_PER_PARTITION for part in parts)
+                    if response.status == 200 and written == events:
+                        return
             await asyncio.sleep(0.05)
 
 
@@ -136,27 +148,16 @@ async def test_it_answers_when_it_is_ready_and_verify_compares(
     ):
         await audit.write(audit.decide(50))
         await sink.start()
-        await until_written(sink, postgres, prefix, len(audit.events))
-        async with session.get(f"http://{address}/ready") as response:
-            report = await response.json()
-        assert report["partitions"].keys() == {"0", "1"}
+        await until_ready_with(session, f"http://{address}/ready", len(audit.events))
         async with session.get(f"http://{address}/metrics") as response:
             assert f"taskflow_sink_events_total {len(audit.events)}.0" in await response.text()
         assert await sink.end() == 0
         await audit.write_state()
         async with database(postgres, prefix) as db:
             await db.execute("UPDATE taskflow_flows SET revision = revision + 1")
-        assert (await verify(sink))["differing"] == {
-            "events": 0,
-            "flows": len(audit.flows()),
-            "steps": 0,
-        }
-
-
-async def verify(sink: SinkProcess) -> Any:
-    """The report of `taskflow verify --sink`, which finds differences."""
-    before = len(sink.output())
-    sink.arguments = ("verify", "--sink", "-")
-    await sink.start()
-    assert await sink.process.wait() == REFUSED, sink.output()[before:]
-    return json.loads(sink.output()[before:])
+        settings = {"SINK_DSN": postgres, "SINK_SCHEMA": prefix}
+        env = environment(broker.bootstrap, prefix, tmp_path, **settings)
+        done = await program(env, "verify", "--sink", "-")
+        assert done.code == REFUSED, done.err
+        differing = {"events": 0, "flows": len(audit.flows()), "steps": 0}
+        assert json.loads(done.out)["differing"] == differing

@@ -55,13 +55,14 @@ class Audit:
         self.events += [json.loads(record.value or b"") for record in records]
 
     async def write_state(self) -> None:
-        """The snapshots that the workers would have written."""
+        """The snapshots that the workers would have written, as compaction leaves them."""
         async with self._producer.transaction():
             for partition in range(PARTITIONS):
-                for record in self.recorded.of("state", partition):
-                    await self._producer.send(
-                        self._state, record.value, record.key, partition=partition
-                    )
+                newest = {
+                    record.key: record.value for record in self.recorded.of("state", partition)
+                }
+                for key, value in newest.items():
+                    await self._producer.send(self._state, value, key, partition=partition)
 
     def last(self) -> str:
         """The newest event of each partition, as `after` has it."""
