@@ -430,7 +430,8 @@ def test_up_is_everything_until_ctrl_c_and_keeps_its_data(prefix: str, tmp_path:
             assert children
             up.send_signal(signal.SIGINT)
             assert up.wait(timeout=patience(60)) == 0
-            assert not [child for child in children if child.is_running()]
+            _, left = psutil.wait_procs(children, timeout=patience(10))
+            assert left == []
 
 
 def test_a_broker_of_ones_own(prefix: str, tmp_path: Path) -> None:
@@ -473,8 +474,8 @@ def test_the_demo_does_the_main_job_and_leaves_nothing(tmp_path: Path) -> None:
     assert demo.returncode == 0, complaints
     assert_demo(output)
     assert len(seen) >= 4  # supervisor, JVM, worker, views
-    psutil.wait_procs(seen, timeout=patience(10))
-    assert not [process for process in seen if process.is_running()]
+    _, left = psutil.wait_procs(seen, timeout=patience(10))
+    assert left == []
     assert not list(tmp_path.iterdir())
 
 
@@ -490,7 +491,8 @@ def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
 
     assert (demo.returncode, complaints) == (130, "")
     assert len(children) >= 2  # the broker and its supervisor, and what has started since
-    assert not [process for process in children if process.is_running()]
+    _, left = psutil.wait_procs(children, timeout=patience(10))
+    assert left == []
     assert not list(tmp_path.iterdir())
 
 
@@ -523,7 +525,8 @@ def test_a_demo_that_is_kept_does_the_main_job_and_answers_until_ctrl_c(tmp_path
     assert (demo.returncode, complaints) == (0, "")
     assert "Nothing is left running" in output
     assert len(children) == 4
-    assert not [process for process in children if process.is_running()]
+    _, left = psutil.wait_procs(children, timeout=patience(10))
+    assert left == []
     assert not list(tmp_path.iterdir())
 
 
