@@ -402,6 +402,7 @@ async def matrix(
 ) -> list[Row]:
     """The rows of all roles, in the order of the table of rights."""
     turns = asyncio.Semaphore(AT_ONCE)
+    await asyncio.to_thread(program, "--version")  # its imports are no time that a command takes
 
     async def in_turn(work: Coroutine[Any, Any, list[Row]]) -> list[Row]:
         async with turns:
