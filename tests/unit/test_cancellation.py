@@ -422,6 +422,7 @@ def calls(path: Path) -> Iterator[tuple[int, str]]:
 CANCELS = {
     PROCESSOR / "runtime.py",
     PROCESSOR / "adapters" / "kafka" / "internals.py",
+    PROCESSOR / "adapters" / "kafka" / "consumer" / "read_ahead.py",  # in a callback without await
     PROCESSOR / "adapters" / "kafka" / "shutdown.py",  # clients that may never end
     PROCESSOR / "cli" / "common" / "runner.py",  # at a signal
     PROCESSOR / "client" / "step_attempt.py",  # handlers of others, which may never end

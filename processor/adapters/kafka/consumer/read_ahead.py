@@ -66,7 +66,12 @@ class ReadAhead:
         return taken
 
     def drop(self) -> None:
-        """Forget what is held, and read no more. A waiting caller gets nothing."""
+        """Forget what is held, and read no more. A waiting caller gets nothing.
+
+        It does not wait: the group gives partitions away in a callback without await. The reader
+        is in `getmany` or waits for room; neither can lose the cancellation, and it has touched the
+        consumer for the last time.
+        """
         self._held = {}
         self._reading.cancel()
         self._some.set()
