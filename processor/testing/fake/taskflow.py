@@ -37,6 +37,9 @@ from processor.testing.memory.timed_kafka import SimKafka
 
 PACE: Final = Pace(fetch_s=86_400.0, between_s=0.0)
 """A partition is woken by what it waits for, and has nothing to look at in between."""
+END_S: Final = 0.1
+"""A worker learns the broker's time to the millisecond, and asks it once more where that is too
+early: what is due as a span ends needs so much more."""
 CACHE_BYTES: Final = 2**20
 BATCH_MAX_RECORDS: Final = 1_000
 
@@ -79,7 +82,7 @@ class TaskflowFake:
         return time.monotonic() if self._clock is None else self._clock.time()
 
     async def advance(self, span: timedelta) -> None:
-        """Let `span` pass at once; return when all that became due in it is done.
+        """Let `span`, and a moment, pass at once; return when all that became due in it is done.
 
         Timers of this loop fire in their order, each at its time. What waits for something outside
         of the loop (a thread, a socket) is not waited for.
@@ -87,7 +90,7 @@ class TaskflowFake:
         clock = self._running()
         await clock.idle()
         with clock.jumping():
-            await asyncio.sleep(span.total_seconds())
+            await asyncio.sleep(span.total_seconds() + END_S)
         await clock.idle()
 
     async def settle(self) -> None:
