@@ -80,7 +80,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def dealt(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
     """The tests in the order in which no process of pytest-xdist is left with long ones at the end.
 
-    It gives each process one stretch of them, and whoever is done takes from the ends of others: so
+    It gives each process one stretch of them, and an idle one takes from the ends of others: so
     each stretch begins with files whose tests take seconds, and ends with tests of milliseconds.
     """
     files: dict[Path | str, list[pytest.Item]] = {}

@@ -1,4 +1,4 @@
-"""What holds on every page: it fits, it can be read, and it says what needs somebody."""
+"""What holds on every page: it fits, it can be read, and it says what needs an operator."""
 
 import itertools
 import re

@@ -16,7 +16,7 @@ import pytest
 _DEBIAN: Final = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 """Not on the path: several versions may be installed."""
 OPTIONS: Final = ("listen_addresses=", "fsync=off", "full_page_writes=off", "shared_buffers=32MB")
-"""Nobody pulls the plug of this machine, and no test needs a port."""
+"""Tests need neither durability nor a port."""
 
 
 def program(name: str) -> str | None:

@@ -1,4 +1,4 @@
-// What needs somebody, on every page: partitions without a worker, views that are not whole, new dead letters.
+// What needs an operator, on every page: partitions without a worker, views that are not whole, new dead letters.
 
 import { get } from "./api.js";
 import { el, number } from "./dom.js";
@@ -36,7 +36,7 @@ function badge(name, count, words) {
 
 function show() {
   const key = JSON.stringify(state);
-  if (banner.dataset.key === key) return; // whoever reads it is not interrupted
+  if (banner.dataset.key === key) return; // a screen reader is not interrupted
   banner.dataset.key = key;
   const found = problems();
   banner.hidden = found.length === 0;

@@ -20,7 +20,7 @@ const ICONS = {
 
 const firstLine = (text) => String(text).split("\n", 1)[0];
 
-/** What somebody wrote, with its line breaks. */
+/** A user's text, with its line breaks. */
 export const written = (text) => el("p", { class: "text" }, el("bdi", {}, visible(text)));
 
 const since = (event, before) => (before ? `+${span(Date.parse(event.at) - Date.parse(before.at))}` : "0");

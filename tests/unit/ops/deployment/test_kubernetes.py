@@ -305,7 +305,7 @@ def test_a_topic_prefix_is_a_name_if_it_can_be_one(prefix: str, name: str | None
 
 
 def test_every_variable_is_passed_on_or_the_deployments_own() -> None:
-    """A new setting reaches the pods unless somebody decides otherwise."""
+    """A new setting reaches the pods unless it is listed as an exception."""
     values = dict.fromkeys(VARIABLES, "x")
     left_out = set(VARIABLES) - passed_on(values).keys()
     assert left_out == set(SECRET_FILES.values()) | {

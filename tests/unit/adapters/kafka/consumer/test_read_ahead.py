@@ -1,4 +1,4 @@
-"""Records are taken out of the consumer while nobody asks for them, up to a bound."""
+"""The reader takes records out of the consumer before they are asked for, up to a bound."""
 
 import asyncio
 from types import SimpleNamespace

@@ -230,7 +230,7 @@ async def test_what_waiting_does_not_mend_is_told_at_once(
 async def test_a_consumer_that_connects_while_all_are_closed_is_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nobody would stop it later: a worker's last look at an end may come after its stop."""
+    """Nothing stops it later: a worker's last look at an end may come after its stop."""
     connecting, connected = asyncio.Event(), asyncio.Event()
     stopped: list[object] = []
 
