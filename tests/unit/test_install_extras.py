@@ -1,12 +1,13 @@
 """`make demo` installs what the broker, a worker and the views need, and no tool of the tests."""
 
-import importlib.util
 import re
 import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.support.ci_scripts import ci_script
 
 ROOT = Path(__file__).parents[2]
 LOCK = (ROOT / "requirements.lock").read_text("utf-8")
@@ -15,12 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 @pytest.fixture(scope="module")
 def installer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("installer", ROOT / ".ci" / "install_extras.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return ci_script("install_extras")
 
 
 def test_what_the_demo_needs_is_taken_with_its_hashes(installer: ModuleType) -> None:

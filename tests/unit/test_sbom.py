@@ -1,6 +1,5 @@
 """The software bill of materials lists all that is locked."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 
 from processor.embedded.jars import locked_jars
+from tests.support.ci_scripts import ci_script
 
 ROOT = Path(__file__).parents[2]
 LOCK = (ROOT / "requirements.lock").read_text("utf-8")
@@ -16,11 +16,7 @@ LOCK = (ROOT / "requirements.lock").read_text("utf-8")
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    spec = importlib.util.spec_from_file_location("sbom", ROOT / ".ci" / "sbom.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = ci_script("sbom")
     made: str = module.sbom("1.2.3", LOCK)
     assert made == module.sbom("1.2.3", LOCK)
     return made
