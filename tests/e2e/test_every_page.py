@@ -132,7 +132,7 @@ async def test_the_way_back_leads_to_the_same_place(browser: Browser) -> None:
         row = rows.nth(20)
         flow = await row.get_attribute("data-flow")
         await row.scroll_into_view_if_needed()
-        await page.wait_for_function("history.state?.scroll > 100")
+        await seen.until("history.state?.scroll > 100")
         place = await page.evaluate("scrollY")
         await row.locator("td").first.click()  # the whole row opens its flow
         await expect(page).to_have_url(f"{address}/#/flows/{flow}")

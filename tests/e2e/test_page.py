@@ -166,10 +166,9 @@ async def test_pages_of_a_long_list_do_not_move_under_the_reader(browser: Browse
         first = await page.locator("tbody tr").first.get_attribute("data-flow")
         asked = len(views.asked)
         views.send(create(900, "newest of all"))
-        await page.wait_for_function(
-            "n => document.querySelector('a.count[data-status=running] .figure').textContent === n",
-            arg=str(sum(flow.status == "running" for _, flow in views._rows())),
-        )
+        running = str(sum(flow.status == "running" for _, flow in views._rows()))
+        figure = page.locator("a.count[data-status=running] .figure")
+        await expect(figure).to_have_text(running)
         assert not [url for url in views.asked[asked:] if url.startswith("/v1/flows")]
         assert await page.locator("tbody tr").first.get_attribute("data-flow") == first
         await page.get_by_role("button", name="Newer").click()

@@ -1,7 +1,9 @@
 """A real Chromium, of the machine's own; what it complains of, and what it asks for, is kept."""
 
+import asyncio
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -50,6 +52,14 @@ class Seen:
 
     async def text(self, selector: str) -> str:
         return (await self.page.inner_text(selector)).strip()
+
+    async def until(self, holds: str) -> None:
+        """Wait until the expression is true there. Playwright's own `wait_for_function` looks again
+        by `eval`, which the page's content security policy refuses."""
+        deadline = time.monotonic() + patience(15)
+        while not await self.page.evaluate(holds):
+            assert time.monotonic() < deadline, f"never true: {holds}"
+            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
