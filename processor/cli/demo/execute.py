@@ -23,7 +23,6 @@ from processor.cli.common.child_processes import (
 )
 from processor.cli.common.output import console, say
 from processor.cli.common.runner import Interrupted, run
-from processor.cli.common.views_client import asking
 from processor.cli.demo.foreign_client import foreigners, misplaced_by_crc32
 from processor.cli.demo.managed_steps import killed_executor
 from processor.cli.demo.observer import (
@@ -44,6 +43,7 @@ from processor.cli.demo.scenarios import (
 from processor.cli.flow.lookup import history
 from processor.cli.invocation import program_as_called
 from processor.client import FlowClient
+from processor.client.http.views_client import asking
 from processor.embedded.broker import embedded_broker, free_port
 from processor.embedded.keeper import GIVE_UP_AT, kept_running
 from processor.errors import TaskflowError, install_line

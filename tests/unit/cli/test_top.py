@@ -11,9 +11,10 @@ from rich.console import Console
 
 from processor.cli.common.output import plain
 from processor.cli.common.runner import Refused, WrongUse
-from processor.cli.common.views_client import NoViews, asking, views_url
+from processor.cli.common.views_address import views_url
 from processor.cli.top.execute import _snapshot, press, refresh
 from processor.cli.top.screen import QUESTIONS, Shown, bars, screen
+from processor.client.http.views_client import NoViews, asking
 from processor.settings import Address, Settings
 from tests.support.recorded_deployment import Recorded
 from tests.support.served_views import serving

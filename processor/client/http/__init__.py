@@ -1,0 +1,1 @@
+"""The read side, asked over HTTP."""
