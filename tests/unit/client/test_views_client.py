@@ -55,11 +55,13 @@ async def test_what_is_written_can_be_read_and_posted_about(
         (event,) = taskflow_fake.events(flow.id)
         read = await views.get(f"flows/{flow.id}", after=event.id)
         body = {"kind": "cancel", "flow_id": flow.id, "issued_by": "operator:k", "reason": "x"}
-        outcome = await views.post("control", {**body, "dry_run": True}, OPERATOR, wait="10s")
+        preview = {**body, "dry_run": True}
+        posted = await views.post("control", preview, OPERATOR, wait="10s")
         with pytest.raises(NoViews, match="401"):
             await views.post("control", body, SecretStr("not the right token"), wait="10s")
 
     assert read["flow"]["goal"] == "tidy up"
+    outcome = posted["outcome"]
     assert (outcome["verdict"], outcome["status"]) == ("accepted", "cancelled")
 
 
