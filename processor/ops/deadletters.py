@@ -1,7 +1,7 @@
 """Dead letters for an operator: where they came from, and the record that goes back.
 
 A letter that is sent back loses what was added to it, and gets one header that names the letter.
-By that header, which stands on the source topic for as long as the record does, anybody can see
+By that header, which stands on the source topic for as long as the record does, any reader sees
 what was sent back already.
 """
 

@@ -80,7 +80,7 @@ async def consistent_cut(
     """The topics at the end of one transaction.
 
     Two looks that see the same ends had no transaction between them, nor one in the middle. Where
-    somebody writes all the time, `state` is cut at its last stable offset, which lies between two
+    a producer writes all the time, `state` is cut at its last stable offset, which lies between two
     transactions, and the others where its newest cursor says.
     """
     for _ in range(AT_REST_TRIES):

@@ -258,8 +258,8 @@ class _Batches(set[Any]):
 def quiet_failures(producer: AIOKafkaProducer) -> None:
     """Let a failure of `producer` reach those who wait for it, and the log once.
 
-    When it is fenced or closed, aiokafka fails every batch and the transaction. What nobody waits
-    for is then logged by asyncio, and a batch that waits for its retry raises KeyError.
+    When it is fenced or closed, aiokafka fails every batch and the transaction. What is not awaited
+    is then logged by asyncio, and a batch that waits for its retry raises KeyError.
     """
     accumulator, transactions = producer._message_accumulator, producer._txn_manager
     fail_all = accumulator.fail_all

@@ -33,7 +33,7 @@ ACTION = typer.Argument(..., help="What is to be done to each.")
 OWNER = typer.Option(None, "--owner", help="Only flows of this session key, or their steps.")
 STATUS = typer.Option(None, "--status", help="Only flows, or steps, in this status.")
 OLDER = typer.Option(None, "--older-than", help="Last changed longer ago: 30d, 12h.")
-NOBODY = "There is no terminal to ask at: take --yes, or --dry-run first and then --digest."
+NO_TERMINAL = "There is no terminal to ask at: take --yes, or --dry-run first and then --digest."
 TASK = typer.Option(None, "--task", help="Only steps of this task.")
 HOLDER = typer.Option(None, "--holder", help="Only steps that this executor holds, or held last.")
 FAILURE = typer.Option(None, "--failure", help="Only steps whose last failure has these words.")
@@ -105,7 +105,7 @@ def bulk(
     from processor.ops.bulk import GONE, STEPS_FROM, BulkAction, Filter
     from processor.ops.step_filter import StepFilter
 
-    ask = Confirmation(dry_run, yes or wanted_digest is not None, NOBODY)
+    ask = Confirmation(dry_run, yes or wanted_digest is not None, NO_TERMINAL)
     timeout_s = duration_ms(timeout, "--timeout") / 1000
     before = None if older_than is None else instant(ago_ms(older_than, "--older-than"))
     chosen = BulkAction(action)

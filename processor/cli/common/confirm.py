@@ -18,15 +18,15 @@ class Confirmation:
 
     dry_run: bool
     yes: bool
-    nobody: str = "There is no terminal to ask at: take --yes, or --dry-run to look first."
+    no_terminal: str = "There is no terminal to ask at: take --yes, or --dry-run to look first."
 
     def __post_init__(self) -> None:
         if not (self.dry_run or self.yes or somebody_to_ask()):
-            raise WrongUse(self.nobody)
+            raise WrongUse(self.no_terminal)
 
     @property
     def shows(self) -> bool:
-        """Whether anybody is to see what would be done."""
+        """Whether to show what would be done."""
         return self.dry_run or not self.yes
 
     def before(self, question: str, nothing: str = "Nothing was changed.") -> bool:

@@ -50,7 +50,7 @@ async def _snapshot(url: str, token: SecretStr | None = None) -> Shown:
 
 
 async def _live(url: str, token: SecretStr | None) -> None:
-    """Until somebody types q. Raises Refused if nobody answers in the beginning."""
+    """Until q is typed. Raises Refused if there is no answer in the beginning."""
     shown = await _snapshot(url, token)
     out = console()
     typed: asyncio.Queue[str] = asyncio.Queue()
@@ -113,8 +113,8 @@ async def refresh(views: ViewsClient, shown: Shown, now_ms: int) -> None:
             path = f"flows/{shown.selected}/history"
             shown.history = await views.get(path, order="desc", limit=HISTORY)
         shown.trouble = None
-    except NoViews as nobody:
-        shown.trouble = str(nobody)
+    except NoViews as missing:
+        shown.trouble = str(missing)
 
 
 def _nobody(trouble: str) -> Refused:

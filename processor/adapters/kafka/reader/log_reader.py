@@ -139,7 +139,7 @@ class KafkaLogReader:
         self, topics: Sequence[str], on_hanging: OnHanging | None = None
     ) -> dict[str, OffsetRange]:
         """The extents of `topics` as the high watermarks stand now, once the last stable offsets
-        have reached them: below an open transaction of anybody, the newest records are hidden,
+        have reached them: below any open transaction, the newest records are hidden,
         and an older position would be taken for the newest."""
         tps = self._partitions(topics)
         await asyncio.gather(

@@ -67,7 +67,7 @@ async function json(url, options) {
   return body;
 }
 
-/** For what nobody awaits: to have been left, or refused, is no mistake of the page. */
+/** For requests that are not awaited: to have been left, or refused, is no mistake of the page. */
 export function unlessGone(error) {
   if (error.name !== "AbortError" && !(error instanceof Problem)) throw error;
 }

@@ -89,7 +89,7 @@ onView((view) => {
   if (text.textContent !== words) text.textContent = words;
 });
 
-// Made once and changed in place, so that nobody loses the focus.
+// Made once and changed in place, so that the focus stays.
 const cells = new Map();
 const hour = svg("svg", { class: "spark", viewBox: "0 0 60 20", preserveAspectRatio: "none", role: "img", "aria-label": "Events a minute, the last hour" });
 

@@ -32,7 +32,7 @@ export function svg(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** What somebody wrote: on one line, isolated from the direction of what stands around it. */
+/** A user's text: on one line, isolated from the direction of what stands around it. */
 export function said(text, max) {
   return el("bdi", { title: String(text).length > (max ?? 200) ? line(text, 2000) : null }, line(text, max));
 }

@@ -4,7 +4,7 @@ import { copyable, day, el, json, line, moment, said, span, visible } from "./do
 
 const SUMMARY = {
   created: (p) => [said(p.goal, 80)],
-  waiting: (p) => [p.wait.kind === "external_event" ? ["for ", said(p.wait.topic, 60)] : p.wait.kind === "timer" ? `until ${day(p.wait.at)}` : p.wait.kind === "steps" ? "for steps" : "for somebody"],
+  waiting: (p) => [p.wait.kind === "external_event" ? ["for ", said(p.wait.topic, 60)] : p.wait.kind === "timer" ? `until ${day(p.wait.at)}` : p.wait.kind === "steps" ? "for steps" : "for a person"],
   resumed: (p) => [`by ${p.by.replace("_", " ")}`],
   failed: (p) => [said(firstLine(p.reason), 160)],
   state_updated: (p) => [p.next_step ? ["→ ", said(p.next_step, 60)] : "", p.patch && typeof p.patch === "object" && !Array.isArray(p.patch) ? ` ${Object.keys(p.patch).length} keys` : ""],

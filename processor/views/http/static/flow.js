@@ -76,7 +76,7 @@ export function showFlow(main, { argument: flowId, signal }) {
       ["Current step", said(it.current_step, 120)],
       ["Revision", number(it.revision)],
       ["Events", number(flow.events)],
-      ["Partition", el("a", { href: "#/partitions" }, `${flow.partition}`, partition ? [", decided by ", partition.worker === null ? "nobody" : said(partition.worker, 60)] : null)],
+      ["Partition", el("a", { href: "#/partitions" }, `${flow.partition}`, partition ? [", decided by ", partition.worker === null ? "no worker" : said(partition.worker, 60)] : null)],
       ["Created", el("span", {}, moment(it.created_at), " · ", ago(it.created_at))],
       ["Changed", el("span", {}, moment(it.updated_at), " · ", ago(it.updated_at))],
       ["Its owner may send", flow.allowed.length ? flow.allowed.join(", ").replaceAll("_", " ") : "nothing"],
@@ -85,7 +85,7 @@ export function showFlow(main, { argument: flowId, signal }) {
     if (wait) {
       const until = wait.kind === "timer" ? wait.at : wait.timeout_at;
       entries.splice(1, 0, ["Waits for", el("span", {},
-        wait.kind === "external_event" ? ["the event ", said(wait.topic, 120), ", correlation id ", copyable(said(wait.correlation_id, 120), wait.correlation_id, "the correlation id")] : wait.kind === "timer" ? "a time" : wait.kind === "steps" ? (wait.run_ids ? ["the steps ", said(wait.run_ids.join(", "), 200)] : "all its steps") : "somebody to resume it",
+        wait.kind === "external_event" ? ["the event ", said(wait.topic, 120), ", correlation id ", copyable(said(wait.correlation_id, 120), wait.correlation_id, "the correlation id")] : wait.kind === "timer" ? "a time" : wait.kind === "steps" ? (wait.run_ids ? ["the steps ", said(wait.run_ids.join(", "), 200)] : "all its steps") : "a person to resume it",
         until ? [" · ", ago(until, (ms) => (ms > 0 ? `over ${span(ms)}` : `${span(-ms)} left`))] : " · without a limit")]);
     }
     if (wait && wait.prompt !== undefined && wait.prompt !== null) entries.splice(2, 0, ["It asks", typeof wait.prompt === "string" ? written(wait.prompt) : json(wait.prompt)]);

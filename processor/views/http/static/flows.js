@@ -13,7 +13,7 @@ const QUIET_MINUTES = 15;
 
 const minutesAgo = (minutes) => new Date(Date.now() - minutes * 60_000).toISOString();
 
-/** Questions that somebody on call has, as filters: parameters as they are now. */
+/** Questions of an operator on call, as filters: parameters as they are now. */
 const QUESTIONS = [
   ["overdue", "Wait is over", () => ({ waiting: "any", wait_ends_before: minutesAgo(0.1), sort: "wait" })],
   ["ending", "Wait ends soon", () => ({ sort: "wait" })],
@@ -28,7 +28,7 @@ function waitWords(flow) {
   const wait = flow.wait_json;
   if (flow.cancel_requested && !["finished", "failed", "cancelled"].includes(flow.status)) return el("span", { class: "grave" }, "cancel asked for");
   if (!wait) return "";
-  const what = wait.kind === "external_event" ? said(wait.topic, 60) : { timer: "a time", steps: "its steps" }[wait.kind] ?? "somebody";
+  const what = wait.kind === "external_event" ? said(wait.topic, 60) : { timer: "a time", steps: "its steps" }[wait.kind] ?? "a person";
   const end = flow.wait_ends_at ? ago(flow.wait_ends_at, (ms) => (ms > 0 ? `over ${span(ms)}` : `${span(-ms)} left`)) : null;
   return [what, end ? " · " : null, end];
 }
@@ -87,7 +87,7 @@ export function showFlows(main, { query, signal, before, keepPlace }) {
   const form = el("form", { class: "filters", role: "search", "aria-label": "Flows", on: {
     submit: (event) => {
       event.preventDefault();
-      // A question stands for what it has chosen until somebody chooses otherwise.
+      // A question stands for what it has chosen until another is chosen.
       const fields = Object.fromEntries(new FormData(form));
       const stands = question && FIELDS.every((name) => !(name in preset) || fields[name] === preset[name]);
       go(stands ? { ...fields, ...Object.fromEntries(Object.keys(preset).map((name) => [name, null])), ask: question[0] } : fields);
@@ -97,7 +97,7 @@ export function showFlows(main, { query, signal, before, keepPlace }) {
     input("q", "Search", "search", "id, owner, words, state.key=value"),
     toggle,
     el("div", { class: "more", id: "more-filters" }, select("status", "Status", [["", "any"], ...["created", "running", "waiting", "finished", "failed", "cancelled", ...(chosen.status.includes(",") ? [chosen.status] : [])].map((status) => [status, status.replaceAll(",", ", ")])]),
-    select("waiting", "Waits for", [["", "anything, or nothing"], ["any", "anything"], ["timer", "a time"], ["external_event", "an event"], ["manual", "somebody"], ["steps", "its steps"]]),
+    select("waiting", "Waits for", [["", "anything, or nothing"], ["any", "anything"], ["timer", "a time"], ["external_event", "an event"], ["manual", "a person"], ["steps", "its steps"]]),
     input("owner", "Owner", "text", "exactly"),
     input("controller", "Controller", "text", "exactly"),
     select("sort", "Order", [["", "changed last"], ["created", "newest"], ["wait", "wait ends soonest"]]),

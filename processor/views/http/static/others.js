@@ -53,14 +53,14 @@ export function showPartitions(main, { signal }) {
   main.append(el("h1", { tabindex: "-1" }, "Partitions"), group);
   kept(main, async (wanted) => {
     const found = await get("partitions", {}, wanted);
-    const nobody = found.items.filter((one) => one.worker === null).length;
-    group.textContent = `The workers' group is ${found.group_state ?? "unknown"}. ${nobody ? `${nobody} of ${found.items.length} partitions have no worker: their commands wait.` : "Every partition has a worker."} How far workers are is committed once a second.`;
+    const unowned = found.items.filter((one) => one.worker === null).length;
+    group.textContent = `The workers' group is ${found.group_state ?? "unknown"}. ${unowned ? `${unowned} of ${found.items.length} partitions have no worker: their commands wait.` : "Every partition has a worker."} How far workers are is committed once a second.`;
     const behind = (value) => (value === null || value === undefined ? "–" : el("span", { class: value > 1000 ? "grave" : null }, number(value)));
     place.replaceChildren(table("Partitions", PARTITION, found.items.map((one) => row(PARTITION, [
       String(one.partition),
-      one.worker === null ? el("span", { class: "grave" }, "nobody") : said(one.worker, 100),
+      one.worker === null ? el("span", { class: "grave" }, "none") : said(one.worker, 100),
       behind(one.commands?.behind), behind(one.control?.behind),
-      one.view === null ? el("span", { class: "grave" }, "nobody") : said(one.view, 100),
+      one.view === null ? el("span", { class: "grave" }, "none") : said(one.view, 100),
       behind(one.projected?.behind),
     ]))));
   }, signal);

@@ -158,7 +158,7 @@ function waited(wait) {
   const what = {
     timer: () => [" until ", day(wait.at)],
     external_event: () => [" for the event ", said(wait.topic, 60)],
-    manual: () => [" for somebody to resume it"],
+    manual: () => [" for a person to resume it"],
     steps: () => [wait.run_ids ? [` for ${{ any: "one of " }[wait.mode] ?? ""}the steps `, said(wait.run_ids.join(", "), 120)] : " for all its steps"],
   }[wait.kind]?.() ?? [];
   return [...what.flat(), wait.timeout_at ? `, until ${day(wait.timeout_at)} at most` : ""];

@@ -14,7 +14,7 @@ function ofTheWait(flow, now) {
   const what = {
     timer: "It sleeps",
     external_event: `It waits for the event “${line(wait.topic, 80)}” with the correlation id “${line(wait.correlation_id, 80)}”`,
-    manual: "It waits for somebody to resume it",
+    manual: "It waits for a person to resume it",
     steps: wait.run_ids ? `It waits for ${wait.mode === "any" ? "one of " : ""}the steps “${line(wait.run_ids.join(", "), 120)}”` : "It waits for all its steps",
   }[wait.kind] ?? "It waits";
   return [{ sentence: `${what}, since ${since}. ${end}`, grave: left !== null && left < -10_000 }];
@@ -29,18 +29,18 @@ export function why(flow, steps, partition, now = Date.now()) {
     return [{ sentence: `It has ended: ${flow.status}, ${span(quiet)} ago.${reason ? ` The reason given: “${line(reason, 300)}”` : ""}`, grave: flow.status === "failed" }];
   }
   if (partition && partition.worker === null) {
-    found.push({ sentence: `Nobody decides its partition, ${partition.partition}: no worker owns it.`, grave: true });
+    found.push({ sentence: `Its partition, ${partition.partition}, has no worker: nothing decides its commands.`, grave: true });
   }
   const behind = partition ? (partition.commands?.behind ?? 0) + (partition.control?.behind ?? 0) : 0;
   if (behind > 100) {
     found.push({ sentence: `${behind} commands of its partition are waiting to be decided.`, grave: behind > 10_000 });
   }
   if (flow.cancel_requested) {
-    found.push({ sentence: "Somebody asked to cancel it: only a cancel will be taken any more, and its owner has not sent one.", grave: true });
+    found.push({ sentence: "Its cancel was requested: only a cancel is accepted now, and its owner has not sent one.", grave: true });
   }
   if (flow.status === "waiting" && flow.wait_json) found.push(...ofTheWait(flow, now));
   if (flow.status === "created") {
-    found.push({ sentence: `Nobody has started it, for ${span(quiet)}.`, grave: quiet > QUIET_MS });
+    found.push({ sentence: `It has not been started for ${span(quiet)}.`, grave: quiet > QUIET_MS });
   }
   const last = (status) => steps.filter((step) => step.status === status).at(-1);
   const failed = last("failed");
