@@ -174,7 +174,7 @@ async def embedded_broker(
         port = free_port() if port is None else port
         controller_port = free_port(besides=port)
         directory.configure(port=port, controller_port=controller_port, properties=properties)
-        await asyncio.to_thread(directory.format, command)
+        directory.format()
         broker = EmbeddedBroker(directory, (port, controller_port), command)
         try:
             await broker.start()

@@ -15,12 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from processor.embedded.environment import java_environment, usable
-from processor.embedded.errors import BrokerDidNotStart, DataDirInUse
+from processor.embedded.errors import DataDirInUse
 from processor.runtime import private_directory
 
 # Longer than the supervisor's grace: a start right after a kill -9 waits long enough.
 LOCK_PATIENCE_S = 5.0
-FORMAT_TIMEOUT_S = 120.0
+
+FEATURES = Path(__file__).with_name("bootstrap.checkpoint")
+"""The levels of Kafka's features (metadata.version, transaction.version, …) in a new cluster, as a
+snapshot of KRaft's log; `python -m processor.embedded lock` has Kafka's tool write it."""
+
+# Of what the tool writes; a log directory without its own id would get one at the first start.
+META_PROPERTIES = """\
+version=1
+cluster.id={cluster_id}
+node.id=1
+directory.id={directory_id}
+"""
 
 # A broker for one machine. Paths are relative to the directory, which is the JVM's working
 # directory: properties files are Latin-1 and a comma would split log.dirs.
@@ -105,29 +116,42 @@ class Directory:
         theirs = "".join(f"{name}={value}\n" for name, value in properties.items())
         (self.path / "server.properties").write_text(ours + theirs, "ascii")
 
-    def format(self, java: Sequence[str]) -> None:
-        """Make it a Kafka log directory unless it is one; `java` is the JVM with its classpath.
+    def format(self) -> None:
+        """Make it a Kafka log directory, with a cluster id of its own, unless it is one.
 
-        Blocks. The broker's own tool does it, since only that sets the features (transactions
-        version 2, say) as an operator's cluster has them. Raises BrokerDidNotStart.
+        Writes what Kafka's tool does, without its JVM: the ids of cluster and directory, and the
+        levels at which the features start, as an operator's cluster has them.
         """
-        if (self.path / "logs" / "meta.properties").exists():
+        logs = self.path / "logs"
+        meta = logs / "meta.properties"
+        if meta.exists():
             return
-        tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted"]
-        done = subprocess.run(
-            [*java, *tool, f"--cluster-id={_cluster_id()}", "--config=server.properties"],
-            cwd=self.path,
-            env=java_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=FORMAT_TIMEOUT_S,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise BrokerDidNotStart(f"{self.path} could not be formatted:\n{done.stdout.strip()}")
+        logs.mkdir(exist_ok=True)
+        (logs / FEATURES.name).write_bytes(FEATURES.read_bytes())
+        # Last and at once: a directory that has it is taken for formatted.
+        unfinished = self.path / "meta.properties.new"
+        ids = {"cluster_id": _kafka_uuid(), "directory_id": _kafka_uuid()}
+        unfinished.write_text(META_PROPERTIES.format(**ids), "ascii")
+        unfinished.replace(meta)
+
+
+def features_checkpoint(java: Sequence[str], scratch: Path) -> bytes:
+    """`bootstrap.checkpoint` as Kafka's own tool writes it into `scratch`, an empty directory.
+
+    `java` is the JVM with its classpath. Blocks for about a second. Raises CalledProcessError.
+    """
+    directory = Directory(scratch, lock_fd=-1, temporary=True)
+    directory.configure(port=1, controller_port=2, properties={})
+    tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={_kafka_uuid()}"]
+    subprocess.run(
+        [*java, *tool, "--config=server.properties"],
+        cwd=scratch,
+        env=java_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return (scratch / "logs" / FEATURES.name).read_bytes()
 
 
 @asynccontextmanager
@@ -178,6 +202,8 @@ async def _take(lock_fd: int, home: Path) -> None:
             return
 
 
-def _cluster_id() -> str:
-    """A random UUID as Kafka writes it."""
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+def _kafka_uuid() -> str:
+    """A random UUID as Kafka writes it, which does not begin like an option."""
+    while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))[0] == "-":
+        pass
+    return text

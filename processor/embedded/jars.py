@@ -4,8 +4,10 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,6 +23,7 @@ Fetch = Callable[[str, Path, maven.OnBytes], Path]
 
 LOCK = Path(__file__).with_name("jars.lock")
 TRIES = 3
+FETCHES_AT_ONCE = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +89,26 @@ def _fetch_missing(home: Path, jars: Sequence[Jar], progress: Progress, fetch: F
         for abandoned in home.glob(".fetching-*"):  # of a run that was killed
             shutil.rmtree(abandoned, ignore_errors=True)
         missing = [jar for jar in jars if not (home / jar.filename).exists()]
+        # The largest first: none of them is then fetched alone at the end.
+        missing.sort(key=lambda jar: jar.size_bytes, reverse=True)
         meter = Meter({jar.filename: jar.size_bytes for jar in missing}, progress)
-        for jar in missing:
-            # Beside its place, so that the rename is atomic: a jar is there whole or not at all.
-            with tempfile.TemporaryDirectory(dir=home, prefix=".fetching-") as scratch:
-                came = _patiently(fetch, jar, Path(scratch), meter)
-                _check(jar, came, "It was removed; a mirror or proxy may have changed it.")
-                came.replace(home / jar.filename)
-        meter.end()
+        with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
+            fetches = [pool.submit(_fetch_one, home, jar, meter, fetch) for jar in missing]
+            try:
+                for one in as_completed(fetches):
+                    one.result()
+            finally:
+                # After an error those that were begun are complete before it is raised.
+                pool.shutdown(cancel_futures=True)
+
+
+def _fetch_one(home: Path, jar: Jar, meter: Meter, fetch: Fetch) -> None:
+    # Beside its place, so that the rename is atomic: a jar is there whole or not at all.
+    with tempfile.TemporaryDirectory(dir=home, prefix=".fetching-") as scratch:
+        came = _patiently(fetch, jar, Path(scratch), meter)
+        _check(jar, came, "It was removed; a mirror or proxy may have changed it.")
+        came.replace(home / jar.filename)
+    meter.end(jar.filename)
 
 
 @contextmanager
@@ -124,7 +139,7 @@ def _patiently(fetch: Fetch, jar: Jar, scratch: Path, meter: Meter) -> Path:
         with attempt:
             meter.begin(jar.filename)
             nth = attempt.retry_state.attempt_number
-            return fetch(jar.coordinate, scratch / str(nth), meter.add)
+            return fetch(jar.coordinate, scratch / str(nth), partial(meter.add, jar.filename))
     raise AssertionError("Retrying with reraise ends by a return or an exception")
 
 

@@ -15,9 +15,11 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from processor.embedded import directory
+from processor.embedded import directory, environment
 from processor.embedded.broker import EmbeddedBroker, broker_responds, embedded_broker
 from processor.embedded.errors import BadOption, BrokerDidNotStart, DataDirInUse, PortTaken
+from processor.embedded.jars import ensure_jars
+from processor.embedded.progress import to_stderr
 from tests.support.machine import patience
 
 # What somebody's program does: start a broker, say which, and live until told otherwise.
@@ -140,6 +142,32 @@ async def test_a_taken_port_is_refused_in_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(PortTaken, match=f"Port {port} of 127.0.0.1 is taken"):
             async with embedded_broker(data_dir=tmp_path, port=port):
                 pytest.fail("a port for two")
+
+
+def test_a_directory_is_formatted_as_kafkas_own_tool_does_it(tmp_path: Path) -> None:
+    """The tool takes a JVM; a Kafka of another version wants other features."""
+    jars = ensure_jars(environment.cache_dir(), to_stderr)
+    java = [str(environment.java()), *environment.aot_options(), "-cp", ":".join(map(str, jars))]
+    expected = directory.features_checkpoint(java, tmp_path)
+
+    assert without_time(directory.FEATURES.read_bytes()) == without_time(expected)
+
+    by_tool = (tmp_path / "logs" / "meta.properties").read_text().splitlines()
+    ours = directory.META_PROPERTIES.format(cluster_id="", directory_id="").splitlines()
+    assert {line.split("=")[0] for line in by_tool if line[0] != "#"} == {
+        line.split("=")[0] for line in ours
+    }
+
+
+def without_time(checkpoint: bytes) -> list[bytes]:
+    """A snapshot's batches without when they were written, and the checksums of that."""
+    batches, at = [], 0
+    while at < len(checkpoint):
+        end = at + 12 + int.from_bytes(checkpoint[at + 8 : at + 12])
+        one = checkpoint[at:end]
+        batches.append(one[:17] + one[21:27] + one[43:])
+        at = end
+    return batches
 
 
 async def test_a_broker_that_cannot_start_says_the_last_lines_of_its_log(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from processor.embedded.errors import JarMismatch, JarUnavailable
 from processor.embedded.jars import Jar, ensure_jars, lock_text, locked_jars
 from processor.embedded.maven import KAFKA_VERSION, WANTED, OnBytes
+from tests.support.machine import patience
 
 
 def content(coordinate: str) -> bytes:
@@ -122,9 +123,35 @@ def test_the_first_run_tells_what_is_fetched_and_how_far_it_is(tmp_path: Path) -
 
     ensure_jars(tmp_path, lines.append, jars=locked("a", "b"), fetch=Repository().fetch)
 
-    assert "1 of 2 jars" in lines[0]
-    assert lines[0].endswith("a-1.0.jar")
+    assert "0 of 2 jars" in lines[0]
+    assert "2 of 2 jars" in lines[-1]
     assert lines[-1].endswith("done")
+
+
+def test_jars_are_fetched_at_the_same_time(tmp_path: Path) -> None:
+    repository, both = Repository(), threading.Barrier(2, timeout=patience(5))
+
+    def meet(coordinate: str, scratch: Path, on_bytes: OnBytes) -> Path:
+        both.wait()
+        return repository.fetch(coordinate, scratch, on_bytes)
+
+    ensure_jars(tmp_path, silent, jars=locked("a", "b"), fetch=meet)
+
+    assert repository.served.total() == 2
+
+
+def test_what_a_listener_raises_ends_all_fetches_at_their_next_bytes(tmp_path: Path) -> None:
+    class GivenUp(Exception):
+        pass
+
+    def give_up(_line: str) -> None:
+        raise GivenUp
+
+    repository = Repository()
+    with pytest.raises(GivenUp):
+        ensure_jars(tmp_path, give_up, jars=locked("a", "b", "c"), fetch=repository.fetch)
+
+    assert not list(tmp_path.rglob("*.jar"))
 
 
 def test_the_lock_names_kafka_itself_and_reads_back_as_it_was_written() -> None:
