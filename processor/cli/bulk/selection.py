@@ -85,14 +85,19 @@ def preview(meant: BulkSelection, targets: Sequence[Target], json: bool) -> None
         counts = {f"{noun}s": len(targets), "digest": found}
         write_json({"action": meant.action, "where": where, **counts})
         return
-    columns = _FLOW_COLUMNS if meant.steps is None else _STEP_COLUMNS
+    print_targets(targets, noun)
+    say(f"{meant.action} applies to {counted_as(noun, len(targets))}; digest {found}.")
+
+
+def print_targets(targets: Sequence[Target], noun: str) -> None:
+    """Print the first SHOWN of them for people, one a row: flows or steps, as `noun` says."""
+    columns = _FLOW_COLUMNS if noun == "flow" else _STEP_COLUMNS
     if targets:
         ids, now = short_ids(target.flow_id for target in targets[:SHOWN]), now_ms()
         rows = [_cells(target, ids[target.flow_id], now) for target in targets[:SHOWN]]
         print_rows(console(), columns, rows)
     if len(targets) > SHOWN:
         say(f"… and {counted_as(noun, len(targets) - SHOWN)} more; --json shows all.")
-    say(f"{meant.action} applies to {counted_as(noun, len(targets))}; digest {found}.")
 
 
 _FLOW_COLUMNS = (

@@ -30,7 +30,8 @@ from tests.unit.adapters.sqlite.tables import NOON_MS, uuid
 
 
 def ended(n: int, status: FlowStatus = FlowStatus.FINISHED) -> Ended:
-    return Ended(uuid(n), instant(NOON_MS + n), status, revision=n + 3)
+    owner, goal = "session:reports", f"Write report {n}"
+    return Ended(uuid(n), instant(NOON_MS + n), status, n + 3, owner, goal)
 
 
 def outcome(flow_id: str, code: Code | None = None) -> Outcome:
@@ -192,6 +193,8 @@ def test_a_dry_run_lists_and_sends_nothing(
             "status": status,
             "updated_at": f"2026-11-22T12:00:00.00{n}Z",
             "revision": n + 3,
+            "owner": "session:reports",
+            "goal": f"Write report {n}",
         }
         for n, status in enumerate(("finished", "failed", "cancelled"))
     ]
@@ -266,6 +269,7 @@ def test_on_a_terminal_it_asks_before(
     captured = capsys.readouterr()
     assert "Prune 3 flows? This cannot be undone." in captured.err
     assert all(uuid(n) in captured.out for n in range(3))
+    assert all(f"session:reports  Write report {n}" in captured.out for n in range(3))
     assert len(client.asked) == asked
     assert ("Nothing was pruned." in captured.err) is (asked == 0)
     assert ("accepted" in captured.out) is (asked > 0)

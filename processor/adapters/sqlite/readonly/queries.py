@@ -40,12 +40,14 @@ class FlowView(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A terminal flow and its last change."""
+    """A terminal flow and its last change; of its goal the beginning."""
 
     flow_id: str
     updated_at: str
     status: FlowStatus
     revision: int
+    owner: str
+    goal: str
 
 
 class Progress(NamedTuple):
@@ -180,10 +182,7 @@ def _ended(path: Path, before: str, owner: str | None) -> Iterator[Ended]:
     def oldest(path: Path, db: sqlite3.Connection) -> list[Ended]:
         rows = db.execute(ENDED, (*after, before, owner, ENDED_AT_ONCE)).fetchall()
         try:
-            return [
-                Ended(flow_id, at, FlowStatus(status), revision)
-                for flow_id, at, status, revision in rows
-            ]
+            return [Ended(row[0], row[1], FlowStatus(row[2]), *row[3:]) for row in rows]
         except ValueError as error:
             raise TableCorrupt(f"{path} holds a status that was never written") from error
 
@@ -258,8 +257,11 @@ OPEN: Final = """
     WHERE status = 'waiting' AND due_ms IS NULL AND (?1 IS NULL OR owner = ?1)
     ORDER BY n LIMIT ?2
 """
-ENDED: Final = """
-    SELECT id, updated_at, status, revision FROM flow INDEXED BY flow_ended
+GOAL_KEPT: Final = 240
+"""Characters of a goal that are read: there may be a million flows."""
+ENDED: Final = f"""
+    SELECT id, updated_at, status, revision, owner, substr(doc ->> '$.goal', 1, {GOAL_KEPT})
+    FROM flow INDEXED BY flow_ended
     WHERE (status = 'finished' OR status = 'failed' OR status = 'cancelled')
     AND (updated_at, id) > (?1, ?2) AND updated_at < ?3 AND (?4 IS NULL OR owner = ?4)
     ORDER BY updated_at, id LIMIT ?5

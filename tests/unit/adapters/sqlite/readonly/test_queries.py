@@ -121,11 +121,15 @@ async def test_what_ended_is_read_in_portions_over_all_partitions(
         tmp_path, 1, over(20, NOON_MS, cancelled), over(21, NOON_MS + 1), over(22, NOON_MS + 9)
     )
     paths = queries.tables(tmp_path, "taskflow").values()
-    whole = [(uuid(n), instant(NOON_MS), failed, n) for n in (1, 2, 3)]
-    whole += [(uuid(20), instant(NOON_MS), cancelled, 20)]
-    whole += [(uuid(n), instant(NOON_MS + 1), failed, n) for n in (4, 5, 6, 7)]
-    whole += [(uuid(21), instant(NOON_MS + 1), finished, 21)]
-    whole += [(uuid(n), instant(NOON_MS + 2), failed, n) for n in (8, 9)]
+    expected = [(n, NOON_MS, failed) for n in (1, 2, 3)]
+    expected += [(20, NOON_MS, cancelled)]
+    expected += [(n, NOON_MS + 1, failed) for n in (4, 5, 6, 7)]
+    expected += [(21, NOON_MS + 1, finished)]
+    expected += [(n, NOON_MS + 2, failed) for n in (8, 9)]
+    whole = [
+        queries.Ended(uuid(n), instant(at_ms), status, n, "odd" if n % 2 else "even", "größer")
+        for n, at_ms, status in expected
+    ]
 
     monkeypatch.setattr(queries, "ENDED_AT_ONCE", 2)
     assert list(queries.ended(paths, before_ms=NOON_MS + 3)) == whole
