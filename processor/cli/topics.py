@@ -102,7 +102,11 @@ def check(
 def acls(
     role: Annotated[
         Role,
-        typer.Option("--role", help="; ".join(f"{name}: {does}" for name, does in ROLES.items())),
+        typer.Option(
+            "--role",
+            metavar="ROLE",
+            help="; ".join(f"{name}: {does}" for name, does in ROLES.items()),
+        ),
     ],
     principal: Annotated[
         str | None,

@@ -64,6 +64,8 @@ def load(name: str, entry: LazyCommand) -> Any:
         command = typer.main.get_group(app)
         command.name = name
     for one in (command, *getattr(command, "commands", {}).values()):
+        # Typer's own default keeps line breaks of the source and takes [brackets] for styles.
+        one.rich_markup_mode = "markdown"
         _prepare(one.get_params(typer.Context(one, help_option_names=HELP_OPTIONS)))
     return command
 

@@ -45,11 +45,25 @@ def test_no_line_of_a_help_is_taken_for_a_list_or_a_heading(words: Words) -> Non
 
 
 @pytest.mark.parametrize("words", [(), *TREE], ids=" ".join)
-def test_help_shows_no_type_of_python(words: Words, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_all_that_is_written_and_no_type_of_python(
+    words: Words, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert main([*words, "--help"]) == DONE
     text = capsys.readouterr().out
     assert not re.findall(r"<(?:bool|str|int|float|path|list)|range>", text)
     assert "Usage: taskflow" in text
+    shown = " ".join(text.replace("│", " ").split())
+    command = TREE.get(words)
+    for written in () if command is None else (command.help, *helps_of(command)):
+        for paragraph in cleandoc(written).split("\n\n"):
+            # Code loses its quotes, and nothing else is lost: neither [brackets] nor <angles>.
+            assert " ".join(paragraph.replace("`", "").split()) in shown
+
+
+def helps_of(command: Any) -> list[str]:
+    shown = [one for one in command.params if not getattr(one, "hidden", False)]
+    return [found for one in shown if (found := getattr(one, "help", None))]
 
 
 def test_the_commands_stand_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
