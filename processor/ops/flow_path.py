@@ -40,7 +40,8 @@ def parse_flow_path_start(text: str, *, also: Collection[str] = ()) -> tuple[Pat
     first, *inner = path
     known = sorted({*FIELDS, *SHORT, *also})
     if first not in known:
-        near = difflib.get_close_matches(str(first), known, n=1)
+        near = [name for name in known if name.startswith(f"{first}_")]
+        near = near or difflib.get_close_matches(str(first), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(known)}."
         raise ValueError(
             f"a flow has no field {first!r}; {hint} What it keeps is under state, as state.price"

@@ -22,6 +22,7 @@ from processor.domain.facts import Fact
 from processor.domain.transitions import OWNER, allowed
 from processor.views.http import parameters, responses
 from processor.views.http.static_files import page_routes
+from processor.views.query.search import split_conditions
 from tests.support.builders import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from tests.support.machine import patience
 from tests.support.recorded_deployment import Recorded
@@ -38,6 +39,7 @@ class ShownViews:
         """Whether the page shows what an operator may do."""
         self.brokers, self.prefix = "127.0.0.1:9092", "taskflow"
         self.behind = 0
+        self.searched_all = True
         self.asked: list[str] = []
         self._streams: set[asyncio.Queue[dict[str, Any]]] = set()
         self._shown: set[int] = {event["id"] for event in self._events()}
@@ -112,7 +114,7 @@ class ShownViews:
             )
         else:
             kept.sort(key=lambda one: (one[f"{query.sort}_at"], one["id"]), reverse=True)
-        return self._page(responses.FlowPage, kept, query)
+        return self._page(responses.FlowPage, kept, query, searched_all=self.searched_all)
 
     async def _flow(self, request: web.Request) -> web.Response:
         query = self._query(request, parameters.FlowQuery)
@@ -263,11 +265,13 @@ class ShownViews:
         self.asked.append(str(request.rel_url))
         return model.model_validate(dict(request.query))
 
-    def _page(self, model: type[BaseModel], items: list[Any], query: Any) -> web.Response:
+    def _page(
+        self, model: type[BaseModel], items: list[Any], query: Any, **fields: Any
+    ) -> web.Response:
         start = 0 if query.cursor is None else int(base64.b64decode(query.cursor))
         end = start + query.limit
         cursor = base64.b64encode(str(end).encode()).decode() if end < len(items) else None
-        return _json(model, items=items[start:end], next_cursor=cursor, view=self._view())
+        return _json(model, items=items[start:end], next_cursor=cursor, view=self._view(), **fields)
 
 
 def summary(partition: int, flow: Any, first_event_id: int) -> dict[str, Any]:
@@ -316,6 +320,9 @@ def _fits(one: dict[str, Any], query: parameters.FlowsQuery) -> bool:
 
 
 def _is_meant(one: dict[str, Any], text: str) -> bool:
+    text, conditions = split_conditions(text)
+    if not all(condition.holds(one) for condition in conditions):
+        return False
     return (
         text.lower() in one["goal"].lower()
         or text == one["owner_session_key"]

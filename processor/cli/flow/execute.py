@@ -65,9 +65,9 @@ def list_all(
     people = for_people(json)
 
     async def listed() -> list[Flow]:
-        if people and not meant:
+        if people:
             known = await shown_flows(
-                settings, owner=owner, status=wanted, waiting=waiting, limit=limit
+                settings, owner=owner, status=wanted, where=meant, waiting=waiting, limit=limit
             )
             if known is not None:
                 return known

@@ -6,10 +6,14 @@ from typing import Final
 from processor.adapters.sqlite.readonly import queries
 from processor.cli.common.options import flow_id_of, is_prefix
 from processor.cli.common.runner import Refused, WrongUse, run
+from processor.cli.common.views_address import views_url
 from processor.cli.flow.lookup import places_of, snapshots
+from processor.cli.flow.view_lookup import shown_ids
 from processor.settings import Settings
 
 CANDIDATES: Final = 5
+RECORDS_MAX: Final = 500_000
+"""Of `state`, that are read for the beginning of an id: some ten seconds."""
 
 
 def flow_id_at(settings: Settings, text: str) -> str:
@@ -35,11 +39,23 @@ def flow_id_at(settings: Settings, text: str) -> str:
 
 
 async def ids_with_prefix(settings: Settings, prefix: str) -> list[str]:
-    """The ids, in order, of the flows that there are. Raises as `list_flows` does."""
+    """The ids, in order, of the flows that there are: from tables, else from views, else from
+    `state`, which has no index. Raises as `list_flows` does, and Refused if that is too long."""
     places = await places_of(settings)
+    if places.topic and (known := await shown_ids(settings, prefix, CANDIDATES + 1)):
+        return known
     found = set(queries.ids_with_prefix(places.tables.values(), prefix))
+    count = 0
     async with aclosing(snapshots(settings, places.topic)) as records:
         async for key, value in records:
+            count += 1
+            if count > RECORDS_MAX:
+                raise Refused(
+                    f"No flow's id that begins with {prefix} was looked up: the topic `state` has "
+                    f"more than {RECORDS_MAX:,} records to read, there is no table of a worker "
+                    f"here, and no views that know one answer at {views_url(settings)}. Type the "
+                    "full id, or start `taskflow views`."
+                )
             if key.startswith(prefix) and "/" not in key:
                 (found.discard if value is None else found.add)(key)
     return sorted(found)

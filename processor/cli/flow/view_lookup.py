@@ -3,7 +3,7 @@
 A pipe is answered from tables and topics instead: exactly, and with all that there is of a flow.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
 from typing import Any, Final, TypeVar
 
@@ -13,9 +13,12 @@ from processor.cli.common.views_address import views_url
 from processor.cli.flow.lookup import Found
 from processor.client.http.views_client import Document, NoViews, ViewsClient, asking
 from processor.contract.flow import Flow, FlowStatus
+from processor.ops.conditions import Condition
 from processor.settings import Settings
 
 PAGE: Final = 200
+QUERY_MAX: Final = 256
+"""Characters of what the views search for."""
 OF_A_FLOW: Final = frozenset(Flow.model_fields)
 
 T = TypeVar("T")
@@ -26,14 +29,18 @@ async def shown_flows(
     *,
     owner: str | None,
     status: FlowStatus | None,
+    where: Sequence[Condition] = (),
     waiting: bool,
     limit: int,
 ) -> list[Flow] | None:
     """As `list_flows`, or with `waiting` as `list_waiting`, but without their states, which are
-    null here; None where no views can say."""
+    null here; None where no views can say, or they would not look at every flow."""
+    conditions = " ".join(map(str, where)) or None
+    if conditions is not None and len(conditions) > QUERY_MAX:
+        return None
 
     async def listed(views: ViewsClient) -> list[Flow] | None:
-        query: dict[str, str | None] = {"owner": owner, "status": status}
+        query: dict[str, str | None] = {"owner": owner, "status": status, "q": conditions}
         if not waiting:
             return await _flows(views, query, limit)
         # Those whose wait has an end come first; only then those that wait for ever.
@@ -47,6 +54,16 @@ async def shown_flows(
         return [*found, *(flow for flow in others if flow.id not in known)][:limit]
 
     return await _asked(settings, listed)
+
+
+async def shown_ids(settings: Settings, prefix: str, limit: int) -> list[str] | None:
+    """Up to `limit` flow ids that begin with `prefix`, in order; None where no views can say."""
+
+    async def found(views: ViewsClient) -> list[str] | None:
+        flows = await _flows(views, {"q": prefix}, limit)
+        return None if flows is None else sorted(flow.id for flow in flows)
+
+    return await _asked(settings, found)
 
 
 async def shown_flow(settings: Settings, flow_id: str) -> Found | None:
@@ -95,13 +112,14 @@ async def _flows(
 async def _pages(
     views: ViewsClient, path: str, query: Mapping[str, str | None], limit: float = inf
 ) -> list[Document] | None:
-    """Up to `limit` items; None if there is nothing at `path`, or a page is not up to date."""
+    """Up to `limit` items; None if there is nothing at `path`, or a page is not up to date, or of a
+    part of what there is."""
     found: list[Document] = []
     cursor = None
     while len(found) < limit:
         wanted = int(min(PAGE, limit - len(found)))
         page = await views.get(path, **query, limit=wanted, cursor=cursor)
-        if not page or not _is_fresh(page):
+        if not page or not _is_fresh(page) or not page.get("searched_all", True):
             return None
         found += page["items"]
         cursor = page["next_cursor"]

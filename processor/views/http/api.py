@@ -114,10 +114,15 @@ class Api:
     async def _flows(self, request: web.Request, query: parameters.FlowsQuery) -> Json:
         self._fan_out.positions.check_flows(query.cursor, query.sort)
         ascending = query.sort == "wait"
+
+        async def local(partitions: Collection[int]) -> Json:
+            rows, all_of = await flow_queries.flows(self._view.database, query, partitions)
+            return {"rows": rows, "searched_all": all_of}
+
         return await self._page(
             request,
             query,
-            lambda partitions: flow_queries.flows(self._view.database, query, partitions),
+            local,
             lambda item: flow_queries.flow_key(item, query.sort),
             kind=query.sort,
             ascending=ascending,
@@ -125,10 +130,14 @@ class Api:
 
     async def _steps(self, request: web.Request, query: parameters.StepsQuery) -> Json:
         self._fan_out.positions.check_flows(query.cursor, step_queries.ORDER)
+
+        async def local(partitions: Collection[int]) -> Json:
+            return {"rows": await step_queries.steps(self._view.database, query, partitions)}
+
         return await self._page(
             request,
             query,
-            lambda partitions: step_queries.steps(self._view.database, query, partitions),
+            local,
             step_queries.step_key,
             kind=step_queries.ORDER,
             ascending=False,
@@ -138,17 +147,13 @@ class Api:
         self,
         request: web.Request,
         query: parameters.PageQuery,
-        ours: Callable[[Collection[int]], Awaitable[list[tuple[tuple[int, int], Json]]]],
+        local: Callable[[Collection[int]], Awaitable[Json]],
         key_of: Callable[[Json], tuple[int, int]],
         *,
         kind: str,
         ascending: bool,
     ) -> Json:
-        """A page of items that every worker has in the same order."""
-
-        async def local(partitions: Collection[int]) -> Json:
-            return {"rows": await ours(partitions)}
-
+        """A page of items that every worker has in the same order; `local` gives them as `rows`."""
         parts, view = await self._fan_out.ask(request, query, local)
         rows = [
             part["rows"] if "rows" in part else [(key_of(item), item) for item in part["items"]]
@@ -159,7 +164,11 @@ class Api:
         if cursor is None and more:
             # A peer gives a page of its own, and says by a cursor that it has more.
             cursor = keyset(kind, *max_key(rows, ascending=ascending))
-        return {"items": items, "next_cursor": cursor, "view": view}
+        found: Json = {"items": items, "next_cursor": cursor, "view": view}
+        if "searched_all" in parts[0]:
+            # A worker of an older version does not say it.
+            found["searched_all"] = all(part.get("searched_all", True) for part in parts)
+        return found
 
     async def _flow(self, request: web.Request, query: parameters.FlowQuery) -> Json:
         async def local(_: Collection[int]) -> Json | None:

@@ -89,6 +89,9 @@ class FlowPage(ResponseModel):
     items: list[FlowSummary]
     next_cursor: str | None
     """null: there is no more."""
+    searched_all: bool
+    """false: a view worker has looked for the conditions of `q` in 20,000 flows and has more, which
+    may meet them too; only where the page is not full. Narrow the search by another parameter."""
     view: View
 
 

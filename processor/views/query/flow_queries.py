@@ -29,19 +29,29 @@ _SUMMARY: Final = (
 
 async def flows(
     database: Database, query: FlowsQuery, partitions: Collection[int]
-) -> list[tuple[tuple[int, int], Json]]:
-    """Up to `limit` + 1 flows in the order asked for, each with its key of that order.
+) -> tuple[list[tuple[tuple[int, int], Json]], bool]:
+    """Up to `limit` + 1 flows in the order asked for, each with its key of that order; and whether
+    all were looked at: False if conditions were looked for in SCANNED_MAX flows and there are more.
 
     Raises BadQuery, TooExpensive.
     """
-    sql, parameters = _flows_sql(query, partitions)
+    sql, parameters, scan = _flows_sql(query, partitions)
     column, _ = _SORTS[query.sort]
     place = {"updated_ms": 14, "created_ms": 13, "wait_ends_ms": 9}[column]
     rows = await database.read(sql, parameters)
-    return [((row[place], row[0]), _summary(row)) for row in rows]
+    all_of = True
+    if scan is not None and len(rows) <= query.limit:
+        # Behind a full page its cursor goes on.
+        ((found,),) = await database.read(f"SELECT count(*) FROM ({scan[0]})", scan[1])
+        all_of = found <= SCANNED_MAX
+    return [((row[place], row[0]), _summary(row)) for row in rows], all_of
 
 
-def _flows_sql(query: FlowsQuery, partitions: Collection[int]) -> tuple[str, list[Any]]:
+def _flows_sql(
+    query: FlowsQuery, partitions: Collection[int]
+) -> tuple[str, list[Any], tuple[str, list[Any]] | None]:
+    """The statement with its parameters; with conditions also one whose rows are those flows in
+    which they are looked for, and one more if there are more."""
     column, ascending = _SORTS[query.sort]
     where, parameters = ["pruned = 0"], []
     source = "flow"
@@ -98,16 +108,18 @@ def _flows_sql(query: FlowsQuery, partitions: Collection[int]) -> tuple[str, lis
     where.append(f"partition IN ({marks(list(partitions))})")
     parameters += partitions
     order = f"{column} {'ASC' if ascending else 'DESC'}, n {'ASC' if ascending else 'DESC'}"
+    scan = None
     if conditions:
-        source = (
-            f"(SELECT flow.* FROM {source} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT ?)"
-        )
+        found_by = f"FROM {source} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT ?"
+        scan = f"SELECT 1 {found_by}", [*parameters, SCANNED_MAX + 1]
+        source = f"(SELECT flow.* {found_by})"
         where = [f"{MEETS}(?, {FLOW_COLUMNS})" for _ in conditions]
         parameters += [SCANNED_MAX, *map(str, conditions)]
     parameters.append(query.limit + 1)
     return (
         f"SELECT {_SUMMARY} FROM {source} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT ?",
         parameters,
+        scan,
     )
 
 

@@ -1,7 +1,7 @@
 // The table of flows: filters, pages, and rows that change in place.
 
 import { Problem, get, keep, unlessGone } from "./api.js";
-import { ago, announce, badge, el, line, row, said, span, table } from "./dom.js";
+import { ago, announce, badge, el, line, number, row, said, span, table } from "./dom.js";
 
 const REFRESH_MS = 2000;
 const LIMIT = 50;
@@ -10,6 +10,7 @@ const COUNTED_MAX = 100;
 const COUNT_MS = 10_000;
 const FIELDS = ["q", "status", "waiting", "owner", "controller", "sort"];
 const QUIET_MINUTES = 15;
+const SEARCHED_MAX = 20_000;
 
 const minutesAgo = (minutes) => new Date(Date.now() - minutes * 60_000).toISOString();
 
@@ -67,6 +68,7 @@ export function showFlows(main, { query, signal, before, keepPlace }) {
   const older = el("button", { type: "button", disabled: true }, "Older ›");
   const newer = el("button", { type: "button", disabled: true }, "‹ Newer");
   const where = el("span", { class: "quiet" }, "");
+  const limit = el("p", { class: "quiet", role: "status", hidden: true }, `A condition is looked for in ${number(SEARCHED_MAX)} flows of each view worker, in the chosen order: others may match too. A status, an owner, a controller or words narrow the search.`);
   let next = null;
 
   const address = (changed) => {
@@ -140,6 +142,7 @@ export function showFlows(main, { query, signal, before, keepPlace }) {
     next = page.next_cursor;
     older.disabled = next === null;
     newer.disabled = cursors.length === 1;
+    limit.hidden = page.searched_all !== false;
     where.textContent = cursors.length > 1 || next ? `page ${cursors.length}` : "";
     note.hidden = page.items.length > 0;
     note.replaceChildren(...(filtered ? [own.q ? "No flows match. Words are found from their beginning; a field of the state as state.priority=high. " : "No flows match. ", el("a", { href: "#/flows" }, "Show all")] : noFlows()));
@@ -178,7 +181,7 @@ export function showFlows(main, { query, signal, before, keepPlace }) {
   body.classList.add("flows");
   main.append(
     el("h1", { tabindex: "-1" }, "Flows"),
-    asking, form, note, el("div", { class: "wide" }, body),
+    asking, form, note, el("div", { class: "wide" }, body), limit,
     el("p", { class: "pages" }, newer, older, where));
   // One after the other: a browser has few connections for a host, and the list needs one.
   const count = async (wanted) => {

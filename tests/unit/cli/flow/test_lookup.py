@@ -11,7 +11,7 @@ import pytest
 
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable
 from processor.adapters.sqlite import open_table, table_path
-from processor.cli.common.runner import WrongUse
+from processor.cli.common.runner import Refused, WrongUse
 from processor.cli.flow import flow_ids
 from processor.cli.flow import lookup as flows
 from processor.cli.flow.flow_ids import ids_with_prefix
@@ -189,7 +189,10 @@ async def test_ended_flows_come_by_their_last_change_from_tables_and_topic_alike
     others = await flows.list_ended(settings, owner="other", before_ms=NOON_MS)
 
     assert found == [
-        (row.flow.id, row.flow.updated_at, row.flow.status, row.flow.revision)
+        (
+            *(row.flow.id, row.flow.updated_at, row.flow.status, row.flow.revision),
+            *(row.flow.owner_session_key, row.flow.goal),
+        )
         for row in (first, second, third, fourth)
     ]
     assert others == found[2:]
@@ -210,6 +213,30 @@ async def test_ids_are_found_by_their_beginning_in_tables_and_topic_alike(
         flow_id for flow_id in alike if flow_id[:35] == here.flow.id[:35]
     ]
     assert await ids_with_prefix(settings, "ffff") == []
+
+
+async def test_without_tables_views_are_asked_and_the_topic_is_read_no_further_than_it_is_long(
+    settings: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def known(_: Settings, prefix: str, limit: int) -> list[str] | None:
+        asked.append(prefix)
+        return [uuid(1)] if prefix == uuid(1)[:8] else None
+
+    monkeypatch.setattr(flow_ids, "shown_ids", known)
+    monkeypatch.setattr(flow_ids, "RECORDS_MAX", 2)
+    rows = [flow_on(1, start=n) for n in (0, 100, 200)]
+    topics.ends = {0: 0, 1: 9}
+    topics.state = [(1, row.flow.id, snapshot(row)) for row in rows]
+
+    assert await ids_with_prefix(settings, uuid(1)[:8]) == [uuid(1)]
+    assert topics.read == []
+    with pytest.raises(Refused, match=r"more than 2 records .* Type the full id, or start"):
+        await ids_with_prefix(settings, "ffffffff")
+    topics.state.pop()
+    assert await ids_with_prefix(settings, "ffffffff") == []
+    assert asked == [uuid(1)[:8], "ffffffff", "ffffffff"]
 
 
 def test_a_beginning_that_several_ids_have_is_refused_with_these(

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from processor.cli.flow import view_lookup as shown
-from processor.cli.flow.view_lookup import shown_flow, shown_flows, shown_history
+from processor.cli.flow.view_lookup import shown_flow, shown_flows, shown_history, shown_ids
 from processor.contract.flow import Flow, FlowStatus
+from processor.ops.conditions import parse_condition
 from processor.settings import Address, Settings
 from tests.support.stub_views import KATE, ShownViews, command, flow_id, showing, story
 
@@ -40,6 +41,34 @@ async def test_flows_are_listed_over_all_pages(views: ShownViews) -> None:
     )
     assert len(running or ()) == 26
     assert nobodys == []
+
+
+async def test_flows_are_found_by_conditions_and_by_the_beginning_of_their_ids(
+    views: ShownViews,
+) -> None:
+    running = [
+        parse_condition("status = running"),
+        parse_condition(f'owner_session_key = "{KATE}"'),
+    ]
+    async with showing(views) as url:
+        found = await listed(at(url), where=running)
+        too_long = await listed(at(url), where=[parse_condition(f"goal ~ {'x' * 256}")])
+        ids = await shown_ids(at(url), flow_id(7)[:8], 3)
+        none = await shown_ids(at(url), "ffffffff", 3)
+    assert len(found or ()) == 26
+    assert too_long is None
+    assert ids is not None
+    assert len(ids) in (1, 3)
+    assert ids == sorted(ids)
+    assert all(one.startswith(flow_id(7)[:8]) for one in ids)
+    assert none == []
+
+
+async def test_views_that_did_not_look_at_all_flows_are_not_believed() -> None:
+    views = story()
+    views.searched_all = False
+    async with showing(views) as url:
+        assert await listed(at(url), where=[parse_condition("status = running")]) is None
 
 
 async def test_what_waits_without_an_end_comes_last() -> None:

@@ -13,6 +13,7 @@ from processor.domain.evolve import evolve
 from processor.engine.codec import fact_of
 from processor.views.http.pagination import BadCursor, keyset, read_keyset, read_vector, vector
 from processor.views.http.parameters import FlowsQuery
+from processor.views.query import flow_queries
 from processor.views.query.flow_queries import _flows_sql
 from tests.support.builders import HOUR_MS, MORNING
 from tests.support.random_histories import OWNERS, random_history
@@ -112,7 +113,7 @@ async def test_every_list_comes_in_order_from_its_index_and_sorts_nothing(served
     async with served(RECORDED) as (_, view):
         for asked, index in BY_INDEX.items():
             parameters = dict(part.split("=") for part in asked.split("&") if part)
-            sql, values = _flows_sql(FlowsQuery.model_validate(parameters), [0, 1])
+            sql, values, _ = _flows_sql(FlowsQuery.model_validate(parameters), [0, 1])
             plan = [row[3] for row in await view.database.read(f"EXPLAIN QUERY PLAN {sql}", values)]
             assert len(plan) == 1, (asked, plan)
             assert f"INDEX {index}" in plan[0], (asked, plan)
@@ -318,6 +319,27 @@ async def test_words_without_spaces_are_found_wherever_they_stand(served: Any) -
         ):
             items, _ = await all_of(client, "/v1/flows", 10, q=text)
             assert sorted(one["id"] for one in items) == sorted(map(flow_id, wanted)), text
+
+
+async def test_it_is_said_when_conditions_were_not_looked_for_in_all_flows(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = Recorded()
+    for n in range(6):
+        recorded.send(("commands", create(n, f"Goal {n}", state_json={"n": n})))
+    monkeypatch.setattr(flow_queries, "SCANNED_MAX", 4)
+    async with served(recorded) as (client, _):
+        for query, items, whole in (
+            ({"q": "state.n < 9", "limit": 3}, 3, True),  # its cursor goes on
+            ({"q": "state.n < 9", "limit": 4}, 4, False),
+            ({"q": "state.n > 8"}, 0, False),
+            ({"q": "goal state.n > 8"}, 0, False),
+            ({"q": "state.n > 8", "owner": "nobody"}, 0, True),
+            ({"q": "goal"}, 6, True),
+        ):
+            async with client.get("/v1/flows", params=query) as response:
+                body = await response.json()
+            assert (len(body["items"]), body["searched_all"]) == (items, whole), query
 
 
 CONDITIONS = {
