@@ -6,7 +6,7 @@ from processor.contract.commands import Command
 from processor.contract.headers import Headers
 from processor.contract.steps import StepStatus
 from processor.domain.flow import Flow
-from processor.domain.step import ManagedStep
+from processor.domain.step import ManagedStep, Step
 from processor.domain.steps import (
     NO_STEPS,
     NONE_LISTED,
@@ -29,20 +29,33 @@ class BatchSteps:
     def __init__(self, loaded: LoadedState) -> None:
         self._loaded = loaded
         self._loaded_live: dict[str, dict[str, StepRow]] = {}
-        self._now: dict[StepKey, tuple[StepRow | None, Headers]] = {}
-        """What the batch has touched, with the headers of the command that did so last."""
+        self._now: dict[StepKey, tuple[StepRow | None, Step | None, Headers]] = {}
+        """What the batch has touched, as it was and is, with the headers of the command that
+        touched it last."""
         self._touched: dict[str, dict[str, None]] = {}
         """By flow, the run ids that the batch has touched."""
 
-    def row(self, at: StepKey) -> StepRow | None:
+    def step(self, at: StepKey) -> Step | None:
         """The step as it is now, as far as it is known."""
         now = self._now.get(at)
-        return self._row_before(at) if now is None else now[0]
+        if now is not None:
+            return now[1]
+        row = self._row_before(at)
+        return None if row is None else row.step
 
-    def put(self, at: StepKey, row: StepRow | None, headers: Headers) -> None:
-        """Take in what a command, with `headers` that go on, made of a step; None: it is gone."""
-        self._now[at] = row, headers
+    def put(self, at: StepKey, step: Step | None, headers: Headers) -> int:
+        """Take in what a command, with `headers` that go on, made of a step; None: it is gone.
+
+        Returns how many bytes the step took before the batch, if it is touched for the first time.
+        """
+        now = self._now.get(at)
+        if now is not None:
+            self._now[at] = now[0], step, headers
+            return 0
+        before = self._row_before(at)
+        self._now[at] = before, step, headers
         self._touched.setdefault(at[0], {})[at[1]] = None
+        return 0 if before is None else len(before.doc)
 
     def remove_all(self, flow_id: str, headers: Headers) -> None:
         """Take in that the flow was pruned."""
@@ -51,20 +64,16 @@ class BatchSteps:
         for run_id in loaded | self._touched.get(flow_id, {}):
             self.put((flow_id, run_id), None, headers)
 
-    def touched(
-        self,
-    ) -> Iterator[tuple[StepKey, tuple[StepRow | None, StepRow | None], Headers]]:
-        """Each step that the batch has touched, as it was and is, in the order in which they were
-        touched first."""
-        for at, (row, headers) in self._now.items():
-            yield at, (self._row_before(at), row), headers
+    def touched(self) -> Iterator[tuple[StepKey, tuple[StepRow | None, Step | None, Headers]]]:
+        """Each step that the batch has touched, as it was and is, with the headers of the command
+        that touched it last, in the order in which they were touched first."""
+        return iter(self._now.items())
 
     def needed_by(self, command: Command, flow: Flow, totals: StepTotals) -> FlowSteps:
         """What `command` must know of the steps of its `flow`, which are counted in `totals`."""
         run_id: str | None = command.__dict__.get("run_id")
         if run_id is not None:
-            row = self.row((flow.id, run_id))
-            named = None if row is None else row.step
+            named = self.step((flow.id, run_id))
             wait = flow.wait_json
             if wait is None or wait["kind"] != "steps":
                 return new_flow_steps((totals, named, NONE_LISTED, ()))
@@ -92,17 +101,15 @@ class BatchSteps:
 
     def _listed(self, flow_id: str, run_ids: Sequence[str] | None) -> dict[str, StepStatus]:
         """The status of each managed step that a join lists."""
-        rows = ((run_id, self.row((flow_id, run_id))) for run_id in run_ids or ())
-        return {
-            run_id: row.step.status for run_id, row in rows if row and row.step.runtime == "managed"
-        }
+        steps = ((run_id, self.step((flow_id, run_id))) for run_id in run_ids or ())
+        return {run_id: step.status for run_id, step in steps if step and step.runtime == "managed"}
 
     def _live(self, flow_id: str, count: int) -> list[ManagedStep]:
         """All live steps of the flow, in order of their run ids' UTF-8 bytes (which is that of
         their code points)."""
         run_ids = self._live_before(flow_id).keys() | self._touched.get(flow_id, {}).keys()
-        rows = (self.row((flow_id, run_id)) for run_id in sorted(run_ids))
-        live = [row.step for row in rows if row and is_live(row.step)]
+        steps = (self.step((flow_id, run_id)) for run_id in sorted(run_ids))
+        live = [step for step in steps if step and is_live(step)]
         if len(live) != count:
             raise LookupError(f"{len(live)} of {count} live steps were loaded")
         return live

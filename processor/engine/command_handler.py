@@ -15,6 +15,7 @@ from processor.domain.decide import decide
 from processor.domain.decision import Decision
 from processor.domain.evolve import fold
 from processor.domain.flow import Flow
+from processor.domain.step import Step
 from processor.domain.steps import NO_STEPS, NO_TOTALS, StepTotals
 from processor.domain.transitions import OPERATOR, OWNER, WAITING, Authority
 from processor.engine.batch import (
@@ -31,7 +32,7 @@ from processor.engine.batch import (
 from processor.engine.batch_outcomes import BatchOutcomes, set_aside
 from processor.engine.batch_steps import BatchSteps, StepKey
 from processor.engine.codec import Readable, traceparent
-from processor.engine.consequences import StepConsequences
+from processor.engine.consequences import StepChange, follow_steps
 from processor.engine.encoding import (
     ACCEPTED_HEADS,
     DRY_RUN_HEADS,
@@ -42,6 +43,7 @@ from processor.engine.encoding import (
     refused_head,
     result_doc,
     source_doc,
+    step_doc,
 )
 from processor.engine.partitioner import partition_of
 from processor.engine.rows import (
@@ -51,6 +53,7 @@ from processor.engine.rows import (
     StepRow,
     new_flow_row,
     new_ledger_entry,
+    new_step_row,
 )
 
 _FORGOTTEN: Final = frozenset(code.value for code in FORGOTTEN)
@@ -218,10 +221,9 @@ class CommandHandler:
             events.append((record.key, value, [(CHAIN_HEADER, chain), *headers]))
             size_bytes += len(value)
             event_id += 1
-        of_steps: StepConsequences | None = None
+        of_steps: Sequence[StepChange] = ()
         if facts and kind in NEED_STEPS:
-            of_steps = StepConsequences(totals)
-            of_steps.follow(facts, first_event_id, headers, self._steps)
+            of_steps, totals = follow_steps(facts, first_event_id, headers, self._steps, totals)
         count = event_id - first_event_id
         head = ACCEPTED_HEADS[kind] if code is None else refused_head(kind, code, details)
         revision, status = (after.revision, after.status) if after else (None, None)
@@ -238,9 +240,9 @@ class CommandHandler:
             self._add_event(*event)
         self._size_bytes += size_bytes
         self._next_event_id = event_id
-        if of_steps is not None:
+        if of_steps:
             self._take_in_steps(of_steps, headers)
-            totals = of_steps.totals
+            self._size_bytes += size_bytes  # at most what their documents grow by
         if kind == "request_cancel":
             self._asked[command.flow_id] = headers
         if after is None:
@@ -279,12 +281,15 @@ class CommandHandler:
         )
         self._outcomes.put(item, head, result, details, original=first.verdict)
 
-    def _take_in_steps(self, of_steps: StepConsequences, headers: Headers) -> None:
-        for at, row in of_steps.rows.items():
-            self._steps.put(at, row, headers)
-        self.batch.step_events += of_steps.events
-        self.batch.work += of_steps.work
-        self._size_bytes += of_steps.size_bytes
+    def _take_in_steps(self, changes: Sequence[StepChange], headers: Headers) -> None:
+        batch = self.batch
+        for at, step, event, work in changes:
+            self._size_bytes += self._steps.put(at, step, headers)
+            if event is not None:
+                batch.step_events.append(event)
+            if work is not None:
+                batch.work.append(work)
+                self._size_bytes += len(work.record.value or b"")
 
     def _row_before(self, flow_id: str) -> FlowRow | None:
         """The flow's row in the table, unless the batch has pruned it."""
@@ -319,8 +324,8 @@ class CommandHandler:
                 self._add_state(flow_id.encode(), snapshot, now[-1])
             yield
         for steps in sliced(list(self._steps.touched())):
-            for at, rows, headers in steps:
-                self._settle_step(at, rows, headers)
+            for at, (before, step, headers) in steps:
+                self._settle_step(at, before, step, headers)
             yield
         self._settle_rest(oldest_unwritten)
 
@@ -345,15 +350,16 @@ class CommandHandler:
         return row
 
     def _settle_step(
-        self, at: StepKey, rows: tuple[StepRow | None, StepRow | None], headers: Headers
+        self, at: StepKey, before: StepRow | None, step: Step | None, headers: Headers
     ) -> None:
-        batch, (_, row) = self.batch, rows
-        batch.steps[at] = rows
-        if row is not None:
+        row: StepRow | None = None
+        value: bytes | None = None
+        if step is not None:
+            doc = step_doc(step)
+            row, value = new_step_row((step, doc)), b'{"step":%b}' % doc
             self._changes.put_step(row)
-        key = f"{at[0]}/{at[1]}".encode()
-        value = row and b'{"step":%b}' % row.doc
-        self._add_state(key, value, headers)
+        self.batch.steps[at] = before, row
+        self._add_state(f"{at[0]}/{at[1]}".encode(), value, headers)
 
     def _to_be_woken(self, flow_id: str) -> bool:
         """Whether it waits and is to be cancelled, and did not and was not before the batch."""

@@ -1,18 +1,19 @@
-"""Where a command's CPU time goes, µs a command by stage; no broker, no sockets (half a minute).
+"""Where a command's CPU time goes, µs a command by stage; no broker, no sockets (a minute).
 
-Run it: .venv/bin/python -m tests.benchmarks.stages
+Run it: .venv/bin/python -m tests.benchmarks.stages [--loads steps]
 """
 
+import argparse
 import asyncio
 import gc
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import uvloop
 from aiokafka.producer.message_accumulator import BatchBuilder
@@ -25,15 +26,20 @@ from processor.adapters.kafka.producer.transactional_producer import (
 )
 from processor.adapters.sqlite import FlowTable, open_table, table_path
 from processor.contract.topics import Topics
-from processor.engine.batch import LoadedState, PartitionConfig, first_event_id, needs, sliced
+from processor.engine.batch import Decoded, PartitionConfig, first_event_id, sliced
 from processor.engine.codec import decode
 from processor.engine.command_handler import CommandHandler
 from processor.engine.flow_cache import FlowCache
+from processor.engine.ports import Written
 from processor.engine.rows import Checkpoint, Position
+from processor.partition.loader import load_state
 from processor.partition.packs import TransactionPacks
+from processor.partition.scheduling.scheduler import NOTHING, Scheduler
 from processor.runtime import GC_THRESHOLDS
 from processor.settings import Settings
+from processor.telemetry.metrics import Metrics
 from processor.testing.memory.record import Appended
+from tests.benchmarks.steps.work import PER_FLOW, Work
 from tests.benchmarks.throughput import command
 
 BATCH: Final = 1_000
@@ -41,6 +47,9 @@ FLOWS: Final = 5_000
 """Of one partition, as in the throughput run."""
 TURNS: Final = 12
 """Commands of each flow: a create, a start, then updates."""
+STEPS: Final = 20_000
+IN_FLIGHT: Final = 2_000
+"""Steps of one partition that are scheduled and not yet started, as in the run of whole steps."""
 APPENDED_AT_MS: Final = 1_795_000_000_000
 PLACE: Final = PartitionConfig(
     partition=0, partitions=1, topics=Topics(), dedupe_window_ms=3_600_000
@@ -84,29 +93,61 @@ class _Producer:
         return sent
 
 
-def load() -> list[Appended]:
-    """Rounds over all flows, as the broker hands them over."""
-    flows = [str(uuid.UUID(int=(7 << 120) + n * 7919)) for n in range(FLOWS)]
+class Load(NamedTuple):
+    """Records as the broker hands them over; costs count from the batch that holds `counted` on."""
+
+    records: list[Appended]
+    counted: int
+
+
+def _appended(commands: Iterable[tuple[bytes, bytes]]) -> list[Appended]:
+    """Keys and values as records."""
     topic = PLACE.topics.commands
     return [
         # One append time a batch of the producer's, of which some hundred records are one.
-        Appended(
-            topic,
-            PLACE.partition,
-            offset,
-            APPENDED_AT_MS + offset // 100,
-            flows[offset % FLOWS].encode(),
-            command(flows[offset % FLOWS], offset // FLOWS, offset % FLOWS),
-        )
-        for offset in range(FLOWS * TURNS)
+        Appended(topic, PLACE.partition, offset, APPENDED_AT_MS + offset // 100, key, value)
+        for offset, (key, value) in enumerate(commands)
     ]
 
 
-async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
-    """All of `records`, through everything but the broker and the loop's waiting."""
+def updates() -> Load:
+    """Rounds over all flows."""
+    flows = [str(uuid.UUID(int=(7 << 120) + n * 7919)) for n in range(FLOWS)]
+    commands = (
+        (flow_id.encode(), command(flow_id, turn, n))
+        for turn in range(TURNS)
+        for n, flow_id in enumerate(flows)
+    )
+    return Load(_appended(commands), 2 * FLOWS)
+
+
+def steps() -> Load:
+    """Steps in the order in which executors do them: as one is started and completed, another one
+    is scheduled."""
+    flows = STEPS // PER_FLOW
+    work = Work(flows, PLACE.partitions)
+    made = [work.create(flow) for flow in range(flows)]
+    made += [work.schedule(step) for step in range(IN_FLIGHT)]
+    for step in range(STEPS - IN_FLIGHT):
+        made += work.start(step), work.complete(step), work.schedule(step + IN_FLIGHT)
+    return Load(_appended((one.key, one.value) for one in made), flows + IN_FLIGHT)
+
+
+LOADS: Final = {"updates": updates, "steps": steps}
+
+
+async def run(table: FlowTable, load: Load, costs: Costs) -> None:
+    """All of `load`, through everything but the broker and the loop's waiting."""
     topics, compression = PLACE.topics, Settings().compression
     writer: Any = SimpleNamespace(_partition=PLACE.partition)
-    cache = FlowCache(256 * 2**20)
+    cache, metrics = FlowCache(256 * 2**20), Metrics()
+    scheduler = Scheduler(
+        PLACE.partition,
+        commands_topic=topics.commands,
+        retain_ms=None,
+        metrics=metrics,
+        new_id=lambda: str(uuid.uuid4()),
+    )
     producer: Any = _Producer(compression)
 
     packing: Any = SimpleNamespace(new_pack=lambda: RecordPack(producer.create_batch))
@@ -114,18 +155,14 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
     position = Position(0, 0, first_event_id(PLACE.partition))
     checkpoint: Checkpoint | None = None
     next_row_number = 1
-    for start in range(0, len(records), BATCH):
-        some = records[start : start + BATCH]
-        updating = start >= 2 * FLOWS
-        costs_of = costs if updating else Costs()
+    for start in range(0, len(load.records), BATCH):
+        some = load.records[start : start + BATCH]
+        whole = start >= load.counted and len(some) == BATCH
+        costs_of = costs if whole else Costs()
         with costs_of.stage("decode"):
-            items = [decode(record) for record in some]
-        with costs_of.stage("recall: memory"):
-            needed = needs(items)
-            flows = cache.find(needed.flows)
-            memory = LoadedState(flows={flow_id: flows.get(flow_id) for flow_id in needed.flows})
-        with costs_of.stage("recall: table"):
-            memory.ledger = await table.ledger_entries(needed.ledger)
+            items: Sequence[Decoded] = [decode(record) for record in some]
+        with costs_of.stage("load"):
+            items, memory = await load_state(items, cache, table)
         with costs_of.stage("decide, encode, pack"):
             outbound = TransactionPacks(topics, packing, table)
             handler = CommandHandler(
@@ -135,8 +172,8 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
                 handler.add(slice_)
         with costs_of.stage("settle and pack"):
             batch = handler.finish()
-        assert batch.handled == BATCH
-        assert set(batch.tally) <= {(c.command.kind, "accepted", "") for c in items}  # type: ignore[union-attr]
+        assert batch.handled == len(some)
+        assert {verdict for _, verdict, _ in batch.tally} == {"accepted"}
         with costs_of.stage("compress and send"):
             for topic, pack in outbound.packs.items():
                 await KafkaTransactionalProducer._send(writer, producer, topic, pack)  # type: ignore[arg-type]
@@ -147,13 +184,19 @@ async def run(table: FlowTable, records: list[Appended], costs: Costs) -> None:
             await table.write(changes, before=checkpoint, after=after)
         with costs_of.stage("cache"):
             cache.put(batch.flows)
+            cache.put_steps(batch.steps)
+        with costs_of.stage("timers and metrics"):
+            sent = scheduler.send(batch, NOTHING)
+            scheduler.written(batch, sent, Written({}, batch.newest_ms, 0.0), memory, 0.0)
+            metrics.steps.observe(batch.step_events)
         position, checkpoint = batch.position, after
         next_row_number += batch.created
 
 
-async def measure(runs: int = 3) -> dict[str, Cost]:
-    """What each stage costs of an update that is accepted, in batches of BATCH."""
-    costs, records = Costs(), load()
+async def measure(load: Load | None = None, runs: int = 3) -> dict[str, Cost]:
+    """What each stage costs of a command that is accepted (else: of an update), in batches of
+    BATCH."""
+    costs, load = Costs(), load or updates()
     gc.set_threshold(*GC_THRESHOLDS)  # as the worker does
     gc.freeze()
     for _ in range(runs):
@@ -162,7 +205,7 @@ async def measure(runs: int = 3) -> dict[str, Cost]:
             async with open_table(
                 path, partition=PLACE.partition, prefix="stages", partitions=PLACE.partitions
             ) as table:
-                await run(table, records, costs)
+                await run(table, load, costs)
     return costs.least
 
 
@@ -178,5 +221,10 @@ def report(costs: dict[str, Cost]) -> str:
 
 
 if __name__ == "__main__":
-    print(f"CPU µs a command, {FLOWS:,} flows, batches of {BATCH:,}:\n")
-    print(report(uvloop.run(measure())))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loads", nargs="+", choices=[*LOADS], default=[*LOADS])
+    parser.add_argument("--runs", type=int, default=3)
+    chosen = parser.parse_args()
+    for name in chosen.loads:
+        print(f"CPU µs a command, {name}, batches of {BATCH:,}:\n")
+        print(report(uvloop.run(measure(LOADS[name](), chosen.runs))) + "\n")

@@ -1,7 +1,7 @@
 """Timers of managed steps: leases, times from which they may be started, and when they are offered
 again."""
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from processor.contract.steps import StepStatus
@@ -17,6 +17,7 @@ from processor.partition.scheduling.timers import (
     Timers,
     WakeOutcome,
     Wakeup,
+    new_timer_change,
 )
 
 Key = tuple[str, str]
@@ -154,9 +155,10 @@ class StepTimers:
             (key, batch.steps[key][1] if key in batch.steps else loaded.get(key))
             for key in (outcome.key for outcome in outcomes)
         ]
+        changes = _changes(batch)
         return [
             timers.written(
-                _changes(batch, status),
+                changes[status],
                 wakeups.get(status, {}),
                 outcomes,
                 {key: _due_ms(row, status) for key, row in left},
@@ -176,11 +178,27 @@ def _fetch(
     return fetch
 
 
-def _changes(batch: WriteSet, status: StepStatus) -> Iterator[TimerChange[Key]]:
+def _changes(batch: WriteSet) -> dict[StepStatus, list[TimerChange[Key]]]:
+    """When the steps that `batch` touched were due and are, by the status that they were or are
+    in."""
+    changes: dict[StepStatus, list[TimerChange[Key]]] = {status: [] for status in TIMED}
     for key, (was, row) in batch.steps.items():
-        before_ms, after_ms = _due_ms(was, status), _due_ms(row, status)
-        if before_ms is not None or after_ms is not None:
-            yield TimerChange(key, before_ms, after_ms)
+        before, after = _timer(was), _timer(row)
+        if before is not None and after is not None and before[0] is after[0]:
+            changes[after[0]].append(new_timer_change((key, before[1], after[1])))
+            continue
+        if before is not None:
+            changes[before[0]].append(new_timer_change((key, before[1], None)))
+        if after is not None:
+            changes[after[0]].append(new_timer_change((key, None, after[1])))
+    return changes
+
+
+def _timer(row: StepRow | None) -> tuple[StepStatus, int] | None:
+    """The status that a step is in, and when it is due; None: never."""
+    if row is None or (due_ms := step_due_ms(row.step)) is None:
+        return None
+    return row.step.status, due_ms
 
 
 def _due_ms(row: StepRow | None, status: StepStatus) -> int | None:

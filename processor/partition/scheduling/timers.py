@@ -7,6 +7,7 @@ decided, it is not woken again. All times are the broker's, in milliseconds.
 
 import heapq
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from processor.domain.waits import AT_ONCE_MS
@@ -52,6 +53,12 @@ class TimerChange(NamedTuple, Generic[K]):
     key: K
     before_ms: int | None
     after_ms: int | None
+
+
+# As rows.new_flow_row.
+new_timer_change: Final[Callable[[tuple[Any, int | None, int | None]], TimerChange[Any]]] = partial(
+    tuple.__new__, TimerChange
+)
 
 
 class DecidedWakes(NamedTuple):
