@@ -230,8 +230,10 @@ class CommandHandler:
         result = result_doc(revision, status, first_event_id, count, allowed_doc(after, authority))
         self._outcomes.put(item, head, result, details, source=source)
         if code is None or code._value_ not in _FORGOTTEN:
-            about = ledger_key, record.timestamp, digest, code, revision, status
-            entry = new_ledger_entry((*about, first_event_id, count, details))
+            at_ms = record.timestamp
+            entry = new_ledger_entry(
+                (ledger_key, at_ms, digest, code, revision, status, first_event_id, count, details)
+            )
             self._ledger[ledger_key] = entry
             self._changes.put_ledger_entry(entry)
         if not facts:
@@ -340,7 +342,9 @@ class CommandHandler:
             batch.created += 1
         else:
             row_number = base.row_number
-        row = new_flow_row((flow, flow_doc(flow), last_event_id, chain, row_number, totals))
+        # What happens to its steps leaves a flow as it is.
+        doc = base.doc if base is not None and flow is base.flow else flow_doc(flow)
+        row = new_flow_row((flow, doc, last_event_id, chain, row_number, totals))
         if base is None:
             self._changes.insert(row)
         else:
