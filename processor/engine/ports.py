@@ -157,10 +157,14 @@ class TransactionalProducer(Protocol):
     def new_pack(self) -> Pack:
         """An empty one, for the next `write`."""
 
+    async def begin(self, topics: Sequence[str]) -> None:
+        """Begin the transaction of the next `write`, which writes to `topics` at least: the broker
+        may learn of them while the records are made."""
+
     async def write(self, records: Mapping[str, Any]) -> Written:
-        """Write everything in one transaction: by topic, a pack of this writer's or a sequence of
-        Outgoing. Raises if anything of it may not be committed; what then became of it stands on
-        the topics."""
+        """Write everything in one transaction, begun or not: by topic, a pack of this writer's or a
+        sequence of Outgoing. Raises if anything of it may not be committed; what then became of it
+        stands on the topics."""
 
     async def abort_open(self) -> None:
         """Abort what stands open in this partition under our transactional id although its

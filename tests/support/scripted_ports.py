@@ -252,6 +252,9 @@ class ScriptedWriter:
     def new_pack(self) -> Records:
         return Records()
 
+    async def begin(self, topics: Sequence[str]) -> None:
+        assert not self.suspect, "a suspect producer begins another transaction"
+
     async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
         assert self._epoch, "a writer is started before it writes"
         assert not self.discarded, "a discarded writer writes"

@@ -25,6 +25,8 @@ of github.com/aio-libs/aiokafka where one was found (November 2026).
 - hear_denials: records are sent although their partition was denied to the transaction, and are
   refused for another reason (test_rights).
 - add_partition: a transaction without a record cannot name its partitions (test_left_open).
+- raise_if_ended: what fails of a transaction before its first record shows in its end alone
+  (test_transactional_producer).
 - quiet_failures: a producer that fails leaves errors that are logged as never retrieved, and a
   batch that waits for its retry raises KeyError (test_shutdown; 1101).
 - fail_unsent, cancel_sender: `stop()` waits without limit for a broker that is away
@@ -247,6 +249,13 @@ def close_batch(batch: BatchBuilder, count: int) -> None:
 def add_partition(producer: AIOKafkaProducer, partition: TopicPartition) -> None:
     """Add `partition` to the open transaction without writing a record to it."""
     producer._txn_manager.maybe_add_partition_to_txn(partition)
+
+
+def raise_if_ended(producer: AIOKafkaProducer) -> None:
+    """Raise what has ended the transaction that was begun, if something has."""
+    transactions = producer._txn_manager
+    if not transactions.is_in_transaction():
+        transactions.wait_for_transaction_end().result()
 
 
 class _Batches(set[Any]):

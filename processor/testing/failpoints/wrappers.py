@@ -183,6 +183,9 @@ class _Writer:
     def new_pack(self) -> RecordPack:
         return self._inner.new_pack()
 
+    async def begin(self, topics: Sequence[str]) -> None:
+        """Left to `write`: the points of a transaction are reached in their order."""
+
     async def write(self, records: Mapping[str, Any]) -> Written:
         self._first = None
         self._on_its_way.clear()

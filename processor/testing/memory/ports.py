@@ -99,6 +99,9 @@ class SimWriter:
     def new_pack(self) -> Records:
         return Records()
 
+    async def begin(self, topics: Sequence[str]) -> None:
+        """A transaction begins with its first record."""
+
     async def write(self, records: Mapping[str, Sequence[Outgoing]]) -> Written:
         assert self._epoch, "a writer is started before it writes"
         assert not self._discarded, "a discarded writer writes"

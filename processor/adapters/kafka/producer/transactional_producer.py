@@ -20,6 +20,7 @@ from processor.adapters.kafka.internals import (
     close_batch,
     count_commits,
     quiet_failures,
+    raise_if_ended,
     watch_denials,
 )
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
@@ -116,6 +117,8 @@ class KafkaTransactionalProducer:
         self._connection = connection
         self._compression = compression
         self._producer: AIOKafkaProducer | None = None
+        self._begun = False
+        """Whether `begin` has begun the transaction of the next `write`."""
         self._attempts = 0
         self._denial: KafkaError | None = None
         """What the broker denied to this producer's transactions."""
@@ -161,6 +164,25 @@ class KafkaTransactionalProducer:
             pack.add(*record)
         return pack
 
+    async def begin(self, topics: Sequence[str]) -> None:
+        """Begin the transaction of the next `write` and have the broker told of `topics`, without
+        waiting for it: that takes a round trip. What fails of it is raised by `write`.
+
+        Each of `topics` gets a marker, with or without a record. The broker aborts the transaction
+        if the write takes longer than TRANSACTION_TIMEOUT_MS to come.
+        """
+        producer = self._usable()
+        with self._foreseen("a transaction"):
+            await producer.begin_transaction()
+        for topic in topics:
+            add_partition(producer, TopicPartition(topic, self._partition))
+        self._begun = True
+
+    def _usable(self) -> AIOKafkaProducer:
+        assert self._producer is not None, "a writer is started before it writes"
+        assert not self.suspect, "a suspect producer is replaced before the next transaction"
+        return self._producer
+
     async def write(self, records: Mapping[str, RecordPack | Sequence[Outgoing]]) -> Written:
         """Write `records` by topic in one transaction.
 
@@ -168,9 +190,7 @@ class KafkaTransactionalProducer:
         two of the five requests and a marker of their own. After any error the producer is of no
         more use: its sequence may be off.
         """
-        producer = self._producer
-        assert producer is not None, "a writer is started before it writes"
-        assert not self.suspect, "a suspect producer is replaced before the next transaction"
+        producer = self._usable()
         self._attempts = 0
         try:
             async with asyncio.timeout(self._commit_timeout_s):
@@ -193,8 +213,11 @@ class KafkaTransactionalProducer:
         records: Mapping[str, RecordPack | Sequence[Outgoing]],
     ) -> tuple[list[RecordMetadata], float]:
         """What the broker says of the last record of each topic, and when it had said so."""
-        await producer.begin_transaction()
+        begun, self._begun = self._begun, False
+        if not begun:
+            await producer.begin_transaction()
         try:
+            raise_if_ended(producer)
             # All futures are awaited: a commit succeeds although a batch of it has failed.
             sent = await asyncio.gather(
                 *(

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import ConcurrentTransactions
+from aiokafka.errors import ConcurrentTransactions, KafkaError, ProducerFenced
+from aiokafka.errors import TopicAuthorizationFailedError as Denied
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import RecordMetadata, TopicPartition
 
+from processor.adapters.kafka.errors import NotAuthorized
 from processor.adapters.kafka.internals import begin_sooner
 from processor.adapters.kafka.producer.transactional_producer import (
     KafkaTransactionalProducer,
@@ -17,6 +20,7 @@ from processor.adapters.kafka.producer.transactional_producer import (
 )
 from processor.contract.topics import Topics
 from processor.engine.batch import Outgoing
+from processor.errors import OwnershipLost
 
 FIRST_OFFSET = 40
 TRACE = ("traceparent", b"00-1")
@@ -117,3 +121,60 @@ async def test_a_transaction_begins_soon_after_the_last_ones_markers(
         await sender._do_add_partitions_to_txn({partition})
     assert pauses == [0.003, 0.006, 0.012, 0.02, 0.02, 0.003]
     assert added == [partition, partition]
+
+
+class Transactional(Producer):
+    """Has aiokafka's own state of a transaction, and no broker."""
+
+    def __init__(self) -> None:
+        super().__init__(10_000)
+        self._txn_manager = self.transactions = TransactionManager("t", 1_000)
+        self.transactions.set_pid_and_epoch(1, 0)
+
+    async def begin_transaction(self) -> None:
+        self.transactions.begin_transaction()
+
+    async def commit_transaction(self) -> None:
+        for partition in list(self.transactions.partitions_to_add()):
+            self.transactions.partition_added(partition)
+        self.transactions.committing_transaction()
+        self.transactions.complete_transaction()
+
+
+def writer_on(producer: Transactional) -> KafkaTransactionalProducer:
+    connection = {"bootstrap_servers": "kafka:9092", "security_protocol": "PLAINTEXT"}
+    writer = KafkaTransactionalProducer(
+        connection, Topics(), 3, compression=None, commit_timeout_s=1
+    )
+    writer._producer = producer
+    return writer
+
+
+async def test_a_transaction_names_its_topics_before_there_are_records() -> None:
+    producer = Transactional()
+    writer = writer_on(producer)
+    await writer.begin(("a", "b"))
+    named = {TopicPartition("a", 3), TopicPartition("b", 3)}
+    assert producer.transactions.partitions_to_add() == named
+    assert producer.batches == []
+    await writer.write({"a": [Outgoing(b"k", b"v", ())]})
+    assert producer.batches == [[(0, b"k", b"v", [])]]
+    assert not producer.transactions.is_in_transaction()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(ProducerFenced(), OwnershipLost), (Denied("a"), NotAuthorized)]
+)
+async def test_what_ends_a_transaction_before_its_records_is_raised_by_the_write(
+    error: KafkaError, raised: type[Exception]
+) -> None:
+    producer = Transactional()
+    writer = writer_on(producer)
+    await writer.begin(("a",))
+    if isinstance(error, Denied):
+        producer.transactions.error_transaction(error)
+    else:
+        producer.transactions.fatal_error(error)
+    with pytest.raises(raised):
+        await writer.write({"a": [Outgoing(b"k", b"v", ())]})
+    assert producer.batches == []
