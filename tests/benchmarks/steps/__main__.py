@@ -17,7 +17,7 @@ from processor.embedded.broker import EmbeddedBroker, embedded_broker
 from tests.benchmarks import throughput as plain
 from tests.benchmarks.results import Run, arguments
 from tests.benchmarks.running import machine
-from tests.benchmarks.steps import handler, lapse, leases, throughput
+from tests.benchmarks.steps import handler, hops, lapse, leases, throughput
 
 STEPS: Final = ("throughput", "handler", "lapse", "rest")
 WARM_UP: Final = 50_000
@@ -68,6 +68,11 @@ class Bench:
         )
         shown = " | ".join(f"{r[name]:,.1f}" for name in ("p50", "p95", "p99", "max"))
         yield f"| {r['rate_per_s']} | {shown} | {r['not_begun']} |"
+        yield "\nOf that, ms, by the times of appends:\n"
+        yield "| hop | p50 | p99 |"
+        yield "| --- | ---: | ---: |"
+        for hop in hops.HOPS:
+            yield f"| {hop} | {r[f'{hop} p50']:,.1f} | {r[f'{hop} p99']:,.1f} |"
 
     async def lapse(self) -> AsyncIterator[str]:
         yield "\nLeases that end, and are handed out again, ms:\n"

@@ -22,6 +22,8 @@ from processor.contract.topics import Topics
 from processor.settings import Settings
 from tests.benchmarks.paced import WARM_UP_S, pace
 from tests.benchmarks.running import percentile, publish, running_worker
+from tests.benchmarks.steps.hops import SHARES as HOP_SHARES
+from tests.benchmarks.steps.hops import hops
 from tests.benchmarks.steps.work import PER_FLOW, TASK, Work
 
 PARTITIONS: Final = 4
@@ -87,8 +89,18 @@ async def measure(
             executor.terminate()
             await executor.wait()
         await reading
-    skipped = rate_per_s * WARM_UP_S
-    return {"rate_per_s": rate_per_s, **result(due_s[skipped:], began_s[AT_FIRST + skipped :])}
+        first = AT_FIRST + rate_per_s * WARM_UP_S
+        due = dict(enumerate(due_s[first - AT_FIRST :], start=first))
+        spans = await asyncio.to_thread(hops, settings, due, began_s)
+    return {
+        "rate_per_s": rate_per_s,
+        **result([*due.values()], began_s[first:]),
+        **{
+            f"{hop} p{share}": ms
+            for hop, of in spans.items()
+            for share, ms in zip(HOP_SHARES, of, strict=True)
+        },
+    }
 
 
 async def _read(
