@@ -1,15 +1,17 @@
-"""Run a real single-node Apache Kafka for the demo, development and tests.
+"""Run a real single-node Apache Kafka for the demo, development and tests; several: cluster.py.
 
 The JVM comes in a wheel and the jars by their Maven coordinates, so pip is all that a machine
 needs. How and why: processor/embedded/README.md.
 """
 
 import asyncio
+import os
 import random
+import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +22,7 @@ from aiokafka.conn import collect_hosts
 from aiokafka.errors import KafkaError
 
 from processor.embedded import environment
-from processor.embedded.directory import Directory, open_directory
+from processor.embedded.directory import Directory, new_kafka_uuid, open_directory
 from processor.embedded.errors import BrokerDidNotStart, PortTaken
 from processor.embedded.jars import ensure_jars
 from processor.embedded.process import KILL, TERMINATE, JavaProcess
@@ -46,16 +48,20 @@ class EmbeddedBroker:
     Its methods may be called from any event loop, one at a time.
     """
 
-    def __init__(self, directory: Directory, ports: tuple[int, int], java: list[str]) -> None:
+    def __init__(
+        self, directory: Directory, ports: Sequence[int], java: list[str], *, node_id: int = 1
+    ) -> None:
+        """`ports`: all that it listens on, the one that it answers at first."""
+        self.node_id = node_id
         self._directory = directory
-        self._port, self._controller_port = ports
+        self._ports = ports
         self._java = java
         self._process: JavaProcess | None = None
 
     @property
     def bootstrap(self) -> str:
         """`127.0.0.1:port`; the same after a restart."""
-        return f"{HOST}:{self._port}"
+        return f"{HOST}:{self._ports[0]}"
 
     @property
     def data_dir(self) -> Path:
@@ -101,6 +107,14 @@ class EmbeddedBroker:
             self._process.close()
         self._process = None
 
+    def pause(self) -> None:
+        """SIGSTOP the JVM: its connections stay open, and it answers nobody."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT the JVM."""
+        os.kill(self.pid, signal.SIGCONT)
+
     async def restart(self) -> None:
         """Stop it if it runs, and start it on the same port and data; returns when it answers.
 
@@ -114,7 +128,7 @@ class EmbeddedBroker:
 
         Raises BrokerDidNotStart, PortTaken.
         """
-        for port in (self._port, self._controller_port):
+        for port in self._ports:
             if not _is_free(port):
                 raise PortTaken(
                     f"Port {port} of {HOST} is taken by another program; "
@@ -124,7 +138,7 @@ class EmbeddedBroker:
             [*self._java, "kafka.Kafka", "server.properties"], self._directory
         )
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not await broker_responds(self.bootstrap):
+        while not await self._responds():
             if process.ended or time.monotonic() > deadline:
                 what = f"did not answer within {START_TIMEOUT_S:.0f} s"
                 if process.ended:
@@ -134,6 +148,9 @@ class EmbeddedBroker:
                     f"Apache Kafka {what}; the last lines of {self.log}:\n{process.last_words()}"
                 )
             await asyncio.sleep(0.05)
+
+    async def _responds(self) -> bool:
+        return await broker_responds(self.bootstrap)
 
 
 @asynccontextmanager
@@ -157,24 +174,14 @@ async def embedded_broker(
 
     It ends with the block, and with this process however that ends. Raises EmbeddedBrokerError.
     """
-    heap = environment.heap() if heap is None else heap
-    jit = environment.jit_options()
-    java = environment.java()
-    cache = environment.cache_dir() if cache_dir is None else cache_dir
+    runtime = JavaRuntime(heap, cache_dir)
     async with open_directory(data_dir) as directory:
-        jars = await _in_thread(lambda on_line: ensure_jars(cache, on_line), progress)
-        command = [
-            str(java),
-            *_jvm_options(directory.path, heap),
-            *environment.aot_options(),
-            *jit,
-            "-cp",
-            ":".join(map(str, jars)),
-        ]
+        await runtime.fetch_jars(progress)
         port = free_port() if port is None else port
-        controller_port = free_port(besides=port)
+        controller_port = free_port(besides=[port])
         directory.configure(port=port, controller_port=controller_port, properties=properties)
-        directory.format()
+        directory.format(new_kafka_uuid())
+        command = runtime.command(directory.path)
         broker = EmbeddedBroker(directory, (port, controller_port), command)
         try:
             await broker.start()
@@ -183,17 +190,49 @@ async def embedded_broker(
             await broker.stop()
 
 
-async def broker_responds(bootstrap: str, *, timeout_s: float = 3.0, **client_options: Any) -> bool:
+class JavaRuntime:
+    """The JVM with its options, and Kafka's jars; the arguments are those of `embedded_broker`."""
+
+    def __init__(self, heap: str | None, cache_dir: Path | None) -> None:
+        """Raises BadOption, ExtraMissing."""
+        self._heap = environment.heap() if heap is None else heap
+        self._jit = environment.jit_options()
+        self._java = environment.java()
+        self._cache_dir = environment.cache_dir() if cache_dir is None else cache_dir
+        self._jars: Sequence[Path] = ()
+
+    async def fetch_jars(self, progress: Progress) -> None:
+        """Fetch those that are missing, and check all. Raises JarUnavailable, JarMismatch."""
+        self._jars = await _in_thread(
+            lambda on_line: ensure_jars(self._cache_dir, on_line), progress
+        )
+
+    def command(self, directory: Path) -> list[str]:
+        """What runs a class of Kafka's in `directory`, once the jars are there."""
+        return [
+            str(self._java),
+            *_jvm_options(directory, self._heap),
+            *environment.aot_options(),
+            *self._jit,
+            "-cp",
+            ":".join(map(str, self._jars)),
+        ]
+
+
+async def broker_responds(
+    bootstrap: str, *, timeout_s: float = 3.0, count: int = 1, **client_options: Any
+) -> bool:
     """Whether a Kafka broker answers at one of the addresses `host:port,…`; never raises for it.
 
-    It does when it has sent its versions and metadata. `client_options` go to aiokafka's client
+    It does when it has sent its versions and metadata, in which at least `count` brokers are there.
+    `client_options` go to aiokafka's client
     as they are: security_protocol, ssl_context, sasl_….
     """
     # aiokafka logs a failed connection as an error; here it is an answer like any other.
     open_doors = [
         f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         for host, port, _ in collect_hosts(bootstrap, randomize=False)
-        if await _accepts(host, port, timeout_s)
+        if await accepts(host, port, timeout_s)
     ]
     if not open_doors:
         return False
@@ -204,14 +243,15 @@ async def broker_responds(bootstrap: str, *, timeout_s: float = 3.0, **client_op
     )
     try:
         await client.bootstrap()
-        return bool(client.cluster.brokers())
+        return len(client.cluster.brokers()) >= count
     except (KafkaError, OSError, TimeoutError):
         return False
     finally:
         await client.close()
 
 
-async def _accepts(host: str, port: int, timeout_s: float) -> bool:
+async def accepts(host: str, port: int, timeout_s: float) -> bool:
+    """Whether there is somebody at that port who takes connections."""
     try:
         async with asyncio.timeout(timeout_s):
             _, writer = await asyncio.open_connection(host, port)
@@ -272,7 +312,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def free_port(besides: int | None = None) -> int:
-    while not _is_free(port := random.choice(FREE_PORTS)) or port == besides:
+def free_port(besides: Collection[int] = ()) -> int:
+    """A port where nobody listens now, none of `besides`."""
+    while not _is_free(port := random.choice(FREE_PORTS)) or port in besides:
         pass
     return port

@@ -116,8 +116,8 @@ class Directory:
         theirs = "".join(f"{name}={value}\n" for name, value in properties.items())
         (self.path / "server.properties").write_text(ours + theirs, "ascii")
 
-    def format(self) -> None:
-        """Make it a Kafka log directory, with a cluster id of its own, unless it is one.
+    def format(self, cluster_id: str) -> None:
+        """Make it a Kafka log directory of that cluster, unless it is one of any.
 
         Writes what Kafka's tool does, without its JVM: the ids of cluster and directory, and the
         levels at which the features start, as an operator's cluster has them.
@@ -130,7 +130,7 @@ class Directory:
         (logs / FEATURES.name).write_bytes(FEATURES.read_bytes())
         # Last and at once: a directory that has it is taken for formatted.
         unfinished = self.path / "meta.properties.new"
-        ids = {"cluster_id": _kafka_uuid(), "directory_id": _kafka_uuid()}
+        ids = {"cluster_id": cluster_id, "directory_id": new_kafka_uuid()}
         unfinished.write_text(META_PROPERTIES.format(**ids), "ascii")
         unfinished.replace(meta)
 
@@ -142,7 +142,7 @@ def features_checkpoint(java: Sequence[str], scratch: Path) -> bytes:
     """
     directory = Directory(scratch, lock_fd=-1, temporary=True)
     directory.configure(port=1, controller_port=2, properties={})
-    tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={_kafka_uuid()}"]
+    tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={new_kafka_uuid()}"]
     subprocess.run(
         [*java, *tool, "--config=server.properties"],
         cwd=scratch,
@@ -202,7 +202,7 @@ async def _take(lock_fd: int, home: Path) -> None:
             return
 
 
-def _kafka_uuid() -> str:
+def new_kafka_uuid() -> str:
     """A random UUID as Kafka writes it, which does not begin like an option."""
     while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))[0] == "-":
         pass
