@@ -100,13 +100,14 @@ plots: $(STAMP) ## Draws the figures that are kept in tests/benchmarks/results
 # What takes long and rarely finds what `make test` does not: its table is in tests/README.md. Of the
 # largest, `make test` runs 300 of 10,000 simulated histories (100 with executors), 30 of 300 examples
 # of each property, 6 of 500 kills, and 200 of 200,000 records of any bytes for every reader of them.
-soak: $(STAMP) ## Kills all 500 times, breaks all for 20 minutes, runs what is too long for make test
+soak: $(STAMP) ## Kills all 500 times, breaks all for twice 20 minutes, runs what is too long for make test
 	$(BIN)/pytest -m soak --numprocesses $(PROCESSES) --dist worksteal
 	$(BIN)/pytest tests/property --hypothesis-profile soak
 	$(BIN)/taskflow torture --kills $(KILLS) --seed $(SEED)
 	$(BIN)/pytest tests/faults/test_views.py -k kills --kills $(VIEW_KILLS) --timeout 1800
 	$(BIN)/pytest tests/faults/test_embedded_broker_ends.py -k outlives --broker-kills 10 --timeout 1800
 	$(BIN)/taskflow torture --minutes $(MINUTES) --seed $(SEED)
+	$(BIN)/taskflow torture --minutes $(MINUTES) --seed $(SEED) --brokers 3
 	$(BIN)/pytest tests/integration/test_rights.py --all-rights --timeout 1800
 	$(BIN)/pytest tests/property/test_foreign_input.py --foreign-records $(FOREIGN_RECORDS) --timeout 7200
 

@@ -25,6 +25,9 @@ def torture(
     ),
     workers: int = typer.Option(2, "--workers", min=1, max=16, help="How many are started."),
     executors: int = typer.Option(2, "--executors", min=1, max=16, help="How many do steps."),
+    brokers: int = typer.Option(
+        1, "--brokers", min=1, max=9, help="How many of its own: 1, or 3 and more."
+    ),
     per_s: int = typer.Option(200, "--rate", min=1, help="Commands a second."),
     bootstrap: str | None = typer.Option(
         None, "--bootstrap", help="A cluster host:port,... of yours that may be disturbed."
@@ -42,6 +45,9 @@ def torture(
     answered. In the end each step must have ended, once, and `taskflow verify` looks at everything.
     Everything is thrown away, unless something was violated.
 
+    With --brokers 3 each partition has three replicas, of which two must be in sync, and leaders
+    are moved, in-sync sets shrunk, the controller is killed, and so are two brokers at a time.
+
     With --bootstrap it uses that cluster, under a topic prefix of its own, and breaks only its own
     workers; it asks before. That is no thing to do to a cluster that others need.
 
@@ -52,14 +58,20 @@ def torture(
 
     Example: `taskflow torture --minutes 5 --seed 1`
 
+    Example: `taskflow torture --minutes 20 --brokers 3`
+
     Settings: TASKFLOW_CACHE_DIR, TASKFLOW_BROKER_HEAP; for a given cluster
     TASKFLOW_SECURITY_PROTOCOL, `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`, TASKFLOW_REPLICATION_FACTOR.
     """
+    if brokers == 2:
+        raise WrongUse("--brokers is 2: of two, none can be lost. Take 1, or 3 and more.")
+    if brokers > 1 and bootstrap is not None:
+        raise WrongUse("--brokers says how many it starts itself; --bootstrap names given ones.")
     if bootstrap is not None and not (yes or somebody_to_ask()):
         raise WrongUse("There is no terminal to ask at: take --yes for a cluster of yours.")
     from processor.cli.torture.execute import break_everything
     from processor.embedded.environment import need_extra
-    from processor.testing.chaos.run import ChaosPlan
+    from processor.testing.chaos.plan import ChaosPlan
 
     settings_and_logs(quiet=True)
     if bootstrap is None:
@@ -81,6 +93,7 @@ def torture(
         workers=workers,
         executors=executors,
         per_s=per_s,
+        brokers=brokers,
         bootstrap=bootstrap,
     )
     if not break_everything(plan, json=json):

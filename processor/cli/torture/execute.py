@@ -9,7 +9,8 @@ from rich.text import Text
 from processor.cli.common.output import console, for_people, plain, say, write_json
 from processor.cli.common.rows import print_rows
 from processor.cli.common.runner import run
-from processor.testing.chaos.run import ChaosPlan, ChaosResult, torture
+from processor.testing.chaos.plan import ChaosPlan, ChaosResult
+from processor.testing.chaos.run import torture
 
 
 def break_everything(plan: ChaosPlan, *, json: bool) -> bool:

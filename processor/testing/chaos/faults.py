@@ -3,13 +3,14 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
 from processor.embedded.broker import EmbeddedBroker
 from processor.testing.chaos.load import LEASE_MS
 from processor.testing.chaos.proxy import KINDS, Fate, Proxy
+from processor.testing.chaos.replicas import Replicas
 from processor.testing.chaos.worker_process import (
     AT_A_POINT,
     CAN_LIMIT_FILES,
@@ -42,12 +43,16 @@ class Stage(Protocol):
     executors: list[ExecutorProcess]
     session_s: float
     """After this time without a sign of life a worker's partitions go to others."""
-    broker: EmbeddedBroker | None
+    brokers: Sequence[EmbeddedBroker]
+    """Those that are ours."""
+    controller: EmbeddedBroker | None
+    replicas: Replicas | None
+    """Of the partitions, where several brokers are ours; else there is no controller either."""
     proxy: Proxy | None
-    """Between the workers and the broker, if the broker is ours."""
+    """Between the workers and the brokers, if they are ours."""
 
     def killed(self, what: str) -> None:
-        """Count a kill -9 of `what`: worker, executor or broker."""
+        """Count a kill -9 of `what`: worker, executor, broker or controller."""
 
     def stopped(self, holder: str, seconds: float) -> None:
         """Note that the executor `holder` was stopped for so long, until now."""
@@ -184,36 +189,39 @@ async def _io_errors(stage: Stage, dice: random.Random) -> str:
     return worker.name
 
 
-def _brokers(stage: Stage) -> EmbeddedBroker:
-    assert stage.broker is not None, "acts that need a broker of ours are drawn only with one"
-    return stage.broker
+def _broker(stage: Stage, dice: random.Random) -> tuple[EmbeddedBroker, str]:
+    """One of ours, and its name if there are several."""
+    assert stage.brokers, "acts that need a broker of ours are drawn only with one"
+    broker = dice.choice(stage.brokers)
+    return broker, f"{broker.node_id}" if len(stage.brokers) > 1 else ""
 
 
 async def _kill_broker(stage: Stage, dice: random.Random) -> str:
-    broker = _brokers(stage)
+    broker, name = _broker(stage, dice)
     await broker.kill()
     stage.killed("broker")
-    await asyncio.sleep(dice.uniform(0, 2))
+    # Of several, one may come back before the others have missed it, or later.
+    await asyncio.sleep(dice.uniform(0, 6 if name else 2))
     await broker.start()
-    return ""
+    return name
 
 
 async def _stop_broker(stage: Stage, dice: random.Random) -> str:
-    broker = _brokers(stage)
+    broker, name = _broker(stage, dice)
     await broker.stop()
     await asyncio.sleep(dice.uniform(0, 4))
     await broker.start()
-    return ""
+    return name
 
 
 async def _bounce_broker(stage: Stage, dice: random.Random) -> str:
-    broker, times = _brokers(stage), dice.randrange(2, 6)
+    (broker, name), times = _broker(stage, dice), dice.randrange(2, 6)
     for _ in range(times):
         await broker.kill()
         stage.killed("broker")
         await broker.start()
         await asyncio.sleep(dice.uniform(0, 1))
-    return f"{times} times"
+    return f"{name} {times} times".lstrip()
 
 
 def _proxys(stage: Stage) -> Proxy:
@@ -291,8 +299,10 @@ def draw(menu: tuple[Act, ...], dice: random.Random, *, with_broker: bool) -> Ac
 
 
 async def healed(stage: Stage) -> None:
-    """Wait until every worker and executor has said once that it is ready; raises what it is not
-    for."""
+    """Wait until all replicas are in sync, and every worker and executor has said once that it is
+    ready; raises what it is not for."""
+    if stage.replicas is not None:
+        await stage.replicas.until_whole(timeout_s=READY_TIMEOUT_S)
     for worker in stage.workers:
         worker.check()
         await worker.until_printed(READY, timeout_s=READY_TIMEOUT_S)

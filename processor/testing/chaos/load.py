@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
+from zlib import crc32
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
@@ -48,7 +49,7 @@ class LoadFlow:
 @dataclass(slots=True)
 class Load:
     """Made by `under_load`. `marks` holds, by full topic and partition, the offset behind the
-    last record that the broker has acknowledged."""
+    last record that the broker has acknowledged, `digests` by its offset that of each."""
 
     topics: Topics
     partitions: int
@@ -56,6 +57,7 @@ class Load:
     sent: Counter[str] = field(default_factory=Counter)
     acknowledged: int = 0
     marks: dict[tuple[str, int], int] = field(default_factory=dict)
+    digests: dict[tuple[str, int], dict[int, int]] = field(default_factory=dict)
     failed: bool = False
     """Whether something was not sent: an idempotent producer's sequence is off from then on, and
     it would go on asking for ever."""
@@ -157,14 +159,17 @@ class Load:
 
     async def send(self, producer: AIOKafkaProducer, count: int) -> None:
         """Send `count` records and note which the broker has acknowledged."""
-        sending = []
+        sending, digests = [], []
         for _ in range(count):
             topic, key, value, partition = self.next()
             try:
                 sending.append(await producer.send(topic, value, key, partition=partition))
             except KafkaError:
                 self.failed = True
-        for done in await asyncio.gather(*sending, return_exceptions=True):
+            else:
+                digests.append(digest(key, value))
+        results = await asyncio.gather(*sending, return_exceptions=True)
+        for done, record_digest in zip(results, digests, strict=True):
             if isinstance(done, KafkaError | asyncio.CancelledError):
                 self.failed = True
             elif isinstance(done, BaseException):
@@ -173,6 +178,12 @@ class Load:
                 self.acknowledged += 1
                 at = (done.topic, done.partition)
                 self.marks[at] = max(self.marks.get(at, 0), done.offset + 1)
+                self.digests.setdefault(at, {})[done.offset] = record_digest
+
+
+def digest(key: bytes | None, value: bytes | None) -> int:
+    """Tells a record from another one that stands in its place."""
+    return crc32(value or b"", crc32(key or b""))
 
 
 _FIELDS: Final[Mapping[str, Any]] = {

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a broker that delays, cuts and drops single requests."""
+"""A TCP proxy in front of brokers that delays, cuts and drops single requests."""
 
 import asyncio
 import random
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
+from functools import partial
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -87,18 +88,18 @@ def foul(
 class Proxy:
     """Made by `proxied`; `decide_once` says what happens to the next request of a kind.
 
-    The broker's own address, where answers name it, becomes the proxy's, so that a client
-    that comes here stays here; for that, it listens on 127.0.0.1.
+    It has a port for each broker. A broker's own address, where answers name it, becomes that one,
+    so that a client that comes here stays here; for that, it listens on 127.0.0.1.
     """
 
-    def __init__(self, upstream: tuple[str, int]) -> None:
-        self.port = 0
+    def __init__(self) -> None:
+        self.ports: dict[tuple[str, int], int] = {}
+        """Where it listens for each broker's address."""
         self.late_responses: list[bytes] = []
         """What the broker said to requests that were held."""
         self.befallen: Counter[tuple[str, str]] = Counter()
         """How many requests met which fate but PASS, by kind and fate."""
         self.weather: Weather = fair
-        self._upstream = upstream
         self._next: dict[int, list[Treatment]] = {}
         self._held: list[tuple[asyncio.StreamWriter, bytes]] = []
         self._responded = asyncio.Event()
@@ -107,8 +108,13 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
+    def port(self) -> int:
+        """Where it listens for the first broker."""
+        return next(iter(self.ports.values()))
+
+    @property
     def bootstrap(self) -> str:
-        return f"{HOST}:{self.port}"
+        return ",".join(f"{HOST}:{port}" for port in self.ports.values())
 
     def decide_once(self, api_key: int, fate: Fate, *, times: int = 1, late_s: float = 0.0) -> None:
         """The next request of this kind, or the next `times`, meet this fate."""
@@ -136,14 +142,16 @@ class Proxy:
             await self._responded.wait()
         return self.late_responses[-1]
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(
+        self, upstream: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         connection = _Connection(self, reader, writer)
         try:
-            await connection.run(*await asyncio.open_connection(*self._upstream))
+            await connection.run(*await asyncio.open_connection(*upstream))
         except (OSError, asyncio.IncompleteReadError):
             writer.close()
         except asyncio.CancelledError:
@@ -169,12 +177,13 @@ class Proxy:
         self._responded.set()
 
     def renamed(self, response: bytes) -> bytes:
-        """An answer with our port where it names the broker's. Host and port stand side by side
+        """An answer with our ports where it names the brokers'. Host and port stand side by side
         in every version of these answers, and both keep their length."""
-        host, port = self._upstream
-        return response.replace(
-            host.encode() + struct.pack(">i", port), host.encode() + struct.pack(">i", self.port)
-        )
+        for (host, port), own in self.ports.items():
+            response = response.replace(
+                host.encode() + struct.pack(">i", port), host.encode() + struct.pack(">i", own)
+            )
+        return response
 
     async def close(self) -> None:
         await end_tasks(*self._tasks)
@@ -262,14 +271,18 @@ async def _frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 
 @asynccontextmanager
 async def proxied(bootstrap: str) -> AsyncIterator[Proxy]:
-    """A proxy before the one broker at `bootstrap`, `host:port`."""
-    host, port = bootstrap.rsplit(":", 1)
-    proxy = Proxy((host, int(port)))
-    server = await asyncio.start_server(proxy.serve, HOST, 0)
-    proxy.port = server.sockets[0].getsockname()[1]
+    """A proxy before the brokers at `bootstrap`, `host:port,…`, which must be all of a cluster."""
+    proxy, servers = Proxy(), []
+    for address in bootstrap.split(","):
+        host, port = address.rsplit(":", 1)
+        upstream = host, int(port)
+        server = await asyncio.start_server(partial(proxy.serve, upstream), HOST, 0)
+        servers.append(server)
+        proxy.ports[upstream] = server.sockets[0].getsockname()[1]
     try:
         yield proxy
     finally:
-        server.close()
+        for server in servers:
+            server.close()
         proxy.thaw()
         await proxy.close()

@@ -70,6 +70,8 @@ def test_the_help_of_all_says_the_exit_codes(capsys: pytest.CaptureFixture[str])
         (["send", "/nowhere/at.all"], "is no file"),
         (["torture", "--kills", "0"], "--kills"),
         (["torture", "--bootstrap", "127.0.0.1:1"], "take --yes"),
+        (["torture", "--brokers", "2"], "of two, none can be lost"),
+        (["torture", "--brokers", "3", "--bootstrap", "127.0.0.1:1"], "--bootstrap names given"),
     ],
 )
 def test_wrong_use_is_code_2_and_says_what(

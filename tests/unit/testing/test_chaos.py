@@ -6,9 +6,11 @@ from collections import Counter
 import orjson
 
 from processor.contract.topics import Topics
-from processor.testing.chaos.faults import KILLS, MENU, draw
+from processor.testing.chaos.cluster_faults import CLUSTER_MENU
+from processor.testing.chaos.faults import KILLS, MENU, Act, draw
 from processor.testing.chaos.load import Load
-from processor.testing.chaos.run import ChaosPlan, ChaosResult, _environment
+from processor.testing.chaos.plan import ChaosPlan, ChaosResult
+from processor.testing.chaos.stage import worker_environment
 
 TOPICS = Topics("torture")
 KINDS = {
@@ -19,9 +21,9 @@ KINDS = {
 }
 
 
-def drawn(seed: int, *, with_broker: bool = True) -> list[str]:
+def drawn(seed: int, *, with_broker: bool = True, menu: tuple[Act, ...] = MENU) -> list[str]:
     return [
-        draw(MENU, random.Random(f"{seed}/{number}"), with_broker=with_broker).name
+        draw(menu, random.Random(f"{seed}/{number}"), with_broker=with_broker).name
         for number in range(300)
     ]
 
@@ -30,6 +32,13 @@ def test_a_seed_draws_the_same_faults_in_the_same_order_and_in_time_all_of_them(
     assert drawn(1) == drawn(1)
     assert drawn(1) != drawn(2)
     assert set(drawn(1)) == {act.name for act in MENU}
+
+
+def test_with_several_brokers_their_faults_come_beside_all_others() -> None:
+    menu = MENU + CLUSTER_MENU
+    assert set(drawn(1, menu=menu)) == {act.name for act in menu}
+    assert len({act.name for act in menu}) == len(menu)
+    assert set(drawn(1, with_broker=False, menu=menu)) == set(drawn(1, with_broker=False))
 
 
 def test_at_a_given_cluster_only_workers_are_broken() -> None:
@@ -77,11 +86,14 @@ def test_the_load_is_the_same_for_the_same_seed() -> None:
 def test_workers_see_no_settings_but_those_of_the_trial() -> None:
     given = {"PATH": "/bin", "TASKFLOW_SASL_PASSWORD": "hunter2", "TASKFLOW_GROUP_ID": "mine"}
 
-    own = _environment(ChaosPlan(seed=1, seconds=1), "torture-1", given)
+    own = worker_environment(ChaosPlan(seed=1, seconds=1), "torture-1", given)
     assert "TASKFLOW_SASL_PASSWORD" not in own
     assert "TASKFLOW_GROUP_ID" not in own
     assert own["PATH"] == "/bin"
-    there = _environment(ChaosPlan(seed=1, seconds=1, bootstrap="k:9092"), "torture-1", given)
+    assert "TASKFLOW_REPLICATION_FACTOR" not in own
+    three = worker_environment(ChaosPlan(seed=1, seconds=1, brokers=3), "torture-1", given)
+    assert three["TASKFLOW_REPLICATION_FACTOR"] == "3"
+    there = worker_environment(ChaosPlan(seed=1, seconds=1, bootstrap="k:9092"), "torture-1", given)
     assert there["TASKFLOW_SASL_PASSWORD"] == "hunter2"
     assert "TASKFLOW_GROUP_ID" not in there
     assert there["TASKFLOW_TOPIC_PREFIX"] == "torture-1"

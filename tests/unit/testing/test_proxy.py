@@ -162,6 +162,22 @@ async def test_where_an_answer_names_the_broker_it_names_the_proxy(upstream: Ups
         assert await client.response() == upstream.says
 
 
+async def test_each_broker_of_a_cluster_has_a_port_of_the_proxys(upstream: Upstream) -> None:
+    bootstrap = f"127.0.0.1:1,127.0.0.1:{upstream.port}"
+    async with proxied(bootstrap) as proxy:
+        one, other = proxy.ports.values()
+        assert proxy.bootstrap == f"127.0.0.1:{one},127.0.0.1:{other}"
+        client = Client(*await asyncio.open_connection("127.0.0.1", other))
+        upstream.says = b"".join(
+            b"127.0.0.1" + struct.pack(">i", port) for port in (upstream.port, 1)
+        )
+        client.ask(KINDS["Metadata"])
+        assert await client.response() == b"".join(
+            b"127.0.0.1" + struct.pack(">i", port) for port in (other, one)
+        )
+        client.close()
+
+
 async def test_without_a_broker_the_connection_breaks(upstream: Upstream) -> None:
     async with proxied("127.0.0.1:1") as proxy, connected(proxy) as client:
         client.ask(PRODUCE)

@@ -1,0 +1,88 @@
+"""Describe a chaos run: the plan of it, and the report."""
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ChaosPlan:
+    """What is to be done. `seconds` and `kills` end it, whichever comes first; with `kills`,
+    nothing but kill -9 is drawn. `bootstrap` None: embedded brokers of our own; with several, each
+    partition has three replicas, of which two must be in sync."""
+
+    seed: int
+    seconds: float | None
+    kills: int | None = None
+    workers: int = 2
+    executors: int = 2
+    partitions: int = 4
+    per_s: int = 200
+    brokers: int = 1
+    bootstrap: str | None = None
+
+
+@dataclass(slots=True)
+class ChaosResult:
+    """`violations` are sentences, each with where to look; without any, everything held."""
+
+    plan: ChaosPlan
+    prefix: str
+    seconds: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+    requests: dict[str, int] = field(default_factory=dict)
+    sent: Counter[str] = field(default_factory=Counter)
+    acknowledged: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    steps: Counter[str] = field(default_factory=Counter)
+    """How often what happened to steps."""
+    heal_s: list[float] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    verified: list[dict[str, Any]] = field(default_factory=list)
+    kept: str | None = None
+    """Where logs and tables are, if something was violated."""
+
+    @property
+    def ok(self) -> bool:
+        return not self.violations
+
+    def as_json(self) -> dict[str, Any]:
+        plan = self.plan
+        return {
+            "ok": self.ok,
+            "seed": plan.seed,
+            "prefix": self.prefix,
+            "workers": plan.workers,
+            "executors": plan.executors,
+            "partitions": plan.partitions,
+            "per_s": plan.per_s,
+            "broker": "embedded" if plan.bootstrap is None else "given",
+            "brokers": plan.brokers if plan.bootstrap is None else None,
+            "seconds": round(self.seconds, 1),
+            "faults": dict(sorted(self.faults.items())),
+            "kills": dict(sorted(self.kills.items())),
+            "requests": dict(sorted(self.requests.items())),
+            "commands": {
+                "sent": dict(sorted(self.sent.items())),
+                "acknowledged": self.acknowledged,
+                "verdicts": dict(sorted(self.verdicts.items())),
+            },
+            "steps": dict(sorted(self.steps.items())),
+            "heal_s": _spread(self.heal_s),
+            "violations": self.violations,
+            "verified": self.verified,
+            "kept": self.kept,
+        }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    ordered = sorted(values)
+    return {
+        "p50": round(statistics.median(ordered), 2),
+        "p99": round(ordered[int(0.99 * (len(ordered) - 1))], 2),
+        "max": round(ordered[-1], 2),
+    }

@@ -1,0 +1,81 @@
+"""Brokers of three are lost under load, one by one and two at a time, and leaders move."""
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from processor.adapters.kafka.admin.topic_admin import create_topics
+from processor.embedded.cluster import embedded_cluster
+from processor.settings import Settings
+from processor.testing.chaos.replicas import Replicas
+from tests.support.load import Load, under_load
+from tests.support.log_files import foreign_writers
+from tests.support.machine import patience
+from tests.support.observed_deployment import observing
+from tests.support.processes import workers
+
+PARTITIONS = 2
+NOTHING_S = 1.0
+"""For so long nothing is acknowledged where too few replicas are in sync."""
+
+
+async def further_acknowledged(load: Load, count: int) -> None:
+    wanted = len(load.acknowledged) + count
+    async with asyncio.timeout(patience(40)):
+        while len(load.acknowledged) < wanted:  # noqa: ASYNC110 (the load notes, and notifies none)
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.soak
+async def test_nothing_is_lost_with_a_broker_and_commands_wait_for_the_second_one(
+    prefix: str, tmp_path: Path
+) -> None:
+    async with embedded_cluster(data_dir=tmp_path / "brokers") as cluster:
+        first, second, third = cluster.brokers
+        await create_topics(
+            Settings(
+                bootstrap_servers=cluster.bootstrap,
+                topic_prefix=prefix,
+                partitions=PARTITIONS,
+                replication_factor=3,
+            )
+        )
+        replicas = Replicas(cluster.brokers)
+        async with workers(
+            2, tmp_path, cluster.bootstrap, prefix, PARTITIONS=f"{PARTITIONS}"
+        ) as pair:
+            await asyncio.gather(*(worker.start() for worker in pair))
+            await asyncio.gather(*(worker.until_ready() for worker in pair))
+            async with under_load(cluster.bootstrap, prefix, seed=5, per_s=50) as load:
+                await further_acknowledged(load, 50)
+                assert await replicas.move_leaders(random.Random(1)) > 0
+                await further_acknowledged(load, 50)
+
+                await first.kill()
+                await further_acknowledged(load, 50)
+                second.pause()
+                await replicas.until(
+                    third,
+                    "the third one is alone",
+                    lambda seen: all(one.insync == (third.node_id,) for one in seen),
+                    timeout_s=patience(30),
+                )
+                await asyncio.sleep(NOTHING_S)  # what was under way is acknowledged
+                before = len(load.acknowledged)
+                await asyncio.sleep(NOTHING_S)
+                assert len(load.acknowledged) == before
+
+                second.resume()
+                await further_acknowledged(load, 50)
+                await first.start()
+                await replicas.until_whole(timeout_s=patience(40))
+            async with observing(cluster.bootstrap, prefix, PARTITIONS) as observer:
+                world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(40))
+            assert [await worker.end() for worker in pair] == [0, 0]
+
+        assert observer.decided >= load.acknowledged
+        world.assert_clean()
+        for broker in cluster.brokers:
+            assert foreign_writers(broker.data_dir, prefix, PARTITIONS) == []
