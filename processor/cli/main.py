@@ -22,6 +22,7 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "topics": ("topics", "Make the topics, or compare them with what they must be."),
         "worker": ("worker", "Run one processor until SIGTERM or Ctrl-C."),
         "views": ("views", "Serve the audit as a page, an HTTP API and live streams."),
+        "mcp": ("mcp.command", "Serve flows to agents by the Model Context Protocol."),
         "sink": ("sink.commands", "Write flows, steps and events into PostgreSQL as they come."),
         "deploy": ("deploy.commands", "Write manifests for Kubernetes, or units for systemd."),
     },

@@ -189,6 +189,18 @@ class Settings(BaseSettings):
         Address | None, BeforeValidator(as_address), Expected("an address host:port, or off")
     ] = Address("127.0.0.1", 8902)
     """Where the sink answers /live, /ready and /metrics."""
+    mcp_owner: Annotated[
+        str | None, Field(min_length=1, max_length=256), Expected("1 to 256 characters")
+    ] = None
+    """The session that an MCP server acts as; this login and host unless given."""
+    mcp_http: Annotated[
+        Address, NoDecode, BeforeValidator(as_address), Expected("an address host:port")
+    ] = Address("127.0.0.1", 8903)
+    """Where `taskflow mcp --http` serves."""
+    mcp_token: Annotated[
+        SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
+    ] = None
+    """Only requests with it are taken by `taskflow mcp --http`, if it is set."""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(lower),

@@ -25,7 +25,7 @@ LAYERS = tuple(
         "recovery adapters telemetry",
         "partition client failpoints",
         "ops",
-        "sink worker views",
+        "mcp sink worker views",
         "testing",
         "cli",
         "__main__",

@@ -1,0 +1,165 @@
+"""FlowSession: flows as one session may see and change them."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Final, Self
+from uuid import UUID, uuid5
+
+import orjson
+
+from processor.client import FlowClient, OutcomeTimeout
+from processor.client.http.views_client import Document, ViewsClient
+from processor.contract import Outcome
+from processor.contract.headers import REASON
+from processor.contract.values import EVENTS_PER_PARTITION
+from processor.errors import TaskflowError
+from processor.settings import Settings
+
+ATTEMPT_S: Final = 10.0
+"""How long one sending awaits its outcome; then the very same command is sent again."""
+DEADLINE_S: Final = 30.0
+AFTER_MAX: Final = 64
+"""Events that a question to views may name."""
+VIEW_WAIT: Final = "10s"
+"""How long views may take to show what was written."""
+
+
+class UnknownFlow(TaskflowError):
+    """The session has no flow of this id: there is none, or it is another's."""
+
+    def __init__(self, flow_id: str) -> None:
+        super().__init__(f"This session has no flow {flow_id}; list_mine shows those that it has.")
+
+
+class FlowSession:
+    """The flows of the session `owner`: read by the views, changed by commands.
+
+    Every command is issued by `owner`, whoever asks. Its id is made of what it says, so that the
+    same call sent twice, on whatever connection, is one command: kinds that take a revision carry
+    the expected one, which is used up only once; steps carry their attempt.
+
+    What it reads includes what it has written. The connection to Kafka is opened by the first
+    command. An async context manager.
+    """
+
+    def __init__(
+        self, settings: Settings, views: ViewsClient, *, owner: str, operator: bool = False
+    ) -> None:
+        """`operator`: whether flows of others are shown, too."""
+        self.settings = settings
+        self.owner = owner
+        self.views = views
+        self._operator = operator
+        self._client: FlowClient | None = None
+        self._opening = asyncio.Lock()
+        self._stack = AsyncExitStack()
+        self._written: dict[int, int] = {}
+        """By partition: the newest event that a command of this session caused."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    # Reading
+
+    async def read(self, flow_id: str, *, after: Sequence[int] = ()) -> Document:
+        """Return `GET /v1/flows/{flow_id}` with these events in it. Raises UnknownFlow, NoViews."""
+        found = await self.get(f"flows/{flow_id}", after=after)
+        if not found or not self._may_read(found["flow"]):
+            raise UnknownFlow(flow_id)
+        return found
+
+    async def get(
+        self, path: str, *, after: Sequence[int] = (), **query: str | int | None
+    ) -> Document:
+        """Return what views have at a path, with these events and what was written here in it.
+
+        Raises NoViews, also where they do not show it within VIEW_WAIT.
+        """
+        events = [*self._written.values(), *after][-AFTER_MAX:]
+        if events:
+            query |= {"after": ",".join(map(str, events)), "wait": VIEW_WAIT}
+        return await self.views.get(path, **query)
+
+    def _may_read(self, flow: Mapping[str, Any]) -> bool:
+        return self._operator or flow["owner_session_key"] == self.owner
+
+    # Writing
+
+    async def send(
+        self,
+        kind: str,
+        flow_id: str,
+        *,
+        identity: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> Outcome:
+        """Send a command of the owner until its outcome comes.
+
+        `fields` that are None are left out. `identity`: what tells it from another command that
+        says the same. Raises InvalidCommand, OutcomeTimeout, BrokerUnreachable and what else
+        `FlowClient.send` does.
+        """
+        command = self._command(kind, flow_id, self.owner, fields)
+        return await self._until_decided(_with_id(command, identity or {}))
+
+    async def act(self, kind: str, flow_id: str, *, reason: str, **fields: Any) -> Outcome:
+        """Send a command with an operator's authority. Raises as `send` does."""
+        command = self._command(kind, flow_id, f"operator:{self.owner}"[:256], fields)
+        return await self._until_decided(_with_id(command, {}), reason=reason)
+
+    async def now_ms(self) -> int:
+        """Return the time from which spans count."""
+        return (await self._ready()).now_ms()
+
+    @staticmethod
+    def _command(kind: str, flow_id: str, issued_by: str, fields: Mapping[str, Any]) -> Document:
+        given = {name: value for name, value in fields.items() if value is not None}
+        return {"kind": kind, "flow_id": flow_id, "issued_by": issued_by, **given}
+
+    async def _until_decided(self, command: Document, *, reason: str | None = None) -> Outcome:
+        client = await self._ready()
+        headers = [] if reason is None else [(REASON, reason.encode())]
+        deadline = asyncio.get_running_loop().time() + DEADLINE_S
+        while True:
+            left = deadline - asyncio.get_running_loop().time()
+            try:
+                outcome = await client.send(
+                    command,
+                    control=reason is not None,
+                    timeout_s=min(ATTEMPT_S, left),
+                    headers=headers,
+                )
+            except OutcomeTimeout:
+                if left <= ATTEMPT_S:
+                    raise
+            else:
+                self._note(outcome)
+                return outcome
+
+    def _note(self, outcome: Outcome) -> None:
+        for event_id in outcome.event_ids:
+            partition = event_id // EVENTS_PER_PARTITION
+            self._written[partition] = max(event_id, self._written.get(partition, 0))
+
+    async def _ready(self) -> FlowClient:
+        async with self._opening:
+            if self._client is None:
+                # No expiry by the clock: the same command must be the same bytes each time.
+                client = FlowClient(self.settings, session=self.owner, expire=False)
+                self._client = await self._stack.enter_async_context(client)
+            return self._client
+
+
+def _with_id(command: Document, identity: Mapping[str, Any]) -> Document:
+    said = orjson.dumps({**command, **identity}, option=orjson.OPT_SORT_KEYS).decode()
+    return {**command, "command_id": str(uuid5(UUID(command["flow_id"]), said))}

@@ -1,0 +1,226 @@
+"""Decide how the flow of a task goes on. Pure: the flow and its steps in, a command out.
+
+A task's flow is running while an executor works, and its steps are `call-1`, `call-2` …: one more
+after each question. What the processor accepted is the only memory, so whoever looks at a flow
+next, after whatever ended, decides the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID, uuid5
+
+import orjson
+from pydantic import ValidationError
+
+from processor.contract import Outcome
+from processor.contract.outcomes import Code
+from processor.mcp.tasks.executor_tool import ExecutorTool
+from processor.mcp.tasks.protocol import INPUT_REQUESTS
+
+CONTROLLER: Final = "taskflow-mcp"
+"""`controller_id` of the flows of tasks."""
+INPUT_TOPIC: Final = "mcp.input"
+"""The topic of the waits in which a task asks for input."""
+PROMPT_MAX_BYTES: Final = 16 * 1024
+REASON_MAX: Final = 4096
+_CALL: Final = "call-"
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NextCommand:
+    """A command that the flow of a task needs, without what every command has."""
+
+    kind: str
+    fields: Document
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFlow:
+    """The flow of a task with its calls, the oldest first."""
+
+    flow: Document
+    calls: Sequence[Document]
+
+    @classmethod
+    def of(cls, found: Document) -> "TaskFlow":
+        """From the response of `GET /v1/flows/{flow_id}`."""
+        calls = [step for step in found["steps"] if step["run_id"].startswith(_CALL)]
+        return cls(found["flow"], sorted(calls, key=lambda step: int(step["run_id"][5:])))
+
+    @property
+    def last(self) -> Document | None:
+        return self.calls[-1] if self.calls else None
+
+    @property
+    def questions(self) -> dict[str, Any]:
+        """The input requests that the flow waits for, by key; those with a response, too."""
+        wait = self.flow["wait_json"]
+        if wait is None or wait["kind"] != "external_event":
+            return {}
+        prompt = wait.get("prompt")
+        if wait["topic"] == INPUT_TOPIC and isinstance(prompt, Mapping):
+            return dict(prompt.get("inputRequests", {}))
+        return {key_of(wait["correlation_id"]): _form(prompt)}
+
+    @property
+    def responses(self) -> dict[str, Any]:
+        """Responses that came before those to all questions, by key."""
+        state = self.flow["state_json"]
+        return {key: state[_noted(key)] for key in self.questions if _noted(key) in state}
+
+
+def initial_state(tool: ExecutorTool, arguments: Document) -> dict[str, Any]:
+    """Return the state of a new task's flow: all that its steps need."""
+    step = {
+        "task": tool.step_task,
+        "max_attempts": tool.max_attempts,
+        "lease_ms": tool.lease_ms,
+        "backoff_ms": tool.backoff_ms,
+    }
+    return {"call": {"tool": tool.name, "arguments": arguments, "step": step}}
+
+
+def next_command(task: TaskFlow) -> NextCommand | None:
+    """Return what the flow needs now; None while it waits for an executor or a client, and once it
+    has ended."""
+    flow = task.flow
+    if flow["status"] not in ("running", "waiting"):
+        return None
+    if flow["cancel_requested"]:
+        return NextCommand("cancel", {})
+    if flow["status"] == "waiting":
+        questions, responses = task.questions, task.responses
+        if questions and questions.keys() == responses.keys():
+            return _resumption(flow, responses)
+        return None
+    if (last := task.last) is None:
+        return _call(flow, 1, {})
+    match last["status"]:
+        case "failed":
+            return NextCommand("fail", {"reason": failure_of(last)})
+        case "cancelled":
+            return NextCommand("cancel", {})
+        case "succeeded":
+            return _after(task, last)
+        case _:
+            return None
+
+
+def after_refusal(outcome: Outcome) -> NextCommand | None:
+    """Return what ends a flow whose next command can never be taken; None if others were faster."""
+    if outcome.code in (Code.STATE_TOO_LARGE, Code.INVALID_DATA, Code.TOO_MANY_STEPS):
+        return NextCommand("fail", {"reason": f"{outcome.kind}: {outcome.message}"[:REASON_MAX]})
+    return None
+
+
+def failure_of(step: Document) -> str:
+    """Return why a step failed."""
+    result = step["result_json"]
+    return str(result["failure"]["reason"]) if result else "the step failed"
+
+
+def with_responses(task: TaskFlow, given: Document) -> NextCommand | None:
+    """Return what notes responses to questions that are open; None where none of `given` is.
+
+    The last of them ends the wait. A question has one response: the first that was accepted.
+    """
+    questions, known = task.questions, task.responses
+    new = {key: given[key] for key in questions if key in given and key not in known}
+    if not new:
+        return None
+    if questions.keys() == known.keys() | new.keys():
+        return _resumption(task.flow, {**known, **new})
+    return NextCommand("update_state", {"patch": {_noted(key): new[key] for key in new}})
+
+
+def key_of(correlation_id: str) -> str:
+    """Return the key of a question that has none; who knows it does not know the correlation id."""
+    return str(uuid5(UUID(int=0), correlation_id))
+
+
+def _after(task: TaskFlow, last: Document) -> NextCommand:
+    """What follows a step that succeeded: the end, or a question, or the call with responses."""
+    asked = last["result_json"]
+    if not is_question(asked):
+        return NextCommand("finish", {})
+    resumed = _resumed_by(task.flow)
+    if resumed.get("run_id") == last["run_id"]:
+        more = {"inputResponses": resumed["inputResponses"]}
+        if "requestState" in asked:
+            more["requestState"] = asked["requestState"]
+        return _call(task.flow, len(task.calls) + 1, more)
+    try:
+        INPUT_REQUESTS.validate_python(asked["inputRequests"])
+    except ValidationError as error:
+        reason = f"The tool asked for something else than input: {error.errors()[0]['msg']}"
+        return NextCommand("fail", {"reason": reason[:REASON_MAX]})
+    run_id = last["run_id"]
+    prompt = {"inputRequests": {f"{run_id}.{k}": v for k, v in asked["inputRequests"].items()}}
+    if len(orjson.dumps(prompt)) > PROMPT_MAX_BYTES:
+        return NextCommand("fail", {"reason": "The tool asked for more than 16 KiB of input."})
+    wait = {
+        "kind": "external_event",
+        "topic": INPUT_TOPIC,
+        "correlation_id": _correlation(task.flow, run_id),
+        "prompt": prompt,
+    }
+    return NextCommand("set_waiting", {"wait": wait})
+
+
+def is_question(value: Any) -> bool:
+    """Whether a step's result asks for input, as `InputRequiredResult` of MCP does."""
+    return (
+        isinstance(value, Mapping)
+        and value.get("resultType") == "input_required"
+        and bool(value.get("inputRequests"))
+    )
+
+
+def _call(flow: Document, nth: int, more: Document) -> NextCommand:
+    call = flow["state_json"]["call"]
+    named = {"run_id": f"{_CALL}{nth}", "input_json": {**call["arguments"], **more}}
+    return NextCommand("schedule_step", {**call["step"], **named})
+
+
+def _resumption(flow: Document, responses: Document) -> NextCommand:
+    wait = flow["wait_json"]
+    run_id = wait["correlation_id"].rpartition("/")[2]
+    ours = wait["topic"] == INPUT_TOPIC
+    named = {key.removeprefix(f"{run_id}."): value for key, value in responses.items()}
+    payload = {"run_id": run_id if ours else None, "inputResponses": named}
+    return NextCommand(
+        "resume_external",
+        {
+            "topic": wait["topic"],
+            "correlation_id": wait["correlation_id"],
+            "payload": payload,
+        },
+    )
+
+
+def _resumed_by(flow: Document) -> Document:
+    event = flow["state_json"].get("resume_event")
+    return event if isinstance(event, Mapping) else {}
+
+
+def _correlation(flow: Document, run_id: str) -> str:
+    return f"{flow['id']}/{run_id}"
+
+
+def _noted(key: str) -> str:
+    return f"response {key}"
+
+
+def _form(prompt: Any) -> dict[str, Any]:
+    """A question of a program that does not speak MCP, as a form with one field."""
+    text = prompt if isinstance(prompt, str) else orjson.dumps(prompt).decode()
+    schema = {
+        "type": "object",
+        "properties": {"response": {"type": "string"}},
+        "required": ["response"],
+    }
+    params = {"mode": "form", "message": text, "requestedSchema": schema}
+    return {"method": "elicitation/create", "params": params}

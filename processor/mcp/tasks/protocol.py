@@ -1,0 +1,176 @@
+"""The messages of the Tasks extension, `io.modelcontextprotocol/tasks` (SEP-2663).
+
+Written after `specification/draft/tasks.md` and `schema/draft/schema.ts` of
+https://github.com/modelcontextprotocol/ext-tasks at commit e4345978 (2026-08-21), which go with
+the specification 2026-07-28. The SDK has no helper for the extension: its methods are registered
+with the server by these models. What the specification 2025-11-25 called tasks is another design.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from mcp_types import (
+    MISSING_REQUIRED_CLIENT_CAPABILITY,
+    CallToolResult,
+    InputRequests,
+    InputResponses,
+    Notification,
+    NotificationParams,
+    Request,
+    RequestParams,
+    Result,
+    SubscriptionFilter,
+    SubscriptionsListenRequestParams,
+)
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    model_serializer,
+)
+from pydantic.alias_generators import to_camel
+
+EXTENSION: Final = "io.modelcontextprotocol/tasks"
+MISSING_CAPABILITY: Final = MISSING_REQUIRED_CLIENT_CAPABILITY
+REQUIRED: Final[Mapping[str, Any]] = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
+"""`data` of the error for a client whose request does not declare the extension."""
+
+INPUT_REQUESTS: Final[TypeAdapter[InputRequests]] = TypeAdapter(InputRequests)
+INPUT_RESPONSES: Final[TypeAdapter[InputResponses]] = TypeAdapter(InputResponses)
+
+TaskId = Annotated[str, Field(alias="taskId")]
+
+
+class Task(BaseModel):
+    """What every task says. `ttl_ms` counts from the creation; None: for as long as it takes."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+    task_id: str
+    status_message: str | None = None
+    created_at: str
+    last_updated_at: str
+    ttl_ms: int | None
+    poll_interval_ms: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _with_ttl(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The SDK leaves nulls out; `ttlMs` must be there, and null is a value of it."""
+        return {"ttlMs": self.ttl_ms, **serialize(self)}
+
+
+class WorkingTask(Task):
+    """The request is being processed."""
+
+    status: Literal["working"] = "working"
+
+
+class InputRequiredTask(Task):
+    """The task needs input of the client: all of `input_requests` that are outstanding."""
+
+    status: Literal["input_required"] = "input_required"
+    input_requests: Annotated[dict[str, Any], Field(min_length=1)]
+
+
+class CompletedTask(Task):
+    """The request has its result, which may be that of a tool that failed."""
+
+    status: Literal["completed"] = "completed"
+    result: dict[str, Any]
+
+
+class FailedTask(Task):
+    """The request ended with a JSON-RPC error."""
+
+    status: Literal["failed"] = "failed"
+    error: dict[str, Any]
+
+
+class CancelledTask(Task):
+    """The request was cancelled before it was completed."""
+
+    status: Literal["cancelled"] = "cancelled"
+
+
+DetailedTask = Annotated[
+    WorkingTask | InputRequiredTask | CompletedTask | FailedTask | CancelledTask,
+    Field(discriminator="status"),
+]
+DETAILED_TASK: Final[TypeAdapter[DetailedTask]] = TypeAdapter(DetailedTask)
+ENDED: Final = (CompletedTask, FailedTask, CancelledTask)
+
+
+class CreateTaskResult(Result):
+    """The result of `tools/call` that says that a task was made: a Task with this `resultType`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    result_type: Literal["task"] = "task"
+    task_id: str
+    status: str
+
+
+class TaskParams(RequestParams):
+    """Of `tasks/get` and `tasks/cancel`."""
+
+    task_id: str
+
+
+class UpdateTaskParams(TaskParams):
+    """Of `tasks/update`: responses by the keys of the requests."""
+
+    input_responses: dict[str, Any]
+
+
+class TaskRequest(Request[TaskParams, Literal["tasks/get", "tasks/cancel"]]):
+    """What a client sends; the header `Mcp-Name` is the task's id."""
+
+    name_param = "taskId"
+
+
+class UpdateTaskRequest(Request[UpdateTaskParams, Literal["tasks/update"]]):
+    """What a client sends; the header `Mcp-Name` is the task's id."""
+
+    name_param = "taskId"
+    method: Literal["tasks/update"] = "tasks/update"
+
+
+class TaskSubscriptionFilter(SubscriptionFilter):
+    """The filter of `subscriptions/listen` with what the extension adds."""
+
+    task_ids: list[str] | None = None
+
+
+class ListenParams(SubscriptionsListenRequestParams):
+    """Of `subscriptions/listen`, with what the extension adds."""
+
+    notifications: TaskSubscriptionFilter
+
+
+class TaskNotificationParams(NotificationParams):
+    """A DetailedTask, field by field."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class TaskNotification(Notification[TaskNotificationParams, Literal["notifications/tasks"]]):
+    """A task has changed."""
+
+    method: Literal["notifications/tasks"] = "notifications/tasks"
+
+
+def wire(task: Task, result_type: Literal["task", "complete"]) -> dict[str, Any]:
+    """Return a task as the result of a request."""
+    return {"resultType": result_type, **fields_of(task)}
+
+
+def fields_of(task: Task) -> dict[str, Any]:
+    """Return a task's fields by their names on the wire; what is absent is left out."""
+    return task.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def tool_result(value: Mapping[str, Any]) -> CallToolResult:
+    """Read a CallToolResult. Raises ValidationError."""
+    return CallToolResult.model_validate(value)

@@ -1,0 +1,168 @@
+"""Tools that change a flow of the session: start, advance, wait, finish, fail, cancel."""
+
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from mcp_types import CallToolResult
+from pydantic import Field, JsonValue
+
+from processor.client import flow_id_for
+from processor.contract import instant
+from processor.mcp.flow_session import FlowSession
+from processor.mcp.tools.results import outcome_result, refusal
+from processor.mcp.tools.tool import (
+    Arguments,
+    FlowId,
+    FlowTool,
+    Permission,
+    Revision,
+    flow_tool,
+)
+
+Text = Annotated[str, Field(min_length=1, max_length=256)]
+Long = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class StartArguments(Arguments):
+    key: Annotated[str, Field(min_length=1, max_length=128)]
+    """A name of yours for this piece of work, such as `invoices-2026-11`. The same key is the same
+    flow: call again with it after a crash or without an outcome."""
+    goal: Long
+    """What is to be reached, for people."""
+    state: dict[str, JsonValue] | None = None
+    """What you need to know when you come back."""
+    step: Text | None = None
+    """What you are about to do, in your words."""
+
+
+async def start(session: FlowSession, given: StartArguments) -> CallToolResult:
+    """Start a flow: a long-lived task of this session, which is running from then on. It outlives
+    crashes and is found again by list_mine. Refused with already_exists if the key was used."""
+    return outcome_result(
+        await session.send(
+            "create_mirrored",
+            flow_id_for(f"{session.owner}/{given.key}"),
+            controller_id=session.owner,
+            goal=given.goal,
+            requester_origin="mcp",
+            current_step=given.step,
+            state_json=given.state,
+        )
+    )
+
+
+class AdvanceArguments(Arguments):
+    flow_id: FlowId
+    expected_revision: Revision
+    patch: dict[str, JsonValue] = Field(default_factory=dict)
+    """Merged into the flow's state, key by key at the top level."""
+    step: Text | None = None
+    """What you are about to do, in your words."""
+    resume: bool = False
+    """The flow is waiting, and shall run again; without `step`."""
+
+
+async def advance(session: FlowSession, given: AdvanceArguments) -> CallToolResult:
+    """Note progress: merge a patch into the state of a flow, and say what is done next; or resume a
+    waiting flow."""
+    fields: dict[str, Any] = {"expected_revision": given.expected_revision}
+    if given.resume:
+        if given.step is not None:
+            return refusal("invalid_arguments", "resume takes no step; advance once more for it.")
+        fields["state_patch"] = given.patch or None
+        return outcome_result(await session.send("resume", given.flow_id, **fields))
+    fields |= {"patch": given.patch, "next_step": given.step}
+    return outcome_result(await session.send("update_state", given.flow_id, **fields))
+
+
+class WaitArguments(Arguments):
+    flow_id: FlowId
+    expected_revision: Revision
+    kind: Literal["timer", "external_event", "manual", "steps"]
+    """What ends the wait: a time, an event from outside, a person or you, or the flow's steps."""
+    until: datetime | None = None
+    """When the wait ends in any case, with a time zone; of a timer: when it ends."""
+    for_seconds: Annotated[float, Field(gt=0)] | None = None
+    """The same, from now on; only one of the two."""
+    topic: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Of an external event: what kind of event."""
+    correlation_id: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Of an external event: which one. Who knows it may end the wait."""
+    prompt: JsonValue = None
+    """What whoever ends the wait needs to know, such as a question."""
+    run_ids: Annotated[list[Text], Field(min_length=1, max_length=100)] | None = None
+    """Of steps: which; all of them unless given."""
+    mode: Literal["all", "all_or_failure", "any"] | None = None
+    """Of steps: until all have ended, or until one failed, or until one has ended."""
+
+
+async def wait(session: FlowSession, given: WaitArguments) -> CallToolResult:
+    """Let a running flow wait, for as long as it takes. Nothing needs to run meanwhile."""
+    if given.until is not None and (given.for_seconds is not None or given.until.tzinfo is None):
+        return refusal("invalid_arguments", "Give either `until` with a time zone or for_seconds.")
+    at = None if given.until is None else instant(round(given.until.timestamp() * 1000))
+    if given.for_seconds is not None:
+        at = instant(await session.now_ms() + round(given.for_seconds * 1000))
+    ends = {"at" if given.kind == "timer" else "timeout_at": at}
+    named = given.model_dump(include={"topic", "correlation_id", "prompt", "run_ids", "mode"})
+    described = {name: value for name, value in {**named, **ends}.items() if value is not None}
+    return outcome_result(
+        await session.send(
+            "set_waiting",
+            given.flow_id,
+            wait={"kind": given.kind, **described},
+            expected_revision=given.expected_revision,
+        )
+    )
+
+
+class FinishArguments(Arguments):
+    flow_id: FlowId
+    expected_revision: Revision
+    result: dict[str, JsonValue] | None = None
+    """What came of it; merged into the flow's state."""
+
+
+async def finish(session: FlowSession, given: FinishArguments) -> CallToolResult:
+    """Finish a running flow: its goal is reached. Steps that have not ended are cancelled."""
+    fields: dict[str, Any] = {"final_state": given.result}
+    fields["expected_revision"] = given.expected_revision
+    return outcome_result(await session.send("finish", given.flow_id, **fields))
+
+
+class FailArguments(Arguments):
+    flow_id: FlowId
+    expected_revision: Revision
+    reason: Long
+    """Why its goal cannot be reached."""
+
+
+async def fail(session: FlowSession, given: FailArguments) -> CallToolResult:
+    """Fail a running or waiting flow: its goal cannot be reached."""
+    fields: dict[str, Any] = {"reason": given.reason}
+    fields["expected_revision"] = given.expected_revision
+    return outcome_result(await session.send("fail", given.flow_id, **fields))
+
+
+class CancelArguments(Arguments):
+    flow_id: FlowId
+    expected_revision: Revision
+    request_only: bool = False
+    """Only ask for it: who works on the flow sees that, and ends it."""
+
+
+async def cancel(session: FlowSession, given: CancelArguments) -> CallToolResult:
+    """Cancel a flow of this session that has not ended, with its steps."""
+    kind = "request_cancel" if given.request_only else "cancel"
+    fields: dict[str, Any] = {"expected_revision": given.expected_revision}
+    return outcome_result(await session.send(kind, given.flow_id, **fields))
+
+
+FLOW_TOOLS: Final[tuple[FlowTool, ...]] = (
+    flow_tool(start, StartArguments, Permission.WRITE),
+    flow_tool(advance, AdvanceArguments, Permission.WRITE),
+    flow_tool(wait, WaitArguments, Permission.WRITE),
+    flow_tool(finish, FinishArguments, Permission.WRITE, destructive=True),
+    flow_tool(fail, FailArguments, Permission.WRITE, destructive=True),
+    flow_tool(cancel, CancelArguments, Permission.WRITE, destructive=True),
+)
