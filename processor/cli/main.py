@@ -23,6 +23,10 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "worker": ("worker", "Run one processor until SIGTERM or Ctrl-C."),
         "views": ("views", "Serve the audit as a page, an HTTP API and live streams."),
         "mcp": ("mcp.command", "Serve flows to agents by the Model Context Protocol."),
+        "outbox": (
+            "outbox.command",
+            "Send commands that a producer writes into its own database.",
+        ),
         "sink": ("sink.commands", "Write flows, steps and events into PostgreSQL as they come."),
         "deploy": ("deploy.commands", "Write manifests for Kubernetes, or units for systemd."),
     },

@@ -86,7 +86,10 @@ class Role(StrEnum):
 
 ROLES: Final[Mapping[Role, str]] = MappingProxyType(
     {
-        Role.PRODUCER: "sends commands of flow owners, and awaits their outcomes",
+        Role.PRODUCER: (
+            "sends commands of flow owners, and awaits their outcomes: FlowClient, "
+            "`taskflow outbox`"
+        ),
         Role.EXECUTOR: "does managed steps: `taskflow step run`, StepWorker",
         Role.CONSUMER: "reads the FlowEvents: AuditStream, `taskflow sink postgres`",
         Role.OPERATOR: (

@@ -18,20 +18,22 @@ from pydantic_settings.sources import PydanticBaseSettingsSource
 from processor.contract.topics import Topics
 from processor.settings.values import (
     DAY_MS,
-    DURATION_WORDS,
     HOUR_MS,
     NAME_MAX,
     PREFIX_MAX,
     SECOND_MS,
     Address,
+    DatabaseAddress,
     DurationMs,
     ExpandedPath,
     Expected,
     Name,
+    OptionalAddress,
+    OptionalDurationMs,
+    SchemaName,
     as_address,
     as_addresses,
     as_command,
-    as_duration_or_off,
     as_faults,
     as_hosts,
     between,
@@ -132,9 +134,7 @@ class Settings(BaseSettings):
     """The worker's tables, and the data of `taskflow up`."""
     standby: Annotated[bool, Expected("true or false")] = False
     """Whether tables of partitions that others own are kept up to date here."""
-    http: Annotated[
-        Address | None, BeforeValidator(as_address), Expected("an address host:port, or off")
-    ] = Address("127.0.0.1", 8900)
+    http: OptionalAddress = Address("127.0.0.1", 8900)
     """Where the worker answers /live, /ready and /metrics."""
     http_hosts: Annotated[
         tuple[str, ...],
@@ -175,19 +175,11 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=10_000), Expected("a whole number of 1 to 10000")
     ] = 128
     """Live streams that a view worker serves at the same time, beside those of other workers."""
-    sink_dsn: Annotated[
-        SecretStr | None, Expected("an address such as postgresql://user@host:5432/database")
-    ] = None
+    sink_dsn: DatabaseAddress = None
     """The PostgreSQL that `taskflow sink postgres` writes to."""
-    sink_schema: Annotated[
-        str,
-        Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$"),
-        Expected("1 to 63 lower-case letters, digits and underscores, no digit first"),
-    ] = "public"
+    sink_schema: SchemaName = "public"
     """The schema of the sink's tables."""
-    sink_http: Annotated[
-        Address | None, BeforeValidator(as_address), Expected("an address host:port, or off")
-    ] = Address("127.0.0.1", 8902)
+    sink_http: OptionalAddress = Address("127.0.0.1", 8902)
     """Where the sink answers /live, /ready and /metrics."""
     mcp_owner: Annotated[
         str | None, Field(min_length=1, max_length=256), Expected("1 to 256 characters")
@@ -201,6 +193,14 @@ class Settings(BaseSettings):
         SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
     ] = None
     """Only requests with it are taken by `taskflow mcp --http`, if it is set."""
+    outbox_dsn: DatabaseAddress = None
+    """The PostgreSQL of a producer, whose rows `taskflow outbox` sends."""
+    outbox_schema: SchemaName = "public"
+    """The schema of the outbox's table."""
+    outbox_retain_ms: OptionalDurationMs = 7 * DAY_MS
+    """For how long a row is kept that has its outcome."""
+    outbox_http: OptionalAddress = Address("127.0.0.1", 8904)
+    """Where the outbox's relay answers /live, /ready and /metrics."""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(lower),
@@ -229,11 +229,7 @@ class Settings(BaseSettings):
     """For how long a command's id is remembered."""
     timer_max_horizon_ms: Annotated[DurationMs, *between("1ms", "3650d")] = 30 * DAY_MS
     """How far ahead a wait may end."""
-    retain_terminal_ms: Annotated[
-        Annotated[int, Field(ge=1)] | None,
-        BeforeValidator(as_duration_or_off),
-        Expected(f"{DURATION_WORDS}, at least 1ms, or off"),
-    ] = 30 * DAY_MS
+    retain_terminal_ms: OptionalDurationMs = 30 * DAY_MS
     """For how long a flow that has ended is kept."""
     flow_steps_max: Annotated[
         int, Field(ge=1, le=1_000_000), Expected("a whole number of 1 to 1000000")

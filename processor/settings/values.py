@@ -128,6 +128,27 @@ def name_words(max_length: int) -> Expected:
 Name = Annotated[str, name_pattern(NAME_MAX), name_words(NAME_MAX)]
 
 
+OptionalAddress = Annotated[
+    Address | None, BeforeValidator(as_address), Expected("an address host:port, or off")
+]
+"""Where to listen; None: nowhere."""
+DatabaseAddress = Annotated[
+    SecretStr | None, Expected("an address such as postgresql://user@host:5432/database")
+]
+SchemaName = Annotated[
+    str,
+    Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$"),
+    Expected("1 to 63 lower-case letters, digits and underscores, no digit first"),
+]
+"""Of PostgreSQL: one that needs no quotes."""
+OptionalDurationMs = Annotated[
+    Annotated[int, Field(ge=1)] | None,
+    BeforeValidator(as_duration_or_off),
+    Expected(f"{DURATION_WORDS}, at least 1ms, or off"),
+]
+"""None: without end."""
+
+
 def as_faults(text: str) -> str:
     if not all(re.fullmatch(FAULT, part) for part in text.split(",")):
         raise ValueError("not a list of crash points")

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import orjson
 
+from processor.adapters.postgres.connection import connected
 from processor.contract.topics import Topics
 from processor.domain.decide_steps import step_id
 from processor.engine.codec import Record
-from processor.sink.database import SinkDatabase, connected
+from processor.sink.database import SinkDatabase, sink_database
 from processor.sink.rows import event_row, flow_json, json_arrays, read_events
 
 CHUNK_RECORDS: Final = 1000
@@ -62,8 +63,9 @@ async def compare(dsn: str, schema: str, topics: Topics, read: ReadTopic) -> Sin
 
     Raises SinkRefused if there are no tables of this sink, DatabaseUnavailable.
     """
-    async with connected(dsn, schema) as connection:
-        database = SinkDatabase(connection, schema, topics.audit)
+    where = sink_database(dsn, schema)
+    async with connected(where) as connection:
+        database = SinkDatabase(connection, where, topics.audit)
         async with database.comparison():
             positions = await database.positions()
             report = SinkReport({p: position.event_id for p, position in positions.items()})

@@ -1,14 +1,22 @@
 """The sink's PostgreSQL: its tables, their positions, and one transaction for both."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import asyncpg
-
+from processor.adapters.postgres.connection import (
+    NO_TIMEOUT_S,
+    Connection,
+    PostgresSchema,
+    database_errors,
+    format_of,
+    lock,
+    prepare_tables,
+)
+from processor.adapters.postgres.errors import DatabaseUnavailable
+from processor.adapters.postgres.texts import text
 from processor.engine.rows import FlowRow, StepRow
-from processor.errors import TaskflowError
 from processor.sink.rows import (
     EVENT_COLUMNS,
     FLOW_COLUMNS,
@@ -19,22 +27,13 @@ from processor.sink.rows import (
     SinkRefused,
     flow_row,
     step_row,
-    text,
 )
 
 FORMAT: Final = "taskflow sink, format 1"
 """The comment of `taskflow_positions`."""
-CONNECT_TIMEOUT_S: Final = 10.0
-CLOSE_TIMEOUT_S: Final = 2.0
-STATEMENT_TIMEOUT_S: Final = 300.0
-NO_TIMEOUT_S: Final = 10 * 365 * 86_400.0
-"""None would be STATEMENT_TIMEOUT_S."""
-_MAKING_TABLES: Final = 8249
-"""The advisory lock of who makes tables; any number."""
+_MARKED: Final = "taskflow_positions"
 _SCHEMA: Final = Path(__file__).with_name("schema.sql")
 _COMPARISON: Final = Path(__file__).with_name("comparison.sql")
-_PASSING: Final = ("08", "40", "53", "55", "57")
-"""Classes of SQLSTATE that pass: connections, conflicts, resources, locks, an operator's doing."""
 
 
 def _instants(table: str, names: Sequence[str]) -> str:
@@ -107,78 +106,26 @@ _DIFFERENCES: Final = {
 """Rows are compared as a whole, jsonb by value."""
 
 
-class DatabaseUnavailable(TaskflowError):
-    """PostgreSQL does not answer, or not now; nothing of the batch is written."""
-
-    retriable = True
-
-
-@contextmanager
-def database_errors() -> Iterator[None]:
-    """Raise what PostgreSQL and the way to it raise as DatabaseUnavailable or SinkRefused."""
-    try:
-        yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        state = getattr(error, "sqlstate", None)
-        message = str(error).partition("\n")[0] or type(error).__name__
-        if state is None or state.startswith(_PASSING):
-            raise DatabaseUnavailable(f"PostgreSQL: {message.rstrip('.')}.") from error
-        raise SinkRefused(f"PostgreSQL refused ({state}): {message.rstrip('.')}.") from error
-
-
-@asynccontextmanager
-async def connected(dsn: str, schema: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection that finds the tables in `schema`. Raises DatabaseUnavailable, SinkRefused."""
-    with database_errors():
-        try:
-            connection = await asyncpg.connect(
-                dsn,
-                timeout=CONNECT_TIMEOUT_S,
-                command_timeout=STATEMENT_TIMEOUT_S,
-                server_settings={
-                    "search_path": f'"{schema}"',
-                    "application_name": "taskflow sink",
-                    "timezone": "UTC",
-                },
-            )
-        except (ValueError, TypeError) as error:
-            raise SinkRefused(f"TASKFLOW_SINK_DSN is no address of PostgreSQL: {error}.") from None
-    try:
-        yield connection
-    finally:
-        try:
-            await connection.close(timeout=CLOSE_TIMEOUT_S)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            connection.terminate()
+def sink_database(dsn: str, schema: str) -> PostgresSchema:
+    """Where the sink's tables are."""
+    return PostgresSchema(dsn, schema, "taskflow sink", "TASKFLOW_SINK_DSN")
 
 
 class SinkDatabase:
     """The tables of one schema, by one connection."""
 
-    def __init__(self, connection: asyncpg.Connection, schema: str, topic: str) -> None:
+    def __init__(self, connection: Connection, database: PostgresSchema, topic: str) -> None:
         self._connection = connection
-        self._schema = schema
+        self._database = database
+        self._schema = database.schema
         self._topic = topic
 
     async def prepare(self) -> None:
         """Make the tables unless they are there. Raises SinkRefused for those of another kind."""
-        with database_errors():
-            encoding = await self._connection.fetchval("SHOW server_encoding")
-            if encoding != "UTF8":
-                raise SinkRefused(
-                    f"The database's encoding is {encoding}; the sink needs one in UTF8."
-                )
-            async with self._connection.transaction():
-                await self._connection.execute("SELECT pg_advisory_xact_lock($1)", _MAKING_TABLES)
-                found = await self._format()
-                if found is None:
-                    if not await self._connection.fetchval(
-                        "SELECT to_regnamespace($1) IS NOT NULL", f'"{self._schema}"'
-                    ):
-                        await self._connection.execute(f'CREATE SCHEMA "{self._schema}"')
-                    await self._connection.execute(_SCHEMA.read_text("utf-8"))
-                    found = FORMAT
-        self._check_format(found)
+        statements = _SCHEMA.read_text("utf-8")
+        self._check_format(
+            await prepare_tables(self._connection, self._database, _MARKED, statements)
+        )
 
     def _check_format(self, found: str | None) -> None:
         if found is None:
@@ -192,14 +139,6 @@ class SinkDatabase:
                 f"taskflow writes {FORMAT!r}: choose another TASKFLOW_SINK_SCHEMA, or drop them."
             )
 
-    async def _format(self) -> str | None:
-        """The comment of the positions; None if there are none."""
-        found: str | None = await self._connection.fetchval(
-            "SELECT coalesce(obj_description(to_regclass('taskflow_positions')), '') "
-            "WHERE to_regclass('taskflow_positions') IS NOT NULL"
-        )
-        return found
-
     @asynccontextmanager
     async def comparison(self) -> AsyncIterator[None]:
         """Show the tables as of one moment, with empty ones beside them for what the topics say.
@@ -208,24 +147,16 @@ class SinkDatabase:
         """
         with database_errors():
             async with self._connection.transaction(isolation="repeatable_read"):
-                self._check_format(await self._format())
+                self._check_format(await format_of(self._connection, _MARKED))
                 await self._connection.execute(_COMPARISON.read_text("utf-8"))
                 yield
 
     async def lock(self, partitions: int, *, wait: bool) -> bool:
         """Keep other sinks off these partitions for as long as the connection lives; whether they
         are ours. `wait`: until another sink lets go of them."""
-        function = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
-        with database_errors():
-            space = await self._connection.fetchval(
-                "SELECT hashtext($1)", f"taskflow sink {self._schema}"
-            )
-            for partition in range(partitions):
-                got = await self._connection.fetchval(
-                    f"SELECT {function}($1, $2)", space, partition, timeout=NO_TIMEOUT_S
-                )
-                if not wait and not got:
-                    return False
+        for partition in range(partitions):
+            if not await lock(self._connection, self._database, partition, wait=wait):
+                return False
         return True
 
     async def positions(self) -> dict[int, SinkPosition]:

@@ -1,15 +1,12 @@
-"""Make rows of events, flows and steps. Pure.
+"""Make rows of events, flows and steps. Pure."""
 
-PostgreSQL knows no U+0000, neither in text nor in jsonb: U+FFFD stands for it in every column.
-"""
-
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import orjson
 
+from processor.adapters.postgres.texts import json_text, text
 from processor.contract.headers import chain_of
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.domain.flow import read_flow
@@ -59,8 +56,6 @@ EVENT_COLUMNS: Final = (
 """The columns of `taskflow_events`: the fields of a FlowEvent, and its chain."""
 ARRAY_MAX_BYTES: Final = 16 * 1024 * 1024
 """Of rows that one statement gets; PostgreSQL holds 256 MiB in one jsonb."""
-_ESCAPES: Final = re.compile(r"\\(?:u0000|.)", re.DOTALL)
-_REPLACEMENT: Final = "\ufffd"
 
 
 class SinkRefused(TaskflowError):
@@ -220,18 +215,6 @@ def flow_row(doc: str, last_event_id: int, chain: bytes) -> FlowRow:
 def step_row(doc: str, run_id: str) -> StepRow:
     """What the fold needs of a step; `run_id` as its events have it."""
     return StepRow(read_step({**orjson.loads(doc), "run_id": run_id}), doc.encode())
-
-
-def text(value: str) -> str:
-    """A text as PostgreSQL can hold it."""
-    return value.replace("\0", _REPLACEMENT)
-
-
-def json_text(doc: str) -> str:
-    """JSON as PostgreSQL can hold it."""
-    if "\\u0000" not in doc:
-        return doc
-    return _ESCAPES.sub(lambda found: _REPLACEMENT if len(found[0]) == 6 else found[0], doc)
 
 
 def _instant(at: str) -> datetime:

@@ -3,20 +3,23 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import structlog
 
-from processor.adapters.kafka.errors import BrokerUnreachable, PositionLost
+from processor.adapters.kafka.errors import PositionLost
+from processor.adapters.postgres.connection import connected
+from processor.adapters.postgres.service import DatabaseService
 from processor.client.connection import connect
 from processor.client.ports import Reader
 from processor.contract.headers import chain_of
 from processor.contract.topics import Topics
 from processor.engine.codec import Record
 from processor.recovery.event_applier import Event
-from processor.runtime import backoff_s, sleep_unless, unless_stopped
+from processor.runtime import unless_stopped
 from processor.settings import Settings
-from processor.sink.database import DatabaseUnavailable, SinkDatabase, connected
+from processor.sink.database import SinkDatabase, sink_database
 from processor.sink.metrics import SinkMetrics
 from processor.sink.rows import (
     SinkPosition,
@@ -31,35 +34,28 @@ from processor.sink.rows import (
 log = structlog.get_logger()
 
 POLL_S: Final = 1.0
-BACKOFF_MIN_S: Final = 0.5
-BACKOFF_MAX_S: Final = 10.0
 
 
-class PostgresSink:
+class PostgresSink(DatabaseService):
     """Reads the audit from the positions in the database, and writes its events, and the flows and
     steps that they make, with the positions after them: each batch in one transaction.
 
     A crash between any two steps leaves a batch written with its positions, or not at all. Another
-    sink of the same schema waits until this one ends.
+    sink of the same schema waits until this one ends. Also raises SinkRefused.
     """
 
     def __init__(self, settings: Settings, dsn: str, *, follow: bool = True) -> None:
         """`follow`: go on for ever; else end at what was committed at the start."""
+        self.metrics = SinkMetrics()
+        super().__init__("sink", self.metrics.failures.inc)
         self._settings = settings
-        self._dsn = dsn
+        self._database = sink_database(dsn, settings.sink_schema)
         self._follow = follow
         self._topic = Topics(settings.topic_prefix).audit
         self._connection = connect(settings)
-        self._connected_once = False
-        self._failures = 0
         self._positions: dict[int, SinkPosition] = {}
         self._ends: dict[int, int] = {}
         self._reached: Mapping[int, int] = {}
-        self.state = "connecting"
-        """What it does: connecting, waiting for another sink, writing."""
-        self.failing: str | None = None
-        """Why the database does not answer; None if it does."""
-        self.metrics = SinkMetrics()
         self.metrics.ready.set_function(lambda: float(self.ready))
 
     @property
@@ -82,45 +78,19 @@ class PostgresSink:
             },
         }
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Write until `stop` is set. Database and brokers may go away meanwhile, and come back.
-
-        Raises DatabaseUnavailable and BrokerUnreachable if they do not answer at the start, and
-        SinkRefused, TopicsWrong, AccessDenied.
-        """
-        while not stop.is_set():
-            try:
-                await self._write_while_connected(stop)
-                return
-            except (DatabaseUnavailable, BrokerUnreachable) as error:
-                if not self._connected_once:
-                    raise
-                self.failing, self.state = str(error), "connecting"
-                self.metrics.failures.inc()
-                log.warning("the sink connects again", error=str(error))
-            pause_s = backoff_s(self._failures, BACKOFF_MIN_S, BACKOFF_MAX_S)
-            self._failures += 1
-            await sleep_unless(stop, pause_s)
-
-    async def _write_while_connected(self, stop: asyncio.Event) -> None:
-        schema = self._settings.sink_schema
+    async def _work_while_connected(self, stop: asyncio.Event) -> None:
         count = (await self._connection.count_partitions([self._topic]))[self._topic]
-        async with connected(self._dsn, schema) as connection:
-            database = SinkDatabase(connection, schema, self._topic)
+        async with connected(self._database) as connection:
+            database = SinkDatabase(connection, self._database, self._topic)
             await database.prepare()
-            self._connected_once = True
-            if not await database.lock(count, wait=False):
-                self.state = "waiting for another sink"
-                self.failing = None
-                log.info("another sink writes to this schema; this one waits", schema=schema)
-                if not await unless_stopped(database.lock(count, wait=True), stop):
-                    return
+            if not await self._alone(partial(database.lock, count), stop):
+                return
             self._positions = await database.positions()
             reader = self._connection.reader(self._topic)
             try:
                 await self._open(reader, count)
                 self.state, self.failing = "writing", None
-                log.info("sink ready", schema=schema, partitions=count)
+                log.info("sink ready", schema=self._database.schema, partitions=count)
                 await self._write_all(reader, database, stop)
             finally:
                 await reader.close()
@@ -159,7 +129,7 @@ class PostgresSink:
             if new:
                 await self._write(database, new)
             self._reached = dict(reader.positions)
-            self._failures = 0
+            self._progressed()
 
     def _is_written(self, record: Record, checked: set[int]) -> bool:
         """Whether it is the newest event of a partition that is written; it comes once, first.

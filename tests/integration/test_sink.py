@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from processor.adapters.postgres.errors import DatabaseRefused, DatabaseUnavailable
 from processor.settings import Settings
-from processor.sink.database import DatabaseUnavailable
 from processor.sink.rows import SinkRefused
 from processor.sink.sink import PostgresSink
 from tests.support.builders import document, manual
@@ -167,7 +167,8 @@ def recorded() -> Recorded:
 async def refused(recorded: Recorded, dsn: str, settings: dict[str, Any]) -> str:
     """The sentence with which the sink ends; it has written nothing."""
     before = await written(dsn, settings["sink_schema"])
-    with readable(recorded, **settings) as reading, pytest.raises(SinkRefused) as refusal:
+    refusals = (SinkRefused, DatabaseRefused)
+    with readable(recorded, **settings) as reading, pytest.raises(refusals) as refusal:
         await write(reading, dsn)
     assert await written(dsn, settings["sink_schema"]) == before
     return str(refusal.value)
@@ -254,7 +255,7 @@ async def test_tables_of_another_format_are_refused(
 async def test_what_is_no_address_is_refused_without_the_password(
     recorded: Recorded, settings: dict[str, Any]
 ) -> None:
-    with readable(recorded, **settings) as reading, pytest.raises(SinkRefused) as refusal:
+    with readable(recorded, **settings) as reading, pytest.raises(DatabaseRefused) as refusal:
         await write(reading, "mysql://user:secret@host/db")
     assert "TASKFLOW_SINK_DSN" in str(refusal.value)
     assert "secret" not in str(refusal.value)
@@ -314,7 +315,7 @@ async def test_a_second_sink_waits_until_the_first_ends(
 async def test_it_connects_again_when_the_database_was_away(
     begun: Recorded, postgres: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("processor.sink.sink.BACKOFF_MIN_S", 0.01)
+    monkeypatch.setattr("processor.adapters.postgres.service.BACKOFF_MIN_S", 0.01)
     monkeypatch.setattr("processor.sink.sink.POLL_S", 0.01)
     with readable(begun, **settings) as reading:
         stop = asyncio.Event()

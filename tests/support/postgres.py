@@ -39,36 +39,66 @@ def _account() -> str | None:
     return "postgres" if "postgres" in names else "nobody"
 
 
+class PostgresServer:
+    """A server with its data in a directory of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.dsn = f"postgresql://taskflow@/postgres?host={home}"
+        self._home = home
+        self._data = str(home / "data")
+        self._account = _account()
+        if self._account is not None:
+            shutil.chown(home, self._account)
+
+    def initialize(self) -> None:
+        self._run(
+            *("initdb", "-D", self._data, "-U", "taskflow", "-A", "trust", "-E", "UTF8"),
+            *("--locale=C", "--no-sync", "--no-instructions"),
+        )
+
+    def start(self) -> None:
+        options = " ".join(f"-c {option}" for option in OPTIONS)
+        self._control("-l", str(self._home / "log"), "-o", f"{options} -k {self._home}", "start")
+
+    def stop(self) -> None:
+        """End it at once, with all its connections; it recovers from its log when it starts."""
+        self._control("-m", "immediate", "stop")
+
+    def _control(self, *arguments: str) -> None:
+        self._run("pg_ctl", "-D", self._data, "-w", *arguments)
+
+    def _run(self, name: str, *arguments: str) -> None:
+        path = program(name)
+        assert path is not None
+        done = subprocess.run(
+            (path, *arguments),
+            user=self._account,
+            cwd=self._home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextmanager
+def running_server() -> Iterator[PostgresServer]:
+    """A server that ends with the block."""
+    with tempfile.TemporaryDirectory(prefix="taskflow-pg") as name:
+        server = PostgresServer(Path(name))
+        server.initialize()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 @contextmanager
 def running_postgres() -> Iterator[str]:
     """The DSN of a server that ends with the block."""
-    initdb, postgres, pg_ctl = (program(name) for name in ("initdb", "postgres", "pg_ctl"))
-    assert initdb is not None
-    assert postgres is not None
-    assert pg_ctl is not None
-    account = _account()
-    with tempfile.TemporaryDirectory(prefix="taskflow-pg") as name:
-        home, data = Path(name), Path(name) / "data"
-        if account is not None:
-            shutil.chown(home, account)
-
-        def run(*command: str) -> None:
-            done = subprocess.run(
-                command, user=account, cwd=home, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-
-        run(
-            *(initdb, "-D", str(data), "-U", "taskflow", "-A", "trust", "-E", "UTF8"),
-            *("--locale=C", "--no-sync", "--no-instructions"),
-        )
-        options = " ".join(f"-c {option}" for option in OPTIONS)
-        log = str(home / "log")
-        run(pg_ctl, "-D", str(data), "-w", "-l", log, "-o", f"{options} -k {home}", "start")
-        try:
-            yield f"postgresql://taskflow@/postgres?host={home}"
-        finally:
-            run(pg_ctl, "-D", str(data), "-w", "-m", "immediate", "stop")
+    with running_server() as server:
+        yield server.dsn
 
 
 @asynccontextmanager

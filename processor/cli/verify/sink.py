@@ -3,7 +3,7 @@
 from processor.adapters.kafka.reader.topic_reader import read
 from processor.cli.common.output import console, for_people, plain, say, table, write_json
 from processor.cli.common.runner import run
-from processor.cli.sink.dsn import sink_dsn
+from processor.cli.sink.execute import sink_dsn
 from processor.contract.topics import Topics
 from processor.settings import Settings
 from processor.sink.comparison import TABLES, SinkReport, compare

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from processor.sink.rows import json_arrays, json_text, text
+from processor.adapters.postgres.texts import json_text, text
+from processor.sink.rows import json_arrays
 
 
 def test_rows_come_in_arrays_of_a_size_that_a_statement_takes() -> None:

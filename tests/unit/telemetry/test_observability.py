@@ -14,6 +14,7 @@ import yaml
 
 from processor.contract.commands import Command
 from processor.contract.outcomes import Code, Verdict
+from processor.outbox.metrics import OutboxMetrics
 from processor.sink.metrics import SinkMetrics
 from processor.telemetry.bulk_histogram import BulkHistogram
 from processor.telemetry.exposition import Exposed
@@ -171,8 +172,11 @@ def test_every_metric_is_on_the_dashboard() -> None:
                 assert metric.name in shown
 
 
-@pytest.mark.parametrize(("part", "made"), [("view", ViewMetrics), ("sink", SinkMetrics)])
-def test_every_metric_of_views_and_sink_is_explained(part: str, made: type[Exposed]) -> None:
+@pytest.mark.parametrize(
+    ("part", "made"),
+    [("view", ViewMetrics), ("sink", SinkMetrics), ("outbox", OutboxMetrics)],
+)
+def test_every_metric_of_views_sink_and_outbox_is_explained(part: str, made: type[Exposed]) -> None:
     rows = re.findall(rf"^\| `(taskflow_{part}_\w+)` \|", README, re.MULTILINE)
     endings = {"counter": "_total"}
     metrics = made().registry.collect()

@@ -1,0 +1,79 @@
+"""Run what works between Kafka and a database, with its health server."""
+
+import asyncio
+from typing import Any, Final, Protocol
+
+from pydantic import SecretStr
+
+from processor.adapters.kafka.access.authorization import ensure_rights
+from processor.adapters.kafka.reader.record_decoder import read_any_record
+from processor.cli.common.runner import WrongUse
+from processor.contract.rights import Role
+from processor.runtime import unless_stopped
+from processor.settings import Address, Settings
+from processor.telemetry.exposition import Exposed
+from processor.telemetry.health_server import serve
+
+FROM_SETTING: Final = "-"
+"""As an option's value: that of the setting."""
+
+
+class Service(Protocol):
+    """A sink, or an outbox's relay."""
+
+    @property
+    def metrics(self) -> Exposed: ...
+    def report(self) -> dict[str, Any]: ...
+    async def run(self, stop: asyncio.Event) -> None: ...
+
+
+def database_dsn(setting: SecretStr | None, given: str, variable: str, whose: str) -> str:
+    """The address that an option gives, or else the setting. Raises WrongUse if there is none."""
+    if given != FROM_SETTING:
+        return given
+    if setting is None:
+        raise WrongUse(
+            f"{variable} is missing: the PostgreSQL {whose}, such as "
+            f"postgresql://user:password@host:5432/database. {variable}_FILE may name a file "
+            "that holds it."
+        )
+    return setting.get_secret_value()
+
+
+async def run_service(
+    service: Service,
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    role: Role,
+    http: Address | None,
+    variable: str,
+) -> None:
+    """Run `service` until `stop` is set or it ends, and serve its health at `http`, which the
+    setting `variable` names; `role`: what it is to Kafka.
+
+    Raises what it does, NotAuthorized, AddressInUse.
+    """
+    read_any_record()
+
+    async def started() -> bool:
+        await ensure_rights(settings, role)
+        return True
+
+    if not await unless_stopped(started(), stop):
+        return
+
+    async def report() -> dict[str, Any]:
+        return service.report()
+
+    async def scraped() -> bytes:
+        return service.metrics.text()
+
+    async with serve(
+        http,
+        report=report,
+        metrics=scraped,
+        hosts=settings.http_hosts,
+        otherwise=f"{variable} to another address, or to off",
+    ):
+        await service.run(stop)

@@ -1,0 +1,332 @@
+"""Send rows as commands, and write outcomes back into them, while one connection lasts."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import structlog
+from pydantic import ValidationError
+
+from processor.adapters.kafka.errors import AccessDenied, PositionLost, explain
+from processor.client.errors import CommandNotSent
+from processor.client.ports import Connection
+from processor.contract.outcomes import Outcome
+from processor.contract.rights import Operation, on_topic
+from processor.contract.topics import Topics
+from processor.engine.codec import Readable, Record
+from processor.engine.partitioner import partition_of
+from processor.outbox.database import DELETED_AT_ONCE, OutboxDatabase
+from processor.outbox.metrics import OutboxMetrics
+from processor.outbox.rows import (
+    REFUSED,
+    OutboxRow,
+    RowOutcome,
+    SentRow,
+    bound_ms,
+    columns_of,
+    is_of,
+    is_renewable,
+    read_row,
+    refusal,
+)
+from processor.runtime import end_tasks, sleep_unless, unless_stopped
+from processor.settings import Settings
+
+IN_FLIGHT_MAX: Final = 1000
+"""Rows that were sent and have no outcome: as many as are sent again after a crash."""
+FLOWS_AT_ONCE: Final = 500
+"""Of which one query reads the first row."""
+POLL_S: Final = 1.0
+"""How often it looks for rows that nothing has told it of."""
+HOUSEKEEPING_S: Final = 10.0
+_FIRST_FLOW: Final = UUID(int=0)
+_LAST_FLOW: Final = UUID(int=2**128 - 1)
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A row that was sent. Without an outcome it is sent again at `due_ms`, which tells what became
+    of the first sending."""
+
+    sent: SentRow
+    due_ms: int
+    sending: asyncio.Task[None] | None = None
+
+
+class OutboxExchange:
+    """The rows of one outbox, at most one of a flow at a time under way.
+
+    1. The first row of a flow without an outcome is read; what no processor could read as a
+       command is refused in its row, and the next row of the flow is the first.
+    2. The row is marked as sent: its bound, and where `outcomes` ends. A crash from here on leaves
+       a row that the next relay sends again, to the byte.
+    3. The command is written to `commands`, acknowledged by all replicas.
+    4. Its outcome is read from `outcomes`, and written into the row. A crash before that is
+       committed leaves a row whose outcome the next relay reads again.
+
+    `rows` says why no command is applied twice, however often and late it is sent again.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        connection: Connection,
+        database: OutboxDatabase,
+        metrics: OutboxMetrics,
+    ) -> None:
+        topics = Topics(settings.topic_prefix)
+        self._settings = settings
+        self._topic = topics.commands
+        self._window_ms = settings.dedupe_window_ms
+        self._clock = connection
+        self._producer = connection.producer()
+        self._reader = connection.reader(topics.outcomes)
+        self._database = database
+        self._turn = asyncio.Lock()
+        """The connection of the database serves one statement at a time."""
+        self._metrics = metrics
+        self._partitions = 0
+        self._flights: dict[bytes, _Flight] = {}
+        """By flow id."""
+        self._next_flow = _FIRST_FLOW
+        self._woken = asyncio.Event()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def close(self) -> None:
+        """Let go of Kafka; what is being sent may be there or not."""
+        await end_tasks(*(f.sending for f in self._flights.values() if f.sending is not None))
+        if self._failed.done():
+            self._failed.exception()
+        self._failed.cancel()
+        await self._producer.close()
+        await self._reader.close()
+        self._metrics.in_flight.set(0)
+
+    async def resume(self, partitions: int) -> None:
+        """Take in what came of the rows that were sent before, and send those without an outcome
+        again. `partitions`: of `outcomes`. Raises OutboxRefused."""
+        self._partitions = partitions
+        await self._database.listen(self._woken.set)
+        await self._producer.start()
+        ends = await self._reader.open(range(partitions), "end")
+        start, now_ms = dict(ends), self._clock.now_ms()
+        for row in await self._database.sent(self._topic):
+            assert row.expires_ms is not None
+            assert row.outcomes_offset is not None
+            read = read_row(row, row.expires_ms)
+            if isinstance(read, Readable):
+                self._flights[row.flow_id.encode()] = _Flight(SentRow(row, read), now_ms)
+                partition = self._partition_of(row)
+                start[partition] = min(start[partition], row.outcomes_offset)
+            else:  # somebody has edited it since
+                await self._database.put([refusal(row, read)])
+        await self._reader.open(range(partitions), start)
+        while any(at < ends[p] for p, at in self._reader.positions.items()):
+            await self._take_outcomes()
+        self._send_what_is_due()
+
+    async def run(self, stop: asyncio.Event, *, once: bool) -> None:
+        """Exchange rows for outcomes until `stop` is set; with `once` until all have outcomes.
+
+        Raises DatabaseUnavailable, DatabaseRefused, BrokerUnreachable.
+        """
+        tasks: set[asyncio.Future[None]] = {
+            asyncio.ensure_future(self._publish(once=once)),
+            asyncio.ensure_future(self._follow_outcomes()),
+            asyncio.ensure_future(self._keep_house()),
+        }
+        try:
+            ending = asyncio.wait({self._failed, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await unless_stopped(ending, stop) or ((), ())
+            for task in done:
+                task.result()
+        finally:
+            await end_tasks(*tasks)
+
+    # Rows to commands
+
+    async def _publish(self, *, once: bool) -> None:
+        while True:
+            self._woken.clear()
+            self._send_what_is_due()
+            all_done = await self._publish_pending()
+            if once and all_done:
+                return
+            await sleep_unless(self._woken, POLL_S)
+
+    async def _publish_pending(self) -> bool:
+        """Send the first row of each flow that has none under way, as many as there is room for;
+        whether no row is without an outcome. Flows take turns, by their ids."""
+        began = self._next_flow
+        while (room := IN_FLIGHT_MAX - len(self._flights)) > 0:
+            async with self._turn:
+                rows = await self._database.first_of_flows(self._next_flow, FLOWS_AT_ONCE)
+            free = [row for row in rows if row.flow_id.encode() not in self._flights]
+            await self._publish_rows(free[:room])
+            if len(free) > room:
+                self._next_flow = UUID(free[room].flow_id)
+            elif len(rows) == FLOWS_AT_ONCE and (last := UUID(rows[-1].flow_id)) < _LAST_FLOW:
+                self._next_flow = UUID(int=last.int + 1)
+            else:
+                self._next_flow = _FIRST_FLOW
+                if began == _FIRST_FLOW:
+                    return not rows
+                began = _FIRST_FLOW
+        return False
+
+    async def _publish_rows(self, rows: Iterable[OutboxRow]) -> None:
+        now_ms = self._clock.now_ms()
+        sent: list[SentRow] = []
+        refused: list[RowOutcome] = []
+        for row in rows:
+            expires_ms = bound_ms(row, now_ms, self._window_ms)
+            read = read_row(row, expires_ms)
+            if isinstance(read, Readable):
+                at = self._reader.positions[self._partition_of(row)]
+                marked = row._replace(sent_ms=now_ms, expires_ms=expires_ms, outcomes_offset=at)
+                sent.append(SentRow(marked, read))
+            else:
+                refused.append(refusal(row, read))
+        if sent:
+            async with self._turn:
+                await self._database.mark_sent(self._topic, sent)
+        if refused:
+            await self._put(refused)
+            self._woken.set()
+        for one in sent:
+            flight = self._flights[one.row.flow_id.encode()] = _Flight(one, now_ms)
+            self._send(flight)
+        self._metrics.in_flight.set(len(self._flights))
+
+    def _send_what_is_due(self) -> None:
+        now_ms = self._clock.now_ms()
+        for flight in self._flights.values():
+            if flight.due_ms <= now_ms and (flight.sending is None or flight.sending.done()):
+                self._send(flight)
+
+    def _send(self, flight: _Flight) -> None:
+        """Write the command in the background, and again half a window later if need be."""
+        flight.due_ms = self._clock.now_ms() + self._window_ms // 2 + 1
+        flight.sending = asyncio.ensure_future(self._write(flight))
+        flight.sending.add_done_callback(self._check)
+
+    def _check(self, sending: "asyncio.Future[None]") -> None:
+        if sending.cancelled() or (error := sending.exception()) is None:
+            return
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def _write(self, flight: _Flight) -> None:
+        row, times = flight.sent.row, 0
+
+        def handed_over() -> None:
+            nonlocal times
+            times += 1
+
+        key = row.flow_id.encode()
+        try:
+            await self._producer.send(
+                self._topic, key, flight.sent.value, row.headers, handed_over=handed_over
+            )
+        except CommandNotSent as error:
+            needs = on_topic(Operation.WRITE, self._topic)
+            failure = explain(error.__cause__ or error, self._settings, needs=needs)
+            if isinstance(failure, AccessDenied):
+                raise failure from error
+            if times > 1:  # an earlier time may have worked; it is sent again in time
+                log.warning("Kafka refused a command that it may have", error=str(error))
+                return
+            await self._put([RowOutcome(row.id, REFUSED, None, str(error))])
+            del self._flights[key]
+            self._woken.set()
+            return
+        self._metrics.sent.inc()
+
+    # Outcomes to rows
+
+    async def _follow_outcomes(self) -> None:
+        while True:
+            await self._take_outcomes()
+
+    async def _take_outcomes(self) -> None:
+        try:
+            records = await self._reader.poll(wait_s=POLL_S)
+        except PositionLost as lost:
+            log.warning("outcomes were lost or recreated", error=str(lost))
+            await self._reader.rewind(lost.positions)
+            return
+        found = self._outcomes_of_rows(records)
+        if not found:
+            return
+        now_ms = self._clock.now_ms()
+        outcomes, renewed = [], []
+        for flight, outcome in found.values():
+            if is_renewable(flight.sent.row, outcome, now_ms):
+                renewed.append(flight.sent.row.id)
+            else:
+                outcomes.append(columns_of(flight.sent.row, outcome))
+        await self._put(outcomes, renewed)
+        for key, (flight, _) in found.items():
+            del self._flights[key]
+            self._metrics.outcome_seconds.observe(
+                max(now_ms - (flight.sent.row.sent_ms or now_ms), 0) / 1000
+            )
+        self._metrics.in_flight.set(len(self._flights))
+        self._woken.set()
+
+    def _outcomes_of_rows(self, records: Sequence[Record]) -> dict[bytes, tuple[_Flight, Outcome]]:
+        """By flow id, the first outcome of each row under way."""
+        found: dict[bytes, tuple[_Flight, Outcome]] = {}
+        for record in records:
+            key = record.key or b""
+            flight = self._flights.get(key)
+            if flight is None or key in found:
+                continue
+            try:
+                outcome = Outcome.model_validate_json(record.value or b"")
+            except ValidationError:
+                log.error(
+                    "a record is no outcome",
+                    topic=record.topic,
+                    partition=record.partition,
+                    offset=record.offset,
+                )
+                continue
+            if is_of(flight.sent, outcome, self._topic):
+                found[key] = flight, outcome
+        return found
+
+    async def _put(self, outcomes: Sequence[RowOutcome], renewed: Sequence[int] = ()) -> None:
+        async with self._turn:
+            await self._database.put(outcomes, renewed)
+        for outcome in outcomes:
+            self._metrics.outcomes.labels(outcome.verdict).inc()
+        self._metrics.renewed.inc(len(renewed))
+
+    # The rest
+
+    async def _keep_house(self) -> None:
+        """Count what waits, and delete what is old."""
+        while True:
+            async with self._turn:
+                backlog = await self._database.backlog()
+            self._metrics.pending.set(backlog.rows)
+            self._metrics.oldest_seconds.set(backlog.oldest_s)
+            if self._settings.outbox_retain_ms is not None:
+                await self._delete_older(self._settings.outbox_retain_ms)
+            await asyncio.sleep(HOUSEKEEPING_S)
+
+    async def _delete_older(self, retain_ms: int) -> None:
+        while True:
+            async with self._turn:
+                deleted = await self._database.delete_older(retain_ms)
+            self._metrics.deleted.inc(deleted)
+            if deleted < DELETED_AT_ONCE:
+                return
+
+    def _partition_of(self, row: OutboxRow) -> int:
+        return partition_of(row.flow_id.encode(), self._partitions)

@@ -1,0 +1,41 @@
+"""The outbox relay's metrics for Prometheus."""
+
+from processor.telemetry.exposition import Exposed
+
+
+class OutboxMetrics(Exposed):
+    """The metrics of one relay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = self.counter(
+            "taskflow_outbox_sent", "Commands written to Kafka, each time that they were"
+        )
+        self.outcomes = self.counter(
+            "taskflow_outbox_outcomes", "Outcomes written into rows", "verdict"
+        )
+        self.renewed = self.counter(
+            "taskflow_outbox_renewed",
+            "Rows that came to Kafka too late, and are sent again under a new command id",
+        )
+        self.outcome_seconds = self.histogram(
+            "taskflow_outbox_outcome_seconds",
+            "From the first sending of a command until its outcome is in its row",
+        )
+        self.pending = self.gauge("taskflow_outbox_pending_rows", "Rows without an outcome")
+        self.oldest_seconds = self.gauge(
+            "taskflow_outbox_oldest_seconds", "Age of the oldest row without an outcome"
+        )
+        self.in_flight = self.gauge(
+            "taskflow_outbox_in_flight", "Rows that were sent, and have no outcome yet"
+        )
+        self.deleted = self.counter(
+            "taskflow_outbox_deleted", "Rows that were deleted TASKFLOW_OUTBOX_RETAIN later"
+        )
+        self.failures = self.counter(
+            "taskflow_outbox_failures",
+            "Times that database or brokers were lost, and connected to again",
+        )
+        self.ready = self.gauge(
+            "taskflow_outbox_ready", "1 while this relay sends and awaits outcomes, else 0"
+        )

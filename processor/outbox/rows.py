@@ -1,0 +1,177 @@
+"""Make commands of rows, and columns of outcomes. Pure.
+
+**A command is applied once, however late its row is sent again.** The first sending gives the
+command an `expires_at` half a dedupe window ahead, or the producer's own if that is sooner, and
+every later sending repeats it to the byte. A copy that the broker appends until then lies in the
+window of the first and is a `duplicate`; a copy after it is `expired`. So no second copy is ever
+applied. It may be sent at any time, and is, to learn what became of the first: outcomes are read
+from where their topic ended when the row was sent first, in the order of decision, and **the first
+outcome is the row's**. Outcomes that came while no relay ran are read before anything is sent.
+
+If that first outcome is `expired` by the relay's own bound, then no copy was in time: Kafka was
+away, say, for longer than half a window. Nothing was applied, and the row is sent again with a new
+command id and a new bound. That needs all outcomes since the first sending: later than RENEW_MAX_MS
+after it retention may have taken some of them, and the row is left `expired` for people to judge.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from processor.adapters.postgres.texts import json_text, text
+from processor.contract.events import TRACEPARENT_HEADER
+from processor.contract.headers import Headers
+from processor.contract.outcomes import Code, Outcome, Verdict
+from processor.contract.topics import OUTCOMES
+from processor.contract.values import instant, parse_timestamp
+from processor.domain import messages
+from processor.engine.codec import Draft, Readable, Unreadable, decode
+from processor.engine.encoding import encode
+
+REFUSED: Final = "refused"
+"""The verdict on a row that was never sent: no processor could read it as a command."""
+RENEW_MAX_MS: Final = int(OUTCOMES.config["retention.ms"]) * 2 // 3
+
+
+class OutboxRow(NamedTuple):
+    """A row without an outcome. `sent_ms` and `expires_ms` are None before it is sent first."""
+
+    id: int
+    flow_id: str
+    command_id: str
+    command: str
+    traceparent: str | None
+    sent_ms: int | None = None
+    expires_ms: int | None = None
+    outcomes_offset: int | None = None
+
+    @property
+    def headers(self) -> Headers:
+        """Those of the record."""
+        if self.traceparent is None:
+            return ()
+        return [(TRACEPARENT_HEADER, self.traceparent.encode())]
+
+
+class SentRow(NamedTuple):
+    """A row as it was sent: its command, and the record's value."""
+
+    row: OutboxRow
+    sent: Readable
+
+    @property
+    def value(self) -> bytes:
+        return self.sent.record.value or b""
+
+
+class RowOutcome(NamedTuple):
+    """The columns of an outcome; `details` is JSON."""
+
+    id: int
+    verdict: str
+    code: str | None
+    message: str
+    revision: int | None = None
+    status: str | None = None
+    allowed: list[str] | None = None
+    event_ids: list[int] | None = None
+    details: str = "{}"
+
+
+def bound_ms(row: OutboxRow, now_ms: int, window_ms: int) -> int:
+    """The `expires_at` of a row that is sent first: half a window ahead, as FlowClient has it, or
+    the producer's own if that is sooner."""
+    bound = now_ms + window_ms // 2
+    own = _own_bound_ms(row)
+    return bound if own is None else min(own, bound)
+
+
+def read_row(row: OutboxRow, expires_ms: int) -> Readable | Unreadable:
+    """The command of `row` as it is sent, or why no processor would read it as one."""
+    key = row.flow_id.encode()
+    try:
+        fields = orjson.loads(row.command)
+    except orjson.JSONDecodeError:  # a number that is too large for any of JSON's readers
+        fields = None
+    if not isinstance(fields, dict):
+        return _unreadable(key, Code.MALFORMED, "not one JSON object within the limits")
+    ids = {"flow_id": row.flow_id, "command_id": row.command_id}
+    for name, column in ids.items():
+        if fields.setdefault(name, column) != column:
+            return _unreadable(
+                key, Code.INVALID_COMMAND, f"{name} is not that of the row; leave it out"
+            )
+    own = fields.get("expires_at")
+    if own is None or _own_bound_ms(row) is not None:
+        fields["expires_at"] = instant(expires_ms)
+    return decode(Draft(key, encode(fields)))
+
+
+def refusal(row: OutboxRow, unreadable: Unreadable) -> RowOutcome:
+    """The columns of a row that is never sent."""
+    details = unreadable.details
+    message = messages.refused(unreadable.code, {**details, "problem": unreadable.problem})
+    return RowOutcome(
+        row.id, REFUSED, unreadable.code.value, text(message), details=_details(details)
+    )
+
+
+def is_of(sent: SentRow, outcome: Outcome, topic: str) -> bool:
+    """Whether `outcome`, found under the row's flow, is one of its command's on `topic`."""
+    return (
+        outcome.final
+        and outcome.command_id == sent.row.command_id
+        and outcome.source.topic == topic
+        # Null where the workers could not read it.
+        and outcome.command_digest in (None, sent.sent.digest.hex())
+    )
+
+
+def is_renewable(row: OutboxRow, outcome: Outcome, now_ms: int) -> bool:
+    """Whether the row came to Kafka too late by the relay's bound, and by no other."""
+    if outcome.code is not Code.EXPIRED or row.sent_ms is None or row.expires_ms is None:
+        return False
+    own = _own_bound_ms(row)
+    in_time = own is None or own > max(row.expires_ms, now_ms)
+    return in_time and now_ms - row.sent_ms <= RENEW_MAX_MS
+
+
+def columns_of(row: OutboxRow, outcome: Outcome) -> RowOutcome:
+    """The columns of `outcome`; of a duplicate, the first outcome's."""
+    verdict = outcome.verdict
+    if verdict is Verdict.DUPLICATE and outcome.original is not None:
+        verdict = outcome.original
+    return RowOutcome(
+        row.id,
+        verdict.value,
+        outcome.code and outcome.code.value,
+        text(outcome.message),
+        outcome.revision,
+        outcome.status and outcome.status.value,
+        outcome.allowed,
+        outcome.event_ids,
+        _details(outcome.details),
+    )
+
+
+def time_of(ms: int) -> datetime:
+    """As PostgreSQL's driver takes it."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def _own_bound_ms(row: OutboxRow) -> int | None:
+    """The producer's own `expires_at`; None where there is none that can be read."""
+    try:
+        own = orjson.loads(row.command)["expires_at"]
+        return parse_timestamp(own) if isinstance(own, str) else None
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _unreadable(key: bytes, code: Code, problem: str) -> Unreadable:
+    return Unreadable(Draft(key, None), code, problem=problem)
+
+
+def _details(details: dict[str, Any]) -> str:
+    return json_text(orjson.dumps(details).decode())
