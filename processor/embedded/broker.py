@@ -34,6 +34,8 @@ START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
 KILL_TIMEOUT_S = 10.0
 HOST = "127.0.0.1"
+NODE_ID = 1
+"""Of a single node."""
 
 # Below the ports that systems hand out for outgoing connections: there, a client that keeps
 # reconnecting while the broker is down may get the broker's own port and connect to itself.
@@ -49,7 +51,7 @@ class EmbeddedBroker:
     """
 
     def __init__(
-        self, directory: Directory, ports: Sequence[int], java: list[str], *, node_id: int = 1
+        self, directory: Directory, ports: Sequence[int], java: list[str], *, node_id: int = NODE_ID
     ) -> None:
         """`ports`: all that it listens on, the one that it answers at first."""
         self.node_id = node_id
@@ -180,7 +182,7 @@ async def embedded_broker(
         port = free_port() if port is None else port
         controller_port = free_port(besides=[port])
         directory.configure(port=port, controller_port=controller_port, properties=properties)
-        directory.format(new_kafka_uuid())
+        directory.format(new_kafka_uuid(), NODE_ID)
         command = runtime.command(directory.path)
         broker = EmbeddedBroker(directory, (port, controller_port), command)
         try:

@@ -119,7 +119,7 @@ async def embedded_cluster(
         cluster_id = new_kafka_uuid()
         for node_id, directory in directories.items():
             _configure(directory, node_id, ports, properties)
-            directory.format(cluster_id)
+            directory.format(cluster_id, node_id)
         controller, *made = (
             (EmbeddedController if node_id == CONTROLLER_ID else EmbeddedBroker)(
                 directory, [ports[node_id]], runtime.command(directory.path), node_id=node_id

@@ -29,7 +29,7 @@ snapshot of KRaft's log; `python -m processor.embedded lock` has Kafka's tool wr
 META_PROPERTIES = """\
 version=1
 cluster.id={cluster_id}
-node.id=1
+node.id={node_id}
 directory.id={directory_id}
 """
 
@@ -116,8 +116,8 @@ class Directory:
         theirs = "".join(f"{name}={value}\n" for name, value in properties.items())
         (self.path / "server.properties").write_text(ours + theirs, "ascii")
 
-    def format(self, cluster_id: str) -> None:
-        """Make it a Kafka log directory of that cluster, unless it is one of any.
+    def format(self, cluster_id: str, node_id: int) -> None:
+        """Make it a Kafka log directory of that cluster's node, unless it is one of any.
 
         Writes what Kafka's tool does, without its JVM: the ids of cluster and directory, and the
         levels at which the features start, as an operator's cluster has them.
@@ -130,8 +130,10 @@ class Directory:
         (logs / FEATURES.name).write_bytes(FEATURES.read_bytes())
         # Last and at once: a directory that has it is taken for formatted.
         unfinished = self.path / "meta.properties.new"
-        ids = {"cluster_id": cluster_id, "directory_id": new_kafka_uuid()}
-        unfinished.write_text(META_PROPERTIES.format(**ids), "ascii")
+        meta_properties = META_PROPERTIES.format(
+            cluster_id=cluster_id, node_id=node_id, directory_id=new_kafka_uuid()
+        )
+        unfinished.write_text(meta_properties, "ascii")
         unfinished.replace(meta)
 
 

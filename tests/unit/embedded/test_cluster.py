@@ -12,7 +12,12 @@ async def configured(home: Path, node_id: int) -> dict[str, str]:
     """As Java reads it: of a repeated key the last counts."""
     async with open_directory(home / _folder(node_id)) as directory:
         _configure(directory, node_id, PORTS, {"num.io.threads": "2"})
-    lines = (home / _folder(node_id) / "server.properties").read_text().splitlines()
+        directory.format("cluster", node_id)
+    return properties(home / _folder(node_id) / "server.properties")
+
+
+def properties(path: Path) -> dict[str, str]:
+    lines = path.read_text("ascii").splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
@@ -29,7 +34,9 @@ async def test_brokers_and_controller_are_one_cluster_and_hold_what_is_acknowled
         nodes[2]["listeners"] == nodes[2]["advertised.listeners"] == "PLAINTEXT://127.0.0.1:20002"
     )
     for node_id, node in nodes.items():
-        assert node["node.id"] == f"{node_id}"
+        meta = properties(tmp_path / _folder(node_id) / "logs" / "meta.properties")
+        assert node["node.id"] == meta["node.id"] == f"{node_id}"
+        assert meta["cluster.id"] == "cluster"
         assert node["num.io.threads"] == "2"
         # The controller holds partitions to it, and takes it from its own configuration.
         assert node["min.insync.replicas"] == node["transaction.state.log.min.isr"] == "2"
