@@ -4,8 +4,6 @@ import asyncio
 import random
 from pathlib import Path
 
-import pytest
-
 from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.embedded.cluster import embedded_cluster
 from processor.settings import Settings
@@ -28,10 +26,10 @@ async def further_acknowledged(load: Load, count: int) -> None:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.soak
 async def test_nothing_is_lost_with_a_broker_and_commands_wait_for_the_second_one(
     prefix: str, tmp_path: Path
 ) -> None:
+    """Four JVMs start, and two are lost: what becomes of an in-sync set takes three brokers."""
     async with embedded_cluster(data_dir=tmp_path / "brokers") as cluster:
         first, second, third = cluster.brokers
         await create_topics(

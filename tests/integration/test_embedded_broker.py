@@ -153,7 +153,7 @@ def test_a_directory_is_formatted_as_kafkas_own_tool_does_it(tmp_path: Path) -> 
     assert without_time(directory.FEATURES.read_bytes()) == without_time(expected)
 
     by_tool = (tmp_path / "logs" / "meta.properties").read_text().splitlines()
-    ours = directory.META_PROPERTIES.format(cluster_id="", directory_id="").splitlines()
+    ours = directory.META_PROPERTIES.format(cluster_id="", node_id=1, directory_id="").splitlines()
     assert {line.split("=")[0] for line in by_tool if line[0] != "#"} == {
         line.split("=")[0] for line in ours
     }

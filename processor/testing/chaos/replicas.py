@@ -20,7 +20,7 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.testing.chaos.outcome_tracker import NotHealed
 
 REQUEST_TIMEOUT_MS: Final = 10_000
-POLL_S: Final = 0.1
+POLL_S: Final = 0.2
 PREFERRED: Final = 0
 MOVED: Final = 0
 """The error code of a leader that was elected; one that led before has another."""
