@@ -17,7 +17,7 @@ from processor.contract.values import EVENTS_PER_PARTITION, SCHEMA_VERSION
 from processor.domain.decision import Limits
 from processor.domain.step import ManagedStep, Step
 from processor.engine.codec import Readable, Record, Unreadable
-from processor.engine.encoding import encode
+from processor.engine.encoding import encode, encode_to_keep
 from processor.engine.rows import Changes, FlowRow, LedgerEntry, Position, StepRow
 
 Decoded = Readable | Unreadable
@@ -300,7 +300,9 @@ def work_record(event_id: int, step: ManagedStep, headers: Headers) -> WorkRecor
         "at": step.updated_at,
     }
     key = f"{step.flow_id}/{step.run_id}".encode()
-    record = new_outgoing((key, encode(item), [(TASK_HEADER, step.task.encode()), *headers]))
+    record = new_outgoing(
+        (key, encode_to_keep(item), [(TASK_HEADER, step.task.encode()), *headers])
+    )
     return WorkRecord(event_id, record)
 
 

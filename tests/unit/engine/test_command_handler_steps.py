@@ -1,13 +1,14 @@
 """Managed steps through the command handler: what a batch writes, in which order, how large."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from processor.contract.topics import MESSAGE_MAX_BYTES
-from processor.engine.batch import LoadedState, first_event_id, needs, step_needs
+from processor.engine.batch import LoadedState, first_event_id, needs, step_needs, work_record
 from processor.engine.codec import decode
 from processor.engine.command_handler import CommandHandler
 from processor.engine.rows import Position
@@ -44,6 +45,23 @@ def scheduled(count: Any, **fields: Any) -> Any:
             *(command("schedule_step", run_id=f"r{n}", task="t", **fields) for n in numbers)
         )
     return partition
+
+
+def test_work_items_take_no_more_memory_than_their_length() -> None:
+    """They may wait for long, thousands of them."""
+    partition = scheduled(0)
+    commands = [document("schedule_step", run_id=f"r{n}", task="t") for n in range(100)]
+    batch = partition.handle(records(*commands))
+    values = [work.record.value for work in batch.work]
+    assert len(values) == 100
+    tracemalloc.start()
+    try:
+        again = [work_record(1, step, ()) for _, _, step, _ in batch.step_events]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    keys_and_headers = 600 * len(again)
+    assert taken < sum(map(len, values)) + keys_and_headers
 
 
 def test_a_flow_with_a_thousand_pending_steps_of_4_kib_ends_in_one_batch() -> None:
