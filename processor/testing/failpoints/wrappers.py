@@ -184,7 +184,7 @@ class _Writer:
         return self._inner.new_pack()
 
     async def begin(self, topics: Sequence[str]) -> None:
-        """Left to `write`: the points of a transaction are reached in their order."""
+        await self._inner.begin(topics)
 
     async def write(self, records: Mapping[str, Any]) -> Written:
         self._first = None
