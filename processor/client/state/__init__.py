@@ -1,0 +1,1 @@
+"""The present of flows in a client's memory."""

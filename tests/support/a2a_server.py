@@ -1,0 +1,30 @@
+"""A replica of the words agent behind HTTP: `python -m tests.support.a2a_server PORT [--hangs]`."""
+
+import asyncio
+import sys
+
+import uvicorn
+from a2a.server.routes import create_agent_card_routes, create_jsonrpc_routes
+from starlette.applications import Starlette
+
+from processor.a2a import FlowAgent
+from tests.support.a2a_agent import CARD, WordsAgent
+
+LEASE_MS = 2_000
+
+
+async def serve(port: int, *, hangs: bool) -> None:
+    """Serve until a signal; `hangs`: the word `wait` never ends here."""
+    agent = WordsAgent()
+    if not hangs:
+        agent.go_on.set()
+    async with FlowAgent("words", agent, CARD, lease_ms=LEASE_MS) as running:
+        routes = [*create_jsonrpc_routes(running.handler, "/"), *create_agent_card_routes(CARD)]
+        config = uvicorn.Config(
+            Starlette(routes=routes), port=port, log_level="warning", lifespan="off"
+        )
+        await uvicorn.Server(config).serve()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1]), hangs="--hangs" in sys.argv))

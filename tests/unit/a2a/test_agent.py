@@ -1,0 +1,280 @@
+"""An agent's tasks as flows: the engine in memory, the SDK's request handler, two replicas."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+from a2a.server.cluster import TaskVersion
+from a2a.server.events import Event
+from a2a.types import (
+    CancelTaskRequest,
+    GetTaskRequest,
+    ListTasksRequest,
+    SubscribeToTaskRequest,
+    Task,
+    TaskArtifactUpdateEvent,
+    TaskState,
+    TaskStatus,
+    TaskStatusUpdateEvent,
+)
+from a2a.utils.errors import TaskNotFoundError, UnsupportedOperationError
+
+from processor.a2a import FlowAgent
+from processor.client import CurrentFlow
+from processor.contract import FlowStatus
+from processor.testing.fake.taskflow import TaskflowFake
+from tests.support.a2a_agent import CARD, WordsAgent, caller, request, state_name, user_message
+
+ALICE = caller()
+
+
+@asynccontextmanager
+async def replica(fake: TaskflowFake, agent: WordsAgent) -> AsyncIterator[FlowAgent]:
+    async with FlowAgent("words", agent, CARD, fake.settings, lease_ms=5_000) as running:
+        yield running
+
+
+@asynccontextmanager
+async def two_replicas(fake: TaskflowFake) -> AsyncIterator[tuple[FlowAgent, FlowAgent]]:
+    async with replica(fake, WordsAgent()) as first, replica(fake, WordsAgent()) as second:
+        yield first, second
+
+
+async def sent(replica: FlowAgent, text: str, *, task_id: str = "") -> Task:
+    result = await replica.handler.on_message_send(request(text, task_id=task_id), ALICE)
+    assert isinstance(result, Task)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "status"),
+    [
+        ("a done", "COMPLETED", "finished"),
+        ("ask", "INPUT_REQUIRED", "waiting"),
+        ("auth", "AUTH_REQUIRED", "waiting"),
+        ("give-up", "FAILED", "failed"),
+        ("reject", "REJECTED", "failed"),
+        ("a", "WORKING", "running"),
+    ],
+)
+async def test_the_flow_is_where_the_task_is(
+    taskflow_fake: TaskflowFake, text: str, state: str, status: str
+) -> None:
+    async with replica(taskflow_fake, WordsAgent()) as agent:
+        task = await sent(agent, text)
+        await taskflow_fake.advance(timedelta(seconds=5))
+        assert state_name(task.status.state) == state
+        flow = taskflow_fake.flow(task.id)
+    assert flow is not None
+    assert flow.status == status
+    assert (await taskflow_fake.verify()).ok
+
+
+async def test_a_task_that_was_asked_goes_on(taskflow_fake: TaskflowFake) -> None:
+    async with two_replicas(taskflow_fake) as (first, second):
+        asked = await sent(first, "a ask")
+        done = await sent(second, "more done", task_id=asked.id)
+        again = await first.handler.on_get_task(GetTaskRequest(id=asked.id), ALICE)
+    assert again == done
+    assert [part.text for part in done.artifacts[0].parts] == ["a", "part 0"]
+    assert [message.parts[0].text for message in done.history] == ["a ask", "ask?", "more done"]
+
+
+async def test_a_message_that_is_sent_twice_is_worked_on_once(taskflow_fake: TaskflowFake) -> None:
+    first_agent, second_agent = WordsAgent(), WordsAgent()
+    async with (
+        replica(taskflow_fake, first_agent) as first,
+        replica(taskflow_fake, second_agent) as second,
+    ):
+        message_id = "5f0c9a7e-9a35-4c0e-8f30-0b1f3c3f8a01"
+        results = await asyncio.gather(
+            *(
+                handler.on_message_send(request("a done", message_id=message_id), ALICE)
+                for handler in (first.handler, second.handler)
+            )
+        )
+        await taskflow_fake.advance(timedelta(hours=2))  # past the dedupe window
+        late = await second.handler.on_message_send(request("a done", message_id=message_id), ALICE)
+    assert results[0] == results[1] == late
+    assert len(first_agent.runs + second_agent.runs) == 1
+    flow_id = late.id if isinstance(late, Task) else ""
+    scheduled = [e for e in taskflow_fake.events(flow_id) if e.kind == "step_scheduled"]
+    assert [event.command_id for event in scheduled] == [message_id]
+
+
+async def test_each_replica_follows_what_another_one_does(taskflow_fake: TaskflowFake) -> None:
+    agent = WordsAgent()
+    async with replica(taskflow_fake, agent) as first, replica(taskflow_fake, agent) as second:
+        stream = first.handler.on_message_send_stream(request("a wait more done"), ALICE)
+        task = await anext(stream)
+        assert isinstance(task, Task)
+        await taskflow_fake.settle()
+        other = second.handler.on_subscribe_to_task(SubscribeToTaskRequest(id=task.id), ALICE)
+        snapshot = await anext(other)
+        agent.go_on.set()
+        here = [kind_of(event) async for event in stream]
+        there = [kind_of(event) async for event in other]
+    assert isinstance(snapshot, Task)
+    assert [part.text for part in snapshot.artifacts[0].parts] == ["a"]
+    assert here == ["WORKING", "a", "part 2", "COMPLETED"]
+    assert there == ["part 2", "COMPLETED"]
+
+
+async def test_the_events_since_a_version_come_once_after_all_replicas_were_gone(
+    taskflow_fake: TaskflowFake,
+) -> None:
+    async with replica(taskflow_fake, WordsAgent()) as first:
+        task = await sent(first, "a more more ask")
+        since = {
+            nth: [e async for e in first.events.follow(task.id, version(nth), until=always)]
+            for nth in range(7)
+        }
+    await taskflow_fake.advance(timedelta(hours=5))
+    async with replica(taskflow_fake, WordsAgent()) as second:
+        for nth, events in since.items():
+            found = [e async for e in second.events.follow(task.id, version(nth), until=always)]
+            assert found == events
+            assert [event.nth for event in found] == list(range(nth + 1, 7))
+
+
+async def test_a_task_is_cancelled_through_any_replica(taskflow_fake: TaskflowFake) -> None:
+    agent = WordsAgent()
+    async with replica(taskflow_fake, agent) as first, replica(taskflow_fake, agent) as second:
+        stream = first.handler.on_message_send_stream(request("a wait done"), ALICE)
+        task = await anext(stream)
+        assert isinstance(task, Task)
+        await taskflow_fake.settle()
+        await second.handler.on_cancel_task(CancelTaskRequest(id=task.id), ALICE)
+        kinds = [kind_of(event) async for event in stream]
+        await taskflow_fake.settle()
+    assert kinds[-1] == "CANCELED"
+    assert agent.cancelled == [task.id]
+    flow = taskflow_fake.flow(task.id)
+    assert flow is not None
+    assert flow.status is FlowStatus.CANCELLED
+
+
+async def test_an_operator_who_asks_for_the_end_gets_it(taskflow_fake: TaskflowFake) -> None:
+    agent = WordsAgent()
+    async with replica(taskflow_fake, agent) as running:
+        stream = running.handler.on_message_send_stream(request("wait done"), ALICE)
+        task = await anext(stream)
+        assert isinstance(task, Task)
+        await taskflow_fake.settle()
+        await running.store.send(
+            {"kind": "request_cancel", "flow_id": task.id, "issued_by": running.store.session}
+        )
+        kinds = [kind_of(event) async for event in stream]
+    assert kinds[-1] == "CANCELED"
+
+
+async def test_a_task_is_seen_by_its_owner_alone(taskflow_fake: TaskflowFake) -> None:
+    async with replica(taskflow_fake, WordsAgent()) as agent:
+        task = await sent(agent, "ask")
+        bob = caller("bob")
+        with pytest.raises(TaskNotFoundError):
+            await agent.handler.on_get_task(GetTaskRequest(id=task.id), bob)
+        with pytest.raises(TaskNotFoundError):
+            await agent.handler.on_message_send(request("done", task_id=task.id), bob)
+        assert (await agent.store.list(ListTasksRequest(), bob)).total_size == 0
+        assert (await agent.store.list(ListTasksRequest(), ALICE)).tasks[0].id == task.id
+
+
+async def test_a_task_that_nobody_has_is_not_found(taskflow_fake: TaskflowFake) -> None:
+    async with replica(taskflow_fake, WordsAgent()) as agent:
+        for task_id in ("6f1f3a52-0000-4000-8000-000000000001", "no UUID"):
+            with pytest.raises(TaskNotFoundError):
+                await agent.handler.on_get_task(GetTaskRequest(id=task_id), ALICE)
+
+
+async def test_a_task_that_has_ended_takes_no_message(taskflow_fake: TaskflowFake) -> None:
+    async with replica(taskflow_fake, WordsAgent()) as agent:
+        task = await sent(agent, "done")
+        with pytest.raises(UnsupportedOperationError):
+            await sent(agent, "more", task_id=task.id)
+
+
+async def test_a_broken_agent_fails_its_task_after_its_attempts(
+    taskflow_fake: TaskflowFake,
+) -> None:
+    agent = WordsAgent()
+    async with replica(taskflow_fake, agent) as running:
+        sending = asyncio.create_task(sent(running, "a break"))
+        await taskflow_fake.advance(timedelta(minutes=1))
+        task = await sending
+        await taskflow_fake.advance(timedelta(minutes=1))
+    assert len(agent.runs) == 3
+    assert state_name(task.status.state) == "FAILED"
+    assert len(task.artifacts) == 1
+    flow = taskflow_fake.flow(task.id)
+    assert flow is not None
+    assert flow.status is FlowStatus.FAILED
+
+
+async def test_a_run_whose_process_is_gone_is_made_again_elsewhere(
+    taskflow_fake: TaskflowFake,
+) -> None:
+    lost, agent = WordsAgent(), WordsAgent()
+    agent.go_on.set()
+    first = FlowAgent("words", lost, CARD, taskflow_fake.settings, lease_ms=5_000)
+    await first.__aenter__()
+    stream = first.handler.on_message_send_stream(request("a wait done"), ALICE)
+    task = await anext(stream)
+    assert isinstance(task, Task)
+    await taskflow_fake.settle()
+    await stop_dead(first)
+    async with replica(taskflow_fake, agent) as second:
+        await taskflow_fake.advance(timedelta(seconds=10))
+        found = await second.handler.on_get_task(GetTaskRequest(id=task.id), ALICE)
+    assert found is not None
+    assert state_name(found.status.state) == "COMPLETED"
+    assert lost.runs == agent.runs == [found.history[0].message_id]
+
+
+async def test_a_message_that_nobody_was_to_work_on_is_found(taskflow_fake: TaskflowFake) -> None:
+    async with replica(taskflow_fake, WordsAgent()) as agent:
+        message = user_message("a done", task_id="6f1f3a52-0000-4000-8000-000000000002")
+        task = Task(
+            id=message.task_id,
+            context_id="c",
+            status=TaskStatus(state=TaskState.TASK_STATE_SUBMITTED),
+            history=[message],
+        )
+        # As by a replica that is killed right after it.
+        await agent.store.save(task, prev_version=TaskVersion.MISSING, context=ALICE)
+        await taskflow_fake.advance(timedelta(seconds=5))
+        found = await agent.handler.on_get_task(GetTaskRequest(id=task.id), ALICE)
+    assert found is not None
+    assert state_name(found.status.state) == "COMPLETED"
+
+
+def version(nth: int) -> TaskVersion:
+    return TaskVersion(nth)
+
+
+def always(current: CurrentFlow) -> bool:
+    return True
+
+
+async def stop_dead(agent: FlowAgent) -> None:
+    """End a replica's tasks as kill -9 would, without a word to the executor's group."""
+    for task in agent._tasks:
+        task.cancel()
+    await asyncio.gather(*agent._tasks, return_exceptions=True)
+    assert agent._worker is not None
+    attempts = list(agent._worker._attempts)
+    for attempt in attempts:
+        attempt.cancel()
+    await asyncio.gather(*attempts, return_exceptions=True)
+
+
+def kind_of(event: Event) -> str:
+    """The state or the text that an event brings."""
+    if isinstance(event, TaskStatusUpdateEvent):
+        return state_name(event.status.state)
+    if isinstance(event, TaskArtifactUpdateEvent):
+        text: str = event.artifact.parts[0].text
+        return text
+    return type(event).__name__

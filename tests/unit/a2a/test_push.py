@@ -1,0 +1,170 @@
+"""Push notifications go on from where they were, in order, and end with their task."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from a2a.types import (
+    AuthenticationInfo,
+    DeleteTaskPushNotificationConfigRequest,
+    GetTaskPushNotificationConfigRequest,
+    ListTaskPushNotificationConfigsRequest,
+    Task,
+    TaskPushNotificationConfig,
+)
+from a2a.utils.errors import InvalidParamsError
+from cryptography.fernet import Fernet
+
+from processor.a2a import FlowAgent, PushOptions
+from processor.contract import Flow
+from processor.testing.fake.taskflow import TaskflowFake
+from tests.support.a2a_agent import CARD, WordsAgent, caller, request
+
+ALICE = caller()
+KEY = Fernet.generate_key()
+URL = "https://hooks.example/a2a"
+
+
+class Webhook(httpx.AsyncBaseTransport):
+    """Takes notifications; `statuses`: of the next responses, 204 after them."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.headers: httpx.Headers = httpx.Headers()
+        self.statuses: list[int] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        status = self.statuses.pop(0) if self.statuses else 204
+        if status == 204:
+            self.taken.append(what(json.loads(request.content)))
+            self.headers = request.headers
+        return httpx.Response(status, request=request)
+
+
+def what(body: dict[str, Any]) -> str:
+    if "artifactUpdate" in body:
+        text: str = body["artifactUpdate"]["artifact"]["parts"][0]["text"]
+        return text
+    state: str = body["statusUpdate"]["status"]["state"]
+    return state.removeprefix("TASK_STATE_")
+
+
+async def any_url(url: str) -> bool:
+    return "evil" not in url
+
+
+@asynccontextmanager
+async def replica(
+    fake: TaskflowFake, webhook: Webhook, agent: WordsAgent | None = None
+) -> AsyncIterator[FlowAgent]:
+    async with httpx.AsyncClient(transport=webhook) as client:
+        push = PushOptions(KEY, any_url, client)
+        async with FlowAgent(
+            "words", agent or WordsAgent(), CARD, fake.settings, push=push, lease_ms=5_000
+        ) as running:
+            yield running
+
+
+async def asked(agent: FlowAgent, config: TaskPushNotificationConfig) -> Task:
+    params = request("a ask")
+    params.configuration.task_push_notification_config.CopyFrom(config)
+    task = await agent.handler.on_message_send(params, ALICE)
+    assert isinstance(task, Task)
+    return task
+
+
+CONFIG = TaskPushNotificationConfig(
+    url=URL,
+    token="secret token",
+    authentication=AuthenticationInfo(scheme="Bearer", credentials="secret credentials"),
+)
+
+
+async def test_each_event_is_posted_once_and_in_order(taskflow_fake: TaskflowFake) -> None:
+    webhook = Webhook()
+    async with replica(taskflow_fake, webhook) as agent:
+        task = await asked(agent, CONFIG)
+        await agent.handler.on_message_send(request("b done", task_id=task.id), ALICE)
+        await taskflow_fake.advance(timedelta(seconds=5))
+        configs = await agent.handler.on_list_task_push_notification_configs(
+            ListTaskPushNotificationConfigsRequest(task_id=task.id), ALICE
+        )
+    assert webhook.taken == ["WORKING", "a", "INPUT_REQUIRED", "WORKING", "b", "COMPLETED"]
+    assert webhook.headers["authorization"] == "Bearer secret credentials"
+    assert webhook.headers["x-a2a-notification-token"] == "secret token"
+    assert not configs.configs  # it has ended with its task
+    assert {flow.status.value for flow in push_flows(taskflow_fake)} == {"finished"}
+
+
+async def test_notifying_goes_on_behind_the_last_event_taken(taskflow_fake: TaskflowFake) -> None:
+    webhook = Webhook()
+    async with replica(taskflow_fake, webhook) as agent:
+        task = await asked(agent, CONFIG)
+        await taskflow_fake.settle()
+        webhook.statuses = [500] * 50
+        await agent.handler.on_message_send(request("b done", task_id=task.id), ALICE)
+        await taskflow_fake.settle()
+        taken = list(webhook.taken)
+    await taskflow_fake.advance(timedelta(hours=3))
+    webhook.statuses = [503, 503]
+    async with replica(taskflow_fake, webhook):
+        await taskflow_fake.advance(timedelta(hours=3))
+    assert taken == ["WORKING", "a", "INPUT_REQUIRED"]
+    assert webhook.taken == [*taken, "WORKING", "b", "COMPLETED"]
+
+
+async def test_configurations_are_their_owners_and_can_be_taken_back(
+    taskflow_fake: TaskflowFake,
+) -> None:
+    webhook = Webhook()
+    async with replica(taskflow_fake, webhook) as agent, replica(taskflow_fake, webhook) as other:
+        task = await asked(agent, CONFIG)
+        await taskflow_fake.settle()
+        webhook.taken.clear()
+        listing = ListTaskPushNotificationConfigsRequest(task_id=task.id)
+        found = await other.handler.on_list_task_push_notification_configs(listing, ALICE)
+        changed = TaskPushNotificationConfig(task_id=task.id, id=found.configs[0].id, url=URL)
+        await other.handler.on_create_task_push_notification_config(changed, ALICE)
+        one = GetTaskPushNotificationConfigRequest(task_id=task.id, id=changed.id)
+        await taskflow_fake.settle()
+        assert await agent.handler.on_get_task_push_notification_config(one, ALICE) == changed
+        configs = agent.handler._push_config_store
+        assert configs is not None
+        assert await configs.get_info(task.id, caller("bob")) == []
+        assert await configs.get_info_for_dispatch(task.id) == [changed]
+        delete = DeleteTaskPushNotificationConfigRequest(task_id=task.id, id=changed.id)
+        await agent.handler.on_delete_task_push_notification_config(delete, ALICE)
+        await agent.handler.on_message_send(request("done", task_id=task.id), ALICE)
+        await taskflow_fake.advance(timedelta(minutes=2))
+    assert webhook.taken == []
+    assert {flow.status.value for flow in push_flows(taskflow_fake)} == {"cancelled"}
+
+
+async def test_no_topic_has_the_secrets(taskflow_fake: TaskflowFake) -> None:
+    async with replica(taskflow_fake, Webhook()) as agent:
+        await asked(agent, CONFIG)
+        await taskflow_fake.settle()
+    kafka = taskflow_fake.kafka
+    values = [
+        record.value or b""
+        for topic, _ in kafka.topics
+        for record in kafka.log(topic, 0).committed(0, kafka.log(topic, 0).end)
+    ]
+    assert any(b"hooks.example" in value for value in values)  # the goal, for people
+    assert not any(b"secret" in value for value in values)
+
+
+async def test_a_webhook_that_may_not_be_called_is_refused(taskflow_fake: TaskflowFake) -> None:
+    async with replica(taskflow_fake, Webhook()) as agent:
+        with pytest.raises(InvalidParamsError):
+            await asked(agent, TaskPushNotificationConfig(url="https://evil.example"))
+
+
+def push_flows(fake: TaskflowFake) -> list[Flow]:
+    ids = {event.flow_id for event in fake.events()}
+    flows = (fake.flow(flow_id) for flow_id in ids)
+    return [f for f in flows if f is not None and f.controller_id == "a2a/words/push"]
