@@ -59,13 +59,18 @@ async def serving_mcp(
 
 @asynccontextmanager
 async def mcp_client(
-    folder: Path, fake: TaskflowFake, *, extension: ClientExtension | None = None, **options: Any
+    folder: Path,
+    fake: TaskflowFake,
+    *,
+    extension: ClientExtension | None = None,
+    mode: str = "auto",
+    **options: Any,
 ) -> AsyncIterator[Client]:
     """The official client of such a server; it declares an extension if one is given."""
     async with (
         acting(folder, fake, views_operator_token=OPERATOR_TOKEN) as here,
         serving_mcp(fake, here.url, **options) as server,
-        Client(server, extensions=[extension] if extension else None) as client,
+        Client(server, extensions=[extension] if extension else None, mode=mode) as client,
     ):
         if events := fake.events():
             assert await here.view.includes([events[-1].id], patience(5.0))

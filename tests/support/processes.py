@@ -123,6 +123,25 @@ class ForkedWorker(WorkerProcess):
             self._process = await asyncio.to_thread(shared_program().start, *how)
 
 
+class ProgramProcess(ForkedWorker):
+    """Any command of the program that runs until it is ended."""
+
+    def __init__(
+        self,
+        name: str,
+        home: Path,
+        bootstrap: str,
+        prefix: str,
+        arguments: Sequence[str],
+        **settings: str,
+    ) -> None:
+        super().__init__(name, home, bootstrap, prefix, **settings)
+        self._command = tuple(arguments)
+
+    def _arguments(self) -> tuple[str, ...]:
+        return self._command
+
+
 @asynccontextmanager
 async def workers(
     count: int,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp.server.lowlevel import Server
-from mcp.server.stdio import stdio_server
 
 from processor.cli.common.output import say
 from processor.cli.common.runner import WrongUse
@@ -18,12 +17,13 @@ from processor.client.http.views_client import asking
 from processor.mcp.flow_session import FlowSession
 from processor.mcp.http_server import serve_http
 from processor.mcp.server import make_server
+from processor.mcp.stdio_server import serve_stdio
 from processor.mcp.tasks.executor_tool import ToolsUnusable, read_tools
 from processor.mcp.tasks.extension import TasksExtension
 from processor.mcp.tasks.task_driver import TaskDriver
 from processor.mcp.tasks.task_store import TaskStore
 from processor.mcp.tools.tool import Permission
-from processor.runtime import end_tasks, unless_stopped
+from processor.runtime import end_tasks
 from processor.settings import Settings
 
 VIEWS_TIMEOUT_S: Final = 15.0
@@ -66,12 +66,7 @@ async def serve_mcp(
                 on_ready=lambda url: say(f"serving {session.owner}'s flows at {url}"),
             )
             return
-
-        async def speak() -> None:
-            async with stdio_server() as (read, write):
-                await server.run(read, write, server.create_initialization_options())
-
-        await unless_stopped(speak(), stop)
+        await serve_stdio(server, stop)
 
 
 @asynccontextmanager

@@ -27,8 +27,9 @@ from processor.mcp.tasks.protocol import (
     TaskNotificationParams,
     TaskParams,
     UpdateTaskParams,
+    detailed,
     fields_of,
-    wire,
+    handle,
 )
 from processor.mcp.tasks.task_driver import TaskDriver
 from processor.mcp.tasks.task_store import TaskRefused, TaskStore
@@ -72,12 +73,12 @@ class TasksExtension:
             return refusal("invalid_arguments", "The arguments take more than 60 KiB.")
         key = _key_of(ctx.meta or {})
         async with _as_protocol_errors("make"):
-            return wire(await self._store.create(tool, arguments, key), "task")
+            return handle(await self._store.create(tool, arguments, key))
 
     async def _get(self, ctx: RequestContext, params: TaskParams) -> Json:
         _ensure_declared(ctx)
         async with _as_protocol_errors("retrieve"):
-            return wire(await self._store.get(_id_of(params)), "complete")
+            return detailed(await self._store.get(_id_of(params)))
 
     async def _update(self, ctx: RequestContext, params: UpdateTaskParams) -> Json:
         _ensure_declared(ctx)

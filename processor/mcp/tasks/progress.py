@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from processor.contract import Outcome
 from processor.contract.outcomes import Code
 from processor.mcp.tasks.executor_tool import ExecutorTool
-from processor.mcp.tasks.protocol import INPUT_REQUESTS
+from processor.mcp.tasks.protocol import check_question
 
 CONTROLLER: Final = "taskflow-mcp"
 """`controller_id` of the flows of tasks."""
@@ -153,7 +153,7 @@ def _after(task: TaskFlow, last: Document) -> NextCommand:
             more["requestState"] = asked["requestState"]
         return _call(task.flow, len(task.calls) + 1, more)
     try:
-        INPUT_REQUESTS.validate_python(asked["inputRequests"])
+        check_question(asked)
     except ValidationError as error:
         reason = f"The tool asked for something else than input: {error.errors()[0]['msg']}"
         return NextCommand("fail", {"reason": reason[:REASON_MAX]})

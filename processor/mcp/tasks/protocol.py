@@ -12,16 +12,16 @@ from typing import Annotated, Any, Final, Literal
 from mcp_types import (
     MISSING_REQUIRED_CLIENT_CAPABILITY,
     CallToolResult,
-    InputRequests,
     InputResponses,
     Notification,
     NotificationParams,
     Request,
     RequestParams,
-    Result,
     SubscriptionFilter,
     SubscriptionsListenRequestParams,
 )
+from mcp_types.methods import validate_server_result
+from mcp_types.version import LATEST_MODERN_VERSION
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -37,7 +37,6 @@ MISSING_CAPABILITY: Final = MISSING_REQUIRED_CLIENT_CAPABILITY
 REQUIRED: Final[Mapping[str, Any]] = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
 """`data` of the error for a client whose request does not declare the extension."""
 
-INPUT_REQUESTS: Final[TypeAdapter[InputRequests]] = TypeAdapter(InputRequests)
 INPUT_RESPONSES: Final[TypeAdapter[InputResponses]] = TypeAdapter(InputResponses)
 
 TaskId = Annotated[str, Field(alias="taskId")]
@@ -59,6 +58,9 @@ class Task(BaseModel):
     def _with_ttl(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The SDK leaves nulls out; `ttlMs` must be there, and null is a value of it."""
         return {"ttlMs": self.ttl_ms, **serialize(self)}
+
+
+_COMMON: Final = [to_camel(name) for name in Task.model_fields]
 
 
 class WorkingTask(Task):
@@ -100,16 +102,6 @@ DetailedTask = Annotated[
 ]
 DETAILED_TASK: Final[TypeAdapter[DetailedTask]] = TypeAdapter(DetailedTask)
 ENDED: Final = (CompletedTask, FailedTask, CancelledTask)
-
-
-class CreateTaskResult(Result):
-    """The result of `tools/call` that says that a task was made: a Task with this `resultType`."""
-
-    model_config = ConfigDict(extra="allow")
-
-    result_type: Literal["task"] = "task"
-    task_id: str
-    status: str
 
 
 class TaskParams(RequestParams):
@@ -161,9 +153,17 @@ class TaskNotification(Notification[TaskNotificationParams, Literal["notificatio
     method: Literal["notifications/tasks"] = "notifications/tasks"
 
 
-def wire(task: Task, result_type: Literal["task", "complete"]) -> dict[str, Any]:
-    """Return a task as the result of a request."""
-    return {"resultType": result_type, **fields_of(task)}
+def handle(task: Task) -> dict[str, Any]:
+    """Return the result of `tools/call` that says that there is a task: what every task says, and
+    nothing of what its status adds."""
+    said = fields_of(task)
+    common = {name: said[name] for name in (*_COMMON, "status") if name in said}
+    return {"resultType": "task", **common}
+
+
+def detailed(task: Task) -> dict[str, Any]:
+    """Return the result of `tasks/get`."""
+    return {"resultType": "complete", **fields_of(task)}
 
 
 def fields_of(task: Task) -> dict[str, Any]:
@@ -174,3 +174,9 @@ def fields_of(task: Task) -> dict[str, Any]:
 def tool_result(value: Mapping[str, Any]) -> CallToolResult:
     """Read a CallToolResult. Raises ValidationError."""
     return CallToolResult.model_validate(value)
+
+
+def check_question(value: Mapping[str, Any]) -> None:
+    """Check an InputRequiredResult as clients will. Raises ValidationError."""
+    asked = {name: value[name] for name in ("resultType", "inputRequests")}
+    validate_server_result("tools/call", LATEST_MODERN_VERSION, asked)

@@ -30,6 +30,7 @@ MOVES_MAX: Final = 8
 SETTLE_S: Final = 3.0
 """How long a client that asks for a task waits for what the task needs meanwhile."""
 READ_AGAIN_S: Final = 0.1
+READ_AGAIN_MAX: Final = 100
 
 
 class TaskRefused(TaskflowError):
@@ -95,28 +96,27 @@ class TaskStore:
 
         Raises UnknownFlow, NoViews, TaskRefused and what `FlowClient.send` does.
         """
-        while True:
+        for _ in range(READ_AGAIN_MAX):
             task = await self._read(task_id)
             if (command := with_responses(task, responses)) is None:
-                break
+                return
             outcome = await self._send(task, command)
-            if _accepted(outcome):
-                break
             if outcome.code is Code.STATE_TOO_LARGE:
                 raise TaskRefused(outcome.message)
             if outcome.code is not Code.REVISION_MISMATCH:
-                break  # the question is no longer open: another response came first
+                return  # accepted, or the question is closed: another response came first
             await asyncio.sleep(READ_AGAIN_S)  # views are behind
-        await self.settle(task_id, after=() if command is None else outcome.event_ids)
+        raise NoViews(f"The views do not show how task {task_id} stands; try again.")
 
     async def cancel(self, task_id: str) -> None:
         """Cancel a task unless it has ended. Raises as `update` does."""
-        while True:
+        for _ in range(READ_AGAIN_MAX):
             task = await self._read(task_id)
             outcome = await self._send(task, NextCommand("cancel", {}))
             if outcome.code is not Code.REVISION_MISMATCH:
                 return
             await asyncio.sleep(READ_AGAIN_S)
+        raise NoViews(f"The views do not show how task {task_id} stands; try again.")
 
     async def settle(self, task_id: str, *, after: Sequence[int] = ()) -> TaskFlow:
         """Send what a task needs until it waits for others; return it as it is then.

@@ -205,6 +205,10 @@ async def test_progress_is_the_status_message(client: Client) -> None:
         await until(client, task_id, "completed")
 
 
+async def asking(step: Step) -> dict[str, Any]:
+    return {"resultType": "input_required", "inputRequests": {"which": ASK}}
+
+
 async def test_the_same_key_is_the_same_task_and_for_one_call_only(
     client: Client, taskflow_fake: TaskflowFake
 ) -> None:
@@ -217,6 +221,11 @@ async def test_the_same_key_is_the_same_task_and_for_one_call_only(
         await called(client, "convert", {"file": "xyz"}, key="guessable")
 
     assert first["taskId"] == second["taskId"]
+    async with executor(asking):
+        await until(client, first["taskId"], "input_required")
+        third = await called(client, "convert", {"file": "abc"}, key=key)
+    assert (third["resultType"], third["status"]) == ("task", "input_required")
+    assert "inputRequests" not in third, "a client would take it for a result that asks for input"
     assert len(taskflow_fake.steps(first["taskId"])) == 1
 
 

@@ -57,6 +57,16 @@ async def test_a_flow_lives_its_life_by_the_tools(
     assert flow.state_json == {"mails": 3, "read": 1, "f": "a", "sorted": 3}
 
 
+async def test_clients_of_versions_before_have_the_tools(
+    taskflow_fake: TaskflowFake, tmp_path: Path
+) -> None:
+    async with mcp_client(tmp_path, taskflow_fake, mode="legacy") as client:
+        started = facts(await client.call_tool("start", START))
+        shown = facts(await client.call_tool("status", {"flow_id": started["flow_id"]}))
+
+    assert shown["untrusted"]["data"]["goal"] == START["goal"]
+
+
 async def test_a_call_that_is_repeated_changes_nothing_twice(
     taskflow_fake: TaskflowFake, tmp_path: Path
 ) -> None:
