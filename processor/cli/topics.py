@@ -30,6 +30,9 @@ def create(
         list[str] | None,
         typer.Argument(metavar="[NAME]...", help="Instead of the seven: topics for `replay to`."),
     ] = None,
+    signals: Annotated[
+        bool, typer.Option("--signals", help="Also the four topics of `taskflow signals`.")
+    ] = False,
 ) -> None:
     """Make those of the seven topics that are missing, and add the partitions that `steps` lacks.
     What is there stays as it is otherwise.
@@ -47,12 +50,25 @@ def create(
     TASKFLOW_STEPS_PARTITIONS, TASKFLOW_REPLICATION_FACTOR, TASKFLOW_SECURITY_PROTOCOL,
     `TASKFLOW_SASL_*`, `TASKFLOW_SSL_*`.
     """
-    from processor.adapters.kafka.admin.topic_admin import create_replay_topics, create_topics
+    from processor.adapters.kafka.admin.topic_admin import (
+        create_replay_topics,
+        create_signal_topics,
+        create_topics,
+    )
 
     settings = settings_and_logs(quiet=True)
     if own := sorted({*(names or ())} & {name for name, _ in Topics(settings.topic_prefix)}):
         raise WrongUse(f"{own[0]} is one of the seven: `taskflow topics create` makes these.")
-    made = run(lambda: create_replay_topics(settings, names) if names else create_topics(settings))
+    if names and signals:
+        raise WrongUse("--signals goes with the seven topics, not with names.")
+
+    async def create_all() -> list[str]:
+        if names:
+            return await create_replay_topics(settings, names)
+        made = await create_topics(settings)
+        return [*made, *await create_signal_topics(settings)] if signals else made
+
+    made = run(create_all)
     for name in made:
         if for_people():
             console().print(f"made {name}", markup=False)
@@ -61,7 +77,7 @@ def create(
                 {"topic": name} | ({} if names else {"partitions": settings.partitions_of(name)})
             )
     if not made:
-        say(f"{'All of them' if names else 'All seven topics'} are there already.")
+        say(f"{'All of them' if names or signals else 'All seven topics'} are there already.")
 
 
 @app.command("check")

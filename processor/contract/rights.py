@@ -9,7 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from processor.contract.topics import Topics
+from processor.contract.topics import SignalTopics, Topics
 
 
 class Operation(StrEnum):
@@ -81,6 +81,8 @@ class Role(StrEnum):
     VIEWS = "views"
     VIEWS_ACTING = "views-acting"
     WORKER = "worker"
+    SIGNALS = "signals"
+    SIGNALLER = "signaller"
     ADMIN = "admin"
 
 
@@ -99,6 +101,8 @@ ROLES: Final[Mapping[Role, str]] = MappingProxyType(
         Role.VIEWS: "runs `taskflow views`, without TASKFLOW_VIEWS_TOKEN or an operator token",
         Role.VIEWS_ACTING: "runs `taskflow views` with TASKFLOW_VIEWS_OPERATOR_TOKEN",
         Role.WORKER: "runs `taskflow worker`, also with `--processes` or TASKFLOW_STANDBY",
+        Role.SIGNALS: "runs `taskflow signals`",
+        Role.SIGNALLER: "sends signals: `taskflow signal send`, SignalClient",
         Role.ADMIN: "runs `taskflow topics create`",
     }
 )
@@ -220,6 +224,29 @@ def _worker(topics: Topics, group_id: str) -> tuple[Right, ...]:
     )
 
 
+def _signals(topics: Topics, group_id: str) -> tuple[Right, ...]:
+    own = SignalTopics(topics.prefix)
+    return (
+        on_topic(Operation.READ, topics.audit, "who waits for what"),
+        on_topic(Operation.READ, own.signals, "the signals"),
+        *_each(Operation.READ, (own.log, own.state), "its own records"),
+        *_each(Operation.WRITE, (own.log, own.state), "what it makes of signals and waits"),
+        on_topic(Operation.WRITE, own.dead_letters, "signals that nobody waits for in time"),
+        on_topic(Operation.WRITE, topics.commands, "end the waits"),
+        on_topic(Operation.READ, topics.outcomes, "see which flow refuses a signal"),
+        on_group(Operation.READ, f"{group_id}.signals", "share the partitions among processes"),
+        Right(
+            Operation.WRITE,
+            Resource(ResourceKind.TRANSACTIONAL_ID, f"{topics.prefix}.signals-", prefixed=True),
+            "one transactional id for each partition of a source",
+        ),
+    )
+
+
+def _signaller(topics: Topics, _group_id: str) -> tuple[Right, ...]:
+    return (on_topic(Operation.WRITE, SignalTopics(topics.prefix).signals, "send signals"),)
+
+
 def _admin(topics: Topics, _group_id: str) -> tuple[Right, ...]:
     names = [name for name, _ in topics]
     return (
@@ -242,6 +269,8 @@ _TABLE: Final = MappingProxyType(
         Role.VIEWS: _views,
         Role.VIEWS_ACTING: _views_acting,
         Role.WORKER: _worker,
+        Role.SIGNALS: _signals,
+        Role.SIGNALLER: _signaller,
         Role.ADMIN: _admin,
     }
 )

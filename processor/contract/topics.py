@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-_DAY_MS: Final = 86_400_000
+DAY_MS: Final = 86_400_000
 
 MESSAGE_MAX_BYTES: Final = 1024 * 1024 + 12
 """What a Kafka topic takes by default; no record of ours but a dead letter is larger
@@ -27,36 +27,37 @@ class TopicSpec:
     config: Mapping[str, str]
 
 
-def _spec(name: str, purpose: str, **config: str | int) -> TopicSpec:
+def topic_spec(name: str, purpose: str, **config: str | int) -> TopicSpec:
+    """A topic; an underscore in a name of Kafka's settings stands for its dot."""
     settings = {"message.timestamp.type": "LogAppendTime"}
     settings |= {key.replace("_", "."): str(value) for key, value in config.items()}
     return TopicSpec(name, purpose, MappingProxyType(settings))
 
 
-COMMANDS: Final = _spec(
+COMMANDS: Final = topic_spec(
     "commands",
     "commands of flow owners, keyed by flow id",
     cleanup_policy="delete",
-    retention_ms=30 * _DAY_MS,
+    retention_ms=30 * DAY_MS,
     compression_type=UNCOMPRESSED,
 )
-CONTROL: Final = _spec(
+CONTROL: Final = topic_spec(
     "control",
     "the same commands with an operator's authority; guarded by the broker's ACLs",
     cleanup_policy="delete",
-    retention_ms=30 * _DAY_MS,
+    retention_ms=30 * DAY_MS,
     compression_type=UNCOMPRESSED,
 )
-OUTCOMES: Final = _spec(
+OUTCOMES: Final = topic_spec(
     "outcomes",
     "exactly one outcome for each record of commands and control, in the order of decision",
     cleanup_policy="delete",
-    retention_ms=45 * _DAY_MS,
+    retention_ms=45 * DAY_MS,
 )
-AUDIT: Final = _spec(
+AUDIT: Final = topic_spec(
     "audit", "FlowEvents, append-only", cleanup_policy="delete", retention_ms=-1, retention_bytes=-1
 )
-STATE: Final = _spec(
+STATE: Final = topic_spec(
     "state",
     "the newest snapshot of each flow and step, and the cursor; a tombstone when pruned",
     cleanup_policy="compact",
@@ -64,20 +65,20 @@ STATE: Final = _spec(
     segment_bytes=64 * 1024 * 1024,
     segment_ms=3_600_000,
     min_cleanable_dirty_ratio="0.1",
-    delete_retention_ms=_DAY_MS,
+    delete_retention_ms=DAY_MS,
 )
-DEAD_LETTERS: Final = _spec(
+DEAD_LETTERS: Final = topic_spec(
     "deadletters",
     "raw bytes of what could not be read as a command",
     cleanup_policy="delete",
-    retention_ms=30 * _DAY_MS,
+    retention_ms=30 * DAY_MS,
     max_message_bytes=DEAD_LETTER_MAX_BYTES,
 )
-STEPS: Final = _spec(
+STEPS: Final = topic_spec(
     "steps",
     "work items: managed steps that may be started now",
     cleanup_policy="delete",
-    retention_ms=30 * _DAY_MS,
+    retention_ms=30 * DAY_MS,
 )
 SPECS: Final = (COMMANDS, CONTROL, OUTCOMES, AUDIT, STATE, DEAD_LETTERS, STEPS)
 """All have the same number of partitions, but `steps`, which may have more."""
@@ -124,3 +125,64 @@ class Topics:
 
     def __iter__(self) -> Iterator[tuple[str, TopicSpec]]:
         return ((f"{self.prefix}.{spec.name}", spec) for spec in SPECS)
+
+
+# Of signals, an extension outside of the contract
+
+SIGNALS: Final = topic_spec(
+    "signals",
+    "events that name a wait by topic and correlation id, with any key",
+    cleanup_policy="delete",
+    retention_ms=30 * DAY_MS,
+    compression_type=UNCOMPRESSED,
+)
+SIGNAL_LOG: Final = topic_spec(
+    "signals.log",
+    "signals and what becomes of waits, by topic and correlation id; internal",
+    cleanup_policy="delete",
+    retention_ms=30 * DAY_MS,
+)
+SIGNAL_STATE: Final = topic_spec(
+    "signals.state",
+    "what `taskflow signals` knows: waits, early signals, positions; internal",
+    cleanup_policy="compact",
+    segment_bytes=64 * 1024 * 1024,
+    segment_ms=3_600_000,
+    min_cleanable_dirty_ratio="0.1",
+    delete_retention_ms=DAY_MS,
+)
+SIGNAL_DEAD_LETTERS: Final = topic_spec(
+    "signals.deadletters",
+    "signals that no flow waited for in time, or that are none",
+    cleanup_policy="delete",
+    retention_ms=30 * DAY_MS,
+    max_message_bytes=DEAD_LETTER_MAX_BYTES,
+)
+SIGNAL_SPECS: Final = (SIGNALS, SIGNAL_LOG, SIGNAL_STATE, SIGNAL_DEAD_LETTERS)
+"""All have as many partitions as the seven topics."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalTopics:
+    """The full names of the topics of `taskflow signals` under one prefix."""
+
+    prefix: str = "taskflow"
+
+    @property
+    def signals(self) -> str:
+        return f"{self.prefix}.{SIGNALS.name}"
+
+    @property
+    def log(self) -> str:
+        return f"{self.prefix}.{SIGNAL_LOG.name}"
+
+    @property
+    def state(self) -> str:
+        return f"{self.prefix}.{SIGNAL_STATE.name}"
+
+    @property
+    def dead_letters(self) -> str:
+        return f"{self.prefix}.{SIGNAL_DEAD_LETTERS.name}"
+
+    def __iter__(self) -> Iterator[tuple[str, TopicSpec]]:
+        return ((f"{self.prefix}.{spec.name}", spec) for spec in SIGNAL_SPECS)

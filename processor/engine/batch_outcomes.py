@@ -114,11 +114,11 @@ def _size_bytes(record: Outgoing) -> int:
     return len(record.key or b"") + len(record.value or b"") + headers
 
 
-def dead_letter(record: Record, code: Code, message: str) -> Outgoing:
+def dead_letter(record: Record, code: str, message: str) -> Outgoing:
     """The record as it was, with the reason added as headers."""
     value = record.value
     added = [
-        (dead_letters.CODE, str(code)),
+        (dead_letters.CODE, code),
         (dead_letters.MESSAGE, message),
         (dead_letters.SOURCE_TOPIC, record.topic),
         (dead_letters.SOURCE_PARTITION, str(record.partition)),

@@ -201,6 +201,8 @@ class Settings(BaseSettings):
     """For how long a row is kept that has its outcome."""
     outbox_http: OptionalAddress = Address("127.0.0.1", 8904)
     """Where the outbox's relay answers /live, /ready and /metrics."""
+    signals_http: OptionalAddress = Address("127.0.0.1", 8905)
+    """Where `taskflow signals` answers /live, /ready and /metrics."""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(lower),
@@ -231,6 +233,8 @@ class Settings(BaseSettings):
     """How far ahead a wait may end."""
     retain_terminal_ms: OptionalDurationMs = 30 * DAY_MS
     """For how long a flow that has ended is kept."""
+    signal_ttl_ms: Annotated[DurationMs, *between("1s", "30d")] = DAY_MS
+    """How long a signal waits for a flow that waits for it, from its append on."""
     flow_steps_max: Annotated[
         int, Field(ge=1, le=1_000_000), Expected("a whole number of 1 to 1000000")
     ] = 10_000

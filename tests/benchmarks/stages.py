@@ -176,7 +176,8 @@ async def run(table: FlowTable, load: Load, costs: Costs) -> None:
         assert {verdict for _, verdict, _ in batch.tally} == {"accepted"}
         with costs_of.stage("compress and send"):
             for topic, pack in outbound.packs.items():
-                await KafkaTransactionalProducer._send(writer, producer, topic, pack)  # type: ignore[arg-type]
+                tp = TopicPartition(topic, PLACE.partition)
+                await KafkaTransactionalProducer._send(writer, producer, tp, pack)  # type: ignore[arg-type]
         changes: Any = outbound.changes
         changes.forget_before_ms = APPENDED_AT_MS - 1
         after = Checkpoint(batch.position, start, start, batch.newest_ms)

@@ -60,4 +60,5 @@ def every_kind() -> dict[str, Manifests]:
     found["few"] = manifests(
         deployment(namespace="prod", views=0, processes=4, operators=frozenset())
     )
+    found["signals"] = manifests(deployment("scram", signals=2))
     return found

@@ -16,8 +16,8 @@ from uuid import uuid4
 
 from aiohttp import ClientSession
 
-from processor.adapters.kafka.access.authorization import ensure_startable
-from processor.adapters.kafka.admin.topic_admin import create_topics
+from processor.adapters.kafka.access.authorization import ensure_rights, ensure_startable
+from processor.adapters.kafka.admin.topic_admin import create_signal_topics, create_topics
 from processor.adapters.kafka.errors import NotAuthorized
 from processor.client import (
     AuditStream,
@@ -27,10 +27,12 @@ from processor.client import (
     Step,
     StepWorker,
 )
+from processor.client.signals.signal_client import SignalClient
 from processor.contract.rights import ROLES, Operation, ResourceKind, Right, Role, rights
 from processor.contract.topics import Topics
 from processor.embedded.broker import free_port
 from processor.settings import Settings
+from processor.signals.service import SignalService
 from processor.worker.composition import run_worker
 from tests.support.forked_program import ForkedProgram, Result, shared_program
 from tests.support.machine import patience
@@ -65,7 +67,8 @@ def one_of_each(role: Role, right: Right, phase: str) -> bool:
     """Enough to meet each way in which Kafka refuses: what runs in seconds."""
     topic = right.resource.name.rpartition(".")[2]
     if phase == START:
-        return role not in (Role.VIEWS, Role.VIEWS_ACTING, Role.ADMIN) or topic == "audit"
+        several = (Role.VIEWS, Role.VIEWS_ACTING, Role.SIGNALS, Role.ADMIN)
+        return role not in several or topic == "audit"
     match role:
         case Role.VIEWS_ACTING:
             return right.operation is Operation.WRITE
@@ -381,6 +384,48 @@ async def views_rows(place: Deployment, home: Path, role: Role, chosen: Chosen) 
     return rows
 
 
+async def signals_rows(place: Deployment, home: Path, chosen: Chosen) -> list[Row]:
+    """When it starts; with all of its rights it becomes ready, and delivers."""
+    await create_signal_topics(place.administrator())
+    rows = []
+    for right in place.rights:
+        if chosen(Role.SIGNALS, right, START):
+            async with place.without(right):
+                starting = ensure_rights(place.settings(), Role.SIGNALS)
+                sentence = await said(starting, NotAuthorized)
+            rows.append(place.row(right, "its start", sentence))
+    service = SignalService(place.settings(state_dir=home / "signals"))
+    stop = asyncio.Event()
+    running = asyncio.create_task(service.run(stop))
+    try:
+        async with (
+            asyncio.timeout(GOES_ON_WITHIN_S),
+            FlowClient(place.administrator()) as client,
+            SignalClient(place.administrator()) as sender,
+        ):
+            flow = await client.create("deliver", running=True)
+            await flow.wait_for("washed", "shirt")
+            await sender.send("washed", "shirt")
+            await flow.until("running")
+    finally:
+        stop.set()
+        await running
+    return rows
+
+
+async def signaller_rows(place: Deployment, chosen: Chosen) -> list[Row]:
+    await create_signal_topics(place.administrator())
+    (right,) = place.rights
+    rows = []
+    if chosen(Role.SIGNALLER, right, START):
+        async with place.without(right):
+            sentence = await said(SignalClient(place.settings()).__aenter__(), NotAuthorized)
+        rows.append(place.row(right, "`SignalClient`, entered", sentence))
+    async with SignalClient(place.settings()) as sender:
+        await sender.send("washed", "shirt")
+    return rows
+
+
 async def admin_rows(kafka: SecuredKafka, number: int, chosen: Chosen) -> list[Row]:
     place = await deployment(kafka, Role.ADMIN)
     right = place.rights[number]
@@ -428,6 +473,8 @@ async def matrix(
             lambda place: views_rows(place, home, Role.VIEWS_ACTING, chosen),
         ),
         *(in_turn(worker_rows(kafka, n, chosen)) for n in numbers[Role.WORKER]),
+        with_worker(Role.SIGNALS, lambda place: signals_rows(place, home, chosen)),
+        with_worker(Role.SIGNALLER, lambda place: signaller_rows(place, chosen)),
         *(in_turn(admin_rows(kafka, n, chosen)) for n in numbers[Role.ADMIN]),
     ]
     async with asyncio.TaskGroup() as group:

@@ -27,6 +27,7 @@ LAYERS = tuple(
         "partition client failpoints",
         "ops",
         "a2a mcp sink outbox worker views",
+        "signals",
         "testing",
         "cli",
         "__main__",
@@ -36,11 +37,11 @@ LAYERS = tuple(
 itself and from the layers before its own."""
 KNOW_ADAPTERS = {
     *("adapters", "client", "failpoints"),
-    *("sink", "outbox", "worker", "views", "testing", "cli"),
+    *("sink", "outbox", "worker", "views", "signals", "testing", "cli"),
 }
 VERIFIERS_KNOW = {"contract", "errors", "ops"}
 """What verifies must share no rule with what it verifies."""
-KNOW_KAFKA = {"adapters", "views", "engine", "client", "embedded", "testing", "cli"}
+KNOW_KAFKA = {"adapters", "views", "signals", "engine", "client", "embedded", "testing", "cli"}
 KNOW_SQLITE = {
     ROOT / "processor" / "adapters" / "sqlite",
     ROOT / "processor" / "adapters" / "sqlite" / "readonly",

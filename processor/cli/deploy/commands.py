@@ -45,6 +45,9 @@ def kubernetes(
     ),
     processes: int = PROCESSES,
     views: int = typer.Option(1, "--views", min=0, help="How many view workers."),
+    signals: int = typer.Option(
+        0, "--signals", min=0, help="How many processes of `taskflow signals`, with its topics."
+    ),
     storage: str = typer.Option(
         "10Gi", "--storage", metavar="SIZE", help="Of each worker and view worker, for its tables."
     ),
@@ -71,7 +74,8 @@ def kubernetes(
     TASKFLOW_REPLICATION_FACTOR=3 TASKFLOW_SECURITY_PROTOCOL=SASL_SSL taskflow deploy kubernetes
     --image registry.example.org/taskflow:1 | kubectl apply -f -`
 
-    Settings: those of `taskflow worker` and `taskflow views`; TASKFLOW_REPLICATION_FACTOR.
+    Settings: those of `taskflow worker`, `taskflow views` and `taskflow signals`;
+    TASKFLOW_REPLICATION_FACTOR.
     """
     from processor.cli.deploy.execute import KubernetesOptions, write_manifests
 
@@ -83,6 +87,7 @@ def kubernetes(
             workers=workers,
             processes=processes,
             views=views,
+            signals=signals,
             storage=storage,
             kafka_cluster=kafka_cluster,
             ca_secret=ca_secret,

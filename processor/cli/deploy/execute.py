@@ -46,6 +46,7 @@ class KubernetesOptions:
     workers: int
     processes: int
     views: int
+    signals: int
     storage: str
     kafka_cluster: str
     ca_secret: str | None
@@ -120,6 +121,7 @@ def _deployment(
         workers=options.workers,
         processes=options.processes,
         views=options.views,
+        signals=options.signals,
         storage=options.storage,
         kafka_cluster=options.kafka_cluster,
         ca_secret=None if ca_secret == CA_OF_THE_SYSTEM else ca_secret,

@@ -8,7 +8,7 @@ from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
 from processor.contract.publication import examples
 from processor.contract.state import CURSOR_PREFIX
 from processor.contract.steps import TASK_HEADER
-from processor.contract.topics import Topics, TopicSpec
+from processor.contract.topics import SIGNALS, SignalTopics, Topics, TopicSpec
 from processor.contract.values import UUID_PATTERN
 
 VERSION: Final = "3.0.0"
@@ -144,6 +144,13 @@ _MESSAGES: Final[Mapping[str, dict[str, Any]]] = {
         examples.CURSOR,
     ),
     "dead-letter": _DEAD_LETTER,
+    "signal": _message(
+        "signal",
+        "An extension: an event that names a wait by topic and correlation id",
+        {"type": "string", "description": "Any key."},
+        _headers(_TRACEPARENT),
+        examples.SIGNAL,
+    ),
 }
 _CARRIES: Final = {
     "commands": ("command",),
@@ -153,6 +160,7 @@ _CARRIES: Final = {
     "state": ("flow-snapshot", "step-snapshot", "cursor"),
     "deadletters": ("dead-letter",),
     "steps": ("work-item",),
+    SIGNALS.name: ("signal",),
 }
 _OPERATIONS: Final = {
     "sendCommand": ("send", "commands", "A flow's owner asks for a change."),
@@ -162,6 +170,7 @@ _OPERATIONS: Final = {
     "followState": ("receive", "state", "The present of every flow and step."),
     "receiveWork": ("receive", "steps", "An executor finds the steps that it may start."),
     "receiveDeadLetter": ("receive", "deadletters", "What could not be read."),
+    "sendSignal": ("send", SIGNALS.name, "To whichever flow waits; read by `taskflow signals`."),
 }
 
 
@@ -181,7 +190,10 @@ def asyncapi_document() -> dict[str, Any]:
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
-        "channels": {spec.name: _channel(topic, spec) for topic, spec in Topics()},
+        "channels": {
+            **{spec.name: _channel(topic, spec) for topic, spec in Topics()},
+            SIGNALS.name: _channel(SignalTopics().signals, SIGNALS),
+        },
         "operations": {
             name: {
                 "action": action,

@@ -127,6 +127,12 @@ WORK_ITEM: Final[dict[str, Any]] = {
     "event_id": _EVENT_ID + 1,
     "at": _AT,
 }
+SIGNAL: Final[dict[str, Any]] = {
+    "id": "payment-17",
+    "topic": "payments",
+    "correlation_id": "order-17",
+    "payload": {"paid": True},
+}
 CURSOR: Final[dict[str, Any]] = {
     "commands": 18,
     "control": 0,

@@ -10,6 +10,7 @@ from processor.contract.dead_letters import DeadLetterHeaders
 from processor.contract.events import EVENTS
 from processor.contract.flow import Flow, Wait
 from processor.contract.outcomes import Outcome
+from processor.contract.signals import SignalMessage
 from processor.contract.state import Cursor, FlowSnapshot, StepSnapshot
 from processor.contract.steps import STEPS, WorkItem
 
@@ -39,6 +40,12 @@ _PUBLISHED: Final[Mapping[str, tuple[type[BaseModel] | TypeAdapter[Any], str, st
     "work-item": (WorkItem, "WorkItem", None),
     "cursor": (Cursor, "Cursor", None),
     "dead-letter-headers": (DeadLetterHeaders, "DeadLetterHeaders", None),
+    "signal": (
+        SignalMessage,
+        "Signal",
+        "An event without a flow id, an extension outside of the contract. Beyond what a schema "
+        "can say: at most 504 KiB, and a payload that a command may hold.",
+    ),
 }
 # Where a wait stands in what is published: model → field. The models hold it as plain JSON.
 _WAITS: Final = {"Flow": "wait_json", "WaitingPayload": "wait"}

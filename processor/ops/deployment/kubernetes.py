@@ -12,7 +12,7 @@ from processor.ops.deployment.policies import (
     service_monitor,
 )
 from processor.ops.deployment.strimzi import has_users, kafka_topics, kafka_users
-from processor.ops.deployment.workloads import scaled, views, workers
+from processor.ops.deployment.workloads import scaled, signals, views, workers
 from processor.ops.yaml_text import to_yaml
 
 Manifests = dict[str, list[dict[str, Any]]]
@@ -20,14 +20,16 @@ Manifests = dict[str, list[dict[str, Any]]]
 
 def manifests(deployment: KubernetesDeployment) -> Manifests:
     """Files in the order in which they are to be applied: topics and users, then workers, then
-    views."""
+    views and signals."""
     roles = [Role.WORKER] + ([Role.VIEWS] if deployment.views else [])
+    roles += [Role.SIGNALS] if deployment.signals else []
     found: Manifests = {}
     if Operator.STRIMZI in deployment.operators:
         found["topics.yaml"] = list(kafka_topics(deployment))
         if has_users(deployment):
             found["users.yaml"] = list(kafka_users(deployment, *roles))
-    for role, made in ((Role.WORKER, workers), (Role.VIEWS, views)):
+    made_by = {Role.WORKER: workers, Role.VIEWS: views, Role.SIGNALS: signals}
+    for role, made in made_by.items():
         if role not in roles:
             continue
         own = [*made(deployment), disruption_budget(deployment, role)]
@@ -36,7 +38,7 @@ def manifests(deployment: KubernetesDeployment) -> Manifests:
             own += scaled_object(deployment)
         if Operator.PROMETHEUS in deployment.operators:
             own.append(service_monitor(deployment, role))
-        found[f"{role}.yaml" if role is Role.VIEWS else "workers.yaml"] = own
+        found["workers.yaml" if role is Role.WORKER else f"{role}.yaml"] = own
     return found
 
 

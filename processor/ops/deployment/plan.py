@@ -20,6 +20,7 @@ GRACE_S: Final = 20
 
 _BASE_MIB: Final = 384
 _PROCESS_MIB: Final = 128
+SIGNALS_MIB: Final = 384
 VIEWS_MIB: Final = 512
 """See processor/views/README.md: up to 391 MiB while a view catches up."""
 
@@ -29,6 +30,7 @@ _NOT_OF_SERVICES: Final = frozenset(
         *("replication_factor", "cache_dir", "broker_heap", "broker_jit", "broker_aot", "faults"),
         # The deployment's own: where things are, and who a worker is.
         *("instance_id", "state_dir", "http", "views_http", "views_advertise", "http_hosts"),
+        "signals_http",
         *("sasl_username", "sasl_oauth_token_file", "ssl_cafile", "ssl_certfile", "ssl_keyfile"),
     )
 )
@@ -50,6 +52,8 @@ class KubernetesDeployment:
     processes: int = 1
     """Of each worker."""
     views: int = 1
+    signals: int = 0
+    """How many processes of `taskflow signals`; with 0 there are no topics for them either."""
     storage: str = "10Gi"
     """Of each worker and each view worker, for its tables."""
     kafka_cluster: str = "my-cluster"

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from processor.contract.rights import Role
 from processor.ops.deployment.plan import KubernetesDeployment
-from processor.ops.deployment.workloads import PORT_NAME, VIEWS_PORT, WORKER_PORT
+from processor.ops.deployment.workloads import PORT_NAME, PORTS
 from processor.settings import Settings
 
 SCRAPE_EVERY: Final = "15s"
@@ -23,8 +23,7 @@ def disruption_budget(deployment: KubernetesDeployment, role: Role) -> dict[str,
 
 def network_policy(deployment: KubernetesDeployment, role: Role) -> dict[str, Any]:
     """In: pods of the cluster, at the HTTP port. Out: the brokers, DNS, and of views each other."""
-    port = VIEWS_PORT if role is Role.VIEWS else WORKER_PORT
-    http = [{"protocol": "TCP", "port": port}]
+    http = [{"protocol": "TCP", "port": PORTS[role]}]
     labels = {"matchLabels": deployment.labels(role)}
     egress: list[dict[str, Any]] = [
         {"ports": [{"protocol": "TCP", "port": p} for p in _broker_ports(deployment.settings)]},

@@ -4,14 +4,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from processor.contract.rights import Role, rights
+from processor.contract.topics import SignalTopics
 from processor.ops.acls import STRIMZI_VERSION, strimzi_user
 from processor.ops.deployment.plan import KubernetesDeployment
 
 
 def kafka_topics(deployment: KubernetesDeployment) -> Iterator[dict[str, Any]]:
-    """What `taskflow topics create` makes."""
+    """What `taskflow topics create` makes, with `--signals` if there are any."""
     settings = deployment.settings
-    for topic, spec in deployment.topics:
+    wanted = [*deployment.topics]
+    if deployment.signals:
+        wanted += SignalTopics(settings.topic_prefix)
+    for topic, spec in wanted:
         made = deployment.resource(
             f"{STRIMZI_VERSION} KafkaTopic",
             deployment.named(spec.name),
@@ -35,8 +39,8 @@ def has_users(deployment: KubernetesDeployment) -> bool:
 
 
 def kafka_users(deployment: KubernetesDeployment, *roles: Role) -> Iterator[dict[str, Any]]:
-    """A user for workers or views, with the rights of `taskflow topics acls`. Its name is that of
-    the Secret that Strimzi makes for it."""
+    """A user for the pods of each role, with the rights of `taskflow topics acls`. Its name is that
+    of the Secret that Strimzi makes for it."""
     settings = deployment.settings
     subject = "" if settings.uses_sasl else "CN="
     for role in roles:

@@ -1,6 +1,7 @@
-"""Pods: a StatefulSet of workers, one of views, and the Services that find them."""
+"""Pods: StatefulSets of workers, views and signals, and the Services that find them."""
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from processor.contract.rights import Role
@@ -14,6 +15,7 @@ from processor.ops.deployment.access import (
 from processor.ops.deployment.operators import Operator
 from processor.ops.deployment.plan import (
     GRACE_S,
+    SIGNALS_MIB,
     VIEWS_MIB,
     KubernetesDeployment,
     memory_mib,
@@ -23,6 +25,12 @@ USER_ID: Final = 1000
 """Of the Dockerfile's user."""
 WORKER_PORT: Final = 8900
 VIEWS_PORT: Final = 8901
+SIGNALS_PORT: Final = 8905
+PORTS: Final[Mapping[Role, int]] = {
+    Role.WORKER: WORKER_PORT,
+    Role.VIEWS: VIEWS_PORT,
+    Role.SIGNALS: SIGNALS_PORT,
+}
 DATA: Final = "/data"
 PORT_NAME: Final = "http"
 PEER_SECRET: Final = "peer-secret"
@@ -113,6 +121,35 @@ def views(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
     ]
 
 
+def signals(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
+    """The StatefulSet of `taskflow signals`, which keeps nothing, and its Service."""
+    role = Role.SIGNALS
+    container = _container(
+        deployment,
+        role,
+        ["signals"],
+        port=SIGNALS_PORT,
+        environment={
+            "TASKFLOW_STATE_DIR": DATA,
+            "TASKFLOW_SIGNALS_HTTP": f"0.0.0.0:{SIGNALS_PORT}",
+            "TASKFLOW_HTTP_HOSTS": _hosts(deployment),
+        },
+        resources=_resources(SIGNALS_MIB, cores=1),
+        data={"emptyDir": {}},
+    )
+    spec = _stateful(deployment, role, container)
+    del spec["volumeClaimTemplates"], spec["persistentVolumeClaimRetentionPolicy"]
+    return [
+        _headless(deployment, role, SIGNALS_PORT),
+        deployment.resource(
+            "apps/v1 StatefulSet",
+            deployment.named(role),
+            role,
+            {"replicas": deployment.signals} | spec,
+        ),
+    ]
+
+
 def _hosts(deployment: KubernetesDeployment, *services: str) -> str:
     return ",".join((*services, *CLUSTER_HOSTS, *deployment.settings.http_hosts))
 
@@ -196,10 +233,12 @@ def _container(
     environment: Mapping[str, Any],
     resources: Mapping[str, Any],
     mounts: Iterable[Mount] = (),
+    data: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], list[Mount]]:
-    """A container, and what it mounts."""
+    """A container, and what it mounts. `data`: the volume of its state directory, if it is none
+    that the StatefulSet claims."""
     mounted = [
-        Mount("data", DATA, {}, read_only=False),
+        Mount("data", DATA, dict(data), read_only=False),
         Mount("tmp", "/tmp", {"emptyDir": {}}, read_only=False),
         *access_mounts(deployment, role),
         *mounts,

@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack
 from typing import Any, Final, cast
 
 import faust
-from faust.app.base import BootStrategy
 from faust.types import TP
 from yarl import URL
 
@@ -32,7 +31,11 @@ from processor.views.access.readers import Readers
 from processor.views.consumer_group import WorkerGroup
 from processor.views.faust.sensor import ViewSensor
 from processor.views.faust.tables import ViewTable, ViewTables
-from processor.views.faust.transport import CommittedConsumer, CommittedTransport
+from processor.views.faust.transport import (
+    CommittedConsumer,
+    CommittedTransport,
+    ConsumesOnly,
+)
 from processor.views.http.api import Api
 from processor.views.http.command_endpoint import CommandEndpoint
 from processor.views.http.server import limits_of, serve
@@ -52,13 +55,6 @@ KEPT_S: Final = 25 * 3600.0
 FETCH_MAX_BYTES: Final = 4 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
-
-
-class ConsumesOnly(BootStrategy):
-    """Nothing is written to Kafka: no producer, and no web server but our own."""
-
-    enable_kafka_producer = False
-    enable_web = False
 
 
 class ViewsApp(faust.App):

@@ -22,6 +22,7 @@ from aiokafka.errors import (
     KafkaConnectionError,
     TopicAuthorizationFailedError,
 )
+from faust.app.base import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -39,6 +40,13 @@ POLL_MAX_RECORDS: Final = 2000
 CHUNK_MAX_RECORDS: Final = 500
 CHUNK_MAX_BYTES: Final = 1024 * 1024
 """Of a chunk's values; a larger record is a chunk of its own."""
+
+
+class ConsumesOnly(BootStrategy):
+    """Nothing is written to Kafka: no producer, and no web server but our own."""
+
+    enable_kafka_producer = False
+    enable_web = False
 
 
 def chunks_of(records: Sequence[ConsumerRecord]) -> Iterator[tuple[ConsumerRecord, ...]]:
@@ -59,7 +67,9 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.fetched: dict[TP, int] = {}
-        """Behind the last record that Faust was given."""
+        """Behind the last record that Faust was given since the last seek."""
+        self.sought: Mapping[TP, int] = {}
+        """Where each partition was sought to."""
 
     async def on_start(self) -> None:
         """Wait for the broker, as workers do. Faust would end the process with a traceback."""
@@ -103,10 +113,11 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         except (GroupAuthorizationFailedError, TopicAuthorizationFailedError):
             await asyncio.sleep(DENIED_PAUSE_S)
             return {}
-        for tp, batch in records.items():
-            if batch:
-                self.fetched[tp] = batch[-1].offset + 1
-        return records
+        return {tp: self._noted(tp, batch) for tp, batch in records.items() if batch}
+
+    def _noted(self, tp: TP, batch: Sequence[ConsumerRecord]) -> Sequence[ConsumerRecord]:
+        self.fetched[tp] = batch[-1].offset + 1
+        return batch
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         """Commit for lag tools. Where an ACL is missing a later one makes it good."""
@@ -138,6 +149,7 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
             sought[tp] = position_of(tp.topic, tp.partition)
             consumer.seek(tp, sought[tp])
             self.fetched.pop(tp, None)
+        self.sought = sought
         return sought
 
     async def levels(self) -> dict[TP, tuple[int, int | None, int]]:
@@ -166,7 +178,10 @@ class CommittedConsumer(driver.Consumer):
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
         """Chunks where Faust expects records, which it hands to `_to_message` as they are."""
         records = await super()._getmany(active_partitions, min(timeout, TURN_S))
-        return {tp: list(chunks_of(batch)) for tp, batch in records.items()}
+        return {tp: self._cut(batch) for tp, batch in records.items()}
+
+    def _cut(self, batch: Any) -> list[Any]:
+        return list(chunks_of(batch))
 
     def _to_message(self, tp: TP, record: Any) -> Any:
         """Of a chunk: its last record's message, with the whole chunk as its value. What is

@@ -318,6 +318,9 @@ class Api:
     ) -> tuple[int, Json]:
         return await self._commands.take(request, query)
 
+    async def _signal(self, request: web.Request, _query: None) -> tuple[int, Json]:
+        return await self._commands.signal(request)
+
     async def _control(
         self, request: web.Request, query: parameters.CommandQuery
     ) -> tuple[int, Json]:

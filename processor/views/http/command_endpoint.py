@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 
 from processor.client import FlowClient
+from processor.client.signals.signal_client import SignalClient, SignalReceipt
 from processor.contract.events import TRACEPARENT_HEADER
 from processor.contract.headers import REASON
 from processor.runtime import end_tasks
@@ -19,7 +20,7 @@ from processor.telemetry.http.problem import ProblemError
 from processor.telemetry.http.server import read_body
 from processor.telemetry.http.tokens import carries
 from processor.telemetry.terminal import visible
-from processor.views.http.parameters import CommandQuery, ControlBody
+from processor.views.http.parameters import CommandQuery, ControlBody, SignalBody
 
 PUBLISH_TIMEOUT_S: Final = 30.0
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -38,19 +39,23 @@ class CommandEndpoint:
         self._settings = settings
         self._limits = limits
         self._client: FlowClient | None = None
+        self._signals: SignalClient | None = None
         self._opening = asyncio.Lock()
         self._publishing: set[asyncio.Task[Any]] = set()
 
     async def take(self, request: web.Request, query: CommandQuery) -> tuple[int, Json]:
         """Status and response. Raises ProblemError, and what FlowClient raises."""
-        if self._settings.views_token is None:
-            raise ProblemError(
-                "forbidden", "Commands are taken only where TASKFLOW_VIEWS_TOKEN is set."
-            )
-        if not carries(request, self._settings.views_token.get_secret_value()):
-            raise ProblemError("unauthorized", "Send the write token as `Authorization: Bearer …`.")
+        self._authorize_writer(request, "Commands")
         command = await self.body(request)
         return await self.finish(self._publish(command, query.wait / 1000, _traceparent(request)))
+
+    async def signal(self, request: web.Request) -> tuple[int, Json]:
+        """Publish an event for whichever flow waits for it. Raises ProblemError, and what
+        SignalClient raises."""
+        self._authorize_writer(request, "Signals")
+        body = SignalBody.model_validate(await self.body(request))
+        receipt = await self.finish(self._send(body, _traceparent(request)))
+        return 202, receipt._asdict()
 
     async def act(self, request: web.Request, query: CommandQuery) -> tuple[int, Json]:
         """An operator's command goes to `control`; as `take`."""
@@ -71,6 +76,16 @@ class CommandEndpoint:
                 headers=headers,
             )
         )
+
+    def _authorize_writer(self, request: web.Request, what: str) -> None:
+        """Raises ProblemError unless the request has the write token."""
+        token = self._settings.views_token
+        if token is None:
+            raise ProblemError(
+                "forbidden", f"{what} are taken only where TASKFLOW_VIEWS_TOKEN is set."
+            )
+        if not carries(request, token.get_secret_value()):
+            raise ProblemError("unauthorized", "Send the write token as `Authorization: Bearer …`.")
 
     def authorize_operator(self, request: web.Request) -> None:
         """Raises ProblemError unless the request has the operator token."""
@@ -106,8 +121,9 @@ class CommandEndpoint:
 
     async def close(self) -> None:
         await end_tasks(*self._publishing)
-        if self._client is not None:
-            await self._client.__aexit__(None, None, None)
+        for client in (self._client, self._signals):
+            if client is not None:
+                await client.__aexit__(None, None, None)
 
     async def _publish(
         self,
@@ -140,6 +156,21 @@ class CommandEndpoint:
             sent.flow_id,
             outcome.source.model_dump(),
             outcome.model_dump(mode="json", exclude_none=False),
+        )
+
+    async def _send(self, signal: SignalBody, traceparent: str | None) -> SignalReceipt:
+        async with self._opening:
+            if self._signals is None:
+                client = SignalClient(self._settings)
+                await client.__aenter__()
+                self._signals = client
+        return await self._signals.send(
+            signal.topic,
+            signal.correlation_id,
+            signal.payload,
+            id=signal.id,
+            timeout_s=PUBLISH_TIMEOUT_S,
+            traceparent=traceparent,
         )
 
     def _published(self, task: asyncio.Task[Any]) -> None:

@@ -24,6 +24,7 @@ from processor.contract.values import (
     Text,
     Timestamp,
     Uuid,
+    WaitText,
 )
 from processor.settings import parse_duration
 
@@ -184,6 +185,19 @@ class CommandBody(BaseModel):
     kind: str
     flow_id: Uuid
     issued_by: Text
+
+
+class SignalBody(BaseModel):
+    """An event for whichever flow waits for its topic and correlation id, or will soon."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    """Of the event; sent again with it, it is delivered once. Made up where it is missing."""
+    topic: WaitText
+    correlation_id: WaitText
+    payload: Json = None
+    """Goes to `resume_event` of the flow's state."""
 
 
 class RequestBody(BaseModel):

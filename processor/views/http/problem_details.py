@@ -7,8 +7,10 @@ from typing import ClassVar
 from aiohttp import web
 from pydantic import ValidationError
 
-from processor.adapters.kafka.errors import BrokerUnreachable
+from processor.adapters.kafka.errors import BrokerUnreachable, TopicsWrong
 from processor.client.errors import CommandNotSent, InvalidCommand, OutcomeTimeout
+from processor.client.signals.signal_client import SignalNotAcknowledged
+from processor.client.signals.signal_reader import InvalidSignal
 from processor.telemetry.http.problem import ProblemError
 from processor.telemetry.http.server import problem_of_http
 from processor.views.model.reader_pool import Overloaded, TooExpensive
@@ -28,6 +30,7 @@ class ViewProblemError(ProblemError):
         "not_yet": (503, "An event that must be in the answer is not projected yet"),
         "too_expensive": (503, "The question takes too long; ask a narrower one"),
         "unavailable": (503, "No view worker can answer this now"),
+        "not_acknowledged": (504, "Kafka did not acknowledge in time; it may be sent"),
         "no_outcome": (504, "No outcome came in time; the command may still be applied"),
     }
 
@@ -57,6 +60,12 @@ def problem_of(error: Exception) -> ProblemError:
             return ViewProblemError("too_expensive", str(error))
         case InvalidCommand():
             return ViewProblemError("invalid_command", str(error), errors=error.errors)
+        case InvalidSignal():
+            return ViewProblemError("bad_request", str(error))
+        case TopicsWrong():
+            return ViewProblemError("unavailable", str(error))
+        case SignalNotAcknowledged():
+            return ViewProblemError("not_acknowledged", str(error))
         case OutcomeTimeout():
             command = {
                 **error.command.model_dump(mode="json", exclude_unset=True),

@@ -275,6 +275,15 @@ class Published(ResponseModel):
     outcome: Outcome | None
 
 
+class SignalPublished(ResponseModel):
+    """Where Kafka has put a signal."""
+
+    id: str
+    topic: str
+    partition: Annotated[int, Field(ge=0)]
+    offset: Annotated[int, Field(ge=0)] | None
+
+
 class ValueFault(ResponseModel):
     """What is wrong with a value."""
 

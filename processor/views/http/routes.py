@@ -75,6 +75,15 @@ ROUTES: Final = (
           "of your own, and the same body again after 502 or 504, or after no response: within "
           "the dedupe window it is applied once, and the copy is answered `duplicate`.",
           notes=_NOTES),
+    Route("signal", "POST", "/v1/signals",
+          "Send an event to whichever flow waits for it; needs the write token",
+          None, {202: responses.SignalPublished}, _WRITE, body=parameters.SignalBody, token="write",
+          description="`taskflow signals` brings it to the flow that waits for its topic and "
+          "correlation id, or that will within TASKFLOW_SIGNAL_TTL. Send an `id` of your own, and "
+          "the same body again after 502 or 504, or after no response: it is delivered once.",
+          notes={202: "Kafka has it. Whether a flow took it stands in the audit.",
+                 502: "Not sent, or not acknowledged by Kafka.",
+                 504: "Kafka did not acknowledge it in time. It may be sent."}),
     Route("control", "POST", "/v1/control",
           "Act on a flow or a step with an operator's authority; needs the operator token",
           parameters.CommandQuery, {200: responses.Published, 202: responses.Published},

@@ -28,6 +28,8 @@ from processor.contract import (
 )
 from processor.contract.commands import MODELS
 from processor.contract.publication import examples, generate
+from processor.contract.signals import SignalMessage
+from processor.contract.topics import SIGNALS, SignalTopics
 from processor.engine.batch import PartitionConfig, first_event_id
 from processor.engine.partitioner import partition_of
 from processor.engine.rows import Position
@@ -54,6 +56,7 @@ EXAMPLES = {
     "work-item": [examples.WORK_ITEM],
     "cursor": [examples.CURSOR],
     "dead-letter-headers": [examples.DEAD_LETTER_HEADERS],
+    "signal": [examples.SIGNAL],
 }
 READERS: dict[str, Callable[[str], object]] = {
     "command": COMMANDS.validate_json,
@@ -66,6 +69,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "work-item": WorkItem.model_validate_json,
     "cursor": Cursor.model_validate_json,
     "dead-letter-headers": DeadLetterHeaders.model_validate_json,
+    "signal": SignalMessage.model_validate_json,
 }
 
 
@@ -286,9 +290,9 @@ def test_it_has_the_parts_that_asyncapi_3_requires() -> None:
         assert all(m["$ref"].startswith(f"{channel}/messages/") for m in operation["messages"])
 
 
-def test_its_channels_are_the_seven_topics_with_their_settings() -> None:
-    assert list(DOCUMENT["channels"]) == [spec.name for spec in SPECS]
-    for topic, spec in Topics():
+def test_its_channels_are_the_seven_topics_and_signals_with_their_settings() -> None:
+    assert list(DOCUMENT["channels"]) == [*(spec.name for spec in SPECS), "signals"]
+    for topic, spec in (*Topics(), (SignalTopics().signals, SIGNALS)):
         channel = DOCUMENT["channels"][spec.name]
         kafka = channel["bindings"]["kafka"]
         assert channel["address"] == kafka["topic"] == topic
@@ -300,7 +304,7 @@ def test_its_channels_are_the_seven_topics_with_their_settings() -> None:
         assert written == dict(spec.config)
 
 
-def test_producers_send_to_two_topics_and_consumers_receive_from_five() -> None:
+def test_what_is_sent_and_what_is_received() -> None:
     actions = {
         operation["channel"]["$ref"].removeprefix("#/channels/"): operation["action"]
         for operation in DOCUMENT["operations"].values()
@@ -313,6 +317,7 @@ def test_producers_send_to_two_topics_and_consumers_receive_from_five() -> None:
         "state": "receive",
         "deadletters": "receive",
         "steps": "receive",
+        "signals": "send",
     }
 
 

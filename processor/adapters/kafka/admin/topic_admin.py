@@ -21,7 +21,15 @@ from processor.adapters.kafka.access.topic_lookup import allows, look_up
 from processor.adapters.kafka.client_config import connection_options, ensure_reachable
 from processor.adapters.kafka.errors import NotAuthorized, TopicsWrong, explain, explained
 from processor.contract.rights import Operation, Right, Role, on_topic
-from processor.contract.topics import AUDIT, MESSAGE_MAX_BYTES, STEPS, Topics, TopicSpec
+from processor.contract.topics import (
+    AUDIT,
+    MESSAGE_MAX_BYTES,
+    SIGNAL_SPECS,
+    STEPS,
+    SignalTopics,
+    Topics,
+    TopicSpec,
+)
 from processor.settings import Settings
 
 REQUEST_TIMEOUT_MS = 10_000
@@ -119,14 +127,21 @@ async def create_topics(settings: Settings) -> list[str]:
             with explained(settings, on_topic(Operation.ALTER, steps)):
                 await admin.create_partitions({steps: more})
             made.append(steps)
-        deadline = time.monotonic() + APPEAR_TIMEOUT_S
-        while not await _all_there(admin, settings):
-            if time.monotonic() > deadline:
-                raise TopicsWrong(
-                    f"The topics of {settings.topic_prefix} are made, but within "
-                    f"{APPEAR_TIMEOUT_S:.0f} s not all of their partitions had a leader."
-                )
-            await asyncio.sleep(0.05)
+        await _until_there(admin, settings, names)
+    return made
+
+
+async def create_signal_topics(settings: Settings) -> list[str]:
+    """Make those topics of `taskflow signals` that are missing; the full names of those made.
+
+    As `create_topics` otherwise.
+    """
+    names = dict(SignalTopics(settings.topic_prefix))
+    async with open_admin(settings) as admin:
+        existing = await _partitions(admin, settings, names, Operation.DESCRIBE)
+        missing = {name: spec for name, spec in names.items() if name not in existing}
+        made = await _create(admin, missing, settings) if missing else []
+        await _until_there(admin, settings, names)
     return made
 
 
@@ -145,12 +160,23 @@ async def create_replay_topics(settings: Settings, names: Sequence[str]) -> list
         return await _create(admin, missing, settings, count) if missing else []
 
 
-async def _all_there(admin: AIOKafkaAdminClient, settings: Settings) -> bool:
-    """Whether each topic has its partitions, and each partition a leader."""
-    topics = Topics(settings.topic_prefix)
-    seen = await look_up(admin, [name for name, _ in topics])
-    steps = seen[topics.steps].partitions or 0
-    return all(one.led for one in seen.values()) and steps >= settings.steps_partitions
+async def _until_there(
+    admin: AIOKafkaAdminClient, settings: Settings, names: Iterable[str]
+) -> None:
+    """Wait until each topic has its partitions, and each partition a leader."""
+    deadline = time.monotonic() + APPEAR_TIMEOUT_S
+    while True:
+        seen = await look_up(admin, names)
+        steps = seen.get(Topics(settings.topic_prefix).steps)
+        grown = steps is None or (steps.partitions or 0) >= settings.steps_partitions
+        if grown and all(one.led for one in seen.values()):
+            return
+        if time.monotonic() > deadline:
+            raise TopicsWrong(
+                f"The topics of {settings.topic_prefix} are made, but within "
+                f"{APPEAR_TIMEOUT_S:.0f} s not all of their partitions had a leader."
+            )
+        await asyncio.sleep(0.05)
 
 
 async def check_topics(settings: Settings) -> list[Mismatch]:
@@ -224,8 +250,11 @@ async def count_partitions(
 def require(wanted: Iterable[str], counts: dict[str, int]) -> dict[str, int]:
     """Return `counts`, which has each of `wanted`. Raises TopicsWrong."""
     if missing := [topic for topic in wanted if topic not in counts]:
+        of_signals = missing[0].endswith(tuple(f".{spec.name}" for spec in SIGNAL_SPECS))
+        option = " --signals" if of_signals else ""
         raise TopicsWrong(
-            f"{', '.join(missing)} does not exist; `taskflow topics create` makes the topics."
+            f"{', '.join(missing)} does not exist; `taskflow topics create{option}` makes the "
+            "topics."
         )
     return counts
 

@@ -110,9 +110,12 @@ class KafkaTransactionalProducer:
         *,
         compression: str | None,
         commit_timeout_s: float,
+        transactional_id: str | None = None,
     ) -> None:
+        """`transactional_id`: another than that of the worker's partition processor."""
         self._topics = topics
         self._partition = partition
+        self._transactional_id = transactional_id or f"{topics.prefix}-{partition}"
         self._commit_timeout_s = commit_timeout_s
         self._connection = connection
         self._compression = compression
@@ -128,7 +131,7 @@ class KafkaTransactionalProducer:
         """Fence the producer before us: what it left open is aborted or completed."""
         self._producer = AIOKafkaProducer(
             **self._connection,
-            transactional_id=f"{self._topics.prefix}-{self._partition}",
+            transactional_id=self._transactional_id,
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             retry_backoff_ms=RETRY_BACKOFF_MS,
@@ -184,12 +187,20 @@ class KafkaTransactionalProducer:
         return self._producer
 
     async def write(self, records: Mapping[str, RecordPack | Sequence[Outgoing]]) -> Written:
-        """Write `records` by topic in one transaction.
+        """Write `records` by topic in one transaction, to this partition's number.
 
         The group's offsets are not in it: no consumer starts from them, and they would cost
         two of the five requests and a marker of their own. After any error the producer is of no
         more use: its sequence may be off.
         """
+        return await self.write_to(
+            {TopicPartition(topic, self._partition): some for topic, some in records.items()}
+        )
+
+    async def write_to(
+        self, records: Mapping[TopicPartition, RecordPack | Sequence[Outgoing]]
+    ) -> Written:
+        """As `write`, to partitions of any number. The ends are those of the last of a topic."""
         producer = self._usable()
         self._attempts = 0
         try:
@@ -202,7 +213,7 @@ class KafkaTransactionalProducer:
             ) from error
         self.suspect = self._attempts != 1
         return Written(
-            {topic: last.offset + 1 for topic, last in zip(records, sent, strict=True)},
+            {tp.topic: last.offset + 1 for tp, last in zip(records, sent, strict=True)},
             max(last.timestamp for last in sent),
             time.monotonic() - acknowledged_s,
         )
@@ -210,9 +221,9 @@ class KafkaTransactionalProducer:
     async def _in_transaction(
         self,
         producer: AIOKafkaProducer,
-        records: Mapping[str, RecordPack | Sequence[Outgoing]],
+        records: Mapping[TopicPartition, RecordPack | Sequence[Outgoing]],
     ) -> tuple[list[RecordMetadata], float]:
-        """What the broker says of the last record of each topic, and when it had said so."""
+        """What the broker says of the last record of each, and when it had said so."""
         begun, self._begun = self._begun, False
         if not begun:
             await producer.begin_transaction()
@@ -220,10 +231,7 @@ class KafkaTransactionalProducer:
             raise_if_ended(producer)
             # All futures are awaited: a commit succeeds although a batch of it has failed.
             sent = await asyncio.gather(
-                *(
-                    self._send(producer, topic, self._packed(some))
-                    for topic, some in records.items()
-                )
+                *(self._send(producer, tp, self._packed(some)) for tp, some in records.items())
             )
             acknowledged_s = time.monotonic()
             await producer.commit_transaction()
@@ -234,8 +242,7 @@ class KafkaTransactionalProducer:
     @contextmanager
     def _foreseen(self, what: str) -> Iterator[None]:
         """Turn what aiokafka raises into OwnershipLost, NotAuthorized or RequestFailed."""
-        transactional_id = f"{self._topics.prefix}-{self._partition}"
-        resource = Resource(ResourceKind.TRANSACTIONAL_ID, transactional_id)
+        resource = Resource(ResourceKind.TRANSACTIONAL_ID, self._transactional_id)
         with (
             foreseen(f"{what} of partition {self._partition}"),
             authorized(self._connection, Right(Operation.WRITE, resource, "")),
@@ -248,11 +255,11 @@ class KafkaTransactionalProducer:
                 ) from error
 
     async def _send(
-        self, producer: AIOKafkaProducer, topic: str, pack: RecordPack
+        self, producer: AIOKafkaProducer, tp: TopicPartition, pack: RecordPack
     ) -> RecordMetadata:
         """What the broker says of the last record."""
         futures = [
-            await producer.send_batch(batch, topic, partition=self._partition)
+            await producer.send_batch(batch, tp.topic, partition=tp.partition)
             for batch in pack.batches()
         ]
         *_, last = await asyncio.gather(*futures)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from processor.contract.rights import Role, rights
-from processor.contract.topics import SPECS
+from processor.contract.topics import SPECS, SignalTopics, Topics
 from processor.ops.acls import by_resource
 from processor.ops.deployment.kubernetes import Manifests, as_text, manifests
 from processor.ops.deployment.plan import GRACE_S, VIEWS_MIB, memory_mib, name_from, passed_on
@@ -217,6 +217,24 @@ def test_users_have_the_rights_of_their_role_and_no_others() -> None:
         ]
 
 
+def test_signals_are_there_if_they_are_wanted_with_their_topics_and_rights() -> None:
+    assert "signals.yaml" not in manifests(deployment("scram"))
+    found = manifests(deployment("scram", signals=2))
+
+    for topic, spec in SignalTopics("shop"):
+        made = the(found, "KafkaTopic", f"shop-{spec.name}")
+        assert (made["topicName"], made["partitions"]) == (topic, 12)
+    acls = the(found, "KafkaUser", "shop-signals")["authorization"]["acls"]
+    assert len(acls) == len(by_resource(rights(Role.SIGNALS, Topics("shop"), "shop")))
+    pods = the(found, "StatefulSet", "shop-signals")
+    assert pods["replicas"] == 2
+    assert "volumeClaimTemplates" not in pods
+    assert container(found, Role.SIGNALS)["args"] == ["signals"]
+    assert environment(found, Role.SIGNALS)["TASKFLOW_SIGNALS_HTTP"] == "0.0.0.0:8905"
+    (ingress,) = the(found, "NetworkPolicy", "shop-signals")["ingress"]
+    assert [one["port"] for one in ingress["ports"]] == [8905]
+
+
 def test_views_with_an_operators_token_may_act_and_others_may_not() -> None:
     token = {"TASKFLOW_VIEWS_OPERATOR_TOKEN": "what operators know"}
     for environ, role in (({}, Role.VIEWS), (token, Role.VIEWS_ACTING)):
@@ -313,6 +331,6 @@ def test_every_variable_is_passed_on_or_the_deployments_own() -> None:
         *("TASKFLOW_BROKER_HEAP", "TASKFLOW_BROKER_JIT", "TASKFLOW_BROKER_AOT"),
         *("TASKFLOW_INSTANCE_ID", "TASKFLOW_STATE_DIR", "TASKFLOW_HTTP", "TASKFLOW_HTTP_HOSTS"),
         *("TASKFLOW_VIEWS_HTTP", "TASKFLOW_VIEWS_ADVERTISE", "TASKFLOW_SASL_USERNAME"),
-        *("TASKFLOW_SASL_OAUTH_TOKEN_FILE", "TASKFLOW_SSL_CAFILE"),
+        *("TASKFLOW_SASL_OAUTH_TOKEN_FILE", "TASKFLOW_SSL_CAFILE", "TASKFLOW_SIGNALS_HTTP"),
         *("TASKFLOW_SSL_CERTFILE", "TASKFLOW_SSL_KEYFILE"),
     }

@@ -57,7 +57,7 @@ async def written(records: list[Outgoing], size_bytes: int) -> tuple[Producer, R
     for record in records:
         pack.add(*record)
     assert len(pack) == len(records)
-    return producer, await writer._send(producer, "a", pack)
+    return producer, await writer._send(producer, TopicPartition("a", 3), pack)
 
 
 async def test_records_are_in_their_batch_with_key_value_and_headers() -> None:

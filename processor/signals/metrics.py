@@ -1,0 +1,42 @@
+"""The metrics of `taskflow signals` for Prometheus."""
+
+from processor.telemetry.exposition import Exposed
+
+
+class SignalMetrics(Exposed):
+    """The metrics of one process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received = self.counter("taskflow_signals_received", "Signals with a new id")
+        self.repeated = self.counter(
+            "taskflow_signals_repeated", "Signals with an id that was known, left out"
+        )
+        self.sent = self.counter(
+            "taskflow_signals_commands",
+            "Commands sent to end a wait, by the verdict or code of their outcome",
+            "outcome",
+        )
+        self.dead_letters = self.counter(
+            "taskflow_signals_dead_letters", "Signals set aside, by code", "code"
+        )
+        self.delivery_seconds = self.histogram(
+            "taskflow_signals_delivery_seconds",
+            "From the broker's append of a signal, or of the wait if that came later, until the "
+            "outcome that ends the wait, by this machine's clock",
+        )
+        self.early = self.gauge("taskflow_signals_early", "Signals that no flow waits for yet")
+        self.open = self.gauge("taskflow_signals_open_waits", "Waits that no signal has ended yet")
+        self.failures = self.counter(
+            "taskflow_signals_failures", "Times that the service started again after an error"
+        )
+        self.rebalances = self.counter(
+            "taskflow_signals_rebalances", "Times that partitions were shared out"
+        )
+        self.rebalance_seconds = self.histogram(
+            "taskflow_signals_rebalance_seconds",
+            "From the begin of sharing out partitions until they are read again",
+        )
+        self.ready = self.gauge(
+            "taskflow_signals_ready", "1 while partitions are shared out and served, else 0"
+        )

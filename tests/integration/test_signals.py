@@ -1,0 +1,125 @@
+"""Signals on a real broker, with a real worker: delivered once, early, too late, refused."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+from aiokafka import AIOKafkaProducer
+
+from processor.adapters.kafka.admin.topic_admin import create_signal_topics
+from processor.adapters.kafka.reader.topic_reader import read
+from processor.client import FlowClient, FlowHandle
+from processor.client.signals.signal_client import SignalClient
+from processor.contract.events import Resumed
+from processor.contract.headers import split_dead_letter
+from processor.contract.signals import INVALID, UNCLAIMED, UNDELIVERABLE
+from processor.contract.topics import SignalTopics
+from processor.embedded.broker import EmbeddedBroker
+from processor.settings import Settings
+from processor.signals.service import SignalService
+from tests.support.machine import patience
+from tests.support.worker import running_worker
+
+TTL_MS = 3_000
+
+
+@asynccontextmanager
+async def signals_running(settings: Settings) -> AsyncIterator[SignalService]:
+    """The service on the test's own loop."""
+    await create_signal_topics(settings)
+    service, stop = SignalService(settings), asyncio.Event()
+    running = asyncio.create_task(service.run(stop))
+    try:
+        yield service
+    finally:
+        stop.set()
+        await running
+
+
+async def dead_letters(settings: Settings, count: int) -> dict[str, str]:
+    """The codes of the first `count` dead letters, by the ids of signals; "" for what has none."""
+    codes: dict[str, str] = {}
+    topic = SignalTopics(settings.topic_prefix).dead_letters
+    async with asyncio.timeout(patience(60)):
+        records = read(settings, topic, follow=True)
+        async for record in records:
+            name = ""
+            with suppress(orjson.JSONDecodeError):
+                name = orjson.loads(record.value)["id"]
+            _, facts = split_dead_letter(record.headers)
+            assert facts is not None
+            assert name not in codes, "each once"
+            codes[name] = facts.code
+            if len(codes) == count:
+                break
+        await records.aclose()
+    return codes
+
+
+async def waiting(client: FlowClient, key: str, state: Any = None) -> FlowHandle:
+    flow = await client.create(f"Collect {key}", state=state, running=True)
+    await flow.wait_for("payments", key)
+    return flow
+
+
+async def resumed(flow: FlowHandle) -> list[tuple[str, Any]]:
+    return [
+        (event.actor, event.payload_json.state_patch)
+        async for event in flow.events()
+        if isinstance(event, Resumed)
+    ]
+
+
+async def test_signals_end_waits_once_and_others_become_dead_letters(
+    tmp_path: Path, broker: EmbeddedBroker, prefix: str
+) -> None:
+    settings = Settings(
+        bootstrap_servers=broker.bootstrap,
+        topic_prefix=prefix,
+        partitions=2,
+        http=None,
+        state_dir=tmp_path,
+        signal_ttl_ms=TTL_MS,
+    )
+    async with running_worker(settings), signals_running(settings):
+        async with FlowClient(settings) as client, SignalClient(settings) as sender:
+            for _ in range(2):
+                await sender.send("payments", "twice", {"n": 1}, id="twice")
+            first = await waiting(client, "twice")
+            assert await first.until("running") == "running"
+            second = await waiting(client, "twice")
+
+            large = await waiting(client, "large", state={"x": "x" * 200_000})
+            await sender.send("payments", "large", "y" * 100_000, id="large")
+            await sender.send("payments", "large", "small", id="small")
+            assert await large.until("running") == "running"
+
+            await sender.send("payments", "nobody", id="nobody")
+            await send_as_foreign_client(settings, b"no signal")
+            assert await dead_letters(settings, 3) == {
+                **{"large": UNDELIVERABLE, "nobody": UNCLAIMED},
+                "": INVALID,
+            }
+
+            await sender.send("payments", "twice", {"n": 2}, id="another")
+            assert await second.until("running") == "running"
+            states = [
+                [event async for event in flow.events(follow=False)] for flow in (first, second)
+            ]
+        resumed: list[Any] = [[one for one in of if one.kind == "resumed"] for of in states]
+        assert [[(one.actor, one.payload_json.state_patch) for one in of] for of in resumed] == [
+            [("signal:twice", {"resume_event": {"n": 1}})],
+            [("signal:another", {"resume_event": {"n": 2}})],
+        ]
+
+
+async def send_as_foreign_client(settings: Settings, value: bytes) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers)
+    await producer.start()
+    try:
+        await producer.send_and_wait(SignalTopics(settings.topic_prefix).signals, value)
+    finally:
+        await producer.stop()

@@ -1,0 +1,132 @@
+"""Commands for what is matched: sent until there is an outcome, and refused for good or not."""
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from processor.client import CommandNotSent
+from processor.contract.outcomes import Code, Verdict
+from processor.signals import deliveries as module
+from processor.signals.deliveries import Deliveries
+from processor.signals.facts import SignalReceived, WaitKey
+from processor.signals.matcher import Delivery
+from processor.signals.metrics import SignalMetrics
+
+KEY = WaitKey("payments", "order-17")
+FLOW = "6f1f3a52-0000-4000-8000-000000000001"
+
+
+def delivery(revision: int = 2) -> Delivery:
+    return Delivery(KEY, SignalReceived("s1", 1, 0, 0, {"n": 1}), FLOW, 1, revision, 1)
+
+
+def outcome(verdict: Verdict, code: Code | None = None, original: Verdict | None = None) -> Any:
+    return SimpleNamespace(verdict=verdict, code=code, original=original, message="why")
+
+
+class ScriptedClient:
+    """Gives the outcomes one after another; an exception is raised."""
+
+    def __init__(self, *outcomes: Any) -> None:
+        self.commands: list[dict[str, Any]] = []
+        self._outcomes = list(outcomes)
+        self.idle = asyncio.Event()
+
+    async def send(self, command: dict[str, Any], **_: Any) -> Any:
+        self.commands.append(command)
+        if not self._outcomes:
+            self.idle.set()
+            await asyncio.get_running_loop().create_future()
+        given = self._outcomes.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+
+@pytest.fixture
+def refused() -> list[tuple[Delivery, str]]:
+    return []
+
+
+@pytest.fixture
+def sending(refused: list[tuple[Delivery, str]]) -> Callable[[ScriptedClient], Deliveries]:
+    async def refuse(one: Delivery, why: str) -> None:
+        refused.append((one, why))
+
+    return lambda client: Deliveries(client, SignalMetrics(), refuse)  # type: ignore[arg-type]
+
+
+async def done(some: Deliveries) -> None:
+    await asyncio.gather(*some._tasks.values())
+
+
+async def test_what_is_wanted_is_sent_once_with_the_revision_that_it_may_end(
+    sending: Any, refused: Any
+) -> None:
+    client = ScriptedClient(outcome(Verdict.ACCEPTED))
+    some = sending(client)
+    some.update([delivery()])
+    await done(some)
+    some.update([delivery()])
+    await done(some)
+
+    (command,) = client.commands
+    assert (command["kind"], command["expected_revision"]) == ("resume_external", 2)
+    assert command["command_id"] == delivery().command_id
+    assert refused == []
+
+
+async def test_it_is_sent_again_until_there_is_an_outcome(
+    sending: Any, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_PAUSE_S", 0)
+    client = ScriptedClient(
+        CommandNotSent("not allowed", retriable=False), outcome(Verdict.DUPLICATE)
+    )
+    some = sending(client)
+    some.update([delivery()])
+    await done(some)
+
+    first, second = client.commands
+    assert first == second
+    assert refused == []
+
+
+@pytest.mark.parametrize(
+    ("given", "for_good"),
+    [
+        (outcome(Verdict.REJECTED, Code.STATE_TOO_LARGE), True),
+        (outcome(Verdict.DUPLICATE, Code.STATE_TOO_LARGE, Verdict.REJECTED), True),
+        (outcome(Verdict.QUARANTINED, Code.MALFORMED), True),
+        (outcome(Verdict.REJECTED, Code.REVISION_MISMATCH), False),
+        (outcome(Verdict.REJECTED, Code.ALREADY_TERMINAL), False),
+        (outcome(Verdict.REJECTED, Code.CANCEL_PENDING), False),
+        (outcome(Verdict.DUPLICATE, None, Verdict.ACCEPTED), False),
+    ],
+)
+async def test_only_what_another_try_cannot_mend_is_refused_for_good(
+    sending: Any, refused: Any, given: Any, for_good: bool
+) -> None:
+    some = sending(ScriptedClient(given))
+    some.update([delivery()])
+    await done(some)
+
+    assert bool(refused) is for_good
+
+
+async def test_what_is_no_longer_wanted_is_let_go_of(sending: Any) -> None:
+    client = ScriptedClient()
+    some = sending(client)
+    some.update([delivery(2)])
+    await client.idle.wait()
+    (task,) = some._tasks.values()
+    some.update([delivery(3)])
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0)
+    assert [one["expected_revision"] for one in client.commands] == [2, 3]
+    await some.close()
