@@ -123,6 +123,48 @@ async def test_what_needs_somebody_stands_on_every_page(browser: Browser) -> Non
         assert await page.locator("#badge-partitions").is_hidden()
 
 
+async def test_a_partition_that_stands_and_views_that_lag_are_said(browser: Browser) -> None:
+    views = story()
+    views.orphaned = None
+    async with showing(views) as address, tab(browser) as seen:
+        page, banner = seen.page, seen.page.locator("#banner")
+        await page.clock.install()
+        await page.goto(address)
+        await expect(page.locator("#fresh")).to_have_text("up to date")
+        views.backlog = {0: 7}
+        # The page looks again only once it has seen what it got: the second time is 16 s later.
+        for _ in range(2):
+            async with page.expect_response(re.compile("/v1/partitions")):
+                await page.clock.fast_forward(16_000)
+        stands = "The worker of partition 0 has decided nothing for 15 s, and commands wait."
+        await expect(banner).to_contain_text(stands)
+        await expect(page.locator("#badge-partitions")).to_contain_text("that do not go on")
+        views.backlog = {}
+        await page.clock.fast_forward(16_000)
+        await expect(banner).not_to_contain_text("decided nothing")
+
+        behind = "What is shown here is more than 10 s behind."
+        await expect(banner).not_to_contain_text(behind)
+        views.lag_ms = 10_001
+        await expect(banner).to_contain_text(behind)
+        views.missing = [1]
+        await expect(banner).to_contain_text("No view worker shows partition 1: flows there are")
+        await expect(banner).not_to_contain_text(behind)
+        views.missing, views.lag_ms = [], 0
+        await expect(banner).not_to_contain_text("No view worker")
+
+
+async def test_a_search_that_did_not_look_at_all_flows_says_so(browser: Browser) -> None:
+    views = story()
+    async with showing(views) as address, tab(browser) as seen:
+        page, limit = seen.page, seen.page.get_by_text("looked for in 20,000 flows")
+        await page.goto(f"{address}/#/flows?q=status+%3D+running")
+        await expect(page.locator("tbody tr").first).to_be_visible()
+        await expect(limit).to_be_hidden()
+        views.searched_all = False
+        await expect(limit).to_be_visible()
+
+
 async def test_the_way_back_leads_to_the_same_place(browser: Browser) -> None:
     async with showing(story()) as address, tab(browser) as seen:
         page, rows = seen.page, seen.page.locator("tbody tr")

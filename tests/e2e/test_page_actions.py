@@ -17,6 +17,16 @@ from tests.support.served_views import acting
 
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="session")]
 TOKEN = "a-token-of-the-operators"
+REVIEW = {
+    "type": "object",
+    "properties": {
+        "tone": {"title": "Tone", "oneOf": [{"const": "w", "title": "Warm"}, {"const": "c"}]},
+        "copies": {"title": "Copies", "type": "integer", "minimum": 1},
+        "urgent": {"title": "Urgent", "type": "boolean", "description": "Today, by courier."},
+        "remark": {"title": "Remark", "type": "string", "maxLength": 500},
+    },
+    "required": ["tone", "copies"],
+}
 
 
 async def act(page: Page, button: Any, confirm: str, **fields: str) -> None:
@@ -24,7 +34,11 @@ async def act(page: Page, button: Any, confirm: str, **fields: str) -> None:
     await button.click()
     dialog = page.locator("dialog.act")
     for label, text in {"Your name": "kate", "Reason": "the customer called", **fields}.items():
-        await dialog.get_by_label(label).fill(text)
+        field = dialog.get_by_label(label)
+        if await field.evaluate("field => field.tagName") == "SELECT":
+            await field.select_option(index=1)
+        else:
+            await field.fill(text)
     await expect(dialog.get_by_role("button", name=confirm, exact=True)).to_be_disabled()
     await dialog.get_by_role("button", name="Preview").click()
     await expect(dialog.locator(".found.good")).to_contain_text("ould be")
@@ -50,6 +64,8 @@ async def test_a_flow_is_found_and_acted_on_and_the_audit_says_by_whom(
         await paid.start()
         question = {"question": "Has it been paid?", "options": ["yes", "no"]}
         await paid.wait_for("payments", "4711", prompt=question, timeout=timedelta(days=1))
+        draft = await client.create("write the letter", running=True)
+        await draft.wait_for_resume(prompt={"question": "May it be sent?", "schema": REVIEW})
         cards = await client.create("charge the cards of May", running=True)
         await cards.schedule("card-1", "charge")
         await cards.cancel_step("card-1")
@@ -69,7 +85,7 @@ async def test_a_flow_is_found_and_acted_on_and_the_audit_says_by_whom(
         page = seen.page
         await page.goto(here.url)
         box, rows = page.get_by_role("searchbox", name="Search"), page.locator("tbody tr")
-        await expect(rows).to_have_count(33)
+        await expect(rows).to_have_count(34)
         if size == PHONE:
             first = await rows.first.bounding_box()
             assert first is not None
@@ -115,6 +131,27 @@ async def test_a_flow_is_found_and_acted_on_and_the_audit_says_by_whom(
             "cancelled",
             "operator:kate",
         )
+
+        await page.goto(f"{here.url}/#/flows/{draft.id}")
+        asked = page.locator(".facts-panel dd", has_text="May it be sent?")
+        await expect(asked).to_have_text("May it be sent?Answered by: Tone, Copies, Urgent, Remark")
+        await page.get_by_role("button", name="Resume …").click()
+        await expect(dialog).to_contain_text("May it be sent?")
+        await expect(dialog.locator("pre")).to_have_count(0)
+        await dialog.get_by_role("button", name="Preview").click()
+        await expect(dialog.locator(".found")).to_be_empty()  # the browser wants what is required
+        await dialog.get_by_label("Tone").select_option(label="Warm")
+        await dialog.get_by_label("Copies").fill("2")
+        await dialog.get_by_label("Urgent").check()
+        await expect(dialog).to_contain_text('{"tone":"w","copies":2,"urgent":true}')
+        await page.screenshot(path=tmp_path / "form.png")
+        await dialog.get_by_role("button", name="Close").click()
+        button = page.get_by_role("button", name="Resume …")
+        await act(page, button, "Resume", Remark="thank him", Copies="3", Tone="w")
+        now = fake.flow(draft.id)
+        assert now is not None
+        expected = {"tone": "w", "copies": 3, "urgent": False, "remark": "thank him"}
+        assert expected.items() <= now.state_json.items()
 
         await page.goto(f"{here.url}/#/flows/{cards.id}")
         await page.locator(".lanes > li", has_text="card-1").locator("summary").click()

@@ -39,6 +39,11 @@ class ShownViews:
         """Whether the page shows what an operator may do."""
         self.brokers, self.prefix = "127.0.0.1:9092", "taskflow"
         self.behind = 0
+        self.lag_ms = 0
+        self.missing: list[int] = []
+        """Partitions that no view worker shows."""
+        self.backlog: dict[int, int] = {}
+        """By partition: commands that its worker has not decided."""
         self.searched_all = True
         self.asked: list[str] = []
         self._streams: set[asyncio.Queue[dict[str, Any]]] = set()
@@ -89,12 +94,13 @@ class ShownViews:
         ends = [
             {"partition": p, "event_id": (p << 40) + len(self.recorded.of("audit", p)), "behind": 0}
             for p in range(self.recorded.partitions)
+            if p not in self.missing
         ]
         return {
-            "complete": True,
-            "missing": [],
-            "behind": self.behind,
-            "lag_ms": 0,
+            "complete": not self.missing,
+            "missing": self.missing,
+            "behind": None if self.missing else self.behind,
+            "lag_ms": None if self.missing else self.lag_ms,
             "partitions": ends,
         }
 
@@ -234,29 +240,31 @@ class ShownViews:
         return self._page(responses.DeadLetterPage, items[::-1], query)
 
     async def _partitions(self, request: web.Request) -> web.Response:
-        items = []
+        items, undecided = [], 0
+        shown = {one["partition"]: one for one in self._view()["partitions"]}
         for p in range(self.recorded.partitions):
             nobody = p == self.orphaned
-            end = len(self.recorded.of("commands", p)) + (1200 if nobody else 0)
+            waiting = self.backlog.get(p, 1200 if nobody else 0)
+            end = len(self.recorded.of("commands", p)) + waiting
             committed = len(self.recorded.of("commands", p))
+            undecided += waiting
             items.append(
                 {
                     "partition": p,
                     "worker": None if nobody else f"taskflow-worker-{p % 2} @ 10.0.0.{p % 2}",
                     "commands": {"end": end, "committed": committed, "behind": end - committed},
                     "control": {"end": 0, "committed": 0, "behind": 0},
-                    "view": "127.0.0.1:8910",
-                    "projected": self._view()["partitions"][p],
+                    "view": None if p in self.missing else "127.0.0.1:8910",
+                    "projected": shown.get(p),
                     "audit_end": len(self.recorded.of("audit", p)),
                 }
             )
-        waiting = [item["commands"]["behind"] for item in items]
         return _json(
             responses.Partitions,
             items=items,
             group_state="Stable",
             unassigned=[item["partition"] for item in items if item["worker"] is None],
-            undecided=sum(waiting),
+            undecided=undecided,
             actions=self.actions,
             view=self._view(),
         )

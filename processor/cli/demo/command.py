@@ -12,7 +12,7 @@ from processor.cli.common.runner import settings_and_logs
 
 ABOUT: Final = (
     "A real Kafka, a worker, executors and 280 commands, some wrong on purpose.",
-    "It takes about 15 s, twice that where Kafka is to be fetched first.",
+    "It takes about 10 s, twice that where Kafka is to be fetched first.",
 )
 
 

@@ -63,9 +63,9 @@ def show_demo(settings: Settings, *, keep: bool, verbose: bool) -> None:
     report.out.print("Nothing is left running. Next:")
     program = program_as_called()
     for command, does in (
-        ("up", "broker, worker and page until Ctrl-C; the data stays"),
-        ("demo --keep", "this again, left up, with its page to look at"),
-        ("demo --verbose", "this again, with every event as it comes"),
+        ("up", "broker, worker and page; the data stays"),
+        ("demo --keep", "this again, left up, with its page"),
+        ("demo --verbose", "this again, with every event"),
         ("--help", "all commands"),
     ):
         report.out.print(f"  {f'{program} {command}':<{len(program) + 17}}{does}", markup=False)

@@ -1,7 +1,8 @@
 // Actions of an operator: a form with a preview, a name and a reason, and what came of it.
 
+import { answerTo, prompted } from "./answer.js";
 import { Problem, act } from "./api.js";
-import { announce, el, json, line, said, visible } from "./dom.js";
+import { announce, el, line, said } from "./dom.js";
 
 const NAME = "taskflow.operator";
 const LIVE = new Set(["created", "running", "waiting"]);
@@ -41,29 +42,11 @@ export function actionBar(actions) {
 }
 
 const field = (label, input) => el("label", {}, label, input);
-const parsed = (text) => {
-  if (!text.trim()) return undefined;
-  try {
-    const value = JSON.parse(text);
-    if (value !== null && typeof value === "object" && !Array.isArray(value)) return value;
-    return { answer: value };
-  } catch {
-    return { answer: text };
-  }
-};
-
-function prompted(wait) {
-  const { prompt } = wait;
-  if (prompt === undefined || prompt === null) return el("p", { class: "quiet" }, "The wait has no prompt.");
-  if (typeof prompt !== "object") return el("p", { class: "text" }, el("bdi", {}, visible(prompt)));
-  const question = ["question", "text", "title"].map((name) => prompt[name]).find((one) => typeof one === "string");
-  return el("div", {}, question ? el("p", { class: "text" }, el("bdi", {}, visible(question))) : null, json(prompt));
-}
 
 function open(action) {
   const name = el("input", { name: "name", required: true, maxlength: 240, autocomplete: "off", spellcheck: "false", value: sessionStorage.getItem(NAME) ?? "" });
   const reason = el("textarea", { name: "reason", rows: 2, required: true, maxlength: 4096 });
-  const answer = action.asks ? el("textarea", { name: "answer", rows: 3, spellcheck: "false" }) : null;
+  const answer = action.asks ? answerTo(action.asks) : null;
   const merged = action.asks ? el("p", { class: "quiet", "aria-live": "polite" }) : null;
   const attempts = action.counts ? el("input", { name: "attempts", type: "number", min: 1, max: 100, value: 1, required: true }) : null;
   const value = action.letter ? el("textarea", { name: "value", rows: 8, spellcheck: "false", class: "code" }) : null;
@@ -74,9 +57,8 @@ function open(action) {
   const form = el("form", { method: "dialog" },
     el("h2", { id: "act-title" }, action.words),
     el("p", { class: "quiet" }, said(action.subject, 200)),
-    action.asks ? el("section", { class: "asks" }, el("h3", {}, "It asks"), prompted(action.asks)) : null,
-    answer ? field("Answer: text, or a JSON object that is merged into the state", answer) : null, merged,
-    choices(action.asks, answer),
+    action.asks ? el("section", { class: "asks" }, el("h3", {}, "It asks"), prompted(action.asks, true)) : null,
+    answer?.elements ?? null, merged,
     attempts ? field("Attempts more", attempts) : null,
     value ? field("Value", value) : null,
     el("div", { class: "pair" }, field("Your name", name), field("Reason", reason)),
@@ -87,7 +69,7 @@ function open(action) {
   const body = (dry) => ({
     issued_by: `operator:${name.value.trim()}`, reason: reason.value.trim(), dry_run: dry,
     ...(action.kind ? { kind: action.kind } : {}), ...action.body(),
-    ...(answer && parsed(answer.value) !== undefined ? { state_patch: parsed(answer.value) } : {}),
+    ...(answer?.value() === undefined ? {} : { state_patch: answer.value() }),
     ...(attempts ? { attempts: Number(attempts.value) } : {}),
     ...(value && value.value !== original ? { value: value.value } : {}),
   });
@@ -106,7 +88,7 @@ function open(action) {
       confirm.disabled = !(dry && done);
       preview.disabled = false;
       if (!dry && done) {
-        for (const one of [preview, confirm, ...form.querySelectorAll("label, .choices")]) one.hidden = true;
+        for (const one of [preview, confirm, ...form.querySelectorAll("label, .answer, .choices")]) one.hidden = true;
         announce(`${action.words}: accepted`);
         action.done?.();
         close.focus();
@@ -126,7 +108,7 @@ function open(action) {
   form.addEventListener("input", () => {
     confirm.disabled = true;
     found.replaceChildren();
-    const patch = answer && parsed(answer.value);
+    const patch = answer?.value();
     if (merged) merged.textContent = patch ? `Merged into the state: ${line(JSON.stringify(patch), 300)}` : "Nothing is merged into the state.";
   });
   document.body.append(dialog);
@@ -134,16 +116,6 @@ function open(action) {
   form.dispatchEvent(new Event("input"));
   (answer ?? value ?? (name.value ? reason : name)).focus();
   if (value) load(action, value, say).then((text) => { original = text; });
-}
-
-/** A prompt may offer what to choose from, as `options`. */
-function choices(wait, answer) {
-  const options = wait?.prompt?.options;
-  if (!Array.isArray(options)) return null;
-  return el("div", { class: "choices" }, options.filter((one) => typeof one !== "object").slice(0, 20).map((one) => el("button", { type: "button", on: { click: () => {
-    answer.value = String(one);
-    answer.dispatchEvent(new Event("input", { bubbles: true }));
-  } } }, said(one, 80))));
 }
 
 /** The whole letter, which the list has only the beginning of. */

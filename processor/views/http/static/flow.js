@@ -1,6 +1,7 @@
 // One flow: why it stands where it does, its states and steps over time, its events, its state.
 
 import { actionBar, actionsOf } from "./act.js";
+import { prompted } from "./answer.js";
 import { Problem, get, keep, stream, unlessGone } from "./api.js";
 import { ago, announce, badge, copyable, el, json, line, moment, number, said, span } from "./dom.js";
 import { diff } from "./diff.js";
@@ -88,7 +89,7 @@ export function showFlow(main, { argument: flowId, signal }) {
         wait.kind === "external_event" ? ["the event ", said(wait.topic, 120), ", correlation id ", copyable(said(wait.correlation_id, 120), wait.correlation_id, "the correlation id")] : wait.kind === "timer" ? "a time" : wait.kind === "steps" ? (wait.run_ids ? ["the steps ", said(wait.run_ids.join(", "), 200)] : "all its steps") : "a person to resume it",
         until ? [" · ", ago(until, (ms) => (ms > 0 ? `over ${span(ms)}` : `${span(-ms)} left`))] : " · without a limit")]);
     }
-    if (wait && wait.prompt !== undefined && wait.prompt !== null) entries.splice(2, 0, ["It asks", typeof wait.prompt === "string" ? written(wait.prompt) : json(wait.prompt)]);
+    if (wait && wait.prompt !== undefined && wait.prompt !== null) entries.splice(2, 0, ["It asks", typeof wait.prompt === "string" ? written(wait.prompt) : prompted(wait)]);
     showOnce(facts, JSON.stringify([it, flow.events, partition]), () => entries.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
   };
   const showTimes = () => {
