@@ -7,6 +7,7 @@ written. Nothing here raises, whatever the bytes are.
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Final, NamedTuple
 
 from processor.contract import dead_letters
@@ -34,6 +35,32 @@ ADDED: Final = (
 )
 """What every dead letter adds, in this order."""
 ADDED_OF_A_CUT_VALUE: Final = (*ADDED, dead_letters.TRUNCATED, dead_letters.DIGEST)
+
+
+class CloudEventHeader(StrEnum):
+    """The headers of CloudEvents 1.0 (binary mode of the Kafka binding), which a worker that is
+    told a source adds to outcomes and FlowEvents.
+
+    They say again what the value says: nothing of taskflow reads them, and records without them are
+    the same records.
+    """
+
+    SPECVERSION = "ce_specversion"
+    SOURCE = "ce_source"
+    ID = "ce_id"
+    TYPE = "ce_type"
+    TIME = "ce_time"
+    SUBJECT = "ce_subject"
+    CONTENT_TYPE = "content-type"
+
+
+CLOUDEVENTS_VERSION: Final = "1.0"
+EVENT_TYPE: Final = "taskflow.event."
+"""And the kind of the FlowEvent."""
+OUTCOME_TYPE: Final = "taskflow.outcome."
+"""And the verdict."""
+VALUE_TYPE: Final = "application/json"
+_OF_CLOUDEVENTS: Final = frozenset(header.value for header in CloudEventHeader)
 
 
 class RecordPlace(NamedTuple):
@@ -90,6 +117,11 @@ def _place(topic: str, partition: bytes | None, offset: bytes | None) -> RecordP
 def chain_of(headers: Headers) -> bytes:
     """The chain value of an event's record; empty if it has none."""
     return dict(headers).get(CHAIN_HEADER) or b""
+
+
+def without_cloudevents(headers: Headers) -> list[Header]:
+    """The headers that a worker without a source would have written."""
+    return [header for header in headers if header[0] not in _OF_CLOUDEVENTS]
 
 
 def forwarded_from(headers: Headers) -> RecordPlace | None:

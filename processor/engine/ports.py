@@ -154,8 +154,8 @@ class TransactionalProducer(Protocol):
     async def start(self) -> None:
         """Fence the earlier producer of this partition's transactional id."""
 
-    def new_pack(self) -> Pack:
-        """An empty one, for the next `write`."""
+    def new_pack(self, topic: str) -> Pack:
+        """An empty one of records of `topic`, for the next `write`."""
 
     async def begin(self, topics: Sequence[str]) -> None:
         """Begin the transaction of the next `write`, which writes to `topics` at least: the broker

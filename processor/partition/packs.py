@@ -15,8 +15,9 @@ class TransactionPacks:
     """The records of one transaction, by topic, and the changes that go with them."""
 
     def __init__(self, topics: Topics, writer: TransactionalProducer, table: Table) -> None:
-        self.audit, self.outcomes, self.state = (writer.new_pack() for _ in range(3))
-        self.dead_letters, self.control = writer.new_pack(), writer.new_pack()
+        self.audit, self.outcomes = map(writer.new_pack, (topics.audit, topics.outcomes))
+        self.state, self.control = map(writer.new_pack, (topics.state, topics.control))
+        self.dead_letters = writer.new_pack(topics.dead_letters)
         self.changes = table.new_pack()
         self._topics = topics
 

@@ -134,6 +134,12 @@ class Settings(BaseSettings):
     """The worker's tables, and the data of `taskflow up`."""
     standby: Annotated[bool, Expected("true or false")] = False
     """Whether tables of partitions that others own are kept up to date here."""
+    cloudevents_source: Annotated[
+        str | None,
+        Field(pattern=r"^[!#-;=?-\[\]_a-z~%]{1,256}$"),
+        Expected("a URI reference such as //shop.example/taskflow, of at most 256 characters"),
+    ] = None
+    """With it, outcomes and FlowEvents get the headers of CloudEvents, and this as `ce_source`."""
     http: OptionalAddress = Address("127.0.0.1", 8900)
     """Where the worker answers /live, /ready and /metrics."""
     http_hosts: Annotated[

@@ -15,6 +15,7 @@ from processor.adapters.kafka.admin.topic_admin import (
 from processor.adapters.kafka.admin.topics_watch import TopicsWatch
 from processor.adapters.kafka.client_config import client_id, compression_type, connection_options
 from processor.adapters.kafka.consumer.group_consumer import KafkaGroupConsumer
+from processor.adapters.kafka.producer.cloudevents import cloudevent_headers
 from processor.adapters.kafka.producer.forwarder import PlainForwarder
 from processor.adapters.kafka.producer.transactional_producer import (
     KafkaTransactionalProducer,
@@ -266,6 +267,7 @@ def _processor(
     topics = Topics(settings.topic_prefix)
     connection = connection_options(settings, f"owner-{partition}")
     opened = _opens(settings, partition)
+    headers_of = cloudevent_headers(topics, settings.cloudevents_source)
 
     def new_writer() -> KafkaTransactionalProducer:
         return KafkaTransactionalProducer(
@@ -274,6 +276,7 @@ def _processor(
             partition,
             compression=compression_type(settings),
             commit_timeout_s=settings.commit_timeout_ms / 1000,
+            headers_of=headers_of,
         )
 
     def new_history(on_wait: OnWait) -> KafkaLogReader:

@@ -150,7 +150,7 @@ async def run(table: FlowTable, load: Load, costs: Costs) -> None:
     )
     producer: Any = _Producer(compression)
 
-    packing: Any = SimpleNamespace(new_pack=lambda: RecordPack(producer.create_batch))
+    packing: Any = SimpleNamespace(new_pack=lambda _: RecordPack(producer.create_batch))
 
     position = Position(0, 0, first_event_id(PLACE.partition))
     checkpoint: Checkpoint | None = None

@@ -249,7 +249,7 @@ class ScriptedWriter:
         await self._script.reach(Op.FENCE)
         self._epoch = self._kafka.fence(self._id)
 
-    def new_pack(self) -> Records:
+    def new_pack(self, topic: str) -> Records:
         return Records()
 
     async def begin(self, topics: Sequence[str]) -> None:

@@ -5,6 +5,13 @@ from typing import Any, Final
 
 from processor.contract.dead_letters import FORWARDED_FROM, REDRIVEN_FROM
 from processor.contract.events import CHAIN_HEADER, TRACEPARENT_HEADER
+from processor.contract.headers import (
+    CLOUDEVENTS_VERSION,
+    EVENT_TYPE,
+    OUTCOME_TYPE,
+    VALUE_TYPE,
+    CloudEventHeader,
+)
 from processor.contract.publication import examples
 from processor.contract.state import CURSOR_PREFIX
 from processor.contract.steps import TASK_HEADER
@@ -41,6 +48,22 @@ _SENT_AGAIN: Final = {
         "description": "On a dead letter's record that an operator sent back: "
         "topic/partition/offset of the dead letter.",
     },
+}
+_CLOUDEVENT: Final = {
+    header.value: {"type": "string", "description": f"With TASKFLOW_CLOUDEVENTS_SOURCE: {what}."}
+    for header, what in {
+        CloudEventHeader.SPECVERSION: f"`{CLOUDEVENTS_VERSION}`",
+        CloudEventHeader.SOURCE: "that setting",
+        CloudEventHeader.ID: (
+            "the id of the FlowEvent; of an outcome topic/partition/offset of its command"
+        ),
+        CloudEventHeader.TYPE: (
+            f"`{EVENT_TYPE}` and the kind, or `{OUTCOME_TYPE}` and the verdict"
+        ),
+        CloudEventHeader.TIME: "`at`",
+        CloudEventHeader.SUBJECT: "the flow id, if it is known",
+        CloudEventHeader.CONTENT_TYPE: f"`{VALUE_TYPE}`",
+    }.items()
 }
 _TASK: Final = {TASK_HEADER: {"type": "string", "description": "The step's task, in UTF-8."}}
 _CHAIN: Final = {
@@ -104,14 +127,14 @@ _MESSAGES: Final[Mapping[str, dict[str, Any]]] = {
         "outcome",
         "What became of one record of commands or control",
         {"type": "string", "description": "The flow id, or the original key where none is known."},
-        _headers(_TRACEPARENT),
+        _headers(_TRACEPARENT, _CLOUDEVENT),
         examples.OUTCOME,
     ),
     "flow-event": _message(
         "flow-event",
         "One fact that happened to a flow",
         _FLOW_KEY,
-        _headers(_CHAIN, _TRACEPARENT),
+        _headers(_CHAIN, _TRACEPARENT, _CLOUDEVENT),
         examples.EVENT,
     ),
     "flow-snapshot": _message(

@@ -16,6 +16,7 @@ from processor.contract.headers import (
     Headers,
     chain_of,
     split_dead_letter,
+    without_cloudevents,
     without_forwarding,
 )
 from processor.contract.outcomes import Verdict
@@ -107,7 +108,9 @@ class Rewriter:
             doc["source"] = source
             doc["event_ids"] = [self._ids[event_id] for event_id in doc["event_ids"]]
             value = orjson.dumps(doc)
-            record = Outgoing(step.outcome.key, value, list(step.outcome.headers))
+            # Their ids are those of the old side.
+            headers = without_cloudevents(step.outcome.headers)
+            record = Outgoing(step.outcome.key, value, headers)
             copies.append(CopiedRecord(self._new.outcomes, record, step.outcome.timestamp))
         if step.dead_letter is not None and source is not None:
             copies.append(self._dead_letter(step.dead_letter, source))
@@ -124,7 +127,7 @@ class Rewriter:
         value = orjson.dumps(event)
         tail = self._tails.get(event["flow_id"])
         chain = blake2b((tail.chain if tail else CHAIN_START) + value, digest_size=16).digest()
-        kept = _without(record.headers, CHAIN_HEADER, MOVED_FROM)
+        kept = _without(without_cloudevents(record.headers), CHAIN_HEADER, MOVED_FROM)
         moved = f"{self._old.prefix}/{old_id}".encode()
         headers = [(CHAIN_HEADER, chain), *kept, (MOVED_FROM, moved)]
         self._happened(partition, event, chain, old_id)

@@ -10,7 +10,13 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from processor.contract.headers import MOVED_FROM, RecordPlace, chain_of, split_dead_letter
+from processor.contract.headers import (
+    MOVED_FROM,
+    RecordPlace,
+    chain_of,
+    split_dead_letter,
+    without_cloudevents,
+)
 from processor.contract.state import CURSOR_PREFIX
 from processor.engine.batch import Outgoing, first_event_id, new_outgoing
 from processor.engine.codec import Readable, decode
@@ -236,7 +242,7 @@ class LivePartition:
         dead_letter = None
         if outcome["verdict"] == "quarantined":
             dead_letter = await self._dead_letter(source)
-        return Decided(source, _kept(record), events, dead_letter)
+        return Decided(source, _decided(record), events, dead_letter)
 
     async def _source(self, place: Mapping[str, Any], record: LogRecord) -> LogRecord:
         stream = self._streams[place["topic"]]
@@ -251,10 +257,10 @@ class LivePartition:
         event = await self._streams[self._topics.audit].take()
         if event is None or orjson.loads(event.value or b"")["id"] != event_id:
             raise self._broken(record, f"names event {event_id}, which does not come next")
-        kept = _kept(event)
+        kept = _decided(event)
         if event.headers and event.headers[-1][0] == MOVED_FROM:
             # A repartition wrote that, and no decision.
-            return kept._replace(headers=event.headers[:-1])
+            return kept._replace(headers=kept.headers[:-1])
         return kept
 
     async def _dead_letter(self, source: LogRecord) -> Outgoing | None:
@@ -289,6 +295,11 @@ def _ignored(_: int) -> None:
 
 def _kept(record: LogRecord) -> Outgoing:
     return new_outgoing((record.key, record.value, record.headers))
+
+
+def _decided(record: LogRecord) -> Outgoing:
+    """As it was decided: what a worker's setting adds is left out."""
+    return new_outgoing((record.key, record.value, without_cloudevents(record.headers)))
 
 
 def _caused(record: LogRecord, outcome: Mapping[str, Any] | None = None) -> Sequence[int] | None:

@@ -180,8 +180,8 @@ class _Writer:
         self._watch_transaction(producer)
         self._watch_commit(producer)
 
-    def new_pack(self) -> RecordPack:
-        return self._inner.new_pack()
+    def new_pack(self, topic: str) -> RecordPack:
+        return self._inner.new_pack(topic)
 
     async def begin(self, topics: Sequence[str]) -> None:
         await self._inner.begin(topics)

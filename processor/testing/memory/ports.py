@@ -96,7 +96,7 @@ class SimWriter:
             await asyncio.sleep(CONCURRENT_RETRY_S)
             await self._life.at(Op.FENCED)
 
-    def new_pack(self) -> Records:
+    def new_pack(self, topic: str) -> Records:
         return Records()
 
     async def begin(self, topics: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Final
 
 import structlog
@@ -24,6 +25,7 @@ from processor.adapters.kafka.internals import (
     watch_denials,
 )
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
+from processor.adapters.kafka.producer.cloudevents import HeadersOf
 from processor.adapters.kafka.shutdown import stop_producer
 from processor.contract.headers import Headers
 from processor.contract.rights import Operation, Resource, ResourceKind, Right
@@ -94,6 +96,17 @@ class RecordPack:
         return self._in_batch
 
 
+class EnrichedPack(RecordPack):
+    """Adds to each record the headers that `headers_of` makes of its value."""
+
+    def __init__(self, new_batch: Callable[[], BatchBuilder], headers_of: HeadersOf) -> None:
+        super().__init__(new_batch)
+        self._headers_of = headers_of
+
+    def add(self, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        super().add(key, value, [*headers, *self._headers_of(value or b"")])
+
+
 class KafkaTransactionalProducer:
     """The producer of one partition number; starting it fences the one before.
 
@@ -111,9 +124,12 @@ class KafkaTransactionalProducer:
         compression: str | None,
         commit_timeout_s: float,
         transactional_id: str | None = None,
+        headers_of: Mapping[str, HeadersOf] = MappingProxyType({}),
     ) -> None:
-        """`transactional_id`: another than that of the worker's partition processor."""
+        """`transactional_id`: another than that of the worker's partition processor. `headers_of`:
+        by topic, what makes more headers of a record's value."""
         self._topics = topics
+        self._headers_of = headers_of
         self._partition = partition
         self._transactional_id = transactional_id or f"{topics.prefix}-{partition}"
         self._commit_timeout_s = commit_timeout_s
@@ -154,15 +170,18 @@ class KafkaTransactionalProducer:
     def _denied(self, error: KafkaError) -> None:
         self._denial = error
 
-    def new_pack(self) -> RecordPack:
+    def new_pack(self, topic: str) -> RecordPack:
         producer = self._producer
         assert producer is not None, "a writer is started before it packs"
-        return RecordPack(producer.create_batch)
+        headers_of = self._headers_of.get(topic)
+        if headers_of is None:
+            return RecordPack(producer.create_batch)
+        return EnrichedPack(producer.create_batch, headers_of)
 
-    def _packed(self, records: RecordPack | Sequence[Outgoing]) -> RecordPack:
+    def _packed(self, topic: str, records: RecordPack | Sequence[Outgoing]) -> RecordPack:
         if isinstance(records, RecordPack):
             return records
-        pack = self.new_pack()
+        pack = self.new_pack(topic)
         for record in records:
             pack.add(*record)
         return pack
@@ -231,7 +250,10 @@ class KafkaTransactionalProducer:
             raise_if_ended(producer)
             # All futures are awaited: a commit succeeds although a batch of it has failed.
             sent = await asyncio.gather(
-                *(self._send(producer, tp, self._packed(some)) for tp, some in records.items())
+                *(
+                    self._send(producer, tp, self._packed(tp.topic, some))
+                    for tp, some in records.items()
+                )
             )
             acknowledged_s = time.monotonic()
             await producer.commit_transaction()

@@ -14,6 +14,7 @@ from aiokafka.structs import RecordMetadata, TopicPartition
 
 from processor.adapters.kafka.errors import NotAuthorized
 from processor.adapters.kafka.internals import begin_sooner
+from processor.adapters.kafka.producer.cloudevents import HeadersOf
 from processor.adapters.kafka.producer.transactional_producer import (
     KafkaTransactionalProducer,
     RecordPack,
@@ -68,6 +69,23 @@ async def test_records_are_in_their_batch_with_key_value_and_headers() -> None:
     ]
     assert producer.counted == [3]
     assert last.offset == FIRST_OFFSET + 2
+
+
+async def test_records_of_some_topics_get_headers_made_of_their_values() -> None:
+    producer: Any = Producer(10_000)
+    more: dict[str, HeadersOf] = {"t.audit": lambda value: [("size", b"%d" % len(value))]}
+    writer = KafkaTransactionalProducer(
+        {}, Topics("t"), 3, compression=None, commit_timeout_s=1, headers_of=more
+    )
+    writer._producer = producer
+    for topic in ("t.audit", "t.state"):
+        pack = writer.new_pack(topic)
+        pack.add(b"k", b"value", [TRACE])
+        await writer._send(producer, TopicPartition(topic, 3), pack)
+    assert [batch[0][2:] for batch in producer.batches] == [
+        (b"value", [TRACE, ("size", b"5")]),
+        (b"value", [TRACE]),
+    ]
 
 
 async def test_what_does_not_fit_goes_into_the_next_batch() -> None:
