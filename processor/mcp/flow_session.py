@@ -9,7 +9,7 @@ from uuid import UUID, uuid5
 
 import orjson
 
-from processor.client import FlowClient, OutcomeTimeout
+from processor.client import FlowClient, OutcomeTimeout, flow_id_for
 from processor.client.http.views_client import Document, ViewsClient
 from processor.contract import Outcome
 from processor.contract.headers import REASON
@@ -68,6 +68,10 @@ class FlowSession:
         trace: TracebackType | None,
     ) -> None:
         await self._stack.aclose()
+
+    def flow_id(self, kind: str, key: str) -> str:
+        """Return the id that a flow of this session has by a key: the same each time."""
+        return str(uuid5(UUID(flow_id_for(self.owner)), f"{kind}/{key}"))
 
     # Reading
 

@@ -111,7 +111,8 @@ class TasksExtension:
             raise MCPError(types.INTERNAL_ERROR, "Subscription limit reached")
         self._listeners += 1
         try:
-            known = [task_id for task_id in wanted if await self._is_known(task_id)]
+            async with _as_protocol_errors("retrieve"):
+                known = [task_id for task_id in wanted if await self._is_known(task_id)]
             await self._send_changes(ctx, known)
         finally:
             self._listeners -= 1
@@ -143,7 +144,7 @@ class TasksExtension:
     async def _is_known(self, task_id: str) -> bool:
         try:
             await self._store.look(_uuid(task_id))
-        except TaskflowError:
+        except UnknownFlow:
             return False
         return True
 

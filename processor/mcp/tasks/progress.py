@@ -5,6 +5,7 @@ after each question. What the processor accepted is the only memory, so whoever 
 next, after whatever ended, decides the same.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,6 +26,7 @@ INPUT_TOPIC: Final = "mcp.input"
 PROMPT_MAX_BYTES: Final = 16 * 1024
 REASON_MAX: Final = 4096
 _CALL: Final = "call-"
+_CALL_ID: Final = re.compile(r"call-[1-9][0-9]{0,5}")
 
 Document = Mapping[str, Any]
 
@@ -47,8 +49,9 @@ class TaskFlow:
     @classmethod
     def of(cls, found: Document) -> "TaskFlow":
         """From the response of `GET /v1/flows/{flow_id}`."""
-        calls = [step for step in found["steps"] if step["run_id"].startswith(_CALL)]
-        return cls(found["flow"], sorted(calls, key=lambda step: int(step["run_id"][5:])))
+        managed = [step for step in found["steps"] if step["runtime"] == "managed"]
+        calls = [step for step in managed if _CALL_ID.fullmatch(step["run_id"])]
+        return cls(found["flow"], sorted(calls, key=lambda step: int(step["run_id"][len(_CALL) :])))
 
     @property
     def last(self) -> Document | None:
@@ -70,6 +73,12 @@ class TaskFlow:
         """Responses that came before those to all questions, by key."""
         state = self.flow["state_json"]
         return {key: state[_noted(key)] for key in self.questions if _noted(key) in state}
+
+
+def is_task(flow: Document, owner: str) -> bool:
+    """Whether a flow is a task of this session."""
+    ours = flow["controller_id"] == CONTROLLER and flow["owner_session_key"] == owner
+    return ours and isinstance(flow["state_json"], Mapping) and "call" in flow["state_json"]
 
 
 def initial_state(tool: ExecutorTool, arguments: Document) -> dict[str, Any]:

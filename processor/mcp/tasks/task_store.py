@@ -1,11 +1,10 @@
-"""TaskStore: tasks as flows, made, shown, answered and cancelled."""
+"""TaskStore: tasks as flows: made, shown, moved on, cancelled."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from processor.client import flow_id_for
 from processor.client.http.views_client import NoViews
 from processor.contract import Outcome
 from processor.contract.outcomes import Code, Verdict
@@ -18,6 +17,7 @@ from processor.mcp.tasks.progress import (
     TaskFlow,
     after_refusal,
     initial_state,
+    is_task,
     next_command,
     with_responses,
 )
@@ -55,7 +55,7 @@ class TaskStore:
         The same `key`, a random UUID of the client, is the same task. Raises TaskRefused, NoViews,
         OutcomeTimeout and what else `FlowClient.send` does.
         """
-        flow_id = str(uuid4()) if key is None else flow_id_for(f"{self.session.owner}/task/{key}")
+        flow_id = str(uuid4()) if key is None else self.session.flow_id("task", str(key))
         state = initial_state(tool, arguments)
         created = await self.session.send(
             "create_mirrored",
@@ -152,8 +152,7 @@ class TaskStore:
         except UnknownFlow:
             await self._doubt(task_id)
             raise
-        flow = found["flow"]
-        if flow["controller_id"] != CONTROLLER or flow["owner_session_key"] != self.session.owner:
+        if not is_task(found["flow"], self.session.owner):
             raise UnknownFlow(task_id)
         return TaskFlow.of(found)
 

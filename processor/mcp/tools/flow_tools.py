@@ -6,7 +6,6 @@ from typing import Annotated, Any, Final, Literal
 from mcp_types import CallToolResult
 from pydantic import Field, JsonValue
 
-from processor.client import flow_id_for
 from processor.contract import instant
 from processor.mcp.flow_session import FlowSession
 from processor.mcp.tools.results import outcome_result, refusal
@@ -41,7 +40,7 @@ async def start(session: FlowSession, given: StartArguments) -> CallToolResult:
     return outcome_result(
         await session.send(
             "create_mirrored",
-            flow_id_for(f"{session.owner}/{given.key}"),
+            session.flow_id("flow", given.key),
             controller_id=session.owner,
             goal=given.goal,
             requester_origin="mcp",
@@ -58,14 +57,20 @@ class AdvanceArguments(Arguments):
     """Merged into the flow's state, key by key at the top level."""
     step: Text | None = None
     """What you are about to do, in your words."""
+    begin: bool = False
+    """The flow is created, and shall run; nothing else is done."""
     resume: bool = False
     """The flow is waiting, and shall run again; without `step`."""
 
 
 async def advance(session: FlowSession, given: AdvanceArguments) -> CallToolResult:
-    """Note progress: merge a patch into the state of a flow, and say what is done next; or resume a
-    waiting flow."""
+    """Note progress: merge a patch into the state of a flow, and say what is done next; or begin a
+    created flow; or resume a waiting one."""
     fields: dict[str, Any] = {"expected_revision": given.expected_revision}
+    if given.begin:
+        if given.patch or given.step is not None or given.resume:
+            return refusal("invalid_arguments", "begin goes alone; advance once more for the rest.")
+        return outcome_result(await session.send("start_running", given.flow_id, **fields))
     if given.resume:
         if given.step is not None:
             return refusal("invalid_arguments", "resume takes no step; advance once more for it.")

@@ -16,6 +16,7 @@ from processor.mcp.tools.tool import Arguments, FlowId, FlowTool, Permission, fl
 STEPS_SHOWN: Final = 50
 EVENTS_EXPLAINED: Final = 5
 TOOL_OF: Final[Mapping[str, str]] = {
+    "start_running": "advance (begin)",
     "update_state": "advance",
     "resume": "advance (resume)",
     "set_waiting": "wait",

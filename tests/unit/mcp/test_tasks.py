@@ -16,6 +16,7 @@ from mcp_types import Request
 
 from processor.client import FlowClient, GiveUp, Step, StepWorker
 from processor.mcp.tasks.executor_tool import ExecutorTool
+from processor.mcp.tasks.progress import CONTROLLER
 from processor.mcp.tasks.protocol import EXTENSION
 from processor.runtime import end_tasks
 from processor.testing.fake import TaskflowFake
@@ -233,7 +234,8 @@ async def test_what_is_no_task_of_the_session_is_not_found(client: Client) -> No
     async with FlowClient(session="bob") as bob, FlowClient(session=OWNER) as own:
         of_bob = await bob.create("of another one")
         no_task = await own.create("no task")
-    for task_id in (str(uuid4()), "no uuid", of_bob.id, no_task.id):
+        no_call = await own.create("no call", controller=CONTROLLER, running=True)
+    for task_id in (str(uuid4()), "no uuid", of_bob.id, no_task.id, no_call.id):
         for request in (gotten, cancelled):
             with pytest.raises(MCPError, match="Task not found") as refused:
                 await request(client, task_id)

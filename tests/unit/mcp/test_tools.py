@@ -89,6 +89,18 @@ async def test_a_call_that_is_repeated_changes_nothing_twice(
     assert kinds == ["created", "started", "state_updated", "step_scheduled"]
 
 
+async def test_a_created_flow_is_begun(taskflow_fake: TaskflowFake, tmp_path: Path) -> None:
+    async with FlowClient(session=OWNER) as own:
+        flow = await own.create("made by a program")
+    begin = {"flow_id": flow.id, "expected_revision": 0, "begin": True}
+    async with mcp_client(tmp_path, taskflow_fake) as client:
+        mixed = await client.call_tool("advance", {**begin, "patch": {"x": 1}})
+        begun = facts(await client.call_tool("advance", begin))
+
+    assert facts(mixed)["code"] == "invalid_arguments"
+    assert begun["status"] == "running"
+
+
 async def test_a_refusal_is_a_value_that_says_what_is_allowed(
     taskflow_fake: TaskflowFake, tmp_path: Path
 ) -> None:
