@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,8 +17,6 @@ from processor.runtime import unless_stopped
 
 if TYPE_CHECKING:
     from processor.settings import Settings
-
-OTHERWISE: Final = "TASKFLOW_SIGNALS_HTTP to another address, or to off"
 
 
 def signals(
@@ -83,6 +81,6 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> None:
         report=report,
         metrics=scraped,
         hosts=settings.http_hosts,
-        otherwise=OTHERWISE,
+        otherwise=health_server.SIGNALS_OTHERWISE,
     ):
         await service.run(stop)

@@ -72,6 +72,7 @@ class SignalsApp(faust.App):
         self._partitions: dict[TP, SourcePartition] = {}
         self._locks: dict[TP, asyncio.Lock] = {}
         self._deliveries: dict[TP, Deliveries] = {}
+        self._restoring = asyncio.Lock()
         self._ticking: asyncio.Task[None] | None = None
         super().__init__(
             f"{settings.group_id}.signals",
@@ -141,18 +142,26 @@ class SignalsApp(faust.App):
     # Partitions
 
     async def _restore(self, assigned: set[TP]) -> None:
-        """Take over what is new among `assigned`, and let go of what is not."""
-        self.assigned = False
-        try:
-            for tp in self._partitions.keys() - assigned:
-                await self._give_up(tp)
-            new = assigned - self._partitions.keys()
-            await asyncio.gather(*(self._take_over(tp) for tp in new))
-        except Exception as error:
-            self.fail(error)
-            return
-        self.assigned = True
-        log.info("signals ready", **{name: sorted(of) for name, of in self.report().items()})
+        """Take over what is new among `assigned`, and let go of what is not.
+
+        Faust seeks after each rebalance, and whenever it has fetched during one: by turns, or two
+        of these would fence each other.
+        """
+        async with self._restoring:
+            if self.assigned and assigned == self._partitions.keys():
+                return
+            self.assigned = False
+            try:
+                for tp in self._partitions.keys() - assigned:
+                    await self._give_up(tp)
+                new = assigned - self._partitions.keys()
+                await asyncio.gather(*(self._take_over(tp) for tp in new))
+            except Exception as error:
+                self.fail(error)
+                return
+            self.assigned = True
+            shared_out = {name: sorted(of) for name, of in self.report().items()}
+            log.info("signals ready", partitions=shared_out)
 
     async def _take_over(self, tp: TP) -> None:
         name = next(name for name, topic in self._sources.items() if topic == tp.topic)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHERWISE: Final = "TASKFLOW_HTTP to another address, or to off"
+SIGNALS_OTHERWISE: Final = "TASKFLOW_SIGNALS_HTTP to another address, or to off"
 VIEWS_OTHERWISE: Final = "TASKFLOW_VIEWS_HTTP to another address"
 CONNECTIONS_MAX: Final = 64
 """Of a worker's health server: probes, scrapers, and a person."""

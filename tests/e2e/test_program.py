@@ -553,6 +553,22 @@ def test_a_demo_that_is_kept_ends_with_what_it_shows(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def assert_signals_are_delivered(env: Environment) -> None:
+    flow = str(uuid4())
+    wait = {"kind": "external_event", "topic": "payments", "correlation_id": "order-17"}
+    commands = jsonl(
+        create(flow) | {"kind": "create_mirrored"},
+        {"kind": "set_waiting", "flow_id": flow, "issued_by": "me", "wait": wait},
+    )
+    assert taskflow(env, "signal", "send", "payments", "order-17", "--data", "17").code == 0
+    assert taskflow(env, "send", "--wait", stdin=commands).code == 0
+    deadline = time.monotonic() + patience(60)
+    while lines(taskflow(env, "flow", "list"))[0]["status"] == "waiting":
+        assert time.monotonic() < deadline
+    (shown,) = lines(taskflow(env, "flow", "show", flow, "--json"))
+    assert (shown["status"], shown["state_json"]) == ("running", {"resume_event": 17})
+
+
 def test_up_asks_before_it_uses_a_broker_that_is_there(env: Environment) -> None:
     refused = taskflow(env, "up")
     assert refused.code == 2
@@ -560,10 +576,12 @@ def test_up_asks_before_it_uses_a_broker_that_is_there(env: Environment) -> None
     assert "`--use-broker`" in refused.err
     assert len(lines(taskflow(env, "topics", "check"))) == 7, "no topic was made"
 
-    with running(env, "up", "--use-broker") as up:
+    with_signals = {**env, "TASKFLOW_SIGNALS_HTTP": "off"}
+    with running(with_signals, "up", "--use-broker", "--signals") as up:
         assert up.stderr is not None
         while "taskflow is up" not in (line := up.stderr.readline()):
             assert line, "it ended"
+        assert_signals_are_delivered(env)
         up.send_signal(signal.SIGTERM)
         assert up.wait(timeout=patience(30)) == 0
 

@@ -37,16 +37,18 @@ class SignalsProcess(ForkedWorker):
 
 
 @asynccontextmanager
-async def signals_process(home: Path, settings: Settings) -> AsyncIterator[SignalsProcess]:
-    """Not started yet; it lives no longer than the block."""
-    process = SignalsProcess(
-        *("signals", home, settings.bootstrap_servers, settings.topic_prefix), SIGNALS_HTTP="off"
-    )
+async def signals_processes(
+    count: int, home: Path, settings: Settings
+) -> AsyncIterator[list[SignalsProcess]]:
+    """Not started yet; none lives longer than the block."""
+    where = (settings.bootstrap_servers, settings.topic_prefix)
+    made = [SignalsProcess(f"signals-{n}", home, *where, SIGNALS_HTTP="off") for n in range(count)]
     try:
-        yield process
+        yield made
     finally:
-        if process.running:
-            await process.kill()
+        for process in made:
+            if process.running:
+                await process.kill()
 
 
 async def in_any_order(work: list[Callable[[], Awaitable[Any]]]) -> None:
@@ -60,16 +62,20 @@ async def in_any_order(work: list[Callable[[], Awaitable[Any]]]) -> None:
     await asyncio.gather(*(one(do) for do in work))
 
 
-async def killed_again_and_again(process: SignalsProcess, kills: int, draw: random.Random) -> None:
+async def killed_again_and_again(
+    processes: list[SignalsProcess], kills: int, draw: random.Random
+) -> None:
+    """One after the other; another one meanwhile takes over what it had."""
     for kill in range(kills):
-        await process.until_ready(times=kill + 1)
+        process = processes[kill % len(processes)]
+        await process.until_ready(times=kill // len(processes) + 1)
         await asyncio.sleep(draw.random() * KILL_WITHIN_S)
         await process.kill()
         await process.start()
 
 
 async def waits_and_signals(
-    home: Path, broker: EmbeddedBroker, prefix: str, *, count: int, kills: int
+    home: Path, broker: EmbeddedBroker, prefix: str, *, count: int, kills: int, processes: int = 1
 ) -> None:
     """`count` waits and their signals, a tenth of them sent twice and a fifth with one key for two
     flows; each wait must be ended once, each by another signal of its key."""
@@ -85,7 +91,7 @@ async def waits_and_signals(
     flows: dict[str, str] = {}
     async with (
         running_worker(settings),
-        signals_process(home, settings) as process,
+        signals_processes(processes, home, settings) as some,
         FlowClient(settings, session="shop") as client,
     ):
         await create_signal_topics(settings)
@@ -106,8 +112,9 @@ async def waits_and_signals(
                         )
                     )
             draw.shuffle(work)
-            await process.start()
-            killing = asyncio.create_task(killed_again_and_again(process, kills, draw))
+            for process in some:
+                await process.start()
+            killing = asyncio.create_task(killed_again_and_again(some, kills, draw))
             await in_any_order(work)
             await killing
         by: dict[str, list[Resumed]] = {}
@@ -117,7 +124,8 @@ async def waits_and_signals(
                     by.setdefault(event.flow_id, []).append(event)
                     if len(by) == count:
                         break
-        assert await process.end() == 0, process.output()[-4000:]
+        for process in some:
+            assert await process.end() == 0, process.output()[-4000:]
 
     async with AuditStream(settings, follow=False) as audit:
         ended = Counter([one.flow_id async for one in audit if isinstance(one, Resumed)])
@@ -143,3 +151,11 @@ async def test_ten_thousand_waits_and_signals_through_kills(
     tmp_path: Path, broker: EmbeddedBroker, prefix: str
 ) -> None:
     await waits_and_signals(tmp_path, broker, prefix, count=10_000, kills=20)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+async def test_two_processes_take_over_from_each_other(
+    tmp_path: Path, broker: EmbeddedBroker, prefix: str
+) -> None:
+    await waits_and_signals(tmp_path, broker, prefix, count=2_000, kills=20, processes=2)

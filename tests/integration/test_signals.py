@@ -20,10 +20,15 @@ from processor.contract.topics import SignalTopics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.signals.service import SignalService
+from processor.views.http.responses import SignalPublished
+from tests.support.forked_program import Result, program
 from tests.support.machine import patience
+from tests.support.recorded_deployment import Recorded
+from tests.support.served_views import serving
 from tests.support.worker import running_worker
 
 TTL_MS = 3_000
+TOKEN = "a token of the producers"
 
 
 @asynccontextmanager
@@ -94,7 +99,10 @@ async def test_signals_end_waits_once_and_others_become_dead_letters(
 
             large = await waiting(client, "large", state={"x": "x" * 200_000})
             await sender.send("payments", "large", "y" * 100_000, id="large")
-            await sender.send("payments", "large", "small", id="small")
+            result = await sent_by_the_program(
+                settings, "payments", "large", "--data", '"small"', "--id", "small"
+            )
+            assert (result.code, orjson.loads(result.out)["id"]) == (0, "small"), result
             assert await large.until("running") == "running"
 
             await sender.send("payments", "nobody", id="nobody")
@@ -104,7 +112,7 @@ async def test_signals_end_waits_once_and_others_become_dead_letters(
                 "": INVALID,
             }
 
-            await sender.send("payments", "twice", {"n": 2}, id="another")
+            await sent_by_http(settings, tmp_path / "views", id="another", payload={"n": 2})
             assert await second.until("running") == "running"
             states = [
                 [event async for event in flow.events(follow=False)] for flow in (first, second)
@@ -114,6 +122,32 @@ async def test_signals_end_waits_once_and_others_become_dead_letters(
             [("signal:twice", {"resume_event": {"n": 1}})],
             [("signal:another", {"resume_event": {"n": 2}})],
         ]
+
+
+async def sent_by_http(settings: Settings, folder: Path, **fields: Any) -> None:
+    """To the same flow twice: the views answer that Kafka has it, and the id is delivered once."""
+    body = {"topic": "payments", "correlation_id": "twice", **fields}
+    here = serving(
+        *(folder, Recorded(partitions=2)),
+        brokers=settings.bootstrap_servers,
+        topic_prefix=settings.topic_prefix,
+        views_token=TOKEN,
+    )
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with here as served:
+        for _ in range(2):
+            async with served.client.post("/v1/signals", json=body, headers=headers) as response:
+                found = SignalPublished.model_validate(await response.json())
+                assert (response.status, found.id) == (202, "another")
+                assert found.topic == SignalTopics(settings.topic_prefix).signals
+
+
+async def sent_by_the_program(settings: Settings, *arguments: str) -> Result:
+    environment = {
+        "TASKFLOW_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "TASKFLOW_TOPIC_PREFIX": settings.topic_prefix,
+    }
+    return await program(environment, "signal", "send", *arguments)
 
 
 async def send_as_foreign_client(settings: Settings, value: bytes) -> None:

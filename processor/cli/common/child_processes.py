@@ -1,4 +1,4 @@
-"""Run a worker and a view worker as child processes of `up` and `demo`."""
+"""Run worker, views and signals as child processes of `up` and `demo`."""
 
 import asyncio
 import importlib.util
@@ -7,10 +7,10 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 
@@ -53,6 +53,9 @@ class ChildProcess:
             return "(see above)"
         lines = self.log.read_text("utf-8", "replace").splitlines()
         return "\n".join(lines[-LAST_WORDS:]) or "(it said nothing)"
+
+
+Child = TypeVar("Child", bound=ChildProcess)
 
 
 @dataclass(slots=True)
@@ -127,34 +130,55 @@ async def child_views(
         yield ViewsChild(process, log, settings)
 
 
-@asynccontextmanager
-async def views_kept_running(
+def views_kept_running(
     settings: Settings, notify: Callable[[str], None]
-) -> AsyncIterator[ViewsChild]:
+) -> AbstractAsyncContextManager[ViewsChild]:
     """`taskflow views` with our environment, started again whenever it ends, with growing pauses.
     `notify` gets a sentence each time.
 
     The child that is yielded is always the one that was started last.
     """
-    started: asyncio.Future[ViewsChild] = asyncio.get_running_loop().create_future()
+    return _kept_running(lambda: child_views(settings), "The view worker", notify)
+
+
+def signals_kept_running(
+    notify: Callable[[str], None],
+) -> AbstractAsyncContextManager[ChildProcess]:
+    """`taskflow signals`; as `views_kept_running`."""
+    return _kept_running(_child_signals, "The signals process", notify)
+
+
+@asynccontextmanager
+async def _child_signals() -> AsyncIterator[ChildProcess]:
+    async with _started(("signals", WITH_PARENT), None, None) as process:
+        yield ChildProcess(process, None)
+
+
+@asynccontextmanager
+async def _kept_running(
+    start: Callable[[], AbstractAsyncContextManager[Child]],
+    name: str,
+    notify: Callable[[str], None],
+) -> AsyncIterator[Child]:
+    started: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
 
     async def keep() -> None:
         pause_s = RESTART_PAUSE_MIN_S
         while True:
-            async with child_views(settings) as views:
+            async with start() as child:
                 if started.done():
-                    started.result().process = views.process
+                    started.result().process = child.process
                 else:
-                    started.set_result(views)
+                    started.set_result(child)
                 began_s = time.monotonic()
-                await views.process.wait()
+                await child.process.wait()
             if time.monotonic() - began_s >= SOUND_AFTER_S:
                 pause_s = RESTART_PAUSE_MIN_S
-            notify(f"The view worker {views.how_it_ended}; it is started again in {pause_s:g} s.")
+            notify(f"{name} {child.how_it_ended}; it is started again in {pause_s:g} s.")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RESTART_PAUSE_MAX_S)
 
-    keeping = asyncio.create_task(keep(), name="views keeper")
+    keeping = asyncio.create_task(keep(), name=f"keeper: {name}")
     try:
         first: set[asyncio.Future[Any]] = {started, keeping}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)

@@ -16,6 +16,9 @@ def up(
         "--use-broker",
         help="Use the broker at TASKFLOW_BOOTSTRAP_SERVERS instead of an embedded one.",
     ),
+    signals: bool = typer.Option(
+        False, "--signals", help="Run `taskflow signals`, too, and make its topics."
+    ),
     verbose: bool = typer.Option(
         False, "--verbose", "-v", help="Show what worker and views log; else only warnings."
     ),
@@ -36,4 +39,4 @@ def up(
         # Also of the views, whose process gets this environment.
         os.environ.setdefault("TASKFLOW_LOG_LEVEL", "warning")
     settings = settings_and_logs()
-    run_until_stopped(lambda stop: serve(settings, stop, use_broker=use_broker))
+    run_until_stopped(lambda stop: serve(settings, stop, use_broker=use_broker, signals=signals))

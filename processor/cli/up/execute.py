@@ -7,34 +7,46 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import typer
 
-from processor.adapters.kafka.admin.topic_admin import create_topics
+from processor.adapters.kafka.admin.topic_admin import create_signal_topics, create_topics
 from processor.adapters.kafka.client_config import connection_options, ensure_reachable
-from processor.cli.common.child_processes import ViewsChild, views_installed, views_kept_running
+from processor.cli.common.child_processes import (
+    ViewsChild,
+    signals_kept_running,
+    views_installed,
+    views_kept_running,
+)
 from processor.cli.common.output import say, somebody_to_ask
 from processor.cli.common.runner import WrongUse, embedded_port
 from processor.cli.invocation import program_as_called, settings_to_repeat
 from processor.embedded.broker import broker_responds, embedded_broker
 from processor.embedded.environment import need_extra
 from processor.embedded.keeper import kept_running
-from processor.errors import install_line
+from processor.errors import ExtraMissing, install_line
 from processor.runtime import end_tasks, unless_stopped
 from processor.settings import Settings
-from processor.telemetry.health_server import OTHERWISE, VIEWS_OTHERWISE
+from processor.telemetry.health_server import OTHERWISE, SIGNALS_OTHERWISE, VIEWS_OTHERWISE
 from processor.telemetry.http.held_address import held
 from processor.worker.composition import run_worker
 
 
-async def serve(settings: Settings, stop: asyncio.Event, *, use_broker: bool) -> None:
-    """Run all three until `stop` is set.
+async def serve(
+    settings: Settings, stop: asyncio.Event, *, use_broker: bool, signals: bool = False
+) -> None:
+    """Run all of them until `stop` is set; `signals`: `taskflow signals`, too.
 
-    Raises AddressInUse, WrongUse, BrokerUnreachable, and what ends an embedded broker or a worker.
+    Raises AddressInUse, WrongUse, BrokerUnreachable, ExtraMissing, and what ends an embedded broker
+    or a worker.
     """
+    if signals and not views_installed():
+        raise ExtraMissing("Signals need Faust of", "views")
     async with AsyncExitStack() as stack:
-        holders = _hold_addresses(settings)
+        holders = _hold_addresses(settings, signals=signals)
         try:
             broker = _some_broker(settings, stop, use_broker=use_broker)
             address = await unless_stopped(stack.enter_async_context(broker), stop)
             if address is None or await unless_stopped(create_topics(settings), stop) is None:
+                return
+            if signals and await unless_stopped(create_signal_topics(settings), stop) is None:
                 return
         finally:
             for holder in holders:
@@ -42,6 +54,8 @@ async def serve(settings: Settings, stop: asyncio.Event, *, use_broker: bool) ->
         views: ViewsChild | None = None
         if views_installed():
             views = await stack.enter_async_context(views_kept_running(settings, say))
+        if signals:
+            await stack.enter_async_context(signals_kept_running(say))
         ready = asyncio.Event()
         working = asyncio.ensure_future(run_worker(settings, stop=stop, ready=ready))
         greeting = asyncio.ensure_future(_greet(settings, address, ready, views))
@@ -51,14 +65,16 @@ async def serve(settings: Settings, stop: asyncio.Event, *, use_broker: bool) ->
             await end_tasks(greeting)
 
 
-def _hold_addresses(settings: Settings) -> list[socket.socket]:
-    """Take the addresses of the worker and the views before Kafka takes its time to start.
+def _hold_addresses(settings: Settings, *, signals: bool) -> list[socket.socket]:
+    """Take the addresses of worker, views and signals before Kafka takes its time to start.
 
     Raises AddressInUse.
     """
     wanted = [(settings.http, OTHERWISE)]
     if views_installed():
         wanted.append((settings.views_http, VIEWS_OTHERWISE))
+    if signals:
+        wanted.append((settings.signals_http, SIGNALS_OTHERWISE))
     holders: list[socket.socket] = []
     try:
         for address, otherwise in wanted:
