@@ -35,7 +35,10 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "send": ("send.command", "Send commands, one JSON object a line."),
         "flow": ("flow.commands", "Create, change and look at flows, as an operator."),
         "step": ("step.commands", "Schedule, look at, retry, cancel and do managed steps."),
-        "signal": ("signal.commands", "Send events to whichever flow waits for them."),
+        "signal": (
+            "signal.commands",
+            "Send events to whichever flow waits, and list what was not delivered.",
+        ),
         "audit": ("tail", "Print the FlowEvents, what happened to flows."),
         "outcomes": ("tail", "Print the outcomes, one for each command."),
     },

@@ -99,9 +99,8 @@ async def test_signals_end_waits_once_and_others_become_dead_letters(
 
             large = await waiting(client, "large", state={"x": "x" * 200_000})
             await sender.send("payments", "large", "y" * 100_000, id="large")
-            result = await sent_by_the_program(
-                settings, "payments", "large", "--data", '"small"', "--id", "small"
-            )
+            arguments = ("payments", "large", "--data", '"small"', "--id", "small")
+            result = await by_the_program(settings, "send", *arguments)
             assert (result.code, orjson.loads(result.out)["id"]) == (0, "small"), result
             assert await large.until("running") == "running"
 
@@ -112,6 +111,12 @@ async def test_signals_end_waits_once_and_others_become_dead_letters(
                 "": INVALID,
             }
 
+            listed = await by_the_program(settings, "deadletters")
+            shown = {one["code"]: one for one in map(orjson.loads, listed.out.splitlines())}
+            assert (listed.code, len(shown)) == (0, 3), listed
+            assert shown[UNCLAIMED]["correlation_id"] == "nobody"
+            assert shown[UNDELIVERABLE]["payload"] == "y" * 100_000
+            assert shown[INVALID]["id"] is None
             await sent_by_http(settings, tmp_path / "views", id="another", payload={"n": 2})
             assert await second.until("running") == "running"
             states = [
@@ -142,12 +147,12 @@ async def sent_by_http(settings: Settings, folder: Path, **fields: Any) -> None:
                 assert found.topic == SignalTopics(settings.topic_prefix).signals
 
 
-async def sent_by_the_program(settings: Settings, *arguments: str) -> Result:
+async def by_the_program(settings: Settings, *arguments: str) -> Result:
     environment = {
         "TASKFLOW_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
         "TASKFLOW_TOPIC_PREFIX": settings.topic_prefix,
     }
-    return await program(environment, "signal", "send", *arguments)
+    return await program(environment, "signal", *arguments)
 
 
 async def send_as_foreign_client(settings: Settings, value: bytes) -> None:

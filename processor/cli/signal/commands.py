@@ -1,20 +1,19 @@
-"""`taskflow signal`: send events to whichever flow waits for them.
+"""`taskflow signal`: send events to whichever flow waits, and list what was not delivered.
 
 What the command needs is imported when it runs.
 """
 
 import typer
 
-from processor.cli.common.options import duration_ms, json_of
-from processor.cli.common.output import console, for_people, plain, write_json
+from processor.cli.common.options import JSON_LINES, duration_ms, json_of
+from processor.cli.common.output import console, for_people, plain, say, write_json
+from processor.cli.common.rows import Column, moment, print_rows
 from processor.cli.common.runner import run, settings_and_logs
 
-app = typer.Typer(help="Send events to whichever flow waits for them.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Send events to whichever flow waits for them."""
+app = typer.Typer(
+    help="Send events to whichever flow waits, and list what was not delivered.",
+    no_args_is_help=True,
+)
 
 
 @app.command("send")
@@ -55,3 +54,39 @@ def send(
         console().print(plain(f"sent: signal {receipt.id} to {receipt.topic}"))
     else:
         write_json(receipt._asdict())
+
+
+@app.command("deadletters")
+def deadletters(json: bool = JSON_LINES) -> None:
+    """List the signals that were not delivered, the newest last, with the reason of each.
+
+    The value of one that is whole can be sent again as it is, and then has another time to live:
+    `taskflow signal send`, with the id, the topic and the correlation id that it had.
+
+    Example: `taskflow signal deadletters --json`
+
+    Settings: as for `taskflow signal send`.
+    """
+    from processor.cli.signal.dead_letters import undelivered
+
+    settings = settings_and_logs(quiet=True)
+    found = run(lambda: undelivered(settings))
+    if not for_people(json):
+        for one in found:
+            write_json(one)
+        return
+    if not found:
+        say("Every signal was delivered, or waits for a flow.")
+        return
+    columns = (
+        *(Column("at"), Column("code"), Column("topic", 8, 2), Column("correlation id", 8, 1)),
+        *(Column("id", 8, 3), Column("why", 20, 4)),
+    )
+    rows = [
+        (
+            *(moment(one["at"]), one["code"], one["topic"] or "", one["correlation_id"] or ""),
+            *(one["id"] or "", one["message"]),
+        )
+        for one in found
+    ]
+    print_rows(console(), columns, rows)
