@@ -84,7 +84,9 @@ class Connection(Protocol):
     def monotonic(self) -> float:
         """Return seconds of a monotonic clock."""
 
-    def producer(self) -> Producer: ...
+    def producer(self, topic: str | None = None) -> Producer:
+        """Return a producer for `topic`, by its full name; for `commands` if None."""
+
     def reader(self, topic: str) -> Reader: ...
     def work_items(self, group: str, tasks: Iterable[str]) -> ItemReader: ...
 

@@ -59,9 +59,11 @@ class CommandProducer:
     After a failed batch a producer's sequence numbers are off, so it is replaced.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, topic: str | None = None) -> None:
+        """`topic`: what is written to above all; `commands` if None."""
         self._settings = settings
-        self._needs = on_topic(Operation.WRITE, Topics(settings.topic_prefix).commands)
+        commands = Topics(settings.topic_prefix).commands
+        self._needs = on_topic(Operation.WRITE, topic or commands)
         """Without Write on any topic at all, a broker gives out no producer id."""
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()

@@ -24,8 +24,8 @@ class KafkaConnection:
     def monotonic(self) -> float:
         return time.monotonic()
 
-    def producer(self) -> CommandProducer:
-        return CommandProducer(self._settings)
+    def producer(self, topic: str | None = None) -> CommandProducer:
+        return CommandProducer(self._settings, topic)
 
     def reader(self, topic: str) -> TopicReader:
         return TopicReader(self._settings, topic)

@@ -45,7 +45,7 @@ class SignalClient:
         self._settings = settings or load_settings()
         self._topic = SignalTopics(self._settings.topic_prefix).signals
         self._connection = connect(self._settings)
-        self._producer = self._connection.producer()
+        self._producer = self._connection.producer(self._topic)
 
     async def __aenter__(self) -> Self:
         try:

@@ -63,7 +63,7 @@ class FakeConnection:
     def monotonic(self) -> float:
         return self._fake.monotonic()
 
-    def producer(self) -> "FakeProducer":
+    def producer(self, topic: str | None = None) -> "FakeProducer":
         return FakeProducer(self._fake)
 
     def reader(self, topic: str) -> "FakeReader":
