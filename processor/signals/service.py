@@ -8,7 +8,7 @@ import structlog
 from processor.adapters.kafka.access.rights_watch import RightsWatch
 from processor.adapters.kafka.admin.topic_admin import count_partitions
 from processor.client import FlowClient
-from processor.contract.rights import Role
+from processor.contract.rights import Operation, Role
 from processor.contract.topics import SignalTopics, Topics
 from processor.runtime import backoff_s, end_tasks, private_directory, sleep_unless, unless_stopped
 from processor.settings import Settings
@@ -63,7 +63,7 @@ class SignalService:
         private_directory(settings.state_dir / FOLDER)
         names = [Topics(settings.topic_prefix).audit]
         names += [name for name, _ in SignalTopics(settings.topic_prefix)]
-        counts = await count_partitions(settings, names)
+        counts = await count_partitions(settings, names, Operation.DESCRIBE)
         watching = asyncio.create_task(self._rights.run())
         try:
             async with FlowClient(settings, session="taskflow:signals", expire=False) as client:
