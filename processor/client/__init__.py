@@ -12,6 +12,12 @@ from processor.client.errors import (
 )
 from processor.client.flow_client import FlowClient, Receipt
 from processor.client.flow_handle import FlowHandle, flow_id_for
+from processor.client.signals.signal_client import (
+    SignalClient,
+    SignalNotAcknowledged,
+    SignalReceipt,
+)
+from processor.client.signals.signal_reader import InvalidSignal
 from processor.client.state.current_flows import CurrentFlow, CurrentFlows, fold
 from processor.client.step import GiveUp, RetryAfter, Step
 from processor.client.step_worker import StepWorker
@@ -31,9 +37,13 @@ __all__ = [
     "FlowHandle",
     "GiveUp",
     "InvalidCommand",
+    "InvalidSignal",
     "OutcomeTimeout",
     "Receipt",
     "RetryAfter",
+    "SignalClient",
+    "SignalNotAcknowledged",
+    "SignalReceipt",
     "Start",
     "Step",
     "StepWorker",
