@@ -18,6 +18,9 @@ UNCOMPRESSED: Final = "uncompressed"
 takes. Otherwise 120 KB on the wire may hold 150,000 records, each with an outcome of its own."""
 
 
+MIN_INSYNC: Final = "min.insync.replicas"
+
+
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
     """One topic, without its prefix. `config` holds Kafka's own topic settings."""
@@ -25,6 +28,16 @@ class TopicSpec:
     name: str
     purpose: str
     config: Mapping[str, str]
+
+    def replicated(self, factor: int) -> dict[str, str]:
+        """`config`, and with three replicas or more that most of them must have a record before it
+        is acknowledged. Kafka's default is one of them, which may be the one that is lost."""
+        return {**self.config, **({MIN_INSYNC: f"{majority(factor)}"} if factor >= 3 else {})}
+
+
+def majority(factor: int) -> int:
+    """More than half of `factor` replicas."""
+    return factor // 2 + 1
 
 
 def topic_spec(name: str, purpose: str, **config: str | int) -> TopicSpec:

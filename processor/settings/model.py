@@ -79,7 +79,8 @@ class Settings(BaseSettings):
     replication_factor: Annotated[
         int, Field(ge=1, le=32), Expected("a whole number of 1 to 32")
     ] = 1
-    """Of each topic, when `topics create` makes it."""
+    """Of each topic, when `topics create` makes it; of three and more replicas, most must have a
+    record before it is acknowledged."""
     group_id: Name = Field(default_factory=lambda data: data.get("topic_prefix", ""))
     """The consumer group that the workers share; the prefix unless given."""
     instance_id: Annotated[Name | None, name_words(NAME_MAX)] = None

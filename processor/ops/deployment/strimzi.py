@@ -24,7 +24,7 @@ def kafka_topics(deployment: KubernetesDeployment) -> Iterator[dict[str, Any]]:
                 "topicName": topic,
                 "partitions": settings.partitions_of(topic),
                 "replicas": settings.replication_factor,
-                "config": dict(spec.config),
+                "config": spec.replicated(settings.replication_factor),
             },
         )
         yield _of_the_cluster(deployment, made)

@@ -30,6 +30,14 @@ def test_each_name_is_found_by_its_own_property() -> None:
     assert [*named, topics.dead_letters, topics.steps] == [name for name, _ in topics]
 
 
+@pytest.mark.parametrize(("factor", "insync"), [(1, None), (2, None), (3, "2"), (4, "3"), (5, "3")])
+def test_most_replicas_must_have_what_is_acknowledged(factor: int, insync: str | None) -> None:
+    """Of two, one may then be away, and what it lacks be lost with the other."""
+    config = SPECS[0].replicated(factor)
+    assert config.pop("min.insync.replicas", None) == insync
+    assert config == SPECS[0].config
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_the_broker_stamps_every_record(spec: Any) -> None:
     assert spec.config["message.timestamp.type"] == "LogAppendTime"

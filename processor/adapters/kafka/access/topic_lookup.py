@@ -18,11 +18,13 @@ _INCLUDED_IN: Final = {Operation.DESCRIBE: (Operation.READ, Operation.WRITE, Ope
 
 class TopicFound(NamedTuple):
     """`partitions`: None if the topic is not there, or hidden from us. `led`: each of them has a
-    leader. `operations`: bits of what we may do, UNREPORTED if the broker does not say."""
+    leader. `operations`: bits of what we may do, UNREPORTED if the broker does not say.
+    `replicas`: of each partition, the least of them."""
 
     partitions: int | None
     led: bool
     operations: int
+    replicas: int = 0
 
 
 def allows(operations: int, operation: Operation) -> bool:
@@ -47,7 +49,8 @@ async def look_up(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str,
             found[name] = TopicFound(None, False, 0)
         elif code == 0:
             led = all(leader >= 0 for _code, _partition, leader, *_ in partitions)
-            found[name] = TopicFound(len(partitions), led, operations)
+            replicas = min((len(ids) for _, _, _, _, ids, *_ in partitions), default=0)
+            found[name] = TopicFound(len(partitions), led, operations, replicas)
     return found
 
 
@@ -58,7 +61,8 @@ async def _unreported(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[
         if topic["topic"] in found and topic["error_code"] == 0:
             partitions = topic["partitions"]
             led = all(partition["leader"] >= 0 for partition in partitions)
-            found[topic["topic"]] = TopicFound(len(partitions), led, UNREPORTED)
+            replicas = min((len(one["replicas"]) for one in partitions), default=0)
+            found[topic["topic"]] = TopicFound(len(partitions), led, UNREPORTED, replicas)
     return found
 
 

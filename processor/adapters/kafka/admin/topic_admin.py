@@ -24,6 +24,7 @@ from processor.contract.rights import Operation, Right, Role, on_topic
 from processor.contract.topics import (
     AUDIT,
     MESSAGE_MAX_BYTES,
+    MIN_INSYNC,
     SIGNAL_SPECS,
     STEPS,
     SignalTopics,
@@ -37,12 +38,15 @@ APPEAR_TIMEOUT_S = 15.0
 
 _EQUAL = frozenset({"cleanup.policy", "message.timestamp.type"})
 _AT_LEAST = frozenset(
-    {"retention.ms", "retention.bytes", "delete.retention.ms", "max.message.bytes"}
+    {"retention.ms", "retention.bytes", "delete.retention.ms", "max.message.bytes", MIN_INSYNC}
 )
 """Here -1 means without end. Segment sizes and ratios are tuning, an operator's to choose."""
 _ADVISED = frozenset({"compression.type"})
 """Must be equal, but a worker starts without: topics of before may have another."""
-
+_WHY: Mapping[str, str] = {
+    "compression.type": "a small compressed batch can hold 100,000 records and more",
+    MIN_INSYNC: "what is acknowledged may be lost with one broker",
+}
 
 _AT_LEAST_WORDS, _WITHOUT_END_WORDS = "at least ", " (without end)"
 
@@ -84,8 +88,8 @@ class Mismatch:
         if self.what == "topic":
             return f"{self.topic} does not exist"
         sentence = f"{self.topic}: {self.what} is {self.found}, must be {self.expected}"
-        if self.what in _ADVISED:
-            sentence += "; a small compressed batch can hold 100,000 records and more"
+        if why := _WHY.get(self.what):
+            sentence += f"; {why}"
         return sentence
 
 
@@ -189,6 +193,7 @@ async def check_topics(settings: Settings) -> list[Mismatch]:
         partitions = await _partitions(admin, settings, names, Operation.DESCRIBE)
         there = [name for name in names if name in partitions]
         configs = await _configs(admin, there, settings)
+        looked_up = await look_up(admin, there)
     found: list[Mismatch] = []
     for name, spec in names.items():
         if name not in partitions:
@@ -201,7 +206,7 @@ async def check_topics(settings: Settings) -> list[Mismatch]:
                 found.append(Mismatch(name, "partitions", expected, str(count)))
         elif count != settings.partitions:
             found.append(Mismatch(name, "partitions", str(settings.partitions), str(count)))
-        found.extend(_compare(name, spec, configs[name]))
+        found.extend(_compare(name, spec.replicated(looked_up[name].replicas), configs[name]))
     return found
 
 
@@ -272,8 +277,8 @@ async def topic_configs(settings: Settings, topics: Sequence[str]) -> dict[str, 
         return await _configs(admin, topics, settings)
 
 
-def _compare(topic: str, spec: TopicSpec, found: Mapping[str, str]) -> list[Mismatch]:
-    wanted = {"max.message.bytes": str(MESSAGE_MAX_BYTES), **spec.config}
+def _compare(topic: str, config: Mapping[str, str], found: Mapping[str, str]) -> list[Mismatch]:
+    wanted = {"max.message.bytes": str(MESSAGE_MAX_BYTES), **config}
     mismatches = []
     for name, expected in wanted.items():
         value = found.get(name, "")
@@ -320,7 +325,7 @@ async def _create(
                 name,
                 num_partitions=partitions or settings.partitions_of(name),
                 replication_factor=settings.replication_factor,
-                topic_configs=dict(spec.config),
+                topic_configs=spec.replicated(settings.replication_factor),
             )
             for name, spec in wanted.items()
         ]

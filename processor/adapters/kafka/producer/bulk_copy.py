@@ -97,7 +97,10 @@ async def make_for_copy(settings: Settings, topics: Topics, partitions: int) -> 
                     name,
                     num_partitions=steps if spec is STEPS else partitions,
                     replication_factor=settings.replication_factor,
-                    topic_configs={**spec.config, **WHILE_COPIED},
+                    topic_configs={
+                        **spec.replicated(settings.replication_factor),
+                        **WHILE_COPIED,
+                    },
                 )
                 for name, spec in topics
             ]
@@ -120,7 +123,11 @@ async def open_for_workers(settings: Settings, topics: Topics) -> None:
     async with open_admin(settings) as admin:
         responses = await admin.alter_configs(
             [
-                ConfigResource(ConfigResourceType.TOPIC, name, configs=dict(spec.config))
+                ConfigResource(
+                    ConfigResourceType.TOPIC,
+                    name,
+                    configs=spec.replicated(settings.replication_factor),
+                )
                 for name, spec in topics
             ]
         )

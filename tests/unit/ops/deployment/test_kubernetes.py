@@ -197,7 +197,7 @@ def test_topics_are_those_that_topics_create_makes() -> None:
             "topicName": f"shop.{spec.name}",
             "partitions": 24 if spec.name == "steps" else 12,
             "replicas": 3,
-            "config": dict(spec.config),
+            "config": {**spec.config, "min.insync.replicas": "2"},
         }
         for spec in SPECS
     ]
