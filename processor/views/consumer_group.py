@@ -13,6 +13,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError
 
 from processor.adapters.kafka.client_config import connection_options
+from processor.adapters.kafka.internals import AnyBrokerAdmin
 from processor.contract import Topics
 from processor.settings import Settings
 
@@ -122,7 +123,7 @@ class WorkerGroup:
     async def _connected(self) -> tuple[AIOKafkaAdminClient, AIOKafkaConsumer]:
         if self._admin is None or self._consumer is None:
             stack = self._stack = AsyncExitStack()
-            admin = AIOKafkaAdminClient(**connection_options(self._settings, "views-admin"))
+            admin = AnyBrokerAdmin(**connection_options(self._settings, "views-admin"))
             stack.push_async_callback(admin.close)
             await admin.start()
             consumer = AIOKafkaConsumer(**connection_options(self._settings, "views-ends"))

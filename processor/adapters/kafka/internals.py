@@ -31,18 +31,28 @@ of github.com/aio-libs/aiokafka where one was found (November 2026).
   batch that waits for its retry raises KeyError (test_shutdown; 1101).
 - fail_unsent, cancel_sender: `stop()` waits without limit for a broker that is away
   (test_shutdown; 1101, 512).
+- AnyBrokerAdmin: the admin client asks one broker at random, also one that was just lost
+  (faults/test_cluster).
 - send_request, spoken_versions: the admin client sends only what it knows (test_inspection).
 """
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import CoordinationType
 from aiokafka.consumer import fetcher
-from aiokafka.errors import KafkaError, ProducerClosed
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    NodeNotReadyError,
+    ProducerClosed,
+    RequestTimedOutError,
+)
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.sender import BACKOFF_OVERRIDE, AddPartitionsToTxnHandler
 from aiokafka.protocol.api import Request
@@ -329,6 +339,23 @@ def watch_denials(producer: AIOKafkaProducer, denied: Callable[[KafkaError], Non
             transactions._transaction_waiter.exception()  # retrieved, so that asyncio is silent
 
     transactions.error_transaction = noting
+
+
+class AnyBrokerAdmin(AIOKafkaAdminClient):  # type: ignore[misc]
+    """An admin client that asks the next broker where one does not take a request.
+
+    Until the controller misses a broker that was lost, metadata still names it.
+    """
+
+    async def _send_request(self, request: Any, node_id: int | None = None) -> Any:
+        nodes: list[int | None] = [node_id]
+        if node_id is None:
+            known = [broker.nodeId for broker in self._client.cluster.brokers()]
+            nodes = random.sample(known, len(known)) or nodes
+        for node in nodes[:-1]:
+            with suppress(NodeNotReadyError, KafkaConnectionError, RequestTimedOutError):
+                return await super()._send_request(request, node)
+        return await super()._send_request(request, nodes[-1])
 
 
 async def send_request(admin: AIOKafkaAdminClient, request: Any, node_id: int | None = None) -> Any:

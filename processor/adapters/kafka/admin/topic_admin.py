@@ -20,6 +20,7 @@ from aiokafka.errors import (
 from processor.adapters.kafka.access.topic_lookup import allows, look_up
 from processor.adapters.kafka.client_config import connection_options, ensure_reachable
 from processor.adapters.kafka.errors import NotAuthorized, TopicsWrong, explain, explained
+from processor.adapters.kafka.internals import AnyBrokerAdmin
 from processor.contract.rights import Operation, Right, Role, on_topic
 from processor.contract.topics import (
     AUDIT,
@@ -101,7 +102,7 @@ async def open_admin(
     asked by it. Raises BrokerUnreachable, also out of the block."""
     await ensure_reachable(settings)
     with explained(settings, needs):
-        admin = AIOKafkaAdminClient(
+        admin = AnyBrokerAdmin(
             **connection_options(settings, "admin"), request_timeout_ms=REQUEST_TIMEOUT_MS
         )
         try:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import structlog
-from aiokafka.admin import AIOKafkaAdminClient
 
+from processor.adapters.kafka.internals import AnyBrokerAdmin
 from processor.errors import InstanceIdTaken
 
 log = structlog.get_logger()
@@ -77,7 +77,7 @@ class StaticMembership:
     async def _another_is_there(self) -> bool:
         """Whether the group has a member of our name that is not us; no, if it does not say."""
         ours = re.compile(re.escape(self._instance_id) + f"-[0-9A-Za-z_-]{{{_UUID_LENGTH}}}")
-        admin = AIOKafkaAdminClient(**self._connection)
+        admin = AnyBrokerAdmin(**self._connection)
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 await admin.start()
