@@ -191,7 +191,7 @@ async def measure(
         sending = asyncio.create_task(
             asyncio.to_thread(send, broker.bootstrap, topics.commands, made)
         )
-        found |= await throughput.decided(settings, [worker.process], broker_process, commands)
+        found |= await throughput.decided(settings, [worker.process], [broker_process], commands)
         await sending
         await worker.until(commands, "taskflow_commands_total", "accepted")
         found["table_mib"] = sum(file.stat().st_size for file in state_dir.rglob("*.db*")) / 2**20

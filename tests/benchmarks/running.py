@@ -15,7 +15,28 @@ from aiokafka import AIOKafkaProducer
 
 from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.contract.topics import Topics
+from processor.embedded.broker import EmbeddedBroker
+from processor.embedded.cluster import REPLICATION_FACTOR, EmbeddedCluster
 from processor.settings import Settings
+
+Kafka = EmbeddedBroker | EmbeddedCluster
+
+
+def nodes(kafka: Kafka) -> list[psutil.Process]:
+    """Its JVMs, the controller's too."""
+    if isinstance(kafka, EmbeddedCluster):
+        return [psutil.Process(node.pid) for node in (kafka.controller, *kafka.brokers)]
+    return [psutil.Process(kafka.pid)]
+
+
+def settings_for(kafka: Kafka, prefix: str, partitions: int) -> Settings:
+    """For topics with as many replicas as `kafka` is for."""
+    return Settings(
+        bootstrap_servers=kafka.bootstrap,
+        topic_prefix=prefix,
+        partitions=partitions,
+        replication_factor=REPLICATION_FACTOR if isinstance(kafka, EmbeddedCluster) else 1,
+    )
 
 
 def machine() -> str:

@@ -19,9 +19,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processor.adapters.kafka.admin.topic_admin import create_topics
+from processor.adapters.kafka.producer.plain_producer import start_producer
 from processor.contract.topics import Topics
 from processor.embedded.broker import embedded_broker
 from processor.settings import Settings
@@ -194,8 +195,10 @@ class Takeover(NamedTuple):
 @asynccontextmanager
 async def under_load(settings: Settings, flows: list[str]) -> AsyncIterator[None]:
     """Commands all the time, for all partitions: resends, which change nothing."""
-    producer = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers)
-    await producer.start()
+    # What waits for one partition's leader must not hold up what goes to another.
+    producer = await start_producer(
+        bootstrap_servers=settings.bootstrap_servers, max_batch_size=1024 * 1024
+    )
     topic = Topics(settings.topic_prefix).commands
 
     async def go_on() -> None:

@@ -18,10 +18,17 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.contract.topics import Topics
-from processor.embedded.broker import EmbeddedBroker
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings
-from tests.benchmarks.running import cpu_s, memory_bytes, publish, running_worker
+from tests.benchmarks.running import (
+    Kafka,
+    cpu_s,
+    memory_bytes,
+    nodes,
+    publish,
+    running_worker,
+    settings_for,
+)
 
 POLL_S = 0.05
 WEIGHED_EVERY_S = 0.5
@@ -97,28 +104,25 @@ def wire_bytes() -> int:
 
 
 class Spent:
-    """What was used up to a moment: CPU seconds of workers and of the broker, bytes on the wire."""
+    """What was used up to a moment: CPU seconds of workers and of brokers, bytes on the wire."""
 
-    def __init__(self, workers: list[psutil.Process], broker: psutil.Process) -> None:
+    def __init__(self, workers: list[psutil.Process], brokers: list[psutil.Process]) -> None:
         self.workers_s = sum(map(cpu_s, workers))
-        self.broker_s = cpu_s(broker)
+        self.broker_s = sum(map(cpu_s, brokers))
         self.bytes = wire_bytes()
 
 
 async def measure(
-    home: Path, broker: EmbeddedBroker, shape: Shape, *, prefix: str = "throughput"
+    home: Path, kafka: Kafka, shape: Shape, *, prefix: str = "throughput"
 ) -> dict[str, float]:
-    """Commands a second, CPU seconds of all workers and of the broker and MiB on the wire per
+    """Commands a second, CPU seconds of all workers and of all brokers and MiB on the wire per
     100,000, and the largest worker's memory at its peak; on topics of their own under `prefix`.
 
     Start-up and joining the group are not in it; the first transaction is.
     """
-    settings = Settings(
-        bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=shape.partitions
-    )
+    settings = settings_for(kafka, prefix, shape.partitions)
     await create_topics(settings)
     await load(settings, shape)
-    broker_process = psutil.Process(broker.pid)
     async with AsyncExitStack() as running:
         workers = [
             await running.enter_async_context(
@@ -126,11 +130,11 @@ async def measure(
             )
             for n in range(shape.workers)
         ]
-        return await decided(settings, workers, broker_process, shape.commands)
+        return await decided(settings, workers, nodes(kafka), shape.commands)
 
 
 async def decided(
-    settings: Settings, workers: list[psutil.Process], broker: psutil.Process, commands: int
+    settings: Settings, workers: list[psutil.Process], brokers: list[psutil.Process], commands: int
 ) -> dict[str, float]:
     """As `measure`, of workers that run: until there are as many outcomes as `commands`."""
     outcomes = Topics(settings.topic_prefix).outcomes
@@ -141,7 +145,7 @@ async def decided(
     await consumer.start()
     peak = began = changed = weighed = 0.0
     first = total = 0
-    before = after = Spent(workers, broker)
+    before = after = Spent(workers, brokers)
     try:
         # The ends count transaction markers too: all is there once they stand still.
         while total < commands or time.perf_counter() - changed < SETTLED_S:
@@ -151,7 +155,7 @@ async def decided(
                 peak = max(peak, *map(memory_bytes, workers))
             if end > total:
                 total, changed = end, time.perf_counter()
-                after = Spent(workers, broker)
+                after = Spent(workers, brokers)
                 if not began:
                     began, first, before = changed, end, after
             await asyncio.sleep(POLL_S)

@@ -1,5 +1,6 @@
 """What benchmarks make of what they saw, also where they saw little."""
 
+import math
 import uuid
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from processor.contract.steps import STEPS
 from processor.engine.codec import Draft, Readable, decode
 from processor.engine.partitioner import partition_of
-from tests.benchmarks import many_flows, paced
+from tests.benchmarks import brokers, many_flows, paced
 from tests.benchmarks.jobs.effects import Effects, after_kills, latency, throughput
 from tests.benchmarks.results import KEPT, PLOTS, Run, digest, kept
 from tests.benchmarks.steps import handler, lapse
@@ -32,6 +33,11 @@ def test_the_slowest_tenth_is_found() -> None:
 @pytest.mark.parametrize("points", [[(0.0, 5), (0.2, 105)], [(0.0, 5), (0.1, 95), (0.2, 105)]])
 def test_an_audit_that_was_there_within_two_looks_has_a_rate(points: Any) -> None:
     assert slowest_per_s(points) > 0
+
+
+def test_the_longest_pause_lies_between_outcomes_that_follow_each_other() -> None:
+    assert brokers.longest_pause_s([3.0, 1.0, 1.5, 9.0, 9.5]) == 6.0
+    assert math.isnan(brokers.longest_pause_s([1.0]))
 
 
 class Clock:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Final
 
 import orjson
-import psutil
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
-from tests.benchmarks.running import publish, running_worker
+from tests.benchmarks.running import nodes, publish, running_worker
 from tests.benchmarks.steps.executor import Flight, fly
 from tests.benchmarks.steps.work import Work
 from tests.benchmarks.throughput import decided
@@ -55,12 +54,12 @@ async def measure(
     )
     processes = shape.processes
     async with running_worker(settings, home / prefix, processes=processes) as worker:
-        r = await decided(settings, [worker], psutil.Process(broker.pid), shape.flows)
+        r = await decided(settings, [worker], nodes(broker), shape.flows)
         flying = asyncio.create_task(fly(flight))
         r = await decided(
             settings,
             [worker],
-            psutil.Process(broker.pid),
+            nodes(broker),
             shape.flows + COMMANDS_A_STEP * shape.steps,
         )
         await flying
