@@ -29,6 +29,7 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         ),
         "sink": ("sink.commands", "Write flows, steps and events into PostgreSQL as they come."),
         "signals": ("signals", "Bring events to the flows that wait for them."),
+        "schemas": ("schemas.commands", "Register the JSON Schemas of the topics."),
         "deploy": ("deploy.commands", "Write manifests for Kubernetes, or units for systemd."),
     },
     "Use": {

@@ -210,6 +210,10 @@ class Settings(BaseSettings):
     """Where the outbox's relay answers /live, /ready and /metrics."""
     signals_http: OptionalAddress = Address("127.0.0.1", 8905)
     """Where `taskflow signals` answers /live, /ready and /metrics."""
+    schema_registry: Annotated[
+        SecretStr | None, Expected("an address such as https://user:password@registry.example:8081")
+    ] = None
+    """Where `taskflow schemas register` registers."""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(lower),

@@ -175,7 +175,7 @@ _MESSAGES: Final[Mapping[str, dict[str, Any]]] = {
         examples.SIGNAL,
     ),
 }
-_CARRIES: Final = {
+CARRIES: Final = {
     "commands": ("command",),
     "control": ("command",),
     "outcomes": ("outcome",),
@@ -185,6 +185,7 @@ _CARRIES: Final = {
     "steps": ("work-item",),
     SIGNALS.name: ("signal",),
 }
+"""By topic, the messages that it carries."""
 _OPERATIONS: Final = {
     "sendCommand": ("send", "commands", "A flow's owner asks for a change."),
     "sendControl": ("send", "control", "An operator asks for a change; the broker's ACLs decide."),
@@ -224,7 +225,7 @@ def asyncapi_document() -> dict[str, Any]:
                 "channel": {"$ref": f"#/channels/{channel}"},
                 "messages": [
                     {"$ref": f"#/channels/{channel}/messages/{message}"}
-                    for message in _CARRIES[channel]
+                    for message in CARRIES[channel]
                 ],
             }
             for name, (action, channel, summary) in _OPERATIONS.items()
@@ -238,7 +239,7 @@ def _channel(topic: str, spec: TopicSpec) -> dict[str, Any]:
         "address": topic,
         "description": _sentence(spec.purpose),
         "messages": {
-            name: {"$ref": f"#/components/messages/{name}"} for name in _CARRIES[spec.name]
+            name: {"$ref": f"#/components/messages/{name}"} for name in CARRIES[spec.name]
         },
         "bindings": {
             "kafka": {
