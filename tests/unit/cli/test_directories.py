@@ -1,20 +1,28 @@
 """Directories that cannot be used: what a command says, whose names they are."""
 
+import asyncio
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from processor.cli.main import REFUSED, UNREACHABLE, WRONG_USE
-from tests.support.forked_program import ForkedProgram, shared_program
+from processor.cli.main import DONE, REFUSED, UNREACHABLE, WRONG_USE
+from tests.support.forked_program import ForkedProgram, inherited, shared_program
+from tests.support.machine import patience
 
 NOT_UTF8 = os.fsdecode(b"\xff")
+NOWHERE = "127.0.0.1:1"
+WITH_TABLES = {
+    **dict.fromkeys(("flow list", "topics check", "verify", "doctor", "export x.db"), UNREACHABLE),
+    "rebuild --check": DONE,
+}
+"""Commands that look into the state directory, and how each ends without a broker."""
 
 
 @pytest.fixture(scope="module")
 def taskflow() -> ForkedProgram:
-    return shared_program().where({"TASKFLOW_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
+    return shared_program().where({"TASKFLOW_BOOTSTRAP_SERVERS": NOWHERE})
 
 
 @pytest.fixture
@@ -46,15 +54,22 @@ def test_a_worker_names_a_directory_that_it_cannot_use(taskflow: ForkedProgram, 
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file system knows no such names")
-@pytest.mark.parametrize(
-    "line", ["flow list", "topics check", "verify", "doctor", "export x.db", "rebuild --check"]
-)
-def test_a_state_directory_may_have_any_name(
-    line: str, taskflow: ForkedProgram, tmp_path: Path
-) -> None:
-    done = taskflow(*line.split(), STATE_DIR=str(tmp_path / NOT_UTF8))
-    assert "Traceback" not in done.err
-    assert done.code == (0 if line.startswith("rebuild") else UNREACHABLE)
+async def test_a_state_directory_may_have_any_name(taskflow: ForkedProgram, tmp_path: Path) -> None:
+    """Beside each other: all but one of them hope for a broker for seconds."""
+    environment = {
+        **inherited(),
+        "TASKFLOW_BOOTSTRAP_SERVERS": NOWHERE,
+        "TASKFLOW_STATE_DIR": str(tmp_path / NOT_UTF8),
+    }
+    logs = {line: tmp_path / f"{line.split()[0]}.log" for line in WITH_TABLES}
+
+    running = [taskflow.start(line.split(), environment, log) for line, log in logs.items()]
+    async with asyncio.timeout(patience(30)):
+        codes = await asyncio.gather(*(one.wait() for one in running))
+
+    said = {line: log.read_text("utf-8", "surrogateescape") for line, log in logs.items()}
+    assert dict(zip(logs, codes, strict=True)) == WITH_TABLES, said
+    assert not [line for line in said if "Traceback" in said[line]], said
 
 
 @pytest.mark.parametrize("arguments", [["flow", "show", NOT_UTF8], [NOT_UTF8], ["send", NOT_UTF8]])

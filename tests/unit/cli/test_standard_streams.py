@@ -52,6 +52,9 @@ def test_what_has_nothing_to_print_needs_no_standard_output(
 ) -> None:
     done = taskflow("flow", "show", "me", stdout=stdout)
     assert done.code == WRONG_USE
+
+
+def test_findings_that_nobody_reads_are_no_error(taskflow: ForkedProgram) -> None:
     done = taskflow("doctor", "--json", stdout="broken")
     assert (done.code, done.err) == (UNREACHABLE, "")
 
