@@ -54,6 +54,8 @@ GOES_ON_WITHIN_S: Final = patience(30)
 AT_ONCE: Final = 4
 """Workers that run beside each other."""
 START, RUNNING = "start", "running"
+WRITTEN: Final = ("outcomes", "deadletters", "steps")
+"""Where a worker writes in each transaction, in some, and in none here."""
 DOC: Final = Path(__file__).parents[2] / "processor" / "docs" / "security.md"
 
 Chosen = Callable[[Role, Right, str], bool]
@@ -71,11 +73,15 @@ def one_of_each(role: Role, right: Right, phase: str) -> bool:
         return role not in several or topic == "audit"
     match role:
         case Role.VIEWS_ACTING:
-            return right.operation is Operation.WRITE
+            return right.operation is Operation.WRITE and topic == "control"
+        case Role.VIEWS:  # one after the other, and each shows after seconds
+            hidden = right.operation is Operation.DESCRIBE and topic == "control"
+            return hidden or (right.operation is Operation.READ and topic != "deadletters")
         case Role.WORKER:
-            written = right.operation is Operation.WRITE and topic not in ("commands", "control")
-            return written or right.resource.kind is ResourceKind.GROUP or topic == "commands"
-        case Role.OPERATOR | Role.VIEWS:
+            # All that each transaction writes is refused as outcomes are.
+            written = right.operation is Operation.WRITE and topic in WRITTEN
+            return written or right.resource.kind is not ResourceKind.TOPIC or topic == "commands"
+        case Role.OPERATOR:
             return topic in ("control", "audit") or right.resource.kind is ResourceKind.GROUP
         case _:
             return True
@@ -94,7 +100,7 @@ def rights_table() -> str:
         lines.append(f"| **{role}** | | | {ROLES[role]} |")
         lines += [
             f"| {role} | {right.operation} | {right.resource} | {right.purpose} |"
-            for right in rights(role, Topics(), "taskflow")
+            for right in _rights(role)
         ]
     return "\n".join(lines)
 
@@ -117,21 +123,31 @@ def document(name: str, text: str) -> None:
 # The roles
 
 
-async def worker_rows(kafka: SecuredKafka, number: int, chosen: Chosen) -> list[Row]:
-    """Of the worker's right `number`: when it starts, and while it runs."""
+async def worker_starts(kafka: SecuredKafka, chosen: Chosen) -> list[Row]:
+    """Of the worker's rights, when it starts."""
     place = await deployment(kafka, Role.WORKER)
-    right = place.rights[number]
     rows = []
     with tempfile.TemporaryDirectory() as state_dir:
-        settings = place.settings(http="127.0.0.1:0", state_dir=Path(state_dir))
-        if chosen(Role.WORKER, right, START):
-            async with place.without(right):
-                sentence = await said(run_worker(settings, stop=asyncio.Event()), NotAuthorized)
-            rows.append(place.row(right, "its start", sentence))
-        if chosen(Role.WORKER, right, RUNNING):
-            sentence = await _denied_while_running(place, right, settings)
-            rows.append(place.row(right, "`/ready`", sentence))
+        settings = place.settings(state_dir=Path(state_dir))
+        for right in place.rights:
+            if chosen(Role.WORKER, right, START):
+                async with place.without(right):
+                    starting = run_worker(settings, stop=asyncio.Event())
+                    sentence = await said(starting, NotAuthorized)
+                rows.append(place.row(right, "its start", sentence))
     return rows
+
+
+async def worker_runs(kafka: SecuredKafka, number: int, chosen: Chosen) -> list[Row]:
+    """Of the worker's right `number`, while it runs."""
+    if not chosen(Role.WORKER, _rights(Role.WORKER)[number], RUNNING):
+        return []
+    place = await deployment(kafka, Role.WORKER)
+    right = place.rights[number]
+    with tempfile.TemporaryDirectory() as state_dir:
+        settings = place.settings(http="127.0.0.1:0", state_dir=Path(state_dir))
+        sentence = await _denied_while_running(place, right, settings)
+    return [place.row(right, "`/ready`", sentence)]
 
 
 async def _denied_while_running(place: Deployment, right: Right, settings: Settings) -> str:
@@ -427,10 +443,10 @@ async def signaller_rows(place: Deployment, chosen: Chosen) -> list[Row]:
 
 
 async def admin_rows(kafka: SecuredKafka, number: int, chosen: Chosen) -> list[Row]:
+    if not chosen(Role.ADMIN, _rights(Role.ADMIN)[number], START):
+        return []
     place = await deployment(kafka, Role.ADMIN)
     right = place.rights[number]
-    if not chosen(Role.ADMIN, right, START):
-        return []
     partitions = 1
     if right.operation is Operation.ALTER:
         await create_topics(place.settings())
@@ -461,25 +477,40 @@ async def matrix(
         async with running_worker(place.administrator(state_dir=state_dir)):
             return await of(place)
 
-    numbers = {role: range(len(rights(role, Topics(), ""))) for role in Role}
+    named = [str(right) for right in _rights(Role.WORKER)]
     works = [
-        with_worker(Role.PRODUCER, lambda place: producer_rows(place, chosen)),
-        with_worker(Role.EXECUTOR, lambda place: executor_rows(place, chosen)),
-        with_worker(Role.CONSUMER, lambda place: consumer_rows(place, chosen)),
-        with_worker(Role.OPERATOR, lambda place: operator_rows(place, program, home, chosen)),
-        with_worker(Role.VIEWS, lambda place: views_rows(place, home, Role.VIEWS, chosen)),
-        with_worker(
-            Role.VIEWS_ACTING,
-            lambda place: views_rows(place, home, Role.VIEWS_ACTING, chosen),
-        ),
-        *(in_turn(worker_rows(kafka, n, chosen)) for n in numbers[Role.WORKER]),
-        with_worker(Role.SIGNALS, lambda place: signals_rows(place, home, chosen)),
-        with_worker(Role.SIGNALLER, lambda place: signaller_rows(place, chosen)),
-        *(in_turn(admin_rows(kafka, n, chosen)) for n in numbers[Role.ADMIN]),
+        [
+            with_worker(Role.PRODUCER, lambda place: producer_rows(place, chosen)),
+            with_worker(Role.EXECUTOR, lambda place: executor_rows(place, chosen)),
+            with_worker(Role.CONSUMER, lambda place: consumer_rows(place, chosen)),
+            with_worker(Role.OPERATOR, lambda place: operator_rows(place, program, home, chosen)),
+            with_worker(Role.VIEWS, lambda place: views_rows(place, home, Role.VIEWS, chosen)),
+            with_worker(
+                Role.VIEWS_ACTING,
+                lambda place: views_rows(place, home, Role.VIEWS_ACTING, chosen),
+            ),
+        ],
+        [
+            in_turn(worker_starts(kafka, chosen)),
+            *(in_turn(worker_runs(kafka, number, chosen)) for number in range(len(named))),
+        ],
+        [
+            with_worker(Role.SIGNALS, lambda place: signals_rows(place, home, chosen)),
+            with_worker(Role.SIGNALLER, lambda place: signaller_rows(place, chosen)),
+        ],
+        [in_turn(admin_rows(kafka, n, chosen)) for n in range(len(_rights(Role.ADMIN)))],
     ]
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(work) for work in works]
-    return [row for task in tasks for row in task.result()]
+        tasks = [[group.create_task(work) for work in some] for some in works]
+    rows = [[row for task in some for row in task.result()] for some in tasks]
+    # Of a right, what shows in a worker's start stands before what shows while it runs.
+    rows[1].sort(key=lambda row: named.index(row.without))
+    return [row for some in rows for row in some]
+
+
+def _rights(role: Role) -> tuple[Right, ...]:
+    """As the documentation names them."""
+    return rights(role, Topics(), "taskflow")
 
 
 async def _write() -> None:
