@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LEAN := $(VENV)/.demo
 KAFKA := $(VENV)/kafka.aot
-PROCESSES := 3
+PROCESSES := 4
 KILLS := 500
 VIEW_KILLS := 20
 MINUTES := 20
@@ -61,8 +61,8 @@ $(LEAN): requirements.lock pyproject.toml
 demo: $(if $(wildcard $(STAMP)),$(STAMP),$(LEAN)) ## Runs the main job from start to end, with a broker of its own (VERBOSE=1: every event)
 	@TASKFLOW_BROKER_AOT=$(KAFKA) $(BIN)/taskflow demo $(if $(VERBOSE),--verbose)
 
-# Most tests with a broker wait, and others may compute meanwhile: it takes three processes to keep
-# two cores busy. Each has a broker of its own, begins with long tests and ends with short ones
+# Most tests with a broker wait, and others may compute meanwhile: three processes left 30 % of two
+# cores idle. Each has a broker of its own, begins with long tests and ends with short ones
 # (tests/conftest.py). Types are checked beside them: without its cache, mypy takes half a minute of
 # one core. What a test may cost, so that all take six minutes, is in tests/README.md.
 test: $(STAMP) $(KAFKA) ## Checks style and types, and runs every test (PROCESSES=1: one after the other)

@@ -3,7 +3,7 @@
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -30,6 +30,8 @@ MANY_TIMES = {TESTS / "simulation", TESTS / "property"}
 """They run the same lines thousands of times, which all have tests of their own."""
 QUICK = {TESTS / "unit", TESTS / "property"}
 """Their tests take milliseconds; those of the other folders seconds, most of them to wait."""
+STARTED_ONCE = ("secured", "postgres", "browser")
+"""Fixtures of the session that one process of pytest-xdist is to have."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,6 +67,26 @@ def pytest_report_header() -> str:
     return f"deadlines are those of a quiet machine, times {machine.slowness():.2f}"
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Have each process of pytest-xdist begin with other files, and find compiled what another has
+    come by: to compile all takes as long as to collect it."""
+    report = yield
+    own, processes = process_of(collector.config)
+    if isinstance(collector, pytest.Dir) and report.passed:
+        first = len(report.result) * own // processes
+        report.result = report.result[first:] + report.result[:first]
+    return report
+
+
+def process_of(config: pytest.Config) -> tuple[int, int]:
+    """Which of how many processes of pytest-xdist this one is."""
+    given = getattr(config, "workerinput", {"workerid": "gw0", "workercount": 1})
+    return int(given["workerid"].removeprefix("gw")) % given["workercount"], given["workercount"]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         marker = item.get_closest_marker("timeout")
@@ -72,9 +94,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(machine.patience(marker.args[0])), append=False)
         if MANY_TIMES.intersection(item.path.parents):
             item.add_marker(pytest.mark.no_cover)
-    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    _, processes = process_of(config)
     if processes > 1:
-        items[:] = dealt(items, processes)
+        items[:] = dealt(sorted(items, key=lambda item: item.path), processes)
 
 
 def dealt(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
@@ -89,11 +111,13 @@ def dealt(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
         if QUICK.intersection(item.path.parents):
             quick.append(item)
         else:
-            # Files share the broker with rights, and the database: each is to be started once.
+            # Files share the broker with rights, the database and Chromium: each is to be started
+            # once.
             names = getattr(item, "fixturenames", ())
-            shared = next((name for name in ("secured", "postgres") if name in names), None)
+            shared = next((name for name in STARTED_ONCE if name in names), None)
             files.setdefault(shared or item.path, []).append(item)
-    long = [*files.values()]
+    # Each of what is shared goes to another process.
+    long = [files[one] for one in sorted(files, key=lambda one: isinstance(one, Path))]
     stretches = [[item for of in long[n::processes] for item in of] for n in range(processes)]
     ends = [len(items) * (n + 1) // processes for n in range(processes)]
     found: list[pytest.Item] = []
