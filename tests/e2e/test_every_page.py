@@ -1,6 +1,5 @@
 """What holds on every page: it fits, it can be read, and it says what needs an operator."""
 
-import itertools
 import re
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,6 @@ from tests.support.stub_views import ShownViews, command, create, flow_id, showi
 
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="session")]
 NOON_MS = 1_795_694_400_000
-SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 @pytest.fixture(scope="module")
@@ -78,25 +76,34 @@ async def test_every_page_fits_and_can_be_read(
 
 
 @needs_axe
-async def test_assistive_technology_stumbles_over_nothing(browser: Browser) -> None:
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [
+        pytest.param(DESKTOP, "light", id="desktop-light"),
+        pytest.param(PHONE, "dark", id="phone-dark"),
+        pytest.param(DESKTOP, "dark", id="desktop-dark", marks=pytest.mark.soak),
+        pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.soak),
+    ],
+)
+async def test_assistive_technology_stumbles_over_nothing(
+    browser: Browser, size: tuple[int, int], scheme: Literal["light", "dark"]
+) -> None:
     views = story()
     views.actions = True
-    async with showing(views) as address:
-        for size, scheme in itertools.product((DESKTOP, PHONE), SCHEMES):
-            async with tab(browser, size=size, scheme=scheme) as seen:
-                page = seen.page
-                for path, awaited in PAGES.values():
-                    await page.goto(f"{address}/#{path}")
-                    await expect(page.locator(f"main {awaited}").first).to_be_visible()
-                    for summary in (await page.locator("main summary").all())[:8]:
-                        await summary.click()
-                    assert await violations(page) == [], (path, size, scheme)
-                await page.goto(f"{address}/#/flows/{flow_id(7)}")
-                await page.get_by_role("button", name="Resume …").click()
-                assert await violations(page) == [], ("resume", size, scheme)
-                await page.keyboard.press("Escape")
-                await page.get_by_role("button", name="Keys (?)").click()
-                assert await violations(page) == [], ("keys", size, scheme)
+    async with showing(views) as address, tab(browser, size=size, scheme=scheme) as seen:
+        page = seen.page
+        for path, awaited in PAGES.values():
+            await page.goto(f"{address}/#{path}")
+            await expect(page.locator(f"main {awaited}").first).to_be_visible()
+            for summary in (await page.locator("main summary").all())[:8]:
+                await summary.click()
+            assert await violations(page) == [], path
+        await page.goto(f"{address}/#/flows/{flow_id(7)}")
+        await page.get_by_role("button", name="Resume …").click()
+        assert await violations(page) == [], "resume"
+        await page.keyboard.press("Escape")
+        await page.get_by_role("button", name="Keys (?)").click()
+        assert await violations(page) == [], "keys"
 
 
 async def test_what_needs_somebody_stands_on_every_page(browser: Browser) -> None:

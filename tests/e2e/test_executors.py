@@ -80,7 +80,7 @@ async def test_kcat_and_a_shell(place: Place) -> None:
     (place.home / "count").chmod(0o755)
 
     command = ("bash", name, TASK, "./count")
-    await does_its_steps(place, command, {**place.environ, "GROUP": "words"}, lease_s=patience(10))
+    await does_its_steps(place, command, {**place.environ, "GROUP": "words"}, lease_s=patience(5))
 
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="there is no Go to compile it with")
