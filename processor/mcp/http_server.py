@@ -75,7 +75,12 @@ async def serve_http(
     if token is not None:
         app = TokenRequired(app, token.get_secret_value())
     config = uvicorn.Config(
-        app, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=GRACE_S
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        timeout_graceful_shutdown=GRACE_S,
     )
     serving = _Uvicorn(config)
     with held(address, otherwise) as listening:

@@ -24,6 +24,8 @@ CONTROLLER: Final = "taskflow-mcp"
 INPUT_TOPIC: Final = "mcp.input"
 """The topic of the waits in which a task asks for input."""
 PROMPT_MAX_BYTES: Final = 16 * 1024
+CALLS_MAX: Final = 24
+"""Of a task: all of them, with inputs and results of 64 KiB, fit into one response of the views."""
 REASON_MAX: Final = 4096
 _CALL: Final = "call-"
 _CALL_ID: Final = re.compile(r"call-[1-9][0-9]{0,5}")
@@ -166,6 +168,8 @@ def _after(task: TaskFlow, last: Document) -> NextCommand:
     except ValidationError as error:
         reason = f"The tool asked for something else than input: {error.errors()[0]['msg']}"
         return NextCommand("fail", {"reason": reason[:REASON_MAX]})
+    if len(task.calls) == CALLS_MAX:
+        return NextCommand("fail", {"reason": f"The tool asked for input {CALLS_MAX} times."})
     run_id = last["run_id"]
     prompt = {"inputRequests": {f"{run_id}.{k}": v for k, v in asked["inputRequests"].items()}}
     if len(orjson.dumps(prompt)) > PROMPT_MAX_BYTES:

@@ -39,8 +39,6 @@ REQUIRED: Final[Mapping[str, Any]] = {"requiredCapabilities": {"extensions": {EX
 
 INPUT_RESPONSES: Final[TypeAdapter[InputResponses]] = TypeAdapter(InputResponses)
 
-TaskId = Annotated[str, Field(alias="taskId")]
-
 
 class Task(BaseModel):
     """What every task says. `ttl_ms` counts from the creation; None: for as long as it takes."""
@@ -101,7 +99,6 @@ DetailedTask = Annotated[
     Field(discriminator="status"),
 ]
 DETAILED_TASK: Final[TypeAdapter[DetailedTask]] = TypeAdapter(DetailedTask)
-ENDED: Final = (CompletedTask, FailedTask, CancelledTask)
 
 
 class TaskParams(RequestParams):

@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 
 from processor.mcp.tasks.executor_tool import ExecutorTool
-from processor.mcp.tasks.progress import NextCommand, TaskFlow, initial_state, next_command
+from processor.mcp.tasks.progress import (
+    CALLS_MAX,
+    NextCommand,
+    TaskFlow,
+    initial_state,
+    next_command,
+)
 from processor.mcp.tasks.protocol import fields_of
 from processor.mcp.tasks.task_view import result_of, task_of
 
@@ -110,6 +116,11 @@ def test_what_is_no_question_fails_the_flow() -> None:
     assert "something else than input" in reason_of(next_command(task("running", no_request)))
     assert "something else than input" in reason_of(next_command(task("running", no_schema)))
     assert "16 KiB" in reason_of(next_command(task("running", too_much)))
+
+
+def test_a_tool_that_asks_without_end_fails_the_flow() -> None:
+    calls = [call("succeeded", asked(name=REQUEST), nth=nth) for nth in range(1, CALLS_MAX + 1)]
+    assert "24 times" in reason_of(next_command(task("running", *calls)))
 
 
 def test_a_flow_that_failed_without_its_call_is_an_error_of_the_protocol() -> None:
