@@ -24,7 +24,6 @@ TOOL_OF: Final[Mapping[str, str]] = {
     "fail": "fail",
     "cancel": "cancel",
     "request_cancel": "cancel (request_only)",
-    "schedule_step": "steps (schedule)",
 }
 """By kind of command, the tool that sends it."""
 
@@ -97,7 +96,7 @@ async def why(session: FlowSession, given: FlowArguments) -> CallToolResult:
     facts = {
         **_facts(found),
         "because": " ".join(_sentences(found)),
-        "tools": [TOOL_OF[kind] for kind in found["allowed"] if kind in TOOL_OF],
+        "tools": _tools(found),
         "last_events": [_event(event) for event in page["items"]],
     }
     failures = {
@@ -105,7 +104,8 @@ async def why(session: FlowSession, given: FlowArguments) -> CallToolResult:
         for step in found["steps"]
         if (step.get("execution") or {}).get("last_failure")
     }
-    return result(facts, {"wait": wait, "last_failures": failures})
+    data = {"wait": wait, "last_failures": failures}
+    return result(facts, data if wait or failures else None)
 
 
 def _facts(found: Document) -> dict[str, Any]:
@@ -113,6 +113,13 @@ def _facts(found: Document) -> dict[str, Any]:
     names = ("status", "revision", "cancel_requested", "created_at", "updated_at")
     facts = {name: flow[name] for name in names}
     return {"flow_id": flow["id"], **facts, "allowed": found["allowed"]}
+
+
+def _tools(found: Document) -> list[str]:
+    """The tools that the flow takes now. What is allowed leaves steps out: they hang on more."""
+    tools = [TOOL_OF[kind] for kind in found["allowed"] if kind in TOOL_OF]
+    takes_steps = "cancel" in found["allowed"] and not found["flow"]["cancel_requested"]
+    return [*tools, "steps"] if takes_steps else tools
 
 
 def _event(event: Mapping[str, Any]) -> dict[str, Any]:
