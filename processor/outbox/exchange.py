@@ -54,7 +54,7 @@ class _Flight:
 
     sent: SentRow
     due_ms: int
-    sending: asyncio.Task[None] | None = None
+    sending: "asyncio.Future[None] | None" = None
 
 
 class OutboxExchange:
@@ -92,13 +92,14 @@ class OutboxExchange:
         self._partitions = 0
         self._flights: dict[bytes, _Flight] = {}
         """By flow id."""
+        self._sending: set[asyncio.Future[None]] = set()
         self._next_flow = _FIRST_FLOW
         self._woken = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def close(self) -> None:
         """Let go of Kafka; what is being sent may be there or not."""
-        await end_tasks(*(f.sending for f in self._flights.values() if f.sending is not None))
+        await end_tasks(*self._sending)
         if self._failed.done():
             self._failed.exception()
         self._failed.cancel()
@@ -161,10 +162,11 @@ class OutboxExchange:
     async def _publish_pending(self) -> bool:
         """Send the first row of each flow that has none under way, as many as there is room for;
         whether no row is without an outcome. Flows take turns, by their ids."""
-        began = self._next_flow
+        began, all_done = self._next_flow, True
         while (room := IN_FLIGHT_MAX - len(self._flights)) > 0:
             async with self._turn:
                 rows = await self._database.first_of_flows(self._next_flow, FLOWS_AT_ONCE)
+            all_done = all_done and not rows
             free = [row for row in rows if row.flow_id.encode() not in self._flights]
             await self._publish_rows(free[:room])
             if len(free) > room:
@@ -174,8 +176,8 @@ class OutboxExchange:
             else:
                 self._next_flow = _FIRST_FLOW
                 if began == _FIRST_FLOW:
-                    return not rows
-                began = _FIRST_FLOW
+                    return all_done
+                began, all_done = _FIRST_FLOW, True
         return False
 
     async def _publish_rows(self, rows: Iterable[OutboxRow]) -> None:
@@ -212,9 +214,11 @@ class OutboxExchange:
         """Write the command in the background, and again half a window later if need be."""
         flight.due_ms = self._clock.now_ms() + self._window_ms // 2 + 1
         flight.sending = asyncio.ensure_future(self._write(flight))
-        flight.sending.add_done_callback(self._check)
+        self._sending.add(flight.sending)
+        flight.sending.add_done_callback(self._sent)
 
-    def _check(self, sending: "asyncio.Future[None]") -> None:
+    def _sent(self, sending: "asyncio.Future[None]") -> None:
+        self._sending.discard(sending)
         if sending.cancelled() or (error := sending.exception()) is None:
             return
         if not self._failed.done():
@@ -241,7 +245,7 @@ class OutboxExchange:
                 log.warning("Kafka refused a command that it may have", error=str(error))
                 return
             await self._put([RowOutcome(row.id, REFUSED, None, str(error))])
-            del self._flights[key]
+            self._flights.pop(key, None)
             self._woken.set()
             return
         self._metrics.sent.inc()
@@ -265,13 +269,13 @@ class OutboxExchange:
         now_ms = self._clock.now_ms()
         outcomes, renewed = [], []
         for flight, outcome in found.values():
-            if is_renewable(flight.sent.row, outcome, now_ms):
+            if is_renewable(flight.sent.row, outcome, now_ms, self._window_ms):
                 renewed.append(flight.sent.row.id)
             else:
                 outcomes.append(columns_of(flight.sent.row, outcome))
         await self._put(outcomes, renewed)
         for key, (flight, _) in found.items():
-            del self._flights[key]
+            self._flights.pop(key, None)
             self._metrics.outcome_seconds.observe(
                 max(now_ms - (flight.sent.row.sent_ms or now_ms), 0) / 1000
             )

@@ -128,13 +128,18 @@ def is_of(sent: SentRow, outcome: Outcome, topic: str) -> bool:
     )
 
 
-def is_renewable(row: OutboxRow, outcome: Outcome, now_ms: int) -> bool:
-    """Whether the row came to Kafka too late by the relay's bound, and by no other."""
+def is_renewable(row: OutboxRow, outcome: Outcome, now_ms: int, window_ms: int) -> bool:
+    """Whether the row came to Kafka too late by the relay's bound, and by no other.
+
+    Not if this machine's clock has not come near the bound: the broker's is far ahead then, and the
+    next bound would be too early, too.
+    """
     if outcome.code is not Code.EXPIRED or row.sent_ms is None or row.expires_ms is None:
         return False
     own = _own_bound_ms(row)
     in_time = own is None or own > max(row.expires_ms, now_ms)
-    return in_time and now_ms - row.sent_ms <= RENEW_MAX_MS
+    clocks_agree = now_ms >= row.expires_ms - window_ms // 4
+    return in_time and clocks_agree and now_ms - row.sent_ms <= RENEW_MAX_MS
 
 
 def columns_of(row: OutboxRow, outcome: Outcome) -> RowOutcome:

@@ -166,6 +166,24 @@ async def test_rows_of_many_flows_are_relayed_page_by_page(
         assert kinds == ["created", "started", "finished"]
 
 
+async def test_once_ends_only_when_all_rows_have_outcomes(
+    postgres: str, outbox: Outbox, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last page of flows may be empty while rows of others are under way."""
+    monkeypatch.setattr("processor.outbox.exchange.FLOWS_AT_ONCE", 2)
+    send = FakeProducer.send
+
+    async def slow(self: FakeProducer, *record: Any, **more: Any) -> Any:
+        await asyncio.sleep(0.2)
+        return await send(self, *record, **more)
+
+    monkeypatch.setattr(FakeProducer, "send", slow)
+    for _ in range(4):
+        await outbox.insert(str(uuid4()), CREATE)
+    await relay(settings, postgres)
+    assert await outbox.verdicts() == [("accepted", None)] * 4
+
+
 async def test_what_is_no_command_is_refused_in_its_row_and_holds_up_no_other(
     postgres: str, outbox: Outbox, settings: Settings, taskflow_fake: TaskflowFake
 ) -> None:

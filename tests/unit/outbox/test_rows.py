@@ -159,6 +159,8 @@ def test_details_with_a_nul_fit_into_the_column() -> None:
         ("expired", NOW + MINUTE, WINDOW, False),
         ("expired", NOW + 3 * WINDOW, WINDOW, True),
         ("expired", NOW + 3 * WINDOW, 4 * WINDOW, False),
+        ("expired", None, WINDOW // 4, True),
+        ("expired", None, WINDOW // 4 - 1, False),  # this machine's clock is behind the broker's
         ("expired", None, RENEW_MAX_MS, True),
         ("expired", None, RENEW_MAX_MS + 1, False),
     ],
@@ -170,4 +172,4 @@ def test_only_what_came_too_late_by_the_relays_bound_is_sent_anew(
     bound = bound_ms(row(command), NOW, WINDOW)
     one = row(command, sent_ms=NOW, expires_ms=bound)
     refused = outcome(sent(), verdict="rejected", code=code)
-    assert is_renewable(one, refused, NOW + later) is renewable
+    assert is_renewable(one, refused, NOW + later, WINDOW) is renewable
