@@ -45,8 +45,21 @@ def missing_extra(error: ModuleNotFoundError) -> ExtraMissing | None:
 
 
 def install_line(extra: str) -> str:
-    """The command that installs an extra."""
-    return f'pip install "{DISTRIBUTION}[{extra}]"'
+    """The command that installs an extra from where the rest was installed: the index, or the
+    checkout that pip has noted (PEP 610)."""
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        origin = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        origin = {}
+    if "dir_info" not in origin:
+        return f'pip install "{DISTRIBUTION}[{extra}]"'
+    option = "-e " if origin["dir_info"].get("editable") else ""
+    return f'pip install {option}"{url2pathname(urlsplit(origin["url"]).path)}[{extra}]"'
 
 
 class OwnershipLost(TaskflowError):

@@ -32,9 +32,9 @@ sys.meta_path.insert(0, _AsCompiled())
 
 
 def _fail_without(extras: str, error: ModuleNotFoundError) -> NoReturn:
-    pytest.fail(
-        f'{error.name} is not installed: pip install "taskflow-kafka[{extras}]"', pytrace=False
-    )
+    from processor.errors import install_line
+
+    pytest.fail(f"{error.name} is not installed: {install_line(extras)}", pytrace=False)
 
 
 @pytest.fixture

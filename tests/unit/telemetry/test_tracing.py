@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from processor.client.preparation import prepare
 from processor.contract.events import TRACEPARENT_HEADER
 from processor.engine.codec import Draft, decode
+from processor.errors import install_line
 from processor.telemetry import tracing
 from processor.telemetry.tracing import ProducerTraces, WorkerTraces, producer_traces, worker_traces
 
@@ -181,4 +182,4 @@ def test_a_worker_without_the_extra_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     endpoint = {tracing.ENDPOINTS[0]: "http://127.0.0.1:4318"}
     with capture_logs() as logs, worker_traces(group_id="g", instance="i", environ=endpoint) as it:
         assert it is None
-    assert 'pip install "taskflow-kafka[otel]"' in logs[0]["event"]
+    assert install_line("otel") in logs[0]["event"]
