@@ -51,7 +51,7 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         ),
         "doctor": (
             "doctor.command",
-            "Look at broker, topics, rights, lag, transactions, tables, clocks.",
+            "Look at broker, topics, rights, lag, transactions, views, tables, clocks.",
         ),
         "export": ("export.command", "Write flows, steps and all events into one SQLite file."),
     },

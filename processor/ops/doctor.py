@@ -5,7 +5,7 @@ Facts in, findings out: the caller has read the broker and the disk already.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from processor.contract.rights import Right, Role
 from processor.contract.values import instant
@@ -19,6 +19,7 @@ UNDECIDED_LATE_MS: Final = 10_000
 UNDECIDED_BAD_MS: Final = 60_000
 OVERDUE_LATE_MS: Final = 10_000
 OVERDUE_BAD_MS: Final = 60_000
+VIEWS_LATE_MS: Final = 10_000
 CLOCK_OFF_MS: Final = 2_000
 CLOCK_BAD_MS: Final = 5 * 60_000
 DISK_LOW_BYTES: Final = 2 * 1024**3
@@ -241,6 +242,27 @@ def waits(flow_id: str | None, due_ms: int | None, now_ms: int) -> Iterator[Find
         f"flow {flow_id} should have been woken at {instant(due_ms)}, {_span(overdue_ms)} ago",
         "Its owner wakes it: look at lag and /ready; `taskflow flow resume` does it by hand.",
     )
+
+
+def views(url: str, view: Mapping[str, Any] | str | None) -> Iterator[Finding]:
+    """`view`: what views at `url` say of how whole and how fresh they are; None if they show other
+    topics; why there are none, where none answer."""
+    at = f"the views at {url}"
+    if isinstance(view, str):
+        yield Finding("views", Level.GOOD, f"{view} `taskflow views` starts some.")
+    elif view is None:
+        do = "Name ours in TASKFLOW_VIEWS_HTTP."
+        yield Finding("views", Level.WARNING, f"{at} show another broker's topics, or others", do)
+    elif view["missing"]:
+        missing = ", ".join(map(str, view["missing"]))
+        do = "Start a view worker: `taskflow views`."
+        yield Finding("views", Level.WARNING, f"{at} do not show partitions {missing}", do)
+    elif view["lag_ms"] is None or view["lag_ms"] > VIEWS_LATE_MS:
+        behind = "an unknown time" if view["lag_ms"] is None else _span(view["lag_ms"])
+        do = "See `behind` in their /ready, and their log."
+        yield Finding("views", Level.WARNING, f"{at} are {behind} behind the audit", do)
+    else:
+        yield Finding("views", Level.GOOD, f"{at} show all partitions")
 
 
 def tables(

@@ -141,5 +141,12 @@ def status_text(status: str) -> Text:
     return Text(status, style=STATUS_STYLES.get(status, ""))
 
 
+def live_status(status: str, cancel_requested: bool) -> Text:
+    """A flow's status; with `(cancel)` while it lives, if that was requested."""
+    from processor.domain.transitions import TERMINAL
+
+    return status_text(status).append(" (cancel)" * (cancel_requested and status not in TERMINAL))
+
+
 def verdict_text(verdict: str) -> Text:
     return Text(verdict, style=VERDICT_STYLES.get(verdict, ""))

@@ -20,7 +20,7 @@ def doctor(
     ] = Role.WORKER,
     json: bool = typer.Option(False, "--json", help="JSON lines also on a terminal."),
 ) -> None:
-    """Look at broker, topics, rights, lag, transactions, tables, clocks.
+    """Look at broker, topics, rights, lag, transactions, views, tables, clocks.
 
     One line for each finding: good, a warning or bad, and what to do. It changes nothing. With
     --probe it sends one `update_state` as a dry run for a flow that does not exist: it leaves

@@ -4,9 +4,9 @@ import asyncio
 import importlib.metadata
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from rich.text import Text
@@ -25,6 +25,7 @@ from processor.cli.common.output import console, for_people, table, write_json
 from processor.cli.common.runner import run
 from processor.cli.flow.lookup import list_waiting
 from processor.client import FlowClient, OutcomeTimeout
+from processor.client.http.views_client import NoViews, asking, own_views_url
 from processor.contract.rights import Operation, Role, rights
 from processor.contract.topics import Topics
 from processor.contract.values import parse_timestamp
@@ -84,6 +85,7 @@ async def _examine(settings: Settings, probe: bool, role: Role) -> tuple[list[Fi
     if reachable:
         found, count, ends = await _of_the_broker(settings, probe, role)
         findings += found
+        findings += judge.views(own_views_url(settings), await _view(settings))
     findings += await _tables(settings, count, ends)
     return findings, not reachable
 
@@ -149,6 +151,18 @@ async def _waits(settings: Settings) -> list[Finding]:
     if not waiting:
         findings += judge.waits(None, None, now_ms())
     return findings
+
+
+async def _view(settings: Settings) -> Mapping[str, Any] | str | None:
+    """As `judge.views` takes it."""
+    try:
+        async with asking(own_views_url(settings), settings.views_read_token) as asked:
+            if not await asked.are_of(settings):
+                return None
+            found: Mapping[str, Any] = (await asked.get("flows", limit=1))["view"]
+    except NoViews as error:
+        return str(error)
+    return found
 
 
 async def _probed(settings: Settings, findings: list[Finding]) -> tuple[int, int, int] | None:

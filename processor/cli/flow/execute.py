@@ -15,6 +15,7 @@ from processor.cli.common.options import condition_of, duration_ms, since_ms
 from processor.cli.common.output import (
     console,
     for_people,
+    live_status,
     plain,
     say,
     short,
@@ -209,7 +210,7 @@ def print_flows(out: Console, flows: Sequence[Flow], now_ms: int) -> None:
     rows = [
         (
             ids[flow.id],
-            status_text(flow.status).append(" (cancel)" if flow.cancel_requested else ""),
+            live_status(flow.status, flow.cancel_requested),
             age(flow.updated_at, now_ms),
             str(flow.revision),
             flow.owner_session_key,

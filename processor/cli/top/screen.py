@@ -8,7 +8,7 @@ from typing import Any, Final
 from rich.console import Group
 from rich.text import Text
 
-from processor.cli.common.output import STATUS_STYLES, short, status_text
+from processor.cli.common.output import STATUS_STYLES, live_status, short, status_text
 from processor.cli.common.rows import ID_LENGTH, Column, age, lines_of, moment, short_ids
 from processor.cli.flow.event_text import SHOWN_MAX, times_of, wait_text, what_of
 from processor.cli.flow.wait_format import span
@@ -190,7 +190,7 @@ def _flows(shown: Shown, room: int, width: int, now_ms: int) -> list[Text]:
     rows = [
         (
             ids[flow["id"]],
-            status_text(flow["status"]).append(" (cancel)" if flow["cancel_requested"] else ""),
+            live_status(flow["status"], flow["cancel_requested"]),
             age(flow["updated_at"], now_ms),
             flow["owner_session_key"],
             flow["current_step"],

@@ -135,6 +135,23 @@ def test_tables(table: Any, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("view", "expected", "what"),
+    [
+        ("No views answer at http://h:1 (refused).", "good", "No views answer"),
+        (None, "warning", "show another broker's topics"),
+        ({"missing": [2, 3], "lag_ms": None}, "warning", "do not show partitions 2, 3"),
+        ({"missing": [], "lag_ms": 10_001}, "warning", "10 s behind the audit"),
+        ({"missing": [], "lag_ms": None}, "warning", "an unknown time behind"),
+        ({"missing": [], "lag_ms": 3}, "good", "show all partitions"),
+    ],
+)
+def test_views(view: Any, expected: str, what: str) -> None:
+    (found,) = doctor.views("http://h:1", view)
+    assert (found.level, bool(found.do)) == (expected, expected != "good")
+    assert what in found.what
+
+
+@pytest.mark.parametrize(
     ("free", "expected"), [(9 * 1024**3, "good"), (1024**3, "warning"), (1024**2, "bad")]
 )
 def test_a_full_disk(free: int, expected: str) -> None:
