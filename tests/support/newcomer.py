@@ -242,6 +242,8 @@ def stable(page: str) -> list[str]:
         (r"Python \d+\.\d+\.\d+", "PYTHON"),
         (r"\d+/s\b", "RATE"),
         (r"\d[\d,]*\.\d+|\d+,\d+(?: MiB)?", "FIGURE"),
+        # Each transaction has an offset of its own, and commands may share one.
+        (r"\{0: \d+\}", "{0: OFFSET}"),
         # Three steps may be done in any order.
         (r"\['created', 'started', 'step_.*\]", "KINDS"),
         (r"\bmail-\d\b(?! *')", "mail-N"),
