@@ -24,6 +24,7 @@ from a2a.utils.errors import (
     TaskNotFoundError,
     UnsupportedOperationError,
 )
+from a2a.utils.input_mode_validator import validate_input_modes
 from a2a.utils.task import apply_history_length, validate_history_length
 
 from processor.a2a.documents import TERMINAL, flow_id_of, state_of, task_of, version_of
@@ -113,6 +114,8 @@ class FlowRequestHandler(DefaultRequestHandlerV2):
         Sets `task_id` and `context_id` of the message.
         """
         validate_history_length(params.configuration)
+        if self._validate_input_modes:
+            validate_input_modes(params.message, self._agent_card)
         message = params.message
         run_id = run_id_of(message.message_id)
         task_id = message.task_id or flow_id_for(

@@ -3,7 +3,7 @@
 import asyncio
 from uuid import uuid4
 
-from a2a.helpers import new_text_part
+from a2a.helpers import new_task_from_user_message, new_text_part
 from a2a.server.agent_execution import AgentExecutor, RequestContext
 from a2a.server.context import ServerCallContext
 from a2a.server.events import EventQueue
@@ -50,6 +50,8 @@ class WordsAgent(AgentExecutor):
         assert context.context_id is not None
         assert context.message is not None
         self.runs.append(context.message.message_id)
+        if context.current_task is None:  # as the SDK's own handler asks
+            await event_queue.enqueue_event(new_task_from_user_message(context.message))
         updater = TaskUpdater(event_queue, context.task_id, context.context_id)
         await updater.start_work()
         for nth, word in enumerate(context.get_user_input().split()):

@@ -1,6 +1,7 @@
 """CurrentFlows: flows as they are now, in memory, level with the audit."""
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from processor.runtime import end_tasks
 from processor.settings import Settings, load_settings
 
 POLL_WAIT_S: Final = 0.5
+
+_log = logging.getLogger(__name__)
 _CURSOR: Final = CURSOR_PREFIX.encode()
 
 
@@ -185,6 +188,7 @@ class CurrentFlows:
         except asyncio.CancelledError:
             raise
         except Exception as error:
+            _log.error("flows are no longer followed: %s", error)
             self._failure = error
             for futures in self._waiting.values():
                 for future in futures:

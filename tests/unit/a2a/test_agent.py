@@ -12,6 +12,7 @@ from a2a.types import (
     CancelTaskRequest,
     GetTaskRequest,
     ListTasksRequest,
+    SendMessageRequest,
     SubscribeToTaskRequest,
     Task,
     TaskArtifactUpdateEvent,
@@ -21,9 +22,10 @@ from a2a.types import (
 )
 from a2a.utils.errors import TaskNotFoundError, UnsupportedOperationError
 
-from processor.a2a import FlowAgent
+from processor.a2a import FlowAgent, event_stream
+from processor.a2a.documents import version_of
 from processor.client import CurrentFlow
-from processor.contract import FlowStatus
+from processor.contract import FlowStatus, StepStatus
 from processor.testing.fake.taskflow import TaskflowFake
 from tests.support.a2a_agent import CARD, WordsAgent, caller, request, state_name, user_message
 
@@ -69,6 +71,10 @@ async def test_the_flow_is_where_the_task_is(
         flow = taskflow_fake.flow(task.id)
     assert flow is not None
     assert flow.status == status
+    runs = [step for step in taskflow_fake.steps(task.id).values() if step.runtime == "managed"]
+    assert [(run.status, run.result_json) for run in runs] == [
+        (StepStatus.SUCCEEDED, {"state": f"TASK_STATE_{state}"})
+    ]
     assert (await taskflow_fake.verify()).ok
 
 
@@ -137,6 +143,71 @@ async def test_the_events_since_a_version_come_once_after_all_replicas_were_gone
             found = [e async for e in second.events.follow(task.id, version(nth), until=always)]
             assert found == events
             assert [event.nth for event in found] == list(range(nth + 1, 7))
+
+
+async def test_a_replica_that_has_seen_only_the_newest_events_reads_the_older_ones(
+    taskflow_fake: TaskflowFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "RECENT_EVENTS_MAX", 2)
+    async with replica(taskflow_fake, WordsAgent()) as first:
+        task = await sent(first, "a ask")
+        async with replica(taskflow_fake, WordsAgent()) as second:
+            await sent(first, "more more ask", task_id=task.id)
+            await taskflow_fake.settle()
+            current = first.store.flows.get(task.id)
+            assert current is not None
+            newest = version_of(current)
+            for nth in range(newest + 1):
+                for agent in (first, second):
+                    follow = agent.events.follow(task.id, TaskVersion(nth), until=always)
+                    found = [event.nth async for event in follow]
+                    # The user's second message is a save of which nobody is told.
+                    assert found == [n for n in range(nth + 1, newest + 1) if n != 5]
+
+
+async def test_messages_to_one_task_are_worked_on_one_after_another(
+    taskflow_fake: TaskflowFake,
+) -> None:
+    agent = WordsAgent()
+    async with replica(taskflow_fake, agent) as first, replica(taskflow_fake, agent) as second:
+        stream = first.handler.on_message_send_stream(request("wait a"), ALICE)
+        task = await anext(stream)
+        assert isinstance(task, Task)
+        sending = asyncio.create_task(sent(second, "b done", task_id=task.id))
+        await taskflow_fake.settle()
+        assert len(agent.runs) == 1
+        agent.go_on.set()
+        kinds = [kind_of(event) async for event in stream]
+        done = await sending
+    assert kinds == ["WORKING", "a"]
+    assert [artifact.parts[0].text for artifact in done.artifacts] == ["b"]
+    assert [message.parts[0].text for message in done.history] == ["wait a", "b done"]
+
+
+async def test_a_message_whose_taker_was_gone_halfway_is_taken_once(
+    taskflow_fake: TaskflowFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(flow_id: str, message_id: str) -> None:
+        raise RuntimeError("killed")
+
+    async with replica(taskflow_fake, WordsAgent()) as first:
+        asked = await sent(first, "ask")
+        for params in (request("a done"), request("a done", task_id=asked.id)):
+            with monkeypatch.context() as killed:
+                killed.setattr(first.handler, "schedule", gone)
+                with pytest.raises(RuntimeError, match="killed"):
+                    await first.handler.on_message_send(copy_of(params), ALICE)
+            task = await first.handler.on_message_send(copy_of(params), ALICE)
+            assert isinstance(task, Task)
+            assert [m.message_id for m in task.history].count(params.message.message_id) == 1
+            assert state_name(task.status.state) == "COMPLETED"
+
+
+def copy_of(params: SendMessageRequest) -> SendMessageRequest:
+    """As it comes from the network once more."""
+    copied = SendMessageRequest()
+    copied.CopyFrom(params)
+    return copied
 
 
 async def test_a_task_is_cancelled_through_any_replica(taskflow_fake: TaskflowFake) -> None:

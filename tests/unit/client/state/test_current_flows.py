@@ -63,6 +63,28 @@ async def test_only_what_is_wanted_is_kept(taskflow_fake: TaskflowFake) -> None:
             assert names(flows) == {"mine 1", "mine 2"}
 
 
+async def test_what_happens_while_it_starts_is_met_once(
+    taskflow_fake: TaskflowFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    async with FlowClient() as client:
+        flow = await client.create("x", running=True)
+        read_state = CurrentFlows._read_state
+
+        async def late(self: CurrentFlows) -> None:
+            await flow.update({"n": 1})  # the audit is open, and `state` not yet read
+            await read_state(self)
+
+        monkeypatch.setattr(CurrentFlows, "_read_state", late)
+        flows = CurrentFlows()
+        flows.listen(lambda before, after, event: seen.append(event["kind"]))
+        async with flows:
+            await flow.finish()
+            await taskflow_fake.settle()
+            assert same(taskflow_fake, flows.get(flow.id))
+    assert seen == ["finished"]
+
+
 async def test_a_flow_that_is_pruned_is_gone(taskflow_fake: TaskflowFake) -> None:
     seen: list[tuple[bool, bool, str]] = []
 
