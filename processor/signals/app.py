@@ -154,10 +154,11 @@ class SignalsApp(faust.App):
             try:
                 for tp in self._partitions.keys() - assigned:
                     await self._give_up(tp)
-                new = assigned - self._partitions.keys()
-                await asyncio.gather(*(self._take_over(tp) for tp in new))
-            except Exception as error:
-                self.fail(error)
+                async with asyncio.TaskGroup() as group:
+                    for tp in assigned - self._partitions.keys():
+                        group.create_task(self._take_over(tp))
+            except ExceptionGroup as failed:
+                self.fail(failed.exceptions[0])
                 return
             self.assigned = True
             shared_out = {name: sorted(of) for name, of in self.report().items()}
