@@ -42,7 +42,8 @@ def _account() -> str | None:
 class PostgresServer:
     """A server with its data in a directory of its own."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *options: str) -> None:
+        self._options = (*OPTIONS, *options)
         self.dsn = f"postgresql://taskflow@/postgres?host={home}"
         self._home = home
         self._data = str(home / "data")
@@ -57,7 +58,7 @@ class PostgresServer:
         )
 
     def start(self) -> None:
-        options = " ".join(f"-c {option}" for option in OPTIONS)
+        options = " ".join(f"-c {option}" for option in self._options)
         self._control("-l", str(self._home / "log"), "-o", f"{options} -k {self._home}", "start")
 
     def stop(self) -> None:
@@ -82,10 +83,10 @@ class PostgresServer:
 
 
 @contextmanager
-def running_server() -> Iterator[PostgresServer]:
-    """A server that ends with the block."""
+def running_server(*options: str) -> Iterator[PostgresServer]:
+    """A server that ends with the block; `options` are more settings of PostgreSQL."""
     with tempfile.TemporaryDirectory(prefix="taskflow-pg") as name:
-        server = PostgresServer(Path(name))
+        server = PostgresServer(Path(name), *options)
         server.initialize()
         server.start()
         try:
