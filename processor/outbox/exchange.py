@@ -1,7 +1,7 @@
 """Send rows as commands, and write outcomes back into them, while one connection lasts."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -77,7 +77,9 @@ class OutboxExchange:
         connection: Connection,
         database: OutboxDatabase,
         metrics: OutboxMetrics,
+        progressed: Callable[[], object],
     ) -> None:
+        """`progressed` is called when outcomes were written into their rows."""
         topics = Topics(settings.topic_prefix)
         self._settings = settings
         self._topic = topics.commands
@@ -89,6 +91,7 @@ class OutboxExchange:
         self._turn = asyncio.Lock()
         """The connection of the database serves one statement at a time."""
         self._metrics = metrics
+        self._progressed = progressed
         self._partitions = 0
         self._flights: dict[bytes, _Flight] = {}
         """By flow id."""
@@ -129,6 +132,7 @@ class OutboxExchange:
         while any(at < ends[p] for p, at in self._reader.positions.items()):
             await self._take_outcomes()
         self._send_what_is_due()
+        self._metrics.in_flight.set(len(self._flights))
 
     async def run(self, stop: asyncio.Event, *, once: bool) -> None:
         """Exchange rows for outcomes until `stop` is set; with `once` until all have outcomes.
@@ -274,6 +278,7 @@ class OutboxExchange:
             else:
                 outcomes.append(columns_of(flight.sent.row, outcome))
         await self._put(outcomes, renewed)
+        self._progressed()
         for key, (flight, _) in found.items():
             self._flights.pop(key, None)
             self._metrics.outcome_seconds.observe(

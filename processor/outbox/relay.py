@@ -59,13 +59,14 @@ class OutboxRelay(DatabaseService):
             await database.prepare()
             if not await self._alone(database.lock, stop):
                 return
-            exchange = OutboxExchange(self._settings, self._connection, database, self.metrics)
+            exchange = OutboxExchange(
+                self._settings, self._connection, database, self.metrics, self._progressed
+            )
             try:
                 await unless_stopped(exchange.resume(partitions), stop)
                 if stop.is_set():
                     return
                 self.state, self.failing = "relaying", None
-                self._progressed()
                 log.info("outbox ready", schema=self._database.schema)
                 await exchange.run(stop, once=not self._follow)
             finally:
