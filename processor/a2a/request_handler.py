@@ -117,6 +117,12 @@ class FlowRequestHandler(DefaultRequestHandlerV2):
         if self._validate_input_modes:
             validate_input_modes(params.message, self._agent_card)
         message = params.message
+        config = None
+        if self._push_config_store is not None and params.configuration.HasField(
+            "task_push_notification_config"
+        ):
+            config = params.configuration.task_push_notification_config
+            await self._reject_unsafe_push_url(config.url)
         run_id = run_id_of(message.message_id)
         task_id = message.task_id or flow_id_for(
             f"{self._store.agent} {self._store.origin(context)} {message.message_id}"
@@ -136,11 +142,7 @@ class FlowRequestHandler(DefaultRequestHandlerV2):
                 continue  # the agent, or another replica, has saved the task meanwhile
         else:
             raise InternalError(f"Task {task_id} changes too often to take a message")
-        if self._push_config_store is not None and params.configuration.HasField(
-            "task_push_notification_config"
-        ):
-            config = params.configuration.task_push_notification_config
-            await self._reject_unsafe_push_url(config.url)
+        if self._push_config_store is not None and config is not None:
             await self._push_config_store.set_info(task_id, config, context)
         await self.schedule(flow_id, message.message_id)
         current = await self._store.flows.until(

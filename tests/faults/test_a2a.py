@@ -1,18 +1,23 @@
 """Two replicas of an A2A agent on one prefix: what one has begun the other one ends."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
+import pytest
 from a2a.client import Client, ClientConfig, ClientFactory
+from a2a.client.errors import A2AClientError
 from a2a.server.cluster import TaskVersion
 from a2a.types import (
     AgentCard,
     GetTaskRequest,
     StreamResponse,
     SubscribeToTaskRequest,
+    Task,
     TaskState,
 )
 
@@ -25,6 +30,10 @@ from tests.support.machine import patience
 from tests.support.processes import WorkerProcess
 from tests.support.worker import running_worker
 
+ENDS = (TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_FAILED)
+KILLS = 20
+LEASE_S = patience(4.0)
+"""Shorter, a busy machine and not a kill would end a run."""
 MESSAGE = "5f0c9a7e-9a35-4c0e-8f30-0b1f3c3f8a01"
 
 
@@ -40,7 +49,8 @@ class Replica(WorkerProcess):
         return ("-m", "tests.support.a2a_server")
 
     def _arguments(self) -> tuple[str, ...]:
-        return (str(self.port), *(("--hangs",) if self._hangs else ()))
+        lease_ms = round(LEASE_S * 1000)
+        return (str(self.port), str(lease_ms), *(("--hangs",) if self._hangs else ()))
 
     async def until_serving(self, http: httpx.AsyncClient) -> None:
         async with asyncio.timeout(patience(60)):
@@ -118,6 +128,79 @@ async def test_a_task_goes_on_where_its_replica_was_killed(
     assert repeated == [found]
     assert recorded == list(range(1, len(recorded) + 1))
     assert len(recorded) == 1 + len(begun) + len(followed)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+async def test_tasks_outlive_twenty_kills_of_their_replicas(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path
+) -> None:
+    """Each client sends its message to one replica or the other until it has the end of its task;
+    the replicas are killed in turn."""
+    settings = Settings(
+        bootstrap_servers=broker.bootstrap,
+        topic_prefix=prefix,
+        partitions=4,
+        state_dir=tmp_path / "state",
+        http=None,
+    )
+    replicas = [Replica(f"replica-{n}", tmp_path, settings, hangs=False) for n in range(2)]
+    tasks: dict[str, Task] = {}
+
+    async def insist(http: httpx.AsyncClient, message_id: str) -> None:
+        nth = 0
+        while message_id not in tasks:
+            nth += 1
+            client = replicas[nth % 2].client(http)
+            message = request("a more more wait more done", message_id=message_id)
+            try:
+                async for response in client.send_message(message):
+                    status = response.status_update.status if what(response) != "Task" else None
+                    state = response.task.status.state if status is None else status.state
+                    if state in ENDS:
+                        task_id = response.status_update.task_id or response.task.id
+                        tasks[message_id] = await client.get_task(GetTaskRequest(id=task_id))
+            except (httpx.HTTPError, A2AClientError):
+                await asyncio.sleep(0.1)
+
+    async with (
+        running_worker(settings),
+        httpx.AsyncClient(timeout=patience(60)) as http,
+        asyncio.TaskGroup() as group,
+    ):
+        for replica in replicas:
+            await replica.start()
+        try:
+            for replica in replicas:
+                await replica.until_serving(http)
+            rounds = []
+            for kill in range(KILLS):
+                sent = [str(uuid4()) for _ in range(5)]
+                rounds += [group.create_task(insist(http, message_id)) for message_id in sent]
+                victim = replicas[kill % 2]
+                await asyncio.sleep(random.Random(kill).uniform(0.0, 0.5))
+                await victim.kill()
+                await victim.start()
+                await victim.until_serving(http)
+            await asyncio.wait(rounds)
+        finally:
+            for replica in replicas:
+                await replica.kill()
+        async with CurrentFlows(settings) as flows:
+            events = FlowEventStream(flows)
+            for message_id, task in tasks.items():
+                current = flows.get(task.id)
+                assert current is not None
+                runs = [s for s in current.steps.values() if s.runtime == "managed"]
+                assert [run.run_id for run in runs] == [f"message {message_id}"]
+                follow = events.follow(task.id, TaskVersion(0), until=lambda _: True)
+                recorded = [event.nth async for event in follow]
+                assert recorded == list(range(1, len(recorded) + 1))
+                texts = [part.text for part in task.artifacts[0].parts]
+                assert task.status.state == TaskState.TASK_STATE_COMPLETED
+                assert texts == ["a", "part 1", "part 2", "part 4"]
+    assert len(tasks) == KILLS * 5
+    assert len({task.id for task in tasks.values()}) == len(tasks)
 
 
 async def _to(responses: AsyncIterator[StreamResponse], last: str) -> AsyncIterator[StreamResponse]:

@@ -1,4 +1,7 @@
-"""A replica of the words agent behind HTTP: `python -m tests.support.a2a_server PORT [--hangs]`."""
+"""A replica of the words agent behind HTTP.
+
+`python -m tests.support.a2a_server PORT LEASE_MS [--hangs]`
+"""
 
 import asyncio
 import sys
@@ -10,15 +13,17 @@ from starlette.applications import Starlette
 from processor.a2a import FlowAgent
 from tests.support.a2a_agent import CARD, WordsAgent
 
-LEASE_MS = 2_000
+ATTEMPTS_MAX = 100
 
 
-async def serve(port: int, *, hangs: bool) -> None:
+async def serve(port: int, lease_ms: int, *, hangs: bool) -> None:
     """Serve until a signal; `hangs`: the word `wait` never ends here."""
     agent = WordsAgent()
     if not hangs:
         agent.go_on.set()
-    async with FlowAgent("words", agent, CARD, lease_ms=LEASE_MS) as running:
+    async with FlowAgent(
+        "words", agent, CARD, lease_ms=lease_ms, max_attempts=ATTEMPTS_MAX
+    ) as running:
         routes = [*create_jsonrpc_routes(running.handler, "/"), *create_agent_card_routes(CARD)]
         config = uvicorn.Config(
             Starlette(routes=routes), port=port, log_level="warning", lifespan="off"
@@ -27,4 +32,4 @@ async def serve(port: int, *, hangs: bool) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), hangs="--hangs" in sys.argv))
+    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2]), hangs="--hangs" in sys.argv))

@@ -162,6 +162,8 @@ async def test_a_webhook_that_may_not_be_called_is_refused(taskflow_fake: Taskfl
     async with replica(taskflow_fake, Webhook()) as agent:
         with pytest.raises(InvalidParamsError):
             await asked(agent, TaskPushNotificationConfig(url="https://evil.example"))
+        await taskflow_fake.advance(timedelta(seconds=5))
+    assert taskflow_fake.events() == []  # nor is the message worked on
 
 
 def push_flows(fake: TaskflowFake) -> list[Flow]:
