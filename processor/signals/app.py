@@ -185,7 +185,8 @@ class SignalsApp(faust.App):
         deliveries = self._deliveries.pop(tp, None)
         if deliveries is not None:
             await deliveries.close()
-        await partition.close()
+        async with self._locks[tp]:  # what is under way with it ends first
+            await partition.close()
 
     def _new_fold(self, name: str, partition: int) -> Fold:
         log_partitions = self._counts[self.topics_.log]
@@ -219,6 +220,8 @@ class SignalsApp(faust.App):
             return
         try:
             async with self._locks[tp]:
+                if self._partitions.get(tp) is not partition:
+                    return
                 for chunk in chunks:
                     await partition.take(chunk)
         except Exception as error:
@@ -248,10 +251,13 @@ class SignalsApp(faust.App):
         assert isinstance(partition.fold, MatchFold)
         try:
             async with self._locks[tp]:
+                if self._partitions.get(tp) is not partition:
+                    return
                 partition.fold.refuse(delivery, why)
                 await partition.commit()
         except Exception as error:
-            self.fail(error)
+            if self._partitions.get(tp) is partition:
+                self.fail(error)
             return
         self._deliver(tp)
 
@@ -261,31 +267,28 @@ class SignalsApp(faust.App):
         every_s = self.settings_.signal_ttl_ms / 1000 / TICKS_PER_TTL
         while not self.failed.is_set():
             await asyncio.sleep(min(max(every_s, TICK_MIN_S), TICK_MAX_S))
-            try:
-                await self._tick()
-            except Exception as error:
-                self.fail(error)
+            for tp, partition in list(self._partitions.items()):
+                if isinstance(partition.fold, WaitIntake):
+                    await self._tick(tp, partition, partition.fold)
 
-    async def _tick(self) -> None:
-        """Say on the log how far each of our partitions of `audit` is read.
+    async def _tick(self, tp: TP, partition: SourcePartition, fold: WaitIntake) -> None:
+        """Say on the log how far a partition of `audit` is read.
 
         Where all of it is read, that is the broker's time of our last transaction: whatever was
-        appended before it lies below the end that was asked for after it.
+        appended before it lies below the end that is asked for after it.
         """
-        own = {tp: one for tp, one in self._partitions.items() if tp.topic == self.audit_}
         consumer = self.consumer
         assert isinstance(consumer, RestoredConsumer)
-        before = {tp: one.written_ms for tp, one in own.items()}
-        ends = dict(
-            zip(own, await asyncio.gather(*(one.source_end() for one in own.values())), strict=True)
-        )
-        levels = await consumer.levels()
-        for tp, partition in own.items():
-            if self._partitions.get(tp) is not partition or tp not in levels:
-                continue
-            position, _, fetched = levels[tp]
-            fold = partition.fold
-            assert isinstance(fold, WaitIntake)
+        try:
             async with self._locks[tp]:
-                read = position >= ends[tp] and partition.next_offset >= fetched
-                await partition.commit(log=fold.read_up_to((before[tp] or 0) if read else 0))
+                if self._partitions.get(tp) is not partition:
+                    return
+                before_ms = partition.written_ms
+                end = await partition.source_end()
+                position, _, fetched = (await consumer.levels()).get(tp, (0, None, 0))
+                read = position >= end and partition.next_offset >= fetched
+                at_ms = before_ms if read and before_ms is not None else 0
+                await partition.commit(log=fold.read_up_to(at_ms))
+        except Exception as error:
+            if self._partitions.get(tp) is partition:
+                self.fail(error)
