@@ -71,11 +71,14 @@ class Replica(WorkerProcess):
 
 @asynccontextmanager
 async def serving(replica: Replica, http: httpx.AsyncClient) -> AsyncIterator[Client]:
-    """A client of the replica, which is killed at the end."""
+    """A client of the replica, which is stopped at the end, unless it was killed."""
     await replica.start()
     try:
         await replica.until_serving(http)
         yield replica.client(http)
+        if replica.running:
+            await replica.end()
+            assert "drained" in replica.output()
     finally:
         await replica.kill()
 

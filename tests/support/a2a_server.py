@@ -5,6 +5,8 @@
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import uvicorn
 from a2a.server.routes import create_agent_card_routes, create_jsonrpc_routes
@@ -21,14 +23,19 @@ async def serve(port: int, lease_ms: int, *, hangs: bool) -> None:
     agent = WordsAgent()
     if not hangs:
         agent.go_on.set()
-    async with FlowAgent(
-        "words", agent, CARD, lease_ms=lease_ms, max_attempts=ATTEMPTS_MAX
-    ) as running:
-        routes = [*create_jsonrpc_routes(running.handler, "/"), *create_agent_card_routes(CARD)]
-        config = uvicorn.Config(
-            Starlette(routes=routes), port=port, log_level="warning", lifespan="off"
-        )
-        await uvicorn.Server(config).serve()
+    running = FlowAgent("words", agent, CARD, lease_ms=lease_ms, max_attempts=ATTEMPTS_MAX)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        # Within it, so that uvicorn lets it end before it passes a signal on.
+        async with running:
+            yield
+            print("draining", flush=True)
+        print("drained", flush=True)
+
+    routes = [*create_jsonrpc_routes(running.handler, "/"), *create_agent_card_routes(CARD)]
+    app = Starlette(routes=routes, lifespan=lifespan)
+    await uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning")).serve()
 
 
 if __name__ == "__main__":
