@@ -25,8 +25,14 @@ class Refused(Exception):  # a verdict, and no error
 def is_copy(headers: Any) -> bool:
     """Whether a record says, where the processor would, of which record it is a copy."""
     name, value = headers[-1] if headers else ("", None)
-    place = rb"(?s).+/(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,18})"
-    return name == "taskflow-forwarded-from" and re.fullmatch(place, value or b"") is not None
+    try:
+        place = (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    found = re.fullmatch(r"(?s).+/(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,18})", place)
+    if name != "taskflow-forwarded-from" or found is None:
+        return False
+    return int(found[1]) < 2**31 and int(found[2]) < 2**63  # as Kafka numbers them
 
 
 def is_text(value: Any, longest: int = 256) -> bool:
