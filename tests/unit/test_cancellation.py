@@ -421,12 +421,16 @@ def calls(path: Path) -> Iterator[tuple[int, str]]:
 
 CANCELS = {
     PROCESSOR / "runtime.py",
+    PROCESSOR / "a2a" / "agent_runs.py",  # the SDK's word for what an agent is asked
     PROCESSOR / "adapters" / "kafka" / "internals.py",
     PROCESSOR / "adapters" / "kafka" / "consumer" / "read_ahead.py",  # in a callback without await
     PROCESSOR / "adapters" / "kafka" / "shutdown.py",  # clients that may never end
     PROCESSOR / "cli" / "common" / "runner.py",  # at a signal
     PROCESSOR / "client" / "step_attempt.py",  # handlers of others, which may never end
     PROCESSOR / "client" / "step_worker.py",  # handlers of others, which may never end
+    PROCESSOR / "mcp" / "tasks" / "extension.py",  # the request of a client: tasks/cancel
+    PROCESSOR / "outbox" / "exchange.py",  # a future that no task runs
+    PROCESSOR / "signals" / "deliveries.py",  # in a step without await
     PROCESSOR / "testing" / "fake" / "taskflow.py",  # tasks of a loop that does not run any more
     PROCESSOR / "testing" / "memory" / "group.py",  # members that are stopped and do not answer
     PROCESSOR / "telemetry" / "http" / "internals.py",  # timers

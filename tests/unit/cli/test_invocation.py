@@ -55,5 +55,5 @@ def test_up_greets_with_ten_lines_the_page_first() -> None:
     assert page in lines[0]
     assert "  export TASKFLOW_VIEWS_HTTP=127.0.0.1:9901" in lines
     assert len(lines) <= 10
-    assert "taskflow-kafka[" in greeting(Settings(), "127.0.0.1:9092", None, seen=False)[0]
+    assert "[views]" in greeting(Settings(), "127.0.0.1:9092", None, seen=False)[0]
     assert "did not start" in greeting(Settings(), "127.0.0.1:9092", page, seen=False)[0]
