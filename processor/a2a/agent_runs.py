@@ -33,16 +33,15 @@ _ENDED: Final = frozenset({FlowStatus.FINISHED, FlowStatus.FAILED, FlowStatus.CA
 
 
 class RunOver(Exception):
-    """The task has ended while its agent ran: what the agent says now is not recorded."""
+    """The task ended while its agent ran; further events of the agent are not recorded."""
 
 
 class AgentRuns:
     """The handler of StepWorker that runs `agent` for one message of a task.
 
-    Runs of one task follow one another. What the agent enqueues is saved before `enqueue_event`
-    returns. A run that fails is made again, up to the step's attempts, with the task as the one
-    before has left it; then the task fails. An agent that gives an artifact the same id in each
-    attempt replaces what the last attempt has sent of it.
+    Runs of one task are sequential. An event is saved before `enqueue_event` returns. A failed run
+    is repeated, up to the step's attempts, with the task as the earlier run left it; then the task
+    fails. An artifact with the same id in each attempt is replaced.
     """
 
     def __init__(self, agent: AgentExecutor, store: FlowTaskStore) -> None:
@@ -50,8 +49,8 @@ class AgentRuns:
         self._store = store
 
     async def __call__(self, step: Step) -> dict[str, Any]:
-        """Run the agent; return the state in which it has left the task."""
-        # This replica may be behind the one that has scheduled the step.
+        """Run the agent; return the task's state after the run."""
+        # This replica may be behind the one that scheduled the step.
         current = await self._store.flows.until(step.flow_id, lambda c: self._is_next(c, step))
         task = None if current is None else task_of(current)
         if current is None or task is None:
@@ -88,7 +87,7 @@ class AgentRuns:
             if running.done():
                 running.result()
                 return
-            with suppress(Exception):  # of the agent, whose task has ended
+            with suppress(Exception):  # raised by the agent; its task has ended
                 async with asyncio.timeout(CANCEL_TIMEOUT_S):
                     await self._agent.cancel(request, queue)
         finally:
@@ -110,7 +109,7 @@ class AgentRuns:
 
 
 class _SavingQueue(EventQueue):
-    """Where an agent puts its events: each is saved with the task."""
+    """The event queue of a run: saves each event with the task."""
 
     def __init__(self, manager: TaskManager, task: Task) -> None:
         self._manager = manager
@@ -120,7 +119,7 @@ class _SavingQueue(EventQueue):
     async def enqueue_event(self, event: Event) -> None:
         """Save the task with `event`. Raises RunOver once the task has ended."""
         if isinstance(event, Task):
-            return  # it is there: the message that this run is for made it
+            return  # the task exists: it was created with the message of this run
         if isinstance(event, Message):
             status = TaskStatus(state=TaskState.TASK_STATE_COMPLETED, message=event)
             status.timestamp.GetCurrentTime()

@@ -1,16 +1,17 @@
-"""A2A tasks as the state of flows, in both directions; pure.
+"""Convert A2A tasks to the state of flows and back. Pure.
 
 The state of a task's flow is an object with these keys:
 
-- `version`: how often the task was saved, from 1. It is the SDK's TaskVersion.
-- `context_id`; `id` only where the task's id is no UUID, and the flow's therefore another one.
+- `version`: the number of saves of the task, from 1; the SDK's TaskVersion.
+- `context_id`.
+- `id`: only if the task's id is not a UUID, and the flow has another id.
 - `status`: state, timestamp, and the message as a value (see `values`).
-- `metadata`; `message 0`, `message 1` … (the history); `artifact 0.0`, `artifact 0.1` … (what was
-  sent of each artifact): values. A key for each, since a merge is shallow: a save writes what is
-  new and not all of it. Null: no longer there.
-- `event`: what the newest save tells those who follow the task.
+- `metadata`; `message 0`, `message 1` … (the history); `artifact 0.0`, `artifact 0.1` … (the chunks
+  of each artifact): values. Each has a key of its own, since a merge is shallow and a save writes
+  only what is new. Null means removed.
+- `event`: the event of the newest save, for subscribers of the task.
 
-Where the flow has ended otherwise (cancelled, failed by an operator), that counts as one more save.
+A flow that ended in another way (cancelled, failed by an operator) counts one save more.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,7 +41,7 @@ from processor.client import CurrentFlow, flow_id_for
 from processor.contract import FlowStatus
 
 STATE_MAX_BYTES: Final = 192 * 1024
-"""What a flow's state may take before new values go into steps, however small they are."""
+"""Size of a flow's state from which on all new values go into steps."""
 REFERENCE_BYTES: Final = 300
 
 TERMINAL: Final = frozenset(
@@ -63,13 +64,13 @@ _ENDS: Final = {
 
 @dataclass(frozen=True)
 class SavedEvent(VersionedEvent):
-    """An event of a task, and of which of its saves."""
+    """An event of a task, and the number of the save that it belongs to."""
 
     nth: int
 
 
 def flow_id_of(task_id: str) -> str:
-    """Return the id of the task's flow: its own where it is a UUID as the contract writes it."""
+    """Return the id of the task's flow: the task's id if it is a UUID in the contract's form."""
     try:
         if str(UUID(task_id)) == task_id:
             return task_id
@@ -85,7 +86,7 @@ def state_of(current: CurrentFlow) -> TaskState:
 
 
 def version_of(current: CurrentFlow) -> int:
-    """Return how often the task was saved; 0 before its first save is complete."""
+    """Return the number of saves of the task; 0 before its first save is complete."""
     version: int = current.flow.state_json.get("version", 0)
     ended_otherwise = current.flow.status in _ENDS and _recorded_state(current) not in TERMINAL
     return version + 1 if version and ended_otherwise else version
@@ -113,14 +114,14 @@ def task_of(current: CurrentFlow) -> Task | None:
 
 @dataclass(slots=True)
 class Save:
-    """What saving a task writes: `pieces` first, then `patch` into the flow's state."""
+    """The writes of one save: first `pieces` as steps, then `patch` into the flow's state."""
 
     patch: dict[str, Any] = field(default_factory=dict)
     pieces: list[Piece] = field(default_factory=list)
 
 
 def plan_save(task: Task, event: Event | None, before: CurrentFlow | None) -> Save:
-    """Return what makes the task of `before` (None: of a flow that is not there) into `task`."""
+    """Return the writes that change the task of `before` (None: there is no flow) to `task`."""
     document = before.flow.state_json if before is not None else {}
     writer = _Writer(document)
     writer.plain("version", (version_of(before) if before is not None else 0) + 1)
@@ -149,8 +150,8 @@ def plan_save(task: Task, event: Event | None, before: CurrentFlow | None) -> Sa
 def event_after(
     before: CurrentFlow | None, after: CurrentFlow, event: Mapping[str, Any]
 ) -> SavedEvent | None:
-    """Return what those who follow the task learn of a FlowEvent, which made `before` into
-    `after`; None if that is nothing."""
+    """Return the task's event for a FlowEvent that changed `before` to `after`; None if
+    subscribers learn nothing of it."""
     version = version_of(after)
     if not version or (before is not None and version == version_of(before)):
         return None
@@ -232,7 +233,7 @@ def _count(document: Mapping[str, Any], key: str) -> int:
 
 
 def _artifacts(current: CurrentFlow) -> Iterator[Artifact]:
-    """The artifacts as the SDK makes them of what was sent: parts added, metadata merged."""
+    """The artifacts, assembled from their chunks as the SDK does: parts added, metadata merged."""
     nth = 0
     while True:
         whole: Artifact | None = None
@@ -282,7 +283,7 @@ class _Writer:
         inline: bool = True,
         known: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """The form of `value`; `known` if that is one, so that nothing moves."""
+        """The form of `value`; `known` if it has the same value, so that nothing is rewritten."""
         if known is not None and known.get("is") == value:
             return dict(known)
         inline_max = min(INLINE_MAX_BYTES, self._room) if inline else 0
@@ -296,7 +297,7 @@ class _Writer:
         return form
 
     def artifact(self, key: str, artifact: Artifact) -> dict[str, Any]:
-        """Artifacts are steps, however small."""
+        """The form of an artifact: always a step."""
         name = f"artifact {artifact.artifact_id}"
         task = artifact.name or artifact.artifact_id or "artifact"
         form = self.form(task, MessageToDict(artifact), name=name, inline=False)
@@ -311,7 +312,7 @@ def _plan_artifacts(
     if isinstance(event, TaskArtifactUpdateEvent) and event.append:
         nth = _index(task, event.artifact.artifact_id)
         chunk = _count(document, f"artifact {nth}.{{}}")
-        if chunk:  # the SDK refuses to append to what is not there
+        if chunk:  # the SDK refuses to append to a missing artifact
             writer.artifact(f"artifact {nth}.{chunk}", event.artifact)
             return
     known = list(_artifacts(before)) if before is not None and document else []

@@ -35,9 +35,9 @@ class _Recent:
 class FlowEventStream(TaskEventStream):
     """The events of tasks, each once and in the order of the task's versions.
 
-    An event is what `save` was given with the task, read back from the flow's history: a replica
-    that was not there when it happened tells it from `audit`. What has just happened, and what
-    comes, comes from `flows`, which follows the audit once for all subscribers.
+    An event is the one that `save` got with the task. New and recent events come from `flows`,
+    which follows the audit once for all subscribers. Older events are read from `audit`, also by a
+    replica that did not run when they happened.
     """
 
     def __init__(self, flows: CurrentFlows) -> None:
@@ -47,10 +47,10 @@ class FlowEventStream(TaskEventStream):
         flows.listen(self._take)
 
     async def publish(self, task_id: str, event: VersionedEvent) -> None:
-        """Do nothing: an event is written with the save that it comes from."""
+        """Do nothing: an event is written by its save."""
 
     async def destroy(self, task_id: str) -> None:
-        """Do nothing: the audit stays, and subscribers stop on their own."""
+        """Do nothing: the audit is kept, and subscribers stop by themselves."""
 
     async def subscribe(
         self, task_id: str, *, after: TaskVersion
@@ -66,7 +66,7 @@ class FlowEventStream(TaskEventStream):
         after: TaskVersion,
         until: Callable[[CurrentFlow], bool] = lambda current: False,
     ) -> AsyncGenerator[SavedEvent, None]:
-        """As `subscribe`; ends behind the events there are once `until` holds of the flow."""
+        """As `subscribe`, but end after the present events once `until` holds of the flow."""
         flow_id = flow_id_of(task_id)
         queue: asyncio.Queue[SavedEvent | None] = asyncio.Queue()
         self._queues[flow_id].add(queue)
@@ -103,7 +103,7 @@ class FlowEventStream(TaskEventStream):
         after: TaskVersion,
         until: Callable[[CurrentFlow], bool],
     ) -> AsyncGenerator[SavedEvent, None]:
-        """What `follow` yields, by a reader of the audit of its own from the flow's creation on."""
+        """As `follow`, from the flow's creation on, by a separate reader of the audit."""
         flow_id = current.flow.id
         start = datetime.fromtimestamp(parse_timestamp(current.flow.created_at) / 1000, UTC)
         known: CurrentFlow | None = None
@@ -111,7 +111,7 @@ class FlowEventStream(TaskEventStream):
             async for record in stream.records():
                 event = orjson.loads(record.value)
                 if known is None and event["kind"] != "created":
-                    continue  # of a flow with this id that was pruned
+                    continue  # an event of an earlier flow with this id, which was pruned
                 before, known = known, fold(known, event)
                 if known is None:
                     continue

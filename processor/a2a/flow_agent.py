@@ -24,7 +24,7 @@ from processor.runtime import end_tasks
 from processor.settings import Settings, load_settings
 
 CONCURRENCY: Final = 256
-"""Runs and deliveries at a time: most of them wait."""
+"""Concurrent runs and deliveries; most of them wait."""
 DRAIN_TIMEOUT_S: Final = 10.0
 
 _log = logging.getLogger(__name__)
@@ -32,9 +32,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PushOptions:
-    """`key`: what push configurations are encrypted with, `Fernet.generate_key()`. `url_validator`:
-    which webhooks may be called; by default the SDK's, public addresses only. `client`: what calls
-    them, where that needs a proxy or certificates; it is not closed."""
+    """Options of push notifications.
+
+    `key`: encrypts push configurations; from `Fernet.generate_key()`, the same in all replicas.
+    `url_validator`: whether a webhook may be called; by default the SDK's, public addresses only.
+    `client`: calls the webhooks, for instance by a proxy or with certificates; it is not closed.
+    """
 
     key: bytes
     url_validator: Callable[[str], Awaitable[bool]] = validate_push_notification_url
@@ -45,12 +48,13 @@ class FlowAgent:
     """One replica of an A2A agent on taskflow; an async context manager.
 
     Inside of the block `handler` serves requests (`create_jsonrpc_routes(agent.handler, "/")`), and
-    this process runs the agent for whichever replica has taken a message. Start as many as are
-    wanted, with the same `name` and the same topics; they share nothing else.
+    this process runs the agent for messages of all replicas. Start any number of replicas with the
+    same `name` and the same topics; they share nothing else.
 
-    `name`: names the agent in flows, and its consumer group. `push`: None where the card says that
-    the agent sends no notifications. `lease_ms`: after how long a run whose process is gone is made
-    again; `handler_options`: more of FlowRequestHandler's.
+    `name`: of the agent, in its flows and its consumer group. `push`: None if the agent's card
+    promises no push notifications. `grace_s`: seconds without an event after which other replicas
+    complete the commands of a save. `handler_options`: of FlowRequestHandler, such as `lease_ms`,
+    the time in milliseconds after which a run whose process died is repeated.
 
     Entering raises what FlowClient and CurrentFlows raise.
     """
@@ -132,7 +136,7 @@ class FlowAgent:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let running agents end, within 10 s; what is left is run again by other replicas."""
+        """Give running agents 10 s to end; other replicas repeat the runs that did not."""
         try:
             await self.handler.aclose()
             if self._worker is not None:

@@ -1,8 +1,8 @@
-"""The moves of a task's flow: its status follows the state of the task. Pure.
+"""Derive the commands that bring a flow's status in line with its task's state. Pure.
 
-A save is one `update_state`; what the flow must do so that operators, waits and retention see the
-same is one command after another, each derived from the flow alone. So whoever finds a flow whose
-saver is gone continues, and of two that do so one is refused.
+A save is one `update_state`. The flow's status then follows by one command after another, so that
+operators, waits and retention see the task's state. Each command is derived from the flow alone:
+any replica can continue for a saver that died, and of two that do so one is refused.
 """
 
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ _ENDED: Final = frozenset({FlowStatus.FINISHED, FlowStatus.FAILED, FlowStatus.CA
 
 
 def next_move(current: CurrentFlow) -> Mapping[str, Any] | None:
-    """Return the next command that brings the flow where its task is; None if it is there.
+    """Return the next command that brings the flow's status in line; None if it is.
 
-    A flow does not end while a managed step of it lives: the end would cancel the run that has
-    just saved it.
+    A flow does not end while one of its managed steps is live: the end would cancel the run that
+    has just saved the task.
     """
     flow = current.flow
     if flow.status in _ENDED:
@@ -62,7 +62,7 @@ def _command(current: CurrentFlow, kind: str, **fields: Any) -> Mapping[str, Any
         "kind": kind,
         "flow_id": flow.id,
         "issued_by": flow.owner_session_key,
-        # The same for all that see the flow at this revision.
+        # The same for all replicas that see the flow at this revision.
         "command_id": str(uuid5(UUID(flow.id), f"{kind} {flow.revision}")),
         "expected_revision": flow.revision,
         **fields,

@@ -40,8 +40,8 @@ class FlowPushConfigs(PushNotificationConfigStore):
     """Push configurations as flows, which end with their task.
 
     A configuration holds secrets (`token`, `authentication`), and topics keep what was written to
-    them: it is encrypted with `key`, as `Fernet.generate_key()` makes one; all replicas have the
-    same.
+    them. It is therefore encrypted with `key` (from `Fernet.generate_key()`), which must be the
+    same in all replicas.
     """
 
     def __init__(self, store: FlowTaskStore, *, key: bytes) -> None:
@@ -94,13 +94,13 @@ class FlowPushConfigs(PushNotificationConfigStore):
         return [self.open(current) for current in self._configs(task_id, context)]
 
     async def get_info_for_dispatch(self, task_id: str) -> list[TaskPushNotificationConfig]:
-        """Return those of all owners."""
+        """Return the configurations of all owners for a task that has not ended."""
         return [self.open(c) for c in self._all(task_id) if c.flow.status in _LIVE_FLOWS]
 
     async def delete_info(
         self, task_id: str, context: ServerCallContext, config_id: str | None = None
     ) -> None:
-        """Stop notifying; the caller's configurations for the task, or the one named."""
+        """End the caller's configurations for the task, or only `config_id`."""
         for current in list(self._configs(task_id, context)):
             if config_id in (None, current.flow.state_json["config_id"]):
                 await self._send(current.flow.id, "cancel")
@@ -156,12 +156,12 @@ class FlowPushConfigs(PushNotificationConfigStore):
 
 
 class PushDeliveries:
-    """The handler of StepWorker that posts a task's events, one after another.
+    """The handler of StepWorker that posts a task's events to a webhook, one after another.
 
-    The version of the last event that was taken is the step's progress: whoever holds the step
-    next begins behind it. So each event is posted at least once, in order, and twice only where
-    the process ended between the webhook's response and the progress. A webhook that refuses is
-    tried again by the step's backoff, from a second to an hour, a hundred times.
+    The step's progress is the version of the last event that the webhook took; the next holder of
+    the step begins after it. Each event is posted at least once, in order, and twice only if the
+    process ended between the webhook's response and the progress. A failed webhook is tried again
+    by the step's backoff, from 1 s to an hour, up to ATTEMPTS_MAX times.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class PushDeliveries:
         self._url_validator = url_validator
 
     async def __call__(self, step: Step) -> None:
-        """Post what comes until the task has ended."""
+        """Post the task's events until it has ended."""
         current = await self._store.flows.until(step.flow_id, lambda c: c is not None)
         assert current is not None
         task_id = current.flow.state_json["task_id"]

@@ -52,12 +52,13 @@ def run_task(agent: str) -> str:
 class FlowRequestHandler(DefaultRequestHandlerV2):
     """Serves the tasks of `store`; any replica serves any of them.
 
-    A message is written into its task's flow, and worked on as a managed step that is named after
-    its message id: sent twice, to two replicas, or again after hours, it is worked on once, and a
-    run whose process is gone is run again elsewhere. `agent` is not run here but by executors
-    (`AgentRuns`), in this process or another one.
+    A message is written into its task's flow, and a managed step named after the message's id works
+    on it. A repeated message, to any replica and after any time, is worked on once. A run whose
+    process died is repeated elsewhere. Executors (`AgentRuns`) run `agent`, in this or another
+    process; the handler does not.
 
-    `lease_ms` and `max_attempts`: of these steps. Other arguments: DefaultRequestHandlerV2's.
+    `lease_ms` (milliseconds) and `max_attempts`: of these steps. Other arguments are those of
+    DefaultRequestHandlerV2.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class FlowRequestHandler(DefaultRequestHandlerV2):
     async def on_message_send(
         self, params: SendMessageRequest, context: ServerCallContext
     ) -> Task | Message:
-        """Return the task once the message is worked on; at once if the client asks for that."""
+        """Return the task once its run has ended, or at once if the client asks for that."""
         current, run_id = await self._accept(params, context)
         if not params.configuration.return_immediately:
             await self._store.flows.until(current.flow.id, _has_run(run_id))
@@ -95,7 +96,7 @@ class FlowRequestHandler(DefaultRequestHandlerV2):
     async def on_message_send_stream(
         self, params: SendMessageRequest, context: ServerCallContext
     ) -> AsyncGenerator[Event, None]:
-        """Yield the task, and its events until the message is worked on."""
+        """Yield the task, then its events until the run of the message has ended."""
         current, run_id = await self._accept(params, context)
         task = task_of(current)
         assert task is not None
@@ -109,7 +110,7 @@ class FlowRequestHandler(DefaultRequestHandlerV2):
     async def _accept(
         self, params: SendMessageRequest, context: ServerCallContext
     ) -> tuple[CurrentFlow, str]:
-        """Record the message and have it worked on; return its task's flow as it was then.
+        """Record the message and schedule its step; return the task's flow and the step's run id.
 
         Sets `task_id` and `context_id` of the message.
         """
@@ -167,7 +168,7 @@ class FlowRequestHandler(DefaultRequestHandlerV2):
         current: CurrentFlow | None,
         context: ServerCallContext,
     ) -> None:
-        """Put the message into the task's history, unless it is there."""
+        """Add the message to the task's history unless it is there."""
         flow_id = UUID(flow_id_of(task_id))
         seed = uuid5(flow_id, f"message {message.message_id}")
         task = None if current is None else task_of(current)
@@ -198,7 +199,7 @@ class FlowRequestHandler(DefaultRequestHandlerV2):
         await self._store.write(task, None, version, context, seed=seed)
 
     async def schedule(self, flow_id: str, message_id: str) -> None:
-        """Have the message worked on, once; does nothing if it is, or was."""
+        """Schedule the step that works on the message, unless the flow has it already."""
         current = self._store.flows.get(flow_id)
         assert current is not None
         outcome = await self._store.send(
@@ -223,8 +224,8 @@ class FlowRequestHandler(DefaultRequestHandlerV2):
 
 
 def command_id_of(flow_id: str, message_id: str) -> str:
-    """Return the `command_id` of the command that has a message worked on: the message's id where
-    that is a UUID."""
+    """Return the `command_id` of a message's `schedule_step`: the message's id if it is a UUID,
+    else a UUIDv5 of it."""
     try:
         return str(UUID(message_id))
     except ValueError:
@@ -232,7 +233,7 @@ def command_id_of(flow_id: str, message_id: str) -> str:
 
 
 def _has_run(run_id: str) -> Callable[[CurrentFlow | None], bool]:
-    """The step has ended, and what it failed with is in the task."""
+    """Whether the step has ended and, if it failed, the task has ended too."""
 
     def over(current: CurrentFlow | None) -> bool:
         if current is None or run_id not in current.steps:

@@ -1,4 +1,4 @@
-"""TaskKeeper: brings flows where their tasks are, for savers that are gone."""
+"""TaskKeeper: completes the commands of savers that died."""
 
 import asyncio
 import logging
@@ -18,19 +18,19 @@ from processor.contract import StepStatus
 from processor.errors import TaskflowError
 
 GRACE_S: Final = 1.0
-"""How long a flow must have been left alone: until then its saver is at it."""
+"""Seconds without an event after which a flow's saver is taken for dead."""
 
 _log = logging.getLogger(__name__)
 
 
 class TaskKeeper:
-    """Looks at each flow some time after its newest event; runs in every replica.
+    """Checks each flow some time after its newest event; runs in every replica.
 
-    - A flow whose status is not yet its task's is moved (see `moves`).
-    - A task whose run has failed for good, as by a lost lease, becomes FAILED.
-    - A message that was recorded, and for which nothing was scheduled, is scheduled.
+    - A flow whose status lags its task's state is moved (see `moves`).
+    - A task whose run failed for good, for instance by a lost lease, becomes FAILED.
+    - A recorded message without a step gets its step.
 
-    All that it sends depends on the flow alone: of several keepers one is first.
+    Its commands depend on the flow alone, so of several keepers one succeeds.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class TaskKeeper:
         *others: Callable[[CurrentFlow], Awaitable[None]],
         grace_s: float = GRACE_S,
     ) -> None:
-        """`schedule(flow id, message id)`: has a message worked on. `others`: are given flows that
-        are no task of the agent."""
+        """`schedule(flow id, message id)` schedules the step of a message. `others` are called with
+        flows that are not tasks of the agent. `grace_s`: see GRACE_S."""
         self._store = store
         self._schedule = schedule
         self._others = others
@@ -50,7 +50,7 @@ class TaskKeeper:
         store.flows.listen(self._touch)
 
     async def run(self) -> None:
-        """Keep up without an end."""
+        """Check flows until cancelled."""
         loop = asyncio.get_running_loop()
         for current in self._store.flows:
             self._touched[current.flow.id] = loop.time()
@@ -67,7 +67,7 @@ class TaskKeeper:
                     del self._touched[flow_id]
 
     async def _keep(self, flow_id: str) -> bool:
-        """Do what is to be done about a flow; false if it is to be tried again."""
+        """Complete a flow; false if it must be tried again."""
         current = self._store.flows.get(flow_id)
         if current is None:
             return True
@@ -78,7 +78,7 @@ class TaskKeeper:
             else:
                 await self._keep_task(current)
         except ConcurrentTaskModificationError:
-            return True  # another one was first, and it is touched again
+            return True  # another replica was first; its event touches the flow again
         except TaskflowError as error:
             _log.warning("flow %s is not where its task is: %s", flow_id, error)
             return False
@@ -122,7 +122,7 @@ class TaskKeeper:
 
 
 def _without_run(current: CurrentFlow) -> str | None:
-    """The id of the newest message, if it is the user's and nobody was to work on it."""
+    """The id of the newest message, if it is the user's and has no step."""
     task = task_of(current)
     if task is None or not task.history or task.history[-1].role != Role.ROLE_USER:
         return None

@@ -1,4 +1,4 @@
-"""Pages of tasks, by the SDK's order and page tokens."""
+"""Return tasks page by page, with the SDK's order and page tokens."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ from processor.client import CurrentFlow
 
 
 def page_of(flows: Sequence[CurrentFlow], params: ListTasksRequest) -> ListTasksResponse:
-    """Return the page of `flows` that `params` asks for: the last changed first.
+    """Return the page of `flows` that `params` asks for, the last changed first.
 
-    Only the tasks of the page are made. Raises InvalidParamsError for a token that is none.
+    Tasks are made only for the page. Raises InvalidParamsError for an invalid page token.
     """
     found = [
         (_cursor(flow), flow)

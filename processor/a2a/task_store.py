@@ -1,4 +1,4 @@
-"""FlowTaskStore: the SDK's task store, on flows."""
+"""FlowTaskStore: the SDK's task store, whose tasks are flows."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -43,19 +43,18 @@ LEVEL_TIMEOUT_S: Final = 30.0
 GOAL_MAX: Final = 200
 OWNER_MAX: Final = 200
 OWNER_STATE: Final = "taskflow.owner"
-"""In the state of a ServerCallContext: the owner, where no user has called."""
+"""Key of a ServerCallContext's state: the owner, for calls that no user made."""
 
 
 class FlowTaskStore(VersionedTaskStore):
     """Tasks of one agent as flows: `VersionedTaskStore` of the A2A SDK.
 
-    `client`: its session owns the flows, so all replicas have the same. `flows`: must keep the
-    flows of `controller(agent)`, and be entered. `agent`: names the agent in flows.
+    `client`: its session owns the flows and must be the same in all replicas. `flows`: must keep
+    the flows of `controller(agent)`, and be entered. `agent`: names the agent in flows.
 
-    A task that is saved from a version that is no longer the newest is refused, whoever was first:
-    `save` raises ConcurrentTaskModificationError. What does not fit into a flow raises
-    InvalidAgentResponseError. What the client raises (OutcomeTimeout, BrokerUnreachable …) after a
-    minute of trying means that the save may be applied.
+    `save` raises ConcurrentTaskModificationError if the task has a newer version, and
+    InvalidAgentResponseError if the task does not fit into a flow. It raises errors of the client
+    (OutcomeTimeout, BrokerUnreachable …) after trying for a minute; the save may then be applied.
     """
 
     def __init__(
@@ -85,12 +84,12 @@ class FlowTaskStore(VersionedTaskStore):
     ) -> TaskVersion:
         """Save `task` if its newest version is `prev_version`; see VersionedTaskStore.
 
-        `prev` is not used: the SDK changes that object in place. What the task was is known.
+        `prev` is not used: the SDK changes that object in place. The flow has the task as it was.
         """
         return await self.write(task, event, prev_version, context)
 
     async def get(self, task_id: str, context: ServerCallContext) -> StoredTask | None:
-        """Return the task and its version; None if there is none, or it is another owner's."""
+        """Return the task and its version; None if there is none or another owner has it."""
         current = await self.current(task_id, context)
         task = None if current is None else task_of(current)
         if task is None or current is None:
@@ -104,12 +103,12 @@ class FlowTaskStore(VersionedTaskStore):
         return page_of([c for c in mine if self._is_of_agent(c)], params)
 
     async def delete(self, task_id: str, context: ServerCallContext) -> None:
-        """Refuse: a task is cancelled, and pruned once it has been over for long enough."""
+        """Refuse: a task can only be cancelled; retention prunes it later."""
         raise UnsupportedOperationError(
-            "A task's flow is not deleted: cancel it; it is pruned after TASKFLOW_RETAIN_TERMINAL."
+            "A task cannot be deleted. Cancel it; it is pruned after TASKFLOW_RETAIN_TERMINAL."
         )
 
-    # What the rest of this package needs of it
+    # For the rest of this package
 
     def origin(self, context: ServerCallContext) -> str:
         """Return the `requester_origin` of the caller's flows."""
@@ -121,10 +120,10 @@ class FlowTaskStore(VersionedTaskStore):
         return f"a2a:{owner}"
 
     async def current(self, task_id: str, context: ServerCallContext) -> CurrentFlow | None:
-        """Return the caller's flow of a task.
+        """Return the caller's flow of a task; None if there is none or another owner has it.
 
-        One that this replica does not know yet may have been created through another one: the
-        processor is asked by a dry run, which is decided after everything that was sent before.
+        Another replica may have just created the flow. If this replica does not know it, a dry run
+        asks the processor, which decides it after all commands that were sent before.
         """
         flow_id = flow_id_of(task_id)
         current = self.flows.get(flow_id)
@@ -140,7 +139,7 @@ class FlowTaskStore(VersionedTaskStore):
             )
             if found.code in (Code.NOT_FOUND, Code.NOT_OWNER):
                 return None
-            with suppress(TimeoutError):  # a flow that is no task of this agent
+            with suppress(TimeoutError):  # the flow is not a task of this agent
                 current = await self._until(flow_id, lambda c: c is not None)
         if current is None or current.flow.requester_origin != self.origin(context):
             return None
@@ -155,8 +154,8 @@ class FlowTaskStore(VersionedTaskStore):
         *,
         seed: UUID | None = None,
     ) -> TaskVersion:
-        """As `save`; the ids of its commands come from `seed`, so that two replicas which write the
-        same are one."""
+        """As `save`; command ids are derived from `seed`, so that the same write of two replicas is
+        applied once."""
         current = await self.current(task.id, context)
         if task.status.state == TaskState.TASK_STATE_CANCELED and current is not None:
             return await self._cancel(task, current)
@@ -166,7 +165,7 @@ class FlowTaskStore(VersionedTaskStore):
             current = await self._create(task, event, context, seed)
             if current is not None:
                 return TaskVersion(version_of(current))
-            current = await self.current(task.id, context)  # a draft, to be completed
+            current = await self.current(task.id, context)  # a draft without its values
         while True:
             self._check(task, current, prev_version)
             assert current is not None
@@ -175,7 +174,7 @@ class FlowTaskStore(VersionedTaskStore):
             outcome = await self._update(current, save, seed)
             if outcome.code != Code.REVISION_MISMATCH:
                 break
-            # Another command was decided in between; unless it was a save, this one counts.
+            # Another command was decided in between; unless it was a save, this one goes on.
             current = await self._until(current.flow.id, _has_revision(outcome.details["actual"]))
         await self._check_outcome(task, current, outcome)
         current = await self._level(current.flow.id, outcome)
@@ -184,12 +183,12 @@ class FlowTaskStore(VersionedTaskStore):
         return version
 
     async def settle(self, flow_id: str) -> CurrentFlow | None:
-        """Bring the flow's status to where its task is, as far as it goes now."""
+        """Bring the flow's status in line with its task's state, as far as possible now."""
         current = self.flows.get(flow_id)
         while current is not None and (move := next_move(current)) is not None:
             outcome = await self.send(move)
             if not _is_accepted(outcome):
-                return self.flows.get(flow_id)  # another one has moved it
+                return self.flows.get(flow_id)  # another replica has moved it
             current = await self._level(flow_id, outcome)
         return current
 
@@ -215,7 +214,8 @@ class FlowTaskStore(VersionedTaskStore):
         context: ServerCallContext,
         seed: UUID | None,
     ) -> CurrentFlow | None:
-        """Create the flow with the task in it, or as a draft where the task needs steps: None."""
+        """Create the flow with the task in it; None if the flow is a draft, as the task needs
+        steps first."""
         flow_id = flow_id_of(task.id)
         save = plan_save(task, event, None)
         outcome = await self.send(
@@ -232,7 +232,7 @@ class FlowTaskStore(VersionedTaskStore):
             }
         )
         if not _is_accepted(outcome):
-            # `already_exists`, and a draft of a saver that is gone may be completed.
+            # `already_exists`; a draft of a saver that died may be completed.
             current = await self.current(task.id, context)
             if current is None or version_of(current):
                 raise ConcurrentTaskModificationError(task.id)
@@ -276,7 +276,7 @@ class FlowTaskStore(VersionedTaskStore):
                 "patch": save.patch,
                 "next_step": state,
                 "expected_revision": current.flow.revision,
-                # A refusal is kept for resends, so another expectation is another command.
+                # A refusal is kept for resends, so another revision needs another command id.
                 "command_id": _command_id(seed, "update_state", current.flow.revision),
             }
         )
@@ -302,7 +302,7 @@ class FlowTaskStore(VersionedTaskStore):
         if _is_accepted(outcome):
             return
         if outcome.code == Code.CANCEL_PENDING:
-            # Somebody has asked for the end: this is the moment to give way.
+            # A cancel was requested: settling cancels the flow.
             await self.settle(current.flow.id)
         if outcome.code in (Code.STATE_TOO_LARGE, Code.TOO_MANY_STEPS) or (
             outcome.verdict is Verdict.QUARANTINED
@@ -313,7 +313,7 @@ class FlowTaskStore(VersionedTaskStore):
         raise ConcurrentTaskModificationError(task.id)
 
     async def _level(self, flow_id: str, outcome: Outcome) -> CurrentFlow:
-        """Return the flow once it has what `outcome` says."""
+        """Return the flow once it includes the events of `outcome`."""
         newest = max(outcome.event_ids, default=0)
         current = await self._until(flow_id, lambda c: c is not None and c.last_event_id >= newest)
         assert current is not None

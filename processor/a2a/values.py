@@ -1,8 +1,8 @@
-"""Values of A2A inside of a flow: in its state where they are small, else in observed steps.
+"""Store A2A values in a flow: small ones in its state, others in observed steps.
 
-A flow's state takes 256 KiB and a step's result 64 KiB (contract, check 17), and no number beyond
-±(2^53-1). A step is named by a digest of what is in it, so that writing it twice, or by two
-replicas at once, changes nothing; only what the flow's state refers to counts.
+A flow's state holds 256 KiB and a step's result 64 KiB (contract, check 17), without numbers beyond
+±(2^53-1). A step is named by a digest of its content, so writing it again, also by another replica,
+changes nothing. Steps that the flow's state does not refer to are ignored.
 """
 
 import json
@@ -31,7 +31,7 @@ class Piece:
 
 
 class HasResult(Protocol):
-    """What is needed of a step."""
+    """A step, as far as values need it."""
 
     result_json: Any
 
@@ -39,10 +39,10 @@ class HasResult(Protocol):
 def encode_value(
     value: Mapping[str, Any], *, task: str, name: str, inline_max: int
 ) -> tuple[dict[str, Any], list[Piece]]:
-    """Return how the flow's state has `value`, a JSON object, and the steps that must be there.
+    """Return the form of `value`, a JSON object, in the flow's state, and the steps it refers to.
 
-    The form is `{"is": value}` of at most `inline_max` bytes, or `{"step": run id, "pieces": n}`.
-    `task` and `name` are for people: what the steps are called.
+    The form is `{"is": value}` up to `inline_max` bytes, else `{"step": run id, "pieces": n}`.
+    `task` and `name` name the steps for people.
     """
     publishable = is_publishable(value)
     text = (
@@ -65,7 +65,7 @@ def encode_value(
 
 
 def decode_value(form: Mapping[str, Any], steps: Mapping[str, HasResult]) -> dict[str, Any]:
-    """Return the value that the flow's state has as `form`. Raises KeyError if a step is gone."""
+    """Return the value of a form. Raises KeyError if a step is missing."""
     if "is" in form:
         inline: dict[str, Any] = form["is"]
         return inline
@@ -82,7 +82,7 @@ def decode_value(form: Mapping[str, Any], steps: Mapping[str, HasResult]) -> dic
 
 
 def is_publishable(value: Any) -> bool:
-    """Whether the contract takes `value` as it is: depth and numbers."""
+    """Whether depth and numbers of `value` are within the contract's limits."""
     level = [value]
     for _ in range(DEPTH_MAX):
         if not level:
@@ -104,7 +104,7 @@ def is_publishable(value: Any) -> bool:
 
 
 def _cut(text: str) -> Iterator[str]:
-    """Parts that take at most PIECE_MAX_BYTES each, as written in JSON."""
+    """Cut `text` into parts of at most PIECE_MAX_BYTES each, written as JSON."""
     at = 0
     while at < len(text):
         length = PIECE_MAX_BYTES - 2
