@@ -1,1 +1,1 @@
-"""Flows as tools of the Model Context Protocol, and its tasks as flows."""
+"""An MCP server: flows as tools, and MCP's tasks as flows."""

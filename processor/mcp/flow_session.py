@@ -1,4 +1,4 @@
-"""FlowSession: flows as one session may see and change them."""
+"""FlowSession: the flows of one session, to read and to change."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -18,30 +18,30 @@ from processor.errors import TaskflowError
 from processor.settings import Settings
 
 ATTEMPT_S: Final = 10.0
-"""How long one sending awaits its outcome; then the very same command is sent again."""
+"""Seconds that one sending awaits its outcome; then the same command is sent again."""
 DEADLINE_S: Final = 30.0
 AFTER_MAX: Final = 64
-"""Events that a question to views may name."""
+"""Events that a request to the views may name."""
 VIEW_WAIT: Final = "10s"
-"""How long views may take to show what was written."""
+"""How long the views may take to show earlier writes."""
 
 
 class UnknownFlow(TaskflowError):
-    """The session has no flow of this id: there is none, or it is another's."""
+    """The session has no flow of this id: there is none, or another session owns it."""
 
     def __init__(self, flow_id: str) -> None:
-        super().__init__(f"This session has no flow {flow_id}; list_mine shows those that it has.")
+        super().__init__(f"This session has no flow {flow_id}; list_mine shows its flows.")
 
 
 class FlowSession:
     """The flows of the session `owner`: read by the views, changed by commands.
 
-    Every command is issued by `owner`, whoever asks. Its id is made of what it says, so that the
-    same call sent twice, on whatever connection, is one command: kinds that take a revision carry
-    the expected one, which is used up only once; steps carry their attempt.
+    Every command is issued by `owner`. Its id is derived from its content, so the same call on any
+    connection is one command. Commands that take a revision carry the expected one, and commands
+    about steps their attempt, so that a later call with the same content differs.
 
-    What it reads includes what it has written. The connection to Kafka is opened by the first
-    command. An async context manager.
+    A read includes all earlier writes. The first command opens the connection to Kafka. An async
+    context manager.
     """
 
     def __init__(
@@ -70,13 +70,16 @@ class FlowSession:
         await self._stack.aclose()
 
     def flow_id(self, kind: str, key: str) -> str:
-        """Return the id that a flow of this session has by a key: the same each time."""
+        """Return the id of this session's flow for a key: the same each time."""
         return str(uuid5(UUID(flow_id_for(self.owner)), f"{kind}/{key}"))
 
     # Reading
 
     async def read(self, flow_id: str, *, after: Sequence[int] = ()) -> Document:
-        """Return `GET /v1/flows/{flow_id}` with these events in it. Raises UnknownFlow, NoViews."""
+        """Return `GET /v1/flows/{flow_id}`, at least up to the events `after`.
+
+        Raises UnknownFlow, NoViews.
+        """
         found = await self.get(f"flows/{flow_id}", after=after)
         if not found or not self._may_read(found["flow"]):
             raise UnknownFlow(flow_id)
@@ -85,9 +88,9 @@ class FlowSession:
     async def get(
         self, path: str, *, after: Sequence[int] = (), **query: str | int | None
     ) -> Document:
-        """Return what views have at a path, with these events and what was written here in it.
+        """Return the views' document at `path`, at least up to the events `after` and all writes.
 
-        Raises NoViews, also where they do not show it within VIEW_WAIT.
+        Raises NoViews, also if they do not show these events within VIEW_WAIT.
         """
         events = [*self._written.values(), *after][-AFTER_MAX:]
         if events:
@@ -109,9 +112,9 @@ class FlowSession:
     ) -> Outcome:
         """Send a command of the owner until its outcome comes.
 
-        `fields` that are None are left out. `identity`: what tells it from another command that
-        says the same. Raises InvalidCommand, OutcomeTimeout, BrokerUnreachable and what else
-        `FlowClient.send` does.
+        `fields` that are None are left out. `identity` distinguishes it from another command with
+        the same fields. Raises InvalidCommand, OutcomeTimeout, BrokerUnreachable and other errors
+        of `FlowClient.send`.
         """
         command = self._command(kind, flow_id, self.owner, fields)
         return await self._until_decided(_with_id(command, identity or {}))
@@ -122,7 +125,7 @@ class FlowSession:
         return await self._until_decided(_with_id(command, {}), reason=reason)
 
     async def now_ms(self) -> int:
-        """Return the time from which spans count."""
+        """Return the present time in ms, from which durations count."""
         return (await self._ready()).now_ms()
 
     @staticmethod

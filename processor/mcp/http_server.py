@@ -19,11 +19,11 @@ from processor.telemetry.http.hosts import is_loopback
 
 PATH = "/mcp"
 GRACE_S = 5
-"""How long requests that are under way may take once the server is to stop."""
+"""Seconds that running requests get when the server stops."""
 
 
 class TokenRequired:
-    """Lets requests through that carry a bearer token; others get 401."""
+    """Passes on requests that carry the bearer token; others get 401."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
@@ -67,7 +67,7 @@ async def serve_http(
     """
     if token is None and not is_loopback(address.host):
         raise BadSetting(
-            f"TASKFLOW_MCP_HTTP is {address}, which other machines reach: set TASKFLOW_MCP_TOKEN."
+            f"TASKFLOW_MCP_HTTP is {address}, which other machines reach. Set TASKFLOW_MCP_TOKEN."
         )
     app: ASGIApp = server.streamable_http_app(
         host=address.host, streamable_http_path=PATH, stateless_http=True

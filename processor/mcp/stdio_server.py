@@ -11,7 +11,7 @@ from mcp.server.stdio import stdio_server
 from processor.runtime import unless_stopped
 
 LINE_MAX_BYTES: Final = 16 * 1024 * 1024
-"""Of one message; a longer one ends the server."""
+"""Limit of one message; a longer one ends the server."""
 
 
 class StandardInput:
@@ -51,7 +51,7 @@ async def serve_stdio(server: Server[Any], stop: asyncio.Event) -> None:
 
 
 async def _standard_input() -> StandardInput | None:
-    """None where it is a file, which has an end: the SDK reads it."""
+    """Open standard input as a pipe; None if it is a file, which the SDK can read to its end."""
     reader = asyncio.StreamReader(limit=LINE_MAX_BYTES)
     protocol = asyncio.StreamReaderProtocol(reader)
     try:

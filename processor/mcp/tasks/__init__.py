@@ -1,1 +1,1 @@
-"""Tools whose work executors do: each call is a flow, and a task of the Tasks extension."""
+"""Tools that executors do: each call is a flow and a task of MCP's Tasks extension."""

@@ -1,4 +1,4 @@
-"""ExecutorTool: a tool whose work is a managed step; read from a file of tools."""
+"""ExecutorTool: a tool that executors do as a managed step; read from a file of tools."""
 
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 from processor.errors import TaskflowError
 
 RESERVED: Final = frozenset({"inputResponses", "requestState"})
-"""Arguments of a tool that the steps after a question carry."""
+"""Arguments that taskflow adds to the step after a question; a tool must not have them."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 
@@ -21,7 +21,7 @@ class ToolsUnusable(TaskflowError):
 
 
 class ExecutorTool(BaseModel):
-    """A tool as `tools/list` has it, and the task that executors know it by."""
+    """A tool as in `tools/list`, with the task and the limits of its steps."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
@@ -34,7 +34,7 @@ class ExecutorTool(BaseModel):
     output_schema: dict[str, Any] | None = None
     annotations: types.ToolAnnotations | None = None
     task: Annotated[str, Field(min_length=1, max_length=256)] = ""
-    """The task of its steps; the name unless given."""
+    """The task of its steps; by default the tool's name."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     lease_ms: Annotated[int, Field(ge=1_000, le=86_400_000)] = 300_000
     backoff_ms: Annotated[int, Field(ge=0, le=86_400_000)] = 1_000
@@ -56,7 +56,7 @@ class ExecutorTool(BaseModel):
         return self.task or self.name
 
     def published(self) -> types.Tool:
-        """The tool as `tools/list` has it."""
+        """The tool as in `tools/list`."""
         return types.Tool(
             name=self.name,
             title=self.title,
@@ -67,7 +67,7 @@ class ExecutorTool(BaseModel):
         )
 
     def fault(self, arguments: dict[str, Any]) -> str | None:
-        """Return what is wrong with arguments; None if nothing is."""
+        """Return the fault of `arguments` against the input schema; None if they are valid."""
         error = best_match(Draft202012Validator(self.input_schema).iter_errors(arguments))
         return None if error is None else f"{error.json_path}: {error.message}"
 

@@ -36,17 +36,17 @@ from processor.mcp.tasks.task_store import TaskRefused, TaskStore
 from processor.mcp.tools.results import refusal
 
 KEY_META: Final = "taskflow/key"
-"""In the `_meta` of a call: a random UUID of the client; the same one is the same task."""
+"""Key in the `_meta` of a call: a random UUID of the client; the same UUID is the same task."""
 ARGUMENTS_MAX_BYTES: Final = 60 * 1024
 LISTENED_MAX: Final = 100
-"""Tasks of one subscription."""
+"""Limit of the tasks of one subscription."""
 LISTENERS_MAX: Final = 64
 
 Json = dict[str, Any]
 
 
 class TasksExtension:
-    """The tools of executors, and the tasks that their calls are."""
+    """The tools of executors, whose calls are tasks."""
 
     def __init__(self, store: TaskStore, tools: Sequence[ExecutorTool], driver: TaskDriver) -> None:
         self.tools = {tool.name: tool for tool in tools}
@@ -65,7 +65,7 @@ class TasksExtension:
     async def call(
         self, ctx: RequestContext, tool: ExecutorTool, arguments: Json
     ) -> types.CallToolResult | Json:
-        """Make the task of a call. Raises MCPError."""
+        """Create the task of a call and return its handle. Raises MCPError."""
         _ensure_declared(ctx)
         if (fault := tool.fault(arguments)) is not None:
             return refusal("invalid_arguments", fault)
@@ -101,7 +101,7 @@ class TasksExtension:
     async def _listen(
         self, ctx: RequestContext, params: ListenParams
     ) -> types.SubscriptionsListenResult:
-        """Send each task that is listened to whenever it has changed, until the client leaves."""
+        """Send each subscribed task after each change, until the client disconnects."""
         wanted = params.notifications.task_ids or []
         if wanted:
             _ensure_declared(ctx)
@@ -136,7 +136,7 @@ class TasksExtension:
                     try:
                         fields = fields_of(await self._store.look(task_id))
                     except TaskflowError:
-                        continue  # pruned, or the views are away: who listens can ask
+                        continue  # pruned, or the views are away; the client can call tasks/get
                     if sent.get(task_id) != fields:
                         sent[task_id] = fields
                         await _notify(ctx, {**fields, "_meta": meta})
@@ -168,7 +168,7 @@ def _ensure_declared(ctx: RequestContext) -> None:
 
 @asynccontextmanager
 async def _as_protocol_errors(what: str) -> AsyncIterator[None]:
-    """Raise errors of taskflow as those of JSON-RPC."""
+    """Turn taskflow's errors into errors of JSON-RPC."""
     try:
         yield
     except UnknownFlow:
@@ -181,7 +181,7 @@ async def _as_protocol_errors(what: str) -> AsyncIterator[None]:
 
 
 def _id_of(params: TaskParams) -> str:
-    """Raises UnknownFlow for what can be no task's id."""
+    """The task's id. Raises UnknownFlow if it is not a UUID."""
     return _uuid(params.task_id)
 
 

@@ -1,8 +1,8 @@
-"""Decide how the flow of a task goes on. Pure: the flow and its steps in, a command out.
+"""Decide the next command of a task's flow. Pure: the flow and its steps in, a command out.
 
 A task's flow is running while an executor works, and its steps are `call-1`, `call-2` …: one more
-after each question. What the processor accepted is the only memory, so whoever looks at a flow
-next, after whatever ended, decides the same.
+after each question. The decision depends on the flow alone, so any server decides the same, also
+after a crash.
 """
 
 import re
@@ -22,10 +22,11 @@ from processor.mcp.tasks.protocol import check_question
 CONTROLLER: Final = "taskflow-mcp"
 """`controller_id` of the flows of tasks."""
 INPUT_TOPIC: Final = "mcp.input"
-"""The topic of the waits in which a task asks for input."""
+"""The topic of waits for a task's input."""
 PROMPT_MAX_BYTES: Final = 16 * 1024
 CALLS_MAX: Final = 24
-"""Of a task: all of them, with inputs and results of 64 KiB, fit into one response of the views."""
+"""Limit of a task's calls: with inputs and results of 64 KiB they fit into one response of the
+views."""
 REASON_MAX: Final = 4096
 _CALL: Final = "call-"
 _CALL_ID: Final = re.compile(r"call-[1-9][0-9]{0,5}")
@@ -35,7 +36,7 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class NextCommand:
-    """A command that the flow of a task needs, without what every command has."""
+    """A command for the flow of a task, without the fields that every command has."""
 
     kind: str
     fields: Document
@@ -61,7 +62,7 @@ class TaskFlow:
 
     @property
     def questions(self) -> dict[str, Any]:
-        """The input requests that the flow waits for, by key; those with a response, too."""
+        """The input requests of the flow's wait by key, including those with a response."""
         wait = self.flow["wait_json"]
         if wait is None or wait["kind"] != "external_event":
             return {}
@@ -72,7 +73,7 @@ class TaskFlow:
 
     @property
     def responses(self) -> dict[str, Any]:
-        """Responses that came before those to all questions, by key."""
+        """The responses so far to the questions of the flow's wait, by key."""
         state = self.flow["state_json"]
         return {key: state[_noted(key)] for key in self.questions if _noted(key) in state}
 
@@ -84,7 +85,7 @@ def is_task(flow: Document, owner: str) -> bool:
 
 
 def initial_state(tool: ExecutorTool, arguments: Document) -> dict[str, Any]:
-    """Return the state of a new task's flow: all that its steps need."""
+    """Return the state of a new task's flow, from which its steps are made."""
     step = {
         "task": tool.step_task,
         "max_attempts": tool.max_attempts,
@@ -95,8 +96,7 @@ def initial_state(tool: ExecutorTool, arguments: Document) -> dict[str, Any]:
 
 
 def next_command(task: TaskFlow) -> NextCommand | None:
-    """Return what the flow needs now; None while it waits for an executor or a client, and once it
-    has ended."""
+    """Return the next command; None while an executor or the client must act, and after the end."""
     flow = task.flow
     if flow["status"] not in ("running", "waiting"):
         return None
@@ -121,7 +121,8 @@ def next_command(task: TaskFlow) -> NextCommand | None:
 
 
 def after_refusal(outcome: Outcome) -> NextCommand | None:
-    """Return what ends a flow whose next command can never be taken; None if others were faster."""
+    """Return the command that ends a flow whose next command can never be accepted; None if the
+    refusal is due to another server that was faster."""
     if outcome.code in (Code.STATE_TOO_LARGE, Code.INVALID_DATA, Code.TOO_MANY_STEPS):
         return NextCommand("fail", {"reason": f"{outcome.kind}: {outcome.message}"[:REASON_MAX]})
     return None
@@ -134,9 +135,9 @@ def failure_of(step: Document) -> str:
 
 
 def with_responses(task: TaskFlow, given: Document) -> NextCommand | None:
-    """Return what notes responses to questions that are open; None where none of `given` is.
+    """Return the command that records responses to open questions; None if `given` has none.
 
-    The last of them ends the wait. A question has one response: the first that was accepted.
+    The last response ends the wait. A question has one response: the first that was accepted.
     """
     questions, known = task.questions, task.responses
     new = {key: given[key] for key in questions if key in given and key not in known}
@@ -148,12 +149,12 @@ def with_responses(task: TaskFlow, given: Document) -> NextCommand | None:
 
 
 def key_of(correlation_id: str) -> str:
-    """Return the key of a question that has none; who knows it does not know the correlation id."""
+    """Return the key of a question without one. It does not reveal the correlation id."""
     return str(uuid5(UUID(int=0), correlation_id))
 
 
 def _after(task: TaskFlow, last: Document) -> NextCommand:
-    """What follows a step that succeeded: the end, or a question, or the call with responses."""
+    """The command after a step that succeeded: the end, a question, or the call with responses."""
     asked = last["result_json"]
     if not is_question(asked):
         return NextCommand("finish", {})
@@ -184,7 +185,7 @@ def _after(task: TaskFlow, last: Document) -> NextCommand:
 
 
 def is_question(value: Any) -> bool:
-    """Whether a step's result asks for input, as `InputRequiredResult` of MCP does."""
+    """Whether a step's result is an `InputRequiredResult` of MCP."""
     return (
         isinstance(value, Mapping)
         and value.get("resultType") == "input_required"
@@ -228,7 +229,7 @@ def _noted(key: str) -> str:
 
 
 def _form(prompt: Any) -> dict[str, Any]:
-    """A question of a program that does not speak MCP, as a form with one field."""
+    """The prompt of a program that does not use MCP, as a form with one field."""
     text = prompt if isinstance(prompt, str) else orjson.dumps(prompt).decode()
     schema = {
         "type": "object",

@@ -1,9 +1,9 @@
 """The messages of the Tasks extension, `io.modelcontextprotocol/tasks` (SEP-2663).
 
-Written after `specification/draft/tasks.md` and `schema/draft/schema.ts` of
-https://github.com/modelcontextprotocol/ext-tasks at commit e4345978 (2026-08-21), which go with
-the specification 2026-07-28. The SDK has no helper for the extension: its methods are registered
-with the server by these models. What the specification 2025-11-25 called tasks is another design.
+Sources: `specification/draft/tasks.md` and `schema/draft/schema.ts` of
+https://github.com/modelcontextprotocol/ext-tasks at commit e4345978 (2026-08-21), which belong to
+the specification 2026-07-28. The SDK has no helper for the extension, so its methods are registered
+with the server by these models. The tasks of the specification 2025-11-25 are another design.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ INPUT_RESPONSES: Final[TypeAdapter[InputResponses]] = TypeAdapter(InputResponses
 
 
 class Task(BaseModel):
-    """What every task says. `ttl_ms` counts from the creation; None: for as long as it takes."""
+    """The fields of every task. `ttl_ms`: milliseconds from the creation; None: no limit."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
@@ -54,7 +54,7 @@ class Task(BaseModel):
 
     @model_serializer(mode="wrap")
     def _with_ttl(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The SDK leaves nulls out; `ttlMs` must be there, and null is a value of it."""
+        """Add `ttlMs`: the SDK leaves nulls out, but the field is required and may be null."""
         return {"ttlMs": self.ttl_ms, **serialize(self)}
 
 
@@ -68,14 +68,14 @@ class WorkingTask(Task):
 
 
 class InputRequiredTask(Task):
-    """The task needs input of the client: all of `input_requests` that are outstanding."""
+    """The task needs input of the client: `input_requests` are those without a response."""
 
     status: Literal["input_required"] = "input_required"
     input_requests: Annotated[dict[str, Any], Field(min_length=1)]
 
 
 class CompletedTask(Task):
-    """The request has its result, which may be that of a tool that failed."""
+    """The request has a result, which may be a tool's failure."""
 
     status: Literal["completed"] = "completed"
     result: dict[str, Any]
@@ -102,38 +102,38 @@ DETAILED_TASK: Final[TypeAdapter[DetailedTask]] = TypeAdapter(DetailedTask)
 
 
 class TaskParams(RequestParams):
-    """Of `tasks/get` and `tasks/cancel`."""
+    """Parameters of `tasks/get` and `tasks/cancel`."""
 
     task_id: str
 
 
 class UpdateTaskParams(TaskParams):
-    """Of `tasks/update`: responses by the keys of the requests."""
+    """Parameters of `tasks/update`: responses by the keys of the requests."""
 
     input_responses: dict[str, Any]
 
 
 class TaskRequest(Request[TaskParams, Literal["tasks/get", "tasks/cancel"]]):
-    """What a client sends; the header `Mcp-Name` is the task's id."""
+    """A client's request about a task; the header `Mcp-Name` is the task's id."""
 
     name_param = "taskId"
 
 
 class UpdateTaskRequest(Request[UpdateTaskParams, Literal["tasks/update"]]):
-    """What a client sends; the header `Mcp-Name` is the task's id."""
+    """A client's responses for a task; the header `Mcp-Name` is the task's id."""
 
     name_param = "taskId"
     method: Literal["tasks/update"] = "tasks/update"
 
 
 class TaskSubscriptionFilter(SubscriptionFilter):
-    """The filter of `subscriptions/listen` with what the extension adds."""
+    """The filter of `subscriptions/listen` with the extension's fields."""
 
     task_ids: list[str] | None = None
 
 
 class ListenParams(SubscriptionsListenRequestParams):
-    """Of `subscriptions/listen`, with what the extension adds."""
+    """Parameters of `subscriptions/listen` with the extension's fields."""
 
     notifications: TaskSubscriptionFilter
 
@@ -151,8 +151,7 @@ class TaskNotification(Notification[TaskNotificationParams, Literal["notificatio
 
 
 def handle(task: Task) -> dict[str, Any]:
-    """Return the result of `tools/call` that says that there is a task: what every task says, and
-    nothing of what its status adds."""
+    """Return the result of `tools/call` for a new task: the fields of every task and its status."""
     said = fields_of(task)
     common = {name: said[name] for name in (*_COMMON, "status") if name in said}
     return {"resultType": "task", **common}
@@ -164,7 +163,7 @@ def detailed(task: Task) -> dict[str, Any]:
 
 
 def fields_of(task: Task) -> dict[str, Any]:
-    """Return a task's fields by their names on the wire; what is absent is left out."""
+    """Return a task's fields by their JSON names; absent ones are left out."""
     return task.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -174,6 +173,6 @@ def tool_result(value: Mapping[str, Any]) -> CallToolResult:
 
 
 def check_question(value: Mapping[str, Any]) -> None:
-    """Check an InputRequiredResult as clients will. Raises ValidationError."""
+    """Check an InputRequiredResult against the protocol. Raises ValidationError."""
     asked = {name: value[name] for name in ("resultType", "inputRequests")}
     validate_server_result("tools/call", LATEST_MODERN_VERSION, asked)

@@ -1,4 +1,4 @@
-"""TaskDriver: moves tasks on as their events come, and notifies those who listen."""
+"""TaskDriver: moves tasks on when their events arrive, and notifies subscribers."""
 
 import asyncio
 import logging
@@ -18,13 +18,13 @@ PAUSE_MIN_S: Final = 0.2
 PAUSE_MAX_S: Final = 5.0
 """Between two attempts to follow the views."""
 REPEAT_S: Final = 5.0
-"""After this time a task is looked at again that could not be moved on."""
+"""Seconds after which a task that could not be moved on is tried again."""
 
 _log = logging.getLogger(__name__)
 
 
 class ListenedTasks:
-    """The tasks that have changed, of those that one listener follows."""
+    """The changed tasks of one subscriber."""
 
     def __init__(self, task_ids: frozenset[str]) -> None:
         self.task_ids = task_ids
@@ -42,7 +42,7 @@ class ListenedTasks:
             self.add(task_id)
 
     async def take(self) -> list[str]:
-        """Return those that have changed since the last call, all at first; wait for one."""
+        """Return the tasks that have changed since the last call, at first all; wait for one."""
         await self._some.wait()
         self._some.clear()
         taken, self._changed = list(self._changed), {}
@@ -52,8 +52,8 @@ class ListenedTasks:
 class TaskDriver:
     """Follows the events of the session's flows.
 
-    Whenever it begins, and once the views are back, it looks at all tasks that have not ended: so
-    a task goes on although the server that made it was killed.
+    At its start, and when the views are back, it checks all tasks that have not ended, so that
+    tasks of a server that was killed go on.
     """
 
     def __init__(self, store: TaskStore) -> None:
@@ -91,7 +91,7 @@ class TaskDriver:
             await end_tasks(*self._moves)
 
     async def _followed(self) -> AsyncIterator[None]:
-        """Yield whenever something has come. Raises NoViews."""
+        """Yield after each event. Raises NoViews."""
         session = self._store.session
         stream = session.views.stream(owner=session.owner, last_event_id=self._position)
         async with aclosing(stream) as events:
@@ -129,7 +129,7 @@ class TaskDriver:
                     async with self._turns:
                         await self._store.settle(task_id)
                 except UnknownFlow:
-                    return  # a flow of the session that is no task
+                    return  # the flow is not a task
                 except TaskflowError as error:
                     _log.warning("task %s is looked at again: %s", task_id, error)
                     await asyncio.sleep(REPEAT_S)

@@ -1,4 +1,4 @@
-"""TaskStore: tasks as flows: made, shown, moved on, cancelled."""
+"""TaskStore: create, read, move on and cancel tasks, each of which is a flow."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ from processor.mcp.tasks.task_view import task_of
 
 OPEN: Final = "running,waiting"
 MOVES_MAX: Final = 8
-"""Commands that one look at a task sends at most; the next look goes on."""
+"""Commands that one call of `settle` sends at most."""
 SETTLE_S: Final = 3.0
-"""How long a client that asks for a task waits for what the task needs meanwhile."""
+"""Seconds that `get` waits for the task's pending commands."""
 READ_AGAIN_S: Final = 0.1
 READ_AGAIN_MAX: Final = 100
 
@@ -38,7 +38,7 @@ class TaskRefused(TaskflowError):
 
 
 class TaskStore:
-    """The tasks of a session. It keeps nothing: a task is its flow, whoever looks at it.
+    """The tasks of a session. It stores nothing itself: a task is its flow.
 
     A task's flow has the session as its owner and CONTROLLER as its controller.
     """
@@ -50,10 +50,10 @@ class TaskStore:
     async def create(
         self, tool: ExecutorTool, arguments: dict[str, Any], key: UUID | None = None
     ) -> Task:
-        """Make the flow of a call and its first step; return once both can be read.
+        """Create the flow of a call and its first step; return once both can be read.
 
         The same `key`, a random UUID of the client, is the same task. Raises TaskRefused, NoViews,
-        OutcomeTimeout and what else `FlowClient.send` does.
+        OutcomeTimeout and other errors of `FlowClient.send`.
         """
         flow_id = str(uuid4()) if key is None else self.session.flow_id("task", str(key))
         state = initial_state(tool, arguments)
@@ -67,18 +67,18 @@ class TaskStore:
             state_json=state,
         )
         if not _accepted(created) and created.code is not Code.ALREADY_EXISTS:
-            raise TaskRefused(f"The task was not taken ({created.code}): {created.message}")
+            raise TaskRefused(f"The task was refused ({created.code}): {created.message}")
         task = await self.settle(flow_id, after=created.event_ids)
         if task.flow["state_json"].get("call") != state["call"]:
             raise TaskRefused("The key was used for another call; take a new one.")
         return self._shown(task)
 
     async def look(self, task_id: str) -> Task:
-        """Return a task as views show it. Raises UnknownFlow, NoViews."""
+        """Return a task as the views show it. Raises UnknownFlow, NoViews."""
         return self._shown(await self._read(task_id))
 
     async def get(self, task_id: str) -> Task:
-        """Return a task, after what it needs now. Raises UnknownFlow, NoViews."""
+        """Return a task after its pending commands. Raises UnknownFlow, NoViews."""
         task = await self._read(task_id)
         if next_command(task) is None:
             return self._shown(task)
@@ -88,13 +88,13 @@ class TaskStore:
         except UnknownFlow:
             raise
         except (TimeoutError, TaskflowError):
-            pass  # Kafka is away: the task stands where it stood
+            pass  # Kafka is away: the task is as it was
         return self._shown(task)
 
     async def update(self, task_id: str, responses: Mapping[str, Any]) -> None:
-        """Give responses to questions; those to questions that are not open are ignored.
+        """Record responses to open questions; ignore all others.
 
-        Raises UnknownFlow, NoViews, TaskRefused and what `FlowClient.send` does.
+        Raises UnknownFlow, NoViews, TaskRefused and errors of `FlowClient.send`.
         """
         for _ in range(READ_AGAIN_MAX):
             task = await self._read(task_id)
@@ -106,7 +106,7 @@ class TaskStore:
             if outcome.code is not Code.REVISION_MISMATCH:
                 return  # accepted, or the question is closed: another response came first
             await asyncio.sleep(READ_AGAIN_S)  # views are behind
-        raise NoViews(f"The views do not show how task {task_id} stands; try again.")
+        raise NoViews(f"The views do not show the newest state of task {task_id}; try again.")
 
     async def cancel(self, task_id: str) -> None:
         """Cancel a task unless it has ended. Raises as `update` does."""
@@ -116,12 +116,12 @@ class TaskStore:
             if outcome.code is not Code.REVISION_MISMATCH:
                 return
             await asyncio.sleep(READ_AGAIN_S)
-        raise NoViews(f"The views do not show how task {task_id} stands; try again.")
+        raise NoViews(f"The views do not show the newest state of task {task_id}; try again.")
 
     async def settle(self, task_id: str, *, after: Sequence[int] = ()) -> TaskFlow:
-        """Send what a task needs until it waits for others; return it as it is then.
+        """Send a task's commands until an executor or the client must act; return the task then.
 
-        Any number may do so at once: each move is made once. Raises as `update` does.
+        Servers may do so concurrently: each command is applied once. Raises as `update` does.
         """
         task = await self._read(task_id, after=after)
         for _ in range(MOVES_MAX):
@@ -132,7 +132,7 @@ class TaskStore:
                 outcome = await self._send(task, ending)
             task = await self._read(task_id, after=outcome.event_ids)
             if not _accepted(outcome):
-                break  # another was faster, or views are behind
+                break  # another server was faster, or views are behind
         return task
 
     async def unfinished(self) -> list[str]:
@@ -157,8 +157,11 @@ class TaskStore:
         return TaskFlow.of(found)
 
     async def _doubt(self, task_id: str) -> None:
-        """Ask the processor whether there is no such flow, since views may be behind: a client
-        forgets a task that is not found. Raises NoViews if there is one."""
+        """Ask the processor by a dry run whether a flow that the views lack exists.
+
+        The views may be behind, and a client forgets a task that is not found. Raises NoViews if
+        the flow exists.
+        """
         outcome = await self.session.send("cancel", task_id, dry_run=True)
         if outcome.code not in (Code.NOT_FOUND, Code.NOT_OWNER):
             raise NoViews("The views do not show this task yet; ask again.")

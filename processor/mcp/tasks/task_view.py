@@ -1,4 +1,4 @@
-"""Show the flow of a task as a task of the protocol. Pure."""
+"""Convert the flow of a task to a task of the protocol. Pure."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -21,14 +21,14 @@ from processor.mcp.tasks.protocol import (
 )
 
 POLL_MS: Final = 1_000
-"""How soon a client is to ask again."""
+"""Milliseconds after which a client should ask again."""
 
 
 def task_of(task: TaskFlow, retain_ms: int | None) -> Task:
-    """Return the task as it stands; `retain_ms` is how long a flow is kept once it has ended.
+    """Return the task; `retain_ms` is how long a flow is kept after its end (None: for ever).
 
-    Its time to live is unknown while it goes on (None: it is kept), and then what is left until
-    the flow may be pruned.
+    `ttl_ms` is None until the task has ended, then the time from its creation until its flow may be
+    pruned.
     """
     flow, last = task.flow, task.last
     common = {
@@ -57,7 +57,7 @@ def _ended(task: TaskFlow, common: dict[str, Any]) -> Task:
     if flow["status"] == FlowStatus.CANCELLED:
         return CancelledTask(**common)
     if last is not None and last["status"] == "failed" and flow["status"] == FlowStatus.FAILED:
-        # The tool failed, and the protocol did not: that is a result.
+        # A failure of the tool, not of the protocol, is a result.
         return CompletedTask(**common, result=_on_the_wire(_failure(failure_of(last))))
     if flow["status"] == FlowStatus.FINISHED:
         value = None if last is None else last["result_json"]
@@ -71,7 +71,7 @@ def _ended(task: TaskFlow, common: dict[str, Any]) -> Task:
 
 
 def result_of(value: Any) -> CallToolResult:
-    """Return what a step's result is to the client: a CallToolResult as it is, anything else as
+    """Return a step's result for the client: a CallToolResult as it is, any other value as
     structured content and as text."""
     if isinstance(value, Mapping) and "content" in value and not is_question(value):
         try:
@@ -96,7 +96,7 @@ def _on_the_wire(result: CallToolResult) -> dict[str, Any]:
 
 
 def _message(step: Mapping[str, Any] | None) -> str:
-    """Say how far a call is: what the executor reports, or what it waits for."""
+    """Return the progress that the executor reported, else what the call waits for."""
     if step is None:
         return "Accepted."
     execution = step["execution"]
@@ -104,9 +104,9 @@ def _message(step: Mapping[str, Any] | None) -> str:
     if (progress := execution["progress"]) is not None:
         return progress if isinstance(progress, str) else orjson.dumps(progress).decode()
     if step["status"] == "running":
-        return f"An executor works on it, {tries}."
+        return f"An executor is working on it, {tries}."
     if step["status"] != "pending":
-        return "An executor has ended its call."
+        return "An executor has ended the step."
     if (failure := execution["last_failure"]) is not None:
         return f"Will be tried again after {tries} failed: {failure['reason']}"
     return "Waits for an executor."

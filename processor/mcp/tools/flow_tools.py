@@ -24,19 +24,19 @@ Long = Annotated[str, Field(min_length=1, max_length=4096)]
 
 class StartArguments(Arguments):
     key: Annotated[str, Field(min_length=1, max_length=128)]
-    """A name of yours for this piece of work, such as `invoices-2026-11`. The same key is the same
-    flow: call again with it after a crash or without an outcome."""
+    """Your name for this piece of work, such as `invoices-2026-11`. The same key is the same flow:
+    call again with it after a crash or a missing outcome."""
     goal: Long
-    """What is to be reached, for people."""
+    """The goal of the flow, for people."""
     state: dict[str, JsonValue] | None = None
-    """What you need to know when you come back."""
+    """Data that you need when you continue later."""
     step: Text | None = None
-    """What you are about to do, in your words."""
+    """Your next step, in your words."""
 
 
 async def start(session: FlowSession, given: StartArguments) -> CallToolResult:
-    """Start a flow: a long-lived task of this session, which is running from then on. It outlives
-    crashes and is found again by list_mine. Refused with already_exists if the key was used."""
+    """Start a flow: a long-lived task of this session, in status running. It survives crashes, and
+    list_mine finds it again. Refused with already_exists if the key was used."""
     return outcome_result(
         await session.send(
             "create_mirrored",
@@ -56,24 +56,27 @@ class AdvanceArguments(Arguments):
     patch: dict[str, JsonValue] = Field(default_factory=dict)
     """Merged into the flow's state, key by key at the top level."""
     step: Text | None = None
-    """What you are about to do, in your words."""
+    """Your next step, in your words."""
     begin: bool = False
-    """The flow is created, and shall run; nothing else is done."""
+    """Let a created flow run; takes no other argument but the flow and its revision."""
     resume: bool = False
-    """The flow is waiting, and shall run again; without `step`."""
+    """Let a waiting flow run again; takes no `step`."""
 
 
 async def advance(session: FlowSession, given: AdvanceArguments) -> CallToolResult:
-    """Note progress: merge a patch into the state of a flow, and say what is done next; or begin a
+    """Record progress: merge a patch into the state of a flow and name the next step; or begin a
     created flow; or resume a waiting one."""
     fields: dict[str, Any] = {"expected_revision": given.expected_revision}
     if given.begin:
         if given.patch or given.step is not None or given.resume:
-            return refusal("invalid_arguments", "begin goes alone; advance once more for the rest.")
+            return refusal(
+                "invalid_arguments",
+                "begin takes no patch, step or resume; call advance again for them.",
+            )
         return outcome_result(await session.send("start_running", given.flow_id, **fields))
     if given.resume:
         if given.step is not None:
-            return refusal("invalid_arguments", "resume takes no step; advance once more for it.")
+            return refusal("invalid_arguments", "resume takes no step; call advance again for it.")
         fields["state_patch"] = given.patch or None
         return outcome_result(await session.send("resume", given.flow_id, **fields))
     fields |= {"patch": given.patch, "next_step": given.step}
@@ -84,27 +87,28 @@ class WaitArguments(Arguments):
     flow_id: FlowId
     expected_revision: Revision
     kind: Literal["timer", "external_event", "manual", "steps"]
-    """What ends the wait: a time, an event from outside, a person or you, or the flow's steps."""
+    """What ends the wait: a time, an external event, a person or you, or the flow's steps."""
     until: datetime | None = None
-    """When the wait ends in any case, with a time zone; of a timer: when it ends."""
+    """timer: when the wait ends; other kinds: when it ends at the latest. With a time zone."""
     for_seconds: Annotated[float, Field(gt=0)] | None = None
-    """The same, from now on; only one of the two."""
+    """The same as seconds from now; give only one of the two."""
     topic: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Of an external event: what kind of event."""
+    """external_event: the kind of event."""
     correlation_id: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Of an external event: which one. Who knows it may end the wait."""
+    """external_event: the event's key. Anyone who knows it may end the wait."""
     prompt: JsonValue = None
-    """What whoever ends the wait needs to know, such as a question."""
+    """Information for the person or program that ends the wait, such as a question."""
     run_ids: Annotated[list[Text], Field(min_length=1, max_length=100)] | None = None
-    """Of steps: which; all of them unless given."""
+    """steps: the names of the steps; by default all."""
     mode: Literal["all", "all_or_failure", "any"] | None = None
-    """Of steps: until all have ended, or until one failed, or until one has ended."""
+    """steps: wait until all have ended, until all have ended or one failed, or until one has
+    ended."""
 
 
 async def wait(session: FlowSession, given: WaitArguments) -> CallToolResult:
-    """Let a running flow wait, for as long as it takes. Nothing needs to run meanwhile."""
+    """Make a running flow wait, for any time. No program of yours needs to run meanwhile."""
     if given.until is not None and (given.for_seconds is not None or given.until.tzinfo is None):
-        return refusal("invalid_arguments", "Give either `until` with a time zone or for_seconds.")
+        return refusal("invalid_arguments", "Give `until` with a time zone, or for_seconds.")
     at = None if given.until is None else instant(round(given.until.timestamp() * 1000))
     if given.for_seconds is not None:
         at = instant(await session.now_ms() + round(given.for_seconds * 1000))
@@ -125,11 +129,11 @@ class FinishArguments(Arguments):
     flow_id: FlowId
     expected_revision: Revision
     result: dict[str, JsonValue] | None = None
-    """What came of it; merged into the flow's state."""
+    """The flow's result; merged into its state."""
 
 
 async def finish(session: FlowSession, given: FinishArguments) -> CallToolResult:
-    """Finish a running flow: its goal is reached. Steps that have not ended are cancelled."""
+    """Finish a running flow whose goal is reached. Steps that have not ended are cancelled."""
     fields: dict[str, Any] = {"final_state": given.result}
     fields["expected_revision"] = given.expected_revision
     return outcome_result(await session.send("finish", given.flow_id, **fields))
@@ -143,7 +147,7 @@ class FailArguments(Arguments):
 
 
 async def fail(session: FlowSession, given: FailArguments) -> CallToolResult:
-    """Fail a running or waiting flow: its goal cannot be reached."""
+    """Fail a running or waiting flow whose goal cannot be reached."""
     fields: dict[str, Any] = {"reason": given.reason}
     fields["expected_revision"] = given.expected_revision
     return outcome_result(await session.send("fail", given.flow_id, **fields))
@@ -153,11 +157,11 @@ class CancelArguments(Arguments):
     flow_id: FlowId
     expected_revision: Revision
     request_only: bool = False
-    """Only ask for it: who works on the flow sees that, and ends it."""
+    """Only request the cancel: a program that works on the flow sees the request and ends it."""
 
 
 async def cancel(session: FlowSession, given: CancelArguments) -> CallToolResult:
-    """Cancel a flow of this session that has not ended, with its steps."""
+    """Cancel a flow of this session that has not ended, and its steps."""
     kind = "request_cancel" if given.request_only else "cancel"
     fields: dict[str, Any] = {"expected_revision": given.expected_revision}
     return outcome_result(await session.send(kind, given.flow_id, **fields))

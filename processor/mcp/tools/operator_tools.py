@@ -1,4 +1,4 @@
-"""Tools with an operator's authority: cancel by filter, resume, redrive; each shown before done."""
+"""Tools with an operator's authority: cancel by filter, resume, redrive; a dry run comes first."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -21,32 +21,32 @@ OPEN: Final = ("created", "running", "waiting")
 
 class PlannedArguments(Arguments):
     reason: Annotated[str, Field(min_length=1, max_length=4096)]
-    """Why, for the record."""
+    """The reason, for the record."""
     plan: str | None = None
-    """The `plan` of the dry run. Without it nothing is changed, and what would be is shown."""
+    """The `plan` of the dry run. Without it the call is a dry run: it changes nothing."""
 
 
 class CancelWhereArguments(PlannedArguments):
     owner: str | None = None
     """Only flows of this session."""
     controller: str | None = None
-    """Only flows that this component drives."""
+    """Only flows with this controller."""
     status: FlowStatus | None = None
     """Only flows in this status."""
     q: str | None = None
     """Only flows with these words in their goal."""
     updated_before: datetime | None = None
-    """Only flows that have not changed since then."""
+    """Only flows that have not changed since this time."""
 
 
 async def cancel_where(session: FlowSession, given: CancelWhereArguments) -> CallToolResult:
-    """Cancel all flows that fit, at most 200, as an operator. The first call is a dry run that
-    returns a plan; call again with this plan, once the user has agreed, to carry it out."""
+    """Cancel all flows that match, at most 200, as an operator. The first call is a dry run that
+    returns a plan. Call again with this plan after the user has agreed, to carry it out."""
     if given.updated_before is not None and given.updated_before.tzinfo is None:
         return refusal("invalid_arguments", "updated_before has no time zone.")
     found = await _matching(session, given)
     if len(found) > CANCEL_MAX:
-        return refusal("too_many", f"More than {CANCEL_MAX} flows fit; say more of them.")
+        return refusal("too_many", f"More than {CANCEL_MAX} flows match; narrow the filter.")
     plan = _plan("cancel_where", [(one["id"], one["revision"]) for one in found])
     if given.plan is None:
         facts = {"dry_run": True, "plan": plan, "flows": [one["id"] for one in found]}
@@ -88,8 +88,8 @@ class ResumeArguments(PlannedArguments):
 
 
 async def resume(session: FlowSession, given: ResumeArguments) -> CallToolResult:
-    """Resume a waiting flow of anyone, as an operator. The first call is a dry run that returns a
-    plan; call again with this plan, once the user has agreed, to carry it out."""
+    """Resume a waiting flow of any session, as an operator. The first call is a dry run that
+    returns a plan. Call again with this plan after the user has agreed, to carry it out."""
     flow = (await session.read(given.flow_id))["flow"]
     plan = _plan("resume", [given.flow_id, flow["revision"], given.patch])
     if given.plan not in (None, plan):
@@ -108,19 +108,20 @@ async def resume(session: FlowSession, given: ResumeArguments) -> CallToolResult
 
 class RedriveArguments(PlannedArguments):
     partition: Annotated[int, Field(ge=0)]
-    """Where the dead letter lies."""
+    """The partition of the dead letter."""
     offset: Annotated[int, Field(ge=0)]
-    """The same."""
+    """The offset of the dead letter."""
 
 
 async def redrive(session: FlowSession, given: RedriveArguments) -> CallToolResult:
     """Send a dead letter back to the topic that it came from, as an operator. The first call is a
-    dry run that shows the letter and returns a plan; call again with this plan, once the user has
-    agreed, to carry it out."""
+    dry run that shows the dead letter and returns a plan. Call again with this plan after the user
+    has agreed, to carry it out."""
     token = session.settings.views_operator_token
     if token is None:
         return refusal(
-            "no_operator_token", "Set TASKFLOW_VIEWS_OPERATOR_TOKEN to what the views have."
+            "no_operator_token",
+            "redrive needs TASKFLOW_VIEWS_OPERATOR_TOKEN; set it to the views' token.",
         )
     path = f"deadletters/{given.partition}/{given.offset}/redrive"
     body = {"issued_by": f"operator:{session.owner}"[:256], "reason": given.reason}
@@ -138,12 +139,12 @@ async def redrive(session: FlowSession, given: RedriveArguments) -> CallToolResu
 
 
 def _plan(tool: str, what: Any) -> str:
-    """Return a word that stands for exactly this, as it is now."""
+    """Return a digest of the tool and of everything that it would change."""
     return blake2b(orjson.dumps([tool, what]), digest_size=8).hexdigest()
 
 
 def _stale() -> CallToolResult:
-    message = "What the plan was for has changed, and nothing was done; make a dry run again."
+    message = "The flows have changed since the dry run; nothing was done. Make a dry run again."
     return refusal("stale_plan", message)
 
 

@@ -1,4 +1,4 @@
-"""Tools that look at flows: status, list_mine, history, why."""
+"""Tools that read flows: status, list_mine, history, why."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,8 +38,8 @@ class FlowArguments(Arguments):
 
 
 async def status(session: FlowSession, given: FlowArguments) -> CallToolResult:
-    """Show a flow as it is now: status, revision, state, wait, the newest steps, and what is
-    allowed now."""
+    """Show a flow as it is now: status, revision, state, wait, the newest steps, and the commands
+    that it takes."""
     found = await session.read(given.flow_id)
     flow, newest = found["flow"], found["steps"][-STEPS_SHOWN:]
     written = ("goal", "current_step", "state_json", "wait_json", "controller_id")
@@ -52,10 +52,10 @@ class ListArguments(Arguments):
     status: FlowStatus | None = None
     """Only flows in this status."""
     waiting: Literal["timer", "external_event", "manual", "steps", "any"] | None = None
-    """Only flows that wait, and for what."""
+    """Only flows that wait for this."""
     limit: Limit = 20
     cursor: str | None = None
-    """`next_cursor` of the page before."""
+    """`next_cursor` of the previous page."""
 
 
 async def list_mine(session: FlowSession, given: ListArguments) -> CallToolResult:
@@ -72,11 +72,11 @@ class HistoryArguments(FlowArguments):
     newest_first: bool = True
     limit: Limit = 20
     cursor: str | None = None
-    """`next_cursor` of the page before."""
+    """`next_cursor` of the previous page."""
 
 
 async def history(session: FlowSession, given: HistoryArguments) -> CallToolResult:
-    """Show what happened to a flow, event by event: what, when, by whom."""
+    """Show the events of a flow, with their time and actor."""
     await session.read(given.flow_id)
     page = await _events(session, given.flow_id, given.limit, given.cursor, given.newest_first)
     facts = [_event(event) for event in page["items"]]
@@ -88,8 +88,7 @@ async def history(session: FlowSession, given: HistoryArguments) -> CallToolResu
 
 
 async def why(session: FlowSession, given: FlowArguments) -> CallToolResult:
-    """Explain where a flow stands, what it waits for, what happened last, and which tools it takes
-    now."""
+    """Explain a flow: its status, its wait, its last events, and the tools that it takes now."""
     found = await session.read(given.flow_id)
     page = await _events(session, given.flow_id, EVENTS_EXPLAINED, None, True)
     wait = found["flow"]["wait_json"]
@@ -116,7 +115,8 @@ def _facts(found: Document) -> dict[str, Any]:
 
 
 def _tools(found: Document) -> list[str]:
-    """The tools that the flow takes now. What is allowed leaves steps out: they hang on more."""
+    """The tools that the flow takes now. `allowed` has no commands about steps, which depend on
+    the step."""
     tools = [TOOL_OF[kind] for kind in found["allowed"] if kind in TOOL_OF]
     takes_steps = "cancel" in found["allowed"] and not found["flow"]["cancel_requested"]
     return [*tools, "steps"] if takes_steps else tools
@@ -135,16 +135,16 @@ async def _events(
 
 
 def _sentences(found: Document) -> Sequence[str]:
-    """Where a flow stands, in words of taskflow alone."""
+    """Sentences about a flow's status, without text of others."""
     flow = found["flow"]
     said = [f"It is {flow['status']} since {flow['updated_at']}, at revision {flow['revision']}."]
     if (wait := flow["wait_json"]) is not None:
         said.append(_of_wait(wait))
     if flow["cancel_requested"]:
-        said.append("Its cancel was asked for: only what leads there is taken.")
+        said.append("A cancel was requested: it takes only commands that lead to its end.")
     if counts := Counter(step["status"] for step in found["steps"]):
         shown = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        said.append(f"Of its steps: {shown}.")
+        said.append(f"Its steps: {shown}.")
     return said
 
 
@@ -155,7 +155,7 @@ def _of_wait(wait: Mapping[str, Any]) -> str:
         case "timer":
             return f"It waits for a time.{until}"
         case "external_event":
-            return f"It waits for an event from outside, by its topic and correlation id.{until}"
+            return f"It waits for an external event with its topic and correlation id.{until}"
         case "steps":
             return f"It waits for steps to end.{until}"
         case _:

@@ -1,4 +1,4 @@
-"""The tool that schedules managed steps, and does those that the session itself takes."""
+"""The tool that schedules managed steps, and does steps as an executor."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -16,22 +16,22 @@ class StepsArguments(Arguments):
     flow_id: FlowId
     action: Literal["schedule", "start", "complete", "fail"]
     run_id: Name
-    """The step's name within its flow, of your choice when you schedule it."""
+    """The step's name within its flow; you choose it when you schedule the step."""
     task: Name | None = None
-    """schedule: what is to be done, by the name that executors know it by."""
+    """schedule: the task, by the name that executors use."""
     input: JsonValue = None
-    """schedule: what the executor needs to know."""
+    """schedule: the input for the executor."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
-    """schedule: how often it is tried; 3 unless given."""
+    """schedule: the number of attempts; by default 3."""
     lease_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
-    """schedule: for how long one attempt is lent; 300 unless given."""
+    """schedule: the lease of an attempt in seconds; by default 300."""
     attempt: Annotated[int, Field(ge=1)] | None = None
-    """start: the attempt that begins, one more than the step has had. complete, fail: the attempt
-    that you started."""
+    """start: the number of the new attempt, one more than the step has had. complete, fail: the
+    attempt that you started."""
     result: JsonValue = None
-    """complete: what came of it."""
+    """complete: the result."""
     reason: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
-    """fail: why."""
+    """fail: the reason."""
     retry: bool = True
     """fail: whether another attempt may succeed."""
 
@@ -45,8 +45,8 @@ _NEEDED: Final = {
 
 
 async def steps(session: FlowSession, given: StepsArguments) -> CallToolResult:
-    """Schedule a managed step of a flow, for executors to do; or do one yourself: start it, then
-    complete or fail it before its lease is over. status shows the steps of a flow."""
+    """Schedule a managed step of a flow for executors; or do a step yourself: start it, then
+    complete or fail it before its lease ends. status shows the steps of a flow."""
     if missing := [name for name in _NEEDED[given.action] if getattr(given, name) is None]:
         named = " and ".join(missing)
         return refusal("invalid_arguments", f"{given.action} needs {named}.")
@@ -58,7 +58,7 @@ async def steps(session: FlowSession, given: StepsArguments) -> CallToolResult:
             fields |= {"task": given.task, "input_json": given.input, "lease_ms": lease}
             fields["max_attempts"] = given.max_attempts
         case "start":
-            # Each attempt is started by a command that says the same.
+            # The start commands of all attempts have the same fields.
             identity = {"attempt": given.attempt}
         case "complete":
             fields |= {"attempt": given.attempt, "result_json": given.result}

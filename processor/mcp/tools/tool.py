@@ -1,4 +1,4 @@
-"""Tool: one thing that a model may ask for, with its arguments and the right that it needs."""
+"""FlowTool: a tool on flows with its arguments and the permission that it needs."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from processor.mcp.flow_session import FlowSession
 
 
 class Permission(IntEnum):
-    """What a server was started for; each includes those before it."""
+    """What a server's tools may do; each value includes those before it."""
 
     READ = 0
     WRITE = 1
@@ -21,7 +21,7 @@ class Permission(IntEnum):
 
 
 class Arguments(BaseModel):
-    """Arguments of a tool; what it does not know is refused."""
+    """Arguments of a tool; unknown ones are refused."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -31,8 +31,8 @@ Revision = Annotated[
     int,
     Field(
         ge=0,
-        description="The flow's revision as you saw it last; if it has changed since, nothing is "
-        "done, and you are told the present one.",
+        description="The flow's revision as you saw it last. If it has changed since, nothing is "
+        "done, and the result has the present one.",
     ),
 ]
 A = TypeVar("A", bound=Arguments)
@@ -41,7 +41,7 @@ Call = Callable[[FlowSession, A], Awaitable[types.CallToolResult]]
 
 @dataclass(frozen=True, slots=True)
 class FlowTool:
-    """A tool on flows; `call` takes the session and the arguments, and returns refusals."""
+    """A tool on flows; `call` takes the session and the arguments, and returns refusals, too."""
 
     name: str
     description: str
@@ -51,7 +51,7 @@ class FlowTool:
     destructive: bool
 
     def published(self) -> types.Tool:
-        """The tool as `tools/list` has it."""
+        """The tool as in `tools/list`."""
         reads = self.needs is Permission.READ
         return types.Tool(
             name=self.name,
@@ -60,7 +60,7 @@ class FlowTool:
             annotations=types.ToolAnnotations(
                 read_only_hint=reads,
                 destructive_hint=self.destructive,
-                # The same call again changes nothing twice.
+                # A repeated call changes nothing.
                 idempotent_hint=True,
                 open_world_hint=False,
             ),
@@ -74,6 +74,6 @@ def flow_tool(
     *,
     destructive: bool = False,
 ) -> FlowTool:
-    """Return the tool of a function: its name, and its docstring as the description."""
+    """Return the tool of a function, with the function's name and docstring."""
     text = " ".join((call.__doc__ or "").split())
     return FlowTool(call.__name__, text, arguments, call, needs, destructive)
