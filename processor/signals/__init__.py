@@ -1,1 +1,2 @@
-"""Events that name a wait by its topic and correlation id, brought to the flow that waits."""
+"""The service `taskflow signals`: brings an event to the flow that waits for its topic and
+correlation id."""

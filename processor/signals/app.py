@@ -1,8 +1,8 @@
-"""The Faust application of `taskflow signals`: its agents, and the partitions that it has.
+"""The Faust application of `taskflow signals`: its agents and its partitions.
 
-Agents on `audit`, `signals` and `signals.log` get chunks of committed records; what is made of them
-is in folds.py, and is written in transactions by partition.py. Any error ends the application; the
-service makes another one, which goes on from the topics.
+Agents on `audit`, `signals` and `signals.log` get chunks of committed records. folds.py folds them,
+and partition.py writes the results in transactions. Any error ends the application; the service
+starts a new one, which continues from the topics.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from processor.views.faust.tables import ViewTables
 from processor.views.faust.transport import ConsumesOnly
 
 FOLDER: Final = "signals"
-"""Below the state directory; Faust wants one, and nothing is kept there."""
+"""Folder below the state directory, which Faust requires; nothing is stored in it."""
 BATCH_CHUNKS: Final = 8
 BATCH_WITHIN_S: Final = 0.02
 BUFFERED_CHUNKS: Final = 32
@@ -40,13 +40,13 @@ RAW: Final[dict[str, Any]] = {"key_serializer": "raw", "value_serializer": "raw"
 TICKS_PER_TTL: Final = 20
 TICK_MIN_S: Final = 0.2
 TICK_MAX_S: Final = 60.0
-"""How often it is said how far `audit` is read: what ends the life of early signals."""
+"""The interval at which the progress on `audit` is written to the log, by which signals expire."""
 
 log = structlog.get_logger()
 
 
 class SignalsApp(faust.App):
-    """Faust's application, with the partitions that Kafka has given to it."""
+    """Faust's application with its assigned partitions."""
 
     BootStrategy = ConsumesOnly
 
@@ -58,7 +58,7 @@ class SignalsApp(faust.App):
         metrics: SignalMetrics,
         **options: Any,
     ) -> None:
-        """`counts`: of partitions, by topic."""
+        """`counts`: the number of partitions by topic."""
         self.settings_ = settings
         self.topics_ = SignalTopics(settings.topic_prefix)
         self.audit_ = Topics(settings.topic_prefix).audit
@@ -66,7 +66,7 @@ class SignalsApp(faust.App):
         self.failure: BaseException | None = None
         self.failed = asyncio.Event()
         self.assigned = False
-        """Whether the partitions that Kafka has given are taken over."""
+        """Whether all assigned partitions are taken over."""
         self._counts = counts
         self._client = client
         self._partitions: dict[TP, SourcePartition] = {}
@@ -101,7 +101,7 @@ class SignalsApp(faust.App):
         return {"audit": self.audit_, "signals": self.topics_.signals, "log": self.topics_.log}
 
     def report(self) -> dict[str, Any]:
-        """What `/ready` says of the partitions."""
+        """The next offset of each partition, by source, for `/ready`."""
         return {
             name: {
                 str(tp.partition): one.next_offset
@@ -127,14 +127,14 @@ class SignalsApp(faust.App):
         self._ticking = asyncio.create_task(self._tick_for_ever())
 
     async def release(self) -> None:
-        """Let go of all partitions; called once the application has stopped."""
+        """Release all partitions; called after the application has stopped."""
         if self._ticking is not None:
             await end_tasks(self._ticking)
         for tp in list(self._partitions):
             await self._give_up(tp)
 
     def fail(self, error: BaseException) -> None:
-        """Have the service start again."""
+        """Note `error` and end the application; the service starts a new one."""
         if self.failure is None:
             self.failure = error
             self.failed.set()
@@ -142,10 +142,10 @@ class SignalsApp(faust.App):
     # Partitions
 
     async def _restore(self, assigned: set[TP]) -> None:
-        """Take over what is new among `assigned`, and let go of what is not.
+        """Take over the new partitions of `assigned`, and release those that are not in it.
 
-        Faust seeks after each rebalance, and whenever it has fetched during one: by turns, or two
-        of these would fence each other.
+        Faust calls this after each rebalance, and after each fetch during one. The calls run one at
+        a time, or two of them would fence each other.
         """
         async with self._restoring:
             if self.assigned and assigned == self._partitions.keys():
@@ -185,7 +185,7 @@ class SignalsApp(faust.App):
         deliveries = self._deliveries.pop(tp, None)
         if deliveries is not None:
             await deliveries.close()
-        async with self._locks[tp]:  # what is under way with it ends first
+        async with self._locks[tp]:  # the current transaction ends first
             await partition.close()
 
     def _new_fold(self, name: str, partition: int) -> Fold:
@@ -232,7 +232,7 @@ class SignalsApp(faust.App):
             self._deliver(tp)
 
     def _deliver(self, tp: TP) -> None:
-        """Bring the commands under way in line with what is matched."""
+        """Send commands for new matches, and drop those whose match is gone."""
         deliveries, partition = self._deliveries.get(tp), self._partitions.get(tp)
         if deliveries is None or partition is None:
             return
@@ -272,10 +272,10 @@ class SignalsApp(faust.App):
                     await self._tick(tp, partition, partition.fold)
 
     async def _tick(self, tp: TP, partition: SourcePartition, fold: WaitIntake) -> None:
-        """Say on the log how far a partition of `audit` is read.
+        """Write to the log how far a partition of `audit` is read.
 
-        Where all of it is read, that is the broker's time of our last transaction: whatever was
-        appended before it lies below the end that is asked for after it.
+        If the partition is read to its end, that is the broker's time of our last transaction:
+        records that were appended earlier are below the end, which is queried later.
         """
         consumer = self.consumer
         assert isinstance(consumer, RestoredConsumer)

@@ -1,9 +1,8 @@
-"""Send `resume_external` for what a matcher has assigned, as often as it takes.
+"""Send `resume_external` for each match until it has an outcome.
 
-What is to be sent is read off the matcher's state, so a restart needs no record of what was sent:
-the same signal, wait and revision make the same command, which is decided once. That it was
-accepted is not taken from the outcome but from the audit, where the matcher sees which command
-ended the wait.
+The commands are derived from the matcher's state, so a restart needs no record of sent commands:
+the same signal, wait and revision make the same command, which is decided once. The outcome does
+not prove delivery; the matcher reads from the audit which command ended the wait.
 """
 
 import asyncio
@@ -25,8 +24,8 @@ from processor.signals.metrics import SignalMetrics
 TIMEOUT_S: Final = 30.0
 RETRY_PAUSE_S: Final = 1.0
 FOR_GOOD: Final = frozenset({Code.STATE_TOO_LARGE, Code.IDEMPOTENCY_CONFLICT})
-"""Refusals that the same signal would meet again at the same wait. After any other the audit says
-what became of the wait."""
+"""Refusals that the same signal would get again at the same wait. After any other refusal the audit
+shows what ended the wait."""
 
 log = structlog.get_logger()
 
@@ -35,7 +34,7 @@ Refuse = Callable[[Delivery, str], Awaitable[None]]
 
 
 class Deliveries:
-    """The commands of one partition's matcher that are under way."""
+    """The commands of one partition's matcher that have no outcome yet."""
 
     def __init__(self, client: FlowClient, metrics: SignalMetrics, refuse: Refuse) -> None:
         self._client = client
@@ -44,17 +43,17 @@ class Deliveries:
         self._tasks: dict[DeliveryKey, asyncio.Task[None]] = {}
 
     def update(self, wanted: Iterable[Delivery]) -> None:
-        """Send what is `wanted` and has not been sent; let go of what no longer is."""
+        """Send the new deliveries of `wanted`; drop those that are no longer in it."""
         by_key = {delivery.identity: delivery for delivery in wanted}
         for key in self._tasks.keys() - by_key.keys():
-            # Sent or not: its wait has ended, or has moved to another revision.
+            # Its wait has ended, or has another revision.
             self._tasks.pop(key).cancel()
         for key, delivery in by_key.items():
             if key not in self._tasks:
                 self._tasks[key] = asyncio.create_task(self._deliver(delivery))
 
     async def close(self) -> None:
-        """Stop sending; the next owner sends what is missing."""
+        """Stop sending; the partition's next owner sends the missing commands."""
         tasks, self._tasks = list(self._tasks.values()), {}
         await end_tasks(*tasks)
 
@@ -73,7 +72,7 @@ class Deliveries:
             except InvalidCommand as error:
                 await self._refuse(delivery, str(error))
                 return
-            except TaskflowError as error:  # of the brokers, or no outcome came in time
+            except TaskflowError as error:  # of the brokers, or no outcome in time
                 log.warning("a signal is sent again", flow_id=delivery.flow_id, error=str(error))
             else:
                 await self._decided(delivery, outcome)

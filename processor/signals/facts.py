@@ -1,4 +1,4 @@
-"""The records of `signals.log`: what the matcher decides on, in the order of one partition."""
+"""Facts about signals and waits: the records of `signals.log`, which the matcher folds in order."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
@@ -7,19 +7,19 @@ import orjson
 
 
 class WaitKey(NamedTuple):
-    """What a wait for an external event and a signal have in common."""
+    """Topic and correlation id, which a signal and a wait for an external event share."""
 
     topic: str
     correlation_id: str
 
     def encoded(self) -> bytes:
-        """The key of a record on `signals.log`, by whose hash its partition is chosen."""
+        """The key of a record on `signals.log`; its hash chooses the partition."""
         return orjson.dumps([*self])
 
 
 @dataclass(frozen=True, slots=True)
 class SignalReceived:
-    """A signal came. `at_ms`: when the broker appended it to `signals`, at this place."""
+    """A signal arrived. `at_ms`: when the broker appended it to `signals`, at this offset."""
 
     id: str
     at_ms: int
@@ -31,8 +31,8 @@ class SignalReceived:
 
 @dataclass(frozen=True, slots=True)
 class WaitOpened:
-    """A flow began to wait. `wait`: the id of its `waiting` event, which `revision` is after;
-    `at_ms`: when the broker appended that event to `audit`."""
+    """A flow began to wait. `wait`: the id of its `waiting` event; `revision`: of the flow after
+    it; `at_ms`: when the broker appended the event to `audit`."""
 
     flow_id: str
     wait: int
@@ -42,7 +42,7 @@ class WaitOpened:
 
 @dataclass(frozen=True, slots=True)
 class WaitMoved:
-    """The flow's revision has grown while it waits."""
+    """The flow's revision has changed while it waits."""
 
     flow_id: str
     wait: int
@@ -51,7 +51,7 @@ class WaitMoved:
 
 @dataclass(frozen=True, slots=True)
 class WaitClosed:
-    """The wait has ended, by this command; `revision` is after it."""
+    """The command `command_id` ended the wait; `revision` is the flow's after it."""
 
     flow_id: str
     wait: int
@@ -61,8 +61,8 @@ class WaitClosed:
 
 @dataclass(frozen=True, slots=True)
 class AuditRead:
-    """All events that were appended to this partition of `audit` before `at_ms` are read, and what
-    they say of waits stands before this record."""
+    """All events appended to this partition of `audit` before `at_ms` are read, and their facts
+    precede this record."""
 
     partition: int
     at_ms: int
@@ -81,13 +81,13 @@ _KINDS: Final = {name: kind for kind, name in _NAMES.items()}
 
 
 def encode_fact(fact: SignalFact) -> bytes:
-    """The value of its record."""
+    """The value of the fact's record."""
     fields = {name: value for name, value in asdict(fact).items() if value is not None}
     return orjson.dumps({"fact": _NAMES[type(fact)], **fields})
 
 
 def decode_fact(key: bytes | None, value: bytes | None) -> tuple[WaitKey | None, SignalFact]:
-    """Read a record of `signals.log`; the key is None where the fact is about no wait."""
+    """Read a record of `signals.log`; the key is None for a fact that is not about a wait."""
     fields = orjson.loads(value or b"")
     kind = _KINDS[fields.pop("fact")]
     return WaitKey(*orjson.loads(key)) if key else None, kind(**fields)

@@ -1,4 +1,4 @@
-"""The folds of each source: `signals` and `audit` into `signals.log`, and that into matches."""
+"""The folds of the sources: `signals` and `audit` into `signals.log`, and the log into matches."""
 
 from collections.abc import Sequence
 
@@ -35,8 +35,8 @@ from processor.signals.wait_index import FLOW_ENTRY, KeyedFact, WaitIndex
 
 
 class SignalIntake:
-    """`signals` into `signals.log`: each signal to the partition of its topic and correlation id,
-    whatever the sender's key was. What is no signal becomes a dead letter."""
+    """Fold `signals` into `signals.log`: each signal goes to the partition of its topic and
+    correlation id, whatever its key is. A record that is not a signal becomes a dead letter."""
 
     prefixes: tuple[bytes, ...] = ()
 
@@ -47,7 +47,7 @@ class SignalIntake:
         self._output = FoldOutput()
 
     def load(self, entry_key: bytes, value: bytes) -> None:
-        raise AssertionError("the intake keeps nothing")
+        raise AssertionError("the intake has no state")
 
     def loaded(self) -> None:
         pass
@@ -77,14 +77,14 @@ class SignalIntake:
 
 
 class WaitIntake:
-    """`audit` into `signals.log`: where waits for external events begin, go on and end."""
+    """Fold `audit` into `signals.log`: where waits for external events begin, change and end."""
 
     prefixes: tuple[bytes, ...] = (FLOW_ENTRY,)
 
     def __init__(self, partition: int, partitions: int) -> None:
         """`partition`: of `audit`; `partitions`: of `signals.log`."""
         self.read_to_ms = 0
-        """All events that were appended before are folded."""
+        """All events that were appended before this time are folded."""
         self._partition = partition
         self._partitions = partitions
         self._index = WaitIndex()
@@ -102,7 +102,7 @@ class WaitIntake:
         self.read_to_ms = max(self.read_to_ms, records[-1].timestamp)
 
     def read_up_to(self, at_ms: int) -> dict[int, list[Outgoing]]:
-        """Say on each partition of the log how far `audit` is read."""
+        """Return a record for each partition of the log that says how far `audit` is read."""
         self.read_to_ms = max(self.read_to_ms, at_ms)
         value = encode_fact(AuditRead(self._partition, self.read_to_ms))
         return {partition: [Outgoing(None, value, [])] for partition in range(self._partitions)}
@@ -116,7 +116,7 @@ class WaitIntake:
 
 
 class MatchFold:
-    """`signals.log` into matches, and dead letters of what nobody waits for in time."""
+    """Fold `signals.log` into matches, and dead letters of signals that no flow takes in time."""
 
     prefixes: tuple[bytes, ...] = (SIGNAL_ENTRY, WAIT_ENTRY)
 
@@ -180,7 +180,7 @@ def signal_of(key: WaitKey, received: SignalReceived) -> SignalMessage:
 
 
 def encode_signal(key: WaitKey, received: SignalReceived) -> bytes:
-    """The value of its record."""
+    """The value of the signal's record."""
     return encode(signal_of(key, received).model_dump(exclude_none=True))
 
 

@@ -1,8 +1,8 @@
 """Match signals with waits: a pure state machine of one partition of `signals.log`.
 
-A signal ends one wait, and a wait is ended by one signal: the first that fit, in the order of the
-log. Only the audit says that a signal has been delivered: the wait was closed by its command. What
-closed it otherwise (a time-out, a cancel, the owner) gives the signal back to those that are early.
+A signal ends one wait, and a wait is ended by one signal, in the order of the log. A signal is
+delivered when the audit shows that its command closed the wait. If anything else closed the wait (a
+time-out, a cancel, the owner), the signal is early again.
 """
 
 import heapq
@@ -32,8 +32,8 @@ _NAMESPACE: Final = UUID("5d0b3c0e-8a0e-5c0f-9d3c-3f8f0c9b6a11")
 
 @dataclass(frozen=True, slots=True)
 class HeldSignal:
-    """A signal that is early, assigned to the wait of `flow_id`, or delivered and kept to know its
-    id again."""
+    """A signal that is early, assigned to the wait of `flow_id`, or delivered and kept to recognize
+    its id."""
 
     received: SignalReceived
     flow_id: str | None = None
@@ -46,7 +46,7 @@ class HeldSignal:
 
 @dataclass(frozen=True, slots=True)
 class OpenWait:
-    """A flow that waits; `signal` is the id of the one that is to end it."""
+    """A flow's wait; `signal` is the id of the signal that is assigned to it."""
 
     opened: WaitOpened
     revision: int
@@ -54,11 +54,11 @@ class OpenWait:
 
 
 DeliveryKey = tuple[WaitKey, str, int, int]
-"""Key, signal, wait and revision: what makes the command."""
+"""Key, signal, wait and revision, which identify the command."""
 
 
 class Delivery(NamedTuple):
-    """A signal that is to end a wait: a `resume_external` for as long as the matcher has it."""
+    """A signal assigned to a wait: a `resume_external` to be sent while the matcher has it."""
 
     key: WaitKey
     signal: SignalReceived
@@ -66,7 +66,7 @@ class Delivery(NamedTuple):
     wait: int
     revision: int
     since_ms: int
-    """When signal and wait were both there, by the broker."""
+    """Since when signal and wait are both there, by the broker's time."""
 
     @property
     def identity(self) -> DeliveryKey:
@@ -74,12 +74,12 @@ class Delivery(NamedTuple):
 
     @property
     def command_id(self) -> str:
-        """Of this signal, wait and revision: sent again it is the same command."""
+        """The same for the same signal, wait and revision."""
         return command_id(*self.identity)
 
 
 class UnclaimedSignal(NamedTuple):
-    """A signal that becomes a dead letter, with the code and a sentence for people."""
+    """A signal that becomes a dead letter, with a code and a sentence for people."""
 
     key: WaitKey
     signal: SignalReceived
@@ -94,7 +94,8 @@ def command_id(key: WaitKey, signal: str, wait: int, revision: int) -> str:
 
 @dataclass(slots=True)
 class _Entry:
-    """What is known of one key. `early` and `free` are in the order of the log."""
+    """The signals and waits of one key. `early` (signals) and `free` (waits) have no match yet, in
+    the order of the log."""
 
     signals: dict[str, HeldSignal] = field(default_factory=dict)
     waits: dict[str, OpenWait] = field(default_factory=dict)
@@ -105,8 +106,8 @@ class _Entry:
 class Matcher:
     """The waits, signals and deliveries of one partition.
 
-    Time is the append time of what was read of all partitions of `audit`: a signal is too late for
-    a wait, and becomes a dead letter, only once every event of before its end is known.
+    Time is the append time up to which all partitions of `audit` are read. A signal expires only
+    once all events before its end are known.
     """
 
     def __init__(self, audit_partitions: int, ttl_ms: int) -> None:
@@ -114,18 +115,18 @@ class Matcher:
         self._ttl_ms = ttl_ms
         self._entries: dict[WaitKey, _Entry] = {}
         self._ends: list[tuple[int, WaitKey, str]] = []
-        """A heap of when signals end to live, ms."""
+        """A heap of the times at which signals expire, ms."""
         self._read_to: dict[int, int] = {}
         self._changed: dict[tuple[bytes, WaitKey, str], None] = {}
         self._unclaimed: list[UnclaimedSignal] = []
         self._assigned: dict[tuple[WaitKey, str], None] = {}
         self.early = self.open = 0
-        """Signals that no wait is there for; waits that are open."""
+        """The number of early signals, and of open waits."""
 
-    # What comes from the log
+    # Records of the log
 
     def apply(self, key: WaitKey | None, fact: SignalFact) -> bool:
-        """Take in the next record. False for a signal whose id is known: it is left out."""
+        """Apply the next record. False for a signal with a known id, which is dropped."""
         if isinstance(fact, AuditRead):
             if fact.at_ms > self._read_to.get(fact.partition, -1):
                 self._read_to[fact.partition] = fact.at_ms
@@ -149,7 +150,7 @@ class Matcher:
         return new
 
     def refuse(self, delivery: Delivery, why: str) -> None:
-        """The flow refuses the signal for good: it becomes a dead letter, the wait goes on."""
+        """Make a signal that its flow refuses for good a dead letter; the wait goes on."""
         key = delivery.key
         entry = self._entries.get(key)
         wait = None if entry is None else entry.waits.get(delivery.flow_id)
@@ -167,7 +168,7 @@ class Matcher:
         self._tidy(key)
 
     def deliveries(self) -> Iterator[Delivery]:
-        """All commands that are to be sent, or were sent and have not shown in the audit."""
+        """All deliveries whose command the audit does not show yet."""
         for key, signal in self._assigned:
             entry = self._entries[key]
             held = entry.signals[signal]
@@ -179,10 +180,10 @@ class Matcher:
                 *(wait.opened.wait, wait.revision, since_ms),
             )
 
-    # What it keeps, and gives
+    # State
 
     def take_changes(self) -> tuple[dict[bytes, bytes | None], list[UnclaimedSignal]]:
-        """The entries that have changed since the last time (None: gone), and new dead letters."""
+        """The entries changed since the last call (None: removed), and the new dead letters."""
         changed, self._changed = self._changed, {}
         unclaimed, self._unclaimed = self._unclaimed, []
         return {
@@ -191,7 +192,7 @@ class Matcher:
         }, unclaimed
 
     def load(self, entry_key: bytes, value: bytes) -> None:
-        """Take in an entry that `take_changes` gave. `loaded` is called after the last."""
+        """Load an entry of `take_changes`. Call `loaded` after the last one."""
         prefix = SIGNAL_ENTRY if entry_key.startswith(SIGNAL_ENTRY) else WAIT_ENTRY
         topic, correlation_id, name = orjson.loads(entry_key.removeprefix(prefix))
         entry = self._entries.setdefault(WaitKey(topic, correlation_id), _Entry())
@@ -202,7 +203,7 @@ class Matcher:
             entry.waits[name] = OpenWait(WaitOpened(**fields.pop("opened")), **fields)
 
     def loaded(self) -> None:
-        """Bring what follows from the entries up to date, in the order of their times."""
+        """Derive the other fields from the loaded entries, in the order of their times."""
         for key, entry in self._entries.items():
             for signal in sorted(entry.signals.values(), key=lambda one: one.received.at_ms):
                 self._note_end(key, signal.received)
@@ -289,7 +290,7 @@ class Matcher:
             self._assigned[key, signal] = None
 
     def _end_signals(self) -> None:
-        """Turn what is early and too old into dead letters, and forget what was delivered."""
+        """Make expired early signals dead letters, and drop expired delivered ones."""
         if len(self._read_to) < self._audit_partitions:
             return
         now_ms = min(self._read_to.values())
@@ -300,7 +301,7 @@ class Matcher:
             if entry is None or held is None or self._end_of(held) != end_ms:
                 continue
             if held.flow_id is not None:
-                continue  # looked at again when its wait is closed
+                continue  # checked again when its wait is closed
             if not held.delivered:
                 self._unclaimed.append(
                     UnclaimedSignal(

@@ -1,9 +1,9 @@
 """Fold one partition of a source topic exactly once: state, position and records in transactions.
 
-The steps of taking over are those of a worker's partition: fence the producer before us by the
-transactional id, read `signals.state` to its real end, go on from the position in it. A crash
-between any two steps leaves a transaction committed or not at all; the next owner goes on from
-there. Consumer groups only share partitions out: no fold starts from the group's offsets.
+Taking over has the steps of a worker's partition: fence the former producer by the transactional
+id, read `signals.state` to its real end, continue at the position in it. A crash between any two
+steps leaves a transaction committed or aborted; the next owner continues from there. The consumer
+group only assigns partitions: no fold starts from the group's offsets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ COMMIT_TIMEOUT_S: Final = 20.0
 
 
 class GapInSource(TaskflowError):
-    """What was fetched does not follow what was folded; the service starts again from its
+    """A fetch does not continue at the partition's next offset; the service starts again from its
     positions."""
 
     retriable = True
 
 
 class Chunk(NamedTuple):
-    """Committed records of one partition, all that there are from offset `start` on."""
+    """Committed records of one partition, complete from offset `start` on."""
 
     start: int
     records: Sequence[Record]
@@ -42,8 +42,8 @@ class Chunk(NamedTuple):
 
 @dataclass(slots=True)
 class FoldOutput:
-    """What a fold makes of some records: entries of its state (None: gone), records for
-    `signals.log` by partition, and dead letters."""
+    """The output of a fold: entries of its state (None: removed), records for `signals.log` by
+    partition, and dead letters."""
 
     state: Mapping[bytes, bytes | None] = field(default_factory=dict)
     log: dict[int, list[Outgoing]] = field(default_factory=dict)
@@ -54,34 +54,34 @@ class FoldOutput:
 
 
 class Fold(Protocol):
-    """What is made of the records of one partition of a source topic. Pure: no clock, no I/O."""
+    """A fold of the records of one partition of a source topic. Pure: no clock, no I/O."""
 
     prefixes: tuple[bytes, ...]
-    """Of the keys of its entries on `signals.state`."""
+    """The prefixes of its entries' keys on `signals.state`."""
 
     def load(self, entry_key: bytes, value: bytes) -> None:
-        """Take in an entry of before."""
+        """Load an entry of `signals.state`."""
 
     def loaded(self) -> None:
-        """All entries are there."""
+        """Complete the state after the last entry is loaded."""
 
     def apply(self, records: Sequence[Record]) -> None:
-        """Take in what comes next."""
+        """Fold the next records."""
 
     def take_output(self) -> FoldOutput:
-        """What has changed since the last time."""
+        """Return the output since the last call."""
 
 
 class SourcePartition:
-    """One partition of a source topic, from `take_over` until `close`. One task at a time."""
+    """One partition of a source topic, from `take_over` until `close`, for one task at a time."""
 
     def __init__(
         self, settings: Settings, name: str, topic: str, partition: int, fold: Fold
     ) -> None:
-        """`name`: of the source, `audit`, `signals` or `log`."""
+        """`name`: the source: `audit`, `signals` or `log`."""
         self.fold = fold
         self.next_offset = 0
-        """Of the source: behind what is folded and committed."""
+        """The offset in the source after the last folded and committed record."""
         self.written_ms: int | None = None
         """The broker's time of the last transaction."""
         self._settings = settings
@@ -124,18 +124,18 @@ class SourcePartition:
             raise HistoryLost(
                 f"{self._topic}/{self._partition} holds offsets {source.start} to {source.end}; "
                 f"{self.next_offset} comes next: retention took it, or the topic was recreated. "
-                f"Signals may be lost. Delete {state} to begin anew with what is there."
+                f"Signals may be lost. Delete {state} to start again from what the topics hold."
             )
 
     async def take(self, chunk: Chunk) -> None:
-        """Fold `chunk`, and commit what comes of it; what was folded before is left out.
+        """Fold the new records of `chunk`, and commit the output.
 
-        Raises GapInSource, OwnershipLost, and what else ends a transaction: the partition must
-        then be taken over again.
+        Raises GapInSource, OwnershipLost and other errors of a transaction; the partition must then
+        be taken over again.
         """
         if chunk.start > self.next_offset:
             raise GapInSource(
-                f"{self._topic}/{self._partition} goes on at offset {chunk.start}, but "
+                f"{self._topic}/{self._partition} continues at offset {chunk.start}, but "
                 f"{self.next_offset} comes next"
             )
         records = [record for record in chunk.records if record.offset >= self.next_offset]
@@ -145,8 +145,10 @@ class SourcePartition:
             await self.commit()
 
     async def commit(self, *, log: Mapping[int, Sequence[Outgoing]] | None = None) -> None:
-        """Write what the fold has to say, with the position; nothing if it has nothing to say.
-        `log`: records for `signals.log` behind it, and a transaction in any case."""
+        """Write the fold's output with the position; nothing if there is no output.
+
+        `log`: further records for `signals.log`, which need a transaction in any case.
+        """
         output = self.fold.take_output()
         if log is None and not output:
             return
@@ -166,12 +168,12 @@ class SourcePartition:
         await self._write(records)
 
     async def source_end(self) -> int:
-        """Where the source ends now, open transactions included."""
+        """The source's end offset now, including open transactions."""
         assert self._reader is not None, "a partition is taken over first"
         return (await self._reader.offset_range(self._topic)).end
 
     async def close(self) -> None:
-        """Let go of producer and reader; nothing is committed."""
+        """Close producer and reader without a commit."""
         if self._producer is not None:
             self._producer.discard()
         if self._reader is not None:

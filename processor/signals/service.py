@@ -1,4 +1,4 @@
-"""Run signals until stopped: one Faust application after another, each from the topics."""
+"""Run `taskflow signals` until stopped, and restart its Faust application after an error."""
 
 import asyncio
 from typing import Any, Final
@@ -18,13 +18,13 @@ from processor.signals.metrics import SignalMetrics
 BACKOFF_MIN_S: Final = 0.5
 BACKOFF_MAX_S: Final = 10.0
 HEALTHY_S: Final = 30.0
-"""An application that ran for this long did not fail in a row with the one before."""
+"""Seconds after which an application counts as healthy: the back-off begins anew."""
 
 log = structlog.get_logger()
 
 
 class SignalService:
-    """Matches signals with waits as long as `run` runs."""
+    """The service of `taskflow signals`: matches signals with waits while `run` runs."""
 
     def __init__(self, settings: Settings) -> None:
         self.metrics = SignalMetrics()
@@ -36,14 +36,14 @@ class SignalService:
 
     @property
     def ready(self) -> bool:
-        """Whether the partitions that Kafka has given are taken over, and served."""
+        """Whether all assigned partitions are taken over and served."""
         app = self._app
         return (
             app is not None and app.assigned and app.failure is None and self._rights.denied is None
         )
 
     def report(self) -> dict[str, Any]:
-        """What `/ready` says."""
+        """The report of `/ready`."""
         return {
             "ready": self.ready,
             "failing": self._failing,
@@ -54,9 +54,9 @@ class SignalService:
         }
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Match until `stop` is set. Brokers may go away meanwhile, and come back.
+        """Match until `stop` is set, also after brokers were away.
 
-        Raises BrokerUnreachable if they do not answer at the start, and TopicsWrong, AccessDenied.
+        Raises BrokerUnreachable if no broker responds at the start, and TopicsWrong, AccessDenied.
         """
         settings = self._settings
         private_directory(settings.state_dir)
@@ -91,7 +91,7 @@ class SignalService:
     async def _run_app(
         self, stop: asyncio.Event, counts: dict[str, int], client: FlowClient
     ) -> BaseException | None:
-        """What ended it; None if it was stopped."""
+        """Run one application. Returns the error that ended it; None if it was stopped."""
         app = self._app = SignalsApp(self._settings, counts, client, self.metrics)
         app.loop = asyncio.get_running_loop()
         ended = asyncio.ensure_future(self._until_it_ends(app))

@@ -1,4 +1,4 @@
-"""Make Faust's consumer begin at positions that are restored from `signals.state`."""
+"""Make Faust's consumer start at the positions in `signals.state`."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
@@ -16,7 +16,7 @@ from processor.views.faust.transport import (
 
 
 class FetchedBatch(list[ConsumerRecord]):
-    """The records of one fetch of a partition: all that there are from offset `start` on."""
+    """The records of one fetch of a partition, complete from offset `start` on."""
 
     def __init__(self, records: Sequence[ConsumerRecord], start: int) -> None:
         super().__init__(records)
@@ -24,7 +24,8 @@ class FetchedBatch(list[ConsumerRecord]):
 
 
 class RestoredThread(CommittedThread):
-    """Notes where each fetch begins, so that a gap shows: offsets alone have holes."""
+    """Notes the start offset of each fetch. Gaps between the records' offsets are normal, so only
+    the start shows a lost fetch."""
 
     def _noted(self, tp: TP, batch: Sequence[ConsumerRecord]) -> Sequence[ConsumerRecord]:
         start = self.fetched.get(tp, self.sought.get(tp, 0))
@@ -32,7 +33,7 @@ class RestoredThread(CommittedThread):
 
 
 class RestoredConsumer(CommittedConsumer):
-    """Has the partitions taken over before it seeks."""
+    """Takes partitions over before it seeks."""
 
     def _new_consumer_thread(self) -> RestoredThread:
         return RestoredThread(self, loop=self.loop, beacon=self.beacon)
@@ -42,7 +43,7 @@ class RestoredConsumer(CommittedConsumer):
         return await super().seek_to_committed()
 
     def _cut(self, batch: Any) -> list[Any]:
-        """The records in chunks, each with where it begins."""
+        """Cut the records into chunks, each with its start offset."""
         chunks, start = [], batch.start
         for records in chunks_of(batch):
             chunks.append(Chunk(start, records))
@@ -56,7 +57,7 @@ class RestoredConsumer(CommittedConsumer):
 
 
 class RestoredTransport(CommittedTransport):
-    """What Faust makes its consumer from; `restore` is the application's, too."""
+    """The transport from which Faust makes its consumer. `restore` is the application's method."""
 
     Consumer: ClassVar = RestoredConsumer
 

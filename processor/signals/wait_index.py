@@ -1,4 +1,4 @@
-"""Fold a partition of `audit` into who waits for which event: what signals are matched with."""
+"""Fold a partition of `audit` into the open waits for external events, and facts about them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ KeyedFact = tuple[WaitKey, SignalFact]
 
 @dataclass(frozen=True, slots=True)
 class FlowWait:
-    """What a flow waits for; `wait` is the id of its `waiting` event."""
+    """A flow's wait for an external event; `wait` is the id of its `waiting` event."""
 
     topic: str
     correlation_id: str
@@ -38,8 +38,8 @@ class WaitIndex:
         self._changed: dict[str, None] = {}
 
     def apply(self, events: Iterable[tuple[Mapping[str, Any], int]]) -> list[KeyedFact]:
-        """The facts that FlowEvents make, each with its append time in ms. Of a wait that both
-        begins and ends among them nothing is said."""
+        """Return the facts of FlowEvents, which are given with their append times in ms. A wait
+        that both begins and ends among them makes no facts."""
         facts: list[KeyedFact] = []
         opened: set[int] = set()
         ended: set[int] = set()
@@ -53,14 +53,14 @@ class WaitIndex:
         return [(key, fact) for key, fact in facts if _wait_of(fact) not in ended]
 
     def take_changes(self) -> dict[bytes, bytes | None]:
-        """The entries that have changed since the last time; None: gone."""
+        """The entries that have changed since the last call; None: removed."""
         changed, self._changed = self._changed, {}
         return {
             FLOW_ENTRY + flow_id.encode(): _entry(self._waits.get(flow_id)) for flow_id in changed
         }
 
     def load(self, entry_key: bytes, value: bytes) -> None:
-        """Take in an entry that `take_changes` gave."""
+        """Load an entry of `take_changes`."""
         self._waits[entry_key.removeprefix(FLOW_ENTRY).decode()] = FlowWait(**orjson.loads(value))
 
     def _apply(self, event: Mapping[str, Any], at_ms: int) -> Iterator[KeyedFact]:
