@@ -1,4 +1,4 @@
-"""The outbox's PostgreSQL: rows without an outcome, in the order of their flows, and outcomes."""
+"""The outbox's table in PostgreSQL: read rows without an outcome, write outcomes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -18,11 +18,11 @@ from processor.outbox.rows import OutboxRow, RowOutcome, SentRow, time_of
 
 TABLE: Final = "taskflow_outbox"
 CHANNEL: Final = "taskflow_outbox"
-"""Which the table's trigger notifies, with the name of its schema."""
+"""The channel that the table's trigger notifies, with the name of its schema."""
 FORMAT: Final = "taskflow outbox, format 1"
 """The comment of the table."""
 DELETED_AT_ONCE: Final = 10_000
-"""Rows of one statement: it holds their locks for some ten milliseconds."""
+"""Rows that one statement deletes; it holds their locks for some ten milliseconds."""
 _SCHEMA: Final = Path(__file__).with_name("schema.sql")
 
 _ROW: Final = (
@@ -30,7 +30,7 @@ _ROW: Final = (
     "(extract(epoch FROM sent_at) * 1000)::bigint, "
     "(extract(epoch FROM expires_at) * 1000)::bigint, outcomes_offset"
 )
-# A step of the recursion is one look into the index, however many rows a flow has.
+# A step of the recursion is one index lookup, however many rows a flow has.
 _FIRST: Final = f"""
 WITH RECURSIVE first(flow_id, id, nth) AS (
     (SELECT flow_id, id, 1 FROM {TABLE} WHERE outcome_at IS NULL AND flow_id >= $1
@@ -72,7 +72,7 @@ _DELETE_OLD: Final = (
 
 
 class OutboxRefused(TaskflowError):
-    """The table is not one that this relay can serve; nothing is sent."""
+    """This relay cannot serve the table; nothing is sent."""
 
 
 class Backlog(NamedTuple):
@@ -83,7 +83,7 @@ class Backlog(NamedTuple):
 
 
 def outbox_database(dsn: str, schema: str) -> PostgresSchema:
-    """Where the table is."""
+    """The schema of the outbox's table."""
     return PostgresSchema(dsn, schema, "taskflow outbox", "The outbox's DSN")
 
 
@@ -93,14 +93,14 @@ def statements() -> str:
 
 
 class OutboxDatabase:
-    """The table of one schema, by one connection, for one caller at a time."""
+    """The table of one schema, on one connection, for one caller at a time."""
 
     def __init__(self, connection: Connection, database: PostgresSchema) -> None:
         self._connection = connection
         self._database = database
 
     async def prepare(self) -> None:
-        """Make the table unless it is there. Raises OutboxRefused for one of another kind."""
+        """Create the table unless it exists. Raises OutboxRefused if it has another format."""
         found = await prepare_tables(self._connection, self._database, TABLE, statements())
         if found != FORMAT:
             raise OutboxRefused(
@@ -110,11 +110,11 @@ class OutboxDatabase:
             )
 
     async def lock(self, *, wait: bool) -> bool:
-        """Keep other relays off; whether the table is ours. `wait`: until another lets go of it."""
+        """Lock the table against other relays; whether it is locked. `wait`: until it is free."""
         return await lock(self._connection, self._database, 0, wait=wait)
 
     async def listen(self, woken: Callable[[], object]) -> None:
-        """Have `woken` called when rows were committed."""
+        """Call `woken` after each commit of rows."""
 
         def notified(_connection: Any, _pid: int, _channel: str, schema: str) -> None:
             if schema == self._database.schema:
@@ -125,7 +125,7 @@ class OutboxDatabase:
 
     async def sent(self, topic: str) -> list[OutboxRow]:
         """The rows that were sent to `topic` and have no outcome. Raises OutboxRefused if some were
-        sent to another one."""
+        sent to another topic."""
         with database_errors():
             rows = await self._connection.fetch(_SENT)
         others = sorted({row[-1] for row in rows} - {topic})
@@ -138,14 +138,14 @@ class OutboxDatabase:
         return [OutboxRow(*row[:-1]) for row in rows]
 
     async def first_of_flows(self, start: UUID, flows_max: int) -> list[OutboxRow]:
-        """Of each flow from id `start` on, in order of their ids, the first row without an
-        outcome; of at most so many flows."""
+        """The first row without an outcome of each flow, for at most `flows_max` flows from id
+        `start` on, in the order of their ids."""
         with database_errors():
             rows = await self._connection.fetch(_FIRST, start, flows_max)
         return [OutboxRow(*row) for row in rows]
 
     async def mark_sent(self, topic: str, rows: Iterable[SentRow]) -> None:
-        """Note, before they are sent, what another relay must know to go on."""
+        """Mark rows before they are sent, so that another relay can continue."""
         await self._all(
             _MARK_SENT,
             [
@@ -156,8 +156,8 @@ class OutboxDatabase:
         )
 
     async def put(self, outcomes: Sequence[RowOutcome], renewed: Sequence[int] = ()) -> None:
-        """Write outcomes into their rows, and let the rows of the ids in `renewed` be sent again
-        under new command ids: all, or nothing."""
+        """Write outcomes into their rows, and give the rows `renewed` new command ids so that they
+        are sent again: in one transaction."""
         with database_errors():
             async with self._connection.transaction():
                 await self._connection.executemany(_PUT_OUTCOME, outcomes)
@@ -168,7 +168,7 @@ class OutboxDatabase:
             return Backlog(*await self._connection.fetchrow(_BACKLOG))
 
     async def delete_older(self, retain_ms: int) -> int:
-        """Delete some of the rows whose outcome is older than that; how many."""
+        """Delete up to DELETED_AT_ONCE rows whose outcome is older; return their number."""
         with database_errors():
             done: str = await self._connection.execute(
                 _DELETE_OLD, timedelta(milliseconds=retain_ms), DELETED_AT_ONCE

@@ -35,11 +35,11 @@ from processor.runtime import end_tasks, sleep_unless, unless_stopped
 from processor.settings import Settings
 
 IN_FLIGHT_MAX: Final = 1000
-"""Rows that were sent and have no outcome: as many as are sent again after a crash."""
+"""Limit of the rows that were sent and have no outcome; after a crash they are sent again."""
 FLOWS_AT_ONCE: Final = 500
-"""Of which one query reads the first row."""
+"""Flows whose first row one query reads."""
 POLL_S: Final = 1.0
-"""How often it looks for rows that nothing has told it of."""
+"""Interval in seconds at which rows without a notification are found."""
 HOUSEKEEPING_S: Final = 10.0
 _FIRST_FLOW: Final = UUID(int=0)
 _LAST_FLOW: Final = UUID(int=2**128 - 1)
@@ -49,8 +49,8 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class _Flight:
-    """A row that was sent. Without an outcome it is sent again at `due_ms`, which tells what became
-    of the first sending."""
+    """A row that was sent. Without an outcome it is sent again at `due_ms`; the outcome of the copy
+    shows what became of the first."""
 
     sent: SentRow
     due_ms: int
@@ -58,17 +58,17 @@ class _Flight:
 
 
 class OutboxExchange:
-    """The rows of one outbox, at most one of a flow at a time under way.
+    """Exchanges the rows of one outbox for outcomes, one row of a flow at a time.
 
-    1. The first row of a flow without an outcome is read; what no processor could read as a
-       command is refused in its row, and the next row of the flow is the first.
-    2. The row is marked as sent: its bound, and where `outcomes` ends. A crash from here on leaves
-       a row that the next relay sends again, to the byte.
-    3. The command is written to `commands`, acknowledged by all replicas.
-    4. Its outcome is read from `outcomes`, and written into the row. A crash before that is
-       committed leaves a row whose outcome the next relay reads again.
+    1. Read the first row of a flow without an outcome. A row that no processor could read as a
+       command is refused in the row, and the flow's next row follows.
+    2. Mark the row as sent, with its bound and the end of `outcomes`. A crash from here on leaves a
+       row that the next relay sends again, byte for byte.
+    3. Write the command to `commands`, acknowledged by all replicas.
+    4. Read its outcome from `outcomes` and write it into the row. A crash before the commit leaves
+       a row whose outcome the next relay reads again.
 
-    `rows` says why no command is applied twice, however often and late it is sent again.
+    `rows` explains why no command is applied twice, however often and late it is sent again.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class OutboxExchange:
         metrics: OutboxMetrics,
         progressed: Callable[[], object],
     ) -> None:
-        """`progressed` is called when outcomes were written into their rows."""
+        """`progressed` is called after outcomes were written into their rows."""
         topics = Topics(settings.topic_prefix)
         self._settings = settings
         self._topic = topics.commands
@@ -89,7 +89,7 @@ class OutboxExchange:
         self._reader = connection.reader(topics.outcomes)
         self._database = database
         self._turn = asyncio.Lock()
-        """The connection of the database serves one statement at a time."""
+        """The database connection serves one statement at a time."""
         self._metrics = metrics
         self._progressed = progressed
         self._partitions = 0
@@ -101,7 +101,7 @@ class OutboxExchange:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def close(self) -> None:
-        """Let go of Kafka; what is being sent may be there or not."""
+        """Close the Kafka clients; commands that are being sent may arrive or not."""
         await end_tasks(*self._sending)
         if self._failed.done():
             self._failed.exception()
@@ -111,8 +111,10 @@ class OutboxExchange:
         self._metrics.in_flight.set(0)
 
     async def resume(self, partitions: int) -> None:
-        """Take in what came of the rows that were sent before, and send those without an outcome
-        again. `partitions`: of `outcomes`. Raises OutboxRefused."""
+        """Read the outcomes of rows that were sent before, and send those without one again.
+
+        `partitions`: the number of partitions of `outcomes`. Raises OutboxRefused.
+        """
         self._partitions = partitions
         await self._database.listen(self._woken.set)
         await self._producer.start()
@@ -126,7 +128,7 @@ class OutboxExchange:
                 self._flights[row.flow_id.encode()] = _Flight(SentRow(row, read), now_ms)
                 partition = self._partition_of(row)
                 start[partition] = min(start[partition], row.outcomes_offset)
-            else:  # somebody has edited it since
+            else:  # the row was edited after it was marked
                 await self._database.put([refusal(row, read)])
         await self._reader.open(range(partitions), start)
         while any(at < ends[p] for p, at in self._reader.positions.items()):
@@ -164,8 +166,10 @@ class OutboxExchange:
             await sleep_unless(self._woken, POLL_S)
 
     async def _publish_pending(self) -> bool:
-        """Send the first row of each flow that has none under way, as many as there is room for;
-        whether no row is without an outcome. Flows take turns, by their ids."""
+        """Send the first row of each flow without a row in flight, up to IN_FLIGHT_MAX in all.
+
+        Returns whether all rows have outcomes. Flows take turns in the order of their ids.
+        """
         began, all_done = self._next_flow, True
         while (room := IN_FLIGHT_MAX - len(self._flights)) > 0:
             async with self._turn:
@@ -215,7 +219,7 @@ class OutboxExchange:
                 self._send(flight)
 
     def _send(self, flight: _Flight) -> None:
-        """Write the command in the background, and again half a window later if need be."""
+        """Write the command in the background, and again after half a window without an outcome."""
         flight.due_ms = self._clock.now_ms() + self._window_ms // 2 + 1
         flight.sending = asyncio.ensure_future(self._write(flight))
         self._sending.add(flight.sending)
@@ -245,7 +249,7 @@ class OutboxExchange:
             failure = explain(error.__cause__ or error, self._settings, needs=needs)
             if isinstance(failure, AccessDenied):
                 raise failure from error
-            if times > 1:  # an earlier time may have worked; it is sent again in time
+            if times > 1:  # an earlier write may have succeeded; the row is sent again later
                 log.warning("Kafka refused a command that it may have", error=str(error))
                 return
             await self._put([RowOutcome(row.id, REFUSED, None, str(error))])
@@ -288,7 +292,7 @@ class OutboxExchange:
         self._woken.set()
 
     def _outcomes_of_rows(self, records: Sequence[Record]) -> dict[bytes, tuple[_Flight, Outcome]]:
-        """By flow id, the first outcome of each row under way."""
+        """The first outcome of each row in flight, by flow id."""
         found: dict[bytes, tuple[_Flight, Outcome]] = {}
         for record in records:
             key = record.key or b""
@@ -316,10 +320,10 @@ class OutboxExchange:
             self._metrics.outcomes.labels(outcome.verdict).inc()
         self._metrics.renewed.inc(len(renewed))
 
-    # The rest
+    # Housekeeping
 
     async def _keep_house(self) -> None:
-        """Count what waits, and delete what is old."""
+        """Count the rows without an outcome, and delete old ones with one."""
         while True:
             async with self._turn:
                 backlog = await self._database.backlog()

@@ -1,4 +1,4 @@
-"""Relay the rows of an outbox for as long as it runs: the service of `taskflow outbox`."""
+"""OutboxRelay: the service of `taskflow outbox`."""
 
 import asyncio
 from typing import Any
@@ -21,10 +21,10 @@ log = structlog.get_logger()
 
 class OutboxRelay(DatabaseService):
     """Sends the rows of a producer's outbox as commands, in the order of each flow, and writes
-    their outcomes back. Another relay of the same schema waits until this one ends."""
+    their outcomes back. A second relay of the same schema waits until this one ends."""
 
     def __init__(self, settings: Settings, dsn: str, *, follow: bool = True) -> None:
-        """`follow`: go on for ever; else end when all rows have outcomes."""
+        """`follow`: run until stopped; else end when all rows have outcomes."""
         self.metrics = OutboxMetrics()
         super().__init__("relay", self.metrics.failures.inc)
         self._settings = settings
@@ -36,11 +36,11 @@ class OutboxRelay(DatabaseService):
 
     @property
     def ready(self) -> bool:
-        """Whether it sends, and awaits outcomes."""
+        """Whether it sends commands and awaits outcomes."""
         return self.state == "relaying" and self.failing is None
 
     def report(self) -> dict[str, Any]:
-        """What /ready says."""
+        """The report of `/ready`."""
         return {
             "ready": self.ready,
             "state": self.state,

@@ -1,17 +1,17 @@
-"""Make commands of rows, and columns of outcomes. Pure.
+"""Convert rows to commands, and outcomes to columns. Pure.
 
 **A command is applied once, however late its row is sent again.** The first sending gives the
-command an `expires_at` half a dedupe window ahead, or the producer's own if that is sooner, and
-every later sending repeats it to the byte. A copy that the broker appends until then lies in the
-window of the first and is a `duplicate`; a copy after it is `expired`. So no second copy is ever
-applied. It may be sent at any time, and is, to learn what became of the first: outcomes are read
-from where their topic ended when the row was sent first, in the order of decision, and **the first
-outcome is the row's**. Outcomes that came while no relay ran are read before anything is sent.
+command a bound: an `expires_at` half a dedupe window ahead, or the producer's own if that is
+sooner. Every later sending repeats the command byte for byte. A copy that the broker appends before
+the bound lies in the window of the first and is a `duplicate`; a later copy is `expired`. So no
+second copy is applied, and one may be sent at any time to learn what became of the first. Outcomes
+are in the order of decision and are read from the end that their topic had at the first sending:
+**the first outcome is the row's**. Outcomes written while no relay ran are read before any sending.
 
-If that first outcome is `expired` by the relay's own bound, then no copy was in time: Kafka was
-away, say, for longer than half a window. Nothing was applied, and the row is sent again with a new
-command id and a new bound. That needs all outcomes since the first sending: later than RENEW_MAX_MS
-after it retention may have taken some of them, and the row is left `expired` for people to judge.
+If the first outcome is `expired` by the relay's own bound, no copy was in time, for instance
+because Kafka was away for longer than half a window. Nothing was applied, and the row is sent again
+with a new command id and a new bound. That requires all outcomes since the first sending. Retention
+may have removed some of them RENEW_MAX_MS later; the row then stays `expired` for people to judge.
 """
 
 from datetime import UTC, datetime
@@ -30,12 +30,12 @@ from processor.engine.codec import Draft, Readable, Unreadable, decode
 from processor.engine.encoding import encode
 
 REFUSED: Final = "refused"
-"""The verdict on a row that was never sent: no processor could read it as a command."""
+"""The verdict on a row that was never sent, because no processor could read it as a command."""
 RENEW_MAX_MS: Final = int(OUTCOMES.config["retention.ms"]) * 2 // 3
 
 
 class OutboxRow(NamedTuple):
-    """A row without an outcome. `sent_ms` and `expires_ms` are None before it is sent first."""
+    """A row without an outcome. `sent_ms` and `expires_ms` are None before the first sending."""
 
     id: int
     flow_id: str
@@ -48,14 +48,14 @@ class OutboxRow(NamedTuple):
 
     @property
     def headers(self) -> Headers:
-        """Those of the record."""
+        """The headers of the command's record."""
         if self.traceparent is None:
             return ()
         return [(TRACEPARENT_HEADER, self.traceparent.encode())]
 
 
 class SentRow(NamedTuple):
-    """A row as it was sent: its command, and the record's value."""
+    """A row with its command as it was sent."""
 
     row: OutboxRow
     sent: Readable
@@ -66,7 +66,7 @@ class SentRow(NamedTuple):
 
 
 class RowOutcome(NamedTuple):
-    """The columns of an outcome; `details` is JSON."""
+    """The columns of a row's outcome; `details` is JSON."""
 
     id: int
     verdict: str
@@ -80,7 +80,7 @@ class RowOutcome(NamedTuple):
 
 
 def bound_ms(row: OutboxRow, now_ms: int, window_ms: int) -> int:
-    """The `expires_at` of a row that is sent first: half a window ahead, as FlowClient has it, or
+    """The `expires_at` of a row's first sending, in ms: half a window ahead, as in FlowClient, or
     the producer's own if that is sooner."""
     bound = now_ms + window_ms // 2
     own = _own_bound_ms(row)
@@ -88,11 +88,11 @@ def bound_ms(row: OutboxRow, now_ms: int, window_ms: int) -> int:
 
 
 def read_row(row: OutboxRow, expires_ms: int) -> Readable | Unreadable:
-    """The command of `row` as it is sent, or why no processor would read it as one."""
+    """The command of `row` as it is sent, or why no processor could read it as one."""
     key = row.flow_id.encode()
     try:
         fields = orjson.loads(row.command)
-    except orjson.JSONDecodeError:  # a number that is too large for any of JSON's readers
+    except orjson.JSONDecodeError:  # a number too large for orjson
         fields = None
     if not isinstance(fields, dict):
         return _unreadable(key, Code.MALFORMED, "not one JSON object within the limits")
@@ -118,7 +118,7 @@ def refusal(row: OutboxRow, unreadable: Unreadable) -> RowOutcome:
 
 
 def is_of(sent: SentRow, outcome: Outcome, topic: str) -> bool:
-    """Whether `outcome`, found under the row's flow, is one of its command's on `topic`."""
+    """Whether `outcome`, of the row's flow, is an outcome of the row's command on `topic`."""
     return (
         outcome.final
         and outcome.command_id == sent.row.command_id
@@ -129,10 +129,10 @@ def is_of(sent: SentRow, outcome: Outcome, topic: str) -> bool:
 
 
 def is_renewable(row: OutboxRow, outcome: Outcome, now_ms: int, window_ms: int) -> bool:
-    """Whether the row came to Kafka too late by the relay's bound, and by no other.
+    """Whether the row reached Kafka after the relay's bound, but before the producer's own.
 
-    Not if this machine's clock has not come near the bound: the broker's is far ahead then, and the
-    next bound would be too early, too.
+    False if this machine's clock is not near the bound: the broker's clock is then far ahead, and
+    the next bound would also be too early.
     """
     if outcome.code is not Code.EXPIRED or row.sent_ms is None or row.expires_ms is None:
         return False
@@ -161,12 +161,12 @@ def columns_of(row: OutboxRow, outcome: Outcome) -> RowOutcome:
 
 
 def time_of(ms: int) -> datetime:
-    """As PostgreSQL's driver takes it."""
+    """The time as PostgreSQL's driver takes it."""
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def _own_bound_ms(row: OutboxRow) -> int | None:
-    """The producer's own `expires_at`; None where there is none that can be read."""
+    """The producer's own `expires_at` in ms; None if there is none or it cannot be read."""
     try:
         own = orjson.loads(row.command)["expires_at"]
         return parse_timestamp(own) if isinstance(own, str) else None

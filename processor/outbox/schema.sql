@@ -1,5 +1,5 @@
--- What producers write commands into, and the relay their outcomes; the columns are described in
--- processor/docs/outbox.md. `taskflow outbox --ddl` prints it; PostgreSQL 13 or newer.
+-- The outbox: producers insert commands, the relay writes their outcomes. processor/docs/outbox.md
+-- describes the columns. `taskflow outbox --ddl` prints these statements; PostgreSQL 13 or newer.
 
 CREATE TABLE taskflow_outbox (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -8,12 +8,12 @@ CREATE TABLE taskflow_outbox (
     command jsonb NOT NULL,
     traceparent text,
     created_at timestamptz NOT NULL DEFAULT now(),
-    -- The relay's own.
+    -- Written by the relay when it sends the row.
     topic text,
     sent_at timestamptz,
     expires_at timestamptz,
     outcomes_offset bigint,
-    -- The outcome.
+    -- Written by the relay with the outcome.
     outcome_at timestamptz,
     verdict text,
     code text,
@@ -27,7 +27,7 @@ CREATE TABLE taskflow_outbox (
 CREATE INDEX taskflow_outbox_pending ON taskflow_outbox (flow_id, id) WHERE outcome_at IS NULL;
 CREATE INDEX taskflow_outbox_outcomes ON taskflow_outbox (outcome_at) WHERE outcome_at IS NOT NULL;
 
--- A command has its ids in itself, too: for Debezium, which sends it as it stands.
+-- Adds the row's ids to the command: Debezium sends the command as it is in the row.
 CREATE FUNCTION taskflow_outbox_complete() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF jsonb_typeof(NEW.command) = 'object' THEN
@@ -43,7 +43,7 @@ $$;
 CREATE TRIGGER taskflow_outbox_complete BEFORE INSERT ON taskflow_outbox
     FOR EACH ROW EXECUTE FUNCTION taskflow_outbox_complete();
 
--- Wakes the relay when the transaction is committed; without it, it looks once a second.
+-- Notifies the relay of a commit; without it, the relay polls once a second.
 CREATE FUNCTION taskflow_outbox_wake() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('taskflow_outbox', TG_TABLE_SCHEMA);
