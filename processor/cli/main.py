@@ -25,11 +25,11 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "mcp": ("mcp.command", "Serve flows to agents by the Model Context Protocol."),
         "outbox": (
             "outbox.command",
-            "Send commands that a producer writes into its own database.",
+            "Send commands from a producer's database, and write outcomes back.",
         ),
         "sink": ("sink.commands", "Write flows, steps and events into PostgreSQL as they come."),
-        "signals": ("signals", "Bring events to the flows that wait for them."),
-        "schemas": ("schemas.commands", "Register the JSON Schemas of the topics."),
+        "signals": ("signals", "Deliver signals to the flows that wait for them."),
+        "schemas": ("schemas.commands", "Register the topics' JSON Schemas at a schema registry."),
         "deploy": ("deploy.commands", "Write manifests for Kubernetes, or units for systemd."),
     },
     "Use": {
@@ -38,7 +38,7 @@ _PANELS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "step": ("step.commands", "Schedule, look at, retry, cancel and do managed steps."),
         "signal": (
             "signal.commands",
-            "Send events to whichever flow waits, and list what was not delivered.",
+            "Send signals to the flows that wait for them, and list undelivered ones.",
         ),
         "audit": ("tail", "Print the FlowEvents, what happened to flows."),
         "outcomes": ("tail", "Print the outcomes, one for each command."),

@@ -1,4 +1,4 @@
-"""`taskflow signals`: bring events to the flows that wait for them.
+"""`taskflow signals`: deliver signals to the flows that wait for them.
 
 What the command needs is imported when it runs.
 """
@@ -24,13 +24,13 @@ def signals(
         False, "--with-parent", hidden=True, help="Stop when standard input ends."
     ),
 ) -> None:
-    """Bring events to the flows that wait for them. It runs until SIGTERM or Ctrl-C.
+    """Deliver signals to the flows that wait for them. It runs until SIGTERM or Ctrl-C.
 
-    An event names a topic and a correlation id, as the flow's wait does. Events come on the topic
-    `signals`: from `taskflow signal send`, `POST /v1/signals` of the views, or any Kafka client.
-    One that is early is kept for TASKFLOW_SIGNAL_TTL; one that no flow waits for in time goes to
-    `signals.deadletters`. What it knows is in Kafka: start as many as there are partitions, and
-    kill any of them.
+    A signal is an event that names a topic and a correlation id, as the flow's wait does. Signals
+    arrive on the topic `signals`: from `taskflow signal send`, `POST /v1/signals` of the views, or
+    any Kafka client. An early signal is kept for TASKFLOW_SIGNAL_TTL. A signal that no flow takes
+    in time goes to `signals.deadletters`. All state is in Kafka: start up to one process for each
+    partition, and stop any of them at any time.
 
     It needs the topics of `taskflow topics create --signals`, the extra `views`, and the rights of
     `taskflow topics acls --role signals`.

@@ -16,34 +16,34 @@ from processor.errors import ExtraMissing
 
 def mcp(
     write: bool = typer.Option(
-        False, "--write", help="Let flows of the session be started and changed, too."
+        False, "--write", help="Add tools that start and change flows of the session."
     ),
     operator: bool = typer.Option(
         False,
         "--operator",
-        help="Let all sessions' flows be cancelled and resumed; with --write.",
+        help="Add operators' tools, for flows of all sessions; needs --write.",
     ),
     owner: str | None = typer.Option(
-        None, "--owner", help="The session to act as; TASKFLOW_MCP_OWNER, or this login and host."
+        None, "--owner", help="The session; by default TASKFLOW_MCP_OWNER, or login and host."
     ),
     tools: str | None = typer.Option(
-        None, "--tools", help="A file of tools whose work executors do; with --write."
+        None, "--tools", help="A file of tools that executors do; needs --write."
     ),
     http: bool = typer.Option(
-        False, "--http", help="Serve at TASKFLOW_MCP_HTTP, until SIGTERM, instead of on stdin."
+        False, "--http", help="Serve at TASKFLOW_MCP_HTTP until SIGTERM, instead of on stdin."
     ),
     views: str | None = typer.Option(
-        None, "--views", help="Where views are; those of TASKFLOW_VIEWS_HTTP unless given."
+        None, "--views", help="The views' address; by default TASKFLOW_VIEWS_HTTP."
     ),
 ) -> None:
     """Serve flows to agents by the Model Context Protocol.
 
-    A client starts it, such as an editor or a chat program, speaks to it on stdin and stdout, and
-    ends it. Without --write it only shows. It acts as one session: a model cannot choose another.
-    Flows are read from the views, so `taskflow up` or `taskflow views` must run.
+    An MCP client, such as an editor or a chat program, starts it and talks to it on stdin and
+    stdout. Without --write its tools only read. It acts as one session, which a model cannot
+    change. It reads flows from the views, so `taskflow up` or `taskflow views` must run.
 
-    With --tools, each call of such a tool is a managed step of a flow, and a task of the protocol's
-    Tasks extension: it goes on while server, client, worker or executor are killed and start again.
+    With --tools, a call of a tool is a managed step of a flow, and a task of MCP's Tasks extension.
+    It survives a restart of server, client, worker and executor.
 
     Example: `taskflow mcp --write --owner my-agent`
 

@@ -1,4 +1,4 @@
-"""Run an MCP server for `taskflow mcp`: on standard streams, or by streamable HTTP."""
+"""Run the MCP server of `taskflow mcp`, on standard streams or by streamable HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,13 +27,13 @@ from processor.runtime import end_tasks
 from processor.settings import Settings
 
 VIEWS_TIMEOUT_S: Final = 15.0
-"""Longer than views may take to show what was written."""
+"""Longer than the views may take to show earlier writes."""
 OTHERWISE: Final = "TASKFLOW_MCP_HTTP to another address"
 
 
 @dataclass(frozen=True, slots=True)
 class McpChoice:
-    """What the server is started for."""
+    """The options of `taskflow mcp`."""
 
     write: bool
     operator: bool

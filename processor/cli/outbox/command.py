@@ -1,4 +1,4 @@
-"""`taskflow outbox`: send commands that a producer writes into its own database.
+"""`taskflow outbox`: send commands from a producer's database, and write outcomes back.
 
 What the command needs is imported when it runs.
 """
@@ -17,27 +17,27 @@ def outbox(
         "-", "--dsn", metavar="DSN", help="The producer's PostgreSQL; - for TASKFLOW_OUTBOX_DSN."
     ),
     ddl: bool = typer.Option(
-        False, "--ddl", help="Only print the table's DDL, for your own migrations."
+        False, "--ddl", help="Print the table's DDL for your own migrations, and end."
     ),
     once: bool = typer.Option(
-        False, "--once", help="End when all rows have outcomes; else it goes on until SIGTERM."
+        False, "--once", help="End when all rows have outcomes, instead of at SIGTERM."
     ),
     with_parent: bool = typer.Option(
         False, "--with-parent", hidden=True, help="Stop when standard input ends."
     ),
 ) -> None:
-    """Send commands that a producer writes into its own database.
+    """Send commands from a producer's database, and write outcomes back.
 
-    A producer inserts a command into taskflow_outbox in the transaction of its own rows: both are
-    there, or neither. The relay sends rows to Kafka, those of a flow in their order, and writes
-    each outcome back into its row: verdict, code, revision, status, what is allowed next. A command
-    is applied once, whenever the relay or the database is killed. A row that no processor could
-    read as a command is refused in the row, and holds up no other.
+    A producer inserts a command into taskflow_outbox in the transaction of its own rows, so that
+    both are there or neither. The relay sends the rows to Kafka, those of one flow in order, and
+    writes each outcome into its row: verdict, code, revision, status, allowed commands. A command
+    is applied once, even if relay or database are killed. A row that is not a valid command is
+    refused in the row and holds up no other row.
 
-    The table is made in TASKFLOW_OUTBOX_SCHEMA when it is missing. Rows with an outcome are deleted
-    TASKFLOW_OUTBOX_RETAIN later. Start a second relay to take over at once: it waits until the
-    first has ended. It needs the extra `postgres`, and the rights of `taskflow topics acls --role
-    producer`. Others of this machine may see --dsn: prefer the setting, or its file.
+    The relay makes the table in TASKFLOW_OUTBOX_SCHEMA if it is missing, and deletes rows
+    TASKFLOW_OUTBOX_RETAIN after their outcome. A second relay waits until the first has ended, and
+    takes over at once. It needs the extra `postgres`, and the rights of `taskflow topics acls
+    --role producer`. Other users of this machine can see --dsn: prefer the setting, or its file.
 
     Example: `TASKFLOW_OUTBOX_DSN=postgresql://taskflow@db/shop taskflow outbox`
 

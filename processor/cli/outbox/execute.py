@@ -11,7 +11,7 @@ from processor.settings import Settings
 
 
 def print_ddl() -> None:
-    """Print the statements that make the table."""
+    """Print the statements that create the table."""
     write_line(statements().rstrip().encode())
 
 

@@ -1,4 +1,4 @@
-"""`taskflow schemas`: the JSON Schemas of the topics at a schema registry.
+"""`taskflow schemas`: register the topics' JSON Schemas at a schema registry.
 
 What the command needs is imported when it runs.
 """
@@ -10,7 +10,9 @@ import typer
 from processor.cli.common.options import JSON
 from processor.cli.common.runner import run, settings_and_logs
 
-app = typer.Typer(help="Register the JSON Schemas of the topics.", no_args_is_help=True)
+app = typer.Typer(
+    help="Register the topics' JSON Schemas at a schema registry.", no_args_is_help=True
+)
 
 
 Level = Literal[
@@ -22,17 +24,17 @@ Level = Literal[
     "FULL_TRANSITIVE",
     "NONE",
 ]
-"""How a version must fit those before it, in the words of Confluent's registry."""
+"""The compatibility levels, by the names of Confluent's registry."""
 
 
 COMPATIBILITY: Final = typer.Option(
-    "BACKWARD", "--compatibility", help="The level that each subject gets."
+    "BACKWARD", "--compatibility", help="The compatibility level for each subject."
 )
 
 
 @app.callback()
 def _group() -> None:
-    """Register the JSON Schemas of the topics."""
+    """Register the topics' JSON Schemas at a schema registry."""
 
 
 @app.command("register")
@@ -41,16 +43,18 @@ def register(
         "-", "--registry", metavar="URL", help="The registry; - for TASKFLOW_SCHEMA_REGISTRY."
     ),
     compatibility: Level = COMPATIBILITY,
-    dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be done, do nothing."),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Show what would be done; change nothing."
+    ),
     json: bool = JSON,
 ) -> None:
     """Register the JSON Schemas of all topics at a schema registry.
 
-    For Confluent's registry, Karapace and others with its API. A subject is `{topic}-value`; of
-    `state`, which has values of three kinds, `{topic}-FlowSnapshot`, `-StepSnapshot` and `-Cursor`.
-    Records stay plain JSON, without an id of a schema in front: see consuming.md. What is there
-    already is left as it is. If a schema does not fit what is there, nothing is done at all, and
-    the exit code is 1.
+    For Confluent's registry, Karapace and others with the same API. A subject is `{topic}-value`.
+    The topic `state` has three kinds of values, with the subjects `{topic}-FlowSnapshot`,
+    `-StepSnapshot` and `-Cursor`. Records stay plain JSON without a schema id: see
+    processor/docs/consuming.md. Schemas that are registered already are kept. If a schema is
+    incompatible with its subject, nothing is changed and the exit code is 1.
 
     Example: `taskflow schemas register --registry https://registry.example:8081 --dry-run`
 

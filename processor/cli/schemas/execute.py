@@ -16,8 +16,8 @@ State = Literal["new", "next version", "there", "incompatible"]
 
 @dataclass(slots=True)
 class Registration:
-    """A subject, and what is or would be done: `level` is the one that it had before, None if it
-    had none of its own; `id` is the schema's, once it is registered."""
+    """A subject, and what is or would be done for it. `level`: its compatibility level before, None
+    if it had none of its own; `id`: of the schema, None before it is registered."""
 
     subject: str
     state: State
@@ -30,16 +30,16 @@ class Registration:
 async def register_all(
     settings: Settings, registry: str, compatibility: str, *, dry_run: bool
 ) -> list[Registration]:
-    """Look at all subjects, and register what is missing unless some schema does not fit.
+    """Look up all subjects, and register missing schemas unless one is incompatible.
 
-    Raises WrongUse without an address, and Refused for what the registry does not take.
+    Raises WrongUse without an address, and Refused for an error of the registry.
     """
     url = registry
     if registry == FROM_SETTING:
         if settings.schema_registry is None:
             raise WrongUse(
-                "--registry is missing, and TASKFLOW_SCHEMA_REGISTRY as well: the address of the "
-                "registry, such as https://registry.example:8081."
+                "The registry's address is missing: give --registry, or set "
+                "TASKFLOW_SCHEMA_REGISTRY, such as https://registry.example:8081."
             )
         url = settings.schema_registry.get_secret_value()
     schemas = subjects(settings.topic_prefix)
@@ -73,7 +73,7 @@ async def _looked_up(
 
 
 def show(found: list[Registration], *, json: bool, dry_run: bool) -> bool:
-    """Print them, a JSON line each in a pipe; whether all schemas fit."""
+    """Print the registrations, in a pipe as JSON lines; whether all schemas are compatible."""
     bad = [one.subject for one in found if one.state == "incompatible"]
     if for_people(json):
         rows = [
@@ -89,8 +89,8 @@ def show(found: list[Registration], *, json: bool, dry_run: bool) -> bool:
     missing = sum(one.state in ("new", "next version") for one in found)
     if bad:
         say(
-            f"{len(bad)} schemas do not fit what is registered: {', '.join(bad)}. Nothing was "
-            "done; look at the versions there, or choose another level for these subjects."
+            f"{len(bad)} schemas are incompatible with registered versions: {', '.join(bad)}. "
+            "Nothing was changed. Compare the versions, or choose another --compatibility."
         )
     elif dry_run:
         say(f"{missing} schemas would be registered, {len(found) - missing} are there already.")

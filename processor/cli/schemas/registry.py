@@ -1,4 +1,4 @@
-"""Ask a schema registry, by the API of Confluent's that others have, too."""
+"""Talk to a schema registry by the API of Confluent's registry, which others have, too."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -29,15 +29,14 @@ class SchemaRegistry:
         self.url = url
 
     async def version_of(self, subject: str, schema: str) -> int | None:
-        """The version that `schema` has under `subject`; None if it is not there. Raises
-        Refused."""
+        """The version of `schema` under `subject`; None if it is not registered. Raises Refused."""
         status, body = await self._ask("POST", f"subjects/{quote(subject, safe='')}", of(schema))
         if status == 404:
             return None
         return int(self._checked(subject, status, body)["version"])
 
     async def exists(self, subject: str) -> bool:
-        """Whether there is any version of `subject`. Raises Refused."""
+        """Whether `subject` has any version. Raises Refused."""
         status, body = await self._ask("GET", f"subjects/{quote(subject, safe='')}/versions/latest")
         if status == 404:
             return False
@@ -45,8 +44,8 @@ class SchemaRegistry:
         return True
 
     async def fits(self, subject: str, schema: str) -> bool:
-        """Whether `schema` may be the next version of `subject`, by the level that this has now.
-        Raises Refused."""
+        """Whether `schema` may be the next version of `subject`, by its present level. Raises
+        Refused."""
         path = f"compatibility/subjects/{quote(subject, safe='')}/versions/latest"
         status, body = await self._ask("POST", path, of(schema))
         return bool(self._checked(subject, status, body)["is_compatible"])
@@ -60,12 +59,13 @@ class SchemaRegistry:
         return None if found is None else str(found)
 
     async def set_level(self, subject: str, level: str) -> None:
-        """Raises Refused."""
+        """Set the compatibility level of `subject`. Raises Refused."""
         path = f"config/{quote(subject, safe='')}"
         self._checked(subject, *await self._ask("PUT", path, {"compatibility": level}))
 
     async def register(self, subject: str, schema: str) -> int:
-        """Register `schema` as the next version, unless it is there; its id. Raises Refused."""
+        """Register `schema` as the next version unless it is registered; return its id. Raises
+        Refused."""
         path = f"subjects/{quote(subject, safe='')}/versions"
         return int(self._checked(subject, *await self._ask("POST", path, of(schema)))["id"])
 
@@ -94,7 +94,7 @@ class SchemaRegistry:
                 content = await response.read()
         except (ClientError, TimeoutError, OSError) as error:
             why = "it took too long" if isinstance(error, TimeoutError) else str(error)
-            raise Refused(f"No schema registry answers at {self.url} ({why}).") from None
+            raise Refused(f"No schema registry responds at {self.url} ({why}).") from None
         try:
             return response.status, orjson.loads(content)
         except orjson.JSONDecodeError:
@@ -108,8 +108,8 @@ def of(schema: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[SchemaRegistry]:
-    """The registry at `url`, which may hold `user:password@`; nothing is asked yet. Raises
-    WrongUse."""
+    """Make the client of the registry at `url`, which may hold `user:password@`; it connects at the
+    first request. Raises WrongUse."""
     from aiohttp import BasicAuth, ClientSession, ClientTimeout
 
     parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""`taskflow signal`: send events to whichever flow waits, and list what was not delivered.
+"""`taskflow signal`: send signals to the flows that wait for them, and list undelivered ones.
 
 What the command needs is imported when it runs.
 """
@@ -11,7 +11,7 @@ from processor.cli.common.rows import Column, moment, print_rows
 from processor.cli.common.runner import run, settings_and_logs
 
 app = typer.Typer(
-    help="Send events to whichever flow waits, and list what was not delivered.",
+    help="Send signals to the flows that wait for them, and list undelivered ones.",
     no_args_is_help=True,
 )
 
@@ -19,20 +19,20 @@ app = typer.Typer(
 @app.command("send")
 def send(
     topic: str = typer.Argument(..., help="The topic that the flow's wait names."),
-    correlation_id: str = typer.Argument(..., help="Its correlation id: the business key."),
+    correlation_id: str = typer.Argument(..., help="Its correlation id: a business key."),
     data: str | None = typer.Option(
-        None, "--data", help="What happened: JSON, or @FILE, or @- for stdin."
+        None, "--data", help="The payload: JSON, or @FILE, or @- for stdin."
     ),
     id_: str | None = typer.Option(
-        None, "--id", help="Of the event: sent again with it, it is delivered once."
+        None, "--id", help="The event's id; a signal sent again with it is delivered once."
     ),
     timeout: str = typer.Option("30s", "--timeout", help="How long to wait for Kafka."),
     json: bool = typer.Option(False, "--json", help="JSON also on a terminal."),
 ) -> None:
     """Send a signal: it ends the wait of the flow that waits for its topic and correlation id.
 
-    It may come before the flow waits: `taskflow signals`, which must run, keeps it for
-    TASKFLOW_SIGNAL_TTL. It is sent when Kafka has it; whether a flow took it stands in the audit.
+    `taskflow signals` must run to deliver it. A signal that comes before the flow waits is kept for
+    TASKFLOW_SIGNAL_TTL. The command ends when Kafka has the signal; the audit shows its delivery.
 
     Example: `taskflow signal send payments order-17 --data '{"paid": true}' --id pay-17`
 
@@ -60,8 +60,8 @@ def send(
 def deadletters(json: bool = JSON_LINES) -> None:
     """List the signals that were not delivered, the newest last, with the reason of each.
 
-    The value of one that is whole can be sent again as it is, and then has another time to live:
-    `taskflow signal send`, with the id, the topic and the correlation id that it had.
+    To give one another time to live, send it again with `taskflow signal send` and its id, topic
+    and correlation id.
 
     Example: `taskflow signal deadletters --json`
 
@@ -76,7 +76,7 @@ def deadletters(json: bool = JSON_LINES) -> None:
             write_json(one)
         return
     if not found:
-        say("Every signal was delivered, or waits for a flow.")
+        say("No undelivered signals.")
         return
     columns = (
         *(Column("at"), Column("code"), Column("topic", 8, 2), Column("correlation id", 8, 1)),

@@ -12,7 +12,7 @@ from processor.settings import Settings
 
 
 async def undelivered(settings: Settings) -> list[dict[str, Any]]:
-    """What stands on `signals.deadletters`, by the time at which it came there. Raises
+    """The records of `signals.deadletters` as JSON, in the order of their times. Raises
     BrokerUnreachable, TopicsWrong, AccessDenied."""
     topic = SignalTopics(settings.topic_prefix).dead_letters
     found = [(record.timestamp, described(record)) async for record in read(settings, topic)]
@@ -20,7 +20,7 @@ async def undelivered(settings: Settings) -> list[dict[str, Any]]:
 
 
 def described(record: Record) -> dict[str, Any]:
-    """A dead letter as JSON; what it holds of a signal is null where it is none."""
+    """A dead letter as JSON; the fields of the signal are null if the record is not a signal."""
     _, facts = split_dead_letter(record.headers)
     shown: dict[str, Any] = {
         "at": instant(record.timestamp),
