@@ -38,11 +38,10 @@ ADDED_OF_A_CUT_VALUE: Final = (*ADDED, dead_letters.TRUNCATED, dead_letters.DIGE
 
 
 class CloudEventHeader(StrEnum):
-    """The headers of CloudEvents 1.0 (binary mode of the Kafka binding), which a worker that is
-    told a source adds to outcomes and FlowEvents.
+    """The headers of CloudEvents 1.0 (binary mode of the Kafka binding), which workers with
+    TASKFLOW_CLOUDEVENTS_SOURCE add to outcomes and FlowEvents.
 
-    They say again what the value says: nothing of taskflow reads them, and records without them are
-    the same records.
+    They repeat fields of the value. taskflow never reads them.
     """
 
     SPECVERSION = "ce_specversion"
@@ -56,9 +55,9 @@ class CloudEventHeader(StrEnum):
 
 CLOUDEVENTS_VERSION: Final = "1.0"
 EVENT_TYPE: Final = "taskflow.event."
-"""And the kind of the FlowEvent."""
+"""Followed by the kind of the FlowEvent."""
 OUTCOME_TYPE: Final = "taskflow.outcome."
-"""And the verdict."""
+"""Followed by the verdict."""
 VALUE_TYPE: Final = "application/json"
 _OF_CLOUDEVENTS: Final = frozenset(header.value for header in CloudEventHeader)
 

@@ -227,11 +227,11 @@ def _worker(topics: Topics, group_id: str) -> tuple[Right, ...]:
 def _signals(topics: Topics, group_id: str) -> tuple[Right, ...]:
     own = SignalTopics(topics.prefix)
     return (
-        on_topic(Operation.READ, topics.audit, "who waits for what"),
-        on_topic(Operation.READ, own.signals, "the signals"),
-        *_each(Operation.READ, (own.log, own.state), "its own records"),
-        *_each(Operation.WRITE, (own.log, own.state), "what it makes of signals and waits"),
-        on_topic(Operation.WRITE, own.dead_letters, "signals that nobody waits for in time"),
+        on_topic(Operation.READ, topics.audit, "find the waits"),
+        on_topic(Operation.READ, own.signals, "read the signals"),
+        *_each(Operation.READ, (own.log, own.state), "read its state and its log"),
+        *_each(Operation.WRITE, (own.log, own.state), "write its state and its log"),
+        on_topic(Operation.WRITE, own.dead_letters, "write signals that no flow takes in time"),
         on_topic(Operation.WRITE, topics.commands, "end the waits"),
         on_topic(Operation.READ, topics.outcomes, "see which flow refuses a signal"),
         on_group(Operation.READ, f"{group_id}.signals", "share the partitions among processes"),

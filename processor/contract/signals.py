@@ -16,19 +16,19 @@ command may be."""
 UNCLAIMED: Final = "unclaimed"
 """Code of a dead letter: no flow waited for the signal within its time to live."""
 UNDELIVERABLE: Final = "undeliverable"
-"""Code of a dead letter: the flow that waited refuses it for good, as for a state too large."""
+"""Code of a dead letter: the waiting flow refuses it for good, as for a state too large."""
 INVALID: Final = "invalid_signal"
-"""Code of a dead letter: the record is no signal."""
+"""Code of a dead letter: the record is not a signal."""
 
 
 class SignalMessage(Message):
     """An event without a flow id: the value of a record on `signals`."""
 
     id: Annotated[str, Field(min_length=1, max_length=200)]
-    """Of the event; with the same topic and correlation id it is delivered once."""
+    """The event's id; a signal with the same id, topic and correlation id is delivered once."""
     topic: WaitText
-    """The topic that the flow's wait names; no topic of Kafka's."""
+    """The topic of the flow's wait; not a Kafka topic."""
     correlation_id: WaitText
     payload: Json = None
-    """Goes to `resume_event` of the flow's state; absent and null: nothing does."""
+    """Becomes `resume_event` of the flow's state, unless it is absent or null."""
     schema_version: Literal[1] | None = None

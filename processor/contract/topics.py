@@ -30,8 +30,8 @@ class TopicSpec:
     config: Mapping[str, str]
 
     def replicated(self, factor: int) -> dict[str, str]:
-        """`config`, and with three replicas or more that most of them must have a record before it
-        is acknowledged. Kafka's default is one of them, which may be the one that is lost."""
+        """`config` for `factor` replicas: from three on, a majority must have a record before it is
+        acknowledged. With Kafka's default of one, the only replica with it may be lost."""
         return {**self.config, **({MIN_INSYNC: f"{majority(factor)}"} if factor >= 3 else {})}
 
 
@@ -151,13 +151,13 @@ SIGNALS: Final = topic_spec(
 )
 SIGNAL_LOG: Final = topic_spec(
     "signals.log",
-    "signals and what becomes of waits, by topic and correlation id; internal",
+    "signals and changes of waits, by topic and correlation id; internal",
     cleanup_policy="delete",
     retention_ms=30 * DAY_MS,
 )
 SIGNAL_STATE: Final = topic_spec(
     "signals.state",
-    "what `taskflow signals` knows: waits, early signals, positions; internal",
+    "the state of `taskflow signals`: waits, early signals, positions; internal",
     cleanup_policy="compact",
     segment_bytes=64 * 1024 * 1024,
     segment_ms=3_600_000,
@@ -166,7 +166,7 @@ SIGNAL_STATE: Final = topic_spec(
 )
 SIGNAL_DEAD_LETTERS: Final = topic_spec(
     "signals.deadletters",
-    "signals that no flow waited for in time, or that are none",
+    "signals that no flow took in time, and invalid ones",
     cleanup_policy="delete",
     retention_ms=30 * DAY_MS,
     max_message_bytes=DEAD_LETTER_MAX_BYTES,

@@ -1,1 +1,1 @@
-"""The client of those that send signals."""
+"""The client for sending signals."""

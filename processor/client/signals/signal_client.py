@@ -1,4 +1,4 @@
-"""SignalClient: send events to whichever flow waits for them."""
+"""SignalClient: send signals, events for the flows that wait for them."""
 
 import asyncio
 from types import TracebackType
@@ -24,7 +24,8 @@ class SignalNotAcknowledged(TaskflowError):
 
 
 class SignalReceipt(NamedTuple):
-    """Where Kafka has put a signal. `offset` is None in the rare case that it did not say."""
+    """A signal's id and position in Kafka. `offset` is None in the rare case that Kafka did not
+    return it."""
 
     id: str
     topic: str
@@ -35,10 +36,10 @@ class SignalReceipt(NamedTuple):
 class SignalClient:
     """Sends signals; an async context manager.
 
-    `settings`: from the environment if None. A signal reaches the flow that waits, or will wait
-    within TASKFLOW_SIGNAL_TTL, for an external event of its topic and correlation id, as long as
-    `taskflow signals` runs. Entering raises BrokerUnreachable, and TopicsWrong where the topics of
-    signals are not there.
+    `settings`: from the environment if None. `taskflow signals` must run: it delivers a signal to
+    the flow that waits, or will wait within TASKFLOW_SIGNAL_TTL, for an external event with its
+    topic and correlation id. Entering raises BrokerUnreachable, AccessDenied, and TopicsWrong if
+    the topics of signals are missing.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -76,9 +77,9 @@ class SignalClient:
     ) -> SignalReceipt:
         """Send a signal; return once all replicas have it.
 
-        `payload` goes to `resume_event` of the flow's state. `id`: of the event; sent again with
-        the same id it is delivered once. Made up if None, and then a repeated call is another
-        signal. `traceparent`: W3C trace context for what the signal causes.
+        `payload` becomes `resume_event` of the flow's state. `id`: of the event; a signal sent
+        again with it is delivered once. If None, it is random, and a repeated call is another
+        signal. `traceparent`: W3C trace context for all that the signal causes.
 
         Raises InvalidSignal, CommandNotSent if Kafka refuses it, and SignalNotAcknowledged.
         """

@@ -1,4 +1,4 @@
-"""Read the value of a signal, as `taskflow signals` and those that send it do."""
+"""Read and check the value of a signal, for senders and `taskflow signals`."""
 
 from typing import Any, Final
 
@@ -15,13 +15,13 @@ _ANY_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
 
 class InvalidSignal(TaskflowError, ValueError):
-    """The value is no signal, or one whose payload no flow could take; the text says why, and
-    nothing of the payload."""
+    """The value is not a signal, or no flow could take its payload. The text gives the reason
+    without the payload."""
 
 
 def read_signal(value: bytes | None) -> SignalMessage:
-    """Return the signal. Its payload keeps the contract's rules for what a command may hold.
-    Raises InvalidSignal."""
+    """Return the signal, whose payload is within the contract's limits of a command. Raises
+    InvalidSignal."""
     if not value:
         raise InvalidSignal("The signal is empty.")
     if len(value) > SIGNAL_MAX_BYTES:

@@ -1,1 +1,1 @@
-"""The present of flows in a client's memory."""
+"""CurrentFlows: the present flows in a client's memory."""

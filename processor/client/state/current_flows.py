@@ -1,4 +1,4 @@
-"""CurrentFlows: flows as they are now, in memory, level with the audit."""
+"""CurrentFlows: present flows with their steps, in memory, kept up to date from the audit."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ _CURSOR: Final = CURSOR_PREFIX.encode()
 
 @dataclass(frozen=True, slots=True)
 class CurrentFlow:
-    """A flow after its newest event; `steps` by run id. Nothing of it is to be changed."""
+    """A flow after its newest event; `steps` by run id. Read-only."""
 
     flow: Flow
     steps: Mapping[str, Step]
@@ -56,16 +56,15 @@ def fold(current: CurrentFlow | None, event: Mapping[str, Any]) -> CurrentFlow |
 
 
 class CurrentFlows:
-    """The flows that `keep` wants, with their steps; an async context manager.
+    """The flows that `keep` selects, with their steps; an async context manager.
 
-    Entering reads `state` once, from its beginning to its end, and then follows `audit`: each
-    event is applied exactly once and in the order of its partition, from the one on that the
-    flow's snapshot names. So all flows are as of one event, a little behind the newest outcome;
-    `until` waits. Nothing is kept on disk: what it takes to start, and the memory, grow with the
-    topic `state`.
+    Entering reads `state` once, from its beginning to its end, and then follows `audit`. Each event
+    after a flow's snapshot is applied exactly once, in the order of its partition. The flows are a
+    little behind the newest outcome; `until` waits. Nothing is kept on disk: memory and the time to
+    start grow with the topic `state`.
 
-    `keep` is asked when a flow is met first, and must depend only on what never changes of it:
-    its id, controller, owner, origin and goal. `settings`: from the environment if None.
+    `keep` is called once for each flow, and must depend only on fields that never change: id,
+    controller, owner, origin and goal. `settings`: from the environment if None.
 
     Entering raises what AuditStream raises; so do `get` and `until` once following has failed.
     """
@@ -88,7 +87,7 @@ class CurrentFlows:
         self._failure: BaseException | None = None
 
     async def __aenter__(self) -> Self:
-        # In this order, so that what is written meanwhile is met twice, and not missed.
+        # In this order: events written meanwhile are read twice, but none is missed.
         await self._audit.__aenter__()
         try:
             await self._read_state()
@@ -109,7 +108,7 @@ class CurrentFlows:
         await self._audit.__aexit__(kind, error, trace)
 
     def get(self, flow_id: str) -> CurrentFlow | None:
-        """Return the flow as far as it is known; None if there is none, or it was pruned."""
+        """Return the flow; None if there is none yet, or it was pruned."""
         if self._failure is not None:
             raise self._failure
         return self._flows.get(flow_id)
@@ -118,7 +117,7 @@ class CurrentFlows:
         return iter(list(self._flows.values()))
 
     def listen(self, listener: Listener) -> None:
-        """Have `listener` called for each event from now on; it must not raise."""
+        """Call `listener` for each event from now on; it must not raise."""
         self._listeners.append(listener)
 
     async def until(

@@ -194,7 +194,7 @@ _OPERATIONS: Final = {
     "followState": ("receive", "state", "The present of every flow and step."),
     "receiveWork": ("receive", "steps", "An executor finds the steps that it may start."),
     "receiveDeadLetter": ("receive", "deadletters", "What could not be read."),
-    "sendSignal": ("send", SIGNALS.name, "To whichever flow waits; read by `taskflow signals`."),
+    "sendSignal": ("send", SIGNALS.name, "To the flow that waits; read by `taskflow signals`."),
 }
 
 

@@ -50,8 +50,8 @@ class CommandEndpoint:
         return await self.finish(self._publish(command, query.wait / 1000, _traceparent(request)))
 
     async def signal(self, request: web.Request) -> tuple[int, Json]:
-        """Publish an event for whichever flow waits for it. Raises ProblemError, and what
-        SignalClient raises."""
+        """Publish an event for the flow that waits for it. Raises ProblemError and errors of
+        SignalClient."""
         self._authorize_writer(request, "Signals")
         body = SignalBody.model_validate(await self.body(request))
         receipt = await self.finish(self._send(body, _traceparent(request)))

@@ -188,16 +188,16 @@ class CommandBody(BaseModel):
 
 
 class SignalBody(BaseModel):
-    """An event for whichever flow waits for its topic and correlation id, or will soon."""
+    """An event for the flow that waits, or will wait, for its topic and correlation id."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     id: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
-    """Of the event; sent again with it, it is delivered once. Made up where it is missing."""
+    """The event's id; a signal sent again with it is delivered once. Random if it is missing."""
     topic: WaitText
     correlation_id: WaitText
     payload: Json = None
-    """Goes to `resume_event` of the flow's state."""
+    """Becomes `resume_event` of the flow's state."""
 
 
 class RequestBody(BaseModel):

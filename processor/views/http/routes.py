@@ -76,12 +76,12 @@ ROUTES: Final = (
           "the dedupe window it is applied once, and the copy is answered `duplicate`.",
           notes=_NOTES),
     Route("signal", "POST", "/v1/signals",
-          "Send an event to whichever flow waits for it; needs the write token",
+          "Send an event to the flow that waits for it; needs the write token",
           None, {202: responses.SignalPublished}, _WRITE, body=parameters.SignalBody, token="write",
-          description="`taskflow signals` brings it to the flow that waits for its topic and "
-          "correlation id, or that will within TASKFLOW_SIGNAL_TTL. Send an `id` of your own, and "
-          "the same body again after 502 or 504, or after no response: it is delivered once.",
-          notes={202: "Kafka has it. Whether a flow took it stands in the audit.",
+          description="`taskflow signals` delivers it to the flow that waits for its topic and "
+          "correlation id, or will within TASKFLOW_SIGNAL_TTL. Set `id`, and send the same body "
+          "again after 502, 504 or no response: it is delivered once.",
+          notes={202: "Kafka has it. The audit shows its delivery.",
                  502: "Not sent, or not acknowledged by Kafka.",
                  504: "Kafka did not acknowledge it in time. It may be sent."}),
     Route("control", "POST", "/v1/control",
