@@ -35,10 +35,11 @@ def create(
     ] = False,
 ) -> None:
     """Make those of the seven topics that are missing, and add the partitions that `steps` lacks.
-    What is there stays as it is otherwise.
+    Existing topics are not changed otherwise.
 
-    With names: make these, in full as they stand here, for `taskflow replay to`: with as many
-    partitions as the audit, the events' own timestamps, and without an end of retention.
+    With --signals: make the four topics of `taskflow signals`, too. With names: make topics of
+    these full names for `taskflow replay to`, with as many partitions as the audit, the events' own
+    timestamps, and no end of retention.
 
     Prints the names of the topics that it made or that grew.
 
@@ -60,7 +61,7 @@ def create(
     if own := sorted({*(names or ())} & {name for name, _ in Topics(settings.topic_prefix)}):
         raise WrongUse(f"{own[0]} is one of the seven: `taskflow topics create` makes these.")
     if names and signals:
-        raise WrongUse("--signals goes with the seven topics, not with names.")
+        raise WrongUse("--signals does not go with names: it adds to the seven topics.")
 
     async def create_all() -> list[str]:
         if names:

@@ -245,21 +245,21 @@ def waits(flow_id: str | None, due_ms: int | None, now_ms: int) -> Iterator[Find
 
 
 def views(url: str, view: Mapping[str, Any] | str | None) -> Iterator[Finding]:
-    """`view`: what views at `url` say of how whole and how fresh they are; None if they show other
-    topics; why there are none, where none answer."""
+    """Judge the views at `url`. `view`: their report on completeness and freshness; None if they
+    show other topics; a text with the reason if no views respond."""
     at = f"the views at {url}"
     if isinstance(view, str):
         yield Finding("views", Level.GOOD, f"{view} `taskflow views` starts some.")
     elif view is None:
-        do = "Name ours in TASKFLOW_VIEWS_HTTP."
-        yield Finding("views", Level.WARNING, f"{at} show another broker's topics, or others", do)
+        do = "Set TASKFLOW_VIEWS_HTTP to the address of this deployment's views."
+        yield Finding("views", Level.WARNING, f"{at} show topics of another broker or prefix", do)
     elif view["missing"]:
         missing = ", ".join(map(str, view["missing"]))
         do = "Start a view worker: `taskflow views`."
         yield Finding("views", Level.WARNING, f"{at} do not show partitions {missing}", do)
     elif view["lag_ms"] is None or view["lag_ms"] > VIEWS_LATE_MS:
         behind = "an unknown time" if view["lag_ms"] is None else _span(view["lag_ms"])
-        do = "See `behind` in their /ready, and their log."
+        do = "Read `behind` in their /ready, and their log."
         yield Finding("views", Level.WARNING, f"{at} are {behind} behind the audit", do)
     else:
         yield Finding("views", Level.GOOD, f"{at} show all partitions")

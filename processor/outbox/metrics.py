@@ -9,14 +9,14 @@ class OutboxMetrics(Exposed):
     def __init__(self) -> None:
         super().__init__()
         self.sent = self.counter(
-            "taskflow_outbox_sent", "Commands written to Kafka, each time that they were"
+            "taskflow_outbox_sent", "Commands written to Kafka, repeated ones included"
         )
         self.outcomes = self.counter(
             "taskflow_outbox_outcomes", "Outcomes written into rows", "verdict"
         )
         self.renewed = self.counter(
             "taskflow_outbox_renewed",
-            "Rows that came to Kafka too late, and are sent again under a new command id",
+            "Rows that reached Kafka too late and are sent again under a new command id",
         )
         self.outcome_seconds = self.histogram(
             "taskflow_outbox_outcome_seconds",
@@ -27,14 +27,14 @@ class OutboxMetrics(Exposed):
             "taskflow_outbox_oldest_seconds", "Age of the oldest row without an outcome"
         )
         self.in_flight = self.gauge(
-            "taskflow_outbox_in_flight", "Rows that were sent, and have no outcome yet"
+            "taskflow_outbox_in_flight", "Rows that were sent and have no outcome yet"
         )
         self.deleted = self.counter(
-            "taskflow_outbox_deleted", "Rows that were deleted TASKFLOW_OUTBOX_RETAIN later"
+            "taskflow_outbox_deleted", "Rows deleted TASKFLOW_OUTBOX_RETAIN after their outcome"
         )
         self.failures = self.counter(
             "taskflow_outbox_failures",
-            "Times that database or brokers were lost, and connected to again",
+            "Reconnections after the database or the brokers were lost",
         )
         self.ready = self.gauge(
             "taskflow_outbox_ready", "1 while this relay sends and awaits outcomes, else 0"

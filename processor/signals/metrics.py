@@ -10,7 +10,7 @@ class SignalMetrics(Exposed):
         super().__init__()
         self.received = self.counter("taskflow_signals_received", "Signals with a new id")
         self.repeated = self.counter(
-            "taskflow_signals_repeated", "Signals with an id that was known, left out"
+            "taskflow_signals_repeated", "Signals with a known id, which are dropped"
         )
         self.sent = self.counter(
             "taskflow_signals_commands",
@@ -18,7 +18,7 @@ class SignalMetrics(Exposed):
             "outcome",
         )
         self.dead_letters = self.counter(
-            "taskflow_signals_dead_letters", "Signals set aside, by code", "code"
+            "taskflow_signals_dead_letters", "Signals that became dead letters, by code", "code"
         )
         self.delivery_seconds = self.histogram(
             "taskflow_signals_delivery_seconds",
@@ -26,17 +26,17 @@ class SignalMetrics(Exposed):
             "outcome that ends the wait, by this machine's clock",
         )
         self.early = self.gauge("taskflow_signals_early", "Signals that no flow waits for yet")
-        self.open = self.gauge("taskflow_signals_open_waits", "Waits that no signal has ended yet")
+        self.open = self.gauge("taskflow_signals_open_waits", "Open waits for external events")
         self.failures = self.counter(
-            "taskflow_signals_failures", "Times that the service started again after an error"
+            "taskflow_signals_failures", "Restarts of the service after an error"
         )
         self.rebalances = self.counter(
-            "taskflow_signals_rebalances", "Times that partitions were shared out"
+            "taskflow_signals_rebalances", "Rebalances of the consumer group"
         )
         self.rebalance_seconds = self.histogram(
             "taskflow_signals_rebalance_seconds",
-            "From the begin of sharing out partitions until they are read again",
+            "Duration of a rebalance, until the partitions are read again",
         )
         self.ready = self.gauge(
-            "taskflow_signals_ready", "1 while partitions are shared out and served, else 0"
+            "taskflow_signals_ready", "1 while all assigned partitions are served, else 0"
         )

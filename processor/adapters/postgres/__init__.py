@@ -1,1 +1,1 @@
-"""PostgreSQL: connections, tables of a format, and what runs for as long as it has both."""
+"""PostgreSQL: connections, versioned tables, and services between Kafka and a database."""

@@ -14,18 +14,18 @@ CONNECT_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
 STATEMENT_TIMEOUT_S: Final = 300.0
 NO_TIMEOUT_S: Final = 10 * 365 * 86_400.0
-"""None would be STATEMENT_TIMEOUT_S."""
+"""asyncpg takes None as STATEMENT_TIMEOUT_S."""
 _MAKING_TABLES: Final = 8249
-"""The advisory lock of who makes tables; any number."""
+"""The advisory lock for making tables; any number."""
 _PASSING: Final = ("08", "40", "53", "55", "57")
-"""Classes of SQLSTATE that pass: connections, conflicts, resources, locks, an operator's doing."""
+"""SQLSTATE classes of transient errors: connections, conflicts, resources, locks, operators."""
 
 _OF_THE_DRIVER: Final = (asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""The second one: the server has said between two statements that it ends the connection."""
+"""asyncpg's own errors; the second one if the server ended the connection between statements."""
 
 
 class PostgresSchema(NamedTuple):
-    """A schema of a PostgreSQL, and who uses it."""
+    """A schema of a PostgreSQL database, and the part of taskflow that uses it."""
 
     dsn: str
     schema: str
@@ -37,7 +37,8 @@ class PostgresSchema(NamedTuple):
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Raise what PostgreSQL and the way to it raise as DatabaseUnavailable or DatabaseRefused."""
+    """Turn errors of PostgreSQL and of its connection into DatabaseUnavailable or
+    DatabaseRefused."""
     try:
         yield
     except (*_OF_THE_DRIVER, asyncpg.PostgresError, OSError) as error:
@@ -50,8 +51,7 @@ def database_errors() -> Iterator[None]:
 
 @asynccontextmanager
 async def connected(database: PostgresSchema) -> AsyncIterator[asyncpg.Connection]:
-    """A connection that finds the tables in the schema. Raises DatabaseUnavailable,
-    DatabaseRefused."""
+    """Connect, with the schema as the search path. Raises DatabaseUnavailable, DatabaseRefused."""
     with database_errors():
         try:
             connection = await asyncpg.connect(
@@ -89,9 +89,10 @@ async def format_of(connection: asyncpg.Connection, table: str) -> str | None:
 async def prepare_tables(
     connection: asyncpg.Connection, database: PostgresSchema, table: str, statements: str
 ) -> str:
-    """Make the schema and, by `statements`, the tables, unless `table` is there; its comment.
+    """Create the schema and, by `statements`, the tables, unless `table` exists; return its
+    comment.
 
-    Raises DatabaseRefused for an encoding that does not hold all texts.
+    Raises DatabaseRefused if the database's encoding is not UTF8.
     """
     with database_errors():
         encoding = await connection.fetchval("SHOW server_encoding")
@@ -113,8 +114,8 @@ async def prepare_tables(
 async def lock(
     connection: asyncpg.Connection, database: PostgresSchema, key: int, *, wait: bool
 ) -> bool:
-    """Keep other processes of this part off `key` for as long as the connection lives; whether it
-    is ours. `wait`: until another process lets go of it."""
+    """Lock `key` against other processes of this part while the connection lives; return whether it
+    is locked. `wait`: until it is free."""
     function = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
     with database_errors():
         got = await connection.fetchval(

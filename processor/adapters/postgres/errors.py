@@ -4,10 +4,10 @@ from processor.errors import TaskflowError
 
 
 class DatabaseUnavailable(TaskflowError):
-    """PostgreSQL does not answer, or not now; nothing of the transaction is written."""
+    """PostgreSQL does not respond now; nothing of the transaction is written."""
 
     retriable = True
 
 
 class DatabaseRefused(TaskflowError):
-    """PostgreSQL does not take what it is asked, or its tables are not ours; somebody must act."""
+    """PostgreSQL refuses a statement, or its tables are not taskflow's; an operator must act."""

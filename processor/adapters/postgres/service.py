@@ -1,4 +1,4 @@
-"""A service between Kafka and a database: it runs until it is stopped, and survives both."""
+"""DatabaseService: a service between Kafka and a database that reconnects to both."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -18,31 +18,31 @@ BACKOFF_MAX_S: Final = 10.0
 
 
 class Lock(Protocol):
-    """What keeps other processes off; see `connection.lock`."""
+    """A lock against other processes; see `connection.lock`."""
 
     def __call__(self, *, wait: bool) -> Coroutine[Any, Any, bool]: ...
 
 
 class DatabaseService(ABC):
-    """Connects, works, and connects again when database or brokers were away. One at a time works;
-    others stand by."""
+    """Connects, works, and reconnects after database or brokers were away. One service at a time
+    works; others stand by."""
 
     def __init__(self, name: str, lost: Callable[[], object]) -> None:
-        """`name`: what it is, for people. `lost` is called each time that database or brokers are
-        lost."""
+        """`name`: of the service, for people. `lost` is called each time that database or brokers
+        are lost."""
         self._name = name
         self._lost = lost
         self._connected_once = False
         self._failures = 0
         self.state = "connecting"
-        """What it does now."""
+        """Its present activity, for people."""
         self.failing: str | None = None
         """Why it cannot work; None if it can."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set. Database and brokers may go away meanwhile, and come back.
+        """Work until `stop` is set, also after database or brokers were away.
 
-        Raises DatabaseUnavailable and BrokerUnreachable if they do not answer at the start, and
+        Raises DatabaseUnavailable and BrokerUnreachable if they do not respond at the start, and
         DatabaseRefused, TopicsWrong, AccessDenied.
         """
         while not stop.is_set():
@@ -61,11 +61,11 @@ class DatabaseService(ABC):
 
     @abstractmethod
     async def _work_while_connected(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set, or something is lost."""
+        """Work until `stop` is set, or the database or the brokers are lost."""
 
     async def _alone(self, lock: Lock, stop: asyncio.Event) -> bool:
-        """Wait until no other process holds `lock`; False if `stop` is set first. From now on it
-        connects again when something is lost."""
+        """Wait until no other process holds `lock`; False if `stop` is set first. From now on `run`
+        reconnects after a loss."""
         self._connected_once = True
         if not await lock(wait=False):
             self.state, self.failing = f"waiting for another {self._name}", None
@@ -74,5 +74,5 @@ class DatabaseService(ABC):
         return True
 
     def _progressed(self) -> None:
-        """Both do what they are asked."""
+        """Reset the back-off: database and brokers work."""
         self._failures = 0

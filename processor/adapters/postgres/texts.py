@@ -1,6 +1,6 @@
-"""Make texts and JSON as PostgreSQL can hold them. Pure.
+"""Make texts and JSON that PostgreSQL can hold. Pure.
 
-It knows no U+0000, neither in text nor in jsonb: U+FFFD stands for it.
+PostgreSQL has no U+0000 in text and jsonb; U+FFFD replaces it.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Run what works between Kafka and a database, with its health server."""
+"""Run a service between Kafka and a database, with its health server."""
 
 import asyncio
 from typing import Any, Final, Protocol
@@ -15,7 +15,7 @@ from processor.telemetry.exposition import Exposed
 from processor.telemetry.health_server import serve
 
 FROM_SETTING: Final = "-"
-"""As an option's value: that of the setting."""
+"""An option's value that stands for the setting."""
 
 
 class Service(Protocol):
@@ -28,13 +28,13 @@ class Service(Protocol):
 
 
 def database_dsn(setting: SecretStr | None, given: str, variable: str, whose: str) -> str:
-    """The address that an option gives, or else the setting. Raises WrongUse if there is none."""
+    """The address of an option, or else of the setting. Raises WrongUse if there is none."""
     if given != FROM_SETTING:
         return given
     if setting is None:
         raise WrongUse(
-            f"{variable} is missing: the PostgreSQL {whose}, such as "
-            f"postgresql://user:password@host:5432/database. {variable}_FILE may name a file "
+            f"{variable} is missing: set it to the PostgreSQL {whose}, such as "
+            f"postgresql://user:password@host:5432/database, or set {variable}_FILE to a file "
             "that holds it."
         )
     return setting.get_secret_value()
@@ -49,10 +49,10 @@ async def run_service(
     http: Address | None,
     variable: str,
 ) -> None:
-    """Run `service` until `stop` is set or it ends, and serve its health at `http`, which the
-    setting `variable` names; `role`: what it is to Kafka.
+    """Run `service` until `stop` is set or it ends, and serve its health at `http`.
 
-    Raises what it does, NotAuthorized, AddressInUse.
+    `variable`: the setting of `http`, for messages. `role`: the service's role in Kafka. Raises the
+    errors of the service, NotAuthorized, AddressInUse.
     """
     read_any_record()
 

@@ -13,7 +13,7 @@ from processor.settings import Settings
 
 CANDIDATES: Final = 5
 RECORDS_MAX: Final = 500_000
-"""Of `state`, that are read for the beginning of an id: some ten seconds."""
+"""Limit of the records of `state` that are read to look an id up: some ten seconds."""
 
 
 def flow_id_at(settings: Settings, text: str) -> str:
@@ -39,8 +39,9 @@ def flow_id_at(settings: Settings, text: str) -> str:
 
 
 async def ids_with_prefix(settings: Settings, prefix: str) -> list[str]:
-    """The ids, in order, of the flows that there are: from tables, else from views, else from
-    `state`, which has no index. Raises as `list_flows` does, and Refused if that is too long."""
+    """The ids of flows that begin with `prefix`, in order: from tables, else from the views, else
+    from `state`, which has no index. Raises as `list_flows` does, and Refused if `state` has more
+    than RECORDS_MAX records."""
     places = await places_of(settings)
     if places.topic and (known := await shown_ids(settings, prefix, CANDIDATES + 1)):
         return known
@@ -51,10 +52,10 @@ async def ids_with_prefix(settings: Settings, prefix: str) -> list[str]:
             count += 1
             if count > RECORDS_MAX:
                 raise Refused(
-                    f"No flow's id that begins with {prefix} was looked up: the topic `state` has "
-                    f"more than {RECORDS_MAX:,} records to read, there is no table of a worker "
-                    f"here, and no views that know one answer at {views_url(settings)}. Type the "
-                    "full id, or start `taskflow views`."
+                    f"Ids that begin with {prefix} cannot be looked up: the topic `state` has more "
+                    f"than {RECORDS_MAX:,} records, there is no worker's table here, and no views "
+                    f"at {views_url(settings)} know such an id. Type the full id, or start "
+                    "`taskflow views`."
                 )
             if key.startswith(prefix) and "/" not in key:
                 (found.discard if value is None else found.add)(key)

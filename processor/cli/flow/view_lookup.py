@@ -18,7 +18,7 @@ from processor.settings import Settings
 
 PAGE: Final = 200
 QUERY_MAX: Final = 256
-"""Characters of what the views search for."""
+"""Limit of the characters of a search."""
 OF_A_FLOW: Final = frozenset(Flow.model_fields)
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ async def shown_flows(
 
 
 async def shown_ids(settings: Settings, prefix: str, limit: int) -> list[str] | None:
-    """Up to `limit` flow ids that begin with `prefix`, in order; None where no views can say."""
+    """Up to `limit` flow ids that begin with `prefix`, in order; None if no views can tell."""
 
     async def found(views: ViewsClient) -> list[str] | None:
         flows = await _flows(views, {"q": prefix}, limit)
@@ -112,8 +112,8 @@ async def _flows(
 async def _pages(
     views: ViewsClient, path: str, query: Mapping[str, str | None], limit: float = inf
 ) -> list[Document] | None:
-    """Up to `limit` items; None if there is nothing at `path`, or a page is not up to date, or of a
-    part of what there is."""
+    """Up to `limit` items; None if there is nothing at `path`, or a page is out of date or
+    incomplete."""
     found: list[Document] = []
     cursor = None
     while len(found) < limit:

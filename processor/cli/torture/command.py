@@ -26,7 +26,7 @@ def torture(
     workers: int = typer.Option(2, "--workers", min=1, max=16, help="How many are started."),
     executors: int = typer.Option(2, "--executors", min=1, max=16, help="How many do steps."),
     brokers: int = typer.Option(
-        1, "--brokers", min=1, max=9, help="How many of its own: 1, or 3 and more."
+        1, "--brokers", min=1, max=9, help="How many brokers to start: 1, or 3 and more."
     ),
     per_s: int = typer.Option(200, "--rate", min=1, help="Commands a second."),
     bootstrap: str | None = typer.Option(
@@ -40,18 +40,19 @@ def torture(
     An acceptance test: it starts an embedded Apache Kafka, workers and executors of its own, sends
     commands of every kind all the time, and draws one fault after the other: kill -9, crash points,
     stopped and late workers and executors, damaged and lost tables, full disks, a broker that is
-    killed or stopped, requests that are lost, late, cut off or never answered. Each comes only once
-    the last has healed: all workers are ready, and all that the broker had acknowledged is
-    answered. In the end each step must have ended, once, and `taskflow verify` looks at everything.
-    Everything is thrown away, unless something was violated.
+    killed or stopped, requests that are lost, late, cut off or never answered. The next fault
+    starts once the last has healed: all workers are ready, and each acknowledged command has its
+    outcome. At the end each step must have ended, once, and `taskflow verify` checks everything.
+    The data is deleted, unless there was a violation.
 
-    With --brokers 3 each partition has three replicas, of which two must be in sync, and leaders
-    are moved, in-sync sets shrunk, the controller is killed, and so are two brokers at a time.
+    With --brokers 3 each partition has three replicas, of which two must be in sync. More faults
+    are added: leaders are moved, in-sync sets shrink, two brokers at a time are killed or stopped,
+    and the controller is killed.
 
     With --bootstrap it uses that cluster, under a topic prefix of its own, and breaks only its own
-    workers; it asks before. That is no thing to do to a cluster that others need.
+    workers; it asks before. Do not use a cluster that others need.
 
-    The seed says which faults come in which order; what they hit, this machine's speed says.
+    The seed sets the faults and their order; what they hit depends on this machine's speed.
 
     Prints a line for each fault, and a report; a pipe gets it as one JSON object. Exit code 1 if
     anything was violated.
@@ -66,9 +67,9 @@ def torture(
     if brokers == 2:
         raise WrongUse("--brokers is 2: of two, none can be lost. Take 1, or 3 and more.")
     if brokers > 1 and bootstrap is not None:
-        raise WrongUse("--brokers says how many it starts itself; --bootstrap names given ones.")
+        raise WrongUse("--brokers starts brokers of its own: it does not go with --bootstrap.")
     if bootstrap is not None and not (yes or somebody_to_ask()):
-        raise WrongUse("There is no terminal to ask at: take --yes for a cluster of yours.")
+        raise WrongUse("Not a terminal: pass --yes for a cluster of yours.")
     from processor.cli.torture.execute import break_everything
     from processor.embedded.environment import need_extra
     from processor.testing.chaos.plan import ChaosPlan

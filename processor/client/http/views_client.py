@@ -1,6 +1,6 @@
-"""Ask the views over HTTP: flows, histories, and events as they come.
+"""ViewsClient: read flows, histories and streams of events from the views over HTTP.
 
-It needs aiohttp, of the extra `cli`, once something is asked.
+A request needs aiohttp, of the extra `cli`.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 5.0
 KNOCK_S: Final = 1.0
-"""How long a connection may take: views that are near answer at once, or are not there."""
+"""Time-out of a connection in seconds; views respond at once or are absent."""
 STREAM_SILENCE_S: Final = 30.0
-"""A stream has a comment at least every 10 s; one that is silent for so long is broken."""
+"""Seconds without a byte after which a stream is broken; it has a comment at least every 10 s."""
 Document = dict[str, Any]
 
 
 class NoViews(TaskflowError):
-    """No views answer where they were looked for."""
+    """No views respond at their address, or they respond with an error."""
 
     retriable = True
 
 
 @dataclass(frozen=True, slots=True)
 class StreamedEvent:
-    """One server-sent event of `ViewsClient.stream`: `id` goes on behind it, `name` is `event` for
-    a FlowEvent, whose fields `data` has, `ready` or `lost`."""
+    """One server-sent event of `ViewsClient.stream`.
+
+    `id`: continue after it. `name`: `event` for a FlowEvent, whose fields are in `data`; or `ready`
+    or `lost`.
+    """
 
     id: str
     name: str
@@ -46,14 +49,14 @@ class StreamedEvent:
 
 
 class ViewsClient:
-    """Asks one view worker, which answers for all; made by `asking`."""
+    """A client of one view worker, which responds for all of them; made by `asking`."""
 
     def __init__(self, session: ClientSession, url: str) -> None:
         self.url = url
         self._session = session
 
     async def get(self, path: str, **query: str | int | None) -> Document:
-        """The answer at `/v1/{path}`. Raises NoViews; what there is nothing of is {}."""
+        """Return the document at `/v1/{path}`; {} if it is not found. Raises NoViews."""
         asked = {name: str(value) for name, value in query.items() if value is not None}
         status, body = await self._ask(f"v1/{path}", asked)
         if status == 404 and body.get("code") == "not_found":
@@ -67,7 +70,7 @@ class ViewsClient:
         return body
 
     async def post(self, path: str, body: Document, token: SecretStr, **query: str) -> Document:
-        """The response of `/v1/{path}` to a body, sent with this token. Raises NoViews."""
+        """Post `body` to `/v1/{path}` with `token`; return the response. Raises NoViews."""
         status, document = await self._ask(
             f"v1/{path}", query, body=orjson.dumps(body), headers=read_headers(token)
         )
@@ -78,8 +81,8 @@ class ViewsClient:
     async def stream(
         self, *, owner: str | None = None, last_event_id: str | None = None
     ) -> AsyncGenerator[StreamedEvent, None]:
-        """Give FlowEvents as they come, of one owner or of all, from now on or behind
-        `last_event_id`. Raises NoViews once the stream has ended."""
+        """Yield FlowEvents of one owner or of all as they arrive, from now on or after
+        `last_event_id`. Raises NoViews when the stream ends."""
         from aiohttp import ClientError, ClientTimeout
 
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
@@ -104,7 +107,7 @@ class ViewsClient:
         raise NoViews(f"The stream of {self.url} has ended.")
 
     async def are_of(self, settings: Settings) -> bool:
-        """Whether they show the topics that `settings` name. Raises NoViews."""
+        """Whether the views show the topics of `settings`. Raises NoViews."""
         _, body = await self._ask("ready", {})
         ours = settings.bootstrap_servers, settings.topic_prefix
         return (body.get("brokers"), body.get("prefix")) == ours
@@ -121,7 +124,7 @@ class ViewsClient:
 
         json = {} if body is None else {"Content-Type": "application/json"}
         try:
-            # Neither a proxy nor a redirect has a say in where flows are read from.
+            # Proxies and redirects must not change where flows are read from.
             async with self._session.request(
                 "GET" if body is None else "POST",
                 f"{self.url}/{path}",
@@ -139,7 +142,7 @@ class ViewsClient:
 async def asking(
     url: str, token: SecretStr | None = None, *, timeout_s: float = TIMEOUT_S
 ) -> AsyncIterator[ViewsClient]:
-    """Views at `url`, with their read token if they want one; nothing is asked yet."""
+    """Make a client of the views at `url`, with their read token; it sends no request yet."""
     from aiohttp import ClientSession, ClientTimeout
 
     timeout = ClientTimeout(total=timeout_s, connect=KNOCK_S)
@@ -149,17 +152,17 @@ async def asking(
 
 
 def read_headers(token: SecretStr | None) -> dict[str, str]:
-    """What a request to views carries that want this read token."""
+    """The headers of a request with this read token."""
     return {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
 
 
 def own_views_url(settings: Settings) -> str:
-    """Where views with these settings would listen."""
+    """The address of views with these settings."""
     return f"http://{_reachable(settings.views_http)}"
 
 
 def _reachable(address: Address) -> Address:
-    """Who listens everywhere is found here."""
+    """The address at which a local server that listens on all addresses is reached."""
     from processor.settings import Address
 
     anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -175,7 +178,7 @@ def _why(error: BaseException) -> str:
         return "that is no answer of theirs"
     inner = getattr(error, "os_error", error)
     errno = getattr(inner, "errno", None)
-    # Python's own words for it name the address once more.
+    # Python's message would repeat the address.
     return os.strerror(errno).lower() if errno and errno > 0 else str(inner) or repr(inner)
 
 
@@ -184,7 +187,7 @@ def _detail(body: Mapping[str, Any]) -> str:
 
 
 def _streamed(block: bytes) -> StreamedEvent | None:
-    """The event of a block of lines; None where it holds none: comments, how soon to reconnect."""
+    """The event of a block of lines; None if it has none but comments or a retry interval."""
     fields = dict(line.split(b": ", 1) for line in block.split(b"\n") if not line.startswith(b":"))
     if b"event" not in fields:
         return None

@@ -138,7 +138,7 @@ def test_tables(table: Any, expected: str) -> None:
     ("view", "expected", "what"),
     [
         ("No views answer at http://h:1 (refused).", "good", "No views answer"),
-        (None, "warning", "show another broker's topics"),
+        (None, "warning", "show topics of another broker or prefix"),
         ({"missing": [2, 3], "lag_ms": None}, "warning", "do not show partitions 2, 3"),
         ({"missing": [], "lag_ms": 10_001}, "warning", "10 s behind the audit"),
         ({"missing": [], "lag_ms": None}, "warning", "an unknown time behind"),
