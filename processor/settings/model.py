@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     replication_factor: Annotated[
         int, Field(ge=1, le=32), Expected("a whole number of 1 to 32")
     ] = 1
-    """Of each topic, when `topics create` makes it; of three and more replicas, most must have a
+    """Of each topic, when `topics create` makes it; from three replicas on, a majority must have a
     record before it is acknowledged."""
     group_id: Name = Field(default_factory=lambda data: data.get("topic_prefix", ""))
     """The consumer group that the workers share; the prefix unless given."""
@@ -140,7 +140,7 @@ class Settings(BaseSettings):
         Field(pattern=r"^[!#-;=?-\[\]_a-z~%]{1,256}$"),
         Expected("a URI reference such as //shop.example/taskflow, of at most 256 characters"),
     ] = None
-    """With it, outcomes and FlowEvents get the headers of CloudEvents, and this as `ce_source`."""
+    """If set, outcomes and FlowEvents have CloudEvents headers, with this as `ce_source`."""
     http: OptionalAddress = Address("127.0.0.1", 8900)
     """Where the worker answers /live, /ready and /metrics."""
     http_hosts: Annotated[
@@ -191,29 +191,29 @@ class Settings(BaseSettings):
     mcp_owner: Annotated[
         str | None, Field(min_length=1, max_length=256), Expected("1 to 256 characters")
     ] = None
-    """The session that an MCP server acts as; this login and host unless given."""
+    """The session that an MCP server acts as; by default login and host."""
     mcp_http: Annotated[
         Address, NoDecode, BeforeValidator(as_address), Expected("an address host:port")
     ] = Address("127.0.0.1", 8903)
-    """Where `taskflow mcp --http` serves."""
+    """The address of `taskflow mcp --http`."""
     mcp_token: Annotated[
         SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
     ] = None
-    """Only requests with it are taken by `taskflow mcp --http`, if it is set."""
+    """The bearer token that `taskflow mcp --http` asks for, if it is set."""
     outbox_dsn: DatabaseAddress = None
-    """The PostgreSQL of a producer, whose rows `taskflow outbox` sends."""
+    """The producer's PostgreSQL, whose rows `taskflow outbox` sends."""
     outbox_schema: SchemaName = "public"
     """The schema of the outbox's table."""
     outbox_retain_ms: OptionalDurationMs = 7 * DAY_MS
-    """For how long a row is kept that has its outcome."""
+    """For how long a row is kept after its outcome."""
     outbox_http: OptionalAddress = Address("127.0.0.1", 8904)
-    """Where the outbox's relay answers /live, /ready and /metrics."""
+    """The address of /live, /ready and /metrics of the outbox's relay."""
     signals_http: OptionalAddress = Address("127.0.0.1", 8905)
-    """Where `taskflow signals` answers /live, /ready and /metrics."""
+    """The address of /live, /ready and /metrics of `taskflow signals`."""
     schema_registry: Annotated[
         SecretStr | None, Expected("an address such as https://user:password@registry.example:8081")
     ] = None
-    """Where `taskflow schemas register` registers."""
+    """The schema registry of `taskflow schemas register`."""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(lower),
@@ -245,7 +245,7 @@ class Settings(BaseSettings):
     retain_terminal_ms: OptionalDurationMs = 30 * DAY_MS
     """For how long a flow that has ended is kept."""
     signal_ttl_ms: Annotated[DurationMs, *between("1s", "30d")] = DAY_MS
-    """How long a signal waits for a flow that waits for it, from its append on."""
+    """How long an early signal is kept, from its append on."""
     flow_steps_max: Annotated[
         int, Field(ge=1, le=1_000_000), Expected("a whole number of 1 to 1000000")
     ] = 10_000

@@ -1,4 +1,4 @@
-"""The faults of a chaos run that take a cluster of several brokers."""
+"""The faults of a chaos run that need a cluster of several brokers."""
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ def _replicas(stage: Stage) -> Replicas:
 
 
 async def _move_leaders(stage: Stage, dice: random.Random) -> str:
-    """Of all partitions, those of the coordinators too, while transactions are under way."""
+    """Move the leaders of all partitions, including coordinators', during transactions."""
     times, moved = dice.randrange(1, 5), 0
     for _ in range(times):
         with suppress(KafkaError, OSError, TimeoutError):  # a busy machine answers too late
@@ -32,8 +32,8 @@ async def _move_leaders(stage: Stage, dice: random.Random) -> str:
 
 
 async def _shrink(stage: Stage, dice: random.Random) -> str:
-    """A broker is stopped until it is in no in-sync set, and continues; what it led has another
-    leader then, and it does not know."""
+    """Suspend a broker until it is in no in-sync set, and let it continue. Its partitions have
+    other leaders then, which it does not know yet."""
     broker, witness, *_ = dice.sample(stage.brokers, len(stage.brokers))
     broker.pause()
     try:
@@ -45,7 +45,7 @@ async def _shrink(stage: Stage, dice: random.Random) -> str:
 
 
 async def _leave_too_few(stage: Stage, dice: random.Random) -> str:
-    """All but one are away: what is sent must wait, and nothing that was acknowledged is lost."""
+    """Kill or suspend all brokers but one: commands must wait, and no acknowledged one is lost."""
     left, *away = dice.sample(stage.brokers, len(stage.brokers))
     if kill := dice.random() < 0.5:
         for broker in away:
@@ -68,7 +68,7 @@ async def _leave_too_few(stage: Stage, dice: random.Random) -> str:
 
 
 async def _until_out(stage: Stage, away: list[EmbeddedBroker], witness: EmbeddedBroker) -> None:
-    """Wait until none of `away` is in an in-sync set, and partitions have other leaders."""
+    """Wait until no broker of `away` is in an in-sync set or leads a partition."""
     ids = {broker.node_id for broker in away}
     await _replicas(stage).until(
         witness,
@@ -79,7 +79,7 @@ async def _until_out(stage: Stage, away: list[EmbeddedBroker], witness: Embedded
 
 
 async def _restart_each(stage: Stage, dice: random.Random) -> str:
-    """Each broker is restarted in good order, as for an upgrade of Kafka."""
+    """Restart each broker in turn, as for an upgrade of Kafka."""
     for broker in dice.sample(stage.brokers, len(stage.brokers)):
         await broker.restart()
         await _replicas(stage).until_whole(timeout_s=WHOLE_TIMEOUT_S)
@@ -87,7 +87,7 @@ async def _restart_each(stage: Stage, dice: random.Random) -> str:
 
 
 async def _kill_controller(stage: Stage, dice: random.Random) -> str:
-    """Meanwhile no leader changes, and no in-sync set."""
+    """Kill the controller and start it again; in between no leader and no in-sync set changes."""
     assert stage.controller is not None, "there is one where there are several brokers"
     await stage.controller.kill()
     stage.killed("controller")
@@ -103,4 +103,4 @@ CLUSTER_MENU: Final = (
     Act("restart each broker", 2, _restart_each, needs_broker=True),
     Act("kill the controller", 3, _kill_controller, needs_broker=True),
 )
-"""Beside MENU, where there are several brokers."""
+"""Added to MENU if there are several brokers."""

@@ -1,4 +1,4 @@
-"""Find acknowledged records that are not on their topic any more."""
+"""Find acknowledged records that are no longer on their topic."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,11 @@ from processor.testing.chaos.load import digest
 async def lost_records(
     settings: Settings, digests: Mapping[tuple[str, int], Mapping[int, int]]
 ) -> list[str]:
-    """A sentence for each partition where some are missing, or others stand in their place.
+    """Return a sentence for each partition with lost or replaced records.
 
-    `digests`: of each acknowledged record, by full topic and partition, then by offset. Whether all
-    that is there has its outcome does not show it: a record that was lost may have left its offset
-    to another. Raises BrokerUnreachable.
+    `digests`: of each acknowledged record, by full topic and partition, then by offset. Outcomes do
+    not show such a loss: another record may have the offset of a lost one. Raises
+    BrokerUnreachable.
     """
     left = {at: dict(of) for at, of in digests.items()}
     for topic in sorted({topic for topic, _ in digests}):
@@ -23,8 +23,8 @@ async def lost_records(
             if of.get(record.offset) == digest(record.key, record.value):
                 del of[record.offset]
     return [
-        f"{len(of)} records of {topic}/{partition} were acknowledged and are not there any more, "
-        f"the first at offset {min(of)}."
+        f"{len(of)} acknowledged records of {topic}/{partition} are lost, the first at offset "
+        f"{min(of)}."
         for (topic, partition), of in sorted(left.items())
         if of
     ]

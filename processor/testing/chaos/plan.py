@@ -1,4 +1,4 @@
-"""Describe a chaos run: the plan of it, and the report."""
+"""The plan and the report of a chaos run."""
 
 import statistics
 from collections import Counter
@@ -8,9 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ChaosPlan:
-    """What is to be done. `seconds` and `kills` end it, whichever comes first; with `kills`,
-    nothing but kill -9 is drawn. `bootstrap` None: embedded brokers of our own; with several, each
-    partition has three replicas, of which two must be in sync."""
+    """The plan of a chaos run.
+
+    It ends after `seconds` or `kills`; with `kills`, the only faults are kill -9. `bootstrap` None:
+    embedded brokers, and with several of them three replicas for each partition, of which two must
+    be in sync.
+    """
 
     seed: int
     seconds: float | None
@@ -25,7 +28,8 @@ class ChaosPlan:
 
 @dataclass(slots=True)
 class ChaosResult:
-    """`violations` are sentences, each with where to look; without any, everything held."""
+    """The result of a chaos run. `violations` are sentences with the place of each; without any,
+    the run passed."""
 
     plan: ChaosPlan
     prefix: str
@@ -37,12 +41,12 @@ class ChaosResult:
     acknowledged: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
     steps: Counter[str] = field(default_factory=Counter)
-    """How often what happened to steps."""
+    """The number of events of steps, by kind."""
     heal_s: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     verified: list[dict[str, Any]] = field(default_factory=list)
     kept: str | None = None
-    """Where logs and tables are, if something was violated."""
+    """The folder of logs and tables, kept if there are violations."""
 
     @property
     def ok(self) -> bool:

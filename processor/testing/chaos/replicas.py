@@ -1,4 +1,4 @@
-"""Look at leaders and in-sync sets of a cluster's partitions, Kafka's own too, and move leaders."""
+"""Read leaders and in-sync sets of all partitions of a cluster, and move leaders."""
 
 import asyncio
 import random
@@ -23,12 +23,12 @@ REQUEST_TIMEOUT_MS: Final = 10_000
 POLL_S: Final = 0.2
 PREFERRED: Final = 0
 MOVED: Final = 0
-"""The error code of a leader that was elected; one that led before has another."""
+"""The error code of a newly elected leader; if the leader stays, the code is another."""
 
 
 class PartitionReplicas(NamedTuple):
-    """Node ids; `leader` is -1 where there is none. The first of `replicas` is preferred as the
-    leader."""
+    """The node ids of a partition's replicas. `leader` is -1 if there is none; the first of
+    `replicas` is the preferred leader."""
 
     topic: str
     partition: int
@@ -45,13 +45,14 @@ Holds = Callable[[Sequence[PartitionReplicas]], bool]
 
 
 class Replicas:
-    """Of the cluster of `brokers`."""
+    """The replicas of all partitions of the cluster of `brokers`."""
 
     def __init__(self, brokers: Sequence[EmbeddedBroker]) -> None:
         self._brokers = brokers
 
     async def seen_by(self, broker: EmbeddedBroker) -> list[PartitionReplicas]:
-        """All partitions, as `broker` knows them. Raises KafkaError, OSError, TimeoutError."""
+        """Return all partitions as `broker` knows them. Raises KafkaError, OSError,
+        TimeoutError."""
         async with _asking(broker) as admin:
             response = await send_request(admin, MetadataRequest(None), broker.node_id)
         return [
@@ -69,23 +70,24 @@ class Replicas:
     async def until(
         self, broker: EmbeddedBroker, what: str, holds: Holds, *, timeout_s: float
     ) -> None:
-        """Wait until that holds, as `broker` knows it. Raises NotHealed, which says `what`."""
+        """Wait until `holds` of the partitions as `broker` knows them. Raises NotHealed with
+        `what`."""
         deadline = time.monotonic() + timeout_s
         seen: Sequence[PartitionReplicas] = ()
         while True:
             try:
                 seen = await self.seen_by(broker)
             except (KafkaError, OSError, TimeoutError):
-                pass  # it is on its way
+                pass  # the broker may be starting
             else:
                 if holds(seen):
                     return
             if time.monotonic() > deadline:
                 amiss = [one for one in seen if not one.whole]
                 raise NotHealed(
-                    f"Within {timeout_s:g} s it did not come about that {what}. As broker "
-                    f"{broker.node_id} knows it, {len(amiss)} of {len(seen)} partitions are not "
-                    f"whole, such as {amiss[:1]}."
+                    f"After {timeout_s:g} s it does not hold that {what}. By broker "
+                    f"{broker.node_id}, {len(amiss)} of {len(seen)} partitions lack a leader or "
+                    f"replicas in sync, such as {amiss[:1]}."
                 )
             await asyncio.sleep(POLL_S)
 
@@ -99,8 +101,8 @@ class Replicas:
         )
 
     async def move_leaders(self, dice: random.Random) -> int:
-        """Prefer any replica as the leader of each partition, and elect it; how many leaders moved.
-        Raises KafkaError, OSError, TimeoutError."""
+        """Make a random replica of each partition its preferred leader, and elect it; return the
+        number of leaders that moved. Raises KafkaError, OSError, TimeoutError."""
         broker = self._brokers[0]
         before = await self.seen_by(broker)
         orders = [
@@ -142,7 +144,7 @@ def _reassignment(orders: Iterable[PartitionReplicas]) -> AlterPartitionReassign
 
 
 class _ElectLeadersResponse(Response):  # type: ignore[misc]
-    """Version 1; aiokafka 0.14 has none."""
+    """ElectLeaders, version 1, which aiokafka 0.14 lacks."""
 
     API_KEY = 43
     API_VERSION = 1
@@ -178,7 +180,7 @@ class _ElectLeadersRequestStruct(RequestStruct):  # type: ignore[misc]
 
 
 class _ElectLeadersRequest(Request[_ElectLeadersRequestStruct]):  # type: ignore[misc]
-    """Of the preferred replica of each partition."""
+    """A request to elect the preferred replica of each partition."""
 
     API_KEY = 43
 

@@ -1,4 +1,4 @@
-"""Brokers, proxy, workers and executors of a chaos run, and who they are to each other."""
+"""ChaosStage: the brokers, proxy, workers and executors of a chaos run."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ Notify = Callable[[str], None]
 
 
 class ChaosStage:
-    """Brokers, proxy and workers, as long as a trial lasts; `faults.Stage` says what is what."""
+    """The running parts of a chaos run; `faults.Stage` describes the fields."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class ChaosStage:
 
     def stopped(self, holder: str, seconds: float) -> None:
         now_ms = time.time_ns() // 1_000_000
-        if self.brokers:  # another's clock is not ours
+        if self.brokers:  # the clock of a given cluster may differ from ours
             self.stops.append(Stop(holder, now_ms - int(seconds * 1000), now_ms))
 
 
@@ -67,8 +67,8 @@ class ChaosStage:
 async def opened_stage(
     plan: ChaosPlan, prefix: str, home: Path, environ: Mapping[str, str], notify: Notify
 ) -> AsyncIterator[ChaosStage]:
-    """Start all of it, each process with a log and a folder in `home`. Raises WorkerEnded,
-    WorkerSilent, and what starting Kafka and making topics raise."""
+    """Start all parts, each process with a log and a folder in `home`. Raises WorkerEnded,
+    WorkerSilent, and errors of starting Kafka and making topics."""
     async with AsyncExitStack() as stack:
         kafka, proxy, address, through = None, None, plan.bootstrap, plan.bootstrap
         if address is None:

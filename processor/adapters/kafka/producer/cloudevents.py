@@ -17,11 +17,11 @@ from processor.contract.headers import (
 from processor.contract.topics import Topics
 
 HeadersOf = Callable[[bytes], list[Header]]
-"""Makes more headers of a record's value."""
+"""Makes further headers from a record's value."""
 
 
 def cloudevent_headers(topics: Topics, source: str | None) -> Mapping[str, HeadersOf]:
-    """By topic, what makes the headers of its records; nothing without a `source`."""
+    """The function that makes CloudEvents headers, by topic; empty without a `source`."""
     if source is None:
         return {}
     start: Final[list[Header]] = [
