@@ -33,7 +33,7 @@ ACTION = typer.Argument(..., help="What is to be done to each.")
 OWNER = typer.Option(None, "--owner", help="Only flows of this session key, or their steps.")
 STATUS = typer.Option(None, "--status", help="Only flows, or steps, in this status.")
 OLDER = typer.Option(None, "--older-than", help="Last changed longer ago: 30d, 12h.")
-NO_TERMINAL = "Not a terminal: pass --yes, or --dry-run first and then --digest."
+NO_TERMINAL = "There is no terminal to ask at: take --yes, or --dry-run first and then --digest."
 TASK = typer.Option(None, "--task", help="Only steps of this task.")
 HOLDER = typer.Option(None, "--holder", help="Only steps that this executor holds, or held last.")
 FAILURE = typer.Option(None, "--failure", help="Only steps whose last failure has these words.")

@@ -69,7 +69,7 @@ def torture(
     if brokers > 1 and bootstrap is not None:
         raise WrongUse("--brokers starts brokers of its own: it does not go with --bootstrap.")
     if bootstrap is not None and not (yes or somebody_to_ask()):
-        raise WrongUse("Not a terminal: pass --yes for a cluster of yours.")
+        raise WrongUse("There is no terminal to ask at: take --yes for a cluster of yours.")
     from processor.cli.torture.execute import break_everything
     from processor.embedded.environment import need_extra
     from processor.testing.chaos.plan import ChaosPlan

@@ -71,7 +71,7 @@ def test_the_help_of_all_says_the_exit_codes(capsys: pytest.CaptureFixture[str])
         (["torture", "--kills", "0"], "--kills"),
         (["torture", "--bootstrap", "127.0.0.1:1"], "take --yes"),
         (["torture", "--brokers", "2"], "of two, none can be lost"),
-        (["torture", "--brokers", "3", "--bootstrap", "127.0.0.1:1"], "--bootstrap names given"),
+        (["torture", "--brokers", "3", "--bootstrap", "127.0.0.1:1"], "not go with --bootstrap"),
     ],
 )
 def test_wrong_use_is_code_2_and_says_what(
