@@ -165,7 +165,7 @@ class Worker:
         finally:
             for partition in list(self._standbys):
                 self._stop_standby(partition)
-            await asyncio.gather(*self._leaving.values(), return_exceptions=True)
+            await self._left_all()
 
     async def _run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -203,8 +203,16 @@ class Worker:
         self._member = None
         for partition in list(self._processors):
             self._give_up(partition)
-        await asyncio.gather(*self._leaving.values(), return_exceptions=True)
-        await member.stop(timeout_s=1.0)
+        try:
+            await self._left_all()
+        finally:  # also of who is cancelled again meanwhile
+            await member.stop(timeout_s=1.0)
+
+    async def _left_all(self) -> None:
+        """Wait until all that was given up has ended. Unlike a gather, this passes no cancellation
+        on to what waits for their batches."""
+        if self._leaving:
+            await asyncio.wait(list(self._leaving.values()))
 
     async def _until_stopped_or_stalled(self, member: Member, stop: asyncio.Event) -> None:
         ends = {

@@ -293,6 +293,30 @@ async def test_stopping_waits_for_a_batch_only_within_the_deadline(
     assert all(processor.ended.is_set() for processor in stage.owners)
 
 
+async def test_a_worker_that_is_cancelled_again_while_a_batch_ends_leaves_the_group() -> None:
+    """As by who ends a task that takes its time: the consumer must not stay open for that."""
+    stage = Stage()
+    life = asyncio.create_task(stage.worker.run(stage.stop))
+    member = await stage.member()
+    member.assigned(frozenset({0}))
+    (processor,) = stage.owners
+    await processor.begun.wait()
+    processor.pending.clear()
+    life.cancel()
+    await asyncio.wait_for(processor.released.wait(), PATIENCE_S)
+    await everything_else()
+    assert not member.stopped.is_set()
+
+    life.cancel()
+
+    await asyncio.wait_for(member.stopped.wait(), PATIENCE_S)
+    assert not processor.ended.is_set()  # its batch goes on
+    processor.pending.set()
+    await asyncio.wait_for(asyncio.wait([life]), PATIENCE_S)
+    assert life.cancelled()
+    assert processor.ended.is_set()
+
+
 async def test_a_consumer_that_failed_is_replaced_and_owns_anew() -> None:
     stage = Stage()
     async with stage.running():

@@ -35,7 +35,7 @@ from processor.adapters.kafka.internals import (
 )
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.reader.log_reader import LogReaders
-from processor.adapters.kafka.shutdown import stop_consumer
+from processor.adapters.kafka.shutdown import stop_consumers
 from processor.contract.rights import Operation, on_group
 from processor.contract.topics import Topics
 from processor.engine.ports import Fetched, HiddenRecords
@@ -137,14 +137,15 @@ class KafkaGroupConsumer:
     async def stop(self, *, timeout_s: float) -> None:
         """Leave the group."""
         self._stopping.set()
-        if self._watching is not None:
-            await end_tasks(self._watching)
-        if self._committing is not None:
-            await end_tasks(self._committing)
-            await self._commit_decided(timeout_s=timeout_s / 2)
-        await asyncio.gather(*(ahead.stop() for ahead in self._ahead.values()))
-        await stop_consumer(self._consumer, timeout_s=timeout_s)
-        await self._ends.close()
+        try:
+            if self._watching is not None:
+                await end_tasks(self._watching)
+            if self._committing is not None:
+                await end_tasks(self._committing)
+                await self._commit_decided(timeout_s=timeout_s / 2)
+            await asyncio.gather(*(ahead.stop() for ahead in self._ahead.values()))
+        finally:  # also of who is cancelled again while it stops
+            await stop_consumers(self._consumer, *self._ends.given_up(), timeout_s=timeout_s)
 
     def refuse(self, error: TaskflowError) -> None:
         """Be of no more use: no other consumer of ours may take this one's place, for `error`."""

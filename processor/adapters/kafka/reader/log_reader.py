@@ -18,7 +18,7 @@ from processor.adapters.kafka.errors import (
 from processor.adapters.kafka.internals import client_of, keep_topics
 from processor.adapters.kafka.metadata_backoff import back_off_metadata
 from processor.adapters.kafka.reader.range_reader import RangeReader
-from processor.adapters.kafka.shutdown import stop_consumer
+from processor.adapters.kafka.shutdown import stop_consumer, stop_consumers
 from processor.contract.rights import Operation, on_group
 from processor.engine.codec import Record
 from processor.engine.ports import HiddenRecords, OffsetRange, OnHanging, OnWait
@@ -98,10 +98,13 @@ class LogReaders:
             return await work
 
     async def close(self) -> None:
+        await stop_consumers(*self.given_up(), timeout_s=STOP_TIMEOUT_S)
+
+    def given_up(self) -> list[AIOKafkaConsumer]:
+        """The consumers there are, to be stopped by the caller; these readers have none now."""
         self._closes += 1
         consumers, self._consumers = list(self._consumers.values()), {}
-        for consumer in consumers:
-            await stop_consumer(consumer, timeout_s=STOP_TIMEOUT_S)
+        return consumers
 
 
 class KafkaLogReader:
@@ -222,8 +225,8 @@ class KafkaLogReader:
     async def close(self) -> None:
         """Close the readers, also for others that share them."""
         reading, self._readers_of_reads = self._readers_of_reads, []
-        for readers in (self._readers, *reading):
-            await readers.close()
+        consumers = [one for some in (self._readers, *reading) for one in some.given_up()]
+        await stop_consumers(*consumers, timeout_s=STOP_TIMEOUT_S)
 
     def _partitions(self, topics: Sequence[str]) -> list[TopicPartition]:
         return [TopicPartition(topic, self._partition) for topic in topics]

@@ -1,14 +1,20 @@
-"""A producer that cannot send what it has lets go of it, and nothing is said about it later."""
+"""A producer that cannot send what it has lets go of it, and nothing is said about it later; no
+consumer stays open."""
 
 import asyncio
 import gc
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import ProducerClosed, ProducerFenced
 
+from processor.adapters.kafka import shutdown
+from processor.adapters.kafka.consumer.group_consumer import KafkaGroupConsumer
 from processor.adapters.kafka.internals import fail_unsent, quiet_failures
+from processor.adapters.kafka.reader.log_reader import KafkaLogReader, LogReaders
+from processor.contract.topics import Topics
 from tests.support.machine import patience
 
 TP = TopicPartition("anywhere", 0)
@@ -68,3 +74,53 @@ async def test_a_fenced_producer_fails_for_who_waits_and_for_nobody_else(waits_f
     del producer, sent, transactions, accumulator
     gc.collect()
     assert complaints == []
+
+
+NOWHERE = {"bootstrap_servers": "127.0.0.1:1"}
+Closes = tuple[Callable[[], Awaitable[None]], list[AIOKafkaConsumer]]
+
+
+def two_of(readers: LogReaders) -> list[AIOKafkaConsumer]:
+    for level in ("read_committed", "read_uncommitted"):
+        readers._consumers[level] = AIOKafkaConsumer(isolation_level=level, **NOWHERE)
+    return list(readers._consumers.values())
+
+
+def log_reader() -> Closes:
+    reader = KafkaLogReader(NOWHERE, 0)
+    of_a_read = LogReaders(NOWHERE)
+    reader._readers_of_reads.append(of_a_read)
+    return reader.close, [*two_of(reader._readers), *two_of(of_a_read)]
+
+
+def group_consumer() -> Closes:
+    member = KafkaGroupConsumer(
+        NOWHERE,
+        Topics(),
+        group_id="g",
+        instance_id=None,
+        session_timeout_ms=3_000,
+        on_assigned=lambda _: None,
+        on_revoked=lambda: None,
+    )
+    return lambda: member.stop(timeout_s=patience(5)), [member._consumer, *two_of(member._ends)]
+
+
+@pytest.mark.parametrize("iterations", range(1, 6))
+@pytest.mark.parametrize("make", [log_reader, group_consumer])
+async def test_who_is_cancelled_while_it_stops_consumers_leaves_none_open(
+    make: Callable[[], Closes], iterations: int
+) -> None:
+    """While brokers are away each takes a while, and a task that takes a while to end is cancelled
+    again: aiokafka complained of consumers that nobody had stopped."""
+    close, consumers = make()
+    closing = asyncio.ensure_future(close())
+    for _ in range(iterations):
+        await asyncio.sleep(0)
+
+    closing.cancel()
+
+    await asyncio.wait([closing])
+    if shutdown._stopping:
+        await asyncio.wait(set(shutdown._stopping), timeout=patience(5))
+    assert [consumer._closed for consumer in consumers] == [True] * len(consumers)
