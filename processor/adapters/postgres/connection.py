@@ -64,9 +64,17 @@ async def connected(database: PostgresSchema) -> AsyncIterator[asyncpg.Connectio
                     "timezone": "UTC",
                 },
             )
-        except (ValueError, TypeError) as error:
+        except asyncpg.ClientConfigurationError as error:
             raise DatabaseRefused(
                 f"{database.variable} is no address of PostgreSQL: {error}."
+            ) from None
+        except (ValueError, TypeError):
+            # Python's own words for it repeat a part of the address: that of the password before
+            # its first `/`, `?` or `#`, which is taken for the port.
+            raise DatabaseRefused(
+                f"{database.variable} is no address of PostgreSQL, such as "
+                "postgresql://user:password@host:5432/database. In user and password, write "
+                "`/` as %2F, `?` as %3F, `#` as %23, and `[` as %5B."
             ) from None
     try:
         yield connection
