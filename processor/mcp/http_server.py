@@ -8,6 +8,7 @@ from typing import Any
 
 import uvicorn
 from mcp.server.lowlevel import Server
+from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import SecretStr
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -51,6 +52,21 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+def own_names_only(host: str) -> TransportSecuritySettings | None:
+    """Refuse requests that name another host than `host`, if that is of the loopback interface.
+
+    There no token is needed, and a page whose name is made to resolve to it (DNS rebinding) could
+    ask. The SDK refuses them itself only where `host` is one of its three names.
+    """
+    if not is_loopback(host):
+        return None
+    names = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host}
+    allowed = sorted(name + port for name in names for port in ("", ":*"))
+    return TransportSecuritySettings(
+        allowed_hosts=allowed, allowed_origins=[f"http://{name}" for name in allowed]
+    )
+
+
 async def serve_http(
     server: Server[Any],
     address: Address,
@@ -70,7 +86,10 @@ async def serve_http(
             f"TASKFLOW_MCP_HTTP is {address}, which other machines reach. Set TASKFLOW_MCP_TOKEN."
         )
     app: ASGIApp = server.streamable_http_app(
-        host=address.host, streamable_http_path=PATH, stateless_http=True
+        host=address.host,
+        streamable_http_path=PATH,
+        stateless_http=True,
+        transport_security=own_names_only(address.host),
     )
     if token is not None:
         app = TokenRequired(app, token.get_secret_value())
