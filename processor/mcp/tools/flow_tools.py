@@ -18,6 +18,9 @@ from processor.mcp.tools.tool import (
     flow_tool,
 )
 
+WAIT_MAX_S: Final = 100 * 365 * 86_400
+"""More than any deployment allows, and still a time that can be written."""
+
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Long = Annotated[str, Field(min_length=1, max_length=4096)]
 
@@ -90,7 +93,7 @@ class WaitArguments(Arguments):
     """What ends the wait: a time, an external event, a person or you, or the flow's steps."""
     until: datetime | None = None
     """timer: when the wait ends; other kinds: when it ends at the latest. With a time zone."""
-    for_seconds: Annotated[float, Field(gt=0)] | None = None
+    for_seconds: Annotated[float, Field(gt=0, le=WAIT_MAX_S)] | None = None
     """The same as seconds from now; give only one of the two."""
     topic: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """external_event: the kind of event."""

@@ -4,8 +4,10 @@ import asyncio
 import json
 import re
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from aiohttp import ClientSession
 from mcp import Client
 
 from processor.client.http.views_client import asking
@@ -94,6 +96,28 @@ async def test_an_address_that_others_reach_needs_a_token() -> None:
             )
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.5"])
+async def test_a_page_whose_name_resolves_to_this_machine_is_refused(host: str) -> None:
+    """Without a token it could ask for what the session has."""
+    at: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    stop = asyncio.Event()
+    async with asking(NOWHERE) as views, ClientSession() as page:
+        server = make_server(FlowSession(Settings(), views, owner="ann"), Permission.READ)
+        serving = asyncio.create_task(
+            serve_http(server, Address(host, 0), None, stop, otherwise="", on_ready=at.set_result)
+        )
+        url = await at
+        rebound = {"Host": "page.example:8903"}
+        statuses = []
+        for headers in ({}, rebound, {"Origin": "http://page.example"}):
+            async with page.post(url, json={}, headers=headers) as response:
+                statuses.append(response.status)
+        stop.set()
+        await serving
+    assert statuses[0] not in (403, 421)
+    assert statuses[1:] == [421, 403]
+
+
 async def test_what_keeps_a_tool_from_an_outcome_is_a_value() -> None:
     """The client is one in this process; the views are not there."""
     async with asking(NOWHERE) as views:
@@ -104,3 +128,14 @@ async def test_what_keeps_a_tool_from_an_outcome_is_a_value() -> None:
     assert result.is_error
     assert result.structured_content["code"] == "NoViews"
     assert result.structured_content["may_try_again"] is True
+
+
+@pytest.mark.parametrize("seconds", [1e300, "inf"])
+async def test_a_wait_that_no_calendar_has_is_refused(seconds: object) -> None:
+    asked = {"flow_id": str(UUID(int=1)), "expected_revision": 1, "kind": "timer"}
+    async with asking(NOWHERE) as views:
+        server = make_server(FlowSession(Settings(), views, owner="ann"), Permission.WRITE)
+        async with Client(server) as client:
+            result = await client.call_tool("wait", {**asked, "for_seconds": seconds})
+
+    assert result.structured_content["code"] == "invalid_arguments"
