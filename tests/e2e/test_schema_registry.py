@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import BasicAuth, ClientSession, web
+from aiohttp.test_utils import TestServer
 
 from processor.cli.main import DONE, REFUSED, WRONG_USE
+from processor.cli.schemas.registry import connected
 from processor.contract.publication.subjects import subjects
 from tests.support.forked_program import Result, inherited, program
 from tests.support.schema_registry import KARAPACE, MISSING, karapace, memory_registry
@@ -109,3 +111,19 @@ async def test_an_address_that_is_none_or_does_not_answer_is_said_without_the_pa
     missing = await program(inherited(), "schemas", "register")
     assert missing.code == WRONG_USE
     assert "TASKFLOW_SCHEMA_REGISTRY" in missing.err
+
+
+async def test_user_and_password_are_read_as_an_address_writes_them() -> None:
+    given: list[str | None] = []
+
+    async def config(request: web.Request) -> web.Response:
+        given.append(request.headers.get("Authorization"))
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_get("/config/{subject}", config)
+    async with TestServer(app, host="127.0.0.1") as server:
+        url = f"http://us%25er:p%2Fa%40ss@127.0.0.1:{server.port}"
+        async with connected(url) as registry:
+            await registry.level("t.audit-value")
+    assert given == [BasicAuth("us%er", "p/a@ss").encode()]

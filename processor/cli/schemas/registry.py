@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import orjson
 
@@ -119,7 +119,9 @@ async def connected(url: str) -> AsyncIterator[SchemaRegistry]:
         fits = False
     if not fits or parts.query or parts.fragment:
         raise WrongUse("--registry is no address such as https://registry.example:8081.")
-    auth = None if parts.username is None else BasicAuth(parts.username, parts.password or "")
+    auth = None
+    if parts.username is not None:
+        auth = BasicAuth(unquote(parts.username), unquote(parts.password or ""))
     where = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     timeout = ClientTimeout(total=TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     async with ClientSession(timeout=timeout, auth=auth, headers=_HEADERS) as session:
