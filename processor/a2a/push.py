@@ -1,6 +1,6 @@
 """Push notifications: each configuration is a flow, its delivery a managed step."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
 import httpx
@@ -136,9 +136,11 @@ class FlowPushConfigs(PushNotificationConfigStore):
 
     def _all(self, task_id: str) -> Iterator[CurrentFlow]:
         for current in self._store.flows:
+            state = current.flow.state_json
             if (
                 current.flow.controller_id == push_controller(self._store.agent)
-                and current.flow.state_json["task_id"] == task_id
+                and isinstance(state, Mapping)  # any producer may write another
+                and state.get("task_id") == task_id
             ):
                 yield current
 
@@ -153,6 +155,11 @@ class FlowPushConfigs(PushNotificationConfigStore):
             and outcome.code not in known
         ):
             raise InternalError(f"{kind} was refused ({outcome.code}): {outcome.message}")
+
+
+class WebhookFailed(Exception):
+    """A webhook was not reached, or did not take an event. It names the host and nothing else of
+    the request: the text is written to topics, and a URL or a header may hold a secret."""
 
 
 class PushDeliveries:
@@ -210,7 +217,12 @@ class PushDeliveries:
         if config.authentication.scheme and config.authentication.credentials:
             scheme, credentials = config.authentication.scheme, config.authentication.credentials
             headers["Authorization"] = f"{scheme} {credentials}"
-        response = await self._client.post(
-            config.url, json=body, headers=headers, timeout=TIMEOUT_S
-        )
-        response.raise_for_status()
+        host = httpx.URL(config.url).host
+        try:
+            response = await self._client.post(
+                config.url, json=body, headers=headers, timeout=TIMEOUT_S
+            )
+        except (httpx.HTTPError, ValueError) as error:
+            raise WebhookFailed(f"{host}: {type(error).__name__}") from None
+        if not response.is_success:
+            raise WebhookFailed(f"{host} responded {response.status_code}")

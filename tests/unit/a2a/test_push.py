@@ -21,6 +21,7 @@ from cryptography.fernet import Fernet
 
 from processor.a2a import FlowAgent, PushOptions
 from processor.contract import Flow
+from processor.contract.events import StepRetriedPayload
 from processor.testing.fake.taskflow import TaskflowFake
 from tests.support.a2a_agent import CARD, WordsAgent, caller, request
 
@@ -156,6 +157,23 @@ async def test_no_topic_has_the_secrets(taskflow_fake: TaskflowFake) -> None:
     ]
     assert any(b"hooks.example" in value for value in values)  # the goal, for people
     assert not any(b"secret" in value for value in values)
+
+
+async def test_what_a_webhook_refuses_with_names_no_more_than_its_host(
+    taskflow_fake: TaskflowFake, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reason of a step that failed is written to topics, and logged."""
+    webhook = Webhook()
+    webhook.statuses = [403]
+    async with replica(taskflow_fake, webhook) as agent:
+        await asked(agent, TaskPushNotificationConfig(url=f"{URL}/secret?key=secret"))
+        await taskflow_fake.advance(timedelta(minutes=1))
+    payloads = (event.payload_json for event in taskflow_fake.events())
+    assert [one.reason for one in payloads if isinstance(one, StepRetriedPayload)] == [
+        "WebhookFailed: hooks.example responded 403"
+    ]
+    assert webhook.taken[0] == "WORKING"
+    assert "secret" not in caplog.text
 
 
 async def test_a_webhook_that_may_not_be_called_is_refused(taskflow_fake: TaskflowFake) -> None:
