@@ -68,22 +68,24 @@ class FlowEventStream(TaskEventStream):
     ) -> AsyncGenerator[SavedEvent, None]:
         """As `subscribe`, but end after the present events once `until` holds of the flow."""
         flow_id = flow_id_of(task_id)
+        current = self._flows.get(flow_id)
+        recent = self._recent.get(flow_id)
+        last = after
+        newer: list[SavedEvent] = []
+        if current is not None and TaskVersion(version_of(current)).is_after(after):
+            if recent is None or TaskVersion(recent.after).is_after(after):
+                async with aclosing(self._history(current, after, until)) as history:
+                    async for event in history:
+                        yield event
+                return
+            newer = list(recent.events)
         queue: asyncio.Queue[SavedEvent | None] = asyncio.Queue()
         self._queues[flow_id].add(queue)
         try:
-            current = self._flows.get(flow_id)
-            recent = self._recent.get(flow_id)
-            last = after
-            if current is not None and TaskVersion(version_of(current)).is_after(after):
-                if recent is None or TaskVersion(recent.after).is_after(after):
-                    async with aclosing(self._history(current, after, until)) as history:
-                        async for event in history:
-                            yield event
-                    return
-                for event in list(recent.events):
-                    if event.version.is_after(last):
-                        last = event.version
-                        yield event
+            for event in newer:
+                if event.version.is_after(last):
+                    last = event.version
+                    yield event
             while True:
                 current = self._flows.get(flow_id)
                 if queue.empty() and (current is None or until(current)):

@@ -141,11 +141,13 @@ class FlowAgent:
             await self.handler.aclose()
             if self._worker is not None:
                 self._worker.stop()
-            working, keeping = self._tasks
+            working, _ = self._tasks
             await asyncio.wait({working})
-            await end_tasks(keeping)
         finally:
-            await self._stack.aclose()
+            try:
+                await end_tasks(*self._tasks)
+            finally:
+                await self._stack.aclose()
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from a2a.server.cluster import ConcurrentTaskModificationError, TaskVersion
 from a2a.server.context import ServerCallContext
 from a2a.types import Role, TaskState, TaskStatus, TaskStatusUpdateEvent
+from a2a.utils.errors import A2AError
 
 from processor.a2a.documents import TERMINAL, state_of, task_of, version_of
 from processor.a2a.moves import next_move
@@ -79,9 +80,14 @@ class TaskKeeper:
                 await self._keep_task(current)
         except ConcurrentTaskModificationError:
             return True  # another replica was first; its event touches the flow again
-        except TaskflowError as error:
-            _log.warning("flow %s is not where its task is: %s", flow_id, error)
+        except (TaskflowError, TimeoutError) as error:
+            _log.warning("flow %s is not where its task is: %r", flow_id, error)
             return False
+        except A2AError as error:
+            # The processor refuses it as the flow stands: its next event is another occasion.
+            _log.warning("flow %s stays where it is: %s", flow_id, error)
+        except Exception:  # one flow's trouble is not that of the others
+            _log.exception("flow %s stays where it is", flow_id)
         return True
 
     async def _keep_task(self, current: CurrentFlow) -> None:

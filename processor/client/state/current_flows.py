@@ -117,7 +117,7 @@ class CurrentFlows:
         return iter(list(self._flows.values()))
 
     def listen(self, listener: Listener) -> None:
-        """Call `listener` for each event from now on; it must not raise."""
+        """Call `listener` for each event from now on; what it raises is logged."""
         self._listeners.append(listener)
 
     async def until(
@@ -210,7 +210,10 @@ class CurrentFlows:
         else:
             self._flows[flow_id] = after
         for listener in self._listeners:
-            listener(before, after, event)
+            try:
+                listener(before, after, event)
+            except Exception:  # any producer may write what a listener cannot make sense of
+                _log.exception("event %s of flow %s has no effect here", event["id"], flow_id)
         for future in self._waiting.get(flow_id, ()):
             if not future.done():
                 future.set_result(None)

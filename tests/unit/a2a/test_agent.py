@@ -24,8 +24,10 @@ from a2a.utils.errors import TaskNotFoundError, UnsupportedOperationError
 
 from processor.a2a import FlowAgent, event_stream
 from processor.a2a.documents import version_of
-from processor.client import CurrentFlow
+from processor.a2a.task_keeper import TaskKeeper
+from processor.client import CurrentFlow, FlowClient
 from processor.contract import FlowStatus, StepStatus
+from processor.runtime import end_tasks
 from processor.testing.fake.taskflow import TaskflowFake
 from tests.support.a2a_agent import CARD, WordsAgent, caller, request, state_name, user_message
 
@@ -319,6 +321,80 @@ async def test_a_message_that_nobody_was_to_work_on_is_found(taskflow_fake: Task
         found = await agent.handler.on_get_task(GetTaskRequest(id=task.id), ALICE)
     assert found is not None
     assert state_name(found.status.state) == "COMPLETED"
+
+
+async def test_a_flow_that_is_no_task_leaves_the_tasks_alone(taskflow_fake: TaskflowFake) -> None:
+    """Any producer may name the agent as the controller of its flow."""
+    async with FlowClient(session="somebody") as client, replica(taskflow_fake, WordsAgent()) as r:
+        for controller in ("a2a/words", "a2a/words/push"):
+            await client.create("odd", controller=controller, state=["no object"])
+        await taskflow_fake.advance(timedelta(seconds=5))
+        task = await sent(r, "a done")
+    assert state_name(task.status.state) == "COMPLETED"
+
+
+async def test_a_replica_that_is_cancelled_while_it_drains_leaves_nothing_behind(
+    taskflow_fake: TaskflowFake,
+) -> None:
+    agent = FlowAgent("words", WordsAgent(), CARD, taskflow_fake.settings)
+    await agent.__aenter__()
+    params = request("wait")
+    params.configuration.return_immediately = True
+    await agent.handler.on_message_send(params, ALICE)
+    await taskflow_fake.settle()
+    closing = asyncio.create_task(agent.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+
+    closing.cancel()
+
+    await asyncio.wait([closing])
+    assert closing.cancelled()
+    assert all(task.done() for task in agent._tasks)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [UnsupportedOperationError("The message was refused."), TimeoutError(), KeyError("status")],
+)
+async def test_a_flow_that_cannot_be_moved_leaves_the_others_their_keeper(
+    taskflow_fake: TaskflowFake, trouble: Exception
+) -> None:
+    kept: list[str] = []
+
+    async def schedule(flow_id: str, message_id: str) -> None:
+        kept.append(message_id)
+        if len(kept) == 1:
+            raise trouble
+
+    async with replica(taskflow_fake, WordsAgent()) as agent:
+        keeper = TaskKeeper(agent.store, schedule, grace_s=0.1)
+        keeping = asyncio.create_task(keeper.run())
+        for nth in range(2):
+            message = user_message("a done", task_id=f"6f1f3a52-0000-4000-8000-00000000000{nth}")
+            task = Task(
+                id=message.task_id,
+                context_id="c",
+                status=TaskStatus(state=TaskState.TASK_STATE_SUBMITTED),
+                history=[message],
+            )
+            await agent.store.save(task, prev_version=TaskVersion.MISSING, context=ALICE)
+        await taskflow_fake.advance(timedelta(seconds=5))
+        assert not keeping.done()
+        await end_tasks(keeping)
+    assert len(set(kept)) == 2
+
+
+async def test_who_reads_the_history_holds_no_second_copy_of_what_comes(
+    taskflow_fake: TaskflowFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "RECENT_EVENTS_MAX", 1)
+    async with replica(taskflow_fake, WordsAgent()) as agent:
+        task = await sent(agent, "a ask")
+        follow = agent.events.follow(task.id, TaskVersion(0))
+        first = await anext(follow)
+        assert first.nth == 1
+        assert not agent.events._queues
+        await follow.aclose()
 
 
 def version(nth: int) -> TaskVersion:
