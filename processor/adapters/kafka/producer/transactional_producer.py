@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+from aiokafka.errors import IllegalOperation, InvalidProducerEpoch, KafkaError, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 
@@ -257,6 +257,11 @@ class KafkaTransactionalProducer:
             )
             acknowledged_s = time.monotonic()
             await producer.commit_transaction()
+        except IllegalOperation as error:
+            # It ended after the look at it above, and aiokafka says only that there is none.
+            if self._denial is None:
+                raise_if_ended(producer)
+            raise self._denial or error from error
         except KafkaError as error:
             raise self._denial or error from error
         return sent, acknowledged_s

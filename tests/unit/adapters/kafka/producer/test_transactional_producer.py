@@ -1,11 +1,12 @@
 """What the writer puts into aiokafka's record batches, past the wrapper that aiokafka offers."""
 
 import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import ConcurrentTransactions, KafkaError, ProducerFenced
+from aiokafka.errors import ConcurrentTransactions, IllegalOperation, KafkaError, ProducerFenced
 from aiokafka.errors import TopicAuthorizationFailedError as Denied
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.transaction_manager import TransactionManager
@@ -148,6 +149,15 @@ class Transactional(Producer):
         super().__init__(10_000)
         self._txn_manager = self.transactions = TransactionManager("t", 1_000)
         self.transactions.set_pid_and_epoch(1, 0)
+        self.before_a_batch: Callable[[], object] = bool
+
+    async def send_batch(
+        self, batch: BatchBuilder, topic: str, *, partition: int
+    ) -> asyncio.Future[RecordMetadata]:
+        self.before_a_batch()
+        if not self.transactions.is_in_transaction():
+            raise IllegalOperation("Can't send messages while not in transaction")
+        return await super().send_batch(batch, topic, partition=partition)
 
     async def begin_transaction(self) -> None:
         self.transactions.begin_transaction()
@@ -180,19 +190,23 @@ async def test_a_transaction_names_its_topics_before_there_are_records() -> None
     assert not producer.transactions.is_in_transaction()
 
 
+@pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize(
     ("error", "raised"), [(ProducerFenced(), OwnershipLost), (Denied("a"), NotAuthorized)]
 )
 async def test_what_ends_a_transaction_before_its_records_is_raised_by_the_write(
-    error: KafkaError, raised: type[Exception]
+    error: KafkaError, raised: type[Exception], later: bool
 ) -> None:
+    """`later`: while the first of them is handed over, as the broker says it at any time."""
     producer = Transactional()
     writer = writer_on(producer)
     await writer.begin(("a",))
-    if isinstance(error, Denied):
-        producer.transactions.error_transaction(error)
+    transactions = producer.transactions
+    ends = transactions.error_transaction if error.__class__ is Denied else transactions.fatal_error
+    if later:
+        producer.before_a_batch = lambda: ends(error)
     else:
-        producer.transactions.fatal_error(error)
+        ends(error)
     with pytest.raises(raised):
         await writer.write({"a": [Outgoing(b"k", b"v", ())]})
     assert producer.batches == []
