@@ -17,7 +17,6 @@ TIMEOUT_S: Final = 30.0
 CONNECT_TIMEOUT_S: Final = 5.0
 JSON_TYPE: Final = "application/vnd.schemaregistry.v1+json"
 KIND: Final = "JSON"
-INCOMPATIBLE: Final = 409
 _HEADERS: Final = MappingProxyType({"Accept": JSON_TYPE, "Content-Type": JSON_TYPE})
 
 
