@@ -1,12 +1,13 @@
 """`taskflow schemas register` at a registry in memory, and the same at Karapace."""
 
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import BasicAuth, ClientSession, web
+from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
 from processor.cli.main import DONE, REFUSED, WRONG_USE
@@ -126,4 +127,4 @@ async def test_user_and_password_are_read_as_an_address_writes_them() -> None:
         url = f"http://us%25er:p%2Fa%40ss@127.0.0.1:{server.port}"
         async with connected(url) as registry:
             await registry.level("t.audit-value")
-    assert given == [BasicAuth("us%er", "p/a@ss").encode()]
+    assert given == [f"Basic {b64encode(b'us%er:p/a@ss').decode()}"]

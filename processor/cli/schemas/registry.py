@@ -1,5 +1,6 @@
 """Talk to a schema registry by the API of Confluent's registry, which others have, too."""
 
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
@@ -109,7 +110,7 @@ def of(schema: str) -> dict[str, str]:
 async def connected(url: str) -> AsyncIterator[SchemaRegistry]:
     """Make the client of the registry at `url`, which may hold `user:password@`; it connects at the
     first request. Raises WrongUse."""
-    from aiohttp import BasicAuth, ClientSession, ClientTimeout
+    from aiohttp import ClientSession, ClientTimeout
 
     parts = urlsplit(url)
     try:
@@ -118,10 +119,11 @@ async def connected(url: str) -> AsyncIterator[SchemaRegistry]:
         fits = False
     if not fits or parts.query or parts.fragment:
         raise WrongUse("--registry is no address such as https://registry.example:8081.")
-    auth = None
+    headers = dict(_HEADERS)
     if parts.username is not None:
-        auth = BasicAuth(unquote(parts.username), unquote(parts.password or ""))
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["Authorization"] = f"Basic {b64encode(user.encode()).decode()}"
     where = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     timeout = ClientTimeout(total=TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-    async with ClientSession(timeout=timeout, auth=auth, headers=_HEADERS) as session:
+    async with ClientSession(timeout=timeout, headers=headers) as session:
         yield SchemaRegistry(session, where.rstrip("/"))
