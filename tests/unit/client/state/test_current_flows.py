@@ -54,20 +54,20 @@ async def test_flows_are_as_the_processor_has_them(taskflow_fake: TaskflowFake) 
 async def test_a_listener_that_fails_at_a_flow_keeps_the_others_from_nobody(
     taskflow_fake: TaskflowFake,
 ) -> None:
-    heard: list[str] = []
+    received: list[str] = []
 
     def fails(before: Any, after: CurrentFlow | None, event: Mapping[str, Any]) -> None:
         assert after is not None
-        heard.append(after.flow.state_json["name"])
+        received.append(after.flow.state_json["name"])
 
     async with FlowClient() as client, CurrentFlows() as flows:
         flows.listen(fails)
-        flows.listen(lambda before, after, event: heard.append(event["kind"]))
+        flows.listen(lambda before, after, event: received.append(event["kind"]))
         await client.create("odd", state=["no object"])
         flow = await client.create("even", state={"name": "even"})
         await taskflow_fake.settle()
         assert same(taskflow_fake, flows.get(flow.id))
-    assert heard == ["created", "even", "created"]
+    assert received == ["created", "even", "created"]
 
 
 async def test_only_what_is_wanted_is_kept(taskflow_fake: TaskflowFake) -> None:
