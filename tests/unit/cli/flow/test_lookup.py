@@ -232,7 +232,7 @@ async def test_without_tables_views_are_asked_and_the_topic_is_read_no_further_t
 
     assert await ids_with_prefix(settings, uuid(1)[:8]) == [uuid(1)]
     assert topics.read == []
-    with pytest.raises(Refused, match=r"more than 2 records .* Type the full id, or start"):
+    with pytest.raises(Refused, match=r"more than 2 records, .* Type the full id, or start"):
         await ids_with_prefix(settings, "ffffffff")
     topics.state.pop()
     assert await ids_with_prefix(settings, "ffffffff") == []
