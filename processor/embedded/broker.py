@@ -110,7 +110,7 @@ class EmbeddedBroker:
         self._process = None
 
     def pause(self) -> None:
-        """SIGSTOP the JVM: its connections stay open, and it answers nobody."""
+        """SIGSTOP the JVM: its connections stay open, and it answers no request."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -253,7 +253,7 @@ async def broker_responds(
 
 
 async def accepts(host: str, port: int, timeout_s: float) -> bool:
-    """Whether there is somebody at that port who takes connections."""
+    """Whether a process at that port accepts connections."""
     try:
         async with asyncio.timeout(timeout_s):
             _, writer = await asyncio.open_connection(host, port)
@@ -315,7 +315,7 @@ def _is_free(port: int) -> bool:
 
 
 def free_port(besides: Collection[int] = ()) -> int:
-    """A port where nobody listens now, none of `besides`."""
+    """A port at which no process listens now, none of `besides`."""
     while not _is_free(port := random.choice(FREE_PORTS)) or port in besides:
         pass
     return port

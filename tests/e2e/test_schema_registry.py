@@ -84,7 +84,7 @@ async def test_schemas_are_registered_once_and_what_does_not_fit_changes_nothing
     assert (await get(registry, f"config/{prefix}.audit-value"))["compatibilityLevel"] == "FULL"
     assert f"0 schemas were registered, {len(expected)} were there already." in again.err
 
-    # Under another prefix somebody has something else.
+    # A subject of another prefix holds another schema.
     other = f"{prefix}x"
     async with ClientSession() as session:
         body = {"schema": '{"type": "integer"}', "schemaType": "JSON"}

@@ -163,7 +163,7 @@ async def test_a_replica_that_has_seen_only_the_newest_events_reads_the_older_on
                 for agent in (first, second):
                     follow = agent.events.follow(task.id, TaskVersion(nth), until=always)
                     found = [event.nth async for event in follow]
-                    # The user's second message is a save of which nobody is told.
+                    # The user's second message is a save that no subscriber receives.
                     assert found == [n for n in range(nth + 1, newest + 1) if n != 5]
 
 

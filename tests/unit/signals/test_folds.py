@@ -1,4 +1,4 @@
-"""What becomes of records: of `signals`, of `audit`, and of signals that nobody waits for."""
+"""What becomes of records: of `signals`, of `audit`, and of signals that no flow waits for."""
 
 from typing import Any
 

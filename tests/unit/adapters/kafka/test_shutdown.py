@@ -112,7 +112,7 @@ async def test_who_is_cancelled_while_it_stops_consumers_leaves_none_open(
     make: Callable[[], Closes], iterations: int
 ) -> None:
     """While brokers are away each takes a while, and a task that takes a while to end is cancelled
-    again: aiokafka complained of consumers that nobody had stopped."""
+    again: aiokafka complained of consumers that were not stopped."""
     close, consumers = make()
     closing = asyncio.ensure_future(close())
     for _ in range(iterations):
