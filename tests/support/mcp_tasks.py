@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Final, Literal, cast
 
 from mcp import Client
 from mcp.client import ClientExtension, NotificationBinding
@@ -16,21 +16,33 @@ from mcp_types import (
     SubscriptionsListenRequest,
     SubscriptionsListenRequestParams,
 )
-from pydantic import ConfigDict
+from pydantic import ConfigDict, TypeAdapter
 
 from processor.mcp.tasks.extension import KEY_META
 from processor.mcp.tasks.protocol import (
-    DETAILED_TASK,
     EXTENSION,
+    DetailedTask,
     TaskNotificationParams,
     TaskParams,
-    TaskRequest,
     UpdateTaskParams,
-    UpdateTaskRequest,
 )
 from tests.support.machine import patience
 
 TIMEOUT_S = patience(20.0)
+DETAILED_TASK: Final[TypeAdapter[DetailedTask]] = TypeAdapter(DetailedTask)
+
+
+class TaskRequest(Request[TaskParams, Literal["tasks/get", "tasks/cancel"]]):
+    """A client's request about a task; the header `Mcp-Name` is the task's id."""
+
+    name_param = "taskId"
+
+
+class UpdateTaskRequest(Request[UpdateTaskParams, Literal["tasks/update"]]):
+    """A client's responses for a task; the header `Mcp-Name` is the task's id."""
+
+    name_param = "taskId"
+    method: Literal["tasks/update"] = "tasks/update"
 
 
 class AnyResult(Result):

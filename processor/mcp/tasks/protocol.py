@@ -15,7 +15,6 @@ from mcp_types import (
     InputResponses,
     Notification,
     NotificationParams,
-    Request,
     RequestParams,
     SubscriptionFilter,
     SubscriptionsListenRequestParams,
@@ -98,7 +97,6 @@ DetailedTask = Annotated[
     WorkingTask | InputRequiredTask | CompletedTask | FailedTask | CancelledTask,
     Field(discriminator="status"),
 ]
-DETAILED_TASK: Final[TypeAdapter[DetailedTask]] = TypeAdapter(DetailedTask)
 
 
 class TaskParams(RequestParams):
@@ -111,19 +109,6 @@ class UpdateTaskParams(TaskParams):
     """Parameters of `tasks/update`: responses by the keys of the requests."""
 
     input_responses: dict[str, Any]
-
-
-class TaskRequest(Request[TaskParams, Literal["tasks/get", "tasks/cancel"]]):
-    """A client's request about a task; the header `Mcp-Name` is the task's id."""
-
-    name_param = "taskId"
-
-
-class UpdateTaskRequest(Request[UpdateTaskParams, Literal["tasks/update"]]):
-    """A client's responses for a task; the header `Mcp-Name` is the task's id."""
-
-    name_param = "taskId"
-    method: Literal["tasks/update"] = "tasks/update"
 
 
 class TaskSubscriptionFilter(SubscriptionFilter):
