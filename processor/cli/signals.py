@@ -6,24 +6,17 @@ What the command needs is imported when it runs.
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import typer
-
-from processor.cli.common.runner import run_until_stopped, settings_and_logs, stop_with_parent
+from processor.cli.common.options import ENDS_WITH_PARENT
+from processor.cli.common.runner import quiet_faust, run_until_stopped, settings_and_logs
 from processor.errors import ExtraMissing
-from processor.runtime import unless_stopped
 
 if TYPE_CHECKING:
     from processor.settings import Settings
 
 
-def signals(
-    with_parent: bool = typer.Option(
-        False, "--with-parent", hidden=True, help="Stop when standard input ends."
-    ),
-) -> None:
+def signals(with_parent: bool = ENDS_WITH_PARENT) -> None:
     """Deliver signals to the flows that wait for them. It runs until SIGTERM or Ctrl-C.
 
     A signal is an event that names a topic and a correlation id, as the flow's wait does. Signals
@@ -41,46 +34,23 @@ def signals(
     TASKFLOW_STATE_DIR.
     """
     settings = settings_and_logs()
-    for chatty in ("faust", "mode"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-
-    async def serve(stop: asyncio.Event) -> None:
-        if with_parent:
-            stop_with_parent(stop)
-        await _serve(settings, stop)
-
-    run_until_stopped(serve)
+    quiet_faust()
+    run_until_stopped(lambda stop: _serve(settings, stop), with_parent=with_parent)
 
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> None:
-    from processor.adapters.kafka.access.authorization import ensure_rights
+    from processor.cli.common.service import run_service
     from processor.contract.rights import Role
-    from processor.telemetry import health_server
 
     try:
         from processor.signals.service import SignalService
     except ModuleNotFoundError as missing:
         raise ExtraMissing(f"Signals need {missing.name} of", "views") from None
-
-    async def started() -> bool:
-        await ensure_rights(settings, Role.SIGNALS)
-        return True
-
-    if not await unless_stopped(started(), stop):
-        return
-    service = SignalService(settings)
-
-    async def report() -> dict[str, Any]:
-        return service.report()
-
-    async def scraped() -> bytes:
-        return service.metrics.text()
-
-    async with health_server.serve(
-        settings.signals_http,
-        report=report,
-        metrics=scraped,
-        hosts=settings.http_hosts,
-        otherwise=health_server.SIGNALS_OTHERWISE,
-    ):
-        await service.run(stop)
+    await run_service(
+        SignalService(settings),
+        settings,
+        stop,
+        role=Role.SIGNALS,
+        http=settings.signals_http,
+        variable="TASKFLOW_SIGNALS_HTTP",
+    )

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 import typer
 
-from processor.cli.common.runner import (
-    run_until_stopped,
-    settings_and_logs,
-    stop_with_parent,
-)
+from processor.cli.common.options import ENDS_WITH_PARENT
+from processor.cli.common.runner import quiet_faust, run_until_stopped, settings_and_logs
 from processor.errors import ExtraMissing
 from processor.runtime import unless_stopped
 
@@ -24,9 +20,7 @@ def views(
     rebuild: bool = typer.Option(
         False, "--rebuild", help="Drop the view and project it again from the beginning."
     ),
-    with_parent: bool = typer.Option(
-        False, "--with-parent", hidden=True, help="Stop when standard input ends."
-    ),
+    with_parent: bool = ENDS_WITH_PARENT,
 ) -> None:
     """Serve the audit as a page, an HTTP API and live streams. It runs until SIGTERM or Ctrl-C.
 
@@ -40,15 +34,8 @@ def views(
     Settings: those of Kafka, TASKFLOW_STATE_DIR, TASKFLOW_VIEWS_*.
     """
     settings = settings_and_logs()
-    for chatty in ("faust", "mode"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-
-    async def serve(stop: asyncio.Event) -> None:
-        if with_parent:
-            stop_with_parent(stop)
-        await _serve(settings, stop, rebuild=rebuild)
-
-    run_until_stopped(serve)
+    quiet_faust()
+    run_until_stopped(lambda stop: _serve(settings, stop, rebuild=rebuild), with_parent=with_parent)
 
 
 async def _serve(settings: Settings, stop: asyncio.Event, *, rebuild: bool) -> None:

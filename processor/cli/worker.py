@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from processor.cli.common.runner import (
-    WrongUse,
-    run_until_stopped,
-    settings_and_logs,
-    stop_with_parent,
-)
+from processor.cli.common.options import ENDS_WITH_PARENT
+from processor.cli.common.runner import WrongUse, run_until_stopped, settings_and_logs
 
 if TYPE_CHECKING:
     from processor.settings import Address, Settings
@@ -22,9 +18,7 @@ def worker(
     processes: int = typer.Option(
         1, "--processes", min=1, help="How many share the worker's partitions; about one a core."
     ),
-    with_parent: bool = typer.Option(
-        False, "--with-parent", hidden=True, help="Stop when standard input ends."
-    ),
+    with_parent: bool = ENDS_WITH_PARENT,
     process: int | None = typer.Option(
         None, "--process", hidden=True, help="Be this one of a parent's processes."
     ),
@@ -50,24 +44,20 @@ def worker(
     async def serve(stop: asyncio.Event) -> None:
         from processor.worker.composition import run_worker
 
-        if with_parent:
-            stop_with_parent(stop)
         await run_worker(settings, stop=stop)
 
     async def serve_all(stop: asyncio.Event) -> None:
         from processor.worker.supervisor import run_processes
 
-        if with_parent:
-            stop_with_parent(stop)
         await run_processes(settings, processes, stop=stop)
 
     if process is not None:
         import structlog
 
         structlog.contextvars.bind_contextvars(process=process)
-        run_until_stopped(lambda stop: _serve_as_one_of_many(settings, stop))
+        run_until_stopped(lambda stop: _serve_as_one_of_many(settings, stop), with_parent=True)
     else:
-        run_until_stopped(serve if processes == 1 else serve_all)
+        run_until_stopped(serve if processes == 1 else serve_all, with_parent=with_parent)
 
 
 async def _serve_as_one_of_many(settings: Settings, stop: asyncio.Event) -> None:
@@ -78,5 +68,4 @@ async def _serve_as_one_of_many(settings: Settings, stop: asyncio.Event) -> None
     def on_listening(address: Address | None) -> None:
         typer.echo(encode({"http": str(address) if address else None}).decode())
 
-    stop_with_parent(stop)
     await run_worker(settings, stop=stop, lock=False, listening=on_listening)

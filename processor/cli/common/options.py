@@ -25,6 +25,9 @@ WHERE: Final = typer.Option(
 )
 FLOW_ID: Final = typer.Argument(..., help="The flow's id, or a unique beginning of it.")
 FLOW: Final = typer.Option(None, "--flow", help="Only the records of this flow, or of ids like it.")
+ENDS_WITH_PARENT: Final = typer.Option(
+    False, "--with-parent", hidden=True, help="Stop when standard input ends."
+)
 PREFIX_LEAST: Final = 4
 """Characters of a flow id, at least, that stand for it."""
 

@@ -57,6 +57,12 @@ def settings_and_logs(*, quiet: bool = False) -> Settings:
     return settings
 
 
+def quiet_faust() -> None:
+    """Log only what is wrong of what Faust does."""
+    for library in ("faust", "mode"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
 def run(command: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run it on a new loop; SIGINT and SIGTERM cancel it, and it may clean up.
 
@@ -86,14 +92,18 @@ def run(command: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return runner.run(cancellable())
 
 
-def run_until_stopped(service: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+def run_until_stopped(
+    service: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, with_parent: bool = False
+) -> None:
     """Run a service on a new loop; SIGINT and SIGTERM set the event that it gets.
 
-    A second signal cancels it.
+    `with_parent`: the end of standard input does, too. A second signal cancels it.
     """
 
     async def stoppable() -> None:
         stop = asyncio.Event()
+        if with_parent:
+            stop_with_parent(stop)
         task = asyncio.ensure_future(service(stop))
 
         def again_or_stop() -> None:

@@ -9,7 +9,8 @@ import asyncio
 
 import typer
 
-from processor.cli.common.runner import run_until_stopped, settings_and_logs, stop_with_parent
+from processor.cli.common.options import ENDS_WITH_PARENT
+from processor.cli.common.runner import run_until_stopped, settings_and_logs
 
 
 def outbox(
@@ -22,9 +23,7 @@ def outbox(
     once: bool = typer.Option(
         False, "--once", help="End when all rows have outcomes, instead of at SIGTERM."
     ),
-    with_parent: bool = typer.Option(
-        False, "--with-parent", hidden=True, help="Stop when standard input ends."
-    ),
+    with_parent: bool = ENDS_WITH_PARENT,
 ) -> None:
     """Send commands from a producer's database, and write outcomes back.
 
@@ -53,8 +52,6 @@ def outbox(
     async def serve(stop: asyncio.Event) -> None:
         from processor.cli.outbox.execute import run_outbox
 
-        if with_parent:
-            stop_with_parent(stop)
         await run_outbox(settings, dsn, stop, once=once)
 
-    run_until_stopped(serve)
+    run_until_stopped(serve, with_parent=with_parent)

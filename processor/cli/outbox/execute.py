@@ -2,8 +2,8 @@
 
 import asyncio
 
-from processor.cli.common.database_service import database_dsn, run_service
 from processor.cli.common.output import write_line
+from processor.cli.common.service import database_dsn, run_service
 from processor.contract.rights import Role
 from processor.outbox.database import statements
 from processor.outbox.relay import OutboxRelay

@@ -9,7 +9,8 @@ import asyncio
 
 import typer
 
-from processor.cli.common.runner import run_until_stopped, settings_and_logs, stop_with_parent
+from processor.cli.common.options import ENDS_WITH_PARENT
+from processor.cli.common.runner import run_until_stopped, settings_and_logs
 
 app = typer.Typer(
     help="Write flows, steps and events into PostgreSQL as they come.", no_args_is_help=True
@@ -26,9 +27,7 @@ def postgres(
     once: bool = typer.Option(
         False, "--once", help="Write what is there, and end; else it goes on until SIGTERM."
     ),
-    with_parent: bool = typer.Option(
-        False, "--with-parent", hidden=True, help="Stop when standard input ends."
-    ),
+    with_parent: bool = ENDS_WITH_PARENT,
 ) -> None:
     """Write the audit into PostgreSQL: flows, steps and events as rows.
 
@@ -50,8 +49,6 @@ def postgres(
     async def serve(stop: asyncio.Event) -> None:
         from processor.cli.sink.execute import run_sink
 
-        if with_parent:
-            stop_with_parent(stop)
         await run_sink(settings, stop, once=once)
 
-    run_until_stopped(serve)
+    run_until_stopped(serve, with_parent=with_parent)

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from processor.cli.common.database_service import FROM_SETTING, database_dsn, run_service
+from processor.cli.common.service import FROM_SETTING, database_dsn, run_service
 from processor.contract.rights import Role
 from processor.settings import Settings
 from processor.sink.sink import PostgresSink

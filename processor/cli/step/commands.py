@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from processor.cli.common.options import (
+    ENDS_WITH_PARENT,
     FLOW_ID,
     JSON,
     OUTCOME_TIMEOUT,
@@ -237,9 +238,7 @@ def run_(
     drain: str = typer.Option(
         "30s", "--drain", help="How long running steps may take after SIGTERM or Ctrl-C."
     ),
-    with_parent: bool = typer.Option(
-        False, "--with-parent", hidden=True, help="Stop when standard input ends."
-    ),
+    with_parent: bool = ENDS_WITH_PARENT,
 ) -> None:
     """Do the steps of a task with any program, until SIGTERM or Ctrl-C.
 

@@ -1,4 +1,4 @@
-"""Run a service between Kafka and a database, with its health server."""
+"""Run a service, with its health server."""
 
 import asyncio
 from typing import Any, Final, Protocol
@@ -6,7 +6,6 @@ from typing import Any, Final, Protocol
 from pydantic import SecretStr
 
 from processor.adapters.kafka.access.authorization import ensure_rights
-from processor.adapters.kafka.reader.record_decoder import read_any_record
 from processor.cli.common.runner import WrongUse
 from processor.contract.rights import Role
 from processor.runtime import unless_stopped
@@ -19,7 +18,7 @@ FROM_SETTING: Final = "-"
 
 
 class Service(Protocol):
-    """A sink, or an outbox's relay."""
+    """A sink, an outbox's relay, or the signals service."""
 
     @property
     def metrics(self) -> Exposed: ...
@@ -54,7 +53,6 @@ async def run_service(
     `variable`: the setting of `http`, for messages. `role`: the service's role in Kafka. Raises the
     errors of the service, NotAuthorized, AddressInUse.
     """
-    read_any_record()
 
     async def started() -> bool:
         await ensure_rights(settings, role)
