@@ -246,7 +246,8 @@ def create_one(
 
 
 def send_one(kind: str, flow_id: str, timeout: str, json: bool, **fields: Any) -> None:
-    """Send a command to `control` as this operator, and print its outcome."""
+    """Send a command about a flow or, with `run_id`, a step to `control` as this operator, and
+    print its outcome."""
     settings = settings_and_logs(quiet=True)
     timeout_s = duration_ms(timeout, "--timeout") / 1000
     command = {
@@ -258,15 +259,17 @@ def send_one(kind: str, flow_id: str, timeout: str, json: bool, **fields: Any) -
     }
     outcome = run(lambda: send_as_operator(settings, command, timeout_s))
     if for_people(json):
-        console().print(_sentence(outcome), markup=False)
+        console().print(plain(_sentence(outcome, fields.get("run_id"))))
     else:
         write_line(outcome.model_dump_json().encode())
     if not accepted(outcome):
         raise typer.Exit(1)
 
 
-def _sentence(outcome: Outcome) -> str:
+def _sentence(outcome: Outcome, run_id: str | None) -> str:
     if outcome.verdict is Verdict.ACCEPTED:
+        if run_id is not None:
+            return f"accepted: step {run_id} of {outcome.flow_id}"
         return f"accepted: {outcome.flow_id} is {outcome.status}, revision {outcome.revision}"
     return f"{outcome.verdict} ({outcome.code}): {outcome.message}"
 

@@ -5,8 +5,7 @@ What a command needs is imported when it runs.
 
 import asyncio
 import shutil
-from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
+from typing import Any, Literal
 
 import orjson
 import typer
@@ -24,20 +23,15 @@ from processor.cli.common.options import (
 from processor.cli.common.output import (
     console,
     for_people,
-    plain,
     say,
     short,
     status_text,
     table,
     write_json,
-    write_line,
 )
 from processor.cli.common.rows import Column, print_rows, short_ids
 from processor.cli.common.runner import Refused, WrongUse, run, settings_and_logs, stop_with_parent
 from processor.runtime import now_ms, unless_stopped
-
-if TYPE_CHECKING:
-    from processor.contract.outcomes import Outcome
 
 app = typer.Typer(
     help="Schedule, look at, retry, cancel and do managed steps.", no_args_is_help=True
@@ -81,6 +75,8 @@ def schedule(
 
     Settings: as for `taskflow flow list`.
     """
+    from processor.cli.flow.execute import send_one
+
     fields: dict[str, Any] = {
         "task": task,
         "input_json": json_of(input_, "--input"),
@@ -92,7 +88,7 @@ def schedule(
         fields["not_before"] = _time(not_before, "--not-before")
     if timeout_at is not None:
         fields["timeout_at"] = _time(timeout_at, "--timeout-at")
-    _as_operator("schedule_step", flow_id, run_id, timeout, json, **fields)
+    send_one("schedule_step", flow_id, timeout, json, run_id=run_id, **fields)
 
 
 @app.command("list")
@@ -209,7 +205,9 @@ def retry(
 
     Settings: as for `taskflow flow list`.
     """
-    _as_operator("retry_step", flow_id, run_id, timeout, json, attempts=attempts)
+    from processor.cli.flow.execute import send_one
+
+    send_one("retry_step", flow_id, timeout, json, run_id=run_id, attempts=attempts)
 
 
 @app.command("cancel")
@@ -224,7 +222,9 @@ def cancel(
 
     Settings: as for `taskflow flow list`.
     """
-    _as_operator("cancel_step", flow_id, run_id, timeout, json)
+    from processor.cli.flow.execute import send_one
+
+    send_one("cancel_step", flow_id, timeout, json, run_id=run_id)
 
 
 @app.command("run", context_settings={"ignore_unknown_options": True})
@@ -289,40 +289,6 @@ def run_(
             await unless_stopped(worker.run(), stop)
 
     run(work)
-
-
-def _as_operator(
-    kind: str, flow_id: str, run_id: str, timeout: str, json: bool, **fields: Any
-) -> None:
-    from processor.cli.flow.execute import login
-    from processor.cli.flow.flow_ids import flow_id_at
-    from processor.cli.send.pipeline import accepted, send_as_operator
-
-    settings = settings_and_logs(quiet=True)
-    timeout_s = duration_ms(timeout, "--timeout") / 1000
-    command = {
-        "kind": kind,
-        "command_id": str(uuid4()),
-        "flow_id": flow_id_at(settings, flow_id),
-        "issued_by": f"operator:{login()}",
-        "run_id": run_id,
-        **fields,
-    }
-    outcome = run(lambda: send_as_operator(settings, command, timeout_s))
-    if for_people(json):
-        console().print(plain(_sentence(outcome, run_id)))
-    else:
-        write_line(outcome.model_dump_json().encode())
-    if not accepted(outcome):
-        raise typer.Exit(1)
-
-
-def _sentence(outcome: "Outcome", run_id: str) -> str:
-    from processor.contract.outcomes import Verdict
-
-    if outcome.verdict is Verdict.ACCEPTED:
-        return f"accepted: step {run_id} of {outcome.flow_id}"
-    return f"{outcome.verdict} ({outcome.code}): {outcome.message}"
 
 
 def _time(text: str, option: str) -> str:
