@@ -14,8 +14,7 @@ from processor.cli.common.output import (
     write_json,
 )
 from processor.cli.common.rows import Column, age, print_rows, short_ids
-from processor.cli.flow.lookup import select_flows
-from processor.cli.step.lookup import select_steps
+from processor.cli.flow.lookup import select
 from processor.ops.bulk import (
     GOAL_KEPT,
     BulkAction,
@@ -49,17 +48,17 @@ class BulkSelection(NamedTuple):
         return "flow" if self.steps is None else "step"
 
     async def targets(self, settings: Settings) -> list[Target]:
-        """In an order of their own. Raises as `select_flows` does."""
+        """In an order of their own. Raises as `list_flows` does."""
         meant = self.steps
         if meant is None:
-            return sorted(await select_flows(settings, self.flows.target))
+            return sorted(await select(settings, "flow", self.flows.target))
 
-        found = await select_steps(
-            settings, lambda step: StepTarget.of(step) if meant.matches(step) else None
+        found = await select(
+            settings, "step", lambda step: StepTarget.of(step) if meant.matches(step) else None
         )
         named = {step.flow_id for step in found}
-        flows = await select_flows(
-            settings, lambda flow: self.flows.target(flow) if flow["id"] in named else None
+        flows = await select(
+            settings, "flow", lambda flow: self.flows.target(flow) if flow["id"] in named else None
         )
         open_ids = {flow.flow_id for flow in flows}
         return sorted(

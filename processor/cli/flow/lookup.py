@@ -7,6 +7,7 @@ says, and nothing need be fetched. Only without a broker is it believed as it is
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from processor.adapters.kafka.client_config import ensure_reachable
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
 from processor.adapters.kafka.reader.topic_reader import end_offsets, read
 from processor.adapters.sqlite.readonly import queries as queries
-from processor.adapters.sqlite.readonly.queries import Ended
+from processor.adapters.sqlite.readonly.queries import Ended, Kind
 from processor.cli.common.output import say
 from processor.cli.common.progress import progress_bar
 from processor.contract.flow import Flow, FlowStatus
@@ -63,20 +64,8 @@ async def list_flows(
     Raises BrokerUnreachable if there is no table either, TopicsWrong, TableFailed, TableCorrupt.
     """
 
-    def wanted(flow: Document) -> Document | None:
-        is_wanted = (
-            owner in (None, flow["owner_session_key"])
-            and status in (None, flow["status"])
-            and all(one.holds(flow) for one in where)
-        )
-        return flow if is_wanted else None
-
-    if where:
-        flows = [*map(_flow, await select_flows(settings, wanted))]
-    else:
-        places = await places_of(settings)
-        flows = queries.list_flows(places.tables.values(), owner=owner, status=status, limit=limit)
-        flows += map(_flow, await _on_topic(settings, places.topic, wanted))
+    from_tables = partial(queries.list_flows, owner=owner, status=status, limit=limit)
+    flows = await _listed(settings, from_tables, owner, status, where)
     flows.sort(key=lambda flow: flow.id)
     flows.sort(key=lambda flow: flow.updated_at, reverse=True)
     return flows[:limit]
@@ -90,25 +79,38 @@ async def list_waiting(
     Raises as `list_flows` does.
     """
 
-    def wanted(flow: Document) -> Document | None:
-        is_wanted = (
-            flow["status"] == FlowStatus.WAITING
-            and owner in (None, flow["owner_session_key"])
-            and all(one.holds(flow) for one in where)
-        )
-        return flow if is_wanted else None
-
     def soonest(flow: Flow) -> tuple[bool, int, str]:
         due = due_ms(flow)
         return (True, 0, "") if due is None else (False, due, flow.id)
 
-    if where:
-        flows = [*map(_flow, await select_flows(settings, wanted))]
-    else:
-        places = await places_of(settings)
-        flows = queries.list_waiting(places.tables.values(), owner=owner, limit=limit)
-        flows += map(_flow, await _on_topic(settings, places.topic, wanted))
+    from_tables = partial(queries.list_waiting, owner=owner, limit=limit)
+    flows = await _listed(settings, from_tables, owner, FlowStatus.WAITING, where)
     return sorted(flows, key=soonest)[:limit]
+
+
+async def _listed(
+    settings: Settings,
+    from_tables: Callable[[Iterable[Path]], list[Flow]],
+    owner: str | None,
+    status: FlowStatus | None,
+    where: Sequence[Condition],
+) -> list[Flow]:
+    """Flows in no order. A table answers by its indexes, `from_tables`, unless there is a
+    condition."""
+
+    def wanted(flow: Document) -> Document | None:
+        is_wanted = (
+            owner in (None, flow["owner_session_key"])
+            and status in (None, flow["status"])
+            and all(one.holds(flow) for one in where)
+        )
+        return flow if is_wanted else None
+
+    if where:
+        return [*map(_flow, await select(settings, "flow", wanted))]
+    places = await places_of(settings)
+    there = await _on_topic(settings, places.topic, "flow", wanted)
+    return [*from_tables(places.tables.values()), *map(_flow, there)]
 
 
 async def list_ended(settings: Settings, *, owner: str | None, before_ms: int) -> list[Ended]:
@@ -133,21 +135,21 @@ async def list_ended(settings: Settings, *, owner: str | None, before_ms: int) -
             *(flow["owner_session_key"], flow["goal"][: queries.GOAL_KEPT]),
         )
 
-    found += await _on_topic(settings, places.topic, wanted)
+    found += await _on_topic(settings, places.topic, "flow", wanted)
     found.sort(key=lambda flow: (flow.updated_at, flow.flow_id))
     return found
 
 
-async def select_flows(settings: Settings, wanted: Callable[[Document], T | None]) -> list[T]:
-    """What `wanted` makes of each flow there is; what it answers None to is left out, and not kept
-    in memory. Raises as `list_flows` does."""
+async def select(settings: Settings, kind: Kind, wanted: Callable[[Document], T | None]) -> list[T]:
+    """What `wanted` makes of each flow or step there is; what it answers None to is left out, and
+    not kept in memory. Raises as `list_flows` does."""
     places = await places_of(settings)
     found = [
         made
-        for doc in queries.documents(places.tables.values())
+        for doc in queries.documents(places.tables.values(), kind)
         if (made := wanted(orjson.loads(doc))) is not None
     ]
-    return found + await _on_topic(settings, places.topic, wanted)
+    return found + await _on_topic(settings, places.topic, kind, wanted)
 
 
 async def find_flow(settings: Settings, flow_id: str) -> Found | None:
@@ -256,16 +258,18 @@ def _flow(document: Document) -> Flow:
 
 
 async def _on_topic(
-    settings: Settings, partitions: Sequence[int], wanted: Callable[[Document], T | None]
+    settings: Settings,
+    partitions: Sequence[int],
+    kind: Kind,
+    wanted: Callable[[Document], T | None],
 ) -> list[T]:
-    """What `wanted` makes of each flow in `partitions` of `state`; what it answers None to is
-    left out, and not kept in memory either."""
+    """As `select`, in `partitions` of `state`."""
     newest: dict[str, T] = {}
     async with aclosing(snapshots(settings, partitions)) as records:
         async for key, value in records:
-            if "/" in key:
+            if ("/" in key) is (kind == "flow"):
                 continue
-            made = None if value is None else wanted(orjson.loads(value)["flow"])
+            made = None if value is None else wanted(orjson.loads(value)[kind])
             if made is None:
                 newest.pop(key, None)
             else:

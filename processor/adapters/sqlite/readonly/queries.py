@@ -8,7 +8,7 @@ from functools import partial
 from heapq import merge
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -22,6 +22,8 @@ from processor.domain.waits import due_ms
 from processor.errors import TableDistrusted
 
 T = TypeVar("T")
+Kind = Literal["flow", "step"]
+"""Of a row, and of a record of `state`."""
 
 BUSY_TIMEOUT_S: Final = 0.25
 ATTEMPTS: Final = 3
@@ -191,28 +193,14 @@ def _ended(path: Path, before: str, owner: str | None) -> Iterator[Ended]:
         after = found[-1].updated_at, found[-1].flow_id
 
 
-def documents(paths: Iterable[Path]) -> Iterator[str]:
-    """Every flow, as JSON, in no order of meaning. Read some at a time: a million cost no memory,
-    and what a worker writes meanwhile may be seen or not."""
+def documents(paths: Iterable[Path], kind: Kind) -> Iterator[str]:
+    """Every flow or every step, as JSON, in no order of meaning. Read some at a time: a million
+    cost no memory, and what a worker writes meanwhile may be seen or not."""
+    sql = f"SELECT n, doc FROM {kind} WHERE n > ? ORDER BY n LIMIT ?"
     for path in paths:
         after = 0
 
         def some(_: Path, db: sqlite3.Connection, after: int = 0) -> list[tuple[int, str]]:
-            sql = "SELECT n, doc FROM flow WHERE n > ? ORDER BY n LIMIT ?"
-            return db.execute(sql, (after, ENDED_AT_ONCE)).fetchall()
-
-        while found := _look(path, partial(some, after=after)):
-            yield from (doc for _, doc in found)
-            after = found[-1][0]
-
-
-def step_documents(paths: Iterable[Path]) -> Iterator[str]:
-    """Every step, as JSON; read as `documents` reads flows."""
-    for path in paths:
-        after = 0
-
-        def some(_: Path, db: sqlite3.Connection, after: int = 0) -> list[tuple[int, str]]:
-            sql = "SELECT rowid, doc FROM step WHERE rowid > ? ORDER BY rowid LIMIT ?"
             return db.execute(sql, (after, ENDED_AT_ONCE)).fetchall()
 
         while found := _look(path, partial(some, after=after)):
