@@ -5,7 +5,6 @@ import signal
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 from uuid import uuid4
 
@@ -105,17 +104,12 @@ class StepWorker:
         await self._client.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             await self._drain(0.0 if error is not None else self._drain_timeout_s)
         finally:
             await self._reader.close()
-            await self._client.__aexit__(kind, error, trace)
+            await self._client.__aexit__(None, None, None)
 
     async def run(self) -> None:
         """Work until `stop()`, SIGTERM or SIGINT, then drain.

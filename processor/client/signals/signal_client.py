@@ -1,7 +1,6 @@
 """SignalClient: send signals, events for the flows that wait for them."""
 
 import asyncio
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from uuid import uuid4
 
@@ -57,12 +56,7 @@ class SignalClient:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._producer.close()
 
     async def send(

@@ -5,7 +5,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final, Self
 
 import orjson
@@ -97,15 +96,10 @@ class CurrentFlows:
         self._following = asyncio.create_task(self._follow())
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._following is not None:
             await end_tasks(self._following)
-        await self._audit.__aexit__(kind, error, trace)
+        await self._audit.__aexit__(None, None, None)
 
     def get(self, flow_id: str) -> CurrentFlow | None:
         """Return the flow; None if there is none yet, or it was pruned."""
