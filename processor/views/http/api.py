@@ -64,8 +64,16 @@ class Api:
     def routes(self) -> list[web.RouteDef]:
         """Every route of ROUTES, and what the workers ask each other for."""
         found = [web.get(_INTERNAL, self._timed("statistics_of_peer", self._raw_statistics))]
+        elsewhere: dict[str, Callable[..., Awaitable[Any]]] = {
+            "stream": self._streams.serve,
+            "command": self._commands.take,
+            "signal": lambda request, _: self._commands.signal(request),
+            "control": self._commands.act,
+            "redrive": self._redrives.take,
+        }
         for route in ROUTES:
-            handler = self._parsed(route, getattr(self, f"_{route.name}"))
+            own = elsewhere.get(route.name) or getattr(self, f"_{route.name}")
+            handler = self._parsed(route, own)
             timed = handler if route.name == "stream" else self._timed(route.name, handler)
             found.append(web.route(route.method, route.path, timed))
         return found
@@ -148,7 +156,7 @@ class Api:
         request: web.Request,
         query: parameters.PageQuery,
         local: Callable[[Collection[int]], Awaitable[Json]],
-        key_of: Callable[[Json], tuple[int, int]],
+        key_of: Callable[[Json], tuple[int, ...]],
         *,
         kind: str,
         ascending: bool,
@@ -263,18 +271,9 @@ class Api:
         async def local(partitions: Collection[int]) -> Json:
             return {"rows": await queries.dead_letters(self._view.database, query, partitions)}
 
-        parts, view = await self._fan_out.ask(request, query, local)
-        rows = [
-            part["rows"]
-            if "rows" in part
-            else [(_dead_letter_key(item), item) for item in part["items"]]
-            for part in parts
-        ]
-        more = any(part.get("next_cursor") for part in parts)
-        items, cursor = scatter_gather.page(rows, query.limit, "letters", ascending=False)
-        if cursor is None and more:
-            cursor = keyset("letters", *max_key(rows, ascending=False))
-        return {"items": items, "next_cursor": cursor, "view": view}
+        return await self._page(
+            request, query, local, _dead_letter_key, kind="letters", ascending=False
+        )
 
     async def _ends(self, partitions: Collection[int]) -> Json:
         return {"ends": {partition: self._view.end(partition) for partition in partitions}}
@@ -307,27 +306,6 @@ class Api:
             "actions": self._actions,
             "view": view,
         }
-
-    async def _stream(
-        self, request: web.Request, query: parameters.StreamQuery
-    ) -> web.StreamResponse:
-        return await self._streams.serve(request, query)
-
-    async def _command(
-        self, request: web.Request, query: parameters.CommandQuery
-    ) -> tuple[int, Json]:
-        return await self._commands.take(request, query)
-
-    async def _signal(self, request: web.Request, _query: None) -> tuple[int, Json]:
-        return await self._commands.signal(request)
-
-    async def _control(
-        self, request: web.Request, query: parameters.CommandQuery
-    ) -> tuple[int, Json]:
-        return await self._commands.act(request, query)
-
-    async def _redrive(self, request: web.Request, query: parameters.CommandQuery) -> Json:
-        return await self._redrives.take(request, query)
 
 
 def max_key(rows: Iterable[Iterable[tuple[Any, Any]]], *, ascending: bool) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import orjson
 from aiohttp import web
+from pydantic import SecretStr
 
 from processor.client import FlowClient
 from processor.client.signals.signal_client import SignalClient, SignalReceipt
@@ -45,14 +46,14 @@ class CommandEndpoint:
 
     async def take(self, request: web.Request, query: CommandQuery) -> tuple[int, Json]:
         """Status and response. Raises ProblemError, and what FlowClient raises."""
-        self._authorize_writer(request, "Commands")
+        _authorize(request, self._settings.views_token, "Commands", "write")
         command = await self.body(request)
         return await self.finish(self._publish(command, query.wait / 1000, _traceparent(request)))
 
     async def signal(self, request: web.Request) -> tuple[int, Json]:
         """Publish an event for the flow that waits for it. Raises ProblemError and errors of
         SignalClient."""
-        self._authorize_writer(request, "Signals")
+        _authorize(request, self._settings.views_token, "Signals", "write")
         body = SignalBody.model_validate(await self.body(request))
         receipt = await self.finish(self._send(body, _traceparent(request)))
         return 202, receipt._asdict()
@@ -77,27 +78,9 @@ class CommandEndpoint:
             )
         )
 
-    def _authorize_writer(self, request: web.Request, what: str) -> None:
-        """Raises ProblemError unless the request has the write token."""
-        token = self._settings.views_token
-        if token is None:
-            raise ProblemError(
-                "forbidden", f"{what} are taken only where TASKFLOW_VIEWS_TOKEN is set."
-            )
-        if not carries(request, token.get_secret_value()):
-            raise ProblemError("unauthorized", "Send the write token as `Authorization: Bearer …`.")
-
     def authorize_operator(self, request: web.Request) -> None:
         """Raises ProblemError unless the request has the operator token."""
-        token = self._settings.views_operator_token
-        if token is None:
-            raise ProblemError(
-                "forbidden", "Actions are taken only where TASKFLOW_VIEWS_OPERATOR_TOKEN is set."
-            )
-        if not carries(request, token.get_secret_value()):
-            raise ProblemError(
-                "unauthorized", "Send the operator token as `Authorization: Bearer …`."
-            )
+        _authorize(request, self._settings.views_operator_token, "Actions", "operator")
 
     async def body(self, request: web.Request) -> Json:
         """The JSON object of a request. Raises ProblemError."""
@@ -186,6 +169,15 @@ class CommandEndpoint:
                 await client.__aenter__()
                 self._client = client
             return self._client
+
+
+def _authorize(request: web.Request, token: SecretStr | None, what: str, kind: str) -> None:
+    """Raises ProblemError unless the request has `token`, the `kind` token, which `what` needs."""
+    if token is None:
+        name = {"write": "TASKFLOW_VIEWS_TOKEN", "operator": "TASKFLOW_VIEWS_OPERATOR_TOKEN"}[kind]
+        raise ProblemError("forbidden", f"{what} are taken only where {name} is set.")
+    if not carries(request, token.get_secret_value()):
+        raise ProblemError("unauthorized", f"Send the {kind} token as `Authorization: Bearer …`.")
 
 
 def _traceparent(request: web.Request) -> str | None:

@@ -136,14 +136,6 @@ def _asked(text: str | None) -> tuple[str, list[Condition]]:
     return words, conditions
 
 
-def _part_of_state(condition: Condition) -> str | None:
-    """A text that is in the JSON of each state that meets the condition; None: not known."""
-    if condition.path[0] != "state_json" or not isinstance(condition.value, str):
-        return None
-    written = orjson.dumps(condition.value).decode()
-    return {"=": written, "~": written[1:-1]}.get(condition.by)
-
-
 def _searched(words: str, partitions: Collection[int]) -> tuple[str, list[object]]:
     """Raises BadQuery."""
     try:
