@@ -32,14 +32,13 @@ from processor.testing.memory.moments import Op
 from processor.testing.memory.ports import (
     ProcessLife,
     SimHistory,
-    SimTable,
     SimWorkItems,
     SimWriter,
-    open_table,
 )
 from processor.testing.memory.table import ModelFile
 from processor.testing.memory.timed_kafka import SimKafka
 from tests.simulation.history import Parts
+from tests.simulation.tables import SimTable, open_table
 
 Records = Mapping[str, Sequence[Outgoing]]
 

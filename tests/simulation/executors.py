@@ -13,10 +13,10 @@ import orjson
 from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.ops.verify.contract import home_of
-from processor.testing.memory.group import SESSION_S
 from processor.testing.memory.moments import Fault
 from processor.testing.memory.record import Appended
 from processor.testing.memory.timed_kafka import SimKafka, wake
+from tests.simulation.group import SESSION_S
 
 PENDING_MAX: Final = 4
 POLL_S: Final = 0.5

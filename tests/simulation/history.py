@@ -27,7 +27,6 @@ from processor.partition.processor import PartitionProcessor
 from processor.partition.standby import StandbyReplica
 from processor.recovery import restore as recovery_module
 from processor.testing.memory.deployment import TableContents
-from processor.testing.memory.group import SESSION_S, SimGroup, SimMember
 from processor.testing.memory.kafka import Transaction, TxnState
 from processor.testing.memory.moments import Fault, Op
 from processor.testing.memory.ports import (
@@ -36,15 +35,16 @@ from processor.testing.memory.ports import (
     SimWorkItems,
     SimWriter,
     Unanswered,
-    open_table,
 )
 from processor.testing.memory.table import ModelFile, table_of
-from processor.testing.memory.timed_kafka import SimKafka
 from processor.worker import worker as worker_module
 from processor.worker.worker import Worker
 from tests.simulation.executors import Executor
 from tests.simulation.faults import Dice
+from tests.simulation.group import SESSION_S, GroupMember, RebalancingGroup
+from tests.simulation.kafka import HistoryKafka
 from tests.simulation.loop import VirtualLoop
+from tests.simulation.tables import open_table
 from tests.simulation.traffic import Traffic
 from tests.support.builders import DAY_MS, HOUR_MS, MINUTE_MS
 
@@ -122,7 +122,7 @@ class Life:
         self.context: Context = copy_context()
         self.context.run(life_of_tasks.set, self)
         self.alive = True
-        self.member: SimMember | None = None
+        self.member: GroupMember | None = None
         self.turn: asyncio.Lock | None = None
         self.stop = asyncio.Event()
         self.tasks: dict[asyncio.Task[Any], None] = {}
@@ -155,8 +155,8 @@ class Life:
         )
         await worker.run(self.stop)
 
-    def _join(self, assigned: Callable[[frozenset[int]], None], revoked: Any) -> SimMember:
-        self.member = SimMember(self._sim.group, self._sim.kafka, self, assigned, revoked)
+    def _join(self, assigned: Callable[[frozenset[int]], None], revoked: Any) -> GroupMember:
+        self.member = GroupMember(self._sim.group, self._sim.kafka, self, assigned, revoked)
         return self.member
 
     # What happens to it
@@ -288,11 +288,11 @@ class Simulation:
         self.dedupe_window_ms = rng.choice((500, 30_000, HOUR_MS))
         self.retain_terminal_ms = rng.choice((None, 0, 2_000, DAY_MS))
         self.loop = VirtualLoop()
-        self.kafka = SimKafka(TOPICS, self.partitions, self.loop.time)
+        self.kafka = HistoryKafka(TOPICS, self.partitions, self.loop.time)
         self.kafka.marker_delay_s = self._marker_delay_s
         self.kafka.timed_out = partial(self.count, Fault.TXN_TIMEOUT)
         self.kafka.refused = partial(self.count, Fault.FENCED)
-        self.group = SimGroup(self.kafka, rng)
+        self.group = RebalancingGroup(self.kafka, rng)
         self.group.session_ended = partial(self.count, Fault.SESSION_ENDS)
         self.traffic = self._new_traffic()
         self.hosts = [Host(self, name) for name in ("one", "two")[: rng.choice((1, 2, 2))]]

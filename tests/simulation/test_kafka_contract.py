@@ -4,6 +4,7 @@ scenarios: what one hides, refuses or completes, so does the other."""
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from contextvars import Context
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,10 +24,10 @@ from processor.engine.batch import Outgoing
 from processor.engine.ports import GroupConsumer, LogReader, OffsetRange, TransactionalProducer
 from processor.engine.rows import Position
 from processor.settings import Settings
-from processor.testing.memory.group import SimGroup, SimMember
 from processor.testing.memory.kafka import TxnState
 from processor.testing.memory.ports import Calm, SimHistory, SimWriter
 from processor.testing.memory.timed_kafka import SimKafka
+from tests.simulation.group import GroupMember, RebalancingGroup
 
 PATIENCE_S: Final = 60.0
 
@@ -54,11 +55,18 @@ class Cluster(Protocol):
         """The only member of a group, once it was given the partition."""
 
 
+class CalmMember(Calm):
+    """A worker that runs for as long as its test does."""
+
+    listens = True
+    context: Context | None = None
+
+
 class Simulated:
     def __init__(self) -> None:
         self.topics = Topics()
         self._kafka = SimKafka(self.topics, 1, asyncio.get_running_loop().time)
-        self._life = Calm()
+        self._life = CalmMember()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def writer(self) -> SimWriter:
@@ -82,14 +90,16 @@ class Simulated:
     async def leave_open(self, writer: Any, topic: str, value: bytes) -> None:
         writer._produce(topic, [Outgoing(b"k", value, ())])
 
-    async def member(self) -> SimMember:
-        group = SimGroup(self._kafka, self._life.rng)
+    async def member(self) -> GroupMember:
+        group = RebalancingGroup(self._kafka, self._life.rng)
         self._tasks.append(asyncio.create_task(group.run()))
 
         async def nothing_pending() -> None:
             return None
 
-        member = SimMember(group, self._kafka, self._life, lambda partitions: None, nothing_pending)
+        member = GroupMember(
+            group, self._kafka, self._life, lambda partitions: None, nothing_pending
+        )
         await member.start()
         await asyncio.wait_for(member.assigned(0), PATIENCE_S)
         return member

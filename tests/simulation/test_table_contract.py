@@ -25,8 +25,9 @@ from processor.engine.rows import (
     StepDue,
     StepRow,
 )
-from processor.testing.memory.ports import Calm, open_table
+from processor.testing.memory.ports import Calm
 from processor.testing.memory.table import ModelFile
+from tests.simulation.tables import open_table
 from tests.unit.adapters.sqlite.tables import (
     NOON_MS,
     at,

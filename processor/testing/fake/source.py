@@ -1,11 +1,10 @@
 """FakeSource: the commands of all partitions, for an engine that is never looked in on."""
 
 from collections.abc import Callable
-from random import Random
 from typing import Final
 
 from processor.engine.ports import Fetched
-from processor.testing.memory.group import SimGroup, SimMember
+from processor.testing.memory.group import SimMember
 from processor.testing.memory.ports import Calm
 from processor.testing.memory.timed_kafka import SimKafka
 
@@ -23,10 +22,9 @@ class FakeSource(SimMember):
 
     def __init__(self, kafka: SimKafka, next_due_ms: Callable[[int], int | None]) -> None:
         """`next_due_ms`: of a partition, the earliest deadline in its table."""
-        group = SimGroup(kafka, Random(0))
-        super().__init__(group, kafka, Calm(), lambda _: None, lambda: None)
+        super().__init__(kafka, Calm())
         self._next_due_ms = next_due_ms
-        group.admit(self)
+        self.assign(frozenset(range(kafka.partitions)))
 
     async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
         some = await super().fetch(partition, max_records=max_records, timeout_s=0)
