@@ -86,11 +86,8 @@ class PartitionProcessor:
             cached=lambda: batches.cache.flows,
             pending_records=lambda: len(batches.queue),
             pending_bytes=lambda: batches.queue.size_bytes,
-        )
-        self._metrics.watch_steps(
-            self.place.partition,
-            pending=lambda: batches.scheduler.live_steps(StepStatus.PENDING),
-            running=lambda: batches.scheduler.live_steps(StepStatus.RUNNING),
+            steps_pending=lambda: batches.scheduler.live_steps(StepStatus.PENDING),
+            steps_running=lambda: batches.scheduler.live_steps(StepStatus.RUNNING),
             items_waiting=lambda: len(batches.outbox),
         )
 

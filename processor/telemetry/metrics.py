@@ -1,10 +1,52 @@
 """The worker's metrics for Prometheus."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Final
+
+from prometheus_client import Gauge
 
 from processor.telemetry.exposition import SIZE_BUCKETS, Exposed
 from processor.telemetry.step_metrics import StepMetrics
+
+_OWNED: Final[Mapping[str, tuple[str, str]]] = {
+    "lag": ("taskflow_lag_records", "Offsets of commands and control that are not decided yet"),
+    "table_bytes": ("taskflow_table_bytes", "Size of the partition's table"),
+    "cached": ("taskflow_cached_flows", "Flows kept in memory"),
+    "pending_records": (
+        "taskflow_in_hand_records",
+        "Records that were fetched and are not decided yet",
+    ),
+    "pending_bytes": ("taskflow_in_hand_bytes", "Their keys and values"),
+    "armed": (
+        "taskflow_timers_armed",
+        "Waits that end by themselves, and managed steps that have not ended",
+    ),
+    "due": (
+        "taskflow_timers_due",
+        "Waits that are over and steps whose time has come, without an event yet, as far as they "
+        "are in memory",
+    ),
+    "steps_pending": (
+        "taskflow_steps_pending",
+        "Managed steps that wait for an executor, or for the time when they may be started",
+    ),
+    "steps_running": ("taskflow_steps_running", "Managed steps that an executor holds"),
+    "items_waiting": (
+        "taskflow_work_items_waiting",
+        "Work items that are committed and not acknowledged on the topic steps yet",
+    ),
+}
+"""The gauges of a partition that is owned, with their texts."""
+_FOLLOWED: Final[Mapping[str, tuple[str, str]]] = {
+    "lag": (
+        "taskflow_standby_lag_records",
+        "Offsets of audit and outcomes that a standby's table does not hold yet; NaN before its "
+        "first look",
+    ),
+    "table_bytes": ("taskflow_standby_table_bytes", "Size of a standby's table"),
+}
+"""Those of a standby replica."""
 
 
 class Metrics(Exposed):
@@ -71,43 +113,10 @@ class Metrics(Exposed):
         )
         self._assigned = self.gauge("taskflow_owned_partitions", "Partitions owned")
         self._ready = self.gauge("taskflow_ready_partitions", "Partitions taken over and deciding")
-        self._lag = self.gauge(
-            "taskflow_lag_records",
-            "Offsets of commands and control that are not decided yet",
-            "partition",
-        )
-        self._table_bytes = self.gauge(
-            "taskflow_table_bytes", "Size of the partition's table", "partition"
-        )
-        self._cached = self.gauge("taskflow_cached_flows", "Flows kept in memory", "partition")
-        self._pending_records = self.gauge(
-            "taskflow_in_hand_records",
-            "Records that were fetched and are not decided yet",
-            "partition",
-        )
-        self._pending_bytes = self.gauge(
-            "taskflow_in_hand_bytes", "Their keys and values", "partition"
-        )
-        self._armed = self.gauge(
-            "taskflow_timers_armed",
-            "Waits that end by themselves, and managed steps that have not ended",
-            "partition",
-        )
-        self._due = self.gauge(
-            "taskflow_timers_due",
-            "Waits that are over and steps whose time has come, without an event yet, as far as "
-            "they are in memory",
-            "partition",
-        )
+        self._owned = {
+            name: self.gauge(metric, text, "partition") for name, (metric, text) in _OWNED.items()
+        }
         self.steps = StepMetrics(self)
-        self._steps_pending = self.gauge(
-            "taskflow_steps_pending",
-            "Managed steps that wait for an executor, or for the time when they may be started",
-            "partition",
-        )
-        self._steps_running = self.gauge(
-            "taskflow_steps_running", "Managed steps that an executor holds", "partition"
-        )
         self.work_items = self.counter(
             "taskflow_work_items", "Work items written to the topic steps, and acknowledged"
         )
@@ -116,25 +125,14 @@ class Metrics(Exposed):
             "Attempts to write work items that failed; they are tried again",
             "partition",
         )
-        self._work_items_waiting = self.gauge(
-            "taskflow_work_items_waiting",
-            "Work items that are committed and not acknowledged on the topic steps yet",
-            "partition",
-        )
-
         self._standby = self.gauge(
             "taskflow_standby_partitions",
             "Partitions of other owners whose tables are kept up to date",
         )
-        self._standby_lag = self.gauge(
-            "taskflow_standby_lag_records",
-            "Offsets of audit and outcomes that a standby's table does not hold yet; NaN before "
-            "its first look",
-            "partition",
-        )
-        self._standby_bytes = self.gauge(
-            "taskflow_standby_table_bytes", "Size of a standby's table", "partition"
-        )
+        self._followed = {
+            name: self.gauge(metric, text, "partition")
+            for name, (metric, text) in _FOLLOWED.items()
+        }
 
     def show(
         self,
@@ -158,70 +156,29 @@ class Metrics(Exposed):
             waited_s = max(0.0, clock() - began)
             self.waited_seconds.labels(str(partition), waits_for).inc(waited_s)
 
-    def watch(
-        self,
-        partition: int,
-        *,
-        lag: Callable[[], float],
-        table_bytes: Callable[[], float],
-        cached: Callable[[], float],
-        pending_records: Callable[[], float],
-        pending_bytes: Callable[[], float],
-    ) -> None:
-        """Read these of a partition at each scrape."""
-        label = str(partition)
-        self._lag.labels(label).set_function(lag)
-        self._table_bytes.labels(label).set_function(table_bytes)
-        self._cached.labels(label).set_function(cached)
-        self._pending_records.labels(label).set_function(pending_records)
-        self._pending_bytes.labels(label).set_function(pending_bytes)
-
-    def watch_timers(
-        self, partition: int, *, armed: Callable[[], float], due: Callable[[], float]
-    ) -> None:
-        """Read these of a partition at each scrape."""
-        label = str(partition)
-        self._armed.labels(label).set_function(armed)
-        self._due.labels(label).set_function(due)
-
-    def watch_steps(
-        self,
-        partition: int,
-        *,
-        pending: Callable[[], float],
-        running: Callable[[], float],
-        items_waiting: Callable[[], float],
-    ) -> None:
-        """Read these of a partition at each scrape."""
-        label = str(partition)
-        self._steps_pending.labels(label).set_function(pending)
-        self._steps_running.labels(label).set_function(running)
-        self._work_items_waiting.labels(label).set_function(items_waiting)
+    def watch(self, partition: int, **read: Callable[[], float]) -> None:
+        """Read these of an owned partition at each scrape: some of _OWNED, by their names."""
+        _watch(self._owned, partition, read)
 
     def unwatch(self, partition: int) -> None:
-        for gauge in (
-            *(
-                self._lag,
-                self._table_bytes,
-                self._cached,
-                self._pending_records,
-                self._pending_bytes,
-            ),
-            *(self._armed, self._due),
-            *(self._steps_pending, self._steps_running, self._work_items_waiting),
-        ):
-            with suppress(KeyError):
-                gauge.remove(str(partition))
+        _unwatch(self._owned, partition)
 
-    def watch_standby(
-        self, partition: int, *, lag: Callable[[], float], table_bytes: Callable[[], float]
-    ) -> None:
-        """Read these of a standby replica at each scrape."""
-        label = str(partition)
-        self._standby_lag.labels(label).set_function(lag)
-        self._standby_bytes.labels(label).set_function(table_bytes)
+    def watch_standby(self, partition: int, **read: Callable[[], float]) -> None:
+        """Read these of a standby replica at each scrape: some of _FOLLOWED, by their names."""
+        _watch(self._followed, partition, read)
 
     def unwatch_standby(self, partition: int) -> None:
-        for gauge in (self._standby_lag, self._standby_bytes):
-            with suppress(KeyError):
-                gauge.remove(str(partition))
+        _unwatch(self._followed, partition)
+
+
+def _watch(
+    gauges: Mapping[str, Gauge], partition: int, read: Mapping[str, Callable[[], float]]
+) -> None:
+    for name, function in read.items():
+        gauges[name].labels(str(partition)).set_function(function)
+
+
+def _unwatch(gauges: Mapping[str, Gauge], partition: int) -> None:
+    for gauge in gauges.values():
+        with suppress(KeyError):
+            gauge.remove(str(partition))

@@ -100,7 +100,7 @@ class Scheduler:
         self._needs_clock = self._armed or (
             self._retention.on and bool(await table.ended(None, YEAR_9999_MS, 1))
         )
-        self._metrics.watch_timers(
+        self._metrics.watch(
             self._partition,
             armed=lambda: self._timers.armed + self._steps.armed,
             due=lambda: (
