@@ -30,8 +30,9 @@ from processor.settings.values import (
     Name,
     OptionalAddress,
     OptionalDurationMs,
+    OwnAddress,
     SchemaName,
-    as_address,
+    Token,
     as_addresses,
     as_command,
     as_faults,
@@ -42,6 +43,7 @@ from processor.settings.values import (
     name_words,
     upper,
     variable,
+    whole,
 )
 
 
@@ -69,16 +71,14 @@ class Settings(BaseSettings):
     """Where the brokers are."""
     topic_prefix: Annotated[str, name_pattern(PREFIX_MAX), name_words(PREFIX_MAX)] = "taskflow"
     """The seven topics are `{prefix}.{name}`."""
-    partitions: Annotated[int, Field(ge=1, le=10_000), Expected("a whole number of 1 to 10000")] = 4
+    partitions: Annotated[int, *whole(1, 10_000)] = 4
     """Of each topic; it can never change afterwards."""
-    steps_partitions: Annotated[
-        int, Field(ge=1, le=10_000), Expected("a whole number of 1 to 10000")
-    ] = Field(default_factory=lambda data: data.get("partitions", 4))
+    steps_partitions: Annotated[int, *whole(1, 10_000)] = Field(
+        default_factory=lambda data: data.get("partitions", 4)
+    )
     """Of the topic `steps` alone, at least as many as the others have; it may grow. Executors see
     more within 10 s, workers write to them within 30 s."""
-    replication_factor: Annotated[
-        int, Field(ge=1, le=32), Expected("a whole number of 1 to 32")
-    ] = 1
+    replication_factor: Annotated[int, *whole(1, 32)] = 1
     """Of each topic, when `topics create` makes it; from three replicas on, a majority must have a
     record before it is acknowledged."""
     group_id: Name = Field(default_factory=lambda data: data.get("topic_prefix", ""))
@@ -151,9 +151,7 @@ class Settings(BaseSettings):
     ] = ()
     """Host names by which workers and view workers may be asked, beside localhost and the address
     that they listen at. Requests for other hosts are refused (421)."""
-    views_http: Annotated[
-        Address, NoDecode, BeforeValidator(as_address), Expected("an address host:port")
-    ] = Address("127.0.0.1", 8901)
+    views_http: OwnAddress = Address("127.0.0.1", 8901)
     """Where a view worker answers: the page, /v1, /live, /ready and /metrics."""
     views_advertise: Annotated[
         str | None,
@@ -161,26 +159,16 @@ class Settings(BaseSettings):
         Expected("an address such as http://views-1:8901"),
     ] = None
     """Where other view workers find this one."""
-    views_token: Annotated[
-        SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
-    ] = None
+    views_token: Token = None
     """A request that carries it may publish commands by HTTP."""
-    views_operator_token: Annotated[
-        SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
-    ] = None
+    views_operator_token: Token = None
     """A request that carries it acts by HTTP and in the page with an operator's authority."""
-    views_read_token: Annotated[
-        SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
-    ] = None
+    views_read_token: Token = None
     """Only requests with it are answered from the views, if it is set."""
-    views_peer_secret: Annotated[
-        SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
-    ] = None
+    views_peer_secret: Token = None
     """The same for all view workers: they prove to each other that they know it. Unless given,
     workers of one user on one machine share a secret that the first of them makes."""
-    views_streams: Annotated[
-        int, Field(ge=1, le=10_000), Expected("a whole number of 1 to 10000")
-    ] = 128
+    views_streams: Annotated[int, *whole(1, 10_000)] = 128
     """Live streams that a view worker serves at the same time, beside those of other workers."""
     sink_dsn: DatabaseAddress = None
     """The PostgreSQL that `taskflow sink postgres` writes to."""
@@ -192,13 +180,9 @@ class Settings(BaseSettings):
         str | None, Field(min_length=1, max_length=256), Expected("1 to 256 characters")
     ] = None
     """The session that an MCP server acts as; by default login and host."""
-    mcp_http: Annotated[
-        Address, NoDecode, BeforeValidator(as_address), Expected("an address host:port")
-    ] = Address("127.0.0.1", 8903)
+    mcp_http: OwnAddress = Address("127.0.0.1", 8903)
     """The address of `taskflow mcp --http`."""
-    mcp_token: Annotated[
-        SecretStr | None, Field(min_length=16), Expected("at least 16 characters")
-    ] = None
+    mcp_token: Token = None
     """The bearer token that `taskflow mcp --http` asks for, if it is set."""
     outbox_dsn: DatabaseAddress = None
     """The producer's PostgreSQL, whose rows `taskflow outbox` sends."""
@@ -246,15 +230,11 @@ class Settings(BaseSettings):
     """For how long a flow that has ended is kept."""
     signal_ttl_ms: Annotated[DurationMs, *between("1s", "30d")] = DAY_MS
     """How long an early signal is kept, from its append on."""
-    flow_steps_max: Annotated[
-        int, Field(ge=1, le=1_000_000), Expected("a whole number of 1 to 1000000")
-    ] = 10_000
+    flow_steps_max: Annotated[int, *whole(1, 1_000_000)] = 10_000
     """How many steps a flow may have, managed and observed together."""
 
     # Tuning
-    batch_max_records: Annotated[
-        int, Field(ge=1, le=100_000), Expected("a whole number of 1 to 100000")
-    ] = 1500
+    batch_max_records: Annotated[int, *whole(1, 100_000)] = 1500
     """Of one partition, decided in one transaction. Larger ones take more memory."""
     flow_cache_bytes: Annotated[
         int, Field(ge=1024 * 1024), Expected("a whole number of at least 1048576")

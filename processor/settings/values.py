@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
 
 from processor.contract.topics import SPECS
 
@@ -128,10 +129,15 @@ def name_words(max_length: int) -> Expected:
 Name = Annotated[str, name_pattern(NAME_MAX), name_words(NAME_MAX)]
 
 
+OwnAddress = Annotated[
+    Address, NoDecode, BeforeValidator(as_address), Expected("an address host:port")
+]
+"""Where to listen."""
 OptionalAddress = Annotated[
     Address | None, BeforeValidator(as_address), Expected("an address host:port, or off")
 ]
 """Where to listen; None: nowhere."""
+Token = Annotated[SecretStr | None, Field(min_length=16), Expected("at least 16 characters")]
 DatabaseAddress = Annotated[
     SecretStr | None, Expected("an address such as postgresql://user@host:5432/database")
 ]
@@ -153,6 +159,10 @@ def as_faults(text: str) -> str:
     if not all(re.fullmatch(FAULT, part) for part in text.split(",")):
         raise ValueError("not a list of crash points")
     return text
+
+
+def whole(low: int, high: int) -> tuple[Any, Expected]:
+    return Field(ge=low, le=high), Expected(f"a whole number of {low} to {high}")
 
 
 def between(low: str, high: str) -> tuple[Any, Expected]:
