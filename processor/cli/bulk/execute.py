@@ -177,7 +177,3 @@ def noun_of(targets: Sequence[Target]) -> str:
 def counted_as(noun: str, count: int) -> str:
     """`1 flow`, `2 steps`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def flows(count: int) -> str:
-    return counted_as("flow", count)

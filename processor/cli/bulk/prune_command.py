@@ -37,26 +37,29 @@ def prune(
 
     Settings: as for `flow list`.
     """
-    from processor.cli.bulk.execute import carry_out, flows, sum_up
-    from processor.cli.bulk.prune import preview, pruning
+    from processor.cli.bulk.execute import BulkExecution, carry_out, counted_as, sum_up
+    from processor.cli.bulk.selection import show_targets
     from processor.cli.flow.execute import login
     from processor.cli.flow.lookup import list_ended
+    from processor.ops.bulk import GONE, BulkAction, order
 
     before_ms = ago_ms(older_than, "--older-than")
     timeout_s = duration_ms(timeout, "--timeout") / 1000
     ask = Confirmation(dry_run, yes)
     settings = settings_and_logs(quiet=True)
     ended = run(lambda: list_ended(settings, owner=owner, before_ms=before_ms))
+    counted = counted_as("flow", len(ended))
     if ask.shows:
-        preview(ended, json)
+        show_targets(ended, "flow", json)
     if dry_run:
-        say(f"{flows(len(ended))} would be pruned.")
+        say(f"{counted} would be pruned.")
         return
     if not ended:
         say("There is nothing to prune.")
         return
-    ask.before(f"Prune {flows(len(ended))}? This cannot be undone.", "Nothing was pruned.")
-    doing = pruning(ended, by=f"operator:{login()}")
+    ask.before(f"Prune {counted}? This cannot be undone.", "Nothing was pruned.")
+    orders = order(BulkAction.PRUNE, f"operator:{login()}")
+    doing = BulkExecution(ended, orders, done=GONE[BulkAction.PRUNE])
     try:
         run(lambda: carry_out(settings, doing, timeout_s, "pruning"))
     finally:

@@ -77,19 +77,21 @@ class BulkSelection(NamedTuple):
 def preview(meant: BulkSelection, targets: Sequence[Target], json: bool) -> None:
     """Print what an order is for, and its digest."""
     found, noun = meant.digest(targets), meant.noun
+    show_targets(targets, noun, json)
     if not for_people(json):
-        for target in targets:
-            write_json(target._asdict())
         where = [str(condition) for condition in meant.flows.where]
         counts = {f"{noun}s": len(targets), "digest": found}
         write_json({"action": meant.action, "where": where, **counts})
         return
-    print_targets(targets, noun)
     say(f"{meant.action} applies to {counted_as(noun, len(targets))}; digest {found}.")
 
 
-def print_targets(targets: Sequence[Target], noun: str) -> None:
-    """Print the first SHOWN of them for people, one a row: flows or steps, as `noun` says."""
+def show_targets(targets: Sequence[Target], noun: str, json: bool) -> None:
+    """Print flows or steps, as `noun` says: all as JSON lines, the first SHOWN for people."""
+    if not for_people(json):
+        for target in targets:
+            write_json(target._asdict())
+        return
     columns = _FLOW_COLUMNS if noun == "flow" else _STEP_COLUMNS
     if targets:
         ids, now = short_ids(target.flow_id for target in targets[:SHOWN]), now_ms()

@@ -19,16 +19,16 @@ from processor.adapters.kafka.client_config import ensure_reachable
 from processor.adapters.kafka.errors import AccessDenied, BrokerUnreachable, TopicsWrong
 from processor.adapters.kafka.reader.topic_reader import end_offsets, read
 from processor.adapters.sqlite.readonly import queries as queries
-from processor.adapters.sqlite.readonly.queries import Ended, Kind
+from processor.adapters.sqlite.readonly.queries import Kind
 from processor.cli.common.output import say
 from processor.cli.common.progress import progress_bar
 from processor.contract.flow import Flow, FlowStatus
 from processor.contract.state import CURSOR_PREFIX
 from processor.contract.topics import Topics
 from processor.contract.values import instant
-from processor.domain.transitions import TERMINAL
 from processor.domain.waits import due_ms
 from processor.engine.partitioner import partition_of
+from processor.ops.bulk import BulkAction, BulkTarget, Filter
 from processor.ops.conditions import Condition
 from processor.settings import Settings
 
@@ -113,28 +113,15 @@ async def _listed(
     return [*from_tables(places.tables.values()), *map(_flow, there)]
 
 
-async def list_ended(settings: Settings, *, owner: str | None, before_ms: int) -> list[Ended]:
+async def list_ended(settings: Settings, *, owner: str | None, before_ms: int) -> list[BulkTarget]:
     """All flows that have ended and last changed before `before_ms`, the oldest change first.
 
     Holds about 400 bytes of each. Raises as `list_flows` does.
     """
     places = await places_of(settings)
-    found = [*queries.ended(places.tables.values(), before_ms=before_ms, owner=owner)]
-    before = instant(before_ms)
-
-    def wanted(flow: Document) -> Ended | None:
-        is_wanted = (
-            flow["status"] in TERMINAL
-            and flow["updated_at"] < before
-            and owner in (None, flow["owner_session_key"])
-        )
-        if not is_wanted:
-            return None
-        return Ended(
-            *(flow["id"], flow["updated_at"], FlowStatus(flow["status"]), flow["revision"]),
-            *(flow["owner_session_key"], flow["goal"][: queries.GOAL_KEPT]),
-        )
-
+    ended = queries.ended(places.tables.values(), before_ms=before_ms, owner=owner)
+    found = [BulkTarget(**one._asdict()) for one in ended]
+    wanted = Filter(BulkAction.PRUNE, owner, before=instant(before_ms)).target
     found += await _on_topic(settings, places.topic, "flow", wanted)
     found.sort(key=lambda flow: (flow.updated_at, flow.flow_id))
     return found

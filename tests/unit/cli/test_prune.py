@@ -3,17 +3,15 @@
 import asyncio
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import orjson
 import pytest
 
 from processor.adapters.kafka.errors import BrokerUnreachable
-from processor.adapters.sqlite.readonly.queries import Ended
 from processor.cli.bulk import execute as sending
-from processor.cli.bulk import prune as program
-from processor.cli.bulk.prune import pruning as order_for
+from processor.cli.bulk import selection as program
 from processor.cli.common import confirm as consent
 from processor.cli.common import options
 from processor.cli.flow import lookup
@@ -24,14 +22,20 @@ from processor.contract.commands import COMMANDS, Command
 from processor.contract.flow import FlowStatus
 from processor.contract.outcomes import Code, Outcome, Verdict
 from processor.contract.values import Source, instant
+from processor.ops.bulk import GONE, BulkAction, BulkTarget, order
 from processor.settings import VARIABLES
 from tests.support.builders import document
 from tests.unit.adapters.sqlite.tables import NOON_MS, uuid
 
 
-def ended(n: int, status: FlowStatus = FlowStatus.FINISHED) -> Ended:
+def ended(n: int, status: FlowStatus = FlowStatus.FINISHED) -> BulkTarget:
     owner, goal = "session:reports", f"Write report {n}"
-    return Ended(uuid(n), instant(NOON_MS + n), status, n + 3, owner, goal)
+    return BulkTarget(uuid(n), status, instant(NOON_MS + n), n + 3, owner, goal)
+
+
+def order_for(targets: Iterable[BulkTarget], *, by: str) -> sending.BulkExecution:
+    done = GONE[BulkAction.PRUNE]
+    return sending.BulkExecution([*targets], order(BulkAction.PRUNE, by), done=done)
 
 
 def outcome(flow_id: str, code: Code | None = None) -> Outcome:
@@ -99,7 +103,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     asked: dict[str, Any] = {}
     statuses = (FlowStatus.FINISHED, FlowStatus.FAILED, FlowStatus.CANCELLED)
 
-    async def list_ended(_: object, **wanted: Any) -> list[Ended]:
+    async def list_ended(_: object, **wanted: Any) -> list[BulkTarget]:
         asked.update(wanted)
         return [ended(n, status) for n, status in enumerate(statuses)]
 
@@ -279,7 +283,7 @@ def test_on_a_terminal_it_asks_before(
 def test_nothing_is_asked_where_there_is_nothing_to_prune(
     given_client: Callable[..., Client], capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def list_ended(*_: object, **__: object) -> list[Ended]:
+    async def list_ended(*_: object, **__: object) -> list[BulkTarget]:
         return []
 
     monkeypatch.setattr(lookup, "list_ended", list_ended)

@@ -190,7 +190,7 @@ async def test_ended_flows_come_by_their_last_change_from_tables_and_topic_alike
 
     assert found == [
         (
-            *(row.flow.id, row.flow.updated_at, row.flow.status, row.flow.revision),
+            *(row.flow.id, row.flow.status, row.flow.updated_at, row.flow.revision),
             *(row.flow.owner_session_key, row.flow.goal),
         )
         for row in (first, second, third, fourth)
