@@ -1,5 +1,6 @@
 """Times: any RFC 3339 with an offset comes in, one form goes out."""
 
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,6 +37,15 @@ def test_any_rfc_3339_time_with_an_offset_is_taken(text: str, written: str) -> N
 )
 def test_what_is_finer_than_a_millisecond_is_cut_off(fraction: str, milliseconds: int) -> None:
     assert parse_timestamp(f"1970-01-01T00:00:00{fraction}Z") == milliseconds
+
+
+def test_a_time_of_a_hundred_thousand_digits_is_read_and_not_kept() -> None:
+    text = f"2026-11-22T21:02:08.1239{'0' * 100_000}Z"
+    references = sys.getrefcount(text)
+
+    assert instant(parse_timestamp(text)) == "2026-11-22T21:02:08.123Z"
+
+    assert sys.getrefcount(text) == references
 
 
 def test_before_1970_too_it_is_cut_and_not_rounded() -> None:
