@@ -38,6 +38,8 @@ _BY_MESSAGE: Final = {
 _OUT_OF_MEMORY: Final = "failed to allocate memory"
 """What it says of some values that open more brackets than it has room for."""
 _VALUE_ERROR: Final = "Value error, "
+_MEMBER: Final = re.compile(r"<[A-Za-z]+\.[A-Z_]+: ('[a-z_]+')>")
+"""How pydantic writes a member of an enum that a literal names; senders know only its value."""
 _MODELS: Final = (*MODELS.values(), *get_args(get_args(Wait)[0]))
 _KNOWN: Final = frozenset(name for model in _MODELS for name in model.model_fields)
 
@@ -103,7 +105,7 @@ def _problem(item: ErrorDetails, location: Sequence[str]) -> str:
             return "Field required"
         case "string_pattern_mismatch" if context["pattern"] == UUID_PATTERN:
             return HOW_TO_MAKE_A_FLOW_ID if location[-1] == "flow_id" else A_UUID
-    return item["msg"].removeprefix(_VALUE_ERROR)
+    return _MEMBER.sub(r"\1", item["msg"].removeprefix(_VALUE_ERROR))
 
 
 def nearest_first(given: str, names: Sequence[str]) -> list[str]:

@@ -173,6 +173,16 @@ def test_each_error_is_in_the_sentence_with_its_field() -> None:
     assert "secret" not in json.dumps(errors)
 
 
+def test_values_of_a_closed_list_are_named_as_they_are_sent() -> None:
+    fields = {"run_id": "r", "task": "t", "status": "done"}
+    (error,) = read(document("record_step_observation", **fields)).details["errors"]
+
+    assert error == {
+        "field": "status",
+        "problem": "Input should be 'pending', 'running', 'succeeded', 'failed' or 'cancelled'",
+    }
+
+
 @pytest.mark.parametrize("inside", ["", "wait"])
 def test_a_hundred_thousand_unknown_fields_cost_no_more_than_twenty(inside: str) -> None:
     many = ",".join(f'"{n:x}":1' for n in range(58_000))
