@@ -12,6 +12,7 @@ from processor.client import FlowClient, OutcomeTimeout, flow_id_for
 from processor.client.http.views_client import Document, ViewsClient
 from processor.contract import Outcome
 from processor.contract.headers import REASON
+from processor.contract.outcomes import Code, Verdict
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.errors import TaskflowError
 from processor.settings import Settings
@@ -19,6 +20,8 @@ from processor.settings import Settings
 ATTEMPT_S: Final = 10.0
 """Seconds that one sending awaits its outcome; then the same command is sent again."""
 DEADLINE_S: Final = 30.0
+AGAIN: Final = "again"
+"""The name from which the id of a command that is made again follows."""
 AFTER_MAX: Final = 64
 """Events that a request to the views may name."""
 VIEW_WAIT: Final = "10s"
@@ -37,7 +40,8 @@ class FlowSession:
 
     Every command is issued by `owner`. Its id is derived from its content, so the same call on any
     connection is one command. Commands that take a revision carry the expected one, and commands
-    about steps their attempt, so that a later call with the same content differs.
+    about steps their attempt, so that a later call with the same content differs. A call that was
+    refused is decided anew when it is made again.
 
     A read includes all earlier writes. The first command opens the connection to Kafka. An async
     context manager.
@@ -111,12 +115,12 @@ class FlowSession:
         of `FlowClient.send`.
         """
         command = self._command(kind, flow_id, self.owner, fields)
-        return await self._until_decided(_with_id(command, identity or {}))
+        return await self._decided(_with_id(command, identity or {}))
 
     async def act(self, kind: str, flow_id: str, *, reason: str, **fields: Any) -> Outcome:
         """Send a command with an operator's authority. Raises as `send` does."""
         command = self._command(kind, flow_id, f"operator:{self.owner}"[:256], fields)
-        return await self._until_decided(_with_id(command, {}), reason=reason)
+        return await self._decided(_with_id(command, {}), reason=reason)
 
     async def now_ms(self) -> int:
         """Return the present time in ms, from which durations count."""
@@ -127,7 +131,20 @@ class FlowSession:
         given = {name: value for name, value in fields.items() if value is not None}
         return {"kind": kind, "flow_id": flow_id, "issued_by": issued_by, **given}
 
-    async def _until_decided(self, command: Document, *, reason: str | None = None) -> Outcome:
+    async def _decided(self, command: Document, *, reason: str | None = None) -> Outcome:
+        """Send a command until its outcome comes, and another one if that repeats a refusal.
+
+        The processor keeps refusals for resends, but what it refused may be possible now: a step
+        that was not due, a revision that lay ahead. Each id follows from the one before, so that
+        any connection finds the command that was accepted.
+        """
+        while True:
+            outcome = await self._until_decided(command, reason)
+            if outcome.original is not Verdict.REJECTED or _holds_for_good(outcome):
+                return outcome
+            command = {**command, "command_id": str(uuid5(UUID(command["command_id"]), AGAIN))}
+
+    async def _until_decided(self, command: Document, reason: str | None) -> Outcome:
         client = await self._ready()
         headers = [] if reason is None else [(REASON, reason.encode())]
         deadline = asyncio.get_running_loop().time() + DEADLINE_S
@@ -159,6 +176,14 @@ class FlowSession:
                 client = FlowClient(self.settings, session=self.owner, expire=False)
                 self._client = await self._stack.enter_async_context(client)
             return self._client
+
+
+def _holds_for_good(refused: Outcome) -> bool:
+    """Whether the same command would be refused at any later time, too."""
+    if refused.code is Code.REVISION_MISMATCH:
+        actual = refused.details["actual"]
+        return actual is not None and refused.details["expected"] < actual
+    return refused.code is Code.ALREADY_TERMINAL
 
 
 def _with_id(command: Document, identity: Mapping[str, Any]) -> Document:

@@ -90,6 +90,31 @@ async def test_a_call_that_is_repeated_changes_nothing_twice(
     assert kinds == ["created", "started", "state_updated", "step_scheduled"]
 
 
+async def test_a_refused_call_is_decided_anew_when_it_is_made_again(
+    taskflow_fake: TaskflowFake, tmp_path: Path
+) -> None:
+    async with mcp_client(tmp_path, taskflow_fake) as client:
+
+        async def call(name: str, **arguments: Any) -> dict[str, Any]:
+            return facts(await client.call_tool(name, {**where, **arguments}))
+
+        where = {"flow_id": facts(await client.call_tool("start", START))["flow_id"]}
+        step = {"run_id": "one"}
+        begin = {**step, "action": "start", "attempt": 1}
+        join = {"kind": "steps", "run_ids": ["one"], "expected_revision": 2}
+        early = [await call("wait", **join), await call("steps", **begin)]
+        await call("advance", expected_revision=1, patch={})
+        early.append(await call("wait", **join))
+        await call("steps", **step, action="schedule", task="classify")
+        now = [await call("wait", **join), await call("steps", **begin)]
+        again = [await call("wait", **join), await call("steps", **begin)]
+
+    codes = ["revision_mismatch", "step_not_found", "invalid_data"]
+    assert [one["code"] for one in early] == codes
+    assert [(one["accepted"], one["repeated"]) for one in now] == [(True, False)] * 2
+    assert [(one["accepted"], one["repeated"]) for one in again] == [(True, True)] * 2
+
+
 async def test_a_created_flow_is_begun(taskflow_fake: TaskflowFake, tmp_path: Path) -> None:
     async with FlowClient(session=OWNER) as own:
         flow = await own.create("made by a program")
