@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID, uuid5
 
+import orjson
 from a2a.helpers import get_message_text
 from a2a.types import TaskState
 
@@ -16,8 +17,11 @@ from processor.a2a.documents import INTERRUPTED, TERMINAL, state_of, task_of, ve
 from processor.client import CurrentFlow
 from processor.contract import FlowStatus
 from processor.contract.steps import LIVE
+from processor.contract.values import PROMPT_MAX_BYTES
 
 TEXT_MAX: Final = 4096
+PROMPT_TEXT_MAX_BYTES: Final = PROMPT_MAX_BYTES - 256
+"""Of a prompt's text as written; the state's name stands beside it."""
 FAILURES: Final = frozenset({TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_REJECTED})
 _ENDED: Final = frozenset({FlowStatus.FINISHED, FlowStatus.FAILED, FlowStatus.CANCELLED})
 
@@ -45,7 +49,8 @@ def next_move(current: CurrentFlow) -> Mapping[str, Any] | None:
     if flow.status == FlowStatus.WAITING:
         return None if state in INTERRUPTED else _command(current, "resume")
     if state in INTERRUPTED:
-        prompt = {"state": TaskState.Name(state), "text": _text(current)}
+        text = _written_within(PROMPT_TEXT_MAX_BYTES, _text(current))
+        prompt = {"state": TaskState.Name(state), "text": text}
         return _command(current, "set_waiting", wait={"kind": "manual", "prompt": prompt})
     if state == TaskState.TASK_STATE_COMPLETED:
         return _command(current, "finish")
@@ -73,3 +78,11 @@ def _text(current: CurrentFlow) -> str:
     task = task_of(current)
     assert task is not None
     return get_message_text(task.status.message)[:TEXT_MAX]
+
+
+def _written_within(limit_bytes: int, text: str) -> str:
+    """The beginning of `text` that takes at most so many bytes as JSON: a character takes up to
+    six."""
+    while (size := len(orjson.dumps(text))) > limit_bytes:
+        text = text[: len(text) * limit_bytes // size]
+    return text

@@ -257,3 +257,18 @@ async def test_a_task_is_not_deleted(taskflow_fake: TaskflowFake) -> None:
     async with task_store(taskflow_fake) as store:
         with pytest.raises(UnsupportedOperationError):
             await store.delete(TASK, ALICE)
+
+
+@pytest.mark.parametrize(("character", "shown"), [("?", 4096), ("\x01", 2687), ("😀", 4031)])
+async def test_a_question_of_any_length_makes_its_flow_wait(
+    taskflow_fake: TaskflowFake, character: str, shown: int
+) -> None:
+    async with task_store(taskflow_fake) as store:
+        asking = task_in(TaskState.TASK_STATE_INPUT_REQUIRED)
+        asking.status.message.CopyFrom(user_message(character * 5_000, task_id=TASK))
+        await save(store, asking, TaskVersion.MISSING)
+
+    flow = taskflow_fake.flow(TASK)
+    assert flow is not None
+    assert flow.status == "waiting"
+    assert flow.wait_json["prompt"]["text"] == character * shown
