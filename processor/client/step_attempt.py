@@ -305,7 +305,8 @@ async def _cancelled(handling: "asyncio.Task[Any]", step: Step) -> None:
 def _reason(error: BaseException) -> str:
     meant = isinstance(error, GiveUp | RetryAfter)
     text = str(error) if meant else f"{type(error).__name__}: {error}"
-    return (text.strip() or type(error).__name__)[:REASON_MAX]
+    written = text.encode(errors="backslashreplace").decode()  # JSON has no lone surrogates
+    return (written.strip() or type(error).__name__)[:REASON_MAX]
 
 
 def _say(step: Step, outcome: Outcome) -> None:

@@ -199,6 +199,8 @@ async def test_a_result_is_recorded_with_the_attempt_that_was_started() -> None:
         (ValueError(), {"reason": "ValueError:"}),
         (GiveUp("not ours"), {"reason": "not ours", "retry": False}),
         (RetryAfter(2.5, "busy"), {"reason": "busy", "retry_after_ms": 2500}),
+        # As of a file's name that is not UTF-8, which no JSON can hold.
+        (ValueError("caf\udce9"), {"reason": "ValueError: caf\\udce9"}),
     ],
 )
 async def test_what_a_handler_raises_fails_the_attempt(error: Any, expected: Any) -> None:
