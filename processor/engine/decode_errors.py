@@ -69,13 +69,17 @@ def bounded(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     for. An object of 100,000 fields would take as many errors, each an object of its own."""
     wait = mapping.get("wait")
     if type(wait) is dict and len(wait) > FIELDS_MAX:
-        mapping = {**mapping, "wait": _bounded(wait)}
-    return mapping if len(mapping) <= FIELDS_MAX else _bounded(mapping)
+        mapping = {**mapping, "wait": bounded_to(_KNOWN, wait)}
+    return bounded_to(_KNOWN, mapping)
 
 
-def _bounded(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
-    unknown = [name for name in mapping if name not in _KNOWN][:ERRORS_MAX]
-    kept = _KNOWN.union(unknown)
+def bounded_to(known: frozenset[str], mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Cut off the fields of an object that are not among the `known` ones of its model, and that
+    no list of errors has room for."""
+    if len(mapping) <= FIELDS_MAX:
+        return mapping
+    unknown = [name for name in mapping if name not in known][:ERRORS_MAX]
+    kept = known.union(unknown)
     return {name: value for name, value in mapping.items() if name in kept}
 
 

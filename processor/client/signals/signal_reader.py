@@ -7,10 +7,11 @@ from pydantic import ValidationError
 
 from processor.contract.signals import SIGNAL_MAX_BYTES, SignalMessage
 from processor.engine.codec import Draft, Unreadable, decode
-from processor.engine.decode_errors import describe_json_error, problems, sentence
+from processor.engine.decode_errors import bounded_to, describe_json_error, problems, sentence
 from processor.engine.encoding import encode
 from processor.errors import TaskflowError
 
+_KNOWN: Final = frozenset(SignalMessage.model_fields)
 _ANY_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
 
@@ -34,7 +35,7 @@ def read_signal(value: bytes | None) -> SignalMessage:
     if not isinstance(fields, dict):
         raise InvalidSignal("The signal is no JSON object.")
     try:
-        signal = SignalMessage.model_validate(fields)
+        signal = SignalMessage.model_validate(bounded_to(_KNOWN, fields))
     except ValidationError as error:
         raise InvalidSignal(f"The signal is invalid: {sentence(problems(error))}.") from None
     command = resume_command(signal, flow_id=_ANY_UUID, command_id=_ANY_UUID, revision=0)

@@ -1,5 +1,6 @@
 """What is a signal, and what is none."""
 
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -56,6 +57,22 @@ def test_a_payload_is_nested_no_deeper_than_a_command_may_be() -> None:
         deep = [deep]
     with pytest.raises(InvalidSignal, match="nested deeper"):
         read_signal(orjson.dumps(WHOLE | {"payload": deep}))
+
+
+def test_fifty_thousand_unknown_fields_take_no_more_memory_than_twenty() -> None:
+    many = orjson.dumps(WHOLE | {f"{n:x}": 1 for n in range(50_000)})
+    tracemalloc.start()
+    try:
+        orjson.loads(many)
+        _, parsed = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        with pytest.raises(InvalidSignal, match="Extra inputs"):
+            read_signal(many)
+        _, read = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert read < 2 * parsed
 
 
 def test_the_largest_signal_makes_a_command_that_is_small_enough() -> None:
