@@ -28,7 +28,8 @@ def send(
     other. Prints one line for each command, JSON in a pipe, in the order of the input: where Kafka
     put it, or with --wait its outcome. The first line that is no command ends it (exit code 2);
     what came before is sent. Exit code 1 if a command was not sent, not answered in time, or with
-    --wait not accepted. Sending a line again is safe if it has a `command_id`.
+    --wait not accepted. A line with a `command_id` that is sent again within the dedupe window is
+    applied once.
 
     Example: `taskflow send --wait commands.jsonl`
 

@@ -35,7 +35,8 @@ async def send_lines(
     people: bool = False,
 ) -> bool:
     """Whether anything was not sent, not answered or not accepted. `people`: print sentences."""
-    async with FlowClient(settings) as client:
+    # As it came: a line that is sent again must equal itself to be a duplicate.
+    async with FlowClient(settings, expire=False) as client:
 
         async def one(command: Command) -> Result:
             call = client.send if wait else client.publish
