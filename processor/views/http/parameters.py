@@ -90,7 +90,9 @@ class PageQuery(ReadQuery):
 class FlowsQuery(PageQuery):
     owner: Text | None = None
     """`owner_session_key`, exactly."""
-    status: Annotated[list[FlowStatus], BeforeValidator(_split), Field(max_length=6)] = []
+    status: Annotated[
+        list[FlowStatus], BeforeValidator(_split), Field(max_length=len(FlowStatus))
+    ] = []
     """One or more, separated by commas."""
     controller: Text | None = None
     """`controller_id`, exactly."""
@@ -120,7 +122,9 @@ class StepsQuery(PageQuery):
 
     flow: Uuid | None = None
     task: Text | None = None
-    status: Annotated[list[StepStatus], BeforeValidator(_split), Field(max_length=5)] = []
+    status: Annotated[
+        list[StepStatus], BeforeValidator(_split), Field(max_length=len(StepStatus))
+    ] = []
     """One or more, separated by commas."""
     holder: Text | None = None
     """The executor that started it last, exactly."""
@@ -144,7 +148,7 @@ class EventsQuery(PageQuery):
     no more than 20,000 events of a partition are looked at for one page."""
 
     owner: Text | None = None
-    kind: Annotated[list[EventKind], BeforeValidator(_split), Field(max_length=11)] = []
+    kind: Annotated[list[EventKind], BeforeValidator(_split), Field(max_length=len(EventKind))] = []
 
 
 class StreamQuery(Query):

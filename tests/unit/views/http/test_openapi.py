@@ -49,6 +49,15 @@ def references(value: Any) -> Iterator[Any]:
             yield from references(inner)
 
 
+@pytest.mark.parametrize(
+    ("path", "name"), [("/v1/flows", "status"), ("/v1/steps", "status"), ("/v1/events", "kind")]
+)
+def test_a_list_may_name_all_that_there_are(path: str, name: str) -> None:
+    parameters = openapi_document()["paths"][path]["get"]["parameters"]
+    (schema,) = (p["schema"] for p in parameters if p["name"] == name)
+    assert schema["maxItems"] == len(schema["items"]["enum"])
+
+
 def test_all_parameters_are_described_with_their_bounds() -> None:
     document = openapi_document()
     flows = {p["name"]: p["schema"] for p in document["paths"]["/v1/flows"]["get"]["parameters"]}
