@@ -7,12 +7,13 @@ from typing import Any
 from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
-from processor.testing.chaos.proxy import KINDS, Fate, foul, proxied
+from processor.testing.chaos.proxy import KINDS, Fate, proxied
 from tests.support.load import under_load
 from tests.support.log_files import foreign_writers
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
+from tests.support.proxy import foul
 
 PARTITIONS = 2
 PATIENCE_S = patience(120.0)

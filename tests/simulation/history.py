@@ -468,9 +468,9 @@ class Simulation:
             case Fault.BROKER_AWAY:
                 kafka.away_until_s = self.loop.time() + rng.choice((0.1, 1.0, 8.0))
             case Fault.CLOCK_BACK:
-                kafka.later(-rng.choice((1, 500, 30_000)))
+                kafka.now_ms -= rng.choice((1, 500, 30_000))
             case Fault.CLOCK_AHEAD:
-                kafka.later(rng.choice((500, 30_000, HOUR_MS)))
+                kafka.now_ms += rng.choice((500, 30_000, HOUR_MS))
             case Fault.TIME_PASSES:
                 self._pass(rng.choice((2_000, 61_000, HOUR_MS + MINUTE_MS, DAY_MS, 46 * DAY_MS)))
             case Fault.COMPACTION:
@@ -486,7 +486,7 @@ class Simulation:
 
     def _pass(self, ms: int) -> None:
         """Time passes for all, while the loop's stands still."""
-        self.kafka.later(ms)
+        self.kafka.now_ms += ms
         self._skipped_s += ms / 1000
 
     def _expire(self) -> int:
@@ -506,7 +506,7 @@ class Simulation:
     def _begin_foreign(self) -> None:
         """Somebody writes in a transaction of his own, and leaves it open for a while."""
         rng, kafka = self.rng, self.kafka
-        foreign = kafka.begin()
+        foreign = Transaction()
         partition = rng.randrange(self.partitions)
         state = TxnState.ABORTED
         if rng.random() < 0.4:

@@ -24,7 +24,7 @@ from processor.engine.batch import Outgoing
 from processor.engine.ports import GroupConsumer, LogReader, OffsetRange, TransactionalProducer
 from processor.engine.rows import Position
 from processor.settings import Settings
-from processor.testing.memory.kafka import TxnState
+from processor.testing.memory.kafka import Transaction, TxnState
 from processor.testing.memory.ports import Calm, SimHistory, SimWriter
 from processor.testing.memory.timed_kafka import SimKafka
 from tests.simulation.group import GroupMember, RebalancingGroup
@@ -80,7 +80,7 @@ class Simulated:
             self._kafka.append(topic, 0, b"k", value)
 
     async def begin(self, topic: str, value: bytes) -> Any:
-        foreign = self._kafka.begin()
+        foreign = Transaction()
         self._kafka.append(topic, 0, b"k", value, (), foreign)
         return foreign
 

@@ -1,6 +1,7 @@
 """The product's proxy, for clients that are made in a test and know the broker's own address."""
 
-from collections.abc import AsyncIterator, Callable
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,12 +10,28 @@ from aiokafka import client
 from aiokafka.protocol.transaction import EndTxnRequest
 
 from processor.testing.chaos import proxy
-from processor.testing.chaos.proxy import Fate, Proxy
+from processor.testing.chaos.proxy import KINDS, Fate, Proxy, Treatment, Weather
 
-__all__ = ["END_TXN", "Fate", "Proxy", "proxied"]
+__all__ = ["END_TXN", "Fate", "Proxy", "foul", "proxied"]
 
 END_TXN: int = EndTxnRequest.API_KEY
 assert END_TXN == proxy.END_TXN
+
+
+def foul(
+    chance: float, *, seed: int, kinds: Sequence[str] = tuple(KINDS), late_max_s: float = 1.0
+) -> Weather:
+    """Befalls each request of `kinds` with a probability of `chance`, as `seed` draws it."""
+    dice = random.Random(seed)
+    keys = {KINDS[kind] for kind in kinds}
+    fates = [fate for fate in Fate if fate not in (Fate.PASS, Fate.HOLD)]
+
+    def befalls(api_key: int) -> Treatment:
+        if api_key not in keys or dice.random() >= chance:
+            return Treatment()
+        return Treatment(dice.choice(fates), dice.uniform(0.0, late_max_s))
+
+    return befalls
 
 
 @asynccontextmanager

@@ -23,16 +23,13 @@ from processor.partition.ports import PartitionPorts
 from processor.partition.processor import PartitionProcessor
 from processor.partition.status import PartitionPhase
 from processor.telemetry.metrics import Metrics
-from processor.testing.memory.kafka import MemoryKafka
 from processor.testing.memory.moments import Fault, Op
 from processor.testing.memory.ports import Calm, SimHistory
 from processor.testing.memory.record import Appended
-from tests.support.machine import patience
 from tests.support.partition import PLACE
+from tests.support.scripted_kafka import PATIENCE_S, ScriptedKafka
 from tests.support.tables import read_tables
 
-PATIENCE_S = patience(20.0)
-"""How long a test waits for what must happen; only a failing one waits that long."""
 CHUNK = 3
 """Records that history gives at a time: few, so that what spans two of them is met."""
 
@@ -71,7 +68,7 @@ class Script:
 class ScriptedSource:
     """The group's consumer; `assign`, `revoke` and `rebalance` are the group's part."""
 
-    def __init__(self, kafka: MemoryKafka, script: Script) -> None:
+    def __init__(self, kafka: ScriptedKafka, script: Script) -> None:
         self.generation = 0
         self.starved = asyncio.Event()
         """Set while the owner waits for records, and there are none."""
@@ -235,7 +232,7 @@ class ScriptedSource:
 class ScriptedWriter:
     """A transactional producer; `suspect` is set by the script for what it commits next."""
 
-    def __init__(self, kafka: MemoryKafka, script: Script, place: PartitionConfig) -> None:
+    def __init__(self, kafka: ScriptedKafka, script: Script, place: PartitionConfig) -> None:
         self.suspect = False
         self.discarded = False
         self.becomes_suspect = False
@@ -298,7 +295,7 @@ class ScriptedHistory(SimHistory):
 
     def __init__(
         self,
-        kafka: MemoryKafka,
+        kafka: ScriptedKafka,
         script: Script,
         partition: int,
         on_wait: OnWait = lambda _: None,
@@ -332,7 +329,7 @@ class ScriptedHistory(SimHistory):
 class ScriptedForwarder:
     """Puts copies onto their partitions, except those in `too_large` (topic, offset)."""
 
-    def __init__(self, kafka: MemoryKafka, script: Script) -> None:
+    def __init__(self, kafka: ScriptedKafka, script: Script) -> None:
         self.too_large: set[tuple[str, int]] = set()
         self._kafka = kafka
         self._script = script
@@ -350,7 +347,7 @@ class ScriptedForwarder:
 class ScriptedWorkItems:
     """Appends work items to `steps`, each on the partition of its key."""
 
-    def __init__(self, kafka: MemoryKafka, script: Script, partitions: int) -> None:
+    def __init__(self, kafka: ScriptedKafka, script: Script, partitions: int) -> None:
         self.partitions = partitions
         self.calls = 0
         self._kafka = kafka
@@ -403,8 +400,7 @@ class Stage:
     def __init__(self, state_dir: Path, place: PartitionConfig = PLACE) -> None:
         self.place = place
         self.state_dir = state_dir
-        self.kafka = MemoryKafka(place.topics, place.partitions)
-        self.kafka.patience_s = PATIENCE_S
+        self.kafka = ScriptedKafka(place.topics, place.partitions)
         self.script = Script()
         self.source = ScriptedSource(self.kafka, self.script)
         self.source.assign(place.partition)

@@ -1,10 +1,9 @@
 """A TCP proxy in front of brokers that delays, cuts and drops single requests."""
 
 import asyncio
-import random
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from functools import partial
@@ -67,22 +66,6 @@ Weather = Callable[[int], Treatment]
 
 def fair(api_key: int) -> Treatment:
     return Treatment()
-
-
-def foul(
-    chance: float, *, seed: int, kinds: Sequence[str] = tuple(KINDS), late_max_s: float = 1.0
-) -> Weather:
-    """Befalls each request of `kinds` with a probability of `chance`, as `seed` draws it."""
-    dice = random.Random(seed)
-    keys = {KINDS[kind] for kind in kinds}
-    fates = [fate for fate in Fate if fate not in (Fate.PASS, Fate.HOLD)]
-
-    def befalls(api_key: int) -> Treatment:
-        if api_key not in keys or dice.random() >= chance:
-            return Treatment()
-        return Treatment(dice.choice(fates), dice.uniform(0.0, late_max_s))
-
-    return befalls
 
 
 class Proxy:

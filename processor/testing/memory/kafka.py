@@ -1,13 +1,10 @@
 """Kafka in memory, as far as a partition processor can tell it from the real one: logs with
 transactions, markers and retention, and a producer epoch that fences."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
-
-import orjson
 
 from processor.contract.headers import Headers
 from processor.contract.topics import Topics
@@ -17,8 +14,6 @@ from processor.testing.memory.record import Appended
 
 NOON_MS = 1_780_010_800_000
 """The first append time, in ms since 1970."""
-PATIENCE_S = 20.0
-"""How long to wait for what must happen."""
 
 
 class TxnState(StrEnum):
@@ -84,8 +79,8 @@ class SimLog:
                 yield entry.record
 
 
-class MemoryKafka:
-    """All topics of one prefix. Time stands still unless `later` moves it."""
+class MemoryKafka(ABC):
+    """All topics of one prefix."""
 
     def __init__(self, topics: Topics, partitions: int = 1) -> None:
         self.topics = topics
@@ -93,15 +88,12 @@ class MemoryKafka:
         self.steps_partitions = partitions
         """How many `steps` has; it may grow."""
         self.now_ms = NOON_MS
-        self.patience_s = PATIENCE_S
         self.group_offsets: dict[tuple[str, int], int] = {}
         self.journal: list[str] = []
         """What was done to it, in order: `fence`, `begin`, `commit`, `abort`, `forward`."""
         self._logs: dict[tuple[str, int], SimLog] = {}
         self._epochs: dict[str, int] = {}
         self._open: dict[str, Transaction] = {}
-        self._lost: dict[str, list[Transaction]] = {}
-        self._changed = asyncio.Event()
 
     def log(self, topic: str, partition: int = 0) -> SimLog:
         at = (topic, partition)
@@ -110,28 +102,13 @@ class MemoryKafka:
             log = self._logs[at] = SimLog(at=at)
         return log
 
-    def later(self, ms: int) -> None:
-        self.now_ms += ms
-
-    # What happens, and waiting for it
-
+    @abstractmethod
     def notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        """Something has changed."""
 
-    async def until(self, holds: Callable[[], object]) -> None:
-        """Wait until `holds()`; it is asked after each change."""
-        async with asyncio.timeout(self.patience_s):
-            while not holds():
-                await self._changed.wait()
-
+    @abstractmethod
     def watch(self, ats: Iterable[tuple[str, int]]) -> Awaitable[None]:
-        """Return what is done at the next append or marker, at the latest on one of `ats`."""
-        return self._next_change()
-
-    async def _next_change(self) -> None:
-        async with asyncio.timeout(self.patience_s):
-            await self._changed.wait()
+        """Return what is done at the next append or marker on one of `ats`, if not sooner."""
 
     # Writing
 
@@ -152,25 +129,6 @@ class MemoryKafka:
             transaction.unmarked.add(log.at)
         self.notify()
         return record.offset
-
-    def send(
-        self, *commands: dict[str, Any], topic: str = "commands", partition: int = 0
-    ) -> list[int]:
-        """Append commands at the present time; return their offsets."""
-        name = f"{self.topics.prefix}.{topic}"
-        return [
-            self.append(name, partition, one["flow_id"].encode(), orjson.dumps(one))
-            for one in commands
-        ]
-
-    def append_command(self, body: dict[str, Any], transaction: Transaction) -> None:
-        """A command in a transaction of its producer's, on partition 0."""
-        key, value = body["flow_id"].encode(), orjson.dumps(body)
-        self.append(self.topics.commands, 0, key, value, (), transaction)
-
-    def begin(self) -> Transaction:
-        """Begin a transaction of a foreign producer."""
-        return Transaction()
 
     def end(self, transaction: Transaction, state: TxnState) -> None:
         transaction.state = state
@@ -204,22 +162,9 @@ class MemoryKafka:
         self.check(transactional_id, epoch)
         self._end(self._open.pop(transactional_id), TxnState.COMMITTED)
 
-    def lose_markers(self, transactional_id: str) -> Transaction:
-        """Make the coordinator take the open transaction for ended, without writing its markers: no
-        fence ends it any more (KIP-664)."""
-        lost = self._open.pop(transactional_id)
-        self._lost.setdefault(transactional_id, []).append(lost)
-        return lost
-
     def abort_for(self, transactional_id: str, epoch: int) -> None:
         """A marker on all its topics; it ends whatever of the producer's is open there."""
         self.check(transactional_id, epoch)
-        for lost in self._lost.pop(transactional_id, []):
-            self._end(lost, TxnState.ABORTED)
-
-    def end_late(self, transactional_id: str) -> None:
-        """The request to commit has arrived; it takes effect when the next one fences."""
-        self._open[transactional_id].ends_late = True
 
     def check(self, transactional_id: str, epoch: int) -> None:
         if self._epochs.get(transactional_id) != epoch:
@@ -237,42 +182,7 @@ class MemoryKafka:
             self.append(topic, partition, key, value, headers, transaction)
         return self.log(topic, partition).end
 
-    # Retention
-
-    def compact(self, topic: str, partition: int = 0) -> None:
-        """As the cleaner leaves it once `delete.retention.ms` is over: no tombstones."""
-        newest: set[bytes | None] = set()
-        for entry in reversed(self.log(topic, partition).entries):
-            if entry.record is not None and entry.readable:
-                old = entry.record.key in newest or entry.record.value is None
-                newest.add(entry.record.key)
-                entry.compacted = old
-
-    def expire(self, topic: str, before: int, partition: int = 0) -> None:
-        """Retention removes the offsets before `before`."""
-        self.log(topic, partition).start = before
-        self.notify()
-
     # Looking at it
-
-    def read(self, topic: str, partition: int = 0) -> list[Any]:
-        """The committed values, as JSON; None for a tombstone."""
-        log = self.log(topic, partition)
-        return [r.value and orjson.loads(r.value) for r in log.committed(0, log.end)]
-
-    @property
-    def outcomes(self) -> list[Any]:
-        return self.read(self.topics.outcomes)
-
-    @property
-    def events(self) -> list[Any]:
-        return self.read(self.topics.audit)
-
-    @property
-    def decided(self) -> bool:
-        """Whether each visible command of partition 0 has an outcome."""
-        commands = sum(len(self.read(t)) for t in (self.topics.commands, self.topics.control))
-        return len(self.outcomes) >= commands
 
     def deployment(self, window_ms: int, tables: Sequence[TableContents] = ()) -> Deployment:
         """All that was ever committed, whatever retention and compaction have taken since."""

@@ -6,7 +6,8 @@ import pytest
 
 from processor.engine.ports import HiddenRecords
 from processor.partition.hidden_records import NOTICED_AFTER_S, HiddenRecordsWatch
-from processor.testing.memory.kafka import PATIENCE_S, TxnState
+from processor.testing.memory.kafka import TxnState
+from tests.support.scripted_kafka import PATIENCE_S
 from tests.support.scripted_ports import Stage
 from tests.unit.commands import create
 

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from processor.testing.chaos.proxy import END_TXN, KINDS, Fate, Proxy, foul, proxied
+from processor.testing.chaos.proxy import END_TXN, KINDS, Fate, Proxy, proxied
 from tests.support.machine import patience
+from tests.support.proxy import foul
 
 PRODUCE = KINDS["Produce"]
 

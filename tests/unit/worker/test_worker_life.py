@@ -11,9 +11,9 @@ from processor.errors import InstanceIdTaken, TaskflowError
 from processor.partition.standby import StandbyPhase
 from processor.partition.status import PartitionPhase, PartitionStatus
 from processor.telemetry.metrics import Metrics
-from processor.testing.memory.kafka import PATIENCE_S
 from processor.worker import worker as worker_module
 from processor.worker.worker import Worker
+from tests.support.scripted_kafka import PATIENCE_S
 
 
 class ScriptedMember:
