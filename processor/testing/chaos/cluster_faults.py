@@ -8,20 +8,21 @@ from typing import Final
 from aiokafka.errors import KafkaError
 
 from processor.embedded.broker import EmbeddedBroker
-from processor.testing.chaos.faults import Act, Stage
+from processor.testing.chaos.faults import Act
 from processor.testing.chaos.replicas import Replicas
+from processor.testing.chaos.stage import ChaosStage
 
 FENCED_TIMEOUT_S: Final = 60.0
 """The controller notices after a session of 3 s; a busy machine takes longer."""
 WHOLE_TIMEOUT_S: Final = 120.0
 
 
-def _replicas(stage: Stage) -> Replicas:
+def _replicas(stage: ChaosStage) -> Replicas:
     assert stage.replicas is not None, "these acts are drawn only with several brokers"
     return stage.replicas
 
 
-async def _move_leaders(stage: Stage, dice: random.Random) -> str:
+async def _move_leaders(stage: ChaosStage, dice: random.Random) -> str:
     """Move the leaders of all partitions, including coordinators', during transactions."""
     times, moved = dice.randrange(1, 5), 0
     for _ in range(times):
@@ -31,7 +32,7 @@ async def _move_leaders(stage: Stage, dice: random.Random) -> str:
     return f"{moved} in {times} elections"
 
 
-async def _shrink(stage: Stage, dice: random.Random) -> str:
+async def _shrink(stage: ChaosStage, dice: random.Random) -> str:
     """Suspend a broker until it is in no in-sync set, and let it continue. Its partitions have
     other leaders then, which it does not know yet."""
     broker, witness, *_ = dice.sample(stage.brokers, len(stage.brokers))
@@ -44,7 +45,7 @@ async def _shrink(stage: Stage, dice: random.Random) -> str:
     return f"broker {broker.node_id}"
 
 
-async def _leave_too_few(stage: Stage, dice: random.Random) -> str:
+async def _leave_too_few(stage: ChaosStage, dice: random.Random) -> str:
     """Kill or suspend all brokers but one: commands must wait, and no acknowledged one is lost."""
     left, *away = dice.sample(stage.brokers, len(stage.brokers))
     if kill := dice.random() < 0.5:
@@ -67,7 +68,9 @@ async def _leave_too_few(stage: Stage, dice: random.Random) -> str:
     return f"{'killed' if kill else 'stopped'} brokers {names}"
 
 
-async def _until_out(stage: Stage, away: list[EmbeddedBroker], witness: EmbeddedBroker) -> None:
+async def _until_out(
+    stage: ChaosStage, away: list[EmbeddedBroker], witness: EmbeddedBroker
+) -> None:
     """Wait until no broker of `away` is in an in-sync set or leads a partition."""
     ids = {broker.node_id for broker in away}
     await _replicas(stage).until(
@@ -78,7 +81,7 @@ async def _until_out(stage: Stage, away: list[EmbeddedBroker], witness: Embedded
     )
 
 
-async def _restart_each(stage: Stage, dice: random.Random) -> str:
+async def _restart_each(stage: ChaosStage, dice: random.Random) -> str:
     """Restart each broker in turn, as for an upgrade of Kafka."""
     for broker in dice.sample(stage.brokers, len(stage.brokers)):
         await broker.restart()
@@ -86,7 +89,7 @@ async def _restart_each(stage: Stage, dice: random.Random) -> str:
     return ""
 
 
-async def _kill_controller(stage: Stage, dice: random.Random) -> str:
+async def _kill_controller(stage: ChaosStage, dice: random.Random) -> str:
     """Kill the controller and start it again; in between no leader and no in-sync set changes."""
     assert stage.controller is not None, "there is one where there are several brokers"
     await stage.controller.kill()

@@ -3,20 +3,19 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from processor.embedded.broker import EmbeddedBroker
 from processor.testing.chaos.load import LEASE_MS
 from processor.testing.chaos.proxy import KINDS, Fate, Proxy
-from processor.testing.chaos.replicas import Replicas
+from processor.testing.chaos.stage import ChaosStage
 from processor.testing.chaos.worker_process import (
     AT_A_POINT,
     CAN_LIMIT_FILES,
     EXECUTING,
     READY,
-    ExecutorProcess,
     WorkerEnded,
     WorkerProcess,
     WorkerSilent,
@@ -36,39 +35,17 @@ FLIPPED_BEYOND: Final = 100
 """SQLite's header; a flip in there is seen at once, and says little."""
 
 
-class Stage(Protocol):
-    """What faults are done to."""
-
-    workers: list[WorkerProcess]
-    executors: list[ExecutorProcess]
-    session_s: float
-    """After this time without a sign of life a worker's partitions go to others."""
-    brokers: Sequence[EmbeddedBroker]
-    """Those that are ours."""
-    controller: EmbeddedBroker | None
-    replicas: Replicas | None
-    """Of the partitions, where several brokers are ours; else there is no controller either."""
-    proxy: Proxy | None
-    """Between the workers and the brokers, if they are ours."""
-
-    def killed(self, what: str) -> None:
-        """Count a kill -9 of `what`: worker, executor, broker or controller."""
-
-    def stopped(self, holder: str, seconds: float) -> None:
-        """Note that the executor `holder` was stopped for so long, until now."""
-
-
 class Act(NamedTuple):
     """`play` does it and undoes it; what it returns is added to its name in the log. `weight`: how
     often it is drawn, against the others."""
 
     name: str
     weight: int
-    play: Callable[[Stage, random.Random], Awaitable[str]]
+    play: Callable[[ChaosStage, random.Random], Awaitable[str]]
     needs_broker: bool = False
 
 
-async def _kill(stage: Stage, dice: random.Random) -> str:
+async def _kill(stage: ChaosStage, dice: random.Random) -> str:
     worker = dice.choice(stage.workers)
     await worker.kill()
     stage.killed("worker")
@@ -76,7 +53,7 @@ async def _kill(stage: Stage, dice: random.Random) -> str:
     return worker.name
 
 
-async def _kill_executor(stage: Stage, dice: random.Random) -> str:
+async def _kill_executor(stage: ChaosStage, dice: random.Random) -> str:
     executor = dice.choice(stage.executors)
     await executor.kill()
     stage.killed("executor")
@@ -84,7 +61,7 @@ async def _kill_executor(stage: Stage, dice: random.Random) -> str:
     return executor.name
 
 
-async def _stop_executor(stage: Stage, dice: random.Random) -> str:
+async def _stop_executor(stage: ChaosStage, dice: random.Random) -> str:
     """An executor that is stopped past its leases, and continued."""
     executor = dice.choice(stage.executors)
     began = time.monotonic()
@@ -95,7 +72,7 @@ async def _stop_executor(stage: Stage, dice: random.Random) -> str:
     return executor.name
 
 
-async def _kill_all(stage: Stage, dice: random.Random) -> str:
+async def _kill_all(stage: ChaosStage, dice: random.Random) -> str:
     await asyncio.gather(*(worker.kill() for worker in stage.workers))
     for worker in stage.workers:
         stage.killed("worker")
@@ -103,7 +80,7 @@ async def _kill_all(stage: Stage, dice: random.Random) -> str:
     return "all"
 
 
-async def _leave(stage: Stage, dice: random.Random) -> str:
+async def _leave(stage: ChaosStage, dice: random.Random) -> str:
     worker = dice.choice(stage.workers)
     await worker.end()
     await asyncio.sleep(dice.uniform(0, 2 * stage.session_s))
@@ -111,7 +88,7 @@ async def _leave(stage: Stage, dice: random.Random) -> str:
     return worker.name
 
 
-async def _stop(stage: Stage, dice: random.Random) -> str:
+async def _stop(stage: ChaosStage, dice: random.Random) -> str:
     worker = dice.choice(stage.workers)
     worker.pause()
     await asyncio.sleep(dice.uniform(0.5, 2) * stage.session_s)
@@ -119,7 +96,7 @@ async def _stop(stage: Stage, dice: random.Random) -> str:
     return worker.name
 
 
-async def _point(stage: Stage, dice: random.Random) -> str:
+async def _point(stage: ChaosStage, dice: random.Random) -> str:
     """A worker that breaks at a named point."""
     worker = dice.choice(stage.workers)
     point = dice.choice([f"K{nth}" for nth in range(14)])
@@ -151,7 +128,7 @@ async def _point(stage: Stage, dice: random.Random) -> str:
     return f"{worker.name} {fault}"
 
 
-async def _flip(stage: Stage, dice: random.Random) -> str:
+async def _flip(stage: ChaosStage, dice: random.Random) -> str:
     """A bit changes on disk while the worker is away. Under its hands it would be found too, but
     only once it is looked at; see processor/adapters/sqlite/README.md."""
     worker = dice.choice(stage.workers)
@@ -170,7 +147,7 @@ def _lose(worker: WorkerProcess, dice: random.Random) -> None:
             path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-async def _lose_table(stage: Stage, dice: random.Random) -> str:
+async def _lose_table(stage: ChaosStage, dice: random.Random) -> str:
     worker = dice.choice(stage.workers)
     await worker.kill()
     stage.killed("worker")
@@ -179,7 +156,7 @@ async def _lose_table(stage: Stage, dice: random.Random) -> str:
     return worker.name
 
 
-async def _io_errors(stage: Stage, dice: random.Random) -> str:
+async def _io_errors(stage: ChaosStage, dice: random.Random) -> str:
     """The worker's files may not grow for a while."""
     worker = dice.choice(stage.workers)
     largest = max((path.stat().st_size for path in worker.tables()), default=0)
@@ -189,14 +166,14 @@ async def _io_errors(stage: Stage, dice: random.Random) -> str:
     return worker.name
 
 
-def _broker(stage: Stage, dice: random.Random) -> tuple[EmbeddedBroker, str]:
+def _broker(stage: ChaosStage, dice: random.Random) -> tuple[EmbeddedBroker, str]:
     """One of ours, and its name if there are several."""
     assert stage.brokers, "acts that need a broker of ours are drawn only with one"
     broker = dice.choice(stage.brokers)
     return broker, f"{broker.node_id}" if len(stage.brokers) > 1 else ""
 
 
-async def _kill_broker(stage: Stage, dice: random.Random) -> str:
+async def _kill_broker(stage: ChaosStage, dice: random.Random) -> str:
     broker, name = _broker(stage, dice)
     await broker.kill()
     stage.killed("broker")
@@ -206,7 +183,7 @@ async def _kill_broker(stage: Stage, dice: random.Random) -> str:
     return name
 
 
-async def _stop_broker(stage: Stage, dice: random.Random) -> str:
+async def _stop_broker(stage: ChaosStage, dice: random.Random) -> str:
     broker, name = _broker(stage, dice)
     await broker.stop()
     await asyncio.sleep(dice.uniform(0, 4))
@@ -214,7 +191,7 @@ async def _stop_broker(stage: Stage, dice: random.Random) -> str:
     return name
 
 
-async def _bounce_broker(stage: Stage, dice: random.Random) -> str:
+async def _bounce_broker(stage: ChaosStage, dice: random.Random) -> str:
     (broker, name), times = _broker(stage, dice), dice.randrange(2, 6)
     for _ in range(times):
         await broker.kill()
@@ -224,12 +201,12 @@ async def _bounce_broker(stage: Stage, dice: random.Random) -> str:
     return f"{name} {times} times".lstrip()
 
 
-def _proxys(stage: Stage) -> Proxy:
+def _proxys(stage: ChaosStage) -> Proxy:
     assert stage.proxy is not None, "acts on the way to the broker are drawn only with a proxy"
     return stage.proxy
 
 
-async def _requests(stage: Stage, dice: random.Random) -> str:
+async def _requests(stage: ChaosStage, dice: random.Random) -> str:
     """Some requests of one kind meet one fate."""
     proxy = _proxys(stage)
     kind = dice.choice(["EndTxn", "EndTxn", "Produce", "Fetch", *_FREQUENT])
@@ -245,7 +222,7 @@ async def _requests(stage: Stage, dice: random.Random) -> str:
     return f"{kind} {fate.name} {proxy.befallen.total() - before} times"
 
 
-async def _late_commit(stage: Stage, dice: random.Random) -> str:
+async def _late_commit(stage: ChaosStage, dice: random.Random) -> str:
     """A commit that arrives only after its connection broke and the next transaction began."""
     proxy = _proxys(stage)
     proxy.decide_once(KINDS["EndTxn"], Fate.HOLD)
@@ -256,7 +233,7 @@ async def _late_commit(stage: Stage, dice: random.Random) -> str:
     return ""
 
 
-async def _freeze(stage: Stage, dice: random.Random) -> str:
+async def _freeze(stage: ChaosStage, dice: random.Random) -> str:
     proxy = _proxys(stage)
     proxy.freeze()
     await asyncio.sleep(dice.uniform(0.5, 3) * stage.session_s)
@@ -298,7 +275,7 @@ def draw(menu: tuple[Act, ...], dice: random.Random, *, with_broker: bool) -> Ac
     return act
 
 
-async def healed(stage: Stage) -> None:
+async def healed(stage: ChaosStage) -> None:
     """Wait until all replicas are in sync, and every worker and executor has said once that it is
     ready; raises what it is not for."""
     if stage.replicas is not None:

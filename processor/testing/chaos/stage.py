@@ -28,7 +28,7 @@ Notify = Callable[[str], None]
 
 
 class ChaosStage:
-    """The running parts of a chaos run; `faults.Stage` describes the fields."""
+    """The running parts of a chaos run: what faults are done to."""
 
     def __init__(
         self,
@@ -42,22 +42,28 @@ class ChaosStage:
         self.workers = workers
         self.executors = executors
         self.brokers: Sequence[EmbeddedBroker] = ()
+        """Those that are ours."""
         self.controller: EmbeddedBroker | None = None
         self.replicas: Replicas | None = None
+        """Of the partitions, where several brokers are ours; else there is no controller either."""
         if isinstance(kafka, EmbeddedCluster):
             self.brokers, self.controller = kafka.brokers, kafka.controller
             self.replicas = Replicas(kafka.brokers)
         elif kafka is not None:
             self.brokers = [kafka]
         self.proxy = proxy
+        """Between the workers and the brokers, if they are ours."""
         self.session_s = settings.session_timeout_ms / 1000
+        """After this time without a sign of life a worker's partitions go to others."""
         self.kills: Counter[str] = Counter()
         self.stops: list[Stop] = []
 
     def killed(self, what: str) -> None:
+        """Count a kill -9 of `what`: worker, executor, broker or controller."""
         self.kills[what] += 1
 
     def stopped(self, holder: str, seconds: float) -> None:
+        """Note that the executor `holder` was stopped for so long, until now."""
         now_ms = time.time_ns() // 1_000_000
         if self.brokers:  # the clock of a given cluster may differ from ours
             self.stops.append(Stop(holder, now_ms - int(seconds * 1000), now_ms))
