@@ -15,6 +15,7 @@ from processor.settings import Settings
 from processor.testing.memory.deployment import Deployment
 from tests.faults.test_steps import PARTITIONS, PATIENCE_S, events, send
 from tests.support.builders import DAY_MS, steps
+from tests.support.checked_deployment import CheckedDeployment
 from tests.support.forked_program import program
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
@@ -36,7 +37,7 @@ def items(world: Deployment) -> list[tuple[int, Any]]:
 
 async def settled(
     broker: EmbeddedBroker, prefix: str, partitions: int, state_dir: Path
-) -> Deployment:
+) -> CheckedDeployment:
     async with observing(broker.bootstrap, prefix, partitions) as observer:
         return await observer.settled([state_dir], timeout_s=patience(PATIENCE_S))
 

@@ -47,6 +47,7 @@ from tests.simulation.loop import VirtualLoop
 from tests.simulation.tables import open_table
 from tests.simulation.traffic import Traffic
 from tests.support.builders import DAY_MS, HOUR_MS, MINUTE_MS
+from tests.support.checked_deployment import CheckedDeployment
 
 TOPICS: Final = Topics()
 DECIDED_WITHIN_S: Final = 180.0
@@ -610,7 +611,7 @@ class Simulation:
     def _bill(self) -> list[str]:
         """What does not hold, by `taskflow verify` and by what only we can see."""
         left = self.kafka.deployment(self.dedupe_window_ms, self.tables())
-        found = left.violations(punctual_ms=PUNCTUAL_MS)
+        found = CheckedDeployment.of_left(left).violations(punctual_ms=PUNCTUAL_MS)
         for partition in range(self.partitions):
             found += self.kafka.mixed(partition)
         return found

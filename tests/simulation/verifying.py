@@ -2,8 +2,9 @@
 and compaction have left, and with the tables of one machine."""
 
 from processor.ops.verify.report import Report
-from processor.testing.memory.deployment import Deployment, TableContents, without_a_loop
+from processor.testing.memory.deployment import Deployment, TableContents
 from tests.simulation.history import TOPICS, Simulation
+from tests.support.checked_deployment import without_a_loop
 
 
 def verified(simulation: Simulation) -> Report:

@@ -14,8 +14,9 @@ from processor.adapters.kafka.admin.topic_admin import partition_counts
 from processor.adapters.kafka.reader.record_decoder import read_any_record
 from processor.contract.topics import Topics
 from processor.settings import Settings
-from processor.testing.memory.deployment import SOURCES, TOPICS, Deployment, items_left
+from processor.testing.memory.deployment import SOURCES, TOPICS
 from processor.testing.memory.record import Appended
+from tests.support.checked_deployment import CheckedDeployment, is_at, items_left
 from tests.support.machine import patience
 from tests.support.tables import read_tables
 
@@ -26,14 +27,16 @@ REQUEST_TIMEOUT_MS = int(patience(40_000))
 class Observer:
     """Follows the seven topics; made by `observing`."""
 
-    def __init__(self, consumer: AIOKafkaConsumer, world: Deployment, bootstrap: str) -> None:
+    def __init__(
+        self, consumer: AIOKafkaConsumer, world: CheckedDeployment, bootstrap: str
+    ) -> None:
         self._consumer = consumer
         self._bootstrap = bootstrap
         self.world = world
         self.decided: set[tuple[str, int, int]] = set()
         self.unanswered: set[tuple[str, int, int]] = set()
 
-    async def catch_up(self) -> Deployment:
+    async def catch_up(self) -> CheckedDeployment:
         """Read to the last stable offsets as they are now."""
         consumer, world = self._consumer, self.world
         tps = consumer.assignment()
@@ -72,7 +75,9 @@ class Observer:
             self.decided.add(at)
             self.unanswered.discard(at)
 
-    async def settled(self, state_dirs: Iterable[Path] = (), *, timeout_s: float) -> Deployment:
+    async def settled(
+        self, state_dirs: Iterable[Path] = (), *, timeout_s: float
+    ) -> CheckedDeployment:
         """Wait until every command has its outcome, no transaction is open, and for each
         partition some table (if there are any) is where the topics are; then all of it."""
         deadline = time.monotonic() + timeout_s
@@ -97,7 +102,7 @@ class Observer:
         for partition in range(self.world.partitions) if tables else ():
             end = [table for table in self.world.tables if table.partition == partition]
             cursor = self.world.newest_cursor(partition)
-            if cursor is not None and not any(table.is_at(cursor) for table in end):
+            if cursor is not None and not any(is_at(table, cursor) for table in end):
                 return f"no table of partition {partition} is where the topics are: {cursor}"
             if cursor is not None and items_left(partition, cursor):
                 return f"work items of partition {partition} are not written yet: {cursor}"
@@ -138,7 +143,7 @@ async def observing(bootstrap: str, prefix: str, partitions: int) -> AsyncIterat
         tps += [TopicPartition(topics.steps, number) for number in range(items)]
         consumer.assign(tps)
         await consumer.seek_to_beginning(*tps)
-        world = Deployment(partitions, topics=topics, steps_partitions=items)
+        world = CheckedDeployment(partitions, topics=topics, steps_partitions=items)
         yield Observer(consumer, world, bootstrap)
     finally:
         await consumer.stop()

@@ -18,6 +18,7 @@ from processor.partition.scheduling.scheduler import wake_record
 from processor.testing.memory.deployment import Deployment, TableContents
 from processor.testing.memory.record import Appended
 from tests.support.builders import MORNING
+from tests.support.checked_deployment import CheckedDeployment
 from tests.support.json_values import json_of
 from tests.support.partition import Partition
 
@@ -26,7 +27,7 @@ Body = dict[str, Any] | bytes | None
 
 
 @dataclass(slots=True)
-class Recorded(Deployment):
+class Recorded(CheckedDeployment):
     """Decides what is sent to it, as the owners of its partitions would."""
 
     chunk: ClassVar[int] = 3

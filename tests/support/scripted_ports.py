@@ -26,6 +26,7 @@ from processor.telemetry.metrics import Metrics
 from processor.testing.memory.moments import Fault, Op
 from processor.testing.memory.ports import Calm, SimHistory
 from processor.testing.memory.record import Appended
+from tests.support.checked_deployment import CheckedDeployment
 from tests.support.partition import PLACE
 from tests.support.scripted_kafka import PATIENCE_S, ScriptedKafka
 from tests.support.tables import read_tables
@@ -551,4 +552,5 @@ class Stage:
         """All that the contract promises, of topics and table, as `taskflow verify` tells it."""
         tables = read_tables([self.state_dir], self.place.topics.prefix)
         assert tables, "there is a table"
-        self.kafka.deployment(self.place.dedupe_window_ms, tables).assert_clean()
+        left = self.kafka.deployment(self.place.dedupe_window_ms, tables)
+        CheckedDeployment.of_left(left).assert_clean()

@@ -1,15 +1,13 @@
 """The topics and tables of a deployment, as far as they were seen, for `processor.ops.verify`."""
 
-import json
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from processor.contract.topics import Topics
-from processor.contract.values import EVENTS_PER_PARTITION
 from processor.ops.verify.ports import (
     LogRange,
     TableFlow,
@@ -27,11 +25,8 @@ from processor.testing.memory.record import Appended
 SOURCES = ("commands", "control")
 TOPICS = (*SOURCES, "outcomes", "audit", "state", "deadletters")
 HOUR_MS = 3_600_000
-NEVER_LATE_MS = 1_000_000 * 24 * HOUR_MS
 IN_MEMORY = next((home for home in [Path("/dev/shm")] if home.is_dir()), None)
 """For the scratch files of thousands of verifications; None: where temporary files go."""
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -47,19 +42,6 @@ class TableContents:
     @property
     def flow_ids(self) -> set[str]:
         return {row.flow_id for row in self.flows}
-
-    def is_at(self, cursor: dict[str, Any]) -> bool:
-        """Whether it has all that a cursor covers."""
-        at = self.position
-        named = {"commands": at.commands, "control": at.control, "next_event_id": at.next_event_id}
-        return all(cursor[name] == offset for name, offset in named.items())
-
-
-def items_left(partition: int, cursor: dict[str, Any]) -> bool:
-    """Whether the cursor of a partition says that work items may not be written yet."""
-    first = partition * EVENTS_PER_PARTITION + 1
-    next_unwritten: int = max(cursor["offered"] + 1, first)
-    return next_unwritten < int(cursor["next_event_id"])
 
 
 @dataclass(slots=True)
@@ -92,14 +74,6 @@ class Deployment:
         """The offset behind the last record."""
         return max((record.offset + 1 for record in self.of(name, partition)), default=0)
 
-    def newest_cursor(self, partition: int) -> dict[str, Any] | None:
-        key = f"cursor/{partition}".encode()
-        for record in reversed(self.of("state", partition)):
-            if record.key == key:
-                cursor: dict[str, Any] = json.loads(record.value or b"")
-                return cursor
-        return None
-
     async def verify(self, watcher: Watcher | None = None, **scope: Any) -> Report:
         """By default of a deployment at rest, whose ends are not waited for."""
         chosen = {"at_rest": True, "grace_s": -1.0, "steps_partitions": self.steps_partitions}
@@ -110,23 +84,6 @@ class Deployment:
             watcher=watcher,
             scratch_dir=IN_MEMORY,
         )
-
-    def violations(self, *, punctual_ms: int | None = None) -> list[str]:
-        """What does not hold at rest. `punctual_ms`: how late the wakes may be; None: ever so late,
-        for a deployment whose workers have been away."""
-        late_ms = NEVER_LATE_MS if punctual_ms is None else punctual_ms
-        report = without_a_loop(self.verify(punctual_ms=late_ms))
-        found = [f"{violation} ({report.found[at]})" for at, violation in report.first.items()]
-        for partition in range(self.partitions):
-            cursor = self.newest_cursor(partition)
-            tables = [table for table in self.tables if table.partition == partition]
-            if cursor is not None and tables and not any(one.is_at(cursor) for one in tables):
-                found.append(f"no table of partition {partition} is where the topics are: {cursor}")
-        return found
-
-    def assert_clean(self, *, punctual_ms: int | None = None) -> None:
-        found = self.violations(punctual_ms=punctual_ms)
-        assert not found, f"{len(found)} kinds of violations:\n" + "\n".join(found)
 
     @asynccontextmanager
     async def logs(self, partition: int) -> AsyncIterator["MemoryLog"]:
@@ -179,14 +136,3 @@ class _Tables:
         if table is not None and table.problem is None:
             take(table.position, iter(table.flows), iter(table.steps))
         return None if table is None else table.problem
-
-
-def without_a_loop(work: Coroutine[Any, Any, T]) -> T:
-    """The result of work that never waits, from wherever it is asked for."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    work.close()
-    raise AssertionError("it waited")
