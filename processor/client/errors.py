@@ -33,6 +33,12 @@ class CommandNotSent(TaskflowError):
         super().__init__(problem)
 
 
+class SendUncertain(TaskflowError):
+    """Kafka refused a copy of a record after an earlier copy may have been written."""
+
+    retriable = True
+
+
 class OutcomeTimeout(TaskflowError):
     """No outcome came in time. The command may still be applied.
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from processor.adapters.kafka.errors import PositionLost
 from processor.client.connection import connect
-from processor.client.errors import CommandNotSent, OutcomeTimeout
+from processor.client.errors import CommandNotSent, OutcomeTimeout, SendUncertain
 from processor.client.flow_handle import FlowHandle
 from processor.client.pending_outcome import NoLongerRead, Pending, Registry
 from processor.client.preparation import Prepared, prepare
@@ -280,10 +280,8 @@ class FlowClient:
                 sending.headers,
                 handed_over=sending.handed_over,
             )
-        except CommandNotSent as refused:
-            if sending.times > 1:  # an earlier time may have worked
-                raise sending.unanswered(str(refused)) from refused
-            raise
+        except SendUncertain as refused:
+            raise sending.unanswered(str(refused)) from refused
         offset = written.offset if written.offset >= 0 else None
         receipt = Receipt(sending.command, sending.topic, written.partition, offset)
         sending.written(receipt)

@@ -40,7 +40,8 @@ class Acknowledged(Protocol):
 
 
 class Producer(Protocol):
-    """Writes commands; see `processor.client.kafka.command_producer`."""
+    """Writes records, and raises CommandNotSent and SendUncertain; see
+    `processor.client.kafka.command_producer`."""
 
     async def start(self) -> None: ...
     async def send(

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from processor.client.errors import CommandNotSent
+from processor.client.errors import CommandNotSent, SendUncertain
 from processor.client.ports import Connection, Reader
 from processor.contract.rights import Operation
 from processor.contract.topics import Topics
@@ -142,6 +142,8 @@ async def send_back(
                     )
                 except CommandNotSent as error:
                     problem = str(error)
+                except SendUncertain as error:
+                    problem = f"{error} An earlier copy may be on {record.topic}."
                 else:
                     place = (record.topic, acknowledged.partition, acknowledged.offset)
                     written()

@@ -54,7 +54,8 @@ _RENEW: Final = (
     f"UPDATE {TABLE} SET command_id = renewed.id, "
     "command = command || jsonb_build_object('command_id', renewed.id), "
     "topic = NULL, sent_at = NULL, expires_at = NULL, outcomes_offset = NULL "
-    "FROM (SELECT gen_random_uuid() AS id) AS renewed WHERE taskflow_outbox.id = $1"
+    "FROM (SELECT gen_random_uuid() AS id) AS renewed "
+    "WHERE taskflow_outbox.id = $1 AND outcome_at IS NULL"
 )
 _PUT_OUTCOME: Final = (
     f"UPDATE {TABLE} SET outcome_at = now(), verdict = $2, code = $3, message = $4, "

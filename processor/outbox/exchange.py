@@ -10,7 +10,7 @@ import structlog
 from pydantic import ValidationError
 
 from processor.adapters.kafka.errors import AccessDenied, PositionLost, explain
-from processor.client.errors import CommandNotSent
+from processor.client.errors import CommandNotSent, SendUncertain
 from processor.client.ports import Connection
 from processor.contract.outcomes import Outcome
 from processor.contract.rights import Operation, on_topic
@@ -20,16 +20,17 @@ from processor.engine.partitioner import partition_of
 from processor.outbox.database import DELETED_AT_ONCE, OutboxDatabase
 from processor.outbox.metrics import OutboxMetrics
 from processor.outbox.rows import (
-    REFUSED,
     OutboxRow,
     RowOutcome,
     SentRow,
     bound_ms,
     columns_of,
+    edited,
     is_of,
     is_renewable,
     read_row,
     refusal,
+    refused_by_kafka,
 )
 from processor.runtime import end_tasks, sleep_unless, unless_stopped
 from processor.settings import Settings
@@ -54,6 +55,10 @@ class _Flight:
 
     sent: SentRow
     due_ms: int
+    uncertain: bool = False
+    """Whether Kafka may have a copy that was sent earlier."""
+    refused: bool = False
+    """Whether Kafka refused the copy that was sent last."""
     sending: "asyncio.Future[None] | None" = None
 
 
@@ -125,11 +130,13 @@ class OutboxExchange:
             assert row.outcomes_offset is not None
             read = read_row(row, row.expires_ms)
             if isinstance(read, Readable):
-                self._flights[row.flow_id.encode()] = _Flight(SentRow(row, read), now_ms)
+                self._flights[row.flow_id.encode()] = _Flight(
+                    SentRow(row, read), now_ms, uncertain=True
+                )
                 partition = self._partition_of(row)
                 start[partition] = min(start[partition], row.outcomes_offset)
-            else:  # the row was edited after it was marked
-                await self._database.put([refusal(row, read)])
+            else:
+                await self._put([edited(row, read)])
         await self._reader.open(range(partitions), start)
         while any(at < ends[p] for p, at in self._reader.positions.items()):
             await self._take_outcomes()
@@ -233,30 +240,42 @@ class OutboxExchange:
             self._failed.set_exception(error)
 
     async def _write(self, flight: _Flight) -> None:
-        row, times = flight.sent.row, 0
-
-        def handed_over() -> None:
-            nonlocal times
-            times += 1
-
-        key = row.flow_id.encode()
+        row = flight.sent.row
         try:
             await self._producer.send(
-                self._topic, key, flight.sent.value, row.headers, handed_over=handed_over
+                self._topic,
+                row.flow_id.encode(),
+                flight.sent.value,
+                row.headers,
+                handed_over=lambda: None,
             )
-        except CommandNotSent as error:
+        except (CommandNotSent, SendUncertain) as error:
             needs = on_topic(Operation.WRITE, self._topic)
             failure = explain(error.__cause__ or error, self._settings, needs=needs)
             if isinstance(failure, AccessDenied):
                 raise failure from error
-            if times > 1:  # an earlier write may have succeeded; the row is sent again later
-                log.warning("Kafka refused a command that it may have", error=str(error))
-                return
-            await self._put([RowOutcome(row.id, REFUSED, None, str(error))])
-            self._flights.pop(key, None)
-            self._woken.set()
+            await self._take_refusal(flight, error)
+        else:
+            flight.uncertain, flight.refused = True, False
+            self._metrics.sent.inc()
+
+    async def _take_refusal(self, flight: _Flight, error: CommandNotSent | SendUncertain) -> None:
+        """End a row that Kafka refuses; first await its outcome where Kafka may have a copy."""
+        row, certain = flight.sent.row, isinstance(error, CommandNotSent)
+        if not certain or (flight.uncertain and not flight.refused):
+            flight.uncertain, flight.refused = True, certain
+            log.warning(
+                "Kafka refused a command that it may have", flow_id=row.flow_id, error=str(error)
+            )
             return
-        self._metrics.sent.inc()
+        key = row.flow_id.encode()
+        if self._flights.get(key) is not flight:
+            return  # its outcome came meanwhile
+        await self._put([refused_by_kafka(row, str(error), certain=not flight.uncertain)])
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        self._metrics.in_flight.set(len(self._flights))
+        self._woken.set()
 
     # Outcomes to rows
 
@@ -280,11 +299,12 @@ class OutboxExchange:
             if is_renewable(flight.sent.row, outcome, now_ms, self._window_ms):
                 renewed.append(flight.sent.row.id)
             else:
-                outcomes.append(columns_of(flight.sent.row, outcome))
+                outcomes.append(columns_of(flight.sent.row, outcome, now_ms))
         await self._put(outcomes, renewed)
         self._progressed()
         for key, (flight, _) in found.items():
-            self._flights.pop(key, None)
+            if self._flights.get(key) is flight:
+                del self._flights[key]
             self._metrics.outcome_seconds.observe(
                 max(now_ms - (flight.sent.row.sent_ms or now_ms), 0) / 1000
             )

@@ -11,7 +11,21 @@ are in the order of decision and are read from the end that their topic had at t
 If the first outcome is `expired` by the relay's own bound, no copy was in time, for instance
 because Kafka was away for longer than half a window. Nothing was applied, and the row is sent again
 with a new command id and a new bound. That requires all outcomes since the first sending. Retention
-may have removed some of them RENEW_MAX_MS later; the row then stays `expired` for people to judge.
+may have removed some of them RENEW_MAX_MS later; the row is then `unknown`.
+
+**A row is `refused` only if Kafka certainly has no copy of its command.** The states of a row:
+
+| state | Kafka has a copy | what follows |
+|---|---|---|
+| new | no | marked and sent; `refused` if no processor could read it as a command |
+| sent for the first time | perhaps | sent; or `refused` if Kafka refuses this copy |
+| sent, or found marked | perhaps | its outcome; sent again after half a window without one |
+| copy refused by Kafka | perhaps | its outcome; tried once more after half a window |
+| copy refused a second time | perhaps | `unknown`: no further copy would be applied |
+| marked, and then edited beyond reading | perhaps | `unknown`: there is nothing to send again |
+
+After `unknown` the flow's next row is sent, as after any outcome. A copy that Kafka has comes
+before it; one that Kafka gets later is `expired`.
 """
 
 from datetime import UTC, datetime
@@ -30,8 +44,13 @@ from processor.engine.codec import Draft, Readable, Unreadable, decode
 from processor.engine.encoding import encode
 
 REFUSED: Final = "refused"
-"""The verdict on a row that was never sent, because no processor could read it as a command."""
+"""The verdict on a row of which Kafka has no copy: no processor could read it as a command, or
+Kafka refused it."""
+UNKNOWN: Final = "unknown"
+"""The verdict on a row whose command may have been applied or not: there is no outcome to tell."""
 RENEW_MAX_MS: Final = int(OUTCOMES.config["retention.ms"]) * 2 // 3
+_IN_DOUBT: Final = "may have been applied: look at the flow before you insert a new row."
+_EARLIER_COPY: Final = f"An earlier copy was sent, and {_IN_DOUBT}"
 
 
 class OutboxRow(NamedTuple):
@@ -117,6 +136,21 @@ def refusal(row: OutboxRow, unreadable: Unreadable) -> RowOutcome:
     )
 
 
+def edited(row: OutboxRow, unreadable: Unreadable) -> RowOutcome:
+    """The columns of a row that was sent, and now has a command that cannot be sent again."""
+    problem = refusal(row, unreadable)._replace(verdict=UNKNOWN)
+    return problem._replace(
+        message=f"The row was edited after it was sent, and {_IN_DOUBT} {problem.message}"
+    )
+
+
+def refused_by_kafka(row: OutboxRow, why: str, *, certain: bool) -> RowOutcome:
+    """The columns of a row that Kafka refuses; `certain`: Kafka has no earlier copy of it."""
+    if certain:
+        return RowOutcome(row.id, REFUSED, None, text(why))
+    return RowOutcome(row.id, UNKNOWN, None, text(f"{why} {_EARLIER_COPY}"))
+
+
 def is_of(sent: SentRow, outcome: Outcome, topic: str) -> bool:
     """Whether `outcome`, of the row's flow, is an outcome of the row's command on `topic`."""
     return (
@@ -139,19 +173,22 @@ def is_renewable(row: OutboxRow, outcome: Outcome, now_ms: int, window_ms: int) 
     own = _own_bound_ms(row)
     in_time = own is None or own > max(row.expires_ms, now_ms)
     clocks_agree = now_ms >= row.expires_ms - window_ms // 4
-    return in_time and clocks_agree and now_ms - row.sent_ms <= RENEW_MAX_MS
+    return in_time and clocks_agree and _has_all_outcomes(row, now_ms)
 
 
-def columns_of(row: OutboxRow, outcome: Outcome) -> RowOutcome:
-    """The columns of `outcome`; of a duplicate, the first outcome's."""
-    verdict = outcome.verdict
-    if verdict is Verdict.DUPLICATE and outcome.original is not None:
-        verdict = outcome.original
+def columns_of(row: OutboxRow, outcome: Outcome, now_ms: int) -> RowOutcome:
+    """The columns of `outcome`; of a duplicate, the first outcome's. `expired` tells nothing of an
+    earlier copy whose outcome retention may have removed."""
+    verdict, message = outcome.verdict.value, outcome.message
+    if outcome.verdict is Verdict.DUPLICATE and outcome.original is not None:
+        verdict = outcome.original.value
+    elif outcome.code is Code.EXPIRED and not _has_all_outcomes(row, now_ms):
+        verdict, message = UNKNOWN, f"{message} {_EARLIER_COPY}"
     return RowOutcome(
         row.id,
-        verdict.value,
+        verdict,
         outcome.code and outcome.code.value,
-        text(outcome.message),
+        text(message),
         outcome.revision,
         outcome.status and outcome.status.value,
         outcome.allowed,
@@ -163,6 +200,11 @@ def columns_of(row: OutboxRow, outcome: Outcome) -> RowOutcome:
 def time_of(ms: int) -> datetime:
     """The time as PostgreSQL's driver takes it."""
     return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def _has_all_outcomes(row: OutboxRow, now_ms: int) -> bool:
+    """Whether `outcomes` still holds all since the row's first sending."""
+    return row.sent_ms is not None and now_ms - row.sent_ms <= RENEW_MAX_MS
 
 
 def _own_bound_ms(row: OutboxRow) -> int | None:

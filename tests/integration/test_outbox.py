@@ -15,6 +15,7 @@ import pytest
 
 from processor.adapters.postgres.errors import DatabaseRefused, DatabaseUnavailable
 from processor.client.connection import connect
+from processor.client.errors import CommandNotSent
 from processor.contract.values import instant
 from processor.outbox.database import OutboxRefused, statements
 from processor.outbox.relay import OutboxRelay
@@ -396,7 +397,88 @@ async def test_what_was_sent_longer_ago_than_outcomes_are_kept_is_left_to_people
     ago = taskflow_fake.now - timedelta(days=40)
     await as_sent(outbox, settings, taskflow_fake, row_id, sent_at=ago, expires_at=ago)
     await relay(settings, postgres)
-    assert await outbox.verdicts() == [("rejected", "expired")]
+    assert await outbox.verdicts() == [("unknown", "expired")]
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[bytes]]:
+    """Make Kafka refuse the next commands, as after a change of the topic's limits; returns the
+    list to which the refused ones are added."""
+
+    def refuse(times: int) -> list[bytes]:
+        values: list[bytes] = []
+        send = FakeProducer.send
+
+        async def sending(self: FakeProducer, *record: Any, **more: Any) -> Any:
+            if len(values) == times:
+                return await send(self, *record, **more)
+            values.append(record[2])
+            raise CommandNotSent("Kafka refused the command: it is too large.")
+
+        monkeypatch.setattr(FakeProducer, "send", sending)
+        return values
+
+    return refuse
+
+
+async def test_a_row_whose_first_copy_kafka_refuses_is_refused(
+    postgres: str, outbox: Outbox, settings: Settings, refused: Callable[[int], list[bytes]]
+) -> None:
+    await outbox.insert(str(uuid4()), CREATE)
+    copies = refused(1)
+    await relay(settings, postgres)
+    assert await outbox.verdicts() == [("refused", None)]
+    assert len(copies) == 1
+
+
+async def test_a_row_whose_second_copy_kafka_refuses_gets_the_outcome_of_the_first(
+    postgres: str,
+    outbox: Outbox,
+    settings: Settings,
+    taskflow_fake: TaskflowFake,
+    refused: Callable[[int], list[bytes]],
+) -> None:
+    """The first copy is decided after the second was refused."""
+    (row_id,) = await outbox.insert(str(uuid4()), CREATE)
+    await as_sent(outbox, settings, taskflow_fake, row_id)
+    copies = refused(1)
+    async with relaying(settings, postgres) as one:
+        await until(lambda: len(copies) == 1)
+        await publish(outbox, settings, row_id)
+        await until(lambda: one.metrics.outcomes.labels("accepted")._value.get() == 1)
+    assert await outbox.verdicts() == [("accepted", None)]
+
+
+async def test_a_row_whose_copies_kafka_refuses_twice_is_unknown_and_the_next_one_follows(
+    postgres: str,
+    outbox: Outbox,
+    settings: Settings,
+    taskflow_fake: TaskflowFake,
+    refused: Callable[[int], list[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("processor.outbox.exchange.POLL_S", 0.01)
+    first, _ = await outbox.insert(str(uuid4()), CREATE, START)
+    await as_sent(outbox, settings, taskflow_fake, first)
+    copies = refused(2)
+    async with relaying(settings, postgres) as one:
+        await until(lambda: len(copies) == 1)
+        assert await outbox.verdicts() == [(None, None)] * 2
+        taskflow_fake.kafka.now_ms += 31 * 60_000
+        await until(lambda: one.metrics.outcomes.labels("rejected")._value.get() == 1)
+    assert copies[0] == copies[1]
+    assert await outbox.verdicts() == [("unknown", None), ("rejected", "not_found")]
+    assert "An earlier copy was sent" in (await outbox.row(first))["message"]
+
+
+async def test_a_row_that_was_edited_beyond_reading_after_it_was_sent_is_unknown(
+    postgres: str, outbox: Outbox, settings: Settings, taskflow_fake: TaskflowFake
+) -> None:
+    (row_id,) = await outbox.insert(str(uuid4()), CREATE)
+    await as_sent(outbox, settings, taskflow_fake, row_id)
+    await outbox.db.execute("UPDATE taskflow_outbox SET command = '[]'")
+    await relay(settings, postgres)
+    assert await outbox.verdicts() == [("unknown", "malformed")]
 
 
 async def test_a_row_without_an_outcome_is_sent_again_after_half_a_window(

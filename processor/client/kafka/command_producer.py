@@ -28,7 +28,7 @@ from processor.adapters.kafka.errors import NotAuthorized, explain, explained
 from processor.adapters.kafka.producer.plain_producer import start_producer
 from processor.adapters.kafka.producer.record_writer import write_record
 from processor.adapters.kafka.shutdown import stop_producer
-from processor.client.errors import CommandNotSent
+from processor.client.errors import CommandNotSent, SendUncertain
 from processor.contract.headers import Headers
 from processor.contract.rights import Operation, on_topic
 from processor.contract.topics import Topics
@@ -90,16 +90,19 @@ class CommandProducer:
 
         Calls `handed_over` each time that the record may from now on be written: more than once
         if it is rewritten through another producer. Tries until it is cancelled; the record
-        may then still be written. Raises CommandNotSent if Kafka refuses it.
+        may then still be written. Raises CommandNotSent if Kafka refuses it, SendUncertain if it
+        does so after an earlier try that may have written it.
         """
+        uncertain = False
         while not self._closed:
-            producer = None
+            producer, handed = None, False
             try:
                 producer = await self._current()
                 written = await write_record(
                     producer, topic, key, value, headers, partition=partition
                 )
                 handed_over()
+                handed = True
                 try:
                     async with asyncio.timeout(ACK_TIMEOUT_S):
                         return await written
@@ -109,7 +112,9 @@ class CommandProducer:
                 if producer is not None:
                     self._replace(producer)
                 if _is_refusal(error):
-                    raise CommandNotSent(self._refused(topic, error)) from error
+                    kind = SendUncertain if uncertain else CommandNotSent
+                    raise kind(self._refused(topic, error)) from error
+                uncertain = uncertain or handed
                 _log.warning("sending to %s: %r; trying again", topic, error)
             await asyncio.sleep(RETRY_PAUSE_S)
         raise ProducerClosed

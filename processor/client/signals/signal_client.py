@@ -5,6 +5,7 @@ from typing import Any, Final, NamedTuple, Self
 from uuid import uuid4
 
 from processor.client.connection import connect
+from processor.client.errors import SendUncertain
 from processor.client.signals.signal_reader import InvalidSignal, read_signal
 from processor.contract.events import TRACEPARENT_HEADER
 from processor.contract.rights import Operation
@@ -95,6 +96,11 @@ class SignalClient:
                 written = await self._producer.send(
                     self._topic, key, value, headers, handed_over=lambda: None
                 )
+        except SendUncertain as refused:
+            raise SignalNotAcknowledged(
+                f"{refused} An earlier copy of signal {signal.id} may be sent. Send it again with "
+                "this id."
+            ) from refused
         except TimeoutError:
             raise SignalNotAcknowledged(
                 f"Kafka did not acknowledge signal {signal.id} within {timeout_s:g} s; it may be "

@@ -140,13 +140,27 @@ def test_an_outcome_is_that_of_an_equal_command() -> None:
 def test_a_duplicate_has_the_first_verdict() -> None:
     one = sent()
     again = outcome(one, verdict="duplicate", original="rejected", code="not_found")
-    columns = columns_of(one.row, again)
+    columns = columns_of(one.row, again, NOW)
     assert (columns.verdict, columns.code) == ("rejected", "not_found")
+
+
+@pytest.mark.parametrize(
+    ("later", "verdict"), [(RENEW_MAX_MS, "rejected"), (RENEW_MAX_MS + 1, "unknown")]
+)
+def test_expired_says_nothing_of_a_first_copy_whose_outcome_may_be_gone(
+    later: int, verdict: str
+) -> None:
+    one = sent()
+    expired = outcome(one, verdict="rejected", code="expired", message="It came too late.")
+    columns = columns_of(one.row, expired, NOW + later)
+    assert (columns.verdict, columns.code) == (verdict, "expired")
+    assert ("may have been applied" in columns.message) is (verdict == "unknown")
 
 
 def test_details_with_a_nul_fit_into_the_column() -> None:
     one = sent()
-    columns = columns_of(one.row, outcome(one, message="a\0", details={"k": "\0", "n": "\\u0000"}))
+    strange = outcome(one, message="a\0", details={"k": "\0", "n": "\\u0000"})
+    columns = columns_of(one.row, strange, NOW)
     assert columns.message == "a\ufffd"
     assert json.loads(columns.details) == {"k": "\ufffd", "n": "\\u0000"}
 

@@ -4,8 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiokafka.errors import MessageSizeTooLargeError
 
 from processor.adapters.kafka.producer import plain_producer
+from processor.client.errors import CommandNotSent, SendUncertain
 from processor.client.kafka import command_producer as module
 from processor.client.kafka.command_producer import CommandProducer
 from processor.settings import Settings
@@ -59,6 +61,34 @@ async def test_a_producer_that_never_says_anything_is_replaced_and_the_record_wr
     assert written == "written"
     assert len(handed_over) == 2
     assert silent.stopped
+
+
+class Refusing(Producer):
+    """Refuses a record before it sends it, as aiokafka does with one that is too large."""
+
+    async def send(self, topic: str, value: bytes, **how: Any) -> "asyncio.Future[object]":
+        raise MessageSizeTooLargeError
+
+
+@pytest.mark.parametrize(
+    ("before", "error"), [([], CommandNotSent), ([Producer(None)], SendUncertain)]
+)
+async def test_a_refusal_is_certain_unless_an_earlier_try_may_have_written_the_record(
+    monkeypatch: pytest.MonkeyPatch, before: list[Producer], error: type[Exception]
+) -> None:
+    monkeypatch.setattr(module, "ACK_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(module, "RETRY_PAUSE_S", 0.0)
+    producers = [*before, Refusing(None)]
+    producer = CommandProducer(Settings())
+
+    async def current() -> Any:
+        producer._producer = producer._producer or producers.pop(0)
+        return producer._producer
+
+    monkeypatch.setattr(producer, "_current", current)
+    with pytest.raises(error):
+        await producer.send("t", b"k", b"v", [], handed_over=lambda: None)
+    await producer.close()
 
 
 async def test_a_producer_is_idempotent_and_does_not_linger(
