@@ -10,26 +10,102 @@ from typing import Any, Final
 
 import orjson
 from a2a.server.cluster import TaskEventStream, TaskVersion, VersionedEvent
+from a2a.utils.errors import InternalError
 
 from processor.a2a.documents import SavedEvent, event_after, flow_id_of, version_of
 from processor.client import AuditStream, CurrentFlow, CurrentFlows, fold
 from processor.contract import parse_timestamp
 
 RECENT_EVENTS_MAX: Final = 64
+"""Events of one task that are kept in memory."""
 RECENT_TASKS_MAX: Final = 10_000
+RECENT_MAX_BYTES: Final = 64 * 1024 * 1024
+"""Size of the recent events of all tasks."""
+SUBSCRIBER_EVENTS_MAX: Final = 256
+"""Events that wait for one subscriber."""
+
+
+class SubscriberBehind(InternalError):
+    """A subscriber took no event while SUBSCRIBER_EVENTS_MAX others came. It has all up to number
+    `after`, from which it can follow again."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+        super().__init__(
+            f"The subscriber is {SUBSCRIBER_EVENTS_MAX} events behind. It has all events up to "
+            f"number {after}. Subscribe again: the stream begins with the task as it is then.",
+            {"after": after},
+        )
+
+
+class _Subscription:
+    """The events that a subscriber has not taken yet."""
+
+    def __init__(self) -> None:
+        self._events: deque[SavedEvent] = deque()
+        self._changed = asyncio.Event()
+        self._behind: SubscriberBehind | None = None
+
+    def add(self, event: SavedEvent | None) -> None:
+        """Add the event of a change of the flow; None if that has none."""
+        if event is not None and self._behind is None:
+            self._events.append(event)
+            if len(self._events) > SUBSCRIBER_EVENTS_MAX:
+                self._behind = SubscriberBehind(self._events[0].nth - 1)
+                self._events.clear()
+        self._changed.set()
+
+    def take(self) -> SavedEvent | None:
+        """Return the next event; None if there is none yet. Raises SubscriberBehind."""
+        if self._behind is not None:
+            raise self._behind
+        return self._events.popleft() if self._events else None
+
+    async def change(self) -> None:
+        """Wait for the next change of the flow."""
+        await self._changed.wait()
+        self._changed.clear()
 
 
 @dataclass(slots=True)
 class _Recent:
-    """The newest events of a task, and the version that they follow."""
+    """The newest events of a task, their size, and the version that they follow."""
 
     after: int
     events: deque[SavedEvent] = field(default_factory=deque)
+    size_bytes: int = 0
 
-    def add(self, event: SavedEvent) -> None:
-        self.events.append(event)
-        if len(self.events) > RECENT_EVENTS_MAX:
-            self.after = self.events.popleft().nth
+
+class _RecentEvents:
+    """The newest events of the tasks that changed last, by flow id."""
+
+    def __init__(self) -> None:
+        self._tasks: OrderedDict[str, _Recent] = OrderedDict()
+        self._size_bytes = 0
+
+    def get(self, flow_id: str) -> _Recent | None:
+        return self._tasks.get(flow_id)
+
+    def add(self, flow_id: str, event: SavedEvent) -> None:
+        recent = self._tasks.setdefault(flow_id, _Recent(event.nth - 1))
+        self._tasks.move_to_end(flow_id)
+        recent.events.append(event)
+        self._resize(recent, event.event.ByteSize())
+        if len(recent.events) > RECENT_EVENTS_MAX:
+            oldest = recent.events.popleft()
+            recent.after = oldest.nth
+            self._resize(recent, -oldest.event.ByteSize())
+        while len(self._tasks) > RECENT_TASKS_MAX or self._size_bytes > RECENT_MAX_BYTES:
+            self.forget(next(iter(self._tasks)))
+
+    def forget(self, flow_id: str) -> None:
+        recent = self._tasks.pop(flow_id, None)
+        if recent is not None:
+            self._size_bytes -= recent.size_bytes
+
+    def _resize(self, recent: _Recent, by_bytes: int) -> None:
+        recent.size_bytes += by_bytes
+        self._size_bytes += by_bytes
 
 
 class FlowEventStream(TaskEventStream):
@@ -38,12 +114,14 @@ class FlowEventStream(TaskEventStream):
     An event is the one that `save` got with the task. New and recent events come from `flows`,
     which follows the audit once for all subscribers. Older events are read from `audit`, also by a
     replica that did not run when they happened.
+
+    A subscriber that does not take its events ends with SubscriberBehind.
     """
 
     def __init__(self, flows: CurrentFlows) -> None:
         self._flows = flows
-        self._recent: OrderedDict[str, _Recent] = OrderedDict()
-        self._queues: dict[str, set[asyncio.Queue[SavedEvent | None]]] = defaultdict(set)
+        self._recent = _RecentEvents()
+        self._subscriptions: dict[str, set[_Subscription]] = defaultdict(set)
         flows.listen(self._take)
 
     async def publish(self, task_id: str, event: VersionedEvent) -> None:
@@ -79,25 +157,26 @@ class FlowEventStream(TaskEventStream):
                         yield event
                 return
             newer = list(recent.events)
-        queue: asyncio.Queue[SavedEvent | None] = asyncio.Queue()
-        self._queues[flow_id].add(queue)
+        subscription = _Subscription()
+        self._subscriptions[flow_id].add(subscription)
         try:
             for event in newer:
                 if event.version.is_after(last):
                     last = event.version
                     yield event
             while True:
+                while (found := subscription.take()) is not None:
+                    if found.version.is_after(last):
+                        last = found.version
+                        yield found
                 current = self._flows.get(flow_id)
-                if queue.empty() and (current is None or until(current)):
+                if current is None or until(current):
                     return
-                found = await queue.get()
-                if found is not None and found.version.is_after(last):
-                    last = found.version
-                    yield found
+                await subscription.change()
         finally:
-            self._queues[flow_id].discard(queue)
-            if not self._queues[flow_id]:
-                del self._queues[flow_id]
+            self._subscriptions[flow_id].discard(subscription)
+            if not self._subscriptions[flow_id]:
+                del self._subscriptions[flow_id]
 
     async def _history(
         self,
@@ -129,12 +208,9 @@ class FlowEventStream(TaskEventStream):
     ) -> None:
         flow_id = event["flow_id"]
         versioned = None if after is None else event_after(before, after, event)
-        if versioned is not None:
-            recent = self._recent.get(flow_id)
-            if recent is None:
-                recent = self._recent[flow_id] = _Recent(versioned.nth - 1)
-                if len(self._recent) > RECENT_TASKS_MAX:
-                    self._recent.popitem(last=False)
-            recent.add(versioned)
-        for queue in self._queues.get(flow_id, ()):
-            queue.put_nowait(versioned)
+        if after is None:
+            self._recent.forget(flow_id)
+        elif versioned is not None:
+            self._recent.add(flow_id, versioned)
+        for subscription in self._subscriptions.get(flow_id, ()):
+            subscription.add(versioned)

@@ -16,7 +16,7 @@ from cryptography.fernet import Fernet
 from google.protobuf.json_format import MessageToDict
 
 from processor.a2a.documents import TERMINAL, flow_id_of, state_of, version_of
-from processor.a2a.event_stream import FlowEventStream
+from processor.a2a.event_stream import FlowEventStream, SubscriberBehind
 from processor.a2a.task_store import FlowTaskStore
 from processor.client import CurrentFlow, GiveUp, Step, flow_id_for
 from processor.contract import FlowStatus
@@ -202,11 +202,17 @@ class PushDeliveries:
     async def _bodies(self, task_id: str, after: int) -> AsyncIterator[tuple[int, dict[str, Any]]]:
         flow_id = flow_id_of(task_id)
         await self._store.flows.until(flow_id, lambda c: c is None or version_of(c) >= after)
-        events = self._events.follow(
-            task_id, TaskVersion(after), until=lambda c: state_of(c) in TERMINAL
-        )
-        async for event in events:
-            yield event.nth, MessageToDict(to_stream_response(event.event))
+        while True:
+            events = self._events.follow(
+                task_id, TaskVersion(after), until=lambda c: state_of(c) in TERMINAL
+            )
+            try:
+                async for event in events:
+                    after = event.nth
+                    yield after, MessageToDict(to_stream_response(event.event))
+                return
+            except SubscriberBehind:
+                continue  # the audit has what comes after
 
     async def _post(self, config: TaskPushNotificationConfig, body: dict[str, Any]) -> None:
         if not await self._url_validator(config.url):

@@ -393,7 +393,7 @@ async def test_who_reads_the_history_holds_no_second_copy_of_what_comes(
         follow = agent.events.follow(task.id, TaskVersion(0))
         first = await anext(follow)
         assert first.nth == 1
-        assert not agent.events._queues
+        assert not agent.events._subscriptions
         await follow.aclose()
 
 

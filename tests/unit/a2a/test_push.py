@@ -1,5 +1,6 @@
 """Push notifications go on from where they were, in order, and end with their task."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -37,8 +38,12 @@ class Webhook(httpx.AsyncBaseTransport):
         self.taken: list[str] = []
         self.headers: httpx.Headers = httpx.Headers()
         self.statuses: list[int] = []
+        self.open = asyncio.Event()
+        """Cleared while it keeps its callers waiting."""
+        self.open.set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await self.open.wait()
         status = self.statuses.pop(0) if self.statuses else 204
         if status == 204:
             self.taken.append(what(json.loads(request.content)))
@@ -116,6 +121,23 @@ async def test_notifying_goes_on_behind_the_last_event_taken(taskflow_fake: Task
         await taskflow_fake.advance(timedelta(hours=3))
     assert taken == ["WORKING", "a", "INPUT_REQUIRED"]
     assert webhook.taken == [*taken, "WORKING", "b", "COMPLETED"]
+
+
+async def test_a_webhook_that_is_slower_than_the_agent_misses_no_event(
+    taskflow_fake: TaskflowFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("processor.a2a.event_stream.SUBSCRIBER_EVENTS_MAX", 1)
+    webhook = Webhook()
+    webhook.open.clear()
+    async with replica(taskflow_fake, webhook) as agent:
+        task = await asked(agent, CONFIG)
+        await agent.handler.on_message_send(request("b c d done", task_id=task.id), ALICE)
+        webhook.open.set()
+        await taskflow_fake.advance(timedelta(seconds=5))
+    words = ["WORKING", "a", "INPUT_REQUIRED", "WORKING", "b", "c", "d", "COMPLETED"]
+    assert webhook.taken == words
+    payloads = (event.payload_json for event in taskflow_fake.events())
+    assert not any(isinstance(one, StepRetriedPayload) for one in payloads)
 
 
 async def test_configurations_are_their_owners_and_can_be_taken_back(
