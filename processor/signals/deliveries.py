@@ -8,6 +8,7 @@ not prove delivery; the matcher reads from the audit which command ended the wai
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -23,6 +24,8 @@ from processor.signals.metrics import SignalMetrics
 
 TIMEOUT_S: Final = 30.0
 RETRY_PAUSE_S: Final = 1.0
+IN_FLIGHT_MAX: Final = 1000
+"""Commands of one partition that are sent and have no outcome; further matches wait."""
 FOR_GOOD: Final = frozenset({Code.STATE_TOO_LARGE, Code.IDEMPOTENCY_CONFLICT})
 """Refusals that the same signal would get again at the same wait. After any other refusal the audit
 shows what ended the wait."""
@@ -34,28 +37,59 @@ Refuse = Callable[[Delivery, str], Awaitable[None]]
 
 
 class Deliveries:
-    """The commands of one partition's matcher that have no outcome yet."""
+    """The commands of one partition's matcher that have no outcome yet: up to IN_FLIGHT_MAX are in
+    flight, in the order of their matches.
+
+    Matches beyond that wait in the matcher, whose state is in memory in any case. Reading goes on:
+    it shows what ended a wait, and lets signals expire. A flow has one wait, and a wait one signal,
+    so commands of one flow do not overtake each other.
+    """
 
     def __init__(self, client: FlowClient, metrics: SignalMetrics, refuse: Refuse) -> None:
         self._client = client
         self._metrics = metrics
         self._refuse = refuse
         self._tasks: dict[DeliveryKey, asyncio.Task[None]] = {}
+        self._waiting: dict[DeliveryKey, Delivery] = {}
+        self._done: set[DeliveryKey] = set()
+        """Deliveries with an outcome that the matcher still has."""
+
+    @property
+    def pending(self) -> int:
+        """The number of matches without an outcome."""
+        return len(self._tasks) + len(self._waiting)
 
     def update(self, wanted: Iterable[Delivery]) -> None:
-        """Send the new deliveries of `wanted`; drop those that are no longer in it."""
+        """Send the new deliveries of `wanted` in their order; drop those that are not in it."""
         by_key = {delivery.identity: delivery for delivery in wanted}
         for key in self._tasks.keys() - by_key.keys():
             # Its wait has ended, or has another revision.
             self._tasks.pop(key).cancel()
-        for key, delivery in by_key.items():
-            if key not in self._tasks:
-                self._tasks[key] = asyncio.create_task(self._deliver(delivery))
+        self._done &= by_key.keys()
+        self._waiting = {
+            key: delivery
+            for key, delivery in by_key.items()
+            if key not in self._tasks and key not in self._done
+        }
+        self._send_waiting()
 
     async def close(self) -> None:
         """Stop sending; the partition's next owner sends the missing commands."""
-        tasks, self._tasks = list(self._tasks.values()), {}
+        tasks, self._tasks, self._waiting = list(self._tasks.values()), {}, {}
         await end_tasks(*tasks)
+
+    def _send_waiting(self) -> None:
+        while self._waiting and len(self._tasks) < IN_FLIGHT_MAX:
+            key = next(iter(self._waiting))
+            task = asyncio.create_task(self._deliver(self._waiting.pop(key)))
+            self._tasks[key] = task
+            task.add_done_callback(partial(self._ended, key))
+
+    def _ended(self, key: DeliveryKey, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(key) is task:  # otherwise it was dropped
+            del self._tasks[key]
+            self._done.add(key)
+            self._send_waiting()
 
     async def _deliver(self, delivery: Delivery) -> None:
         command = resume_command(

@@ -14,6 +14,7 @@ from processor.signals.deliveries import Deliveries
 from processor.signals.facts import SignalReceived, WaitKey
 from processor.signals.matcher import Delivery
 from processor.signals.metrics import SignalMetrics
+from tests.support.machine import patience
 
 KEY = WaitKey("payments", "order-17")
 FLOW = "6f1f3a52-0000-4000-8000-000000000001"
@@ -44,6 +45,27 @@ class ScriptedClient:
         if isinstance(given, Exception):
             raise given
         return given
+
+
+class OpenClient:
+    """Tells the revisions of the commands that it gets, each of which waits to be answered."""
+
+    def __init__(self) -> None:
+        self.revisions: asyncio.Queue[int] = asyncio.Queue()
+        self._pending: dict[int, asyncio.Future[Any]] = {}
+
+    async def send(self, command: dict[str, Any], **_: Any) -> Any:
+        revision = command["expected_revision"]
+        self._pending[revision] = asyncio.get_running_loop().create_future()
+        self.revisions.put_nowait(revision)
+        return await self._pending[revision]
+
+    async def next(self) -> int:
+        async with asyncio.timeout(patience(10)):
+            return await self.revisions.get()
+
+    def answer(self, revision: int) -> None:
+        self._pending[revision].set_result(outcome(Verdict.ACCEPTED))
 
 
 @pytest.fixture
@@ -115,6 +137,33 @@ async def test_only_what_another_try_cannot_mend_is_refused_for_good(
     await done(some)
 
     assert bool(refused) is for_good
+
+
+async def test_no_more_than_the_limit_are_in_flight_and_the_others_follow_in_their_order(
+    sending: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IN_FLIGHT_MAX", 2)
+    client = OpenClient()
+    some = sending(client)
+    matches = [delivery(revision) for revision in range(6)]
+    some.update(matches)
+    assert await client.next() == 0
+    assert await client.next() == 1
+    assert (client.revisions.empty(), len(some._tasks), some.pending) == (True, 2, 6)
+
+    client.answer(1)
+    assert await client.next() == 2
+    some.update([one for one in matches if one.revision not in (0, 3)])  # their waits have ended
+    assert await client.next() == 4
+    client.answer(2)
+    client.answer(4)
+    assert await client.next() == 5
+    client.answer(5)
+    await done(some)
+
+    assert client.revisions.empty()
+    assert some.pending == 0
+    await some.close()
 
 
 async def test_what_is_no_longer_wanted_is_let_go_of(sending: Any) -> None:
