@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import faust
 import structlog
+from aiokafka.errors import KafkaError
 from faust.types import TP
 from yarl import URL
 
@@ -37,6 +38,7 @@ FETCH_MAX_BYTES: Final = 4 * 1024 * 1024
 TAKE_OVER_MAX_S: Final = 3600.0
 """Faust ends an application whose partitions take longer to restore."""
 RAW: Final[dict[str, Any]] = {"key_serializer": "raw", "value_serializer": "raw"}
+MEASURED_EVERY_S: Final = 5.0
 TICKS_PER_TTL: Final = 20
 TICK_MIN_S: Final = 0.2
 TICK_MAX_S: Final = 60.0
@@ -95,6 +97,7 @@ class SignalsApp(faust.App):
         for name, topic in self._sources.items():
             raw = self.topic(topic, key_type=bytes, value_type=bytes, **RAW)
             self.agent(raw, name=name)(self._fold)
+        self.timer(MEASURED_EVERY_S)(self._measure)
 
     @property
     def _sources(self) -> dict[str, str]:
@@ -262,6 +265,23 @@ class SignalsApp(faust.App):
         self._deliver(tp)
 
     # Time
+
+    async def _measure(self) -> None:
+        """Update the metrics of what is behind, unless partitions change hands."""
+        consumer = self.consumer
+        assert isinstance(consumer, RestoredConsumer)
+        if not self.assigned:
+            return
+        try:
+            levels = await consumer.levels()
+        except KafkaError:
+            return  # a partition was revoked meanwhile
+        self.metrics_.pending.set(sum(one.pending for one in self._deliveries.values()))
+        names = {topic: name for name, topic in self._sources.items()}
+        self.metrics_.lag.clear()
+        for tp, partition in self._partitions.items():
+            if (level := levels.get(tp)) and (behind := partition.behind(*level)) is not None:
+                self.metrics_.lag.labels(names[tp.topic], str(tp.partition)).set(behind)
 
     async def _tick_for_ever(self) -> None:
         every_s = self.settings_.signal_ttl_ms / 1000 / TICKS_PER_TTL

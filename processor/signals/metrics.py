@@ -27,6 +27,16 @@ class SignalMetrics(Exposed):
         )
         self.early = self.gauge("taskflow_signals_early", "Signals that no flow waits for yet")
         self.open = self.gauge("taskflow_signals_open_waits", "Open waits for external events")
+        self.pending = self.gauge(
+            "taskflow_signals_pending",
+            "Signals that a wait takes and whose outcome is not known yet",
+        )
+        self.lag = self.gauge(
+            "taskflow_signals_lag_records",
+            "Offsets of a source (audit, signals, log) that are committed and not folded yet",
+            "source",
+            "partition",
+        )
         self.failures = self.counter(
             "taskflow_signals_failures", "Restarts of the service after an error"
         )

@@ -167,6 +167,18 @@ class SourcePartition:
             records[place] = output.dead_letters
         await self._write(records)
 
+    def behind(self, position: int, end: int | None, fetched: int) -> int | None:
+        """The number of committed offsets that are not folded yet; None if it is not known.
+
+        `position`: the consumer's; `end`: of what is committed; `fetched`: behind the last fetched
+        record. Behind that one there are only markers of transactions, which are no lag.
+        """
+        if end is None:
+            return None
+        all_folded = fetched <= self.next_offset
+        passed = max(position, self.next_offset) if all_folded else self.next_offset
+        return max(end - passed, 0)
+
     async def source_end(self) -> int:
         """The source's end offset now, including open transactions."""
         assert self._reader is not None, "a partition is taken over first"

@@ -15,6 +15,8 @@ import yaml
 from processor.contract.commands import Command
 from processor.contract.outcomes import Code, Verdict
 from processor.outbox.metrics import OutboxMetrics
+from processor.outbox.rows import REFUSED, UNKNOWN
+from processor.signals.metrics import SignalMetrics
 from processor.sink.metrics import SinkMetrics
 from processor.telemetry.bulk_histogram import BulkHistogram
 from processor.telemetry.exposition import Exposed
@@ -34,7 +36,7 @@ PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 SCRAPED = {"job", "instance"}
 """Labels that Prometheus adds."""
 VALUES: Mapping[str, set[str]] = {
-    "verdict": {str(verdict) for verdict in Verdict},
+    "verdict": {str(verdict) for verdict in Verdict} | {REFUSED, UNKNOWN},
     "code": {str(code) for code in Code} | {""},
     "kind": {str(model.model_fields["kind"].default) for model in get_args(Command)} | {"unknown"},
 }
@@ -42,8 +44,8 @@ VALUES: Mapping[str, set[str]] = {
 
 COLLECTORS = [
     collector
-    for registry in (Metrics().registry, ViewMetrics().registry)
-    for collector in registry._collector_to_names
+    for part in (Metrics(), ViewMetrics(), OutboxMetrics(), SignalMetrics())
+    for collector in part.registry._collector_to_names
 ]
 
 
@@ -174,9 +176,14 @@ def test_every_metric_is_on_the_dashboard() -> None:
 
 @pytest.mark.parametrize(
     ("part", "made"),
-    [("view", ViewMetrics), ("sink", SinkMetrics), ("outbox", OutboxMetrics)],
+    [
+        ("view", ViewMetrics),
+        ("sink", SinkMetrics),
+        ("outbox", OutboxMetrics),
+        ("signals", SignalMetrics),
+    ],
 )
-def test_every_metric_of_views_sink_and_outbox_is_explained(part: str, made: type[Exposed]) -> None:
+def test_every_metric_of_the_other_services_is_explained(part: str, made: type[Exposed]) -> None:
     rows = re.findall(rf"^\| `(taskflow_{part}_\w+)` \|", README, re.MULTILINE)
     endings = {"counter": "_total"}
     metrics = made().registry.collect()
