@@ -4,6 +4,7 @@ from processor.a2a.event_stream import FlowEventStream, SubscriberBehind
 from processor.a2a.flow_agent import FlowAgent, PushOptions
 from processor.a2a.request_handler import FlowRequestHandler
 from processor.a2a.task_store import FlowTaskStore
+from processor.a2a.webhook_transport import WebhookTransport
 
 __all__ = [
     "FlowAgent",
@@ -12,4 +13,5 @@ __all__ = [
     "FlowTaskStore",
     "PushOptions",
     "SubscriberBehind",
+    "WebhookTransport",
 ]

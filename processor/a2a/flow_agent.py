@@ -19,6 +19,7 @@ from processor.a2a.push import FlowPushConfigs, PushDeliveries, push_controller
 from processor.a2a.request_handler import FlowRequestHandler, run_task
 from processor.a2a.task_keeper import GRACE_S, TaskKeeper
 from processor.a2a.task_store import FlowTaskStore, controller
+from processor.a2a.webhook_transport import WebhookTransport
 from processor.client import CurrentFlows, FlowClient, Step, StepWorker
 from processor.runtime import end_tasks
 from processor.settings import Settings, load_settings
@@ -37,6 +38,7 @@ class PushOptions:
     `key`: encrypts push configurations; from `Fernet.generate_key()`, the same in all replicas.
     `url_validator`: whether a webhook may be called; by default the SDK's, public addresses only.
     `client`: calls the webhooks, for instance by a proxy or with certificates; it is not closed.
+    Without both, the addresses that are checked are those that are called (WebhookTransport).
     """
 
     key: bytes
@@ -103,7 +105,7 @@ class FlowAgent:
             if self._configs is not None and self._push is not None:
                 http = self._push.client
                 if http is None:
-                    http = await stack.enter_async_context(httpx.AsyncClient())
+                    http = await stack.enter_async_context(_client(self._push))
                 handlers[push_controller(self.store.agent)] = PushDeliveries(
                     self.store,
                     self.events,
@@ -148,6 +150,13 @@ class FlowAgent:
                 await end_tasks(*self._tasks)
             finally:
                 await self._stack.aclose()
+
+
+def _client(push: PushOptions) -> httpx.AsyncClient:
+    """A client for the webhooks that `push` allows."""
+    if push.url_validator is validate_push_notification_url:
+        return httpx.AsyncClient(transport=WebhookTransport())
+    return httpx.AsyncClient()  # which addresses it allows is not known
 
 
 def _report(task: asyncio.Task[None]) -> None:

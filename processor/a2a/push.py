@@ -18,6 +18,7 @@ from google.protobuf.json_format import MessageToDict
 from processor.a2a.documents import TERMINAL, flow_id_of, state_of, version_of
 from processor.a2a.event_stream import FlowEventStream, SubscriberBehind
 from processor.a2a.task_store import FlowTaskStore
+from processor.a2a.webhook_transport import AddressRefused
 from processor.client import CurrentFlow, GiveUp, Step, flow_id_for
 from processor.contract import FlowStatus
 from processor.contract.outcomes import Code, Verdict
@@ -27,6 +28,7 @@ DELIVERY: Final = "deliver"
 LEASE_MS: Final = 60_000
 ATTEMPTS_MAX: Final = 100
 TIMEOUT_S: Final = 20.0
+_REFUSED: Final = "the URL is not one that this server may call"
 _LIVE_FLOWS: Final = frozenset({FlowStatus.CREATED, FlowStatus.RUNNING, FlowStatus.WAITING})
 
 
@@ -216,7 +218,7 @@ class PushDeliveries:
 
     async def _post(self, config: TaskPushNotificationConfig, body: dict[str, Any]) -> None:
         if not await self._url_validator(config.url):
-            raise GiveUp("the URL is not one that this server may call")
+            raise GiveUp(_REFUSED)
         headers: dict[str, str] = {}
         if config.token:
             headers["X-A2A-Notification-Token"] = config.token
@@ -228,6 +230,8 @@ class PushDeliveries:
             response = await self._client.post(
                 config.url, json=body, headers=headers, timeout=TIMEOUT_S
             )
+        except AddressRefused:
+            raise GiveUp(_REFUSED) from None
         except (httpx.HTTPError, ValueError) as error:
             raise WebhookFailed(f"{host}: {type(error).__name__}") from None
         if not response.is_success:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -22,7 +23,7 @@ from cryptography.fernet import Fernet
 
 from processor.a2a import FlowAgent, PushOptions
 from processor.contract import Flow
-from processor.contract.events import StepRetriedPayload
+from processor.contract.events import StepFailedPayload, StepRetriedPayload
 from processor.testing.fake.taskflow import TaskflowFake
 from tests.support.a2a_agent import CARD, WordsAgent, caller, request
 
@@ -207,6 +208,31 @@ async def test_a_webhook_that_may_not_be_called_is_refused(taskflow_fake: Taskfl
             await asked(agent, TaskPushNotificationConfig(url="https://evil.example"))
         await taskflow_fake.advance(timedelta(seconds=5))
     assert taskflow_fake.events() == []  # nor is the message worked on
+
+
+async def test_a_name_that_resolves_to_a_private_address_once_it_is_called_is_given_up(
+    taskflow_fake: TaskflowFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: each check of the URL finds a public address, the call a private one."""
+    checks = 0
+
+    async def getaddrinfo(self: Any, host: str, port: int, **_: Any) -> list[Any]:
+        nonlocal checks
+        address = host
+        if host == "hooks.example":
+            checks += 1
+            address = "93.184.216.34" if checks <= 2 else "127.0.0.1"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    agent = FlowAgent("words", WordsAgent(), CARD, taskflow_fake.settings, push=PushOptions(KEY))
+    async with agent:
+        await asked(agent, CONFIG)
+        await taskflow_fake.advance(timedelta(seconds=5))
+    payloads = (event.payload_json for event in taskflow_fake.events())
+    failed = [one.reason for one in payloads if isinstance(one, StepFailedPayload)]
+    assert failed == ["the URL is not one that this server may call"]
+    assert checks == 3
 
 
 def push_flows(fake: TaskflowFake) -> list[Flow]:
