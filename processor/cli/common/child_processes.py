@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import aiohttp
 
-from processor.cli.common.views_address import views_url
+from processor.cli.common.service_address import views_url
 from processor.client.http.views_client import read_headers
 from processor.runtime import end_tasks
 from processor.settings import PREFIX, Settings

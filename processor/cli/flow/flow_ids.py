@@ -6,7 +6,7 @@ from typing import Final
 from processor.adapters.sqlite.readonly import queries
 from processor.cli.common.options import flow_id_of, is_prefix
 from processor.cli.common.runner import Refused, WrongUse, run
-from processor.cli.common.views_address import views_url
+from processor.cli.common.service_address import views_url
 from processor.cli.flow.lookup import places_of, snapshots
 from processor.cli.flow.view_lookup import shown_ids
 from processor.settings import Settings

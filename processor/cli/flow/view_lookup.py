@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from processor.cli.common.views_address import views_url
+from processor.cli.common.service_address import views_url
 from processor.cli.flow.lookup import Found
 from processor.client.http.views_client import Document, NoViews, ViewsClient, asking
 from processor.contract.flow import Flow, FlowStatus

@@ -11,7 +11,7 @@ from mcp.server.lowlevel import Server
 
 from processor.cli.common.output import say
 from processor.cli.common.runner import WrongUse
-from processor.cli.common.views_address import views_url
+from processor.cli.common.service_address import views_url
 from processor.client.flow_client import default_session
 from processor.client.http.views_client import asking
 from processor.mcp.flow_session import FlowSession

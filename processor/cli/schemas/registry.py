@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlunsplit
 
 import orjson
 
 from processor.cli.common.runner import Refused, WrongUse
+from processor.cli.common.service_address import http_address
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -112,12 +113,8 @@ async def connected(url: str) -> AsyncIterator[SchemaRegistry]:
     first request. Raises WrongUse."""
     from aiohttp import ClientSession, ClientTimeout
 
-    parts = urlsplit(url)
-    try:
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        fits = False
-    if not fits or parts.query or parts.fragment:
+    parts = http_address(url)
+    if parts is None:
         raise WrongUse("--registry is no address such as https://registry.example:8081.")
     headers = dict(_HEADERS)
     if parts.username is not None:

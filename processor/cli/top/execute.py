@@ -15,7 +15,7 @@ from rich.live import Live
 
 from processor.cli.common.output import console, for_people, somebody_to_ask, write_json
 from processor.cli.common.runner import Refused, run
-from processor.cli.common.views_address import views_url
+from processor.cli.common.service_address import views_url
 from processor.cli.top.screen import EVENTS, FLOWS, HISTORY, QUESTIONS, Shown, screen
 from processor.client.http.views_client import NoViews, ViewsClient, asking
 from processor.runtime import now_ms

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from processor.cli.common.output import plain
 from processor.cli.common.runner import Refused, WrongUse
-from processor.cli.common.views_address import views_url
+from processor.cli.common.service_address import views_url
 from processor.cli.top.execute import _snapshot, press, refresh
 from processor.cli.top.screen import QUESTIONS, Shown, bars, screen
 from processor.client.http.views_client import NoViews, asking
@@ -190,7 +190,14 @@ def test_where_views_are() -> None:
     assert views_url(anywhere) == "http://127.0.0.1:9"
     assert views_url(anywhere, "views-1:8901") == "http://views-1:8901"
     assert views_url(anywhere, "https://views/taskflow/") == "https://views/taskflow"
-    for wrong in ("ftp://views", "http://", "views-1:port", "http://v?x=1"):
+    for wrong in (
+        "ftp://views",
+        "http://",
+        "views-1:port",
+        "views:0",
+        "http://[::1",
+        "http://v?x=1",
+    ):
         with pytest.raises(WrongUse, match="--views is"):
             views_url(anywhere, wrong)
 
