@@ -17,8 +17,8 @@ from tests.support.proxy import foul
 
 PARTITIONS = 2
 PATIENCE_S = patience(120.0)
-"""A silent connection to the group's coordinator is given up after aiokafka's 40 s, and several
-may fall silent."""
+"""A silent connection is given up after aiokafka's 40 s, unless heartbeats or commits use it, and
+several may fall silent."""
 COMMITS_MEET = (Fate.CUT, Fate.REFUSE, Fate.HOLD, Fate.SWALLOW, Fate.LATE, Fate.SILENCE)
 OTHERS = ("Produce", "AddPartitionsToTxn", "InitProducerId", "Fetch", "OffsetCommit", "Heartbeat")
 

@@ -36,7 +36,7 @@ from processor.settings import Settings
 from processor.worker.composition import run_worker
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
-from tests.support.proxy import END_TXN, Fate, Proxy, proxied
+from tests.support.proxy import END_TXN, HEARTBEAT, Fate, Proxy, proxied
 from tests.support.worker import running_worker
 from tests.unit.commands import create, update
 
@@ -296,13 +296,13 @@ async def test_a_foreign_open_transaction_is_waited_for_and_the_older_cursor_not
 
 @asynccontextmanager
 async def member(
-    settings: Settings, role: str = "worker", instance_id: str | None = None
+    settings: Settings, role: str = "worker", instance_id: str | None = None, **connection: Any
 ) -> AsyncIterator[KafkaGroupConsumer]:
     async def nothing_pending() -> None:
         return None
 
     source = KafkaGroupConsumer(
-        connection_options(settings, role),
+        {**connection_options(settings, role), **connection},
         Topics(settings.topic_prefix),
         group_id=settings.group_id,
         instance_id=instance_id,
@@ -425,6 +425,26 @@ async def test_a_consumer_that_the_group_does_not_let_in_fails_and_does_not_join
                 await asking
         assert not pushing.done()
     await asyncio.wait_for(pushing, PATIENCE_S)
+
+
+async def test_a_silent_connection_to_the_coordinator_is_given_up_with_the_session(
+    settings: Settings, proxy: Proxy
+) -> None:
+    """aiokafka waits for its request timeout, which is longer here than any test."""
+    settings = settings.model_copy(update={"session_timeout_ms": 1_000})
+    async with member(settings, request_timeout_ms=3_600_000) as source:
+        await asyncio.wait_for(source.assigned(0), PATIENCE_S)
+        proxy.decide_once(HEARTBEAT, Fate.SILENCE)
+        async with asyncio.timeout(PATIENCE_S):
+            while not proxy.befallen["Heartbeat", Fate.SILENCE.name]:  # noqa: ASYNC110 (a counter)
+                await asyncio.sleep(0.02)
+            while True:
+                try:
+                    await source.confirm(0, NOWHERE)
+                    break
+                except (OwnershipLost, RequestFailed):
+                    await asyncio.sleep(0.02)
+                    await source.assigned(0)
 
 
 # Static members

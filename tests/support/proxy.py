@@ -12,10 +12,11 @@ from aiokafka.protocol.transaction import EndTxnRequest
 from processor.testing.chaos import proxy
 from processor.testing.chaos.proxy import KINDS, Fate, Proxy, Treatment, Weather
 
-__all__ = ["END_TXN", "Fate", "Proxy", "foul", "proxied"]
+__all__ = ["END_TXN", "HEARTBEAT", "Fate", "Proxy", "foul", "proxied"]
 
 END_TXN: int = EndTxnRequest.API_KEY
 assert END_TXN == proxy.END_TXN
+HEARTBEAT: int = KINDS["Heartbeat"]
 
 
 def foul(

@@ -14,6 +14,8 @@ of github.com/aio-libs/aiokafka where one was found (November 2026).
 - remember_topics: a client forgets topics that no consumer is assigned (test_log_reader).
 - member_id, coordination_error, raise_coordination_error: the group's verdict reaches only a
   consumer that fetches (test_kafka_traps).
+- bound_heartbeats: a heartbeat on a silent connection waits for the request timeout, however short
+  the session is (test_kafka_traps).
 - last_fetch: position, last stable offset and high watermark without a request
   (test_kafka_traps).
 - hold_fetches: the hold of a fetch is fixed when a consumer is made (test_fetch_hold).
@@ -44,7 +46,8 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.client import CoordinationType
+from aiokafka.client import ConnectionGroup, CoordinationType
+from aiokafka.conn import CloseReason
 from aiokafka.consumer import fetcher
 from aiokafka.errors import (
     KafkaConnectionError,
@@ -175,6 +178,33 @@ def coordination_error(consumer: AIOKafkaConsumer) -> KafkaError | None:
 def raise_coordination_error(consumer: AIOKafkaConsumer) -> None:
     """Raise the error with which coordination has given up; coordination then tries again."""
     consumer._coordinator.check_errors()
+
+
+def bound_heartbeats(consumer: AIOKafkaConsumer, session_s: float) -> None:
+    """Have a started consumer give up its connection to the group's coordinator when a heartbeat
+    has no response within the session.
+
+    Nothing is lost by it: the next heartbeat would be sent after the response, so the session is
+    over unless the coordinator still gets to this one. If it does, the member id stays valid, and
+    the next connection continues with it. JoinGroup, which the coordinator may hold for longer, is
+    never sent beside a heartbeat. Java's client does the same.
+    """
+    coordinator = consumer._coordinator
+    beat: Callable[[], Awaitable[bool]] = coordinator._do_heartbeat
+
+    async def bounded() -> bool:
+        node = coordinator.coordinator_id
+        try:
+            async with asyncio.timeout(session_s):
+                return await beat()
+        except TimeoutError:
+            connection = client_of(consumer)._conns.get((node, ConnectionGroup.COORDINATION))
+            if connection is not None:
+                connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
+            coordinator.coordinator_dead()
+            return False
+
+    coordinator._do_heartbeat = bounded
 
 
 class Fetch(NamedTuple):

@@ -48,7 +48,7 @@ class ScriptedClient:
 
 
 class OpenClient:
-    """Tells the revisions of the commands that it gets, each of which waits to be answered."""
+    """Tells the revisions of the commands that it gets, each of which waits to be decided."""
 
     def __init__(self) -> None:
         self.revisions: asyncio.Queue[int] = asyncio.Queue()
@@ -64,7 +64,7 @@ class OpenClient:
         async with asyncio.timeout(patience(10)):
             return await self.revisions.get()
 
-    def answer(self, revision: int) -> None:
+    def decide(self, revision: int) -> None:
         self._pending[revision].set_result(outcome(Verdict.ACCEPTED))
 
 
@@ -151,14 +151,14 @@ async def test_no_more_than_the_limit_are_in_flight_and_the_others_follow_in_the
     assert await client.next() == 1
     assert (client.revisions.empty(), len(some._tasks), some.pending) == (True, 2, 6)
 
-    client.answer(1)
+    client.decide(1)
     assert await client.next() == 2
     some.update([one for one in matches if one.revision not in (0, 3)])  # their waits have ended
     assert await client.next() == 4
-    client.answer(2)
-    client.answer(4)
+    client.decide(2)
+    client.decide(4)
     assert await client.next() == 5
-    client.answer(5)
+    client.decide(5)
     await done(some)
 
     assert client.revisions.empty()

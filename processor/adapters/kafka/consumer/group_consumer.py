@@ -26,6 +26,7 @@ from processor.adapters.kafka.consumer.static_membership import StaticMembership
 from processor.adapters.kafka.errors import RequestFailed, authorized
 from processor.adapters.kafka.internals import (
     Fetch,
+    bound_heartbeats,
     client_of,
     coordination_error,
     hold_fetches,
@@ -93,7 +94,7 @@ class KafkaGroupConsumer:
         self._decided: dict[int, Position] = {}
         self._committing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._watch_pause_s = session_timeout_ms / 5000
+        self._session_s = session_timeout_ms / 1000
         self._membership: StaticMembership | None = None
         if instance_id is not None:
             self._membership = StaticMembership(
@@ -128,6 +129,7 @@ class KafkaGroupConsumer:
 
     async def start(self) -> None:
         await self._consumer.start()
+        bound_heartbeats(self._consumer, self._session_s)
         self._consumer.subscribe(
             [self._topics.commands, self._topics.control], listener=_Listener(self)
         )
@@ -180,7 +182,7 @@ class KafkaGroupConsumer:
         """Notice, as soon as a heartbeat would, that the group does not let us in: who was given
         nothing fetches nothing, and would not notice it."""
         while not self.failed.is_set():
-            await asyncio.sleep(self._watch_pause_s)
+            await asyncio.sleep(self._session_s / 5)
             with suppress(SourceFailed):
                 await self._check()
 
