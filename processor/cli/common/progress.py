@@ -8,22 +8,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from processor.ops.verify.ports import Watcher
 
-class Bar:
+
+class Bar(Watcher):
     """Counts units of work, and beside them what is shown as the rate, where that is another thing;
     this one shows nothing."""
 
-    def expect(self, units: int) -> None:
-        """There are so many more to come, or fewer, than was thought."""
-
-    def advance(self, units: int) -> None:
-        """So many more are done."""
-
     def count(self, things: int) -> None:
         """So many more of what the rate counts."""
-
-    def at(self, what: str) -> None:
-        """What is done now."""
 
 
 @contextmanager

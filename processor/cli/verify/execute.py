@@ -12,7 +12,7 @@ from processor.adapters.sqlite import TableCorrupt, TableFailed
 from processor.adapters.sqlite.readonly import queries as queries
 from processor.cli.common.history import open_log, partitions_of
 from processor.cli.common.output import console, for_people, plain, say, table, write_json
-from processor.cli.common.progress import Bar, progress_bar
+from processor.cli.common.progress import progress_bar
 from processor.cli.common.runner import run
 from processor.contract.topics import Topics
 from processor.ops.verify.ports import (
@@ -21,7 +21,6 @@ from processor.ops.verify.ports import (
     TableProblem,
     TableStep,
     TakeTable,
-    Watcher,
 )
 from processor.ops.verify.report import INVARIANTS, Report
 from processor.ops.verify.scope import Scope
@@ -64,7 +63,7 @@ async def _verify(
     )
     with progress_bar("verifying") as bar:
         logs = partial(open_log, settings)
-        return await verify(scope, logs, [LocalTables(settings)], watcher=_Watched(bar))
+        return await verify(scope, logs, [LocalTables(settings)], watcher=bar)
 
 
 class LocalTables:
@@ -92,22 +91,6 @@ class LocalTables:
         except TableFailed as error:
             return TableProblem(str(error), damaged=False)
         return None
-
-
-class _Watched(Watcher):
-    """Counts offsets, of all partitions together."""
-
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-
-    def expect(self, offsets: int) -> None:
-        self._bar.expect(offsets)
-
-    def read(self, offsets: int) -> None:
-        self._bar.advance(offsets)
-
-    def at(self, partition: int, what: str) -> None:
-        self._bar.at(f"partition {partition}: {what}")
 
 
 def _show(out: Console, report: Report) -> None:

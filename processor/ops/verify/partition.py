@@ -79,19 +79,22 @@ class PartitionVerification:
         """The topics that have this partition number for the same flows."""
         return [name for name, _ in self._topics if name != self._topics.steps]
 
+    def _at(self, what: str) -> None:
+        self._watcher.at(f"partition {self._partition}: {what}")
+
     async def verify(self) -> dict[tuple[str, int], Range]:
         scope, topics, partition = self._scope, self._topics, self._partition
         if scope.at_rest:
-            self._watcher.at(partition, "waiting for rest")
+            self._at("waiting for rest")
             await self._settled(self._names, rest_s=REST_S)
-        self._watcher.at(partition, "table")
+        self._at("table")
         self._look_at_tables()
         state = (await self._settled([topics.state]))[topics.state]
-        self._watcher.at(partition, "state")
+        self._at("state")
         cursor, cursor_at = await self._newest_cursor(state)
         self.cut = cursor or self.cut
         offset_ranges = await self._settled([name for name in self._names if name != topics.state])
-        self._watcher.at(partition, "history")
+        self._at("history")
         reader = StateReader(self._scratch, self._report, partition, scope.flow_id)
         written = self._stream(
             topics.state, await self._begin(topics.state, state, early=True), state.stable
@@ -104,7 +107,7 @@ class PartitionVerification:
         await self._cursor_covers(history.beyond, cursor, state.stable)
         self._positions(cursor, cursor_at, offset_ranges)
         if cursor is not None or self._whole:
-            self._watcher.at(partition, "comparing")
+            self._at("comparing")
             newest_ms = max(history.newest_ms, written.newest_ms)
             overdue_ms = newest_ms - scope.punctual_ms if scope.at_rest else None
             levels = self._levels(overdue_ms)
@@ -212,7 +215,7 @@ class PartitionVerification:
 
     def _stream(self, topic: str, start: int, end: int) -> RecordStream:
         self.expected += max(end - start, 0)
-        return RecordStream(self._log, topic, start, end, self._watcher.read)
+        return RecordStream(self._log, topic, start, end, self._watcher.advance)
 
     # The state topic and the table
 

@@ -93,13 +93,13 @@ class Tables(Protocol):
 
 
 class Watcher:
-    """Called with how far a verification is; this one does nothing with it."""
+    """Called with how far some work is; this one does nothing with it."""
 
-    def expect(self, offsets: int) -> None:
-        """There are so many more to be read, or fewer, than was thought."""
+    def expect(self, units: int) -> None:
+        """There are so many more to come, or fewer, than was thought."""
 
-    def read(self, offsets: int) -> None:
-        """So many more were read."""
+    def advance(self, units: int) -> None:
+        """So many more are done."""
 
-    def at(self, partition: int, what: str) -> None:
+    def at(self, what: str) -> None:
         """What is done now."""

@@ -159,12 +159,12 @@ async def test_the_bar_comes_to_its_end() -> None:
     class Bar(Watcher):
         total = done = at_first = 0
 
-        def expect(self, offsets: Any) -> None:
-            self.total += offsets
+        def expect(self, units: Any) -> None:
+            self.total += units
 
-        def read(self, offsets: Any) -> None:
+        def advance(self, units: Any) -> None:
             self.at_first = self.at_first or self.total
-            self.done += offsets
+            self.done += units
 
     bar, history = Bar(), CLEAN.copy()
     cut = len(history.of("state")) // 2

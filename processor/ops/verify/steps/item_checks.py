@@ -87,7 +87,7 @@ class ItemChecks:
         began = time.monotonic()
         while True:
             for partition in range(self._partitions):
-                watcher.at(partition, "work items")
+                watcher.at(f"partition {partition}: work items")
                 async with logs(partition) as log:
                     await self._read(partition, log, watcher)
             missing = any(self._is_missing(one) for one in self._store.awaited())
@@ -107,7 +107,7 @@ class ItemChecks:
                 found = await log.offset_at(self._topic, max(since, 0))
                 start = offset_range.stable if found is None else found
         watcher.expect(offset_range.stable - start)
-        stream = RecordStream(log, self._topic, start, offset_range.stable, watcher.read)
+        stream = RecordStream(log, self._topic, start, offset_range.stable, watcher.advance)
         await self._stream(partition, stream, offset_range)
         self._next[partition] = offset_range.stable
 
