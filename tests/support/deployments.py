@@ -60,5 +60,5 @@ def every_kind() -> dict[str, Manifests]:
     found["few"] = manifests(
         deployment(namespace="prod", views=0, processes=4, operators=frozenset())
     )
-    found["signals"] = manifests(deployment("scram", signals=2))
+    found["signals and outbox"] = manifests(deployment("scram", signals=2, outbox=2))
     return found

@@ -37,14 +37,25 @@ def settings_of(service: str) -> Settings:
     )
 
 
-def test_the_services_are_kafka_its_topics_workers_and_views() -> None:
-    assert set(SERVICES) == {"kafka", "topics", "worker", "views"}
-    assert OURS == ["topics", "views", "worker"]
+def test_the_services_are_kafka_its_topics_workers_and_views_and_others_by_their_profiles() -> None:
+    by_profile: dict[str, set[str]] = {}
+    for name, service in SERVICES.items():
+        (profile,) = service.get("profiles", ["always"])
+        by_profile.setdefault(profile, set()).add(name)
+    assert by_profile == {
+        "always": {"kafka", "topics", "worker", "views"},
+        "signals": {"signal-topics", "signals"},
+        "outbox": {"outbox"},
+    }
+    assert set(OURS) == SERVICES.keys() - {"kafka"}
 
 
 @pytest.mark.parametrize("service", OURS)
 def test_what_a_service_runs_is_a_command_of_the_program(service: str) -> None:
-    command = all_commands()[tuple(SERVICES[service]["command"])]
+    words = [word for word in SERVICES[service]["command"] if not word.startswith("--")]
+    command = all_commands()[tuple(words)]
+    options = {option for one in command.params for option in one.opts}
+    assert set(SERVICES[service]["command"]) - set(words) <= options
     assert not hasattr(command, "commands"), "it is a group of commands"
     assert 'ENTRYPOINT ["taskflow"]' in RECIPE
 
@@ -140,7 +151,7 @@ def test_views_are_where_a_browser_looks_for_them_and_can_be_many() -> None:
     assert address.host == "0.0.0.0"
     assert views["ports"] == [f"127.0.0.1:{Settings().views_http.port}-8909:{address.port}"]
     assert views["depends_on"] == SERVICES["worker"]["depends_on"]
-    assert "[views]" in RECIPE
+    assert "[views,postgres]" in RECIPE
 
 
 def test_views_are_healthy_while_they_catch_up_however_long_that_takes() -> None:
@@ -167,6 +178,23 @@ def test_a_worker_is_asked_whether_it_is_ready_and_given_time_to_stop() -> None:
     assert f"http://127.0.0.1:{settings.http.port}/ready" in code
     compile(code, "healthcheck", "exec")
     assert parse_duration(worker["stop_grace_period"]) >= 10_000
+
+
+@pytest.mark.parametrize(("service", "path"), [("signals", "ready"), ("outbox", "live")])
+def test_signals_and_relays_are_asked_where_they_listen_and_can_be_many(
+    service: str, path: str
+) -> None:
+    """A relay that stands by is not ready."""
+    documented, address = SERVICES[service], getattr(settings_of(service), f"{service}_http")
+    assert address == ("0.0.0.0", getattr(Settings(), f"{service}_http").port)
+    assert documented["ports"] == [f"127.0.0.1::{address.port}"]
+    assert f"http://127.0.0.1:{address.port}/{path}'" in documented["healthcheck"]["test"][3]
+    assert "container_name" not in documented
+    waits_for = {"signals": "signal-topics", "outbox": "topics"}[service]
+    assert documented["depends_on"] == {
+        "kafka": {"condition": "service_healthy"},
+        waits_for: {"condition": "service_completed_successfully"},
+    }
 
 
 def test_all_services_are_built_by_the_same_dockerfile() -> None:

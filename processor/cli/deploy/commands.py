@@ -48,6 +48,9 @@ def kubernetes(
     signals: int = typer.Option(
         0, "--signals", min=0, help="How many processes of `taskflow signals`, with its topics."
     ),
+    outbox: int = typer.Option(
+        0, "--outbox", min=0, help="How many relays of `taskflow outbox`; one of them sends."
+    ),
     storage: str = typer.Option(
         "10Gi", "--storage", metavar="SIZE", help="Of each worker and view worker, for its tables."
     ),
@@ -64,7 +67,7 @@ def kubernetes(
     output: Path | None = OUTPUT,
     yes: bool = YES,
 ) -> None:
-    """Write the manifests of workers and views, their topics and their rights.
+    """Write the manifests of workers, views, signals and an outbox's relay, with topics and rights.
 
     Settings in the environment go into the manifests, but no secrets: pods read these from files
     that Kubernetes Secrets give. processor/docs/deploying.md names them. It asks no broker and no
@@ -74,8 +77,8 @@ def kubernetes(
     TASKFLOW_REPLICATION_FACTOR=3 TASKFLOW_SECURITY_PROTOCOL=SASL_SSL taskflow deploy kubernetes
     --image registry.example.org/taskflow:1 | kubectl apply -f -`
 
-    Settings: those of `taskflow worker`, `taskflow views` and `taskflow signals`;
-    TASKFLOW_REPLICATION_FACTOR.
+    Settings: those of `taskflow worker`, `taskflow views`, `taskflow signals` and `taskflow
+    outbox`; TASKFLOW_REPLICATION_FACTOR.
     """
     from processor.cli.deploy.execute import KubernetesOptions, write_manifests
 
@@ -88,6 +91,7 @@ def kubernetes(
             processes=processes,
             views=views,
             signals=signals,
+            outbox=outbox,
             storage=storage,
             kafka_cluster=kafka_cluster,
             ca_secret=ca_secret,
@@ -103,10 +107,12 @@ def systemd(
     name: str | None = NAME,
     program: Path | None = PROGRAM,
     processes: int = PROCESSES,
+    signals: bool = typer.Option(False, "--signals", help="A unit for `taskflow signals`, too."),
+    outbox: bool = typer.Option(False, "--outbox", help="A unit for `taskflow outbox`, too."),
     output: Path | None = OUTPUT,
     yes: bool = YES,
 ) -> None:
-    """Write a unit for `taskflow worker`, and one for `taskflow views`.
+    """Write units for `taskflow worker` and `taskflow views`, and for others on request.
 
     Settings in the environment go into the units, but no secrets: name a file by the variable with
     the ending `_FILE`, and systemd gives it to the service as a credential.
@@ -114,8 +120,9 @@ def systemd(
     Example: `TASKFLOW_BOOTSTRAP_SERVERS=kafka-1:9092 TASKFLOW_PARTITIONS=12 taskflow deploy systemd
     --output /etc/systemd/system`
 
-    Settings: those of `taskflow worker` and `taskflow views`.
+    Settings: those of `taskflow worker` and `taskflow views`, and of the others.
     """
-    from processor.cli.deploy.execute import write_units
+    from processor.cli.deploy.execute import SystemdOptions, write_units
 
-    write_units(name, program, processes, output, replace=yes)
+    options = SystemdOptions(name, program, processes, signals=signals, outbox=outbox)
+    write_units(options, output, replace=yes)

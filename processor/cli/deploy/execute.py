@@ -32,6 +32,7 @@ TOKEN_FILE: Final = variable("sasl_oauth_token_file")
 TOKEN_COMMAND: Final = variable("sasl_oauth_token_command")
 CA_OF_THE_SYSTEM: Final = "system"
 VIEWS_TOKEN: Final = variable("views_token")
+OUTBOX_DSN_FILE: Final = f"{variable('outbox_dsn')}_FILE"
 ABSENT: Final = "not known here"
 """Stands for what only the machine that it runs on has."""
 
@@ -47,10 +48,22 @@ class KubernetesOptions:
     processes: int
     views: int
     signals: int
+    outbox: int
     storage: str
     kafka_cluster: str
     ca_secret: str | None
     without: frozenset[Operator]
+
+
+@dataclass(frozen=True, slots=True)
+class SystemdOptions:
+    """The options of `deploy systemd`."""
+
+    name: str | None
+    program: Path | None
+    processes: int
+    signals: bool
+    outbox: bool
 
 
 def write_manifests(options: KubernetesOptions, output: Path | None, *, replace: bool) -> None:
@@ -75,9 +88,7 @@ def write_manifests(options: KubernetesOptions, output: Path | None, *, replace:
     _write(texts, output, replace=replace)
 
 
-def write_units(
-    name: str | None, program: Path | None, processes: int, output: Path | None, *, replace: bool
-) -> None:
+def write_units(options: SystemdOptions, output: Path | None, *, replace: bool) -> None:
     """Write the units to `output`, or to standard output. Raises WrongUse, BadSetting."""
     environ = dict(os.environ)
     _require_brokers(environ)
@@ -88,15 +99,18 @@ def write_units(
                 f"name that by {secret}_FILE."
             )
     settings = _settings(environ, {})
-    if program is None:
-        program = Path(sysconfig.get_path("scripts")) / "taskflow"
-    _require_processes(processes, settings)
+    program = options.program or Path(sysconfig.get_path("scripts")) / "taskflow"
+    _require_processes(options.processes, settings)
+    if options.outbox and not environ.get(OUTBOX_DSN_FILE):
+        raise WrongUse(f"{OUTBOX_DSN_FILE} is missing: it names the file with the outbox's DSN.")
     machine = Machine(
-        name=_name(name, settings),
+        name=_name(options.name, settings),
         settings=settings,
         environ=environ,
         program=program.absolute(),
-        processes=processes,
+        processes=options.processes,
+        signals=options.signals,
+        outbox=options.outbox,
     )
     _write(units(machine), output, replace=replace)
 
@@ -122,6 +136,7 @@ def _deployment(
         processes=options.processes,
         views=options.views,
         signals=options.signals,
+        outbox=options.outbox,
         storage=options.storage,
         kafka_cluster=options.kafka_cluster,
         ca_secret=None if ca_secret == CA_OF_THE_SYSTEM else ca_secret,

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from processor.contract.rights import Role
-from processor.ops.deployment.plan import KubernetesDeployment
+from processor.ops.deployment.plan import Component, KubernetesDeployment
 from processor.settings import variable
 
 HOME: Final = "/etc/taskflow"
@@ -33,8 +32,8 @@ def secret_mount(name: str, secret: str) -> Mount:
     )
 
 
-def access_mounts(deployment: KubernetesDeployment, role: Role) -> Iterator[Mount]:
-    """The files that prove who a pod of this role is."""
+def access_mounts(deployment: KubernetesDeployment, component: Component) -> Iterator[Mount]:
+    """The files that prove who a pod of this component is."""
     settings = deployment.settings
     if settings.uses_ssl and deployment.ca_secret is not None:
         yield secret_mount("ca", deployment.ca_secret)
@@ -55,10 +54,10 @@ def access_mounts(deployment: KubernetesDeployment, role: Role) -> Iterator[Moun
             },
         )
     elif settings.security_protocol != "PLAINTEXT":
-        yield secret_mount("user", deployment.named(role))
+        yield secret_mount("user", deployment.named(component))
 
 
-def access_environment(deployment: KubernetesDeployment, role: Role) -> dict[str, str]:
+def access_environment(deployment: KubernetesDeployment, component: Component) -> dict[str, str]:
     """The settings that name those files."""
     settings = deployment.settings
     found: dict[str, str] = {}
@@ -67,7 +66,7 @@ def access_environment(deployment: KubernetesDeployment, role: Role) -> dict[str
     if settings.uses_oauth:
         found["sasl_oauth_token_file"] = f"{HOME}/token/token"
     elif settings.uses_sasl:
-        found["sasl_username"] = deployment.named(role)
+        found["sasl_username"] = deployment.named(component)
         found["sasl_password_file"] = f"{HOME}/user/password"
     elif settings.uses_ssl:
         found["ssl_certfile"] = f"{HOME}/user/user.crt"

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from processor.contract.rights import Role
-from processor.ops.deployment.plan import KubernetesDeployment
+from processor.ops.deployment.plan import Component, KubernetesDeployment
 from processor.settings import Settings
 
 LAG_OF_A_PROCESS: Final = 15_000
@@ -25,7 +24,7 @@ def scaled_object(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
     """From `workers` to as many as have a partition each, by the lag on `commands` and `control`;
     and how KEDA proves to Kafka who it is, if it has to: as a worker."""
     settings = deployment.settings
-    name = deployment.named(Role.WORKER)
+    name = deployment.named(Component.WORKER)
     secrets = _secrets(deployment)
     reference = {"authenticationRef": {"name": name}} if secrets else {}
     triggers = [
@@ -35,7 +34,7 @@ def scaled_object(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
     scaled = deployment.resource(
         "keda.sh/v1alpha1 ScaledObject",
         name,
-        Role.WORKER,
+        Component.WORKER,
         {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": name},
             "minReplicaCount": deployment.workers,
@@ -56,12 +55,12 @@ def scaled_object(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
             {
                 "parameter": "username",
                 "name": "TASKFLOW_SASL_USERNAME",
-                "containerName": str(Role.WORKER),
+                "containerName": str(Component.WORKER),
             }
         ]
     return [
         deployment.resource(
-            "keda.sh/v1alpha1 TriggerAuthentication", name, Role.WORKER, authentication
+            "keda.sh/v1alpha1 TriggerAuthentication", name, Component.WORKER, authentication
         ),
         scaled,
     ]
@@ -87,7 +86,7 @@ def _trigger(deployment: KubernetesDeployment, topic: str) -> dict[str, str]:
 def _secrets(deployment: KubernetesDeployment) -> list[dict[str, str]]:
     """What KEDA reads of Secrets, by its own parameters."""
     settings = deployment.settings
-    user = deployment.named(Role.WORKER)
+    user = deployment.named(Component.WORKER)
     found: list[dict[str, str]] = []
     if settings.uses_ssl and deployment.ca_secret is not None:
         found.append({"parameter": "ca", "name": deployment.ca_secret, "key": "ca.crt"})

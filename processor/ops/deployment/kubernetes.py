@@ -2,17 +2,16 @@
 
 from typing import Any
 
-from processor.contract.rights import Role
 from processor.ops.deployment.autoscaler import scaled_object
 from processor.ops.deployment.operators import Operator
-from processor.ops.deployment.plan import KubernetesDeployment
+from processor.ops.deployment.plan import Component, KubernetesDeployment
 from processor.ops.deployment.policies import (
     disruption_budget,
     network_policy,
     service_monitor,
 )
 from processor.ops.deployment.strimzi import has_users, kafka_topics, kafka_users
-from processor.ops.deployment.workloads import scaled, signals, views, workers
+from processor.ops.deployment.workloads import outbox, scaled, signals, views, workers
 from processor.ops.yaml_text import to_yaml
 
 Manifests = dict[str, list[dict[str, Any]]]
@@ -20,25 +19,28 @@ Manifests = dict[str, list[dict[str, Any]]]
 
 def manifests(deployment: KubernetesDeployment) -> Manifests:
     """Files in the order in which they are to be applied: topics and users, then workers, then
-    views and signals."""
-    roles = [Role.WORKER] + ([Role.VIEWS] if deployment.views else [])
-    roles += [Role.SIGNALS] if deployment.signals else []
+    views, signals and the outbox's relays."""
+    made_by = {
+        Component.WORKER: (workers, deployment.workers),
+        Component.VIEWS: (views, deployment.views),
+        Component.SIGNALS: (signals, deployment.signals),
+        Component.OUTBOX: (outbox, deployment.outbox),
+    }
+    wanted = [component for component, (_, count) in made_by.items() if count]
     found: Manifests = {}
     if Operator.STRIMZI in deployment.operators:
         found["topics.yaml"] = list(kafka_topics(deployment))
         if has_users(deployment):
-            found["users.yaml"] = list(kafka_users(deployment, *roles))
-    made_by = {Role.WORKER: workers, Role.VIEWS: views, Role.SIGNALS: signals}
-    for role, made in made_by.items():
-        if role not in roles:
-            continue
-        own = [*made(deployment), disruption_budget(deployment, role)]
-        own.append(network_policy(deployment, role))
-        if role is Role.WORKER and scaled(deployment):
+            found["users.yaml"] = list(kafka_users(deployment, *wanted))
+    for component in wanted:
+        made, _ = made_by[component]
+        own = [*made(deployment), disruption_budget(deployment, component)]
+        own.append(network_policy(deployment, component))
+        if component is Component.WORKER and scaled(deployment):
             own += scaled_object(deployment)
         if Operator.PROMETHEUS in deployment.operators:
-            own.append(service_monitor(deployment, role))
-        found["workers.yaml" if role is Role.WORKER else f"{role}.yaml"] = own
+            own.append(service_monitor(deployment, component))
+        found["workers.yaml" if component is Component.WORKER else f"{component}.yaml"] = own
     return found
 
 

@@ -1,15 +1,26 @@
-"""The plan of a deployment: names, sizes, and the settings that workers and views get."""
+"""The plan of a deployment: names, sizes, and the settings that its services get."""
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 from processor.contract.rights import Role
 from processor.contract.topics import Topics
 from processor.ops.deployment.operators import Operator
 from processor.settings import PREFIX, SECRET_FILES, Settings, variable
+
+
+class Component(StrEnum):
+    """A service of a deployment, by which its resources and its units are named."""
+
+    WORKER = "worker"
+    VIEWS = "views"
+    SIGNALS = "signals"
+    OUTBOX = "outbox"
+
 
 NAME_MAX: Final = 40
 """Leaves room in Kubernetes' 63 characters for a component, an ordinal and a hash."""
@@ -21,16 +32,23 @@ GRACE_S: Final = 20
 _BASE_MIB: Final = 384
 _PROCESS_MIB: Final = 128
 SIGNALS_MIB: Final = 384
+OUTBOX_MIB: Final = 384
 VIEWS_MIB: Final = 512
 """See processor/views/README.md: up to 391 MiB while a view catches up."""
 
+_ROLES: Final[Mapping[Component, Role]] = {
+    Component.WORKER: Role.WORKER,
+    Component.VIEWS: Role.VIEWS,
+    Component.SIGNALS: Role.SIGNALS,
+    Component.OUTBOX: Role.PRODUCER,
+}
 _NOT_OF_SERVICES: Final = frozenset(
     variable(field)
     for field in (
         *("replication_factor", "cache_dir", "broker_heap", "broker_jit", "broker_aot", "faults"),
         # The deployment's own: where things are, and who a worker is.
         *("instance_id", "state_dir", "http", "views_http", "views_advertise", "http_hosts"),
-        "signals_http",
+        *("signals_http", "outbox_http"),
         *("sasl_username", "sasl_oauth_token_file", "ssl_cafile", "ssl_certfile", "ssl_keyfile"),
     )
 )
@@ -38,13 +56,13 @@ _NOT_OF_SERVICES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class KubernetesDeployment:
-    """Workers and views of one topic prefix, on Kubernetes."""
+    """The services of one topic prefix, on Kubernetes."""
 
     name: str
     """What the names of all resources begin with."""
     settings: Settings
     environment: Mapping[str, str]
-    """Variables that workers and views get as they are."""
+    """Variables that all services get as they are."""
     container: str
     """The name of its image, with a tag or a digest."""
     namespace: str | None = None
@@ -54,6 +72,8 @@ class KubernetesDeployment:
     views: int = 1
     signals: int = 0
     """How many processes of `taskflow signals`; with 0 there are no topics for them either."""
+    outbox: int = 0
+    """How many relays of `taskflow outbox`; one sends, the others stand by."""
     storage: str = "10Gi"
     """Of each worker and each view worker, for its tables."""
     kafka_cluster: str = "my-cluster"
@@ -95,11 +115,11 @@ class KubernetesDeployment:
             "spec": spec,
         }
 
-    @property
-    def views_role(self) -> Role:
-        """What views may do, by whether they have a token of operators."""
-        acting = self.settings.views_operator_token is not None
-        return Role.VIEWS_ACTING if acting else Role.VIEWS
+    def role_of(self, component: Component) -> Role:
+        """What a component may do; views by whether they have a token of operators."""
+        if component is Component.VIEWS and self.settings.views_operator_token is not None:
+            return Role.VIEWS_ACTING
+        return _ROLES[component]
 
 
 def name_from(prefix: str) -> str | None:
@@ -109,7 +129,7 @@ def name_from(prefix: str) -> str | None:
 
 
 def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
-    """The settings in `environ` that workers and views get as they are given: no secrets, nothing
+    """The settings in `environ` that services get as they are given: no secrets, nothing
     that is the deployment's own, and nothing of other programs."""
     kept = set(map(variable, Settings.model_fields)) - set(SECRET_FILES.values()) - _NOT_OF_SERVICES
     return {

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from processor.contract.rights import Role, rights
+from processor.contract.rights import rights
 from processor.contract.topics import SignalTopics
 from processor.ops.acls import STRIMZI_VERSION, strimzi_user
-from processor.ops.deployment.plan import KubernetesDeployment
+from processor.ops.deployment.plan import Component, KubernetesDeployment
 
 
 def kafka_topics(deployment: KubernetesDeployment) -> Iterator[dict[str, Any]]:
@@ -38,19 +38,20 @@ def has_users(deployment: KubernetesDeployment) -> bool:
     return settings.uses_ssl
 
 
-def kafka_users(deployment: KubernetesDeployment, *roles: Role) -> Iterator[dict[str, Any]]:
-    """A user for the pods of each role, with the rights of `taskflow topics acls`. Its name is that
-    of the Secret that Strimzi makes for it."""
+def kafka_users(
+    deployment: KubernetesDeployment, *components: Component
+) -> Iterator[dict[str, Any]]:
+    """A user for the pods of each component, with the rights of `taskflow topics acls`. Its name is
+    that of the Secret that Strimzi makes for it."""
     settings = deployment.settings
     subject = "" if settings.uses_sasl else "CN="
-    for role in roles:
-        acting = deployment.views_role if role is Role.VIEWS else role
-        needed = rights(acting, deployment.topics, settings.group_id)
-        user = strimzi_user(needed, f"User:{subject}{deployment.named(role)}")
+    for component in components:
+        needed = rights(deployment.role_of(component), deployment.topics, settings.group_id)
+        user = strimzi_user(needed, f"User:{subject}{deployment.named(component)}")
         yield _of_the_cluster(
             deployment,
             deployment.resource(
-                f"{STRIMZI_VERSION} KafkaUser", user["metadata"]["name"], role, user["spec"]
+                f"{STRIMZI_VERSION} KafkaUser", user["metadata"]["name"], component, user["spec"]
             ),
         )
 

@@ -1,12 +1,19 @@
-"""Units of systemd for `taskflow worker` and `taskflow views`, confined as far as they can be."""
+"""Units of systemd for the services of a machine, confined as far as they can be."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final
 
-from processor.contract.rights import Role
-from processor.ops.deployment.plan import GRACE_S, VIEWS_MIB, memory_mib, passed_on
+from processor.ops.deployment.plan import (
+    GRACE_S,
+    OUTBOX_MIB,
+    SIGNALS_MIB,
+    VIEWS_MIB,
+    Component,
+    memory_mib,
+    passed_on,
+)
 from processor.settings import SECRET_FILES, Settings, variable
 
 FILES_MAX: Final = 65_536
@@ -16,10 +23,18 @@ CREDENTIALS: Final = (
     *map(variable, ("ssl_cafile", "ssl_certfile", "ssl_keyfile")),
 )
 """Files that systemd reads as root and shows to the service alone."""
-OF_VIEWS: Final = frozenset(name for name in CREDENTIALS if "_VIEWS_" in name)
+OF_ONE: Final = {
+    "_VIEWS_": frozenset({Component.VIEWS}),
+    "_OUTBOX_": frozenset({Component.OUTBOX}),
+    "_SINK_": frozenset[Component](),
+}
+"""Credentials of one service, by what is in their variables; none is the sink's unit."""
 OWN_FILES: Final = frozenset({"TASKFLOW_SASL_OAUTH_TOKEN_FILE", "TASKFLOW_SASL_USERNAME"})
 """Passed on as they are. A token changes while the service runs, which reads the file itself."""
-ADDRESSES: Final = ("TASKFLOW_HTTP", "TASKFLOW_VIEWS_HTTP", "TASKFLOW_VIEWS_ADVERTISE")
+ADDRESSES: Final = (
+    *("TASKFLOW_HTTP", "TASKFLOW_VIEWS_HTTP", "TASKFLOW_VIEWS_ADVERTISE"),
+    *("TASKFLOW_SIGNALS_HTTP", "TASKFLOW_OUTBOX_HTTP"),
+)
 
 _CONFINED: Final = """\
 DynamicUser=yes
@@ -56,25 +71,33 @@ class Machine:
     environ: Mapping[str, str]
     program: PurePath
     processes: int = 1
+    signals: bool = False
+    outbox: bool = False
 
 
 def units(machine: Machine) -> dict[str, str]:
     """The text of each unit, by its file's name."""
     processes = machine.processes
     worker = ["worker"] if processes == 1 else ["worker", "--processes", str(processes)]
+    wanted = {
+        Component.WORKER: (worker, memory_mib(machine.settings, processes)),
+        Component.VIEWS: (["views"], VIEWS_MIB),
+    }
+    if machine.signals:
+        wanted[Component.SIGNALS] = ["signals"], SIGNALS_MIB
+    if machine.outbox:
+        wanted[Component.OUTBOX] = ["outbox"], OUTBOX_MIB
     return {
-        f"{machine.name}-worker.service": _unit(
-            machine, Role.WORKER, worker, memory_mib(machine.settings, processes)
-        ),
-        f"{machine.name}-views.service": _unit(machine, Role.VIEWS, ["views"], VIEWS_MIB),
+        f"{machine.name}-{component}.service": _unit(machine, component, arguments, max_mib)
+        for component, (arguments, max_mib) in wanted.items()
     }
 
 
-def _unit(machine: Machine, role: Role, arguments: list[str], max_mib: int) -> str:
-    service = f"{machine.name}-{role}"
+def _unit(machine: Machine, component: Component, arguments: list[str], max_mib: int) -> str:
+    service = f"{machine.name}-{component}"
     lines = [
         "[Unit]",
-        f"Description=taskflow {role} of the topics {_escaped(machine.settings.topic_prefix)}",
+        f"Description=taskflow {component} of the topics {_escaped(machine.settings.topic_prefix)}",
         "Wants=network-online.target",
         "After=network-online.target",
         "StartLimitIntervalSec=0",
@@ -82,10 +105,10 @@ def _unit(machine: Machine, role: Role, arguments: list[str], max_mib: int) -> s
         "[Service]",
         "Type=exec",
         " ".join([f"ExecStart={_quoted(str(machine.program))}", *arguments]),
-        *(f"Environment={_quoted(line)}" for line in _environment(machine, role, service)),
+        *(f"Environment={_quoted(line)}" for line in _environment(machine, component, service)),
         *(
             f"LoadCredential={name}:{_escaped(path)}"
-            for name, path in _credentials(machine, role).items()
+            for name, path in _credentials(machine, component).items()
         ),
         f"StateDirectory={service}",
         "StateDirectoryMode=0700",
@@ -105,7 +128,7 @@ def _unit(machine: Machine, role: Role, arguments: list[str], max_mib: int) -> s
     return "\n".join(lines) + "\n"
 
 
-def _environment(machine: Machine, role: Role, service: str) -> list[str]:
+def _environment(machine: Machine, component: Component, service: str) -> list[str]:
     """Settings, with the specifiers %S (/var/lib), %d (credentials) and %H (host name)."""
     given = passed_on(machine.environ)
     given |= {
@@ -115,21 +138,22 @@ def _environment(machine: Machine, role: Role, service: str) -> list[str]:
     }
     found = {name: _escaped(value) for name, value in sorted(given.items())}
     found["TASKFLOW_STATE_DIR"] = f"%S/{service}"
-    if role is Role.WORKER:
+    if component is Component.WORKER:
         found["TASKFLOW_INSTANCE_ID"] = "%H"
-    else:
+    elif component is Component.VIEWS:
         # Where it keeps the secret that it would share with others of its user.
         found["XDG_STATE_HOME"] = f"%S/{service}"
-    found |= {name: f"%d/{name}" for name in _credentials(machine, role)}
+    found |= {name: f"%d/{name}" for name in _credentials(machine, component)}
     return [f"{name}={value}" for name, value in found.items()]
 
 
-def _credentials(machine: Machine, role: Role) -> dict[str, str]:
-    """The files that a service of this role needs, by their variables."""
+def _credentials(machine: Machine, component: Component) -> dict[str, str]:
+    """The files that a service needs, by their variables."""
     return {
         name: machine.environ[name]
         for name in CREDENTIALS
-        if machine.environ.get(name) and (role is Role.VIEWS or name not in OF_VIEWS)
+        if machine.environ.get(name)
+        and all(component in only for part, only in OF_ONE.items() if part in name)
     }
 
 

@@ -1,10 +1,9 @@
-"""Pods: StatefulSets of workers, views and signals, and the Services that find them."""
+"""Pods: StatefulSets of the services, and the Services that find them."""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from processor.contract.rights import Role
 from processor.ops.deployment.access import (
     HOME,
     Mount,
@@ -15,8 +14,10 @@ from processor.ops.deployment.access import (
 from processor.ops.deployment.operators import Operator
 from processor.ops.deployment.plan import (
     GRACE_S,
+    OUTBOX_MIB,
     SIGNALS_MIB,
     VIEWS_MIB,
+    Component,
     KubernetesDeployment,
     memory_mib,
 )
@@ -26,16 +27,19 @@ USER_ID: Final = 1000
 WORKER_PORT: Final = 8900
 VIEWS_PORT: Final = 8901
 SIGNALS_PORT: Final = 8905
-PORTS: Final[Mapping[Role, int]] = {
-    Role.WORKER: WORKER_PORT,
-    Role.VIEWS: VIEWS_PORT,
-    Role.SIGNALS: SIGNALS_PORT,
+OUTBOX_PORT: Final = 8904
+PORTS: Final[Mapping[Component, int]] = {
+    Component.WORKER: WORKER_PORT,
+    Component.VIEWS: VIEWS_PORT,
+    Component.SIGNALS: SIGNALS_PORT,
+    Component.OUTBOX: OUTBOX_PORT,
 }
 DATA: Final = "/data"
 PORT_NAME: Final = "http"
 PEER_SECRET: Final = "peer-secret"
 READ_TOKEN: Final = "read-token"
 OPERATOR_TOKEN: Final = "operator-token"
+DSN: Final = "dsn"
 POD_NAME: Final = {"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
 CLUSTER_HOSTS: Final = ("*.svc", "*.svc.cluster.local")
 """What requests by the full name of a Service ask for."""
@@ -48,13 +52,13 @@ def scaled(deployment: KubernetesDeployment) -> bool:
 
 def workers(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
     """The StatefulSet of `taskflow worker` and its Service."""
-    role = Role.WORKER
-    name = deployment.named(role)
+    component = Component.WORKER
+    name = deployment.named(component)
     processes = deployment.processes
     arguments = ["worker"] if processes == 1 else ["worker", "--processes", str(processes)]
     container = _container(
         deployment,
-        role,
+        component,
         arguments,
         port=WORKER_PORT,
         environment={
@@ -68,23 +72,26 @@ def workers(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
     )
     count = {} if scaled(deployment) else {"replicas": deployment.workers}
     return [
-        _headless(deployment, role, WORKER_PORT),
+        _headless(deployment, component, WORKER_PORT),
         deployment.resource(
-            "apps/v1 StatefulSet", name, role, count | _stateful(deployment, role, container)
+            "apps/v1 StatefulSet",
+            name,
+            component,
+            count | _stateful(deployment, component, container),
         ),
     ]
 
 
 def views(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
     """The StatefulSet of `taskflow views`, its Service, and one for readers."""
-    role = Role.VIEWS
-    name, readers = deployment.named(role), deployment.named(f"{role}-http")
+    component = Component.VIEWS
+    name, readers = deployment.named(component), deployment.named(f"{component}-http")
     tokens = {"PEER_SECRET": PEER_SECRET, "READ_TOKEN": READ_TOKEN}
-    if deployment.views_role is Role.VIEWS_ACTING:
+    if deployment.settings.views_operator_token is not None:
         tokens["OPERATOR_TOKEN"] = OPERATOR_TOKEN
     container = _container(
         deployment,
-        role,
+        component,
         ["views"],
         port=VIEWS_PORT,
         environment={
@@ -94,39 +101,39 @@ def views(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
             "TASKFLOW_VIEWS_ADVERTISE": f"http://$(POD_NAME).{name}:{VIEWS_PORT}",
             "TASKFLOW_HTTP_HOSTS": _hosts(deployment, readers),
             **{
-                f"TASKFLOW_VIEWS_{name}_FILE": f"{HOME}/{role}/{key}"
+                f"TASKFLOW_VIEWS_{name}_FILE": f"{HOME}/{component}/{key}"
                 for name, key in tokens.items()
             },
         },
         resources=_resources(VIEWS_MIB, cores=1),
-        mounts=[secret_mount(role, deployment.named(f"{role}-tokens"))],
+        mounts=[secret_mount(component, deployment.named(f"{component}-tokens"))],
     )
     return [
-        _headless(deployment, role, VIEWS_PORT),
+        _headless(deployment, component, VIEWS_PORT),
         deployment.resource(
             "v1 Service",
             readers,
             "readers",
             {
-                "selector": deployment.labels(role),
+                "selector": deployment.labels(component),
                 "ports": [{"name": PORT_NAME, "port": VIEWS_PORT, "targetPort": PORT_NAME}],
             },
         ),
         deployment.resource(
             "apps/v1 StatefulSet",
             name,
-            role,
-            {"replicas": deployment.views} | _stateful(deployment, role, container),
+            component,
+            {"replicas": deployment.views} | _stateful(deployment, component, container),
         ),
     ]
 
 
 def signals(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
-    """The StatefulSet of `taskflow signals`, which keeps nothing, and its Service."""
-    role = Role.SIGNALS
+    """The StatefulSet of `taskflow signals`, and its Service."""
+    component = Component.SIGNALS
     container = _container(
         deployment,
-        role,
+        component,
         ["signals"],
         port=SIGNALS_PORT,
         environment={
@@ -137,15 +144,50 @@ def signals(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
         resources=_resources(SIGNALS_MIB, cores=1),
         data={"emptyDir": {}},
     )
-    spec = _stateful(deployment, role, container)
+    return _stateless(deployment, component, container, deployment.signals)
+
+
+def outbox(deployment: KubernetesDeployment) -> list[dict[str, Any]]:
+    """The StatefulSet of `taskflow outbox`, and its Service.
+
+    A relay that stands by is never ready, and an update would wait for it: a pod counts as ready
+    once it lives.
+    """
+    component = Component.OUTBOX
+    described, mounts = _container(
+        deployment,
+        component,
+        ["outbox"],
+        port=OUTBOX_PORT,
+        environment={
+            "TASKFLOW_OUTBOX_HTTP": f"0.0.0.0:{OUTBOX_PORT}",
+            "TASKFLOW_OUTBOX_DSN_FILE": f"{HOME}/{component}/{DSN}",
+            "TASKFLOW_HTTP_HOSTS": _hosts(deployment),
+        },
+        resources=_resources(OUTBOX_MIB, cores=1),
+        mounts=[secret_mount(component, deployment.named(f"{component}-database"))],
+        data={"emptyDir": {}},
+    )
+    described["readinessProbe"] = _probe("/live", period_s=5, failures=2)
+    return _stateless(deployment, component, (described, mounts), deployment.outbox)
+
+
+def _stateless(
+    deployment: KubernetesDeployment,
+    component: Component,
+    container: tuple[dict[str, Any], list[Mount]],
+    replicas: int,
+) -> list[dict[str, Any]]:
+    """A StatefulSet whose pods keep nothing, and its Service."""
+    spec = _stateful(deployment, component, container)
     del spec["volumeClaimTemplates"], spec["persistentVolumeClaimRetentionPolicy"]
     return [
-        _headless(deployment, role, SIGNALS_PORT),
+        _headless(deployment, component, PORTS[component]),
         deployment.resource(
             "apps/v1 StatefulSet",
-            deployment.named(role),
-            role,
-            {"replicas": deployment.signals} | spec,
+            deployment.named(component),
+            component,
+            {"replicas": replicas} | spec,
         ),
     ]
 
@@ -154,32 +196,34 @@ def _hosts(deployment: KubernetesDeployment, *services: str) -> str:
     return ",".join((*services, *CLUSTER_HOSTS, *deployment.settings.http_hosts))
 
 
-def _headless(deployment: KubernetesDeployment, role: Role, port: int) -> dict[str, Any]:
+def _headless(deployment: KubernetesDeployment, component: Component, port: int) -> dict[str, Any]:
     """Gives each pod a name, and Prometheus all of them, also those that are not ready."""
     return deployment.resource(
         "v1 Service",
-        deployment.named(role),
-        role,
+        deployment.named(component),
+        component,
         {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": deployment.labels(role),
+            "selector": deployment.labels(component),
             "ports": [{"name": PORT_NAME, "port": port, "targetPort": PORT_NAME}],
         },
     )
 
 
 def _stateful(
-    deployment: KubernetesDeployment, role: Role, container: tuple[dict[str, Any], list[Mount]]
+    deployment: KubernetesDeployment,
+    component: Component,
+    container: tuple[dict[str, Any], list[Mount]],
 ) -> dict[str, Any]:
     """A StatefulSet's spec, without its replicas.
 
     All pods start at once; an update takes one after the other, each once the last is ready.
     """
     described, mounts = container
-    labels = deployment.labels(role)
+    labels = deployment.labels(component)
     return {
-        "serviceName": deployment.named(role),
+        "serviceName": deployment.named(component),
         "podManagementPolicy": "Parallel",
         "selector": {"matchLabels": labels},
         # Tables are caches: who deletes the deployment loses none of the data.
@@ -226,7 +270,7 @@ def _stateful(
 
 def _container(
     deployment: KubernetesDeployment,
-    role: Role,
+    component: Component,
     arguments: list[str],
     *,
     port: int,
@@ -240,17 +284,17 @@ def _container(
     mounted = [
         Mount("data", DATA, dict(data), read_only=False),
         Mount("tmp", "/tmp", {"emptyDir": {}}, read_only=False),
-        *access_mounts(deployment, role),
+        *access_mounts(deployment, component),
         *mounts,
     ]
     defaults = {"TASKFLOW_PARTITIONS": str(deployment.settings.partitions)}
     variables: dict[str, Any] = (
         {**defaults, "TASKFLOW_LOG_FORMAT": "json", **deployment.environment}
-        | access_environment(deployment, role)
+        | access_environment(deployment, component)
         | dict(environment)
     )
     described = {
-        "name": str(role),
+        "name": str(component),
         "image": deployment.container,
         "args": arguments,
         "env": [

@@ -153,6 +153,25 @@ def test_units_are_of_the_program_that_writes_them(
     assert 'ExecStart="/opt/taskflow" worker\n' in capsys.readouterr().out
 
 
+def test_signals_and_an_outbox_are_added_on_request(
+    environment: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--signals", "--outbox"]
+    assert main(["deploy", "systemd", *more]) == WRONG_USE
+    assert "TASKFLOW_OUTBOX_DSN_FILE is missing" in capsys.readouterr().err
+
+    environment.setenv("TASKFLOW_OUTBOX_DSN_FILE", "/not/on/this/machine/dsn")
+    assert main(["deploy", "systemd", *more, "--output", str(tmp_path / "units")]) == DONE
+    parts = ("worker", "views", "signals", "outbox")
+    assert names(tmp_path / "units") == {f"taskflow-{part}.service" for part in parts}
+
+    manifests = ["--signals", "2", "--outbox", "1", "--output", str(tmp_path / "manifests")]
+    assert main([*KUBERNETES, *manifests]) == DONE
+    assert names(tmp_path / "manifests") >= {"signals.yaml", "outbox.yaml"}
+    written = (tmp_path / "manifests" / "outbox.yaml").read_text("utf-8")
+    assert "/not/on/this/machine" not in written
+
+
 def test_a_unit_takes_no_secret_but_the_file_that_has_it(
     environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

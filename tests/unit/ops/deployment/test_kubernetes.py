@@ -10,7 +10,14 @@ from processor.contract.rights import Role, rights
 from processor.contract.topics import SPECS, SignalTopics, Topics
 from processor.ops.acls import by_resource
 from processor.ops.deployment.kubernetes import Manifests, as_text, manifests
-from processor.ops.deployment.plan import GRACE_S, VIEWS_MIB, memory_mib, name_from, passed_on
+from processor.ops.deployment.plan import (
+    GRACE_S,
+    VIEWS_MIB,
+    Component,
+    memory_mib,
+    name_from,
+    passed_on,
+)
 from processor.settings import SECRET_FILES, VARIABLES, Settings, load_settings
 from processor.worker.supervisor import END_TIMEOUT_S
 from processor.worker.worker import DRAIN_TIMEOUT_S
@@ -40,12 +47,12 @@ def kinds(found: Manifests) -> set[str]:
     return {document["kind"] for documents in found.values() for document in documents}
 
 
-def container(found: Manifests, role: Role) -> Any:
+def container(found: Manifests, role: Component) -> Any:
     (only,) = the(found, "StatefulSet", f"shop-{role}")["template"]["spec"]["containers"]
     return only
 
 
-def environment(found: Manifests, role: Role) -> dict[str, str]:
+def environment(found: Manifests, role: Component) -> dict[str, str]:
     """As the pod with ordinal 0 has it."""
     variables: dict[str, str] = {}
     for entry in container(found, role)["env"]:
@@ -56,9 +63,9 @@ def environment(found: Manifests, role: Role) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("access", ACCESS)
-@pytest.mark.parametrize("role", [Role.WORKER, Role.VIEWS])
+@pytest.mark.parametrize("role", [Component.WORKER, Component.VIEWS])
 def test_its_variables_are_settings_that_have_a_meaning(
-    access: str, role: Role, tmp_path: Path
+    access: str, role: Component, tmp_path: Path
 ) -> None:
     def no(sentence: str) -> None:
         raise AssertionError(sentence)
@@ -81,9 +88,9 @@ def test_its_variables_are_settings_that_have_a_meaning(
         name: getattr(expected, name) for name in same
     }
     port = container(manifests(deployment()), role)["ports"][0]["containerPort"]
-    address = settings.views_http if role is Role.VIEWS else settings.http
+    address = settings.views_http if role is Component.VIEWS else settings.http
     assert address == ("0.0.0.0", port)
-    assert port == (Settings().views_http if role is Role.VIEWS else Settings().http)[1]  # type: ignore[index]
+    assert port == (Settings().views_http if role is Component.VIEWS else Settings().http)[1]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("access", ACCESS)
@@ -94,8 +101,8 @@ def test_no_secret_stands_in_a_manifest(access: str) -> None:
 
 
 @pytest.mark.parametrize("access", ACCESS)
-@pytest.mark.parametrize("role", [Role.WORKER, Role.VIEWS])
-def test_each_file_that_a_setting_names_is_mounted(access: str, role: Role) -> None:
+@pytest.mark.parametrize("role", [Component.WORKER, Component.VIEWS])
+def test_each_file_that_a_setting_names_is_mounted(access: str, role: Component) -> None:
     found = manifests(deployment(access))
     paths = [
         Path(value) for value in environment(found, role).values() if value.startswith("/etc/")
@@ -108,7 +115,10 @@ def test_each_file_that_a_setting_names_is_mounted(access: str, role: Role) -> N
 
 def test_a_certificate_is_proof_enough_and_comes_from_the_secret_of_the_user() -> None:
     found = manifests(deployment("certificate"))
-    assert environment(found, Role.WORKER)["TASKFLOW_SSL_KEYFILE"] == "/etc/taskflow/user/user.key"
+    assert (
+        environment(found, Component.WORKER)["TASKFLOW_SSL_KEYFILE"]
+        == "/etc/taskflow/user/user.key"
+    )
     volumes = the(found, "StatefulSet", "shop-worker")["template"]["spec"]["volumes"]
     assert [one["secret"]["secretName"] for one in volumes if "secret" in one] == [
         "my-cluster-cluster-ca-cert",
@@ -119,12 +129,12 @@ def test_a_certificate_is_proof_enough_and_comes_from_the_secret_of_the_user() -
 
 def test_each_worker_has_a_name_and_tables_that_survive_it() -> None:
     found = manifests(deployment())
-    variables = environment(found, Role.WORKER)
+    variables = environment(found, Component.WORKER)
     assert variables["TASKFLOW_INSTANCE_ID"] == "shop-worker-0"
     spec = the(found, "StatefulSet", "shop-worker")
     (claim,) = spec["volumeClaimTemplates"]
     mounts = {
-        one["name"]: one["mountPath"] for one in container(found, Role.WORKER)["volumeMounts"]
+        one["name"]: one["mountPath"] for one in container(found, Component.WORKER)["volumeMounts"]
     }
     assert mounts[claim["metadata"]["name"]] == variables["TASKFLOW_STATE_DIR"]
     assert f"install --directory --owner taskflow {mounts['data']}" in DOCKERFILE
@@ -132,7 +142,7 @@ def test_each_worker_has_a_name_and_tables_that_survive_it() -> None:
 
 def test_view_workers_find_each_other_by_the_names_of_their_pods() -> None:
     found = manifests(deployment())
-    variables = environment(found, Role.VIEWS)
+    variables = environment(found, Component.VIEWS)
     assert variables["TASKFLOW_VIEWS_ADVERTISE"] == "http://shop-views-0.shop-views:8901"
     assert the(found, "StatefulSet", "shop-views")["serviceName"] == "shop-views"
     assert the(found, "Service", "shop-views")["clusterIP"] == "None"
@@ -140,12 +150,14 @@ def test_view_workers_find_each_other_by_the_names_of_their_pods() -> None:
 
 def test_hosts_of_the_user_are_answered_for_too() -> None:
     found = manifests(deployment(environ={"TASKFLOW_HTTP_HOSTS": "flows.example.org"}))
-    hosts = environment(found, Role.VIEWS)["TASKFLOW_HTTP_HOSTS"].split(",")
+    hosts = environment(found, Component.VIEWS)["TASKFLOW_HTTP_HOSTS"].split(",")
     assert hosts == ["shop-views-http", "*.svc", "*.svc.cluster.local", "flows.example.org"]
 
 
-@pytest.mark.parametrize("role", [Role.WORKER, Role.VIEWS])
-def test_a_pod_is_asked_whether_it_lives_and_is_ready_and_given_time_to_stop(role: Role) -> None:
+@pytest.mark.parametrize("role", [Component.WORKER, Component.VIEWS])
+def test_a_pod_is_asked_whether_it_lives_and_is_ready_and_given_time_to_stop(
+    role: Component,
+) -> None:
     found = manifests(deployment())
     pods = container(found, role)
     paths = {name: pods[name]["httpGet"]["path"] for name in pods if name.endswith("Probe")}
@@ -155,8 +167,8 @@ def test_a_pod_is_asked_whether_it_lives_and_is_ready_and_given_time_to_stop(rol
     assert 2 * max(END_TIMEOUT_S, DRAIN_TIMEOUT_S) <= GRACE_S
 
 
-@pytest.mark.parametrize("role", [Role.WORKER, Role.VIEWS])
-def test_no_container_may_do_more_than_run(role: Role) -> None:
+@pytest.mark.parametrize("role", [Component.WORKER, Component.VIEWS])
+def test_no_container_may_do_more_than_run(role: Component) -> None:
     found = manifests(deployment())
     spec = the(found, "StatefulSet", f"shop-{role}")["template"]["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True
@@ -171,8 +183,8 @@ def test_no_container_may_do_more_than_run(role: Role) -> None:
 
 def test_what_a_container_runs_is_a_command_of_the_program() -> None:
     found = manifests(deployment(processes=3))
-    assert container(found, Role.WORKER)["args"] == ["worker", "--processes", "3"]
-    assert container(found, Role.VIEWS)["args"] == ["views"]
+    assert container(found, Component.WORKER)["args"] == ["worker", "--processes", "3"]
+    assert container(found, Component.VIEWS)["args"] == ["views"]
     assert {("worker",), ("views",)} <= all_commands().keys()
 
 
@@ -229,10 +241,29 @@ def test_signals_are_there_if_they_are_wanted_with_their_topics_and_rights() -> 
     pods = the(found, "StatefulSet", "shop-signals")
     assert pods["replicas"] == 2
     assert "volumeClaimTemplates" not in pods
-    assert container(found, Role.SIGNALS)["args"] == ["signals"]
-    assert environment(found, Role.SIGNALS)["TASKFLOW_SIGNALS_HTTP"] == "0.0.0.0:8905"
+    assert container(found, Component.SIGNALS)["args"] == ["signals"]
+    assert environment(found, Component.SIGNALS)["TASKFLOW_SIGNALS_HTTP"] == "0.0.0.0:8905"
     (ingress,) = the(found, "NetworkPolicy", "shop-signals")["ingress"]
     assert [one["port"] for one in ingress["ports"]] == [8905]
+
+
+def test_relays_of_an_outbox_are_there_if_they_are_wanted() -> None:
+    assert "outbox.yaml" not in manifests(deployment("scram"))
+    found = manifests(deployment("scram", outbox=2))
+
+    pods = the(found, "StatefulSet", "shop-outbox")
+    assert pods["replicas"] == 2
+    assert container(found, Component.OUTBOX)["args"] == ["outbox"]
+    assert container(found, Component.OUTBOX)["readinessProbe"]["httpGet"]["path"] == "/live"
+    variables = environment(found, Component.OUTBOX)
+    assert variables["TASKFLOW_OUTBOX_HTTP"] == "0.0.0.0:8904"
+    assert variables["TASKFLOW_OUTBOX_DSN_FILE"] == "/etc/taskflow/outbox/dsn"
+    volumes = {one["name"]: one for one in pods["template"]["spec"]["volumes"]}
+    assert volumes["outbox"]["secret"]["secretName"] == "shop-outbox-database"
+    acls = the(found, "KafkaUser", "shop-outbox")["authorization"]["acls"]
+    assert len(acls) == len(by_resource(rights(Role.PRODUCER, Topics("shop"), "shop")))
+    egress = the(found, "NetworkPolicy", "shop-outbox")["egress"]
+    assert 5432 in {port["port"] for rule in egress for port in rule["ports"]}
 
 
 def test_views_with_an_operators_token_may_act_and_others_may_not() -> None:
@@ -242,9 +273,9 @@ def test_views_with_an_operators_token_may_act_and_others_may_not() -> None:
         acls = the(found, "KafkaUser", "shop-views")["authorization"]["acls"]
         needed = by_resource(rights(role, deployment().topics, "shop"))
         assert [acl["resource"]["name"] for acl in acls] == [one.name for one, _ in needed]
-        variables = environment(found, Role.VIEWS)
+        variables = environment(found, Component.VIEWS)
         assert ("TASKFLOW_VIEWS_OPERATOR_TOKEN_FILE" in variables) == bool(environ)
-        assert "TASKFLOW_VIEWS_OPERATOR_TOKEN_FILE" not in environment(found, Role.WORKER)
+        assert "TASKFLOW_VIEWS_OPERATOR_TOKEN_FILE" not in environment(found, Component.WORKER)
 
 
 @pytest.mark.parametrize("access", ["nothing", "another password", "token"])
@@ -262,8 +293,8 @@ def test_workers_are_as_many_as_their_lag_needs_up_to_one_for_each_partition() -
         assert trigger["metadata"]["topic"] == f"shop.{topic}"
         assert trigger["metadata"]["consumerGroup"] == "shop"
     (username,) = the(found, "TriggerAuthentication", "shop-worker")["env"]
-    assert username["name"] in environment(found, Role.WORKER)
-    assert username["containerName"] == container(found, Role.WORKER)["name"]
+    assert username["name"] in environment(found, Component.WORKER)
+    assert username["containerName"] == container(found, Component.WORKER)["name"]
 
 
 def test_a_worker_of_several_processes_takes_as_many_partitions() -> None:
@@ -281,16 +312,16 @@ def test_without_an_operator_nothing_of_its_kind_is_written() -> None:
 def test_a_pod_reaches_brokers_and_views_each_other() -> None:
     found = manifests(deployment())
 
-    def ports(role: Role) -> set[int]:
+    def ports(role: Component) -> set[int]:
         rules = the(found, "NetworkPolicy", f"shop-{role}")["egress"]
         return {port["port"] for rule in rules for port in rule["ports"]}
 
-    assert ports(Role.WORKER) == {53, 9092, 9093}
-    assert ports(Role.VIEWS) == {53, 9092, 9093, 8901}
+    assert ports(Component.WORKER) == {53, 9092, 9093}
+    assert ports(Component.VIEWS) == {53, 9092, 9093, 8901}
 
 
-@pytest.mark.parametrize("role", [Role.WORKER, Role.VIEWS])
-def test_everything_selects_the_same_pods(role: Role) -> None:
+@pytest.mark.parametrize("role", [Component.WORKER, Component.VIEWS])
+def test_everything_selects_the_same_pods(role: Component) -> None:
     found = manifests(deployment())
     labels = the(found, "StatefulSet", f"shop-{role}")["template"]["metadata"]["labels"]
     selectors = [
@@ -304,7 +335,7 @@ def test_everything_selects_the_same_pods(role: Role) -> None:
     assert all(selector == labels for selector in selectors)
     services = [one for one in found["views.yaml"] if one["kind"] == "Service"]
     assert [one["metadata"]["name"] for one in services if one["metadata"]["labels"] == labels] == (
-        ["shop-views"] if role is Role.VIEWS else []
+        ["shop-views"] if role is Component.VIEWS else []
     )
 
 
@@ -332,5 +363,5 @@ def test_every_variable_is_passed_on_or_the_deployments_own() -> None:
         *("TASKFLOW_INSTANCE_ID", "TASKFLOW_STATE_DIR", "TASKFLOW_HTTP", "TASKFLOW_HTTP_HOSTS"),
         *("TASKFLOW_VIEWS_HTTP", "TASKFLOW_VIEWS_ADVERTISE", "TASKFLOW_SASL_USERNAME"),
         *("TASKFLOW_SASL_OAUTH_TOKEN_FILE", "TASKFLOW_SSL_CAFILE", "TASKFLOW_SIGNALS_HTTP"),
-        *("TASKFLOW_SSL_CERTFILE", "TASKFLOW_SSL_KEYFILE"),
+        *("TASKFLOW_SSL_CERTFILE", "TASKFLOW_SSL_KEYFILE", "TASKFLOW_OUTBOX_HTTP"),
     }

@@ -8,8 +8,7 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from processor.contract.rights import Role
-from processor.ops.deployment.plan import memory_mib
+from processor.ops.deployment.plan import Component, memory_mib
 from processor.ops.deployment.systemd import Machine, units
 from processor.settings import VARIABLES, Settings, load_settings
 from processor.worker.supervisor import END_TIMEOUT_S
@@ -21,19 +20,22 @@ ENVIRON = {
     "TASKFLOW_SASL_PASSWORD_FILE": "/etc/taskflow/password",
     "TASKFLOW_SSL_CAFILE": "/etc/taskflow/ca.crt",
     "TASKFLOW_VIEWS_READ_TOKEN_FILE": "/etc/taskflow/read-token",
+    "TASKFLOW_OUTBOX_DSN_FILE": "/etc/taskflow/dsn",
     "TASKFLOW_HTTP": "0.0.0.0:8900",
     "PATH": "/usr/bin",
 }
 SPECIFIERS = {"%S": "/var/lib", "%d": "/run/credentials", "%H": "box", "%%": "%"}
 
 
-def machine(program: str = "/opt/taskflow/bin/taskflow", processes: int = 1) -> Machine:
+def machine(
+    program: str = "/opt/taskflow/bin/taskflow", processes: int = 1, **services: bool
+) -> Machine:
     settings = load_settings(
         {name: value for name, value in ENVIRON.items() if name.startswith("TASKFLOW_")}
         | {"TASKFLOW_SASL_PASSWORD_FILE": "", "TASKFLOW_SASL_PASSWORD": "unknown here"}
-        | {"TASKFLOW_VIEWS_READ_TOKEN_FILE": ""}
+        | {"TASKFLOW_VIEWS_READ_TOKEN_FILE": "", "TASKFLOW_OUTBOX_DSN_FILE": ""}
     )
-    return Machine("shop", settings, ENVIRON, PurePath(program), processes)
+    return Machine("shop", settings, ENVIRON, PurePath(program), processes, **services)
 
 
 def environment(unit: str) -> dict[str, str]:
@@ -50,7 +52,8 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed (Debian: apt-get install systemd)")
     paths = []
-    for name, text in units(machine(program=sys.executable)).items():
+    every = machine(program=sys.executable, signals=True, outbox=True)
+    for name, text in units(every).items():
         paths.append(tmp_path / name)
         paths[-1].write_text(text, "utf-8")
 
@@ -72,22 +75,39 @@ def test_there_is_one_for_workers_and_one_for_views() -> None:
     assert 'ExecStart="/opt/taskflow/bin/taskflow" views\n' in views
 
 
-@pytest.mark.parametrize("role", [Role.WORKER, Role.VIEWS])
-def test_settings_stand_in_it_as_they_were_given(role: Role) -> None:
+@pytest.mark.parametrize("component", [Component.SIGNALS, Component.OUTBOX])
+def test_there_is_one_for_signals_and_for_an_outbox_if_they_are_wanted(
+    component: Component,
+) -> None:
+    wanted = machine(signals=component is Component.SIGNALS, outbox=component is Component.OUTBOX)
+    found = units(wanted)
+    assert list(found)[2:] == [f"shop-{component}.service"]
+    unit = found[f"shop-{component}.service"]
+    assert f'ExecStart="/opt/taskflow/bin/taskflow" {component}\n' in unit
+    credentials = set(re.findall(r"^LoadCredential=(\w+):", unit, re.M))
+    own = {"TASKFLOW_OUTBOX_DSN_FILE"} if component is Component.OUTBOX else set()
+    assert credentials == {"TASKFLOW_SASL_PASSWORD_FILE", "TASKFLOW_SSL_CAFILE"} | own
+
+
+@pytest.mark.parametrize("role", [Component.WORKER, Component.VIEWS])
+def test_settings_stand_in_it_as_they_were_given(role: Component) -> None:
     found = environment(units(machine())[f"shop-{role}.service"])
 
     for name in ("TASKFLOW_BOOTSTRAP_SERVERS", "TASKFLOW_SASL_USERNAME", "TASKFLOW_HTTP"):
         assert found[name] == ENVIRON[name]
     assert found["TASKFLOW_STATE_DIR"] == f"/var/lib/shop-{role}"
     assert f"StateDirectory=shop-{role}\n" in units(machine())[f"shop-{role}.service"]
-    assert found.get("TASKFLOW_INSTANCE_ID") == ("box" if role is Role.WORKER else None)
+    assert found.get("TASKFLOW_INSTANCE_ID") == ("box" if role is Component.WORKER else None)
     assert "PATH" not in found
 
 
 @pytest.mark.parametrize(
-    ("role", "more"), [(Role.WORKER, ()), (Role.VIEWS, ("TASKFLOW_VIEWS_READ_TOKEN_FILE",))]
+    ("role", "more"),
+    [(Component.WORKER, ()), (Component.VIEWS, ("TASKFLOW_VIEWS_READ_TOKEN_FILE",))],
 )
-def test_files_are_given_to_the_service_as_credentials(role: Role, more: tuple[str, ...]) -> None:
+def test_files_are_given_to_the_service_as_credentials(
+    role: Component, more: tuple[str, ...]
+) -> None:
     unit = units(machine())[f"shop-{role}.service"]
     found = environment(unit)
     credentials = dict(re.findall(r"^LoadCredential=(\w+):(.*)$", unit, re.M))
@@ -108,6 +128,6 @@ def test_a_wrong_setting_is_not_tried_again_and_a_stop_has_its_time() -> None:
 
 
 def test_every_name_is_a_setting() -> None:
-    for unit in units(machine()).values():
+    for unit in units(machine(signals=True, outbox=True)).values():
         names = {name.removesuffix("_FILE") for name in environment(unit)}
         assert names - {"XDG_STATE_HOME"} <= VARIABLES.keys()
