@@ -71,6 +71,7 @@ async def _carry_out(
     topics, connection = Topics(settings.topic_prefix), connection_options(settings, "torture")
     outcomes = OutcomeTracker(connection, topics, plan.partitions)
     load = None
+    began = time.monotonic()
     try:
         async with under_load(
             connection, topics, plan.partitions, seed=plan.seed, per_s=plan.per_s
@@ -79,9 +80,11 @@ async def _carry_out(
                 await _faults(stage, plan, result, outcomes, load, notify)
             finally:
                 result.kills = stage.kills
+        loaded_s = time.monotonic() - began
         notify("the load is over; waiting for the last outcomes, and until nothing waits any more")
         await outcomes.until(load.marks, timeout_s=HEAL_TIMEOUT_S)
-        await _come_to_rest(stage, outcomes, result)
+        # On a slow machine executors end fewer steps than the load schedules, and do the rest now.
+        await _come_to_rest(stage, outcomes, result, timeout_s=HEAL_TIMEOUT_S + loaded_s)
         result.violations += await lost_records(settings, load.digests)
     finally:
         if load is not None:
@@ -128,7 +131,9 @@ async def _faults(
         )
 
 
-async def _come_to_rest(stage: ChaosStage, outcomes: OutcomeTracker, result: ChaosResult) -> None:
+async def _come_to_rest(
+    stage: ChaosStage, outcomes: OutcomeTracker, result: ChaosResult, *, timeout_s: float
+) -> None:
     """Each process ends once as it should, and goes on without retention, which would go on for as
     long as flows are kept; then the last waits end."""
     for worker in stage.workers:
@@ -142,7 +147,7 @@ async def _come_to_rest(stage: ChaosStage, outcomes: OutcomeTracker, result: Cha
         for topic in (topics.commands, topics.control)
         for partition in range(stage.settings.partitions)
     ]
-    await outcomes.rest(sources, rest_s=REST_S, timeout_s=HEAL_TIMEOUT_S)
+    await outcomes.rest(sources, rest_s=REST_S, timeout_s=timeout_s)
     for executor in stage.executors:
         if (code := await executor.end()) != 0:
             result.violations.append(f"{executor.name} ended with code {code}, not 0.")
