@@ -8,7 +8,7 @@ from uuid import UUID, uuid5
 
 import orjson
 
-from processor.client import FlowClient, OutcomeTimeout, flow_id_for
+from processor.client import FlowClient, InvalidCommand, OutcomeTimeout, flow_id_for
 from processor.client.http.views_client import Document, ViewsClient
 from processor.contract import Outcome
 from processor.contract.headers import REASON
@@ -187,5 +187,8 @@ def _holds_for_good(refused: Outcome) -> bool:
 
 
 def _with_id(command: Document, identity: Mapping[str, Any]) -> Document:
-    said = orjson.dumps({**command, **identity}, option=orjson.OPT_SORT_KEYS).decode()
+    try:
+        said = orjson.dumps({**command, **identity}, option=orjson.OPT_SORT_KEYS).decode()
+    except TypeError as error:  # a lone surrogate, which the SDK takes
+        raise InvalidCommand(f"The command is not JSON: {error}.") from None
     return {**command, "command_id": str(uuid5(UUID(command["flow_id"]), said))}

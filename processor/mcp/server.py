@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import mcp_types as types
+import orjson
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
@@ -59,6 +60,10 @@ def make_server(
         ctx: RequestContext, params: types.CallToolRequestParams
     ) -> types.CallToolResult:
         arguments = params.arguments or {}
+        try:
+            orjson.dumps(arguments)
+        except TypeError as error:  # of JSON that the SDK takes: a lone surrogate, 65 bits
+            return refusal("invalid_arguments", f"The arguments cannot be written: {error}.")
         if tasks is not None and (executor := executors.get(params.name)) is not None:
             # The SDK passes on results with the extension's resultType; its types lack them.
             return await tasks.call(ctx, executor, arguments)  # type: ignore[return-value]

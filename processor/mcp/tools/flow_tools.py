@@ -1,12 +1,12 @@
 """Tools that change a flow of the session: start, advance, wait, finish, fail, cancel."""
 
-from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
 from mcp_types import CallToolResult
 from pydantic import Field, JsonValue
 
 from processor.contract import instant
+from processor.contract.values import Timestamp
 from processor.mcp.flow_session import FlowSession
 from processor.mcp.tools.results import outcome_result, refusal
 from processor.mcp.tools.tool import (
@@ -91,7 +91,7 @@ class WaitArguments(Arguments):
     expected_revision: Revision
     kind: Literal["timer", "external_event", "manual", "steps"]
     """What ends the wait: a time, an external event, a person or you, or the flow's steps."""
-    until: datetime | None = None
+    until: Timestamp | None = None
     """timer: when the wait ends; other kinds: when it ends at the latest. With a time zone."""
     for_seconds: Annotated[float, Field(gt=0, le=WAIT_MAX_S)] | None = None
     """The same as seconds from now; give only one of the two."""
@@ -110,9 +110,9 @@ class WaitArguments(Arguments):
 
 async def wait(session: FlowSession, given: WaitArguments) -> CallToolResult:
     """Make a running flow wait, for any time. No program of yours needs to run meanwhile."""
-    if given.until is not None and (given.for_seconds is not None or given.until.tzinfo is None):
-        return refusal("invalid_arguments", "Give `until` with a time zone, or for_seconds.")
-    at = None if given.until is None else instant(round(given.until.timestamp() * 1000))
+    if given.until is not None and given.for_seconds is not None:
+        return refusal("invalid_arguments", "Give `until` or for_seconds, not both.")
+    at = given.until
     if given.for_seconds is not None:
         at = instant(await session.now_ms() + round(given.for_seconds * 1000))
     ends = {"at" if given.kind == "timer" else "timeout_at": at}

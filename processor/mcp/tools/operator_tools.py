@@ -1,7 +1,6 @@
 """Tools with an operator's authority: cancel by filter, resume, redrive; a dry run comes first."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from hashlib import blake2b
 from typing import Annotated, Any, Final
 
@@ -9,8 +8,8 @@ import orjson
 from mcp_types import CallToolResult
 from pydantic import Field, JsonValue
 
-from processor.contract import instant
 from processor.contract.flow import FlowStatus
+from processor.contract.values import Timestamp
 from processor.mcp.flow_session import FlowSession
 from processor.mcp.tools.results import outcome_result, refusal, result
 from processor.mcp.tools.tool import Arguments, FlowId, FlowTool, Permission, flow_tool
@@ -35,15 +34,13 @@ class CancelWhereArguments(PlannedArguments):
     """Only flows in this status."""
     q: str | None = None
     """Only flows with these words in their goal."""
-    updated_before: datetime | None = None
-    """Only flows that have not changed since this time."""
+    updated_before: Timestamp | None = None
+    """Only flows that have not changed since this time. With a time zone."""
 
 
 async def cancel_where(session: FlowSession, given: CancelWhereArguments) -> CallToolResult:
     """Cancel all flows that match, at most 200, as an operator. The first call is a dry run that
     returns a plan. Call again with this plan after the user has agreed, to carry it out."""
-    if given.updated_before is not None and given.updated_before.tzinfo is None:
-        return refusal("invalid_arguments", "updated_before has no time zone.")
     found = await _matching(session, given)
     if len(found) > CANCEL_MAX:
         return refusal("too_many", f"More than {CANCEL_MAX} flows match; narrow the filter.")
@@ -65,11 +62,9 @@ async def cancel_where(session: FlowSession, given: CancelWhereArguments) -> Cal
 async def _matching(
     session: FlowSession, given: CancelWhereArguments
 ) -> Sequence[Mapping[str, Any]]:
-    before = given.updated_before
     query = {
-        **given.model_dump(mode="json", include={"owner", "controller", "q"}),
+        **given.model_dump(mode="json", include={"owner", "controller", "q", "updated_before"}),
         "status": given.status or ",".join(OPEN),
-        "updated_before": None if before is None else instant(round(before.timestamp() * 1000)),
     }
     found: list[Mapping[str, Any]] = []
     cursor = None

@@ -147,6 +147,26 @@ async def test_a_refusal_is_a_value_that_says_what_is_allowed(
     assert facts(nobody)["code"] == "UnknownFlow"
 
 
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("advance", {"patch": {"name": "caf\udce9"}}),
+        ("advance", {"patch": {"n": 2**64}}),
+        ("wait", {"kind": "timer", "until": "9999-12-31T23:59:59-12:00"}),
+        ("wait", {"kind": "timer", "until": "2026-01-01T00:00:00"}),
+    ],
+)
+async def test_arguments_that_no_command_can_hold_are_refused_as_values(
+    taskflow_fake: TaskflowFake, tmp_path: Path, tool: str, arguments: dict[str, Any]
+) -> None:
+    async with mcp_client(tmp_path, taskflow_fake) as client:
+        where = {"flow_id": facts(await client.call_tool("start", START))["flow_id"]}
+        refused = await client.call_tool(tool, {**where, "expected_revision": 1, **arguments})
+
+    assert refused.is_error
+    assert facts(refused)["code"] == "invalid_arguments"
+
+
 async def test_a_step_is_done_by_the_session_itself(
     taskflow_fake: TaskflowFake, tmp_path: Path
 ) -> None:
