@@ -83,7 +83,9 @@ class StepWorker:
         self._concurrency = concurrency
         self._drain_timeout_s = drain_timeout_s
         self._signums = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
-        self._client = FlowClient(settings, tracer_provider=tracer_provider)
+        # Attempt and holder keep a command of ours from being applied twice. An expiry by our clock
+        # would cost the result where that clock is slow, or Kafka was away for long.
+        self._client = FlowClient(settings, expire=False, tracer_provider=tracer_provider)
         self._connection = connect(settings)
         self._reader = self._connection.work_items(group, handlers)
         self._traces = producer_traces(tracer_provider)
