@@ -28,17 +28,16 @@ from processor.partition.packs import TransactionPacks
 from processor.partition.processor import PartitionProcessor
 from processor.partition.scheduling.step_timers import Commands
 from processor.partition.takeover import Takeover
-from processor.testing.memory.moments import Op
-from processor.testing.memory.ports import (
+from tests.simulation.history import Parts
+from tests.simulation.kafka import HistoryKafka
+from tests.simulation.ports import (
     ProcessLife,
     SimHistory,
     SimWorkItems,
     SimWriter,
 )
-from processor.testing.memory.table import ModelFile
-from processor.testing.memory.timed_kafka import SimKafka
-from tests.simulation.history import Parts
-from tests.simulation.tables import SimTable, open_table
+from tests.simulation.tables import DiskFile, SimTable, open_table
+from tests.support.moments import Op
 
 Records = Mapping[str, Sequence[Outgoing]]
 
@@ -124,7 +123,7 @@ class ForgetsSendFuture(SimWriter):
 class SkipsFencing(SimWriter):
     """Takes a transactional id of its own, so that it fences nobody and nobody fences it."""
 
-    def __init__(self, kafka: SimKafka, life: Any, partition: int) -> None:
+    def __init__(self, kafka: HistoryKafka, life: Any, partition: int) -> None:
         super().__init__(kafka, life, partition)
         self.transactional_id = f"{self.transactional_id}-{life.rng.getrandbits(64):x}"
 
@@ -151,7 +150,7 @@ class TableFirst(BatchProcessor):
         batch: WriteSet,
         outbound: TransactionPacks,
     ) -> Written:
-        kafka: SimKafka = writer._kafka  # type: ignore[attr-defined]
+        kafka: HistoryKafka = writer._kafka  # type: ignore[attr-defined]
         topics, partition = self.place.topics, self.place.partition
         after = Checkpoint(
             batch.position,
@@ -186,7 +185,7 @@ class TrustsGroup(PartitionProcessor):
 
     async def _take_over(self, table: Table) -> None:
         batches = self._batches
-        group: SimKafka = batches.ports.source._kafka  # type: ignore[attr-defined]
+        group: HistoryKafka = batches.ports.source._kafka  # type: ignore[attr-defined]
         topics, partition = self.place.topics, self.place.partition
         ledger_entries = [
             group.group_offsets.get((t, partition)) for t in (topics.commands, topics.control)
@@ -255,7 +254,7 @@ class _Forgetful(SimTable):
 def _table(kind: type[SimTable]) -> Callable[..., Any]:
     @asynccontextmanager
     async def opened(
-        disk: dict[int, ModelFile], partition: int, life: ProcessLife
+        disk: dict[int, DiskFile], partition: int, life: ProcessLife
     ) -> AsyncIterator[SimTable]:
         async with open_table(disk, partition, life, kind=kind) as table:
             yield table

@@ -9,13 +9,13 @@ import orjson
 
 from processor.ops.verify.contract import home_of
 from processor.testing.memory.deployment import Deployment
-from processor.testing.memory.moments import Fault
 from tests.simulation.executors import Executor, ExecutorGroup
 from tests.simulation.faults import Dice
 from tests.simulation.history import TOPICS, Parts, Simulation, life_of_tasks
 from tests.simulation.step_traffic import StepTraffic
 from tests.support.builders import DAY_MS
 from tests.support.checked_deployment import items_left
+from tests.support.moments import Fault
 from tests.support.reference_assertions import read_partition
 from tests.support.reference_model import Contract
 

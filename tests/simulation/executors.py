@@ -13,10 +13,11 @@ import orjson
 from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.ops.verify.contract import home_of
-from processor.testing.memory.moments import Fault
 from processor.testing.memory.record import Appended
-from processor.testing.memory.timed_kafka import SimKafka, wake
+from processor.testing.memory.timed_kafka import wake
 from tests.simulation.group import SESSION_S
+from tests.simulation.kafka import HistoryKafka
+from tests.support.moments import Fault
 
 PENDING_MAX: Final = 4
 POLL_S: Final = 0.5
@@ -50,7 +51,7 @@ Met = Callable[[Fault], None]
 class Outcomes:
     """The outcomes of all partitions by command id, as far as they can be read."""
 
-    def __init__(self, kafka: SimKafka) -> None:
+    def __init__(self, kafka: HistoryKafka) -> None:
         self._kafka = kafka
         self._next = [0] * kafka.partitions
         self._found: dict[str, dict[str, Any]] = {}
@@ -72,7 +73,7 @@ class ExecutorGroup:
     """The consumer group of the executors: who has which partitions of `steps`, and the offsets
     that were committed."""
 
-    def __init__(self, kafka: SimKafka) -> None:
+    def __init__(self, kafka: HistoryKafka) -> None:
         self.kafka = kafka
         self.outcomes = Outcomes(kafka)
         self.calm = False

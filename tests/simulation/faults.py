@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Final
 
-from processor.testing.memory.moments import Fault, Op
+from tests.support.moments import Fault, Op
 
 AT: Final[Mapping[Op, tuple[Fault, ...]]] = {
     Op.OPEN: (Fault.OPEN_FAILS,),

@@ -6,11 +6,14 @@ from contextvars import Context
 from random import Random
 from typing import Any, Final, Protocol
 
+from processor.engine.ports import Fetched
+from processor.engine.rows import Position
 from processor.errors import TaskflowError
-from processor.testing.memory.group import SimMember
-from processor.testing.memory.moments import Op
-from processor.testing.memory.ports import ProcessLife
-from processor.testing.memory.timed_kafka import SimKafka, wake
+from processor.testing.memory.group import MemoryMember
+from processor.testing.memory.timed_kafka import wake
+from tests.simulation.kafka import HistoryKafka
+from tests.simulation.ports import ProcessLife, Unanswered
+from tests.support.moments import Fault, Op
 
 SESSION_S: Final = 6.0
 REBALANCE_S: Final = 6.0
@@ -36,7 +39,7 @@ class RebalancingGroup:
     not rejoin, because it is stopped or dead, is removed without hearing of it.
     """
 
-    def __init__(self, kafka: SimKafka, rng: Random) -> None:
+    def __init__(self, kafka: HistoryKafka, rng: Random) -> None:
         self.generation = 0
         self.members: list[GroupMember] = []
         self.session_ended: Callable[[], None] = lambda: None
@@ -106,25 +109,26 @@ class RebalancingGroup:
             )
 
 
-class GroupMember(SimMember):
+class GroupMember(MemoryMember):
     """A member that gives its partitions back, and what a worker asks of it beside the port."""
 
-    _life: MemberLife
+    _kafka: HistoryKafka
 
     def __init__(
         self,
         group: RebalancingGroup,
-        kafka: SimKafka,
+        kafka: HistoryKafka,
         life: MemberLife,
         on_assigned: Callable[[frozenset[int]], None],
         on_revoked: Callable[[], Any],
     ) -> None:
-        super().__init__(kafka, life)
+        super().__init__(kafka)
         self.joined = -1
         """The group's generation that it belongs to."""
         self.failed = asyncio.Event()
         self.refused: TaskflowError | None = None
         self._group = group
+        self._life = life
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
         self._stopped = False
@@ -176,3 +180,41 @@ class GroupMember(SimMember):
                 self._group.join(self)
         elif self.joined != self._group.generation or not self._assigned:
             self._group.rebalance()
+
+    # The port
+
+    async def confirm(self, partition: int, position: Position) -> None:
+        if await self._life.reach(Op.CONFIRM) is Fault.CONFIRM_FAILS:
+            raise Unanswered("the group did not answer")
+        await super().confirm(partition, position)
+
+    async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
+        fault = await self._life.reach(Op.FETCH)
+        if fault is Fault.FETCH_FAILS:
+            raise Unanswered("a fetch failed")
+        if fault is Fault.FETCH_REPEATS:
+            self._rewind(partition)
+        fetched = await super().fetch(partition, max_records=max_records, timeout_s=timeout_s)
+        if fetched.commands or fetched.control:
+            await self._life.at(Op.FETCHED)
+        return fetched
+
+    def _drain(self, partition: int, max_records: int) -> Fetched:
+        if self._kafka.away:
+            return Fetched([], [])
+        return super()._drain(partition, max_records)
+
+    async def _looks_again(self) -> None:
+        await self._life.reach(Op.FETCHED)
+
+    def _rewind(self, partition: int) -> None:
+        for topic in self._topics():
+            at = (topic, partition)
+            if at in self._next:
+                start = self._kafka.log(*at).start
+                back = self._life.rng.randrange(4)
+                self._next[at] = max(start, self._next[at] - back)
+
+    async def commands_end(self, partition: int) -> int:
+        await self._life.reach(Op.FETCH)
+        return await super().commands_end(partition)

@@ -28,15 +28,7 @@ from processor.partition.standby import StandbyReplica
 from processor.recovery import restore as recovery_module
 from processor.testing.memory.deployment import TableContents
 from processor.testing.memory.kafka import Transaction, TxnState
-from processor.testing.memory.moments import Fault, Op
-from processor.testing.memory.ports import (
-    SimForwarder,
-    SimHistory,
-    SimWorkItems,
-    SimWriter,
-    Unanswered,
-)
-from processor.testing.memory.table import ModelFile, table_of
+from processor.testing.memory.table import table_of
 from processor.worker import worker as worker_module
 from processor.worker.worker import Worker
 from tests.simulation.executors import Executor
@@ -44,10 +36,18 @@ from tests.simulation.faults import Dice
 from tests.simulation.group import SESSION_S, GroupMember, RebalancingGroup
 from tests.simulation.kafka import HistoryKafka
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.tables import open_table
+from tests.simulation.ports import (
+    SimForwarder,
+    SimHistory,
+    SimWorkItems,
+    SimWriter,
+    Unanswered,
+)
+from tests.simulation.tables import DiskFile, open_table
 from tests.simulation.traffic import Traffic
 from tests.support.builders import DAY_MS, HOUR_MS, MINUTE_MS
 from tests.support.checked_deployment import CheckedDeployment
+from tests.support.moments import Fault, Op
 
 TOPICS: Final = Topics()
 DECIDED_WITHIN_S: Final = 180.0
@@ -233,7 +233,7 @@ class Host:
 
     def __init__(self, sim: "Simulation", name: str) -> None:
         self.name = name
-        self.disk: dict[int, ModelFile] = {}
+        self.disk: dict[int, DiskFile] = {}
         self.life: Life | None = None
         # Dice of its own: the rest of a history is drawn as it was before there was a standby.
         self.stands_by = Random(f"{sim.seed}/{name}").random() < STANDBY_RATE
@@ -263,7 +263,7 @@ class Host:
                 del self.disk[partition]
                 self._sim.count(Fault.TABLE_LOST)
             elif file.past:
-                older = self.disk[partition] = ModelFile()
+                older = self.disk[partition] = DiskFile()
                 older.content = rng.choice(file.past)
                 self._sim.count(Fault.TABLE_OLDER)
 
@@ -326,7 +326,7 @@ class Simulation:
         return f"00000000-0000-4000-8000-{self._ids:012x}"
 
     def new_processor(
-        self, life: Life, disk: dict[int, ModelFile], partition: int, member: Any
+        self, life: Life, disk: dict[int, DiskFile], partition: int, member: Any
     ) -> PartitionProcessor:
         parts, kafka = self.parts, self.kafka
         ports = PartitionPorts(
@@ -351,7 +351,7 @@ class Simulation:
             )
         )
 
-    def new_standby(self, life: Life, disk: dict[int, ModelFile], partition: int) -> StandbyReplica:
+    def new_standby(self, life: Life, disk: dict[int, DiskFile], partition: int) -> StandbyReplica:
         parts = self.parts
         if life.turn is None:
             life.turn = asyncio.Lock()

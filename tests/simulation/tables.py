@@ -6,15 +6,31 @@ from random import Random
 
 from processor.adapters.sqlite.errors import TableFailed
 from processor.engine.rows import Changes, Checkpoint, FlowRow, RestoreChunk
-from processor.testing.memory.moments import Fault, Op
-from processor.testing.memory.ports import ProcessLife
 from processor.testing.memory.table import Content, ModelFile, ModelTable
+from tests.simulation.ports import ProcessLife
+from tests.support.moments import Fault, Op
+
+
+class DiskFile(ModelFile):
+    """A file that has been in other states, which may come back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.past: list[Content] = []
+        self.user: object = None
+        """Which worker has it open."""
+
+    def in_use(self, by: object) -> bool:
+        """Whether the same worker has it open already. A dead one's hand is not on it any more."""
+        return self.user is by
 
 
 class SimTable(ModelTable):
     """A table whose owner may be gone before or after each write."""
 
-    def __init__(self, file: ModelFile, life: ProcessLife) -> None:
+    _file: DiskFile
+
+    def __init__(self, file: DiskFile, life: ProcessLife) -> None:
         super().__init__(file)
         self._life = life
         self._recovered = False
@@ -43,7 +59,9 @@ class SimTable(ModelTable):
         fault = await self._life.at(Op.WRITE if self._recovered else Op.RECOVER)
         if fault is Fault.TABLE_WRITE_FAILS:
             raise TableFailed("the table cannot be written: database or disk is full")
+        old = self._file.content
         await super().write(changes, before=before, after=after)
+        self._file.past.append(old)
         await self._life.at(Op.WRITTEN)
 
     async def restore(self, chunk: RestoreChunk) -> None:
@@ -59,7 +77,7 @@ class SimTable(ModelTable):
         await self._life.at(Op.WRITTEN)
 
 
-def meddle(file: ModelFile, rng: Random) -> None:
+def meddle(file: DiskFile, rng: Random) -> None:
     """Another process commits to the file: rows go, or all is as it was some time ago."""
     old = file.content
     if file.past and rng.random() < 0.5:
@@ -72,12 +90,12 @@ def meddle(file: ModelFile, rng: Random) -> None:
 
 @asynccontextmanager
 async def open_table(
-    disk: dict[int, ModelFile], partition: int, life: ProcessLife, kind: type[SimTable] = SimTable
+    disk: dict[int, DiskFile], partition: int, life: ProcessLife, kind: type[SimTable] = SimTable
 ) -> AsyncIterator[SimTable]:
     """The file of a partition, made if missing; removed in the end if it is doubted."""
     if await life.at(Op.OPEN) is Fault.OPEN_FAILS:
         raise TableFailed("the table could not be used: unable to open database file")
-    file = disk.setdefault(partition, ModelFile())
+    file = disk.setdefault(partition, DiskFile())
     assert not file.in_use(life), "two of one worker have a table open"
     file.user = life
     table = kind(file, life)
@@ -87,4 +105,4 @@ async def open_table(
         if file.user is life:
             file.user = None
         if table.doubted and disk.get(partition) is file:
-            disk[partition] = ModelFile()
+            disk[partition] = DiskFile()

@@ -2,12 +2,12 @@
 
 import pytest
 
-from processor.testing.memory.moments import Fault
 from tests.simulation.defects import DEFECTS, Defect
 from tests.simulation.executor_history import BY_ITS_CLOCK
 from tests.simulation.history import Parts, Simulation
 from tests.simulation.running import replay, run, simulation
 from tests.simulation.verifying import verified
+from tests.support.moments import Fault
 
 
 @pytest.mark.parametrize("name", DEFECTS)

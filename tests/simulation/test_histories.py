@@ -5,9 +5,9 @@ from typing import Final
 
 import pytest
 
-from processor.testing.memory.moments import Fault
 from tests.simulation.faults import FAULTS_OF_STEPS as OF_STEPS
 from tests.simulation.running import report, run, summary
+from tests.support.moments import Fault
 
 HISTORIES: Final = int(os.environ.get("TASKFLOW_TEST_HISTORIES", "10000"))
 FIRST_SEED: Final = int(os.environ.get("TASKFLOW_TEST_SEED", "0"))

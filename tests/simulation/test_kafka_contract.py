@@ -25,9 +25,9 @@ from processor.engine.ports import GroupConsumer, LogReader, OffsetRange, Transa
 from processor.engine.rows import Position
 from processor.settings import Settings
 from processor.testing.memory.kafka import Transaction, TxnState
-from processor.testing.memory.ports import Calm, SimHistory, SimWriter
-from processor.testing.memory.timed_kafka import SimKafka
 from tests.simulation.group import GroupMember, RebalancingGroup
+from tests.simulation.kafka import HistoryKafka
+from tests.simulation.ports import Calm, SimHistory, SimWriter
 
 PATIENCE_S: Final = 60.0
 
@@ -65,7 +65,7 @@ class CalmMember(Calm):
 class Simulated:
     def __init__(self) -> None:
         self.topics = Topics()
-        self._kafka = SimKafka(self.topics, 1, asyncio.get_running_loop().time)
+        self._kafka = HistoryKafka(self.topics, 1, asyncio.get_running_loop().time)
         self._life = CalmMember()
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -25,9 +25,8 @@ from processor.engine.rows import (
     StepDue,
     StepRow,
 )
-from processor.testing.memory.ports import Calm
-from processor.testing.memory.table import ModelFile
-from tests.simulation.tables import open_table
+from tests.simulation.ports import Calm
+from tests.simulation.tables import DiskFile, open_table
 from tests.unit.adapters.sqlite.tables import (
     NOON_MS,
     at,
@@ -57,7 +56,7 @@ WAITS: Final = (
 
 
 def in_memory() -> Open:
-    disk: dict[int, ModelFile] = {}
+    disk: dict[int, DiskFile] = {}
     return lambda: open_table(disk, 0, Calm())
 
 

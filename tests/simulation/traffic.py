@@ -9,8 +9,8 @@ import orjson
 from processor.contract.topics import Topics
 from processor.contract.values import instant
 from processor.ops.verify.contract import home_of
-from processor.testing.memory.moments import Fault
 from tests.support.builders import DAY_MS
+from tests.support.moments import Fault
 
 OWNERS: Final = ("agent:kate", "agent:joe")
 RUBBISH: Final = (

@@ -23,10 +23,10 @@ from processor.partition.ports import PartitionPorts
 from processor.partition.processor import PartitionProcessor
 from processor.partition.status import PartitionPhase
 from processor.telemetry.metrics import Metrics
-from processor.testing.memory.moments import Fault, Op
-from processor.testing.memory.ports import Calm, SimHistory
+from processor.testing.memory.ports import MemoryHistory
 from processor.testing.memory.record import Appended
 from tests.support.checked_deployment import CheckedDeployment
+from tests.support.moments import Op
 from tests.support.partition import PLACE
 from tests.support.scripted_kafka import PATIENCE_S, ScriptedKafka
 from tests.support.tables import read_tables
@@ -277,21 +277,7 @@ class ScriptedWriter:
         self._kafka.notify()
 
 
-class ScriptedLife(Calm):
-    """A worker to which at each moment happens what the script says."""
-
-    def __init__(self, script: Script) -> None:
-        super().__init__()
-        self._script = script
-
-    async def at(self, op: Op) -> Fault | None:
-        await self._script.reach(op)
-        return None
-
-    reach = at
-
-
-class ScriptedHistory(SimHistory):
+class ScriptedHistory(MemoryHistory):
     """A partition's topics, read back some records at a time; it reports what stays open."""
 
     def __init__(
@@ -301,11 +287,18 @@ class ScriptedHistory(SimHistory):
         partition: int,
         on_wait: OnWait = lambda _: None,
     ) -> None:
-        super().__init__(kafka, ScriptedLife(script), partition, CHUNK)
+        super().__init__(kafka, partition, CHUNK)
         self.closed = False
         self.hanging_reported = False
         """Whether it has reported a transaction that stays open."""
         self._on_wait = on_wait
+        self._script = script
+
+    async def _looks(self) -> None:
+        await self._script.reach(Op.SETTLE)
+
+    async def _reads(self) -> None:
+        await self._script.reach(Op.READ)
 
     async def settled(
         self, topics: Sequence[str], on_hanging: OnHanging | None = None

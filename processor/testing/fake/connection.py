@@ -19,14 +19,14 @@ from processor.engine.codec import Record
 from processor.engine.partitioner import partition_of
 from processor.engine.ports import Start
 from processor.runtime import end_tasks
-from processor.testing.memory.timed_kafka import SimKafka
+from processor.testing.memory.timed_kafka import TimedKafka
 
 
 class Fake(Protocol):
     """What a connection needs of the fake that it belongs to."""
 
     @property
-    def kafka(self) -> SimKafka: ...
+    def kafka(self) -> TimedKafka: ...
 
     def ensure_running(self) -> None:
         """Run the engine on this loop, unless it does."""

@@ -4,25 +4,24 @@ from collections.abc import Callable
 from typing import Final
 
 from processor.engine.ports import Fetched
-from processor.testing.memory.group import SimMember
-from processor.testing.memory.ports import Calm
-from processor.testing.memory.timed_kafka import SimKafka
+from processor.testing.memory.group import MemoryMember
+from processor.testing.memory.timed_kafka import TimedKafka
 
 NEAR_S: Final = 10.0
 """A partition knows by itself what is due within this time."""
 LOOK_S: Final = 1.0
 
 
-class FakeSource(SimMember):
+class FakeSource(MemoryMember):
     """The only member of its group, which has all partitions from the start.
 
     A worker looks at its table twice a second for what comes near. Here a fetch ends when the
     next deadline does, so that a clock that is moved by a month stops where something is due.
     """
 
-    def __init__(self, kafka: SimKafka, next_due_ms: Callable[[int], int | None]) -> None:
+    def __init__(self, kafka: TimedKafka, next_due_ms: Callable[[int], int | None]) -> None:
         """`next_due_ms`: of a partition, the earliest deadline in its table."""
-        super().__init__(kafka, Calm())
+        super().__init__(kafka)
         self._next_due_ms = next_due_ms
         self.assign(frozenset(range(kafka.partitions)))
 

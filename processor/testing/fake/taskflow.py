@@ -26,14 +26,13 @@ from processor.testing.fake.internals import LoopClock
 from processor.testing.fake.source import FakeSource
 from processor.testing.memory.deployment import Deployment
 from processor.testing.memory.ports import (
-    Calm,
-    SimForwarder,
-    SimHistory,
-    SimWorkItems,
-    SimWriter,
+    MemoryForwarder,
+    MemoryHistory,
+    MemoryWorkItems,
+    MemoryWriter,
 )
 from processor.testing.memory.table import ModelFile, ModelTable, table_of
-from processor.testing.memory.timed_kafka import SimKafka
+from processor.testing.memory.timed_kafka import TimedKafka
 
 PACE: Final = Pace(fetch_s=86_400.0, between_s=0.0)
 """A partition is woken by what it waits for, and has nothing to look at in between."""
@@ -65,7 +64,7 @@ class TaskflowFake:
         self._topics = Topics(settings.topic_prefix)
         self._clock: LoopClock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.kafka = SimKafka(self._topics, self.settings.partitions, self.monotonic)
+        self.kafka = TimedKafka(self._topics, self.settings.partitions, self.monotonic)
         self.kafka.now_ms = time.time_ns() // 1_000_000
         self._files = {partition: ModelFile() for partition in range(self.settings.partitions)}
         self._groups: dict[str, Group] = {}
@@ -192,7 +191,7 @@ class TaskflowFake:
         return clock
 
     def _processor(self, partition: int, source: FakeSource) -> PartitionProcessor:
-        life, kafka, settings = Calm(), self.kafka, self.settings
+        kafka, settings = self.kafka, self.settings
         place = PartitionConfig(
             partition,
             settings.partitions,
@@ -203,11 +202,11 @@ class TaskflowFake:
         )
         ports = PartitionPorts(
             source=source,
-            forwarder=SimForwarder(kafka, life),
-            work_items=SimWorkItems(kafka, life),
+            forwarder=MemoryForwarder(kafka),
+            work_items=MemoryWorkItems(kafka),
             open_table=partial(_opened, self._files[partition]),
-            new_writer=partial(SimWriter, kafka, life, partition),
-            new_history=lambda _: SimHistory(kafka, life, partition),
+            new_writer=partial(MemoryWriter, kafka, partition),
+            new_history=lambda _: MemoryHistory(kafka, partition),
         )
         batches = BatchProcessor(
             place,

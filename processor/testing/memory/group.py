@@ -7,20 +7,17 @@ from typing import Any, Final
 from processor.engine.ports import Fetched, HiddenRecords
 from processor.engine.rows import Position
 from processor.errors import OwnershipLost
-from processor.testing.memory.moments import Fault, Op
-from processor.testing.memory.ports import ProcessLife, Unanswered
-from processor.testing.memory.timed_kafka import At, SimKafka, wake
+from processor.testing.memory.timed_kafka import At, TimedKafka, wake
 
 COMMIT_EVERY_S: Final = 1.0
 
 
-class SimMember:
+class MemoryMember:
     """The port GroupConsumer, of a member whose partitions stay with it."""
 
-    def __init__(self, kafka: SimKafka, life: ProcessLife) -> None:
+    def __init__(self, kafka: TimedKafka) -> None:
         self.generation = 0
         self._kafka = kafka
-        self._life = life
         self._assigned: frozenset[int] = frozenset()
         self._changed = asyncio.Event()
         self._next: dict[At, int] = {}
@@ -50,9 +47,6 @@ class SimMember:
         return self.generation
 
     async def confirm(self, partition: int, position: Position) -> None:
-        fault = await self._life.reach(Op.CONFIRM)
-        if fault is Fault.CONFIRM_FAILS:
-            raise Unanswered("the group did not answer")
         if partition not in self._assigned or not self.belongs:
             raise OwnershipLost(f"partition {partition} may belong to another by now")
         self._commit_decided(partition, position)
@@ -75,11 +69,6 @@ class SimMember:
             self._kafka.group_offsets[topic, partition] = offset
 
     async def fetch(self, partition: int, *, max_records: int, timeout_s: float) -> Fetched:
-        fault = await self._life.reach(Op.FETCH)
-        if fault is Fault.FETCH_FAILS:
-            raise Unanswered("a fetch failed")
-        if fault is Fault.FETCH_REPEATS:
-            self._rewind(partition)
         loop = asyncio.get_running_loop()
         ends_s = loop.time() + timeout_s
         generation = self.generation
@@ -95,25 +84,19 @@ class SimMember:
                 await waiting
             finally:
                 timer.cancel()
-            await self._life.reach(Op.FETCHED)
+            await self._looks_again()
             fetched = self._drain(partition, max_records)
-        await self._life.at(Op.FETCHED)
         return fetched
 
-    def _rewind(self, partition: int) -> None:
-        for topic in self._topics():
-            at = (topic, partition)
-            if at in self._next:
-                start = self._kafka.log(*at).start
-                back = self._life.rng.randrange(4)
-                self._next[at] = max(start, self._next[at] - back)
+    async def _looks_again(self) -> None:
+        """Called when something has come, before it is fetched."""
 
     def _drain(self, partition: int, max_records: int) -> Fetched:
         taken: list[list[Any]] = []
         for topic in self._topics():
             at = (topic, partition)
             start = self._next.get(at)
-            if start is None or self._kafka.away:
+            if start is None:
                 taken.append([])
                 continue
             log = self._kafka.log(*at)
@@ -129,7 +112,6 @@ class SimMember:
         return Fetched(*taken)
 
     async def commands_end(self, partition: int) -> int:
-        await self._life.reach(Op.FETCH)
         return self._kafka.log(self._kafka.topics.commands, partition).end
 
     def ahead(self, partition: int) -> Position | None:

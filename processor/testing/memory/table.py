@@ -75,14 +75,7 @@ class ModelFile:
 
     def __init__(self) -> None:
         self.content = Content()
-        self.past: list[Content] = []
         self.version = 0
-        self.user: object = None
-        """Which worker has it open."""
-
-    def in_use(self, by: object) -> bool:
-        """Whether the same worker has it open already. A dead one's hand is not on it any more."""
-        return self.user is by
 
 
 class ModelTable:
@@ -209,7 +202,6 @@ class ModelTable:
             for key in list(ledger)[:looked_at]:
                 if ledger[key].at_ms < changes.forget_before_ms:
                     del ledger[key]
-        self._file.past.append(old)
         self._file.content = Content(after, flows, steps, ledger)
 
     async def clear(self) -> None:

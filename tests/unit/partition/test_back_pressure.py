@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from processor.partition.input_queue import FETCH_BYTES, LARGE_BYTES
-from processor.testing.memory.moments import Op
+from tests.support.moments import Op
 from tests.support.scripted_kafka import PATIENCE_S
 from tests.support.scripted_ports import Stage
 from tests.unit.commands import create

@@ -10,7 +10,7 @@ from processor.adapters.sqlite import TableFailed
 from processor.errors import OwnershipLost
 from processor.partition.processor import PartitionProcessor
 from processor.partition.status import PartitionPhase
-from processor.testing.memory.moments import Op
+from tests.support.moments import Op
 from tests.support.scripted_ports import Action, Stage
 from tests.unit.commands import create, life, prune, update
 

@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from processor.recovery.checkpoint import TAIL
-from processor.testing.memory.moments import Op
+from tests.support.moments import Op
 from tests.support.scripted_ports import Stage
 from tests.support.tables import read_tables
 from tests.unit.commands import create, flow_id, start, update

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from processor.engine.partitioner import partition_of
-from processor.testing.memory.moments import Op
+from tests.support.moments import Op
 from tests.support.partition import PLACE
 from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, flow_id

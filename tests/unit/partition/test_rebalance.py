@@ -9,7 +9,7 @@ from processor.engine.codec import decode
 from processor.engine.rows import Position
 from processor.partition import input_queue
 from processor.partition.status import PartitionPhase
-from processor.testing.memory.moments import Op
+from tests.support.moments import Op
 from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, update
 

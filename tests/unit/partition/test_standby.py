@@ -18,7 +18,7 @@ from processor.partition.standby import StandbyPhase, StandbyReplica
 from processor.recovery.ledger_window import LATE_MAX_MS
 from processor.recovery.rebuild import first_difference
 from processor.telemetry.metrics import Metrics
-from processor.testing.memory.moments import Op
+from tests.support.moments import Op
 from tests.support.scripted_kafka import PATIENCE_S
 from tests.support.scripted_ports import Script, ScriptedHistory, Stage
 from tests.unit.commands import create, finish, life, prune, start

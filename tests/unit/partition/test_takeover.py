@@ -9,8 +9,8 @@ import structlog
 from processor.engine.rows import Position
 from processor.recovery.table_match import TABLE_MAX_AGE_MS
 from processor.testing.memory.kafka import Transaction, TxnState
-from processor.testing.memory.moments import Op
 from tests.support.builders import DAY_MS, FLOW_ID, HOUR_MS, TIMER, document, timer
+from tests.support.moments import Op
 from tests.support.scripted_ports import ScriptedHistory, Stage
 from tests.support.tables import read_tables
 from tests.unit.commands import create, flow_id, life, prune, update

@@ -9,7 +9,7 @@ from processor.domain.decide import decide
 from processor.engine import command_handler
 from processor.engine.rows import Position
 from processor.testing.memory.kafka import TxnState
-from processor.testing.memory.moments import Op
+from tests.support.moments import Op
 from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, observe, start, update
 

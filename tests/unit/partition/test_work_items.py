@@ -8,7 +8,7 @@ from processor.engine.partitioner import partition_of
 from processor.partition import work_outbox
 from processor.partition.processor import PartitionProcessor
 from processor.partition.status import PartitionPhase
-from processor.testing.memory.moments import Op
+from tests.support.moments import Op
 from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, finish, flow_id, schedule, start, step
 

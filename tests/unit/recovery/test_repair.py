@@ -11,7 +11,7 @@ from processor.cli.rebuild.topics import snapshots
 from processor.recovery import repair
 from processor.recovery.consistent_cut import MovedOn, consistent_cut
 from processor.recovery.repair import plan_restoration, plan_skip, restore, skip
-from processor.testing.memory.moments import Op
+from tests.support.moments import Op
 from tests.support.scripted_ports import Stage
 from tests.support.tables import read_tables
 from tests.unit.commands import (

@@ -9,8 +9,8 @@ import pytest
 
 from processor.partition.processor import PartitionProcessor
 from processor.testing.memory.kafka import LogEntry, Transaction
-from processor.testing.memory.moments import Op
 from tests.support.builders import HOUR_MS, NOON, TIMER, document, external_event, manual, timer
+from tests.support.moments import Op
 from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, flow_id, observe, start, update
 

@@ -11,8 +11,8 @@ from processor.contract.flow import FlowStatus
 from processor.contract.values import instant
 from processor.domain import decide
 from processor.partition.scheduling.retention import ACTOR, LOOK_EVERY_S, has_ended
-from processor.testing.memory.moments import Op
 from tests.support.builders import DAY_MS, document
+from tests.support.moments import Op
 from tests.support.scripted_ports import Stage
 from tests.unit.adapters.sqlite.tables import NOON_MS, flow_row
 from tests.unit.commands import create, flow_id, life, prune, start

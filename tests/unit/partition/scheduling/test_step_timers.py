@@ -10,8 +10,8 @@ from processor.contract.steps import StepStatus
 from processor.contract.values import instant
 from processor.partition.scheduling.step_timers import CommandsHorizon
 from processor.testing.memory.kafka import TxnState
-from processor.testing.memory.moments import Op
 from tests.support.builders import NOON, TIMER, document
+from tests.support.moments import Op
 from tests.support.scripted_ports import Stage
 from tests.unit.commands import create, flow_id, schedule, start, step
 
