@@ -34,7 +34,7 @@ class SubscriberBehind(InternalError):
         super().__init__(
             f"The subscriber is {SUBSCRIBER_EVENTS_MAX} events behind. It has all events up to "
             f"number {after}. Subscribe again: the stream begins with the task as it is then.",
-            {"after": after},
+            {"after": str(after)},  # metadata of google.rpc.ErrorInfo is text
         )
 
 

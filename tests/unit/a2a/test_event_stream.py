@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from a2a.server.cluster import TaskVersion
+from a2a.server.request_handlers.response_helpers import build_error_response
 from a2a.types import Task
 
 from processor.a2a import FlowAgent, SubscriberBehind, event_stream
@@ -43,7 +44,8 @@ async def test_a_subscriber_that_falls_behind_is_ended_and_can_go_on_from_where_
         assert not subscription._events
         with pytest.raises(SubscriberBehind, match="Subscribe again") as behind:
             await extend(taken, stalled)
-        assert behind.value.data == {"after": behind.value.after}
+        (info,) = build_error_response("1", behind.value)["error"]["data"]
+        assert info["metadata"] == {"after": str(behind.value.after)}
         assert not agent.events._subscriptions
         again = agent.events.follow(task.id, TaskVersion(behind.value.after), until=always)
         await extend(taken, again)
