@@ -22,7 +22,7 @@ from a2a.types import (
 )
 from a2a.utils.errors import TaskNotFoundError, UnsupportedOperationError
 
-from processor.a2a import FlowAgent, event_stream
+from processor.a2a import FlowAgent, event_stream, flow_agent
 from processor.a2a.documents import version_of
 from processor.a2a.task_keeper import TaskKeeper
 from processor.client import CurrentFlow, FlowClient
@@ -334,8 +334,9 @@ async def test_a_flow_that_is_no_task_leaves_the_tasks_alone(taskflow_fake: Task
 
 
 async def test_a_replica_that_is_cancelled_while_it_drains_leaves_nothing_behind(
-    taskflow_fake: TaskflowFake,
+    taskflow_fake: TaskflowFake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(flow_agent, "DRAIN_TIMEOUT_S", 0.1)
     agent = FlowAgent("words", WordsAgent(), CARD, taskflow_fake.settings)
     await agent.__aenter__()
     params = request("wait")

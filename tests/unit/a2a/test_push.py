@@ -21,7 +21,7 @@ from a2a.types import (
 from a2a.utils.errors import InvalidParamsError
 from cryptography.fernet import Fernet
 
-from processor.a2a import FlowAgent, PushOptions
+from processor.a2a import FlowAgent, PushOptions, flow_agent
 from processor.contract import Flow
 from processor.contract.events import StepFailedPayload, StepRetriedPayload
 from processor.testing.fake.taskflow import TaskflowFake
@@ -168,7 +168,10 @@ async def test_configurations_are_their_owners_and_can_be_taken_back(
     assert {flow.status.value for flow in push_flows(taskflow_fake)} == {"cancelled"}
 
 
-async def test_no_topic_has_the_secrets(taskflow_fake: TaskflowFake) -> None:
+async def test_no_topic_has_the_secrets(
+    taskflow_fake: TaskflowFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_agent, "DRAIN_TIMEOUT_S", 0.0)  # the webhook's run does not end
     async with replica(taskflow_fake, Webhook()) as agent:
         await asked(agent, CONFIG)
         await taskflow_fake.settle()
@@ -183,9 +186,12 @@ async def test_no_topic_has_the_secrets(taskflow_fake: TaskflowFake) -> None:
 
 
 async def test_what_a_webhook_refuses_with_names_no_more_than_its_host(
-    taskflow_fake: TaskflowFake, caplog: pytest.LogCaptureFixture
+    taskflow_fake: TaskflowFake,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The reason of a step that failed is written to topics, and logged."""
+    monkeypatch.setattr(flow_agent, "DRAIN_TIMEOUT_S", 0.0)  # the webhook's run does not end
     webhook = Webhook()
     webhook.statuses = [403]
     async with replica(taskflow_fake, webhook) as agent:
