@@ -20,8 +20,12 @@ _SECRET_WORDS = ("password", "secret", "token", "passphrase")
 
 # What libraries say of their own accord: reconnects and retries are their daily life.
 _QUIET = {"aiokafka": logging.ERROR, "asyncio": logging.WARNING, "aiohttp.access": logging.ERROR}
-_DAILY = {"aiokafka.consumer.group_coordinator": "Group Coordinator Request failed"}
-"""Errors that are none: a coordinator that is not there yet is asked again at once."""
+_DAILY = {
+    "aiokafka.consumer.group_coordinator": "Group Coordinator Request failed",
+    "asyncio": "Unclosed AIOKafkaConnection",
+}
+"""Errors that are none: a coordinator that is not there yet is asked again at once; a connection
+whose client was cancelled amid its first request has just closed itself."""
 
 
 def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:

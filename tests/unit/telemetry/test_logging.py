@@ -1,13 +1,16 @@
 """Logs are JSON lines for machines, sentences for people, and hold no secrets."""
 
+import asyncio
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from enum import StrEnum
 
 import pytest
 import structlog
+import uvloop
 from pydantic import SecretStr
 
 from processor.settings import Settings
@@ -135,3 +138,19 @@ def test_a_coordinator_that_is_not_there_yet_is_no_news() -> None:
 
     (line,) = stream.getvalue().splitlines()
     assert json.loads(line)["message"] == "User provided listener failed"
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_connection_that_has_closed_itself_is_no_news(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """What is cancelled amid a client's first request, as by Ctrl-C, leaves one."""
+    stream = io.StringIO()
+    configure_logs(Settings(), stream)
+
+    with closing(loop()) as made:
+        for message in ("Unclosed AIOKafkaConnection", "Task exception was never retrieved"):
+            made.call_exception_handler({"message": message, "conn": object()})
+
+    assert "Unclosed" not in stream.getvalue()
+    assert "Task exception was never retrieved" in stream.getvalue()
