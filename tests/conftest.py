@@ -1,5 +1,6 @@
 """What all tests share: one broker for the session, names of their own, repeatable examples."""
 
+import gc
 import os
 import secrets
 import sys
@@ -58,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     are told.
     """
     os.environ[machine.VARIABLE] = f"{machine.slowness():.2f}"
+    gc.disable()  # until all is collected
     config.option.timeout = machine.patience(
         float(config.getoption("timeout") or config.getini("timeout"))
     )
@@ -88,6 +90,9 @@ def process_of(config: pytest.Config) -> tuple[int, int]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # What is there now stays: the collector need not look at it, neither meanwhile nor later.
+    gc.freeze()
+    gc.enable()
     for item in items:
         marker = item.get_closest_marker("timeout")
         if marker is not None:

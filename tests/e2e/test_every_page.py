@@ -50,14 +50,20 @@ PAGES = {
 }
 """Path, and what stands on the page once it is there."""
 
+SIZES_AND_SCHEMES = [
+    pytest.param(DESKTOP, "light", id="desktop-light"),
+    pytest.param(PHONE, "dark", id="phone-dark"),
+    pytest.param(DESKTOP, "dark", id="desktop-dark", marks=pytest.mark.soak),
+    pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.soak),
+]
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+
+@pytest.mark.parametrize(("size", "scheme"), SIZES_AND_SCHEMES)
 async def test_every_page_fits_and_can_be_read(
     browser: Browser,
     views: ShownViews,
-    scheme: Literal["light", "dark"],
     size: tuple[int, int],
+    scheme: Literal["light", "dark"],
     tmp_path: Path,
 ) -> None:
     async with showing(views) as address, tab(browser, size=size, scheme=scheme) as seen:
@@ -80,9 +86,8 @@ async def test_every_page_fits_and_can_be_read(
     ("size", "scheme"),
     [
         pytest.param(DESKTOP, "light", id="desktop-light"),
-        pytest.param(PHONE, "dark", id="phone-dark"),
-        pytest.param(DESKTOP, "dark", id="desktop-dark", marks=pytest.mark.soak),
-        pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.soak),
+        pytest.param(PHONE, "dark", id="phone-dark", marks=pytest.mark.soak),
+        *SIZES_AND_SCHEMES[2:],
     ],
 )
 async def test_assistive_technology_stumbles_over_nothing(

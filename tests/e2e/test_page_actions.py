@@ -52,7 +52,13 @@ def last(fake: TaskflowFake, flow_id: str) -> FlowEvent:
     return fake.events(flow_id)[-1]
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(DESKTOP, id="desktop"),
+        pytest.param(PHONE, id="phone", marks=pytest.mark.soak),
+    ],
+)
 async def test_a_flow_is_found_and_acted_on_and_the_audit_says_by_whom(
     browser: Browser, taskflow_fake: TaskflowFake, tmp_path: Path, size: tuple[int, int]
 ) -> None:

@@ -3,6 +3,7 @@
 What serves is started as a user starts it; what ends by itself is forked, without its imports.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -11,8 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -95,15 +95,20 @@ def jsonl(*commands: dict[str, object]) -> str:
 
 
 @pytest.fixture
-def worker(env: Environment) -> Iterator[subprocess.Popen[str]]:
+async def worker(env: Environment, tmp_path: Path) -> AsyncIterator[None]:
     """A worker on topics of its own; it ends in good order."""
     assert taskflow(env, "topics", "create").code == 0
-    with running(env, "worker") as process:
-        yield process
+    log = tmp_path / "worker.log"
+    process = shared_program().start(["worker"], env, log)
+    try:
+        yield
         process.send_signal(signal.SIGTERM)
-        _, output = process.communicate(timeout=patience(30))
-        assert process.returncode == 0, output
-        assert "Traceback" not in output
+        async with asyncio.timeout(patience(30)):
+            assert await process.wait() == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
 
 
 def test_topics_are_made_and_checked(env: Environment, prefix: str) -> None:
@@ -144,34 +149,25 @@ async def test_a_worker_refuses_a_wrong_layout_in_a_sentence(
     assert f"{prefix}.audit: partitions is 5, must be 2" in sentence
 
 
-def test_an_absent_broker_is_code_3_and_one_sentence(tmp_path: Path, prefix: str) -> None:
-    stdin = jsonl(create(str(uuid4())))
-    began = time.monotonic()
-
-    def knock(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "processor", *arguments],
-            env=environment("127.0.0.1:1", prefix, tmp_path / arguments[0]),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=patience(60),
-            check=False,
+async def test_an_absent_broker_is_code_3_and_one_sentence(tmp_path: Path, prefix: str) -> None:
+    """Beside each other: each of them hopes for the broker for as long as the others."""
+    file = tmp_path / "commands.jsonl"
+    file.write_text(jsonl(create(str(uuid4()))))
+    lines = ("worker", f"send {file}", "flow list", "verify", "up --use-broker")
+    logs = {line: tmp_path / f"{line.split()[0]}.log" for line in lines}
+    started = [
+        shared_program().start(
+            line.split(), environment("127.0.0.1:1", prefix, tmp_path / line.split()[0]), log
         )
+        for line, log in logs.items()
+    ]
+    async with asyncio.timeout(patience(30)):
+        codes = await asyncio.gather(*(one.wait() for one in started))
 
-    # Side by side: each of them hopes for the broker for as long as the others.
-    with ThreadPoolExecutor() as threads:
-        knocking = {
-            arguments: threads.submit(knock, *arguments)
-            for arguments in (("worker",), ("send",), ("flow", "list"))
-        }
-
-    for arguments, ended in knocking.items():
-        done = ended.result()
-        assert done.returncode == 3, arguments
-        (sentence,) = done.stderr.splitlines()
+    for line, code in zip(lines, codes, strict=True):
+        (sentence,) = logs[line].read_text().splitlines()
+        assert code == 3, (line, sentence)
         assert sentence.startswith("No Kafka broker answers at 127.0.0.1:1 (connection refused)")
-    assert time.monotonic() - began < patience(20)
 
 
 def test_a_bad_setting_is_code_2_and_one_sentence(env: Environment) -> None:
@@ -198,9 +194,7 @@ def test_no_secret_is_told_when_the_broker_does_not_let_us_in(env: Environment) 
     assert "hunter2" not in done.err + done.out
 
 
-def test_commands_are_sent_answered_and_shown(
-    env: Environment, worker: subprocess.Popen[str]
-) -> None:
+def test_commands_are_sent_answered_and_shown(env: Environment, worker: None) -> None:
     flow, other = str(uuid4()), str(uuid4())
 
     sent = taskflow(
@@ -288,7 +282,7 @@ def test_commands_are_sent_answered_and_shown(
 
 
 def test_what_has_ended_is_pruned_by_hand_and_its_history_stays(
-    env: Environment, worker: subprocess.Popen[str]
+    env: Environment, worker: None
 ) -> None:
     mine, yours, waiting = (str(uuid4()) for _ in range(3))
 
@@ -375,7 +369,7 @@ def test_without_a_worker_the_wait_ends(env: Environment, tmp_path: Path) -> Non
 
 
 async def test_what_is_no_command_becomes_a_dead_letter(
-    env: Environment, worker: subprocess.Popen[str], broker: EmbeddedBroker, prefix: str
+    env: Environment, worker: None, broker: EmbeddedBroker, prefix: str
 ) -> None:
     async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap) as producer:
         await producer.send_and_wait(f"{prefix}.commands", b"\xff{", key=b"somebody", partition=0)
@@ -396,9 +390,7 @@ async def test_what_is_no_command_becomes_a_dead_letter(
     assert (following.returncode, output) == (130, "")
 
 
-def test_a_reader_that_has_had_enough_is_no_error(
-    env: Environment, worker: subprocess.Popen[str]
-) -> None:
+def test_a_reader_that_has_had_enough_is_no_error(env: Environment, worker: None) -> None:
     commands = [create(str(uuid4()), goal="x" * 4000) for _ in range(60)]
     assert taskflow(env, "send", "--wait", stdin=jsonl(*commands)).code == 0
 
@@ -411,43 +403,37 @@ def test_a_reader_that_has_had_enough_is_no_error(
         assert reading.stderr.read() == ""
 
 
-def test_up_is_everything_until_ctrl_c_and_keeps_its_data(prefix: str, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    env = environment(f"127.0.0.1:{port}", prefix, tmp_path / "state")
+def test_up_is_everything_until_ctrl_c_and_a_broker_has_its_data(
+    prefix: str, tmp_path: Path
+) -> None:
+    env = environment(f"127.0.0.1:{free_port()}", prefix, tmp_path)
     flow = str(uuid4())
+    with running(env, "up") as up:
+        until_said(up, "taskflow is up")
+        assert taskflow(env, "flow", "list").out == ""
+        assert taskflow(env, "send", "--wait", stdin=jsonl(create(flow))).code == 0
+        children = psutil.Process(up.pid).children(recursive=True)
+        assert children
+        up.send_signal(signal.SIGINT)
+        assert up.wait(timeout=patience(60)) == 0
+        _, left = psutil.wait_procs(children, timeout=patience(10))
+        assert left == []
 
-    for listed in (0, 1):
-        with running(env, "up") as up:
-            assert up.stderr is not None
-            while "taskflow is up" not in (line := up.stderr.readline()):
-                assert line, "it ended"
-            assert len(lines(taskflow(env, "flow", "list"))) == listed
-            if not listed:
-                sent = taskflow(env, "send", "--wait", stdin=jsonl(create(flow)))
-                assert sent.code == 0
-            children = psutil.Process(up.pid).children(recursive=True)
-            assert children
-            up.send_signal(signal.SIGINT)
-            assert up.wait(timeout=patience(60)) == 0
-            _, left = psutil.wait_procs(children, timeout=patience(10))
-            assert left == []
-
-
-def test_a_broker_of_ones_own(prefix: str, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    env = environment(f"127.0.0.1:{port}", prefix, tmp_path)
     with running(env, "broker") as broker:
-        assert broker.stderr is not None
-        while "answers at" not in (line := broker.stderr.readline()):
-            assert line, "it ended"
-        assert taskflow(env, "topics", "create").code == 0
+        until_said(broker, "answers at")
+        assert [one["id"] for one in lines(taskflow(env, "flow", "list"))] == [flow]
         taken = taskflow(env, "broker")
         assert taken.code == 1
         assert taken.err.splitlines()[-1].startswith(f"{tmp_path / 'broker'} is in use")
         broker.send_signal(signal.SIGTERM)
         assert broker.wait(timeout=patience(60)) == 0
+
+
+def until_said(process: subprocess.Popen[str], words: str) -> None:
+    """Read its standard error until there is a line with `words`."""
+    assert process.stderr is not None
+    while words not in (line := process.stderr.readline()):
+        assert line, "it ended"
 
 
 def assert_demo(output: str) -> None:
@@ -578,19 +564,10 @@ def test_up_asks_before_it_uses_a_broker_that_is_there(env: Environment) -> None
 
     with_signals = {**env, "TASKFLOW_SIGNALS_HTTP": "off"}
     with running(with_signals, "up", "--use-broker", "--signals") as up:
-        assert up.stderr is not None
-        while "taskflow is up" not in (line := up.stderr.readline()):
-            assert line, "it ended"
+        until_said(up, "taskflow is up")
         assert_signals_are_delivered(env)
         up.send_signal(signal.SIGTERM)
         assert up.wait(timeout=patience(30)) == 0
-
-
-def test_up_with_a_broker_that_is_not_there_starts_none(prefix: str, tmp_path: Path) -> None:
-    env = environment(f"127.0.0.1:{free_port()}", prefix, tmp_path / "state")
-    refused = taskflow(env, "up", "--use-broker")
-    assert refused.code == 3
-    assert "No Kafka broker answers" in refused.err
 
 
 @pytest.mark.parametrize("setting", ["TASKFLOW_HTTP", "TASKFLOW_VIEWS_HTTP"])

@@ -144,6 +144,7 @@ def test_a_service_keeps_its_own_schemas(wheel: Path, tmp_path: Path) -> None:
     assert done.stdout.strip() == str(service / "schemas.py")
 
 
+@pytest.mark.soak
 def test_without_an_extra_it_is_a_client_and_small(client_environment: Environment) -> None:
     done = client_environment.run(
         client_environment.python, "-W", "error", "-c", "import processor.client"
@@ -153,6 +154,7 @@ def test_without_an_extra_it_is_a_client_and_small(client_environment: Environme
     assert client_environment.size_bytes <= CLIENT_MAX_BYTES
 
 
+@pytest.mark.soak
 def test_without_its_extra_the_program_says_what_to_install(
     client_environment: Environment,
 ) -> None:

@@ -28,7 +28,7 @@ async def test_a_worker_that_joins_and_leaves_every_two_seconds(
     ):
         await stays.start()
         await stays.until_ready()
-        async with under_load(broker.bootstrap, prefix, seed=2, per_s=150) as load:
+        async with under_load(broker.bootstrap, prefix, seed=2, per_s=50) as load:
             for turn in range(1, TURNS + 1):
                 await comes.start()
                 await comes.until_ready(times=turn)

@@ -4,6 +4,7 @@ import asyncio
 import random
 from pathlib import Path
 
+import pytest
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from processor.adapters.kafka.admin.topic_admin import (
@@ -46,6 +47,7 @@ async def acknowledge_with_one_replica(settings: Settings) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.soak
 async def test_nothing_is_lost_with_a_broker_and_commands_wait_for_the_second_one(
     prefix: str, tmp_path: Path
 ) -> None:

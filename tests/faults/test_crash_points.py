@@ -53,7 +53,7 @@ async def test_a_worker_killed_at_each_point_loses_nothing(
     ):
         # Its place in the group is kept, so that each is the first one's next life.
         worker.choose(INSTANCE_ID="one")
-        async with under_load(broker.bootstrap, prefix, seed=11, per_s=300) as load:
+        async with under_load(broker.bootstrap, prefix, seed=11, per_s=100) as load:
             for faults in KILLED_AT:
                 if faults.startswith("K11"):
                     lose_tables(worker.state_dir)

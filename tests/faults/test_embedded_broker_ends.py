@@ -96,7 +96,7 @@ async def test_up_outlives_its_views_and_its_broker_and_answers_every_command_on
                     # The third end within a minute, none of them after a sound run, is the last.
                     sound_at = time.monotonic() + 1.5 * SOUND_AFTER_S
                     async with asyncio.timeout(patience(60)):
-                        while len(load.acknowledged) < acknowledged + 50:  # noqa: ASYNC110
+                        while len(load.acknowledged) < acknowledged + 30:  # noqa: ASYNC110
                             await asyncio.sleep(0.05)
                     await asyncio.sleep(max(0.0, sound_at - time.monotonic()))
             world = await observer.settled([up.state_dir], timeout_s=patience(60))
@@ -136,6 +136,7 @@ async def test_a_broker_that_keeps_ending_ends_the_command(prefix: str, tmp_path
     assert "Traceback" not in last
 
 
+@pytest.mark.soak
 async def test_a_demo_whose_broker_dies_says_so_and_ends(prefix: str, tmp_path: Path) -> None:
     demo = Command("demo --verbose", tmp_path, prefix)
     await demo.start()

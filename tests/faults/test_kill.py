@@ -16,9 +16,11 @@ from tests.support.observed_deployment import observing
 from tests.support.processes import owner_of, workers
 
 PARTITIONS = 4
+HELD = "K4:delay=100ms@*"
+"""Each transaction stays open for a moment: a light load has the owners in one nearly always."""
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.soak)])
 async def test_kills_cost_nothing_but_time(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path, count: int
 ) -> None:
@@ -27,13 +29,13 @@ async def test_kills_cost_nothing_but_time(
     )
     chance = random.Random(9)
     async with (
-        workers(2, tmp_path, broker.bootstrap, prefix) as pair,
+        workers(2, tmp_path, broker.bootstrap, prefix, FAULTS=HELD) as pair,
         observing(broker.bootstrap, prefix, PARTITIONS) as observer,
     ):
         pair[1].choose(INSTANCE_ID="two")  # a static member comes back before it is missed
         await asyncio.gather(*(worker.start() for worker in pair))
         await pair[0].until_ready()
-        async with under_load(broker.bootstrap, prefix, seed=9, per_s=600) as load:
+        async with under_load(broker.bootstrap, prefix, seed=9, per_s=100) as load:
             for number in range(count):
                 # From before it has joined the group to long after: at any point of its life,
                 await asyncio.sleep(chance.uniform(0.2, 2.6))
@@ -49,7 +51,7 @@ async def test_kills_cost_nothing_but_time(
 
     assert codes == [0, 0]
     assert observer.decided >= load.acknowledged
-    assert len(load.acknowledged) > 100 * count
+    assert len(load.acknowledged) > 30 * count
     world.assert_clean()
     assert foreign_writers(broker.data_dir, prefix, PARTITIONS) == []
     written_by, interrupted = owners(broker.data_dir, prefix, PARTITIONS)

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.kafka.client_config import client_id
@@ -23,6 +24,7 @@ MEMORY_MAX_KIB = 300 * 1024
 METRIC = r'^taskflow_commit_seconds_(count|bucket{le="1.0"}) (\S+)$'
 
 
+@pytest.mark.soak
 async def test_a_worker_under_a_quota_waits_for_the_broker_and_loses_nothing(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path, unused_tcp_port: int
 ) -> None:

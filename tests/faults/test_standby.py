@@ -39,7 +39,7 @@ async def test_who_follows_takes_over_with_a_warm_table(
         await asyncio.gather(*(worker.until_ready() for worker in pair))
         for worker in pair:
             await worker.until_printed(FOLLOWS, times=PARTITIONS // 2)
-        async with under_load(broker.bootstrap, prefix, seed=11, per_s=500) as load:
+        async with under_load(broker.bootstrap, prefix, seed=11, per_s=150) as load:
             victim, other = pair
             await load.send(200)
             await until_decided(observer, load)
@@ -76,6 +76,7 @@ async def until_decided(observer: Any, load: Any) -> None:
     wanted = set(load.acknowledged)
     while not observer.decided >= wanted:
         await observer.catch_up()
+        await asyncio.sleep(0.1)
     await asyncio.sleep(LOOK_EVERY_S)
 
 

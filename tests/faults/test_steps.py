@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiokafka import AIOKafkaProducer
 
 from processor.adapters.kafka.admin.topic_admin import create_topics
@@ -101,6 +102,7 @@ def resident_mib(worker: WorkerProcess) -> float:
     return int(kib) / 1024
 
 
+@pytest.mark.soak
 async def test_a_flow_with_a_thousand_pending_steps_ends_in_one_transaction(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path
 ) -> None:
@@ -147,6 +149,7 @@ async def test_a_flow_with_a_thousand_pending_steps_ends_in_one_transaction(
     assert offsets == list(range(offsets[0], offsets[0] + 1_001))
 
 
+@pytest.mark.soak
 async def test_a_backlog_ends_nobodys_lease(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
+import pytest
 from aiokafka import AIOKafkaProducer
 
 from processor.adapters.kafka.admin.topic_admin import create_topics
@@ -77,6 +78,7 @@ async def until_ended(observer: Observer, count: int) -> Deployment:
     deadline = time.monotonic() + PATIENCE_S
     while len(ends(world := await observer.catch_up())) < count:
         assert time.monotonic() < deadline, f"{len(ends(world))} of {count} have ended"
+        await asyncio.sleep(0.05)
     return world
 
 
@@ -141,6 +143,7 @@ async def test_a_herd_of_timers_while_their_owners_are_killed(
     assert foreign_writers(broker.data_dir, prefix, PARTITIONS) == []
 
 
+@pytest.mark.soak
 async def test_workers_an_hour_ahead_and_an_hour_behind(
     broker: EmbeddedBroker, prefix: str, tmp_path: Path
 ) -> None:

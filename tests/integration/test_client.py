@@ -399,7 +399,10 @@ async def test_a_closed_client_tells_those_who_wait(settings: Settings) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("gently", [True, False], ids=["restarted", "killed"])
+@pytest.mark.parametrize(
+    "gently",
+    [pytest.param(True, id="restarted", marks=pytest.mark.soak), pytest.param(False, id="killed")],
+)
 async def test_a_broker_that_goes_and_comes_back_in_mid_flight_loses_no_answer_and_no_event(
     own_broker: EmbeddedBroker, own_settings: Settings, gently: bool
 ) -> None:

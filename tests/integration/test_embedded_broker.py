@@ -95,34 +95,29 @@ async def test_it_answers_on_the_loopback_interface_only(broker: EmbeddedBroker)
     assert listening == {"127.0.0.1"}
 
 
-async def test_without_a_directory_it_leaves_nothing() -> None:
-    async with embedded_broker() as broker:
-        pid, data_dir, bootstrap = broker.pid, broker.data_dir, broker.bootstrap
-        assert data_dir.is_dir()
+async def test_a_named_directory_outlives_a_killed_parent_and_a_kill(
+    tmp_path: Path, prefix: str
+) -> None:
+    """A broker of its own: that of the session would recover the logs of all its topics.
 
-    assert not data_dir.exists()
-    assert not psutil.pid_exists(pid)
-    assert not await broker_responds(bootstrap)
+    An end is outlived in tests/e2e/test_program.py.
+    """
+    with somebody_with_a_broker(str(tmp_path)) as (parent, jvm, _):
+        parent.kill()
+        async with embedded_broker(data_dir=tmp_path) as broker:
+            bootstrap, first_pid = broker.bootstrap, broker.pid
+            assert first_pid != jvm.pid
+            await create_topic(bootstrap, prefix)
+            await send(bootstrap, prefix, b"here to stay")
 
+            await broker.kill()
+            assert not broker.running
+            assert not await broker_responds(bootstrap)
+            await broker.restart()
 
-async def test_a_named_directory_outlives_a_kill_and_an_end(tmp_path: Path, prefix: str) -> None:
-    """One broker of its own: that of the session would recover the logs of all its topics."""
-    async with embedded_broker(data_dir=tmp_path / "kafka") as broker:
-        bootstrap, first_pid = broker.bootstrap, broker.pid
-        await create_topic(bootstrap, prefix)
-        await send(bootstrap, prefix, b"here to stay")
-
-        await broker.kill()
-        assert not broker.running
-        assert not await broker_responds(bootstrap)
-        await broker.restart()
-
-        assert await first_value(bootstrap, prefix) == b"here to stay"
-        assert broker.bootstrap == bootstrap
-        assert broker.pid != first_pid
-
-    async with embedded_broker(data_dir=tmp_path / "kafka") as broker:
-        assert await first_value(broker.bootstrap, prefix) == b"here to stay"
+            assert await first_value(bootstrap, prefix) == b"here to stay"
+            assert broker.bootstrap == bootstrap
+            assert broker.pid != first_pid
 
 
 async def test_a_directory_in_use_is_refused_in_one_sentence(
@@ -218,13 +213,6 @@ def test_a_supervisor_killed_at_once_takes_the_jvm_along(tmp_path: Path) -> None
         supervisor.kill()
 
         jvm.wait(timeout=patience(10))
-
-
-async def test_after_a_killed_parent_the_directory_can_be_used_at_once(tmp_path: Path) -> None:
-    with somebody_with_a_broker(str(tmp_path)) as (parent, jvm, _):
-        parent.kill()
-        async with embedded_broker(data_dir=tmp_path) as broker:
-            assert broker.pid != jvm.pid
 
 
 async def test_ctrl_c_in_the_terminal_does_not_reach_the_jvm(broker: EmbeddedBroker) -> None:

@@ -17,7 +17,6 @@ from processor.worker.composition import run_worker
 from tests.support.machine import patience
 from tests.support.rights_deployment import command
 from tests.support.secured_kafka import SecuredKafka
-from tests.support.tokens import Issuer, token
 
 LIFE_S = patience(3)
 
@@ -63,14 +62,14 @@ async def test_a_worker_outlives_its_tokens(
     worker = asyncio.create_task(run_worker(settings, stop=stop, ready=ready))
     async with FlowClient(administrator) as client:
         await ready.wait()
-        until = time.monotonic() + 3 * LIFE_S
+        until = time.monotonic() + 2 * LIFE_S
         while time.monotonic() < until:
             assert (await client.send(command(), timeout_s=patience(30))).verdict == "accepted"
             await asyncio.sleep(0.3)
     stop.set()
     await worker
     renewing.cancel()
-    assert len(given) >= 8
+    assert len(given) >= 5
     assert not [one for one in given if one in caplog.text]
 
 
@@ -81,9 +80,6 @@ async def test_a_worker_outlives_its_tokens(
         ("two words", "no bearer token"),
         ("opaque", "does not take our OAuth token (invalid_token)"),
         ("expired", "does not take our OAuth token (invalid_token)"),
-        ("of another audience", "does not take our OAuth token (invalid_token)"),
-        ("of another key", "does not take our OAuth token (invalid_token)"),
-        ("without a signature", "does not take our OAuth token (invalid_token)"),
     ],
 )
 async def test_a_token_that_is_not_taken_is_one_sentence_at_once(
@@ -91,13 +87,8 @@ async def test_a_token_that_is_not_taken_is_one_sentence_at_once(
 ) -> None:
     file = tmp_path / "token"
     if content is not None:
-        made = {
-            "expired": lambda: secured.issuer.token("worker", -60),
-            "of another audience": lambda: secured.issuer.token("worker", 60, aud="billing"),
-            "of another key": lambda: Issuer().token("worker", 60),
-            "without a signature": lambda: token("worker", 60),
-        }
-        file.write_text(made[content]() if content in made else content)
+        expired = content == "expired"
+        file.write_text(secured.issuer.token("worker", -60) if expired else content)
 
     async with asyncio.timeout(patience(5)):
         with pytest.raises(AccessDenied) as no:

@@ -49,7 +49,9 @@ async def deleted(cluster: Cluster, topic: str) -> None:
     assert status == 503
 
 
-@pytest.mark.parametrize("topic", ["commands", "control", "outcomes"])
+@pytest.mark.parametrize(
+    "topic", ["commands", pytest.param("control", marks=pytest.mark.soak), "outcomes"]
+)
 async def test_a_topic_that_comes_back_is_worked_on_without_a_restart(
     cluster: Cluster, topic: str
 ) -> None:

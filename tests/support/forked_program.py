@@ -13,6 +13,7 @@ is all that it has, its result is its `pid`, and its exit code goes to the file 
 
 import asyncio
 import atexit
+import gc
 import json
 import os
 import pkgutil
@@ -165,6 +166,9 @@ def _serve(calls: IO[str], results: IO[str]) -> None:
     import_module("processor.worker.composition")
     import_module("typer.rich_utils")  # what lays out help, which is most of what help takes
     assert threading.active_count() == 1, "a process with threads must not fork"
+    # The collector would look at all that is imported again in each child, which copies its pages.
+    gc.collect()
+    gc.freeze()
     children: dict[int, str] = {}
     signal.signal(signal.SIGCHLD, lambda *_: _reap(children))
     for line in calls:

@@ -111,7 +111,8 @@ class Load:
 async def under_load(
     bootstrap: str, prefix: str, *, seed: int = 0, per_s: int = 200
 ) -> AsyncIterator[Load]:
-    """Send commands until the block ends; those under way are then awaited."""
+    """Send commands until the block ends, small bursts of them at most a hundred times a second;
+    those under way are then awaited."""
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap,
         enable_idempotence=True,
@@ -120,13 +121,14 @@ async def under_load(
     )
     await producer.start()
     load, stop = Load(producer, prefix, random.Random(seed)), asyncio.Event()
+    pause_s, at_once = max(0.01, 1 / per_s), max(1, per_s // 100)
     bursts: set[asyncio.Task[None]] = set()
 
     async def go_on() -> None:
         while not stop.is_set():
             # Not one after the other: small ones all the time keep the owners in transactions.
-            bursts.add(asyncio.create_task(load.send(max(1, per_s // 100))))
-            await asyncio.sleep(0.01)
+            bursts.add(asyncio.create_task(load.send(at_once)))
+            await asyncio.sleep(pause_s)
             for burst in [burst for burst in bursts if burst.done()]:
                 burst.result()
                 bursts.discard(burst)

@@ -60,7 +60,7 @@ async def until_in_transaction(data_dir: Path, topic: str, partition: int) -> No
                 if seen and not last.control:
                     return
             seen = True  # from here on, what is new is of this moment
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)
 
 
 def foreign_writers(data_dir: Path, prefix: str, partitions: int) -> list[str]:

@@ -83,18 +83,23 @@ class Observer:
         deadline = time.monotonic() + timeout_s
         while True:
             world = await self.catch_up()
-            await self._high_watermarks()
-            world.tables = read_tables(state_dirs, world.topics.prefix)
-            left = self._left(bool(world.tables))
+            left = self._without_outcome()
+            if left is None:  # only now: all tables are read whole
+                await self._high_watermarks()
+                world.tables = read_tables(state_dirs, world.topics.prefix)
+                left = self._left(bool(world.tables))
             if left is None:
                 return world
             if time.monotonic() > deadline:
                 raise AssertionError(f"not settled within {timeout_s} s: {left}")
             await asyncio.sleep(0.1)
 
+    def _without_outcome(self) -> str | None:
+        if not self.unanswered:
+            return None
+        return f"{len(self.unanswered)} commands without outcome, as {min(self.unanswered)}"
+
     def _left(self, tables: bool) -> str | None:
-        if self.unanswered:
-            return f"{len(self.unanswered)} commands without outcome, as {min(self.unanswered)}"
         if open_transactions := [
             at for at, (stable, high) in self.world.ends.items() if stable != high
         ]:

@@ -54,8 +54,6 @@ GOES_ON_WITHIN_S: Final = patience(30)
 AT_ONCE: Final = 4
 """Workers that run beside each other."""
 START, RUNNING = "start", "running"
-WRITTEN: Final = ("outcomes", "deadletters", "steps")
-"""Where a worker writes in each transaction, in some, and in none here."""
 DOC: Final = Path(__file__).parents[2] / "processor" / "docs" / "security.md"
 
 Chosen = Callable[[Role, Right, str], bool]
@@ -69,20 +67,21 @@ def one_of_each(role: Role, right: Right, phase: str) -> bool:
     """Enough to meet each way in which Kafka refuses: what runs in seconds."""
     topic = right.resource.name.rpartition(".")[2]
     if phase == START:
-        several = (Role.VIEWS, Role.VIEWS_ACTING, Role.SIGNALS, Role.ADMIN)
-        return role not in several or topic == "audit"
+        several = (Role.VIEWS, Role.VIEWS_ACTING, Role.SIGNALS, Role.ADMIN, Role.WORKER)
+        group = role is Role.WORKER and right.resource.kind is not ResourceKind.TOPIC
+        return role not in several or topic == "audit" or group
     match role:
         case Role.VIEWS_ACTING:
             return right.operation is Operation.WRITE and topic == "control"
         case Role.VIEWS:  # one after the other, and each shows after seconds
             hidden = right.operation is Operation.DESCRIBE and topic == "control"
-            return hidden or (right.operation is Operation.READ and topic != "deadletters")
+            return hidden or (right.operation is Operation.READ and topic == "audit")
         case Role.WORKER:
-            # All that each transaction writes is refused as outcomes are.
-            written = right.operation is Operation.WRITE and topic in WRITTEN
+            # All that a transaction writes is refused as outcomes are.
+            written = right.operation is Operation.WRITE and topic == "outcomes"
             return written or right.resource.kind is not ResourceKind.TOPIC or topic == "commands"
         case Role.OPERATOR:
-            return topic in ("control", "audit") or right.resource.kind is ResourceKind.GROUP
+            return topic == "control" or right.resource.kind is ResourceKind.GROUP
         case _:
             return True
 

@@ -26,8 +26,15 @@ def taskflow(tmp_path_factory: pytest.TempPathFactory) -> ForkedProgram:
     return shared_program().where(environment)
 
 
-@pytest.mark.parametrize("stdout", STREAMS)
-@pytest.mark.parametrize("words", [(), *TREE], ids=" ".join)
+@pytest.mark.parametrize(
+    ("words", "stdout"),
+    [
+        # All write their help in one way: each has its turn with one stream, one with all of them.
+        *(((), stdout) for stdout in STREAMS),
+        *((words, STREAMS[nth % len(STREAMS)]) for nth, words in enumerate(TREE)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
 def test_help_that_cannot_be_shown(words: Words, stdout: str, taskflow: ForkedProgram) -> None:
     done = taskflow(*words, "--help", stdout=stdout)
     assert (done.code, done.err) == CODES[stdout]
