@@ -136,7 +136,8 @@ async def measure(
 async def decided(
     settings: Settings, workers: list[psutil.Process], brokers: list[psutil.Process], commands: int
 ) -> dict[str, float]:
-    """As `measure`, of workers that run: until there are as many outcomes as `commands`."""
+    """As `measure`, of workers that run: until there are as many outcomes as `commands`; `ends` are
+    the outcomes then, and a marker for each of their transactions."""
     outcomes = Topics(settings.topic_prefix).outcomes
     tps = [TopicPartition(outcomes, p) for p in range(settings.partitions)]
     consumer = AIOKafkaConsumer(
@@ -171,4 +172,5 @@ async def decided(
         "broker_cpu_s": (after.broker_s - before.broker_s) * share,
         "wire_mib": (after.bytes - before.bytes) * share / 2**20,
         "peak_mib": peak / 2**20,
+        "ends": total,
     }

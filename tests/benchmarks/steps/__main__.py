@@ -39,8 +39,11 @@ class Bench:
 
     async def throughput(self) -> AsyncIterator[str]:
         yield "Whole steps, scheduled, started and completed; CPU seconds per 100,000 commands:\n"
-        yield "| processes | steps/s | commands/s | worker CPU s | broker CPU s | peak MiB |"
-        yield "| ---: | ---: | ---: | ---: | ---: | ---: |"
+        yield (
+            "| processes | steps/s | commands/s | commands a transaction | worker CPU s "
+            "| broker CPU s | load CPU s | peak MiB |"
+        )
+        yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
         for number, processes in enumerate(self._chosen.processes * self._chosen.runs):
             shape = throughput.Shape(self._chosen.steps, processes=processes)
             r = self._took(
@@ -49,7 +52,8 @@ class Bench:
             )
             yield (
                 f"| {processes} | {r['steps_per_s']:,.0f} | {r['rate_per_s']:,.0f} | "
-                f"{r['worker_cpu_s']:.1f} | {r['broker_cpu_s']:.1f} | {r['peak_mib']:,.0f} |"
+                f"{r['commands_a_transaction']:,.0f} | {r['worker_cpu_s']:.1f} | "
+                f"{r['broker_cpu_s']:.1f} | {r['load_cpu_s']:.1f} | {r['peak_mib']:,.0f} |"
             )
 
     async def handler(self) -> AsyncIterator[str]:

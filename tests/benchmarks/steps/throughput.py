@@ -35,7 +35,8 @@ class Shape:
 async def measure(
     home: Path, broker: EmbeddedBroker, shape: Shape, *, prefix: str
 ) -> dict[str, float]:
-    """Steps a second and what they cost; see `throughput.decided`. The flows are made before."""
+    """Steps a second and what they cost; see `throughput.decided`. The flows are made before.
+    `load_cpu_s` is what the executor takes of the same cores, per 100,000 commands too."""
     settings = Settings(
         bootstrap_servers=broker.bootstrap, topic_prefix=prefix, partitions=PARTITIONS
     )
@@ -54,7 +55,7 @@ async def measure(
     )
     processes = shape.processes
     async with running_worker(settings, home / prefix, processes=processes) as worker:
-        r = await decided(settings, [worker], nodes(broker), shape.flows)
+        before = await decided(settings, [worker], nodes(broker), shape.flows)
         flying = asyncio.create_task(fly(flight))
         r = await decided(
             settings,
@@ -62,11 +63,16 @@ async def measure(
             nodes(broker),
             shape.flows + COMMANDS_A_STEP * shape.steps,
         )
-        await flying
+        load_cpu_s = await flying
     kinds = await asyncio.to_thread(event_kinds, settings)
     for kind in ("step_scheduled", "step_started", "step_succeeded"):
         assert kinds[kind] == shape.steps, kinds
-    return r | {"steps_per_s": r["rate_per_s"] / COMMANDS_A_STEP}
+    commands = COMMANDS_A_STEP * shape.steps
+    return r | {
+        "steps_per_s": r["rate_per_s"] / COMMANDS_A_STEP,
+        "load_cpu_s": load_cpu_s * 100_000 / commands,
+        "commands_a_transaction": commands / (r["ends"] - before["ends"] - commands),
+    }
 
 
 def event_kinds(settings: Settings) -> Counter[str]:
