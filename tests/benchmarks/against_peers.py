@@ -40,11 +40,10 @@ from tests.benchmarks.contestants import (
 )
 from tests.benchmarks.results import Run, arguments
 from tests.benchmarks.running import cpu_s, machine, memory_bytes, publish_to
-from tests.benchmarks.throughput import Shape
+from tests.benchmarks.throughput import POLL_S, WEIGHED_EVERY_S, Shape, pause_s
 
 STEPS: Final = ("throughput", "latency")
 FLOWS: Final = 20_000
-POLL_S: Final = 0.05
 QUIET_S: Final = 2.0
 PATIENCE_S: Final = 240.0
 INPUT: Final = "peers.commands"
@@ -101,19 +100,20 @@ async def measured(
         assert time.monotonic() < deadline_s, "it has written nothing"
         await asyncio.sleep(POLL_S / 2)
     began_s = changed_s = time.monotonic()
-    broker_began_s, total, peak = cpu_s(broker), 0, 0.0
+    broker_began_s, total, peak, weighed_s = cpu_s(broker), 0, 0.0, 0.0
     spent = broker_spent = 0.0
     seen: list[tuple[float, int]] = []
     while total < count or time.monotonic() - changed_s < QUIET_S:
         if time.monotonic() - began_s > PATIENCE_S:
             break  # what is committed by then counts, as all is measured to `changed_s`
         end = await watch.committed()
-        peak = max(peak, memory_bytes(process))
+        if time.monotonic() - weighed_s > WEIGHED_EVERY_S:
+            weighed_s, peak = time.monotonic(), max(peak, memory_bytes(process))
         if end > total:
             total, changed_s = end, time.monotonic()
             spent, broker_spent = cpu_s(process), cpu_s(broker) - broker_began_s
             seen.append((changed_s, total))
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(pause_s(total, count))
     done = min(total, count)
     half_s, half = next((at for at in seen if at[1] >= total / 2), seen[-1])
     return {

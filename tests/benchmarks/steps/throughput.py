@@ -53,25 +53,20 @@ async def measure(
         shape.steps,
         shape.in_flight,
     )
-    processes = shape.processes
+    commands, processes = COMMANDS_A_STEP * shape.steps, shape.processes
     async with running_worker(settings, home / prefix, processes=processes) as worker:
-        before = await decided(settings, [worker], nodes(broker), shape.flows)
+        r = await decided(settings, [worker], nodes(broker), shape.flows)
+        before = int(r["ends"])
         flying = asyncio.create_task(fly(flight))
-        r = await decided(
-            settings,
-            [worker],
-            nodes(broker),
-            shape.flows + COMMANDS_A_STEP * shape.steps,
-        )
+        r = await decided(settings, [worker], nodes(broker), commands, since=before)
         load_cpu_s = await flying
     kinds = await asyncio.to_thread(event_kinds, settings)
     for kind in ("step_scheduled", "step_started", "step_succeeded"):
         assert kinds[kind] == shape.steps, kinds
-    commands = COMMANDS_A_STEP * shape.steps
     return r | {
         "steps_per_s": r["rate_per_s"] / COMMANDS_A_STEP,
         "load_cpu_s": load_cpu_s * 100_000 / commands,
-        "commands_a_transaction": commands / (r["ends"] - before["ends"] - commands),
+        "commands_a_transaction": commands / (r["ends"] - before - commands),
     }
 
 
