@@ -6,6 +6,7 @@ import secrets
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -81,6 +82,25 @@ def pytest_make_collect_report(
         first = len(report.result) * own // processes
         report.result = report.result[first:] + report.result[:first]
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Write out what UTF-8 cannot hold, as in a log: pytest-xdist would end the whole run."""
+    report = yield
+    return encodable(report)
+
+
+def encodable(value: Any) -> Any:
+    """The same with its texts as UTF-8 can hold them."""
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case dict():
+            return {name: encodable(one) for name, one in value.items()}
+        case list() | tuple():
+            return type(value)(map(encodable, value))
+    return value
 
 
 def process_of(config: pytest.Config) -> tuple[int, int]:
