@@ -94,7 +94,7 @@ async def test_go(place: Place) -> None:
 
     settings = place.settings
     command = (str(program), settings.bootstrap_servers, settings.topic_prefix, "words")
-    await does_its_steps(place, command, place.environ, lease_s=patience(2), attempts=2)
+    await does_its_steps(place, command, place.environ, lease_s=patience(3), attempts=2)
 
 
 async def does_its_steps(

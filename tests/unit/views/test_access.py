@@ -8,6 +8,7 @@ import pytest
 
 from processor.views.http import responses
 from processor.views.query import fan_out
+from tests.support.logged import logged
 from tests.support.random_histories import random_history
 from tests.support.raw_http import connected, get
 from tests.support.recorded_deployment import Recorded
@@ -176,4 +177,4 @@ async def test_a_client_that_leaves_with_unread_events_is_no_error(
                     connection.writer.transport.abort()
         async with here.client.get("/v1/flows") as response:
             assert response.status == 200
-    assert caplog.messages == []
+    assert logged(caplog) == []

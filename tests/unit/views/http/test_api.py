@@ -9,6 +9,7 @@ import pytest
 from processor.contract.values import COMMAND_MAX_BYTES, STATE_MAX_BYTES
 from processor.views.http import responses
 from processor.views.http import server_sent_events as streams
+from tests.support.logged import logged
 from tests.support.random_histories import random_history
 from tests.support.read_model_harness import docs_of, expected, messages
 from tests.support.recorded_deployment import Recorded
@@ -85,7 +86,7 @@ async def test_whoever_leaves_a_stream_is_no_error(
         response.close()
         while open_streams(view):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    assert caplog.messages == []
+    assert logged(caplog) == []
 
 
 def open_streams(view: Any) -> Any:

@@ -11,6 +11,7 @@ import pytest
 from processor.contract.values import EVENTS_PER_PARTITION
 from processor.views.http import responses, server_sent_events
 from processor.views.model.database import Database
+from tests.support.logged import logged
 from tests.support.recorded_deployment import Recorded
 from tests.support.stub_views import create, flow_id
 
@@ -236,4 +237,4 @@ async def test_no_position_whatever_makes_a_failure_or_many_queries(
             async with client.get(path, params={name: value, "wait": "0"}) as response:
                 assert response.status in (200, 400, 503), (path, name, value)
             assert len(asked) <= 2
-    assert caplog.messages == []
+    assert logged(caplog) == []
