@@ -161,8 +161,19 @@ def as_faults(text: str) -> str:
     return text
 
 
-def whole(low: int, high: int) -> tuple[Any, Expected]:
-    return Field(ge=low, le=high), Expected(f"a whole number of {low} to {high}")
+def as_whole_number(value: object) -> object:
+    """Take digits alone; pydantic takes 4.0 and 1_0, too."""
+    if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,18}", value.strip()):
+        raise ValueError("not a whole number")
+    return value
+
+
+def whole(low: int, high: int) -> tuple[Any, Any, Expected]:
+    return (
+        BeforeValidator(as_whole_number),
+        Field(ge=low, le=high),
+        Expected(f"a whole number of {low} to {high}"),
+    )
 
 
 def between(low: str, high: str) -> tuple[Any, Expected]:
