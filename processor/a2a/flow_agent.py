@@ -77,7 +77,9 @@ class FlowAgent:
         self.settings = settings = settings or load_settings()
         self._agent = agent
         self._push = push
-        self._client = FlowClient(settings, session=controller(name))
+        # No expiry by the clock: a command that another replica has sent must equal ours, and
+        # revisions and names keep all of them from being applied twice.
+        self._client = FlowClient(settings, session=controller(name), expire=False)
         self._flows = CurrentFlows(
             settings,
             keep=lambda flow: flow.controller_id in (controller(name), push_controller(name)),

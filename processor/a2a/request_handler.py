@@ -224,12 +224,14 @@ class FlowRequestHandler(DefaultRequestHandlerV2):
 
 
 def command_id_of(flow_id: str, message_id: str) -> str:
-    """Return the `command_id` of a message's `schedule_step`: the message's id if it is a UUID,
-    else a UUIDv5 of it."""
+    """Return the `command_id` of a message's `schedule_step`: the message's id if it is a UUID in
+    the contract's form, else a UUIDv5 of it."""
     try:
-        return str(UUID(message_id))
+        if str(UUID(message_id)) == message_id:
+            return message_id
     except ValueError:
-        return str(uuid5(UUID(flow_id), message_id))
+        pass
+    return str(uuid5(UUID(flow_id), message_id))
 
 
 def _has_run(run_id: str) -> Callable[[CurrentFlow | None], bool]:

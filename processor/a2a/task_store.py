@@ -49,8 +49,9 @@ OWNER_STATE: Final = "taskflow.owner"
 class FlowTaskStore(VersionedTaskStore):
     """Tasks of one agent as flows: `VersionedTaskStore` of the A2A SDK.
 
-    `client`: its session owns the flows and must be the same in all replicas. `flows`: must keep
-    the flows of `controller(agent)`, and be entered. `agent`: names the agent in flows.
+    `client`: its session owns the flows and must be the same in all replicas; with `expire=False`,
+    so that a command equals that of another replica. `flows`: must keep the flows of
+    `controller(agent)`, and be entered. `agent`: names the agent in flows.
 
     `save` raises ConcurrentTaskModificationError if the task has a newer version, and
     InvalidAgentResponseError if the task does not fit into a flow. It raises errors of the client

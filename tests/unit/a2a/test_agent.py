@@ -24,6 +24,7 @@ from a2a.utils.errors import TaskNotFoundError, UnsupportedOperationError
 
 from processor.a2a import FlowAgent, event_stream, flow_agent
 from processor.a2a.documents import version_of
+from processor.a2a.request_handler import command_id_of
 from processor.a2a.task_keeper import TaskKeeper
 from processor.client import CurrentFlow, FlowClient
 from processor.contract import FlowStatus, StepStatus
@@ -32,6 +33,7 @@ from processor.testing.fake.taskflow import TaskflowFake
 from tests.support.a2a_agent import CARD, WordsAgent, caller, request, state_name, user_message
 
 ALICE = caller()
+FLOW = "6f1f3a52-0000-4000-8000-000000000001"
 
 
 @asynccontextmanager
@@ -426,3 +428,22 @@ def kind_of(event: Event) -> str:
         text: str = event.artifact.parts[0].text
         return text
     return type(event).__name__
+
+
+async def test_a_message_that_was_refused_is_refused_again(taskflow_fake: TaskflowFake) -> None:
+    """As after an operator's cancel between the message and its step."""
+    async with replica(taskflow_fake, WordsAgent()) as agent:
+        task = await sent(agent, "ask")
+        async with FlowClient(taskflow_fake.settings) as operator:
+            cancel = {"kind": "cancel", "flow_id": task.id, "issued_by": "operator:kate"}
+            await operator.send(cancel, control=True)
+        for _ in range(2):
+            await taskflow_fake.advance(timedelta(minutes=1))
+            with pytest.raises(UnsupportedOperationError, match="refused"):
+                await agent.handler.schedule(task.id, "late message")
+
+
+def test_messages_that_differ_have_commands_that_differ() -> None:
+    one = "6F1F3A52-0000-4000-8000-00000000000A"
+
+    assert command_id_of(FLOW, one) != command_id_of(FLOW, one.lower()) == one.lower()
