@@ -86,7 +86,7 @@ class FlowPushConfigs(PushNotificationConfigStore):
             lease_ms=LEASE_MS,
             max_attempts=ATTEMPTS_MAX,
         )
-        await self._store.flows.until(flow_id, lambda c: c is not None and DELIVERY in c.steps)
+        await self._store.flows.until(flow_id, _is_delivered_or_over)
         return config
 
     async def get_info(
@@ -157,6 +157,13 @@ class FlowPushConfigs(PushNotificationConfigStore):
             and outcome.code not in known
         ):
             raise InternalError(f"{kind} was refused ({outcome.code}): {outcome.message}")
+
+
+def _is_delivered_or_over(current: CurrentFlow | None) -> bool:
+    """Whether the delivery is scheduled, or the configuration ended before that."""
+    return current is not None and (
+        DELIVERY in current.steps or current.flow.status not in _LIVE_FLOWS
+    )
 
 
 class WebhookFailed(Exception):

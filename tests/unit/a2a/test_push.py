@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -22,10 +22,11 @@ from a2a.utils.errors import InvalidParamsError
 from cryptography.fernet import Fernet
 
 from processor.a2a import FlowAgent, PushOptions, flow_agent
-from processor.contract import Flow
+from processor.contract import Flow, Outcome
 from processor.contract.events import StepFailedPayload, StepRetriedPayload
 from processor.testing.fake.taskflow import TaskflowFake
 from tests.support.a2a_agent import CARD, WordsAgent, caller, request
+from tests.support.machine import patience
 
 ALICE = caller()
 KEY = Fernet.generate_key()
@@ -165,6 +166,28 @@ async def test_configurations_are_their_owners_and_can_be_taken_back(
         await agent.handler.on_message_send(request("done", task_id=task.id), ALICE)
         await taskflow_fake.advance(timedelta(minutes=2))
     assert webhook.taken == []
+    assert {flow.status.value for flow in push_flows(taskflow_fake)} == {"cancelled"}
+
+
+async def test_a_configuration_that_is_taken_back_before_its_step_is_not_waited_for(
+    taskflow_fake: TaskflowFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with replica(taskflow_fake, Webhook()) as agent:
+        task = await agent.handler.on_message_send(request("ask"), ALICE)
+        assert isinstance(task, Task)
+        send = agent.store.send
+
+        async def cancel_before_its_step(command: Mapping[str, Any]) -> Outcome:
+            if command["kind"] == "schedule_step":
+                flow = {name: command[name] for name in ("flow_id", "issued_by")}
+                await send({"kind": "cancel", **flow})
+            return await send(command)
+
+        monkeypatch.setattr(agent.store, "send", cancel_before_its_step)
+        config = TaskPushNotificationConfig(task_id=task.id, url=URL)
+        async with asyncio.timeout(patience(10)):
+            await agent.handler.on_create_task_push_notification_config(config, ALICE)
+
     assert {flow.status.value for flow in push_flows(taskflow_fake)} == {"cancelled"}
 
 
