@@ -469,8 +469,8 @@ def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
     env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     with running(env, "demo") as demo:
         assert demo.stdout is not None
-        while "sending it commands" not in demo.stdout.readline():
-            pass
+        while "sending it commands" not in (line := demo.stdout.readline()):
+            assert line, "it ended"
         children = psutil.Process(demo.pid).children(recursive=True)
         demo.send_signal(signal.SIGINT)
         _, complaints = demo.communicate(timeout=patience(60))

@@ -8,6 +8,7 @@ from typing import Final
 import pytest
 
 from tests.simulation.running import simulate
+from tests.support.machine import patience
 
 SEEDS: Final = range(8)
 DIGESTS: Final = (
@@ -32,7 +33,7 @@ def test_no_process_has_a_history_of_its_own(hash_seed: str) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=patience(120),
     )
 
     assert ran.stdout.split() == [simulate(seed).digest for seed in SEEDS]

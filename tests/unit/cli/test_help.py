@@ -24,6 +24,7 @@ from processor.contract.events import EventKind
 from processor.contract.flow import FlowStatus
 from processor.contract.steps import StepStatus
 from processor.ops.bulk import BulkAction
+from tests.support.machine import patience
 from tests.support.program_tree import Words, all_commands
 
 TREE = all_commands()
@@ -156,7 +157,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def shell(environment: dict[str, str], *command: str, **more: str) -> str:
     done = subprocess.run(
-        command, env=environment | more, capture_output=True, text=True, check=True, timeout=60
+        command,
+        env=environment | more,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=patience(60),
     )
     assert "Traceback" not in done.stderr
     return done.stdout

@@ -12,6 +12,7 @@ from processor.ops.deployment.plan import Component, memory_mib
 from processor.ops.deployment.systemd import Machine, units
 from processor.settings import VARIABLES, Settings, load_settings
 from processor.worker.supervisor import END_TIMEOUT_S
+from tests.support.machine import patience
 
 ENVIRON = {
     "TASKFLOW_BOOTSTRAP_SERVERS": "kafka-1:9093,kafka-2:9093",
@@ -61,7 +62,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *paths],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
     )
 
     assert (done.returncode, done.stderr) == (0, "")
