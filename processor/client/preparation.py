@@ -37,7 +37,7 @@ def prepare(
         value = encode(fields)
     except TypeError as error:  # orjson says what, and never the value
         raise InvalidCommand(f"The command is not JSON: {error}.") from None
-    if b"null" in value and _has_nonfinite(fields):
+    if b"null" in value and has_nonfinite(fields):
         raise InvalidCommand("The command is not JSON: a number is NaN or infinite.")
     read = decode(Draft(key, value))
     if isinstance(read, Readable):
@@ -58,7 +58,7 @@ def as_mapping(command: Command | Mapping[str, Any]) -> dict[str, Any]:
     return dict(command)
 
 
-def _has_nonfinite(value: Any) -> bool:
+def has_nonfinite(value: Any) -> bool:
     """orjson writes NaN and the infinities as null."""
     level = [value]
     while level:

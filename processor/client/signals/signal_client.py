@@ -6,6 +6,7 @@ from uuid import uuid4
 
 from processor.client.connection import connect
 from processor.client.errors import SendUncertain
+from processor.client.preparation import has_nonfinite
 from processor.client.signals.signal_reader import InvalidSignal, read_signal
 from processor.contract.events import TRACEPARENT_HEADER
 from processor.contract.rights import Operation
@@ -88,6 +89,8 @@ class SignalClient:
             value = encode({name: given for name, given in fields.items() if given is not None})
         except TypeError as error:
             raise InvalidSignal(f"The signal is not JSON: {error}.") from None
+        if b"null" in value and has_nonfinite(fields):
+            raise InvalidSignal("The signal is not JSON: a number is NaN or infinite.")
         signal = read_signal(value)
         headers = [] if traceparent is None else [(TRACEPARENT_HEADER, traceparent.encode())]
         key = f"{topic}/{correlation_id}".encode()
