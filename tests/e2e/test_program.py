@@ -32,6 +32,7 @@ Environment = dict[str, str]
 
 
 def environment(bootstrap: str, prefix: str, state_dir: Path) -> Environment:
+    """Its addresses are nobody else's: tests run beside each other."""
     return {
         **inherited(),
         "TASKFLOW_BOOTSTRAP_SERVERS": bootstrap,
@@ -39,6 +40,7 @@ def environment(bootstrap: str, prefix: str, state_dir: Path) -> Environment:
         "TASKFLOW_STATE_DIR": str(state_dir),
         "TASKFLOW_PARTITIONS": "2",
         "TASKFLOW_HTTP": "off",
+        "TASKFLOW_VIEWS_HTTP": f"127.0.0.1:{free_port()}",
     }
 
 

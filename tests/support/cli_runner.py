@@ -15,6 +15,7 @@ import pytest
 from processor.cli.main import main
 from processor.client import FlowClient
 from processor.settings import VARIABLES, Settings
+from tests.support.forked_program import NO_VIEWS
 from tests.support.worker import running_worker
 
 
@@ -34,6 +35,7 @@ class Shell:
             STATE_DIR=str(settings.state_dir),
             PARTITIONS=str(settings.partitions),
             HTTP="off",
+            VIEWS_HTTP=NO_VIEWS,
         )
 
     def set(self, **settings: str) -> None:

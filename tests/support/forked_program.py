@@ -34,6 +34,8 @@ from tests.support.machine import patience
 
 STREAMS = ("closed", "full", "broken")
 DEADLINE_S = patience(60.0)
+NO_VIEWS = "127.0.0.1:1"
+"""Where views are by default, another test's may answer, or a developer's own."""
 
 
 def inherited() -> dict[str, str]:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.support.forked_program import Child, inherited, shared_program
+from tests.support.forked_program import NO_VIEWS, Child, inherited, shared_program
 from tests.support.machine import patience
 
 SESSION_TIMEOUT_S = patience(2.0)
@@ -24,6 +24,7 @@ def environment(bootstrap: str, prefix: str, state_dir: Path, **settings: str) -
         "TOPIC_PREFIX": prefix,
         "STATE_DIR": str(state_dir),
         "HTTP": "off",
+        "VIEWS_HTTP": NO_VIEWS,
         "SESSION_TIMEOUT": f"{SESSION_TIMEOUT_S * 1000:.0f}ms",
         "LOG_FORMAT": "json",
         **settings,

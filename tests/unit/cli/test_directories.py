@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from processor.cli.main import DONE, REFUSED, UNREACHABLE, WRONG_USE
+from processor.embedded.broker import free_port
 from tests.support.forked_program import ForkedProgram, inherited, shared_program
 from tests.support.machine import patience
 
@@ -22,7 +23,8 @@ WITH_TABLES = {
 
 @pytest.fixture(scope="module")
 def taskflow() -> ForkedProgram:
-    return shared_program().where({"TASKFLOW_BOOTSTRAP_SERVERS": NOWHERE})
+    addresses = {"TASKFLOW_HTTP": "off", "TASKFLOW_VIEWS_HTTP": f"127.0.0.1:{free_port()}"}
+    return shared_program().where({"TASKFLOW_BOOTSTRAP_SERVERS": NOWHERE, **addresses})
 
 
 @pytest.fixture

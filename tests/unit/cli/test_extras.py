@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from processor.cli.main import WRONG_USE, main
+from processor.embedded.broker import free_port
 from processor.errors import DISTRIBUTION, install_line, missing_extra
 from processor.settings import VARIABLES
 
@@ -52,6 +53,8 @@ def test_what_starts_a_broker_says_so_before_it_says_anything_else(
     without(module)
     monkeypatch.setenv("TASKFLOW_BOOTSTRAP_SERVERS", "127.0.0.1:1")
     monkeypatch.setenv("TASKFLOW_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("TASKFLOW_HTTP", "off")
+    monkeypatch.setenv("TASKFLOW_VIEWS_HTTP", f"127.0.0.1:{free_port()}")
 
     assert main([command]) == WRONG_USE
 
