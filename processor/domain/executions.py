@@ -18,8 +18,24 @@ def offered(execution: Execution, at_ms: int, *, offers: int) -> Execution:
     """The execution of a step that is offered at `at_ms`, for the `offers`th time since it may be
     started. It is offered again once no executor has started it for a lease, twice as long each
     time, at most a day."""
-    wait_ms = min(execution.lease_ms << min(offers - 1, _DOUBLINGS_MAX), DAY_MS)
-    return execution.changed({"offers": offers, "due_at": _cut(execution, at_ms + wait_ms)})
+    due_at = _cut(execution, at_ms + _offer_ms(execution, offers))
+    return execution.changed({"offers": offers, "due_at": due_at})
+
+
+def _offer_ms(execution: Execution, offers: int) -> int:
+    """How long the `offers`th offer stands before the next one."""
+    return min(execution.lease_ms << min(offers - 1, _DOUBLINGS_MAX), DAY_MS)
+
+
+def offered_for_ms(step: ManagedStep, until_ms: int) -> int:
+    """How long `step`, which is offered, has been so by `until_ms`: since its last offer, and while
+    those before it stood."""
+    execution = step.execution
+    offered_ms = until_ms - parse_timestamp(step.updated_at)
+    if execution.offers > 1:
+        earlier = range(1, min(execution.offers, _DOUBLINGS_MAX + 1))
+        offered_ms += sum(_offer_ms(execution, offers) for offers in earlier)
+    return max(0, offered_ms)
 
 
 def delayed(execution: Execution, until_ms: int) -> Execution:

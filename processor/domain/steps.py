@@ -112,6 +112,17 @@ def offers_work(after: Step, fact: Fact) -> TypeGuard[ManagedStep]:
     )
 
 
+StepTimer = tuple[StepStatus, int]
+"""The status of a step that has not ended, and when the processor looks at it, in ms of the
+broker's clock."""
+
+
+def step_timer(step: Step) -> StepTimer | None:
+    """When the processor looks at `step`; None: never, as of all but live steps."""
+    due_ms = step_due_ms(step)
+    return None if due_ms is None else (step.status, due_ms)
+
+
 def step_due_ms(step: Step) -> int | None:
     """When the processor looks at `step`, in ms of the broker's clock; None: never."""
     if step.runtime != "managed" or step.execution.due_at is None:

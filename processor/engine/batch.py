@@ -13,9 +13,14 @@ from processor.contract.outcomes import Verdict
 from processor.contract.state import CURSOR_PREFIX
 from processor.contract.steps import TASK_HEADER
 from processor.contract.topics import Topics
-from processor.contract.values import EVENTS_PER_PARTITION, SCHEMA_VERSION
+from processor.contract.values import EVENTS_PER_PARTITION, SCHEMA_VERSION, parse_timestamp
+from processor.domain.decide_steps import LEASE_EXPIRED, TIMEOUT
 from processor.domain.decision import Limits
+from processor.domain.evolve import STEP_KINDS
+from processor.domain.executions import offered_for_ms
+from processor.domain.facts import Fact
 from processor.domain.step import ManagedStep, Step
+from processor.domain.steps import StepTimer
 from processor.engine.codec import Readable, Record, Unreadable
 from processor.engine.encoding import encode, encode_to_keep
 from processor.engine.rows import Changes, FlowRow, LedgerEntry, Position, StepRow
@@ -26,6 +31,12 @@ T = TypeVar("T")
 AT_ONCE: Final = 50
 """Records handled without giving way to the event loop: a millisecond. What they make is still in
 the CPU's caches when it is packed."""
+
+
+# Python 3.11 runs a function whenever an enum is asked for a member.
+STEP_STARTED, STEP_DISPATCHED = EventKind.STEP_STARTED, EventKind.STEP_DISPATCHED
+STEP_FAILED: Final = EventKind.STEP_FAILED
+_STEP_EVENTS: Final = {kind: kind.value.removeprefix("step_") for kind in STEP_KINDS}
 
 
 def sliced(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -97,19 +108,62 @@ class WorkRecord(NamedTuple):
     record: Outgoing
 
 
-class StepEvent(NamedTuple):
-    """An event of a managed step: what the step was before it (None: not there) and is after it,
-    and its `reason`, if it has one."""
+class StepTally:
+    """What happened to managed steps, counted by task as it happens: when a batch is written, its
+    steps have left the CPU's caches."""
 
-    kind: EventKind
-    was: Step | None
-    step: ManagedStep
-    reason: str | None
+    def __init__(self) -> None:
+        self.events: dict[tuple[str, str], int] = {}
+        """How many by task and name; an offer that is not the first is `reoffered`."""
+        self.leases_expired: Counter[str] = Counter()
+        self.used_up: Counter[str] = Counter()
+        """Steps that failed with their last attempt."""
+        self.start_ms: dict[str, list[int]] = {}
+        """From the first offer of an attempt to its start."""
+        self.end_ms: dict[str, list[int]] = {}
+        """From the scheduling of a step to its end."""
+
+    def add(self, fact: Fact, was: Step | None, step: ManagedStep) -> None:
+        """Count the `fact` that made `step` of what was there before (None: nothing)."""
+        kind, task, execution = fact.kind, step.task, step.execution
+        name = _STEP_EVENTS[kind]
+        if kind is STEP_DISPATCHED and execution.offers > 1:
+            name = "reoffered"
+        event = task, name
+        self.events[event] = self.events.get(event, 0) + 1
+        if kind is STEP_STARTED and was is not None and was.runtime == "managed":
+            waited_ms = offered_for_ms(was, parse_timestamp(step.updated_at))
+            self.start_ms.setdefault(task, []).append(waited_ms)
+        elif execution.due_at is None:
+            lived_ms = parse_timestamp(step.updated_at) - parse_timestamp(step.created_at)
+            self.end_ms.setdefault(task, []).append(max(0, lived_ms))
+        if (reason := fact.payload.get("reason")) is None:
+            return
+        if reason == LEASE_EXPIRED:
+            self.leases_expired[task] += 1
+        if (
+            kind is STEP_FAILED
+            and reason != TIMEOUT
+            and execution.attempt >= execution.max_attempts
+        ):
+            self.used_up[task] += 1
 
 
-new_step_event: Final[
-    Callable[[tuple[EventKind, Step | None, ManagedStep, str | None]], StepEvent]
-] = partial(tuple.__new__, StepEvent)
+class SettledStep(NamedTuple):
+    """A step that a batch touched: its rows before and after (None: not there), and its timers."""
+
+    before: StepRow | None
+    row: StepRow | None
+    timer_before: StepTimer | None
+    timer: StepTimer | None
+
+
+# As rows.new_flow_row.
+new_settled_step: Final[
+    Callable[
+        [tuple[StepRow | None, StepRow | None, StepTimer | None, StepTimer | None]], SettledStep
+    ]
+] = partial(tuple.__new__, SettledStep)
 
 
 class Forward(NamedTuple):
@@ -184,12 +238,9 @@ class WriteSet:
     """The flows that were touched, as they are now."""
     waits: list[tuple[FlowRow | None, FlowRow | None]] = field(default_factory=list)
     """The flows that waited before the batch or wait after it, as they were and are; None: not."""
-    steps: dict[tuple[str, str], tuple[StepRow | None, StepRow | None]] = field(
-        default_factory=dict
-    )
-    """The steps that were touched, by flow and run id, as they were and are; None: not there."""
-    step_events: list[StepEvent] = field(default_factory=list)
-    """Of managed steps."""
+    steps: dict[tuple[str, str], SettledStep] = field(default_factory=dict)
+    """The steps that were touched, by flow and run id."""
+    step_tally: StepTally = field(default_factory=StepTally)
     control_verdicts: list[tuple[Decoded, Verdict]] = field(default_factory=list)
     """The records of `control`, with what became of them."""
     traced: list[tuple[Decoded, bytes]] = field(default_factory=list)

@@ -16,7 +16,7 @@ from processor.domain.decision import Decision
 from processor.domain.evolve import fold
 from processor.domain.flow import Flow
 from processor.domain.step import Step
-from processor.domain.steps import NO_STEPS, NO_TOTALS, StepTotals
+from processor.domain.steps import NO_STEPS, NO_TOTALS, StepTimer, StepTotals, step_timer
 from processor.domain.transitions import OPERATOR, OWNER, WAITING, Authority
 from processor.engine.batch import (
     NEED_STEPS,
@@ -26,6 +26,7 @@ from processor.engine.batch import (
     PartitionConfig,
     WriteSet,
     cursor_record,
+    new_settled_step,
     sliced,
     snapshot_of,
 )
@@ -285,10 +286,10 @@ class CommandHandler:
 
     def _take_in_steps(self, changes: Sequence[StepChange], headers: Headers) -> None:
         batch = self.batch
-        for at, step, event, work in changes:
+        for at, fact, was, step, work in changes:
             self._size_bytes += self._steps.put(at, step, headers)
-            if event is not None:
-                batch.step_events.append(event)
+            if step.runtime == "managed":
+                batch.step_tally.add(fact, was, step)
             if work is not None:
                 batch.work.append(work)
                 self._size_bytes += len(work.record.value or b"")
@@ -358,11 +359,13 @@ class CommandHandler:
     ) -> None:
         row: StepRow | None = None
         value: bytes | None = None
+        timer: StepTimer | None = None
         if step is not None:
-            doc = step_doc(step)
+            doc, timer = step_doc(step), step_timer(step)
             row, value = new_step_row((step, doc)), b'{"step":%b}' % doc
             self._changes.put_step(row)
-        self.batch.steps[at] = before, row
+        timer_before = None if before is None else step_timer(before.step)
+        self.batch.steps[at] = new_settled_step((before, row, timer_before, timer))
         self._add_state(f"{at[0]}/{at[1]}".encode(), value, headers)
 
     def _to_be_woken(self, flow_id: str) -> bool:

@@ -9,26 +9,25 @@ from processor.domain.evolve import STEP_KINDS, evolve_step
 from processor.domain.facts import Fact
 from processor.domain.step import Step
 from processor.domain.steps import StepTotals, offers_work, run_id_of
-from processor.engine.batch import StepEvent, WorkRecord, new_step_event, work_record
+from processor.engine.batch import WorkRecord, work_record
 from processor.engine.batch_steps import BatchSteps, StepKey
 
 
 class StepChange(NamedTuple):
     """What one of a command's facts makes of a step, and the work item that it offers. Nothing of
-    it stands until the command has its outcome.
-
-    `event` is None of an observed step.
+    it stands until the command has its outcome. `was` is the step before the fact, None: not there.
     """
 
     at: StepKey
+    fact: Fact
+    was: Step | None
     step: Step
-    event: StepEvent | None
     work: WorkRecord | None
 
 
 # As rows.new_flow_row.
 _new_step_change: Final[
-    Callable[[tuple[StepKey, Step, StepEvent | None, WorkRecord | None]], StepChange]
+    Callable[[tuple[StepKey, Fact, Step | None, Step, WorkRecord | None]], StepChange]
 ] = partial(tuple.__new__, StepChange)
 
 
@@ -39,16 +38,12 @@ def follow_steps(
     after that. The facts' events have ids from `event_id` on; `headers` are the command's."""
     changes = []
     for fact in facts:
-        kind = fact.kind
-        if kind in STEP_KINDS:
+        if fact.kind in STEP_KINDS:
             at = fact.flow_id, run_id_of(fact)
             was = steps.step(at)
             step = evolve_step(was, fact)
             totals = totals.after(was, step)
             work = work_record(event_id, step, headers) if offers_work(step, fact) else None
-            event = None
-            if step.runtime == "managed":
-                event = new_step_event((kind, was, step, fact.payload.get("reason")))
-            changes.append(_new_step_change((at, step, event, work)))
+            changes.append(_new_step_change((at, fact, was, step, work)))
         event_id += 1
     return changes, totals

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar
 
-from processor.domain.steps import is_live
+from processor.engine.batch import SettledStep
 from processor.engine.rows import FlowRow, StepRow
 
 StepKey = tuple[str, str]
@@ -73,11 +73,9 @@ class FlowCache:
         while self.size_bytes > self._limit_bytes and known:
             self._drop(next(iter(known)))
 
-    def put_steps(self, steps: Mapping[StepKey, tuple[StepRow | None, StepRow | None]]) -> None:
-        """Keep those of `steps`, as they were and are, that are live."""
-        self.put(
-            {key: row if row and is_live(row.step) else None for key, (_, row) in steps.items()}
-        )
+    def put_steps(self, steps: Mapping[StepKey, SettledStep]) -> None:
+        """Keep those of `steps` that are live, and so have a timer."""
+        self.put({key: row if timer else None for key, (_, row, _, timer) in steps.items()})
 
     def clear(self) -> None:
         self._rows.clear()

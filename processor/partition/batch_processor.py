@@ -350,7 +350,7 @@ class BatchProcessor:
         metrics.events.inc(len(outbound.audit))
         for labels, count in batch.tally.items():
             metrics.commands.labels(*labels).inc(count)
-        metrics.steps.observe(batch.step_events)
+        metrics.steps.observe(batch.step_tally)
 
     def progressed(self) -> None:
         self.status.progressed_at = self.monotonic()

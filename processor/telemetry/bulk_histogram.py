@@ -33,13 +33,11 @@ class BulkHistogram(Collector):
         self._sums: dict[str, float] = {}
         registry.register(self)
 
-    def observe(self, label: str, amount: float) -> None:
-        counts = self._counts.get(label)
-        if counts is None:
-            counts = self._counts[label] = [0] * len(self._names)
-            self._sums[label] = 0.0
-        counts[bisect_left(self._bounds, amount)] += 1
-        self._sums[label] += amount
+    def observe(self, label: str, amounts: Sequence[float]) -> None:
+        self._sums[label] = self._sums.get(label, 0.0) + sum(amounts)
+        counts = self._counts.setdefault(label, [0] * len(self._names))
+        for amount in amounts:
+            counts[bisect_left(self._bounds, amount)] += 1
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         family = HistogramMetricFamily(self._name, self._documentation, labels=[self.label])

@@ -1,14 +1,8 @@
 """Metrics of managed steps."""
 
-from collections import Counter as Tally
-from collections.abc import Iterable
 from typing import Final
 
-from processor.contract.events import EventKind
-from processor.contract.steps import StepStatus
-from processor.contract.values import parse_timestamp
-from processor.domain.step import ManagedStep
-from processor.engine.batch import StepEvent
+from processor.engine.batch import StepTally
 from processor.telemetry.exposition import Exposed
 
 SECONDS_BUCKETS: Final = (
@@ -18,11 +12,6 @@ SECONDS_BUCKETS: Final = (
 TASKS_MAX: Final = 50
 """Tasks that have a label of their own, the first ones that are seen; the others share one."""
 OTHERS: Final = "other tasks"
-LEASE_EXPIRED: Final = "lease expired"
-# Python 3.11 runs a function whenever an enum is asked for a member.
-STARTED, DISPATCHED = EventKind.STEP_STARTED, EventKind.STEP_DISPATCHED
-_NAMES: Final = {kind: kind.value.removeprefix("step_") for kind in EventKind}
-REOFFER_MAX_MS: Final = 86_400_000
 
 
 class StepMetrics:
@@ -58,46 +47,26 @@ class StepMetrics:
             buckets=SECONDS_BUCKETS,
         )
 
-    def observe(self, events: Iterable[StepEvent]) -> None:
-        """Take in events that are committed."""
-        tally: Tally[tuple[str, str]] = Tally()
-        for kind, was, step, reason in events:
-            task = step.task if step.task in self._tasks else self._label(step.task)
-            name = _NAMES[kind]
-            if kind is DISPATCHED and step.execution.offers > 1:
-                name = "reoffered"
-            tally[task, name] += 1
-            if reason == LEASE_EXPIRED:
-                self._leases_expired.labels(task).inc()
-            if kind is STARTED and was is not None and was.runtime == "managed":
-                self._start_seconds.observe(task, _waited_ms(was, step) / 1000)
-            elif step.execution.due_at is None:
-                lived_ms = parse_timestamp(step.updated_at) - parse_timestamp(step.created_at)
-                self._end_seconds.observe(task, max(0, lived_ms) / 1000)
-                execution = step.execution
-                if (
-                    step.status is StepStatus.FAILED
-                    and reason != "timeout"
-                    and execution.attempt >= execution.max_attempts
-                ):
-                    self._used_up.labels(task).inc()
-        for labels, count in tally.items():
-            self._events.labels(*labels).inc(count)
+    def observe(self, tally: StepTally) -> None:
+        """Take in what is committed."""
+        for (task, event), count in tally.events.items():
+            self._events.labels(self._label(task), event).inc(count)
+        for counter, counts in (
+            (self._leases_expired, tally.leases_expired),
+            (self._used_up, tally.used_up),
+        ):
+            for task, count in counts.items():
+                counter.labels(self._label(task)).inc(count)
+        for histogram, times_ms in (
+            (self._start_seconds, tally.start_ms),
+            (self._end_seconds, tally.end_ms),
+        ):
+            for task, some_ms in times_ms.items():
+                histogram.observe(self._label(task), [ms / 1000 for ms in some_ms])
 
     def _label(self, task: str) -> str:
-        if len(self._tasks) >= TASKS_MAX:
-            return OTHERS
-        self._tasks.add(task)
+        if task not in self._tasks:
+            if len(self._tasks) >= TASKS_MAX:
+                return OTHERS
+            self._tasks.add(task)
         return task
-
-
-def _waited_ms(was: ManagedStep, step: ManagedStep) -> int:
-    """How long a started step had been offered: since the last offer, and the times between the
-    offers before it."""
-    execution = was.execution
-    between_ms = 0
-    if execution.offers > 1:
-        waits = range(min(execution.offers - 1, 40))
-        between_ms = sum(min(execution.lease_ms * 2**n, REOFFER_MAX_MS) for n in waits)
-    since_ms = parse_timestamp(step.updated_at) - parse_timestamp(was.updated_at)
-    return max(0, since_ms + between_ms)

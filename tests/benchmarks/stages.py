@@ -1,6 +1,6 @@
 """Where a command's CPU time goes, µs a command by stage; no broker, no sockets (a minute).
 
-Run it: .venv/bin/python -m tests.benchmarks.stages [--loads steps]
+Run it: .venv/bin/python -m tests.benchmarks.stages [--loads steps] [--together 2]
 """
 
 import argparse
@@ -9,8 +9,8 @@ import gc
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
@@ -189,9 +189,20 @@ async def run(table: FlowTable, load: Load, costs: Costs) -> None:
         with costs_of.stage("timers and metrics"):
             sent = scheduler.send(batch, NOTHING)
             scheduler.written(batch, sent, Written({}, batch.newest_ms, 0.0), memory, 0.0)
-            metrics.steps.observe(batch.step_events)
+            metrics.steps.observe(batch.step_tally)
         position, checkpoint = batch.position, after
         next_row_number += batch.created
+
+
+@asynccontextmanager
+async def empty_table() -> AsyncIterator[FlowTable]:
+    """A table of its own."""
+    with tempfile.TemporaryDirectory() as home:
+        path = table_path(Path(home), "stages", PLACE.partition)
+        async with open_table(
+            path, partition=PLACE.partition, prefix="stages", partitions=PLACE.partitions
+        ) as table:
+            yield table
 
 
 async def measure(load: Load | None = None, runs: int = 3) -> dict[str, Cost]:
@@ -201,13 +212,27 @@ async def measure(load: Load | None = None, runs: int = 3) -> dict[str, Cost]:
     gc.set_threshold(*GC_THRESHOLDS)  # as the worker does
     gc.freeze()
     for _ in range(runs):
-        with tempfile.TemporaryDirectory() as home:
-            path = table_path(Path(home), "stages", PLACE.partition)
-            async with open_table(
-                path, partition=PLACE.partition, prefix="stages", partitions=PLACE.partitions
-            ) as table:
-                await run(table, load, costs)
+        async with empty_table() as table:
+            await run(table, load, costs)
     return costs.least
+
+
+async def measure_together(load: Load, partitions: int, runs: int = 3) -> float:
+    """CPU µs of the loop's thread for a command of `load`, the least of `runs`, while so many
+    partitions take turns: each finds the CPU's caches full of what the others left there, as in a
+    worker, and what a batch made is freed meanwhile."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    gc.freeze()
+    taken = []
+    for _ in range(runs):
+        async with AsyncExitStack() as open_tables:
+            tables = [
+                await open_tables.enter_async_context(empty_table()) for _ in range(partitions)
+            ]
+            began_ns = time.thread_time_ns()
+            await asyncio.gather(*(run(table, load, Costs()) for table in tables))
+            taken.append(time.thread_time_ns() - began_ns)
+    return min(taken) / 1e3 / len(load.records) / partitions
 
 
 def report(costs: dict[str, Cost]) -> str:
@@ -225,7 +250,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loads", nargs="+", choices=[*LOADS], default=[*LOADS])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--together", type=int, help="partitions that take turns; the sum alone")
     chosen = parser.parse_args()
     for name in chosen.loads:
+        if chosen.together:
+            us = uvloop.run(measure_together(LOADS[name](), chosen.together, chosen.runs))
+            print(f"{name}, {chosen.together} partitions: {us:.1f} µs on the loop's thread")
+            continue
         print(f"CPU µs a command, {name}, batches of {BATCH:,}:\n")
         print(report(uvloop.run(measure(LOADS[name](), chosen.runs))) + "\n")

@@ -152,7 +152,7 @@ class StepTimers:
         """Take in a written batch; see `Timers.written`. It was decided on the `loaded` steps."""
         outcomes = list(outcomes)
         left = [
-            (key, batch.steps[key][1] if key in batch.steps else loaded.get(key))
+            (key, batch.steps[key].row if key in batch.steps else loaded.get(key))
             for key in (outcome.key for outcome in outcomes)
         ]
         changes = _changes(batch)
@@ -182,8 +182,7 @@ def _changes(batch: WriteSet) -> dict[StepStatus, list[TimerChange[Key]]]:
     """When the steps that `batch` touched were due and are, by the status that they were or are
     in."""
     changes: dict[StepStatus, list[TimerChange[Key]]] = {status: [] for status in TIMED}
-    for key, (was, row) in batch.steps.items():
-        before, after = _timer(was), _timer(row)
+    for key, (_, _, before, after) in batch.steps.items():
         if before is not None and after is not None and before[0] is after[0]:
             changes[after[0]].append(new_timer_change((key, before[1], after[1])))
             continue
@@ -194,13 +193,6 @@ def _changes(batch: WriteSet) -> dict[StepStatus, list[TimerChange[Key]]]:
     return changes
 
 
-def _timer(row: StepRow | None) -> tuple[StepStatus, int] | None:
-    """The status that a step is in, and when it is due; None: never."""
-    if row is None or (due_ms := step_due_ms(row.step)) is None:
-        return None
-    return row.step.status, due_ms
-
-
 def _due_ms(row: StepRow | None, status: StepStatus) -> int | None:
     return None if row is None or row.step.status is not status else step_due_ms(row.step)
 
@@ -209,7 +201,7 @@ def is_due(batch: WriteSet, key: Key, status: StepStatus, due_ms: int) -> bool:
     """Whether the step that was due at `due_ms` still is, after `batch`."""
     if key not in batch.steps:
         return True
-    after_ms = _due_ms(batch.steps[key][1], status)
+    after_ms = _due_ms(batch.steps[key].row, status)
     return after_ms is not None and after_ms <= due_ms
 
 

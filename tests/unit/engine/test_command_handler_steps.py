@@ -56,7 +56,7 @@ def test_work_items_take_no_more_memory_than_their_length() -> None:
     assert len(values) == 100
     tracemalloc.start()
     try:
-        again = [work_record(1, step, ()) for _, _, step, _ in batch.step_events]
+        again = [work_record(1, settled.row.step, ()) for settled in batch.steps.values()]
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -129,12 +129,12 @@ def test_a_batch_says_what_its_steps_were_and_are() -> None:
         ]
     )
 
-    was, now = batch.steps[FLOW_ID, "r0"]
+    was, now, _, _ = batch.steps[FLOW_ID, "r0"]
     assert (was, now.step.status) == (before, "running")
-    assert batch.steps[FLOW_ID, "new"][0] is None
+    assert batch.steps[FLOW_ID, "new"].before is None
     assert [row.doc for row in batch.changes.steps] == [
         now.doc,
-        batch.steps[FLOW_ID, "new"][1].doc,
+        batch.steps[FLOW_ID, "new"].row.doc,
     ]
 
 

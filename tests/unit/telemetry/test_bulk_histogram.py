@@ -13,8 +13,9 @@ def test_it_says_what_prometheus_clients_own_says() -> None:
     bulk = BulkHistogram("taken_seconds", "How long.", "task", BOUNDS, ours)
     one = Histogram("taken_seconds", "How long.", ("task",), buckets=BOUNDS, registry=theirs)
     for task in ("a", 'b "quoted"'):
+        bulk.observe(task, AMOUNTS[:3])
+        bulk.observe(task, AMOUNTS[3:])
         for amount in AMOUNTS:
-            bulk.observe(task, amount)
             one.labels(task).observe(amount)
     said = [
         line for line in generate_latest(theirs).decode().splitlines() if "_created" not in line

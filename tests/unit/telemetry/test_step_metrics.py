@@ -5,12 +5,15 @@ from typing import Any
 import pytest
 
 from processor.contract.events import EventKind
+from processor.contract.flow import FlowStatus
 from processor.contract.steps import StepStatus
 from processor.contract.values import instant
+from processor.domain.decide_steps import LEASE_EXPIRED
+from processor.domain.facts import Fact
 from processor.domain.step import ManagedStep
-from processor.engine.batch import StepEvent
+from processor.engine.batch import StepTally
 from processor.telemetry.metrics import Metrics
-from processor.telemetry.step_metrics import LEASE_EXPIRED, OTHERS, TASKS_MAX
+from processor.telemetry.step_metrics import OTHERS, TASKS_MAX
 from tests.unit.adapters.sqlite.tables import NOON_MS, managed_row
 
 
@@ -43,7 +46,12 @@ def observe(
     after: ManagedStep,
     reason: str | None = None,
 ) -> None:
-    metrics.steps.observe([StepEvent(kind, was, after, reason)])
+    tally = StepTally()
+    payload = {"reason": reason}
+    tally.add(
+        Fact(kind, after.flow_id, after.updated_at, 1, FlowStatus.RUNNING, payload), was, after
+    )
+    metrics.steps.observe(tally)
 
 
 def test_a_start_counts_from_the_first_offer_of_its_attempt(metrics: Metrics) -> None:
