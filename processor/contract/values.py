@@ -30,6 +30,8 @@ ERRORS_MAX: Final = 20
 """How many problems an `invalid_command` outcome lists."""
 EVENTS_PER_PARTITION: Final = 2**40
 """Event ids of partition p are p * 2**40 + 1, + 2, …"""
+PARTITIONS_MAX: Final = (INTEGER_MAX + 1) // EVENTS_PER_PARTITION
+"""8192: event ids of more would exceed INTEGER_MAX."""
 
 UUID_PATTERN: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 INSTANT_PATTERN: Final = (

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from processor.contract.topics import Topics
+from processor.contract.values import PARTITIONS_MAX
 from processor.settings.values import (
     DAY_MS,
     HOUR_MS,
@@ -71,7 +72,7 @@ class Settings(BaseSettings):
     """Where the brokers are."""
     topic_prefix: Annotated[str, name_pattern(PREFIX_MAX), name_words(PREFIX_MAX)] = "taskflow"
     """The seven topics are `{prefix}.{name}`."""
-    partitions: Annotated[int, *whole(1, 10_000)] = 4
+    partitions: Annotated[int, *whole(1, PARTITIONS_MAX)] = 4
     """Of each topic; it can never change afterwards."""
     steps_partitions: Annotated[int, *whole(1, 10_000)] = Field(
         default_factory=lambda data: data.get("partitions", 4)

@@ -96,9 +96,10 @@ def test_made_in_code_they_look_at_no_environment(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("PARTITIONS", "0", "a whole number of 1 to 10000"),
-        ("PARTITIONS", "four", "a whole number of 1 to 10000"),
-        ("PARTITIONS", "4.0", "a whole number of 1 to 10000"),
+        ("PARTITIONS", "0", "a whole number of 1 to 8192"),
+        ("PARTITIONS", "four", "a whole number of 1 to 8192"),
+        ("PARTITIONS", "8193", "a whole number of 1 to 8192"),
+        ("PARTITIONS", "4.0", "a whole number of 1 to 8192"),
         ("FLOW_STEPS_MAX", "1_0", "a whole number of 1 to 1000000"),
         ("BOOTSTRAP_SERVERS", "localhost", "addresses host:port"),
         ("BOOTSTRAP_SERVERS", "a:1,", "addresses host:port"),

@@ -92,7 +92,7 @@ def test_a_bad_setting_is_code_2_and_one_sentence(
     assert main(["topics", "check"]) == WRONG_USE
 
     assert capsys.readouterr().err == (
-        "TASKFLOW_PARTITIONS is 'many', but must be a whole number of 1 to 10000.\n"
+        "TASKFLOW_PARTITIONS is 'many', but must be a whole number of 1 to 8192.\n"
     )
 
 
