@@ -46,7 +46,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
                 request.url.copy_with(host=address),
                 headers=request.headers,
                 stream=request.stream,
-                extensions={**request.extensions, "sni_hostname": request.url.host},
+                extensions={**request.extensions, "sni_hostname": _dns_name(request.url)},
             )
             try:
                 return await self._transport.handle_async_request(pinned)
@@ -64,7 +64,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         try:
             async with asyncio.timeout(RESOLVE_TIMEOUT_S):
                 found = await asyncio.get_running_loop().getaddrinfo(
-                    url.host, port, type=socket.SOCK_STREAM
+                    _dns_name(url), port, type=socket.SOCK_STREAM
                 )
         except TimeoutError as error:
             raise httpx.ConnectTimeout("its name did not resolve", request=request) from error
@@ -76,3 +76,9 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             if not await self._url_validator(f"{url.scheme}://{literal}:{port}"):
                 raise AddressRefused(f"{url.host} is at {address}", request=request)
         return addresses
+
+
+def _dns_name(url: httpx.URL) -> str:
+    """The host as `Host` names it. Python would encode other letters by IDNA 2003: `straße.de`
+    as another host."""
+    return url.raw_host.decode("ascii")

@@ -92,6 +92,19 @@ async def test_an_address_that_is_down_is_followed_by_the_next(
         await post(WebhookTransport(transport=Connections(OTHER, PUBLIC)))
 
 
+async def test_a_name_is_resolved_and_certified_as_dns_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python would resolve `straße.example` by IDNA 2003, as `strasse.example`: another host."""
+    resolver, connections = Resolver(monkeypatch, [PUBLIC]), Connections()
+    url = "https://straße.example/a2a"
+    assert await post(WebhookTransport(transport=connections), url) == 204
+    (request,) = connections.requests
+    host = "xn--strae-oqa.example"
+    assert request.headers["host"] == host
+    assert (resolver.asked, request.extensions["sni_hostname"]) == ([host], host)
+
+
 @asynccontextmanager
 async def webhook(ca: trustme.CA, name: str, taken: list[bytes]) -> AsyncIterator[int]:
     """A server with a certificate for `name`, on a port of 127.0.0.1."""
