@@ -1,5 +1,6 @@
 """Push notifications: each configuration is a flow, its delivery a managed step."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ DELIVERY: Final = "deliver"
 LEASE_MS: Final = 60_000
 ATTEMPTS_MAX: Final = 100
 TIMEOUT_S: Final = 20.0
+"""Of one call, from the look-up of its host to the status of its response."""
 _REFUSED: Final = "the URL is not one that this server may call"
 _LIVE_FLOWS: Final = frozenset({FlowStatus.CREATED, FlowStatus.RUNNING, FlowStatus.WAITING})
 
@@ -234,12 +236,17 @@ class PushDeliveries:
             headers["Authorization"] = f"{scheme} {credentials}"
         host = httpx.URL(config.url).host
         try:
-            response = await self._client.post(
-                config.url, json=body, headers=headers, timeout=TIMEOUT_S
-            )
+            # httpx bounds each read, and not all of them; and a body may have no end.
+            async with (
+                asyncio.timeout(TIMEOUT_S),
+                self._client.stream(
+                    "POST", config.url, json=body, headers=headers, timeout=TIMEOUT_S
+                ) as response,
+            ):
+                pass
         except AddressRefused:
             raise GiveUp(_REFUSED) from None
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, TimeoutError, ValueError) as error:
             raise WebhookFailed(f"{host}: {type(error).__name__}") from None
         if not response.is_success:
             raise WebhookFailed(f"{host} responded {response.status_code}")

@@ -22,6 +22,7 @@ from a2a.utils.errors import InvalidParamsError
 from cryptography.fernet import Fernet
 
 from processor.a2a import FlowAgent, PushOptions, flow_agent
+from processor.a2a.push import TIMEOUT_S
 from processor.contract import Flow, Outcome
 from processor.contract.events import StepFailedPayload, StepRetriedPayload
 from processor.testing.fake.taskflow import TaskflowFake
@@ -31,6 +32,16 @@ from tests.support.machine import patience
 ALICE = caller()
 KEY = Fernet.generate_key()
 URL = "https://hooks.example/a2a"
+
+
+class Body(httpx.AsyncByteStream):
+    """What a webhook says beyond its status."""
+
+    chunks_read = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.chunks_read += 1
+        yield b"thanks"
 
 
 class Webhook(httpx.AsyncBaseTransport):
@@ -43,6 +54,7 @@ class Webhook(httpx.AsyncBaseTransport):
         self.open = asyncio.Event()
         """Cleared while it keeps its callers waiting."""
         self.open.set()
+        self.body = Body()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         await self.open.wait()
@@ -50,7 +62,7 @@ class Webhook(httpx.AsyncBaseTransport):
         if status == 204:
             self.taken.append(what(json.loads(request.content)))
             self.headers = request.headers
-        return httpx.Response(status, request=request)
+        return httpx.Response(status, request=request, stream=self.body)
 
 
 def what(body: dict[str, Any]) -> str:
@@ -140,6 +152,37 @@ async def test_a_webhook_that_is_slower_than_the_agent_misses_no_event(
     assert webhook.taken == words
     payloads = (event.payload_json for event in taskflow_fake.events())
     assert not any(isinstance(one, StepRetriedPayload) for one in payloads)
+
+
+async def test_of_a_response_only_the_status_is_read(
+    taskflow_fake: TaskflowFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A webhook may be anybody's, and its body without end."""
+    monkeypatch.setattr(flow_agent, "DRAIN_TIMEOUT_S", 0.0)  # the webhook's run does not end
+    webhook = Webhook()
+    async with replica(taskflow_fake, webhook) as agent:
+        await asked(agent, CONFIG)
+        await taskflow_fake.advance(timedelta(seconds=5))
+    assert webhook.taken == ["WORKING", "a", "INPUT_REQUIRED"]
+    assert webhook.body.chunks_read == 0
+
+
+async def test_a_webhook_that_does_not_respond_is_called_again(
+    taskflow_fake: TaskflowFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it spends the time: httpx bounds each read, and not all of them."""
+    monkeypatch.setattr(flow_agent, "DRAIN_TIMEOUT_S", 0.0)  # the webhook's run does not end
+    webhook = Webhook()
+    webhook.open.clear()
+    async with replica(taskflow_fake, webhook) as agent:
+        await asked(agent, CONFIG)
+        await taskflow_fake.advance(timedelta(seconds=TIMEOUT_S + 1))
+        webhook.open.set()
+        await taskflow_fake.advance(timedelta(minutes=1))
+    assert webhook.taken == ["WORKING", "a", "INPUT_REQUIRED"]
+    payloads = (event.payload_json for event in taskflow_fake.events())
+    reasons = [one.reason for one in payloads if isinstance(one, StepRetriedPayload)]
+    assert reasons == ["WebhookFailed: hooks.example: TimeoutError"]
 
 
 async def test_configurations_are_their_owners_and_can_be_taken_back(
