@@ -237,9 +237,7 @@ class Settings(BaseSettings):
     # Tuning
     batch_max_records: Annotated[int, *whole(1, 100_000)] = 1500
     """Of one partition, decided in one transaction. Larger ones take more memory."""
-    flow_cache_bytes: Annotated[
-        int, Field(ge=1024 * 1024), Expected("a whole number of at least 1048576")
-    ] = 128 * 1024 * 1024
+    flow_cache_bytes: Annotated[int, *whole(1024 * 1024)] = 128 * 1024 * 1024
     """Memory of a worker for flows that are not in a batch."""
     commit_timeout_ms: Annotated[DurationMs, *between("1s", "10m")] = 10 * SECOND_MS
     """A transaction that takes longer is given up, and its partition taken over again."""

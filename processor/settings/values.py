@@ -168,11 +168,12 @@ def as_whole_number(value: object) -> object:
     return value
 
 
-def whole(low: int, high: int) -> tuple[Any, Any, Expected]:
+def whole(low: int, high: int | None = None) -> tuple[Any, Any, Expected]:
+    limits = f"{low} to {high}" if high is not None else f"at least {low}"
     return (
         BeforeValidator(as_whole_number),
         Field(ge=low, le=high),
-        Expected(f"a whole number of {low} to {high}"),
+        Expected(f"a whole number of {limits}"),
     )
 
 

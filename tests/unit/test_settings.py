@@ -101,6 +101,7 @@ def test_made_in_code_they_look_at_no_environment(monkeypatch: pytest.MonkeyPatc
         ("PARTITIONS", "8193", "a whole number of 1 to 8192"),
         ("PARTITIONS", "4.0", "a whole number of 1 to 8192"),
         ("FLOW_STEPS_MAX", "1_0", "a whole number of 1 to 1000000"),
+        ("FLOW_CACHE_BYTES", "2_000_000", "a whole number of at least 1048576"),
         ("BOOTSTRAP_SERVERS", "localhost", "addresses host:port"),
         ("BOOTSTRAP_SERVERS", "a:1,", "addresses host:port"),
         ("BOOTSTRAP_SERVERS", "a:70000", "addresses host:port"),
