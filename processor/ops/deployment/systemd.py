@@ -27,8 +27,9 @@ OF_ONE: Final = {
     "_VIEWS_": frozenset({Component.VIEWS}),
     "_OUTBOX_": frozenset({Component.OUTBOX}),
     "_SINK_": frozenset[Component](),
+    "_MCP_": frozenset[Component](),
 }
-"""Credentials of one service, by what is in their variables; none is the sink's unit."""
+"""Credentials of one service, by what is in their variables; sinks and MCP servers have no unit."""
 OWN_FILES: Final = frozenset({"TASKFLOW_SASL_OAUTH_TOKEN_FILE", "TASKFLOW_SASL_USERNAME"})
 """Passed on as they are. A token changes while the service runs, which reads the file itself."""
 ADDRESSES: Final = (

@@ -22,6 +22,7 @@ ENVIRON = {
     "TASKFLOW_SSL_CAFILE": "/etc/taskflow/ca.crt",
     "TASKFLOW_VIEWS_READ_TOKEN_FILE": "/etc/taskflow/read-token",
     "TASKFLOW_OUTBOX_DSN_FILE": "/etc/taskflow/dsn",
+    "TASKFLOW_MCP_TOKEN_FILE": "/etc/taskflow/mcp-token",
     "TASKFLOW_HTTP": "0.0.0.0:8900",
     "PATH": "/usr/bin",
 }
@@ -35,6 +36,7 @@ def machine(
         {name: value for name, value in ENVIRON.items() if name.startswith("TASKFLOW_")}
         | {"TASKFLOW_SASL_PASSWORD_FILE": "", "TASKFLOW_SASL_PASSWORD": "unknown here"}
         | {"TASKFLOW_VIEWS_READ_TOKEN_FILE": "", "TASKFLOW_OUTBOX_DSN_FILE": ""}
+        | {"TASKFLOW_MCP_TOKEN_FILE": ""}
     )
     return Machine("shop", settings, ENVIRON, PurePath(program), processes, **services)
 
