@@ -113,7 +113,9 @@ class OutboxExchange:
         self._failed.cancel()
         await self._producer.close()
         await self._reader.close()
-        self._metrics.in_flight.set(0)
+        # The rows may be another relay's now.
+        for gauge in (self._metrics.in_flight, self._metrics.pending, self._metrics.oldest_seconds):
+            gauge.set(0)
 
     async def resume(self, partitions: int) -> None:
         """Read the outcomes of rows that were sent before, and send those without one again.
