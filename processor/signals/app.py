@@ -21,7 +21,7 @@ from processor.runtime import end_tasks
 from processor.settings import Settings
 from processor.signals.deliveries import Deliveries
 from processor.signals.folds import MatchFold, SignalIntake, WaitIntake
-from processor.signals.matcher import Delivery
+from processor.signals.matcher import Delivery, Matcher
 from processor.signals.metrics import SignalMetrics
 from processor.signals.partition import Chunk, Fold, SourcePartition
 from processor.signals.transport import RestoredConsumer, RestoredTransport
@@ -98,6 +98,11 @@ class SignalsApp(faust.App):
             raw = self.topic(topic, key_type=bytes, value_type=bytes, **RAW)
             self.agent(raw, name=name)(self._fold)
         self.timer(MEASURED_EVERY_S)(self._measure)
+        metrics.early.set_function(lambda: sum(one.early for one in self._matchers()))
+        metrics.open.set_function(lambda: sum(one.open for one in self._matchers()))
+        metrics.pending.set_function(
+            lambda: sum(deliveries.pending for deliveries in self._deliveries.values())
+        )
 
     @property
     def _sources(self) -> dict[str, str]:
@@ -135,6 +140,7 @@ class SignalsApp(faust.App):
             await end_tasks(self._ticking)
         for tp in list(self._partitions):
             await self._give_up(tp)
+        self.metrics_.lag.clear()
 
     def fail(self, error: BaseException) -> None:
         """Note `error` and end the application; the service starts a new one."""
@@ -241,11 +247,11 @@ class SignalsApp(faust.App):
             return
         assert isinstance(partition.fold, MatchFold)
         deliveries.update(partition.fold.matcher.deliveries())
-        matchers = [
+
+    def _matchers(self) -> list[Matcher]:
+        return [
             one.fold.matcher for one in self._partitions.values() if isinstance(one.fold, MatchFold)
         ]
-        self.metrics_.early.set(sum(one.early for one in matchers))
-        self.metrics_.open.set(sum(one.open for one in matchers))
 
     async def _refuse(self, tp: TP, delivery: Delivery, why: str) -> None:
         partition = self._partitions.get(tp)
@@ -267,7 +273,7 @@ class SignalsApp(faust.App):
     # Time
 
     async def _measure(self) -> None:
-        """Update the metrics of what is behind, unless partitions change hands."""
+        """Update the metric of what is behind, unless partitions change hands."""
         consumer = self.consumer
         assert isinstance(consumer, RestoredConsumer)
         if not self.assigned:
@@ -276,7 +282,6 @@ class SignalsApp(faust.App):
             levels = await consumer.levels()
         except KafkaError:
             return  # a partition was revoked meanwhile
-        self.metrics_.pending.set(sum(one.pending for one in self._deliveries.values()))
         names = {topic: name for name, topic in self._sources.items()}
         self.metrics_.lag.clear()
         for tp, partition in self._partitions.items():
