@@ -1,6 +1,7 @@
 """The outbox relay's metrics for Prometheus."""
 
-from processor.telemetry.exposition import Exposed
+from processor.outbox.rows import UNKNOWN
+from processor.telemetry.exposition import Exposed, begin_at_zero
 
 
 class OutboxMetrics(Exposed):
@@ -14,6 +15,7 @@ class OutboxMetrics(Exposed):
         self.outcomes = self.counter(
             "taskflow_outbox_outcomes", "Outcomes written into rows", "verdict"
         )
+        begin_at_zero(self.outcomes, UNKNOWN)
         self.renewed = self.counter(
             "taskflow_outbox_renewed",
             "Rows that reached Kafka too late and are sent again under a new command id",

@@ -1,6 +1,7 @@
 """The metrics of `taskflow signals` for Prometheus."""
 
-from processor.telemetry.exposition import Exposed
+from processor.contract.signals import INVALID, UNCLAIMED, UNDELIVERABLE
+from processor.telemetry.exposition import Exposed, begin_at_zero
 
 
 class SignalMetrics(Exposed):
@@ -20,6 +21,8 @@ class SignalMetrics(Exposed):
         self.dead_letters = self.counter(
             "taskflow_signals_dead_letters", "Signals that became dead letters, by code", "code"
         )
+        for code in (UNCLAIMED, UNDELIVERABLE, INVALID):
+            begin_at_zero(self.dead_letters, code)
         self.delivery_seconds = self.histogram(
             "taskflow_signals_delivery_seconds",
             "From the broker's append of a signal, or of the wait if that came later, until the "

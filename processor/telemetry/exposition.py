@@ -12,6 +12,12 @@ LATENCY_BUCKETS_S: Final = (
 SIZE_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
+def begin_at_zero(counter: Counter, *labels: str) -> None:
+    """Show a series as 0 from now on: of one that begins with 1, Prometheus sees no increase, and
+    an alert that waits for the first time does not ring."""
+    counter.labels(*labels)
+
+
 class Exposed:
     """Metrics in a registry of their own; each is made with its name, its help and its labels."""
 

@@ -6,9 +6,13 @@ from typing import Final
 
 from prometheus_client import Gauge
 
-from processor.telemetry.exposition import SIZE_BUCKETS, Exposed
+from processor.contract.commands import MODELS
+from processor.contract.outcomes import QUARANTINE, Verdict
+from processor.telemetry.exposition import SIZE_BUCKETS, Exposed, begin_at_zero
 from processor.telemetry.step_metrics import StepMetrics
 
+UNKNOWN_KIND: Final = "unknown"
+"""Of a record that says no kind."""
 _OWNED: Final[Mapping[str, tuple[str, str]]] = {
     "lag": ("taskflow_lag_records", "Offsets of commands and control that are not decided yet"),
     "table_bytes": ("taskflow_table_bytes", "Size of the partition's table"),
@@ -61,6 +65,9 @@ class Metrics(Exposed):
             "verdict",
             "code",
         )
+        for kind in (*MODELS, UNKNOWN_KIND):
+            for code in QUARANTINE:
+                begin_at_zero(self.commands, kind, Verdict.QUARANTINED, code)
         self.events = self.counter("taskflow_events", "FlowEvents written")
         self.batch_size = self.histogram(
             "taskflow_batch_records", "Records decided in one transaction", buckets=SIZE_BUCKETS

@@ -3,7 +3,7 @@
 from typing import Final
 
 from processor.engine.batch import StepTally
-from processor.telemetry.exposition import Exposed
+from processor.telemetry.exposition import Exposed, begin_at_zero
 
 SECONDS_BUCKETS: Final = (
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
@@ -67,6 +67,11 @@ class StepMetrics:
     def _label(self, task: str) -> str:
         if task not in self._tasks:
             if len(self._tasks) >= TASKS_MAX:
-                return OTHERS
-            self._tasks.add(task)
+                task = OTHERS
+            else:
+                self._tasks.add(task)
+            for counter in (self._leases_expired, self._used_up):
+                begin_at_zero(counter, task)
+            for event in ("started", "reoffered"):
+                begin_at_zero(self._events, task, event)
         return task

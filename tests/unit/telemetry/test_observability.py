@@ -5,6 +5,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ import yaml
 
 from processor.contract.commands import Command
 from processor.contract.outcomes import Code, Verdict
+from processor.engine.batch import StepTally
 from processor.outbox.metrics import OutboxMetrics
 from processor.outbox.rows import REFUSED, UNKNOWN
 from processor.signals.metrics import SignalMetrics
@@ -131,6 +133,29 @@ def test_a_query_asks_for_what_exists(name: str, expression: str) -> None:
 )
 def test_a_query_with_a_mistake_is_found(expression: str, problem: str) -> None:
     assert problem in " ".join(problems(expression))
+
+
+FIRSTS = [
+    (rule["alert"], name, dict(re.findall(r'(\w+)="(\w+)"', matchers)))
+    for rule in RULES
+    if rule["expr"].endswith("> 0")
+    for name, matchers in re.findall(r"increase\((\w+)({.*?})?\[", rule["expr"])
+]
+"""The alerts that ring at the first time, and what they count."""
+
+
+@pytest.mark.parametrize(("alert", "name", "wanted"), FIRSTS)
+def test_the_first_time_that_something_happens_is_an_increase(
+    alert: str, name: str, wanted: Mapping[str, str]
+) -> None:
+    """A series that begins with 1 has none for Prometheus. Those of steps begin with their task."""
+    worker, outbox, signals = Metrics(), OutboxMetrics(), SignalMetrics()
+    tally = StepTally()
+    tally.events = {("classify", "scheduled"): 1}
+    worker.steps.observe(tally)
+    families = chain(*(part.registry.collect() for part in (worker, outbox, signals)))
+    samples = [one for family in families for one in family.samples if one.name == name]
+    assert any(wanted.items() <= one.labels.items() and one.value == 0 for one in samples)
 
 
 def test_what_is_no_query_is_found() -> None:

@@ -74,15 +74,15 @@ def test_a_lapse_with_attempts_left_is_not_the_last(metrics: Metrics) -> None:
     after = step(attempt=1)
     observe(metrics, EventKind.STEP_RETRIED, step(StepStatus.RUNNING), after, LEASE_EXPIRED)
     assert figure(metrics, "taskflow_step_leases_expired_total", task="t") == 1
-    assert figure(metrics, "taskflow_step_attempts_used_up_total", task="t") is None
+    assert figure(metrics, "taskflow_step_attempts_used_up_total", task="t") == 0
 
 
 @pytest.mark.parametrize(
     ("reason", "attempt", "used_up"),
-    [("503", 3, 1), (LEASE_EXPIRED, 3, 1), ("timeout", 3, None), ("503", 2, None)],
+    [("503", 3, 1), (LEASE_EXPIRED, 3, 1), ("timeout", 3, 0), ("503", 2, 0)],
 )
 def test_only_a_last_attempt_uses_attempts_up(
-    metrics: Metrics, reason: str, attempt: int, used_up: float | None
+    metrics: Metrics, reason: str, attempt: int, used_up: float
 ) -> None:
     after = step(StepStatus.FAILED, at_ms=NOON_MS + 9_000, attempt=attempt)
     observe(metrics, EventKind.STEP_FAILED, step(StepStatus.RUNNING), after, reason)
