@@ -60,7 +60,6 @@ def pytest_configure(config: pytest.Config) -> None:
     are told.
     """
     os.environ[machine.VARIABLE] = f"{machine.slowness():.2f}"
-    gc.disable()  # until all is collected
     config.option.timeout = machine.patience(
         float(config.getoption("timeout") or config.getini("timeout"))
     )
@@ -68,6 +67,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> str:
     return f"deadlines are those of a quiet machine, times {machine.slowness():.2f}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """All modules and tests stay: Python's collector looks at them neither meanwhile nor later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -110,9 +120,6 @@ def process_of(config: pytest.Config) -> tuple[int, int]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # What is there now stays: the collector need not look at it, neither meanwhile nor later.
-    gc.freeze()
-    gc.enable()
     for item in items:
         marker = item.get_closest_marker("timeout")
         if marker is not None:
