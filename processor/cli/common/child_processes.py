@@ -16,7 +16,7 @@ import aiohttp
 
 from processor.cli.common.service_address import views_url
 from processor.client.http.views_client import read_headers
-from processor.runtime import end_tasks
+from processor.runtime import CLEAN_UP_S, end_tasks
 from processor.settings import PREFIX, Settings
 
 READY_TIMEOUT_S: Final = 60.0
@@ -186,7 +186,7 @@ async def _kept_running(
             keeping.result()
         yield started.result()
     finally:
-        await end_tasks(keeping)
+        await end_tasks(keeping, again_s=CLEAN_UP_S)
 
 
 @asynccontextmanager
@@ -225,9 +225,11 @@ async def _started(
     finally:
         with suppress(ProcessLookupError):
             process.terminate()
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
+        with suppress(TimeoutError):
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await process.wait()
+            finally:  # whoever is cancelled once more waits no longer, and leaves nothing behind
+                with suppress(ProcessLookupError):
+                    process.kill()
                 await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()

@@ -47,7 +47,7 @@ from processor.client.http.views_client import asking
 from processor.embedded.broker import embedded_broker, free_port
 from processor.embedded.keeper import GIVE_UP_AT, kept_running
 from processor.errors import TaskflowError, install_line
-from processor.runtime import end_tasks, unless_stopped
+from processor.runtime import CLEAN_UP_S, end_tasks, unless_stopped
 from processor.settings import Address, Settings
 
 
@@ -225,7 +225,7 @@ async def _together(stories: Sequence[Any]) -> list[Any]:
             task.result()
         return [task.result() for task in tasks]
     finally:
-        await end_tasks(*tasks)
+        await end_tasks(*tasks, again_s=CLEAN_UP_S)
 
 
 async def _unless_ended(what: str, child: ChildProcess, work: Any) -> None:
@@ -242,4 +242,4 @@ async def _unless_ended(what: str, child: ChildProcess, work: Any) -> None:
             raise
         raise DemoFailed(f"{error} The {what}'s last words:\n{child.last_words()}") from error
     finally:
-        await end_tasks(working, ending)
+        await end_tasks(working, ending, again_s=CLEAN_UP_S)
