@@ -16,7 +16,6 @@ from unittest import mock
 import pytest
 
 from processor.adapters.kafka.consumer.commit_coalescer import CommitCoalescer
-from processor.adapters.kafka.consumer.group_consumer import KafkaGroupConsumer
 from processor.adapters.kafka.producer import transactional_producer
 from processor.adapters.kafka.producer.forwarder import PlainForwarder
 from processor.adapters.kafka.producer.transactional_producer import KafkaTransactionalProducer
@@ -34,6 +33,7 @@ from processor.telemetry.metrics import Metrics
 from processor.worker import supervisor
 from processor.worker import worker as worker_module
 from processor.worker.worker import Worker
+from tests.support.unconnected import unconnected_consumer
 
 ITERATIONS = 6
 """How far apart result and cancellation come at most, in iterations of the event loop."""
@@ -137,15 +137,7 @@ async def proof_of_membership() -> Waits:
 async def group_consumer_stop() -> Waits:
     """The offsets for lag tools are being committed when the consumer is stopped."""
     awaited = Awaited()
-    consumer = KafkaGroupConsumer(
-        {"bootstrap_servers": "127.0.0.1:1"},
-        Topics(),
-        group_id="g",
-        instance_id=None,
-        session_timeout_ms=3_000,
-        on_assigned=lambda _: None,
-        on_revoked=lambda: None,
-    )
+    consumer = unconnected_consumer()
     consumer._consumer._closed = True  # never started; it would complain
     consumer._consumer.commit = awaited
 

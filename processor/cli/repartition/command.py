@@ -10,6 +10,7 @@ from processor.cli.common.runner import settings_and_logs
 
 
 def repartition(
+    # At most contract.values.PARTITIONS_MAX, whose module takes too long to import for --help.
     to: int = typer.Option(..., "--to", min=1, max=8192, help="How many partitions the copy has."),
     prefix: str = typer.Option(..., "--prefix", help="The topic prefix of the copy."),
     carry_undecided: bool = typer.Option(

@@ -12,6 +12,7 @@ from a2a.types import (
     CancelTaskRequest,
     GetTaskRequest,
     ListTasksRequest,
+    Message,
     SendMessageRequest,
     SubscribeToTaskRequest,
     Task,
@@ -52,6 +53,18 @@ async def sent(replica: FlowAgent, text: str, *, task_id: str = "") -> Task:
     result = await replica.handler.on_message_send(request(text, task_id=task_id), ALICE)
     assert isinstance(result, Task)
     return result
+
+
+async def submit(agent: FlowAgent, message: Message) -> Task:
+    """Save its task, as a replica does that is killed right after it."""
+    task = Task(
+        id=message.task_id,
+        context_id="c",
+        status=TaskStatus(state=TaskState.TASK_STATE_SUBMITTED),
+        history=[message],
+    )
+    await agent.store.save(task, prev_version=TaskVersion.MISSING, context=ALICE)
+    return task
 
 
 @pytest.mark.parametrize(
@@ -311,14 +324,7 @@ async def test_a_run_whose_process_is_gone_is_made_again_elsewhere(
 async def test_a_message_that_nobody_was_to_work_on_is_found(taskflow_fake: TaskflowFake) -> None:
     async with replica(taskflow_fake, WordsAgent()) as agent:
         message = user_message("a done", task_id="6f1f3a52-0000-4000-8000-000000000002")
-        task = Task(
-            id=message.task_id,
-            context_id="c",
-            status=TaskStatus(state=TaskState.TASK_STATE_SUBMITTED),
-            history=[message],
-        )
-        # As by a replica that is killed right after it.
-        await agent.store.save(task, prev_version=TaskVersion.MISSING, context=ALICE)
+        task = await submit(agent, message)
         await taskflow_fake.advance(timedelta(seconds=5))
         found = await agent.handler.on_get_task(GetTaskRequest(id=task.id), ALICE)
     assert found is not None
@@ -374,13 +380,7 @@ async def test_a_flow_that_cannot_be_moved_leaves_the_others_their_keeper(
         keeping = asyncio.create_task(keeper.run())
         for nth in range(2):
             message = user_message("a done", task_id=f"6f1f3a52-0000-4000-8000-00000000000{nth}")
-            task = Task(
-                id=message.task_id,
-                context_id="c",
-                status=TaskStatus(state=TaskState.TASK_STATE_SUBMITTED),
-                history=[message],
-            )
-            await agent.store.save(task, prev_version=TaskVersion.MISSING, context=ALICE)
+            await submit(agent, message)
         await taskflow_fake.advance(timedelta(seconds=5))
         assert not keeping.done()
         await end_tasks(keeping)

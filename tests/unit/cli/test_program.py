@@ -11,6 +11,7 @@ from processor.cli.main import DONE, REFUSED, UNREACHABLE, WRONG_USE, exit_code,
 from processor.cli.send.pipeline import accepted
 from processor.cli.tail import as_text
 from processor.contract.outcomes import Outcome
+from processor.contract.values import PARTITIONS_MAX
 from processor.errors import TaskflowError
 from processor.settings import VARIABLES, BadSetting, Settings
 
@@ -94,6 +95,17 @@ def test_a_bad_setting_is_code_2_and_one_sentence(
     assert capsys.readouterr().err == (
         "TASKFLOW_PARTITIONS is 'many', but must be a whole number of 1 to 8192.\n"
     )
+
+
+def test_a_copy_has_no_more_partitions_than_a_deployment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = ["repartition", "--prefix", "copy", "--dry-run", "--to"]
+
+    assert main([*copy, str(PARTITIONS_MAX + 1)]) == WRONG_USE
+
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert f"less than or equal to {PARTITIONS_MAX}" in said
 
 
 @pytest.mark.parametrize(

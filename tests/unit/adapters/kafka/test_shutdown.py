@@ -11,11 +11,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import ProducerClosed, ProducerFenced
 
 from processor.adapters.kafka import shutdown
-from processor.adapters.kafka.consumer.group_consumer import KafkaGroupConsumer
 from processor.adapters.kafka.internals import fail_unsent, quiet_failures
 from processor.adapters.kafka.reader.log_reader import KafkaLogReader, LogReaders
-from processor.contract.topics import Topics
 from tests.support.machine import patience
+from tests.support.unconnected import NOWHERE, unconnected_consumer
 
 TP = TopicPartition("anywhere", 0)
 
@@ -76,7 +75,6 @@ async def test_a_fenced_producer_fails_for_who_waits_and_for_nobody_else(waits_f
     assert complaints == []
 
 
-NOWHERE = {"bootstrap_servers": "127.0.0.1:1"}
 Closes = tuple[Callable[[], Awaitable[None]], list[AIOKafkaConsumer]]
 
 
@@ -94,15 +92,7 @@ def log_reader() -> Closes:
 
 
 def group_consumer() -> Closes:
-    member = KafkaGroupConsumer(
-        NOWHERE,
-        Topics(),
-        group_id="g",
-        instance_id=None,
-        session_timeout_ms=3_000,
-        on_assigned=lambda _: None,
-        on_revoked=lambda: None,
-    )
+    member = unconnected_consumer()
     return lambda: member.stop(timeout_s=patience(5)), [member._consumer, *two_of(member._ends)]
 
 

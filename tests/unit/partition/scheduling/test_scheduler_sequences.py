@@ -7,9 +7,8 @@ table and the owner's loop.
 
 import json
 import random
-from collections.abc import Coroutine
 from itertools import count
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -24,6 +23,7 @@ from processor.partition.scheduling.step_timers import Commands
 from processor.telemetry.metrics import Metrics
 from processor.testing.memory.record import Appended
 from tests.support.builders import NOON, document, timer
+from tests.support.checked_deployment import without_a_loop
 from tests.support.partition import Partition
 from tests.unit.commands import flow_id
 
@@ -38,18 +38,6 @@ AHEAD_MS = (1, 1_000, 1_000, 31_000)
 OTHER_KINDS = ("resume", "finish", "cancel", "request_cancel", "start_running")
 PAST_MS = (0, 0, 1, 1_000, 1_000, 31_000)
 ROUNDS = 150
-
-T = TypeVar("T")
-
-
-def at_once(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` answers; there is nothing that it waits for."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        ledger_entry: T = done.value
-        return ledger_entry
-    raise AssertionError("it waits for something")
 
 
 def over_ms(flow: Any) -> int | None:
@@ -125,7 +113,7 @@ class Sequence:
             metrics=self.metrics,
             new_id=lambda: str(UUID(int=next(numbers))),
         )
-        at_once(self.scheduler.begin(self.table_port, 0))
+        without_a_loop(self.scheduler.begin(self.table_port, 0))
 
     # What others do
 
@@ -211,7 +199,9 @@ class Sequence:
         for topic in self.ends:
             if some := [r for r in records if r.topic == f"taskflow.{topic}"]:
                 errands.observe(some[-1].timestamp, self.at_s)
-        due = at_once(errands.due(self.table_port, self.control_done, self.commands, self.at_s))
+        due = without_a_loop(
+            errands.due(self.table_port, self.control_done, self.commands, self.at_s)
+        )
         if not records and not due:
             if errands.asks_the_time(self.at_s):
                 errands.observe(self.broker_ms, self.at_s)
@@ -257,7 +247,7 @@ class Sequence:
         assert len(under_way["prune"]) <= STEP_MAX or not sent
 
     def another_takes_over(self) -> None:
-        at_once(self.scheduler.begin(self.table_port, self.ends["control"]))
+        without_a_loop(self.scheduler.begin(self.table_port, self.ends["control"]))
 
     def until_nothing_is_left(self) -> None:
         for _ in range(400):
