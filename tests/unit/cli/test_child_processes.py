@@ -23,6 +23,9 @@ async def test_a_child_that_cannot_end_is_killed_when_its_user_is_cancelled_agai
     using = asyncio.create_task(use())
     child: ChildProcess = await started
     os.kill(child.process.pid, signal.SIGSTOP)
+    # As long as it runs, SIGTERM may reach it before the stop does.
+    stopped = os.WSTOPPED | os.WNOWAIT
+    await asyncio.to_thread(os.waitid, os.P_PID, child.process.pid, stopped)
     await end_tasks(using, again_s=0.1)
 
     assert child.process.returncode == -signal.SIGKILL
