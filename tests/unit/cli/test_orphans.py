@@ -7,10 +7,16 @@ import sys
 from tests.support.machine import patience
 
 HANGS = """
-import asyncio
+import asyncio, threading, types
 from processor.cli.common import runner
 
-runner.ORPHAN_MAX_S = 0.2
+told = threading.Event()
+
+def sleep(seconds):
+    assert seconds == runner.ORPHAN_MAX_S
+    told.wait()
+
+runner.time = types.SimpleNamespace(sleep=sleep)
 
 async def serve():
     stop = asyncio.Event()
@@ -18,6 +24,7 @@ async def serve():
     print("started", flush=True)
     await stop.wait()
     print("told to stop", flush=True)
+    told.set()
     await asyncio.Event().wait()
 
 asyncio.run(serve())
@@ -25,7 +32,7 @@ asyncio.run(serve())
 
 
 def test_an_orphan_that_does_not_end_is_killed() -> None:
-    """Its parent would have done it."""
+    """Its parent would have done it. The time that it has passes once it was told to stop."""
     with subprocess.Popen(
         [sys.executable, "-c", HANGS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as orphan:
