@@ -87,6 +87,8 @@ class TaskListener(ClientExtension):
 
     def __init__(self) -> None:
         self.tasks: list[dict[str, Any]] = []
+        self.began = asyncio.Event()
+        """Set once one has come: from then on no change is missed."""
         self.ended = asyncio.Event()
         """Set once one of them has ended."""
 
@@ -94,6 +96,7 @@ class TaskListener(ClientExtension):
         async def came(params: TaskNotificationParams) -> None:
             task = params.model_dump(by_alias=True, exclude_unset=True)
             self.tasks.append(task)
+            self.began.set()
             if task["status"] in ("completed", "failed", "cancelled"):
                 self.ended.set()
 

@@ -291,8 +291,10 @@ async def test_who_listens_gets_each_change_as_a_whole_task(
     async with mcp_client(tmp_path, taskflow_fake, extension=listener, tools=[CONVERT]) as client:
         task_id = (await called(client, "convert", {"file": "abc"}))["taskId"]
         listening = asyncio.create_task(listener.listen(client, task_id, str(uuid4())))
-        async with executor(convert), asyncio.timeout(patience(20)):
-            await listener.ended.wait()
+        async with asyncio.timeout(patience(20)):
+            await listener.began.wait()
+            async with executor(convert):
+                await listener.ended.wait()
         shown = await gotten(client, task_id)
         await end_tasks(listening)
 
