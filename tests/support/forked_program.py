@@ -172,14 +172,14 @@ def _serve(calls: IO[str], results: IO[str]) -> None:
     gc.collect()
     gc.freeze()
     children: dict[int, str] = {}
-    signal.signal(signal.SIGCHLD, lambda *_: _reap(children))
+    signal.signal(signal.SIGCHLD, lambda *_: reap(children))
     for line in calls:
         call = json.loads(line)
         if "log" in call:
             code = call.pop("code")
             pid = _start(**call)
             children[pid] = code
-            _reap(children)
+            reap(children)
             result = {"pid": pid}
         else:
             result = _call(**call)
@@ -187,10 +187,14 @@ def _serve(calls: IO[str], results: IO[str]) -> None:
         results.flush()
 
 
-def _reap(children: dict[int, str]) -> None:
-    """Tell the exit codes of those that have ended."""
+def reap(children: dict[int, str]) -> None:
+    """Write the exit codes of those that have ended. The signal of one may come amid the loop for
+    another: the inner call then reaps both."""
     for pid, path in [*children.items()]:
-        ended, status = os.waitpid(pid, os.WNOHANG)
+        try:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            continue
         if ended and children.pop(pid, ""):
             Path(f"{path}.new").write_text(str(os.waitstatus_to_exitcode(status)), "ascii")
             Path(f"{path}.new").rename(path)
