@@ -16,6 +16,7 @@ from processor.cli.main import main
 from processor.client import FlowClient
 from processor.settings import VARIABLES, Settings
 from tests.support.forked_program import NO_VIEWS
+from tests.support.machine import patience
 from tests.support.worker import running_worker
 
 
@@ -81,13 +82,13 @@ def child_worker(settings: Settings) -> Iterator[None]:
     thread = threading.Thread(target=run, name="worker beside")
     thread.start()
     try:
-        ready.wait(60)
+        assert ready.wait(patience(60)), "the worker is not ready"
         if not errors:
             yield
     finally:
         if loops and not loops[0].is_closed():
             loops[0].call_soon_threadsafe(stop.set)
-        thread.join(60)
+        thread.join(patience(60))
     if errors:
         raise errors[0]
 

@@ -13,6 +13,8 @@ from typing import Final
 import asyncpg
 import pytest
 
+from tests.support.machine import patience
+
 _DEBIAN: Final = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 """Not on the path: several versions may be installed."""
 OPTIONS: Final = ("listen_addresses=", "fsync=off", "full_page_writes=off", "shared_buffers=32MB")
@@ -66,7 +68,8 @@ class PostgresServer:
         self._control("-m", "immediate", "stop")
 
     def _control(self, *arguments: str) -> None:
-        self._run("pg_ctl", "-D", self._data, "-w", *arguments)
+        how = ("-D", self._data, "-w", "-t", f"{patience(60):.0f}")
+        self._run("pg_ctl", *how, *arguments)
 
     def _run(self, name: str, *arguments: str) -> None:
         path = program(name)

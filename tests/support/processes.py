@@ -95,7 +95,8 @@ class WorkerProcess:
         self.process.send_signal(signal.SIGCONT)
 
     def output(self) -> str:
-        return self.log.read_text()
+        """What it has said; the last character may be written only half."""
+        return self.log.read_text("utf-8", "replace")
 
     async def until_printed(
         self, words: str, *, times: int = 1, timeout_s: float = patience(30.0)
@@ -159,7 +160,8 @@ async def workers(
     finally:
         for worker in made:
             if worker.running:
-                worker.resume()
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    worker.resume()
                 await worker.kill()
 
 
