@@ -9,6 +9,7 @@ from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.contract.topics import Topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
+from tests.support.transactions import until_ended
 
 
 async def test_members_versions_and_an_open_transaction(
@@ -40,6 +41,7 @@ async def test_members_versions_and_an_open_transaction(
         assert (one.topic, one.partition, one.offset) == (names.audit, 1, written.offset)
         assert one.since_ms == written.timestamp
         await producer.abort_transaction()
+        await until_ended(settings, names.audit, [1])
         assert await hanging(settings, everywhere) == []
     finally:
         await producer.stop()

@@ -37,6 +37,7 @@ from processor.worker.composition import run_worker
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.proxy import END_TXN, HEARTBEAT, Fate, Proxy, proxied
+from tests.support.transactions import until_ended
 from tests.support.worker import running_worker
 from tests.unit.commands import create, update
 
@@ -95,7 +96,13 @@ def audit(settings: Settings, *values: bytes) -> dict[str, list[Outgoing]]:
     return {Topics(settings.topic_prefix).audit: [Outgoing(b"k", value, ()) for value in values]}
 
 
-async def visible(settings: Settings, topic: str = "audit") -> list[bytes]:
+async def committed(settings: Settings, topic: str = "audit") -> list[bytes]:
+    """The committed values, once no transaction is open."""
+    await until_ended(settings, f"{settings.topic_prefix}.{topic}", [0])
+    return await visible(settings, topic)
+
+
+async def visible(settings: Settings, topic: str) -> list[bytes]:
     """The committed values, up to the last stable offset."""
     name = f"{settings.topic_prefix}.{topic}"
     history = KafkaLogReader(connection_options(settings, "looking"), 0)
@@ -126,7 +133,7 @@ async def test_a_commit_as_usual_is_sent_once(settings: Settings) -> None:
             assert written.ends == {Topics(settings.topic_prefix).audit: 2 * number + 1}
             assert not writer.suspect
 
-    assert await visible(settings) == [b"0", b"1", b"2"]
+    assert await committed(settings) == [b"0", b"1", b"2"]
 
 
 @pytest.mark.parametrize("fate", [Fate.CUT, Fate.HOLD])
@@ -139,7 +146,7 @@ async def test_a_commit_that_was_sent_twice_makes_the_producer_suspect(
         await writer.write(audit(settings, b"1"))
 
         assert writer.suspect
-    assert await visible(settings) == [b"1"]
+    assert await committed(settings) == [b"1"]
 
 
 async def test_on_the_same_producer_a_late_commit_commits_half_of_the_next_transaction(
@@ -158,7 +165,7 @@ async def test_on_the_same_producer_a_late_commit_commits_half_of_the_next_trans
         response = await proxy.release()
 
         assert response[4:6] == b"\0\0"
-        assert await visible(settings) == [b"1", b"half"]
+        assert await committed(settings) == [b"1", b"half"]
 
 
 async def test_a_replaced_producer_makes_the_late_commit_harmless(
@@ -178,7 +185,7 @@ async def test_a_replaced_producer_makes_the_late_commit_harmless(
 
         assert int.from_bytes(response[4:6], "big") == 47  # INVALID_PRODUCER_EPOCH
         await producer.abort_transaction()
-        assert await visible(settings) == [b"1"]
+        assert await committed(settings) == [b"1"]
 
 
 async def test_a_commit_without_an_answer_ends_with_its_deadline_and_the_topics_tell(
@@ -193,9 +200,9 @@ async def test_a_commit_without_an_answer_ends_with_its_deadline_and_the_topics_
 
     writer.discard()
     async with started_writer(settings) as successor:
-        assert await visible(settings) == [b"1"]
+        assert await committed(settings) == [b"1"]
         await successor.write(audit(settings, b"2"))
-    assert await visible(settings) == [b"1", b"2"]
+    assert await committed(settings) == [b"1", b"2"]
 
 
 async def test_a_failed_batch_fails_the_write_although_the_commit_would_succeed(
@@ -215,9 +222,9 @@ async def test_a_failed_batch_fails_the_write_although_the_commit_would_succeed(
 
     writer.discard()
     async with started_writer(settings) as successor:
-        assert await visible(settings, "outcomes") == []
+        assert await committed(settings, "outcomes") == []
         await successor.write(audit(settings, b"after"))
-    assert await visible(settings) == [b"after"]
+    assert await committed(settings) == [b"after"]
 
 
 async def test_an_error_without_a_class_fails_the_write(settings: Settings) -> None:
@@ -243,7 +250,7 @@ async def test_starting_a_writer_ends_what_the_last_one_left_open(settings: Sett
     try:
         async with started_writer(settings) as second:
             await second.write(audit(settings, b"1"))
-            assert await visible(settings) == [b"1"]
+            assert await committed(settings) == [b"1"]
             with pytest.raises(aiokafka.errors.ProducerFenced):
                 await first._producer.send_and_wait(topics.audit, b"late", partition=0)
     finally:

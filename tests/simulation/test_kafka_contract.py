@@ -28,8 +28,9 @@ from processor.testing.memory.kafka import Transaction, TxnState
 from tests.simulation.group import GroupMember, RebalancingGroup
 from tests.simulation.kafka import HistoryKafka
 from tests.simulation.ports import Calm, SimHistory, SimWriter
+from tests.support.machine import patience
 
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = patience(60.0)
 
 
 class Cluster(Protocol):
@@ -122,7 +123,7 @@ class Real:
             self.topics,
             0,
             compression=None,
-            commit_timeout_s=10.0,
+            commit_timeout_s=patience(10.0),
         )
         self._open.callback(writer.discard)
         return writer
@@ -209,6 +210,14 @@ async def started(cluster: Cluster) -> TransactionalProducer:
 
 
 async def read(cluster: Cluster, topic: str, start: int = 0) -> list[tuple[int, bytes]]:
+    """Offset and value of what can be seen, once no transaction is open: a broker acknowledges its
+    end before the marker is there."""
+    async with asyncio.timeout(PATIENCE_S):
+        await cluster.history().settled([topic])
+    return await visible(cluster, topic, start)
+
+
+async def visible(cluster: Cluster, topic: str, start: int = 0) -> list[tuple[int, bytes]]:
     """Offset and value of what can be seen now."""
     history = cluster.history()
     end = await history.stable_end(topic)
@@ -238,6 +247,7 @@ async def test_a_transaction_tells_the_brokers_time_and_each_topics_end(cluster:
 
     assert written.ends == {topics.audit: 2, topics.state: 1}
     history = cluster.history()
+    await asyncio.wait_for(history.settled([topics.audit]), PATIENCE_S)
     assert await history.offset_at(topics.audit, written.at_ms - 60_000) == 0
     assert await history.offset_at(topics.audit, written.at_ms + 60_000) is None
 
@@ -277,7 +287,7 @@ async def test_an_open_transaction_hides_what_comes_after_it(
     await cluster.append(state, b"1")
     foreign = await cluster.begin(state, b"2")
     await cluster.append(state, b"3")
-    assert await read(cluster, state) == [(0, b"1")]
+    assert await visible(cluster, state) == [(0, b"1")]
     history = cluster.history()
     settling = asyncio.ensure_future(history.settled([state]))
     _, waiting = await asyncio.wait([settling], timeout=0.3)
