@@ -1,10 +1,12 @@
 """The page, driven in a real Chromium as somebody on call would: by mouse, keyboard and phone."""
 
+import asyncio
+import re
 import time
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from tests.support.browser import needs_chromium, tab
 from tests.support.stub_views import (
@@ -19,6 +21,7 @@ from tests.support.stub_views import (
 
 # One Chromium for all of them, so they share its loop.
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="session")]
+FIRST_PAGE = re.compile(r"/v1/flows\?limit=50$")
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +164,9 @@ async def test_pages_of_a_long_list_do_not_move_under_the_reader(browser: Browse
     async with showing(views) as address, tab(browser) as seen:
         page = seen.page
         await page.goto(address)
+        # Counted last: the first page asks for nothing more before it looks again.
+        counted = page.get_by_role("link", name="Failed in the last hour").locator(".counted")
+        await expect(counted).to_have_text("1")
         await page.get_by_role("button", name="Older").click()
         await expect(page.locator(".pages")).to_contain_text("page 2")
         first = await page.locator("tbody tr").first.get_attribute("data-flow")
@@ -173,6 +179,33 @@ async def test_pages_of_a_long_list_do_not_move_under_the_reader(browser: Browse
         assert await page.locator("tbody tr").first.get_attribute("data-flow") == first
         await page.get_by_role("button", name="Newer").click()
         await expect(page.locator("tbody tr").first).to_contain_text("newest of all")
+
+
+async def test_a_late_look_at_the_first_page_does_not_replace_the_second(browser: Browser) -> None:
+    looked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        looked.set()
+        await go_on.wait()
+        await route.continue_()
+
+    async with showing(story()) as address, tab(browser) as seen:
+        page, rows = seen.page, seen.page.locator("tbody tr")
+        await page.clock.install()
+        await page.goto(address)
+        await expect(rows).to_have_count(50)
+        await page.route(FIRST_PAGE, hold)
+        await page.clock.fast_forward(2_000)
+        await looked.wait()
+        await page.get_by_role("button", name="Older").click()
+        await expect(page.locator(".pages")).to_contain_text("page 2")
+        await expect(rows).to_have_count(32)
+        async with page.expect_response(FIRST_PAGE) as responded:
+            go_on.set()
+        await (await responded.value).finished()
+        await page.evaluate("fetch('/ready').then((response) => response.json())")
+        await expect(rows).to_have_count(32)
+        await expect(page.get_by_role("button", name="Older")).to_be_disabled()
 
 
 async def test_what_somebody_wrote_is_harmless(

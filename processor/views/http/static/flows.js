@@ -152,8 +152,9 @@ export function showFlows(main, { query, signal, before, keepPlace }) {
   const load = async (wanted) => {
     try {
       const parameters = asked(question?.[2] ?? (() => ({})));
-      const page = await get("flows", { ...parameters, limit: LIMIT, cursor: cursors.at(-1) }, wanted);
-      shown(page);
+      const cursor = cursors.at(-1);
+      const page = await get("flows", { ...parameters, limit: LIMIT, cursor }, wanted);
+      if (cursor === cursors.at(-1)) shown(page); // else the reader has turned the page meanwhile
       return page;
     } catch (error) {
       if (error instanceof Problem) {
