@@ -130,7 +130,7 @@ async def test_what_needs_somebody_stands_on_every_page(browser: Browser) -> Non
         await expect(fresh).to_have_text("no worker for partition 1")
         await expect(fresh).to_have_attribute("data-state", "bad")
         views.orphaned = None
-        await expect(banner).to_be_hidden(timeout=15_000)
+        await expect(banner).to_be_hidden()
         await expect(fresh).to_have_text("up to date")
         assert await page.locator("#badge-partitions").is_hidden()
 

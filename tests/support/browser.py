@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
-from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright
+from playwright.async_api import (
+    Browser,
+    ConsoleMessage,
+    Page,
+    Request,
+    async_playwright,
+    expect,
+)
 
 from tests.support.machine import patience
 
@@ -25,6 +32,11 @@ FLAGS = (
     "--disable-sync",
 )
 DESKTOP, PHONE = (1280, 900), (390, 844)
+TIMEOUT_MS = 1000 * patience(15)
+"""Of what a page is to show; some of it comes only when the page looks again, after 10 s."""
+
+# Playwright's own five seconds grow with nothing.
+expect.set_options(timeout=TIMEOUT_MS)
 
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="there is no Chromium here (on Debian: apt-get install chromium)"
@@ -77,7 +89,7 @@ async def tab(
     context = await browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, **options
     )
-    context.set_default_timeout(1000 * patience(15))
+    context.set_default_timeout(TIMEOUT_MS)
     seen = Seen(await context.new_page())
 
     def on_message(message: ConsoleMessage) -> None:
