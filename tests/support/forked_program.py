@@ -113,7 +113,7 @@ class Child:
 
     @property
     def returncode(self) -> int | None:
-        return int(self._code.read_text("ascii")) if self._code.exists() else None
+        return int(self._code.read_bytes()) if self._code.exists() else None
 
     def send_signal(self, number: int) -> None:
         if self.returncode is not None:
@@ -196,7 +196,8 @@ def reap(children: dict[int, str]) -> None:
         except ChildProcessError:
             continue
         if ended and children.pop(pid, ""):
-            Path(f"{path}.new").write_text(str(os.waitstatus_to_exitcode(status)), "ascii")
+            # Bytes: a codec is imported at its first use, and half imported for a call within.
+            Path(f"{path}.new").write_bytes(b"%d" % os.waitstatus_to_exitcode(status))
             Path(f"{path}.new").rename(path)
 
 
