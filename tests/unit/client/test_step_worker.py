@@ -24,6 +24,7 @@ from processor.client.preparation import prepare
 from processor.contract import Outcome, instant
 from processor.contract.steps import WorkItem
 from processor.settings import Settings
+from processor.testing.fake.internals import LoopClock
 
 NOON_MS = 1_767_268_800_000
 FLOW = "0d9f5f2e-7d2b-4c8b-9a51-1c8a8a3f0d11"
@@ -292,10 +293,14 @@ async def test_a_refused_extension_cancels_the_handler_and_nothing_is_recorded()
     assert broker.kinds == ["start_step", "extend_step"]
 
 
-async def test_a_lease_that_is_over_cancels_the_handler_and_nothing_is_recorded() -> None:
+async def test_a_lease_that_is_over_cancels_the_handler_and_nothing_is_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = LoopClock.of(asyncio.get_running_loop())
+    monkeypatch.setattr(connection.KafkaConnection, "monotonic", lambda self: clock.time())
     broker, items, ended = Broker(), Items(), asyncio.Event()
-    broker.lease_ms = 600
-    items.put(lease_ms=1000)
+    broker.lease_ms = HOUR_MS * 6 // 10
+    items.put(lease_ms=HOUR_MS)
     silent = asyncio.Event()
     sent = broker.send
 
@@ -313,7 +318,8 @@ async def test_a_lease_that_is_over_cancels_the_handler_and_nothing_is_recorded(
             ended.set()
 
     async with working(classify, broker, items):
-        await ended.wait()
+        with clock.jumping():
+            await ended.wait()
     assert broker.kinds == ["start_step"]
 
 
