@@ -1,5 +1,6 @@
 """Which outcome answers which call of `send`."""
 
+import asyncio
 import gc
 from typing import Any
 
@@ -159,10 +160,13 @@ async def test_a_registry_forgets_calls_that_have_ended() -> None:
 
 
 async def test_when_outcomes_are_no_longer_read_every_call_hears_why() -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
     registry, call, unheard = Registry(), a_call(), a_call()
     with registry.holding(call), registry.holding(unheard):
         registry.fail("the client was closed")
         with pytest.raises(NoLongerRead, match="closed"):
             await call.future
     del unheard
-    gc.collect()  # an exception that nobody looked at would be reported here
+    gc.collect()
+    assert complaints == [], "of an exception that nobody looked at"
