@@ -60,12 +60,12 @@ async def test_the_principal_is_the_subject_of_the_last_token(tmp_path: Path) ->
 
 
 async def test_a_command_runs_again_when_its_token_is_nearly_over(tmp_path: Path) -> None:
-    path = tmp_path / "fetch"
-    given = command(path, f"echo '{token('worker', 100)}'")
-    now_s = [0.0]
-    now_s[0] = claims(await TokenProvider(given).token())["iat"] + 1
+    path, printed = tmp_path / "fetch", token("worker", 100)
+    given = command(path, f"echo '{printed}'")
+    now_s = [claims(printed)["iat"] + 1]
     clients = [TokenProvider(given, clock=lambda: now_s[0]) for _ in range(3)]
 
+    await clients[0].token()
     await asyncio.gather(*(client.token() for client in clients))
     assert runs(path) == 1  # for all clients of this process
     now_s[0] += 79
