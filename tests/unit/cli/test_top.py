@@ -17,7 +17,7 @@ from processor.cli.top.screen import QUESTIONS, Shown, bars, screen
 from processor.client.http.views_client import NoViews, asking
 from processor.settings import Address, Settings
 from tests.support.recorded_deployment import Recorded
-from tests.support.served_views import serving
+from tests.support.served_views import NOWHERE, serving
 from tests.support.stub_views import ShownViews, command, create, showing, story
 
 
@@ -141,11 +141,11 @@ async def test_views_that_went_away_leave_what_was_there_and_are_missed() -> Non
     assert "26 running" in "\n".join(lines)
 
 
-async def test_where_no_views_answer_it_says_what_to_do(unused_tcp_port: int) -> None:
+async def test_where_no_views_answer_it_says_what_to_do() -> None:
     with pytest.raises(
         Refused, match=r"connection refused.*taskflow views.*--views.*taskflow flow list"
     ):
-        await _snapshot(f"http://127.0.0.1:{unused_tcp_port}")
+        await _snapshot(f"http://{NOWHERE}")
 
 
 async def test_somebody_else_at_the_address_is_no_view(views: ShownViews) -> None:
