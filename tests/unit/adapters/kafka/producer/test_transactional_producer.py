@@ -54,7 +54,7 @@ class Producer:
 
 async def written(records: list[Outgoing], size_bytes: int) -> tuple[Producer, RecordMetadata]:
     producer: Any = Producer(size_bytes)
-    writer = KafkaTransactionalProducer({}, Topics(), 3, compression=None, commit_timeout_s=1)
+    writer = KafkaTransactionalProducer({}, Topics(), 3, compression=None, commit_timeout_s=60)
     pack = RecordPack(producer.create_batch)
     for record in records:
         pack.add(*record)
@@ -76,7 +76,7 @@ async def test_records_of_some_topics_get_headers_made_of_their_values() -> None
     producer: Any = Producer(10_000)
     more: dict[str, HeadersOf] = {"t.audit": lambda value: [("size", b"%d" % len(value))]}
     writer = KafkaTransactionalProducer(
-        {}, Topics("t"), 3, compression=None, commit_timeout_s=1, headers_of=more
+        {}, Topics("t"), 3, compression=None, commit_timeout_s=60, headers_of=more
     )
     writer._producer = producer
     for topic in ("t.audit", "t.state"):
@@ -172,7 +172,7 @@ class Transactional(Producer):
 def writer_on(producer: Transactional) -> KafkaTransactionalProducer:
     connection = {"bootstrap_servers": "kafka:9092", "security_protocol": "PLAINTEXT"}
     writer = KafkaTransactionalProducer(
-        connection, Topics(), 3, compression=None, commit_timeout_s=1
+        connection, Topics(), 3, compression=None, commit_timeout_s=60
     )
     writer._producer = producer
     return writer
