@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from processor.views.http import responses
+from processor.views.http import responses, server_sent_events
 from processor.views.query import fan_out
 from tests.support.logged import logged
 from tests.support.machine import patience
@@ -126,7 +126,7 @@ async def test_no_more_streams_are_open_than_a_limit(served: Any) -> None:
             assert response.status == 503
             assert responses.Problem.model_validate_json(body).code == "busy"
         open_ones[0].close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patience(10)):
             while True:
                 response = await client.get("/v1/stream")
                 if response.status == 200:
@@ -140,12 +140,13 @@ async def test_no_more_streams_are_open_than_a_limit(served: Any) -> None:
 async def test_a_stream_keeps_little_for_a_client_that_does_not_read(
     served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = []
-    from processor.views.http import server_sent_events
-
+    kept: list[int] = []
+    begun = 0
     put = server_sent_events.StreamQueue.put
 
     async def noted(self: Any, item: Any, size_bytes: Any) -> None:
+        nonlocal begun
+        begun += 1
         await put(self, item, size_bytes)
         kept.append(self._bytes)
 
@@ -155,15 +156,17 @@ async def test_a_stream_keeps_little_for_a_client_that_does_not_read(
         recorded.send(("commands", create(number + 100, "large", state_json={"x": "y" * 200_000})))
     async with served(recorded) as (client, _):
         response = await client.get("/v1/stream?since=beginning")
-        await asyncio.sleep(1)
-        assert max(kept) <= server_sent_events.CHUNK_BYTES + 300_000
-        count = 0
-        async with asyncio.timeout(20):
+        count = looked = 0
+        async with asyncio.timeout(patience(20)):
+            while begun == 0 or looked != begun:  # until it has stopped for want of room
+                looked = begun
+                await asyncio.sleep(0.2)
             async for line in response.content:
                 count += line.startswith(b"event: event")
                 if line.startswith(b"event: ready"):
                     break
         assert count == sum(len(recorded.of("audit", p)) for p in range(recorded.partitions))
+        assert max(kept) <= server_sent_events.CHUNK_BYTES + 300_000
         response.close()
 
 
