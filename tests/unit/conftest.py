@@ -1,11 +1,13 @@
-"""What the tests of a partition's owner share."""
+"""What the tests of a partition's owner share, and what holds for all of this folder."""
 
 from pathlib import Path
 
 import pytest
 import structlog
 
+from processor.client.http import views_client
 from processor.partition import processor as partition
+from tests.support.machine import patience
 from tests.support.scripted_ports import Stage
 
 # What a test logs is read when it fails: in plain lines, for structlog's own way of showing an
@@ -17,6 +19,9 @@ structlog.configure(
         structlog.processors.KeyValueRenderer(key_order=["level", "event"]),
     ]
 )
+
+# Views in the process of a test answer a client there once the process gets a core.
+views_client.KNOCK_S = patience(10.0)  # type: ignore[misc]
 
 
 @pytest.fixture
