@@ -27,7 +27,8 @@ from tests.support.recorded_deployment import Recorded
 from tests.support.served_views import serving
 from tests.support.worker import running_worker
 
-TTL_MS = 3_000
+TTL_MS = int(patience(5_000))
+"""An early signal is awaited within it, and another one until it is over."""
 TOKEN = "a token of the producers"
 
 
@@ -64,8 +65,12 @@ async def dead_letters(settings: Settings, count: int) -> dict[str, str]:
     return codes
 
 
+async def running(client: FlowClient, key: str, state: Any = None) -> FlowHandle:
+    return await client.create(f"Collect {key}", state=state, running=True)
+
+
 async def waiting(client: FlowClient, key: str, state: Any = None) -> FlowHandle:
-    flow = await client.create(f"Collect {key}", state=state, running=True)
+    flow = await running(client, key, state)
     await flow.wait_for("payments", key)
     return flow
 
@@ -91,9 +96,11 @@ async def test_signals_end_waits_once_and_others_become_dead_letters(
     )
     async with running_worker(settings), signals_running(settings):
         async with FlowClient(settings) as client, SignalClient(settings) as sender:
+            await sender.send("payments", "nobody", id="nobody")
+            first = await running(client, "twice")
             for _ in range(2):
                 await sender.send("payments", "twice", {"n": 1}, id="twice")
-            first = await waiting(client, "twice")
+            await first.wait_for("payments", "twice")
             assert await first.until("running") == "running"
             second = await waiting(client, "twice")
 
@@ -104,7 +111,6 @@ async def test_signals_end_waits_once_and_others_become_dead_letters(
             assert (result.code, orjson.loads(result.out)["id"]) == (0, "small"), result
             assert await large.until("running") == "running"
 
-            await sender.send("payments", "nobody", id="nobody")
             await send_as_foreign_client(settings, b"no signal")
             assert await dead_letters(settings, 3) == {
                 **{"large": UNDELIVERABLE, "nobody": UNCLAIMED},
