@@ -48,12 +48,14 @@ async def test_a_worker_outlives_its_tokens(
 
     def renew() -> None:
         given.append(secured.issuer.token(subject, LIFE_S))
-        file.write_text(given[-1])
+        new = tmp_path / "new token"
+        new.write_text(given[-1])
+        new.replace(file)  # the worker reads it in a thread, and never half of it
 
     async def keep_renewing() -> None:
         while True:
             renew()
-            await asyncio.sleep(LIFE_S / 3)
+            await asyncio.sleep(LIFE_S / 6)  # so that what is read is new on a busy machine, too
 
     renewing = asyncio.create_task(keep_renewing())
     await asyncio.sleep(0)
