@@ -96,12 +96,13 @@ async def test_it_answers_on_the_loopback_interface_only(broker: EmbeddedBroker)
 
 
 async def test_a_named_directory_outlives_a_killed_parent_and_a_kill(
-    tmp_path: Path, prefix: str
+    tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broker of its own: that of the session would recover the logs of all its topics.
 
     An end is outlived in tests/e2e/test_program.py.
     """
+    monkeypatch.setattr(directory, "LOCK_PATIENCE_S", patience(directory.LOCK_PATIENCE_S))
     with somebody_with_a_broker(str(tmp_path)) as (parent, jvm, _):
         parent.kill()
         async with embedded_broker(data_dir=tmp_path) as broker:
