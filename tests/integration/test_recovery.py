@@ -4,7 +4,6 @@ added; and `taskflow rebuild`, as an operator uses it."""
 import asyncio
 import json
 import shutil
-import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -23,7 +22,7 @@ from processor.adapters.kafka.errors import TopicsWrong
 from processor.adapters.kafka.reader.topic_reader import read
 from processor.adapters.sqlite import table_path
 from processor.contract.topics import Topics
-from processor.embedded.broker import EmbeddedBroker
+from processor.embedded.broker import EmbeddedBroker, free_port
 from processor.settings import Settings
 from processor.worker import composition as bootstrap
 from tests.support.forked_program import Result, program
@@ -121,22 +120,15 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(broker: EmbeddedBroker, prefix: str, tmp_path: Path, unused_tcp_port: int) -> Cluster:
+def cluster(broker: EmbeddedBroker, prefix: str, tmp_path: Path) -> Cluster:
     settings = Settings(
         bootstrap_servers=broker.bootstrap,
         topic_prefix=prefix,
         partitions=1,
         state_dir=tmp_path / "state",
-        http=f"127.0.0.1:{unused_tcp_port}",
+        http=f"127.0.0.1:{free_port()}",
     )
     return Cluster(settings, Topics(prefix))
-
-
-@pytest.fixture
-def unused_tcp_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 async def test_tables_made_anew_from_state_and_from_audit_are_the_live_ones(
@@ -144,8 +136,12 @@ async def test_tables_made_anew_from_state_and_from_audit_are_the_live_ones(
 ) -> None:
     bootstrap_servers, prefix = cluster.settings.bootstrap_servers, cluster.settings.topic_prefix
     async with running_worker(cluster.settings):
-        async with under_load(bootstrap_servers, prefix, seed=5, per_s=200) as load:
-            await asyncio.sleep(2)
+        async with (
+            under_load(bootstrap_servers, prefix, seed=5, per_s=200) as load,
+            asyncio.timeout(PATIENCE_S),
+        ):
+            while len(load.acknowledged) < 300:  # noqa: ASYNC110 (a counter)
+                await asyncio.sleep(0.02)
         await cluster.decided(len(load.acknowledged))
         code, _, err = await cluster.taskflow("rebuild", "--check")
         assert (code, "A worker uses" in err) == (1, True)
