@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.adapters.kafka.client_config import connection_options
 from processor.adapters.kafka.consumer.group_consumer import KafkaGroupConsumer
+from processor.adapters.kafka.consumer.static_membership import StaticMembership
 from processor.adapters.kafka.errors import RequestFailed
 from processor.adapters.kafka.producer.transactional_producer import (
     CommitUncertain,
@@ -507,18 +508,25 @@ async def test_of_two_workers_that_start_with_one_instance_id_exactly_one_goes_o
 
 
 async def test_a_worker_that_comes_later_with_a_name_in_use_is_the_one_that_stops(
-    broker: EmbeddedBroker, settings: Settings, tmp_path: Path
+    broker: EmbeddedBroker, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings.model_copy(
-        update={"session_timeout_ms": int(patience(2_000)), "instance_id": "twin"}
+        update={"session_timeout_ms": int(patience(6_000)), "instance_id": "twin"}
     )
     second = settings.model_copy(update={"state_dir": tmp_path / "second"})
+    stays: list[StaticMembership] = []
+    joined = StaticMembership.joined
+
+    def noted(stay: StaticMembership, member_id: str) -> None:
+        stays.append(stay)
+        joined(stay, member_id)
+
+    monkeypatch.setattr(StaticMembership, "joined", noted)
     async with (
         observing(broker.bootstrap, settings.topic_prefix, 1) as observer,
         running_worker(settings),
     ):
-        # It holds the name for longer than a session.
-        await asyncio.sleep(patience(2.5))
+        stays[0]._since -= patience(60)  # it holds the name for longer than a session
         async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(InstanceIdTaken):
                 await run_worker(second, stop=asyncio.Event())
