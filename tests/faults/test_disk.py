@@ -20,6 +20,9 @@ PARTITIONS = 2
 PATIENCE_S = patience(45.0)
 RESTORED_LINE = '"the table was restored from the state topic"'
 REMOVED = '"table removed; it is restored from Kafka"'
+FILE_MAX_BYTES = 16 * 1024
+"""More than the worker says before it is told so, and half of what SQLite sets aside for a table
+that is opened."""
 
 
 def largest(worker: WorkerProcess) -> Any:
@@ -36,7 +39,7 @@ async def test_a_table_survives_its_disk(
         workers(1, tmp_path, broker.bootstrap, prefix, PARTITIONS=f"{PARTITIONS}") as (worker,),
         observing(broker.bootstrap, prefix, PARTITIONS) as observer,
     ):
-        worker.choose(INSTANCE_ID="one", FAULTS="K8:delay=30ms@*")  # and all the time it is slow
+        worker.choose(INSTANCE_ID="one")
         await worker.start()
         await worker.until_ready()
         async with under_load(broker.bootstrap, prefix, seed=14, per_s=200):
@@ -46,13 +49,14 @@ async def test_a_table_survives_its_disk(
             # Writing fails: nothing is decided on a table that is not level.
             pid = worker.process.pid
             _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, hard))
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (FILE_MAX_BYTES, hard))
             await worker.until_printed("TableFailed", times=2)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
             await worker.until_printed('"the partition is taken over"', times=PARTITIONS + 1)
 
-            # A table as it was long ago comes back.
+            # A table as it was long ago comes back; from here on the disk is slow, too.
             await worker.kill()
+            worker.choose(FAULTS="K8:delay=30ms@*")
             shutil.copytree(worker.state_dir, older)
             await worker.start()
             await worker.until_ready(times=2)
