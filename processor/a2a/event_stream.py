@@ -1,11 +1,14 @@
 """FlowEventStream: the SDK's stream of a task's events, from the audit."""
 
-import asyncio
+import operator
+import sys
+from bisect import bisect_left
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -25,17 +28,24 @@ SUBSCRIBER_EVENTS_MAX: Final = 256
 """Events that wait for one subscriber."""
 
 
-class SubscriberBehind(InternalError):
-    """A subscriber took no event while SUBSCRIBER_EVENTS_MAX others came. It has all up to number
-    `after`, from which it can follow again."""
+class StreamEnded(InternalError):
+    """A stream that cannot go on. Its subscriber has all events up to number `after`, from which it
+    can follow again."""
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, reason: str, after: int) -> None:
         self.after = after
         super().__init__(
-            f"The subscriber is {SUBSCRIBER_EVENTS_MAX} events behind. It has all events up to "
-            f"number {after}. Subscribe again: the stream begins with the task as it is then.",
+            f"{reason} The subscriber has all events up to number {after}. Subscribe again: the "
+            "stream begins with the task as it is then.",
             {"after": str(after)},  # metadata of google.rpc.ErrorInfo is text
         )
+
+
+class SubscriberBehind(StreamEnded):
+    """A subscriber took no event while SUBSCRIBER_EVENTS_MAX others came."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__(f"The subscriber is {SUBSCRIBER_EVENTS_MAX} events behind.", after)
 
 
 class _Subscription:
@@ -43,28 +53,20 @@ class _Subscription:
 
     def __init__(self) -> None:
         self._events: deque[SavedEvent] = deque()
-        self._changed = asyncio.Event()
         self._behind: SubscriberBehind | None = None
 
-    def add(self, event: SavedEvent | None) -> None:
-        """Add the event of a change of the flow; None if that has none."""
-        if event is not None and self._behind is None:
+    def add(self, event: SavedEvent) -> None:
+        if self._behind is None:
             self._events.append(event)
             if len(self._events) > SUBSCRIBER_EVENTS_MAX:
                 self._behind = SubscriberBehind(self._events[0].nth - 1)
                 self._events.clear()
-        self._changed.set()
 
     def take(self) -> SavedEvent | None:
         """Return the next event; None if there is none yet. Raises SubscriberBehind."""
         if self._behind is not None:
             raise self._behind
         return self._events.popleft() if self._events else None
-
-    async def change(self) -> None:
-        """Wait for the next change of the flow."""
-        await self._changed.wait()
-        self._changed.clear()
 
 
 @dataclass(slots=True)
@@ -115,7 +117,8 @@ class FlowEventStream(TaskEventStream):
     which follows the audit once for all subscribers. Older events are read from `audit`, also by a
     replica that did not run when they happened.
 
-    A subscriber that does not take its events ends with SubscriberBehind.
+    A subscriber that does not take its events ends with SubscriberBehind, and one whose events can
+    no longer be read with StreamEnded.
     """
 
     def __init__(self, flows: CurrentFlows) -> None:
@@ -134,24 +137,42 @@ class FlowEventStream(TaskEventStream):
         self, task_id: str, *, after: TaskVersion
     ) -> AsyncGenerator[VersionedEvent, None]:
         """Yield the events of the task that are newer than `after`, without an end."""
-        async with aclosing(self.follow(task_id, after)) as events:
+        # The SDK's versions can be compared, and nothing else.
+        last = bisect_left(
+            range(1, sys.maxsize), True, key=lambda nth: TaskVersion(nth).is_after(after)
+        )
+        async with aclosing(self.follow(task_id, last)) as events:
             async for event in events:
                 yield event
 
     async def follow(
         self,
         task_id: str,
-        after: TaskVersion,
+        after: int,
         until: Callable[[CurrentFlow], bool] = lambda current: False,
     ) -> AsyncGenerator[SavedEvent, None]:
-        """As `subscribe`, but end after the present events once `until` holds of the flow."""
-        flow_id = flow_id_of(task_id)
+        """Yield the events whose numbers are higher than `after`; end after the present ones once
+        `until` holds of the flow. Raises StreamEnded."""
+        try:
+            async with aclosing(self._events(flow_id_of(task_id), after, until)) as events:
+                async for event in events:
+                    after = event.nth
+                    yield event
+        except SubscriberBehind:
+            raise
+        except Exception as error:
+            reason = str(error).rstrip(".") or repr(error)
+            raise StreamEnded(f"The audit cannot be followed: {reason}.", after) from error
+
+    async def _events(
+        self, flow_id: str, after: int, until: Callable[[CurrentFlow], bool]
+    ) -> AsyncGenerator[SavedEvent, None]:
+        """As `follow`. Raises what CurrentFlows and AuditStream raise."""
         current = self._flows.get(flow_id)
         recent = self._recent.get(flow_id)
-        last = after
         newer: list[SavedEvent] = []
-        if current is not None and TaskVersion(version_of(current)).is_after(after):
-            if recent is None or TaskVersion(recent.after).is_after(after):
+        if current is not None and version_of(current) > after:
+            if recent is None or recent.after > after:
                 async with aclosing(self._history(current, after, until)) as history:
                     async for event in history:
                         yield event
@@ -161,30 +182,27 @@ class FlowEventStream(TaskEventStream):
         self._subscriptions[flow_id].add(subscription)
         try:
             for event in newer:
-                if event.version.is_after(last):
-                    last = event.version
+                if event.nth > after:
+                    after = event.nth
                     yield event
             while True:
                 while (found := subscription.take()) is not None:
-                    if found.version.is_after(last):
-                        last = found.version
+                    if found.nth > after:
+                        after = found.nth
                         yield found
                 current = self._flows.get(flow_id)
                 if current is None or until(current):
                     return
-                await subscription.change()
+                await self._flows.until(flow_id, partial(operator.is_not, current))
         finally:
             self._subscriptions[flow_id].discard(subscription)
             if not self._subscriptions[flow_id]:
                 del self._subscriptions[flow_id]
 
     async def _history(
-        self,
-        current: CurrentFlow,
-        after: TaskVersion,
-        until: Callable[[CurrentFlow], bool],
+        self, current: CurrentFlow, after: int, until: Callable[[CurrentFlow], bool]
     ) -> AsyncGenerator[SavedEvent, None]:
-        """As `follow`, from the flow's creation on, by a separate reader of the audit."""
+        """As `_events`, from the flow's creation on, by a separate reader of the audit."""
         flow_id = current.flow.id
         start = datetime.fromtimestamp(parse_timestamp(current.flow.created_at) / 1000, UTC)
         known: CurrentFlow | None = None
@@ -197,7 +215,7 @@ class FlowEventStream(TaskEventStream):
                 if known is None:
                     continue
                 versioned = event_after(before, known, event)
-                if versioned is not None and versioned.version.is_after(after):
+                if versioned is not None and versioned.nth > after:
                     yield versioned
                 newest = self._flows.get(flow_id)
                 if newest is None or (known.last_event_id >= newest.last_event_id and until(known)):
@@ -212,5 +230,5 @@ class FlowEventStream(TaskEventStream):
             self._recent.forget(flow_id)
         elif versioned is not None:
             self._recent.add(flow_id, versioned)
-        for subscription in self._subscriptions.get(flow_id, ()):
-            subscription.add(versioned)
+            for subscription in self._subscriptions.get(flow_id, ()):
+                subscription.add(versioned)

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from typing import Any, Final
 
 import httpx
-from a2a.server.cluster import TaskVersion
 from a2a.server.context import ServerCallContext
 from a2a.server.tasks import PushNotificationConfigStore
 from a2a.server.tasks.push_notification_config_store import normalize_push_notification_config
@@ -214,9 +213,7 @@ class PushDeliveries:
         flow_id = flow_id_of(task_id)
         await self._store.flows.until(flow_id, lambda c: c is None or version_of(c) >= after)
         while True:
-            events = self._events.follow(
-                task_id, TaskVersion(after), until=lambda c: state_of(c) in TERMINAL
-            )
+            events = self._events.follow(task_id, after, until=lambda c: state_of(c) in TERMINAL)
             try:
                 async for event in events:
                     after = event.nth

@@ -102,7 +102,7 @@ class FlowRequestHandler(DefaultRequestHandlerV2):
         assert task is not None
         yield apply_history_length(task, params.configuration)
         over = _has_run(run_id)
-        follow = self._events.follow(task.id, TaskVersion(version_of(current)), until=over)
+        follow = self._events.follow(task.id, version_of(current), until=over)
         async with aclosing(follow) as events:
             async for event in events:
                 yield event.event

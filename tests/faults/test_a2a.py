@@ -11,7 +11,6 @@ import httpx
 import pytest
 from a2a.client import Client, ClientConfig, ClientFactory
 from a2a.client.errors import A2AClientError
-from a2a.server.cluster import TaskVersion
 from a2a.types import (
     AgentCard,
     GetTaskRequest,
@@ -122,7 +121,7 @@ async def test_a_task_goes_on_where_its_replica_was_killed(
             again = there.send_message(request("a wait done", message_id=MESSAGE))
             repeated = [response.task async for response in again]
         async with CurrentFlows(settings) as flows:
-            history = FlowEventStream(flows).follow(task_id, TaskVersion(0), until=lambda _: True)
+            history = FlowEventStream(flows).follow(task_id, 0, until=lambda _: True)
             recorded = [event.nth async for event in history]
     assert [artifact.parts[0].text for artifact in snapshot.artifacts] == ["a"]
     assert begun == ["WORKING", "a"]
@@ -196,7 +195,7 @@ async def test_tasks_outlive_twenty_kills_of_their_replicas(
                 assert current is not None
                 runs = [s for s in current.steps.values() if s.runtime == "managed"]
                 assert [run.run_id for run in runs] == [f"message {message_id}"]
-                follow = events.follow(task.id, TaskVersion(0), until=lambda _: True)
+                follow = events.follow(task.id, 0, until=lambda _: True)
                 recorded = [event.nth async for event in follow]
                 assert recorded == list(range(1, len(recorded) + 1))
                 texts = [part.text for part in task.artifacts[0].parts]

@@ -151,13 +151,13 @@ async def test_the_events_since_a_version_come_once_after_all_replicas_were_gone
     async with replica(taskflow_fake, WordsAgent()) as first:
         task = await sent(first, "a more more ask")
         since = {
-            nth: [e async for e in first.events.follow(task.id, version(nth), until=always)]
+            nth: [e async for e in first.events.follow(task.id, nth, until=always)]
             for nth in range(7)
         }
     await taskflow_fake.advance(timedelta(hours=5))
     async with replica(taskflow_fake, WordsAgent()) as second:
         for nth, events in since.items():
-            found = [e async for e in second.events.follow(task.id, version(nth), until=always)]
+            found = [e async for e in second.events.follow(task.id, nth, until=always)]
             assert found == events
             assert [event.nth for event in found] == list(range(nth + 1, 7))
 
@@ -176,7 +176,7 @@ async def test_a_replica_that_has_seen_only_the_newest_events_reads_the_older_on
             newest = version_of(current)
             for nth in range(newest + 1):
                 for agent in (first, second):
-                    follow = agent.events.follow(task.id, TaskVersion(nth), until=always)
+                    follow = agent.events.follow(task.id, nth, until=always)
                     found = [event.nth async for event in follow]
                     # The user's second message is a save that no subscriber receives.
                     assert found == [n for n in range(nth + 1, newest + 1) if n != 5]
@@ -393,15 +393,11 @@ async def test_who_reads_the_history_holds_no_second_copy_of_what_comes(
     monkeypatch.setattr(event_stream, "RECENT_EVENTS_MAX", 1)
     async with replica(taskflow_fake, WordsAgent()) as agent:
         task = await sent(agent, "a ask")
-        follow = agent.events.follow(task.id, TaskVersion(0))
+        follow = agent.events.follow(task.id, 0)
         first = await anext(follow)
         assert first.nth == 1
         assert not agent.events._subscriptions
         await follow.aclose()
-
-
-def version(nth: int) -> TaskVersion:
-    return TaskVersion(nth)
 
 
 def always(current: CurrentFlow) -> bool:

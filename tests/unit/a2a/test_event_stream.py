@@ -1,6 +1,7 @@
 """What a replica holds in memory for those who follow tasks, and what becomes of one who does not
 keep up."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -9,9 +10,10 @@ from a2a.server.cluster import TaskVersion
 from a2a.server.request_handlers.response_helpers import build_error_response
 from a2a.types import Task
 
-from processor.a2a import FlowAgent, SubscriberBehind, event_stream
+from processor.a2a import FlowAgent, StreamEnded, SubscriberBehind, event_stream
 from processor.a2a.documents import SavedEvent
-from processor.client import CurrentFlow, FlowClient
+from processor.client import AuditGap, CurrentFlow, FlowClient
+from processor.contract import Topics
 from processor.testing.fake.taskflow import TaskflowFake
 from tests.support.a2a_agent import CARD, WordsAgent, caller, request
 
@@ -37,7 +39,7 @@ async def test_a_subscriber_that_falls_behind_is_ended_and_can_go_on_from_where_
     monkeypatch.setattr(event_stream, "SUBSCRIBER_EVENTS_MAX", 2)
     async with FlowAgent("words", WordsAgent(), CARD, taskflow_fake.settings) as agent:
         task = await sent(agent, "a ask")
-        stalled = agent.events.follow(task.id, TaskVersion(1))
+        stalled = agent.events.follow(task.id, 1)
         taken = [await anext(stalled)]
         await sent(agent, "more more more ask", task_id=task.id)
         (subscription,) = agent.events._subscriptions[task.id]
@@ -47,10 +49,36 @@ async def test_a_subscriber_that_falls_behind_is_ended_and_can_go_on_from_where_
         (info,) = build_error_response("1", behind.value)["error"]["data"]
         assert info["metadata"] == {"after": str(behind.value.after)}
         assert not agent.events._subscriptions
-        again = agent.events.follow(task.id, TaskVersion(behind.value.after), until=always)
+        again = agent.events.follow(task.id, behind.value.after, until=always)
         await extend(taken, again)
-        whole = agent.events.follow(task.id, TaskVersion(1), until=always)
+        whole = agent.events.follow(task.id, 1, until=always)
         assert taken == [event async for event in whole]
+
+
+async def test_a_subscriber_ends_with_the_error_of_an_audit_that_cannot_be_followed(
+    taskflow_fake: TaskflowFake,
+) -> None:
+    settings = taskflow_fake.settings
+    async with FlowAgent("words", WordsAgent(), CARD, settings) as agent:
+        task = await sent(agent, "a ask")
+        taken: list[SavedEvent] = []
+        following = asyncio.create_task(extend(taken, agent.events.follow(task.id, 1)))
+        await taskflow_fake.settle()
+        assert not following.done()
+        topic = Topics(settings.topic_prefix).audit
+        log = taskflow_fake.kafka.log(topic, 0)
+        last = list(log.committed(log.start, log.end))[-1]
+        taskflow_fake.kafka.append(topic, 0, last.key, last.value, last.headers)
+        last_nth = taken[-1].nth
+        sentence = rf"must come next\. The subscriber has all events up to number {last_nth}\. Sub"
+        with pytest.raises(StreamEnded, match=sentence) as ended:
+            await following
+        (info,) = build_error_response("1", ended.value)["error"]["data"]
+        assert info["metadata"] == {"after": str(last_nth)}
+        assert isinstance(ended.value.__cause__, AuditGap)
+        assert not agent.events._subscriptions
+        with pytest.raises(StreamEnded, match="up to number 3"):
+            await anext(agent.events.subscribe(task.id, after=TaskVersion(3)))
 
 
 async def test_recent_events_are_kept_up_to_a_size_and_read_from_the_audit_beyond_it(
@@ -65,7 +93,7 @@ async def test_recent_events_are_kept_up_to_a_size_and_read_from_the_audit_beyon
         second = await sent(agent, "b ask")
         assert agent.events._recent.get(first.id) is None
         assert agent.events._recent.get(second.id) is not None
-        follow = agent.events.follow(first.id, TaskVersion(0), until=always)
+        follow = agent.events.follow(first.id, 0, until=always)
         assert [event.nth async for event in follow] == [1, 2, 3, 4, 5, 6]
 
 
