@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final
 
 import structlog
+from tenacity import AsyncRetrying, RetryCallState, wait_exponential
 
 from processor.client import FlowClient, InvalidCommand
 from processor.client.signals.signal_reader import resume_command
@@ -23,7 +24,8 @@ from processor.signals.matcher import Delivery, DeliveryKey
 from processor.signals.metrics import SignalMetrics
 
 TIMEOUT_S: Final = 30.0
-RETRY_PAUSE_S: Final = 1.0
+RETRY_PAUSE_MIN_S: Final = 1.0
+RETRY_PAUSE_MAX_S: Final = 10.0
 IN_FLIGHT_MAX: Final = 1000
 """Commands of one partition that are sent and have no outcome; further matches wait."""
 FOR_GOOD: Final = frozenset({Code.STATE_TOO_LARGE, Code.IDEMPOTENCY_CONFLICT})
@@ -92,26 +94,29 @@ class Deliveries:
             self._send_waiting()
 
     async def _deliver(self, delivery: Delivery) -> None:
+        """Send the command until there is an outcome, whatever fails."""
+        async for attempt in AsyncRetrying(
+            wait=wait_exponential(multiplier=RETRY_PAUSE_MIN_S, max=RETRY_PAUSE_MAX_S),
+            before_sleep=partial(_note_failure, delivery),
+        ):
+            with attempt:
+                await self._send(delivery)
+
+    async def _send(self, delivery: Delivery) -> None:
         command = resume_command(
             signal_of(delivery.key, delivery.signal),
             flow_id=delivery.flow_id,
             command_id=delivery.command_id,
             revision=delivery.revision,
         )
-        while True:
-            try:
-                outcome = await self._client.send(
-                    command, timeout_s=TIMEOUT_S, traceparent=delivery.signal.traceparent
-                )
-            except InvalidCommand as error:
-                await self._refuse(delivery, str(error))
-                return
-            except TaskflowError as error:  # of the brokers, or no outcome in time
-                log.warning("a signal is sent again", flow_id=delivery.flow_id, error=str(error))
-            else:
-                await self._decided(delivery, outcome)
-                return
-            await asyncio.sleep(RETRY_PAUSE_S)
+        try:
+            outcome = await self._client.send(
+                command, timeout_s=TIMEOUT_S, traceparent=delivery.signal.traceparent
+            )
+        except InvalidCommand as error:
+            await self._refuse(delivery, str(error))
+        else:
+            await self._decided(delivery, outcome)
 
     async def _decided(self, delivery: Delivery, outcome: Outcome) -> None:
         verdict = outcome.original if outcome.verdict is Verdict.DUPLICATE else outcome.verdict
@@ -121,3 +126,12 @@ class Deliveries:
             self._metrics.delivery_seconds.observe(max(since_s, 0))
         elif verdict is Verdict.QUARANTINED or outcome.code in FOR_GOOD:
             await self._refuse(delivery, f"Flow {delivery.flow_id}: {outcome.message}")
+
+
+def _note_failure(delivery: Delivery, attempt: RetryCallState) -> None:
+    error = attempt.outcome.exception() if attempt.outcome is not None else None
+    # Of the brokers, or no outcome in time; anything else is for whoever mends it.
+    unforeseen = None if isinstance(error, TaskflowError) else error
+    log.warning(
+        "a signal is sent again", flow_id=delivery.flow_id, error=str(error), exc_info=unforeseen
+    )

@@ -104,16 +104,18 @@ async def test_what_is_wanted_is_sent_once_with_the_revision_that_it_may_end(
 async def test_it_is_sent_again_until_there_is_an_outcome(
     sending: Any, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_PAUSE_S", 0)
+    monkeypatch.setattr(module, "RETRY_PAUSE_MIN_S", 0)
     client = ScriptedClient(
-        CommandNotSent("not allowed", retriable=False), outcome(Verdict.DUPLICATE)
+        CommandNotSent("not allowed", retriable=False),
+        RuntimeError("nobody foresaw it"),
+        outcome(Verdict.DUPLICATE),
     )
     some = sending(client)
     some.update([delivery()])
     await done(some)
 
-    first, second = client.commands
-    assert first == second
+    first, second, third = client.commands
+    assert first == second == third
     assert refused == []
 
 
