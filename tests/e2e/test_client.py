@@ -11,12 +11,13 @@ from aiokafka import AIOKafkaProducer
 
 from processor.client import AuditStream, FlowClient
 from processor.client.preparation import prepare
-from processor.contract import Topics
+from processor.contract import FlowEvent, Topics
 from processor.contract.commands import CreateManaged, Finish, StartRunning
 from processor.contract.events import CHAIN_START
 from processor.embedded.broker import EmbeddedBroker
 from processor.engine.partitioner import partition_of
 from processor.settings import Settings
+from tests.support.transactions import until_ended
 from tests.support.worker import running_worker
 
 ME = "session-1"
@@ -49,6 +50,14 @@ def start(flow_id: str) -> StartRunning:
     return StartRunning(command_id=str(uuid4()), flow_id=flow_id, issued_by=ME)
 
 
+async def recorded(settings: Settings, flow_id: str | None = None) -> list[FlowEvent]:
+    """The audit, or a flow's, once the transactions that outcomes were read from have ended on it:
+    each partition gets the end of its own."""
+    await until_ended(settings, Topics(settings.topic_prefix).audit, range(settings.partitions))
+    async with AuditStream(settings, flow_id=flow_id, follow=False) as stream:
+        return [event async for event in stream]
+
+
 async def test_a_flow_from_its_creation_to_its_end(settings: Settings) -> None:
     flow_id = str(uuid4())
     async with running_worker(settings), FlowClient(settings) as client:
@@ -58,8 +67,7 @@ async def test_a_flow_from_its_creation_to_its_end(settings: Settings) -> None:
             Finish(command_id=str(uuid4()), flow_id=flow_id, issued_by=ME, final_state={"n": 1})
         )
         late = await client.send(start(flow_id))
-        async with AuditStream(settings, flow_id=flow_id, follow=False) as stream:
-            events = [event async for event in stream]
+        events = await recorded(settings, flow_id)
     assert [o.verdict for o in (created, started, finished, late)] == [
         *["accepted"] * 3,
         "rejected",
@@ -74,8 +82,7 @@ async def test_many_flows_at_once(settings: Settings) -> None:
     flow_ids = [str(uuid4()) for _ in range(1_000)]
     async with running_worker(settings), FlowClient(settings) as client:
         outcomes = await asyncio.gather(*(client.send(create(flow_id)) for flow_id in flow_ids))
-        async with AuditStream(settings, follow=False) as stream:
-            seen = [event.flow_id async for event in stream]
+        seen = [event.flow_id for event in await recorded(settings)]
     assert [a.flow_id for a in outcomes] == flow_ids
     assert Counter(a.verdict for a in outcomes) == {"accepted": 1_000}
     assert sorted(seen) == sorted(flow_ids)
@@ -87,8 +94,7 @@ async def test_the_same_command_again_is_a_duplicate_and_nothing_happens(
     async with running_worker(settings), FlowClient(settings) as client:
         command = client.prepare(create(str(uuid4())))
         outcomes = await asyncio.gather(*(client.send(command) for _ in range(3)))
-        async with AuditStream(settings, follow=False) as stream:
-            assert len([event async for event in stream]) == 1
+        assert len(await recorded(settings)) == 1
     assert Counter(a.verdict for a in outcomes) == {"accepted": 1, "duplicate": 2}
     assert {a.original for a in outcomes if a.verdict == "duplicate"} == {"accepted"}
     assert len({tuple(a.event_ids) for a in outcomes}) == 1
@@ -126,8 +132,10 @@ async def test_a_command_on_the_wrong_partition_is_answered_all_the_same(
 
 async def test_the_audit_shows_chain_and_trace(settings: Settings) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    audit = Topics(settings.topic_prefix).audit
     async with running_worker(settings), FlowClient(settings) as client:
         await client.send(create(str(uuid4())), traceparent=trace)
+        await until_ended(settings, audit, range(settings.partitions))
         async with AuditStream(settings, follow=False) as stream:
             (record,) = [record async for record in stream.records()]
     assert record.traceparent == trace
