@@ -49,6 +49,8 @@ async def test_what_is_shown_runs(broker: EmbeddedBroker, prefix: str, tmp_path:
     recorded = {step.name for role in ROLES for step in role.steps if isinstance(step, Program)}
     assert recorded < blocks.keys()
     async with running_worker(settings):
-        for name in blocks.keys() - recorded:
-            command = (sys.executable, "-W", "error", "-c", blocks[name])
+        for name, code in blocks.items():
+            if name in recorded:
+                continue
+            command = (sys.executable, "-W", "error", "-c", code)
             assert await shown(command, cwd=tmp_path, environ=environ), f"{name} shows nothing"
