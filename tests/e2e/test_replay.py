@@ -26,6 +26,8 @@ from tests.support.recorded_deployment import Recorded
 
 PARTITIONS = 2
 HISTORY = random_history(2_000, seed=9, partitions=PARTITIONS)
+RATE, SEEN = "40", 40
+"""Events a second, and how many are awaited: long before it is through with the thousand."""
 
 
 class Deployment:
@@ -153,19 +155,19 @@ async def test_killed_in_the_middle_and_started_again_no_event_is_missing_and_no
     total = sum(map(len, deployment.offsets.values()))
 
     async with (
-        deployment.running("to", target, "--yes", "--rate", "400") as process,
+        deployment.running("to", target, "--yes", "--rate", RATE) as process,
         deployment.reading(target, PARTITIONS) as consumer,
     ):
         seen = 0
-        while seen < 200:
+        while seen < SEEN:
             assert process.returncode is None
             batches = await consumer.getmany(timeout_ms=200)
             seen += sum(map(len, batches.values()))
         process.kill()
         await process.wait()
     before = len(await deployment.all_of(target, PARTITIONS))
-    assert 200 <= before < total
-    code, (previewed,), _ = await deployment.replay("to", target, "--dry-run", "--rate", "400")
+    assert SEEN <= before < total
+    code, (previewed,), _ = await deployment.replay("to", target, "--dry-run", "--rate", RATE)
     assert (code, previewed["events"]) == (0, total - before)
     assert any(one["resumed"] for one in previewed["ranges"].values())
     code, (report,), err = await deployment.replay("to", target, "--yes")
