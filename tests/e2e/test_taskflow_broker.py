@@ -5,6 +5,7 @@ import asyncio
 from processor.client import AuditStream, FlowClient, Step, StepWorker
 from processor.testing.broker import TaskflowBroker
 from processor.testing.plugin import taskflow_broker
+from tests.support.machine import patience
 
 __all__ = ["taskflow_broker"]
 
@@ -22,7 +23,7 @@ async def test_a_flow_with_a_step_lives_on_it(taskflow_broker: TaskflowBroker) -
         flow = await client.create("double", running=True)
         await flow.schedule("one", "double", 21)
         await flow.join()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patience(60)):
             await flow.until("running")
         assert await flow.results() == {"one": 42}
         worker.stop()

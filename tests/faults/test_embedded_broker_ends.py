@@ -22,8 +22,9 @@ from tests.support.processes import WorkerProcess
 PARTITIONS = 2
 ENDED = "was killed by SIGKILL"
 AGAIN = "Apache Kafka answers again at"
-NOTICED_WITHIN_S = patience(3)
-"""A second for who reads it, and what a process may wait for its turn where others work too."""
+NOTICED_WITHIN_S = patience(15)
+"""Nobody waits for it where a client's requests are given up: after 40 s. It takes a tenth of a
+second, and what a process may wait for its turn where others work too."""
 
 
 class Command(WorkerProcess):
@@ -102,7 +103,7 @@ async def test_up_outlives_its_views_and_its_broker_and_answers_every_command_on
                             await asyncio.sleep(0.05)
                     await asyncio.sleep(max(0.0, sound_at - time.monotonic()))
             world = await observer.settled([up.state_dir], timeout_s=patience(60))
-        assert await up.end(timeout_s=patience(10)) == 0
+        assert await up.end(timeout_s=patience(30)) == 0
     finally:
         if up.running:
             await up.kill()
@@ -126,7 +127,7 @@ async def test_a_broker_that_keeps_ending_ends_the_command(prefix: str, tmp_path
             await command.until_printed(ENDED, times=kill, timeout_s=NOTICED_WITHIN_S)
             assert time.monotonic() - killed_at < NOTICED_WITHIN_S
         await command.kill_kafka()
-        async with asyncio.timeout(patience(20)):
+        async with asyncio.timeout(patience(60)):
             code = await command.process.wait()
     finally:
         if command.running:
@@ -145,7 +146,7 @@ async def test_a_demo_whose_broker_dies_says_so_and_ends(prefix: str, tmp_path: 
     try:
         await demo.until_printed("created", times=3, timeout_s=patience(60))
         await demo.kill_kafka()
-        async with asyncio.timeout(patience(20)):
+        async with asyncio.timeout(patience(60)):
             code = await demo.process.wait()
     finally:
         if demo.running:
@@ -164,6 +165,6 @@ async def test_a_broker_that_is_told_to_end_while_it_starts_ends(
     await command.start()
     await command.until_printed("starting Apache Kafka", timeout_s=patience(30))
     command.process.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(patience(10)):
+    async with asyncio.timeout(patience(30)):
         assert await command.process.wait() == 0
     assert "Traceback" not in command.output()

@@ -62,7 +62,7 @@ def produce(bootstrap: Any, topic: Any, sent: Any) -> None:
             on_delivery=delivered,
         )
         producer.poll(0)
-    assert producer.flush(30) == 0
+    assert producer.flush(patience(30)) == 0
     assert refused == []
 
 

@@ -161,6 +161,6 @@ async def test_a_signal_while_it_waits_for_a_broker_ends_it_at_once(
             knocking, _ = await asyncio.to_thread(silent.accept)
             with knocking:
                 worker.process.send_signal(number)
-                code = await asyncio.wait_for(worker.process.wait(), patience(5))
+                code = await asyncio.wait_for(worker.process.wait(), patience(30))
             assert code == 0
             assert "Traceback" not in worker.output()

@@ -24,7 +24,7 @@ from tests.support.processes import WorkerProcess, workers
 from tests.unit.commands import create, finish, schedule, start, step
 
 PARTITIONS = 2
-PATIENCE_S = 30.0
+PATIENCE_S = patience(30)
 
 
 def settings_of(bootstrap: str, prefix: str) -> Settings:
@@ -84,7 +84,7 @@ async def test_items_that_a_killed_worker_left_are_written_by_the_next(
         worker.choose(FAULTS="")
         await worker.start()
         await worker.until_ready()
-        world = await observer.settled([worker.state_dir], timeout_s=patience(PATIENCE_S))
+        world = await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
         assert await worker.end() == 0
 
     world.assert_clean()
@@ -118,10 +118,10 @@ async def test_a_flow_with_a_thousand_pending_steps_ends_in_one_transaction(
         await worker.until_ready()
         await send(producer, prefix, create(1), start(1))
         await send(producer, prefix, *(schedule(1, run, input_json="x" * 4_096) for run in runs))
-        await observer.settled([worker.state_dir], timeout_s=patience(PATIENCE_S))
+        await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
         before_mib = resident_mib(worker)
         await send(producer, prefix, finish(1))
-        world = await observer.settled([worker.state_dir], timeout_s=patience(PATIENCE_S))
+        world = await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
         grown_mib = resident_mib(worker) - before_mib
         assert await worker.end() == 0
 
@@ -169,10 +169,10 @@ async def test_a_backlog_ends_nobodys_lease(
             prefix,
             *(schedule(1, f"r{n}", lease_ms=int(patience(2_000))) for n in range(20)),
         )
-        await observer.settled([worker.state_dir], timeout_s=patience(PATIENCE_S))
+        await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
         await send(producer, prefix, *(step("start_step", 1, f"r{n}") for n in range(20)))
         started = time.monotonic()
-        await observer.settled([worker.state_dir], timeout_s=patience(PATIENCE_S))
+        await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
         worker.pause()
         backlog = [{**create(1), "issued_by": f"agent:{n}"} for n in range(5_000)]
         await send(producer, prefix, *backlog)
@@ -182,7 +182,7 @@ async def test_a_backlog_ends_nobodys_lease(
         sent_s = time.monotonic() - started
         await asyncio.sleep(max(0.0, patience(2.5) - sent_s))
         worker.resume()
-        world = await observer.settled([worker.state_dir], timeout_s=patience(PATIENCE_S))
+        world = await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
         assert await worker.end() == 0
 
     world.assert_clean()

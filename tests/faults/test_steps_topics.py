@@ -17,7 +17,6 @@ from tests.faults.test_steps import PARTITIONS, PATIENCE_S, events, send
 from tests.support.builders import DAY_MS, steps
 from tests.support.checked_deployment import CheckedDeployment
 from tests.support.forked_program import program
-from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import environment, workers
 from tests.unit.commands import create, flow_id, schedule, start, step
@@ -39,7 +38,7 @@ async def settled(
     broker: EmbeddedBroker, prefix: str, partitions: int, state_dir: Path
 ) -> CheckedDeployment:
     async with observing(broker.bootstrap, prefix, partitions) as observer:
-        return await observer.settled([state_dir], timeout_s=patience(PATIENCE_S))
+        return await observer.settled([state_dir], timeout_s=PATIENCE_S)
 
 
 async def test_steps_grows_under_a_worker_that_goes_on(
