@@ -18,19 +18,13 @@ from processor.ops.verify.report import Report
 from processor.ops.verify.scope import Scope
 from processor.ops.verify.verify import verify as verified
 from processor.settings import Settings
-from tests.support.load import Load, under_load
+from tests.support.load import under_load
 from tests.support.log_files import foreign_writers
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
 from tests.support.processes import workers
 
 PARTITIONS = 2
-
-
-async def acknowledged(load: Load, count: int) -> None:
-    async with asyncio.timeout(patience(30)):
-        while len(load.acknowledged) < count:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("end", ["kill", pytest.param("stop", marks=pytest.mark.soak)])
@@ -45,11 +39,11 @@ async def test_workers_come_back_by_themselves(prefix: str, tmp_path: Path, end:
             await asyncio.gather(*(worker.start() for worker in pair))
             await asyncio.gather(*(worker.until_ready() for worker in pair))
             async with under_load(broker.bootstrap, prefix, seed=5, per_s=50) as load:
-                await acknowledged(load, 100)
+                await load.until_acknowledged(100)
                 await getattr(broker, end)()
                 await asyncio.sleep(1)  # they meet nobody
                 await broker.start()
-                await acknowledged(load, len(load.acknowledged) + 100)
+                await load.until_acknowledged(len(load.acknowledged) + 100)
             async with observing(broker.bootstrap, prefix, PARTITIONS) as observer:
                 world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(40))
             assert [worker.running for worker in pair] == [True, True]

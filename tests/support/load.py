@@ -106,6 +106,12 @@ class Load:
             if done.offset >= 0:
                 self.acknowledged.add((done.topic, done.partition, done.offset))
 
+    async def until_acknowledged(self, count: int) -> None:
+        """Wait until the broker has acknowledged so many in all."""
+        async with asyncio.timeout(patience(60)):
+            while len(self.acknowledged) < count:  # noqa: ASYNC110 (noted, and nobody notified)
+                await asyncio.sleep(0.05)
+
 
 @asynccontextmanager
 async def under_load(
