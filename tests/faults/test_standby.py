@@ -1,7 +1,6 @@
 """kill -9 of an owner whose partitions another worker has followed: nothing is restored."""
 
 import asyncio
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,11 @@ from processor.settings import Settings
 from tests.support.load import under_load
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
-from tests.support.processes import WorkerProcess, workers
+from tests.support.processes import assigned_to, log_lines, until_assigned, workers
 
 PARTITIONS = 4
 TAKEN_OVER = "the partition is taken over"
 FOLLOWS = "the standby follows"
-
-
-def lines(worker: WorkerProcess) -> list[dict[str, object]]:
-    lines = worker.output().splitlines()
-    return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 async def test_who_follows_takes_over_with_a_warm_table(
@@ -43,20 +37,24 @@ async def test_who_follows_takes_over_with_a_warm_table(
             victim, other = pair
             await load.send(200)
             await until_decided(observer, load)
-            before = len(lines(other))
-            # Who was there first may have owned all of them for a moment.
-            taken_over = other.output().count(TAKEN_OVER)
+            await until_assigned(PARTITIONS, pair)
+            followed = set(assigned_to(victim))
+            assert len(followed) == PARTITIONS // 2
+            before = len([*log_lines(other)])
             await victim.kill()
-            await other.until_printed(TAKEN_OVER, times=taken_over + PARTITIONS // 2)
-            since = lines(other)[before:]
-            taken = [line for line in since if line["message"] == TAKEN_OVER]
-            assert len(taken) == PARTITIONS // 2
-            assert {line["table"] for line in taken} == {"caught up"}
+            taken: dict[int, str] = {}
+            async with asyncio.timeout(patience(30)):
+                while not taken.keys() >= followed:
+                    await asyncio.sleep(0.02)
+                    since = [*log_lines(other)][before:]
+                    lines = (line for line in since if line["message"] == TAKEN_OVER)
+                    taken = {line["partition"]: line["table"] for line in lines}
+            assert set(taken.values()) == {"caught up"}
             assert not [line for line in since if "restored" in str(line["message"])]
             # It comes back, and gets back its share; the other goes on following it.
-            followed = other.output().count(FOLLOWS)
+            follows = other.output().count(FOLLOWS)
             await victim.start()
-            await other.until_printed(FOLLOWS, times=followed + PARTITIONS // 2)
+            await other.until_printed(FOLLOWS, times=follows + PARTITIONS // 2)
         world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(30))
         deadline = time.monotonic() + patience(30)
         while not all_level(world):

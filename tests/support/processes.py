@@ -187,7 +187,7 @@ def owner_of(partition: int, some: Sequence[WorkerProcess]) -> WorkerProcess:
         return max(
             (
                 line["at"]
-                for line in _lines(worker)
+                for line in log_lines(worker)
                 if line["message"] == "the partition is taken over"
                 and line["partition"] == partition
             ),
@@ -207,7 +207,7 @@ async def until_assigned(
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        dealt = [(_assigned(worker), worker) for worker in some]
+        dealt = [(assigned_to(worker), worker) for worker in some]
         held = sorted(partition for its, _ in dealt for partition in its)
         if held == list(range(partitions)) and all(
             owner_of(partition, some) is worker for its, worker in dealt for partition in its
@@ -218,17 +218,17 @@ async def until_assigned(
         await asyncio.sleep(0.02)
 
 
-def _assigned(worker: WorkerProcess) -> list[int]:
+def assigned_to(worker: WorkerProcess) -> list[int]:
     """By the group's last word to it."""
     assigned: list[int] = []
-    for line in _lines(worker):
+    for line in log_lines(worker):
         if line["message"] == "the group has assigned partitions":
             assigned = line["partitions"]
     return assigned
 
 
-def _lines(worker: WorkerProcess) -> Iterator[dict[str, Any]]:
-    """A line that is still being written does not count."""
+def log_lines(worker: WorkerProcess) -> Iterator[dict[str, Any]]:
+    """What it has logged. A line that is still being written does not count."""
     return (
         json.loads(line)
         for line in worker.output().splitlines(keepends=True)
