@@ -197,6 +197,12 @@ def test_signals_and_relays_are_asked_where_they_listen_and_can_be_many(
     }
 
 
+def test_a_relay_without_a_database_ends_with_its_reason_and_is_not_restarted() -> None:
+    """Compose fills in all services before it selects profiles: `:?` would end each `up`."""
+    assert ":?" not in str(SERVICES)
+    assert SERVICES["outbox"]["restart"] == "${TASKFLOW_OUTBOX_DSN:+unless-stopped}"
+
+
 def test_all_services_are_built_by_the_same_dockerfile() -> None:
     for service in OURS:
         assert SERVICES[service]["build"] == COMPOSE["x-taskflow"]["build"]
