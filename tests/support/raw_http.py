@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -57,8 +58,13 @@ class RawConnection:
 
 
 @asynccontextmanager
-async def connected(address: tuple[str, int]) -> AsyncIterator[RawConnection]:
-    reader, writer = await asyncio.open_connection(*address)
+async def connected(address: tuple[str, int], first: bytes = b"") -> AsyncIterator[RawConnection]:
+    """A connection; `first`, some bytes, is there before a server on this loop sees the connection,
+    and so before the time that it has begins."""
+    made = socket.create_connection(address)
+    made.sendall(first)
+    made.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=made)
     try:
         yield RawConnection(reader, writer)
     finally:

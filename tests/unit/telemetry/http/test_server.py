@@ -18,6 +18,7 @@ from aiohttp import web
 from processor.settings import Address
 from processor.telemetry.health_server import serve
 from processor.telemetry.http.hosts import HostPolicy
+from processor.telemetry.http.internals import HttpConnection
 from processor.telemetry.http.limits import HttpLimits
 from processor.telemetry.http.problem import ProblemError
 from processor.telemetry.http.server import listening, read_body
@@ -43,8 +44,11 @@ async def health(**options: Any) -> AsyncIterator[tuple[str, int]]:
 
 
 @asynccontextmanager
-async def server(*hosts: str, **limits: Any) -> AsyncIterator[tuple[str, int]]:
-    """One that echoes bodies, has a large one of its own, and fails when asked to."""
+async def server(
+    *hosts: str, unanswered: asyncio.Semaphore | None = None, **limits: Any
+) -> AsyncIterator[tuple[str, int]]:
+    """One that echoes bodies, has a large one of its own, and fails when asked to; `unanswered` is
+    released for each request that it does not answer."""
     bounds = HttpLimits(**{"connections": 8, "body_bytes": 1000, **limits})
 
     async def echo(request: web.Request) -> Any:
@@ -57,6 +61,8 @@ async def server(*hosts: str, **limits: Any) -> AsyncIterator[tuple[str, int]]:
         raise RuntimeError("hidden words")
 
     async def worker_blocked(_: Any) -> web.Response:
+        if unanswered is not None:
+            unanswered.release()
         await asyncio.Event().wait()
         raise AssertionError("nothing sets the event")
 
@@ -277,8 +283,12 @@ async def test_a_body_that_is_too_large_or_broken_is_refused(
 
 
 async def test_headers_that_do_not_end_are_refused_in_time() -> None:
-    async with server(head_s=0.2) as where, connected(where) as slow, connected(where) as silent:
-        await slow.send(b"GET / HTTP/1.1\r\nHost: local")
+    begun = b"GET / HTTP/1.1\r\nHost: local"
+    async with (
+        server(head_s=0.2) as where,
+        connected(where, begun) as slow,
+        connected(where) as silent,
+    ):
         response = await slow.response()
         assert (response.status, response.problem()["code"]) == (408, "request_timeout")
         await slow.ends()
@@ -286,11 +296,11 @@ async def test_headers_that_do_not_end_are_refused_in_time() -> None:
 
 
 async def test_headers_that_come_byte_by_byte_do_not_extend_their_time() -> None:
-    async with server(head_s=0.3) as where, connected(where) as slow:
+    async with server(head_s=0.3) as where, connected(where, b"GET /") as slow:
 
         async def drip() -> None:
             with contextlib.suppress(ConnectionError):
-                for byte in b"GET /live HTTP/1.1\r\nX: " + b"x" * 1000:
+                for byte in b"live HTTP/1.1\r\nX: " + b"x" * 1000:
                     await slow.send(bytes([byte]))
                     await asyncio.sleep(0.02)
 
@@ -300,8 +310,8 @@ async def test_headers_that_come_byte_by_byte_do_not_extend_their_time() -> None
 
 
 async def test_a_second_request_of_a_connection_is_held_to_the_same_time() -> None:
-    async with server(head_s=0.3) as where, connected(where) as slow:
-        await slow.send(POST + b"Content-Length: 2\r\n\r\nhi")
+    first = POST + b"Content-Length: 2\r\n\r\nhi"
+    async with server(head_s=0.3) as where, connected(where, first) as slow:
         assert (await slow.response()).status == 200
         await slow.send(b"GET /")
         assert (await slow.response()).status == 408
@@ -327,26 +337,34 @@ async def test_a_body_that_does_not_end_is_refused_in_time(
 
 
 async def test_a_body_may_take_longer_than_the_headers() -> None:
-    async with server(head_s=0.2) as where, connected(where) as slow:
-        await slow.send(POST + b"Content-Length: 4\r\n\r\nhi")
+    begun = POST + b"Content-Length: 4\r\n\r\nhi"
+    async with server(head_s=0.2) as where, connected(where, begun) as slow:
         await asyncio.sleep(0.5)  # for as long as the headers could not have taken
         await slow.send(b"ho")
         assert (await slow.response()).body == b"hiho"
 
 
-async def test_a_client_that_does_not_read_is_left_in_time() -> None:
+async def test_a_client_that_does_not_read_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, drop = asyncio.Event(), HttpConnection.drop
+
+    def noted(connection: HttpConnection) -> None:
+        drop(connection)
+        left.set()
+
+    monkeypatch.setattr(HttpConnection, "drop", noted)
     async with (
-        server(stall_s=0.2, stall_bytes_s=100 * BIG) as where,
+        # One that reads must have all of it by then.
+        server(stall_s=patience(0.5), stall_bytes_s=100 * BIG) as where,
         connected(where) as slow,
         connected(where) as fast,
     ):
         await slow.send(get("/big"))
         await fast.send(get("/big"))
         assert len((await fast.response()).body) == BIG
-        await asyncio.sleep(0.6)
         read = b""
-        with contextlib.suppress(ConnectionError):
-            async with asyncio.timeout(10):
+        async with asyncio.timeout(patience(10)):
+            await left.wait()
+            with contextlib.suppress(ConnectionError):
                 while chunk := await slow.reader.read(2**20):
                     read += chunk
         assert len(read) < BIG, "the server has kept the rest for it"
@@ -400,21 +418,23 @@ async def test_idle_connections_do_not_keep_others_out() -> None:
                 await idle.send(b"GET /live HTTP/1.1\r\n")
             elif number % 3 == 2:
                 await idle.send(get("/live"))
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(HttpLimits(connections=1).head_s / 2):
             assert (await ask(where, get("/ready"))).status == 200
 
 
 async def test_connections_that_work_are_kept_and_one_more_is_refused() -> None:
-    async with server() as where, contextlib.AsyncExitStack() as stack:
+    unanswered = asyncio.Semaphore(0)
+    async with server(unanswered=unanswered) as where, contextlib.AsyncExitStack() as stack:
         busy = [await stack.enter_async_context(connected(where)) for _ in range(8)]
-        for one in busy:
-            await one.send(get("/stuck"))
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(patience(10)):
+            for one in busy:
+                await one.send(get("/stuck"))
+                await unanswered.acquire()
         response = await ask(where, get("/big"))
         assert (response.status, response.problem()["code"]) == (503, "busy")
         assert response.headers["retry-after"] == "1"
         busy[0].writer.transport.abort()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patience(10)):
             while (await ask(where, get("/big"))).status != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
@@ -478,7 +498,7 @@ async def test_a_worker_with_256_descriptors_is_asked_among_idle_connections() -
                 if number % 2:
                     await idle.send(b"GET /ready HTTP/1.1\r\nHost: local")
             for _ in range(20):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(patience(5)):
                     assert (await ask(where, get("/ready"))).status == 200
     finally:
         process.terminate()
@@ -531,7 +551,7 @@ async def test_whatever_is_sent_is_answered_in_order_or_not_at_all_and_is_no_err
     chance = random.Random(14)
     statuses: Counter[int] = Counter()
     # Who hears the response hangs up: a short time to linger would be for what is late alone.
-    times = {"head_s": 0.05, "idle_s": 0.1, "body_s": 0.05, "linger_s": patience(5)}
+    times: dict[str, Any] = {"head_s": 0.05, "idle_s": 0.1, "body_s": 0.05, "linger_s": patience(5)}
     async with server(**times) as where:
         for _ in range(400):
             request = random_request(chance)
@@ -551,7 +571,8 @@ async def test_whatever_is_sent_is_answered_in_order_or_not_at_all_and_is_no_err
             statuses[status] += 1
             if status >= 400 and body:
                 assert b"application/problem+json" in head, (request, response)
-        assert (await ask(where, get("/big"))).status == 200
+        async with connected(where, get("/big")) as last:
+            assert (await last.response()).status == 200
     assert {400, 404, 405, 408} <= statuses.keys()
     assert 500 not in statuses
     assert logged(caplog) == []
