@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "processor" / "docs" / "testing.md"
 CPU_S = 1.0
 """Of the whole process: Python, pytest, all imports and the five tests."""
+TRIES = 5
+"""One is enough where the machine is quiet; what others do to its caches only adds to a run."""
 OF_OUR_TESTS = ("anyio", "hypothesispytest", "pytest_cov", "timeout", "xdist")
 """Plugins that a user's tests do not need."""
 NO_PROGRAMS = """
@@ -61,11 +63,16 @@ def test_its_five_tests_pass(tmp_path: Path) -> None:
     environ["PYTHONPATH"] = str(ROOT)
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    def cpu_s() -> float:
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "5 passed" in done.stdout
+        measured = re.search(r"rewritten: (\d+), CPU ([0-9.]+) s", done.stdout)
+        assert measured is not None
+        assert measured[1] == "0", "pytest rewrites the asserts of our modules"
+        return float(measured[2])
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 passed" in done.stdout
-    measured = re.search(r"rewritten: (\d+), CPU ([0-9.]+) s", done.stdout)
-    assert measured is not None
-    assert measured[1] == "0", "pytest rewrites the asserts of our modules"
-    assert float(measured[2]) < patience(CPU_S)
+    taken_s: list[float] = []
+    while len(taken_s) < TRIES and not any(one < patience(CPU_S) for one in taken_s):
+        taken_s.append(cpu_s())
+    assert min(taken_s) < patience(CPU_S), taken_s
