@@ -294,6 +294,8 @@ async def test_a_foreign_transaction_keeps_the_others_waiting_for_a_while_only(
     stage: Stage, standby: Standby, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(standby_module, "SETTLE_TIMEOUT_S", 0.01)
+    # It does not begin again meanwhile, which it would with the turn in its hand.
+    monkeypatch.setattr(standby_module, "BACKOFF_MIN_S", PATIENCE_S)
     stage.kafka.send(*life(1))
     await stage.works()
     foreign = stage.kafka.begin()
