@@ -174,10 +174,11 @@ async def test_what_is_no_longer_wanted_is_let_go_of(sending: Any) -> None:
     some.update([delivery(2)])
     await client.idle.wait()
     (task,) = some._tasks.values()
+    client.idle.clear()
     some.update([delivery(3)])
 
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.sleep(0)
+    await client.idle.wait()
     assert [one["expected_revision"] for one in client.commands] == [2, 3]
     await some.close()

@@ -105,7 +105,7 @@ async def test_a_request_meets_its_fate_and_others_of_its_kind_do_not(
             assert await client.response() == b"fine"
             client.ask(END_TXN)
             with pytest.raises(asyncio.IncompleteReadError if breaks else TimeoutError):
-                await client.response(within_s=5.0 if breaks else SILENT_S)
+                await client.response(within_s=patience(5.0) if breaks else SILENT_S)
             if fate is Fate.SWALLOW:  # only the answer was lost
                 client.ask(END_TXN)
                 assert await client.response() == b"fine"

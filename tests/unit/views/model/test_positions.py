@@ -12,6 +12,7 @@ from processor.contract.values import EVENTS_PER_PARTITION
 from processor.views.http import responses, server_sent_events
 from processor.views.model.database import Database
 from tests.support.logged import logged
+from tests.support.machine import patience
 from tests.support.recorded_deployment import Recorded
 from tests.support.stub_views import create, flow_id
 
@@ -32,7 +33,7 @@ def some() -> Any:
 
 
 async def refused(client: Any, path: Any, field: Any, **headers: Any) -> None:
-    async with asyncio.timeout(10), client.get(path, headers=headers) as response:
+    async with asyncio.timeout(patience(10)), client.get(path, headers=headers) as response:
         body = await response.read() if response.status == 400 else b""
         assert response.status == 400, (path, headers, body[:200])
         body = responses.Problem.model_validate_json(body)
@@ -92,7 +93,7 @@ async def test_a_stream_may_begin_at_the_beginning_and_ahead_of_the_view(served:
             {"2": 3 * ID - 1},
         ):
             path = f"/v1/stream?last_event_id={packed(value)}"
-            async with asyncio.timeout(10), client.get(path) as response:
+            async with asyncio.timeout(patience(10)), client.get(path) as response:
                 assert response.status == 200
                 assert b"event: ready" in await response.content.readuntil(b"{}\n\n")
 
