@@ -9,9 +9,10 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -180,7 +181,7 @@ async def embedded_broker(
     async with open_directory(data_dir) as directory:
         await runtime.fetch_jars(progress)
         port = free_port() if port is None else port
-        controller_port = free_port(besides=[port])
+        controller_port = free_port()
         directory.configure(port=port, controller_port=controller_port, properties=properties)
         directory.format(new_kafka_uuid(), NODE_ID)
         command = runtime.command(directory.path)
@@ -314,8 +315,32 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def free_port(besides: Collection[int] = ()) -> int:
-    """A port at which no process listens now, none of `besides`."""
-    while not _is_free(port := random.choice(FREE_PORTS)) or port in besides:
+def free_port() -> int:
+    """A port at which no process listens now, and that was given to nobody: neither by this process
+    nor, on Linux, by another one that still runs. Two brokers that start at the same moment would
+    both find it free."""
+    while not _is_free(port := random.choice(FREE_PORTS)) or not _claim(port):
         pass
     return port
+
+
+_claims: dict[int, int] = {}
+"""The ports that were given here, each with a descriptor that lasts as long as this process."""
+
+
+def _claim(port: int) -> bool:
+    """Take a name for `port` that no other process of this machine can take; False if it is taken.
+
+    It is one of Linux's abstract sockets, which go with whoever has bound them.
+    """
+    if port in _claims:
+        return False
+    name = socket.socket(socket.AF_UNIX)
+    if sys.platform == "linux":
+        try:
+            name.bind(f"\0taskflow-port-{port}")
+        except OSError:
+            name.close()
+            return False
+    _claims[port] = name.detach()
+    return True

@@ -113,9 +113,7 @@ async def embedded_cluster(
             for node_id in ids
         }
         await runtime.fetch_jars(progress)
-        ports: dict[int, int] = {}
-        for node_id in ids:
-            ports[node_id] = free_port(besides=ports.values())
+        ports = {node_id: free_port() for node_id in ids}
         cluster_id = new_kafka_uuid()
         for node_id, directory in directories.items():
             _configure(directory, node_id, ports, properties)
