@@ -8,10 +8,12 @@ The commands run in this process, beside a real worker and Kafka.
 
 import asyncio
 import io
+import json
 import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
@@ -19,13 +21,16 @@ from typing import Final, NamedTuple
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from processor.adapters.kafka.reader.topic_reader import read
 from processor.cli.main import main
 from processor.cli.up.execute import greeting
 from processor.client import flow_id_for
+from processor.contract.topics import Topics
 from processor.embedded.broker import embedded_broker
 from processor.settings import VARIABLES, Settings
 from tests.support.cli_runner import child_worker
 from tests.support.examples import examples
+from tests.support.machine import patience
 from tests.support.own_loop import on_a_loop_of_its_own
 
 ROOT: Final = Path(__file__).parents[2]
@@ -74,6 +79,9 @@ EVENT: Final = '{"kind":"external_event","topic":"carrier","correlation_id":"9"}
 COMMANDS: Final = f"""{{"kind":"start_running",{MINE}}}
 {{"kind":"set_waiting",{MINE},"wait":{EVENT}}}
 """
+
+RUN_ID: Final = "ring"
+OFFERED: Final = Typed("The work that is offered:", "taskflow steps --limit 1")
 
 REPORTS: Final = ("$ taskflow doctor", "$ taskflow verify")
 """Commands that print a report in sentences."""
@@ -133,8 +141,8 @@ ROLES: Final = (
             Program("The program of the [README](../../README.md):", "../../README.md", "triage"),
             Typed("What the executor did:", "taskflow step list"),
             Typed("A step by hand:", "taskflow flow create 'Call back' --key call-3"),
-            Typed("", f"taskflow step schedule {flow_id_for('call-3')[:8]} ring --task phone"),
-            Typed("The work that is offered:", "taskflow steps --limit 1"),
+            Typed("", f"taskflow step schedule {flow_id_for('call-3')[:8]} {RUN_ID} --task phone"),
+            OFFERED,
         ),
     ),
 )
@@ -190,7 +198,7 @@ def record(patch: pytest.MonkeyPatch, bootstrap: str) -> str:
         patch.setattr(sys, "argv", ["taskflow"])
         with child_worker(settings):
             asyncio.run(_send_nonsense(settings))
-            parts = [_section(patch, role) for role in ROLES]
+            parts = [_section(patch, settings, role) for role in ROLES]
         up = greeting(Settings(), "127.0.0.1:9092", "http://127.0.0.1:8901", seen=True)
         said = "\n".join(up).replace(str(Path("data").absolute()), "/home/you/data")
     return f"{HEAD}```\n$ taskflow up\n{said}\n```\n" + "".join(parts)
@@ -203,9 +211,21 @@ async def _send_nonsense(settings: Settings) -> None:
         await producer.send_and_wait(topic, b'{"kind": "finish", oops', key=key)
 
 
-def _section(patch: pytest.MonkeyPatch, role: Role) -> str:
+async def _until_offered(settings: Settings, run_id: str) -> None:
+    """A work item is written after the outcome of what offers its step."""
+    async with asyncio.timeout(patience(30)):
+        items = read(settings, Topics(settings.topic_prefix).steps, follow=True)
+        async with aclosing(items):
+            async for item in items:
+                if json.loads(item.value)["run_id"] == run_id:
+                    return
+
+
+def _section(patch: pytest.MonkeyPatch, settings: Settings, role: Role) -> str:
     text = f"\n## {role.title}\n"
     for step in role.steps:
+        if step is OFFERED:
+            asyncio.run(_until_offered(settings, RUN_ID))
         if step.why:
             text += f"\n{step.why}\n"
         text += f"\n```\n{_played(patch, step)}```\n"
@@ -230,17 +250,20 @@ def _played(patch: pytest.MonkeyPatch, step: Typed | Program) -> str:
 
 def stable(page: str) -> list[str]:
     """The lines of a page without what is another each time: ids, times, spans, ports, and where
-    cells are cut."""
+    cells are cut and sentences are broken."""
+    page = re.sub(
+        r"commands in .*?snapshots", lambda one: " ".join(one[0].split()), page, flags=re.S
+    )
     for pattern, instead in (
         (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "ID"),
         (r"\b[0-9a-f]{8,16}\b", "ID"),
         (r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\d(?:\.\d+)?Z?)?", "DAY"),
         (r"\d\d:\d\d:\d\d(?:\.\d+)?", "TIME"),
-        (r"(?:\d+ (?:d|h|min|s|ms)\b ?)+|< 1 s", "SPAN "),
+        (r"(?:\d[\d.,]* (?:d|h|min|s|ms)\b ?)+|< 1 s", "SPAN "),
         (r"\b\d+[smhd]\b", "AGE"),
         (r"127\.0\.0\.1:\d+", "ADDRESS"),
         (r"Python \d+\.\d+\.\d+", "PYTHON"),
-        (r"\d+/s\b", "RATE"),
+        (r"\d[\d.,]*/s\b", "RATE"),
         (r"\d[\d,]*\.\d+|\d+,\d+(?: MiB)?", "FIGURE"),
         # Each transaction has an offset of its own, and commands may share one.
         (r"\{0: \d+\}", "{0: OFFSET}"),
