@@ -374,8 +374,12 @@ async def views_rows(place: Deployment, home: Path, role: Role, chosen: Chosen) 
         await view.start()
         try:
             await view.until(lambda _: True, "/ready")
-            partitions = await view.until(lambda _: True, "/v1/partitions")
-            assert "at" in partitions["items"][0]["worker"], partitions
+            # The group's members show by name and address, once they have joined again if they were
+            # late.
+            await view.until(
+                lambda partitions: "at" in (partitions["items"][0]["worker"] or ""),
+                "/v1/partitions",
+            )
             sent = []
             for right in place.rights:
                 if not chosen(role, right, RUNNING):
