@@ -4,14 +4,14 @@ import gc
 import os
 import secrets
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
-from processor.embedded.broker import EmbeddedBroker, embedded_broker
+from processor.embedded.broker import EmbeddedBroker, embedded_broker, free_port
 from tests.support import machine
 from tests.support.own_loop import on_a_loop_of_its_own
 
@@ -171,6 +171,18 @@ def kills(request: pytest.FixtureRequest) -> int:
 def foreign_records_count(request: pytest.FixtureRequest) -> int:
     """How many records are to be drawn, at least."""
     return int(request.config.getoption("--foreign-records"))
+
+
+@pytest.fixture(scope="session")
+def unused_tcp_port_factory() -> Callable[[], int]:
+    """Ports for what a test starts in a moment. pytest-asyncio's own lie among those that systems
+    hand out for outgoing connections: until then, any client may get one."""
+    return free_port
+
+
+@pytest.fixture
+def unused_tcp_port() -> int:
+    return free_port()
 
 
 @pytest.fixture(scope="session")
