@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import json
 import re
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,9 @@ def work_of(case: Any, world: Deployment) -> list[Any]:
 async def work_items(settings: Settings, event_ids: set[int]) -> dict[int, Any]:
     """What lies on `steps`, by event, once there is an item of each of `event_ids`."""
     found: dict[int, Any] = {}
-    async with asyncio.timeout(patience(20)):
-        async for record in read(settings, f"{settings.topic_prefix}.steps", follow=True):
+    records = read(settings, f"{settings.topic_prefix}.steps", follow=True)
+    async with asyncio.timeout(patience(20)), aclosing(records):
+        async for record in records:
             item = json.loads(record.value)
             assert record.key == f"{item['flow_id']}/{item['run_id']}".encode()
             assert dict(record.headers)["taskflow-task"] == item["task"].encode()
