@@ -66,7 +66,7 @@ async def test_a_state_directory_may_have_any_name(taskflow: ForkedProgram, tmp_
     logs = {line: tmp_path / f"{line.split()[0]}.log" for line in WITH_TABLES}
 
     running = [taskflow.start(line.split(), environment, log) for line, log in logs.items()]
-    async with asyncio.timeout(patience(30)):
+    async with asyncio.timeout(patience(120)):
         codes = await asyncio.gather(*(one.wait() for one in running))
 
     said = {line: log.read_text("utf-8", "surrogateescape") for line, log in logs.items()}
