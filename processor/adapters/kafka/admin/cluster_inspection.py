@@ -122,13 +122,20 @@ async def hanging(settings: Settings, partitions: Iterable[tuple[str, int]]) -> 
     readers = LogReaders(connection, topics=sorted({tp.topic for tp in tps}))
     try:
         with explained(settings):
-            stable = await (await readers.consumer("read_committed")).end_offsets(tps)
+            committed = await readers.consumer("read_committed")
+            stable = await committed.end_offsets(tps)
             consumer = await readers.consumer("read_uncommitted")
             ends = await consumer.end_offsets(tps)
+            written_at = {
+                tp: await _written_at(consumer, tp, stable) for tp in tps if stable[tp] < ends[tp]
+            }
+            unseen = [tp for tp, at_ms in written_at.items() if at_ms is None]
+            # What ended meanwhile may have left nothing but its marker.
+            now = await committed.end_offsets(unseen) if unseen else {}
             return [
-                Hanging(tp.topic, tp.partition, stable[tp], await _written_at(consumer, tp, stable))
-                for tp in tps
-                if stable[tp] < ends[tp]
+                Hanging(tp.topic, tp.partition, stable[tp], at_ms)
+                for tp, at_ms in written_at.items()
+                if now.get(tp, stable[tp]) == stable[tp]
             ]
     except ReadFailed as error:
         raise explain(error.__cause__ or error, settings) from error
