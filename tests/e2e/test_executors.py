@@ -81,7 +81,7 @@ async def test_kcat_and_a_shell(place: Place) -> None:
 
     command = ("bash", name, TASK, "./count")
     environ = {**place.environ, "GROUP": "words"}
-    await does_its_steps(place, command, environ, lease_s=patience(5), attempts=1)
+    await does_its_steps(place, command, environ, lease_s=patience(8), attempts=1)
 
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="there is no Go to compile it with")
@@ -93,7 +93,7 @@ async def test_go(place: Place) -> None:
 
     settings = place.settings
     command = (str(program), settings.bootstrap_servers, settings.topic_prefix, "words")
-    await does_its_steps(place, command, place.environ, lease_s=patience(3), attempts=2)
+    await does_its_steps(place, command, place.environ, lease_s=patience(4), attempts=2)
 
 
 async def does_its_steps(
@@ -106,7 +106,7 @@ async def does_its_steps(
         await flow.schedule("before", TASK, {"text": "it was there before"})
         await flow.schedule("foreign", "another task")
         async with started(command, cwd=place.home, environ=environ) as process:
-            long = {"text": "longer than its lease", "pause_ms": int(lease_s * 1300)}
+            long = {"text": "longer than its lease", "pause_ms": int(lease_s * 1100)}
             await flow.schedule("long", TASK, long, lease=timedelta(seconds=lease_s))
             bad = {"text": ""}
             await flow.schedule("bad", TASK, bad, max_attempts=attempts, backoff=timedelta(0))
