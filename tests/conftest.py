@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from processor.embedded import broker as embedded
 from processor.embedded.broker import EmbeddedBroker, embedded_broker, free_port
 from tests.support import machine
 from tests.support.own_loop import on_a_loop_of_its_own
@@ -54,11 +55,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the deadlines of all tests grow with the slowness of the machine.
+    """Let the deadlines of all tests grow with the slowness of the machine, and give each process
+    of pytest-xdist free ports of its own: another one does not listen there meanwhile.
 
-    It is measured before anything else of this run takes time from it; processes of pytest-xdist
-    are told.
+    The slowness is measured before anything else of this run takes time from it; processes of
+    pytest-xdist are told.
     """
+    own, processes = process_of(config)
+    embedded.FREE_PORTS = embedded.FREE_PORTS[own::processes]
     os.environ[machine.VARIABLE] = f"{machine.slowness():.2f}"
     config.option.timeout = machine.patience(
         float(config.getoption("timeout") or config.getini("timeout"))
