@@ -50,7 +50,7 @@ from tests.support.secured_kafka import SecuredKafka, secured_kafka
 from tests.support.views import ViewProcess
 from tests.support.worker import running_worker
 
-GOES_ON_WITHIN_S: Final = patience(30)
+GOES_ON_WITHIN_S: Final = patience(60)
 AT_ONCE: Final = 4
 """Workers that run beside each other."""
 START, RUNNING = "start", "running"
@@ -212,7 +212,7 @@ async def producer_rows(place: Deployment, chosen: Chosen) -> list[Row]:
             async with place.without(write):
                 sentence = await said(client.publish(one), CommandNotSent)
             rows.append(place.row(write, "`publish`", sentence))
-        assert (await client.send(one)).verdict == "accepted"
+        assert (await client.send(one, timeout_s=GOES_ON_WITHIN_S)).verdict == "accepted"
     two = client.prepare(command())
     if chosen(Role.PRODUCER, await_, START):
         async with FlowClient(place.settings()) as client, place.without(await_):
@@ -220,7 +220,9 @@ async def producer_rows(place: Deployment, chosen: Chosen) -> list[Row]:
         rows.append(place.row(await_, "`send`, the first", sentence))
     if chosen(Role.PRODUCER, await_, RUNNING):
         async with FlowClient(place.settings()) as client:
-            assert (await client.send(two)).verdict == "accepted"  # it was not sent before
+            assert (
+                await client.send(two, timeout_s=GOES_ON_WITHIN_S)
+            ).verdict == "accepted"  # it was not sent before
             sent = []
 
             async def go_on() -> None:
@@ -232,7 +234,10 @@ async def producer_rows(place: Deployment, chosen: Chosen) -> list[Row]:
             async with place.without(await_):
                 sentence = await said(go_on(), OutcomeTimeout, NotAuthorized)
             rows.append(place.row(await_, "`send`", sentence))
-            assert (await client.send(sent[-1])).verdict in ("accepted", "duplicate")
+            assert (await client.send(sent[-1], timeout_s=GOES_ON_WITHIN_S)).verdict in (
+                "accepted",
+                "duplicate",
+            )
     return rows
 
 
@@ -269,10 +274,10 @@ async def consumer_rows(place: Deployment, chosen: Chosen) -> list[Row]:
         FlowClient(place.administrator()) as client,
         AuditStream(place.settings()) as events,
     ):
-        await client.send(command())
+        await client.send(command(), timeout_s=GOES_ON_WITHIN_S)
         seen = [(await anext(events)).id]
         async with place.without(right):
-            await client.send(command())
+            await client.send(command(), timeout_s=GOES_ON_WITHIN_S)
 
             async def go_on() -> None:
                 async for event in events:
@@ -328,7 +333,7 @@ async def operator_rows(
         for right in place.rights:
             if not chosen(Role.OPERATOR, right, RUNNING):
                 continue
-            flow_id = (await client.send(command())).flow_id
+            flow_id = (await client.send(command(), timeout_s=GOES_ON_WITHIN_S)).flow_id
             assert flow_id is not None
             arguments = _operator_command(right, flow_id, fixed)
             async with place.without(right):
@@ -386,7 +391,7 @@ async def views_rows(place: Deployment, home: Path, role: Role, chosen: Chosen) 
                     continue
                 async with place.without(right):
                     began = time.monotonic()
-                    sent.append((await client.send(command())).flow_id)
+                    sent.append((await client.send(command(), timeout_s=GOES_ON_WITHIN_S)).flow_id)
                     while True:
                         status, body = await view.get("/ready")
                         if status == 503 and body["denied"]:
