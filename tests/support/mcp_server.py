@@ -41,7 +41,7 @@ async def serving_mcp(
     """A server for one session, whose tasks are followed inside the block."""
     settings = fake.settings.model_copy(update={"views_operator_token": _secret(OPERATOR_TOKEN)})
     async with AsyncExitStack() as stack:
-        views = await stack.enter_async_context(asking(url, timeout_s=15.0))
+        views = await stack.enter_async_context(asking(url, timeout_s=patience(15.0)))
         operator = permission is Permission.OPERATE
         session = FlowSession(settings, views, owner=owner, operator=operator)
         await stack.enter_async_context(session)
