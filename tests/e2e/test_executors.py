@@ -18,7 +18,7 @@ from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from tests.support.examples import examples, go_program, started
 from tests.support.forked_program import inherited
-from tests.support.machine import patience
+from tests.support.machine import patience, stretched
 from tests.support.observed_deployment import observing
 from tests.support.worker import running_worker
 
@@ -81,7 +81,7 @@ async def test_kcat_and_a_shell(place: Place) -> None:
 
     command = ("bash", name, TASK, "./count")
     environ = {**place.environ, "GROUP": "words"}
-    await does_its_steps(place, command, environ, lease_s=patience(8), attempts=1)
+    await does_its_steps(place, command, environ, lease_s=stretched(8), attempts=1)
 
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="there is no Go to compile it with")
@@ -93,7 +93,7 @@ async def test_go(place: Place) -> None:
 
     settings = place.settings
     command = (str(program), settings.bootstrap_servers, settings.topic_prefix, "words")
-    await does_its_steps(place, command, place.environ, lease_s=patience(4), attempts=2)
+    await does_its_steps(place, command, place.environ, lease_s=stretched(4), attempts=2)
 
 
 async def does_its_steps(

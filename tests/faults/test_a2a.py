@@ -25,13 +25,13 @@ from processor.client import CurrentFlows
 from processor.embedded.broker import EmbeddedBroker, free_port
 from processor.settings import Settings
 from tests.support.a2a_agent import CARD, request, state_name
-from tests.support.machine import patience
+from tests.support.machine import patience, stretched
 from tests.support.processes import WorkerProcess
 from tests.support.worker import running_worker
 
 ENDS = (TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_FAILED)
 KILLS = 20
-LEASE_S = patience(4.0)
+LEASE_S = stretched(4.0)
 """Shorter, a busy machine and not a kill would end a run."""
 MESSAGE = "5f0c9a7e-9a35-4c0e-8f30-0b1f3c3f8a01"
 

@@ -17,7 +17,7 @@ from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.ops.verify.contract import home_of
 from processor.settings import Settings
-from tests.support.machine import patience
+from tests.support.machine import patience, stretched
 from tests.support.malformed_batches import bomb, with_other_bytes
 from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess, workers
@@ -27,7 +27,7 @@ PARTITIONS = 2
 KIB = 1024
 FORGED = ("taskflow-code", "taskflow-source-offset", "taskflow-digest")
 LIMIT = 512 * KIB
-OUTCOME_S = patience(1.0)
+OUTCOME_S = stretched(1.0)
 MEMORY_MAX_BYTES = 512 * KIB * KIB
 BOMB_MIB = 1024
 BOMB_MEMORY_MAX_BYTES = 200 * KIB * KIB

@@ -18,7 +18,7 @@ from processor.contract.values import parse_timestamp
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.testing.memory.deployment import Deployment
-from tests.support.machine import patience
+from tests.support.machine import patience, stretched
 from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess, workers
 from tests.unit.commands import create, finish, schedule, start, step
@@ -136,7 +136,7 @@ async def test_a_flow_with_a_thousand_pending_steps_ends_in_one_transaction(
         if json.dumps((one := json.loads(record.value or b""))["source"]) == source
     ]
     took_ms = outcome[0].timestamp - parse_timestamp(outcome[1]["at"])
-    assert took_ms < patience(2) * 1_000
+    assert took_ms < stretched(2) * 1_000
     assert grown_mib < 150
     (table,) = [table for table in world.tables if table.steps]
     assert {json.loads(row.doc)["status"] for row in table.steps} == {"cancelled"}
@@ -167,7 +167,7 @@ async def test_a_backlog_ends_nobodys_lease(
         await send(
             producer,
             prefix,
-            *(schedule(1, f"r{n}", lease_ms=int(patience(2_000))) for n in range(20)),
+            *(schedule(1, f"r{n}", lease_ms=int(stretched(2_000))) for n in range(20)),
         )
         await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
         await send(producer, prefix, *(step("start_step", 1, f"r{n}") for n in range(20)))
@@ -180,7 +180,7 @@ async def test_a_backlog_ends_nobodys_lease(
             producer, prefix, *(step("complete_step", 1, f"r{n}", attempt=1) for n in range(20))
         )
         sent_s = time.monotonic() - started
-        await asyncio.sleep(max(0.0, patience(2.5) - sent_s))
+        await asyncio.sleep(max(0.0, stretched(2.5) - sent_s))
         worker.resume()
         world = await observer.settled([worker.state_dir], timeout_s=PATIENCE_S)
         assert await worker.end() == 0

@@ -21,20 +21,20 @@ from processor.settings import Settings
 from processor.testing.memory.deployment import Deployment
 from tests.support.builders import FLOW_ID, OWNER, document
 from tests.support.log_files import foreign_writers, until_in_transaction
-from tests.support.machine import patience
+from tests.support.machine import patience, stretched
 from tests.support.observed_deployment import Observer, observing
 from tests.support.processes import owner_of, workers
 
 PARTITIONS = 2
 HERD = 2_000
-HELD = f"K4:delay={patience(150):.0f}ms@*"
+HELD = f"K4:delay={stretched(150):.0f}ms@*"
 """Each transaction stays open for a moment: else the herd is through before anyone has looked."""
-DUE_WITHIN_MS = int(patience(3_000))
+DUE_WITHIN_MS = int(stretched(3_000))
 """Long enough to see the first end, and to kill who ends them, before the last is due."""
 TAKEN_OVER = '"the partition is taken over"'
 HOUR_S = 3_600.0
 PATIENCE_S = patience(20.0)
-LATE_MAX_MS = int(patience(15_000))
+LATE_MAX_MS = int(stretched(15_000))
 """More than a loaded machine needs, and a fraction of an hour."""
 
 
@@ -106,7 +106,7 @@ async def test_a_herd_of_timers_while_their_owners_are_killed(
         await asyncio.gather(*(worker.start() for worker in pair))
         await asyncio.gather(*(worker.until_ready() for worker in pair))
         # All within a moment, and only once all of them wait.
-        due_ms = int(time.time() * 1000 + patience(6_000))
+        due_ms = int(time.time() * 1000 + stretched(6_000))
         due = [due_ms + DUE_WITHIN_MS * number // HERD for number in range(HERD)]
         herd = [
             one
@@ -168,7 +168,7 @@ async def test_workers_an_hour_ahead_and_an_hour_behind(
         due: dict[str, int] = {}
         commands = []
         for number in range(200):
-            due[flow_id(number)] = at_ms = now_ms + int(patience(2_000)) + 20 * number
+            due[flow_id(number)] = at_ms = now_ms + int(stretched(2_000)) + 20 * number
             wait = {"kind": "timer", "at": instant(at_ms)}
             if number % 2:
                 wait = {"kind": "manual", "timeout_at": instant(at_ms)}
@@ -189,7 +189,7 @@ async def test_workers_an_hour_ahead_and_an_hour_behind(
             one
             for number in range(300, 340)
             for one in waiting(
-                number, {"kind": "timer", "at": instant(int(time.time() * 1000 + patience(4_000)))}
+                number, {"kind": "timer", "at": instant(int(time.time() * 1000 + stretched(4_000)))}
             )
         ]
         await send(sending, prefix, late)

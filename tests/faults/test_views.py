@@ -68,17 +68,17 @@ async def test_kills_while_events_come_lose_none_and_count_none_twice(
                 await audit.write(audit.decide(5))
                 await asyncio.sleep(0.05)
 
-        going = asyncio.create_task(go_on())
-        await view.start()
-        seen = 0
-        for _ in range(kills):
-            response = await view.until(more_than(seen), "/v1/statistics")
-            seen = response["events_total"]
-            await asyncio.sleep(rng.uniform(0, KILL_WITHIN_S))
-            await view.kill()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(go_on())
             await view.start()
-        stop.set()
-        await going
+            seen = 0
+            for _ in range(kills):
+                response = await view.until(more_than(seen), "/v1/statistics")
+                seen = response["events_total"]
+                await asyncio.sleep(rng.uniform(0, KILL_WITHIN_S))
+                await view.kill()
+                await view.start()
+            stop.set()
         await assert_equal(view, audit)
 
 

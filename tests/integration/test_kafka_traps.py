@@ -35,7 +35,7 @@ from processor.engine.rows import Position
 from processor.errors import InstanceIdTaken, OwnershipLost, SourceFailed
 from processor.settings import Settings
 from processor.worker.composition import run_worker
-from tests.support.machine import patience
+from tests.support.machine import patience, stretched
 from tests.support.observed_deployment import observing
 from tests.support.proxy import END_TXN, HEARTBEAT, Fate, Proxy, proxied
 from tests.support.transactions import until_ended
@@ -365,7 +365,7 @@ async def plant(settings: Settings, offset: int) -> None:
 async def test_the_groups_offsets_decide_nothing(
     broker: EmbeddedBroker, settings: Settings, planted: int
 ) -> None:
-    settings = settings.model_copy(update={"session_timeout_ms": int(patience(6_000))})
+    settings = settings.model_copy(update={"session_timeout_ms": int(stretched(6_000))})
     before = [create(n) for n in range(6)]
     after = [update(n, revision=0) for n in range(6)]
     await produce(settings, "commands", before)
@@ -485,7 +485,7 @@ async def test_of_two_workers_that_start_with_one_instance_id_exactly_one_goes_o
     broker: EmbeddedBroker, settings: Settings, tmp_path: Path
 ) -> None:
     settings = settings.model_copy(
-        update={"session_timeout_ms": int(patience(6_000)), "instance_id": "twin"}
+        update={"session_timeout_ms": int(stretched(6_000)), "instance_id": "twin"}
     )
     first = settings.model_copy(update={"state_dir": tmp_path / "first"})
     second = settings.model_copy(update={"state_dir": tmp_path / "second"})
@@ -516,7 +516,7 @@ async def test_a_worker_that_comes_later_with_a_name_in_use_is_the_one_that_stop
     broker: EmbeddedBroker, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings.model_copy(
-        update={"session_timeout_ms": int(patience(6_000)), "instance_id": "twin"}
+        update={"session_timeout_ms": int(stretched(6_000)), "instance_id": "twin"}
     )
     second = settings.model_copy(update={"state_dir": tmp_path / "second"})
     stays: list[StaticMembership] = []
@@ -531,7 +531,7 @@ async def test_a_worker_that_comes_later_with_a_name_in_use_is_the_one_that_stop
         observing(broker.bootstrap, settings.topic_prefix, 1) as observer,
         running_worker(settings),
     ):
-        stays[0]._since -= patience(60)  # it holds the name for longer than a session
+        stays[0]._since -= stretched(60)  # it holds the name for longer than a session
         async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(InstanceIdTaken):
                 await run_worker(second, stop=asyncio.Event())

@@ -14,11 +14,11 @@ from processor.contract.rights import Role, rights
 from processor.contract.topics import Topics
 from processor.settings import Settings
 from processor.worker.composition import run_worker
-from tests.support.machine import patience
+from tests.support.machine import patience, stretched
 from tests.support.rights_deployment import command
 from tests.support.secured_kafka import SecuredKafka
 
-LIFE_S = patience(3)
+LIFE_S = stretched(3)
 
 
 def oauth(secured: SecuredKafka, prefix: str, file: Path, **chosen: Any) -> Settings:
@@ -96,7 +96,7 @@ async def test_a_token_that_is_not_taken_is_one_sentence_at_once(
         with pytest.raises(AccessDenied) as no:
             await partition_counts(oauth(secured, prefix, file), [f"{prefix}.audit"])
 
-    await asyncio.sleep(patience(0.1))  # TLS says goodbye, and nobody can await it
+    await asyncio.sleep(stretched(0.1))  # TLS says goodbye, and nobody can await it
     assert why in str(no.value)
     assert "TASKFLOW_SASL_OAUTH_TOKEN_FILE" in str(no.value)
     assert content is None or file.read_text() not in str(no.value)

@@ -22,12 +22,12 @@ from processor.settings import Settings
 from processor.signals.service import SignalService
 from processor.views.http.responses import SignalPublished
 from tests.support.forked_program import Result, program
-from tests.support.machine import patience
+from tests.support.machine import patience, stretched
 from tests.support.recorded_deployment import Recorded
 from tests.support.served_views import serving
 from tests.support.worker import running_worker
 
-TTL_MS = int(patience(5_000))
+TTL_MS = int(stretched(5_000))
 """An early signal is awaited within it, and another one until it is over."""
 TOKEN = "a token of the producers"
 

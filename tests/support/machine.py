@@ -32,7 +32,14 @@ def slowness() -> float:
 
 
 def patience(quiet_s: float) -> float:
-    """Seconds to wait for what takes less than `quiet_s` seconds on a quiet machine."""
+    """Seconds to wait for what takes less than `quiet_s` seconds on a quiet machine: twice that at
+    least, since a run with more processes than there are cores is a load of its own."""
+    return quiet_s * max(slowness(), 2.0)
+
+
+def stretched(quiet_s: float) -> float:
+    """How long something lasts, or may take, that lasts or takes `quiet_s` on a quiet machine: a
+    lease that a test sees end, or a limit that it holds the product to."""
     return quiet_s * slowness()
 
 

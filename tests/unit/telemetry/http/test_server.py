@@ -23,7 +23,7 @@ from processor.telemetry.http.limits import HttpLimits
 from processor.telemetry.http.problem import ProblemError
 from processor.telemetry.http.server import listening, read_body
 from tests.support.logged import logged
-from tests.support.machine import patience
+from tests.support.machine import patience, stretched
 from tests.support.raw_http import ask, connected, get
 
 LOCAL = Address("127.0.0.1", 0)
@@ -354,7 +354,7 @@ async def test_a_client_that_does_not_read_is_left_in_time(monkeypatch: pytest.M
     monkeypatch.setattr(HttpConnection, "drop", noted)
     async with (
         # One that reads must have all of it by then.
-        server(stall_s=patience(0.5), stall_bytes_s=100 * BIG) as where,
+        server(stall_s=stretched(0.5), stall_bytes_s=100 * BIG) as where,
         connected(where) as slow,
         connected(where) as fast,
     ):
