@@ -33,6 +33,8 @@ def _show(out: Console, result: ChaosResult) -> None:
     print_rows(out, ("what", "how often"), rows)
     healed = ", ".join(f"{name} {value:g} s" for name, value in result.as_json()["heal_s"].items())
     out.print(plain(f"Healed within: {healed or 'there was nothing to heal'}."))
+    for sentence in result.repaired:
+        out.print(plain(f"A flipped bit, found by verify and gone with its table: {sentence}"))
     for sentence in result.violations:
         out.print(plain(sentence), style="red")
     if result.ok:

@@ -20,6 +20,7 @@ from processor.testing.chaos.worker_process import (
     WorkerProcess,
     WorkerSilent,
     flip,
+    remove_table,
 )
 
 READY_TIMEOUT_S: Final = 120.0
@@ -136,15 +137,14 @@ async def _flip(stage: ChaosStage, dice: random.Random) -> str:
     stage.killed("worker")
     for path in worker.tables()[:1]:
         flip(path, dice.randrange(FLIPPED_BEYOND, path.stat().st_size), 1 << dice.randrange(8))
+        stage.flipped.add(path)
     await worker.start()
     return worker.name
 
 
 def _lose(worker: WorkerProcess, dice: random.Random) -> None:
     if tables := worker.tables():
-        path = dice.choice(tables)
-        for suffix in ("", "-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        remove_table(dice.choice(tables))
 
 
 async def _lose_table(stage: ChaosStage, dice: random.Random) -> str:

@@ -45,6 +45,9 @@ class ChaosResult:
     heal_s: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     verified: list[dict[str, Any]] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    """What `verify` found of bits that were flipped where nobody has read since; it was so no more
+    once the table was removed and restored."""
     kept: str | None = None
     """The folder of logs and tables, kept if there are violations."""
 
@@ -77,6 +80,7 @@ class ChaosResult:
             "heal_s": _spread(self.heal_s),
             "violations": self.violations,
             "verified": self.verified,
+            "repaired": self.repaired,
             "kept": self.kept,
         }
 

@@ -27,7 +27,7 @@ from processor.testing.chaos.outcome_tracker import NotHealed, OutcomeTracker
 from processor.testing.chaos.plan import ChaosPlan, ChaosResult
 from processor.testing.chaos.stage import ChaosStage, Notify, opened_stage
 from processor.testing.chaos.step_audit import read_steps
-from processor.testing.chaos.worker_process import WorkerEnded, WorkerSilent
+from processor.testing.chaos.worker_process import WorkerEnded, WorkerSilent, remove_table
 
 HEAL_TIMEOUT_S: Final = 120.0
 BETWEEN_S: Final = (0.2, 2.0)
@@ -165,17 +165,44 @@ def _clock(seconds: float) -> str:
 
 
 async def _verdict(stage: ChaosStage, result: ChaosResult, notify: Notify) -> None:
-    """`taskflow verify` looks at the topics, and at the tables of each worker."""
+    """`taskflow verify` looks at the topics, and at the tables of each worker.
+
+    A bit that was flipped in a document is found when a worker reads it, or else by `verify`: then
+    such tables are removed, as the operator's page says, and `verify` must find nothing any more.
+    """
     notify("verifying the topics and the tables of all workers ...")
-    verified = await asyncio.gather(
-        *(_verify(stage.settings, worker.state_dir) for worker in stage.workers)
-    )
+    verified = await _verify_all(stage)
+    found = [one for report, _ in verified for one in report.get("violations", [])]
+    if its := [one for one in found if Path(one["topic"]) in stage.flipped]:
+        result.repaired = [_sentence(one) for one in its]
+        try:
+            await _remove_flipped(stage)
+        except (WorkerEnded, WorkerSilent) as error:
+            result.violations.append(str(error))
+        verified = await _verify_all(stage)
     for report, code in verified:
         result.verified.append(report)
         if code != 0:
             result.violations += [_sentence(one) for one in report.get("violations", [])] or [
                 f"`taskflow verify` ended with code {code}: {report.get('told', '')}"
             ]
+
+
+async def _verify_all(stage: ChaosStage) -> list[tuple[dict[str, Any], int]]:
+    return await asyncio.gather(
+        *(_verify(stage.settings, worker.state_dir) for worker in stage.workers)
+    )
+
+
+async def _remove_flipped(stage: ChaosStage) -> None:
+    """All of them, since `verify` names one violation of a kind, and counts the others."""
+    for worker in stage.workers:
+        if its := stage.flipped.intersection(worker.tables()):
+            await worker.end()
+            for path in its:
+                remove_table(path)
+            await worker.start(RETAIN_TERMINAL="off")
+    await healed(stage)
 
 
 async def _verify(settings: Settings, state_dir: Path) -> tuple[dict[str, Any], int]:

@@ -57,6 +57,8 @@ class ChaosStage:
         """After this time without a sign of life a worker's partitions go to others."""
         self.kills: Counter[str] = Counter()
         self.stops: list[Stop] = []
+        self.flipped: set[Path] = set()
+        """The tables in which a bit was flipped."""
 
     def killed(self, what: str) -> None:
         """Count a kill -9 of `what`: worker, executor, broker or controller."""

@@ -192,6 +192,12 @@ class ExecutorProcess(WorkerProcess):
         return "" if found is None else found[1]
 
 
+def remove_table(path: Path) -> None:
+    """Remove a table's files, as an operator may whose worker is stopped."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
 def flip(path: Path, at: int, mask: int) -> None:
     """Change bits of one byte of a file."""
     with path.open("r+b") as file:

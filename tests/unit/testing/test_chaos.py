@@ -2,15 +2,20 @@
 
 import random
 from collections import Counter
+from pathlib import Path
+from typing import Any, cast
 
 import orjson
+import pytest
 
 from processor.contract.topics import Topics
+from processor.settings import Settings
+from processor.testing.chaos import run as trial
 from processor.testing.chaos.cluster_faults import CLUSTER_MENU
 from processor.testing.chaos.faults import KILLS, MENU, Act, draw
 from processor.testing.chaos.load import Load
 from processor.testing.chaos.plan import ChaosPlan, ChaosResult
-from processor.testing.chaos.stage import worker_environment
+from processor.testing.chaos.stage import ChaosStage, worker_environment
 
 TOPICS = Topics("torture")
 KINDS = {
@@ -107,3 +112,72 @@ def test_a_report_with_a_violation_is_not_ok() -> None:
     report = orjson.loads(orjson.dumps(result.as_json()))
     assert (report["ok"], report["seed"]) == (False, 5)
     assert report["heal_s"] == {"p50": 2.0, "p99": 2.0, "max": 9.0}
+
+
+class Restoring:
+    """A worker: started, it makes a table where it has none."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir, self.ends = state_dir, 0
+        self.table = state_dir / "0.db"
+        state_dir.mkdir()
+
+    def tables(self) -> list[Path]:
+        return [self.table]
+
+    async def end(self) -> int:
+        self.ends += 1
+        return 0
+
+    async def start(self, **_settings: str) -> None:
+        if not self.table.exists():
+            self.table.write_text("sound")
+
+    def check(self) -> None:
+        pass
+
+    async def until_printed(self, _landmark: str, *, timeout_s: float) -> None:
+        pass
+
+
+async def verdict(
+    home: Path, monkeypatch: pytest.MonkeyPatch, *, flipped: bool
+) -> tuple[list[Restoring], ChaosResult]:
+    """Of a run whose second worker's table is damaged, by us or not."""
+
+    async def verify(_settings: Settings, state_dir: Path) -> tuple[dict[str, Any], int]:
+        path = state_dir / "0.db"
+        if path.read_text() == "sound":
+            return {"ok": True, "violations": []}, 0
+        one = {"invariant": "I5", "kind": "table_step", "topic": str(path), "partition": 0}
+        return {"ok": False, "violations": [{**one, "offset": -1, "message": "Not the fold."}]}, 1
+
+    workers = [Restoring(home / "w0"), Restoring(home / "w1")]
+    workers[0].table.write_text("sound")
+    workers[1].table.write_text("damaged")
+    stage = ChaosStage(Settings(), cast(Any, workers), [], None, None)
+    stage.flipped |= {workers[1].table} if flipped else set()
+    result = ChaosResult(ChaosPlan(seed=1, seconds=1), "torture-1")
+    monkeypatch.setattr(trial, "_verify", verify)
+    await trial._verdict(stage, result, lambda _said: None)
+    return workers, result
+
+
+async def test_a_flipped_bit_that_nobody_has_read_is_gone_with_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers, result = await verdict(tmp_path, monkeypatch, flipped=True)
+
+    assert result.ok
+    assert result.repaired == [f"I5 table_step at {workers[1].table}/0 offset -1: Not the fold."]
+    assert [worker.ends for worker in workers] == [0, 1]
+    assert [report["ok"] for report in result.verified] == [True, True]
+
+
+async def test_a_table_that_is_not_the_fold_is_a_violation_where_no_bit_was_flipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers, result = await verdict(tmp_path, monkeypatch, flipped=False)
+
+    assert result.violations == [f"I5 table_step at {workers[1].table}/0 offset -1: Not the fold."]
+    assert (result.repaired, [worker.ends for worker in workers]) == ([], [0, 0])
