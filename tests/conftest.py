@@ -58,8 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let the deadlines of all tests grow with the slowness of the machine, and give each process
     of pytest-xdist free ports of its own: another one does not listen there meanwhile.
 
-    The slowness is measured before anything else of this run takes time from it; processes of
-    pytest-xdist are told.
+    This process measures the slowness before the run takes time from it; those of pytest-xdist
+    inherit the figure.
     """
     own, processes = process_of(config)
     embedded.FREE_PORTS = embedded.FREE_PORTS[own::processes]

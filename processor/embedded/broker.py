@@ -316,8 +316,8 @@ def _is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port at which no process listens now, and that was given to nobody: neither by this process
-    nor, on Linux, by another one that still runs. Two brokers that start at the same moment would
+    """A port at which no process listens, and that this function has not returned before: in this
+    process and, on Linux, in all that still run. Two brokers that start at the same moment would
     both find it free."""
     while not _is_free(port := random.choice(FREE_PORTS)) or not _claim(port):
         pass
@@ -325,13 +325,13 @@ def free_port() -> int:
 
 
 _claims: dict[int, int] = {}
-"""The ports that were given here, each with a descriptor that lasts as long as this process."""
+"""The ports that this process has taken, each with a descriptor that stays open until it ends."""
 
 
 def _claim(port: int) -> bool:
     """Take a name for `port` that no other process of this machine can take; False if it is taken.
 
-    It is one of Linux's abstract sockets, which go with whoever has bound them.
+    The name is an abstract socket of Linux: the kernel removes it when the process ends.
     """
     if port in _claims:
         return False

@@ -130,7 +130,7 @@ class Deliveries:
 
 def _note_failure(delivery: Delivery, attempt: RetryCallState) -> None:
     error = attempt.outcome.exception() if attempt.outcome is not None else None
-    # Of the brokers, or no outcome in time; anything else is for whoever mends it.
+    # A TaskflowError is the brokers', or no outcome in time; a developer needs the others' traces.
     unforeseen = None if isinstance(error, TaskflowError) else error
     log.warning(
         "a signal is sent again", flow_id=delivery.flow_id, error=str(error), exc_info=unforeseen

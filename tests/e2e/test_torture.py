@@ -77,7 +77,7 @@ async def test_a_foreign_record_on_a_given_clusters_audit_is_a_violation(
     assert [sentence for sentence in result.violations if sentence.startswith("I3 not_an_event")]
     assert result.kept is not None
     assert (Path(result.kept) / "w0.log").stat().st_size > 0
-    # What it made at the cluster is gone, for the controller; the broker is told a moment later.
+    # The controller has deleted its topics; the broker learns of it a moment later.
     async with (
         open_admin(Settings(bootstrap_servers=broker.bootstrap)) as admin,
         asyncio.timeout(patience(10)),

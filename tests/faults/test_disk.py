@@ -21,8 +21,8 @@ PATIENCE_S = patience(45.0)
 RESTORED_LINE = '"the table was restored from the state topic"'
 REMOVED = '"table removed; it is restored from Kafka"'
 FILE_MAX_BYTES = 16 * 1024
-"""More than the worker says before it is told so, and half of what SQLite sets aside for a table
-that is opened."""
+"""More than the worker logs before the disk is full, and half of what SQLite allocates when it
+opens a table."""
 
 
 def largest(worker: WorkerProcess) -> Any:

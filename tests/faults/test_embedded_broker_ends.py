@@ -23,8 +23,7 @@ PARTITIONS = 2
 ENDED = "was killed by SIGKILL"
 AGAIN = "Apache Kafka answers again at"
 NOTICED_WITHIN_S = patience(15)
-"""Nobody waits for it where a client's requests are given up: after 40 s. It takes a tenth of a
-second, and what a process may wait for its turn where others work too."""
+"""A tenth of a second on a quiet machine. A client's request that times out would take 40 s."""
 
 
 class Command(WorkerProcess):

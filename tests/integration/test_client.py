@@ -196,8 +196,8 @@ async def write(
 
 
 async def without_outcome(client: FlowClient) -> OutcomeTimeout:
-    """Send a command that nobody answers, and wait until it is too late for it: a second; more on
-    a machine that takes that long to write it."""
+    """Send a command that no worker decides, with a timeout of 1 s, or more on a machine that needs
+    longer to write it."""
     timeout_s = 1.0
     while True:
         try:

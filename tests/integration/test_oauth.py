@@ -96,7 +96,7 @@ async def test_a_token_that_is_not_taken_is_one_sentence_at_once(
         with pytest.raises(AccessDenied) as no:
             await partition_counts(oauth(secured, prefix, file), [f"{prefix}.audit"])
 
-    await asyncio.sleep(stretched(0.1))  # TLS says goodbye, and nobody can await it
+    await asyncio.sleep(stretched(0.1))  # TLS closes; no call awaits that
     assert why in str(no.value)
     assert "TASKFLOW_SASL_OAUTH_TOKEN_FILE" in str(no.value)
     assert content is None or file.read_text() not in str(no.value)

@@ -109,7 +109,7 @@ class Load:
     async def until_acknowledged(self, count: int) -> None:
         """Wait until the broker has acknowledged so many in all."""
         async with asyncio.timeout(patience(60)):
-            while len(self.acknowledged) < count:  # noqa: ASYNC110 (noted, and nobody notified)
+            while len(self.acknowledged) < count:  # noqa: ASYNC110 (a set has no event)
                 await asyncio.sleep(0.05)
 
 

@@ -229,7 +229,7 @@ async def _started(
             try:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     await process.wait()
-            finally:  # whoever is cancelled once more waits no longer, and leaves nothing behind
+            finally:  # a second cancellation ends the wait, and must leave no child behind
                 with suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()

@@ -46,8 +46,8 @@ class ChaosResult:
     violations: list[str] = field(default_factory=list)
     verified: list[dict[str, Any]] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
-    """What `verify` found of bits that were flipped where nobody has read since; it was so no more
-    once the table was removed and restored."""
+    """What `verify` found of flipped bits that no worker had read. Then the tables were removed,
+    restored and verified again."""
     kept: str | None = None
     """The folder of logs and tables, kept if there are violations."""
 

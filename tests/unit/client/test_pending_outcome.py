@@ -169,4 +169,4 @@ async def test_when_outcomes_are_no_longer_read_every_call_hears_why() -> None:
             await call.future
     del unheard
     gc.collect()
-    assert complaints == [], "of an exception that nobody looked at"
+    assert complaints == [], "asyncio reports an exception that no call has read"

@@ -29,7 +29,7 @@ def test_a_port_is_given_once() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract sockets")
-def test_a_port_that_another_process_was_given_is_given_to_nobody_else() -> None:
+def test_a_port_of_another_process_is_not_given_again() -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(f"\0taskflow-port-{ONE}")
 

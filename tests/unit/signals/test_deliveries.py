@@ -107,7 +107,7 @@ async def test_it_is_sent_again_until_there_is_an_outcome(
     monkeypatch.setattr(module, "RETRY_PAUSE_MIN_S", 0)
     client = ScriptedClient(
         CommandNotSent("not allowed", retriable=False),
-        RuntimeError("nobody foresaw it"),
+        RuntimeError("an unforeseen error"),
         outcome(Verdict.DUPLICATE),
     )
     some = sending(client)

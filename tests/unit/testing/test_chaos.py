@@ -163,7 +163,7 @@ async def verdict(
     return workers, result
 
 
-async def test_a_flipped_bit_that_nobody_has_read_is_gone_with_its_table(
+async def test_a_flipped_bit_that_no_worker_has_read_is_gone_with_its_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers, result = await verdict(tmp_path, monkeypatch, flipped=True)

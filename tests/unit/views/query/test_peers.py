@@ -224,7 +224,7 @@ async def test_a_redirect_is_not_followed(tmp_path: Path, status: int) -> None:
 async def test_a_bomb_is_not_unpacked_and_not_even_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has no end: whoever read it would not answer."""
+    """The bomb has no end: a reader would never answer."""
     monkeypatch.setattr(peers_module, "RESPONSE_MAX_S", 3600.0)
     unpacked: list[bytes] = []
     monkeypatch.setattr(
