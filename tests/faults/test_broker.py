@@ -43,7 +43,7 @@ async def test_workers_come_back_by_themselves(prefix: str, tmp_path: Path, end:
                 await getattr(broker, end)()
                 await asyncio.sleep(1)  # they meet nobody
                 await broker.start()
-                await load.until_acknowledged(len(load.acknowledged) + 100)
+                await load.until_further(100)
             async with observing(broker.bootstrap, prefix, PARTITIONS) as observer:
                 world = await observer.settled([w.state_dir for w in pair], timeout_s=patience(40))
             assert [worker.running for worker in pair] == [True, True]

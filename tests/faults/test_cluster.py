@@ -18,7 +18,7 @@ from processor.contract.topics import COMMANDS, MIN_INSYNC, Topics
 from processor.embedded.cluster import embedded_cluster
 from processor.settings import Settings
 from processor.testing.chaos.replicas import Replicas
-from tests.support.load import Load, under_load
+from tests.support.load import under_load
 from tests.support.log_files import foreign_writers
 from tests.support.machine import patience
 from tests.support.observed_deployment import observing
@@ -27,13 +27,6 @@ from tests.support.processes import workers
 PARTITIONS = 2
 NOTHING_S = 1.0
 """For so long nothing is acknowledged where too few replicas are in sync."""
-
-
-async def further_acknowledged(load: Load, count: int) -> None:
-    wanted = len(load.acknowledged) + count
-    async with asyncio.timeout(patience(40)):
-        while len(load.acknowledged) < wanted:  # noqa: ASYNC110 (the load notes, and notifies none)
-            await asyncio.sleep(0.05)
 
 
 async def acknowledge_with_one_replica(settings: Settings) -> None:
@@ -68,14 +61,14 @@ async def test_nothing_is_lost_with_a_broker_and_commands_wait_for_the_second_on
             await asyncio.gather(*(worker.start() for worker in pair))
             await asyncio.gather(*(worker.until_ready() for worker in pair))
             async with under_load(cluster.bootstrap, prefix, seed=5, per_s=50) as load:
-                await further_acknowledged(load, 50)
+                await load.until_further(50)
                 assert await replicas.move_leaders(random.Random(1)) > 0
-                await further_acknowledged(load, 50)
+                await load.until_further(50)
 
                 await first.kill()
                 for _ in range(10):  # metadata still names it, and any broker may be asked
                     assert await check_topics(settings) == []
-                await further_acknowledged(load, 50)
+                await load.until_further(50)
                 second.pause()
                 await replicas.until(
                     third,
@@ -89,7 +82,7 @@ async def test_nothing_is_lost_with_a_broker_and_commands_wait_for_the_second_on
                 assert len(load.acknowledged) == before
 
                 second.resume()
-                await further_acknowledged(load, 50)
+                await load.until_further(50)
                 await first.start()
                 await replicas.until_whole(timeout_s=patience(40))
             async with observing(cluster.bootstrap, prefix, PARTITIONS) as observer:

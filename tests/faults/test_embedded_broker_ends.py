@@ -97,9 +97,7 @@ async def test_up_outlives_its_views_and_its_broker_and_answers_every_command_on
                     await up.until_printed(AGAIN, times=kill, timeout_s=patience(60))
                     # The third end within a minute, none of them after a sound run, is the last.
                     sound_at = time.monotonic() + 1.5 * SOUND_AFTER_S
-                    async with asyncio.timeout(patience(60)):
-                        while len(load.acknowledged) < acknowledged + 30:  # noqa: ASYNC110
-                            await asyncio.sleep(0.05)
+                    await load.until_acknowledged(acknowledged + 30)
                     await asyncio.sleep(max(0.0, sound_at - time.monotonic()))
             world = await observer.settled([up.state_dir], timeout_s=patience(60))
         assert await up.end(timeout_s=patience(30)) == 0

@@ -3,7 +3,6 @@
 Workers are replaced one after the other while commands come, as processor/docs/upgrading.md says.
 """
 
-import asyncio
 import io
 import json
 import subprocess
@@ -17,7 +16,7 @@ from processor.adapters.kafka.admin.topic_admin import create_topics
 from processor.embedded.broker import EmbeddedBroker
 from processor.settings import Settings
 from processor.testing.memory.deployment import Deployment
-from tests.support.load import Load, under_load
+from tests.support.load import under_load
 from tests.support.machine import patience, stretched
 from tests.support.observed_deployment import observing
 from tests.support.processes import WorkerProcess, until_assigned, workers
@@ -67,14 +66,6 @@ async def replace(worker: WorkerProcess, home: Path, starts: int) -> None:
     await worker.until_ready(times=starts)
 
 
-async def until_sent(load: Load, count: int) -> None:
-    """Wait until the broker has acknowledged `count` more commands."""
-    wanted = len(load.acknowledged) + count
-    async with asyncio.timeout(patience(30)):
-        while len(load.acknowledged) < wanted:  # noqa: ASYNC110 (the load notes, and notifies none)
-            await asyncio.sleep(0.05)
-
-
 def slowest_outcome_s(world: Deployment) -> float:
     """From the append of a command to that of its outcome, by the broker's clock."""
     appended = {
@@ -114,10 +105,10 @@ async def test_workers_are_upgraded_one_by_one_and_back_again_and_nothing_is_los
             for home in (ROOT, version_before):
                 starts += 1
                 for worker in pair:
-                    await until_sent(load, 100)  # also while one is new and the other one is not
+                    await load.until_further(100)  # also while one is new and the other one is not
                     await replace(worker, home, starts)
                 await until_assigned(PARTITIONS, pair)
-            await until_sent(load, 100)
+            await load.until_further(100)
         world = await observer.settled([one.state_dir for one in pair], timeout_s=patience(30))
         codes = [await worker.end() for worker in pair]
 

@@ -136,12 +136,8 @@ async def test_tables_made_anew_from_state_and_from_audit_are_the_live_ones(
 ) -> None:
     bootstrap_servers, prefix = cluster.settings.bootstrap_servers, cluster.settings.topic_prefix
     async with running_worker(cluster.settings):
-        async with (
-            under_load(bootstrap_servers, prefix, seed=5, per_s=200) as load,
-            asyncio.timeout(PATIENCE_S),
-        ):
-            while len(load.acknowledged) < 300:  # noqa: ASYNC110 (a counter)
-                await asyncio.sleep(0.02)
+        async with under_load(bootstrap_servers, prefix, seed=5, per_s=200) as load:
+            await load.until_acknowledged(300)
         await cluster.decided(len(load.acknowledged))
         code, _, err = await cluster.taskflow("rebuild", "--check")
         assert (code, "A worker uses" in err) == (1, True)

@@ -112,6 +112,10 @@ class Load:
             while len(self.acknowledged) < count:  # noqa: ASYNC110 (a set has no event)
                 await asyncio.sleep(0.05)
 
+    async def until_further(self, count: int) -> None:
+        """Wait until the broker has acknowledged `count` more than now."""
+        await self.until_acknowledged(len(self.acknowledged) + count)
+
 
 @asynccontextmanager
 async def under_load(
